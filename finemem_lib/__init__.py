@@ -1,0 +1,18 @@
+"""Fine-Mem workbench: which memory operation deserves the credit, and how to train with it.
+
+The package is layered and imports run only downwards:
+
+    0  trajectory, text, repro        records, text helpers, seeds and versions
+    1  operations, memory, retrieval, the world the memory manager lives in
+       reasoning, scoring, planted,
+       datasets, questions
+    2  rewards, advantages            per-step rewards and group-relative advantages
+    3  policy, rollout, training,     memory managers, lockstep rollouts, GRPO, tables
+       evaluation
+    4  plots, report                  figures and the offline page
+    5  runs, pipeline                 artefacts, manifests, the command line
+
+Importing the package itself loads none of the heavy libraries.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,84 @@
+"""Repository root, seeds, versions and the git commit: what makes a run repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+RECORDED_PACKAGES = (
+    "torch transformers trl peft accelerate datasets tokenizers safetensors numpy pandas pyarrow "
+    "rank-bm25 rouge-score pydantic plotly jupyterlab ipywidgets papermill nbclient nbconvert "
+    "unsloth"
+).split()
+
+
+def repository_root() -> Path:
+    """Return the checkout this library runs from; notebooks and the command line resolve every
+    relative path against it, whatever folder the kernel was started in.
+
+    Raises:
+        FileNotFoundError: the library was installed without its repository.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "notebooks" / "profiles").is_dir():
+        raise FileNotFoundError(
+            f"no notebooks/profiles beside {root}: the workbench runs from a checkout; "
+            "clone the repository and install it with `make setup` (pip install -e .)"
+        )
+    return root
+
+
+def stable_seed(*parts: object) -> int:
+    """Return a 63-bit seed from any printable parts, the same in every process.
+
+    Unlike `hash`, it does not depend on PYTHONHASHSEED.
+
+    >>> stable_seed(0, "rollout", 3) == stable_seed(0, "rollout", 3)
+    True
+    >>> stable_seed(0, "rollout", 3) == stable_seed(0, "rollout", 4)
+    False
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts: object) -> random.Random:
+    """Return a random generator of its own, seeded from the parts."""
+    return random.Random(stable_seed(*parts))
+
+
+def versions() -> dict[str, str]:
+    """Return Python's version and that of every installed package the results depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(root: Path) -> dict[str, str | bool | None]:
+    """Return the commit the checkout is at and whether files differ from it (`None`: no git)."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True, text=True, timeout=20, check=True,
+                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return {"commit": None, "dirty": None}
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,113 @@
+"""Text helpers shared by memory, retrieval, readers and question making.
+
+Everything here is linear in the length of its input: the text comes from data sets and models and
+may be long, repetitive or malformed.
+"""
+
+from __future__ import annotations
+
+import re
+
+TOKENIZER = "words"
+"""Name of the unit `count_tokens` counts in, recorded with every trajectory."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WORD = re.compile(r"\w+")
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s)")
+_LABELLED = re.compile(
+    r"^(Sentence|Sample|Text):[ \t]*(\S[^\n]*)\n\s*Labels?:[ \t]*(\S+)", re.MULTILINE
+)
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof sr jr st gen col lt sgt capt rev hon gov sen rep vs etc al inc ltd co corp "
+    "no nos vol fig figs ed eds pp approx ca cf dept est univ jan feb mar apr jun jul aug sep sept "
+    "oct nov dec e.g i.e u.s u.k a.m p.m".split()
+)
+
+
+def clean_text(text: str) -> str:
+    r"""Replace what UTF-8 cannot carry (lone surrogates) by U+FFFD.
+
+    >>> clean_text("a\ud800b") == "a\ufffdb"
+    True
+    """
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-cased words that retrieval indexes.
+
+    >>> words("Mia lives in Rome, since 1999.")
+    ['mia', 'lives', 'in', 'rome', 'since', '1999']
+    """
+    return _WORD.findall(text.lower())
+
+
+def count_tokens(text: str) -> int:
+    """Return the length of a text in words and punctuation marks.
+
+    >>> count_tokens("Mia lives in Rome.")
+    5
+    """
+    return len(_WORD_OR_MARK.findall(text))
+
+
+def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
+    """Keep the first `limit` tokens ("head" rule); return the text and how many were cut.
+
+    >>> truncate_tokens("one two three four", 3)
+    ('one two three', 1)
+    """
+    spans = [match.end() for match in _WORD_OR_MARK.finditer(text)]
+    if len(spans) <= limit:
+        return text, 0
+    return text[: spans[limit - 1]] if limit > 0 else "", len(spans) - max(limit, 0)
+
+
+def sentences(text: str) -> list[str]:
+    """Split prose into sentences; a line break always ends one.
+
+    Initials, decimals and common abbreviations do not end a sentence.
+
+    >>> sentences("Dr. Okoye left at 5 p.m. on Monday. It rained!")
+    ['Dr. Okoye left at 5 p.m. on Monday.', 'It rained!']
+    """
+    found = []
+    for line in text.split("\n"):
+        start = 0
+        for match in _SENTENCE_END.finditer(line):
+            head = line[start : match.start()]
+            last = head[head.rfind(" ") + 1 :].lstrip("(\"'“‘[").lower()
+            if match.group().startswith(".") and (last in _ABBREVIATIONS or _is_initial(last)):
+                continue
+            found.append(line[start : match.end()].strip())
+            start = match.end()
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _is_initial(word: str) -> bool:
+    return len(word) == 1 and word.isalpha() and word != "i"
+
+
+def labelled_examples(text: str) -> list[tuple[str, str]]:
+    r"""Return (sentence, label) of every labelled example of a test-time-learning chunk.
+
+    >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
+    [('good day', '3'), ('bye', '4')]
+    """
+    return [(match[2].strip(), match[3]) for match in _LABELLED.finditer(text)]
+
+
+def units(text: str) -> list[str]:
+    r"""Cut a chunk into the pieces worth storing: labelled examples whole, else sentences.
+
+    >>> units("Sentence: good day\nLabel: 3")
+    ['Sentence: good day\nLabel: 3']
+    >>> units("Mia lives in Rome. Ana sails.")
+    ['Mia lives in Rome.', 'Ana sails.']
+    """
+    examples = [
+        f"{match[1]}: {match[2].strip()}\nLabel: {match[3]}" for match in _LABELLED.finditer(text)
+    ]
+    return examples or sentences(text)
