@@ -251,13 +251,16 @@ def _adapter(record_type: type) -> Any:
 def to_json(record: Any) -> str:
     """Return the JSON text of a record of this module.
 
-    Non-finite floats are written as JavaScript constants, so that they survive the round trip.
+    Non-finite floats are written as JavaScript constants, so that they survive the round trip;
+    `metadata` must be plain JSON (text keys, lists, no tuples) to come back equal.
     """
     return json.dumps(dataclasses.asdict(record), ensure_ascii=True, separators=(",", ":"))
 
 
 def from_json(record_type: type, text: str) -> Any:
-    """Read back what `to_json` wrote; every field is checked against its declared type.
+    """Read back what `to_json` wrote; every field must fit its declared type.
+
+    The fit is pydantic's: the text "5" passes for the number 5, unknown fields are ignored.
 
     Raises:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
@@ -266,7 +269,12 @@ def from_json(record_type: type, text: str) -> Any:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{record_type.__name__}: not readable as JSON ({error})") from error
-    version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{record_type.__name__}: got a JSON {type(data).__name__}, expected an object; "
+            "is this another artefact?"
+        )
+    version = data.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{record_type.__name__}: schema version {version!r}, this version of the library "

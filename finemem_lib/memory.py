@@ -1,0 +1,231 @@
+"""The flat memory that a manager edits, and the lineage of every item in it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
+
+from finemem_lib.operations import MALFORMED, UNKNOWN_OPERATION
+from finemem_lib.text import count_tokens
+from finemem_lib.trajectory import (
+    OPERATION_KINDS,
+    InvalidOperation,
+    MemoryDelta,
+    MemoryItem,
+    Operation,
+    OperationOutcome,
+    Trajectory,
+    Write,
+)
+
+Eviction = Literal["oldest", "least_recent", "refuse"]
+Duplicates = Literal["refuse", "allow"]
+
+UNKNOWN_ID = "unknown id"
+EMPTY_CONTENT = "empty content"
+EXACT_DUPLICATE = "exact duplicate"
+OVER_CAPACITY = "over capacity"
+TOO_LONG = "too long"
+REASONS = (UNKNOWN_ID, EMPTY_CONTENT, EXACT_DUPLICATE, OVER_CAPACITY, TOO_LONG, *MALFORMED)
+"""Every reason an invalid `OperationOutcome` can carry; the malformed ones are the parser's."""
+
+
+class Memory(Protocol):
+    """What a rollout needs of a memory.
+
+    `items` are in order of creation; `tokens` is L(M), the summed length of their contents.
+    """
+
+    @property
+    def items(self) -> tuple[MemoryItem, ...]: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    def get(self, item_id: str) -> MemoryItem | None: ...
+
+    def apply(
+        self, operations: Sequence[Operation | InvalidOperation], step: int
+    ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]: ...
+
+
+class FlatMemory:
+    """One store of items with ids "1", "2", ... that are never used again.
+
+    `capacity` bounds the number of items. An INSERT into a full memory evicts the item created
+    first ("oldest"), the item whose last write lies furthest back ("least_recent"), or is refused
+    ("refuse"). `max_item_tokens` bounds the length of one item. With ``duplicates="refuse"`` a
+    write whose content equals that of an item in the memory is invalid, also where the item is the
+    one to be updated: a write that changes nothing must not move credit to its step.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    >>> memory = FlatMemory(capacity=1)
+    >>> outcomes, delta = memory.apply([Operation("INSERT", "Mia lives in Rome")], step=1)
+    >>> outcomes, delta = memory.apply([Operation("INSERT", "Ana sails"), Operation("SKIP")], 2)
+    >>> [item.content for item in memory.items], delta.evicted, memory.tokens
+    (['Ana sails'], ('1',), 2)
+    """
+
+    def __init__(
+        self,
+        capacity: int | None = None,
+        eviction: Eviction = "oldest",
+        max_item_tokens: int | None = None,
+        duplicates: Duplicates = "refuse",
+    ) -> None:
+        for name, limit in (("capacity", capacity), ("max_item_tokens", max_item_tokens)):
+            if limit is not None and limit < 1:
+                raise ValueError(
+                    f"FlatMemory: {name} is {limit}, expected at least 1 (None: no limit)"
+                )
+        for name, value, kinds in (
+            ("eviction", eviction, get_args(Eviction)),
+            ("duplicates", duplicates, get_args(Duplicates)),
+        ):
+            if value not in kinds:
+                raise ValueError(f"FlatMemory: {name} is {value!r}, expected one of {kinds}")
+        self.capacity = capacity
+        self.eviction = eviction
+        self.max_item_tokens = max_item_tokens
+        self.duplicates = duplicates
+        self._items: dict[str, MemoryItem] = {}
+        # Next to be evicted first. An OrderedDict finds its first key in constant time, also after
+        # many removals at the front; a dict walks over every one of them.
+        self._queue: OrderedDict[str, None] = OrderedDict()
+        self._contents: set[str] = set()
+        self._tokens = 0
+        self._last_id = 0
+        self._last_step = 0
+
+    @property
+    def items(self) -> tuple[MemoryItem, ...]:
+        return tuple(self._items.values())
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens
+
+    def get(self, item_id: str) -> MemoryItem | None:
+        return self._items.get(item_id)
+
+    def apply(
+        self, operations: Sequence[Operation | InvalidOperation], step: int
+    ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
+        """Carry out the operations of one step in their order.
+
+        Returns:
+            one outcome per operation, and the net change of the step: an item that came and went
+            within it does not appear, and `written` is in the order of the last writes.
+
+        Raises:
+            ValueError: `step` is not greater than that of the call before.
+        """
+        if step <= self._last_step:
+            raise ValueError(
+                f"FlatMemory.apply: step is {step}, expected more than {self._last_step}; "
+                "pass all operations of a step in one call"
+            )
+        self._last_step = step
+        first_new_id = self._last_id + 1
+        written: dict[str, None] = {}
+        removed: list[str] = []
+        evicted: list[str] = []
+        outcomes = []
+        for position, operation in enumerate(operations):
+            if isinstance(operation, InvalidOperation):
+                outcomes.append(
+                    OperationOutcome(None, False, operation.reason, raw=operation.raw)
+                )
+                continue
+            reason = self._objection(operation)
+            if reason is not None:
+                outcomes.append(OperationOutcome(operation, False, reason))
+                continue
+            item_id = operation.item_id
+            if operation.kind == "INSERT":
+                if self.capacity is not None and len(self._items) >= self.capacity:
+                    oldest = next(iter(self._queue))
+                    self._remove(oldest)
+                    evicted.append(oldest)
+                self._last_id += 1
+                item_id = str(self._last_id)
+            if operation.kind in ("INSERT", "UPDATE"):
+                self._write(item_id, operation.content, Write(step, operation.kind, position))
+                written.pop(item_id, None)
+                written[item_id] = None
+            elif operation.kind == "DELETE":
+                self._remove(item_id)
+                removed.append(item_id)
+            else:
+                item_id = None
+            outcomes.append(OperationOutcome(operation, True, item_id=item_id))
+        delta = MemoryDelta(
+            written=tuple(self._items[item_id] for item_id in written if item_id in self._items),
+            removed=tuple(item_id for item_id in removed if int(item_id) < first_new_id),
+            evicted=tuple(item_id for item_id in evicted if int(item_id) < first_new_id),
+        )
+        return tuple(outcomes), delta
+
+    def _objection(self, operation: Operation) -> str | None:
+        """Return why the operation cannot be applied to the memory as it is, or `None`."""
+        if operation.kind not in OPERATION_KINDS:
+            return UNKNOWN_OPERATION
+        if operation.kind in ("UPDATE", "DELETE") and operation.item_id not in self._items:
+            return UNKNOWN_ID
+        if operation.kind in ("INSERT", "UPDATE"):
+            content = operation.content or ""
+            if not content.strip():
+                return EMPTY_CONTENT
+            if self.max_item_tokens is not None and count_tokens(content) > self.max_item_tokens:
+                return TOO_LONG
+            if self.duplicates == "refuse" and content in self._contents:
+                return EXACT_DUPLICATE
+        full = self.capacity is not None and len(self._items) >= self.capacity
+        if operation.kind == "INSERT" and full and self.eviction == "refuse":
+            return OVER_CAPACITY
+        return None
+
+    def _write(self, item_id: str, content: str, write: Write) -> None:
+        old = self._items.get(item_id)
+        if old is not None:
+            self._forget(old.content)
+        self._items[item_id] = MemoryItem(
+            item_id, content, (*old.lineage, write) if old is not None else (write,)
+        )
+        self._contents.add(content)
+        self._tokens += count_tokens(content)
+        self._queue.setdefault(item_id)
+        if self.eviction == "least_recent":
+            self._queue.move_to_end(item_id)
+
+    def _remove(self, item_id: str) -> None:
+        self._forget(self._items.pop(item_id).content)
+        del self._queue[item_id]
+
+    def _forget(self, content: str) -> None:
+        self._contents.discard(content)  # consulted only where no two items can share a content
+        self._tokens -= count_tokens(content)
+
+
+def replay(trajectory: Trajectory, memory: Memory, step: int) -> Memory:
+    """Re-apply the recorded operations of steps 1 to `step` to `memory` and return it.
+
+    An empty memory with the settings of the recorded one ends as M_t of the trajectory.
+
+    Raises:
+        ValueError: `step` is outside 0..T, or the memory has already gone past step 1.
+    """
+    if not 0 <= step <= trajectory.num_steps:
+        raise ValueError(f"replay: step {step} is outside 0..{trajectory.num_steps}")
+    for record in trajectory.steps[:step]:
+        memory.apply(
+            [
+                outcome.operation or InvalidOperation(outcome.reason or "", outcome.raw or "")
+                for outcome in record.outcomes
+            ],
+            record.step,
+        )
+    return memory
