@@ -1,0 +1,118 @@
+"""Group-relative advantages per step: the group is the G rollouts of one instance at one step.
+
+Differs from the paper: Fine-Mem divides by ``std + eps`` without naming the estimator; here it is
+TRL's, the unbiased standard deviation (divided by count - 1) and eps = 1e-4, and `scale_rewards`
+has TRL's names and meaning. Normalising per step destroys conservation: the advantages of a
+trajectory need not follow the sum of its evidence-anchored rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ScaleRewards = Literal["group", "batch", "none"]
+
+EPSILON = 1e-4
+DEAD_STD = 1e-8
+"""A group whose standard deviation is not above this counts as dead, as in TRL's log."""
+
+
+def group_relative(
+    rewards: Sequence[Sequence[float | None]], scale_rewards: ScaleRewards = "group"
+) -> list[list[float | None]]:
+    """Return ``A_{t,i} = (r_{t,i} - mean_i) / (std_i + 1e-4)``, normalised per step over rollouts.
+
+    `rewards` has one row per rollout (num_generations) and one column per step; the result has the
+    same shape. "group" divides by the standard deviation of the step's group, "batch" by that of
+    all rewards given, "none" not at all. Several instances form one batch when their columns are
+    put side by side. An unscorable reward (`None`) stays `None` and enters neither mean nor
+    standard deviation; a group whose rewards are all equal, or that has one only, is dead and gets
+    0.0. Source: Fine-Mem (arXiv 2601.08435), advantage; TRL's GRPOTrainer, "sum_then_normalize".
+
+    Raises:
+        ValueError: rollouts of different length, a reward that is not finite, or an unknown name.
+
+    >>> group_relative([[1.0, 0.5], [0.0, 0.5], [0.5, None]], scale_rewards="none")
+    [[0.5, 0.0], [-0.5, 0.0], [0.0, None]]
+    >>> group_relative([[1.0], [-1.0]])[0][0] == 1 / (2**0.5 + 1e-4)
+    True
+    """
+    if scale_rewards not in get_args(ScaleRewards):
+        raise ValueError(
+            f"scale_rewards is {scale_rewards!r}, expected one of "
+            f"{', '.join(get_args(ScaleRewards))}"
+        )
+    values, scored = _as_array(rewards)
+    advantages = _centred(values, scored)
+    if scale_rewards == "group":
+        advantages /= _std(values, scored, axis=0) + EPSILON
+    elif scale_rewards == "batch":
+        advantages /= _std(values, scored, axis=None) + EPSILON
+    return [
+        [float(value) if known else None for value, known in zip(row, mask, strict=True)]
+        for row, mask in zip(advantages, scored, strict=True)
+    ]
+
+
+def dead_groups(rewards: Sequence[Sequence[float | None]]) -> list[bool]:
+    """Return per step whether its group is dead: no two scorable rollouts differ (their standard
+    deviation is at most 1e-8), so that the step gives no gradient whatever `scale_rewards` is.
+
+    Raises:
+        ValueError: rollouts of different length, or a reward that is not finite.
+
+    >>> dead_groups([[1.0, 0.5, None], [0.0, 0.5, 1.0]])
+    [False, True, True]
+    """
+    values, scored = _as_array(rewards)
+    return (_std(values, scored, axis=0) <= DEAD_STD).tolist()
+
+
+def _as_array(
+    rewards: Sequence[Sequence[float | None]],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the rewards with 0 for None, and where they are not None; both G x T."""
+    lengths = [len(row) for row in rewards]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"the rollouts of a group have {sorted(set(lengths))} steps, expected the same number "
+            "in each; group rollouts of one instance only"
+        )
+    shape = (len(rewards), lengths[0] if lengths else 0)
+    scored = np.array([[r is not None for r in row] for row in rewards], dtype=bool).reshape(shape)
+    values = np.array(
+        [[0.0 if r is None else r for r in row] for row in rewards], dtype=np.float64
+    ).reshape(shape)
+    if not np.isfinite(values).all():
+        rollout, step = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(
+            f"the reward of rollout {rollout} at step {step + 1} is {values[rollout, step]}, "
+            "expected a finite number, or None where it cannot be scored"
+        )
+    return values, scored
+
+
+def _centred(
+    values: NDArray[np.float64], scored: NDArray[np.bool_], axis: int | None = 0
+) -> NDArray[np.float64]:
+    """Return the deviations from the mean of the scored values; exactly 0 where all are equal."""
+    count = scored.sum(axis=axis, keepdims=True)
+    mean = np.where(scored, values, 0.0).sum(axis=axis, keepdims=True) / np.maximum(count, 1)
+    low = np.where(scored, values, np.inf).min(axis=axis, keepdims=True, initial=np.inf)
+    high = np.where(scored, values, -np.inf).max(axis=axis, keepdims=True, initial=-np.inf)
+    # The mean of equal numbers may differ from them in the last bit.
+    return np.where(scored & (low < high), values - mean, 0.0)
+
+
+def _std(
+    values: NDArray[np.float64], scored: NDArray[np.bool_], axis: int | None
+) -> NDArray[np.float64]:
+    """Return the unbiased standard deviation of the scored values (0 for fewer than two)."""
+    count = scored.sum(axis=axis)
+    return np.sqrt((_centred(values, scored, axis) ** 2).sum(axis=axis) / np.maximum(count - 1, 1))

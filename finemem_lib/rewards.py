@@ -1,0 +1,443 @@
+"""The per-step rewards of Fine-Mem (arXiv 2601.08435): pure functions of a trajectory.
+
+Lists carry one entry per step, indexed by ``step - 1``; T is the number of steps, n the number of
+global questions that could be scored. `None` means that nothing could be measured: a question
+whose score is `None` is left out of n, a step without a scorable chunk question has no chunk-level
+step reward, and where no global question can be scored there is neither an outcome reward nor
+evidence. A term that is `None` is left out of the hybrid sum; it never counts as 0.0.
+
+Differs from the paper: where the paper is silent, `RewardSettings` names the choice. The evidence
+of a question that retrieved nothing is spread over all steps, without which the
+evidence-anchored rewards would not sum to the outcome reward; an item that was updated is credited
+to the step that last wrote it; every retrieved item shares the credit, needed or not; a step that
+emits nothing has format reward 0.0. DELETE and SKIP earn no evidence, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from finemem_lib.text import TOKENIZER, count_tokens
+from finemem_lib.trajectory import (
+    AnsweredQuestion,
+    Chunk,
+    MemoryDelta,
+    MemoryItem,
+    Operation,
+    OperationOutcome,
+    Question,
+    Retrieved,
+    Step,
+    Trajectory,
+    Write,
+)
+
+Attribution = Literal["last_write", "creation", "lineage"]
+Credited = Literal["retrieved", "used"]
+Unretrieved = Literal["spread", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSettings:
+    """The weights of the hybrid reward and the choices that the paper leaves open.
+
+    beta: share of the outcome reward that is paid by evidence, in [0, 1]; 0 splits it evenly.
+    w1, w2: weights of the chunk-level step reward and of the compression reward, at least 0.
+    attribution: the step phi(m) that an item's evidence goes to. "last_write" wrote its present
+        content, "creation" created it, "lineage" gives every write of it an equal part.
+    credited: the items of M_j. "retrieved" takes all that were retrieved, "used" only those the
+        reasoning agent names; where it names none at all (`used` is None) all retrieved ones.
+    unretrieved: the evidence of a question without a credited item. "spread" gives s_j/(T n) to
+        every step and keeps ``sum_t r_EARA = r_global``; "drop" loses beta s_j/n of that sum.
+    empty_format: format reward of a step that emits no operation, in [0, 1], or None to leave
+        the term out of that step.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    beta: float = 0.5
+    w1: float = 0.5
+    w2: float = 0.05
+    attribution: Attribution = "last_write"
+    credited: Credited = "retrieved"
+    unretrieved: Unretrieved = "spread"
+    empty_format: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        choices = {"attribution": Attribution, "credited": Credited, "unretrieved": Unretrieved}
+        for name, choice in choices.items():
+            if getattr(self, name) not in get_args(choice):
+                _refuse(name, getattr(self, name), "one of " + ", ".join(get_args(choice)))
+        for name in ("beta", "empty_format"):
+            value = getattr(self, name)
+            if name == "empty_format" and value is None:
+                continue
+            if not (_is_finite(value) and 0 <= value <= 1):
+                _refuse(name, value, "a number from 0 to 1")
+        for name in ("w1", "w2"):
+            value = getattr(self, name)
+            if not (_is_finite(value) and value >= 0):
+                _refuse(name, value, "a finite number of at least 0")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every term of the hybrid reward, by its name in `StepReward`."""
+        return {"eara": 1.0, "format": 1.0, "chunk": self.w1, "compression": self.w2}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _refuse(name: str, value: object, expected: str) -> None:
+    raise ValueError(
+        f"reward settings: {name} is {value!r}, expected {expected}; "
+        "leave it out to get the paper's value or the documented default"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepReward:
+    """Every component of one step's reward, unweighted, and their weighted sum.
+
+    `outcome` and `compression` belong to the whole trajectory and are the same at every step;
+    `outcome` and `evidence` enter `total` only through `eara`. `None`: not measurable, left out
+    of `total`; `total` is None when every term is.
+    """
+
+    step: int
+    outcome: float | None
+    evidence: float | None
+    eara: float | None
+    format: float | None
+    chunk: float | None
+    compression: float | None
+    total: float | None
+    weights: Mapping[str, float]
+
+    @property
+    def weighted(self) -> dict[str, float | None]:
+        """The terms that add up to `total`, each times its weight."""
+        terms = {name: getattr(self, name) for name in self.weights}
+        return {
+            name: None if term is None else self.weights[name] * term
+            for name, term in terms.items()
+        }
+
+
+def outcome_reward(trajectory: Trajectory) -> float | None:
+    """Return the outcome (global) reward ``r_global = (1/n) sum_j s_j``, in [0, 1].
+
+    `None` when no global question could be scored. Source: Fine-Mem, outcome reward.
+
+    Raises:
+        ValueError: a score is neither None nor a number in [0, 1].
+
+    >>> outcome_reward(worked_example())
+    0.75
+    """
+    return _mean_score(trajectory.questions)
+
+
+def chunk_rewards(trajectory: Trajectory) -> list[float | None]:
+    """Return the chunk-level step reward ``r_chunk(t) = (1/K) sum_k s_k^(t)`` of every step.
+
+    The K questions of chunk t were answered from M_t; in [0, 1], `None` for a step none of whose
+    chunk questions could be scored. Source: Fine-Mem, chunk-level step reward (CSR).
+
+    Raises:
+        ValueError: a score is neither None nor a number in [0, 1].
+
+    >>> chunk_rewards(worked_example())
+    [1.0, None, 0.5, 0.0]
+    """
+    return [_mean_score(step.chunk_questions) for step in trajectory.steps]
+
+
+def evidence_contribution(
+    trajectory: Trajectory, settings: RewardSettings | None = None
+) -> list[float | None]:
+    """Return the normalised evidence contribution N_t of every step.
+
+    ``N_t = sum_j sum_{m in M_j, phi(m) = t} s_j / (|M_j| n)``, where M_j holds the credited items
+    of question j and phi(m) is the step that item m is attributed to; ``sum_t N_t = r_global``
+    unless `unretrieved` is "drop". In [0, 1]; `None` at every step where `outcome_reward` is.
+    Source: Fine-Mem, evidence-anchored reward attribution (EARA).
+
+    Raises:
+        ValueError: a score is out of range, or an item names a step outside 1..T.
+
+    >>> evidence_contribution(worked_example())
+    [0.25, 0.0, 0.5, 0.0]
+    """
+    parts: list[list[float]] = [[] for _ in trajectory.steps]
+    columns = _evidence_columns(trajectory, settings or RewardSettings())
+    for column in columns:
+        for step, part in (column or {}).items():
+            parts[step - 1].append(part)
+    if all(column is None for column in columns):
+        return [None] * trajectory.num_steps
+    return [math.fsum(step_parts) for step_parts in parts]
+
+
+def evidence_matrix(
+    trajectory: Trajectory, settings: RewardSettings | None = None
+) -> list[list[float | None]]:
+    """Return what every question contributes to every N_t: T rows, one column per global question.
+
+    Cell (t, j) is ``sum_{m in M_j, phi(m) = t} s_j / (|M_j| n)``, so row t sums to N_t and column
+    j to s_j/n (to 0 where `unretrieved` is "drop" and the question has no credited item). The
+    column of a question that could not be scored is `None`.
+
+    Raises:
+        ValueError: as `evidence_contribution`.
+
+    >>> evidence_matrix(worked_example())
+    [[0.25, 0.0], [0.0, 0.0], [0.25, 0.25], [0.0, 0.0]]
+    """
+    columns = _evidence_columns(trajectory, settings or RewardSettings())
+    return [
+        [None if column is None else column.get(step, 0.0) for column in columns]
+        for step in range(1, trajectory.num_steps + 1)
+    ]
+
+
+def eara_rewards(
+    trajectory: Trajectory, settings: RewardSettings | None = None
+) -> list[float | None]:
+    """Return the evidence-anchored reward ``r_EARA(t) = (1 - beta) r_global / T + beta N_t``.
+
+    ``sum_t r_EARA(t) = r_global`` for every setting with `unretrieved` "spread" (and at beta 0);
+    with "drop" the sum lacks ``beta s_j / n`` for each question without a credited item. In
+    [0, 1]; `None` at every step where `outcome_reward` is. Source: Fine-Mem, EARA.
+
+    Raises:
+        ValueError: as `evidence_contribution`.
+
+    >>> eara_rewards(worked_example())
+    [0.21875, 0.09375, 0.34375, 0.09375]
+    """
+    settings = settings or RewardSettings()
+    evidence = evidence_contribution(trajectory, settings)
+    return _eara(outcome_reward(trajectory), evidence, settings.beta)
+
+
+def format_rewards(
+    trajectory: Trajectory, settings: RewardSettings | None = None
+) -> list[float | None]:
+    """Return the format reward ``r_fmt(t) = valid operations / emitted operations`` of every step.
+
+    Valid means that the memory applied it; what could not be parsed counts as emitted. In [0, 1];
+    a step that emitted nothing gets `settings.empty_format`. Source: Fine-Mem, format reward.
+
+    >>> format_rewards(worked_example())
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    empty = (settings or RewardSettings()).empty_format
+    return [
+        sum(outcome.applied for outcome in step.outcomes) / len(step.outcomes)
+        if step.outcomes else empty
+        for step in trajectory.steps
+    ]
+
+
+def compression_reward(trajectory: Trajectory) -> float | None:
+    """Return the compression reward ``r_comp = 1 - L(M_T) / sum_t L(c_t)``.
+
+    L counts tokens in the units of `trajectory.tokenizer`. At most 1, negative when the memory is
+    longer than the chunks; `None` when the chunks hold no token. Source: Fine-Mem, compression.
+
+    >>> round(compression_reward(worked_example()), 4)
+    0.5263
+    """
+    chunk_tokens = sum(step.chunk.tokens for step in trajectory.steps)
+    return 1 - trajectory.steps[-1].memory_tokens / chunk_tokens if chunk_tokens else None
+
+
+def hybrid_reward(
+    trajectory: Trajectory, settings: RewardSettings | None = None
+) -> tuple[StepReward, ...]:
+    """Return every component of ``r_t = r_EARA(t) + r_fmt(t) + w1 r_chunk(t) + w2 r_comp``.
+
+    Source: Fine-Mem, hybrid reward.
+
+    Raises:
+        ValueError: as `evidence_contribution`.
+
+    >>> for reward in hybrid_reward(worked_example()):
+    ...     print(reward.step, reward.eara, reward.format, reward.chunk, round(reward.total, 4))
+    1 0.21875 1.0 1.0 1.7451
+    2 0.09375 1.0 None 1.1201
+    3 0.34375 0.5 0.5 1.1201
+    4 0.09375 0.0 0.0 0.1201
+    """
+    settings = settings or RewardSettings()
+    weights = settings.weights
+    outcome = outcome_reward(trajectory)
+    evidence = evidence_contribution(trajectory, settings)
+    compression = compression_reward(trajectory)
+    rewards = []
+    for step, contribution, eara, format_, chunk in zip(
+        trajectory.steps,
+        evidence,
+        _eara(outcome, evidence, settings.beta),
+        format_rewards(trajectory, settings),
+        chunk_rewards(trajectory),
+        strict=True,
+    ):
+        terms = {"eara": eara, "format": format_, "chunk": chunk, "compression": compression}
+        measured = [weights[name] * term for name, term in terms.items() if term is not None]
+        total = math.fsum(measured) if measured else None
+        rewards.append(
+            StepReward(step.step, outcome, contribution, **terms, total=total, weights=weights)
+        )
+    return tuple(rewards)
+
+
+def _eara(
+    outcome: float | None, evidence: Sequence[float | None], beta: float
+) -> list[float | None]:
+    return [
+        None if outcome is None or part is None
+        else (1 - beta) * outcome / len(evidence) + beta * part
+        for part in evidence
+    ]
+
+
+def _mean_score(answered: Sequence[AnsweredQuestion]) -> float | None:
+    scores = [score for question in answered if (score := _score(question)) is not None]
+    # fsum makes the mean independent of the order of the questions.
+    return math.fsum(scores) / len(scores) if scores else None
+
+
+def _score(answered: AnsweredQuestion) -> float | None:
+    """Return the score of a question, refusing what no metric may return (NaN included)."""
+    score = answered.score
+    if score is not None and not 0 <= score <= 1:
+        raise ValueError(
+            f"question {answered.question.question_id!r}: score is {score!r}, expected a number "
+            "in [0, 1], or None where it cannot be scored; score the answer again"
+        )
+    return score
+
+
+def _evidence_columns(
+    trajectory: Trajectory, settings: RewardSettings
+) -> list[dict[int, float] | None]:
+    """Return per global question its parts of N_t by step (`None`: it could not be scored)."""
+    scores = [_score(question) for question in trajectory.questions]
+    n = sum(score is not None for score in scores)
+    return [
+        None if score is None else {
+            step: share * score / n
+            for step, share in _shares(question, trajectory.num_steps, settings).items()
+        }
+        for question, score in zip(trajectory.questions, scores, strict=True)
+    ]
+
+
+def _shares(
+    answered: AnsweredQuestion, num_steps: int, settings: RewardSettings
+) -> dict[int, float]:
+    """Return the share of a question's evidence that each step gets; the shares sum to 1, or
+    there are none when it is dropped."""
+    items = answered.retrieved
+    if settings.credited == "used" and answered.used is not None:
+        items = tuple(item for item in items if item.item_id in answered.used)
+    if not items:
+        if settings.unretrieved == "drop":
+            return {}
+        return {step: 1 / num_steps for step in range(1, num_steps + 1)}
+    shares: defaultdict[int, float] = defaultdict(float)
+    for item in items:
+        steps = _attributed_steps(item, settings.attribution)
+        if not steps or min(steps) < 1 or max(steps) > num_steps:
+            raise ValueError(
+                f"question {answered.question.question_id!r}: item {item.item_id!r} was written at "
+                f"steps {item.steps}, expected steps within 1..{num_steps}; the trajectory was cut "
+                "or joined, play the instance again"
+            )
+        for step in steps:
+            shares[step] += 1 / (len(items) * len(steps))
+    return shares
+
+
+def _attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
+    if attribution == "lineage":
+        return item.steps
+    return item.steps[:1] if attribution == "creation" else item.steps[-1:]
+
+
+def worked_example() -> Trajectory:
+    """Return the example that can be checked by hand: T = 4 and two global questions.
+
+    q1 (score 1.0) retrieved the items written at steps 1 and 3, q2 (score 0.5) the item written at
+    step 3. Step 2 skips and has no chunk question; at step 3 one of two operations names an
+    unknown id; step 4 emits nothing.
+
+    >>> example = worked_example()
+    >>> [item.content for item in example.final_memory()]
+    ['Mia lives in Rome.', 'Mia adopted cats.']
+    """
+    texts = ("Mia lives in Rome.", "It rained.", "Mia adopted cats. Ben saw cats.", "Buses left.")
+    first = MemoryItem("1", "Mia lives in Rome.", (Write(1, "INSERT", 0),))
+    second = MemoryItem("2", "Mia adopted cats.", (Write(3, "INSERT", 0),))
+    unknown = Operation("UPDATE", "Ben saw cats.", "9")
+    outcomes = (
+        (OperationOutcome(Operation("INSERT", first.content), True, item_id="1"),),
+        (OperationOutcome(Operation("SKIP"), True),),
+        (
+            OperationOutcome(Operation("INSERT", second.content), True, item_id="2"),
+            OperationOutcome(unknown, False, "unknown id '9'"),
+        ),
+        (),
+    )
+    deltas = (MemoryDelta((first,)), MemoryDelta(), MemoryDelta((second,)), MemoryDelta())
+    one, two = Retrieved("1", 1.2, (1,)), Retrieved("2", 0.8, (3,))
+
+    def asked(
+        name: str,
+        text: str,
+        gold: str,
+        score: float,
+        items: tuple[Retrieved, ...],
+        step: int | None = None,
+    ) -> AnsweredQuestion:
+        question = Question(name, text, (gold,), "planted", step=step)
+        used = tuple(item.item_id for item in items)
+        return AnsweredQuestion(question, step or 4, items, gold if score else "", used, score)
+
+    home, pet = "Where does Mia live?", "Which pets does Mia keep?"
+    chunk_questions = (
+        (asked("chunk-1-1", home, "Rome", 1.0, (one,), 1),),
+        (),
+        (
+            asked("chunk-3-1", pet, "cats", 1.0, (two,), 3),
+            asked("chunk-3-2", "Who saw cats?", "Ben", 0.0, (two,), 3),
+        ),
+        (asked("chunk-4-1", "What left?", "Buses", 0.0, (), 4),),
+    )
+    memory_tokens = (5, 5, 9, 9)
+    return Trajectory(
+        instance_id="worked-example",
+        data_source="planted",
+        category="AR",
+        manager="by hand",
+        rollout=0,
+        steps=tuple(
+            Step(number, Chunk(text, count_tokens(text)), "", outcome, delta, tokens, questions)
+            for number, (text, outcome, delta, tokens, questions) in enumerate(
+                zip(texts, outcomes, deltas, memory_tokens, chunk_questions, strict=True), start=1
+            )
+        ),
+        questions=(
+            asked("q-1", home, "Rome", 1.0, (one, two)),
+            asked("q-2", pet, "cats and dogs", 0.5, (two,)),
+        ),
+        tokenizer=TOKENIZER,
+    )
