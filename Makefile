@@ -1,0 +1,42 @@
+# Set-up happens by itself: every target first builds .venv from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: run test nightly lab setup lint bench clean
+
+run: $(READY)  ## every notebook with the default profile, then the report
+	$(BIN)/finemem run
+
+test: $(READY)  ## everything a change must pass
+	$(BIN)/ruff check .
+	$(PYTEST) -n 2 --dist loadfile finemem_lib tests
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 600 \
+		-p tests.notebook_environment notebooks
+
+nightly: $(READY)  ## the long fuzz tiers
+	$(PYTEST) -m nightly tests
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: $(READY)  ## the speed claims, as ratios measured side by side
+	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/rewards.py
+
+setup: $(READY)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %s; choose another one, e.g. make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV) (about 1.5 GB, once)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $(READY)
+
+clean:  ## the virtual environment and caches; runs under data/runs are kept
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

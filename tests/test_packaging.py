@@ -1,0 +1,99 @@
+"""The environment files, the README and the citation say the same thing as the project."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ASKED_FOR = (
+    "jupyterlab ipywidgets plotly torch transformers unsloth trl rank-bm25 papermill nbval"
+).split()
+
+
+def pins() -> dict[str, str]:
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            found[canonicalize_name(name)] = version
+    return found
+
+
+def declared() -> list[Requirement]:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    lines = PYPROJECT["project"]["dependencies"] + [item for extra in extras.values() for item in extra]
+    return [Requirement(line) for line in lines]
+
+
+def environment_pip_lines() -> list[str]:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    return next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+
+
+def test_every_declared_dependency_is_pinned_inside_its_range():
+    for requirement in declared():
+        version = pins().get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} has no line in constraints.txt"
+        assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
+    lines = environment_pip_lines()
+    named = {
+        canonicalize_name(line.split("==")[0]): line.split("==")[1]
+        for line in lines if not line.startswith("-")
+    }
+    assert set(ASKED_FOR) <= set(named)
+    assert {name: pins()[name] for name in named} == named
+    assert "--constraint constraints.txt" in lines
+    assert "--editable .[gpu,test]" in lines
+
+
+def test_environment_file_and_pyproject_agree_on_python():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(line for line in environment["dependencies"] if str(line).startswith("python="))
+    assert Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier.contains(
+        python.removeprefix("python=") + ".0"
+    )
+
+
+def test_unsloth_stays_out_of_the_cpu_environment():
+    """Incident: next to a CPU build of torch, unsloth's torchvision broke `from trl import ...`."""
+    for line in PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["test"]:
+        assert Requirement(line).name not in {"unsloth", "torchvision", "xformers"}
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]"])
+def test_both_sets_resolve_without_installing(extras):
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet",
+         "--constraint", "constraints.txt", f".{extras}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )
+    unreachable = re.search(
+        r"NewConnectionError|ConnectTimeout|ProxyError|Max retries|Temporary failure",
+        done.stderr,
+    )
+    if done.returncode and unreachable:
+        pytest.skip("no package index answers from this machine")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_citation_names_both_papers_and_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    papers = {entry["identifiers"][0]["value"] for entry in citation["references"]}
+    assert papers == {"arXiv:2601.08435", "arXiv:2509.25911"}
+    import finemem_lib
+
+    assert citation["version"] == finemem_lib.__version__
