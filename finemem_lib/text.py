@@ -14,9 +14,10 @@ TOKENIZER = "words"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WORD = re.compile(r"\w+")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+_LOOK_BACK = 24  # longer than any abbreviation
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s)")
 _LABELLED = re.compile(
-    r"^(Sentence|Sample|Text):[ \t]*(\S[^\n]*)\n\s*Labels?:[ \t]*(\S+)", re.MULTILINE
+    r"^(Sentence|Sample|Text):[ \t]*(\S[^\n]*?)(?:\n\s*|;[ \t]*)Labels?:[ \t]*(\S+)", re.MULTILINE
 )
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st gen col lt sgt capt rev hon gov sen rep vs etc al inc ltd co corp "
@@ -76,7 +77,8 @@ def sentences(text: str) -> list[str]:
     for line in text.split("\n"):
         start = 0
         for match in _SENTENCE_END.finditer(line):
-            head = line[start : match.start()]
+            # A bounded look-back keeps a line full of abbreviations linear.
+            head = line[max(start, match.start() - _LOOK_BACK) : match.start()]
             last = head[head.rfind(" ") + 1 :].lstrip("(\"'“‘[").lower()
             if match.group().startswith(".") and (last in _ABBREVIATIONS or _is_initial(last)):
                 continue
@@ -95,6 +97,8 @@ def labelled_examples(text: str) -> list[tuple[str, str]]:
 
     >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
     [('good day', '3'), ('bye', '4')]
+    >>> labelled_examples("Sample: bye; Label: 4")
+    [('bye', '4')]
     """
     return [(match[2].strip(), match[3]) for match in _LABELLED.finditer(text)]
 

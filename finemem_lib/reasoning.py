@@ -1,0 +1,556 @@
+r"""Reasoning agents: the frozen answerer that reads retrieved items, and the asking of questions.
+
+Differs from the paper: Fine-Mem (arXiv 2601.08435) answers with Qwen3-32B. The agents here share
+one batched protocol, so a language model fits it; the one in this module needs no model. A
+`ReadingTask` never holds the accepted answers, so no agent can see them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from finemem_lib.memory import Memory
+from finemem_lib.retrieval import Retriever
+from finemem_lib.scoring import metric_for, score
+from finemem_lib.text import labelled_examples, sentences, words
+from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingTask:
+    """One question with the items retrieved for it, as (item_id, content), best first.
+
+    `written` ranks the items by their last write, 0 the oldest, one rank per item; empty when
+    nobody knows. It lets an agent prefer the newer of two items that disagree.
+    """
+
+    question: str
+    data_source: str
+    items: tuple[tuple[str, str], ...]
+    written: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An answer ("" when the agent abstains) and the ids of the task's items it rests on
+    (`None`: the agent does not say)."""
+
+    answer: str
+    used: tuple[str, ...] | None
+
+
+class ReasoningAgent(Protocol):
+    """What answers questions from retrieved items; it is frozen, only the manager learns.
+
+    `settings` identifies everything the answers depend on beside the task. `query` turns a
+    question into what retrieval is asked. `read` answers a batch, one reading per task in order.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> str: ...
+
+    def query(self, question: str, data_source: str) -> str: ...
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]: ...
+
+
+CONTEXT_WEIGHT = 0.4
+"""What a question word found only in the sentence before counts, relative to one in it."""
+
+TYPE_BONUS = 1.5
+"""Factor for a sentence that holds a new span of the type asked for (a date for "when")."""
+
+NEIGHBOURS = 5
+"""How many nearest labelled examples vote."""
+
+MAX_SENTENCE_WORDS = 60
+"""Longer sentences are read in pieces of this many words, which bounds the answer's length."""
+
+STOPWORDS = frozenset(
+    "a an the of in on at to for from by with as is are was were be been being am do does did done "
+    "has have had having it its this that these those and or but if so such no not nor other there "
+    "what which who whom whose when where why how many much their his her he she they we you i me "
+    "my your our us them him can could would should will may might must than then into about also "
+    "after before during between over under up out s t".split()
+)
+
+_NAME = r"[A-Z][\w'’-]*(?:(?: (?:of|the|de|du|la|van|von|der))? [A-Z][\w'’-]*)*"
+_MONTH = (
+    "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+)
+_NUMERAL = (
+    "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
+    "fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion|trillion|dozen|half|twice)"
+)
+_TYPES: tuple[tuple[re.Pattern[str], tuple[re.Pattern[str], ...]], ...] = (
+    (
+        re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|month|day|century|decade)\b"),
+        (re.compile(
+            rf"\b((?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}})?(?:,? \d{{4}})?|\d{{3,4}}s?|"
+            r"\d{1,2}(?:st|nd|rd|th) century|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|"
+            r"yesterday|today|tonight|last (?:night|week|month|year))\b"
+        ),),
+    ),
+    (
+        re.compile(
+            r"\bhow (?:many|much|old|long|far|tall|large|big|high)\b|"
+            r"\b(?:what|which) (?:percentage|percent|number|amount|age)\b"
+        ),
+        (re.compile(
+            r"([$£€]?\b\d(?:[\d,.]*\d)?%?(?:st|nd|rd|th)?"
+            r"(?: (?:percent|hundred|thousand|million|billion|trillion))?|"
+            rf"\b{_NUMERAL}(?:[ -]{_NUMERAL})*\b)",
+            re.IGNORECASE,
+        ),),
+    ),
+    (re.compile(r"\bwho(?:m|se)?\b"), (re.compile(rf"\b({_NAME})"),)),
+    (
+        re.compile(
+            r"\bwhere\b|\b(?:what|which) (?:city|country|state|town|place|region|river|continent)\b"
+        ),
+        (
+            re.compile(rf"\b(?:in|at|near|to|from|into|of) (?:the )?({_NAME})"),
+            re.compile(rf"\b({_NAME})"),
+        ),
+    ),
+)
+"""Kinds of question, the first that matches counts: how it is asked, how its answer looks."""
+
+_Key = TypeVar("_Key")
+_WORD = re.compile(r"\w+")
+_SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|edly|ing|ies|ied|es|ed|ly|s|e|y)$")
+_LABEL_LEAD = re.compile(r"^\s*(?:Sentence|Sample|Text):\s*")
+_LABEL_REQUEST = re.compile(r"\s*What (?:is|are) the labels? for the above[\w ]*\?\s*$")
+_SUMMARY_METRICS = ("keyword_hit", "rouge_l")
+
+
+class ExtractiveReader:
+    r"""Answers from the retrieved text alone, without a model: what it returns stands there.
+
+    The data source chooses how it reads:
+
+    - labelled examples (sources scored by label): the `NEIGHBOURS` retrieved examples most like
+      the question vote, weighted by likeness over the square root of their item's rank; the
+      answer is ``\boxed{label}``. With one example retrieved this is 1-NN.
+    - summaries (sources scored by keywords or ROUGE): the retrieved text in the order it was
+      written, at most `summary_words` words, shared evenly among the items.
+    - questions: the sentence of the retrieved items with the largest share of the question's
+      words, each weighted by its rarity there, counting words of the sentence before at
+      `CONTEXT_WEIGHT` and favouring a sentence with a span of the type asked for. Among equals
+      the item written last wins (unknown: the one retrieved first), then the later sentence.
+
+    `answer` "sentence" returns that sentence, "span" the date, number or name in it that lies
+    nearest to the question's words, or what little the question does not already say, else still
+    the sentence. The substring metrics never punish a long answer, so sentences score higher and
+    say less: report the length of answers beside the score.
+
+    `synonyms` maps a question word to the words that may answer it. They are added to the query,
+    and a question that holds such a word is answered only from a sentence that has the word or a
+    synonym, not stemmed, and every name of the question. Any other question needs a sentence that
+    reaches `min_support`, a share of weighted question words in [0, 1]. Otherwise the reader
+    abstains: answer "", used ().
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    >>> reader = ExtractiveReader(synonyms={"live": ("moved",)}, answer="span")
+    >>> items = (("1", "Mia moved to Rome."), ("2", "Leo visited Oslo."))
+    >>> reader.read([ReadingTask("Where does Mia live?", "planted", items)])
+    [Reading(answer='Rome', used=('1',))]
+    >>> reader.read([ReadingTask("Where does Leo live?", "planted", items)])
+    [Reading(answer='', used=())]
+    """
+
+    name = "extractive"
+
+    def __init__(
+        self,
+        synonyms: Mapping[str, Sequence[str]] | None = None,
+        answer: Literal["sentence", "span"] = "sentence",
+        min_support: float = 0.2,
+        summary_words: int = 1000,
+    ) -> None:
+        if answer not in ("sentence", "span"):
+            raise ValueError(f"ExtractiveReader: answer is {answer!r}, expected sentence or span")
+        if not 0 <= min_support <= 1:
+            raise ValueError(f"ExtractiveReader: min_support is {min_support}, expected 0 to 1")
+        if summary_words < 1:
+            raise ValueError(f"ExtractiveReader: summary_words is {summary_words}, expected >= 1")
+        self.answer = answer
+        self.min_support = min_support
+        self.summary_words = summary_words
+        self.synonyms = {
+            cue.lower(): tuple(words(" ".join(others))) for cue, others in (synonyms or {}).items()
+        }
+
+    @property
+    def settings(self) -> str:
+        return json.dumps([
+            self.name, self.answer, self.min_support, self.summary_words, self.synonyms
+        ])
+
+    def query(self, question: str, data_source: str) -> str:
+        r"""Return what to ask retrieval: for labelled sources the bare sentence, else the question
+        followed by the synonyms of its words.
+
+        >>> reader = ExtractiveReader(synonyms={"live": ("moved",)})
+        >>> reader.query("Where does Mia live?", "planted")
+        'Where does Mia live? moved'
+        >>> text = "Sentence: good day\nWhat are the labels for the above sentence?"
+        >>> reader.query(text, "icl_nlu_8296shot_balance")
+        'good day'
+        """
+        if metric_for(data_source) == "label_match":
+            return _LABEL_REQUEST.sub("", _LABEL_LEAD.sub("", question))
+        others = (self.synonyms.get(word, ()) for word in dict.fromkeys(words(question)))
+        return " ".join([question, *itertools.chain.from_iterable(others)])
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        """Answer every task on its own; time is linear in the words of its items.
+
+        Raises:
+            ValueError: a task's data source has no metric.
+        """
+        return [self._read(task) for task in tasks]
+
+    def _read(self, task: ReadingTask) -> Reading:
+        metric = metric_for(task.data_source)
+        if metric == "label_match":
+            return self._classify(task)
+        if metric in _SUMMARY_METRICS:
+            return self._summarise(task)
+        return self._extract(task)
+
+    def _classify(self, task: ReadingTask) -> Reading:
+        """Let the nearest labelled examples vote."""
+        asked = set(words(self.query(task.question, task.data_source)))
+        examples = [
+            (rank, item_id, label, terms)
+            for rank, (item_id, content) in enumerate(task.items, start=1)
+            for terms, label in _examples(content)
+        ]
+        weight = _rarity(len(examples), Counter(word for *_, terms in examples for word in terms))
+        voters = sorted(
+            (
+                (math.fsum(map(weight, asked & terms))
+                 / math.sqrt(rank * math.fsum(map(weight, terms)) or 1),
+                 -rank, item_id, label)
+                for rank, item_id, label, terms in examples
+            ),
+            key=lambda voter: voter[:2],
+            reverse=True,
+        )[:NEIGHBOURS]
+        votes: dict[str, float] = defaultdict(float)
+        for likeness, _, _, label in voters:
+            votes[label] += likeness
+        if not votes:
+            return Reading("", ())
+        winner = max(votes, key=votes.__getitem__)
+        used = dict.fromkeys(item_id for _, _, item_id, label in voters if label == winner)
+        return Reading(rf"\boxed{{{winner}}}", tuple(used))
+
+    def _summarise(self, task: ReadingTask) -> Reading:
+        """Return the head of every item, each with an even share of the word budget."""
+        texts = [content.split() for _, content in task.items]
+        left = self.summary_words
+        shares = [0] * len(texts)
+        by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        for done, place in enumerate(by_length):
+            shares[place] = min(len(texts[place]), left // (len(texts) - done))
+            left -= shares[place]
+        order = sorted(
+            (place for place, share in enumerate(shares) if share), key=_ranks(task).__getitem__
+        )
+        return Reading(
+            "\n".join(" ".join(texts[place][: shares[place]]) for place in order),
+            tuple(task.items[place][0] for place in order),
+        )
+
+    def _extract(self, task: ReadingTask) -> Reading:
+        """Return the best supporting sentence, or the span in it."""
+        concepts, required = self._concepts(task.question)
+        candidates: list[tuple[int, int, int, str, list[int], list[int]]] = []
+        for place, ((_, content), rank) in enumerate(zip(task.items, _ranks(task), strict=True)):
+            before: list[int] = []
+            for number, (sentence, terms) in enumerate(_sentences(content)):
+                covered = [c for c, concept in enumerate(concepts) if not concept.isdisjoint(terms)]
+                candidates.append((rank, -place, number, sentence, covered, before))
+                before = covered
+        weight = _rarity(len(candidates), Counter(found for c in candidates for found in c[4]))
+        total = sum(map(weight, range(len(concepts)))) or 1.0
+        asked = frozenset(map(_stem, words(self.query(task.question, task.data_source))))
+        patterns = _answer_patterns(task.question)
+        best: tuple[tuple[float, int, int, int], str] | None = None
+        for rank, place, number, sentence, covered, before in candidates:
+            support = sum(map(weight, covered))
+            support += CONTEXT_WEIGHT * sum(weight(c) for c in before if c not in covered)
+            support /= total
+            if required:
+                if not required <= set(covered):
+                    continue
+            elif not covered or support < self.min_support:
+                continue
+            # Finding spans is the slow part, so only where the bonus could decide.
+            if (best is None or support * TYPE_BONUS >= best[0][0]) and any(
+                _new_spans(pattern, sentence, asked) for pattern in patterns
+            ):
+                support *= TYPE_BONUS
+            key = (support, rank, place, number)
+            if best is None or key > best[0]:
+                best = key, sentence
+        if best is None:
+            return Reading("", ())
+        (_, _, place, _), sentence = best
+        answer = _span(patterns, sentence, asked) if self.answer == "span" else sentence
+        return Reading(answer, (task.items[-place][0],))
+
+    def _concepts(self, question: str) -> tuple[list[frozenset[str]], frozenset[int]]:
+        """Return the terms that say each content word of the question, and which of the words an
+        answer must hold: with a known cue that cue and all names, else none."""
+        asked = dict.fromkeys(_WORD.findall(question))
+        has_cue = any(word.lower() in self.synonyms for word in asked)
+        concepts: list[frozenset[str]] = []
+        required = set()
+        for word in asked:
+            lowered = word.lower()
+            if lowered in self.synonyms:
+                concept = {lowered, *self.synonyms[lowered]}
+            elif lowered in STOPWORDS:
+                continue
+            elif has_cue and word[0].isupper():
+                concept = {word}
+            else:
+                concepts.append(frozenset({_stem(lowered)}))
+                continue
+            # These stand as they are: the stem of "lives" is "liv", but Liv need not live there.
+            required.add(len(concepts))
+            concepts.append(frozenset(concept))
+        return concepts, frozenset(required)
+
+
+class MemoisedAgent:
+    """Answers what was asked before from memory instead of asking the agent again.
+
+    Two tasks are the same when agent settings, question, data source, and contents and write
+    order of the retrieved items agree; item ids may differ, and `used` comes back with the ids of
+    the task at hand. `calls_asked` counts the tasks received, `calls_made` those passed on.
+    """
+
+    def __init__(self, agent: ReasoningAgent) -> None:
+        self.agent = agent
+        self.calls_asked = 0
+        self.calls_made = 0
+        self._memo: dict[tuple[object, ...], tuple[str, tuple[int, ...] | None]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.agent.name
+
+    @property
+    def settings(self) -> str:
+        return self.agent.settings
+
+    def query(self, question: str, data_source: str) -> str:
+        return self.agent.query(question, data_source)
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        """Answer a batch; equal tasks in it are passed on once.
+
+        Raises:
+            ValueError: the agent returned another number of readings, or used an item it was
+                not given.
+        """
+        settings = self.agent.settings
+        keys = [
+            (settings, task.question, task.data_source, tuple(c for _, c in task.items),
+             task.written)
+            for task in tasks
+        ]
+        new = {
+            key: task for key, task in zip(keys, tasks, strict=True) if key not in self._memo
+        }
+        self.calls_asked += len(tasks)
+        self.calls_made += len(new)
+        for (key, task), reading in zip(
+            new.items(), _read_batch(self.agent, list(new.values())), strict=True
+        ):
+            ids = [item_id for item_id, _ in task.items]
+            places = None if reading.used is None else tuple(map(ids.index, reading.used))
+            self._memo[key] = reading.answer, places
+        return [
+            Reading(answer, places and tuple(task.items[place][0] for place in places))
+            for task, (answer, places) in zip(tasks, map(self._memo.__getitem__, keys), strict=True)
+        ]
+
+
+def _read_batch(agent: ReasoningAgent, tasks: Sequence[ReadingTask]) -> list[Reading]:
+    """Read a batch and hold the agent to the protocol."""
+    readings = agent.read(tasks) if tasks else []
+    if len(readings) != len(tasks):
+        raise ValueError(
+            f"reasoning agent {agent.name!r} returned {len(readings)} readings for {len(tasks)} "
+            "tasks, expected one each in order"
+        )
+    for task, reading in zip(tasks, readings, strict=True):
+        ids = [item_id for item_id, _ in task.items]
+        if not set(reading.used or ()) <= set(ids):
+            raise ValueError(
+                f"reasoning agent {agent.name!r} says it used items {reading.used}, expected ids "
+                f"of its task: {ids}; used is `None` when the agent does not know"
+            )
+    return readings
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """Questions to ask on one memory after `step`; the retriever indexes that memory."""
+
+    questions: Sequence[Question]
+    memory: Memory
+    retriever: Retriever
+    step: int
+
+
+def answer_questions(
+    inquiries: Sequence[Inquiry], agent: ReasoningAgent, top_k: int
+) -> list[tuple[AnsweredQuestion, ...]]:
+    """Retrieve M_j = Retrieve(q_j, M) for every question, read all of them in one batch, score.
+
+    Returns one tuple per inquiry, in the order of its questions. The agent sees the question, its
+    data source and the items; the accepted answers meet its answer only in the score.
+
+    Raises:
+        ValueError: the retriever names an item the memory does not hold, a data source has no
+            metric, or the agent breaks its protocol.
+    """
+    tasks: list[ReadingTask] = []
+    retrieved: list[tuple[Retrieved, ...]] = []
+    for inquiry in inquiries:
+        for question in inquiry.questions:
+            query = agent.query(question.text, question.data_source)
+            hits = inquiry.retriever.search(query, top_k)
+            items = [_held(inquiry.memory, item_id) for item_id, _ in hits]
+            tasks.append(_task(question, items))
+            retrieved.append(tuple(
+                Retrieved(item_id, value, tuple(write.step for write in item.lineage))
+                for (item_id, value), item in zip(hits, items, strict=True)
+            ))
+    answered = zip(retrieved, _read_batch(agent, tasks), strict=True)
+    return [
+        tuple(
+            AnsweredQuestion(
+                question, inquiry.step, found, reading.answer, reading.used,
+                score(reading.answer, question.answers, question.data_source),
+            )
+            # `answered` is one stream over all inquiries: each takes its share, questions lead.
+            for question, (found, reading) in zip(inquiry.questions, answered, strict=False)
+        )
+        for inquiry in inquiries
+    ]
+
+
+def _held(memory: Memory, item_id: str) -> MemoryItem:
+    item = memory.get(item_id)
+    if item is None:
+        raise ValueError(
+            f"the retriever returned item {item_id!r}, which the memory does not hold: "
+            "pass every memory delta on to retriever.update"
+        )
+    return item
+
+
+def _task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
+    lasts = [(item.last_step, item.lineage[-1].position) for item in items]
+    oldest_first = sorted(lasts)
+    return ReadingTask(
+        question.text,
+        question.data_source,
+        tuple((item.item_id, item.content) for item in items),
+        tuple(map(oldest_first.index, lasts)),
+    )
+
+
+def _rarity(candidates: int, df: Mapping[_Key, int]) -> Callable[[_Key], float]:
+    """Return the weight log(1 + N / df) of a word or concept that df of N candidates hold; one
+    that none holds counts as held by half a candidate."""
+    return lambda key: math.log1p(candidates / (df.get(key) or 0.5))
+
+
+@functools.lru_cache(maxsize=1024)
+def _sentences(content: str) -> tuple[tuple[str, frozenset[str]], ...]:
+    """Return the sentences with their terms: words as they stand, in lower case, and stemmed."""
+    return tuple(
+        (piece, frozenset({*_WORD.findall(piece), *words(piece), *map(_stem, words(piece))}))
+        for sentence in sentences(content)
+        for piece in _pieces(sentence)
+    )
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    parts = sentence.split()
+    if len(parts) <= MAX_SENTENCE_WORDS:
+        yield sentence
+        return
+    for start in range(0, len(parts), MAX_SENTENCE_WORDS):
+        yield " ".join(parts[start : start + MAX_SENTENCE_WORDS])
+
+
+@functools.lru_cache(maxsize=1024)
+def _examples(content: str) -> tuple[tuple[frozenset[str], str], ...]:
+    return tuple((frozenset(words(text)), label) for text, label in labelled_examples(content))
+
+
+@functools.lru_cache(maxsize=65536)
+def _stem(word: str) -> str:
+    return _SUFFIX.sub("", word)
+
+
+def _ranks(task: ReadingTask) -> tuple[int, ...]:
+    return task.written or (0,) * len(task.items)
+
+
+def _answer_patterns(question: str) -> tuple[re.Pattern[str], ...]:
+    lowered = question.lower()
+    return next((spans for asked, spans in _TYPES if asked.search(lowered)), ())
+
+
+def _new_spans(
+    pattern: re.Pattern[str], sentence: str, asked: frozenset[str]
+) -> list[re.Match[str]]:
+    """Return the spans of a pattern of which the question says no word."""
+    found = []
+    for match in pattern.finditer(sentence):
+        content = [word for word in words(match[1]) if word not in STOPWORDS]
+        if content and asked.isdisjoint(map(_stem, content)):
+            found.append(match)
+    return found
+
+
+def _span(patterns: Sequence[re.Pattern[str]], sentence: str, asked: frozenset[str]) -> str:
+    """Return the span of the type asked for that lies nearest to the question's words; without a
+    type, the new words where they are few and stand together; else the sentence."""
+    found = [(match, _stem(match[0].lower()) in asked) for match in _WORD.finditer(sentence)]
+    shared = [match.start() for match, is_asked in found if is_asked]
+
+    def distance(match: re.Match[str]) -> int:
+        return sum(sorted(abs(start - match.start(1)) for start in shared)[:3])
+
+    for pattern in patterns:
+        if spans := _new_spans(pattern, sentence, asked):
+            return min(spans, key=distance)[1]
+    new = [m for m, is_asked in found if not is_asked and m[0].lower() not in STOPWORDS]
+    if patterns or not new:
+        return sentence
+    rest = sentence[new[0].start() : new[-1].end()]
+    return rest if len(words(rest)) == len(new) <= 4 else sentence

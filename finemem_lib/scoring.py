@@ -1,0 +1,251 @@
+r"""Scores of an answer against the accepted ones: the metric follows from the data source.
+
+Differs from the paper: Mem-alpha's scorer (arXiv 2509.25911, table 6) lower-cases the prediction
+but not the ";"-separated gold, and its baselines find label "3" inside "13". Here one
+normalisation is applied to both sides and labels are compared whole. The other conventions are
+kept: answers match as substrings, so a long answer scores at least as well as a short one, and
+answer length has to be reported beside the score.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Metric = Callable[[str, Sequence[str]], float | None]
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+
+
+def normalise(text: str) -> str:
+    """Return the form both sides of a comparison are brought to.
+
+    Compatibility forms folded (NFKC), lower case, no punctuation or symbols, no English articles,
+    single spaces; this is MemoryAgentBench's normalisation carried over to Unicode. A text of
+    which nothing would be left ("The", "%") keeps its lower-cased form.
+
+    >>> normalise("The  Treaty of Alès, 1629.")
+    'treaty of alès 1629'
+    >>> normalise("A"), normalise("%")
+    ('a', '%')
+    """
+    return _bare(text) or _folded(text)
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    r"""1.0 when the reply (the text of its first ``\boxed{}`` if it has one) equals an answer.
+
+    >>> exact_match("the Brandt couple.", ["The Brandt Couple"])
+    1.0
+    """
+    reply = normalise(boxed(prediction))
+    return float(any(reply == normalise(answer) for answer in answers))
+
+
+def substring_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 when an answer occurs in the reply (SubEM of Mem-alpha table 6 and MemoryAgentBench).
+
+    As in the benchmarks the occurrence may begin or end inside a word; an empty answer never
+    occurs.
+
+    >>> substring_match("It was signed in the year 1629.", ["1685", "1629"])
+    1.0
+    """
+    return float(any(_occurs(answer, prediction) for answer in answers))
+
+
+def part_match(prediction: str, answers: Sequence[str]) -> float:
+    """Share of an answer's ";"-separated parts that occur in the reply, best answer counts
+    (PerLTQA in Mem-alpha table 6).
+
+    >>> part_match("philips and OSRAM", ["Philips; Osram; Midea; ABB"])
+    0.5
+    """
+    return max(_share(_parts([answer], ";"), prediction) for answer in answers)
+
+
+def keyword_hit(prediction: str, answers: Sequence[str]) -> float:
+    """Share of the keywords that occur in the reply (BookSum and InfBench-Sum in Mem-alpha
+    table 6): one answer is a ","-separated list, several answers are one keyword each.
+
+    >>> keyword_hit("A cook grows algae.", ["algae, ketchup, Mars, cook"])
+    0.5
+    """
+    return _share(_parts(answers, ",") if len(answers) == 1 else list(answers), prediction)
+
+
+def label_match(prediction: str, answers: Sequence[str]) -> float:
+    r"""1.0 when the text of the first ``\boxed{}`` (the whole reply if it has none) is the label,
+    character for character (the TTL sources of Mem-alpha table 6).
+
+    >>> label_match(r"The label is \boxed{3}.", ["3"]), label_match("13", ["3"])
+    (1.0, 0.0)
+    """
+    return float(boxed(prediction) in [answer.strip() for answer in answers])
+
+
+def word_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 when an answer occurs in the reply as whole words; the metric of the planted stream.
+
+    >>> word_match("Mia lives in Rome", ["rome"]), word_match("Mia met Romeo", ["Rome"])
+    (1.0, 0.0)
+    """
+    return float(any(_occurs(answer, prediction, edge=" ") for answer in answers))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall, best answer counts (SQuAD, arXiv 1606.05250).
+
+    Unlike the substring metrics it charges for every word too many.
+
+    >>> round(f1("in Cape Town", ["Cape Town"]), 3)
+    0.8
+    """
+    reply = Counter(normalise(prediction).split())
+
+    def one(answer: str) -> float:
+        gold = Counter(normalise(answer).split())
+        return 2 * (reply & gold).total() / max(1, reply.total() + gold.total())
+
+    return max(map(one, answers))
+
+
+def rouge_l(prediction: str, answers: Sequence[str]) -> float:
+    """ROUGE-L F-measure without stemming, best answer counts (rouge-score's implementation).
+
+    >>> round(rouge_l("a cook grows algae", ["the cook grows steak"]), 2)
+    0.5
+    """
+    scorer = _rouge_scorer()
+    return max(scorer.score(answer, prediction)["rougeL"].fmeasure for answer in answers)
+
+
+def unscored(prediction: str, answers: Sequence[str]) -> None:
+    """No score: the source needs a language model as judge (LongMemEval's rubrics) or a table
+    that is not part of the instance (ReDial's film names)."""
+
+
+METRICS: dict[str, Metric] = {
+    metric.__name__: metric
+    for metric in (
+        exact_match, substring_match, part_match, keyword_hit, label_match, word_match, f1,
+        rouge_l, unscored,
+    )
+}
+"""Every metric by name: (prediction, at least one accepted answer) -> [0, 1] or `None`."""
+
+SOURCES: dict[str, str] = {
+    "planted": "word_match",
+    "squad": "substring_match",
+    "hotpotqa": "substring_match",
+    "perltqa": "part_match",
+    "locomo": "substring_match",
+    "lme_train": "unscored",
+    "pubmed-rct": "label_match",
+    "booksum": "keyword_hit",
+    "ruler_*": "substring_match",
+    "eventqa*": "substring_match",
+    "factconsolidation_*": "substring_match",
+    "longmemeval*": "unscored",
+    "icl_*": "label_match",
+    "infbench_sum*": "keyword_hit",
+    "infbench_reference": "rouge_l",
+    "detective_qa": "exact_match",
+    "recsys*": "unscored",
+}
+"""Metric by data source; a trailing "*" stands for any ending.
+
+The names and their metrics are those of Mem-alpha (arXiv 2509.25911, table 6 and its scorer for
+MemoryAgentBench) and of MemoryAgentBench (arXiv 2507.05257). `infbench_reference` is for rows
+whose answer is a whole reference summary rather than keywords.
+"""
+
+
+def metric_for(data_source: str) -> str:
+    """Return the name of the metric a data source is scored with.
+
+    Raises:
+        ValueError: the data source is not in `SOURCES`.
+
+    >>> metric_for("icl_nlu_8296shot_balance")
+    'label_match'
+    """
+    if data_source in SOURCES:
+        return SOURCES[data_source]
+    for name, metric in SOURCES.items():
+        if name.endswith("*") and data_source.startswith(name[:-1]):
+            return metric
+    raise ValueError(
+        f"no metric for data source {data_source!r}: expected one of {', '.join(SOURCES)}; "
+        "give the instance the name of the source whose metric applies"
+    )
+
+
+def score(prediction: str, answers: Sequence[str], data_source: str) -> float | None:
+    """Score a prediction against the accepted answers with the metric of its data source.
+
+    Returns a value in [0, 1], or `None` where it cannot be scored: the source needs a judge, or
+    no answer is known.
+
+    Raises:
+        ValueError: the data source is not in `SOURCES`.
+
+    >>> score("The Edict of ALÈS", ["Edict of Alès"], "squad")
+    1.0
+    """
+    metric = METRICS[metric_for(data_source)]
+    return metric(prediction, answers) if answers else None
+
+
+def boxed(reply: str) -> str:
+    r"""Return the text of the first ``\boxed{}``, or the whole reply, without outer space.
+
+    >>> boxed(r"So \boxed{ 7 }."), boxed(" 7\n")
+    ('7', '7')
+    """
+    found = _BOXED.search(reply)
+    return (found[1] if found else reply).strip()
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@functools.lru_cache(maxsize=1024)
+def _bare(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", _folded(text))).split())
+
+
+def _spelled(text: str) -> str:
+    return " ".join(_PUNCTUATION.sub(" ", _folded(text)).split())
+
+
+def _occurs(answer: str, prediction: str, edge: str = "") -> bool:
+    wanted, reply = _bare(answer), _bare(prediction)
+    # "The The" or "%" would be lost on both sides and then match everything.
+    if not wanted:
+        wanted, reply, edge = _spelled(answer), _spelled(prediction), " "
+    if not wanted:
+        wanted, reply, edge = _folded(answer), _folded(prediction), ""
+    return bool(wanted) and f"{edge}{wanted}{edge}" in f"{edge}{reply}{edge}"
+
+
+def _parts(answers: Sequence[str], separator: str) -> list[str]:
+    return [part for answer in answers for part in answer.split(separator) if part.strip()]
+
+
+def _share(parts: Sequence[str], prediction: str) -> float:
+    return sum(_occurs(part, prediction) for part in parts) / max(1, len(parts))
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
