@@ -14,8 +14,6 @@ one thread, and a busy machine must not decide the ratio.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 from rank_bm25 import BM25Okapi
 
+from finemem_lib.files import write_json
 from finemem_lib.memory import FlatMemory
 from finemem_lib.repro import stable_seed, versions
 from finemem_lib.retrieval import BM25Retriever
@@ -151,9 +150,7 @@ def main() -> None:
               "(wanted: at least 20)")
         print(f"a step at 5,000 items takes {growth:.2f} times one at 500 (wanted: at most 4)")
     if arguments.output:
-        beside = arguments.output.with_name(arguments.output.name + ".tmp")
-        beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, arguments.output)
+        write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

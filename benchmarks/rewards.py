@@ -14,7 +14,6 @@ are medians in milliseconds of wall time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from finemem_lib.advantages import group_relative
+from finemem_lib.files import write_json
 from finemem_lib.repro import stable_seed, versions
 from finemem_lib.rewards import (
     RewardSettings,
@@ -165,9 +165,7 @@ def main() -> None:
         print(f"{name:24}{value:9.2f}{result['share_of_budget'][name]:12.1%}")
     if arguments.output:
         record = {"benchmark": "rewards", "versions": versions(), "cpus": os.cpu_count(), **result}
-        beside = arguments.output.with_name(arguments.output.name + ".tmp")
-        beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, arguments.output)
+        write_json(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The package is layered and imports run only downwards:
 
-    0  trajectory, text, repro        records, text helpers, seeds and versions
+    0  trajectory, text, repro,       records, text helpers, seeds and versions,
+       files                          files written whole or not at all
     1  operations, memory, retrieval, the world the memory manager lives in
        reasoning, scoring, planted,
        datasets, questions

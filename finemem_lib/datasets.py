@@ -17,7 +17,6 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from finemem_lib.files import written_beside
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import clean_text, count_tokens, sentences, truncate_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question
@@ -181,12 +181,8 @@ def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
         "num_chunks", "num_questions",
     )
     schema = pa.schema([(name, types.get(name, pa.large_string())) for name in names])
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), part)
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_beside(path) as beside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
     return path
 
 

@@ -31,8 +31,8 @@ def pins() -> dict[str, str]:
 
 def declared() -> list[Requirement]:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    lines = PYPROJECT["project"]["dependencies"] + [item for extra in extras.values() for item in extra]
-    return [Requirement(line) for line in lines]
+    lines = [PYPROJECT["project"]["dependencies"], *extras.values()]
+    return [Requirement(line) for group in lines for line in group]
 
 
 def environment_pip_lines() -> list[str]:
@@ -69,7 +69,8 @@ def test_environment_file_and_pyproject_agree_on_python():
 
 def test_unsloth_stays_out_of_the_cpu_environment():
     """Incident: next to a CPU build of torch, unsloth's torchvision broke `from trl import ...`."""
-    for line in PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["test"]:
+    project = PYPROJECT["project"]
+    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
         assert Requirement(line).name not in {"unsloth", "torchvision", "xformers"}
 
 

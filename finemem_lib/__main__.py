@@ -1,0 +1,8 @@
+"""``python -m finemem_lib``: the command line."""
+
+import sys
+
+from finemem_lib.pipeline import main
+
+if __name__ == "__main__":
+    sys.exit(main())

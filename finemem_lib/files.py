@@ -1,0 +1,68 @@
+"""Writing files and folders whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_beside(target: Path) -> Iterator[Path]:
+    """Give a path beside `target` to write a file or a folder to, then put it in target's place.
+
+    Raises:
+        OSError: it could not be written; target is as it was before.
+    """
+    beside = target.with_name(f"{target.name}.tmp")
+    try:
+        discard(beside)  # left by a process that was killed
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        for path in (*beside.rglob("*"), beside) if beside.is_dir() else (beside,):
+            _sync(path)
+        if beside.is_dir() and target.exists():  # a folder cannot be renamed over another
+            former = target.with_name(f"{target.name}.former.tmp")
+            os.rename(target, former)
+            os.rename(beside, target)
+            shutil.rmtree(former)
+        else:
+            os.replace(beside, target)
+        _sync(target.parent)
+    except BaseException as error:
+        discard(beside)
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
+        raise OSError(
+            error.errno,
+            f"{target} could not be written ({error.strerror}); what was there before is "
+            "unchanged. Make room or allow writing there, or choose another folder (runs: "
+            "FINEMEM_RUNS_DIR)",
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all; NaN and infinities are refused."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")

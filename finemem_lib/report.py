@@ -1,0 +1,398 @@
+"""One offline HTML page per run, and single figures as image files.
+
+The page is made from the executed notebooks with nbconvert. Everything in it that came from data,
+models or parameters is text: figures carry plotly's JSON in a data block, HTML outputs and
+Markdown pass through an allowlist (nbconvert's own `sanitize_html` has no headings, paragraphs or
+table heads on its list and would escape those), and a content security policy lets exactly two
+scripts run, plotly.js and the one that draws the figures, and nothing leave the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.files import written_beside
+from finemem_lib.plots import CONFIG, PLOTLY_MIME, figure_table, plain
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MAX_TABLE_ROWS = 200
+"""Rows of a figure's table twin that the page shows; it says how many it leaves out."""
+
+_TAGS = frozenset(
+    "a abbr b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i kbd li "
+    "ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul".split()
+)
+_ATTRIBUTES = {
+    "*": ["class"], "a": ["href", "title"], "th": ["colspan", "rowspan", "scope"],
+    "td": ["colspan", "rowspan"],
+}
+
+_DRAW = """
+const waiting = [...document.querySelectorAll("figure.plotly")];
+function draw() {  // one after the other, so that the page answers while it fills
+  const figure = waiting.shift();
+  if (!figure) { document.body.dataset.drawn = "all"; return; }
+  const spec = JSON.parse(figure.querySelector("script").textContent);
+  spec.config = {...spec.config, displayModeBar: false};
+  Plotly.newPlot(figure.querySelector(".plot"), spec).finally(() => setTimeout(draw));
+}
+draw();
+"""
+
+_CELLS = """
+{%- extends 'basic/index.html.j2' -%}
+{% block in_prompt %}{% endblock %}
+{% block empty_in_prompt %}{% endblock %}
+{% block output_area_prompt %}{% endblock %}
+{% block data_html %}<div class="scroll" tabindex="0" role="region" aria-label="table">
+{{ output.data['text/html'] | clean_html }}</div>{% endblock %}
+{% block data_other %}{{ output.data | figure }}{% endblock %}
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
+ form-action 'none'; img-src data:; style-src 'unsafe-inline'; script-src {{ script_hashes }}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Run {{ run.run_id }}: {{ run.status }} · Fine-Mem workbench</title>
+<style>
+{{ pygments | safe }}
+:root { color-scheme: light; }
+body { font: 1rem/1.55 system-ui, sans-serif; color: #222; background: white; margin: 0 auto;
+  max-width: 60rem; padding: 0 1rem 4rem; overflow-wrap: anywhere; }
+h1, h2, h3, h4 { line-height: 1.25; margin-top: 2rem; }
+h2 { border-top: 2px solid #ccc; padding-top: 1.5rem; }
+a { color: #005a9c; }
+a:focus-visible, summary:focus-visible, [tabindex]:focus-visible { outline: 3px solid #0072b2; }
+.skip { position: absolute; left: -100rem; } .skip:focus { position: static; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; margin: 1rem 0; overflow-wrap: normal; }
+caption { text-align: left; font-weight: bold; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.75rem 0.25rem 0; text-align: left;
+  vertical-align: top; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; margin: 0.5rem 0; }
+.input pre { background: #f5f5f5; border-left: 3px solid #bbb; padding: 0.5rem 0.75rem; }
+.output_stderr pre, .output_error pre, pre.error { background: #fff3e0; padding: 0.5rem; }
+figure { margin: 1rem 0; } figure .plot { min-width: 42rem; }
+figcaption { font-size: 0.95rem; color: #333; }
+math { font-size: 1.1em; line-height: normal; } math[display="block"] { margin: 1rem 0; }
+@media print { nav, .skip { display: none; } h2 { break-before: page; } }
+</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+<h1>Run {{ run.run_id }}</h1>
+<p>Fine-Mem workbench, profile <b>{{ run.profile }}</b>, seed <b>{{ run.seed }}</b>. Status:
+<b>{{ run.status }}</b>. Started {{ run.started }}, ended {{ run.ended or "not yet" }}.</p>
+{% if run.error %}<pre class="error">{{ run.error }}</pre>{% endif %}
+</header>
+<nav aria-label="Contents"><ul>
+<li><a href="#results">Results</a></li>
+{% for notebook in notebooks %}
+<li><a href="#{{ notebook.anchor }}">{{ notebook.name }}</a>: {{ notebook.status }}</li>
+{% endfor %}
+<li><a href="#provenance">Parameters and provenance</a></li>
+</ul></nav>
+<main id="main">
+<h2 id="results">Results</h2>
+{{ table("Notebooks", notebook_rows) }}
+{{ table("Metrics", metric_rows) }}
+{% for notebook in notebooks %}
+<section aria-labelledby="{{ notebook.anchor }}">
+<h2 id="{{ notebook.anchor }}">{{ notebook.name }}</h2>
+{% if notebook.error %}<pre class="error">{{ notebook.error }}</pre>{% endif %}
+{% if notebook.body is none %}<p>This notebook left no executed copy in the run folder.</p>
+{% else %}{{ notebook.body | safe }}{% endif %}
+</section>
+{% endfor %}
+<h2 id="provenance">Parameters and provenance</h2>
+{{ table("Parameters", parameter_rows) }}
+{{ table("Versions", version_rows) }}
+</main>
+{% for script in scripts %}<script>{{ script | safe }}</script>
+{% endfor %}
+</body>
+</html>
+"""
+
+
+def build_report(run_dir: Path, output: Path) -> Path:
+    """Write the report of a run to `output` and return that path.
+
+    Reads ``manifest.json``, ``metrics.json`` where there is one, and the executed notebook
+    ``<name>.ipynb`` of every notebook the manifest lists, anywhere in the run folder. A run that
+    failed or is still running gets a report of what there is. The file appears whole or not at
+    all, opens from disk and asks the network for nothing.
+
+    Raises:
+        ValueError: the manifest is missing or not readable.
+    """
+    import jinja2
+    from pygments.formatters import HtmlFormatter
+
+    run = _read_json(run_dir / "manifest.json")
+    metrics = _read_json(run_dir / "metrics.json") if (run_dir / "metrics.json").exists() else {}
+    listed = run.get("notebooks", [])
+    links = {f"{entry['name']}.ipynb": f"#{_anchor(entry['name'])}" for entry in listed}
+    notebooks = [
+        entry | {"anchor": _anchor(entry["name"]),
+                 "body": _notebook_body(run_dir, entry["name"], links)}
+        for entry in listed
+    ]
+    scripts = [_plotlyjs(), _DRAW]
+    environment = jinja2.Environment(autoescape=True)
+    environment.globals["table"] = _table
+    page = environment.from_string(_PAGE).render(
+        run=run, notebooks=notebooks, scripts=scripts,
+        script_hashes=jinja2.utils.markupsafe.Markup(" ".join(map(_hash, scripts))),
+        pygments=HtmlFormatter().get_style_defs(".highlight"),
+        notebook_rows=[
+            {"notebook": entry["name"], "status": entry.get("status"),
+             "seconds": _shown(entry.get("seconds")), "reads": _shown(entry.get("reads")),
+             "writes": _shown(entry.get("writes"))} for entry in listed
+        ],
+        metric_rows=[{"notebook": name, "metric": metric, "value": _shown(value)}
+                     for name, values in metrics.items() for metric, value in values.items()],
+        parameter_rows=[{"notebook": entry["name"], "parameter": name, "value": _shown(value)}
+                        for entry in listed
+                        for name, value in (entry.get("parameters") or {}).items()],
+        version_rows=[{"what": name, "version": _shown(value)} for name, value in
+                      [*(run.get("git") or {}).items(), *(run.get("versions") or {}).items()]],
+    )
+    return _write(output, page.encode("utf-8", "replace"))
+
+
+def save_figure(
+    figure: go.Figure, stem: Path, formats: Sequence[str] = ("svg",), width: int = 900
+) -> list[Path]:
+    """Write a figure as ``<stem>.svg`` (small, text stays text) or "png", and return the paths.
+
+    Where kaleido or a browser for it is missing, one HTML page (4.8 MB, it holds plotly.js) is
+    written instead, and the reason is given as a warning.
+    """
+    import warnings
+
+    spec = figure.to_dict()
+    for number, trace in enumerate(spec["data"]):
+        trace["uid"] = f"{number:06x}"  # else random, and part of the ids in an SVG
+    try:
+        import kaleido
+
+        images = [
+            kaleido.calc_fig_sync(
+                spec,
+                opts={"format": kind, "width": width, "height": figure.layout.height},
+                kopts={"mathjax": False},  # its default is fetched from the network
+            )
+            for kind in formats
+        ]
+    except Exception as error:  # kaleido, choreographer and the browser each raise their own
+        warnings.warn(
+            f"{stem.name}: written as HTML, because no image could be made ({error}); install "
+            "kaleido and Chromium for images", stacklevel=2,
+        )
+        text = figure.to_html(config=CONFIG, div_id=stem.name, auto_play=False)
+        return [_write(stem.with_name(f"{stem.name}.html"), text.encode())]
+    return [_write(stem.with_name(f"{stem.name}.{kind}"), _fixed_ids(image))
+            for kind, image in zip(formats, images, strict=True)]
+
+
+def _fixed_ids(image: bytes) -> bytes:
+    """Replace the random id that plotly puts into every SVG, so that equal figures are equal."""
+    found = re.search(rb'id="defs-([0-9a-f]{6})"', image)
+    return image.replace(found[1], b"figure") if found else image
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict):
+            return found
+        reason = f"it holds a {type(found).__name__}, expected an object"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise ValueError(
+        f"{path.name} of run {path.parent.name} is not readable ({reason}); give the folder of a "
+        "run, as `finemem list` shows it"
+    )
+
+
+def _write(path: Path, content: bytes) -> Path:
+    with written_beside(path) as beside:
+        beside.write_bytes(content)
+    return path
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _plotlyjs() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def _anchor(name: str) -> str:
+    return "nb-" + re.sub(r"\W+", "-", name)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return "–" if value is None else str(value)
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Any:
+    """Return rows as an HTML table with everything escaped, or a sentence when there are none."""
+    from markupsafe import Markup, escape
+
+    if not rows:
+        return Markup(f"<p>{escape(name)}: none.</p>")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_shown(row.get(column, '')))}</td>" for column in columns)
+        + "</tr>" for row in rows[:limit]
+    )
+    more = "" if limit is None or len(rows) <= limit else (
+        f"<p>{len(rows) - limit} of {len(rows)} rows are left out here.</p>")
+    return Markup(
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table>'
+        f"<caption>{escape(name)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        f"</table></div>{more}"
+    )
+
+
+# ---- notebooks -----------------------------------------------------------------------------------
+
+
+def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | None:
+    """Return the cells of an executed notebook as HTML, `None` when there is no such file."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import MarkdownWithMath
+    from traitlets.config import Config
+
+    path = next(iter(sorted(run_dir.rglob(f"{name}.ipynb"))), None)
+    if path is None:
+        return None
+    notebook = nbformat.read(path, as_version=4)
+    _drop_printed_captions(notebook)
+    markdown = MarkdownWithMath(renderer=_renderer())
+    numbers = itertools.count(1)
+    exporter = HTMLExporter(
+        raw_template=_CELLS, sanitize_html=True,
+        config=Config({"NbConvertBase": {"display_data_priority": [
+            PLOTLY_MIME, "text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg",
+            "text/plain",
+        ]}}),
+        filters={
+            "clean_html": _clean,
+            "markdown2html": markdown.render,
+            "figure": lambda data: _figure(data[PLOTLY_MIME], f"{_anchor(name)}-{next(numbers)}"),
+        },
+    )
+    body, _ = exporter.from_notebook_node(notebook)
+    body = _formulas(body)
+    for file, anchor in links.items():
+        body = body.replace(f'href="{file}"', f'href="{anchor}"')
+    return body
+
+
+def _drop_printed_captions(notebook: Any) -> None:
+    """Remove the line that `plots.show` prints: the page has the caption inside the figure."""
+    for cell in notebook.cells:
+        for shown, printed in itertools.pairwise(cell.get("outputs", [])):
+            caption = _meta(shown.get("data", {}).get(PLOTLY_MIME, {})).get("caption")
+            if caption and printed.output_type == "stream":
+                printed.text = printed.text.removeprefix(f"{caption}\n")
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs
+                            if output.output_type != "stream" or output.text]
+
+
+def _meta(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (spec.get("layout") or {}).get("meta") or {}
+
+
+def _figure(spec: Mapping[str, Any], figure_id: str) -> str:
+    """Return a plotly spec as a figure: data block, place to draw, caption and table.
+
+    The role "img" sits on the drawing only: an image has no readable content, so on the whole
+    figure it would hide caption and table from screen readers.
+    """
+    title = plain(((spec.get("layout") or {}).get("title") or {}).get("text") or "Figure")
+    data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
+    alt = html.escape(f"{title}. {_meta(spec).get('alt', '')}")
+    caption = html.escape(str(_meta(spec).get("caption", title)))
+    height = int((spec.get("layout") or {}).get("height") or 450)
+    return (
+        f'<figure class="plotly" id="{figure_id}"><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{html.escape(title)}"><div class="plot" role="img" aria-label="{alt}" '
+        f'style="height:{height}px"></div></div><script type="application/json">{data}</script>'
+        f"<figcaption>{caption}</figcaption><details><summary>Show as table</summary>"
+        f"{_table(title, figure_table(spec), MAX_TABLE_ROWS)}</details></figure>"
+    )
+
+
+def _clean(markup: Any) -> str:
+    """Keep allowlisted tags of an HTML fragment, escape all others, drop pandas' style block."""
+    import bleach
+    import bs4
+
+    soup = bs4.BeautifulSoup(str(markup), "html.parser")
+    for style in soup("style"):
+        style.decompose()
+    return bleach.clean(str(soup), tags=_TAGS, attributes=_ATTRIBUTES)
+
+
+def _renderer() -> Any:
+    """Return nbconvert's Markdown renderer with headings two levels down (the page has its own
+    first and second) and formulas as marked code."""
+    from nbconvert.filters.markdown_mistune import IPythonRenderer
+
+    class Renderer(IPythonRenderer):
+        def heading(self, text: str, level: int, **attrs: Any) -> str:
+            return f"<h{min(level + 2, 6)}>{text}</h{min(level + 2, 6)}>\n"
+
+        def block_math(self, body: str) -> str:
+            return f'<code class="formula-block">{html.escape(body)}</code>'
+
+        def inline_math(self, body: str) -> str:
+            return f'<code class="formula-inline">{html.escape(body)}</code>'
+
+    return Renderer(escape=False)
+
+
+def _formulas(body: str) -> str:
+    """Turn marked TeX into MathML, which browsers draw without a script.
+
+    Runs on cleaned HTML. latex2mathml does not escape what it copies, so the TeX is given to it
+    without angle brackets and its result can hold no markup of the author's.
+    """
+    from latex2mathml.converter import convert
+
+    def formula(match: re.Match[str]) -> str:
+        tex = html.unescape(match[2]).replace("<", r"\lt ").replace(">", r"\gt ")
+        try:
+            return convert(tex, display=match[1])
+        except Exception:  # each malformed formula raises another type; its source can be read
+            return match[0]
+
+    return re.sub(r'<code class="formula-(block|inline)">([^<]*)</code>', formula, body)

@@ -1,0 +1,456 @@
+"""What one notebook hands to the next: artefacts by name, and a record of how they were made.
+
+A run is a folder ``data/runs/<run_id>/``. Each notebook checks its parameters with `start_run`,
+loads and saves artefacts by the names of `ARTEFACTS`, and keeps one record
+``records/<notebook>.json``: parameters, seed, versions, hashes of what it read and wrote, metrics.
+An artefact counts as there only once the record of its notebook lists it, and the record is written
+last, so a notebook that was killed leaves nothing that a later one could take for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from finemem_lib.files import write_json, written_beside
+from finemem_lib.repro import repository_root, versions
+from finemem_lib.trajectory import Instance, Trajectory, read_jsonl, write_jsonl
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+RECORD_VERSION = 1
+
+Kind = Literal["instances", "trajectories", "table", "json", "folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A thing notebooks hand over: its file, what is in it, the notebook that writes it, and the
+    version of its layout (count it up when a reader of the old layout would be misled)."""
+
+    file: str
+    kind: Kind
+    notebook: str
+    version: int = 1
+
+
+ARTEFACTS: dict[str, Artefact] = {
+    "instances": Artefact("instances.jsonl", "instances", "01_question_generation"),
+    "question_audit": Artefact("question_audit.parquet", "table", "01_question_generation"),
+    "trajectories": Artefact("trajectories.jsonl", "trajectories", "02_memory_and_retrieval"),
+    "rewards": Artefact("rewards.parquet", "table", "03_rewards_and_credit"),
+    "training": Artefact("training.parquet", "table", "04_grpo_training"),
+    "trained_manager": Artefact("trained_manager", "folder", "04_grpo_training"),
+    "trained_trajectories": Artefact(
+        "trained_trajectories.jsonl", "trajectories", "04_grpo_training"
+    ),
+    "evidence": Artefact("evidence.parquet", "table", "05_evidence_tracing"),
+    "benchmark": Artefact("benchmark.parquet", "table", "06_benchmark_evaluation"),
+}
+
+
+# Checks of parameters.
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a parameter may be: a phrase that follows "expected", and the test."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+def whole(low: int, high: int) -> Check:
+    """Accept whole numbers from `low` to `high`.
+
+    >>> whole(1, 9).accepts(9), whole(1, 9).accepts(0), whole(0, 1).accepts(True)
+    (True, False, False)
+    """
+    return Check(
+        f"a whole number from {low} to {high}",
+        lambda value: type(value) is int and low <= value <= high,
+    )
+
+
+def real(low: float, high: float) -> Check:
+    """Accept numbers from `low` to `high`; NaN is in no range.
+
+    >>> real(0, 1).accepts(0.5), real(0, 1).accepts(1), real(0, 1).accepts(float("nan"))
+    (True, True, False)
+    """
+    return Check(
+        f"a number from {low} to {high}",
+        lambda value: type(value) in (int, float) and low <= value <= high,
+    )
+
+
+def one_of(*choices: str) -> Check:
+    """Accept one of the given texts.
+
+    >>> one_of("group", "batch").accepts("batch"), one_of("group").accepts("Group")
+    (True, False)
+    """
+    return Check(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+SWITCH = Check("True or False", lambda value: type(value) is bool)
+TEXT = Check("a text", lambda value: type(value) is str)
+TEXTS = Check(
+    "a list of texts", lambda value: type(value) is list and all(type(v) is str for v in value)
+)
+
+CHECKS: dict[str, Check] = {
+    "seed": whole(0, 2**32 - 1),
+    "data": TEXTS,
+    "max_instances": whole(1, 100_000),
+    "num_chunks": whole(1, 10_000),
+    "max_chunk_tokens": whole(16, 1_000_000),
+    "questions_per_chunk": whole(0, 100),
+    "managers": TEXTS,
+    "capacity": whole(0, 1_000_000),
+    "top_k": whole(1, 1_000),
+    "beta": real(0, 1),
+    "w1": real(0, 100),
+    "w2": real(0, 100),
+    "attribution": one_of("last_write", "creation", "lineage"),
+    "credited": one_of("retrieved", "used"),
+    "unretrieved": one_of("spread", "drop"),
+    "scale_rewards": one_of("group", "batch", "none"),
+    "num_generations": whole(2, 256),
+    "checkpoint": TEXT,
+    "scheme": one_of("outcome-only", "+CSR", "+EARA", "Fine-Mem"),
+    "updates": whole(0, 100_000),
+    "instances_per_update": whole(1, 1_000),
+    "learning_rate": real(0, 1),
+    "held_out": whole(1, 100_000),
+    "source": one_of("trajectories", "trained_trajectories"),
+    "index": whole(0, 1_000_000),
+    "max_questions": whole(1, 1_000),
+    "baseline": TEXT,
+    "trained": SWITCH,
+    "resamples": whole(10, 1_000_000),
+}
+"""One check per parameter name, whichever notebook has it; the command line applies the same."""
+
+
+def parameter_problems(
+    parameters: Mapping[str, Any], checks: Mapping[str, Check] = CHECKS
+) -> list[str]:
+    """Return one sentence per parameter that its check refuses.
+
+    >>> parameter_problems({"beta": 2.0, "top_k": 3})
+    ['beta is 2.0, expected a number from 0 to 1']
+    """
+    problems = []
+    for name, value in parameters.items():
+        if name not in checks:
+            problems.append(f"{name} has no check; add a line for it to CHECKS in runs.py")
+        elif not checks[name].accepts(value):
+            problems.append(f"{name} is {value!r}, expected {checks[name].expected}")
+    return problems
+
+
+# Places.
+
+
+def runs_folder() -> Path:
+    """Return the folder of all runs: FINEMEM_RUNS_DIR, else ``data/runs`` of the repository."""
+    return Path(os.environ.get("FINEMEM_RUNS_DIR") or repository_root() / "data" / "runs").resolve()
+
+
+def run_folder(run_id: str) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        ValueError: the id could not be the name of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
+        raise ValueError(
+            f"run id {run_id!r}: expected letters, digits, '.', '_' and '-', at most 100 of them"
+        )
+    return runs_folder() / run_id
+
+
+def locate(source: str) -> Path | None:
+    """Return the file a data source names, relative ones from the repository root; `None` for a
+    name on the hub (owner/name, and no such file).
+
+    Raises:
+        ValueError: it is neither an existing file with something in it nor the name of a data set.
+    """
+    path = Path(repository_root(), Path(source).expanduser()).resolve()
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise ValueError(f"data file {path} is empty; fetch or write it again")
+        return path
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
+        return None
+    raise ValueError(
+        f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a "
+        ".jsonl, .json or .parquet file, or a data set on the hub as owner/name"
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's file names and contents."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]
+        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_memory_mb(who: int) -> float:
+    """Return the largest resident size so far, in MB, as `resource.getrusage` counts it."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return round(resource.getrusage(who).ru_maxrss / unit, 1)
+
+
+# Kinds of artefacts.
+
+
+def _write_records(record_type: type, path: Path, records: Any) -> None:
+    records = list(records)
+    for record in records:
+        if not isinstance(record, record_type):
+            raise TypeError(f"got a {type(record).__name__}, expected {record_type.__name__} only")
+    path.write_text(write_jsonl(records), encoding="utf-8")
+
+
+def _write_table(path: Path, rows: Any) -> None:
+    import pandas as pd
+
+    pd.DataFrame(rows).to_parquet(path, index=False)
+
+
+def _read_table(path: Path) -> Any:
+    import pandas as pd
+
+    return pd.read_parquet(path)
+
+
+def _fill_folder(path: Path, fill: Callable[[Path], Any]) -> None:
+    path.mkdir()
+    fill(path)
+
+
+_WRITERS: dict[Kind, Callable[[Path, Any], None]] = {
+    "instances": lambda path, value: _write_records(Instance, path, value),
+    "trajectories": lambda path, value: _write_records(Trajectory, path, value),
+    "table": _write_table,
+    "json": write_json,
+    "folder": _fill_folder,
+}
+_READERS: dict[Kind, Callable[[Path], Any]] = {
+    "instances": lambda path: read_jsonl(Instance, path.read_text(encoding="utf-8")),
+    "trajectories": lambda path: read_jsonl(Trajectory, path.read_text(encoding="utf-8")),
+    "table": _read_table,
+    "json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    "folder": lambda path: path,
+}
+
+
+# One notebook's part in a run.
+
+
+class Run:
+    """One notebook's part in a run; `start_run` makes it.
+
+    `data` holds the sources of the parameter `data`, files as absolute paths.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.notebook: str = record["notebook"]
+        self.data = tuple(source["source"] for source in record["data"])
+        self._record = record
+        self._begun = time.monotonic()
+        self._written: list[str] = []
+        self._keep_record()
+
+    def load(self, name: str) -> Any:
+        """Return an artefact: records as a list, a table as a DataFrame, JSON as its value, a
+        folder as its path. What this run lacks is taken from the run that ``--reuse`` names.
+
+        Raises:
+            ValueError: there is no artefact of this name, or it has another version or is broken.
+            FileNotFoundError: its notebook has not written it; the message names that notebook.
+        """
+        artefact = _artefact(name)
+        reused = os.environ.get("FINEMEM_REUSE_RUN")
+        for folder in (self.folder, *([run_folder(reused)] if reused else [])):
+            written = read_record(folder, artefact.notebook).get("writes", {}).get(name)
+            path = folder / artefact.file
+            if written and path.exists():
+                break
+        else:
+            raise FileNotFoundError(
+                f"artefact {name!r} is not in run {self.folder.name!r}; notebook "
+                f"{artefact.notebook} writes it: run that notebook first"
+            )
+        again = f"run notebook {artefact.notebook} again"
+        if written["version"] != artefact.version:
+            raise ValueError(
+                f"artefact {name!r} of run {folder.name!r} has version {written['version']}, "
+                f"expected {artefact.version}; {again}"
+            )
+        try:
+            value = _READERS[artefact.kind](path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"artefact {path} cannot be read ({error}); {again}") from error
+        self._record["reads"][name] = {"run_id": folder.name, "sha256": sha256(path)}
+        self._keep_record()
+        return value
+
+    def save(self, name: str, value: Any) -> None:
+        """Write an artefact, whole or not at all; one that this notebook wrote before is replaced.
+
+        `value` is a sequence of records, rows or a DataFrame, a JSON value, or, for a folder, a
+        function that fills the empty folder it is given.
+
+        Raises:
+            ValueError: there is no artefact of this name, or another notebook writes it.
+            OSError: it could not be written; what was there before is unchanged.
+        """
+        artefact = _artefact(name)
+        if artefact.notebook != self.notebook:
+            raise ValueError(
+                f"artefact {name!r} is written by {artefact.notebook}, not by {self.notebook}; "
+                "change ARTEFACTS in runs.py to move it"
+            )
+        path = self.folder / artefact.file
+        with written_beside(path) as beside:
+            _WRITERS[artefact.kind](beside, value)
+        self._record["writes"][name] = {
+            "file": artefact.file, "version": artefact.version, "sha256": sha256(path),
+        }
+        self._written.append(name)
+        self._keep_record()
+
+    def metric(self, name: str, value: float | int | str | None) -> None:
+        """Note a key figure of this notebook; `None` says that it could not be measured.
+
+        Raises:
+            ValueError: the value is NaN or infinite.
+        """
+        if value is not None and not isinstance(value, str):
+            value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
+            if not math.isfinite(value):
+                raise ValueError(f"metric {name} is {value}, expected a finite number or None")
+        self._record["metrics"][name] = value
+
+    def figure(self, name: str, figure: go.Figure) -> None:
+        """Keep a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run;
+        ``finemem report RUN --figures`` makes images of those that were kept.
+
+        Raises:
+            ValueError: the name is not a plain word.
+        """
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"figure name {name!r}: expected letters, digits and '_'")
+        with written_beside(self.folder / "figures" / f"{self.notebook}-{name}.json") as beside:
+            beside.write_text(figure.to_json(), encoding="utf-8")
+
+    def finish(self) -> None:
+        """End this notebook's record and print what it read, wrote and measured; the text is the
+        same on every run with the same results."""
+        self._record |= {
+            "status": "ok", "ended": now(), "seconds": round(time.monotonic() - self._begun, 3),
+            "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
+        }
+        self._keep_record()
+        print(f"{self.notebook}, seed {self._record['seed']}")
+        print("reads:", ", ".join(self._record["reads"]) or "nothing")
+        print("writes:", ", ".join(dict.fromkeys(self._written)) or "nothing")
+        for name, value in self._record["metrics"].items():
+            print(f"{name}: {format_metric(value)}")
+
+    def _keep_record(self) -> None:
+        write_json(_record_file(self.folder, self.notebook), self._record)
+
+
+def start_run(
+    notebook: str,
+    *,
+    run_id: str,
+    seed: int,
+    parameters: Mapping[str, Any],
+    checks: Mapping[str, Check] | None = None,
+) -> Run:
+    """Check a notebook's parameters and open its part of the run `run_id`.
+
+    Every parameter has a check in `CHECKS`, or in `checks` where one notebook needs its own.
+
+    Raises:
+        ValueError: parameters are refused (all are named at once), or a data file is missing.
+        OSError: the run's folder cannot be written.
+    """
+    parameters = {"seed": seed, **parameters}
+    problems = parameter_problems(parameters, CHECKS | dict(checks or {}))
+    if problems:
+        raise ValueError(
+            f"{notebook}: {'; '.join(problems)}. Change it in the parameters cell, or with "
+            "--set NAME=VALUE on the command line"
+        )
+    data = []
+    for source in parameters.get("data", ()):
+        path = locate(source)
+        data.append({
+            "source": source if path is None else str(path),
+            "sha256": None if path is None else sha256(path),
+        })
+    folder = run_folder(run_id)
+    return Run(folder, {
+        "schema_version": RECORD_VERSION, "notebook": notebook, "run_id": run_id,
+        "status": "running", "started": now(), "seed": seed, "parameters": parameters,
+        "versions": versions(), "data": data, "reads": {}, "metrics": {},
+        # what an earlier pass wrote stays valid until it is replaced
+        "writes": read_record(folder, notebook).get("writes", {}),
+    })
+
+
+def read_record(folder: Path, notebook: str) -> dict[str, Any]:
+    """Return a notebook's record in a run, empty where there is none or it has another version."""
+    try:
+        record = json.loads(_record_file(folder, notebook).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if record.get("schema_version") == RECORD_VERSION else {}
+
+
+def format_metric(value: float | int | str | None) -> str:
+    """Return a metric as it is shown everywhere: four decimals, a dash for `None`.
+
+    >>> [format_metric(value) for value in (0.25, -1e-17, 3, None)]
+    ['0.2500', '0.0000', '3', '–']
+    """
+    if isinstance(value, float):
+        return f"{round(value, 4) + 0.0:.4f}"  # never "-0.0000", which rounding noise decides
+    return "–" if value is None else str(value)
+
+
+def _record_file(folder: Path, notebook: str) -> Path:
+    return folder / "records" / f"{notebook}.json"
+
+
+def _artefact(name: str) -> Artefact:
+    if name not in ARTEFACTS:
+        raise ValueError(f"no artefact is called {name!r}; there are {', '.join(ARTEFACTS)}")
+    return ARTEFACTS[name]

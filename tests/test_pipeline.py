@@ -1,0 +1,621 @@
+"""The command line, on small notebooks made here: what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from finemem_lib import pipeline, report, runs
+from finemem_lib.pipeline import UsageError, coerce, main
+
+FIRST, SECOND, THIRD = "01_question_generation", "02_memory_and_retrieval", "03_rewards_and_credit"
+
+PARAMETERS = '''run_id: str = "notebook"  # name of the run
+seed: int = 0  # every random choice follows from it
+'''
+START = '''from finemem_lib.runs import start_run
+run = start_run("{stem}", run_id=run_id, seed=seed, parameters={{{parameters}}})'''
+PASS_ON = {
+    FIRST: ('num_chunks: int = 4  # chunks\ndata: list = []  # files\n', [
+        'run.save("question_audit", [{"kept": step} for step in range(num_chunks)])\n'
+        'run.metric("kept", num_chunks)\nrun.metric("unmeasured", None)',
+        "import plotly.graph_objects as go\nfigure = go.Figure(go.Bar(y=[1]))\n"
+        'figure.update_layout(title="Kept", meta={"caption": "c", "alt": "a"})\n'
+        'run.figure("kept", figure)',
+        "run.finish()",
+    ]),
+    THIRD: ('beta: float = 0.5  # weight of the evidence\n'
+            'capacity: int = 0  # items, 0 for no limit\n', [
+        'audit = run.load("question_audit")',
+        'run.save("rewards", [{"reward": beta * len(audit)}])\n'
+        'run.metric("reward", beta * len(audit))',
+        "import os, sys\nseen = {name: os.environ.get(name) for name in\n"
+        '        ("FINEMEM_HEADLESS", "HF_HUB_OFFLINE", "PYTHONHASHSEED")}\n'
+        "print(sys.executable, os.getcwd(), seen)",
+        "run.finish()",
+    ]),
+}
+
+
+def write_notebook(folder, stem, parameters="", cells=()):
+    declared = PARAMETERS + parameters
+    names = [line.split(":")[0] for line in parameters.splitlines()]
+    passed = ", ".join(f'"{name}": {name}' for name in names)
+    sources = [declared, START.format(stem=stem, parameters=passed), *cells]
+    made = [nbformat.v4.new_code_cell(source) for source in sources]
+    made[0].metadata["tags"] = ["parameters"]
+    notebook = nbformat.v4.new_notebook(cells=made)
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python",
+                                       "display_name": "Python 3"}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.ipynb").write_text(nbformat.writes(notebook), encoding="utf-8")
+
+
+def write_profile(folder, name="default", text='description: d\nnotebooks: ["01-99"]\n'):
+    (folder / "profiles").mkdir(parents=True, exist_ok=True)
+    (folder / "profiles" / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def make_notebooks(folder, notebooks):
+    for stem, (parameters, cells) in notebooks.items():
+        write_notebook(folder, stem, parameters, cells)
+    numbers = ", ".join(f'"{stem[:2]}"' for stem in notebooks)
+    write_profile(folder, text=f"description: d\nnotebooks: [{numbers}]\n")
+    return folder
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def assert_nothing_half_written(folder):
+    assert not list(folder.rglob("*.tmp")) and not (folder / "scratch").exists()
+    for path in folder.rglob("*.ipynb"):
+        nbformat.read(path, as_version=4)
+
+
+@pytest.fixture
+def runs_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """Fail when a notebook would be executed."""
+    def start(*arguments):
+        raise AssertionError("a kernel would have been started")
+
+    monkeypatch.setattr(pipeline, "_execute", start)
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    return make_notebooks(tmp_path / "notebooks", PASS_ON)
+
+
+def run(notebooks, *arguments):
+    return main(["run", "--notebooks-dir", str(notebooks), *arguments])
+
+
+# ---- a run that works ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Two notebooks run from another working directory, with a decoy for the kernel's name."""
+    place = tmp_path_factory.mktemp("good")
+    notebooks = make_notebooks(place / "notebooks", PASS_ON)
+    decoy = place / "share" / "kernels" / "python3"
+    decoy.mkdir(parents=True)
+    (decoy / "kernel.json").write_text(json.dumps(
+        {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}))
+    data = place / "my data.jsonl"
+    data.write_text("{}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "finemem_lib", "run", "--notebooks-dir", str(notebooks),
+         "--run-id", "good", "--set", "num_chunks=6", "--set", "03.beta=0.25", "--data", data.name],
+        cwd=place, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "FINEMEM_RUNS_DIR": str(place / "runs"),
+             "JUPYTER_PATH": str(place / "share"), "MY_SECRET": "never-shown"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "runs" / "good", done.stdout, notebooks, data
+
+
+def test_a_run_ends_with_a_table_of_results_and_the_report(good):
+    folder, printed, *_ = good
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["notebook", "metric", "value"] in lines
+    assert [FIRST, "kept", "6"] in lines and [FIRST, "unmeasured", "–"] in lines
+    assert [THIRD, "reward", "1.5000"] in lines
+    assert f"report: {folder / 'report.html'}" in printed
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+    assert printed.splitlines()[-1].startswith("status=ok run=good seconds=")
+    assert [line for line in lines if line[:2] == [FIRST, "ok"]]
+
+
+def test_the_manifest_says_what_was_run_and_on_what(good):
+    folder, _, notebooks, data = good
+    found = manifest_of(folder)
+    assert (found["status"], found["exit_code"], found["error"]) == ("ok", 0, None)
+    assert found["schema_version"] == 1 and found["profile"] == "default" and found["seed"] == 0
+    assert found["parameters_given"] == {
+        "num_chunks": "6", "03.beta": "0.25", "data": [str(data)],
+    }
+    assert found["command"][:2] == ["finemem", "run"]
+    assert found["inputs"] == {str(data): runs.sha256(data)}
+    assert found["outputs"]["rewards"]["sha256"] == runs.sha256(folder / "rewards.parquet")
+    assert set(found["git"]) == {"commit", "dirty"}
+    assert found["versions"]["papermill"] and found["platform"] and found["peak_memory_mb"] > 50
+    assert found["started"] <= found["ended"] and found["seconds"] > 0
+    first, third = found["notebooks"]
+    assert first["parameters"] == {
+        "run_id": "good", "seed": 0, "num_chunks": 6, "data": [str(data)],
+    }
+    assert third["parameters"]["beta"] == 0.25 and third["parameters"]["capacity"] == 0
+    assert (first["reads"], first["writes"]) == ([], ["question_audit"])
+    assert (third["reads"], third["writes"]) == (["question_audit"], ["rewards"])
+    assert len(first["source_sha256"]) == 64 and first["peak_memory_mb"] > 10
+    assert "never-shown" not in json.dumps(found)
+    assert json.loads((folder / "metrics.json").read_text())[THIRD] == {"reward": 1.5}
+
+
+def test_kernels_run_this_interpreter_in_the_notebooks_folder_headless(good):
+    folder, _, notebooks, _ = good
+    executed = nbformat.read(folder / "notebooks" / f"{THIRD}.ipynb", as_version=4)
+    (text,) = [output.text for cell in executed.cells for output in cell.get("outputs", [])
+               if "executable" in cell.source or "HEADLESS" in cell.source]
+    assert text.startswith(f"{sys.executable} {notebooks}")
+    assert "'FINEMEM_HEADLESS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONHASHSEED': '0'" in text
+    assert "widgets" not in executed.metadata
+    assert_nothing_half_written(folder)
+
+
+def test_the_hash_of_a_notebook_is_that_of_its_cells_only(good, tmp_path):
+    folder, _, notebooks, _ = good
+    source = nbformat.read(notebooks / f"{FIRST}.ipynb", as_version=4)
+    source.cells[2]["execution_count"] = 5
+    source.metadata["x"] = 1
+    nbformat.write(source, tmp_path / "same.ipynb")
+    source.cells[2]["source"] += " "
+    nbformat.write(source, tmp_path / "other.ipynb")
+    recorded = manifest_of(folder)["notebooks"][0]["source_sha256"]
+    assert pipeline._source_hash(tmp_path / "same.ipynb") == recorded
+    assert pipeline._source_hash(tmp_path / "other.ipynb") != recorded
+
+
+def test_list_shows_the_run_and_report_makes_the_page_again(good, monkeypatch, capsys, tmp_path):
+    folder, *_ = good
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(folder.parent))
+    exported = {}
+    monkeypatch.setattr(report, "save_figure", lambda figure, stem: exported.update({stem: figure}))
+    (folder / "report.html").unlink()
+    assert main(["report", "good", "--figures", str(tmp_path / "figures")]) == 0
+    assert (folder / "report.html").exists()
+    ((stem, figure),) = exported.items()
+    assert stem == tmp_path / "figures" / f"{FIRST}-kept" and figure.layout.title.text == "Kept"
+    assert main(["list"]) == 0
+    assert "good  ok      default  2/2" in capsys.readouterr().out
+
+
+def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys):
+    folder, _, notebooks, _ = good
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(folder.parent))
+    again = ["--notebooks", "03", "--run-id"]
+    assert run(notebooks, *again, "reusing", "--reuse", "good", "--set", "beta=1") == 0
+    found = manifest_of(folder.parent / "reusing")
+    assert found["inputs"] == {
+        "good/question_audit": runs.sha256(folder / "question_audit.parquet"),
+    }
+    assert json.loads((folder.parent / "reusing" / "metrics.json").read_text())[THIRD] == {
+        "reward": 6.0,
+    }
+
+
+# ---- runs that do not ----------------------------------------------------------------------------
+
+
+def test_a_failing_cell_stops_the_run_and_its_error_is_shown(tmp_path, runs_dir, capsys):
+    notebooks = make_notebooks(tmp_path / "notebooks", {
+        FIRST: ("", ['run.metric("early", 1)\nrun.save("question_audit", [])',
+                     'def inner():\n    raise ValueError("<b>chunk 3 is broken</b>")\ninner()']),
+        THIRD: ("", []),
+    })
+    assert run(notebooks, "--run-id", "bad") == 1
+    shown = capsys.readouterr()
+    assert f"failed: {FIRST}: cell 4 (In [5]): ValueError: <b>chunk 3" in shown.err
+    assert "raise ValueError" in shown.err and "\x1b" not in shown.err
+    found = manifest_of(runs_dir / "bad")
+    assert (found["status"], found["exit_code"]) == ("failed", 1)
+    assert [entry["status"] for entry in found["notebooks"]] == ["failed", "not run"]
+    assert "chunk 3 is broken" in found["notebooks"][0]["error"]
+    assert found["notebooks"][0]["writes"] == ["question_audit"]
+    report = (runs_dir / "bad" / "report.html").read_text(encoding="utf-8")
+    assert "chunk 3 is broken" in report and "<b>chunk 3" not in report
+
+
+def test_a_killed_kernel_fails_the_run_and_leaves_no_half_artefact(tmp_path, runs_dir, capsys):
+    """Incident: papermill marks the cell of a kernel that was killed as completed."""
+    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [
+        "import os, signal\nfrom finemem_lib.runs import written_beside\n"
+        'with written_beside(run.folder / "question_audit.parquet") as beside:\n'
+        '    beside.write_text("half")\n'
+        "    os.kill(os.getpid(), signal.SIGKILL)",
+    ])})
+    assert run(notebooks, "--run-id", "killed") == 1
+    assert "Kernel died" in capsys.readouterr().err
+    found = manifest_of(runs_dir / "killed")
+    assert found["status"] == found["notebooks"][0]["status"] == "failed"
+    assert found["notebooks"][0]["writes"] == []
+    assert not list((runs_dir / "killed").glob("question_audit*"))
+    assert_nothing_half_written(runs_dir / "killed")
+
+
+SLEEP = "from pathlib import Path\nimport os, time\n" \
+        "Path(run.folder, 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
+
+
+def test_a_run_over_its_time_is_stopped(tmp_path, runs_dir, capsys):
+    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [SLEEP])})
+    assert run(notebooks, "--run-id", "slow", "--timeout", "6") == 3
+    found = manifest_of(runs_dir / "slow")
+    assert (found["status"], found["notebooks"][0]["status"]) == ("timeout", "timeout")
+    assert 6 <= found["seconds"] < 20
+    pid = runs_dir / "slow" / "pid"
+    assert not pid.exists() or not psutil.pid_exists(int(pid.read_text()))
+    assert "--timeout" in capsys.readouterr().err
+    assert_nothing_half_written(runs_dir / "slow")
+
+
+def wait_for(condition, seconds=120):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def sleeping(tmp_path, runs_dir):
+    """A command whose notebook sleeps, started and waited for; its folder and its kernel's id."""
+    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [SLEEP]), THIRD: ("", [])})
+    command = subprocess.Popen(
+        [sys.executable, "-m", "finemem_lib", "run", "--notebooks-dir", str(notebooks),
+         "--run-id", "asleep"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    pid = runs_dir / "asleep" / "pid"
+    try:
+        wait_for(lambda: pid.exists() and pid.read_text())
+        yield command, runs_dir / "asleep", int(pid.read_text())
+    finally:
+        command.kill()
+        command.communicate()
+
+
+def test_an_interrupted_run_ends_its_manifest_and_its_kernel(sleeping):
+    command, folder, kernel = sleeping
+    assert manifest_of(folder)["status"] == "running"
+    command.send_signal(signal.SIGINT)
+    command.send_signal(signal.SIGINT)  # an impatient user must not cut the end short
+    printed, _ = command.communicate(timeout=30)
+    assert command.returncode == 130, printed
+    found = manifest_of(folder)
+    assert (found["status"], found["exit_code"]) == ("interrupted", 130)
+    assert [entry["status"] for entry in found["notebooks"]] == ["interrupted", "not run"]
+    assert not psutil.pid_exists(kernel)
+    assert_nothing_half_written(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_that_ends_the_command_finds_an_ended_manifest(
+    notebooks, runs_dir, monkeypatch, number
+):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(pipeline, "_execute", lambda *arguments: os.kill(os.getpid(), number))
+    assert run(notebooks, "--run-id", "ended") == 130
+    assert manifest_of(runs_dir / "ended")["status"] == "interrupted"
+    assert signal.getsignal(number) == before
+
+
+def test_a_killed_command_leaves_a_failed_manifest_and_no_kernel(sleeping, capsys):
+    command, folder, kernel = sleeping
+    command.kill()
+    wait_for(lambda: manifest_of(folder)["status"] == "failed")
+    wait_for(lambda: not psutil.pid_exists(kernel))
+    found = manifest_of(folder)
+    assert [entry["status"] for entry in found["notebooks"]] == ["failed", "not run"]
+    wait_for(lambda: not (folder / "scratch").exists())
+    assert_nothing_half_written(folder)
+
+
+def test_a_run_whose_processes_are_all_gone_is_shown_as_failed(good, tmp_path, runs_dir, capsys):
+    """What a power cut or an out-of-memory killer leaves: a manifest that says running."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    created = psutil.Process(gone.pid).create_time()
+    found = manifest_of(good[0])
+    found |= {"run_id": "cut", "status": "running", "ended": None, "seconds": None}
+    found["notebooks"][1]["status"] = "running"
+    found["process"] |= {"pid": gone.pid, "created": created}
+    (runs_dir / "cut").mkdir(parents=True)
+    (runs_dir / "cut" / "manifest.json").write_text(json.dumps(found))
+    wait_for(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE)
+    assert pipeline.read_manifest(runs_dir / "cut")["status"] == "failed"  # ended, not waited for
+    gone.wait()
+    assert main(["list"]) == 0
+    assert "cut  failed" in capsys.readouterr().out
+    assert manifest_of(runs_dir / "cut")["status"] == "running"
+    assert main(["report", "cut"]) == 0
+    assert manifest_of(runs_dir / "cut")["notebooks"][1]["status"] == "failed"
+
+
+def test_a_process_id_used_again_is_not_taken_for_the_run(good, runs_dir):
+    found = manifest_of(good[0]) | {"status": "running"}
+    found["process"]["pid"] = os.getpid()
+    (runs_dir / "old").mkdir(parents=True)
+    (runs_dir / "old" / "manifest.json").write_text(json.dumps(found))
+    assert pipeline.read_manifest(runs_dir / "old")["status"] == "failed"
+    found["process"]["created"] = psutil.Process().create_time()
+    (runs_dir / "old" / "manifest.json").write_text(json.dumps(found))
+    assert pipeline.read_manifest(runs_dir / "old")["status"] == "running"
+
+
+@pytest.mark.parametrize("fails_at", [2, 4])
+def test_a_disk_that_fills_up_fails_the_run(notebooks, runs_dir, monkeypatch, capsys, fails_at):
+    """The second manifest is that of the first notebook's start, the fourth write is metrics."""
+    monkeypatch.setattr(pipeline, "_execute", lambda *arguments: ("ok", None))
+    write, calls = pipeline.write_json, []
+
+    def fill(path, value):
+        calls.append(path.name)
+        if len(calls) == fails_at:
+            raise OSError(28, "No space left on device")
+        write(path, value)
+
+    monkeypatch.setattr(pipeline, "write_json", fill)
+    assert run(notebooks, "--run-id", "full") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    found = manifest_of(runs_dir / "full")
+    assert (found["status"], found["exit_code"]) == ("failed", 1)
+    assert "No space left" in found["error"]
+    assert "running" not in [entry["status"] for entry in found["notebooks"]]
+
+
+def test_a_report_that_cannot_be_made_is_a_failure_said_in_the_manifest(
+    notebooks, runs_dir, monkeypatch, capsys
+):
+    monkeypatch.setattr(pipeline, "_execute", lambda *arguments: ("ok", None))
+    monkeypatch.setattr(pipeline, "_report", lambda *arguments: 1 / 0)
+    assert run(notebooks, "--run-id", "x") == 1
+    assert manifest_of(runs_dir / "x")["error"] == "ZeroDivisionError: division by zero"
+    assert "report:" not in capsys.readouterr().out
+
+
+# ---- an executed notebook ------------------------------------------------------------------------
+
+
+def executed(tmp_path, *cells):
+    made = []
+    for source, count, tags, outputs in cells:
+        cell = nbformat.v4.new_code_cell(source, execution_count=count, outputs=outputs)
+        cell.metadata["tags"] = tags
+        made.append(cell)
+    nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / "n.ipynb")
+    return tmp_path / "n.ipynb"
+
+
+def test_every_cell_must_have_run(tmp_path):
+    """Incident: `sys.exit(0)` ends papermill with code 0 and the rest of the cells not run."""
+    fine = executed(tmp_path, ("1", 1, [], []), (" \n", None, [], []),
+                    ("2", None, ["skip-execution"], []))
+    assert pipeline.notebook_error(fine) is None
+    early = executed(tmp_path, ("1", 1, [], []), ("2", None, [], []))
+    assert pipeline.notebook_error(early) == "cell 2 was not executed"
+
+
+def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
+    raised = nbformat.v4.new_output(
+        "error", ename="KeyError", evalue="\x1b[31m'x'\x1b[0m", traceback=["\x1b[31mline\x1b[0m"])
+    path = executed(tmp_path, ("1", 1, ["raises-exception"], [raised]), ("2", 2, [], []))
+    assert pipeline.notebook_error(path) == "cell 1 (In [1]): KeyError: 'x'\nline"
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    (["--set", "betta=1"], "unknown parameter betta; there are: beta, capacity, data, num_chunks"),
+    (["--set", "01.beta=1"], "unknown parameter 01.beta; there are: data, num_chunks, seed"),
+    (["--notebooks", "01", "--set", "beta=1"], "unknown parameter beta"),
+    (["--set", "beta=much"], f"{THIRD}: beta is 'much', expected float"),
+    (["--set", "beta=inf"], "beta is 'inf', expected float"),
+    (["--set", "num_chunks=2.5"], "num_chunks is '2.5', expected int"),
+    (["--set", "beta=2"], "beta is 2.0, expected a number from 0 to 1"),
+    (["--set", "data=[a"], "data is '[a', expected list"),
+    (["--set", "beta"], "expected NAME=VALUE"),
+    (["--set", "run_id=x"], "--run-id"),
+    (["--notebooks", "07"], "expected numbers and ranges"),
+    (["--notebooks", "03-01"], "expected numbers and ranges"),
+    (["--notebooks", "one"], "expected numbers and ranges"),
+    (["--profile", "nightly"], "no profile 'nightly'"),
+    (["--profile", "../default"], "no profile '../default'"),
+    (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
+    (["--reuse", "nothing"], "run 'nothing' has no readable manifest"),
+    (["--run-id", "a/b"], "run id 'a/b'"),
+    (["--run-id", "taken"], "exists; give another --run-id"),
+])
+def test_bad_usage_is_refused_before_a_kernel_starts(
+    notebooks, runs_dir, no_kernel, capsys, arguments, reason
+):
+    (runs_dir / "taken").mkdir(parents=True)
+    (runs_dir / "taken" / "mine.txt").write_text("mine")
+    assert run(notebooks, *arguments) == 2
+    shown = capsys.readouterr()
+    assert reason in shown.err and not shown.out
+    left = [str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*")]
+    assert sorted(left) == ["taken", "taken/mine.txt"]
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["fly"], ["run", "--timeout", "0"], ["run", "--timeout", "nan"], ["run", "--speed", "9"],
+    ["report"],
+])
+def test_an_unreadable_command_line_is_bad_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", [["report", "nothing"], ["report", "../x"]])
+def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
+    assert main(command) == 2
+    assert "finemem: run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("description: d\nnotebooks: ['01']\nparameter: {}\n", "parameter"),
+    ("description: d\n", "notebooks"),
+    ("description: d\nnotebooks: 1\n", "notebooks"),
+    ("description: [\n", "profile odd.yaml is not usable"),
+    ("description: d\nnotebooks: ['01']\nparameters: {numchunks: 3}\n",
+     "unknown parameter numchunks"),
+    ("description: d\nnotebooks: ['01']\nparameters: {num_chunks: '3x'}\n",
+     "num_chunks is '3x', expected int"),
+    ("description: d\nnotebooks: ['01']\nparameters: {num_chunks: true}\n",
+     "num_chunks is True, expected int"),
+    ("description: d\nnotebooks: ['03']\nnotebook_parameters: {'01': {beta: 1}}\n",
+     "unknown parameter 01.beta"),
+    ("description: d\nnotebooks: ['01']\nrequires: [data]\n",
+     "profile odd needs data: give --data PATH"),
+])
+def test_a_profile_that_does_not_fit_is_refused(
+    notebooks, runs_dir, no_kernel, capsys, text, reason
+):
+    write_profile(notebooks, "odd", text)
+    assert run(notebooks, "--profile", "odd") == 2
+    assert reason in capsys.readouterr().err
+    assert not runs_dir.exists()
+
+
+def resolve(folder, given=None, select="01,03", **profile):
+    settings = {"name": "p", "description": "", "notebooks": ["01,03"], "parameters": {},
+                "notebook_parameters": {}, "requires": []} | profile
+    chosen = pipeline.select_notebooks(folder, [select])
+    return pipeline.resolve_parameters(chosen, pipeline.Profile(**settings), given or {}, "r")
+
+
+def test_what_the_user_gives_wins_over_the_profile_and_that_over_the_notebook(notebooks):
+    shared = {"parameters": {"seed": 3, "beta": 0.25}, "notebook_parameters": {"03": {"seed": 4}}}
+    found = resolve(notebooks, **shared)
+    assert (found[FIRST]["seed"], found[THIRD]["seed"], found[THIRD]["beta"]) == (3, 4, 0.25)
+    found = resolve(notebooks, {"01.seed": "6", "seed": "5"}, **shared)
+    assert (found[FIRST]["seed"], found[THIRD]["seed"]) == (6, 5)
+    assert found[FIRST]["num_chunks"] == 4 and found[FIRST]["run_id"] == "r"
+
+
+def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebooks):
+    assert resolve(notebooks, select="01", parameters={"beta": 0.1}).keys() == {FIRST}
+
+
+def test_a_parameter_that_looks_like_a_secret_is_refused(tmp_path):
+    write_notebook(tmp_path, FIRST, 'api_key: str = ""  # k\nmax_chunk_tokens: int = 64  # t\n')
+    with pytest.raises(UsageError, match="api_key looks like a secret") as caught:
+        resolve(tmp_path, {"api_key": "hidden-value"}, select="01", notebooks=["01"])
+    assert "hidden-value" not in str(caught.value) and "max_chunk_tokens" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, reason", [
+    ("{", "are not readable"), (None, "has no parameter run_id"),
+])
+def test_a_notebook_that_cannot_be_parameterised_is_refused(tmp_path, content, reason):
+    if content is None:
+        content = nbformat.writes(nbformat.v4.new_notebook(metadata={
+            "kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}))
+    (tmp_path / f"{FIRST}.ipynb").write_text(content)
+    with pytest.raises(UsageError, match=reason):
+        resolve(tmp_path, select="01", notebooks=["01"])
+
+
+@pytest.mark.parametrize("selection, expected", [
+    (["1"], [1]), (["01,03-05"], [1, 3, 5]), (["05", "01"], [1, 5]), (["01-05,03"], [1, 3, 5]),
+    ([" 01 , 03 "], [1, 3]),
+])
+def test_selections_name_notebooks_in_their_order(tmp_path, selection, expected):
+    for name in ("05_e.ipynb", "01_a.ipynb", "03_c.ipynb", "scratch.ipynb", "03_c.txt"):
+        (tmp_path / name).touch()
+    found = pipeline.select_notebooks(tmp_path, selection)
+    assert [int(path.name[:2]) for path in found] == expected
+
+
+@pytest.mark.parametrize("value, annotation", [
+    (True, "int"), (1, "bool"), (1.5, "int"), ("1.5", "int"), (3, "str"), ("x", "float"),
+    (float("nan"), "float"), ("nan", "float"), ("1,x", "list[int]"), (3, "list"), (None, "int"),
+    ("{a: b", "list"), ("x", "None"), ("x", "dict[str, int]"), ("[1, 2", "list[int]"),
+])
+def test_values_that_do_not_fit_the_annotation_are_refused(value, annotation):
+    with pytest.raises(ValueError):
+        coerce(value, annotation)
+
+
+@pytest.mark.parametrize("value, annotation, expected", [
+    ("12", "str", "12"), ("1e-5", "float", 1e-5), (1, "float", 1.0), ("false", "bool", False),
+    (["a"], "list[str]", ["a"]), ("[0.5, 1]", "list[float]", [0.5, 1.0]), ("", "list", []),
+    (["1e-5"], "list[float]", [1e-5]), ("a.jsonl", "list[str]", ["a.jsonl"]),
+])
+def test_values_take_the_type_of_the_annotation(value, annotation, expected):
+    found = coerce(value, annotation)
+    assert found == expected and type(found) is type(expected)
+
+
+def test_a_runs_folder_that_cannot_be_written_is_bad_usage(
+    notebooks, tmp_path, no_kernel, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "file" / "runs"))
+    assert run(notebooks) == 2
+    assert "FINEMEM_RUNS_DIR" in capsys.readouterr().err
+
+
+def test_list_survives_a_folder_that_is_no_run(runs_dir, capsys):
+    assert main(["list"]) == 0
+    assert "no runs in" in capsys.readouterr().out
+    (runs_dir / "odd").mkdir(parents=True)
+    (runs_dir / "odd" / "manifest.json").write_text('{"status": "ok"}')
+    assert main(["list"]) == 0
+    assert "unreadable" in capsys.readouterr().out
+
+
+PROJECT = Path(pipeline.__file__).parents[1] / "notebooks"
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=str)
+def test_the_profiles_of_the_project_fit_its_notebooks(path):
+    profile = pipeline.load_profile(path.parent, path.stem)
+    chosen = pipeline.select_notebooks(PROJECT, profile.notebooks)
+    given = {name: "pyproject.toml" for name in profile.requires}
+    assert pipeline.resolve_parameters(chosen, profile, given, "r").keys() == {
+        notebook.stem for notebook in chosen
+    }
+
+
+def test_every_parameter_of_the_project_has_its_check_and_every_check_its_parameter():
+    declared = [set(pipeline._declared(path)) for path in PROJECT.glob("[0-9][0-9]_*.ipynb")]
+    assert set.union(*declared) - {"run_id"} == set(runs.CHECKS)
+
+
+def test_the_registry_names_the_notebook_that_saves_each_artefact():
+    saved = {}
+    for path in PROJECT.glob("[0-9][0-9]_*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            names = re.findall(r"run\.save\(\s*\"(\w+)\"", cell.source)
+            saved |= dict.fromkeys(names, path.stem)
+    assert saved == {name: artefact.notebook for name, artefact in runs.ARTEFACTS.items()}
