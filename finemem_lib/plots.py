@@ -31,6 +31,8 @@ from finemem_lib.evaluation import ALL, Average, Estimate, format_estimate
 from finemem_lib.rewards import (
     RewardSettings,
     StepReward,
+    attributed_steps,
+    credited_items,
     evidence_contribution,
     evidence_matrix,
 )
@@ -384,12 +386,9 @@ def evidence_parts(
     n = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
     parts = []
     for j, answered in enumerate(trajectory.questions):
-        items = answered.retrieved
-        if settings.credited == "used" and answered.used is not None:
-            items = tuple(item for item in items if item.item_id in answered.used)
+        items = credited_items(answered, settings.credited)
         for item in items:
-            steps = {"last_write": item.steps[-1:], "creation": item.steps[:1],
-                     "lineage": item.steps}[settings.attribution]
+            steps = attributed_steps(item, settings.attribution)
             parts += [EvidencePart(step, item.item_id, j, 1 / (len(items) * len(steps) * n))
                       for step in steps]
     return parts

@@ -346,16 +346,14 @@ def _shares(
 ) -> dict[int, float]:
     """Return the share of a question's evidence that each step gets; the shares sum to 1, or
     there are none when it is dropped."""
-    items = answered.retrieved
-    if settings.credited == "used" and answered.used is not None:
-        items = tuple(item for item in items if item.item_id in answered.used)
+    items = credited_items(answered, settings.credited)
     if not items:
         if settings.unretrieved == "drop":
             return {}
         return {step: 1 / num_steps for step in range(1, num_steps + 1)}
     shares: defaultdict[int, float] = defaultdict(float)
     for item in items:
-        steps = _attributed_steps(item, settings.attribution)
+        steps = attributed_steps(item, settings.attribution)
         if not steps or min(steps) < 1 or max(steps) > num_steps:
             raise ValueError(
                 f"question {answered.question.question_id!r}: item {item.item_id!r} was written at "
@@ -367,7 +365,19 @@ def _shares(
     return shares
 
 
-def _attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
+def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retrieved, ...]:
+    """Return M_j, the items of a question that share its credit."""
+    if credited == "used" and answered.used is not None:
+        return tuple(item for item in answered.retrieved if item.item_id in answered.used)
+    return answered.retrieved
+
+
+def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
+    """Return phi(m), the steps that an item's evidence goes to, in equal parts.
+
+    >>> attributed_steps(Retrieved("1", 0.5, (2, 5)), "creation")
+    (2,)
+    """
     if attribution == "lineage":
         return item.steps
     return item.steps[:1] if attribution == "creation" else item.steps[-1:]
