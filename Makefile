@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: run test nightly lab setup lint bench clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
-	$(BIN)/finemem run
+	$(BIN)/finemem run --figures
 
 test: $(READY)  ## everything a change must pass
 	$(BIN)/ruff check .

@@ -19,17 +19,26 @@ def written_beside(target: Path) -> Iterator[Path]:
         OSError: it could not be written; target is as it was before.
     """
     beside = target.with_name(f"{target.name}.tmp")
+    former = target.with_name(f"{target.name}.former")
     try:
-        discard(beside)  # left by a process that was killed
+        if former.exists():  # a process was killed between the two renames below
+            if target.exists():
+                discard(former)
+            else:
+                os.rename(former, target)
+        discard(beside)
         target.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         for path in (*beside.rglob("*"), beside) if beside.is_dir() else (beside,):
             _sync(path)
         if beside.is_dir() and target.exists():  # a folder cannot be renamed over another
-            former = target.with_name(f"{target.name}.former.tmp")
             os.rename(target, former)
-            os.rename(beside, target)
-            shutil.rmtree(former)
+            try:
+                os.rename(beside, target)
+            except OSError:
+                os.rename(former, target)
+                raise
+            discard(former)
         else:
             os.replace(beside, target)
         _sync(target.parent)

@@ -46,7 +46,6 @@ EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
 BAD_USAGE = 2
 
 KERNEL_ENVIRONMENT = {
-    "FINEMEM_HEADLESS": "1",
     "HF_HUB_OFFLINE": "1",
     "PLOTLY_RENDERER": "plotly_mimetype",
     "PYTHONHASHSEED": "0",

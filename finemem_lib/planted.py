@@ -201,15 +201,6 @@ def _question(
     )
 
 
-def fact_sentences(instance: Instance, step: int) -> list[str]:
-    """Return the fact sentences of the chunk of `step`, the truth a scripted manager may use.
-
-    Raises:
-        KeyError: the instance is not a planted stream.
-    """
-    return [fact["sentence"] for fact in instance.metadata["facts"][step - 1]]
-
-
 def _check(settings: StreamSettings) -> None:
     limits = {
         "num_chunks": (1, 100_000), "people": (1, len(settings.names)),

@@ -639,7 +639,7 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
         zmax=bound, xgap=1, ygap=1, name="advantage",
         texttemplate="%{z:+.2f}" if few else None, textfont={"size": 11},
         hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}<extra></extra>",
-        colorbar=_colorbar("A (standard deviations)"),
+        colorbar=_colorbar("advantage A"),
     ))
     for step in dead:
         fig.add_shape(type="rect", x0=step - 0.5, x1=step + 0.5, y0=0.5, y1=len(rows) + 0.5,
@@ -701,7 +701,7 @@ def advantage_dumbbell(
         f"Dumbbells for {generations} rollouts at each of {num_steps} steps, from "
         f"{_one_line(names[0], 28)} to {_one_line(names[1], 28)}.",
         420, xaxis=_count_axis(num_steps, "step t (rollouts side by side)"),
-        yaxis={"title_text": "advantage A (standard deviations)", "zeroline": True},
+        yaxis={"title_text": "advantage A", "zeroline": True},
     )
 
 
@@ -778,13 +778,7 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
         part = [row for row in table if row.category == category]
         fig.add_scatter(
             x=_numbers(row.value for row in part), y=[methods.index(row.method) for row in part],
-            error_x={
-                "type": "data", "symmetric": False, "thickness": 2, "width": 5,
-                "array": [0 if row.high is None else _number(row.high - row.value)
-                          for row in part],
-                "arrayminus": [0 if row.low is None else _number(row.value - row.low)
-                               for row in part],
-            },
+            error_x=_interval(part),
             mode="markers+text", text=[f"{row.value:.2f}" for row in part],
             textposition="top center", cliponaxis=False, name=label(category), showlegend=False,
             marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 11,
@@ -813,6 +807,15 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
     )
 
 
+def _interval(rows: Sequence[Estimate]) -> dict[str, Any]:
+    """Return error bars; a row without an interval has none."""
+    return {
+        "type": "data", "symmetric": False, "thickness": 2, "width": 5,
+        "array": [0 if row.high is None else _number(row.high - row.value) for row in rows],
+        "arrayminus": [0 if row.low is None else _number(row.value - row.low) for row in rows],
+    }
+
+
 def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Figure:
     """Show the length of the final memory, L(M_T) in tokens, per method and category.
 
@@ -825,7 +828,8 @@ def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Fi
         fig.add_bar(
             x=_numbers(row.value for row in part), orientation="h",
             y=[methods.index(row.method) for row in part], name=label(category),
-            text=[f"{row.value:,.0f}" for row in part], textposition="outside",
+            text=[f"{row.value:,.0f}" for row in part], textposition="inside",
+            insidetextanchor="start", textfont={"color": "white"}, error_x=_interval(part),
             cliponaxis=False, hovertemplate="%{x} tokens<extra></extra>",
             marker={"color": CATEGORIES[place % len(CATEGORIES)], "pattern": _pattern(place)},
         )

@@ -49,7 +49,8 @@ class Completion:
     """What a manager emitted, and the operations read from it, with the items' real ids.
 
     The token fields are set only by a model: `logprobs` are natural logarithms, one per completion
-    id. `truncated_tokens` counts the tokens of the chunk that the prompt could not hold.
+    id. `truncated_tokens` counts the tokens of the chunk that the prompt could not hold, and
+    `omitted_items` the items it did not show.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Completion:
     completion_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
     truncated_tokens: int = 0
+    omitted_items: int = 0
 
 
 class MemoryManager(Protocol):
@@ -131,7 +133,8 @@ def _planted_facts(observation: Observation) -> list[list[dict[str, Any]]]:
         raise ValueError(
             f"instance {observation.instance.instance_id!r} of "
             f"{observation.instance.data_source!r} has no planted truth, which the facts-only and "
-            "oracle managers need; use them on the planted stream, or insert-all or keyword here"
+            "oracle managers need; use insert-all or keyword here (on the command line: "
+            "--profile real)"
         )
     return facts[: observation.step]
 
@@ -228,9 +231,6 @@ SCRIPTED: dict[str, type[ScriptedManager]] = {
 
 # Prompts.
 
-ITEM_RULE, CHUNK_RULE = "recent", "head"
-"""Named rules for what a prompt cannot hold: the most recent items, the head of the chunk."""
-
 INSTRUCTION = f"""You manage the long-term memory of an assistant. You read a history piece by \
 piece and keep what later questions may ask about. The assistant will see only your memory, never \
 the history.
@@ -297,17 +297,18 @@ class PromptBuilder:
             ValueError: the tiny manager's tokenizer cannot read the chunk.
         """
         chunk = self._plain(observation.chunk.text)
-        chunk_tokens = self._check(observation.chunk.text, chunk)
-        shown, item_tokens = [], 0
+        chunk_tokens = self._readable_tokens(chunk)
+        left = self._room - min(chunk_tokens, self._room // 2)
+        shown: list[tuple[str, str]] = []
         for item in reversed(observation.items[-(self.max_items or len(observation.items)):]):
             content = self._plain(item.content)
-            item_tokens += self._count(self._line("#999", content))
-            if item_tokens > self._room - min(chunk_tokens, self._room // 2):
-                item_tokens -= self._count(self._line("#999", content))
+            tokens = self._count(self._line("#999", content))
+            if tokens > left:
                 break
+            left -= tokens
             shown.append((item.item_id, content))
         shown.reverse()
-        limit = min(chunk_tokens, self._room - item_tokens)
+        limit = min(chunk_tokens, left + self._room // 2)
         while True:
             lines = [
                 self._line(f"#{place}", content) for place, (_, content) in enumerate(shown)
@@ -365,8 +366,8 @@ class PromptBuilder:
             )},
         ]
 
-    def _check(self, original: str, chunk: str) -> int:
-        """Return the length of the chunk in tokens."""
+    def _readable_tokens(self, chunk: str) -> int:
+        """Return the length of the chunk in tokens; refuse one that the model cannot read."""
         return self._count(chunk)
 
     def _render(self, lines: Sequence[str], chunk: str) -> str:
@@ -408,7 +409,7 @@ class CompactPromptBuilder(PromptBuilder):
         content = f"{tiny.MEMORY}{''.join(lines)} {tiny.CHUNK} {chunk}"
         return [{"role": "user", "content": content}]
 
-    def _check(self, original: str, chunk: str) -> int:
+    def _readable_tokens(self, chunk: str) -> int:
         ids = self._encode(chunk)
         unknown = ids.count(self.tokenizer.unk_token_id)
         if unknown > tiny.UNKNOWN_SHARE * len(ids):
@@ -416,7 +417,7 @@ class CompactPromptBuilder(PromptBuilder):
                 f"the tiny manager cannot read this text: {unknown} of {len(ids)} words are "
                 f"outside its vocabulary, expected at most {tiny.UNKNOWN_SHARE:.0%}; it was "
                 "trained on the planted stream. Use data_source planted, a scripted manager, or "
-                f"a language model such as Qwen3. The text begins {original[:60]!r}"
+                f"a language model such as Qwen3. The text begins {chunk[:60]!r}"
             )
         return len(ids)
 
@@ -462,6 +463,11 @@ class ModelManager:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
 
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer where `load_manager` finds them again."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
         """Return one completion per observation; the same seed and batch give the same ones.
 
@@ -491,7 +497,6 @@ class ModelManager:
         pad = self.tokenizer.pad_token_id
         end = self.model.generation_config.eos_token_id
         ends = set(end) if isinstance(end, list) else {end}
-        sampling = self.temperature > 0
         batch = self.tokenizer.pad(
             {"input_ids": [list(prompt.ids) for prompt in prompts]},
             padding_side="left", return_tensors="pt",
@@ -502,9 +507,10 @@ class ModelManager:
                 **batch,
                 logits_processor=[recorder],
                 generation_config=GenerationConfig(
-                    do_sample=sampling, temperature=self.temperature if sampling else 1.0,
-                    top_k=0, top_p=1.0, max_new_tokens=self.max_new_tokens, pad_token_id=pad,
-                    eos_token_id=end, suppress_tokens=None if pad in ends else [pad],
+                    **({"do_sample": True, "temperature": self.temperature, "top_k": 0,
+                        "top_p": 1.0} if self.temperature > 0 else {"do_sample": False}),
+                    max_new_tokens=self.max_new_tokens, pad_token_id=pad, eos_token_id=end,
+                    suppress_tokens=None if pad in ends else [pad],
                 ),
             )
         width = batch["input_ids"].shape[1]
@@ -517,6 +523,7 @@ class ModelManager:
             completions.append(Completion(
                 text, self.builder.parse(text, prompt), prompt.text, prompt.ids,
                 tuple(ids[:length]), tuple(row_logprobs[:length]), prompt.truncated_tokens,
+                prompt.omitted_items,
             ))
         return completions
 
@@ -558,8 +565,8 @@ def load_manager(
 ) -> ModelManager:
     """Load a causal language model as memory manager, on the GPU where there is one.
 
-    `path_or_name` is a folder, a name on the hub, or "tiny" for the shipped warm start; `settings`
-    go to `ModelManager`.
+    `path_or_name` is a folder (a relative one is also looked for in the repository), a name on the
+    hub, or "tiny" for the shipped warm start; `settings` go to `ModelManager`.
 
     Raises:
         ValueError: there is no such folder, or it cannot be loaded.
@@ -571,8 +578,13 @@ def load_manager(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    source = str(repository_root() / TINY_MANAGER) if path_or_name == "tiny" else str(path_or_name)
+    source = TINY_MANAGER if path_or_name == "tiny" else str(path_or_name)
+    if not Path(source).is_dir() and (repository_root() / source).is_dir():
+        source = str(repository_root() / source)
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of no use for a local file, and noise in a notebook
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
@@ -583,6 +595,9 @@ def load_manager(
             "model.safetensors and tokenizer.json, or a model's name on the hub while there is a "
             "network"
         ) from error
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     builder = prompt_builder(tokenizer, max_prompt_tokens)

@@ -13,15 +13,16 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from finemem_lib.memory import Memory
+from finemem_lib.planted import DATA_SOURCE, SYNONYMS
 from finemem_lib.retrieval import Retriever
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.text import labelled_examples, sentences, words
-from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
+from finemem_lib.trajectory import AnsweredQuestion, Instance, MemoryItem, Question, Retrieved
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +338,18 @@ class ExtractiveReader:
             required.add(len(concepts))
             concepts.append(frozenset(concept))
         return concepts, frozenset(required)
+
+
+def reader_for(instances: Iterable[Instance]) -> MemoisedAgent:
+    """Return the extractive reader for some instances, memoised; on the planted stream it knows
+    the verbs that answer each question.
+
+    >>> from finemem_lib.planted import planted_stream
+    >>> reader_for([planted_stream(seed=1)]).query("Where does Mia live?", "planted")
+    'Where does Mia live? lives moved settled'
+    """
+    planted = all(instance.data_source == DATA_SOURCE for instance in instances)
+    return MemoisedAgent(ExtractiveReader(synonyms=SYNONYMS if planted else None))
 
 
 class MemoisedAgent:

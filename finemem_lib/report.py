@@ -180,8 +180,8 @@ def save_figure(
 ) -> list[Path]:
     """Write a figure as ``<stem>.svg`` (small, text stays text) or "png", and return the paths.
 
-    Where kaleido or a browser for it is missing, one HTML page (4.8 MB, it holds plotly.js) is
-    written instead, and the reason is given as a warning.
+    Where kaleido or a browser for it is missing, a small HTML page is written instead, with
+    plotly.js beside it (4.8 MB, once per folder), and the reason is given as a warning.
     """
     import warnings
 
@@ -204,7 +204,11 @@ def save_figure(
             f"{stem.name}: written as HTML, because no image could be made ({error}); install "
             "kaleido and Chromium for images", stacklevel=2,
         )
-        text = figure.to_html(config=CONFIG, div_id=stem.name, auto_play=False)
+        text = figure.to_html(
+            config=CONFIG, div_id=stem.name, auto_play=False, include_plotlyjs="directory"
+        )
+        if not (script := stem.with_name("plotly.min.js")).exists():
+            _write(script, _plotlyjs().encode())
         return [_write(stem.with_name(f"{stem.name}.html"), text.encode())]
     return [_write(stem.with_name(f"{stem.name}.{kind}"), _fixed_ids(image))
             for kind, image in zip(formats, images, strict=True)]

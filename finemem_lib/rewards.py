@@ -403,7 +403,7 @@ def worked_example() -> Trajectory:
         (OperationOutcome(Operation("SKIP"), True),),
         (
             OperationOutcome(Operation("INSERT", second.content), True, item_id="2"),
-            OperationOutcome(unknown, False, "unknown id '9'"),
+            OperationOutcome(unknown, False, "unknown id"),
         ),
         (),
     )

@@ -149,14 +149,9 @@ class LockstepRollouts:
             step = len(one.steps) + 1
             outcomes, delta = one.memory.apply(completion.operations, step)
             one.retriever.update(delta)
-            chunk = one.instance.chunks[step - 1]
-            if completion.truncated_tokens:
-                chunk = dataclasses.replace(
-                    chunk, truncated_tokens=chunk.truncated_tokens + completion.truncated_tokens
-                )
             one.steps.append(Step(
                 step=step,
-                chunk=chunk,
+                chunk=one.instance.chunks[step - 1],
                 completion=clean_text(completion.text),
                 outcomes=outcomes,
                 delta=delta,
@@ -165,6 +160,8 @@ class LockstepRollouts:
                 prompt_ids=completion.prompt_ids,
                 completion_ids=completion.completion_ids,
                 logprobs=completion.logprobs,
+                prompt_truncated_tokens=completion.truncated_tokens,
+                prompt_omitted_items=completion.omitted_items,
             ))
         asked = [
             one for one in live

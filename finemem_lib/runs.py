@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finemem_lib.files import write_json, written_beside
+from finemem_lib.policy import SCRIPTED
 from finemem_lib.repro import repository_root, versions
 from finemem_lib.trajectory import Instance, Trajectory, read_jsonl, write_jsonl
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 RECORD_VERSION = 1
 
-Kind = Literal["instances", "trajectories", "table", "json", "folder"]
+Kind = Literal["instances", "trajectories", "table", "folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,12 @@ CHECKS: dict[str, Check] = {
     "num_chunks": whole(1, 10_000),
     "max_chunk_tokens": whole(16, 1_000_000),
     "questions_per_chunk": whole(0, 100),
-    "managers": TEXTS,
+    "managers": Check(
+        f"a list of one or more of {', '.join(sorted([*SCRIPTED, 'tiny']))}",
+        lambda value: type(value) is list and bool(value) and {*value} <= {*SCRIPTED, "tiny"},
+    ),
+    "on_error": one_of("raise", "skip"),
+    "split": TEXT,
     "capacity": whole(0, 1_000_000),
     "top_k": whole(1, 1_000),
     "beta": real(0, 1),
@@ -191,16 +197,22 @@ def locate(source: str) -> Path | None:
         ValueError: it is neither an existing file with something in it nor the name of a data set.
     """
     path = Path(repository_root(), Path(source).expanduser()).resolve()
-    if path.is_file():
+    if path.is_file() and path.suffix in (".jsonl", ".json", ".parquet"):
         if path.stat().st_size == 0:
             raise ValueError(f"data file {path} is empty; fetch or write it again")
         return path
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
         return None
     raise ValueError(
-        f"data file {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a "
-        ".jsonl, .json or .parquet file, or a data set on the hub as owner/name"
+        f"data file {path} {_what(path)}; expected a .jsonl, .json or .parquet file, or a data "
+        "set on the hub as owner/name"
     )
+
+
+def _what(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder"
+    return "has another ending" if path.exists() else "does not exist"
 
 
 def sha256(path: Path) -> str:
@@ -255,14 +267,12 @@ _WRITERS: dict[Kind, Callable[[Path, Any], None]] = {
     "instances": lambda path, value: _write_records(Instance, path, value),
     "trajectories": lambda path, value: _write_records(Trajectory, path, value),
     "table": _write_table,
-    "json": write_json,
     "folder": _fill_folder,
 }
 _READERS: dict[Kind, Callable[[Path], Any]] = {
     "instances": lambda path: read_jsonl(Instance, path.read_text(encoding="utf-8")),
     "trajectories": lambda path: read_jsonl(Trajectory, path.read_text(encoding="utf-8")),
     "table": _read_table,
-    "json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     "folder": lambda path: path,
 }
 

@@ -173,7 +173,8 @@ class Step:
     """One step: the chunk, what the manager emitted, and what it did to the memory.
 
     `prompt_ids`, `completion_ids` and `logprobs` are there only when a model wrote the completion.
-    `memory_tokens` is L(M_t).
+    `memory_tokens` is L(M_t). `prompt_truncated_tokens` counts the end of the chunk that the prompt
+    could not hold, in the model's tokens, and `prompt_omitted_items` the oldest items not shown.
     """
 
     step: int
@@ -187,6 +188,8 @@ class Step:
     prompt_ids: tuple[int, ...] | None = None
     completion_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    prompt_truncated_tokens: int = 0
+    prompt_omitted_items: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,3 +6,5 @@ settings.register_profile(
     "workbench", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("workbench")
+
+collect_ignore = ["notebook_environment.py"]  # a plugin for nbval that changes the environment

@@ -242,7 +242,7 @@ def test_operations_of_the_worked_example() -> None:
     assert list(rows) == ["INSERT", "UPDATE", "DELETE", "SKIP", "unparsed"]
     assert (rows["INSERT"].emitted, rows["INSERT"].applied, rows["INSERT"].per_step) == (4, 4, 0.5)
     assert (rows["UPDATE"].applied, rows["UPDATE"].invalid) == (0, 2)
-    assert rows["UPDATE"].reasons == {"unknown id '9'": 2}
+    assert rows["UPDATE"].reasons == {"unknown id": 2}
     assert rows["DELETE"].emitted == rows["unparsed"].emitted == 0
 
 

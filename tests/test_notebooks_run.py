@@ -52,7 +52,7 @@ def small_run(tmp_path_factory):
         ("01", "questions_per_chunk=1", "questions_per_chunk_kept"),
         ("02", "capacity=3", "memory_items"),
         ("03", "beta=0", "r_eara_variance"),
-        ("04", "capacity=1", "accuracy_before"),
+        ("04", "04.updates=2", "reward_last_update"),
         ("05", "credited=used", "credit_at_true_step_all"),
         ("06", "capacity=2", "accuracy_insert_all"),
     ],

@@ -230,6 +230,7 @@ def cpu_seconds(completion: str) -> float:
     return best
 
 
+@pytest.mark.nightly  # it compares times
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_work_grows_linearly(opening):
     """16 times the text takes about 16 times as long; quadratic work would take 256 times."""

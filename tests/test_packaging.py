@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tomllib
@@ -76,18 +75,16 @@ def test_unsloth_stays_out_of_the_cpu_environment():
 
 @pytest.mark.network
 @pytest.mark.parametrize("extras", ["[test]", "[gpu,test]"])
-def test_both_sets_resolve_without_installing(extras):
+def test_both_sets_resolve_without_installing(extras, tmp_path):
+    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1",
+             "--dest", str(tmp_path), f"six=={pins()['six']}"]
+    if subprocess.run(probe, capture_output=True, timeout=120).returncode:
+        pytest.skip("no package index answers from this machine")
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet",
          "--constraint", "constraints.txt", f".{extras}"],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )
-    unreachable = re.search(
-        r"NewConnectionError|ConnectTimeout|ProxyError|Max retries|Temporary failure",
-        done.stderr,
-    )
-    if done.returncode and unreachable:
-        pytest.skip("no package index answers from this machine")
     assert done.returncode == 0, done.stderr[-2000:]
 
 

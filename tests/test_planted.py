@@ -15,7 +15,6 @@ from finemem_lib.planted import (
     NAMES,
     SYNONYMS,
     StreamSettings,
-    fact_sentences,
     planted_stream,
 )
 from finemem_lib.repro import repository_root
@@ -91,9 +90,9 @@ def test_recorded_facts_are_the_facts_in_the_text(instance):
             assert fact["changed"] == (slot in state)
             assert state.get(slot) != fact["value"]
             state[slot] = fact["value"]
-    for step, chunk in enumerate(instance.chunks, start=1):
+    for chunk, facts in zip(instance.chunks, instance.metadata["facts"], strict=True):
         said = [sentence.rstrip(".") for sentence in sentences(chunk.text)]
-        assert set(fact_sentences(instance, step)) < set(said)  # and some noise
+        assert {fact["sentence"] for fact in facts} < set(said)  # and some noise
 
 
 @given(STREAMS)
@@ -154,10 +153,3 @@ def test_settings_out_of_range(wrong):
     [name] = wrong
     with pytest.raises(ValueError, match=name):
         planted_stream(1, StreamSettings(**wrong))
-
-
-def test_fact_sentences_need_a_planted_stream():
-    instance = planted_stream(1)
-    other = Instance("x", "squad", "AR", instance.chunks, instance.questions)
-    with pytest.raises(KeyError):
-        fact_sentences(other, 1)

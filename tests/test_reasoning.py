@@ -455,8 +455,7 @@ def test_a_retriever_that_missed_a_delta_is_reported() -> None:
 def kept(instance: Instance, what: str) -> list[list[str]]:
     if what == "facts":
         return [
-            planted.fact_sentences(instance, step)
-            for step in range(1, len(instance.chunks) + 1)
+            [fact["sentence"] for fact in facts] for facts in instance.metadata["facts"]
         ]
     return [units(chunk.text) for chunk in instance.chunks]
 
@@ -496,8 +495,8 @@ def test_a_memory_without_the_facts_earns_almost_nothing() -> None:
         instance = planted.planted_stream(seed)
         noise = [
             [line for line in units(chunk.text)
-             if line.rstrip(".") not in planted.fact_sentences(instance, step)]
-            for step, chunk in enumerate(instance.chunks, start=1)
+             if line.rstrip(".") not in [fact["sentence"] for fact in facts]]
+            for chunk, facts in zip(instance.chunks, instance.metadata["facts"], strict=True)
         ]
         memory, retriever = remembered(noise)
         [answered] = answer_questions(

@@ -1,0 +1,579 @@
+"""GRPO for memory managers with one reward per step, on TRL's `GRPOTrainer`.
+
+TRL normalises rewards within every `num_generations` consecutive rows, so the order of rows makes
+the group. All rollouts of an update are played in lockstep, one batched generation per step, and
+flattened to rows ordered (instance, step, rollout): TRL's group is then the G completions of one
+instance at one step. Every term of the reward is a TRL reward function with its weight. Sampling,
+normalisation, loss, optimiser, logging and checkpoints are TRL's.
+
+Differs from the paper: the reward schemes below name what the ablations leave out; the standard
+deviation is TRL's (unbiased, eps 1e-4); nothing else.
+
+Unsloth rewrites TRL's classes when it is imported, so the trainer is built in a function, after
+that import. TRL is imported there too: importing this module loads neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from finemem_lib.planted import StreamSettings, planted_stream
+from finemem_lib.policy import Completion, ModelManager, PromptBuilder, load_manager
+from finemem_lib.reasoning import ReasoningAgent, reader_for
+from finemem_lib.repro import stable_seed
+from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.rollout import LockstepRollouts, RolloutSettings
+from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
+
+if TYPE_CHECKING:
+    import torch
+    from trl import GRPOConfig, GRPOTrainer
+
+TERMS = ("outcome", "eara", "format", "chunk", "compression")
+"""The reward functions that TRL logs, by their names in `StepReward`."""
+
+RewardScheme = Literal["outcome-only", "+CSR", "+EARA", "Fine-Mem"]
+
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "outcome-only": ("outcome", "format", "compression"),
+    "+CSR": ("outcome", "format", "chunk", "compression"),
+    "+EARA": ("eara", "format", "compression"),
+    "Fine-Mem": ("eara", "format", "chunk", "compression"),
+}
+"""The terms that each reward scheme adds up; see `scheme_weights`."""
+
+ROWS_OF_LIKE_LENGTH = 32
+"""Rows that go through the model together; small, so that little of them is padding."""
+
+Record = dict[str, Any]
+"""What is logged of one update, by TRL's names: "step" (the update, from 1), "reward",
+"rewards/<term>/mean", "frac_reward_zero_std" (share of groups without gradient), "entropy",
+"completions/mean_length" (tokens), "step_time" (seconds) and others; and ours:
+`trajectory_metrics`, "advantages/mean_abs", "advantages/max_abs", "seconds/generation" (sampling),
+"seconds/environment" (prompts, memory, answers, rewards); the rest of "step_time" is learning."""
+
+
+def scheme_weights(
+    scheme: RewardScheme, settings: RewardSettings | None = None
+) -> dict[str, float]:
+    """Return the weight of every term of `TERMS` under a reward scheme; 0.0 leaves a term out.
+
+    ``r_t = [outcome] + r_fmt(t) + [w1 r_chunk(t)] + w2 r_comp``: format and compression always
+    count. The outcome is paid as ``r_global``, the same at every step ("outcome-only", "+CSR"), or
+    as ``r_EARA(t)``, which sums to ``r_global`` over the steps ("+EARA", "Fine-Mem"). "+CSR" and
+    "Fine-Mem" add the chunk-level step reward; "Fine-Mem" is the hybrid reward of the paper.
+
+    Raises:
+        ValueError: an unknown scheme.
+
+    >>> scheme_weights("outcome-only")
+    {'outcome': 1.0, 'eara': 0.0, 'format': 1.0, 'chunk': 0.0, 'compression': 0.05}
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"reward scheme is {scheme!r}, expected one of {', '.join(SCHEMES)}")
+    weights = {"outcome": 1.0, **(settings or RewardSettings()).weights}
+    return {term: weights[term] if term in SCHEMES[scheme] else 0.0 for term in TERMS}
+
+
+def planted_instances(
+    split: Literal["train", "held-out"],
+    count: int,
+    seed: int,
+    stream: StreamSettings | None = None,
+) -> list[Instance]:
+    """Return `count` planted streams of their own seeds; the two splits share none."""
+    return [planted_stream(stable_seed(seed, split, number), stream) for number in range(count)]
+
+
+def grpo_config(
+    output_dir: str | Path,
+    *,
+    updates: int,
+    instances_per_update: int,
+    num_generations: int,
+    max_completion_length: int,
+    learning_rate: float,
+    seed: int,
+    micro_batches: int | None = None,
+    **overrides: Any,
+) -> GRPOConfig:
+    """Return TRL's configuration with every value set that Unsloth would silently change.
+
+    One update is one optimizer step on freshly played rollouts. `micro_batches` splits its
+    backward pass (default: num_generations parts) and must divide num_generations, so that the
+    rows, num_generations for every step of every instance, can be cut evenly whatever the
+    instances' lengths are. `overrides` are any of GRPOConfig's own fields; `log_completions` would
+    show the last rows only, the trajectories of `keep_updates` hold them all.
+
+    Raises:
+        ValueError: `micro_batches` does not divide num_generations.
+    """
+    import torch
+    from trl import GRPOConfig
+
+    micro_batches = micro_batches or num_generations
+    if num_generations % micro_batches:
+        raise ValueError(
+            f"grpo_config: micro_batches is {micro_batches}, expected a divisor of "
+            f"num_generations ({num_generations}); TRL would drop the rows left over"
+        )
+    values: dict[str, Any] = dict(
+        output_dir=str(output_dir),
+        max_steps=updates,
+        num_generations=num_generations,
+        per_device_train_batch_size=instances_per_update * num_generations // micro_batches,
+        steps_per_generation=micro_batches,
+        gradient_accumulation_steps=micro_batches,
+        num_iterations=1,
+        max_completion_length=max_completion_length,
+        mask_truncated_completions=False,
+        temperature=1.0,
+        loss_type="dapo",
+        beta=0.0,
+        epsilon=0.2,
+        epsilon_high=0.2,
+        scale_rewards="group",
+        learning_rate=learning_rate,
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        use_vllm=False,
+        vllm_enable_sleep_mode=False,
+        vllm_importance_sampling_correction=True,
+        shuffle_dataset=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return GRPOConfig(**(values | overrides))
+
+
+@functools.cache
+def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
+    """Return `StepGRPOTrainer`, a subclass of the GRPOTrainer that TRL (or Unsloth) offers now.
+
+    With `unsloth`, Unsloth is imported first, as it must be; the model then has to come from its
+    FastLanguageModel.
+
+    Raises:
+        RuntimeError: Unsloth was asked for and there is no CUDA device, or it is not installed.
+    """
+    if unsloth:
+        _import_unsloth()
+    import torch
+    from datasets import Dataset
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_utils import rotate_checkpoints
+    from trl import GRPOTrainer
+
+    class StepGRPOTrainer(GRPOTrainer):
+        """GRPO whose groups are the rollouts of one instance at one step.
+
+        Args, beside GRPOTrainer's own: `instances` in the order they are trained on; `builder`
+        renders prompts and reads completions; `agent`, `rollout`, `rewards` and `scheme` say how
+        they are answered, played and rewarded; `keep_updates` are the updates (from 1) whose
+        trajectories stay in `kept`; `on_update` is told the record of every update;
+        `manager_name` is written into the trajectories. One process only: a group must not be
+        split.
+
+        Raises:
+            ValueError: fewer instances than one update takes.
+        """
+
+        def __init__(
+            self,
+            model: torch.nn.Module,
+            args: GRPOConfig,
+            *,
+            instances: Sequence[Instance],
+            builder: PromptBuilder,
+            agent: ReasoningAgent,
+            rollout: RolloutSettings,
+            scheme: RewardScheme = "Fine-Mem",
+            rewards: RewardSettings | None = None,
+            keep_updates: Collection[int] = (),
+            on_update: Callable[[Record], None] | None = None,
+            manager_name: str = "policy",
+            **trainer_arguments: Any,
+        ) -> None:
+            needed = args.generation_batch_size // args.num_generations
+            if len(instances) < needed:
+                raise ValueError(
+                    f"StepGRPOTrainer: got {len(instances)} instances, expected at least "
+                    f"{needed}, the number of one update; add some or lower instances_per_update"
+                )
+            self.instances = instances
+            self.builder = builder
+            self.agent = agent
+            self.rollout = rollout
+            self.scheme = scheme
+            self.reward_settings = rewards or RewardSettings()
+            self.keep_updates = frozenset(keep_updates)
+            self.kept: dict[int, list[list[Trajectory]]] = {}
+            self.on_update = on_update
+            self.manager_name = manager_name
+            self.replayed: list[Step] = []
+            args.reward_weights = list(scheme_weights(scheme, self.reward_settings).values())
+            if not args.use_vllm:
+                pad = builder.tokenizer.pad_token_id
+                # A sampled pad token would be masked out by Unsloth, which knows no other padding.
+                if pad != builder.tokenizer.eos_token_id:
+                    args.generation_kwargs = {
+                        "suppress_tokens": [pad], **(args.generation_kwargs or {})
+                    }
+            os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"
+            super().__init__(
+                model=model,
+                args=args,
+                reward_funcs=[_column_reader(term) for term in TERMS],
+                train_dataset=Dataset.from_dict({
+                    "prompt": [instance.instance_id for instance in instances],
+                    "instance": list(range(len(instances))),
+                }),
+                processing_class=builder.tokenizer,
+                rollout_func=_replay,
+                **trainer_arguments,
+            )
+            self.remove_callback(PrinterCallback)
+
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            """Play the instances of one update and let TRL score and normalise the rows."""
+            started = time.perf_counter()
+            training = self.model.training
+            size = self.num_generations if training else self.num_generations_eval
+            # An update depends on its number, not on what was drawn before: resuming is exact.
+            torch.manual_seed(stable_seed(self.args.seed, "update", self.state.global_step))
+            instances = [self.instances[row["instance"]] for row in inputs[::size]]
+            groups, sampling_seconds = self._play(instances, size)
+            self.model.train(training)
+            rows = _rows(groups, self.scheme, self.reward_settings)
+            self.replayed = [step for _, step in rows]
+            output = super()._generate_and_score_completions([row for row, _ in rows])
+            output["advantages"] = output["advantages"].float()
+
+            if training and self.state.global_step + 1 in self.keep_updates:
+                self.kept[self.state.global_step + 1] = groups
+            metrics = self._metrics["train" if training else "eval"]
+            seconds = time.perf_counter() - started
+            for name, value in (
+                *trajectory_metrics([one for group in groups for one in group]).items(),
+                ("advantages/mean_abs", output["advantages"].abs().mean().item()),
+                ("advantages/max_abs", output["advantages"].abs().max().item()),
+                ("seconds/generation", sampling_seconds),
+                ("seconds/environment", seconds - sampling_seconds),
+            ):
+                metrics[name].append(value)
+            return output
+
+        def _play(
+            self, instances: Sequence[Instance], size: int
+        ) -> tuple[list[list[Trajectory]], float]:
+            """Return `size` rollouts of each instance, and the seconds spent in sampling."""
+            rollouts = LockstepRollouts(
+                instances, dataclasses.replace(self.rollout, num_generations=size), self.agent,
+                self.manager_name, stable_seed(self.args.seed, self.state.global_step),
+            )
+            seconds = 0.0
+            while observations := rollouts.observations():
+                prompts = [self.builder.render(observation) for observation in observations]
+                started = time.perf_counter()
+                # num_generations=1: a vLLM server would otherwise keep every G-th prompt only.
+                completion_ids, logprobs = self._generate_single_turn(
+                    [list(prompt.ids) for prompt in prompts], None, {}, num_generations=1
+                )
+                seconds += time.perf_counter() - started
+                texts = self.builder.tokenizer.batch_decode(
+                    completion_ids, skip_special_tokens=True
+                )
+                rollouts.advance([
+                    Completion(
+                        text, self.builder.parse(text, prompt), prompt.text, prompt.ids,
+                        tuple(ids), None if row is None else tuple(row), prompt.truncated_tokens,
+                        prompt.omitted_items,
+                    )
+                    for text, prompt, ids, row in zip(
+                        texts, prompts, completion_ids, logprobs or [None] * len(prompts),
+                        strict=True,
+                    )
+                ])
+            return rollouts.finish(), seconds
+
+        def _get_per_token_logps_and_entropies(
+            self,
+            model: torch.nn.Module,
+            input_ids: torch.Tensor,
+            attention_mask: torch.Tensor,
+            logits_to_keep: int,
+            *arguments: Any,
+            **settings: Any,
+        ) -> tuple[torch.Tensor | None, ...]:
+            """Return TRL's (rows, tokens) values, computed on rows of like length at a time.
+
+            Prompts grow from step to step and completions differ much in length: most of a batch
+            that holds all of them is padding.
+            """
+            compute = functools.partial(super()._get_per_token_logps_and_entropies, model)
+            lengths = attention_mask.sum(dim=1)
+            order = lengths.argsort(stable=True)
+            ends = input_ids.shape[1] - logits_to_keep
+            parts = []
+            for rows in order.split(ROWS_OF_LIKE_LENGTH):
+                used = attention_mask[rows].any(dim=0).nonzero()
+                first, last = int(used.min()), max(int(used.max()) + 1, ends + 1)
+                values = compute(
+                    input_ids[rows, first:last], attention_mask[rows, first:last], last - ends,
+                    *arguments, **settings,
+                )
+                missing = input_ids.shape[1] - last
+                parts.append([
+                    None if value is None else torch.nn.functional.pad(value, (0, missing))
+                    for value in values[:2]
+                ])
+            back = order.argsort()
+            logps, entropies = (
+                None if column[0] is None else torch.cat(column)[back]
+                for column in zip(*parts, strict=True)
+            )
+            return logps, entropies, None
+
+        def _calculate_rewards(self, inputs: list[dict[str, Any]], *arguments: Any) -> torch.Tensor:
+            """Return TRL's rewards (rows, terms) in double precision.
+
+            In single precision, rewards that differ by rounding only would get advantages of up
+            to 1e-3, because a group's standard deviation may be as small as TRL's eps of 1e-4.
+            """
+            single = super()._calculate_rewards(inputs, *arguments)
+            return torch.tensor(
+                [[math.nan if row[term] is None else row[term] for term in TERMS]
+                 for row in inputs],
+                dtype=torch.float64, device=single.device,
+            )
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            super().log(logs, start_time)
+            if self.on_update is not None and "reward" in logs:
+                self.on_update({**logs, "step": self.state.global_step})
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            """Write the checkpoint beside its place and rename it, so that none is ever half."""
+            folder = Path(self.args.output_dir)
+            partial = folder / ".partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            self.args.output_dir = str(partial)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = str(folder)
+            name = f"checkpoint-{self.state.global_step}"
+            (partial / name).rename(folder / name)
+            shutil.rmtree(partial)
+            rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
+
+    if unsloth:  # it computes log-probabilities its own way, without padding
+        del StepGRPOTrainer._get_per_token_logps_and_entropies
+    return StepGRPOTrainer
+
+
+def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Return averages over trajectories: "accuracy" (mean r_global, absent where nothing could be
+    scored), "operations/<kind>" (emitted per step, what could not be parsed left out),
+    "invalid_share" (of what was emitted), "memory_items" and "memory_tokens" (of M_T)."""
+    scores = [score for one in trajectories if (score := outcome_reward(one)) is not None]
+    steps = [step for one in trajectories for step in one.steps]
+    outcomes = [outcome for step in steps for outcome in step.outcomes]
+    kinds = Counter(outcome.operation.kind for outcome in outcomes if outcome.operation)
+    invalid = sum(not outcome.applied for outcome in outcomes)
+    return {
+        **({"accuracy": sum(scores) / len(scores)} if scores else {}),
+        **{f"operations/{kind}": kinds[kind] / len(steps) for kind in OPERATION_KINDS},
+        "invalid_share": invalid / max(len(outcomes), 1),
+        "memory_items": _mean(len(one.final_memory()) for one in trajectories),
+        "memory_tokens": _mean(one.steps[-1].memory_tokens for one in trajectories),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A training run: the trained manager, one record per update, the trajectories of the updates
+    that were to be kept (per update, instance and rollout), the last checkpoint, and seconds."""
+
+    manager: ModelManager
+    records: tuple[Record, ...]
+    trajectories: dict[int, list[list[Trajectory]]]
+    checkpoint: Path | None
+    seconds: float
+
+
+def train_manager(
+    checkpoint: str | Path = "tiny",
+    *,
+    scheme: RewardScheme = "Fine-Mem",
+    rewards: RewardSettings | None = None,
+    rollout: RolloutSettings | None = None,
+    stream: StreamSettings | None = None,
+    instances: Sequence[Instance] | None = None,
+    agent: ReasoningAgent | None = None,
+    updates: int = 60,
+    instances_per_update: int = 8,
+    learning_rate: float = 7e-4,
+    seed: int = 0,
+    keep_updates: Collection[int] = (),
+    on_update: Callable[[Record], None] | None = None,
+    output_dir: str | Path | None = None,
+    save_every: int = 20,
+    resume: bool = False,
+    **config: Any,
+) -> TrainingResult:
+    """Train a memory manager with GRPO and return it with the curves.
+
+    `checkpoint` is what `load_manager` takes. Without `instances` and `agent`, every update plays
+    new planted streams of shape `stream`, answered by the extractive reader that knows the
+    stream's verbs; `instances` are taken in their order, again from the first when they run out.
+    With `output_dir`, a checkpoint is written every `save_every` updates and at the end, and
+    `resume` goes on from the newest: the next update is then the one an uninterrupted run would
+    have made. `config` are `grpo_config`'s arguments.
+
+    Raises:
+        ValueError: a setting is out of range, or `resume` finds no checkpoint.
+        FileExistsError: `output_dir` has checkpoints and `resume` is false.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    started = time.perf_counter()
+    rollout = rollout or RolloutSettings()
+    last = _checkpoint_to_resume(output_dir, resume)
+    manager = load_manager(checkpoint)
+    if instances is None:
+        instances = planted_instances("train", updates * instances_per_update, seed, stream)
+    with tempfile.TemporaryDirectory() as scratch:
+        saving = {} if output_dir is None else {
+            "save_strategy": "steps", "save_steps": save_every, "save_total_limit": 2,
+        }
+        arguments = grpo_config(**{
+            "output_dir": output_dir or scratch,
+            "updates": updates,
+            "instances_per_update": instances_per_update,
+            "num_generations": rollout.num_generations,
+            "max_completion_length": manager.max_new_tokens,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            **saving,
+            **config,
+        })
+        trainer = load_trainer_class()(
+            manager.model,
+            arguments,
+            instances=instances,
+            builder=manager.builder,
+            agent=agent or reader_for(instances),
+            rollout=rollout,
+            scheme=scheme,
+            rewards=rewards,
+            keep_updates=keep_updates,
+            on_update=on_update,
+            manager_name=manager.name,
+        )
+        trainer.train(resume_from_checkpoint=last)
+    manager.model.eval()
+    return TrainingResult(
+        manager=manager,
+        records=tuple(entry for entry in trainer.state.log_history if "reward" in entry),
+        trajectories=trainer.kept,
+        checkpoint=None if output_dir is None else Path(get_last_checkpoint(str(output_dir))),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _checkpoint_to_resume(output_dir: str | Path | None, resume: bool) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = None
+    if output_dir is not None and Path(output_dir).is_dir():
+        found = get_last_checkpoint(str(output_dir))
+    if resume and found is None:
+        raise ValueError(
+            f"train_manager: there is no checkpoint in {str(output_dir)!r} to resume from; "
+            "leave resume out to start anew"
+        )
+    if found is not None and not resume:
+        raise FileExistsError(
+            f"train_manager: {str(output_dir)!r} already holds {Path(found).name}; "
+            "resume it or give another output_dir"
+        )
+    return found
+
+
+def _import_unsloth() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("Unsloth needs a CUDA device and there is none; train without it")
+    try:
+        import unsloth  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            f"Unsloth cannot be imported ({error}); install the gpu extra: pip install -e .[gpu]"
+        ) from error
+
+
+def _column_reader(term: str) -> Callable[..., list[float | None]]:
+    """Return TRL's reward function for one term: rewards are known when a row is made."""
+
+    def reward(**columns: Any) -> list[float | None]:
+        return columns[term]
+
+    reward.__name__ = term
+    return reward
+
+
+def _replay(prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
+    """TRL's rollout_func: hand over what was sampled while playing, row by row."""
+    steps = trainer.replayed
+    recorded = steps[0].logprobs is not None
+    return {
+        "prompt_ids": [list(step.prompt_ids) for step in steps],
+        "completion_ids": [list(step.completion_ids) for step in steps],
+        "logprobs": [list(step.logprobs) for step in steps] if recorded else None,
+    }
+
+
+def _rows(
+    groups: Sequence[Sequence[Trajectory]], scheme: RewardScheme, settings: RewardSettings
+) -> list[tuple[dict[str, Any], Step]]:
+    """Return TRL's row and its step for every step of every rollout, ordered (instance, step,
+    rollout). A row none of whose terms in the scheme is known is unscorable: all None."""
+    rows = []
+    for group in groups:
+        rewards = [hybrid_reward(trajectory, settings) for trajectory in group]
+        for place in range(group[0].num_steps):
+            for trajectory, step_rewards in zip(group, rewards, strict=True):
+                reward, step = step_rewards[place], trajectory.steps[place]
+                known = any(getattr(reward, term) is not None for term in SCHEMES[scheme])
+                terms = {term: getattr(reward, term) if known else None for term in TERMS}
+                rows.append(({"prompt": step.prompt, **terms}, step))
+    return rows
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
