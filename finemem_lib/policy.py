@@ -10,7 +10,8 @@ import functools
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -465,7 +466,8 @@ class ModelManager:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer where `load_manager` finds them again."""
-        self.model.save_pretrained(folder)
+        with _no_progress_bars():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
@@ -556,6 +558,20 @@ class _LogprobRecorder:
             self.columns.append(self.scores.gather(-1, input_ids[:, -1:]).squeeze(-1))
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Silence the bars of reading and writing weights: they are noise in a notebook."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_manager(
     path_or_name: str | Path = "tiny",
     *,
@@ -578,16 +594,14 @@ def load_manager(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     source = TINY_MANAGER if path_or_name == "tiny" else str(path_or_name)
     if not Path(source).is_dir() and (repository_root() / source).is_dir():
         source = str(repository_root() / source)
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of no use for a local file, and noise in a notebook
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        with _no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"load_manager: {str(path_or_name)!r} could not be loaded as a causal language model "
@@ -595,9 +609,6 @@ def load_manager(
             "model.safetensors and tokenizer.json, or a model's name on the hub while there is a "
             "network"
         ) from error
-    finally:
-        if shows_bars:
-            logging.enable_progress_bar()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     builder = prompt_builder(tokenizer, max_prompt_tokens)
