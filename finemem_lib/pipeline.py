@@ -624,7 +624,7 @@ def _kernel_environment(
     return KERNEL_ENVIRONMENT | {
         "FINEMEM_RUNS_DIR": str(folder.parent),
         "FINEMEM_REUSE_RUN": options.reuse or "",
-        "HF_HUB_OFFLINE": "0" if on_hub else "1",
+        "HF_HUB_OFFLINE": "0" if on_hub else os.environ.get("HF_HUB_OFFLINE", "1"),
         "JUPYTER_PATH": os.pathsep.join(filter(None, (str(scratch), inherited))),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
     }
