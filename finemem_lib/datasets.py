@@ -389,7 +389,7 @@ def _checked(
     of_chunks, of_questions = fields
     for field, values in ((of_chunks, texts), (of_questions, questions)):
         if not values:
-            raise _broken(field, "at least one", "none")
+            raise _broken(field, "at least one", [])
     for position, text in enumerate(texts):
         if not text.strip():
             raise _broken(f"{of_chunks}[{position}]", "text", text)

@@ -10,6 +10,7 @@ import functools
 import json
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ class MemoryManager(Protocol):
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]: ...
 
 
-class ScriptedManager:
+class ScriptedManager(ABC):
     """A manager that follows a rule; a rule that wants nothing done emits SKIP.
 
     Rules emit edits before INSERTs, because an INSERT may evict the item that an edit names.
@@ -81,8 +82,9 @@ class ScriptedManager:
 
     name: str
 
+    @abstractmethod
     def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
-        raise NotImplementedError
+        """Return the operations of one step."""
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
         completions = []

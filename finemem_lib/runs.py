@@ -313,7 +313,8 @@ class Run:
         else:
             raise FileNotFoundError(
                 f"artefact {name!r} is not in run {self.folder.name!r}; notebook "
-                f"{artefact.notebook} writes it: run that notebook first"
+                f"{artefact.notebook} writes it: run that notebook first, or on the command line "
+                "choose it too with --notebooks, or name a run that has it with --reuse"
             )
         again = f"run notebook {artefact.notebook} again"
         if written["version"] != artefact.version:
