@@ -9,7 +9,8 @@ The package is layered and imports run only downwards:
        planted, datasets, questions
     2  rewards, advantages            per-step rewards and group-relative advantages
     3  policy, tiny, warm_start,      memory managers, lockstep rollouts, GRPO, tables
-       rollout, training, evaluation
+       rollout, training, evaluation,
+       sampling
     4  plots, report                  figures and the offline page
     5  runs, pipeline                 artefacts, manifests, the command line
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from finemem_lib import tiny
 from finemem_lib.memory import UNKNOWN_ID
 from finemem_lib.operations import OPERATION_SCHEMA, format_operations, parse_operations
-from finemem_lib.repro import generator, repository_root
+from finemem_lib.repro import generator, repository_root, stable_seed
+from finemem_lib.sampling import sample_completions
 from finemem_lib.text import clean_text, units
 from finemem_lib.trajectory import Chunk, Instance, InvalidOperation, MemoryItem, Operation
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_MANAGER = "data/tiny_manager"
@@ -353,6 +353,24 @@ class PromptBuilder:
             found.append(operation)
         return tuple(found)
 
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        completion_ids: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[float]] | None,
+    ) -> list[Completion]:
+        """Decode and read what was sampled for every prompt."""
+        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [
+            Completion(
+                text, self.parse(text, prompt), prompt.text, prompt.ids, tuple(ids),
+                None if row is None else tuple(row), prompt.truncated_tokens, prompt.omitted_items,
+            )
+            for text, prompt, ids, row in zip(
+                texts, prompts, completion_ids, logprobs or [None] * len(prompts), strict=True
+            )
+        ]
+
     def _marks(self) -> tuple[str, ...]:
         return "<memory>", "</memory>", "<chunk>", "</chunk>"
 
@@ -439,7 +457,7 @@ def prompt_builder(
 
 
 class ModelManager:
-    """A causal language model as memory manager: prompt, `generate`, decode, JSON.
+    """A causal language model as memory manager: prompt, sample, decode, JSON.
 
     Sampling is from the whole distribution at `temperature` (0: greedy), in batches of at most
     `batch_size` prompts padded on the left; the pad token is never sampled. Every completion
@@ -478,86 +496,27 @@ class ModelManager:
         Raises:
             ValueError: the tiny manager cannot read a chunk.
         """
-        import torch
-
         prompts = [self.builder.render(observation) for observation in observations]
-        device = self.model.device
         completions: list[Completion] = []
         training = self.model.training
         self.model.eval()
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                for start in range(0, len(prompts), self.batch_size):
-                    completions += self._complete(prompts[start : start + self.batch_size])
+            for start in range(0, len(prompts), self.batch_size):
+                batch = prompts[start : start + self.batch_size]
+                ids, logprobs = sample_completions(
+                    self.model, [prompt.ids for prompt in batch],
+                    max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+                    pad_token_id=self.tokenizer.pad_token_id, end_token_ids=self._end_token_ids(),
+                    seed=stable_seed(seed, start),
+                )
+                completions += self.builder.complete(batch, ids, logprobs)
         finally:
             self.model.train(training)
         return completions
 
-    def _complete(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        import torch
-        from transformers import GenerationConfig
-
-        pad = self.tokenizer.pad_token_id
-        end = self.model.generation_config.eos_token_id
-        ends = set(end) if isinstance(end, list) else {end}
-        batch = self.tokenizer.pad(
-            {"input_ids": [list(prompt.ids) for prompt in prompts]},
-            padding_side="left", return_tensors="pt",
-        ).to(self.model.device)
-        recorder = _LogprobRecorder(self.temperature)
-        with torch.no_grad():
-            sequences = self.model.generate(
-                **batch,
-                logits_processor=[recorder],
-                generation_config=GenerationConfig(
-                    **({"do_sample": True, "temperature": self.temperature, "top_k": 0,
-                        "top_p": 1.0} if self.temperature > 0 else {"do_sample": False}),
-                    max_new_tokens=self.max_new_tokens, pad_token_id=pad, eos_token_id=end,
-                    suppress_tokens=None if pad in ends else [pad],
-                ),
-            )
-        width = batch["input_ids"].shape[1]
-        generated = sequences[:, width:].tolist()
-        logprobs = recorder.finish(sequences).tolist()
-        completions = []
-        for prompt, ids, row_logprobs in zip(prompts, generated, logprobs, strict=True):
-            length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-            completions.append(Completion(
-                text, self.builder.parse(text, prompt), prompt.text, prompt.ids,
-                tuple(ids[:length]), tuple(row_logprobs[:length]), prompt.truncated_tokens,
-                prompt.omitted_items,
-            ))
-        return completions
-
-
-class _LogprobRecorder:
-    """A logits processor that notes the log-probability of every token once it has been drawn.
-
-    `generate` can return all scores instead, but that holds vocabulary x length floats per row.
-    """
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature if temperature > 0 else 1.0
-        self.columns: list[torch.Tensor] = []
-        self.scores: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._note(input_ids)
-        self.scores = (scores.float() / self.temperature).log_softmax(-1)
-        return scores
-
-    def finish(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Return the log-probabilities, shape (rows, new tokens)."""
-        import torch
-
-        self._note(sequences)
-        return torch.stack(self.columns, dim=1)
-
-    def _note(self, input_ids: torch.Tensor) -> None:
-        if self.scores is not None:
-            self.columns.append(self.scores.gather(-1, input_ids[:, -1:]).squeeze(-1))
+    def _end_token_ids(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 @contextmanager

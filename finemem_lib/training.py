@@ -20,7 +20,9 @@ import functools
 import math
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -29,11 +31,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finemem_lib.planted import StreamSettings, planted_stream
-from finemem_lib.policy import Completion, ModelManager, PromptBuilder, load_manager
+from finemem_lib.policy import ModelManager, PromptBuilder, load_manager
 from finemem_lib.reasoning import ReasoningAgent, reader_for
 from finemem_lib.repro import stable_seed
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.rewards import (
+    EvidenceFaults,
+    RewardSettings,
+    hybrid_reward,
+    outcome_reward,
+    with_faults,
+)
 from finemem_lib.rollout import LockstepRollouts, RolloutSettings
+from finemem_lib.sampling import sample_completions
 from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
 
 if TYPE_CHECKING:
@@ -53,6 +62,12 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 }
 """The terms that each reward scheme adds up; see `scheme_weights`."""
 
+SAMPLING_DEFAULTS = {
+    "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None,
+    "cache_implementation": None, "use_transformers_continuous_batching": False,
+}
+"""TRL's own ways to sample, at which `sample_completions` samples the same; else TRL does."""
+
 ROWS_OF_LIKE_LENGTH = 32
 """Rows that go through the model together; small, so that little of them is padding."""
 
@@ -60,8 +75,9 @@ Record = dict[str, Any]
 """What is logged of one update, by TRL's names: "step" (the update, from 1), "reward",
 "rewards/<term>/mean", "frac_reward_zero_std" (share of groups without gradient), "entropy",
 "completions/mean_length" (tokens), "step_time" (seconds) and others; and ours:
-`trajectory_metrics`, "advantages/mean_abs", "advantages/max_abs", "seconds/generation" (sampling),
-"seconds/environment" (prompts, memory, answers, rewards); the rest of "step_time" is learning."""
+`trajectory_metrics`, "w1" (the weight of the chunk-level step reward), "advantages/mean_abs",
+"advantages/max_abs", "seconds/generation" (sampling), "seconds/environment" (prompts, memory,
+answers, rewards); the rest of "step_time" is learning."""
 
 
 def scheme_weights(
@@ -84,6 +100,15 @@ def scheme_weights(
         raise ValueError(f"reward scheme is {scheme!r}, expected one of {', '.join(SCHEMES)}")
     weights = {"outcome": 1.0, **(settings or RewardSettings()).weights}
     return {term: weights[term] if term in SCHEMES[scheme] else 0.0 for term in TERMS}
+
+
+def w1_at(update: int, w1: float, until: int | None) -> float:
+    """Return w1 at an update (from 1): it falls linearly to 0 at update `until`, or stays.
+
+    >>> [w1_at(update, 0.5, 3) for update in (1, 2, 3, 4)], w1_at(9, 0.5, None)
+    ([0.5, 0.25, 0.0, 0.0], 0.5)
+    """
+    return w1 if until is None else w1 * max(0.0, (until - update) / (until - 1))
 
 
 def planted_instances(
@@ -182,9 +207,32 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
         _import_unsloth()
     import torch
     from datasets import Dataset
+    from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import rotate_checkpoints
     from trl import GRPOTrainer
+
+    class WholeUpdates(TrainerCallback):
+        """Lets an update happen whole or not at all: gradients that are not finite are refused
+        before it, and an interrupt during it is held back until it is logged."""
+
+        def __init__(self, trainer: StepGRPOTrainer) -> None:
+            self.trainer = trainer
+            self.begun = False
+
+        def on_train_begin(self, *arguments: Any, **settings: Any) -> None:
+            self.begun = True
+
+        def on_pre_optimizer_step(self, *arguments: Any, model: Any, **settings: Any) -> None:
+            gradients = [one.grad for one in model.parameters() if one.grad is not None]
+            scaled = self.trainer.accelerator.scaler is not None  # fp16 skips such updates itself
+            if not scaled:
+                self.trainer.check_finite("gradient", torch.nn.utils.get_total_norm(gradients))
+            self.trainer.interrupts.hold()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **settings: Any) -> None:
+            if not control.should_log:
+                self.trainer.interrupts.release()
 
     class StepGRPOTrainer(GRPOTrainer):
         """GRPO whose groups are the rollouts of one instance at one step.
@@ -211,6 +259,8 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             rollout: RolloutSettings,
             scheme: RewardScheme = "Fine-Mem",
             rewards: RewardSettings | None = None,
+            w1_until: int | None = None,
+            evidence_faults: EvidenceFaults | None = None,
             keep_updates: Collection[int] = (),
             on_update: Callable[[Record], None] | None = None,
             manager_name: str = "policy",
@@ -222,19 +272,29 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
                     f"StepGRPOTrainer: got {len(instances)} instances, expected at least "
                     f"{needed}, the number of one update; add some or lower instances_per_update"
                 )
+            if w1_until is not None and w1_until < 2:
+                raise ValueError(
+                    f"StepGRPOTrainer: w1_until is {w1_until}, expected an update from 2 on, or "
+                    "None; for no chunk-level step reward at all set w1 to 0"
+                )
             self.instances = instances
             self.builder = builder
             self.agent = agent
             self.rollout = rollout
             self.scheme = scheme
             self.reward_settings = rewards or RewardSettings()
+            self.w1_until = w1_until
+            self.evidence_faults = evidence_faults
             self.keep_updates = frozenset(keep_updates)
             self.kept: dict[int, list[list[Trajectory]]] = {}
             self.on_update = on_update
             self.manager_name = manager_name
             self.replayed: list[Step] = []
+            self.interrupts = _Interrupts()
             args.reward_weights = list(scheme_weights(scheme, self.reward_settings).values())
-            if not args.use_vllm:
+            plain = all(getattr(args, name) == value for name, value in SAMPLING_DEFAULTS.items())
+            self.samples_itself = plain and not args.use_vllm and not unsloth
+            if not self.samples_itself and not args.use_vllm:
                 pad = builder.tokenizer.pad_token_id
                 # A sampled pad token would be masked out by Unsloth, which knows no other padding.
                 if pad != builder.tokenizer.eos_token_id:
@@ -255,6 +315,8 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
                 **trainer_arguments,
             )
             self.remove_callback(PrinterCallback)
+            self.whole_updates = WholeUpdates(self)
+            self.add_callback(self.whole_updates)
 
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
             """Play the instances of one update and let TRL score and normalise the rows."""
@@ -266,7 +328,8 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             instances = [self.instances[row["instance"]] for row in inputs[::size]]
             groups, sampling_seconds = self._play(instances, size)
             self.model.train(training)
-            rows = _rows(groups, self.scheme, self.reward_settings)
+            self._anneal()
+            rows = _rows(self._as_attributed(groups), self.scheme, self.reward_settings)
             self.replayed = [step for _, step in rows]
             output = super()._generate_and_score_completions([row for row, _ in rows])
             output["advantages"] = output["advantages"].float()
@@ -277,6 +340,7 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             seconds = time.perf_counter() - started
             for name, value in (
                 *trajectory_metrics([one for group in groups for one in group]).items(),
+                ("w1", self.reward_weights[TERMS.index("chunk")].item()),
                 ("advantages/mean_abs", output["advantages"].abs().mean().item()),
                 ("advantages/max_abs", output["advantages"].abs().max().item()),
                 ("seconds/generation", sampling_seconds),
@@ -284,6 +348,21 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             ):
                 metrics[name].append(value)
             return output
+
+        def _anneal(self) -> None:
+            w1 = w1_at(self.state.global_step + 1, self.reward_settings.w1, self.w1_until)
+            settings = dataclasses.replace(self.reward_settings, w1=w1)
+            weights = scheme_weights(self.scheme, settings).values()
+            self.reward_weights = torch.tensor(list(weights), dtype=torch.float32)
+
+        def _as_attributed(self, groups: list[list[Trajectory]]) -> list[list[Trajectory]]:
+            """Return the trajectories with the evidence that credit is attributed by."""
+            if self.evidence_faults is None:
+                return groups
+            seed = stable_seed(self.args.seed, self.state.global_step)
+            return [
+                [with_faults(one, self.evidence_faults, seed) for one in group] for group in groups
+            ]
 
         def _play(
             self, instances: Sequence[Instance], size: int
@@ -297,26 +376,28 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             while observations := rollouts.observations():
                 prompts = [self.builder.render(observation) for observation in observations]
                 started = time.perf_counter()
-                # num_generations=1: a vLLM server would otherwise keep every G-th prompt only.
-                completion_ids, logprobs = self._generate_single_turn(
-                    [list(prompt.ids) for prompt in prompts], None, {}, num_generations=1
-                )
+                sampled = self._sample([prompt.ids for prompt in prompts], observations[0].step)
                 seconds += time.perf_counter() - started
-                texts = self.builder.tokenizer.batch_decode(
-                    completion_ids, skip_special_tokens=True
-                )
-                rollouts.advance([
-                    Completion(
-                        text, self.builder.parse(text, prompt), prompt.text, prompt.ids,
-                        tuple(ids), None if row is None else tuple(row), prompt.truncated_tokens,
-                        prompt.omitted_items,
-                    )
-                    for text, prompt, ids, row in zip(
-                        texts, prompts, completion_ids, logprobs or [None] * len(prompts),
-                        strict=True,
-                    )
-                ])
+                rollouts.advance(self.builder.complete(prompts, *sampled))
             return rollouts.finish(), seconds
+
+        def _sample(
+            self, prompts: Sequence[tuple[int, ...]], step: int
+        ) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]] | None]:
+            """Return the completions of one step and, where they are known, their log-probs."""
+            if not self.samples_itself:
+                # num_generations=1: a vLLM server would otherwise keep every G-th prompt only.
+                return self._generate_single_turn(
+                    [list(prompt) for prompt in prompts], None, {}, num_generations=1
+                )
+            model = self.accelerator.unwrap_model(self.model)
+            model.eval()
+            return sample_completions(
+                model, prompts, max_new_tokens=self.max_completion_length,
+                pad_token_id=self.builder.tokenizer.pad_token_id,
+                end_token_ids=self.eos_token_ids, temperature=self.temperature,
+                seed=stable_seed(self.args.seed, self.state.global_step, "sample", step),
+            )
 
         def _get_per_token_logps_and_entropies(
             self,
@@ -369,8 +450,24 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
                 dtype=torch.float64, device=single.device,
             )
 
+        def training_step(self, *arguments: Any) -> torch.Tensor:
+            loss = super().training_step(*arguments)
+            self.check_finite("loss", loss)
+            return loss
+
+        def check_finite(self, name: str, value: torch.Tensor) -> None:
+            if not torch.isfinite(value):
+                raise FloatingPointError(
+                    f"train_manager: the {name} of update {self.state.global_step + 1} is "
+                    f"{value.item()}, expected a finite number; the weights are still those of the "
+                    f"update before. Lower learning_rate ({self.args.learning_rate:g}) or "
+                    f"max_grad_norm ({self.args.max_grad_norm:g}), or train with bf16=False, and "
+                    "resume"
+                )
+
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)
+            self.interrupts.release()
             if self.on_update is not None and "reward" in logs:
                 self.on_update({**logs, "step": self.state.global_step})
 
@@ -389,15 +486,58 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             shutil.rmtree(partial)
             rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
 
+        def save_finished(self) -> None:
+            """Write the checkpoint of the last finished update, if it is not there yet."""
+            update = self.state.global_step
+            if update and not Path(self.args.output_dir, f"checkpoint-{update}").exists():
+                self.interrupts.hold()
+                self._save_checkpoint(self.model, trial=None)
+                self.interrupts.restore()
+
     if unsloth:  # it computes log-probabilities its own way, without padding
         del StepGRPOTrainer._get_per_token_logps_and_entropies
     return StepGRPOTrainer
 
 
+class _Interrupts:
+    """Holds an interrupt (Ctrl-C, JupyterLab's stop button) back from `hold` to `release`.
+
+    Outside the main thread, where Python raises none, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._handler: Any = None
+        self._came = False
+
+    def hold(self) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._came = False
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._note)
+
+    def release(self) -> None:
+        """Raise the interrupt that came meanwhile."""
+        handler = self._handler
+        self.restore()
+        if handler is not None and self._came:
+            handler(signal.SIGINT, None)
+
+    def restore(self) -> None:
+        """Forget what came meanwhile."""
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _note(self, *arguments: Any) -> None:
+        self._came = True
+
+
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Return averages over trajectories: "accuracy" (mean r_global, absent where nothing could be
     scored), "operations/<kind>" (emitted per step, what could not be parsed left out),
-    "invalid_share" (of what was emitted), "memory_items" and "memory_tokens" (of M_T)."""
+    "invalid_share" (of what was emitted), "prompt/truncated_tokens" and "prompt/omitted_items" (per
+    step, what the prompt could not hold), "memory_items" and "memory_tokens" (of M_T)."""
     scores = [score for one in trajectories if (score := outcome_reward(one)) is not None]
     steps = [step for one in trajectories for step in one.steps]
     outcomes = [outcome for step in steps for outcome in step.outcomes]
@@ -407,6 +547,8 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         **({"accuracy": sum(scores) / len(scores)} if scores else {}),
         **{f"operations/{kind}": kinds[kind] / len(steps) for kind in OPERATION_KINDS},
         "invalid_share": invalid / max(len(outcomes), 1),
+        "prompt/truncated_tokens": _mean(step.prompt_truncated_tokens for step in steps),
+        "prompt/omitted_items": _mean(step.prompt_omitted_items for step in steps),
         "memory_items": _mean(len(one.final_memory()) for one in trajectories),
         "memory_tokens": _mean(one.steps[-1].memory_tokens for one in trajectories),
     }
@@ -414,14 +556,16 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A training run: the trained manager, one record per update, the trajectories of the updates
-    that were to be kept (per update, instance and rollout), the last checkpoint, and seconds."""
+    """A training run: the manager as trained so far, one record per finished update (of a resumed
+    run from its first), the trajectories of the updates that were to be kept (per update, instance
+    and rollout), the last checkpoint, seconds, and whether an interrupt ended it early."""
 
     manager: ModelManager
     records: tuple[Record, ...]
     trajectories: dict[int, list[list[Trajectory]]]
     checkpoint: Path | None
     seconds: float
+    interrupted: bool = False
 
 
 def train_manager(
@@ -437,6 +581,8 @@ def train_manager(
     instances_per_update: int = 8,
     learning_rate: float = 7e-4,
     seed: int = 0,
+    w1_until: int | None = None,
+    evidence_faults: EvidenceFaults | None = None,
     keep_updates: Collection[int] = (),
     on_update: Callable[[Record], None] | None = None,
     output_dir: str | Path | None = None,
@@ -453,12 +599,19 @@ def train_manager(
     `resume` goes on from the newest: the next update is then the one an uninterrupted run would
     have made. `config` are `grpo_config`'s arguments.
 
+    `w1_until` makes w1 fall linearly from its value to 0 at that update. `evidence_faults` falsify
+    the evidence that credit is attributed by, never a score; kept trajectories are free of them.
+
+    An interrupt (KeyboardInterrupt, JupyterLab's stop button) ends training after the last finished
+    update: its checkpoint is written where there is an `output_dir`, and the result so far comes
+    back with `interrupted` set. Before the first update begins it is raised as ever.
+
     Raises:
         ValueError: a setting is out of range, or `resume` finds no checkpoint.
         FileExistsError: `output_dir` has checkpoints and `resume` is false.
+        FloatingPointError: a loss or gradient is not finite; the checkpoint of the update before
+            is written as after an interrupt.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     started = time.perf_counter()
     rollout = rollout or RolloutSettings()
     last = _checkpoint_to_resume(output_dir, resume)
@@ -489,27 +642,51 @@ def train_manager(
             rollout=rollout,
             scheme=scheme,
             rewards=rewards,
+            w1_until=w1_until,
+            evidence_faults=evidence_faults,
             keep_updates=keep_updates,
             on_update=on_update,
             manager_name=manager.name,
         )
-        trainer.train(resume_from_checkpoint=last)
+        interrupted = False
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except (KeyboardInterrupt, FloatingPointError) as stop:
+            if not trainer.whole_updates.begun:
+                raise
+            if output_dir is not None:
+                trainer.save_finished()
+            interrupted = isinstance(stop, KeyboardInterrupt)
+            if not interrupted:
+                raise
+        finally:
+            trainer.interrupts.restore()
+    manager.model.zero_grad()
     manager.model.eval()
+    newest = _last_checkpoint(output_dir)
     return TrainingResult(
         manager=manager,
         records=tuple(entry for entry in trainer.state.log_history if "reward" in entry),
-        trajectories=trainer.kept,
-        checkpoint=None if output_dir is None else Path(get_last_checkpoint(str(output_dir))),
+        trajectories={
+            update: groups for update, groups in trainer.kept.items()
+            if update <= trainer.state.global_step
+        },
+        checkpoint=None if newest is None else Path(newest),
         seconds=time.perf_counter() - started,
+        interrupted=interrupted,
     )
 
 
-def _checkpoint_to_resume(output_dir: str | Path | None, resume: bool) -> str | None:
+def _last_checkpoint(output_dir: str | Path | None) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
-    found = None
-    if output_dir is not None and Path(output_dir).is_dir():
-        found = get_last_checkpoint(str(output_dir))
+    if output_dir is None or not Path(output_dir).is_dir():
+        return None
+    return get_last_checkpoint(str(output_dir))
+
+
+def _checkpoint_to_resume(output_dir: str | Path | None, resume: bool) -> str | None:
+    found = _last_checkpoint(output_dir)
     if resume and found is None:
         raise ValueError(
             f"train_manager: there is no checkpoint in {str(output_dir)!r} to resume from; "
