@@ -25,6 +25,8 @@ lab: $(READY)  ## JupyterLab on the notebooks
 bench: $(READY)  ## the speed claims, as ratios measured side by side
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/rewards.py
+	$(BIN)/python benchmarks/explore.py
+	$(BIN)/python benchmarks/training.py
 
 setup: $(READY)
 

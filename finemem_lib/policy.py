@@ -486,7 +486,7 @@ class ModelManager:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer where `load_manager` finds them again."""
-        with _no_progress_bars():
+        with no_progress_bars():
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -520,7 +520,7 @@ class ModelManager:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Silence the bars of reading and writing weights: they are noise in a notebook."""
     from transformers.utils import logging
 
@@ -531,6 +531,13 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def checkpoint_folder(path_or_name: str | Path) -> Path | None:
+    """Return the folder that `load_manager` loads from, `None` for a name on the hub."""
+    source = TINY_MANAGER if path_or_name == "tiny" else path_or_name
+    folders = (Path(source), repository_root() / source)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def load_manager(
@@ -556,12 +563,10 @@ def load_manager(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = TINY_MANAGER if path_or_name == "tiny" else str(path_or_name)
-    if not Path(source).is_dir() and (repository_root() / source).is_dir():
-        source = str(repository_root() / source)
+    source = str(checkpoint_folder(path_or_name) or path_or_name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        with _no_progress_bars():
+        with no_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(

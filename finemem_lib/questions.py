@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from finemem_lib.memory import FlatMemory
+from finemem_lib.planted import ATTRIBUTES
+from finemem_lib.planted import DATA_SOURCE as PLANTED
 from finemem_lib.reasoning import STOPWORDS, Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.repro import generator
 from finemem_lib.retrieval import BM25Retriever
@@ -88,12 +90,11 @@ def make_chunk_questions(
     if k < 1:
         raise ValueError(f"make_chunk_questions: k is {k}, expected at least 1")
     drafts: list[list[_Candidate]] = []
-    memories: list[tuple[FlatMemory, BM25Retriever]] = []
     for step, chunk in enumerate(instance.chunks, start=1):
         rng = generator("chunk questions", seed, instance.instance_id, step)
         written = teacher.write(chunk.text, step, instance.data_source, rng)
         drafts.append(_screened(written))
-        memories.append(_memory_of(units(chunk.text)))
+    memories = _chunk_memories(instance)
     nothing = [_memory_of([])] * len(drafts)
     while any(batches := [_next(candidates, k) for candidates in drafts]):
         _ask(batches, memories, verifier, 1.0, "not answered from chunk")
@@ -118,6 +119,83 @@ def make_chunk_questions(
         for candidate in candidates
     )
     return dataclasses.replace(instance, chunk_questions=chunk_questions), audit
+
+
+def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
+    """Return the instance with those chunk questions that the verifier answers from their chunk.
+
+    This is the check of `make_chunk_questions` on questions that are there already; the others
+    are dropped. An instance without chunk questions comes back as it is.
+    """
+    if instance.chunk_questions is None:
+        return instance
+    drafts = [[_Candidate(question) for question in asked] for asked in instance.chunk_questions]
+    _ask(drafts, _chunk_memories(instance), verifier, 1.0, "not answered from chunk")
+    return dataclasses.replace(instance, chunk_questions=tuple(
+        tuple(candidate.question for candidate in _open([candidates])) for candidates in drafts
+    ))
+
+
+def wrong_questions(instance: Instance, share: float, seed: int) -> Instance:
+    """Return the instance with a wrong accepted answer in that share of its chunk questions.
+
+    The number is rounded; with one seed, a greater share makes the same questions wrong and some
+    more. The wrong answer is a value of the same attribute on the planted stream; elsewhere the
+    answer of another question of the instance, of the same form (date, number, name, other) where
+    there is one. Nothing is known to have carried it, so `evidence_steps` becomes `None`.
+
+    Raises:
+        ValueError: `share` is outside [0, 1], or the instance has no other answer to give.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"wrong_questions: share is {share!r}, expected a number from 0 to 1")
+    if instance.chunk_questions is None:
+        return instance
+    questions = [list(asked) for asked in instance.chunk_questions]
+    places = [(row, place) for row, asked in enumerate(questions) for place in range(len(asked))]
+    generator("wrong questions", seed, instance.instance_id).shuffle(places)
+    for row, place in places[: round(share * len(places))]:
+        rng = generator("wrong answer", seed, instance.instance_id, row, place)
+        question = questions[row][place]
+        questions[row][place] = dataclasses.replace(
+            question, answers=(_wrong_answer(question, instance, rng),), evidence_steps=None
+        )
+    return dataclasses.replace(instance, chunk_questions=tuple(map(tuple, questions)))
+
+
+def _wrong_answer(question: Question, instance: Instance, rng: random.Random) -> str:
+    """Return an answer of the same kind that the question's metric holds against the right one."""
+    right = question.answers[0] if question.answers else ""
+    known = [
+        answer for asked in (instance.questions, *(instance.chunk_questions or ()))
+        for other in asked for answer in other.answers
+    ]
+    same_form = [answer for answer in known if _form(answer) == _form(right)]
+    same_attribute = [
+        value for attribute in ATTRIBUTES.values() if right in attribute.values
+        for value in attribute.values
+    ] if question.data_source == PLANTED else []
+    for answers in (same_attribute, same_form, known):
+        if wrong := sorted({
+            answer for answer in answers
+            if score(answer, question.answers, question.data_source) == 0
+            and not any(score(one, (answer,), question.data_source) for one in question.answers)
+        }):
+            return rng.choice(wrong)
+    raise ValueError(
+        f"wrong_questions: instance {instance.instance_id!r} has no answer that would be wrong for "
+        f"{question.question_id!r}, expected at least two different answers among its questions; "
+        "use instances with more questions"
+    )
+
+
+def _form(answer: str) -> str:
+    """Return what an answer looks like: date, number, name or other."""
+    if _DATE.fullmatch(answer):
+        return "date"
+    if _NUMBER.fullmatch(answer):
+        return "number"
+    return "name" if answer[:1].isupper() else "other"
 
 
 def audit_counts(audit: Sequence[AuditRow], num_steps: int) -> list[dict[str, int]]:
@@ -157,6 +235,10 @@ def _open(lists: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:
 def _next(candidates: Sequence[_Candidate], k: int) -> list[_Candidate]:
     """Return as many undecided candidates as the chunk still needs questions."""
     return _open([candidates])[: k - sum(candidate.accepted for candidate in candidates)]
+
+
+def _chunk_memories(instance: Instance) -> list[tuple[FlatMemory, BM25Retriever]]:
+    return [_memory_of(units(chunk.text)) for chunk in instance.chunks]
 
 
 def _memory_of(contents: Sequence[str]) -> tuple[FlatMemory, BM25Retriever]:

@@ -1,17 +1,24 @@
-"""Retrieval of memory items for a question: BM25 over an index that follows the memory."""
+"""Retrieval of memory items for a question: an index that follows the memory.
+
+BM25 is the default; dense retrieval needs the optional package sentence-transformers.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
 
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem
+
+DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+"""Sentence encoder of dense retrieval where none is named."""
 
 
 class Retriever(Protocol):
@@ -195,6 +202,98 @@ class BM25Retriever:
                 self._words_by_df[df] += change
                 if not self._words_by_df[df]:
                     del self._words_by_df[df]
+
+
+class DenseRetriever:
+    """Retrieves by the cosine of sentence embeddings; equal ones by the most recently written.
+
+    Unlike BM25 it always returns k items where there are k, however far they are. `model_name` is
+    a folder or a name on the hub, as sentence-transformers takes it; a text is embedded once, all
+    indexes of a model share what is known.
+
+    Raises:
+        RuntimeError: sentence-transformers is not installed.
+        ValueError: the model cannot be loaded.
+    """
+
+    def __init__(self, model_name: str = DENSE_MODEL) -> None:
+        load_encoder(model_name)  # what is missing is missed before anything is played
+        self.model_name = model_name
+        self._vectors: dict[str, np.ndarray] = {}  # by item id, most recently written last
+
+    def update(self, delta: MemoryDelta) -> None:
+        """Follow one change of the memory.
+
+        Raises:
+            KeyError: an item to be removed is not in the index, which has missed an update.
+        """
+        for item_id in delta.removed + delta.evicted:
+            del self._vectors[item_id]
+        for item in sorted(delta.written, key=_last_write):
+            self._vectors.pop(item.item_id, None)
+            self._vectors[item.item_id] = _embedding(self.model_name, item.content)
+
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        """Return (item id, cosine in [-1, 1]) of at most `k` items, best first.
+
+        Raises:
+            ValueError: `k` is less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"DenseRetriever.search: k is {k}, expected at least 1")
+        if not self._vectors:
+            return []
+        ids = list(reversed(self._vectors))
+        rows = np.stack([self._vectors[item_id] for item_id in ids])
+        # Not a matrix product, which may round equal rows differently and so break their tie.
+        scores = (rows * _embedding(self.model_name, query)).sum(axis=1)
+        best = np.argsort(-scores, kind="stable")[:k]
+        return [(ids[place], float(scores[place])) for place in best]
+
+
+def make_retriever(name: str, dense_model: str = DENSE_MODEL) -> Retriever:
+    """Return an empty retriever: "bm25", or "dense" with a sentence encoder.
+
+    Raises:
+        ValueError: no retriever of that name, or as `DenseRetriever`.
+        RuntimeError: as `DenseRetriever`.
+    """
+    if name not in ("bm25", "dense"):
+        raise ValueError(f"retriever is {name!r}, expected 'bm25' or 'dense'")
+    return DenseRetriever(dense_model) if name == "dense" else BM25Retriever()
+
+
+@functools.cache
+def load_encoder(model_name: str) -> Callable[[str], np.ndarray]:
+    """Return what embeds one text, shape (dimensions,), with length 1.
+
+    One at a time, because padding in a batch makes an embedding depend on its neighbours.
+
+    Raises:
+        RuntimeError: sentence-transformers is not installed.
+        ValueError: the model cannot be loaded.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise RuntimeError(
+            f"dense retrieval needs sentence-transformers ({error}); install the dense extra: "
+            "pip install --constraint constraints.txt -e '.[dense]', or retrieve with bm25"
+        ) from error
+    try:
+        model = SentenceTransformer(model_name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"dense retrieval: {model_name!r} could not be loaded ({str(error).splitlines()[0]}); "
+            "expected a folder that sentence-transformers wrote, or a model's name on the hub "
+            "while there is a network; name another dense_model, or retrieve with bm25"
+        ) from error
+    return functools.partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _embedding(model_name: str, text: str) -> np.ndarray:
+    return load_encoder(model_name)(text)
 
 
 def _last_write(item: MemoryItem) -> tuple[int, int]:

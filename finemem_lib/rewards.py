@@ -15,12 +15,15 @@ emits nothing has format reward 0.0. DELETE and SKIP earn no evidence, as in the
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from finemem_lib.repro import generator
 from finemem_lib.text import TOKENIZER, count_tokens
 from finemem_lib.trajectory import (
     AnsweredQuestion,
@@ -346,12 +349,30 @@ def _shares(
 ) -> dict[int, float]:
     """Return the share of a question's evidence that each step gets; the shares sum to 1, or
     there are none when it is dropped."""
-    items = credited_items(answered, settings.credited)
-    if not items:
-        if settings.unretrieved == "drop":
-            return {}
-        return {step: 1 / num_steps for step in range(1, num_steps + 1)}
     shares: defaultdict[int, float] = defaultdict(float)
+    for step, _, share in item_shares(answered, num_steps, settings):
+        shares[step] += share
+    if not shares and settings.unretrieved == "spread":
+        return {step: 1 / num_steps for step in range(1, num_steps + 1)}
+    return shares
+
+
+def item_shares(
+    answered: AnsweredQuestion, num_steps: int, settings: RewardSettings
+) -> list[tuple[int, str, float]]:
+    """Return the parts of a question's evidence as (step, item id, share).
+
+    Shares sum to 1 over the credited items, and are none where the question has no such item.
+    Source: Fine-Mem, the inner sum of N_t without s_j / n.
+
+    Raises:
+        ValueError: an item names a step outside 1..T.
+
+    >>> item_shares(worked_example().questions[0], 4, RewardSettings())
+    [(1, '1', 0.5), (3, '2', 0.5)]
+    """
+    shares = []
+    items = credited_items(answered, settings.credited)
     for item in items:
         steps = attributed_steps(item, settings.attribution)
         if not steps or min(steps) < 1 or max(steps) > num_steps:
@@ -360,8 +381,7 @@ def _shares(
                 f"steps {item.steps}, expected steps within 1..{num_steps}; the trajectory was cut "
                 "or joined, play the instance again"
             )
-        for step in steps:
-            shares[step] += 1 / (len(items) * len(steps))
+        shares += [(step, item.item_id, 1 / (len(items) * len(steps))) for step in steps]
     return shares
 
 
@@ -381,6 +401,76 @@ def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ..
     if attribution == "lineage":
         return item.steps
     return item.steps[:1] if attribution == "creation" else item.steps[-1:]
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFaults:
+    """How far the evidence that credit is attributed by is wrong: a test of robustness.
+
+    drop, swap: probabilities that a retrieved item is lost, or replaced by another item of M_T;
+        one of the two at most happens to an item, so together at most 1.
+
+    Raises:
+        ValueError: a probability, or their sum, is outside [0, 1].
+    """
+
+    drop: float = 0.0
+    swap: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("drop", self.drop), ("swap", self.swap), ("drop + swap", self.drop + self.swap)
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"evidence faults: {name} is {value!r}, expected a number from 0 to 1"
+                )
+
+
+def with_faults(trajectory: Trajectory, faults: EvidenceFaults, seed: int) -> Trajectory:
+    """Return the trajectory with faults in the evidence of its global questions.
+
+    Scores, answers and everything else stay, so only what is attributed by evidence changes. A
+    swapped item keeps its place and score; the other item is one that the question does not list
+    yet (where there is none, the item stays), and it counts as used where the first one did. The
+    same seed gives the same faults.
+
+    >>> faulty = with_faults(worked_example(), EvidenceFaults(swap=1.0), seed=0)
+    >>> [[item.item_id for item in answered.retrieved] for answered in faulty.questions]
+    [['1', '2'], ['1']]
+    >>> evidence_contribution(faulty), outcome_reward(faulty)
+    ([0.5, 0.0, 0.25, 0.0], 0.75)
+    """
+    rng = generator("evidence faults", seed, trajectory.instance_id, trajectory.rollout)
+    memory = trajectory.final_memory()
+    return dataclasses.replace(
+        trajectory,
+        questions=tuple(_faulty(one, memory, faults, rng) for one in trajectory.questions),
+    )
+
+
+def _faulty(
+    answered: AnsweredQuestion,
+    memory: Sequence[MemoryItem],
+    faults: EvidenceFaults,
+    rng: random.Random,
+) -> AnsweredQuestion:
+    listed = {item.item_id for item in answered.retrieved}
+    others = [item for item in memory if item.item_id not in listed]
+    rng.shuffle(others)
+    retrieved, swapped = [], {}
+    for item in answered.retrieved:
+        chance = rng.random()
+        if chance < faults.drop:
+            continue
+        if chance < faults.drop + faults.swap and others:
+            other = others.pop()
+            swapped[item.item_id] = other.item_id
+            steps = tuple(write.step for write in other.lineage)
+            item = Retrieved(other.item_id, item.score, steps)
+        retrieved.append(item)
+    used = answered.used and tuple(swapped.get(item_id, item_id) for item_id in answered.used)
+    return dataclasses.replace(answered, retrieved=tuple(retrieved), used=used)
 
 
 def worked_example() -> Trajectory:

@@ -14,14 +14,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from finemem_lib.memory import Duplicates, Eviction, FlatMemory
 from finemem_lib.policy import Completion, MemoryManager, Observation
 from finemem_lib.reasoning import Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.repro import generator, stable_seed
-from finemem_lib.retrieval import BM25Retriever
+from finemem_lib.retrieval import DENSE_MODEL, Retriever, make_retriever
 from finemem_lib.text import TOKENIZER, clean_text
 from finemem_lib.trajectory import Instance, Question, Step, Trajectory
+
+RetrieverName = Literal["bm25", "dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class RolloutSettings:
     capacity, eviction, duplicates, max_item_tokens: the memory's, see `FlatMemory`.
     question_fraction: share of the global questions that are asked, in (0, 1], at least one.
     ask_chunk_questions: whether the chunk questions are asked, where an instance has any.
+    retriever: "bm25", or "dense" with the sentence encoder `dense_model`, see `DenseRetriever`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -46,6 +50,8 @@ class RolloutSettings:
     max_item_tokens: int | None = None
     question_fraction: float = 1.0
     ask_chunk_questions: bool = True
+    retriever: RetrieverName = "bm25"
+    dense_model: str = DENSE_MODEL
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "top_k"):
@@ -58,10 +64,18 @@ class RolloutSettings:
                 f"rollout settings: question_fraction is {self.question_fraction!r}, expected "
                 "more than 0 and at most 1"
             )
+        if self.retriever not in get_args(RetrieverName):
+            raise ValueError(
+                f"rollout settings: retriever is {self.retriever!r}, expected one of "
+                + ", ".join(get_args(RetrieverName))
+            )
         self.new_memory()  # refuses what it cannot use, before anything is played
 
     def new_memory(self) -> FlatMemory:
         return FlatMemory(self.capacity, self.eviction, self.max_item_tokens, self.duplicates)
+
+    def new_retriever(self) -> Retriever:
+        return make_retriever(self.retriever, self.dense_model)
 
 
 @dataclass(slots=True)
@@ -70,7 +84,7 @@ class _Rollout:
     questions: tuple[Question, ...]
     rollout: int
     memory: FlatMemory
-    retriever: BM25Retriever = field(default_factory=BM25Retriever)
+    retriever: Retriever
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -114,7 +128,7 @@ class LockstepRollouts:
         self.manager_name = manager_name
         self.seed = seed
         self._rollouts = [
-            _Rollout(instance, questions, rollout, settings.new_memory())
+            _Rollout(instance, questions, rollout, settings.new_memory(), settings.new_retriever())
             for instance in instances
             for questions in [_asked(instance, settings.question_fraction, seed)]
             for rollout in range(settings.num_generations)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import shutil
@@ -30,8 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from finemem_lib.files import write_json
 from finemem_lib.planted import StreamSettings, planted_stream
-from finemem_lib.policy import ModelManager, PromptBuilder, load_manager
+from finemem_lib.policy import ModelManager, PromptBuilder, load_manager, no_progress_bars
 from finemem_lib.reasoning import ReasoningAgent, reader_for
 from finemem_lib.repro import stable_seed
 from finemem_lib.rewards import (
@@ -239,13 +241,13 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
 
         Args, beside GRPOTrainer's own: `instances` in the order they are trained on; `builder`
         renders prompts and reads completions; `agent`, `rollout`, `rewards` and `scheme` say how
-        they are answered, played and rewarded; `keep_updates` are the updates (from 1) whose
-        trajectories stay in `kept`; `on_update` is told the record of every update;
-        `manager_name` is written into the trajectories. One process only: a group must not be
-        split.
+        they are answered, played and rewarded; `w1_until` and `evidence_faults` are
+        `train_manager`'s; `keep_updates` are the updates (from 1) whose trajectories stay in
+        `kept`; `on_update` is told the record of every update; `manager_name` is written into the
+        trajectories. One process only: a group must not be split.
 
         Raises:
-            ValueError: fewer instances than one update takes.
+            ValueError: fewer instances than one update takes, or `w1_until` is less than 2.
         """
 
         def __init__(
@@ -462,7 +464,7 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
                     f"{value.item()}, expected a finite number; the weights are still those of the "
                     f"update before. Lower learning_rate ({self.args.learning_rate:g}) or "
                     f"max_grad_norm ({self.args.max_grad_norm:g}), or train with bf16=False, and "
-                    "resume"
+                    "start again from the last checkpoint"
                 )
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -478,7 +480,8 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             shutil.rmtree(partial, ignore_errors=True)
             self.args.output_dir = str(partial)
             try:
-                super()._save_checkpoint(model, trial)
+                with no_progress_bars():
+                    super()._save_checkpoint(model, trial)
             finally:
                 self.args.output_dir = str(folder)
             name = f"checkpoint-{self.state.global_step}"
@@ -511,7 +514,8 @@ class _Interrupts:
 
     def hold(self) -> None:
         handler = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread() and callable(handler):
+        main = threading.current_thread() is threading.main_thread()
+        if main and callable(handler) and self._handler is None:
             self._came = False
             self._handler = handler
             signal.signal(signal.SIGINT, self._note)
@@ -607,7 +611,8 @@ def train_manager(
     back with `interrupted` set. Before the first update begins it is raised as ever.
 
     Raises:
-        ValueError: a setting is out of range, or `resume` finds no checkpoint.
+        ValueError: a setting is out of range, or `resume` finds no checkpoint, or one that was
+            trained with other settings.
         FileExistsError: `output_dir` has checkpoints and `resume` is false.
         FloatingPointError: a loss or gradient is not finite; the checkpoint of the update before
             is written as after an interrupt.
@@ -615,6 +620,15 @@ def train_manager(
     started = time.perf_counter()
     rollout = rollout or RolloutSettings()
     last = _checkpoint_to_resume(output_dir, resume)
+    if output_dir is not None:
+        _hold_settings(Path(output_dir), resume, {
+            "checkpoint": str(checkpoint), "scheme": scheme, "seed": seed,
+            "rewards": dataclasses.asdict(rewards or RewardSettings()), "w1_until": w1_until,
+            "rollout": dataclasses.asdict(rollout), "learning_rate": learning_rate,
+            "stream": stream and dataclasses.asdict(stream),
+            "evidence_faults": evidence_faults and dataclasses.asdict(evidence_faults),
+            "instances_per_update": instances_per_update, **config,
+        })
     manager = load_manager(checkpoint)
     if instances is None:
         instances = planted_instances("train", updates * instances_per_update, seed, stream)
@@ -698,6 +712,25 @@ def _checkpoint_to_resume(output_dir: str | Path | None, resume: bool) -> str | 
             "resume it or give another output_dir"
         )
     return found
+
+
+def _hold_settings(folder: Path, resume: bool, settings: dict[str, Any]) -> None:
+    """Write the settings of a run beside its checkpoints, and refuse to resume it with others;
+    the number of updates may change."""
+    path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings, default=str))
+    if resume and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name in sorted({*before, *settings}):
+            if before.get(name) != settings.get(name):
+                raise ValueError(
+                    f"train_manager: the run in {str(folder)!r} was trained with {name} "
+                    f"{before.get(name)!r}, got {settings.get(name)!r}; resume it with the same "
+                    "settings, or train its checkpoint in another output_dir"
+                )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
 
 
 def _import_unsloth() -> None:

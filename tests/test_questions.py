@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemem_lib.datasets import load_instances
-from finemem_lib.planted import SYNONYMS, planted_stream
+from finemem_lib.planted import ATTRIBUTES, SYNONYMS, StreamSettings, planted_stream
 from finemem_lib.questions import (
     FACT_METRICS,
     FACT_SOURCE,
@@ -20,6 +21,8 @@ from finemem_lib.questions import (
     ClozeTeacher,
     audit_counts,
     make_chunk_questions,
+    verified,
+    wrong_questions,
 )
 from finemem_lib.reasoning import ExtractiveReader, Reading
 from finemem_lib.scoring import metric_for, score
@@ -372,3 +375,90 @@ def test_yield_on_squad(answer):
 def test_yield_on_other_text(name):
     loaded = load_instances(DATA / f"{name}.jsonl", limit=1)
     assert mean_kept(made_from(loaded.instances, ExtractiveReader())) >= 3
+
+
+def chunk_questions_of(instance):
+    return [question for asked in instance.chunk_questions for question in asked]
+
+
+SHARES = st.sampled_from((0.0, 0.1, 0.25, 0.5, 1.0)) | st.floats(0, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), SHARES, SHARES, st.integers(0, 99))
+def test_wrong_questions_are_the_share_asked_for_and_truly_wrong(stream, share, other, seed):
+    instance = planted_stream(stream, StreamSettings(num_chunks=3))
+    share, more = sorted((share, other))
+    right = chunk_questions_of(instance)
+    wrong, more_wrong = (
+        chunk_questions_of(wrong_questions(instance, one, seed)) for one in (share, more)
+    )
+    changed = [place for place, question in enumerate(wrong) if question != right[place]]
+    assert len(changed) == round(share * len(right))
+    for place in changed:
+        truth, one = right[place], wrong[place]
+        [attribute] = [a for a in ATTRIBUTES.values() if truth.answers[0] in a.values]
+        assert one.answers[0] in attribute.values
+        assert score(truth.answers[0], one.answers, one.data_source) == 0
+        assert one == dataclasses.replace(truth, answers=one.answers, evidence_steps=None)
+        assert more_wrong[place] == one  # a greater share keeps what is wrong
+    corrupted = wrong_questions(instance, share, seed)
+    assert corrupted.questions == instance.questions
+    assert from_json(Instance, to_json(corrupted)) == corrupted
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), SHARES)
+def test_the_verifier_drops_the_wrong_questions_and_no_other(stream, share):
+    instance = planted_stream(stream, StreamSettings(num_chunks=3))
+    reader = ExtractiveReader(synonyms=SYNONYMS)
+    assert verified(instance, reader) == instance
+    wrong = wrong_questions(instance, share, seed=1)
+    assert [set(asked) for asked in verified(wrong, reader).chunk_questions] == [
+        {*asked} & {*others}
+        for asked, others in zip(instance.chunk_questions, wrong.chunk_questions, strict=True)
+    ]
+
+
+def test_the_verifier_reads_nothing_but_the_chunk():
+    """Both chunks hold the answer to the first question, neither that to the second."""
+    instance = dataclasses.replace(
+        instance_of("Mia lives in Rome.", "Ana sails. Mia lives in Rome."),
+        chunk_questions=(
+            (Question("a", "Where does Mia live?", ("Rome",), "squad", 1),
+             Question("b", "Who sails?", ("Ana",), "squad", 1)),
+            (Question("c", "Who sails?", ("Ana",), "squad", 2),),
+        ),
+    )
+    kept = verified(instance, ExtractiveReader(synonyms=SYNONYMS))
+    assert [[q.question_id for q in asked] for asked in kept.chunk_questions] == [["a"], ["c"]]
+    bare = instance_of("Mia lives in Rome.")
+    assert verified(bare, ExtractiveReader()) is bare
+    assert wrong_questions(bare, 1.0, seed=0) is bare
+
+
+def test_wrong_answers_elsewhere_have_the_form_of_the_right_one():
+    answers = ("May 1, 1990", "12", "Rome", "cats", "June 3, 2001", "700", "Oslo", "dogs")
+    instance = dataclasses.replace(
+        instance_of("One chunk."), questions=(),
+        chunk_questions=(tuple(
+            Question(f"chunk-1-{n}", f"Question {n}?", (answer,), "squad", 1, (1,))
+            for n, answer in enumerate(answers)
+        ),),
+    )
+    for seed in range(5):
+        wrong = wrong_questions(instance, 1.0, seed)
+        found = tuple(question.answers[0] for question in chunk_questions_of(wrong))
+        assert found == answers[4:] + answers[:4]  # the only other one of its form
+
+
+def test_wrong_questions_say_what_they_need():
+    instance = planted_stream(1)
+    with pytest.raises(ValueError, match="share is 1.5, expected a number from 0 to 1"):
+        wrong_questions(instance, 1.5, seed=0)
+    alone = dataclasses.replace(
+        instance_of("Ana sails."),
+        chunk_questions=((Question("c", "Who sails?", ("Ana",), "squad", 1),),),
+    )
+    with pytest.raises(ValueError, match="at least two different answers"):
+        wrong_questions(alone, 1.0, seed=0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trajectory_strategies import trajectories
 
 from finemem_lib.rewards import (
+    EvidenceFaults,
     RewardSettings,
     chunk_rewards,
     compression_reward,
@@ -20,6 +21,7 @@ from finemem_lib.rewards import (
     format_rewards,
     hybrid_reward,
     outcome_reward,
+    with_faults,
     worked_example,
 )
 from finemem_lib.trajectory import Chunk, MemoryItem, Retrieved, Trajectory, Write
@@ -333,3 +335,97 @@ def test_strategy_makes_consistent_trajectories(trajectory: Trajectory) -> None:
                 assert item.steps == tuple(w.step for w in memory[item.item_id].lineage)
     for item in trajectory.final_memory():
         assert isinstance(item, MemoryItem) and isinstance(item.lineage[0], Write)
+
+
+faults = st.builds(
+    lambda drop, swap: EvidenceFaults(drop, swap * (1 - drop)), st.floats(0, 1), st.floats(0, 1)
+)
+
+
+@quick
+@given(trajectories(), faults, st.integers(0, 2**32), reward_settings)
+def test_faults_change_nothing_but_what_evidence_attributes(trajectory, faults, seed, settings):
+    faulty = with_faults(trajectory, faults, seed)
+    assert faulty == with_faults(trajectory, faults, seed)
+    unmoved = [dataclasses.replace(q, retrieved=(), used=None) for q in trajectory.questions]
+    assert [
+        dataclasses.replace(q, retrieved=(), used=None) for q in faulty.questions
+    ] == unmoved
+    assert with_questions(faulty, trajectory.questions) == trajectory
+    for reward, other in zip(
+        hybrid_reward(trajectory, settings), hybrid_reward(faulty, settings), strict=True
+    ):
+        for name in ("outcome", "format", "chunk", "compression"):
+            assert getattr(reward, name) == getattr(other, name)
+    if settings.unretrieved == "spread" and outcome_reward(trajectory) is not None:
+        total = math.fsum(evidence_contribution(faulty, settings))
+        assert total == pytest.approx(outcome_reward(trajectory), abs=1e-9)
+
+
+@quick
+@given(trajectories(), faults, st.integers(0, 2**32))
+def test_faulty_evidence_is_of_the_final_memory_and_listed_once(trajectory, faults, seed):
+    memory = {item.item_id: item for item in trajectory.final_memory()}
+    faulty = with_faults(trajectory, faults, seed)
+    for before, after in zip(trajectory.questions, faulty.questions, strict=True):
+        ids = [item.item_id for item in after.retrieved]
+        assert len(set(ids)) == len(ids) <= len(before.retrieved)
+        for item in after.retrieved:
+            assert item.steps == tuple(write.step for write in memory[item.item_id].lineage)
+        if faults.drop == 0:
+            assert len(ids) == len(before.retrieved)
+            assert [i.score for i in after.retrieved] == [i.score for i in before.retrieved]
+
+
+@quick
+@given(trajectories(), st.integers(0, 2**32))
+def test_faults_at_their_extremes(trajectory, seed):
+    assert with_faults(trajectory, EvidenceFaults(), seed) == trajectory
+    dropped = with_faults(trajectory, EvidenceFaults(drop=1.0), seed)
+    assert not any(question.retrieved for question in dropped.questions)
+    swapped = with_faults(trajectory, EvidenceFaults(swap=1.0), seed)
+    for before, after in zip(trajectory.questions, swapped.questions, strict=True):
+        others = len(trajectory.final_memory()) - len(before.retrieved)
+        kept = {i.item_id for i in before.retrieved} & {i.item_id for i in after.retrieved}
+        assert len(kept) == max(0, len(before.retrieved) - others)
+
+
+def test_faults_come_at_their_rate_and_differ_between_rollouts():
+    example = worked_example()
+    filler = tuple(
+        MemoryItem(str(number), "x", (Write(2, "INSERT", number),)) for number in range(3, 40)
+    )
+    steps = list(example.steps)
+    steps[1] = dataclasses.replace(
+        steps[1], delta=dataclasses.replace(steps[1].delta, written=filler)
+    )
+    long = dataclasses.replace(
+        example, steps=tuple(steps), questions=example.questions[:1] * 1000
+    )
+    faulty = with_faults(long, EvidenceFaults(drop=0.2, swap=0.3), seed=1)
+    left = [item.item_id for question in faulty.questions for item in question.retrieved]
+    assert len(left) / 2000 == pytest.approx(0.8, abs=0.03)
+    assert sum(item_id in "12" for item_id in left) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert len(set(left)) == 39  # every other item is drawn
+    other = dataclasses.replace(long, rollout=1)
+    assert with_faults(other, EvidenceFaults(drop=0.5), 1).questions != with_faults(
+        long, EvidenceFaults(drop=0.5), 1
+    ).questions
+
+
+def test_a_swapped_item_is_used_where_the_first_one_was():
+    """Each question lists one of the two items, so the swap is sure: q-2 moves from step 3 to 1."""
+    example = worked_example()
+    one = dataclasses.replace(example.questions[1], used=("2",))
+    faulty = with_faults(with_questions(example, [one]), EvidenceFaults(swap=1.0), seed=4)
+    assert faulty.questions[0].used == ("1",)
+    used = RewardSettings(credited="used")
+    assert evidence_contribution(faulty, used) == [0.5, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("values", [
+    {"drop": -0.1}, {"swap": 1.1}, {"drop": 0.6, "swap": 0.6}, {"drop": math.nan},
+])
+def test_faults_out_of_range_are_refused(values):
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
+        EvidenceFaults(**values)

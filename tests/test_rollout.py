@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from finemem_lib import retrieval
 from finemem_lib.memory import replay
 from finemem_lib.operations import parse_operations
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
@@ -131,6 +133,37 @@ def test_settings_reach_memory_retrieval_and_metadata():
     assert one.seed == 0
 
 
+def test_settings_saved_before_there_was_a_choice_of_retriever_are_still_read():
+    saved = {
+        "num_generations": 2, "top_k": 3, "capacity": None, "eviction": "oldest",
+        "duplicates": "refuse", "max_item_tokens": None, "question_fraction": 1.0,
+        "ask_chunk_questions": True,
+    }
+    assert RolloutSettings(**saved) == RolloutSettings(num_generations=2)
+
+
+def test_the_retriever_that_is_chosen_finds_the_items(monkeypatch):
+    """The encoder sees only how long a text is, so that dense retrieval is told by its items."""
+
+    def encoder(text):
+        angle = len(text) / 50
+        return np.array([np.cos(angle), np.sin(angle)])
+
+    monkeypatch.setattr(retrieval, "load_encoder", lambda name: encoder)
+    settings = RolloutSettings(
+        num_generations=1, top_k=2, retriever="dense", dense_model="by length"
+    )
+    [[one]] = play(streams(4), InsertAll(), settings, reader(), seed=0)
+    assert one.metadata["rollout"]["dense_model"] == "by length"
+    lengths = {item.item_id: len(item.content) for item in one.final_memory()}
+    for answered in one.questions:
+        question = answered.question
+        asked = len(reader().query(question.text, question.data_source))
+        nearest = sorted(abs(length - asked) for length in lengths.values())[:2]
+        found = [abs(lengths[item.item_id] - asked) for item in answered.retrieved]
+        assert found == nearest
+
+
 @pytest.mark.parametrize("manager", [InsertAll(), RandomManager()], ids=lambda m: m.name)
 def test_trajectories_survive_json_and_their_memory_can_be_replayed(manager):
     settings = RolloutSettings(num_generations=2, capacity=4)
@@ -232,7 +265,7 @@ def test_misuse_says_what_to_do():
     "settings",
     [
         {"num_generations": 0}, {"top_k": 0}, {"question_fraction": 0.0},
-        {"question_fraction": 1.5}, {"capacity": 0}, {"eviction": "newest"},
+        {"question_fraction": 1.5}, {"capacity": 0}, {"eviction": "newest"}, {"retriever": "bm"},
     ],
     ids=str,
 )

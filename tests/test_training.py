@@ -7,9 +7,12 @@ here reads any completion as operations, so that memory, retrieval, answers and 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +23,15 @@ from finemem_lib.advantages import group_relative
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
 from finemem_lib.policy import CompactPromptBuilder, ModelManager, Operation
 from finemem_lib.reasoning import ExtractiveReader
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.repro import stable_seed
+from finemem_lib.rewards import (
+    EvidenceFaults,
+    RewardSettings,
+    hybrid_reward,
+    outcome_reward,
+    with_faults,
+    worked_example,
+)
 from finemem_lib.rollout import RolloutSettings
 from finemem_lib.training import (
     SCHEMES,
@@ -34,6 +45,8 @@ from finemem_lib.training import (
 from finemem_lib.trajectory import Chunk, Instance
 
 torch.set_num_threads(1)  # the models are too small to share, and tests run side by side
+
+pytestmark = pytest.mark.usefixtures("frozen_imports")
 
 G, LIMIT = 4, 6
 
@@ -73,6 +86,14 @@ def manager(builder_type=SentencePicker):
     )
 
 
+def benchmark(name):
+    path = Path(__file__).resolve().parent.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def mixed_instances():
     """Streams of 2, 4 and 3 chunks, the last without global questions, and one whose only
     measurable term is the chunk-level step reward."""
@@ -98,7 +119,7 @@ class Run:
 
 def run(
     tmp_path, instances, *, updates=1, builder_type=SentencePicker, scheme="Fine-Mem",
-    rewards=None, capacity=None, **config,
+    rewards=None, capacity=None, w1_until=None, evidence_faults=None, **config,
 ):
     actor = manager(builder_type)
     inputs, gradient = [], {}
@@ -123,7 +144,8 @@ def run(
         }),
         instances=instances, builder=actor.builder, agent=ExtractiveReader(synonyms=SYNONYMS),
         rollout=RolloutSettings(num_generations=G, capacity=capacity), scheme=scheme,
-        rewards=rewards, keep_updates=range(1, updates + 1), callbacks=[Capture()],
+        rewards=rewards, w1_until=w1_until, evidence_faults=evidence_faults,
+        keep_updates=range(1, updates + 1), callbacks=[Capture()],
     )
     trainer.train()
     return Run(trainer, actor.model, inputs, gradient)
@@ -203,6 +225,33 @@ def test_advantages_in_the_loss_are_those_per_step(tmp_path, scheme):
     assert done.trainer.state.log_history[0]["reward"] == pytest.approx(sum(known) / len(known))
 
 
+def test_annealed_w1_and_faulty_evidence_reach_the_loss(tmp_path):
+    """Three updates: w1 is 0.5, 0.25, 0; the kept trajectories are as they were played."""
+    faults = EvidenceFaults(drop=0.3, swap=0.5)
+    settings = RewardSettings(beta=1.0, empty_format=None)
+    done = run(
+        tmp_path, mixed_instances()[:2], updates=3, rewards=settings, w1_until=3,
+        evidence_faults=faults,
+    )
+    records = [entry for entry in done.trainer.state.log_history if "reward" in entry]
+    assert [record["w1"] for record in records] == [0.5, 0.25, 0.0]
+    for update, record in enumerate(records):
+        played = done.trainer.kept[update + 1]
+        faulty = [
+            [with_faults(one, faults, stable_seed(3, update)) for one in group] for group in played
+        ]
+        assert faulty != played
+        expected, unlike = (
+            sorted(row[2] for row in expected_rows(groups, "Fine-Mem", weights))
+            for groups, weights in (
+                (faulty, dataclasses.replace(settings, w1=record["w1"])), (played, settings),
+            )
+        )
+        found = sorted(row[2] for row in rows_in_loss(done.inputs[update * G : update * G + G]))
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert found != pytest.approx(unlike, abs=1e-3)
+
+
 def policy_gradient(model, rows, loss_type):
     """The gradient of per-step GRPO at the sampling policy, one unpadded row at a time.
 
@@ -235,6 +284,31 @@ def test_the_first_gradient_is_the_hand_written_one(tmp_path, loss_type, micro_b
     size = sum(grad.square().sum() for grad in reference.values())
     assert size > 0 and done.gradient.keys() == reference.keys()
     assert (difference / size).sqrt().item() < 1e-5
+
+
+def test_the_plain_loop_of_the_benchmark_has_the_same_gradient(tmp_path):
+    """Else their times could not be compared."""
+    done = run(tmp_path, mixed_instances(), rewards=RewardSettings())
+    model = manager().model
+    pad = done.trainer.builder.tokenizer.pad_token_id
+    benchmark("training").backward(model, pad, done.trainer.kept[1], RewardSettings())
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight.grad, done.gradient[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_benchmark_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "training.json"
+    monkeypatch.setattr(sys, "argv", ["training.py", "--quick", "--output", str(output)])
+    benchmark("training").main()
+    found, printed = json.loads(output.read_text()), capsys.readouterr().out
+    for part in ("generation", "environment", "learning", "total"):
+        assert f"{found['ours'][part]:.3f}" in printed and f"{found['plain'][part]:.3f}" in printed
+        assert f"{found['speedup'][part]:.2f}" in printed
+    for one in (found["ours"], found["plain"]):
+        assert one["tokens"] > 0 and one["generation"] < one["total"]
+    with pytest.raises(SystemExit):
+        benchmark("training").main()
+    assert "exists" in capsys.readouterr().err
 
 
 def test_an_update_makes_what_had_an_advantage_more_likely(tmp_path):
@@ -309,6 +383,15 @@ def test_records_agree_with_the_trajectories(tmp_path):
         assert 0 < spent < record["step_time"]
 
 
+def test_what_the_prompts_could_not_hold_is_a_metric():
+    example = worked_example()
+    steps = (dataclasses.replace(example.steps[0], prompt_truncated_tokens=6),
+             dataclasses.replace(example.steps[1], prompt_omitted_items=2), *example.steps[2:])
+    metrics = training.trajectory_metrics([example, dataclasses.replace(example, steps=steps)])
+    assert metrics["prompt/truncated_tokens"] == 6 / 8
+    assert metrics["prompt/omitted_items"] == 2 / 8
+
+
 def test_evaluation_plays_without_training(tmp_path):
     done = run(tmp_path, mixed_instances(), num_generations_eval=2, per_device_eval_batch_size=4)
     before = {name: weight.clone() for name, weight in done.model.state_dict().items()}
@@ -324,6 +407,14 @@ def trained(monkeypatch, **settings):
         rollout=RolloutSettings(num_generations=G, capacity=4), keep_updates=(1, 4),
         stream=StreamSettings(num_chunks=3), **settings,
     )
+
+
+def test_a_run_is_not_resumed_with_other_settings(tmp_path, monkeypatch):
+    training._hold_settings(tmp_path, False, {"scheme": "Fine-Mem", "seed": 5})
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(ValueError, match=r"trained with beta None, got 0.5; resume it with the"):
+        trained(monkeypatch, output_dir=tmp_path, resume=True, beta=0.5)
+    training._hold_settings(tmp_path, True, {"scheme": "Fine-Mem", "seed": 5})
 
 
 def test_a_resumed_run_makes_the_updates_of_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -352,7 +443,9 @@ def test_a_resumed_run_makes_the_updates_of_an_uninterrupted_one(tmp_path, monke
         assert one["reward"] == other["reward"] and one["entropy"] == other["entropy"]
     assert resumed.trajectories[4] == whole.trajectories[4]
     assert resumed.checkpoint == tmp_path / "checkpoint-4"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-2", "checkpoint-4", "settings.json"
+    ]
     with pytest.raises(FileExistsError, match="already holds checkpoint-4"):
         trained(monkeypatch, output_dir=tmp_path)
 
@@ -399,6 +492,8 @@ def test_misuse_is_refused_before_anything_is_played(tmp_path, monkeypatch):
         run(tmp_path, mixed_instances(), micro_batches=3)
     with pytest.raises(ValueError, match="got 1 instances, expected at least 2"):
         trained(monkeypatch, instances=mixed_instances()[:1])
+    with pytest.raises(ValueError, match="w1_until is 1, expected an update from 2 on"):
+        trained(monkeypatch, w1_until=1)
     with pytest.raises(ValueError, match="no checkpoint in"):
         trained(monkeypatch, output_dir=tmp_path / "new", resume=True)
 
