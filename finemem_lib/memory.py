@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, Protocol, get_args
 
 from finemem_lib.operations import MALFORMED, UNKNOWN_OPERATION
@@ -15,19 +17,24 @@ from finemem_lib.trajectory import (
     MemoryItem,
     Operation,
     OperationOutcome,
+    Step,
     Trajectory,
     Write,
 )
 
 Eviction = Literal["oldest", "least_recent", "refuse"]
 Duplicates = Literal["refuse", "allow"]
+Orphaned = Literal["refuse", "insert"]
 
 UNKNOWN_ID = "unknown id"
+ID_IN_USE = "id in use"
 EMPTY_CONTENT = "empty content"
 EXACT_DUPLICATE = "exact duplicate"
 OVER_CAPACITY = "over capacity"
 TOO_LONG = "too long"
-REASONS = (UNKNOWN_ID, EMPTY_CONTENT, EXACT_DUPLICATE, OVER_CAPACITY, TOO_LONG, *MALFORMED)
+REASONS = (
+    UNKNOWN_ID, ID_IN_USE, EMPTY_CONTENT, EXACT_DUPLICATE, OVER_CAPACITY, TOO_LONG, *MALFORMED
+)
 """Every reason an invalid `OperationOutcome` can carry; the malformed ones are the parser's."""
 
 
@@ -116,6 +123,8 @@ class FlatMemory:
     ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
         """Carry out the operations of one step in their order.
 
+        An INSERT that names an id creates its item under it; only `replay` makes such a one.
+
         Returns:
             one outcome per operation, and the net change of the step: an item that came and went
             within it does not appear, and `written` is in the order of the last writes.
@@ -129,7 +138,7 @@ class FlatMemory:
                 "pass all operations of a step in one call"
             )
         self._last_step = step
-        first_new_id = self._last_id + 1
+        created: set[str] = set()
         written: dict[str, None] = {}
         removed: list[str] = []
         evicted: list[str] = []
@@ -151,7 +160,8 @@ class FlatMemory:
                     self._remove(oldest)
                     evicted.append(oldest)
                 self._last_id += 1
-                item_id = str(self._last_id)
+                item_id = item_id or str(self._last_id)
+                created.add(item_id)
             if operation.kind in ("INSERT", "UPDATE"):
                 self._write(item_id, operation.content, Write(step, operation.kind, position))
                 written.pop(item_id, None)
@@ -164,8 +174,8 @@ class FlatMemory:
             outcomes.append(OperationOutcome(operation, True, item_id=item_id))
         delta = MemoryDelta(
             written=tuple(self._items[item_id] for item_id in written if item_id in self._items),
-            removed=tuple(item_id for item_id in removed if int(item_id) < first_new_id),
-            evicted=tuple(item_id for item_id in evicted if int(item_id) < first_new_id),
+            removed=tuple(item_id for item_id in removed if item_id not in created),
+            evicted=tuple(item_id for item_id in evicted if item_id not in created),
         )
         return tuple(outcomes), delta
 
@@ -175,6 +185,8 @@ class FlatMemory:
             return UNKNOWN_OPERATION
         if operation.kind in ("UPDATE", "DELETE") and operation.item_id not in self._items:
             return UNKNOWN_ID
+        if operation.kind == "INSERT" and operation.item_id in self._items:
+            return ID_IN_USE
         if operation.kind in ("INSERT", "UPDATE"):
             content = operation.content or ""
             if not content.strip():
@@ -210,22 +222,75 @@ class FlatMemory:
         self._tokens -= count_tokens(content)
 
 
-def replay(trajectory: Trajectory, memory: Memory, step: int) -> Memory:
+def replay(
+    trajectory: Trajectory,
+    memory: Memory,
+    step: int,
+    *,
+    without: Collection[int] = (),
+    orphaned: Orphaned = "refuse",
+) -> Memory:
     """Re-apply the recorded operations of steps 1 to `step` to `memory` and return it.
 
     An empty memory with the settings of the recorded one ends as M_t of the trajectory.
 
+    The steps in `without` emit nothing; all others emit what they emitted, the refused operations
+    too, which may be valid now: a duplicate whose first copy is missing is stored. Items keep the
+    ids of the recording, so an operation never hits another item than it named. Where that item is
+    missing because a step left out created it, a later DELETE of it is refused, and a later UPDATE
+    is refused as well, content and all (`orphaned` "refuse"), or becomes an INSERT of its content
+    under the same id ("insert": the manager would have stored it anyway).
+
     Raises:
         ValueError: `step` is outside 0..T, or the memory has already gone past step 1.
+
+    >>> memory = FlatMemory()
+    >>> emitted = [Operation("INSERT", "Mia lives in Rome")], [Operation("UPDATE", "Oslo now", "1")]
+    >>> outcomes = [memory.apply(operations, t)[0] for t, operations in enumerate(emitted, 1)]
+    >>> from finemem_lib.trajectory import Chunk
+    >>> steps = tuple(
+    ...     Step(t, Chunk("", 0), "", outcome, MemoryDelta(), 0)
+    ...     for t, outcome in enumerate(outcomes, start=1)
+    ... )
+    >>> recorded = Trajectory("i", "planted", "AR", "by hand", 0, steps, (), "words")
+    >>> [
+    ...     [item.content for item in replay(
+    ...         recorded, FlatMemory(), 2, without={1}, orphaned=orphaned).items]
+    ...     for orphaned in ("refuse", "insert")
+    ... ]
+    [[], ['Oslo now']]
     """
     if not 0 <= step <= trajectory.num_steps:
         raise ValueError(f"replay: step {step} is outside 0..{trajectory.num_steps}")
+    named = {
+        name for record in trajectory.steps for outcome in record.outcomes if outcome.operation
+        for name in (outcome.operation.item_id, outcome.item_id)
+    }
+    # For an INSERT that was refused then and is valid now: an id that nothing recorded can mean.
+    spare = (name for name in map("new {}".format, itertools.count(1)) if name not in named)
     for record in trajectory.steps[:step]:
-        memory.apply(
-            [
-                outcome.operation or InvalidOperation(outcome.reason or "", outcome.raw or "")
-                for outcome in record.outcomes
-            ],
-            record.step,
-        )
+        if record.step not in without:
+            memory.apply(tuple(_emitted(record, memory, orphaned, spare)), record.step)
     return memory
+
+
+def _emitted(
+    record: Step, memory: Memory, orphaned: Orphaned, spare: Iterator[str]
+) -> Iterator[Operation | InvalidOperation]:
+    """Yield what a recorded step emitted, for a memory from which items may be missing."""
+    created: set[str | None] = set()
+    for outcome in record.outcomes:
+        operation = outcome.operation
+        if operation is None:
+            yield InvalidOperation(outcome.reason or "", outcome.raw or "")
+            continue
+        if operation.kind == "INSERT":
+            operation = dataclasses.replace(operation, item_id=outcome.item_id or next(spare))
+            created.add(operation.item_id)
+        elif (
+            orphaned == "insert" and operation.kind == "UPDATE" and outcome.applied
+            and memory.get(operation.item_id) is None and operation.item_id not in created
+        ):
+            operation = dataclasses.replace(operation, kind="INSERT")
+            created.add(operation.item_id)
+        yield operation

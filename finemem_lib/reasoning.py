@@ -454,7 +454,7 @@ def answer_questions(
             query = agent.query(question.text, question.data_source)
             hits = inquiry.retriever.search(query, top_k)
             items = [_held(inquiry.memory, item_id) for item_id, _ in hits]
-            tasks.append(_task(question, items))
+            tasks.append(reading_task(question, items))
             retrieved.append(tuple(
                 Retrieved(item_id, value, tuple(write.step for write in item.lineage))
                 for (item_id, value), item in zip(hits, items, strict=True)
@@ -483,7 +483,8 @@ def _held(memory: Memory, item_id: str) -> MemoryItem:
     return item
 
 
-def _task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
+def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
+    """Return what a reasoning agent is shown of a question and the items retrieved for it."""
     lasts = [(item.last_step, item.lineage[-1].position) for item in items]
     oldest_first = sorted(lasts)
     return ReadingTask(
