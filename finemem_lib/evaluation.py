@@ -13,6 +13,8 @@ once, whatever source it came from; "macro" is the mean of the pooled values of 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import numpy as np
 
 from finemem_lib.repro import stable_seed
 from finemem_lib.rewards import compression_reward
-from finemem_lib.trajectory import OPERATION_KINDS, OperationOutcome, Trajectory
+from finemem_lib.trajectory import OPERATION_KINDS, Instance, OperationOutcome, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,6 +193,95 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
     return rows
 
 
+OPERATION_TRUTHS = (
+    "INSERT fact", "INSERT noise", "INSERT inexact", "INSERT duplicate",
+    "UPDATE right", "UPDATE reuse", "UPDATE wrong", "UPDATE noise", "UPDATE inexact",
+    "UPDATE duplicate", "DELETE stale", "DELETE noise", "DELETE live", "SKIP noise", "SKIP fact",
+    "refused",
+)
+"""What `operation_truth` counts."""
+
+RIGHT_EDITS = ("INSERT fact", "UPDATE right", "UPDATE reuse", "DELETE stale", "DELETE noise")
+WRONG_EDITS = tuple(
+    name for name in OPERATION_TRUTHS if name not in (*RIGHT_EDITS, "SKIP noise", "SKIP fact")
+)
+
+
+def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int]:
+    """Return how often each of `OPERATION_TRUTHS` happened on a planted stream.
+
+    A written content is a fact sentence of the chunk, noise (another sentence of it), inexact (no
+    sentence of it) or, whatever it says, a duplicate of an item that is there, refused or not; an
+    item that capacity pushed out in the same step still counts as there. A fact UPDATEs the right
+    record (an earlier value of its slot), reuses one that is worth nothing (noise, inexact, or
+    outdated), or is written over a live one (wrong). DELETE removes a stale, worthless or live
+    record; a record is live while it holds the latest value of its slot, the chunk included. SKIP
+    counts the sentences of the chunk that no write carries, said or not. "refused" is every other
+    operation that the memory did not apply, what could not be parsed included.
+
+    Raises:
+        ValueError: the instance is not that of the trajectory, or its facts are not known.
+    """
+    facts_by_chunk = instance.metadata.get("facts")
+    if facts_by_chunk is None or instance.instance_id != trajectory.instance_id:
+        raise ValueError(
+            f"operation truth of {trajectory.instance_id!r}: got instance "
+            f"{instance.instance_id!r} {'without' if facts_by_chunk is None else 'with'} facts, "
+            "expected the planted stream that was played"
+        )
+    counts = Counter(dict.fromkeys(OPERATION_TRUTHS, 0))
+    slots: dict[str, tuple[str, str]] = {}  # of every fact sentence read so far
+    latest: dict[tuple[str, str], str] = {}  # the values that are true now
+    values: dict[str, str] = {}
+    contents: dict[str, str] = {}
+    for step, facts in zip(trajectory.steps, facts_by_chunk, strict=True):
+        for fact in facts:
+            slots[fact["sentence"]] = slot = fact["person"], fact["attribute"]
+            values[fact["sentence"]] = latest[slot] = fact["value"]
+        told = {fact["sentence"] for fact in facts}
+        sentences = {part.strip() for part in step.chunk.text.split(".") if part.strip()}
+        carried: set[str] = set()
+        inserted = {o.item_id for o in step.outcomes if o.applied and o.operation.kind == "INSERT"}
+        for outcome in step.outcomes:
+            operation = outcome.operation
+            if operation is None or operation.kind == "SKIP":
+                counts["refused"] += operation is None
+                continue
+            content = (operation.content or "").strip().rstrip(".")
+            writes = operation.kind in ("INSERT", "UPDATE")
+            if writes and content in contents.values():
+                what = "duplicate"
+            elif not outcome.applied:
+                counts["refused"] += 1
+                continue
+            elif writes and content not in told:
+                what = "noise" if content in sentences else "inexact"
+            elif operation.kind == "INSERT":
+                what = "fact"
+            else:
+                old = contents[outcome.item_id]
+                live = old in slots and latest[slots[old]] == values[old]
+                if operation.kind == "DELETE":
+                    what = "live" if live else "stale" if old in slots else "noise"
+                elif old in slots and slots[old] == slots[content]:
+                    what = "right"
+                else:
+                    what = "wrong" if live else "reuse"
+            counts[f"{operation.kind} {what}"] += 1
+            if writes:
+                carried.add(content)
+            if outcome.applied and writes:
+                contents[outcome.item_id] = content
+            elif outcome.applied:
+                del contents[outcome.item_id]
+        kept = {item.item_id for item in step.delta.written}
+        for item_id in {*step.delta.evicted, *(inserted - kept)}:
+            contents.pop(item_id, None)
+        counts["SKIP noise"] += len(sentences - told - carried)
+        counts["SKIP fact"] += len(told - carried)
+    return dict(counts)
+
+
 def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
     """Return one line per method for a reader: accuracy by category and over all (each the macro
     mean over data sources), memory, and the number of unscored questions, as text."""
@@ -219,11 +310,50 @@ def format_estimate(row: Estimate) -> str:
     return f"{text} [{row.low:{digits}}, {row.high:{digits}}]"
 
 
-def to_frame(rows: Iterable[Estimate | OperationCount]) -> pd.DataFrame:
-    """Return table rows as a pandas frame, one column per field."""
+def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
+    """Return table rows (dataclasses) as a pandas frame, one column per field."""
     import pandas as pd
 
     return pd.DataFrame([dataclasses.asdict(row) for row in rows])
+
+
+def clustered_mean(
+    samples: Mapping[str, Sequence[float | None]],
+    baseline: Mapping[str, Sequence[float | None]] | None = None,
+    settings: BootstrapSettings | None = None,
+) -> tuple[float | None, float | None, float | None]:
+    """Return the mean of all values with the ends of its interval, drawing whole clusters.
+
+    `samples` holds the values of every cluster (an instance, say); `None` is left out. With a
+    `baseline` the mean and interval are those of the difference, over the places where both have a
+    value. The mean is `None` where there is no value, the ends where there are fewer than two
+    clusters. The draws depend on the number of clusters only.
+
+    >>> clustered_mean({"a": [1.0, 0.0], "b": [1.0, None]}, {"a": [0.5, None], "b": [0.5, 0.5]})
+    (0.5, 0.5, 0.5)
+    """
+    settings = settings or BootstrapSettings()
+    sums = []
+    for cluster in sorted(samples):
+        columns = (samples[cluster], *([] if baseline is None else [baseline[cluster]]))
+        known = [pair for pair in zip(*columns, strict=True) if None not in pair]
+        if known:
+            sums.append([[math.fsum(column), len(known)] for column in zip(*known, strict=True)])
+    if not sums:
+        return None, None, None
+    table = np.array(sums).swapaxes(1, 2)  # (clusters, 2, M), as `_draw` returns its resamples
+    value = float(_average(table.sum(axis=0)[None], "pooled"))
+    if len(sums) < 2:
+        return value, None, None
+    drawn = np.tensordot(_multiplicities(len(sums), settings), table, axes=1)
+    return value, *_ends(_average(drawn[:, None], "pooled"), settings)
+
+
+@functools.lru_cache(maxsize=16)
+def _multiplicities(clusters: int, settings: BootstrapSettings) -> NDArray[np.int64]:
+    """Return how often each resample draws each cluster, (num_resamples, clusters)."""
+    rng = np.random.default_rng(stable_seed(settings.seed, "bootstrap", clusters))
+    return rng.multinomial(clusters, [1 / clusters] * clusters, size=settings.num_resamples)
 
 
 @dataclass(slots=True)
@@ -353,8 +483,7 @@ def _estimate(
         interval = f"none: one {unit} is too few to draw from ({', '.join(single)})"
     else:
         draws = _average(np.stack([s.draws for s in measured], axis=1), average)
-        tail = 50 * (1 - settings.level)
-        low, high = (float(end) for end in np.percentile(draws, [tail, 100 - tail]))
+        low, high = _ends(draws, settings)
         interval = (
             f"{100 * settings.level:g} % percentile bootstrap over {_unit(settings, measure)}s "
             f"within data sources, {settings.num_resamples} resamples, seed {settings.seed}"
@@ -366,6 +495,12 @@ def _estimate(
         method, category, data_source, measure, average, value, low, high,
         instances, counted, left_out, _over(measure, average, members, counted), interval,
     )
+
+
+def _ends(draws: NDArray[np.float64], settings: BootstrapSettings) -> tuple[float, float]:
+    tail = 50 * (1 - settings.level)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _average(sums: NDArray[np.float64], average: Average) -> NDArray[np.float64]:

@@ -46,6 +46,7 @@ EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
 BAD_USAGE = 2
 
 KERNEL_ENVIRONMENT = {
+    "FINEMEM_EXPLORERS": "static",
     "HF_HUB_OFFLINE": "1",
     "PLOTLY_RENDERER": "plotly_mimetype",
     "PYTHONHASHSEED": "0",
@@ -456,13 +457,14 @@ def _add_record(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that the manifest is ended."""
+def _interruptible(once: bool = True) -> Iterator[None]:
+    """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that the manifest is ended;
+    with `once`, further signals are ignored meanwhile."""
     former = {number: signal.getsignal(number)
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def interrupt(number: int, frame: Any) -> None:
-        for each in former:  # a second one must not keep the manifest from being ended
+        for each in former if once else ():  # a second one must not keep it from being ended
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -608,6 +610,8 @@ def _run_notebook(
             for name, read in record.get("reads", {}).items()
             if read["run_id"] != manifest["run_id"]
         }
+        if checkpoint := record.get("checkpoint"):
+            manifest["inputs"][checkpoint["source"]] = checkpoint["sha256"]
 
 
 def _kernel_environment(
@@ -676,6 +680,54 @@ def report_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def sweep_command(options: argparse.Namespace) -> int:
+    """Make the cells of a design that a folder lacks, print its table; return the exit code."""
+    from finemem_lib import experiment, experiment_table
+
+    try:
+        design = experiment.load_design(Path(options.design))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    cells = design.cells
+    print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
+    started = time.monotonic()
+
+    def say(done: int, total: int, cell: experiment.Cell, what: str) -> None:
+        print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {cell.regime}, "
+              f"{cell.variant}, seed {cell.seed}: {what}", flush=True)
+
+    folder = Path(options.output)
+    try:
+        # Not once: Python drops an interrupt that arrives while an object is being deleted.
+        with _interruptible(once=False):
+            results, failures = experiment.run_cells(
+                cells, folder, jobs=options.jobs, scheduler=options.scheduler, progress=say
+            )
+    except (ValueError, ModuleNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        print(f"interrupted; finished cells are in {folder}, the same command goes on from them",
+              file=sys.stderr)
+        raise
+    _print_table([
+        ("regime", "variant", "measure", "value", "difference", "seeds"),
+        *((row.regime, row.variant, row.measure, experiment_table.format_interval(row),
+           experiment_table.format_difference(row), str(row.seeds))
+          for row in experiment_table.table(results, design.baseline)),
+    ])
+    name = Path(options.design).stem
+    command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
+        "--scheduler ADDRESS" if options.scheduler else f"--jobs {options.jobs}"
+    )
+    card = experiment.experiment_card(design, results, failures, command)
+    experiment.write_rows(results, folder / f"{name}.jsonl", card)
+    print(f"rows: {folder / f'{name}.jsonl'}")
+    for failure in failures:
+        print(f"failed: {failure.cell.regime}, {failure.cell.variant}, seed {failure.cell.seed}: "
+              f"{failure.error}", file=sys.stderr)
+    return EXIT_CODES["failed" if failures else "ok"]
+
+
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     if len(rows) > 1:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -712,6 +764,15 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("list", help="show the runs").set_defaults(command=list_command)
 
+    sweep = commands.add_parser("sweep", help="run an experiment cell by cell, in parallel")
+    sweep.set_defaults(command=sweep_command)
+    sweep.add_argument("design", metavar="DESIGN", help="a file as in notebooks/designs")
+    sweep.add_argument("--output", required=True, metavar="FOLDER",
+                       help="one file per finished cell; those that are there are not run again")
+    sweep.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="processes (default: 2)")
+    sweep.add_argument("--scheduler", metavar="ADDRESS",
+                       help="of a Dask cluster that runs the cells (extra dask)")
+
     report = commands.add_parser("report", help="make the report of a run again")
     report.set_defaults(command=report_command)
     report.add_argument("run", metavar="RUN")
@@ -724,6 +785,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError
     return seconds
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if jobs < 1:
+        raise ValueError
+    return jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

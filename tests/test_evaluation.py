@@ -12,17 +12,29 @@ from hypothesis import strategies as st
 from trajectory_strategies import trajectories
 
 from finemem_lib.evaluation import (
+    OPERATION_TRUTHS,
     BootstrapSettings,
     Estimate,
     benchmark_table,
     format_estimate,
+    operation_truth,
     operations_table,
     paired_differences,
     summary,
     to_frame,
 )
+from finemem_lib.planted import planted_stream
+from finemem_lib.policy import Completion, make_manager
+from finemem_lib.reasoning import reader_for
 from finemem_lib.rewards import outcome_reward, worked_example
-from finemem_lib.trajectory import Chunk, Trajectory
+from finemem_lib.rollout import RolloutSettings, play
+from finemem_lib.trajectory import (
+    Chunk,
+    Instance,
+    InvalidOperation,
+    Operation,
+    Trajectory,
+)
 
 FEW = BootstrapSettings(num_resamples=200)
 
@@ -308,3 +320,118 @@ def test_what_cannot_be_tabled_is_refused() -> None:
         BootstrapSettings(resample="chunk")
     with pytest.raises(ValueError, match="level 1"):
         BootstrapSettings(level=1)
+
+
+class Scripted:
+    """Says the given operations, step by step."""
+
+    name = "scripted"
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def act(self, observations, seed):
+        return [Completion("", self.steps[one.step - 1]) for one in observations]
+
+
+def told(person, value, attribute="home"):
+    return {"sentence": f"{person} lives in {value}", "person": person, "attribute": attribute,
+            "value": value, "changed": False}
+
+
+def stream_of(*chunks):
+    """An instance whose chunks are given as (facts, noise sentences)."""
+    texts = [" ".join(f"{line}." for line in [*(f["sentence"] for f in facts), *noise])
+             for facts, noise in chunks]
+    return Instance(
+        "by-hand", "planted", "AR", tuple(Chunk(text, len(text.split())) for text in texts), (),
+        metadata={"facts": [facts for facts, _ in chunks]},
+    )
+
+
+def truth_of(instance, *steps, **memory):
+    settings = RolloutSettings(num_generations=1, **memory)
+    ((one,),) = play([instance], Scripted(*steps), settings, reader_for([instance]), 0)
+    counts = operation_truth(one, instance)
+    assert tuple(counts) == OPERATION_TRUTHS
+    return {name: count for name, count in counts.items() if count}
+
+
+WRITE, CHANGE, DROP = (
+    lambda content: Operation("INSERT", content),
+    lambda item, content: Operation("UPDATE", content, item),
+    lambda item: Operation("DELETE", item_id=item),
+)
+
+
+def test_operations_are_counted_against_the_truth_by_hand() -> None:
+    instance = stream_of(
+        ([told("Mia", "Rome"), told("Ben", "Oslo")], ["Once Mia saw Lima"]),
+        ([told("Mia", "Cairo")], ["Today Ben saw Rome"]),
+        ([told("Ben", "Paris"), told("Eva", "Delhi")], []),
+        ([told("Mia", "Rome")], ["Trains passed Rome"]),
+    )
+    assert truth_of(
+        instance,
+        # 1: two facts and the noise are written; a miscopy; the fact again, refused
+        (WRITE("Mia lives in Rome"), WRITE("Ben lives in Oslo."), WRITE("Once Mia saw Lima"),
+         WRITE("Mia lives in Oslo"), WRITE("Mia lives in Rome")),
+        # 2: the changed fact on its own record; noise over a live record (Ben's)
+        (CHANGE("1", "Mia lives in Cairo"), CHANGE("2", "Today Ben saw Rome")),
+        # 3: one fact over the noise, one over Mia's live record
+        (CHANGE("3", "Ben lives in Paris"), CHANGE("1", "Eva lives in Delhi")),
+        # 4: the miscopy and a live record go; an id that is not there; no JSON; the rest is left
+        (DROP("4"), DROP("1"), DROP("77"), InvalidOperation("truncated", "{"), Operation("SKIP")),
+    ) == {
+        "INSERT fact": 2, "INSERT noise": 1, "INSERT inexact": 1, "INSERT duplicate": 1,
+        "UPDATE right": 1, "UPDATE noise": 1, "UPDATE reuse": 1, "UPDATE wrong": 1,
+        "DELETE noise": 1, "DELETE live": 1, "SKIP noise": 1, "SKIP fact": 1, "refused": 2,
+    }
+
+
+def test_a_record_is_stale_once_its_slot_has_a_newer_value() -> None:
+    instance = stream_of(
+        ([told("Mia", "Rome")], ["Once Mia saw Lima"]), ([told("Mia", "Cairo")], []),
+        ([told("Mia", "Rome")], []),
+    )
+    assert truth_of(
+        instance, (WRITE("Mia lives in Rome"),), (WRITE("Mia lives in Cairo"),),
+        (DROP("1"), DROP("2")),  # Rome is true again: the first is live, the second stale
+    ) == {"INSERT fact": 2, "DELETE live": 1, "DELETE stale": 1, "SKIP noise": 1, "SKIP fact": 1}
+
+
+def test_what_capacity_pushed_out_is_no_duplicate_later() -> None:
+    instance = stream_of(
+        ([told("Mia", "Rome"), told("Ben", "Oslo")], []), ([told("Eva", "Lima")], []),
+        ([told("Mia", "Rome")], []),
+    )
+    everything = [tuple(WRITE(f["sentence"]) for f in facts) for facts in
+                  instance.metadata["facts"]]
+    assert truth_of(instance, *everything, capacity=1) == {"INSERT fact": 4}
+    assert truth_of(instance, *everything, duplicates="allow") == {
+        "INSERT fact": 3, "INSERT duplicate": 1,
+    }
+
+
+@pytest.mark.parametrize(("manager", "never"), [
+    ("oracle", ("INSERT noise", "UPDATE wrong", "UPDATE reuse", "SKIP fact", "refused")),
+    ("facts-only", ("INSERT noise", "UPDATE right", "SKIP fact", "refused")),
+    ("insert-all", ("UPDATE right", "DELETE stale", "SKIP fact", "SKIP noise", "INSERT inexact")),
+])
+def test_scripted_managers_are_counted_as_what_they_are(manager: str, never: tuple) -> None:
+    instances = [planted_stream(seed) for seed in range(10)]
+    played = play(instances, make_manager(manager), RolloutSettings(num_generations=1, capacity=8),
+                  reader_for(instances), 0)
+    for (one,), instance in zip(played, instances, strict=True):
+        counts = operation_truth(one, instance)
+        facts = sum(map(len, instance.metadata["facts"]))
+        carried = ("INSERT fact", "INSERT duplicate", "UPDATE right", "UPDATE duplicate")
+        assert not any(counts[name] for name in never)
+        assert sum(counts[name] for name in carried) >= facts
+
+
+def test_truth_is_refused_where_it_is_not_known() -> None:
+    with pytest.raises(ValueError, match="worked-example.*expected the planted stream"):
+        operation_truth(worked_example(), planted_stream(0))
+    with pytest.raises(ValueError, match="without facts"):
+        operation_truth(worked_example(), Instance("worked-example", "planted", "AR", (), ()))

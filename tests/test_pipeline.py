@@ -17,6 +17,7 @@ import pytest
 
 from finemem_lib import pipeline, report, runs
 from finemem_lib.pipeline import UsageError, coerce, main
+from finemem_lib.repro import repository_root
 
 FIRST, SECOND, THIRD = "01_question_generation", "02_memory_and_retrieval", "03_rewards_and_credit"
 
@@ -35,7 +36,8 @@ PASS_ON = {
         "run.finish()",
     ]),
     THIRD: ('beta: float = 0.5  # weight of the evidence\n'
-            'capacity: int = 0  # items, 0 for no limit\n', [
+            'capacity: int = 0  # items, 0 for no limit\n'
+            'checkpoint: str = "tiny"  # a folder, or a name on the hub\n', [
         'audit = run.load("question_audit")',
         'run.save("rewards", [{"reward": beta * len(audit)}])\n'
         'run.metric("reward", beta * len(audit))',
@@ -154,7 +156,8 @@ def test_the_manifest_says_what_was_run_and_on_what(good):
         "num_chunks": "6", "03.beta": "0.25", "data": [str(data)],
     }
     assert found["command"][:2] == ["finemem", "run"]
-    assert found["inputs"] == {str(data): runs.sha256(data)}
+    shipped = repository_root() / "data" / "tiny_manager"
+    assert found["inputs"] == {str(data): runs.sha256(data), "tiny": runs.sha256(shipped)}
     assert found["outputs"]["rewards"]["sha256"] == runs.sha256(folder / "rewards.parquet")
     assert set(found["git"]) == {"commit", "dirty"}
     assert found["versions"]["papermill"] and found["platform"] and found["peak_memory_mb"] > 50
@@ -217,6 +220,7 @@ def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys
     found = manifest_of(folder.parent / "reusing")
     assert found["inputs"] == {
         "good/question_audit": runs.sha256(folder / "question_audit.parquet"),
+        "tiny": runs.sha256(repository_root() / "data" / "tiny_manager"),
     }
     assert json.loads((folder.parent / "reusing" / "metrics.json").read_text())[THIRD] == {
         "reward": 6.0,
@@ -433,7 +437,8 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, reason", [
-    (["--set", "betta=1"], "unknown parameter betta; there are: beta, capacity, data, num_chunks"),
+    (["--set", "betta=1"],
+     "unknown parameter betta; there are: beta, capacity, checkpoint, data, num_chunks"),
     (["--set", "01.beta=1"], "unknown parameter 01.beta; there are: data, num_chunks, seed"),
     (["--notebooks", "01", "--set", "beta=1"], "unknown parameter beta"),
     (["--set", "beta=much"], f"{THIRD}: beta is 'much', expected float"),

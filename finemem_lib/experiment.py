@@ -1,0 +1,674 @@
+"""Experiments: a grid of training runs, each a cell that is made once and kept.
+
+A cell names every knob of one training run and its seed. Its key is a hash of them and of the warm
+start's weights, not of the names that a design gives to variants and regimes, so that designs share
+cells. A cell's result is one file, written whole when it is done; what is there is not made again,
+so an experiment goes on where it was interrupted. Cells run in processes through joblib, on this
+machine or, with the address of a Dask scheduler, on its workers.
+
+Equal seeds mean equal training streams and equal held-out streams, so cells can be compared in
+pairs (see `experiment_table`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finemem_lib.diagnostics import credit_at_evidence, gradient_alignment, term_spread
+from finemem_lib.evaluation import operation_truth
+from finemem_lib.files import write_json, written_beside
+from finemem_lib.planted import StreamSettings
+from finemem_lib.policy import ModelManager, checkpoint_folder, load_manager
+from finemem_lib.questions import verified, wrong_questions
+from finemem_lib.reasoning import reader_for
+from finemem_lib.repro import git_state, repository_root, stable_seed, versions
+from finemem_lib.rewards import (
+    Attribution,
+    Credited,
+    EvidenceFaults,
+    RewardSettings,
+    Unretrieved,
+    outcome_reward,
+)
+from finemem_lib.rollout import RolloutSettings, play
+from finemem_lib.training import (
+    SCHEMES,
+    RewardScheme,
+    TrainingResult,
+    planted_instances,
+    train_manager,
+)
+from finemem_lib.trajectory import Instance
+
+KEY_VERSION = 1
+"""Part of every key: count it up when equal knobs begin to mean another training run or result."""
+
+TERM_KNOBS = {
+    "chunk": ("w1", "w1_until", "wrong_questions", "verified"),
+    "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
+}
+"""Knobs that act through one term of the reward only; a scheme without it trains the same.
+`alignment_batches` measures all schemes: with it, those away from their default count."""
+
+LATER_KNOBS = ("alignment_batches",)
+"""Knobs that are younger than kept results: they enter a key only away from their default."""
+
+CURVES = (
+    "reward", "reward_std", "rewards/outcome/mean", "rewards/eara/mean", "rewards/format/mean",
+    "rewards/chunk/mean", "rewards/compression/mean", "accuracy", "operations/INSERT",
+    "operations/UPDATE", "operations/DELETE", "operations/SKIP", "invalid_share", "memory_items",
+    "memory_tokens", "entropy", "frac_reward_zero_std", "completions/mean_length", "grad_norm",
+    "w1", "step_time", "seconds/generation", "seconds/environment",
+)
+"""What is kept of the record of every update, where it is there."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Strict):
+    """One training run and how it is tested: two names, every knob, and the seed.
+
+    `variant` and `regime` are a design's names and change nothing. `capacity` None is no limit.
+    `w1_until`, `evidence_drop`, `evidence_swap`, `wrong_questions` and `verified` are what
+    `train_manager`, `EvidenceFaults`, `questions.wrong_questions` and `questions.verified` make of
+    them; `config` holds any other field of TRL's GRPOConfig. `updates` 0 tests the warm start.
+    `held_out` streams of `num_chunks` are tested at the end, and `test_streams` of each length in
+    `test_chunks`. `alignment_batches` (0: none) batches of the size of an update measure gradient
+    alignment after training.
+
+    Raises:
+        ValueError: an unknown field, or a value that cannot be used.
+    """
+
+    variant: str
+    regime: str
+    seed: int = Field(ge=0)
+    checkpoint: str = "tiny"
+    scheme: RewardScheme = "outcome-only"
+    beta: float = Field(0.5, ge=0, le=1)
+    w1: float = Field(0.5, ge=0)
+    w2: float = Field(0.05, ge=0)
+    w1_until: int | None = Field(None, ge=2)
+    attribution: Attribution = "last_write"
+    credited: Credited = "retrieved"
+    unretrieved: Unretrieved = "spread"
+    evidence_drop: float = Field(0.0, ge=0, le=1)
+    evidence_swap: float = Field(0.0, ge=0, le=1)
+    wrong_questions: float = Field(0.0, ge=0, le=1)
+    verified: bool = False
+    capacity: int | None = Field(None, ge=1)
+    eviction: Literal["oldest", "least_recent", "refuse"] = "oldest"
+    duplicates: Literal["refuse", "allow"] = "refuse"
+    top_k: int = Field(3, ge=1)
+    retriever: Literal["bm25", "dense"] = "bm25"
+    num_chunks: int = Field(6, ge=1)
+    updates: int = Field(60, ge=0)
+    instances_per_update: int = Field(8, ge=1)
+    num_generations: int = Field(8, ge=2)
+    learning_rate: float = Field(7e-4, gt=0)
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    entropy_coef: float = Field(0.0, ge=0)
+    config: dict[str, float | int | str | bool | None] = {}
+    held_out: int = Field(64, ge=1)
+    test_chunks: tuple[int, ...] = ()
+    test_streams: int = Field(16, ge=1)
+    alignment_batches: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _faults_are_possible(self) -> Self:
+        EvidenceFaults(self.evidence_drop, self.evidence_swap)
+        return self
+
+    @property
+    def key(self) -> str:
+        """16 hex digits, the same for the same training: the knobs that count under the scheme,
+        the seed and the warm start's weights."""
+        idle = {
+            knob for term, knobs in TERM_KNOBS.items() if term not in SCHEMES[self.scheme]
+            for knob in knobs
+        }
+        if self.alignment_batches:
+            idle -= _unless_default(self, *idle).keys()
+        idle |= set(LATER_KNOBS) - _unless_default(self, *LATER_KNOBS).keys()
+        knobs = self.model_dump(mode="json", exclude={"variant", "regime"} | idle)
+        text = json.dumps([KEY_VERSION, _weights_hash(self.checkpoint), knobs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def stream(self) -> StreamSettings:
+        return StreamSettings(num_chunks=self.num_chunks)
+
+    @property
+    def rewards(self) -> RewardSettings:
+        return RewardSettings(
+            beta=self.beta, w1=self.w1, w2=self.w2, attribution=self.attribution,
+            credited=self.credited, unretrieved=self.unretrieved,
+        )
+
+    def rollout(self, num_generations: int) -> RolloutSettings:
+        return RolloutSettings(
+            num_generations=num_generations, top_k=self.top_k, capacity=self.capacity,
+            eviction=self.eviction, duplicates=self.duplicates,
+            **_unless_default(self, "retriever"),
+        )
+
+
+class HeldOut(_Strict):
+    """One test of a trained manager: `columns` hold one value per stream, in their order:
+    "accuracy" (r_global), "memory_tokens", "memory_items", "valid_share" (of the operations), and
+    the counts of `operation_truth`."""
+
+    chunks: int
+    temperature: float
+    columns: dict[str, list[float | None]]
+
+
+class CellResult(_Strict):
+    """What a cell gave: `curve` has one value per update, `episodes` per update the accuracy of
+    every stream it was trained on (mean over its rollouts), `tests` by "sampled" and "greedy", with
+    the length where it is not that of training, `alignment` the cosines of every batch by scheme
+    and, as "agreement/<scheme>", the mean cosine between batches (see `gradient_alignment`)."""
+
+    cell: Cell
+    key: str
+    curve: dict[str, list[float | None]]
+    episodes: list[list[float | None]]
+    tests: dict[str, HeldOut]
+    seconds: dict[str, float]
+    alignment: dict[str, list[float]] = {}
+
+
+@functools.cache
+def _weights_hash(checkpoint: str) -> str:
+    """Return the hash of a folder's weights, the name itself for one on the hub."""
+    folder = checkpoint_folder(checkpoint)
+    digest = hashlib.sha256(checkpoint.encode() if folder is None else b"")
+    for pattern in () if folder is None else ("*.safetensors", "*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _unless_default(cell: Cell, *names: str) -> dict[str, Any]:
+    fields = Cell.model_fields
+    return {
+        name: getattr(cell, name) for name in names if getattr(cell, name) != fields[name].default
+    }
+
+
+# One cell.
+
+
+def run_cell(cell: Cell) -> CellResult:
+    """Train one manager and test it on streams it has never read, on one torch thread.
+
+    Raises:
+        ValueError: as `train_manager`.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        started = time.perf_counter()
+        instances = _training_streams(cell)
+        if cell.updates:
+            trained = _train(cell, instances)
+            curve, episodes = _curve(cell, trained, instances), _episodes(trained)
+            manager = trained.manager
+        else:
+            curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
+        training = time.perf_counter() - started
+        tests = {
+            name + (f" T={chunks}" if chunks != cell.num_chunks else ""):
+                _test(cell, manager, chunks, temperature)
+            for chunks in dict.fromkeys((cell.num_chunks, *cell.test_chunks))
+            for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
+        }
+        alignment = _alignment(cell, manager) if cell.alignment_batches else {}
+        seconds = {"training": training, "testing": time.perf_counter() - started - training}
+    finally:
+        torch.set_num_threads(threads)
+    return CellResult(
+        cell=cell, key=cell.key, curve=curve, episodes=episodes, tests=tests,
+        seconds={name: round(value, 1) for name, value in seconds.items()}, alignment=alignment,
+    )
+
+
+def _training_streams(cell: Cell) -> list[Instance]:
+    number = cell.updates * cell.instances_per_update
+    instances = planted_instances("train", number, cell.seed, cell.stream)
+    if cell.wrong_questions:
+        instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
+    if cell.verified:
+        verifier = reader_for(instances)
+        instances = [verified(one, verifier) for one in instances]
+    return instances
+
+
+def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
+    more = _unless_default(cell, "w1_until", "entropy_coef", "scale_rewards")
+    if cell.evidence_drop or cell.evidence_swap:
+        more["evidence_faults"] = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
+    trained = train_manager(
+        cell.checkpoint, scheme=cell.scheme, rewards=cell.rewards,
+        rollout=cell.rollout(cell.num_generations), instances=instances, updates=cell.updates,
+        instances_per_update=cell.instances_per_update, learning_rate=cell.learning_rate,
+        seed=cell.seed, keep_updates=range(1, cell.updates + 1), **more, **cell.config,
+    )
+    if trained.interrupted:  # half a training run must not pass for a cell
+        raise KeyboardInterrupt
+    return trained
+
+
+def _curve(
+    cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
+) -> dict[str, list[float | None]]:
+    """Return what is measured of every update: TRL's records, and the rollouts against the truth:
+    "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>"."""
+    by_id = {instance.instance_id: instance for instance in instances}
+    curve: defaultdict[str, list[float | None]] = defaultdict(list)
+    for record in trained.records:
+        for name in CURVES:
+            if name in trained.records[0]:
+                curve[name].append(_rounded(record.get(name)))
+        groups = trained.trajectories[int(record["step"])]
+        flat = [one for group in groups for one in group]
+        truth = Counter()
+        for one in flat:
+            truth.update(operation_truth(one, by_id[one.instance_id]))
+        steps = sum(one.num_steps for one in flat)
+        for name, count in truth.items():
+            curve[f"truth/{name}"].append(_rounded(count / steps))
+        for term, spread in term_spread(groups, cell.rewards).items():
+            curve[f"spread/{term}"].append(_rounded(spread))
+        for credited in ("retrieved", "used"):
+            settings = RewardSettings(attribution=cell.attribution, credited=credited)
+            share = credit_at_evidence(flat, settings)
+            curve[f"credit_at_evidence/{credited}"].append(_rounded(share))
+    return dict(curve)
+
+
+def _episodes(trained: TrainingResult) -> list[list[float | None]]:
+    return [
+        [_mean(outcome_reward(one) for one in group) for group in trained.trajectories[number]]
+        for number in sorted(trained.trajectories)
+    ]
+
+
+def _test(cell: Cell, manager: ModelManager, chunks: int, temperature: float) -> HeldOut:
+    number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
+    streams = planted_instances("held-out", number, cell.seed, StreamSettings(num_chunks=chunks))
+    before, manager.temperature = manager.temperature, temperature
+    try:
+        played = play(
+            streams, manager, cell.rollout(1), reader_for(streams),
+            stable_seed(cell.seed, "test", chunks),
+        )
+    finally:
+        manager.temperature = before
+    columns: defaultdict[str, list[float | None]] = defaultdict(list)
+    for (one,), stream in zip(played, streams, strict=True):
+        outcomes = [outcome for step in one.steps for outcome in step.outcomes]
+        columns["accuracy"].append(_rounded(outcome_reward(one)))
+        columns["memory_tokens"].append(one.steps[-1].memory_tokens)
+        columns["memory_items"].append(len(one.final_memory()))
+        columns["valid_share"].append(_mean(outcome.applied for outcome in outcomes))
+        for name, count in operation_truth(one, stream).items():
+            columns[name].append(count)
+    return HeldOut(chunks=chunks, temperature=temperature, columns=columns)
+
+
+def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
+    """Measure all schemes, with credit to retrieved and to used items, on held-out streams."""
+    size = cell.instances_per_update
+    streams = planted_instances(
+        "held-out", cell.alignment_batches * size, stable_seed(cell.seed, "alignment"), cell.stream
+    )
+    schemes = {scheme: (scheme, cell.rewards) for scheme in SCHEMES}
+    used = dataclasses.replace(cell.rewards, credited="used")
+    schemes |= {f"{scheme}, used items": (scheme, used) for scheme in ("+EARA", "Fine-Mem")}
+    found = gradient_alignment(
+        manager, [streams[start : start + size] for start in range(0, len(streams), size)],
+        reader_for(streams), cell.rollout(cell.num_generations), schemes, cell.seed,
+    )
+    return {
+        **{one.scheme: [round(value, 5) for value in one.cosines] for one in found},
+        **{f"agreement/{one.scheme}": [round(one.agreement, 5)] for one in found},
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _rounded(sum(known) / len(known)) if known else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 5)
+
+
+# Many cells.
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A cell that could not be made, and why."""
+
+    cell: Cell
+    error: str
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    jobs: int = 2,
+    scheduler: str | None = None,
+    progress: Callable[[int, int, Cell, str], None] | None = None,
+    run: Callable[[Cell], CellResult] = run_cell,
+) -> tuple[list[CellResult], list[Failure]]:
+    """Make the cells that `folder` lacks in `jobs` processes; return all results and failures.
+
+    A result is written to ``folder/<key>.json`` as soon as it is there. With `scheduler`, the
+    address of a Dask scheduler, its workers make the cells (`jobs` is theirs) and a cell whose
+    worker is lost is made by another. `progress` is told the cells done, all, the last one, and
+    "kept", "done" or its error. Results come in the order of `cells`, named as they name them.
+
+    Raises:
+        ValueError: a result in the folder cannot be read, or at `scheduler` none answers or its
+            workers have one thread in all.
+        ModuleNotFoundError: `scheduler` is given and the dask extra is not installed.
+    """
+    folder = Path(folder)
+    by_key: dict[str, Cell] = {cell.key: cell for cell in reversed(cells)}
+    kept = {key: _read_result(folder, key) for key in by_key if _file(folder, key).exists()}
+    todo = [cell for cell in {cell.key: cell for cell in cells}.values() if cell.key not in kept]
+    failures: dict[str, str] = {}
+    done = 0
+
+    def say(cell: Cell, what: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(by_key), cell, what)
+
+    for key in kept:
+        say(by_key[key], "kept")
+    if todo:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_made(todo, jobs, scheduler, run)) as made:
+            for key, result, error in made:
+                if result is None:
+                    failures[key] = error
+                else:
+                    with written_beside(_file(folder, key)) as beside:
+                        beside.write_text(result.model_dump_json() + "\n", encoding="utf-8")
+                    kept[key] = result
+                say(by_key[key], error or "done")
+    named = [(cell, cell.key) for cell in cells]
+    return (
+        [kept[key].model_copy(update={"cell": cell}) for cell, key in named if key in kept],
+        [Failure(cell, failures[key]) for cell, key in named if key in failures],
+    )
+
+
+def _made(
+    cells: Sequence[Cell], jobs: int, scheduler: str | None, run: Callable[[Cell], CellResult]
+) -> Iterator[tuple[str, CellResult | None, str]]:
+    """Yield key, result and error of every cell as it ends."""
+    import joblib
+
+    lost: tuple[type[Exception], ...] = (BrokenProcessPool,)
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            parallel = joblib.Parallel(
+                jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered",
+            )
+        else:
+            stack.enter_context(_dask(scheduler))
+            from distributed import KilledWorker  # a cell that several workers died of
+
+            lost += (KilledWorker,)
+            parallel = joblib.Parallel(
+                -1, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
+            )
+        missing = [cell.key for cell in cells]
+        try:
+            for made in parallel(joblib.delayed(_attempt)(cell, cell.key, run) for cell in cells):
+                missing.remove(made[0])
+                yield made
+        except lost:
+            for key in missing:
+                yield key, None, (
+                    "a process that trained cells was killed (out of memory?); run the same "
+                    "command again, with fewer jobs if it happens again"
+                )
+
+
+def _attempt(
+    cell: Cell, key: str, run: Callable[[Cell], CellResult]
+) -> tuple[str, CellResult | None, str]:
+    for name, value in {
+        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    try:
+        return key, run(cell), ""
+    except Exception as error:  # one cell's failure is reported, and the others go on
+        return key, None, f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _dask(scheduler: str) -> Iterator[None]:
+    import joblib
+
+    try:
+        from distributed import Client
+        from joblib._dask import DaskDistributedBackend
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "run_cells: a scheduler needs dask.distributed, which is not installed; install the "
+            "dask extra: pip install -e .[dask]"
+        ) from error
+    try:
+        client = Client(scheduler, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"run_cells: no Dask scheduler answers at {scheduler!r} ({error}); expected an address "
+            "such as tcp://HOST:8786, which `dask scheduler` prints when it starts"
+        ) from error
+    class Backend(DaskDistributedBackend):
+        """joblib's, which waits for ever for a cell that was given up because workers died of it:
+        it tells of results and of errors that a cell raised, not of those of the cluster."""
+
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            def tell(done: Future) -> None:
+                if not done.cancelled() and done.exception() is not None:
+                    callback(done.exception())
+
+            future = super().submit(func, callback)
+            future.add_done_callback(tell)
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, BaseException):
+                raise out
+            return super().retrieve_result_callback(out)
+
+    with client, joblib.parallel_config(backend=Backend(client=client)):
+        if sum(client.ncores().values()) == 1:
+            raise ValueError(
+                f"run_cells: the workers at {scheduler!r} have one thread in all, expected two or "
+                "more; joblib would train here instead, so add a worker or leave the scheduler out"
+            )
+        yield
+
+
+def _file(folder: Path, key: str) -> Path:
+    return folder / f"{key}.json"
+
+
+def _read_result(folder: Path, key: str) -> CellResult:
+    path = _file(folder, key)
+    try:
+        result = CellResult.model_validate_json(path.read_text(encoding="utf-8"))
+        if result.key != key:
+            raise ValueError(f"it holds that of {result.key}")
+        return result
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the result of a cell ({error}); move it away and it is made again"
+        ) from error
+
+
+# Designs.
+
+
+class Design(_Strict):
+    """A grid: every variant in every regime at every seed. `common` knobs hold in all cells, a
+    regime's over them, a variant's over both. `baseline` is the variant that the others are
+    compared with, within each regime."""
+
+    description: str
+    baseline: str
+    common: dict[str, Any] = {}
+    regimes: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, Any]]
+    seeds: list[int]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [
+            Cell(**{
+                **self.common, **regime, **variant,
+                "variant": variant_name, "regime": regime_name, "seed": seed,
+            })
+            for seed in self.seeds
+            for regime_name, regime in self.regimes.items()
+            for variant_name, variant in self.variants.items()
+        ]
+
+
+def load_design(path: Path) -> Design:
+    """Read a design file and check all its cells.
+
+    Raises:
+        ValueError: it is missing, no YAML, or a name or a value in it is not usable.
+    """
+    import yaml
+
+    try:
+        design = Design.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        design.cells  # noqa: B018 - a wrong knob is refused before anything runs
+        if design.baseline not in design.variants:
+            raise ValueError(f"baseline {design.baseline!r} is none of its variants")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"design {path} is not usable: {error}; compare with those in notebooks/designs"
+        ) from error
+    return design
+
+
+# Rows to keep: one line per cell, and beside them a card that says how they were made.
+
+
+def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any]) -> None:
+    """Write results as ``<name>.jsonl``, knobs as they are and measured numbers with four
+    significant digits (three in curves), and their card as ``<name>.json``.
+
+    Raises:
+        OSError: they could not be written; what was there before is unchanged.
+    """
+    with written_beside(path) as beside:
+        beside.write_text("".join(f"{_line(result)}\n" for result in results), encoding="utf-8")
+    write_json(path.with_suffix(".json"), dict(card))
+
+
+def read_rows(path: Path) -> list[CellResult]:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        ValueError: the file is missing, or a line of it is not the result of a cell.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [CellResult.model_validate_json(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not hold the rows of an experiment ({error}); make them with "
+            "`finemem sweep DESIGN --output FOLDER`, which writes them to FOLDER"
+        ) from error
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read the card beside the rows in `path`.
+
+    Raises:
+        ValueError: it is missing or cannot be read.
+    """
+    card = path.with_suffix(".json")
+    try:
+        return json.loads(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{card} is not the card of an experiment ({error}); `finemem sweep` writes it beside "
+            "the rows"
+        ) from error
+
+
+def experiment_card(
+    design: Design, results: Sequence[CellResult], failures: Sequence[Failure],
+    command: str,
+) -> dict[str, Any]:
+    """Return how rows were made: design, command, commit, hardware in words, versions, seconds of
+    all cells together (each on one thread)."""
+    import psutil
+
+    cells = {result.key: result for result in results}
+    return {
+        "description": design.description, "baseline": design.baseline,
+        "command": command, **git_state(repository_root()),
+        "hardware": f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
+                    f"{psutil.virtual_memory().total / 2**30:.0f} GB, one thread per cell",
+        "versions": versions(), "key_version": KEY_VERSION, "cells": len(cells),
+        "failed": len(failures),
+        "cell_seconds": round(sum(sum(one.seconds.values()) for one in cells.values())),
+    }
+
+
+def _line(result: CellResult) -> str:
+    fields = result.model_dump(mode="json")
+    short = _short(fields, 4) | {
+        "cell": fields["cell"], "curve": _short(fields["curve"], 3)
+    }
+    return json.dumps(short, separators=(",", ":"))
+
+
+def _short(value: Any, digits: int) -> Any:
+    """Return JSON with numbers of so many significant digits."""
+    if isinstance(value, dict):
+        return {name: _short(part, digits) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_short(part, digits) for part in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else float(f"{value:.{digits}g}")
+    return value
