@@ -1,4 +1,4 @@
-"""Figures of memory, evidence, rewards and training: pure functions that return a plotly Figure.
+"""Figures of memory, evidence, rewards and benchmarks: pure functions that return a plotly Figure.
 
 Every builder sets a title, axis titles with units, and ``layout.meta`` with a `caption` (what to
 see, with the numbers of this figure) and an `alt` sentence for screen readers; nothing is
@@ -12,8 +12,9 @@ and `paragraph`, and hover text only through `customdata`.
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import html
+import itertools
 import json
 import math
 import re
@@ -31,13 +32,18 @@ from finemem_lib.evaluation import ALL, Average, Estimate, format_estimate
 from finemem_lib.rewards import (
     RewardSettings,
     StepReward,
-    attributed_steps,
-    credited_items,
     evidence_contribution,
     evidence_matrix,
+    item_shares,
 )
-from finemem_lib.text import sentences, words
-from finemem_lib.trajectory import OPERATION_KINDS, AnsweredQuestion, Trajectory, creation_key
+from finemem_lib.text import TOKENIZER, count_tokens, sentences, words
+from finemem_lib.trajectory import (
+    OPERATION_KINDS,
+    AnsweredQuestion,
+    MemoryDelta,
+    Trajectory,
+    creation_key,
+)
 
 if TYPE_CHECKING:
     from finemem_lib.questions import AuditRow
@@ -76,6 +82,11 @@ TEMPLATE = {"layout": {
 }}
 
 
+# The same texts come back each time a control draws again; wrapping 650 of them takes 20 ms.
+_remember = functools.lru_cache(maxsize=8192)
+
+
+@_remember
 def label(text: object, limit: int = 40) -> str:
     """Return untrusted text as one short line that plotly shows literally.
 
@@ -87,6 +98,7 @@ def label(text: object, limit: int = 40) -> str:
     return _escape(_one_line(text, limit))
 
 
+@_remember
 def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
     """Return untrusted text for a hover box: at most `limit` characters in lines of `width`.
 
@@ -142,6 +154,18 @@ def _finish(fig: go.Figure, title: str, caption: str, alt: str, height: int, **l
     return fig
 
 
+def _made(traces: Sequence[Mapping[str, Any]], title: str, caption: str, alt: str, height: int,
+          clicks: Mapping[str, Any] | None = None, **layout: Any) -> go.Figure:
+    """Return a figure made at once from plain traces, which a control may draw again and again.
+
+    Plotly checks each cell of a heatmap, 24 ms for 20,000; a test does that instead.
+    """
+    meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
+    return go.Figure({"data": list(traces), "layout": {
+        "template": TEMPLATE, "title": {"text": title}, "height": height, "meta": meta, **layout,
+    }}, _validate=False)
+
+
 def _pattern(number: int) -> dict[str, Any]:
     return {"shape": PATTERNS[number % len(PATTERNS)], "fillmode": "overlay", "fgcolor": "white",
             "solidity": 0.25}
@@ -156,8 +180,52 @@ def _count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, A
     """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers."""
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
                  if count <= 15 * step or step == count)
-    return {"title_text": title, "range": [0.4, count + 0.6], "tick0": 0, "dtick": every,
+    return {"title": {"text": title}, "range": [0.4, count + 0.6], "tick0": 0, "dtick": every,
             "zeroline": False}
+
+
+# ---- selections ----------------------------------------------------------------------------------
+#
+# The figures of evidence take `selected`: "question 3" (the third), "step 2", "item 14", or "" for
+# everything; what does not belong to it fades. Such a figure says in ``layout.meta["clicks"]`` what
+# a click on each of its points selects. None is a figure that stands alone.
+
+
+def _belongs(selected: str | None, step: int | None, item_id: str | None, question: int | None
+             ) -> bool:
+    """Return whether evidence on its way from a step over an item to a question is selected."""
+    kind, _, key = (selected or "").partition(" ")
+    own = {"question": None if question is None else str(question + 1), "step": str(step),
+           "item": item_id}
+    return not kind or own[kind] == key
+
+
+def _selected_items(trajectory: Trajectory, selected: str | None) -> set[str]:
+    """Return the items that a question retrieved, a step wrote, or that are selected themselves."""
+    kind, _, key = (selected or "").partition(" ")
+    if kind == "question":
+        return {found.item_id for found in trajectory.questions[int(key) - 1].retrieved}
+    if kind == "step":
+        return {item.item_id for item in trajectory.steps[int(key) - 1].delta.written}
+    return {key} if kind else set()
+
+
+def _clicks(selected: str | None, points: Mapping[int, Sequence[Any]]) -> dict[str, Any] | None:
+    if selected is None:
+        return None
+    return {"control": "selected", "points": {str(trace): list(values)
+                                              for trace, values in points.items()}}
+
+
+def _faded(chosen: Sequence[bool]) -> dict[str, Any]:
+    """Return the properties of a trace that fade its other points; all are named where all are
+    chosen, since a frame cannot take a property away."""
+    return {"selectedpoints": [place for place, own in enumerate(chosen) if own],
+            "unselected": {"marker": {"opacity": 0.15}}}
+
+
+def _outline(**corners: Any) -> dict[str, Any]:
+    return {"type": "rect", "line": {"color": INK, "width": 2}, "layer": "above", **corners}
 
 
 # ---- questions and memory ------------------------------------------------------------------------
@@ -197,52 +265,55 @@ def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
     )
 
 
-def memory_growth(trajectory: Trajectory) -> go.Figure:
+def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
     """Show, step by step, items and tokens in memory and the operations that made them.
 
-    Tokens are L(M_t) in the trajectory's own token unit.
+    Tokens are L(M_t) in the trajectory's own token unit. `step` marks one step, and lets a click
+    choose another.
     """
-    steps = [step.step for step in trajectory.steps]
+    steps = [record.step for record in trajectory.steps]
     counts: list[int] = []
     alive: set[str] = set()
-    for step in trajectory.steps:
-        alive -= {*step.delta.removed, *step.delta.evicted}
-        alive |= {item.item_id for item in step.delta.written}
+    for record in trajectory.steps:
+        alive -= {*record.delta.removed, *record.delta.evicted}
+        alive |= {item.item_id for item in record.delta.written}
         counts.append(len(alive))
-    fig = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06,
-                        row_heights=[0.3, 0.3, 0.4])
-    line = {"mode": "lines+markers" if len(steps) <= 40 else "lines", "showlegend": False}
-    fig.add_scatter(x=steps, y=counts, name="items", row=1, col=1, **line,
-                    line_color=BLUE, marker_symbol="circle")
-    fig.add_scatter(x=steps, y=[step.memory_tokens for step in trajectory.steps], name="tokens",
-                    row=2, col=1, **line, line_color=ORANGE, marker_symbol="diamond")
-    kinds = [Counter(_outcome_name(outcome) for outcome in step.outcomes)
-             for step in trajectory.steps]
-    for number, name in enumerate((*OPERATION_KINDS, "invalid")):
-        if any(kind[name] for kind in kinds):
-            fig.add_bar(
-                x=steps, y=[kind[name] for kind in kinds], name=name, row=3, col=1,
-                marker={"color": OPERATION_STYLE[name][0],
-                        "pattern": _pattern(number)},
-            )
+    line = {"type": "scatter", "mode": "lines+markers" if len(steps) <= 40 else "lines",
+            "showlegend": False, "x": steps}
+    traces: list[dict[str, Any]] = [
+        line | {"y": counts, "name": "items", "yaxis": "y", "line": {"color": BLUE},
+                "marker": {"symbol": "circle"}},
+        line | {"y": [record.memory_tokens for record in trajectory.steps], "name": "tokens",
+                "yaxis": "y2", "line": {"color": ORANGE}, "marker": {"symbol": "diamond"}},
+    ]
+    kinds = [Counter(_outcome_name(outcome) for outcome in record.outcomes)
+             for record in trajectory.steps]
+    traces += [
+        {"type": "bar", "x": steps, "y": [kind[name] for kind in kinds], "name": name,
+         "yaxis": "y3", "marker": {"color": OPERATION_STYLE[name][0], "pattern": _pattern(number)}}
+        for number, name in enumerate((*OPERATION_KINDS, "invalid"))
+        if any(kind[name] for kind in kinds)
+    ]
     total = sum(kinds, Counter())
-    read = sum(step.chunk.tokens for step in trajectory.steps)
+    read = sum(record.chunk.tokens for record in trajectory.steps)
     tokens = trajectory.steps[-1].memory_tokens if steps else 0
     kept = f" ({tokens / read:.0%} of the text read)" if read else ""
-    axis = _count_axis(len(steps))
-    fig.update_xaxes(**{**axis, "title_text": None})
-    fig.update_xaxes(title_text=axis["title_text"], row=3, col=1)
-    for row, title in enumerate(
-        ("items", f"tokens ({label(trajectory.tokenizer, 12)})", "operations"), start=1
-    ):
-        fig.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
-    return _finish(
-        fig, f"Memory of {label(trajectory.manager, 24)}, step by step",
+    panels = (("yaxis", "items", 0.736), ("yaxis2", f"tokens ({label(trajectory.tokenizer, 12)})",
+                                          0.412), ("yaxis3", "operations", 0))
+    axes = {name: {"title": {"text": title}, "rangemode": "tozero",
+                   "domain": [low, low + (0.264 if low else 0.352)]}
+            for name, title, low in panels}
+    return _made(
+        traces, f"Memory of {label(trajectory.manager, 24)}, step by step",
         f"After {len(steps)} steps the memory holds {counts[-1] if counts else 0} items and "
         f"{tokens} tokens{kept}; {total.total() - total['invalid']} of {total.total()} emitted "
         "operations were valid.",
         "Three panels over steps: items in memory, tokens in memory, and operations by kind.",
-        560, barmode="stack",
+        560, step if step is None else {
+            "control": "step", "points": {str(number): steps for number in range(len(traces))}},
+        barmode="stack", xaxis=_count_axis(len(steps)) | {"anchor": "y3"}, **axes,
+        shapes=[] if step is None else [
+            _outline(x0=step - 0.4, x1=step + 0.4, yref="paper", y0=0, y1=1)],
     )
 
 
@@ -250,7 +321,86 @@ def _outcome_name(outcome: Any) -> str:
     return outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
 
 
-def operation_timeline(trajectory: Trajectory, max_items: int = 24) -> go.Figure:
+MEMORY_STATES = {
+    "inserted at this step": GREEN, "updated at this step": ORANGE, "kept": BLUE,
+    "kept, never retrieved": PALE, "deleted at this step": RED, "evicted at this step": PINK,
+}
+"""What `memory_state` tells apart, each by colour, pattern and a word."""
+
+
+def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.Figure:
+    """Show M_t, the memory after one step: its items, their length, what this step did to them.
+
+    Lengths are tokens, as `text.count_tokens` counts them. An item that this step removed is shown
+    a last time; an item that no question of the whole trajectory retrieved is grey. Where more than
+    `max_items` ever lived, those this step touched and the last written are shown.
+
+    Raises:
+        ValueError: `step` is outside 0..T.
+    """
+    now = {item.item_id: item for item in trajectory.memory_at(step)}
+    before = {item.item_id: item for item in trajectory.memory_at(max(0, step - 1))}
+    hits = {found.item_id for answered in (
+        *(one for record in trajectory.steps for one in record.chunk_questions),
+        *trajectory.questions) for found in answered.retrieved}
+    delta = trajectory.steps[step - 1].delta if step else MemoryDelta()
+    touched = {item.item_id: f"{'updated' if item.item_id in before else 'inserted'} at this step"
+               for item in delta.written}
+    touched |= {item_id: "deleted at this step" for item_id in delta.removed}
+    touched |= {item_id: "evicted at this step" for item_id in delta.evicted}
+    ever = {item.item_id: item for record in trajectory.steps for item in record.delta.written}
+
+    def order(item_id: str) -> tuple[int, int]:
+        return creation_key(ever[item_id])
+
+    shown = sorted(ever, key=order)
+    if len(shown) > max_items:
+        there = sorted(now | before, key=lambda item_id: (
+            item_id not in touched, -(now | before)[item_id].last_step))[:max_items]
+        shown = sorted(there, key=order)
+    lanes = {item_id: lane for lane, item_id in enumerate(shown)}
+    bars: dict[str, list[tuple[int, int, str]]] = {state: [] for state in MEMORY_STATES}
+    for item_id, lane in lanes.items():
+        item = now.get(item_id) or (before.get(item_id) if item_id in touched else None)
+        if item is None:
+            continue
+        state = touched.get(item_id) or ("kept" if item_id in hits else "kept, never retrieved")
+        writes = ", ".join(f"{write.kind} at step {write.step}" for write in item.lineage)
+        bars[state].append((count_tokens(item.content), lane,
+                            f"#{label(item_id, 8)}: {paragraph(item.content)}<br>{writes}<br>"
+                            f"{'retrieved' if item_id in hits else 'never retrieved'}"))
+    traces = [
+        {"type": "bar", "orientation": "h", "name": state, "x": [bar[0] for bar in bars[state]],
+         "y": [bar[1] for bar in bars[state]], "customdata": [bar[2] for bar in bars[state]],
+         "hovertemplate": "%{customdata}<br>%{x} tokens<extra></extra>",
+         "marker": {"color": color, "pattern": _pattern(number),
+                    "line": {"color": GREY, "width": 1}}}
+        for number, (state, color) in enumerate(MEMORY_STATES.items())
+    ]
+    contents = {item_id: (now.get(item_id) or before.get(item_id)) for item_id in lanes}
+    texts = [f"#{label(item_id, 8)} {label(item.content, 30)}" if item else f"#{label(item_id, 8)}"
+             for item_id, item in contents.items()]
+    did = Counter(touched.values())
+    longest = max((count_tokens(item.content) for item in ever.values()), default=1)
+    idle = sum(1 for item_id in now if item_id not in hits)
+    cut = "" if len(lanes) == len(ever) else f" ({len(lanes)} shown)"
+    happened = ", ".join(f"{count} {state.removesuffix(' at this step')}"
+                         for state, count in did.items()) or "nothing changed"
+    return _made(
+        traces, f"Memory after step {step} of {trajectory.num_steps}",
+        f"{len(now)} items{cut}, {sum(count_tokens(item.content) for item in now.values())} "
+        f"tokens; at this step: {happened}. {idle} of the items are never retrieved (grey).",
+        f"One bar per memory item; colour, pattern and legend tell what step {step} did to it.",
+        200 + 24 * max(1, len(lanes)), barmode="overlay",
+        xaxis={"title": {"text": f"length ({label(TOKENIZER, 12)})"}, "range": [0, longest * 1.08]},
+        yaxis={"title": {"text": "memory item"}, "tickvals": list(lanes.values()),
+               "ticktext": texts, "zeroline": False, "range": [max(1, len(lanes)) - 0.4, -0.6]},
+    )
+
+
+def operation_timeline(
+    trajectory: Trajectory, max_items: int = 24, selected: str | None = None
+) -> go.Figure:
     """Show the life of every memory item: who wrote it when, when it ended, when it was retrieved.
 
     One lane per item (the `max_items` most retrieved, then the oldest), a line for its lifetime, a
@@ -275,18 +425,20 @@ def operation_timeline(trajectory: Trajectory, max_items: int = 24) -> go.Figure
                  (start, end - start, trajectory.questions)]
              for place, answered in enumerate(group, start=1)]
     hits = Counter(found.item_id for _, answered in asked for found in answered.retrieved)
-    shown = sorted(born, key=lambda item_id: (-hits[item_id], order[item_id]))[:max_items]
+    chosen = _selected_items(trajectory, selected)
+    shown = sorted(born, key=lambda item_id: (item_id not in chosen, -hits[item_id],
+                                              order[item_id]))[:max_items]
     lanes = {item_id: lane for lane, item_id in enumerate(sorted(shown, key=order.__getitem__))}
     nowhere = len(lanes)
 
-    fig = go.Figure()
     life_x: list[float | None] = []
     life_y: list[int | None] = []
     for item_id, lane in lanes.items():
         life_x += [born[item_id], gone[item_id][0] if item_id in gone else end, None]
         life_y += [lane, lane, None]
-    fig.add_scatter(x=life_x, y=life_y, mode="lines", name="in memory", hoverinfo="skip",
-                    line={"color": PALE, "width": 8})
+    traces: list[dict[str, Any]] = [{
+        "type": "scatter", "x": life_x, "y": life_y, "mode": "lines", "name": "in memory",
+        "hoverinfo": "skip", "line": {"color": PALE, "width": 8}}]
     marks: dict[str, list[tuple[float, int, str]]] = {}
     for item_id, lane in lanes.items():
         if item_id in gone and gone[item_id][1] == "evicted":
@@ -313,38 +465,50 @@ def operation_timeline(trajectory: Trajectory, max_items: int = 24) -> go.Figure
              f"<br>score: {_score(answered)}")
             for found in answered.retrieved if found.item_id in lanes
         ]
+    owners = [f"item {item_id}" for item_id in lanes]
+    clicks: dict[int, list[str | None]] = {}
+    ticks = {"retrieved, answer right": (BLUE, "line-ns-open"),
+             "retrieved, answer not right": (GREY, "line-ne-open")}
     for name, points in {**marks, **retrieved}.items():
-        if points:
-            ticks = {"retrieved, answer right": (BLUE, "line-ns-open"),
-                     "retrieved, answer not right": (GREY, "line-ne-open")}
-            color, symbol = (OPERATION_STYLE | ticks)[name]
-            xs, ys, hover = (list(column) for column in zip(*points, strict=True))
-            fig.add_scatter(
-                x=xs, y=ys, customdata=hover, mode="markers", name=name,
-                hovertemplate="%{customdata}<extra></extra>",
-                marker={"color": color, "symbol": symbol, "size": 11,
-                        "line": {"width": 2, "color": color} if name in ticks else None},
-            )
-    fig.add_vline(x=start, line={"color": GREY, "dash": "dot", "width": 1})
-    fig.add_annotation(x=(start + end) / 2, y=1, yref="paper", yanchor="bottom",
-                       text="global<br>questions", showarrow=False, font={"size": 11})
+        if not points:
+            continue
+        color, symbol = (OPERATION_STYLE | ticks)[name]
+        xs, ys, hover = (list(column) for column in zip(*points, strict=True))
+        marker = {"color": color, "symbol": symbol, "size": 11}
+        if name in ticks:
+            marker["line"] = {"width": 2, "color": color}
+        trace = {
+            "type": "scatter", "x": xs, "y": ys, "customdata": hover, "mode": "markers",
+            "name": name, "hovertemplate": "%{customdata}<extra></extra>", "marker": marker}
+        if selected is not None:
+            clicks[len(traces)] = [None if y == nowhere else owners[y] for y in ys]
+            trace |= _faded([not selected or (y != nowhere and owners[y][5:] in chosen)
+                             for y in ys])
+        traces.append(trace)
+    shapes = [_outline(xref="paper", x0=0, x1=1, y0=lanes[item_id] - 0.5, y1=lanes[item_id] + 0.5,
+                       fillcolor="rgba(0,114,178,0.08)")
+              for item_id in lanes if item_id in chosen]
     labels = [f"#{label(item_id, 8)} {label(contents[item_id], 24)}" for item_id in lanes]
     axis = _count_axis(trajectory.num_steps)
     ticked = [step.step for step in trajectory.steps if step.step % axis["dtick"] == 0]
     bottom = bool(any(lane == nowhere for points in marks.values() for _, lane, _ in points))
     never = sum(1 for item_id in born if not hits[item_id])
     cut = "" if len(lanes) == len(born) else f" ({len(lanes)} most retrieved shown)"
-    return _finish(
-        fig, "Operations and retrievals per memory item",
+    return _made(
+        traces, "Operations and retrievals per memory item",
         f"Items: {len(born)}{cut}; ended before the last step: {len(gone)}; never retrieved: "
         f"{never}. The {len(trajectory.questions)} global questions are asked after the last step.",
         f"Timeline with one lane for each of {len(lanes)} memory items over "
         f"{trajectory.num_steps} steps; marker shapes tell operations, ticks tell retrievals.",
-        200 + 26 * (nowhere + bottom),
+        200 + 26 * (nowhere + bottom), _clicks(selected, clicks),
         xaxis=axis | {"range": [0.4, end], "tickvals": ticked}, margin={"t": 76},
-        yaxis={"title_text": "memory item", "tickvals": list(range(nowhere + bottom)),
+        yaxis={"title": {"text": "memory item"}, "tickvals": list(range(nowhere + bottom)),
                "ticktext": labels + ["no item"] * bottom, "zeroline": False,
                "range": [nowhere + bottom - 0.4, -0.6]},
+        shapes=[*shapes, {"type": "line", "x0": start, "x1": start, "yref": "y domain", "y0": 0,
+                          "y1": 1, "line": {"color": GREY, "dash": "dot", "width": 1}}],
+        annotations=[{"x": (start + end) / 2, "y": 1, "yref": "paper", "yanchor": "bottom",
+                      "text": "global<br>questions", "showarrow": False, "font": {"size": 11}}],
     )
 
 
@@ -384,16 +548,12 @@ def evidence_parts(
     """
     settings = settings or RewardSettings()
     n = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
-    parts = []
-    for j, answered in enumerate(trajectory.questions):
-        items = credited_items(answered, settings.credited)
-        for item in items:
-            steps = attributed_steps(item, settings.attribution)
-            parts += [EvidencePart(step, item.item_id, j, 1 / (len(items) * len(steps) * n))
-                      for step in steps]
-    return parts
+    return [EvidencePart(step, item_id, j, share / n)
+            for j, answered in enumerate(trajectory.questions)
+            for step, item_id, share in item_shares(answered, trajectory.num_steps, settings)]
 
 
+@_remember
 def source_sentence(content: str, chunk_text: str) -> str:
     """Return the sentence of a chunk that shares most words with an item's content.
 
@@ -410,6 +570,7 @@ def evidence_sankey(
     questions: Sequence[int] | None = None,
     settings: RewardSettings | None = None,
     max_questions: int = 10,
+    selected: str | None = None,
 ) -> go.Figure:
     """Show who earned which answer: step -> memory item -> question.
 
@@ -426,6 +587,7 @@ def evidence_sankey(
     hovers: list[str] = []
     colors: list[str] = []
     links: dict[tuple[int, int, bool], float] = {}
+    lit: set[tuple[int, int]] = set()  # links by their ends that are selected
     link_text: dict[tuple[int, int], str] = {}
 
     def node(kind: str, key: Any, text: str, hover: str, color: str) -> int:
@@ -436,8 +598,11 @@ def evidence_sankey(
             colors.append(color)
         return nodes[kind, key]
 
-    def link(source: int, target: int, share: float, score: float | None, hover: str) -> None:
+    def link(source: int, target: int, share: float, score: float | None, hover: str,
+             chosen: bool) -> None:
         link_text[source, target] = hover
+        if chosen:
+            lit.add((source, target))
         for earned, part in ((True, share * (score or 0.0)), (False, share * (1 - (score or 0.0)))):
             if part > 0:
                 links[source, target, earned] = links.get((source, target, earned), 0.0) + part
@@ -455,10 +620,12 @@ def evidence_sankey(
         )
         if not any(part.question == j for part in parts):
             empty = node("item", None, "no item", "no item was credited", PALE)
-            link(empty, target, 1 / scored, answered.score, "no item was credited")
+            link(empty, target, 1 / scored, answered.score, "no item was credited",
+                 _belongs(selected, None, None, j))
     for part in parts:
         if part.question not in chosen:
             continue
+        own = _belongs(selected, part.step, part.item_id, part.question)
         answered = trajectory.questions[part.question]
         content = contents.get(part.item_id, "")
         item = node("item", part.item_id, f"#{label(part.item_id, 8)} {label(content, 24)}",
@@ -467,21 +634,35 @@ def evidence_sankey(
         step = node("step", part.step, f"step {part.step}",
                     f"step {part.step} reads<br>{paragraph(chunk)}", GREEN)
         link(step, item, part.share, answered.score,
-             f"step {part.step} wrote it from<br>{paragraph(source_sentence(content, chunk))}")
+             f"step {part.step} wrote it from<br>{paragraph(source_sentence(content, chunk))}", own)
         link(item, nodes["question", part.question], part.share, answered.score,
-             f"#{label(part.item_id, 8)} was retrieved for<br>{paragraph(answered.question.text)}")
+             f"#{label(part.item_id, 8)} was retrieved for<br>{paragraph(answered.question.text)}",
+             own)
         earners[part.step] += part.share * (answered.score or 0.0)
     keys = sorted(links, key=lambda key: (not key[2], key[0], key[1]))
-    fig = go.Figure(go.Sankey(
-        arrangement="snap", textfont={"size": 12},
-        node={"label": texts, "customdata": hovers, "color": colors, "pad": 14, "thickness": 14,
-              "hovertemplate": "%{customdata}<extra></extra>", "align": "right",
-              "line": {"color": INK, "width": 0.5}},
-        link={
-            "source": [key[0] for key in keys], "target": [key[1] for key in keys],
+    names = [f"question {key + 1}" if kind == "question" else f"{kind} {key}"
+             for kind, key in nodes]
+    # A click says only the number of what was clicked, be it node or link: unused nodes in front
+    # keep the two apart.
+    ahead = 0 if selected is None else len(keys)
+    clicks = [names[key[1]] for key in keys] + [None if key[1] is None else name
+                                                for name, key in zip(names, nodes, strict=True)]
+    strength = [(0.45, 0.25) if selected in (None, "") or key[:2] in lit else (0.1, 0.07)
+                for key in keys]
+    trace = {
+        # nodes that can be dragged are not clicked: plotly takes them out of the page on the way
+        "type": "sankey", "arrangement": "snap" if selected is None else "fixed",
+        "textfont": {"size": 12},
+        "node": {
+            "label": [""] * ahead + texts, "customdata": [""] * ahead + hovers,
+            "color": [PALE] * ahead + colors,
+            "pad": 14, "thickness": 14, "hovertemplate": "%{customdata}<extra></extra>",
+            "align": "right", "line": {"color": INK, "width": 0.5}},
+        "link": {
+            "source": [ahead + key[0] for key in keys], "target": [ahead + key[1] for key in keys],
             "value": _numbers(links[key] for key in keys),
-            "color": ["rgba(0,114,178,0.45)" if key[2] else "rgba(118,118,118,0.25)"
-                      for key in keys],
+            "color": [f"rgba(0,114,178,{earned})" if key[2] else f"rgba(118,118,118,{not_earned})"
+                      for key, (earned, not_earned) in zip(keys, strength, strict=True)],
             "label": ["earned" if key[2] else "not earned" for key in keys],
             "customdata": [
                 f"{link_text[key[0], key[1]]}<br>"
@@ -489,11 +670,12 @@ def evidence_sankey(
             ],
             "hovertemplate": "%{customdata}<extra></extra>",
         },
-    ))
-    for x, anchor, heading in ((0, "left", "step"), (0.5, "center", "memory item"),
-                               (1, "right", "question (score s<sub>j</sub>)")):
-        fig.add_annotation(x=x, y=1, xref="paper", yref="paper", xanchor=anchor, yanchor="bottom",
-                           text=f"<b>{heading}</b>", showarrow=False, yshift=4)
+    }
+    headings = [
+        {"x": x, "y": 1, "xref": "paper", "yref": "paper", "xanchor": anchor, "yanchor": "bottom",
+         "text": f"<b>{heading}</b>", "showarrow": False, "yshift": 4}
+        for x, anchor, heading in ((0, "left", "step"), (0.5, "center", "memory item"),
+                                   (1, "right", "question (score s<sub>j</sub>)"))]
     right = sum(1 for j in chosen if trajectory.questions[j].score)
     best = earners.most_common(1)
     who = (f" Step {best[0][0]} earned most: {best[0][1]:.3g} of the outcome reward."
@@ -501,17 +683,98 @@ def evidence_sankey(
     cut = "" if len(chosen) == len(trajectory.questions) else (
         f" ({len(chosen)} of {len(trajectory.questions)} questions shown)")
     rows = max(Counter(kind for kind, _ in nodes).values(), default=1)
-    return _finish(
-        fig, "Who earned which answer?",
+    return _made(
+        [trace], "Who earned which answer?",
         f"{right} of {len(chosen)} questions were answered with a score above 0{cut}.{who} Grey is "
         "what was retrieved without earning.",
         f"Sankey diagram from {len(earners)} steps over memory items to {len(chosen)} questions; "
         "the width of a band is a share of the outcome reward, grey bands earned nothing.",
-        150 + 30 * rows, margin={"l": 24, "r": 24, "t": 84, "b": 24},
+        150 + 30 * rows, _clicks(selected, {0: clicks}), annotations=headings,
+        margin={"l": 24, "r": 24, "t": 84, "b": 24},
     )
 
 
-def evidence_heatmap(trajectory: Trajectory, settings: RewardSettings | None = None) -> go.Figure:
+def evidence_trail(
+    trajectory: Trajectory,
+    settings: RewardSettings | None = None,
+    selected: str = "",
+    max_rows: int = 10,
+) -> go.Figure:
+    """Show where credit came from, line by line: question, item, operation, sentence of the chunk.
+
+    Every retrieved item of the selected questions has a line for each step that shares its credit
+    (with 0 where it has none); blue is what flowed back to that step, grey what a wrong answer left
+    unearned, in shares of the outcome reward. Beyond `max_rows` the smallest are left out.
+    """
+    settings = settings or RewardSettings()
+    shares: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for part in evidence_parts(trajectory, settings):
+        shares.setdefault((part.question, part.item_id), []).append((part.step, part.share))
+    items = {item.item_id: item for item in trajectory.final_memory()}
+    rows = [
+        (j, answered, rank, found, step, share)
+        for j, answered in enumerate(trajectory.questions)
+        for rank, found in enumerate(answered.retrieved, start=1)
+        for step, share in shares.get((j, found.item_id), [(found.steps[-1], 0.0)])
+        if _belongs(selected, step, found.item_id, j)
+    ]
+    kept = sorted(range(len(rows)), key=lambda n: (-rows[n][5] * (rows[n][1].score or 0), n))
+    drawn = [rows[n] for n in sorted(kept[:max_rows])]
+    ticks, notes = [], []
+    for j, answered, rank, found, step, _ in drawn:
+        item = items.get(found.item_id)
+        content = item.content if item else ""
+        kind = next((write.kind for write in item.lineage if write.step == step), "?"
+                    ) if item else "?"
+        source = source_sentence(content, trajectory.steps[step - 1].chunk.text)
+        used = answered.used is not None and found.item_id in answered.used
+        ticks.append(f"question {j + 1} ← #{label(found.item_id, 8)} {label(content, 26)}"
+                     f"{' <b>(used)</b>' if used else ''}<br>{kind} at step {step} “"
+                     f"{label(source, 34)}”")
+        said = "used by the reader" if used else (
+            "not used" if answered.used is not None else "the reader does not say what it used")
+        notes.append(
+            f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
+            f"{_score(answered)}<br>place {rank} of {len(answered.retrieved)}, retrieval score "
+            f"{found.score:.2f}, {said}<br>written at steps {', '.join(map(str, found.steps))}<br>"
+            f"{paragraph(source)}")
+    lines = list(range(len(drawn)))
+    parts = [(row[5] * (row[1].score or 0.0), row[5] * (1 - (row[1].score or 0.0)))
+             for row in drawn]
+    traces = [
+        {"type": "bar", "orientation": "h", "name": name, "y": lines,
+         "x": _numbers(part[number] for part in parts),
+         "marker": {"color": color, "pattern": _pattern(number)}}
+        for number, (name, color) in enumerate((("earned", BLUE), ("not earned", PALE)))
+    ]
+    traces[0] |= {"customdata": notes, "hovertemplate": "%{customdata}<br>%{x}<extra></extra>"}
+    traces[1] |= {"hovertemplate": "not earned: %{x}<extra></extra>"}
+    owners = [f"item {row[3].item_id}" for row in drawn]
+    earned = math.fsum(row[5] * (row[1].score or 0.0) for row in rows)
+    cut = "" if len(drawn) == len(rows) else f" ({len(drawn)} with most credit shown)"
+    what = f": {label(selected, 24)}" if selected else ""
+    asked = ""
+    if selected.startswith("question "):
+        answered = trajectory.questions[int(selected[9:]) - 1]
+        asked = (f"{_one_line(answered.question.text, 120)} Answer: "
+                 f"{_one_line(answered.answer, 60)!r}, score {_score(answered)}. ")
+    return _made(
+        traces, f"What was it answered from{what}",
+        f"{asked}{len(rows)} ways of evidence{cut}, through which {earned:.3g} of the outcome "
+        "reward flowed back.",
+        f"Bars for {len(drawn)} ways from a question over a retrieved item to the step and the "
+        "sentence it was written from.",
+        170 + 46 * max(1, len(drawn)), _clicks(selected, {0: owners, 1: owners}), barmode="stack",
+        xaxis={"title": {"text": "share of the outcome reward r<sub>global</sub>"},
+               "rangemode": "tozero"},
+        yaxis={"title": {"text": "evidence"}, "tickvals": lines, "ticktext": ticks,
+               "zeroline": False, "range": [max(1, len(drawn)) - 0.4, -0.6]},
+    )
+
+
+def evidence_heatmap(
+    trajectory: Trajectory, settings: RewardSettings | None = None, selected: str | None = None
+) -> go.Figure:
     """Show which step matters for which question: what step t earned from question j.
 
     Cells are shares of the outcome reward; the row sums on the right are N_t (normalised evidence
@@ -521,59 +784,71 @@ def evidence_heatmap(trajectory: Trajectory, settings: RewardSettings | None = N
     asked = trajectory.questions
     matrix = evidence_matrix(trajectory, settings)
     row_sums = [total or 0.0 for total in evidence_contribution(trajectory, settings)]
-    touched = {(part.step, part.question) for part in evidence_parts(trajectory, settings)}
+    parts = evidence_parts(trajectory, settings)
+    touched = {(part.step, part.question) for part in parts}
     steps = list(range(1, trajectory.num_steps + 1))
     numbers = list(range(1, len(asked) + 1))
     cells = [[_number(value) if value else None for value in row] for row in matrix]
     zeros = sorted((step, j + 1) for step, j in touched if not matrix[step - 1][j])
     few = len(steps) * len(asked) <= 160
-    fig = make_subplots(
-        rows=2, cols=2, shared_xaxes=True, shared_yaxes=True, column_widths=[0.78, 0.22],
-        row_heights=[0.24, 0.76], horizontal_spacing=0.03, vertical_spacing=0.04,
-    )
-    fig.add_heatmap(
-        x=numbers, y=steps, z=cells, row=2, col=1, colorscale="Cividis_r", zmin=0,
-        zmax=max((value for row in cells for value in row if value is not None), default=1),
-        xgap=1, ygap=1, name="share earned",
-        customdata=[[paragraph(answered.question.text) for answered in asked]] * len(steps)
-        if few else None,
-        hovertemplate="step %{y}, question %{x}: %{z}<br>%{customdata}<extra></extra>"
-        if few else "step %{y}, question %{x}: %{z}<extra></extra>",
-        texttemplate="%{z:.2~g}" if few else None, textfont={"size": 11},
-        colorbar=_colorbar("share of r<sub>global</sub>") | {
+    bars = {"type": "bar", "marker": {"color": BLUE}}
+    heat = {
+        "type": "heatmap", "x": numbers, "y": steps, "z": cells, "colorscale": "Cividis",
+        "reversescale": True,
+        "zmin": 0, "xgap": 1, "ygap": 1, "name": "share earned",
+        "zmax": max((value for row in cells for value in row if value is not None), default=1),
+        "hovertemplate": "step %{y}, question %{x}: %{z}"
+                         + ("<br>%{customdata}" if few else "") + "<extra></extra>",
+        "colorbar": _colorbar("share of r<sub>global</sub>") | {
             "len": 0.76, "y": 0, "yanchor": "bottom"},
-    )
-    fig.add_scatter(
-        x=[j for _, j in zeros], y=[step for step, _ in zeros], row=2, col=1, mode="markers",
-        name="retrieved, earned nothing",
-        marker={"symbol": "x-thin", "size": 8 if few else 4, "line": {"color": GREY, "width": 1}},
-        hovertemplate="step %{y}, question %{x}: retrieved, earned nothing<extra></extra>",
-    )
-    fig.add_bar(x=numbers, y=_numbers(a.score for a in asked), row=1, col=1, name="score s_j",
-                marker_color=BLUE, hovertemplate="question %{x}: score %{y}<extra></extra>")
-    fig.add_bar(x=_numbers(row_sums), y=steps, row=2, col=2, orientation="h", name="N_t",
-                marker_color=ORANGE, hovertemplate="step %{y}: N_t = %{x}<extra></extra>")
-    questions = _count_axis(len(asked), "question j") | {"showgrid": False}
-    fig.update_xaxes(**questions, row=2, col=1)
-    fig.update_xaxes(range=questions["range"], row=1, col=1)
+    }
+    if few:
+        heat |= {"texttemplate": "%{z:.2~g}", "textfont": {"size": 11},
+                 "customdata": [[paragraph(answered.question.text) for answered in asked]
+                                ] * len(steps)}
+    traces = [
+        heat,
+        {"type": "scatter", "x": [j for _, j in zeros], "y": [step for step, _ in zeros],
+         "mode": "markers", "name": "retrieved, earned nothing",
+         "marker": {"symbol": "x-thin", "size": 8 if few else 4,
+                    "line": {"color": GREY, "width": 1}},
+         "hovertemplate": "step %{y}, question %{x}: retrieved, earned nothing<extra></extra>"},
+        bars | {"x": numbers, "y": _numbers(a.score for a in asked), "yaxis": "y2",
+                "name": "score s_j", "hovertemplate": "question %{x}: score %{y}<extra></extra>"},
+        bars | {"x": _numbers(row_sums), "y": steps, "xaxis": "x2", "orientation": "h",
+                "name": "N_t", "marker": {"color": ORANGE},
+                "hovertemplate": "step %{y}: N_t = %{x}<extra></extra>"},
+    ]
+    outlines: list[dict[str, Any]] = []
+    if selected is not None:
+        own = [part for part in parts
+               if _belongs(selected, part.step, part.item_id, part.question)]
+        lit = {part.step for part in own}, {part.question + 1 for part in own}
+        for trace, places, those in ((traces[2], numbers, lit[1]), (traces[3], steps, lit[0])):
+            trace |= _faded([not selected or place in those for place in places])
+        outlines = [_outline(x0=part.question + 0.5, x1=part.question + 1.5, y0=part.step - 0.5,
+                             y1=part.step + 0.5) for part in own] if selected else []
     rows = _count_axis(len(steps), "step t") | {"showgrid": False}
-    for col in (1, 2):
-        fig.update_yaxes(**rows | {"range": rows["range"][::-1]}, row=2, col=col)
-    fig.update_yaxes(title_text=None, row=2, col=2)
-    fig.update_yaxes(title_text="score s<sub>j</sub>", range=[0, 1.05], row=1, col=1)
-    fig.update_xaxes(title_text="N<sub>t</sub>", row=2, col=2, rangemode="tozero", nticks=4,
-                     tickangle=0)
     best = max(range(len(steps)), key=row_sums.__getitem__, default=0)
     total = sum(row_sums)
     top = f"Step {steps[best]} contributes most, N_t = {row_sums[best]:.3g}. " if total else ""
     idle = sum(1 for value in row_sums if not value)
-    return _finish(
-        fig, "Evidence: which step matters for which question",
+    return _made(
+        traces, "Evidence: which step matters for which question",
         f"{top}{idle} of {len(steps)} steps earned no evidence; the N_t add up to {total:.3g}. "
         "A cross: retrieved, but nothing earned.",
         f"Heatmap of {len(steps)} steps by {len(asked)} questions with the scores as bars on top "
         "and the normalised evidence contribution N_t of each step as bars on the right.",
-        260 + max(160, min(16 * len(steps), 600)), showlegend=False,
+        260 + max(160, min(16 * len(steps), 600)),
+        _clicks(selected, {0: (columns := [f"question {j}" for j in numbers]),
+                           1: [columns[j - 1] for _, j in zeros], 2: columns,
+                           3: [f"step {step}" for step in steps]}),
+        showlegend=False, shapes=outlines,
+        xaxis=_count_axis(len(asked), "question j") | {"showgrid": False, "domain": [0, 0.76]},
+        yaxis=rows | {"range": rows["range"][::-1], "domain": [0, 0.73]},
+        xaxis2={"title": {"text": "N<sub>t</sub>"}, "domain": [0.79, 1], "rangemode": "tozero",
+                "nticks": 4, "tickangle": 0},
+        yaxis2={"title": {"text": "score s<sub>j</sub>"}, "domain": [0.77, 1], "range": [0, 1.05]},
     )
 
 
@@ -659,109 +934,141 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
     )
 
 
+def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
+    """Show what rules of credit pay each step of one trajectory, one row per rule.
+
+    `credits` has T values per rule, in units of the outcome reward; `None` cells stay empty.
+    """
+    rows = [_numbers(row) for row in credits.values()]
+    num_steps = max((len(row) for row in rows), default=0)
+    bound = max((abs(value) for row in rows for value in row if value is not None), default=0) or 1
+    sums = [math.fsum(value for value in row if value is not None) for row in credits.values()]
+    spread = f"; their sums run from {min(sums):.3g} to {max(sums):.3g}" if sums else ""
+    negative = sum(any(value is not None and value < 0 for value in row) for row in rows)
+    fig = go.Figure(go.Heatmap(
+        x=list(range(1, num_steps + 1)), y=[label(name) for name in credits], z=rows,
+        colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=1, ygap=1, name="credit",
+        texttemplate="%{z:.3~f}" if len(rows) * num_steps <= 160 else None, textfont={"size": 11},
+        hovertemplate="%{y}, step %{x}: %{z:.4~f}<extra></extra>",
+        colorbar=_colorbar("credit (outcome reward)"),
+    ))
+    return _finish(
+        fig, "What each rule pays each step",
+        f"{len(rows)} rules{spread}; {negative} of them pay some step less than nothing.",
+        f"Heatmap of {len(rows)} rules by {num_steps} steps: credit in units of the outcome "
+        "reward, purple above and orange below zero.",
+        190 + max(150, min(34 * len(rows), 600)),
+        xaxis=_count_axis(num_steps) | {"showgrid": False},
+        yaxis={"title_text": "rule", "autorange": "reversed", "showgrid": False},
+    )
+
+
 def advantage_dumbbell(
     before: Sequence[Sequence[float | None]],
     after: Sequence[Sequence[float | None]],
     names: tuple[str, str] = ("outcome reward only", "with attribution"),
+    measure: str = "advantage",
+    rollouts: Sequence[int] | None = None,
+    step: int | None = None,
 ) -> go.Figure:
     """Show how attribution moves the advantage of each rollout at each step.
 
-    Both arguments have num_generations rows and T columns; rollouts stand side by side within a
-    step.
+    `before` and `after` have num_generations rows and T columns; rollouts stand side by side within
+    a step, only those in `rollouts` (positions) where it is given. `measure` is what the numbers
+    are: "advantage", or "reward". `step` marks one step, and lets a click choose another.
     """
-    generations = len(before)
+    shown = list(range(len(before)) if rollouts is None else rollouts)
     num_steps = max((len(row) for row in before), default=0)
     points = [
-        (_number(step + (rollout - (generations - 1) / 2) / (generations + 1)), old, new,
-         f"step {step}, rollout {rollout + 1}: {old:+.2f} → {new:+.2f}")
-        for step in range(1, num_steps + 1)
-        for rollout, (old_row, new_row) in enumerate(zip(before, after, strict=True))
-        if step <= len(old_row) and step <= len(new_row)
-        and (old := old_row[step - 1]) is not None and (new := new_row[step - 1]) is not None
+        (_number(at + (place - (len(shown) - 1) / 2) / (len(shown) + 1)), old, new,
+         f"step {at}, rollout {rollout + 1}: {old:+.2f} → {new:+.2f}", at)
+        for at in range(1, num_steps + 1)
+        for place, rollout in enumerate(shown)
+        if at <= len(before[rollout]) and at <= len(after[rollout])
+        and (old := before[rollout][at - 1]) is not None
+        and (new := after[rollout][at - 1]) is not None
     ]
-    bars_x = [value for x, _, _, _ in points for value in (x, x, None)]
-    bars_y = [value for _, old, new, _ in points for value in (_number(old), _number(new), None)]
-    fig = go.Figure(go.Scatter(x=bars_x, y=bars_y, mode="lines", line={"color": GREY, "width": 2},
-                               showlegend=False, hoverinfo="skip", name="change"))
-    for name, column, color, symbol in ((names[0], 1, ORANGE, "circle-open"),
-                                        (names[1], 2, BLUE, "diamond")):
-        fig.add_scatter(
-            x=[point[0] for point in points], y=_numbers(point[column] for point in points),
-            mode="markers", name=label(name), customdata=[point[3] for point in points],
-            hovertemplate="%{customdata}<extra></extra>",
-            marker={"color": color, "symbol": symbol, "size": 9,
-                    "line": {"width": 2, "color": color}},
-        )
-    moved = _mean(abs(new - old) for _, old, new, _ in points) or 0.0
-    turned = sum(1 for _, old, new, _ in points if old * new < 0)
-    return _finish(
-        fig, "Advantages before and after attribution",
-        f"Attribution moves an advantage by {moved:.3g} on average and turns the sign of {turned} "
-        f"of {len(points)}.",
-        f"Dumbbells for {generations} rollouts at each of {num_steps} steps, from "
+    xs, at = [point[0] for point in points], [point[4] for point in points]
+    ends = _numbers(point[1] for point in points), _numbers(point[2] for point in points)
+    traces: list[dict[str, Any]] = [{
+        "type": "scatter", "mode": "lines", "line": {"color": GREY, "width": 2}, "name": "change",
+        "showlegend": False, "hoverinfo": "skip",
+        "x": [value for x in xs for value in (x, x, None)],
+        "y": [value for pair in zip(*ends, strict=True) for value in (*pair, None)],
+    }]
+    traces += [
+        {"type": "scatter", "mode": "markers", "name": label(name), "x": xs, "y": ys,
+         "customdata": [point[3] for point in points],
+         "hovertemplate": "%{customdata}<extra></extra>",
+         "marker": {"color": color, "symbol": symbol, "size": 9,
+                    "line": {"width": 2, "color": color}}}
+        for name, ys, color, symbol in ((names[0], ends[0], ORANGE, "circle-open"),
+                                        (names[1], ends[1], BLUE, "diamond"))
+    ]
+    moved = _mean(abs(point[2] - point[1]) for point in points) or 0.0
+    turned = sum(1 for point in points if point[1] * point[2] < 0)
+    sign = f" and turns the sign of {turned} of {len(points)}" if measure == "advantage" else (
+        f" over {len(points)} steps")
+    who = "" if rollouts is None else f" of rollout {', '.join(str(one + 1) for one in shown)}"
+    return _made(
+        traces, f"{measure.capitalize()}s{who} before and after attribution",
+        f"From {_one_line(names[0], 40)} to {_one_line(names[1], 40)}: the {measure} moves by "
+        f"{moved:.3g} on average{sign}.",
+        f"Dumbbells for {len(shown)} rollouts at each of {num_steps} steps, from "
         f"{_one_line(names[0], 28)} to {_one_line(names[1], 28)}.",
-        420, xaxis=_count_axis(num_steps, "step t (rollouts side by side)"),
-        yaxis={"title_text": "advantage A", "zeroline": True},
+        420, step if step is None else {"control": "step", "points": {"1": at, "2": at}},
+        xaxis=_count_axis(num_steps, "step t (rollouts side by side)" if len(shown) > 1
+                          else "step t (chunk number)"),
+        yaxis={"title": {"text": "advantage A" if measure == "advantage" else
+                         "reward r<sub>t</sub>"}, "zeroline": True},
+        shapes=[] if step is None else [
+            _outline(x0=step - 0.5, x1=step + 0.5, yref="paper", y0=0, y1=1)],
     )
 
 
-# ---- training and benchmark ----------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One line of a formula: its symbols, the same with numbers, and what it comes to (`None`: not
+    measurable, left out). A result sums up what stands above it."""
 
-TRAINING_PANELS: Mapping[str, tuple[str, ...]] = {
-    "reward (mean)": ("reward",),
-    "reward terms (mean)": ("rewards/*/mean",),
-    "accuracy (mean score)": ("accuracy",),
-    "operations (per step)": ("operations/*",),
-    "invalid operations (share)": ("invalid_share",),
-    "final memory (tokens)": ("memory_tokens",),
-    "groups without gradient (share)": ("frac_reward_zero_std",),
-    "entropy (nats per token)": ("entropy",),
-}
-"""What `training_curves` draws: panel title with unit -> patterns of record keys."""
+    formula: str
+    numbers: str
+    value: float | None
+    result: bool = False
 
 
-def training_curves(
-    records: Sequence[Mapping[str, Any]],
-    panels: Mapping[str, Sequence[str]] = TRAINING_PANELS,
-) -> go.Figure:
-    """Show a training run as small multiples, one panel per quantity that the records hold.
-
-    `records` are those of `training.TrainingResult`, one per update, under TRL's names.
-    """
-    numbers = [record["step"] for record in records]
-    keys = list(dict.fromkeys(key for record in records for key in record))
-    drawn = {title: found for title, patterns in panels.items() if (found := [
-        key for key in keys if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)])}
-    columns = min(2, len(drawn)) or 1
-    lines = -(-len(drawn) // columns) or 1
-    fig = make_subplots(rows=lines, cols=columns, shared_xaxes="all", horizontal_spacing=0.12,
-                        vertical_spacing=0.24 / lines, subplot_titles=list(drawn))
-    for place, (title, found) in enumerate(drawn.items()):
-        row, col = divmod(place, columns)
-        for number, key in enumerate(found):
-            fig.add_scatter(
-                x=_numbers(numbers), y=_numbers(record.get(key) for record in records),
-                row=row + 1, col=col + 1, mode="lines+markers", connectgaps=True,
-                name=label(key.removesuffix("/mean").split("/", 1)[-1], 28),
-                legendgroup=title, legendgrouptitle_text=title, showlegend=len(found) > 1,
-                line_color=CATEGORIES[number % len(CATEGORIES)],
-                marker={"symbol": MARKERS[number % len(MARKERS)], "size": 7},
-            )
-    fig.update_xaxes(title_text="update", row=lines)
-    fig.update_annotations(font={"size": 13})
-    third = len(records) // 3 or 1
-    first, last = ([record["reward"] for record in part if "reward" in record]
-                   for part in (records[:third], records[-third:]))
-    change = (f"Mean reward {_mean(first):.3g} in the first third, {_mean(last):.3g} in the last. "
-              if first and last else "")
-    dead = _mean(record.get("frac_reward_zero_std") for record in records)
-    idle = "" if dead is None else f"{dead:.0%} of the groups carried no gradient."
-    return _finish(
-        fig, "Training, update by update",
-        f"{change}{idle}".strip() or f"{len(records)} updates.",
-        f"Small multiples over {len(records)} updates: {', '.join(drawn) or 'nothing logged'}.",
-        150 + 200 * lines, margin={"t": 84},
+def formula_card(terms: Sequence[Term], title: str, caption: str) -> go.Figure:
+    """Show a formula with live numbers: a line and a bar for each term, in units of the reward."""
+    rows = list(range(len(terms)))
+    traces = [
+        {"type": "bar", "orientation": "h", "name": name, "y": rows,
+         "x": [_number(term.value) if term.result == result else None for term in terms],
+         "text": [f"<b>{term.value:+.4g}</b>" if term.value is not None and term.result == result
+                  else "" for term in terms],
+         "textposition": "outside", "cliponaxis": False, "hoverinfo": "skip" if not terms else "x",
+         "marker": {"color": color, "pattern": _pattern(number)}}
+        for number, (name, result, color) in enumerate((("term", False, BLUE),
+                                                        ("result", True, ORANGE)))
+    ]
+    ends = [0.0, *(term.value for term in terms if term.value is not None)]
+    room = 0.25 * ((max(ends) - min(ends)) or 1)
+    return _made(
+        traces, title, caption,
+        "The formula term by term with its numbers: " + "; ".join(
+            f"{_one_line(term.formula, 60)} is {'left out' if term.value is None else term.numbers}"
+            for term in terms) + ".",
+        170 + 44 * len(terms), barmode="overlay",
+        xaxis={"title": {"text": "value (units of the reward)"}, "zeroline": True,
+               "range": [min(ends) - (room if min(ends) < 0 else 0), max(ends) + room]},
+        yaxis={"title": {"text": "term"}, "tickvals": rows, "zeroline": False,
+               "range": [len(terms) - 0.4, -0.6],
+               "ticktext": [f"{label(term.formula, 70)}<br>"
+                            f"{label('not measurable' if term.value is None else term.numbers, 70)}"
+                            for term in terms]},
     )
+
+
+# ---- benchmark -----------------------------------------------------------------------------------
 
 
 def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> go.Figure:
@@ -890,9 +1197,12 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
         x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
         y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
         if trace["type"] == "heatmap":
-            rows += [{"series": name, x_name: x, y_name: y, "value": value}
-                     for y, line in zip(ys, trace["z"], strict=True)
-                     for x, value in zip(xs, line, strict=False) if value is not None]
+            notes = trace.get("customdata") or [[]] * len(ys)
+            rows += [{"series": name, x_name: x, y_name: y_text.get(y, y), "value": value}
+                     | ({} if note is None else {"note": plain(note)})
+                     for y, line, beside in zip(ys, trace["z"], notes, strict=True)
+                     for x, value, note in itertools.zip_longest(xs, line, beside)
+                     if value is not None]
             continue
         notes = trace.get("customdata") or [None] * len(xs)
         rows += [{"series": name, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
@@ -914,6 +1224,139 @@ def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, di
     title = re.sub(r"</?sub>", "", next(filter(None, titles), letter))
     texts = zip(own.get("tickvals") or (), own.get("ticktext") or (), strict=False)
     return plain(title), {value: plain(text) for value, text in texts}
+
+
+def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted path; lists and ``meta`` are not entered.
+
+    >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
+    {'line.color': 'red', 'x': [1, 2]}
+    """
+    found: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping) and value and key != "meta":
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by dotted path what `after` has that `before` has not; `None` for what is gone.
+
+    >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
+    {'line.color': None, 'line.width': 2}
+    """
+    old, new = leaves(before), leaves(after)
+    return {path: new.get(path) for path in old | new if old.get(path) != new.get(path)}
+
+
+SLIDER_ROOM = 64
+"""Pixels that `framed` puts between the title and the drawing, for its slider."""
+
+
+def framed(
+    states: Sequence[tuple[str, go.Figure]], start: int, explorer: str
+) -> go.Figure:
+    """Join figures of the same traces into one with a plotly slider, which needs no kernel.
+
+    states: the name of each state and its figure, in the order of the slider. start: the position
+    of the one shown first. explorer: what figures that move together have in common; the report
+    puts one slider above all of them. A frame holds whatever differs between any two states, so
+    that each can follow each.
+
+    Raises:
+        ValueError: two states have other traces (number or types).
+    """
+    specs = [figure.to_plotly_json() for _, figure in states]
+    kinds = [[trace["type"] for trace in spec["data"]] for spec in specs]
+    for (name, _), spec, found in zip(states, specs, kinds, strict=True):
+        if found != kinds[start]:
+            raise ValueError(
+                f"framed: state {name!r} has the traces {found}, expected {kinds[start]} as in the "
+                "first; let the builder return the same traces in every state, empty where needed"
+            )
+        _make_room(spec["layout"], SLIDER_ROOM)
+        for drawn in ("shapes", "annotations"):
+            # plotly drops an empty list, and the frame could not take away what another one drew
+            if drawn in spec["layout"] and not spec["layout"][drawn]:
+                spec["layout"][drawn] = [{"visible": False}]
+    base = specs[start]
+    parts = [(*spec["data"], spec["layout"]) for spec in specs]
+    varying = [
+        {path for part in parts for path in changes(parts[start][place], part[place])}
+        for place in range(len(parts[start]))
+    ]
+    moving = [place for place in range(len(base["data"])) if varying[place]]
+    frames = [
+        {"name": str(number), "traces": moving, "layout": _nested(part[-1], varying[-1]),
+         "data": [{"type": part[place]["type"]} | _nested(part[place], varying[place])
+                  for place in moving]}
+        for number, part in enumerate(parts)
+    ]
+    instant = {"mode": "immediate", "transition": {"duration": 0}, "frame": {"duration": 0}}
+    margin = base["layout"]["margin"]["t"] - SLIDER_ROOM
+    layout = base["layout"] | {
+        "meta": base["layout"]["meta"] | {"explorer": explorer},
+        "sliders": [{
+            "active": start, "x": 0, "len": 1, "y": 1, "yanchor": "bottom",
+            "pad": {"t": 0, "b": max(0, margin - 40)}, "minorticklen": 0, "ticklen": 4,
+            "font": {"color": "rgba(0,0,0,0)", "size": 6},  # one name is enough, the current one
+            "currentvalue": {"font": {"color": INK, "size": 13}},
+            "steps": [{"label": label(name, 80), "method": "animate",
+                       "args": [[str(number)], instant]}
+                      for number, (name, _) in enumerate(states)],
+        }],
+    }
+    return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
+
+
+def _make_room(layout: dict[str, Any], pixels: int) -> None:
+    margin = layout.get("margin") or {}
+    layout["margin"] = margin | {"t": margin.get("t", TEMPLATE["layout"]["margin"]["t"]) + pixels}
+    layout["height"] += pixels
+
+
+def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec of a framed figure without its slider and the room for it, for a page that
+    moves the frames by other means."""
+    spec = json.loads(json.dumps(spec))
+    spec["layout"].pop("sliders")
+    _make_room(spec["layout"], -SLIDER_ROOM)
+    for frame in spec["frames"]:
+        layout = frame.get("layout", {})
+        for part in (layout, layout.get("margin") or {}):
+            for name in {"height", "t"} & {*part}:
+                part[name] -= SLIDER_ROOM
+    return spec
+
+
+def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the spec of a framed figure in one of its states, without frames."""
+    frame = spec["frames"][number]
+    data = list(spec["data"])
+    for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):
+        data[place] = _merged(data[place], delta)
+    return {"data": data, "layout": _merged(spec["layout"], frame.get("layout", {}))}
+
+
+def _merged(base: Any, delta: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(base or {})
+    for key, value in delta.items():
+        made[key] = _merged(made.get(key), value) if isinstance(value, Mapping) else value
+    return made
+
+
+def _nested(spec: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    values = leaves(spec)
+    made: dict[str, Any] = {}
+    for path in sorted(paths):
+        *above, last = path.split(".")
+        place = made
+        for key in above:
+            place = place.setdefault(key, {})
+        place[last] = values.get(path)
+    return made
 
 
 def show(figure: go.Figure) -> None:

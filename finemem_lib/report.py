@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.files import written_beside
-from finemem_lib.plots import CONFIG, PLOTLY_MIME, figure_table, plain
+from finemem_lib.plots import (
+    CONFIG,
+    PLOTLY_MIME,
+    at_frame,
+    figure_table,
+    plain,
+    without_slider,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,14 +44,70 @@ _ATTRIBUTES = {
     "td": ["colspan", "rowspan"],
 }
 
+TOKEN_CSS = """
+.finemem-tokens pre { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; }
+.finemem-tokens pre span { border: 1px solid #d0d0d0; border-radius: 3px; padding: 1px;
+  color: #222222; background: white; unicode-bidi: isolate; text-decoration: none; }
+.finemem-tokens pre span.minus { text-decoration: underline; }
+.finemem-tokens pre span.level-n1 { background: #fee0b6; }
+.finemem-tokens pre span.level-n2 { background: #fdb863; }
+.finemem-tokens pre span.level-n3 { background: #f1a340; }
+.finemem-tokens pre span.level-n4 { background: #b35806; color: white; }
+.finemem-tokens pre span.level-p1 { background: #d8daeb; }
+.finemem-tokens pre span.level-p2 { background: #b2abd2; }
+.finemem-tokens pre span.level-p3 { background: #998ec3; }
+.finemem-tokens pre span.level-p4 { background: #542788; color: white; }
+"""
+"""The style of completions with coloured tokens (`plots_training.completion_view`): it belongs to
+the page, because style blocks are dropped from what notebooks show."""
+
 _DRAW = """
 const waiting = [...document.querySelectorAll("figure.plotly")];
+const instant = {mode: "immediate", transition: {duration: 0}, frame: {duration: 0, redraw: true}};
 function draw() {  // one after the other, so that the page answers while it fills
   const figure = waiting.shift();
   if (!figure) { document.body.dataset.drawn = "all"; return; }
-  const spec = JSON.parse(figure.querySelector("script").textContent);
+  const spec = figure.spec = JSON.parse(figure.querySelector("script").textContent);
   spec.config = {...spec.config, displayModeBar: false};
-  Plotly.newPlot(figure.querySelector(".plot"), spec).finally(() => setTimeout(draw));
+  const plot = figure.querySelector(".plot");
+  Plotly.newPlot(plot, spec).then(() => {
+    if (!spec.frames) return;
+    const group = document.getElementById(figure.dataset.explorer);
+    plot.on("plotly_click", event => {
+      const {curveNumber, pointNumber} = event.points[0];
+      const meta = {...spec.layout.meta, ...spec.frames[group.at].layout?.meta};
+      const to = meta.clicks?.[curveNumber]?.[[pointNumber].flat().pop()];
+      if (to != null) setTimeout(() => move(group, to));
+    });
+    return show(figure, group.at);
+  }).finally(() => setTimeout(draw));
+}
+function show(figure, at) {  // drawing, caption, description and table of one state
+  const plot = figure.querySelector(".plot");
+  const meta = {...figure.spec.layout.meta, ...figure.spec.frames[at].layout?.meta};
+  figure.querySelector("figcaption").textContent = meta.caption;
+  plot.setAttribute("aria-label", `${plot.dataset.title}. ${meta.alt}`);
+  const tables = [...figure.querySelectorAll("[data-states]")];
+  for (const table of tables) table.hidden = !table.dataset.states.split(" ").includes(String(at));
+  plot.style.height = `${figure.spec.frames[at].layout?.height ?? figure.spec.layout.height}px`;
+  return Plotly.animate(plot, [String(at)], instant);
+}
+function move(group, at) {
+  const slider = group.querySelector("input");
+  group.at = Math.max(0, Math.min(at, Number(slider.max)));
+  const name = JSON.parse(group.dataset.states)[group.at];
+  slider.value = group.at;
+  slider.setAttribute("aria-valuetext", name);
+  group.querySelector("output").textContent = name;
+  for (const figure of document.querySelectorAll("figure.plotly"))
+    if (figure.dataset.explorer === group.id && figure.spec) show(figure, group.at);
+}
+for (const group of document.querySelectorAll(".explorer")) {
+  const slider = group.querySelector("input");
+  group.at = Number(slider.value);
+  slider.addEventListener("input", () => move(group, Number(slider.value)));
+  for (const button of group.querySelectorAll("button"))
+    button.addEventListener("click", () => move(group, group.at + Number(button.dataset.by)));
 }
 draw();
 """
@@ -54,7 +117,7 @@ _CELLS = """
 {% block in_prompt %}{% endblock %}
 {% block empty_in_prompt %}{% endblock %}
 {% block output_area_prompt %}{% endblock %}
-{% block data_html %}<div class="scroll" tabindex="0" role="region" aria-label="table">
+{% block data_html %}<div class="scroll" tabindex="0" role="region" aria-label="output">
 {{ output.data['text/html'] | clean_html }}</div>{% endblock %}
 {% block data_other %}{{ output.data | figure }}{% endblock %}
 """
@@ -87,6 +150,12 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; margin
 .output_stderr pre, .output_error pre, pre.error { background: #fff3e0; padding: 0.5rem; }
 figure { margin: 1rem 0; } figure .plot { min-width: 42rem; }
 figcaption { font-size: 0.95rem; color: #333; }
+{{ token_css | safe }}
+.output_area { display: contents; }  /* so that a slider stays in sight of all its figures */
+.explorer { position: sticky; top: 0; z-index: 10; background: white; padding: 0.5rem 0;
+  border-bottom: 2px solid #ccc; }
+.explorer input { width: 60%; min-width: 12rem; vertical-align: middle; }
+.explorer output { display: block; }
 math { font-size: 1.1em; line-height: normal; } math[display="block"] { margin: 1rem 0; }
 @media print { nav, .skip { display: none; } h2 { break-before: page; } }
 </style>
@@ -154,7 +223,7 @@ def build_report(run_dir: Path, output: Path) -> Path:
     ]
     scripts = [_plotlyjs(), _DRAW]
     environment = jinja2.Environment(autoescape=True)
-    environment.globals["table"] = _table
+    environment.globals |= {"table": html_table, "token_css": TOKEN_CSS}
     page = environment.from_string(_PAGE).render(
         run=run, notebooks=notebooks, scripts=scripts,
         script_hashes=jinja2.utils.markupsafe.Markup(" ".join(map(_hash, scripts))),
@@ -262,7 +331,7 @@ def _shown(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _table(name: str, rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Any:
+def html_table(name: str, rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Any:
     """Return rows as an HTML table with everything escaped, or a sentence when there are none."""
     from markupsafe import Markup, escape
 
@@ -300,6 +369,7 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
     _drop_printed_captions(notebook)
     markdown = MarkdownWithMath(renderer=_renderer())
     numbers = itertools.count(1)
+    explorers: dict[str, str] = {}
     exporter = HTMLExporter(
         raw_template=_CELLS, sanitize_html=True,
         config=Config({"NbConvertBase": {"display_data_priority": [
@@ -309,7 +379,8 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
         filters={
             "clean_html": _clean,
             "markdown2html": markdown.render,
-            "figure": lambda data: _figure(data[PLOTLY_MIME], f"{_anchor(name)}-{next(numbers)}"),
+            "figure": lambda data: _figure(
+                data[PLOTLY_MIME], f"{_anchor(name)}-{next(numbers)}", explorers),
         },
     )
     body, _ = exporter.from_notebook_node(notebook)
@@ -335,23 +406,65 @@ def _meta(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     return (spec.get("layout") or {}).get("meta") or {}
 
 
-def _figure(spec: Mapping[str, Any], figure_id: str) -> str:
+def _figure(spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) -> str:
     """Return a plotly spec as a figure: data block, place to draw, caption and table.
 
     The role "img" sits on the drawing only: an image has no readable content, so on the whole
-    figure it would hide caption and table from screen readers.
+    figure it would hide caption and table from screen readers. A figure with frames also gets the
+    controls of its explorer in front, once per explorer: `explorers` holds their ids by title.
     """
+    meta = _meta(spec)
+    controls = group = ""
+    start = 0
+    if spec.get("frames") and "explorer" in meta:
+        [slider] = spec["layout"]["sliders"]
+        start = slider["active"]
+        spec = without_slider(spec)
+        group = explorers.setdefault(meta["explorer"], f"{figure_id}-states")
+        if group == f"{figure_id}-states":
+            controls = _controls(meta["explorer"], slider, group)
     title = plain(((spec.get("layout") or {}).get("title") or {}).get("text") or "Figure")
     data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
-    alt = html.escape(f"{title}. {_meta(spec).get('alt', '')}")
-    caption = html.escape(str(_meta(spec).get("caption", title)))
+    alt = html.escape(f"{title}. {meta.get('alt', '')}")
+    caption = html.escape(str(meta.get("caption", title)))
     height = int((spec.get("layout") or {}).get("height") or 450)
     return (
-        f'<figure class="plotly" id="{figure_id}"><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{html.escape(title)}"><div class="plot" role="img" aria-label="{alt}" '
+        f'{controls}<figure class="plotly" id="{figure_id}" data-explorer="{group}"><div '
+        f'class="scroll" tabindex="0" role="region" aria-label="{html.escape(title)}"><div '
+        f'class="plot" role="img" aria-label="{alt}" data-title="{html.escape(title)}" '
         f'style="height:{height}px"></div></div><script type="application/json">{data}</script>'
         f"<figcaption>{caption}</figcaption><details><summary>Show as table</summary>"
-        f"{_table(title, figure_table(spec), MAX_TABLE_ROWS)}</details></figure>"
+        f"{_tables(title, spec, start)}</details></figure>"
+    )
+
+
+def _controls(explorer: str, slider: Mapping[str, Any], group: str) -> str:
+    """Return the slider of an explorer; plotly's own cannot be reached by keyboard."""
+    names, start = [plain(step["label"]) for step in slider["steps"]], slider["active"]
+    title, now = html.escape(explorer), html.escape(names[start])
+    return (
+        f'<div class="explorer" id="{group}" role="group" aria-label="{title}" '
+        f'data-states="{html.escape(json.dumps(names))}"><label for="{group}-slider">{title}'
+        f'</label> <button type="button" data-by="-1" aria-label="{title}: previous">◀</button> '
+        f'<input type="range" id="{group}-slider" min="0" max="{len(names) - 1}" value="{start}" '
+        f'aria-valuetext="{now}"> <button type="button" data-by="1" aria-label="{title}: next">▶'
+        f'</button><output for="{group}-slider">{now}</output></div>'
+    )
+
+
+def _tables(title: str, spec: Mapping[str, Any], start: int) -> str:
+    """Return the table twin of a figure, one for every state in which it differs."""
+    if not spec.get("frames"):
+        return str(html_table(title, figure_table(spec), MAX_TABLE_ROWS))
+    states: dict[str, list[str]] = {}
+    for number in range(len(spec["frames"])):
+        shown = at_frame(spec, number)
+        name = plain(shown["layout"]["title"]["text"])
+        table = str(html_table(name, figure_table(shown), MAX_TABLE_ROWS))
+        states.setdefault(table, []).append(str(number))
+    return "".join(
+        f'<div data-states="{" ".join(numbers)}"{"" if str(start) in numbers else " hidden"}>'
+        f"{table}</div>" for table, numbers in states.items()
     )
 
 

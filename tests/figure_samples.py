@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import plotly.graph_objects as go
 
-from finemem_lib import plots
+from finemem_lib import plots, plots_training
 from finemem_lib.evaluation import ALL, Estimate
 from finemem_lib.planted import StreamSettings, planted_stream
 from finemem_lib.rewards import RewardSettings, hybrid_reward
@@ -137,9 +137,11 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "reward_decomposition": plots.reward_decomposition(
             hybrid_reward(trajectory, RewardSettings())),
         "advantage_heatmap": plots.advantage_heatmap(advantages),
+        "credit_by_rule": plots.credit_by_rule(
+            {f"{poison}even": [0.2] * 5, "leave-one-out": [0.5, None, 0.0, -0.25, 0.125]}),
         "advantage_dumbbell": plots.advantage_dumbbell(
             before, advantages, (f"{poison}outcome only", f"{poison}with attribution")),
-        "training_curves": plots.training_curves(records),
+        "training_curves": plots_training.training_curves(records),
         "benchmark_accuracy": plots.benchmark_accuracy(rows),
         "memory_length": plots.memory_length(rows),
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat.v4 as nb
 import pandas as pd
+import plotly.graph_objects as go
 from figure_samples import make_figures
 
 from finemem_lib.plots import CONFIG, PLOTLY_MIME
@@ -15,10 +17,14 @@ HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|-
 FORMULA = r"Inline $N_t < 1$ and $$N_t = \sum_j \frac{s_j}{|M_j|\,n}$$ Next: [04](04_next.ipynb)"
 
 
-def make_run(folder: Path, poison: str = "") -> Path:
-    """Write a run of two notebooks (the second one failed) into `folder`."""
+def make_run(
+    folder: Path, poison: str = "", figures: Iterable[go.Figure] | None = None
+) -> Path:
+    """Write a run of two notebooks (the second one failed) into `folder`; the first one shows
+    `figures`, by default one of every builder."""
+    figures = make_figures(poison).values() if figures is None else figures
     cells = [nb.new_markdown_cell(HEADINGS), nb.new_markdown_cell(FORMULA)]
-    for number, figure in enumerate(make_figures(poison).values(), start=1):
+    for number, figure in enumerate(figures, start=1):
         caption = figure.layout.meta["caption"]
         spec = json.loads(figure.to_json()) | {"config": CONFIG}
         cells.append(nb.new_code_cell("show(figure)", execution_count=number, outputs=[

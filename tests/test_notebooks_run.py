@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 SMALL = [
     "max_instances=2", "num_chunks=4", "resamples=100", "04.updates=1", "04.held_out=4",
-    "04.instances_per_update=2", "04.num_generations=2",
+    "04.instances_per_update=2", "04.num_generations=2", "07.updates=1", "07.held_out=4",
+    "07.instances_per_update=2", "07.num_generations=2", "07.num_seeds=1",
 ]
 
 pytestmark = pytest.mark.notebook
@@ -55,6 +56,8 @@ def small_run(tmp_path_factory):
         ("04", "04.updates=2", "reward_last_update"),
         ("05", "credited=used", "credit_at_true_step_all"),
         ("06", "capacity=2", "accuracy_insert_all"),
+        ("07", "07.held_out=3", "accuracy_outcome_only"),
+        ("08", "top_k=1", "eara_on_true_steps"),
     ],
 )
 def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, change, metric):
@@ -71,7 +74,9 @@ DECLARED = {
     "01": {"max_instances", "num_chunks"}, "02": set(), "03": set(), "05": set(),
     "04": {"num_chunks", "04.updates", "04.held_out", "04.instances_per_update",
            "04.num_generations"},
-    "06": {"resamples"},
+    "06": {"resamples"}, "08": set(),
+    "07": {"resamples", "07.updates", "07.held_out", "07.instances_per_update",
+           "07.num_generations", "07.num_seeds"},
 }
 """Which of the small settings a notebook has; the command refuses the others."""
 
@@ -85,7 +90,7 @@ def test_the_real_profile_walks_through_every_kind_of_file(tmp_path):
         tmp_path, "--run-id", "real", "--profile", "real", "--data", *map(str, files),
         *settings(["max_instances=1", "resamples=100"]),
     )
-    assert set(metrics) == {"01", "02", "03", "05", "06"}
+    assert set(metrics) == {"01", "02", "03", "05", "06", "08"}
     assert metrics["01"]["questions_per_chunk_kept"] >= 3
     assert metrics["03"]["conservation_gap"] < 1e-9
     assert 0 < metrics["06"]["accuracy_random"] < metrics["06"]["accuracy_insert_all"] <= 1

@@ -33,7 +33,7 @@ def notebook(request):
 
 
 def test_there_are_notebooks():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 9)]
 
 
 def test_committed_outputs_are_complete_small_and_clean(notebook):

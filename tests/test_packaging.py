@@ -58,6 +58,12 @@ def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
     assert "--editable .[gpu,test]" in lines
 
 
+def test_the_environment_file_brings_the_dask_extra_with_the_test_extra():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(extras["dask"]) <= set(extras["test"])
+    assert any(line.startswith("--editable") and "test" in line for line in environment_pip_lines())
+
+
 def test_environment_file_and_pyproject_agree_on_python():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python = next(line for line in environment["dependencies"] if str(line).startswith("python="))
@@ -74,7 +80,7 @@ def test_unsloth_stays_out_of_the_cpu_environment():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]"])
+@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[dense,test]"])
 def test_both_sets_resolve_without_installing(extras, tmp_path):
     probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1",
              "--dest", str(tmp_path), f"six=={pins()['six']}"]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from figure_samples import make_figures, make_trajectory
 
-from finemem_lib import plots
+from finemem_lib import plots, plots_training
 from finemem_lib.rewards import (
     RewardSettings,
     evidence_contribution,
@@ -56,6 +56,25 @@ def test_figure_is_small_plain_and_the_same_every_time(name: str) -> None:
     assert len(text) < 12_000
     assert "bdata" not in text
     assert AGAIN[name].to_json() == text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_plotly_accepts_every_property_and_changes_none(name: str) -> None:
+    """Incident: a figure made without plotly's checks kept a colour scale only Python knows."""
+    spec = json.loads(FIGURES[name].to_json())
+    for trace in spec["data"]:
+        if trace.get("colorscale") == "Cividis":  # plotly.js knows this name too
+            stops = go.Heatmap(colorscale="Cividis").colorscale
+            trace["colorscale"] = [list(stop) for stop in stops]
+    assert nothing_empty(json.loads(go.Figure(spec).to_json())) == nothing_empty(spec)
+
+
+def nothing_empty(value: object) -> object:
+    """Leave out what plotly leaves out: empty lists and mappings, and None in mappings."""
+    if isinstance(value, dict):
+        return {key: part for key, one in value.items()
+                if (part := nothing_empty(one)) not in (None, [], {})}
+    return [nothing_empty(one) for one in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -211,7 +230,7 @@ def test_dumbbell_leaves_out_what_has_no_advantage() -> None:
 
 def test_training_draws_what_the_records_hold() -> None:
     records = [{"step": 1, "reward": 0.25, "loss": 9.0}, {"step": 2, "reward": 0.75, "loss": 8.0}]
-    figure = plots.training_curves(records)
+    figure = plots_training.training_curves(records)
     assert [list(trace.y) for trace in figure.data] == [[0.25, 0.75]]
     assert "0.25 in the first third, 0.75 in the last" in figure.layout.meta["caption"]
 
@@ -231,7 +250,7 @@ def test_nothing_to_show_is_no_error() -> None:
     for trajectory in (silent, unscored):
         assert plots.reward_decomposition(hybrid_reward(trajectory)).layout.meta["caption"]
     for builder in (plots.question_audit, plots.reward_decomposition, plots.advantage_heatmap,
-                    plots.training_curves, plots.benchmark_accuracy, plots.memory_length):
+                    plots_training.training_curves, plots.benchmark_accuracy, plots.memory_length):
         assert builder([]).layout.meta["caption"]
     assert plots.advantage_dumbbell([], []).layout.meta["caption"]
 
@@ -244,7 +263,7 @@ def test_a_long_trajectory_stays_small_enough_for_a_notebook() -> None:
 
 
 def test_values_that_are_not_finite_leave_a_gap() -> None:
-    figure = plots.training_curves([{"step": 1, "entropy": float("nan")},
+    figure = plots_training.training_curves([{"step": 1, "entropy": float("nan")},
                                     {"step": 2, "entropy": float("inf")}])
     assert list(figure.data[0].y) == [None, None]
 

@@ -1,22 +1,19 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import bs4
 import pytest
+from browser import CHROMIUM, opened
 from figure_samples import make_figures
 from run_samples import make_run
 
 from finemem_lib import plots, report
 
-CHROMIUM = shutil.which("chromium")
 POISON = (
     '<script>window.ran = 1</script><img src="https://example.org/x" onerror="window.ran = 1">'
     "</script></style><svg onload='window.ran = 1'> $x$ "
@@ -108,7 +105,7 @@ def test_cleaning_keeps_tables_and_escapes_the_rest() -> None:
 
 
 def test_long_tables_say_what_they_leave_out() -> None:
-    table = str(report._table("t", [{"x": number} for number in range(7)], limit=5))
+    table = str(report.html_table("t", [{"x": number} for number in range(7)], limit=5))
     assert table.count("<tr>") == 6
     assert "2 of 7 rows are left out here" in table
 
@@ -154,25 +151,6 @@ def test_figure_without_a_browser_is_saved_as_html(tmp_path: Path, monkeypatch) 
 # ---- in a browser --------------------------------------------------------------------------------
 
 browser = pytest.mark.browser
-
-
-@contextlib.contextmanager
-def opened(path: Path, width: int = 1280) -> Iterator[tuple[object, list[str], list[str]]]:
-    """Open a page in headless Chromium; yield it, its errors, and what it asked the network."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": width, "height": 900})
-        errors: list[str] = []
-        requests: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("body[data-drawn=all]", timeout=120_000)
-        yield page, errors, [url for url in requests if url != path.as_uri()]
-        chromium.close()
 
 
 @browser

@@ -157,6 +157,17 @@ def test_the_record_says_how_the_artefacts_were_made(tmp_path):
     assert record["versions"]["python"] == sys.version.split()[0]
 
 
+def test_the_record_says_which_checkpoint_was_given(tmp_path):
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for given, digest in ((str(folder), runs.sha256(folder)), ("owner/name", None)):
+        run = start(FOURTH, checkpoint=given)
+        found = runs.read_record(run.folder, FOURTH)["checkpoint"]
+        assert found == {"source": given, "sha256": digest}
+    assert runs.read_record(start(FIRST).folder, FIRST)["checkpoint"] is None
+
+
 @pytest.mark.parametrize("source, reason", [
     ("no/such/file.jsonl", "does not exist"), ("missing.parquet", "does not exist"),
     ("owner/file.jsonl", "does not exist"), ("notebooks", "is a folder"), ("empty", "is empty"),

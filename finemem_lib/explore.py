@@ -1,0 +1,678 @@
+"""Explorers: controls over the pure builders of `plots`, and what remains of them without a kernel.
+
+An `Explorer` is a list of controls and one function from their values to named figures. Every
+selection is the value of a control, so a click on a figure and a key pressed on a widget do the
+same. `show` displays it in one of two forms:
+
+live    ipywidgets, and a drawing that follows the figures. An error of a callback appears in a box
+        above them, and they keep their last state.
+static  one figure per view with a plotly slider over frames that are computed now, one changed
+        control at a time. It needs no kernel and no network; the report adds a slider that the
+        keyboard reaches, joins the views of an explorer, and lets clicks move them.
+
+A kernel cannot see who displays its output, so the form follows the environment variable
+FINEMEM_EXPLORERS ("live" or "static"), which the command line and the tests of the notebooks set;
+without it, it is live in kernels that a Jupyter server or VS Code started, else static.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import inspect
+import math
+import os
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from finemem_lib import plots
+from finemem_lib.advantages import ScaleRewards, group_relative
+from finemem_lib.credit import RULES, assign
+from finemem_lib.report import html_table
+from finemem_lib.rewards import (
+    Attribution,
+    Credited,
+    RewardSettings,
+    StepReward,
+    hybrid_reward,
+)
+from finemem_lib.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from finemem_lib.reasoning import ReasoningAgent
+
+State = Mapping[str, Any]
+Options = Sequence[tuple[str, Any]]
+Views = Mapping[str, "go.Figure"]
+
+MAX_FRAMES = 40
+"""Frames of a control in the static form: what a notebook can hold, and a slider can tell apart."""
+
+MAX_TABLE_ROWS = 200
+"""Rows of a table twin that a live explorer shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One value that a reader chooses.
+
+    name: the keyword under which `Explorer.build` receives the value.
+    label: what the widget says, with the unit where there is one.
+    options: (text, value) pairs, or a function of the controls before this one that returns them;
+        a value that is no longer among them falls back to the first. Texts may be untrusted.
+    value: the value at first; by default that of the first option.
+    kind: "slider" for ordered values, "menu" for names.
+    static: whether the static form has frames for its values, or for how many of them (a menu's
+        first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`).
+    """
+
+    name: str
+    label: str
+    options: Options | Callable[[State], Options]
+    value: Any = None
+    kind: Literal["slider", "menu"] = "menu"
+    static: bool | int = False
+
+    def choices(self, state: State) -> list[tuple[str, Any]]:
+        """Return the options in a state, their texts short and on one line."""
+        found = self.options(state) if callable(self.options) else self.options
+        return [(plots.plain(plots.label(text, 60)), value) for text, value in found]
+
+    def frames(self, state: State) -> list[tuple[str, Any]]:
+        """Return the options that the static form has frames for, with the one of the state."""
+        options = self.choices(state)
+        most = MAX_FRAMES if self.static is True else int(self.static)
+        if len(options) > most and self.kind == "slider" and most > 1:
+            kept = {round(n * (len(options) - 1) / (most - 1)) for n in range(most)}
+        else:
+            kept = set(range(most))
+        return [option for place, option in enumerate(options)
+                if place in kept or (most and option[1] == state[self.name])]
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Controls, and the function that turns their values into figures.
+
+    `build` is called with every control's value by name and returns the same view names in the
+    same order each time. In the static form a view must also keep its traces (number and types;
+    empty ones may stand in). A figure whose ``layout.meta["clicks"]`` is
+    ``{"control": name, "points": {trace number as text: [value per point]}}`` (None: no effect; of
+    a heatmap one value per column) sets that control when one of its points is clicked.
+
+    Raises:
+        ValueError: two controls share a name, or a control has no options.
+    """
+
+    title: str
+    controls: tuple[Control, ...]
+    build: Callable[..., Views]
+
+    def __post_init__(self) -> None:
+        names = [control.name for control in self.controls]
+        if len(set(names)) < len(names):
+            raise ValueError(f"explorer {self.title!r}: control names {names}, expected no repeats")
+        self.settle({})
+
+    def settle(self, wanted: State) -> dict[str, Any]:
+        """Return a value for every control: the one wanted where it is an option, else its value
+        at first, else the first option.
+
+        Raises:
+            ValueError: a control has no options.
+        """
+        state: dict[str, Any] = {}
+        for control in self.controls:
+            values = [value for _, value in control.choices(state)]
+            if not values:
+                raise ValueError(
+                    f"explorer {self.title!r}: control {control.name!r} has no options, expected "
+                    "at least one; give it something to choose from"
+                )
+            preferred = (wanted.get(control.name, control.value), control.value, values[0])
+            state[control.name] = next(value for value in preferred if value in values)
+        return state
+
+    def figures(self, **wanted: Any) -> dict[str, go.Figure]:
+        """Return the figures of one state; controls not named have their value at first."""
+        return dict(self.build(**self.settle(wanted)))
+
+    def static_figures(self) -> list[go.Figure]:
+        """Return one figure per view with a slider over frames: all values of every control with
+        `static`, one control at a time. An explorer without such a control has no slider.
+
+        Raises:
+            ValueError: a view changes its traces between states.
+        """
+        first = self.settle({})
+        states = [
+            (control, text, self.settle(first | {control.name: value}))
+            for control in self.controls for text, value in control.frames(first)
+        ]
+        if not states:
+            return list(self.build(**first).values())
+        views = [self.build(**state) for _, _, state in states]
+        names = [f"{control.label}: {text}" for control, text, _ in states]
+        start = next(place for place, (_, _, state) in enumerate(states) if state == first)
+        places = {(control.name, str(state[control.name])): place
+                  for place, (control, _, state) in enumerate(states)}
+        return [
+            self._joined(places, plots.framed(
+                [(name, shown[view]) for name, shown in zip(names, views, strict=True)], start,
+                self.title))
+            for view in views[start]
+        ]
+
+    @staticmethod
+    def _joined(places: Mapping[tuple[str, str], int], figure: go.Figure) -> go.Figure:
+        """Let the clicks of a framed figure name frames instead of values."""
+        for holder in (figure, *figure.frames):
+            clicks = (holder.layout.meta or {}).get("clicks")
+            if clicks:
+                holder.layout.meta = holder.layout.meta | {"clicks": {
+                    trace: [places.get((clicks["control"], str(value))) for value in values]
+                    for trace, values in clicks["points"].items()
+                }}
+        for frame in figure.frames:  # most states have the clicks of the first
+            meta = frame.layout.meta or {}
+            if meta.get("clicks") == figure.layout.meta.get("clicks"):
+                frame.layout.meta = {name: meta[name] for name in meta if name != "clicks"} or None
+        return figure
+
+
+# ---- the two forms -------------------------------------------------------------------------------
+
+
+def is_live() -> bool:
+    """Return whether `show` makes widgets: see the head of this module.
+
+    Raises:
+        ValueError: FINEMEM_EXPLORERS is set to something else.
+    """
+    form = os.environ.get("FINEMEM_EXPLORERS")
+    if form not in (None, "live", "static"):
+        raise ValueError(f"FINEMEM_EXPLORERS is {form!r}, expected 'live' or 'static'; change it")
+    return form == "live" if form else bool({"JPY_SESSION_NAME", "VSCODE_PID"} & {*os.environ})
+
+
+def show(explorer: Explorer, frames: Collection[str] | None = None) -> None:
+    """Display an explorer, live or static; a figure's caption stands below it.
+
+    frames: the controls that have frames in the static form, of those with `static` (`None`: all
+    of them); each frame adds some kB to a notebook.
+    """
+    if frames is not None:
+        explorer = dataclasses.replace(explorer, controls=tuple(
+            control if control.name in frames else dataclasses.replace(control, static=False)
+            for control in explorer.controls
+        ))
+    if is_live():
+        from IPython.display import display
+
+        display(Live(explorer).box)
+    else:
+        for figure in explorer.static_figures():
+            plots.show(figure)
+
+
+class Live:
+    """The live form of an explorer, and what a test or a notebook may reach of it.
+
+    box: the widget to display. controls: the widget of each control by name. views: the figure
+    shown in each view by name. error: the text of the last error, empty when there is none.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        import ipywidgets as widgets
+
+        self.explorer = explorer
+        self.state = explorer.settle({})
+        self.error = ""
+        self.views: dict[str, go.Figure] = {}
+        self._boxes: dict[str, tuple[Any, ...]] = {}  # drawing, caption, button, table
+        self._settling = False
+        self._alert = widgets.HTML()
+        self._figures = widgets.VBox()
+        self.controls = {control.name: self._widget(control) for control in explorer.controls}
+        self.box = widgets.VBox([
+            widgets.HTML(f"<b>{html.escape(explorer.title)}</b>"),
+            widgets.HBox([self._reachable(control) for control in explorer.controls],
+                         layout={"flex_flow": "row wrap"}),
+            self._alert, self._figures,
+        ])
+        self._guarded(self._draw)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a control as its widget does; a value that is no option is ignored."""
+        self._guarded(lambda: self._change({name: value}))
+
+    def _widget(self, control: Control) -> Any:
+        import ipywidgets as widgets
+
+        kind = widgets.SelectionSlider if control.kind == "slider" else widgets.Dropdown
+        more = {"continuous_update": False} if control.kind == "slider" else {}
+        widget = kind(
+            options=control.choices(self.state), value=self.state[control.name],
+            description=control.label, style={"description_width": "initial"},
+            layout={"width": "24rem"}, **more,
+        )
+        widget.observe(
+            lambda change: None if self._settling else self.set(control.name, change["new"]),
+            names="value",
+        )
+        return widget
+
+    def _reachable(self, control: Control) -> Any:
+        """Return the widget of a control; a menu with buttons beside it, because JupyterLab keeps
+        the arrow keys that would move it."""
+        import ipywidgets as widgets
+
+        widget = self.controls[control.name]
+        if control.kind == "slider":
+            return widget
+        buttons = []
+        for by, sign, name in ((-1, "◀", "previous"), (1, "▶", "next")):
+            button = widgets.Button(description=sign, tooltip=f"{control.label}: {name}",
+                                    layout={"width": "2.5rem"})
+            button.on_click(lambda _, by=by: self._guarded(lambda: self._step(control.name, by)))
+            buttons.append(button)
+        return widgets.HBox([widget, *buttons])
+
+    def _step(self, name: str, by: int) -> None:
+        """Move a control by one option, as far as there are any."""
+        values = [value for _, value in self.controls[name].options]
+        place = values.index(self.state[name]) + by
+        self._change({name: values[max(0, min(place, len(values) - 1))]})
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do the work of a callback; an error is shown, since the front end would swallow it."""
+        try:
+            work()
+            self.error = ""
+            self._alert.value = ""
+        except Exception as error:  # whatever a builder raises belongs before the reader's eyes
+            self.error = f"{type(error).__name__}: {error}"
+            trace = html.escape(traceback.format_exc())
+            self._alert.value = (
+                '<div role="alert" style="border:2px solid #D55E00; padding:0.5rem"><b>This change '
+                f"failed; the figures show the state before it.</b><br>{html.escape(self.error)}"
+                f'<details><summary>Traceback</summary><pre>{trace}</pre></details></div>'
+            )
+
+    def _change(self, wanted: State) -> None:
+        """Settle all controls on a change, let their widgets follow, and draw."""
+        self.state = self.explorer.settle(self.state | dict(wanted))
+        self._settling = True
+        try:
+            for control in self.explorer.controls:
+                widget = self.controls[control.name]
+                options = tuple(control.choices(self.state))
+                if callable(control.options) and tuple(widget.options) != options:
+                    widget.options = options
+                if widget.value != self.state[control.name]:
+                    widget.value = self.state[control.name]
+        finally:
+            self._settling = False
+        self._draw()
+
+    def _draw(self) -> None:
+        figures = dict(self.explorer.build(**self.state))
+        if not self._boxes:
+            self._figures.children = [self._box(name) for name in figures]
+        self.views = figures
+        for name, figure in figures.items():
+            self._boxes[name][0].spec = figure.to_plotly_json() | {"config": plots.CONFIG}
+            self._note(name)
+
+    def _box(self, name: str) -> Any:
+        import ipywidgets as widgets
+
+        drawing = _drawing_class()(lambda trace, point: self.click(name, trace, [point]))
+        button = widgets.ToggleButton(description="Show as table")
+        button.observe(lambda _: self._guarded(lambda: self._note(name)), names="value")
+        self._boxes[name] = drawing, widgets.HTML(), button, widgets.HTML()
+        return widgets.VBox(self._boxes[name])
+
+    def _note(self, name: str) -> None:
+        """Write what stands below a figure; the table only where its reader asked for it."""
+        _, caption, button, table = self._boxes[name]
+        layout = self.views[name].layout
+        caption.value = f"<p>{html.escape(layout.meta['caption'])}</p>"
+        table.value = str(html_table(
+            plots.plain(layout.title.text), plots.figure_table(self.views[name]), MAX_TABLE_ROWS
+        )) if button.value else ""
+
+    def click(self, view: str, trace: int, points: Sequence[Any]) -> None:
+        """Do what a click on points of a view's trace does."""
+        clicks = self.views[view].layout.meta.get("clicks") or {"points": {}}
+        values = clicks["points"].get(str(trace), ())
+        for point in points:
+            place = point[-1] if isinstance(point, list | tuple) else point
+            if place < len(values) and values[place] is not None:
+                self.set(clicks["control"], values[place])
+
+
+_DRAWING = """
+const KEY = Symbol.for("finemem.plotly");
+function plotly(model) {  // one copy for all figures of a page, asked for when the first is drawn
+  return globalThis[KEY] ??= new Promise(resolve => {
+    model.on("msg:custom", async (message, buffers) => {
+      if (message !== "plotly.js") return;
+      const before = window.Plotly;
+      const parts = ["const module = {exports: {}};", buffers[0], ";export default module.exports"];
+      const url = URL.createObjectURL(new Blob(parts, {type: "text/javascript"}));
+      const loaded = (await import(url)).default;
+      URL.revokeObjectURL(url);
+      window.Plotly = before;
+      resolve(loaded);
+    });
+    model.send("plotly.js");
+  });
+}
+function render({model, el}) {
+  const plot = document.createElement("div");
+  plot.setAttribute("role", "img");
+  el.append(plot);
+  let busy = Promise.resolve();
+  const draw = () => busy = busy.then(async () => {
+    const {data, layout, config} = structuredClone(model.get("spec"));
+    if (!data) return;
+    const title = new DOMParser().parseFromString(layout.title.text, "text/html").body.textContent;
+    plot.setAttribute("aria-label", `${title}. ${layout.meta.alt}`);
+    const first = !plot.data;
+    await (await plotly(model)).react(plot, data, {...layout, uirevision: "kept"}, config);
+    if (first) plot.on("plotly_click", ({points: [point]}) =>
+      model.send({trace: point.curveNumber, point: point.pointNumber}));
+  }).catch(error => { plot.textContent = `The figure cannot be drawn: ${error}`; });
+  model.on("change:spec", draw);
+  draw();
+  return () => model.off("change:spec", draw);
+}
+export default {render};
+"""
+
+
+@functools.cache
+def _drawing_class() -> type:
+    """Return the widget that draws a plotly spec and reports clicks as (trace, point).
+
+    Plotly's own FigureWidget brings 5 MB per figure, of which a busy or slow machine does not load
+    several in the two seconds that anywidget gives each; such a figure then stays as it is, or
+    empty. This one loads plotly.js once per page, and its state is always the whole figure.
+    """
+    import anywidget
+    import traitlets
+    from plotly.offline import get_plotlyjs
+
+    class Drawing(anywidget.AnyWidget):
+        _esm = _DRAWING
+        spec = traitlets.Dict().tag(sync=True)
+
+        def __init__(self, clicked: Callable[[int, Any], None]) -> None:
+            super().__init__()
+            self.clicked = clicked
+            self.on_msg(self._received)
+
+        def _received(self, _: Any, message: Any, __: Any) -> None:
+            if message == "plotly.js":
+                self.send("plotly.js", [get_plotlyjs().encode()])
+            else:
+                self.clicked(message["trace"], message["point"])
+
+    return Drawing
+
+
+# ---- the explorers -------------------------------------------------------------------------------
+
+
+def evidence(
+    trajectory: Trajectory, settings: RewardSettings | None = None, max_questions: int = 10
+) -> Explorer:
+    """Return the explorer of who earned which answer: a question, step or item is selected by the
+    menu or by a click, and every figure shows what belongs to it.
+
+    The Sankey diagram draws the first `max_questions` questions, and the selected one.
+
+    Raises:
+        ValueError: as `rewards.evidence_contribution`.
+    """
+    asked = range(len(trajectory.questions))
+    ever = {item.item_id: item for step in trajectory.steps for item in step.delta.written}
+    hits = Counter(found.item_id for a in trajectory.questions for found in a.retrieved)
+    options = [
+        ("everything", ""),
+        *((f"question {j + 1}: {trajectory.questions[j].question.text}", f"question {j + 1}")
+          for j in asked),
+        *((f"step {step.step}: {step.chunk.text}", f"step {step.step}")
+          for step in trajectory.steps),
+        *((f"item #{item_id}: {item.content}", f"item {item_id}")
+          for item_id, item in sorted(ever.items(), key=lambda item: -hits[item[0]])),
+    ]
+
+    def build(selected: str) -> Views:
+        shown = list(asked[:max_questions])
+        kind, _, key = selected.partition(" ")
+        if kind == "question" and int(key) > len(shown):
+            shown.append(int(key) - 1)
+        return {
+            "trail": plots.evidence_trail(trajectory, settings, selected),
+            "flow": plots.evidence_sankey(trajectory, shown, settings, selected=selected),
+            "heatmap": plots.evidence_heatmap(trajectory, settings, selected),
+            "timeline": plots.operation_timeline(trajectory, selected=selected),
+        }
+
+    return Explorer("Evidence explorer", (
+        Control("selected", "selected", options, static=22),
+    ), build)
+
+
+def memory_player(trajectory: Trajectory) -> Explorer:
+    """Return the explorer of the memory M_t, step by step from the empty start to M_T."""
+
+    def build(step: int) -> Views:
+        return {"memory": plots.memory_state(trajectory, step),
+                "growth": plots.memory_growth(trajectory, step)}
+
+    return Explorer("Memory player", (
+        Control("step", "after step t", [(str(step), step) for step
+                                         in range(trajectory.num_steps + 1)],
+                trajectory.num_steps, kind="slider", static=True),
+    ), build)
+
+
+FINE_MEM = "Fine-Mem"
+"""The hybrid reward, beside the rules of `credit.RULES`."""
+
+BROADCAST, START = "outcome reward only", "as it starts"
+
+
+def what_if(
+    trajectories: Sequence[Trajectory],
+    settings: RewardSettings | None = None,
+    scale_rewards: ScaleRewards = "group",
+    agent: ReasoningAgent | None = None,
+) -> Explorer:
+    """Return the explorer of credit: other weights, switches and rules on the same rollouts.
+
+    trajectories: the rollouts of one instance. settings, scale_rewards: where the controls start.
+    agent: the reasoning agent that answered; with it the rules that read again can be chosen too,
+    and their readings are remembered. Nothing else calls a model: a change costs milliseconds.
+
+    Raises:
+        ValueError: there is no rollout, or they are not of one instance and length.
+    """
+    start = settings or RewardSettings()
+    group = list(trajectories)
+    if not group or len({(one.instance_id, one.num_steps) for one in group}) > 1:
+        raise ValueError(
+            f"what_if: got {len(group)} trajectories of "
+            f"{len({one.instance_id for one in group})} instances, expected the rollouts of one "
+            "instance, all of the same length"
+        )
+    most = max((len(a.retrieved) for one in group for a in one.questions), default=0)
+    lab = _CreditLab(group, agent)
+    first = _Choice(FINE_MEM, start, most, scale_rewards)
+
+    def build(rollout: int, step: int, rule: str, beta: float, w1: float, w2: float, k: int,
+              attribution: str, credited: str, scale: str, before: str) -> Views:
+        chosen = _Choice(rule, dataclasses.replace(
+            start, beta=beta, w1=w1, w2=w2, attribution=attribution, credited=credited), k, scale)
+        other = first if before == START else _Choice("outcome-broadcast", start, most, scale)
+        rewards, advantages = lab.credit(chosen)
+        old_rewards, old_advantages = lab.credit(other)
+        names = before, rule if rule != FINE_MEM else f"{FINE_MEM}, β = {beta:g}"
+        few = len(group) * group[0].num_steps <= 160
+        return {
+            "card": _card(lab, chosen, rollout, step),
+            "rewards": plots.advantage_dumbbell(
+                old_rewards, rewards, names, "reward", [rollout], step),
+            "advantages": plots.advantage_dumbbell(
+                old_advantages, advantages, names, "advantage",
+                None if few else [rollout], step),
+        }
+
+    def steps(low: float, high: float, by: float, own: float) -> list[tuple[str, float]]:
+        count = round((high - low) / by)
+        grid = {round(low + by * number, 6) for number in range(count + 1)} | {own}
+        return [(f"{value:g}", value) for value in sorted(grid)]
+
+    def names(choice: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in get_args(choice)]
+
+    return Explorer("What-if credit", (
+        Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(group))]),
+        Control("step", "step t", [(str(s.step), s.step) for s in group[0].steps], kind="slider"),
+        Control("rule", "rule", [(name, name) for name in lab.rules], static=True),
+        Control("beta", "β, share paid by evidence", steps(0, 1, 0.05, start.beta), start.beta,
+                "slider", static=5),
+        Control("w1", "w1, chunk step reward", steps(0, 1, 0.1, start.w1), start.w1, "slider"),
+        Control("w2", "w2, compression", steps(0, 0.5, 0.05, start.w2), start.w2, "slider"),
+        Control("k", "k, retrieved items credited",
+                [(str(n), n) for n in range(1, most + 1)] or [("0", 0)], most, "slider",
+                static=True),
+        Control("attribution", "attribution", names(Attribution), start.attribution, static=True),
+        Control("credited", "credited", names(Credited), start.credited, static=True),
+        Control("scale", "scale_rewards", names(ScaleRewards), scale_rewards, static=True),
+        Control("before", "compare with", [(BROADCAST, BROADCAST), (START, START)]),
+    ), build)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What decides the credit: rule, reward settings, retrieved items credited, scale_rewards."""
+
+    rule: str
+    settings: RewardSettings
+    k: int
+    scale: str
+
+
+class _CreditLab:
+    """Rewards and advantages of a group under any choice, each rule's credit computed once."""
+
+    def __init__(self, group: list[Trajectory], agent: ReasoningAgent | None) -> None:
+        self.group = group
+        self.agent = agent
+        have = {"group"}
+        answers = [one.questions for one in group]
+        if all(any(step.chunk_questions for step in one.steps) for one in group):
+            have.add("chunk questions")
+        if all(any(a.used is not None for a in asked) for asked in answers):
+            have.add("used items")
+        if all(a.question.evidence_steps is not None for asked in answers for a in asked):
+            have.add("evidence steps")
+        if agent is not None:
+            have |= {"agent", "replay"}
+        self.rules = [FINE_MEM, *(name for name, rule in RULES.items() if have >= {*rule.needs})]
+        self._known: dict[Any, Any] = {}
+
+    def cut(self, k: int) -> list[Trajectory]:
+        """Return the group with only the first k retrieved items of each question."""
+        if all(len(a.retrieved) <= k for one in self.group for a in one.questions):
+            return self.group
+        return [dataclasses.replace(one, questions=tuple(
+            dataclasses.replace(a, retrieved=a.retrieved[:k]) for a in one.questions
+        )) for one in self.group]
+
+    def parts(self, choice: _Choice) -> list[tuple[StepReward, ...]]:
+        """Return the components of the hybrid reward of every rollout."""
+        return [hybrid_reward(one, choice.settings) for one in self.cut(choice.k)]
+
+    def credit(self, choice: _Choice) -> tuple[list[Any], list[Any]]:
+        """Return what each rollout is paid per step, and its advantages (G x T each); a rule that
+        gives advantages pays nothing before them."""
+        if choice not in self._known:
+            self._known = dict([*self._known.items()][-64:])
+            if choice.rule == FINE_MEM:
+                paid = [[reward.total for reward in parts] for parts in self.parts(choice)]
+            else:
+                paid = self._by_rule(choice)
+            if choice.rule == FINE_MEM or RULES[choice.rule].gives == "reward":
+                self._known[choice] = paid, group_relative(paid, choice.scale)
+            else:
+                self._known[choice] = [[None] * len(row) for row in paid], paid
+        return self._known[choice]
+
+    def _by_rule(self, choice: _Choice) -> list[list[float | None]]:
+        rule, group = RULES[choice.rule], self.cut(choice.k)
+        accepts = inspect.signature(rule.function).parameters
+        offered = {
+            "group": group, "agent": self.agent, "scale_rewards": choice.scale,
+            "attribution": choice.settings.attribution,
+        }
+        settings = {name: value for name, value in offered.items() if name in accepts}
+        if "switches" in accepts:  # the rule takes those of RewardSettings
+            settings |= {name: getattr(choice.settings, name)
+                         for name in ("beta", "attribution", "credited", "unretrieved")}
+        return [list(assign(choice.rule, one, **settings).credit) for one in group]
+
+
+def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figure:
+    """Return the formula card of one step: what it is paid, term by term, and its advantage."""
+    rewards, advantages = lab.credit(choice)
+    paid, advantage = rewards[rollout][step - 1], advantages[rollout][step - 1]
+    column = [row[step - 1] for row in rewards if row[step - 1] is not None]
+    settings, num_steps = choice.settings, lab.group[rollout].num_steps
+    terms = []
+    if choice.rule == FINE_MEM:
+        part = hybrid_reward(lab.cut(choice.k)[rollout], settings)[step - 1]
+        outcome, beta = part.outcome, settings.beta
+        measured = outcome is not None
+        terms = [
+            plots.Term("(1 - β) r_global / T",
+                       f"(1 - {beta:g}) × {outcome or 0:.4g} / {num_steps}",
+                       (1 - beta) * outcome / num_steps if measured else None),
+            plots.Term("β N_t", f"{beta:g} × {part.evidence or 0:.4g}",
+                       beta * part.evidence if measured else None),
+            plots.Term("r_format", f"{part.format or 0:.4g}", part.format),
+            plots.Term("w1 r_chunk", f"{settings.w1:g} × {part.chunk or 0:.4g}",
+                       part.weighted["chunk"]),
+            plots.Term("w2 r_compression", f"{settings.w2:g} × {part.compression or 0:.4g}",
+                       part.weighted["compression"]),
+        ]
+    formula = "sum of the terms" if terms else RULES[choice.rule].formula
+    is_reward = choice.rule == FINE_MEM or RULES[choice.rule].gives == "reward"
+    first = paid if is_reward else advantage
+    terms.append(plots.Term(
+        f"{'r_t' if is_reward else 'A_t'} = {formula}", f"{first or 0:.4g}", first, result=True))
+    if is_reward:
+        mean = math.fsum(column) / len(column) if column else 0.0
+        scale = {"group": "the group's standard deviation",
+                 "batch": "that of all rewards", "none": "not scaled"}[choice.scale]
+        terms.append(plots.Term(
+            f"A_t = r_t - mean, {scale}",
+            "" if paid is None else f"{paid:.4g} - {mean:.4g} = {paid - mean:+.4g}, scaled "
+            f"{advantage:+.4g}", advantage, result=True))
+    source = "Fine-Mem, arXiv 2601.08435" if choice.rule == FINE_MEM else RULES[choice.rule].source
+    reached = "has no advantage" if advantage is None else f"has the advantage {advantage:+.4g}"
+    return plots.formula_card(
+        terms, f"Formula with numbers: rollout {rollout + 1}, step {step}",
+        f"By the rule {choice.rule} ({source}), step {step} of rollout {rollout + 1} "
+        f"{reached} among {len(column)} rollouts.",
+    )

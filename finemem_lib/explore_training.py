@@ -1,0 +1,358 @@
+"""Explorers of training: curves that grow while it trains, groups of rollouts, and a whole run.
+
+`LiveCurves` is one output of a cell that is replaced as records come in, so a notebook run without
+a front end keeps exactly the last state, as a plain figure. JupyterLab does not draw a plain figure
+again when its output is updated, so there it is a widget until `finish`. The explorers stand on
+`explore`, their figures on `plots_training`; they need what training kept and no trainer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib import plots
+from finemem_lib.advantages import ScaleRewards
+from finemem_lib.explore import Control, Explorer, is_live
+from finemem_lib.plots_training import (
+    TRAINING_PANELS,
+    CompletionView,
+    RolloutGroup,
+    change_view,
+    completion_grid,
+    gradient_map,
+    rollout_compare,
+    rollout_groups,
+    step_terms,
+    step_tokens,
+    token_push,
+    training_curves,
+    training_keys,
+)
+from finemem_lib.rewards import RewardSettings
+from finemem_lib.training import SCHEMES, Record, RewardScheme
+from finemem_lib.trajectory import Step, Trajectory
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from finemem_lib.policy import ModelManager
+
+Updates = Mapping[int, Sequence[Sequence[Trajectory]]]
+"""Kept trajectories: per update, instance and rollout, as `TrainingResult.trajectories`."""
+
+SHARE_OF_TIME = 0.05
+"""Most of a training run's time that `LiveCurves` spends on drawing."""
+
+
+class LiveCurves:
+    """Curves of a training run that grow below the cell that trains.
+
+    Give it to `train_manager` as `on_update`, and call `finish` with the result's records. Every
+    record costs a few milliseconds at most: the figure is made once and then only its numbers are
+    replaced, and where drawing takes longer than `SHARE_OF_TIME` of the time, records are drawn
+    together. An error in drawing is printed once and never reaches the training.
+    """
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+        self.records: list[Record] = []
+        self.error = ""
+        self._keys: list[str] = []
+        self._spec: dict[str, Any] = {}
+        self._widget: Any = None
+        self._handle: Any = None
+        self._next = 0.0
+
+    def __call__(self, record: Record) -> None:
+        try:
+            self.records.append(dict(record))
+            started = time.perf_counter()
+            if started >= self._next:
+                known = self._keys
+                self._draw()
+                if self._keys == known:  # the first drawing says nothing about the others
+                    ended = time.perf_counter()
+                    self._next = ended + (ended - started) * (1 / SHARE_OF_TIME - 1)
+        except Exception as error:  # hours of training are worth more than a picture of them
+            if not self.error:
+                print(f"the live curves failed ({type(error).__name__}: {error}); training goes "
+                      "on without them", file=sys.stderr)
+            self.error = f"{type(error).__name__}: {error}"
+
+    def finish(self, records: Sequence[Record]) -> go.Figure:
+        """Put the final figure in the place of the live one, print its caption, return it.
+
+        `records` are those of the whole run: a resumed one has more than were seen here.
+        """
+        figure = training_curves(records)
+        self._show_plain(json.loads(figure.to_json()))
+        if self._widget is not None:
+            self._widget.close()
+        print(figure.layout.meta["caption"])
+        return figure
+
+    def _draw(self) -> None:
+        """Show the records so far."""
+        drawn = [key for keys in training_keys(self.records).values() for key in keys]
+        if drawn != self._keys:
+            self._spec = json.loads(training_curves(self.records).to_json())
+        for trace, key in zip(self._spec["data"], drawn, strict=True):
+            trace["x"] = [record["step"] for record in self.records]
+            trace["y"] = [plots._number(record.get(key)) for record in self.records]
+        title = f"Training, update {self.records[-1]['step']} of {self.updates}"
+        self._spec["layout"]["title"]["text"] = title
+        if not is_live():
+            self._show_plain(self._spec)
+        elif drawn == self._keys:
+            with self._widget.batch_update():
+                self._widget.layout.title.text = title
+                for trace, new in zip(self._widget.data, self._spec["data"], strict=True):
+                    trace.x, trace.y = new["x"], new["y"]
+        else:
+            import plotly.graph_objects as go
+
+            self._widget = go.FigureWidget(self._spec)
+            self._show(self._widget)
+        self._keys = drawn
+
+    def _show_plain(self, spec: Mapping[str, Any]) -> None:
+        title, meta = plots.plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
+        self._show({plots.PLOTLY_MIME: {**spec, "config": plots.CONFIG},
+                    "text/plain": f"[figure] {title}: {meta['alt']}"}, raw=True)
+
+    def _show(self, output: Any, **form: Any) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(output, display_id=True, **form)
+        else:
+            self._handle.update(output, **form)
+
+
+def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[float, ...]]:
+    """Return the log-probability, in nats, that a manager gives every token of recorded
+    completions after their prompts: one row per step, one value per completion token.
+
+    For the manager that sampled them these are `Step.logprobs`, up to rounding.
+
+    Raises:
+        ValueError: a step has no token ids, because no model wrote it.
+    """
+    import torch
+
+    model, pad = manager.model, manager.tokenizer.pad_token_id
+    never = [] if pad in manager._end_token_ids() else [pad]
+    rows = []
+    training = model.training
+    model.eval()
+    try:
+        for step in steps:
+            if not step.prompt_ids or not step.completion_ids:
+                raise ValueError(
+                    f"token_logprobs: step {step.step} has no token ids, expected steps that a "
+                    "language model wrote; scripted managers have none"
+                )
+            ids = torch.tensor([step.prompt_ids + step.completion_ids], device=model.device)
+            count = len(step.completion_ids)
+            with torch.no_grad():
+                logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, :-1].float()
+            logits[:, never] = -torch.inf
+            logprobs = (logits / (manager.temperature or 1.0)).log_softmax(dim=-1)
+            rows.append(tuple(logprobs.gather(1, ids[0, -count:, None])[:, 0].tolist()))
+    finally:
+        model.train(training)
+    return rows
+
+
+def log_prob_change(trajectory: Trajectory, after: ModelManager) -> CompletionView:
+    """Show a trajectory's completions with every token coloured by how much more (purple) or less
+    (orange) likely `after` writes it than the manager that did.
+
+    Raises:
+        ValueError: the completions were not written by a language model.
+    """
+    new = token_logprobs(after, trajectory.steps)
+    old = [step.logprobs or () for step in trajectory.steps]
+    return change_view(trajectory.steps, old, new, after.tokenizer)
+
+
+# ---- explorers -----------------------------------------------------------------------------------
+
+
+def compare_rollouts(
+    groups: Sequence[Sequence[Trajectory]],
+    scheme: RewardScheme = "Fine-Mem",
+    settings: RewardSettings | None = None,
+    scale_rewards: ScaleRewards = "group",
+) -> Explorer:
+    """Return the explorer of one update's groups: which of them teach, and how the rollouts of one
+    instance differ, under any reward scheme.
+
+    `groups` holds the rollouts of one instance each. A click on the map chooses the instance.
+    """
+    @functools.cache
+    def made(scheme: RewardScheme, scale: ScaleRewards) -> list[RolloutGroup]:
+        return rollout_groups(groups, scheme, settings, scale)
+
+    def build(scheme: RewardScheme, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
+        found = made(scheme, scale)
+        return {"groups": _clicks(gradient_map(found), "instance", _rows_of(found)),
+                "rollouts": rollout_compare(found[instance])}
+
+    return Explorer("Rollouts side by side", (
+        Control("scheme", "reward scheme", [(name, name) for name in SCHEMES], scheme,
+                static=True),
+        Control("scale", "scale_rewards", [(name, name) for name in ("group", "batch", "none")],
+                scale_rewards),
+        Control("instance", "instance", _instances(groups), static=True),
+    ), build)
+
+
+def training_explorer(
+    records: Sequence[Record],
+    kept: Updates,
+    manager: ModelManager,
+    scheme: RewardScheme = "Fine-Mem",
+    settings: RewardSettings | None = None,
+    scale_rewards: ScaleRewards = "group",
+) -> Explorer:
+    """Return the explorer of a training run: run, update, group, rollout, step, token.
+
+    `records` and `kept` are those of a `TrainingResult` or of a run's artefacts "training" and
+    "training_rollouts"; `manager` is the trained one, which spells the tokens and gives them its
+    log-probabilities. Every figure chooses in the next: click a kept update (dotted lines), a
+    group, a rollout, a step's bar. It starts at the largest advantage of the last kept update.
+
+    Raises:
+        ValueError: no update's trajectories were kept.
+    """
+    if not kept:
+        raise ValueError(
+            "training_explorer: no trajectories were kept, expected those of at least one update; "
+            "train with keep_updates"
+        )
+    settings = settings or RewardSettings()
+    weights = {record["step"]: record["w1"] for record in records if "w1" in record}
+
+    @functools.cache
+    def groups(update: int) -> list[RolloutGroup]:
+        then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
+        return rollout_groups(kept[update], scheme, then, scale_rewards)
+
+    @functools.cache
+    def of_run(update: int) -> go.Figure:
+        figure = training_curves(records, RUN_PANELS)
+        for number in kept:
+            chosen = number == update
+            for axis in ("x", "x2")[: len(training_keys(records, RUN_PANELS))]:
+                figure.add_shape(
+                    type="line", x0=number, x1=number, y0=0, y1=1, xref=axis, yref="paper",
+                    layer="below", line={"dash": "solid" if chosen else "dot", "color": plots.INK,
+                                         "width": 2 if chosen else 1})
+        points = [record["step"] if record["step"] in kept else None for record in records]
+        return _clicks(figure, "update", {
+            str(place): points for place in range(len(figure.data))})
+
+    @functools.cache
+    def of_update(update: int) -> go.Figure:
+        return _clicks(gradient_map(groups(update)), "instance", _rows_of(groups(update)))
+
+    @functools.cache
+    def of_group(update: int, instance: int) -> go.Figure:
+        group = groups(update)[instance]
+        return _clicks(rollout_compare(group), "rollout", {"0": [
+            [row] * group.num_steps for row in range(len(group.rollouts))]})
+
+    @functools.cache
+    def of_rollout(update: int, instance: int, rollout: int) -> go.Figure:
+        figure = step_terms(groups(update)[instance], rollout)
+        return _clicks(figure, "step", {
+            str(place): list(trace.x) for place, trace in enumerate(figure.data)})
+
+    def build(
+        update: int, instance: int, rollout: int, step: int, colour: str
+    ) -> dict[str, go.Figure]:
+        group = groups(update)[instance]
+        one = group.rollouts[rollout].steps[step - 1]
+        values, measure = _token_values(colour, one, group.advantages[rollout][step - 1], manager)
+        return {
+            "run": of_run(update), "update": of_update(update),
+            "group": of_group(update, instance),
+            "rollout": of_rollout(update, instance, rollout),
+            "step": completion_grid(
+                step_tokens(one, manager.tokenizer), values, measure,
+                f"Update {update}, rollout {rollout + 1}, step {step}"),
+        }
+
+    rollout, step = _strongest(groups(max(kept))[0])
+    return Explorer("Training, from the run to the token", (
+        Control("update", "update", [(str(number), number) for number in sorted(kept)],
+                max(kept), kind="slider", static=True),
+        Control("instance", "instance", lambda state: _instances(kept[state["update"]])),
+        Control("rollout", "rollout", lambda state: [
+            (str(row + 1), row) for row in range(len(kept[state["update"]][state["instance"]]))],
+            rollout),
+        Control("step", "step t", lambda state: [
+            (str(one.step), one.step)
+            for one in kept[state["update"]][state["instance"]][state["rollout"]].steps],
+            step, kind="slider"),
+        Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
+    ), build)
+
+
+RUN_PANELS = {title: TRAINING_PANELS[title] for title in (
+    "reward (mean)", "accuracy (mean score)", "groups without gradient (share)",
+    "entropy (nats per token)")}
+"""What `training_explorer` shows of the run: enough to choose an update by."""
+
+TOKEN_COLOURS = {
+    "push": "push A(1 − p)", "advantage": "advantage A",
+    "change": "change of log-probability (nats)",
+}
+"""What the tokens of a step can be coloured by: how far the update pushes a token's logit, the
+advantage, and how much more likely the trained manager writes the token."""
+
+
+def _strongest(group: RolloutGroup) -> tuple[int, int]:
+    """Return the rollout (from 0) and the step (from 1) of the largest absolute advantage."""
+    places = [(abs(advantage or 0.0), row, step) for row, advantages in enumerate(group.advantages)
+              for step, advantage in enumerate(advantages, 1)]
+    return max(places, key=lambda place: place[0])[1:]
+
+
+def _token_values(
+    colour: str, step: Step, advantage: float | None, manager: ModelManager
+) -> tuple[Sequence[float | None], str]:
+    count = len(step.completion_ids or ())
+    values: Sequence[float | None] = (advantage,) * count
+    if colour == "push":
+        values = token_push(step, advantage)
+    elif colour == "change" and count and step.logprobs is not None:
+        after = token_logprobs(manager, [step])[0]
+        values = [new - old for new, old in zip(after, step.logprobs, strict=True)]
+    elif colour == "change":
+        values = (None,) * count
+    return values, TOKEN_COLOURS[colour]
+
+
+def _instances(groups: Sequence[Sequence[Trajectory]]) -> list[tuple[str, int]]:
+    return [(f"{place}: {group[0].instance_id}", place - 1)
+            for place, group in enumerate(groups, 1)]
+
+
+def _rows_of(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
+    """Return what a click on `gradient_map` chooses: the instance of the row."""
+    width = max(group.num_steps for group in groups)
+    crosses = [row for row, group in enumerate(groups) for _ in group.without_gradient()]
+    return {"0": [[row] * width for row in range(len(groups))], "1": crosses}
+
+
+def _clicks(figure: go.Figure, control: str, points: Mapping[str, list[Any]]) -> go.Figure:
+    figure.layout.meta = {**figure.layout.meta, "clicks": {"control": control, "points": points}}
+    return figure

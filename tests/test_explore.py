@@ -1,0 +1,468 @@
+"""Explorers without a browser: states, linking, errors that are shown, and the static form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+import pytest
+from figure_samples import make_trajectory
+
+from finemem_lib import explore, plots
+from finemem_lib.advantages import group_relative
+from finemem_lib.explore import Control, Explorer, Live
+from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, worked_example
+
+POISON = "<script>ran=1</script> $x$ \u202eעברית العربية 🧠 "
+LONG = "w" * 10_000 + " "
+OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
+
+
+def make_group(poison: str = "") -> list[Any]:
+    return [dataclasses.replace(make_trajectory(seed, poison=poison), instance_id="one",
+                                rollout=seed) for seed in range(3)]
+
+
+def make_explorers(poison: str = "") -> dict[str, Explorer]:
+    return {
+        "evidence": explore.evidence(make_trajectory(poison=poison)),
+        "memory_player": explore.memory_player(make_trajectory(poison=poison)),
+        "what_if": explore.what_if(make_group(poison)),
+    }
+
+
+EXPLORERS = make_explorers()
+
+
+def bar(heights: list[float], clicks: list[Any] | None = None) -> go.Figure:
+    meta = {"caption": f"Sum {sum(heights)}.", "alt": "Bars."}
+    if clicks:
+        meta["clicks"] = {"control": "n", "points": {"0": clicks}}
+    return go.Figure({"data": [{"type": "bar", "x": [1, 2], "y": heights}],
+                      "layout": {"title": {"text": "Bars"}, "height": 300, "meta": meta}})
+
+
+def toy(build: Any = None, **control: Any) -> Explorer:
+    options = {"options": [("one", 1), ("two", 2), ("three", 3)], "static": True} | control
+    return Explorer("Toy", (Control("n", "n", **options),),
+                    build or (lambda n: {"a": bar([n, 2 * n], [1, 3]), "b": bar([0, n])}))
+
+
+# ---- states --------------------------------------------------------------------------------------
+
+
+def test_controls_settle_on_options_that_exist() -> None:
+    depends = Explorer("Drill", (
+        Control("run", "run", [("first", "a"), ("second", "b")]),
+        Control("step", "step", lambda state: [(str(n), n) for n in
+                                               ((1, 2) if state["run"] == "a" else (2, 3))]),
+    ), lambda run, step: {"x": bar([step, step])})
+    assert depends.settle({}) == {"run": "a", "step": 1}
+    assert depends.settle({"run": "b", "step": 2}) == {"run": "b", "step": 2}
+    assert depends.settle({"run": "b", "step": 1}) == {"run": "b", "step": 2}
+    live = Live(depends)
+    live.controls["run"].value = "b"
+    assert [value for _, value in live.controls["step"].options] == [2, 3]
+    assert live.state == {"run": "b", "step": 2} and live.error == ""
+
+
+def test_controls_without_options_or_with_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="control 'n' has no options, expected at least one"):
+        toy(options=[])
+    with pytest.raises(ValueError, match="expected no repeats"):
+        Explorer("Twice", (Control("n", "n", [("1", 1)]),) * 2, lambda n: {})
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_option_of_every_control_builds_every_view(name: str) -> None:
+    explorer = EXPLORERS[name]
+    views = list(explorer.figures())
+    for control in explorer.controls:
+        for _, value in control.choices(explorer.settle({})):
+            figures = explorer.figures(**{control.name: value})
+            assert list(figures) == views
+            for figure in figures.values():
+                go.Figure(figure.to_plotly_json())  # plotly accepts every property of it
+                meta = figure.layout.meta
+                assert re.search(r"\d", meta["caption"]) and meta["alt"].endswith(".")
+
+
+# ---- live ----------------------------------------------------------------------------------------
+
+
+def test_a_widget_moves_every_figure_caption_and_table() -> None:
+    live = Live(toy())
+    live.controls["n"].value = 3
+    assert live.views["a"].data[0].y == (3, 6) and live.views["b"].data[0].y == (0, 3)
+    boxes = live.box.children[-1].children
+    drawing, caption, button, table = boxes[0].children
+    assert drawing.spec["data"][0]["y"] == [3, 6]
+    assert "Sum 9." in caption.value and table.value == ""
+    button.value = True
+    assert "<td>6</td>" in table.value
+    live.set("n", 1)
+    assert "<td>2</td>" in table.value and "<td>6</td>" not in table.value
+
+
+def test_a_drawing_holds_the_whole_figure_and_loads_plotly_when_asked() -> None:
+    """Incident: FigureWidgets of 5 MB each stayed empty, or as they were, on a busy machine."""
+    live = Live(toy())
+    drawing = live.box.children[-1].children[0].children[0]
+    assert len(drawing.get_state("_esm")["_esm"]) < 3_000
+    live.set("n", 2)
+    assert json.loads(json.dumps(drawing.spec))["data"] == live.views["a"].to_plotly_json()["data"]
+    sent = []
+    drawing.send = lambda content, buffers: sent.append((content, len(buffers[0])))
+    drawing._handle_custom_msg("plotly.js", [])
+    [(name, size)] = sent
+    assert name == "plotly.js" and size > 1_000_000
+
+
+def test_a_click_sets_the_control_and_moves_every_view() -> None:
+    live = Live(toy())
+    drawing = live.box.children[-1].children[0].children[0]
+    drawing._handle_custom_msg({"trace": 0, "point": 1}, [])
+    assert live.controls["n"].value == 3 and live.views["b"].data[0].y == (0, 3)
+    live.click("a", 0, [[0, 1]])  # a heatmap names row and column
+    assert live.state == {"n": 3}
+    live.click("b", 0, [1])
+    assert live.state == {"n": 3} and live.error == ""
+
+
+def test_buttons_beside_a_menu_move_it_as_far_as_it_goes() -> None:
+    """Incident: JupyterLab keeps the arrow keys that would move a menu."""
+    live = Live(toy())
+    menu, back, forth = live.box.children[1].children[0].children
+    for button, value in ((back, 1), (forth, 2), (forth, 3), (forth, 3), (back, 2)):
+        button.click()
+        assert menu.value == live.state["n"] == value and live.error == ""
+    assert live.views["a"].data[0].y == (2, 4)
+
+
+def test_views_may_change_their_traces_when_live() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        figure = bar([1, n])
+        for extra in range(n - 1):
+            figure.add_scatter(x=[1, 2], y=[extra, n])
+        return {"a": figure}
+
+    live = Live(toy(build))
+    for n, traces in ((3, 3), (1, 1), (2, 2)):
+        live.set("n", n)
+        assert live.error == "" and len(live.views["a"].data) == traces
+        assert live.views["a"].data[0].y == (1, n)
+
+
+def test_an_error_is_shown_the_figures_stay_and_the_next_state_clears_it() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        if n == 2:
+            raise KeyError("<b>lost</b>")
+        return {"a": bar([n, n])}
+
+    live = Live(toy(build))
+    alert = live.box.children[2]
+    assert isinstance(alert, ipywidgets.HTML) and alert.value == ""
+    live.controls["n"].value = 2
+    assert live.error == "KeyError: '<b>lost</b>'"
+    assert 'role="alert"' in alert.value and "&lt;b&gt;lost" in alert.value
+    assert "<b>lost" not in alert.value and "in build" in alert.value
+    assert live.views["a"].data[0].y == (1, 1)
+    live.controls["n"].value = 3
+    assert live.error == "" and alert.value == "" and live.views["a"].data[0].y == (3, 3)
+
+
+def test_an_explorer_that_fails_at_once_still_shows_its_controls_and_recovers() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        return {"a": bar([1 / (n - 1), n])}
+
+    live = Live(toy(build))
+    assert "ZeroDivisionError" in live.error and live.views == {}
+    live.set("n", 2)
+    assert live.error == "" and live.views["a"].data[0].y == (1, 2)
+
+
+# ---- the explorers -------------------------------------------------------------------------------
+
+
+def marks(figure: go.Figure) -> int:
+    return sum(shape.type == "rect" for shape in figure.layout.shapes)
+
+
+def test_evidence_a_click_in_one_view_selects_in_all() -> None:
+    live = Live(EXPLORERS["evidence"])
+    trajectory = make_trajectory()
+    link = live.views["flow"].data[0].link
+    names = live.views["flow"].data[0].node.label
+    target = next(n for n in range(len(link.target)) if "Where does Ned" in names[link.target[n]])
+    live.click("flow", 0, [target])
+    assert live.error == "" and live.state["selected"].startswith("question ")
+    question = int(live.state["selected"].split()[1]) - 1
+    assert "Where does Ned" in trajectory.questions[question].question.text
+    retrieved = {found.item_id for found in trajectory.questions[question].retrieved}
+    assert len(live.views["trail"].data[0].y) == len(retrieved)
+    assert marks(live.views["heatmap"]) == len(
+        plots.evidence_parts(dataclasses.replace(trajectory, questions=(
+            trajectory.questions[question],))))
+    assert marks(live.views["timeline"]) == len(retrieved)
+    assert live.views["heatmap"].data[2].selectedpoints == (question,)
+    strong = [color for color in live.views["flow"].data[0].link.color if "0.45" in color]
+    assert 0 < len(strong) < len(link.target)
+    live.click("heatmap", 3, [2])
+    assert live.state["selected"] == "step 3" and marks(live.views["heatmap"]) > 0
+    marker = next(n for n, trace in enumerate(live.views["timeline"].data)
+                  if trace.name == "INSERT")
+    live.click("timeline", marker, [0])
+    assert live.state["selected"].startswith("item ") and live.error == ""
+    assert marks(live.views["timeline"]) == 1
+
+
+def test_evidence_link_and_node_numbers_never_meet() -> None:
+    """Incident: plotly says only the number of what was clicked, be it a node or a link."""
+    trace = EXPLORERS["evidence"].figures()["flow"].data[0]
+    used = {*trace.link.source, *trace.link.target}
+    assert min(used) >= len(trace.link.value)
+    assert all(trace.node.label[number] for number in used)
+
+
+def test_trail_is_the_evidence_of_the_rewards() -> None:
+    trajectory = make_trajectory()
+    for settings in (RewardSettings(), RewardSettings(credited="used", attribution="lineage")):
+        for j, answered in enumerate(trajectory.questions):
+            figure = plots.evidence_trail(trajectory, settings, f"question {j + 1}", max_rows=99)
+            parts = [part for part in plots.evidence_parts(trajectory, settings)
+                     if part.question == j]
+            earned = sum(part.share for part in parts) * (answered.score or 0)
+            assert sum(figure.data[0].x) == pytest.approx(earned, abs=1e-3)
+            used = [text for text in figure.layout.yaxis.ticktext if "(used)" in text]
+            assert {text.split("#")[1].split()[0] for text in used} == set(answered.used)
+
+
+def test_memory_player_shows_what_each_step_did() -> None:
+    trajectory = make_trajectory()
+    hits = {found.item_id for one in (*trajectory.questions, *(
+        asked for step in trajectory.steps for asked in step.chunk_questions))
+        for found in one.retrieved}
+    for step in range(trajectory.num_steps + 1):
+        figure = plots.memory_state(trajectory, step)
+        shown = {trace.name: len(trace.x) for trace in figure.data}
+        assert list(shown) == list(plots.MEMORY_STATES)
+        alive = trajectory.memory_at(step)
+        gone = shown["deleted at this step"] + shown["evicted at this step"]
+        assert sum(shown.values()) - gone == len(alive)
+        if step:
+            delta = trajectory.steps[step - 1].delta
+            assert shown["deleted at this step"] == len(delta.removed)
+            assert shown["evicted at this step"] == len(delta.evicted)
+            written = {item.item_id for item in delta.written}
+            idle = [item for item in alive if item.item_id not in hits | written]
+            assert shown["kept, never retrieved"] == len(idle)
+    assert plots.memory_state(trajectory, 6, max_items=2).layout.yaxis.tickvals == (0, 1)
+    with pytest.raises(ValueError, match="outside 0..6"):
+        plots.memory_state(trajectory, 7)
+
+
+def test_what_if_shows_the_rewards_and_advantages_of_the_library() -> None:
+    group = make_group()
+    figures = explore.what_if(group).figures(beta=0.25, w1=0.2, credited="used", rollout=1)
+    settings = RewardSettings(beta=0.25, w1=0.2, credited="used")
+    totals = [[reward.total for reward in hybrid_reward(one, settings)] for one in group]
+    assert list(figures["rewards"].data[2].y) == pytest.approx(totals[1], rel=1e-3)
+    after = figures["advantages"].data[2].y
+    expected = [row[step] for step in range(6) for row in group_relative(totals)]
+    assert list(after) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    outcome = [[outcome_reward(one)] * 6 for one in group]
+    before = [row[step] for step in range(6) for row in group_relative(outcome)]
+    assert list(figures["advantages"].data[1].y) == pytest.approx(before, rel=1e-3, abs=1e-3)
+
+
+def test_what_if_credits_the_first_k_items_only() -> None:
+    explorer = explore.what_if([worked_example()])
+    one, two = (explorer.figures(k=k, beta=1.0)["card"].data[0].x for k in (1, 2))
+    assert one[1] == 0.5 and two[1] == 0.25
+
+
+def test_the_card_adds_up_to_the_reward() -> None:
+    explorer = EXPLORERS["what_if"]
+    for step in range(1, 7):
+        for rollout in range(3):
+            terms, results = explorer.figures(step=step, rollout=rollout)["card"].data
+            total = sum(value for value in terms.x if value is not None)
+            assert total == pytest.approx(results.x[5], abs=2e-3)
+
+
+def test_rules_that_need_the_reader_are_offered_with_it_only() -> None:
+    from finemem_lib.planted import StreamSettings, planted_stream
+    from finemem_lib.policy import make_manager
+    from finemem_lib.reasoning import reader_for
+    from finemem_lib.rollout import RolloutSettings, play
+
+    instance = planted_stream(3, StreamSettings(num_chunks=4, people=2))
+    agent = reader_for([instance])
+    [group] = play([instance], make_manager("random"), RolloutSettings(num_generations=2), agent, 0)
+    without, with_reader = explore.what_if(group), explore.what_if(group, agent=agent)
+    rules = [[value for _, value in one.controls[2].options] for one in (without, with_reader)]
+    assert "step-loo" not in rules[0] and "step-loo" in rules[1]
+    live = Live(with_reader)
+    for rule in rules[1]:
+        live.set("rule", rule)
+        assert live.error == ""
+
+
+def test_what_if_refuses_rollouts_of_different_instances() -> None:
+    with pytest.raises(ValueError, match="2 trajectories of 2 instances, expected the rollouts"):
+        explore.what_if([make_trajectory(), worked_example()])
+    with pytest.raises(ValueError, match="0 trajectories"):
+        explore.what_if([])
+
+
+# ---- untrusted text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+@pytest.mark.parametrize("poison", [POISON, LONG])
+def test_text_from_data_stays_text(name: str, poison: str) -> None:
+    explorer = make_explorers(poison)[name]
+    live = Live(explorer)
+    for control in explorer.controls:
+        assert all(len(text) <= 60 for text, _ in control.choices(live.state))
+    for figure in explorer.figures().values():
+        spec = json.loads(figure.to_json())
+        clicks = spec["layout"].pop("meta").get("clicks", {})
+        assert len(json.dumps(clicks)) < 10_000
+        for text in _strings(spec):
+            assert "<" not in OWN_MARKUP.sub("", text) and "$" not in text
+            assert max(map(len, text.split("<br>"))) < 130
+    boxes = live.box.children[-1].children
+    for box in boxes:
+        box.children[2].value = True
+        for part in (box.children[1], box.children[3]):
+            assert "<script" not in part.value
+    assert "<script" not in live.box.children[0].value
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [text for part in parts for text in _strings(part)] if isinstance(
+        value, dict | list | tuple) else []
+
+
+# ---- the static form -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_frames_are_the_states(name: str) -> None:
+    """Any frame may follow any other, so each must undo what the others changed."""
+    explorer = EXPLORERS[name]
+    first = explorer.settle({})
+    states = [explorer.settle(first | {control.name: value}) for control in explorer.controls
+              for _, value in control.frames(first)]
+    specs = [plots.without_slider(json.loads(figure.to_json()))
+             for figure in explorer.static_figures()]
+    for number, state in enumerate(states):
+        for spec, want in zip(specs, explorer.figures(**state).values(), strict=True):
+            other = plots.at_frame(spec, (number + 3) % len(states))
+            after = plots.at_frame(other | {"frames": spec["frames"]}, number)
+            assert plots.figure_table(after) == plots.figure_table(want)
+            expected = json.loads(go.Figure(want.to_plotly_json()).to_json())
+            layouts = after["layout"], expected["layout"]
+            for key in ("caption", "alt"):
+                assert layouts[0]["meta"][key] == layouts[1]["meta"][key]
+            for key in ("height", "title", "yaxis"):
+                assert _without_none(layouts[0].get(key)) == _without_none(layouts[1].get(key))
+            drawn = [[shape for shape in layout.get("shapes", ()) if shape.get("visible", True)]
+                     for layout in layouts]
+            assert drawn[0] == drawn[1]
+            for trace, wanted in zip(after["data"], expected["data"], strict=True):
+                assert _without_none(trace) == _without_none(wanted)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return value
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_static_figures_are_offline_named_small_and_the_same_every_time(name: str) -> None:
+    figures = EXPLORERS[name].static_figures()
+    again = make_explorers()[name].static_figures()
+    total = 0
+    for figure, other in zip(figures, again, strict=True):
+        text = figure.to_json()
+        assert text == other.to_json() and "bdata" not in text and "http" not in text
+        total += len(text)
+        [slider] = figure.layout.sliders
+        assert len(slider.steps) == len(figure.frames)
+        assert [step.args[0][0] for step in slider.steps] == [frame.name for frame in figure.frames]
+        assert figure.layout.meta["explorer"] == EXPLORERS[name].title
+    assert total < 200_000
+
+
+def test_clicks_of_the_static_form_name_frames() -> None:
+    figures = EXPLORERS["evidence"].static_figures()
+    for figure in figures:
+        states = figure.layout.sliders[0].steps
+        for values in figure.layout.meta["clicks"].values():
+            assert all(value is None or 0 <= value < len(states) for value in values)
+    flow = figures[1]
+    trace = flow.data[0]
+    link = next(n for n, target in enumerate(trace.link.target)
+                if "Where does Ned" in trace.node.label[target])
+    state = flow.layout.sliders[0].steps[flow.layout.meta["clicks"]["0"][link]]
+    assert "Where does Ned" in state.label
+
+
+def test_a_view_that_changes_its_traces_cannot_be_framed() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        return {"a": bar([1, 2]) if n < 3 else bar([1, 2]).add_scatter(x=[1], y=[1])}
+
+    with pytest.raises(ValueError, match=r"state 'n: three' has the traces .* expected \['bar'\]"):
+        toy(build).static_figures()
+
+
+def test_static_controls_are_thinned_out() -> None:
+    control = Control("n", "n", [(str(n), n) for n in range(101)], 30, "slider", static=5)
+    assert [value for _, value in control.frames({"n": 30})] == [0, 25, 30, 50, 75, 100]
+    menu = dataclasses.replace(control, kind="menu", static=True)
+    assert len(menu.frames({"n": 0})) == explore.MAX_FRAMES
+
+
+@pytest.mark.parametrize(("environment", "live"), [
+    ({}, False), ({"JPY_SESSION_NAME": "x.ipynb"}, True), ({"VSCODE_PID": "1"}, True),
+    ({"FINEMEM_EXPLORERS": "static", "JPY_SESSION_NAME": "x.ipynb"}, False),
+    ({"FINEMEM_EXPLORERS": "live"}, True),
+])
+def test_the_form_follows_the_environment(monkeypatch, environment, live) -> None:
+    for name in ("FINEMEM_EXPLORERS", "JPY_SESSION_NAME", "VSCODE_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert explore.is_live() is live
+
+
+def test_an_unknown_form_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "yes")
+    with pytest.raises(ValueError, match="'yes', expected 'live' or 'static'"):
+        explore.is_live()
+
+
+def test_static_show_needs_no_widgets(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    explore.show(EXPLORERS["memory_player"])
+    assert "items" in capsys.readouterr().out
+
+
+def test_importing_the_module_loads_no_widgets() -> None:
+    script = "import finemem_lib.explore, sys; print('ipywidgets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          check=True, timeout=120)
+    assert done.stdout.strip() == "False"
