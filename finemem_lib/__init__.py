@@ -7,11 +7,16 @@ The package is layered and imports run only downwards:
     1  operations, memory,            the world the memory manager lives in
        retrieval, reasoning, scoring,
        planted, datasets, questions
-    2  rewards, advantages            per-step rewards and group-relative advantages
+    2  rewards, advantages, credit    per-step rewards, group-relative advantages, other rules
     3  policy, tiny, warm_start,      memory managers, lockstep rollouts, GRPO, tables
        rollout, training, evaluation,
-       sampling
-    4  plots, report                  figures and the offline page
+       sampling, diagnostics,
+       credit_truth                   the rules against the planted truth
+    4  plots, report, explore,        figures, the offline page, and controls over them,
+       experiment, experiment_table,  grids of training runs
+       plots_training,
+       plots_experiment, plots_credit,
+       explore_training, lesson       what the lessons of notebooks 03 and 08 play and check
     5  runs, pipeline                 artefacts, manifests, the command line
 
 Importing the package itself loads none of the heavy libraries.

@@ -9,23 +9,26 @@ last, so a notebook that was killed leaves nothing that a later one could take f
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import os
 import re
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finemem_lib.files import write_json, written_beside
-from finemem_lib.policy import SCRIPTED
+from finemem_lib.policy import SCRIPTED, checkpoint_folder
 from finemem_lib.repro import repository_root, versions
+from finemem_lib.training import SCHEMES
 from finemem_lib.trajectory import Instance, Trajectory, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 RECORD_VERSION = 1
 
-Kind = Literal["instances", "trajectories", "table", "folder"]
+Kind = Literal["instances", "trajectories", "updates", "table", "folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,18 @@ ARTEFACTS: dict[str, Artefact] = {
     "trajectories": Artefact("trajectories.jsonl", "trajectories", "02_memory_and_retrieval"),
     "rewards": Artefact("rewards.parquet", "table", "03_rewards_and_credit"),
     "training": Artefact("training.parquet", "table", "04_grpo_training"),
+    "training_rollouts": Artefact("training_rollouts.jsonl", "updates", "04_grpo_training"),
     "trained_manager": Artefact("trained_manager", "folder", "04_grpo_training"),
     "trained_trajectories": Artefact(
         "trained_trajectories.jsonl", "trajectories", "04_grpo_training"
     ),
     "evidence": Artefact("evidence.parquet", "table", "05_evidence_tracing"),
     "benchmark": Artefact("benchmark.parquet", "table", "06_benchmark_evaluation"),
+    "experiment": Artefact("experiment.parquet", "table", "07_ablations_and_robustness"),
+    "experiment_streams": Artefact(
+        "experiment_streams.parquet", "table", "07_ablations_and_robustness"
+    ),
+    "rule_credits": Artefact("rule_credits.parquet", "table", "08_rules_disagree"),
 }
 
 
@@ -136,10 +145,21 @@ CHECKS: dict[str, Check] = {
     "scale_rewards": one_of("group", "batch", "none"),
     "num_generations": whole(2, 256),
     "checkpoint": TEXT,
-    "scheme": one_of("outcome-only", "+CSR", "+EARA", "Fine-Mem"),
+    "scheme": one_of(*SCHEMES),
+    "schemes": Check(
+        f"a list of two or more different ones of {', '.join(SCHEMES)}",
+        lambda value: type(value) is list and all(type(one) is str for one in value)
+        and len(value) == len({*value}) > 1 and {*value} <= {*SCHEMES},
+    ),
+    "num_seeds": whole(1, 1_000),
+    "jobs": whole(1, 1_024),
+    "experiments": TEXT,
     "updates": whole(0, 100_000),
     "instances_per_update": whole(1, 1_000),
     "learning_rate": real(0, 1),
+    "entropy_coef": real(0, 1),
+    "kl_coef": real(0, 100),
+    "resume": SWITCH,
     "held_out": whole(1, 100_000),
     "source": one_of("trajectories", "trained_trajectories"),
     "index": whole(0, 1_000_000),
@@ -246,6 +266,23 @@ def _write_records(record_type: type, path: Path, records: Any) -> None:
     path.write_text(write_jsonl(records), encoding="utf-8")
 
 
+def _write_updates(path: Path, updates: Mapping[int, Sequence[Sequence[Trajectory]]]) -> None:
+    """Write kept trajectories, each with its update and group in its metadata."""
+    _write_records(Trajectory, path, [
+        dataclasses.replace(one, metadata={**one.metadata, "update": update, "group": place})
+        for update, groups in updates.items()
+        for place, group in enumerate(groups) for one in group
+    ])
+
+
+def _read_updates(path: Path) -> dict[int, list[list[Trajectory]]]:
+    found: dict[int, dict[int, list[Trajectory]]] = {}
+    for one in read_jsonl(Trajectory, path.read_text(encoding="utf-8")):
+        groups = found.setdefault(one.metadata["update"], {})
+        groups.setdefault(one.metadata["group"], []).append(one)
+    return {update: list(groups.values()) for update, groups in found.items()}
+
+
 def _write_table(path: Path, rows: Any) -> None:
     import pandas as pd
 
@@ -266,12 +303,14 @@ def _fill_folder(path: Path, fill: Callable[[Path], Any]) -> None:
 _WRITERS: dict[Kind, Callable[[Path, Any], None]] = {
     "instances": lambda path, value: _write_records(Instance, path, value),
     "trajectories": lambda path, value: _write_records(Trajectory, path, value),
+    "updates": _write_updates,
     "table": _write_table,
     "folder": _fill_folder,
 }
 _READERS: dict[Kind, Callable[[Path], Any]] = {
     "instances": lambda path: read_jsonl(Instance, path.read_text(encoding="utf-8")),
     "trajectories": lambda path: read_jsonl(Trajectory, path.read_text(encoding="utf-8")),
+    "updates": _read_updates,
     "table": _read_table,
     "folder": lambda path: path,
 }
@@ -296,8 +335,9 @@ class Run:
         self._keep_record()
 
     def load(self, name: str) -> Any:
-        """Return an artefact: records as a list, a table as a DataFrame, JSON as its value, a
-        folder as its path. What this run lacks is taken from the run that ``--reuse`` names.
+        """Return an artefact: records as a list, kept trajectories as groups by update, a table as
+        a DataFrame, a folder as its path. What this run lacks is taken from the run that
+        ``--reuse`` names.
 
         Raises:
             ValueError: there is no artefact of this name, or it has another version or is broken.
@@ -333,8 +373,8 @@ class Run:
     def save(self, name: str, value: Any) -> None:
         """Write an artefact, whole or not at all; one that this notebook wrote before is replaced.
 
-        `value` is a sequence of records, rows or a DataFrame, a JSON value, or, for a folder, a
-        function that fills the empty folder it is given.
+        `value` is a sequence of records, groups of trajectories by update, rows or a DataFrame,
+        or, for a folder, a function that fills the empty folder it is given.
 
         Raises:
             ValueError: there is no artefact of this name, or another notebook writes it.
@@ -354,6 +394,14 @@ class Run:
         }
         self._written.append(name)
         self._keep_record()
+
+    def scratch(self, name: str, *, keep: bool = False) -> Path:
+        """Return a folder of the run for what only this notebook needs, such as checkpoints;
+        what an earlier pass left there is removed unless `keep`."""
+        folder = self.folder / "scratch" / f"{self.notebook}-{name}"
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def metric(self, name: str, value: float | int | str | None) -> None:
         """Note a key figure of this notebook; `None` says that it could not be measured.
@@ -427,11 +475,14 @@ def start_run(
             "source": source if path is None else str(path),
             "sha256": None if path is None else sha256(path),
         })
+    if checkpoint := parameters.get("checkpoint"):
+        source = checkpoint_folder(checkpoint)
+        checkpoint = {"source": checkpoint, "sha256": None if source is None else sha256(source)}
     folder = run_folder(run_id)
     return Run(folder, {
         "schema_version": RECORD_VERSION, "notebook": notebook, "run_id": run_id,
         "status": "running", "started": now(), "seed": seed, "parameters": parameters,
-        "versions": versions(), "data": data, "reads": {}, "metrics": {},
+        "versions": versions(), "data": data, "checkpoint": checkpoint, "reads": {}, "metrics": {},
         # what an earlier pass wrote stays valid until it is replaced
         "writes": read_record(folder, notebook).get("writes", {}),
     })
