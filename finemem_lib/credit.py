@@ -737,6 +737,8 @@ _SPLIT = "sum over steps = r_global"
 _GAIN = "sum over steps = r_global - r_global(empty memory)"
 _ZERO = "sum over rollouts = 0 at every step"
 
+_ASKED_WHILE_PLAYING = "0 (K T were asked while playing)"
+
 RULES: dict[str, Rule] = {
     "outcome-broadcast": Rule(
         outcome_broadcast, "reward", "r_global", "GRPO, arXiv 2402.03300",
@@ -747,7 +749,8 @@ RULES: dict[str, Rule] = {
     ),
     "csr": Rule(
         chunk_step_reward, "reward", "(1/K) sum_k score(q_k read from M_t)",
-        "Fine-Mem, arXiv 2601.08435", "nothing", ("chunk questions",), "0",
+        "Fine-Mem, arXiv 2601.08435", "nothing", ("chunk questions",),
+        _ASKED_WHILE_PLAYING,
     ),
     "eara": Rule(
         evidence_anchored, "reward",
@@ -786,7 +789,8 @@ RULES: dict[str, Rule] = {
     ),
     "mt-grpo": Rule(
         turn_level, "advantage", "A(r_global) + c A(r_chunk(t)), the latter at step 1 only",
-        "MT-GRPO, arXiv 2505.11821", _ZERO, ("group", "chunk questions"), "0",
+        "MT-GRPO, arXiv 2505.11821", _ZERO, ("group", "chunk questions"),
+        _ASKED_WHILE_PLAYING,
     ),
     "gigpo": Rule(
         anchored_groups, "advantage",
@@ -801,7 +805,8 @@ RULES: dict[str, Rule] = {
     "attributed-dense": Rule(
         attributed_dense, "reward",
         "w_t valid_t r_chunk(t) (1 - lambda l_t), w_t = alpha at the step retrieved most, else 1",
-        "MemBuilder, arXiv 2601.05488", "nothing", ("chunk questions",), "0",
+        "MemBuilder, arXiv 2601.05488", "nothing", ("chunk questions",),
+        _ASKED_WHILE_PLAYING,
     ),
     "potential": Rule(
         potential_shaping, "reward",

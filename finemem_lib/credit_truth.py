@@ -95,8 +95,12 @@ VARIANTS: dict[str, Variant] = {
 }
 """What is compared. "potential, final questions" asks on the way what no manager may know."""
 
-TOLD: Mapping[Truth, str] = {"causal": "step-loo", "planted": "hindsight"}
-"""The rule that is a truth itself, or is told it: shown, but no contestant."""
+TOLD: Mapping[Truth, tuple[str, ...]] = {
+    "causal": ("step-loo", "step-loo, orphans stored", "potential, final questions"),
+    "planted": ("hindsight", "potential, final questions"),
+}
+"""Rules that are a truth themselves but for a switch, or are told what no manager may know: shown,
+but no contestants."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,8 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
     )
     return _finish(
         fig, f"Credit rules against the {truth} truth, by regime",
-        f"{_sense(measure)}. Best per slice ({TOLD[truth]}, which is told the truth, left out): "
-        f"{best or 'nothing (0 rules)'}. Lines are 95 % intervals over instances.",
+        f"{_sense(measure)}. Best per slice: {best or 'nothing (0 rules)'}. {_told(truth)} "
+        "Lines are 95 % intervals over instances.",
         f"Dot plots of {len(rules)} credit rules in {len(REGIMES)} regimes of two slices each, "
         "with intervals.",
         190 + 30 * len(rules), margin={"t": 84},
@@ -99,13 +99,14 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
              if calls <= 3 * max([row.calls_made for row in part], default=0) + 1]
     free = _top([row for row in part if not row.calls_made], measure)
     paid = _top([row for row in part if row.calls_made], measure)
-    told = [f"best without a call: {_one_line(row.rule, 28)} {row.value:.2f}" for row in free]
+    told = [f"best without a call of its own: {_one_line(row.rule, 28)} {row.value:.2f}"
+            for row in free]
     told += [f"best with calls: {_one_line(row.rule, 28)} {row.value:.2f} for "
              f"{row.calls_made:.0f}" for row in paid]
     return _finish(
         fig, f"What a reader call buys, against the {truth} truth",
-        f"{_sense(measure)}; {'; '.join(told) or '0 rules were judged'}; {TOLD[truth]} is told the "
-        "truth. Lines are 95 % intervals over instances.",
+        f"{_sense(measure)}; {'; '.join(told) or '0 rules were judged'}. {_told(truth)} "
+        "Lines are 95 % intervals over instances.",
         f"Scatter plot of {len(part)} credit rules: reader calls per trajectory against "
         f"{MEASURE_NAMES[measure]}.",
         560, xaxis={"title_text": "reader calls per trajectory (log scale from 0)",
@@ -113,6 +114,10 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
                     "ticktext": [str(calls) for calls in ticks]},
         yaxis={"title_text": MEASURE_NAMES[measure]},
     )
+
+
+def _told(truth: Truth) -> str:
+    return f"No contestants, for they are told the truth or the exam: {', '.join(TOLD[truth])}."
 
 
 def _calls(calls: float) -> float:
@@ -134,7 +139,7 @@ def _best_first(table: Mapping[tuple[str, str], Row], measure: Measure) -> list[
 
 def _top(rows: Iterable[Row], measure: Measure) -> list[Row]:
     """Return the best row of a rule that is not told the truth, if there is one."""
-    rows = [row for row in rows if row.rule != TOLD[row.truth]]
+    rows = [row for row in rows if row.rule not in TOLD[row.truth]]
     pick = min if measure in LESS_IS_BETTER else max
     return [pick(rows, key=lambda row: row.value)] if rows else []
 

@@ -254,3 +254,11 @@ def test_a_story_names_every_operation_and_question():
     assert "step 5  UPDATE item 2: Ben adopted dogs." in text
     assert "step 9  DELETE item 7" in text
     assert len(re.findall(r"^q-\d", text, re.MULTILINE)) == 4
+
+
+@pytest.mark.parametrize("eighth", [0.12, 0.13])
+def test_both_ways_of_rounding_an_eighth_are_right(eighth):
+    exact = evidence_contribution(toy())
+    assert 0.125 in exact
+    rounded = [eighth if value == 0.125 else round(value, 2) for value in exact]
+    assert check_exercise("evidence", rounded).right
