@@ -620,7 +620,9 @@ class _CreditLab:
         return self._known[choice]
 
     def _by_rule(self, choice: _Choice) -> list[list[float | None]]:
-        rule, group = RULES[choice.rule], self.cut(choice.k)
+        rule = RULES[choice.rule]
+        # A rule that reads again takes the recorded score as that of all items: nothing is cut.
+        group = self.group if "agent" in rule.needs else self.cut(choice.k)
         accepts = inspect.signature(rule.function).parameters
         offered = {
             "group": group, "agent": self.agent, "scale_rewards": choice.scale,

@@ -314,6 +314,24 @@ def test_rules_that_need_the_reader_are_offered_with_it_only() -> None:
         assert live.error == ""
 
 
+def test_a_rule_that_reads_again_is_never_shown_fewer_items_than_were_scored() -> None:
+    """Incident: with k = 1 it took the score of two items for that of the first, a distractor."""
+    from finemem_lib.lesson import disagreement
+    from finemem_lib.reasoning import reader_for
+
+    played = disagreement()
+    one = dataclasses.replace(played, questions=tuple(
+        dataclasses.replace(answered, retrieved=answered.retrieved[::-1])
+        for answered in played.questions
+    ))
+    explorer = explore.what_if([one, one], agent=reader_for([one]))
+    paid, cut = (
+        str([view.to_plotly_json()["data"] for view in explorer.figures(**state).values()])
+        for state in ({"rule": "evidence-loo"}, {"rule": "evidence-loo", "k": 1})
+    )
+    assert cut == paid
+
+
 def test_what_if_refuses_rollouts_of_different_instances() -> None:
     with pytest.raises(ValueError, match="2 trajectories of 2 instances, expected the rollouts"):
         explore.what_if([make_trajectory(), worked_example()])
