@@ -201,7 +201,11 @@ def turn_level(
     """
     rollouts, place = _rollouts(trajectory, group)
     outcome = _outcome_advantages(rollouts, scale_rewards)[place]
-    turn = group_relative([chunk_step_reward(one) for one in rollouts], scale_rewards)[place]
+    # A rollout without an outcome gets no advantage, so it takes no part in the turns either.
+    turn = group_relative([
+        [None] * one.num_steps if outcome_reward(one) is None else chunk_step_reward(one)
+        for one in rollouts
+    ], scale_rewards)[place]
     return [
         outcome if outcome is None or advantage is None or (turns == "first" and step > 1)
         else outcome + coefficient * advantage

@@ -199,6 +199,19 @@ def test_group_rules_by_hand():
     assert credit.hindsight(bad, **plain) == [-0.5, 0.0]
 
 
+def test_a_rollout_without_an_outcome_takes_no_part_in_the_turns():
+    good, bad = group_of_two()
+    unscored = dataclasses.replace(good, rollout=2, questions=tuple(
+        dataclasses.replace(answered, score=None) for answered in good.questions
+    ))
+    plain = {"turns": "all", "scale_rewards": "none"}
+    group = [good, bad, unscored]
+    assert credit.turn_level(unscored, group=group, **plain) == [None] * good.num_steps
+    assert credit.turn_level(good, group=group, **plain) == credit.turn_level(
+        good, group=[good, bad], **plain
+    )
+
+
 def test_attributed_dense_by_hand():
     example = worked_example()
     # Step 1 wrote as many tokens as its chunk holds; steps 3 and 4 are not valid throughout.
