@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finemem_lib.diagnostics import credit_at_evidence, gradient_alignment, term_spread
 from finemem_lib.evaluation import operation_truth
@@ -582,10 +582,24 @@ def load_design(path: Path) -> Design:
         if design.baseline not in design.variants:
             raise ValueError(f"baseline {design.baseline!r} is none of its variants")
     except (OSError, ValueError, yaml.YAMLError) as error:
+        why = _in_words(error) if isinstance(error, ValidationError) else error
         raise ValueError(
-            f"design {path} is not usable: {error}; compare with those in notebooks/designs"
+            f"design {path} is not usable: {why}; compare with those in notebooks/designs"
         ) from error
     return design
+
+
+def _in_words(error: ValidationError) -> str:
+    """Return what pydantic found wrong in a design: where, what it got, what it expects."""
+    known = (Design if error.title == "Design" else Cell).model_fields
+    found = []
+    for one in error.errors(include_url=False):
+        name = ".".join(map(str, one["loc"]))
+        if one["type"] == "extra_forbidden":
+            found.append(f"{name} is no field, expected one of {', '.join(known)}")
+        else:
+            found.append(f"{name} is {one['input']!r}: {one['msg']}" if name else one["msg"])
+    return "; ".join(found)
 
 
 # Rows to keep: one line per cell, and beside them a card that says how they were made.
