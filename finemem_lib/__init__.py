@@ -12,7 +12,8 @@ The package is layered and imports run only downwards:
        rollout, training, evaluation,
        sampling, diagnostics,
        credit_truth                   the rules against the planted truth
-    4  plots, report, explore,        figures, the offline page, and controls over them,
+    4  plot_style, plot_frames,       what figures share, their states, the figures,
+       plots, report, explore,        the offline page, and controls over them,
        experiment, experiment_table,  grids of training runs
        plots_training,
        plots_experiment, plots_credit,

@@ -29,7 +29,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from finemem_lib import plots
+from finemem_lib import plot_frames, plots
+from finemem_lib import plot_style as style
 from finemem_lib.advantages import ScaleRewards, group_relative
 from finemem_lib.credit import RULES, assign
 from finemem_lib.report import html_table
@@ -82,7 +83,7 @@ class Control:
     def choices(self, state: State) -> list[tuple[str, Any]]:
         """Return the options in a state, their texts short and on one line."""
         found = self.options(state) if callable(self.options) else self.options
-        return [(plots.plain(plots.label(text, 60)), value) for text, value in found]
+        return [(style.plain(style.label(text, 60)), value) for text, value in found]
 
     def frames(self, state: State) -> list[tuple[str, Any]]:
         """Return the options that the static form has frames for, with the one of the state."""
@@ -163,7 +164,7 @@ class Explorer:
         places = {(control.name, str(state[control.name])): place
                   for place, (control, _, state) in enumerate(states)}
         return [
-            self._joined(places, plots.framed(
+            self._joined(places, plot_frames.framed(
                 [(name, shown[view]) for name, shown in zip(names, views, strict=True)], start,
                 self.title))
             for view in views[start]
@@ -327,7 +328,7 @@ class Live:
             self._figures.children = [self._box(name) for name in figures]
         self.views = figures
         for name, figure in figures.items():
-            self._boxes[name][0].spec = figure.to_plotly_json() | {"config": plots.CONFIG}
+            self._boxes[name][0].spec = figure.to_plotly_json() | {"config": style.CONFIG}
             self._note(name)
 
     def _box(self, name: str) -> Any:
@@ -345,7 +346,8 @@ class Live:
         layout = self.views[name].layout
         caption.value = f"<p>{html.escape(layout.meta['caption'])}</p>"
         table.value = str(html_table(
-            plots.plain(layout.title.text), plots.figure_table(self.views[name]), MAX_TABLE_ROWS
+            style.plain(layout.title.text), plot_frames.figure_table(self.views[name]),
+            MAX_TABLE_ROWS,
         )) if button.value else ""
 
     def click(self, view: str, trace: int, points: Sequence[Any]) -> None:

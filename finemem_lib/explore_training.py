@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib import plots
+from finemem_lib import plot_style as style
 from finemem_lib.advantages import ScaleRewards
 from finemem_lib.explore import Control, Explorer, is_live
 from finemem_lib.plots_training import (
@@ -104,7 +104,7 @@ class LiveCurves:
             self._spec = json.loads(training_curves(self.records).to_json())
         for trace, key in zip(self._spec["data"], drawn, strict=True):
             trace["x"] = [record["step"] for record in self.records]
-            trace["y"] = [plots._number(record.get(key)) for record in self.records]
+            trace["y"] = [style.number(record.get(key)) for record in self.records]
         title = f"Training, update {self.records[-1]['step']} of {self.updates}"
         self._spec["layout"]["title"]["text"] = title
         if not is_live():
@@ -122,8 +122,8 @@ class LiveCurves:
         self._keys = drawn
 
     def _show_plain(self, spec: Mapping[str, Any]) -> None:
-        title, meta = plots.plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
-        self._show({plots.PLOTLY_MIME: {**spec, "config": plots.CONFIG},
+        title, meta = style.plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
+        self._show({style.PLOTLY_MIME: {**spec, "config": style.CONFIG},
                     "text/plain": f"[figure] {title}: {meta['alt']}"}, raw=True)
 
     def _show(self, output: Any, **form: Any) -> None:
@@ -253,7 +253,7 @@ def training_explorer(
             for axis in ("x", "x2")[: len(training_keys(records, RUN_PANELS))]:
                 figure.add_shape(
                     type="line", x0=number, x1=number, y0=0, y1=1, xref=axis, yref="paper",
-                    layer="below", line={"dash": "solid" if chosen else "dot", "color": plots.INK,
+                    layer="below", line={"dash": "solid" if chosen else "dot", "color": style.INK,
                                          "width": 2 if chosen else 1})
         points = [record["step"] if record["step"] in kept else None for record in records]
         return _clicks(figure, "update", {

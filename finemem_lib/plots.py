@@ -2,24 +2,14 @@
 
 Every builder sets a title, axis titles with units, and ``layout.meta`` with a `caption` (what to
 see, with the numbers of this figure) and an `alt` sentence for screen readers; nothing is
-displayed until `show`. Colours are Okabe and Ito's for categories, cividis for magnitude and PuOr
-centred on 0 for signed values, and a marker shape, pattern or text always says the same again.
-
-Text from data sets and models is untrusted: plotly renders a subset of HTML, ``%{...}`` inside
-hover templates and TeX between dollar signs, so such text reaches a figure only through `label`
-and `paragraph`, and hover text only through `customdata`.
+displayed until `show`. Magnitude is drawn in cividis, signed values in PuOr centred on 0; the rest
+of the style, and how untrusted text is made safe, is in `plot_style`.
 """
 
 from __future__ import annotations
 
-import functools
-import html
-import itertools
 import json
 import math
-import re
-import statistics
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +18,26 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from finemem_lib import plot_style as style
 from finemem_lib.evaluation import ALL, Average, Estimate, format_estimate
+from finemem_lib.plot_style import (
+    BLUE,
+    CATEGORIES,
+    CONFIG,
+    GREEN,
+    GREY,
+    INK,
+    MARKERS,
+    OPERATION_STYLE,
+    ORANGE,
+    PALE,
+    PINK,
+    PLOTLY_MIME,
+    RED,
+    label,
+    paragraph,
+    plain,
+)
 from finemem_lib.rewards import (
     RewardSettings,
     StepReward,
@@ -47,142 +56,6 @@ from finemem_lib.trajectory import (
 
 if TYPE_CHECKING:
     from finemem_lib.questions import AuditRow
-
-PLOTLY_MIME = "application/vnd.plotly.v1+json"
-CONFIG = {"responsive": True, "displaylogo": False}
-
-BLUE, ORANGE, GREEN, PINK, SKY, RED = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-)
-INK, GREY, PALE = "#222222", "#767676", "#D0D0D0"
-CATEGORIES = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
-MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
-PATTERNS = ("", "/", ".", "x", "-", "\\", "+", "|")
-
-OPERATION_STYLE = {
-    "INSERT": (GREEN, "triangle-up"), "UPDATE": (ORANGE, "diamond"), "DELETE": (RED, "x"),
-    "SKIP": (SKY, "circle-open"), "invalid": (INK, "asterisk-open"),
-    "evicted": (PINK, "square-open"),
-}
-
-_AXIS = {
-    "gridcolor": "#E4E4E4", "linecolor": GREY, "zerolinecolor": GREY, "ticks": "outside",
-    "automargin": True, "title": {"standoff": 8, "font": {"size": 13}},
-}
-TEMPLATE = {"layout": {
-    "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-    "title": {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
-              "pad": {"t": 14}, "font": {"size": 17}},
-    "paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": list(CATEGORIES),
-    "margin": {"l": 64, "r": 24, "t": 56, "b": 56}, "hovermode": "closest",
-    "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
-    "xaxis": _AXIS, "yaxis": _AXIS,
-    "legend": {"orientation": "h", "x": 0, "xanchor": "left",
-               "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"},
-}}
-
-
-# The same texts come back each time a control draws again; wrapping 650 of them takes 20 ms.
-_remember = functools.lru_cache(maxsize=8192)
-
-
-@_remember
-def label(text: object, limit: int = 40) -> str:
-    """Return untrusted text as one short line that plotly shows literally.
-
-    Non-printable characters (controls, lone surrogates, direction marks) become spaces.
-
-    >>> label("<script>alert('a $x$')</script>", limit=20)
-    "&lt;script&gt;alert('a &#36;x…"
-    """
-    return _escape(_one_line(text, limit))
-
-
-@_remember
-def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
-    """Return untrusted text for a hover box: at most `limit` characters in lines of `width`.
-
-    >>> paragraph("a < b " * 3, width=8)
-    'a &lt; b a<br>&lt; b a &lt;<br>b'
-    """
-    return "<br>".join(_escape(line) for line in textwrap.wrap(_one_line(text, limit), width))
-
-
-def plain(text: object) -> str:
-    """Undo `label` and `paragraph`, for places that do not render HTML.
-
-    >>> plain(label("a < b & c"))
-    'a < b & c'
-    """
-    return html.unescape(re.sub(r"<br>", " ", re.sub(r"</?[bi]>", "", str(text))))
-
-
-def _one_line(text: object, limit: int) -> str:
-    head = str(text)[: 4 * limit + 1]
-    line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
-    if len(line) <= limit and len(head) <= 4 * limit:
-        return line
-    return line[: limit - 1].rstrip() + "…"
-
-
-def _escape(text: str) -> str:
-    return html.escape(text, quote=False).replace("$", "&#36;")
-
-
-def _number(value: Any) -> Any:
-    """Return a JSON number of four significant digits; `None` for what is not finite."""
-    if value is None or isinstance(value, int):
-        return value
-    value = float(value)
-    return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _numbers(values: Iterable[Any]) -> list[Any]:
-    return [_number(value) for value in values]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _finish(fig: go.Figure, title: str, caption: str, alt: str, height: int, **layout: Any
-            ) -> go.Figure:
-    fig.layout.template = TEMPLATE  # assigned: an update would merge it into plotly's 6.5 kB one
-    fig.update_layout(title_text=title, height=height, **layout,
-                      meta={"caption": caption, "alt": alt})
-    return fig
-
-
-def _made(traces: Sequence[Mapping[str, Any]], title: str, caption: str, alt: str, height: int,
-          clicks: Mapping[str, Any] | None = None, **layout: Any) -> go.Figure:
-    """Return a figure made at once from plain traces, which a control may draw again and again.
-
-    Plotly checks each cell of a heatmap, 24 ms for 20,000; a test does that instead.
-    """
-    meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
-    return go.Figure({"data": list(traces), "layout": {
-        "template": TEMPLATE, "title": {"text": title}, "height": height, "meta": meta, **layout,
-    }}, _validate=False)
-
-
-def _pattern(number: int) -> dict[str, Any]:
-    return {"shape": PATTERNS[number % len(PATTERNS)], "fillmode": "overlay", "fgcolor": "white",
-            "solidity": 0.25}
-
-
-def _colorbar(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "side": "right", "font": {"size": 13}}, "thickness": 12,
-            "outlinewidth": 0, "tickfont": {"size": 11}}
-
-
-def _count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, Any]:
-    """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers."""
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
-                 if count <= 15 * step or step == count)
-    return {"title": {"text": title}, "range": [0.4, count + 0.6], "tick0": 0, "dtick": every,
-            "zeroline": False}
-
 
 # ---- selections ----------------------------------------------------------------------------------
 #
@@ -249,18 +122,18 @@ def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
             x=steps, y=[rejected[step, reason] for step in steps],
             name=label(f"rejected: {reason}"),
             marker={"color": CATEGORIES[number % len(CATEGORIES)],
-                    "pattern": _pattern(number)},
+                    "pattern": style.pattern(number)},
         )
     kept = sum(accepted.values())
     per_chunk = kept / len(steps) if steps else 0.0
-    top = (f"; the most frequent reason for rejection is {_one_line(reasons[0][0], 40)!r}"
+    top = (f"; the most frequent reason for rejection is {style.one_line(reasons[0][0], 40)!r}"
            if reasons else "")
-    return _finish(
+    return style.finish(
         fig, "Candidate questions per chunk",
         f"{kept} of {len(rows)} candidate questions were kept, {per_chunk:.1f} per chunk{top}.",
         f"Stacked bars over {len(steps)} steps: accepted questions below, rejected ones by reason "
         f"above.",
-        380, barmode="stack", xaxis=_count_axis(max(steps, default=1)),
+        380, barmode="stack", xaxis=style.count_axis(max(steps, default=1)),
         yaxis={"title_text": "candidates (count)"},
     )
 
@@ -290,7 +163,8 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
              for record in trajectory.steps]
     traces += [
         {"type": "bar", "x": steps, "y": [kind[name] for kind in kinds], "name": name,
-         "yaxis": "y3", "marker": {"color": OPERATION_STYLE[name][0], "pattern": _pattern(number)}}
+         "yaxis": "y3",
+         "marker": {"color": OPERATION_STYLE[name][0], "pattern": style.pattern(number)}}
         for number, name in enumerate((*OPERATION_KINDS, "invalid"))
         if any(kind[name] for kind in kinds)
     ]
@@ -303,7 +177,7 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
     axes = {name: {"title": {"text": title}, "rangemode": "tozero",
                    "domain": [low, low + (0.264 if low else 0.352)]}
             for name, title, low in panels}
-    return _made(
+    return style.made(
         traces, f"Memory of {label(trajectory.manager, 24)}, step by step",
         f"After {len(steps)} steps the memory holds {counts[-1] if counts else 0} items and "
         f"{tokens} tokens{kept}; {total.total() - total['invalid']} of {total.total()} emitted "
@@ -311,7 +185,7 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
         "Three panels over steps: items in memory, tokens in memory, and operations by kind.",
         560, step if step is None else {
             "control": "step", "points": {str(number): steps for number in range(len(traces))}},
-        barmode="stack", xaxis=_count_axis(len(steps)) | {"anchor": "y3"}, **axes,
+        barmode="stack", xaxis=style.count_axis(len(steps)) | {"anchor": "y3"}, **axes,
         shapes=[] if step is None else [
             _outline(x0=step - 0.4, x1=step + 0.4, yref="paper", y0=0, y1=1)],
     )
@@ -373,7 +247,7 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
         {"type": "bar", "orientation": "h", "name": state, "x": [bar[0] for bar in bars[state]],
          "y": [bar[1] for bar in bars[state]], "customdata": [bar[2] for bar in bars[state]],
          "hovertemplate": "%{customdata}<br>%{x} tokens<extra></extra>",
-         "marker": {"color": color, "pattern": _pattern(number),
+         "marker": {"color": color, "pattern": style.pattern(number),
                     "line": {"color": GREY, "width": 1}}}
         for number, (state, color) in enumerate(MEMORY_STATES.items())
     ]
@@ -386,7 +260,7 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     cut = "" if len(lanes) == len(ever) else f" ({len(lanes)} shown)"
     happened = ", ".join(f"{count} {state.removesuffix(' at this step')}"
                          for state, count in did.items()) or "nothing changed"
-    return _made(
+    return style.made(
         traces, f"Memory after step {step} of {trajectory.num_steps}",
         f"{len(now)} items{cut}, {sum(count_tokens(item.content) for item in now.values())} "
         f"tokens; at this step: {happened}. {idle} of the items are never retrieved (grey).",
@@ -419,7 +293,7 @@ def operation_timeline(
             order[item.item_id] = creation_key(item)
         gone |= {item_id: (step.step, "DELETE") for item_id in step.delta.removed}
         gone |= {item_id: (step.step, "evicted") for item_id in step.delta.evicted}
-    asked = [(_number(left + room * place / (len(group) + 1)), answered)
+    asked = [(style.number(left + room * place / (len(group) + 1)), answered)
              for left, room, group in [
                  *((step.step + 0.1, 0.8, step.chunk_questions) for step in trajectory.steps),
                  (start, end - start, trajectory.questions)]
@@ -489,12 +363,12 @@ def operation_timeline(
                        fillcolor="rgba(0,114,178,0.08)")
               for item_id in lanes if item_id in chosen]
     labels = [f"#{label(item_id, 8)} {label(contents[item_id], 24)}" for item_id in lanes]
-    axis = _count_axis(trajectory.num_steps)
+    axis = style.count_axis(trajectory.num_steps)
     ticked = [step.step for step in trajectory.steps if step.step % axis["dtick"] == 0]
     bottom = bool(any(lane == nowhere for points in marks.values() for _, lane, _ in points))
     never = sum(1 for item_id in born if not hits[item_id])
     cut = "" if len(lanes) == len(born) else f" ({len(lanes)} most retrieved shown)"
-    return _made(
+    return style.made(
         traces, "Operations and retrievals per memory item",
         f"Items: {len(born)}{cut}; ended before the last step: {len(gone)}; never retrieved: "
         f"{never}. The {len(trajectory.questions)} global questions are asked after the last step.",
@@ -553,7 +427,7 @@ def evidence_parts(
             for step, item_id, share in item_shares(answered, trajectory.num_steps, settings)]
 
 
-@_remember
+@style.remembered
 def source_sentence(content: str, chunk_text: str) -> str:
     """Return the sentence of a chunk that shares most words with an item's content.
 
@@ -660,7 +534,7 @@ def evidence_sankey(
             "align": "right", "line": {"color": INK, "width": 0.5}},
         "link": {
             "source": [ahead + key[0] for key in keys], "target": [ahead + key[1] for key in keys],
-            "value": _numbers(links[key] for key in keys),
+            "value": style.numbers(links[key] for key in keys),
             "color": [f"rgba(0,114,178,{earned})" if key[2] else f"rgba(118,118,118,{not_earned})"
                       for key, (earned, not_earned) in zip(keys, strength, strict=True)],
             "label": ["earned" if key[2] else "not earned" for key in keys],
@@ -683,7 +557,7 @@ def evidence_sankey(
     cut = "" if len(chosen) == len(trajectory.questions) else (
         f" ({len(chosen)} of {len(trajectory.questions)} questions shown)")
     rows = max(Counter(kind for kind, _ in nodes).values(), default=1)
-    return _made(
+    return style.made(
         [trace], "Who earned which answer?",
         f"{right} of {len(chosen)} questions were answered with a score above 0{cut}.{who} Grey is "
         "what was retrieved without earning.",
@@ -743,8 +617,8 @@ def evidence_trail(
              for row in drawn]
     traces = [
         {"type": "bar", "orientation": "h", "name": name, "y": lines,
-         "x": _numbers(part[number] for part in parts),
-         "marker": {"color": color, "pattern": _pattern(number)}}
+         "x": style.numbers(part[number] for part in parts),
+         "marker": {"color": color, "pattern": style.pattern(number)}}
         for number, (name, color) in enumerate((("earned", BLUE), ("not earned", PALE)))
     ]
     traces[0] |= {"customdata": notes, "hovertemplate": "%{customdata}<br>%{x}<extra></extra>"}
@@ -756,9 +630,9 @@ def evidence_trail(
     asked = ""
     if selected.startswith("question "):
         answered = trajectory.questions[int(selected[9:]) - 1]
-        asked = (f"{_one_line(answered.question.text, 120)} Answer: "
-                 f"{_one_line(answered.answer, 60)!r}, score {_score(answered)}. ")
-    return _made(
+        asked = (f"{style.one_line(answered.question.text, 120)} Answer: "
+                 f"{style.one_line(answered.answer, 60)!r}, score {_score(answered)}. ")
+    return style.made(
         traces, f"What was it answered from{what}",
         f"{asked}{len(rows)} ways of evidence{cut}, through which {earned:.3g} of the outcome "
         "reward flowed back.",
@@ -788,7 +662,7 @@ def evidence_heatmap(
     touched = {(part.step, part.question) for part in parts}
     steps = list(range(1, trajectory.num_steps + 1))
     numbers = list(range(1, len(asked) + 1))
-    cells = [[_number(value) if value else None for value in row] for row in matrix]
+    cells = [[style.number(value) if value else None for value in row] for row in matrix]
     zeros = sorted((step, j + 1) for step, j in touched if not matrix[step - 1][j])
     few = len(steps) * len(asked) <= 160
     bars = {"type": "bar", "marker": {"color": BLUE}}
@@ -799,7 +673,7 @@ def evidence_heatmap(
         "zmax": max((value for row in cells for value in row if value is not None), default=1),
         "hovertemplate": "step %{y}, question %{x}: %{z}"
                          + ("<br>%{customdata}" if few else "") + "<extra></extra>",
-        "colorbar": _colorbar("share of r<sub>global</sub>") | {
+        "colorbar": style.colorbar("share of r<sub>global</sub>") | {
             "len": 0.76, "y": 0, "yanchor": "bottom"},
     }
     if few:
@@ -813,9 +687,9 @@ def evidence_heatmap(
          "marker": {"symbol": "x-thin", "size": 8 if few else 4,
                     "line": {"color": GREY, "width": 1}},
          "hovertemplate": "step %{y}, question %{x}: retrieved, earned nothing<extra></extra>"},
-        bars | {"x": numbers, "y": _numbers(a.score for a in asked), "yaxis": "y2",
+        bars | {"x": numbers, "y": style.numbers(a.score for a in asked), "yaxis": "y2",
                 "name": "score s_j", "hovertemplate": "question %{x}: score %{y}<extra></extra>"},
-        bars | {"x": _numbers(row_sums), "y": steps, "xaxis": "x2", "orientation": "h",
+        bars | {"x": style.numbers(row_sums), "y": steps, "xaxis": "x2", "orientation": "h",
                 "name": "N_t", "marker": {"color": ORANGE},
                 "hovertemplate": "step %{y}: N_t = %{x}<extra></extra>"},
     ]
@@ -828,12 +702,12 @@ def evidence_heatmap(
             trace |= _faded([not selected or place in those for place in places])
         outlines = [_outline(x0=part.question + 0.5, x1=part.question + 1.5, y0=part.step - 0.5,
                              y1=part.step + 0.5) for part in own] if selected else []
-    rows = _count_axis(len(steps), "step t") | {"showgrid": False}
+    rows = style.count_axis(len(steps), "step t") | {"showgrid": False}
     best = max(range(len(steps)), key=row_sums.__getitem__, default=0)
     total = sum(row_sums)
     top = f"Step {steps[best]} contributes most, N_t = {row_sums[best]:.3g}. " if total else ""
     idle = sum(1 for value in row_sums if not value)
-    return _made(
+    return style.made(
         traces, "Evidence: which step matters for which question",
         f"{top}{idle} of {len(steps)} steps earned no evidence; the N_t add up to {total:.3g}. "
         "A cross: retrieved, but nothing earned.",
@@ -844,7 +718,7 @@ def evidence_heatmap(
                            1: [columns[j - 1] for _, j in zeros], 2: columns,
                            3: [f"step {step}" for step in steps]}),
         showlegend=False, shapes=outlines,
-        xaxis=_count_axis(len(asked), "question j") | {"showgrid": False, "domain": [0, 0.76]},
+        xaxis=style.count_axis(len(asked), "question j") | {"showgrid": False, "domain": [0, 0.76]},
         yaxis=rows | {"range": rows["range"][::-1], "domain": [0, 0.73]},
         xaxis2={"title": {"text": "N<sub>t</sub>"}, "domain": [0.79, 1], "rangemode": "tozero",
                 "nticks": 4, "tickangle": 0},
@@ -869,14 +743,14 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
     for number, (term, weight) in enumerate(rewards[0].weights.items() if rewards else ()):
         name = TERM_NAMES[term] if weight == 1 else f"{weight:g} × {TERM_NAMES[term]}"
         values = [reward.weighted[term] for reward in rewards]
-        means[name] = _mean(values) or 0.0
+        means[name] = style.mean(values) or 0.0
         fig.add_bar(
-            x=steps, y=_numbers(values), name=name,
+            x=steps, y=style.numbers(values), name=name,
             marker={"color": CATEGORIES[number],
-                    "pattern": _pattern(number)},
+                    "pattern": style.pattern(number)},
         )
     totals = [reward.total for reward in rewards]
-    fig.add_scatter(x=steps, y=_numbers(totals), name="total", mode="markers",
+    fig.add_scatter(x=steps, y=style.numbers(totals), name="total", mode="markers",
                     marker={"color": INK, "symbol": "line-ew-open", "size": 16,
                             "line": {"width": 3, "color": INK}})
     known = [total for total in totals if total is not None]
@@ -888,11 +762,11 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
     missing = sum(1 for reward in rewards if reward.chunk is None)
     if missing:
         caption += f" {missing} of {len(steps)} steps have no chunk term: nothing to score there."
-    return _finish(
+    return style.finish(
         fig, "What is each step paid for?", caption,
         f"Stacked bars of {len(means)} weighted reward terms for {len(steps)} steps with a mark at "
         "the total.",
-        400, barmode="relative", xaxis=_count_axis(len(steps)),
+        400, barmode="relative", xaxis=style.count_axis(len(steps)),
         yaxis={"title_text": "reward r<sub>t</sub> (weighted terms)"},
     )
 
@@ -903,7 +777,7 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
     `advantages` has num_generations rows and T columns, as `group_relative` returns them. A step
     whose group is dead (all advantages 0 or None) teaches nothing and is marked "no gradient".
     """
-    rows = [_numbers(row) for row in advantages]
+    rows = [style.numbers(row) for row in advantages]
     num_steps = max((len(row) for row in rows), default=0)
     steps = list(range(1, num_steps + 1))
     dead = [step for step in steps if not any(row[step - 1] for row in rows if len(row) >= step)]
@@ -914,21 +788,21 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
         zmax=bound, xgap=1, ygap=1, name="advantage",
         texttemplate="%{z:+.2f}" if few else None, textfont={"size": 11},
         hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}<extra></extra>",
-        colorbar=_colorbar("advantage A"),
+        colorbar=style.colorbar("advantage A"),
     ))
     for step in dead:
         fig.add_shape(type="rect", x0=step - 0.5, x1=step + 0.5, y0=0.5, y1=len(rows) + 0.5,
                       line={"color": GREY, "dash": "dot"}, fillcolor="white")
         fig.add_annotation(x=step, y=(len(rows) + 1) / 2, text="no gradient", textangle=-90,
                            showarrow=False, font={"color": INK})
-    return _finish(
+    return style.finish(
         fig, "Advantage per rollout and step",
         f"{len(dead)} of {num_steps} steps carry no gradient: their rollouts earned the same, or "
         f"none could be scored. The largest advantage is {bound:.3g}." if rows else "No rollouts.",
         f"Heatmap of {len(rows)} rollouts by {num_steps} steps, orange below and purple above the "
         "mean of the group.",
         190 + max(150, min(30 * len(rows), 600)),
-        xaxis=_count_axis(num_steps) | {"showgrid": False},
+        xaxis=style.count_axis(num_steps) | {"showgrid": False},
         yaxis={"title_text": "rollout", "tick0": 1, "dtick": 1, "autorange": "reversed",
                "showgrid": False},
     )
@@ -939,7 +813,7 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
 
     `credits` has T values per rule, in units of the outcome reward; `None` cells stay empty.
     """
-    rows = [_numbers(row) for row in credits.values()]
+    rows = [style.numbers(row) for row in credits.values()]
     num_steps = max((len(row) for row in rows), default=0)
     bound = max((abs(value) for row in rows for value in row if value is not None), default=0) or 1
     sums = [math.fsum(value for value in row if value is not None) for row in credits.values()]
@@ -950,15 +824,15 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
         colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=1, ygap=1, name="credit",
         texttemplate="%{z:.3~f}" if len(rows) * num_steps <= 160 else None, textfont={"size": 11},
         hovertemplate="%{y}, step %{x}: %{z:.4~f}<extra></extra>",
-        colorbar=_colorbar("credit (outcome reward)"),
+        colorbar=style.colorbar("credit (outcome reward)"),
     ))
-    return _finish(
+    return style.finish(
         fig, "What each rule pays each step",
         f"{len(rows)} rules{spread}; {negative} of them pay some step less than nothing.",
         f"Heatmap of {len(rows)} rules by {num_steps} steps: credit in units of the outcome "
         "reward, purple above and orange below zero.",
         190 + max(150, min(34 * len(rows), 600)),
-        xaxis=_count_axis(num_steps) | {"showgrid": False},
+        xaxis=style.count_axis(num_steps) | {"showgrid": False},
         yaxis={"title_text": "rule", "autorange": "reversed", "showgrid": False},
     )
 
@@ -980,7 +854,7 @@ def advantage_dumbbell(
     shown = list(range(len(before)) if rollouts is None else rollouts)
     num_steps = max((len(row) for row in before), default=0)
     points = [
-        (_number(at + (place - (len(shown) - 1) / 2) / (len(shown) + 1)), old, new,
+        (style.number(at + (place - (len(shown) - 1) / 2) / (len(shown) + 1)), old, new,
          f"step {at}, rollout {rollout + 1}: {old:+.2f} → {new:+.2f}", at)
         for at in range(1, num_steps + 1)
         for place, rollout in enumerate(shown)
@@ -989,7 +863,7 @@ def advantage_dumbbell(
         and (new := after[rollout][at - 1]) is not None
     ]
     xs, at = [point[0] for point in points], [point[4] for point in points]
-    ends = _numbers(point[1] for point in points), _numbers(point[2] for point in points)
+    ends = style.numbers(point[1] for point in points), style.numbers(point[2] for point in points)
     traces: list[dict[str, Any]] = [{
         "type": "scatter", "mode": "lines", "line": {"color": GREY, "width": 2}, "name": "change",
         "showlegend": False, "hoverinfo": "skip",
@@ -1005,19 +879,19 @@ def advantage_dumbbell(
         for name, ys, color, symbol in ((names[0], ends[0], ORANGE, "circle-open"),
                                         (names[1], ends[1], BLUE, "diamond"))
     ]
-    moved = _mean(abs(point[2] - point[1]) for point in points) or 0.0
+    moved = style.mean(abs(point[2] - point[1]) for point in points) or 0.0
     turned = sum(1 for point in points if point[1] * point[2] < 0)
     sign = f" and turns the sign of {turned} of {len(points)}" if measure == "advantage" else (
         f" over {len(points)} steps")
     who = "" if rollouts is None else f" of rollout {', '.join(str(one + 1) for one in shown)}"
-    return _made(
+    return style.made(
         traces, f"{measure.capitalize()}s{who} before and after attribution",
-        f"From {_one_line(names[0], 40)} to {_one_line(names[1], 40)}: the {measure} moves by "
-        f"{moved:.3g} on average{sign}.",
+        f"From {style.one_line(names[0], 40)} to {style.one_line(names[1], 40)}: the {measure} "
+        f"moves by {moved:.3g} on average{sign}.",
         f"Dumbbells for {len(shown)} rollouts at each of {num_steps} steps, from "
-        f"{_one_line(names[0], 28)} to {_one_line(names[1], 28)}.",
+        f"{style.one_line(names[0], 28)} to {style.one_line(names[1], 28)}.",
         420, step if step is None else {"control": "step", "points": {"1": at, "2": at}},
-        xaxis=_count_axis(num_steps, "step t (rollouts side by side)" if len(shown) > 1
+        xaxis=style.count_axis(num_steps, "step t (rollouts side by side)" if len(shown) > 1
                           else "step t (chunk number)"),
         yaxis={"title": {"text": "advantage A" if measure == "advantage" else
                          "reward r<sub>t</sub>"}, "zeroline": True},
@@ -1042,20 +916,21 @@ def formula_card(terms: Sequence[Term], title: str, caption: str) -> go.Figure:
     rows = list(range(len(terms)))
     traces = [
         {"type": "bar", "orientation": "h", "name": name, "y": rows,
-         "x": [_number(term.value) if term.result == result else None for term in terms],
+         "x": [style.number(term.value) if term.result == result else None for term in terms],
          "text": [f"<b>{term.value:+.4g}</b>" if term.value is not None and term.result == result
                   else "" for term in terms],
          "textposition": "outside", "cliponaxis": False, "hoverinfo": "skip" if not terms else "x",
-         "marker": {"color": color, "pattern": _pattern(number)}}
+         "marker": {"color": color, "pattern": style.pattern(number)}}
         for number, (name, result, color) in enumerate((("term", False, BLUE),
                                                         ("result", True, ORANGE)))
     ]
     ends = [0.0, *(term.value for term in terms if term.value is not None)]
     room = 0.25 * ((max(ends) - min(ends)) or 1)
-    return _made(
+    return style.made(
         traces, title, caption,
         "The formula term by term with its numbers: " + "; ".join(
-            f"{_one_line(term.formula, 60)} is {'left out' if term.value is None else term.numbers}"
+            f"{style.one_line(term.formula, 60)} is "
+            f"{'left out' if term.value is None else term.numbers}"
             for term in terms) + ".",
         170 + 44 * len(terms), barmode="overlay",
         xaxis={"title": {"text": "value (units of the reward)"}, "zeroline": True,
@@ -1084,8 +959,9 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
     for place, category in enumerate(categories):
         part = [row for row in table if row.category == category]
         fig.add_scatter(
-            x=_numbers(row.value for row in part), y=[methods.index(row.method) for row in part],
-            error_x=_interval(part),
+            x=style.numbers(row.value for row in part),
+            y=[methods.index(row.method) for row in part],
+            error_x=style.interval(part),
             mode="markers+text", text=[f"{row.value:.2f}" for row in part],
             textposition="top center", cliponaxis=False, name=label(category), showlegend=False,
             marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 11,
@@ -1102,9 +978,11 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
     fig.update_annotations(font={"size": 14})
     best = [max((row for row in table if row.category == category), key=lambda row: row.value)
             for category in categories]
-    tops = "; ".join(f"{_one_line(row.category, 12)} {_one_line(row.method, 28)} {row.value:.2f}"
-                     for row in best)
-    return _finish(
+    tops = "; ".join(
+        f"{style.one_line(row.category, 12)} {style.one_line(row.method, 28)} {row.value:.2f}"
+        for row in best
+    )
+    return style.finish(
         fig, f"Accuracy by category ({average} average)",
         f"Best per category: {tops}. Lines are the intervals of the table." if best
         else "Nothing could be scored.",
@@ -1112,15 +990,6 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
         "intervals.",
         200 + 44 * len(methods), margin={"t": 84},
     )
-
-
-def _interval(rows: Sequence[Estimate]) -> dict[str, Any]:
-    """Return error bars; a row without an interval has none."""
-    return {
-        "type": "data", "symmetric": False, "thickness": 2, "width": 5,
-        "array": [0 if row.high is None else _number(row.high - row.value) for row in rows],
-        "arrayminus": [0 if row.low is None else _number(row.value - row.low) for row in rows],
-    }
 
 
 def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Figure:
@@ -1133,20 +1002,20 @@ def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Fi
     for place, category in enumerate(categories):
         part = [row for row in table if row.category == category]
         fig.add_bar(
-            x=_numbers(row.value for row in part), orientation="h",
+            x=style.numbers(row.value for row in part), orientation="h",
             y=[methods.index(row.method) for row in part], name=label(category),
             text=[f"{row.value:,.0f}" for row in part], textposition="inside",
-            insidetextanchor="start", textfont={"color": "white"}, error_x=_interval(part),
+            insidetextanchor="start", textfont={"color": "white"}, error_x=style.interval(part),
             cliponaxis=False, hovertemplate="%{x} tokens<extra></extra>",
-            marker={"color": CATEGORIES[place % len(CATEGORIES)], "pattern": _pattern(place)},
+            marker={"color": CATEGORIES[place % len(CATEGORIES)], "pattern": style.pattern(place)},
         )
-    means = {method: _mean(row.value for row in table if row.method == method) or 0.0
+    means = {method: style.mean(row.value for row in table if row.method == method) or 0.0
              for method in methods}
     ordered = sorted(methods, key=means.__getitem__)
-    return _finish(
+    return style.finish(
         fig, f"Length of the final memory ({average} average)",
-        f"{_one_line(ordered[0], 28)} keeps the shortest memory, {_one_line(ordered[-1], 28)} the "
-        "longest: "
+        f"{style.one_line(ordered[0], 28)} keeps the shortest memory, "
+        f"{style.one_line(ordered[-1], 28)} the longest: "
         f"{means[ordered[0]]:,.0f} and {means[ordered[-1]]:,.0f} tokens over the categories."
         if ordered else "Nothing was measured.",
         f"Bars of the memory length of {len(methods)} methods in {len(categories)} categories.",
@@ -1166,197 +1035,6 @@ def _estimates(
              and row.data_source == ALL and row.value is not None]
     return (table, list(dict.fromkeys(row.method for row in table)),
             list(dict.fromkeys(row.category for row in table)))
-
-
-# ---- beside the picture --------------------------------------------------------------------------
-
-
-def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the data of a figure as rows, for readers who do not see it and for tests.
-
-    Reads the kinds of traces that the builders of this module make; others have no rows.
-
-    >>> figure_table(go.Figure(go.Bar(x=[1, 2], y=[3.0, None], name="a")))
-    [{'series': 'a', 'x': 1, 'y': 3.0}]
-    """
-    spec = figure.to_plotly_json() if isinstance(figure, go.Figure) else figure
-    layout = spec.get("layout", {})
-    rows: list[dict[str, Any]] = []
-    for trace in spec.get("data", ()):
-        name = plain(trace.get("name", ""))
-        if trace["type"] == "sankey":
-            names = [plain(text) for text in trace["node"]["label"]]
-            columns = (trace["link"][key] for key in ("source", "target", "value", "label"))
-            rows += [{"from": names[source], "to": names[target], "share": value, "kind": kind}
-                     for source, target, value, kind in zip(*columns, strict=True)]
-            continue
-        xs, ys = trace.get("x"), trace.get("y")
-        listed = isinstance(xs, list | tuple) and isinstance(ys, list | tuple)
-        if not listed or trace.get("hoverinfo") == "skip":
-            continue
-        x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
-        y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
-        if trace["type"] == "heatmap":
-            notes = trace.get("customdata") or [[]] * len(ys)
-            rows += [{"series": name, x_name: x, y_name: y_text.get(y, y), "value": value}
-                     | ({} if note is None else {"note": plain(note)})
-                     for y, line, beside in zip(ys, trace["z"], notes, strict=True)
-                     for x, value, note in itertools.zip_longest(xs, line, beside)
-                     if value is not None]
-            continue
-        notes = trace.get("customdata") or [None] * len(xs)
-        rows += [{"series": name, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
-                 | ({} if note is None else {"note": plain(note)})
-                 for x, y, note in zip(xs, ys, notes, strict=True)
-                 if x is not None and y is not None]
-    return rows
-
-
-def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, dict[Any, str]]:
-    """Return the name of an axis and the texts that stand for its values; panels that share an
-    axis are named on one of them only."""
-    axes = {key.replace("axis", ""): spec for key, spec in layout.items()
-            if key.startswith(f"{letter}axis")}
-    own = axes.get(axis, {})
-    root = own.get("matches", axis)
-    shared = [spec for key, spec in axes.items() if root in (key, spec.get("matches"))]
-    titles = [(spec.get("title") or {}).get("text") for spec in (own, *shared)]
-    title = re.sub(r"</?sub>", "", next(filter(None, titles), letter))
-    texts = zip(own.get("tickvals") or (), own.get("ticktext") or (), strict=False)
-    return plain(title), {value: plain(text) for value, text in texts}
-
-
-def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted path; lists and ``meta`` are not entered.
-
-    >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
-    {'line.color': 'red', 'x': [1, 2]}
-    """
-    found: dict[str, Any] = {}
-    for key, value in spec.items():
-        if isinstance(value, Mapping) and value and key != "meta":
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return by dotted path what `after` has that `before` has not; `None` for what is gone.
-
-    >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
-    {'line.color': None, 'line.width': 2}
-    """
-    old, new = leaves(before), leaves(after)
-    return {path: new.get(path) for path in old | new if old.get(path) != new.get(path)}
-
-
-SLIDER_ROOM = 64
-"""Pixels that `framed` puts between the title and the drawing, for its slider."""
-
-
-def framed(
-    states: Sequence[tuple[str, go.Figure]], start: int, explorer: str
-) -> go.Figure:
-    """Join figures of the same traces into one with a plotly slider, which needs no kernel.
-
-    states: the name of each state and its figure, in the order of the slider. start: the position
-    of the one shown first. explorer: what figures that move together have in common; the report
-    puts one slider above all of them. A frame holds whatever differs between any two states, so
-    that each can follow each.
-
-    Raises:
-        ValueError: two states have other traces (number or types).
-    """
-    specs = [figure.to_plotly_json() for _, figure in states]
-    kinds = [[trace["type"] for trace in spec["data"]] for spec in specs]
-    for (name, _), spec, found in zip(states, specs, kinds, strict=True):
-        if found != kinds[start]:
-            raise ValueError(
-                f"framed: state {name!r} has the traces {found}, expected {kinds[start]} as in the "
-                "first; let the builder return the same traces in every state, empty where needed"
-            )
-        _make_room(spec["layout"], SLIDER_ROOM)
-        for drawn in ("shapes", "annotations"):
-            # plotly drops an empty list, and the frame could not take away what another one drew
-            if drawn in spec["layout"] and not spec["layout"][drawn]:
-                spec["layout"][drawn] = [{"visible": False}]
-    base = specs[start]
-    parts = [(*spec["data"], spec["layout"]) for spec in specs]
-    varying = [
-        {path for part in parts for path in changes(parts[start][place], part[place])}
-        for place in range(len(parts[start]))
-    ]
-    moving = [place for place in range(len(base["data"])) if varying[place]]
-    frames = [
-        {"name": str(number), "traces": moving, "layout": _nested(part[-1], varying[-1]),
-         "data": [{"type": part[place]["type"]} | _nested(part[place], varying[place])
-                  for place in moving]}
-        for number, part in enumerate(parts)
-    ]
-    instant = {"mode": "immediate", "transition": {"duration": 0}, "frame": {"duration": 0}}
-    margin = base["layout"]["margin"]["t"] - SLIDER_ROOM
-    layout = base["layout"] | {
-        "meta": base["layout"]["meta"] | {"explorer": explorer},
-        "sliders": [{
-            "active": start, "x": 0, "len": 1, "y": 1, "yanchor": "bottom",
-            "pad": {"t": 0, "b": max(0, margin - 40)}, "minorticklen": 0, "ticklen": 4,
-            "font": {"color": "rgba(0,0,0,0)", "size": 6},  # one name is enough, the current one
-            "currentvalue": {"font": {"color": INK, "size": 13}},
-            "steps": [{"label": label(name, 80), "method": "animate",
-                       "args": [[str(number)], instant]}
-                      for number, (name, _) in enumerate(states)],
-        }],
-    }
-    return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
-
-
-def _make_room(layout: dict[str, Any], pixels: int) -> None:
-    margin = layout.get("margin") or {}
-    layout["margin"] = margin | {"t": margin.get("t", TEMPLATE["layout"]["margin"]["t"]) + pixels}
-    layout["height"] += pixels
-
-
-def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the spec of a framed figure without its slider and the room for it, for a page that
-    moves the frames by other means."""
-    spec = json.loads(json.dumps(spec))
-    spec["layout"].pop("sliders")
-    _make_room(spec["layout"], -SLIDER_ROOM)
-    for frame in spec["frames"]:
-        layout = frame.get("layout", {})
-        for part in (layout, layout.get("margin") or {}):
-            for name in {"height", "t"} & {*part}:
-                part[name] -= SLIDER_ROOM
-    return spec
-
-
-def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the spec of a framed figure in one of its states, without frames."""
-    frame = spec["frames"][number]
-    data = list(spec["data"])
-    for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):
-        data[place] = _merged(data[place], delta)
-    return {"data": data, "layout": _merged(spec["layout"], frame.get("layout", {}))}
-
-
-def _merged(base: Any, delta: Mapping[str, Any]) -> dict[str, Any]:
-    made = dict(base or {})
-    for key, value in delta.items():
-        made[key] = _merged(made.get(key), value) if isinstance(value, Mapping) else value
-    return made
-
-
-def _nested(spec: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    values = leaves(spec)
-    made: dict[str, Any] = {}
-    for path in sorted(paths):
-        *above, last = path.split(".")
-        place = made
-        for key in above:
-            place = place.setdefault(key, {})
-        place[last] = values.get(path)
-    return made
 
 
 def show(figure: go.Figure) -> None:

@@ -9,17 +9,9 @@ from collections.abc import Iterable, Mapping
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from finemem_lib import plot_style as style
 from finemem_lib.credit_truth import REGIMES, TOLD, Measure, Row, Truth
-from finemem_lib.plots import (
-    CATEGORIES,
-    MARKERS,
-    _finish,
-    _interval,
-    _number,
-    _numbers,
-    _one_line,
-    label,
-)
+from finemem_lib.plot_style import CATEGORIES, MARKERS, label
 
 MEASURE_NAMES: Mapping[Measure, str] = {
     "rank": "rank correlation over steps",
@@ -47,9 +39,9 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
         for name, offset in zip(slices, (-0.16, 0.16), strict=True):
             part = [table[name, rule] for rule in rules if (name, rule) in table]
             fig.add_scatter(
-                x=_numbers(row.value for row in part),
-                y=[_number(rules.index(row.rule) + offset) for row in part],
-                error_x=_interval(part), mode="markers", name=label(name), cliponaxis=False,
+                x=style.numbers(row.value for row in part),
+                y=[style.number(rules.index(row.rule) + offset) for row in part],
+                error_x=style.interval(part), mode="markers", name=label(name), cliponaxis=False,
                 marker={"color": CATEGORIES[series], "size": 8, "symbol": MARKERS[series]},
                 customdata=[_note(row) for row in part],
                 hovertemplate="%{customdata}<extra></extra>", row=1, col=column,
@@ -62,11 +54,11 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
     fig.update_yaxes(title_text="credit rule", col=1)
     fig.update_annotations(font={"size": 14})
     best = "; ".join(
-        f"{_one_line(name, 28)} {_one_line(top.rule, 28)} {top.value:.2f}"
+        f"{style.one_line(name, 28)} {style.one_line(top.rule, 28)} {top.value:.2f}"
         for slices in REGIMES.values() for name in slices
         for top in _top([table[name, rule] for rule in rules if (name, rule) in table], measure)
     )
-    return _finish(
+    return style.finish(
         fig, f"Credit rules against the {truth} truth, by regime",
         f"{_sense(measure)}. Best per slice: {best or 'nothing (0 rules)'}. {_told(truth)} "
         "Lines are 95 % intervals over instances.",
@@ -88,8 +80,8 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
     fig = go.Figure()
     for place, row in enumerate(part):
         fig.add_scatter(
-            x=[_number(_calls(row.calls_made))], y=[_number(row.value)],
-            error_y=_interval([row]), mode="markers", name=label(row.rule, 28),
+            x=[style.number(_calls(row.calls_made))], y=[style.number(row.value)],
+            error_y=style.interval([row]), mode="markers", name=label(row.rule, 28),
             marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 11,
                     "symbol": MARKERS[place % len(MARKERS)],
                     "line": {"width": 1 + place // len(MARKERS)}},
@@ -99,18 +91,18 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
              if calls <= 3 * max([row.calls_made for row in part], default=0) + 1]
     free = _top([row for row in part if not row.calls_made], measure)
     paid = _top([row for row in part if row.calls_made], measure)
-    told = [f"best without a call of its own: {_one_line(row.rule, 28)} {row.value:.2f}"
+    told = [f"best without a call of its own: {style.one_line(row.rule, 28)} {row.value:.2f}"
             for row in free]
-    told += [f"best with calls: {_one_line(row.rule, 28)} {row.value:.2f} for "
+    told += [f"best with calls: {style.one_line(row.rule, 28)} {row.value:.2f} for "
              f"{row.calls_made:.0f}" for row in paid]
-    return _finish(
+    return style.finish(
         fig, f"What a reader call buys, against the {truth} truth",
         f"{_sense(measure)}; {'; '.join(told) or '0 rules were judged'}. {_told(truth)} "
         "Lines are 95 % intervals over instances.",
         f"Scatter plot of {len(part)} credit rules: reader calls per trajectory against "
         f"{MEASURE_NAMES[measure]}.",
         560, xaxis={"title_text": "reader calls per trajectory (log scale from 0)",
-                    "tickvals": [_number(_calls(calls)) for calls in ticks],
+                    "tickvals": [style.number(_calls(calls)) for calls in ticks],
                     "ticktext": [str(calls) for calls in ticks]},
         yaxis={"title_text": MEASURE_NAMES[measure]},
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from finemem_lib import plot_style as style
 from finemem_lib.experiment import Cell, CellResult
 from finemem_lib.experiment_table import (
     ACCURACIES,
@@ -21,7 +22,7 @@ from finemem_lib.experiment_table import (
     format_interval,
     kept_together,
 )
-from finemem_lib.plots import (
+from finemem_lib.plot_style import (
     BLUE,
     CATEGORIES,
     GREEN,
@@ -32,12 +33,6 @@ from finemem_lib.plots import (
     PINK,
     RED,
     SKY,
-    _colorbar,
-    _finish,
-    _mean,
-    _number,
-    _numbers,
-    _pattern,
     label,
 )
 
@@ -78,12 +73,12 @@ def measure_intervals(
             values, low, high = zip(*(_bounds(row, difference) for row in part), strict=True) \
                 if part else ((), (), ())
             fig.add_scatter(
-                x=_numbers(values), row=1, col=panel + 1, mode="markers",
-                y=_numbers(lines.names.index(lines.of(row)) + shift for row in part),
+                x=style.numbers(values), row=1, col=panel + 1, mode="markers",
+                y=style.numbers(lines.names.index(lines.of(row)) + shift for row in part),
                 error_x={
                     "type": "data", "symmetric": False, "thickness": 2, "width": 4,
-                    "array": _numbers(b - a for a, b in zip(values, high, strict=True)),
-                    "arrayminus": _numbers(a - b for a, b in zip(values, low, strict=True)),
+                    "array": style.numbers(b - a for a, b in zip(values, high, strict=True)),
+                    "arrayminus": style.numbers(a - b for a, b in zip(values, low, strict=True)),
                 },
                 name=label(measure), legendgroup=measure,
                 showlegend=not panel and len(measures) > 1,
@@ -102,7 +97,7 @@ def measure_intervals(
     count = f"{len(drawn)} estimates over {_seeds(drawn)} seeds"
     clear = [row for row in drawn if difference and excludes_zero(row)]
     told = f"; {len(clear)} of the intervals exclude zero" if difference else ""
-    return _finish(
+    return style.finish(
         fig, title, f"{count}, with 95 % intervals over seeds and streams{told}.",
         f"Dot plot with intervals of {len(measures)} measures for {lines} in {panels}.",
         170 + max(130, (26 + 12 * len(measures)) * len(lines.names)) + 24 * (len(measures) > 1),
@@ -125,18 +120,18 @@ def difference_heatmap(
         fig.add_heatmap(
             x=[label(measure.removeprefix("accuracy, "), 24) for measure in measures],
             y=list(range(len(lines.names))),
-            z=[[row and _number(row.difference) for row in line] for line in table],
+            z=[[row and style.number(row.difference) for row in line] for line in table],
             text=[[_marked(row) for row in line] for line in table], texttemplate="%{text}",
-            textfont={"size": 11}, colorscale="PuOr", zmid=0, zmin=_number(-bound),
-            zmax=_number(bound), xgap=1, ygap=1, name=label(name), showscale=panel == 0,
-            colorbar=_colorbar("difference in accuracy"), row=1, col=panel + 1,
+            textfont={"size": 11}, colorscale="PuOr", zmid=0, zmin=style.number(-bound),
+            zmax=style.number(bound), xgap=1, ygap=1, name=label(name), showscale=panel == 0,
+            colorbar=style.colorbar("difference in accuracy"), row=1, col=panel + 1,
             hovertemplate="%{x}: %{text}<extra></extra>",
         )
     fig.update_xaxes(title_text="accuracy", tickangle=-30, showgrid=False)
     fig.update_yaxes(showgrid=False)
     clear = [row for row in drawn if excludes_zero(row)]
     up = sum(row.difference > 0 for row in clear)
-    return _finish(
+    return style.finish(
         fig, "Differences to the baseline, paired",
         f"Of {len(drawn)} differences over {_seeds(drawn)} seeds {up} are above zero and "
         f"{len(clear) - up} below it with an interval that excludes it; the others stand in "
@@ -165,17 +160,17 @@ def learning_curves(
                 continue
             updates = max(map(len, runs))
             points = list(zip(*map(_blocks, runs), strict=False))
-            middle = [_mean(point) for point in points]
+            middle = [style.mean(point) for point in points]
             ends[regime, variant] = middle[-1]
             spread = [[value for value in point if value is not None] for point in points]
             fig.add_scatter(
                 x=[min((number + 1) * BLOCK, updates) for number in range(len(points))],
-                y=_numbers(middle),
+                y=style.numbers(middle),
                 error_y={
                     "type": "data", "symmetric": False, "thickness": 1, "width": 3,
-                    "array": _numbers(max(s) - m if s else None
+                    "array": style.numbers(max(s) - m if s else None
                                       for s, m in zip(spread, middle, strict=True)),
-                    "arrayminus": _numbers(m - min(s) if s else None
+                    "arrayminus": style.numbers(m - min(s) if s else None
                                            for s, m in zip(spread, middle, strict=True)),
                 },
                 mode="lines+markers", name=label(variant), legendgroup=label(variant),
@@ -188,7 +183,7 @@ def learning_curves(
     seeds = len({result.cell.seed for result in results})
     last = "; ".join(f"{variant}, {regime} {end:.2f}" for (regime, variant), end in ends.items()
                      if end is not None)
-    return _finish(
+    return style.finish(
         fig, "Learning, update by update",
         f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",
         f"Line plots of {len(variants)} variants in {len(regimes)} regimes over updates.",
@@ -205,7 +200,7 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
     for place, (name, (counts, color)) in enumerate(EDITS.items()):
         for panel, title in enumerate(panels.names):
             values = [
-                _mean(
+                style.mean(
                     sum(test.columns[count][stream] for count in counts) / test.chunks
                     for result in results for test in [result.tests["sampled"]]
                     if (panels.of(result.cell), lines.of(result.cell)) == (title, line)
@@ -215,15 +210,15 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
             ]
             sums[name] = sums.get(name, 0.0) + sum(value or 0.0 for value in values)
             fig.add_bar(
-                x=_numbers(values), y=list(range(len(lines.names))), orientation="h",
+                x=style.numbers(values), y=list(range(len(lines.names))), orientation="h",
                 name=label(name), legendgroup=name, showlegend=not panel, row=1, col=panel + 1,
-                marker={"color": color, "pattern": _pattern(place)},
+                marker={"color": color, "pattern": style.pattern(place)},
                 hovertemplate=f"{label(name)}: %{{x:.3f}} per step<extra></extra>",
             )
     fig.update_xaxes(title_text="edits per step")
     total = sum(sums.values()) or 1.0
     good = sum(list(sums.values())[:4]) / total
-    return _finish(
+    return style.finish(
         fig, "What the managers do to the memory",
         f"{good:.0%} of all edits are right by the planted truth (the first four kinds).",
         f"Stacked bars of edits per step for {lines} in {panels}.",
@@ -283,4 +278,4 @@ def _marked(row: ExperimentRow | None) -> str:
 
 
 def _blocks(values: Sequence[float | None]) -> list[float | None]:
-    return [_mean(values[start : start + BLOCK]) for start in range(0, len(values), BLOCK)]
+    return [style.mean(values[start : start + BLOCK]) for start in range(0, len(values), BLOCK)]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from finemem_lib import plot_style as style
 from finemem_lib.advantages import ScaleRewards, dead_groups, group_relative
-from finemem_lib.plots import (
+from finemem_lib.plot_style import (
     BLUE,
     CATEGORIES,
     GREY,
@@ -27,19 +28,11 @@ from finemem_lib.plots import (
     MARKERS,
     ORANGE,
     PALE,
-    TERM_NAMES,
-    _colorbar,
-    _count_axis,
-    _finish,
-    _mean,
-    _number,
-    _numbers,
-    _pattern,
     label,
     paragraph,
     plain,
-    source_sentence,
 )
+from finemem_lib.plots import TERM_NAMES, source_sentence
 from finemem_lib.report import TOKEN_CSS, html_table
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.text import sentences, words
@@ -98,7 +91,7 @@ def training_curves(
         row, col = divmod(place, columns)
         for number, key in enumerate(found):
             fig.add_scatter(
-                x=_numbers(numbers), y=_numbers(record.get(key) for record in records),
+                x=style.numbers(numbers), y=style.numbers(record.get(key) for record in records),
                 row=row + 1, col=col + 1, mode="lines+markers", connectgaps=True,
                 name=label(key.removesuffix("/mean").split("/", 1)[-1], 28),
                 legendgroup=title, legendgrouptitle_text=title, showlegend=len(found) > 1,
@@ -110,11 +103,12 @@ def training_curves(
     third = len(records) // 3 or 1
     first, last = ([record["reward"] for record in part if "reward" in record]
                    for part in (records[:third], records[-third:]))
-    change = (f"Mean reward {_mean(first):.3g} in the first third, {_mean(last):.3g} in the last. "
+    change = (f"Mean reward {style.mean(first):.3g} in the first third, "
+              f"{style.mean(last):.3g} in the last. "
               if first and last else "")
-    dead = _mean(record.get("frac_reward_zero_std") for record in records)
+    dead = style.mean(record.get("frac_reward_zero_std") for record in records)
     idle = "" if dead is None else f"{dead:.0%} of the groups carried no gradient."
-    return _finish(
+    return style.finish(
         fig, "Training, update by update",
         f"{change}{idle}".strip() or f"{len(records)} updates.",
         f"Small multiples over {len(records)} updates: {', '.join(drawn) or 'nothing logged'}.",
@@ -288,7 +282,7 @@ def rollout_compare(group: RolloutGroup) -> go.Figure:
     branches = group.branches()
     dead = group.without_gradient()
     parted = group.parted()
-    advantages = [_numbers(row) for row in group.advantages]
+    advantages = [style.numbers(row) for row in group.advantages]
     bound = max((abs(v) for row in advantages for v in row if v is not None), default=0) or 1
     few = len(advantages) * len(steps) <= 160
     notes = [
@@ -308,7 +302,7 @@ def rollout_compare(group: RolloutGroup) -> go.Figure:
         customdata=notes if few else None,
         hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
                       + ("<br>%{customdata}" if few else "") + "<extra></extra>",
-        colorbar=_colorbar("advantage A"),
+        colorbar=style.colorbar("advantage A"),
     ))
     for step in dead:
         fig.add_annotation(x=step, y=1, yref="paper", yanchor="bottom", text="no<br>gradient",
@@ -324,7 +318,7 @@ def rollout_compare(group: RolloutGroup) -> go.Figure:
     known = [outcome for outcome in outcomes if outcome is not None]
     spread = (f" Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
               if known else " No outcome could be scored.")
-    return _finish(
+    return style.finish(
         fig, f"{len(advantages)} rollouts of {label(group.rollouts[0].instance_id, 32)}",
         f"{where}{spread} {len(dead)} of {len(steps)} steps carry no gradient.{reasons} Letters "
         "before the dot tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP and "
@@ -332,7 +326,7 @@ def rollout_compare(group: RolloutGroup) -> go.Figure:
         f"Heatmap of the advantages of {len(advantages)} rollouts at {len(steps)} steps, orange "
         "below and purple above the mean of the group, with each step's operations as text.",
         210 + max(150, min(34 * len(advantages), 640)), margin={"t": 92},
-        xaxis=_count_axis(len(steps)) | {"showgrid": False},
+        xaxis=style.count_axis(len(steps)) | {"showgrid": False},
         yaxis={"title_text": "rollout (outcome reward)", "autorange": "reversed",
                "showgrid": False, "tickvals": list(range(1, len(advantages) + 1)),
                "ticktext": [f"{i} ({_shown(outcome, '.2f')})"
@@ -359,22 +353,22 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
     fig = go.Figure()
     for number, term in enumerate(rows[0] if rows else ()):
         fig.add_bar(
-            x=steps, y=_numbers(terms[term] for terms in rows), name=TERMS[term],
-            marker={"color": CATEGORIES[number], "pattern": _pattern(number)},
+            x=steps, y=style.numbers(terms[term] for terms in rows), name=TERMS[term],
+            marker={"color": CATEGORIES[number], "pattern": style.pattern(number)},
         )
-    means = [_mean(rewards[t] for rewards in group.rewards) for t in range(group.num_steps)]
-    fig.add_scatter(x=steps, y=_numbers(means), name="mean of the group", mode="markers",
+    means = [style.mean(rewards[t] for rewards in group.rewards) for t in range(group.num_steps)]
+    fig.add_scatter(x=steps, y=style.numbers(means), name="mean of the group", mode="markers",
                     marker={"color": INK, "symbol": "line-ew-open", "size": 18,
                             "line": {"width": 3, "color": INK}})
     above = [step for step, advantage in zip(steps, group.advantages[rollout], strict=True)
              if advantage is not None and advantage > 0]
-    return _finish(
+    return style.finish(
         fig, f"Rollout {rollout + 1}: what each step is paid for",
         f"{len(above)} of {len(steps)} steps earned more than the mean of their group"
         f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.",
         f"Stacked bars of the weighted reward terms of {len(steps)} steps, with a mark at the mean "
         "of the group.",
-        400, barmode="relative", xaxis=_count_axis(len(steps)),
+        400, barmode="relative", xaxis=style.count_axis(len(steps)),
         yaxis={"title_text": "reward r<sub>t</sub> (weighted terms)"},
     )
 
@@ -395,10 +389,10 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
             for step, why in group.without_gradient().items()]
     fig = go.Figure(go.Heatmap(
         x=list(range(1, num_steps + 1)), y=list(range(1, len(groups) + 1)),
-        z=[_numbers(row) for row in rows], name="standard deviation",
+        z=[style.numbers(row) for row in rows], name="standard deviation",
         colorscale="Cividis", zmin=0, xgap=1, ygap=1,
         hovertemplate="instance %{y}, step %{x}: standard deviation %{z}<extra></extra>",
-        colorbar=_colorbar("standard deviation of r<sub>t</sub>"),
+        colorbar=style.colorbar("standard deviation of r<sub>t</sub>"),
     ))
     fig.add_scatter(
         x=[step for step, _, _ in dead], y=[row for _, row, _ in dead], mode="markers",
@@ -415,13 +409,13 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
     )
     total = sum(group.num_steps for group in groups)
     because = "; ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
-    return _finish(
+    return style.finish(
         fig, "Which groups teach?",
         f"{len(dead)} of {total} groups carry no gradient{': ' if because else ''}{because}.",
         f"Heatmap of the standard deviation of the rewards in the groups of {len(groups)} "
         f"instances at {num_steps} steps; crosses mark groups without gradient.",
         220 + max(120, min(30 * len(groups), 600)),
-        xaxis=_count_axis(num_steps) | {"showgrid": False},
+        xaxis=style.count_axis(num_steps) | {"showgrid": False},
         yaxis={"title_text": "instance", "autorange": "reversed", "showgrid": False,
                "tickvals": list(range(1, len(groups) + 1)),
                "ticktext": [f"{row}: {label(group.rollouts[0].instance_id, 14)}"
@@ -521,13 +515,13 @@ def episode_before_after(
     for name, part in (("before", slice(0, len(before))), ("after", slice(len(before), None))):
         kept = [[key for key, (fate, _) in found.items() if fate == "kept to the end"]
                 for found in fates[part]]
-        useful = _mean(len([key for key in keys if key in needed]) for keys in kept) or 0.0
-        other = _mean(len([key for key in keys if key not in needed]) for keys in kept) or 0.0
-        reward = _mean(outcome_reward(trajectory) for trajectory in columns[part])
+        useful = style.mean(len([key for key in keys if key in needed]) for keys in kept) or 0.0
+        other = style.mean(len([key for key in keys if key not in needed]) for keys in kept) or 0.0
+        reward = style.mean(outcome_reward(trajectory) for trajectory in columns[part])
         sides.append(f"{name} training {useful:.3g} of {len(needed)} needed sentences and "
                      f"{other:.3g} others were kept, outcome reward {_shown(reward, '.2f')}")
     cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
-    return _finish(
+    return style.finish(
         fig, "One episode before and after training",
         f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks what a question needs.",
         f"Dot matrix of {len(chosen)} sentences and {len(asked)} questions by {len(before)} "
@@ -662,7 +656,7 @@ def completion_view(
                        for token, value in zip(one.tokens, one.values, strict=True))
         parts.append(f"<p><b>{_text(one.heading, 120)}</b></p><pre>{text or 'no tokens'}</pre>")
         table += [{"completion": plain(label(one.heading, 60)), "token": number,
-                   "text": visible(token), what: _number(value)}
+                   "text": visible(token), what: style.number(value)}
                   for number, (token, value) in enumerate(
                       zip(one.tokens, one.values, strict=True), 1)]
     total = sum(len(one.tokens) for one in completions)
@@ -704,15 +698,15 @@ def completion_grid(
     bound = max(map(abs, known), default=0.0) or 1.0
     fig = go.Figure(go.Heatmap(
         x=list(range(1, columns + 1)), y=list(range(1, len(lines) + 1)),
-        z=[_numbers(filled[line]) for line in lines], name=label(measure),
+        z=[style.numbers(filled[line]) for line in lines], name=label(measure),
         text=[[label(token, 14) for token in texts[line]] for line in lines],
         customdata=[[label(token, 60) for token in texts[line]] for line in lines],
         texttemplate="%{text}", textfont={"size": 11, "family": "monospace"},
         colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=2, ygap=2,
-        hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>", colorbar=_colorbar(measure),
+        hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
     ))
     up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
-    return _finish(
+    return style.finish(
         fig, title,
         f"{len(tokens)} tokens, {up} above 0 and {down} below; the largest absolute value is "
         f"{max(map(abs, known), default=0.0):.3g}." if known
@@ -750,7 +744,7 @@ def advantage_view(group: RolloutGroup, rollout: int, tokenizer: PreTrainedToken
         tokens = step_tokens(step, tokenizer)
         completions.append(ColouredCompletion(
             f"step {step.step}, advantage {_signed(advantage)}", tokens,
-            (_number(advantage),) * len(tokens)))
+            (style.number(advantage),) * len(tokens)))
     return completion_view(
         completions, "advantage A",
         title=f"Rollout {rollout + 1}: what the update reinforces and suppresses")
@@ -770,7 +764,7 @@ def change_view(
     """
     completions = []
     for step, old, new in zip(steps, before, after, strict=True):
-        change = [_number(b - a) for a, b in zip(old, new, strict=True)]
+        change = [style.number(b - a) for a, b in zip(old, new, strict=True)]
         total = math.fsum(value for value in change if value is not None)
         completions.append(ColouredCompletion(
             f"step {step.step}, whole completion {_signed(total)} nats",

@@ -20,14 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.files import written_beside
-from finemem_lib.plots import (
-    CONFIG,
-    PLOTLY_MIME,
-    at_frame,
-    figure_table,
-    plain,
-    without_slider,
-)
+from finemem_lib.plot_frames import at_frame, figure_table, without_slider
+from finemem_lib.plot_style import CONFIG, PLOTLY_MIME, plain
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from figure_samples import make_figures
 
-from finemem_lib.plots import CONFIG, PLOTLY_MIME
+from finemem_lib.plot_style import CONFIG, PLOTLY_MIME
 
 HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 FORMULA = r"Inline $N_t < 1$ and $$N_t = \sum_j \frac{s_j}{|M_j|\,n}$$ Next: [04](04_next.ipynb)"

@@ -35,7 +35,7 @@ from finemem_lib.credit_truth import (
 )
 from finemem_lib.evaluation import BootstrapSettings, clustered_mean
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
-from finemem_lib.plots import figure_table
+from finemem_lib.plot_frames import figure_table
 from finemem_lib.policy import Oracle, RandomManager
 from finemem_lib.reasoning import ExtractiveReader, reader_for
 from finemem_lib.repro import repository_root

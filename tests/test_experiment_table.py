@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from finemem_lib import experiment_table, plots, plots_experiment
+from finemem_lib import experiment_table, plot_frames, plots_experiment
 from finemem_lib.evaluation import OPERATION_TRUTHS, BootstrapSettings
 from finemem_lib.experiment import Cell, CellResult, HeldOut
 from finemem_lib.experiment_table import (
@@ -214,7 +214,7 @@ def test_a_figure_says_what_it_shows_and_has_a_table(name):
     assert [axis for key, axis in layout.items() if key.startswith("xaxis")
             and axis["title"]["text"]]
     assert layout["yaxis"]["title"]["text"]
-    assert plots.figure_table(FIGURES[name])
+    assert plot_frames.figure_table(FIGURES[name])
     assert FIGURES[name].to_json() == AGAIN[name].to_json()
     assert len(FIGURES[name].to_json()) < 14_000
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import pytest
 from figure_samples import make_trajectory
 
-from finemem_lib import explore, plots
+from finemem_lib import explore, plot_frames, plots
 from finemem_lib.advantages import group_relative
 from finemem_lib.explore import Control, Explorer, Live
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, worked_example
@@ -382,13 +382,13 @@ def test_frames_are_the_states(name: str) -> None:
     first = explorer.settle({})
     states = [explorer.settle(first | {control.name: value}) for control in explorer.controls
               for _, value in control.frames(first)]
-    specs = [plots.without_slider(json.loads(figure.to_json()))
+    specs = [plot_frames.without_slider(json.loads(figure.to_json()))
              for figure in explorer.static_figures()]
     for number, state in enumerate(states):
         for spec, want in zip(specs, explorer.figures(**state).values(), strict=True):
-            other = plots.at_frame(spec, (number + 3) % len(states))
-            after = plots.at_frame(other | {"frames": spec["frames"]}, number)
-            assert plots.figure_table(after) == plots.figure_table(want)
+            other = plot_frames.at_frame(spec, (number + 3) % len(states))
+            after = plot_frames.at_frame(other | {"frames": spec["frames"]}, number)
+            assert plot_frames.figure_table(after) == plot_frames.figure_table(want)
             expected = json.loads(go.Figure(want.to_plotly_json()).to_json())
             layouts = after["layout"], expected["layout"]
             for key in ("caption", "alt"):

@@ -10,8 +10,9 @@ import torch
 from test_plots import POISON
 from test_plots_training import rollouts, strings
 
-from finemem_lib import explore, plots, runs
+from finemem_lib import explore, plot_frames, runs
 from finemem_lib import explore_training as et
+from finemem_lib import plot_style as style
 from finemem_lib.planted import StreamSettings
 from finemem_lib.plots_training import rollout_groups, training_curves
 from finemem_lib.policy import load_manager
@@ -77,12 +78,12 @@ def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown, capsys)
     for record in RECORDS:
         live(record)
     assert live.error == ""
-    assert [len(bundle[plots.PLOTLY_MIME]["data"][0]["x"]) for bundle in shown] == [1, 2, 3, 4, 5]
-    assert shown[2][plots.PLOTLY_MIME]["layout"]["title"]["text"] == "Training, update 3 of 5"
+    assert [len(bundle[style.PLOTLY_MIME]["data"][0]["x"]) for bundle in shown] == [1, 2, 3, 4, 5]
+    assert shown[2][style.PLOTLY_MIME]["layout"]["title"]["text"] == "Training, update 3 of 5"
     final = json.loads(training_curves(RECORDS).to_json())
-    assert shown[-1][plots.PLOTLY_MIME]["data"] == final["data"]
+    assert shown[-1][style.PLOTLY_MIME]["data"] == final["data"]
     figure = live.finish(RECORDS)
-    assert shown[-1][plots.PLOTLY_MIME] == {**final, "config": plots.CONFIG}
+    assert shown[-1][style.PLOTLY_MIME] == {**final, "config": style.CONFIG}
     assert capsys.readouterr().out == figure.layout.meta["caption"] + "\n"
 
 
@@ -99,7 +100,7 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
         assert len(shown) == 1 and len(shown[0].data[0].y) == number
         assert shown[0].layout.title.text == f"Training, update {number} of 5"
     live.finish(RECORDS)
-    assert shown[0].comm is None and plots.PLOTLY_MIME in shown[1]
+    assert shown[0].comm is None and style.PLOTLY_MIME in shown[1]
     live = et.LiveCurves(2)
     shown.clear()
     live({"step": 1, "reward": 0.5})
@@ -112,7 +113,7 @@ def test_a_quantity_that_comes_later_gets_its_panel(shown) -> None:
     live({"step": 1, "reward": 0.5})
     live({"step": 2, "reward": float("nan"), "entropy": 1.0})
     assert live.error == ""
-    reward, entropy = shown[-1][plots.PLOTLY_MIME]["data"]
+    reward, entropy = shown[-1][style.PLOTLY_MIME]["data"]
     assert (reward["y"], entropy["y"]) == ([0.5, None], [None, 1.0])
 
 
@@ -148,7 +149,7 @@ def test_drawing_takes_no_more_than_its_share_of_the_time(shown, monkeypatch) ->
         live({"step": step, "reward": 0.0})
         clock[0] += 1.0
     assert len(shown) == pytest.approx(200 * 0.05, abs=2)
-    assert shown[-1][plots.PLOTLY_MIME]["data"][0]["x"][-1] > 150
+    assert shown[-1][style.PLOTLY_MIME]["data"][0]["x"][-1] > 150
 
 
 @pytest.mark.notebook
@@ -166,7 +167,7 @@ def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
     NotebookClient(notebook, timeout=60).execute()
     figure, caption = notebook.cells[0].outputs
-    assert figure.data[plots.PLOTLY_MIME]["data"][0]["y"] == [0.25, 0.5, 0.75]
+    assert figure.data[style.PLOTLY_MIME]["data"][0]["y"] == [0.25, 0.5, 0.75]
     assert caption.text.startswith("Mean reward 0.25 in the first third, 0.75 in the last.")
 
 
@@ -248,7 +249,7 @@ def test_every_choice_of_every_explorer_has_its_figures(run_explorer, played) ->
             for figure in figures.values():
                 meta = figure.layout.meta
                 assert figure.layout.title.text and meta["caption"] and meta["alt"]
-                assert plots.figure_table(figure) or "update" in meta["alt"]
+                assert plot_frames.figure_table(figure) or "update" in meta["alt"]
                 clicks = meta.get("clicks", {"points": {}})
                 names = [control.name for control in explorer.controls]
                 assert not clicks["points"] or clicks["control"] in names
@@ -300,7 +301,7 @@ def test_another_scheme_pays_other_advantages(played) -> None:
                     for name in ("Fine-Mem", "outcome-only"))
     assert first != other
     assert [list(row) for row in other] == [
-        [plots._number(a) for a in row]
+        [style.number(a) for a in row]
         for row in rollout_groups(played, "outcome-only")[0].advantages]
 
 

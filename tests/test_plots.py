@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 import pytest
 from figure_samples import make_figures, make_trajectory
 
-from finemem_lib import plots, plots_training
+from finemem_lib import plot_frames, plots, plots_training
+from finemem_lib import plot_style as style
 from finemem_lib.rewards import (
     RewardSettings,
     evidence_contribution,
@@ -79,7 +80,7 @@ def nothing_empty(value: object) -> object:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_has_a_table(name: str) -> None:
-    rows = plots.figure_table(FIGURES[name])
+    rows = plot_frames.figure_table(FIGURES[name])
     assert rows
     assert all(len(row) >= 3 for row in rows)
     assert not any("<" in key or "&" in key for row in rows for key in row)
@@ -108,8 +109,8 @@ def test_long_words_do_not_break_a_figure(name: str) -> None:
 
 def test_literal_text_survives_the_way_through_a_figure() -> None:
     for text in ("a < b", "R&D", "&lt;", "<b>bold</b>", "5 $ or 6 $"):
-        assert plots.plain(plots.label(text)) == text
-        assert plots.plain(plots.paragraph(text)) == text
+        assert style.plain(style.label(text)) == text
+        assert style.plain(style.paragraph(text)) == text
 
 
 @pytest.mark.parametrize("attribution", ["last_write", "creation", "lineage"])
@@ -131,7 +132,7 @@ def test_evidence_parts_sum_to_the_evidence_matrix(
 
 def test_sankey_widths_are_what_the_questions_earned() -> None:
     trajectory = make_trajectory()
-    rows = plots.figure_table(plots.evidence_sankey(trajectory, max_questions=99))
+    rows = plot_frames.figure_table(plots.evidence_sankey(trajectory, max_questions=99))
     last = [row for row in rows if re.match(r"[✓✗?] ", row["to"])]
     scores = [answered.score for answered in trajectory.questions]
     n = sum(score is not None for score in scores)
@@ -146,7 +147,7 @@ def test_sankey_widths_are_what_the_questions_earned() -> None:
 def test_sankey_shows_chosen_questions_only() -> None:
     trajectory = make_trajectory()
     figure = plots.evidence_sankey(trajectory, questions=[2])
-    asked = {row["to"] for row in plots.figure_table(figure) if "?" in row["to"]}
+    asked = {row["to"] for row in plot_frames.figure_table(figure) if "?" in row["to"]}
     assert len(asked) == 1
     assert "1 of 1 questions" in figure.layout.meta["caption"]
     assert f"(1 of {len(trajectory.questions)} questions shown)" in figure.layout.meta["caption"]
@@ -269,7 +270,7 @@ def test_values_that_are_not_finite_leave_a_gap() -> None:
 
 
 def test_table_reads_only_traces_it_knows() -> None:
-    assert plots.figure_table(go.Figure(go.Pie(values=[1, 2]))) == []
+    assert plot_frames.figure_table(go.Figure(go.Pie(values=[1, 2]))) == []
 
 
 @pytest.mark.notebook
@@ -288,7 +289,7 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
     NotebookClient(notebook, timeout=60).execute()
     outputs = notebook.cells[0].outputs
     assert [output.output_type for output in outputs] == ["display_data", "stream"] * 2
-    assert set(outputs[0].data) == {plots.PLOTLY_MIME, "text/plain"}
+    assert set(outputs[0].data) == {style.PLOTLY_MIME, "text/plain"}
     assert outputs[1].text.endswith("without earning.\n")
     path = tmp_path / "shown.ipynb"
     path.write_text(json.dumps(notebook), "utf-8")

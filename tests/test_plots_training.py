@@ -12,7 +12,7 @@ import pytest
 from figure_samples import make_trajectory
 from test_plots import OWN_MARKUP, POISON, strings
 
-from finemem_lib import plots, report
+from finemem_lib import plot_frames, report
 from finemem_lib import plots_training as pt
 from finemem_lib.advantages import group_relative
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
@@ -81,7 +81,7 @@ def test_figure_says_what_it_shows_is_small_and_has_a_table(name: str) -> None:
                    if key.startswith(f"{letter}axis"))
     assert len(text) < 12_000 and "bdata" not in text
     assert make_figures()[name].to_json() == text
-    rows = plots.figure_table(FIGURES[name])
+    rows = plot_frames.figure_table(FIGURES[name])
     assert rows and not any("<" in key or "&" in key for row in rows for key in row)
 
 
@@ -172,7 +172,7 @@ def test_it_says_why_a_group_carries_no_gradient() -> None:
     assert group_with([equal, equal | {"eara": 0.5}]).without_gradient() == {}
     figure = pt.rollout_compare(group_with(cancelling))
     assert "EARA and format differ and cancel out" in figure.layout.meta["caption"]
-    assert "no gradient" in plots.figure_table(figure)[0]["note"]
+    assert "no gradient" in plot_frames.figure_table(figure)[0]["note"]
 
 
 def test_the_map_counts_groups_without_gradient_by_reason() -> None:
@@ -200,7 +200,7 @@ def test_the_terms_of_a_step_stack_up_to_its_reward() -> None:
 def test_an_episode_tells_what_was_kept_and_what_was_answered() -> None:
     one = make_trajectory()
     figure = pt.episode_before_after([one], [one])
-    rows = plots.figure_table(figure)
+    rows = plot_frames.figure_table(figure)
     kept = [row for row in rows if row["series"] == "kept to the end"]
     lost = [row for row in rows if row["series"] == "stored, then lost"]
     final = {item.content for item in one.final_memory()}

@@ -12,7 +12,7 @@ from browser import CHROMIUM, opened
 from figure_samples import make_figures
 from run_samples import make_run
 
-from finemem_lib import plots, report
+from finemem_lib import plot_frames, report
 
 POISON = (
     '<script>window.ran = 1</script><img src="https://example.org/x" onerror="window.ran = 1">'
@@ -64,7 +64,7 @@ def test_every_figure_has_alt_caption_and_table(soup: bs4.BeautifulSoup) -> None
         drawing = figure.select_one("[role=img]")
         assert drawing["aria-label"].endswith(meta["alt"])
         assert figure.figcaption.text == meta["caption"]
-        rows = plots.figure_table(made)
+        rows = plot_frames.figure_table(made)
         assert len(figure.select("details tbody tr")) == min(len(rows), report.MAX_TABLE_ROWS)
         assert soup.get_text().count(meta["caption"]) == 1
 
