@@ -39,6 +39,7 @@ from finemem_lib.policy import ModelManager, checkpoint_folder, load_manager
 from finemem_lib.questions import verified, wrong_questions
 from finemem_lib.reasoning import reader_for
 from finemem_lib.repro import git_state, repository_root, stable_seed, versions
+from finemem_lib.retrieval import DENSE_MODEL
 from finemem_lib.rewards import (
     Attribution,
     Credited,
@@ -46,6 +47,7 @@ from finemem_lib.rewards import (
     RewardSettings,
     Unretrieved,
     outcome_reward,
+    with_faults,
 )
 from finemem_lib.rollout import RolloutSettings, play
 from finemem_lib.training import (
@@ -55,7 +57,7 @@ from finemem_lib.training import (
     planted_instances,
     train_manager,
 )
-from finemem_lib.trajectory import Instance
+from finemem_lib.trajectory import Instance, Trajectory
 
 KEY_VERSION = 1
 """Part of every key: count it up when equal knobs begin to mean another training run or result."""
@@ -67,8 +69,17 @@ TERM_KNOBS = {
 """Knobs that act through one term of the reward only; a scheme without it trains the same.
 `alignment_batches` measures all schemes: with it, those away from their default count."""
 
-LATER_KNOBS = ("alignment_batches",)
+LATER_KNOBS = ("alignment_batches", "dense_model")
 """Knobs that are younger than kept results: they enter a key only away from their default."""
+
+WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER = (
+    "config.json", "generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges*",
+    "special_tokens*", "added_tokens*",
+)
+FIRST_TOKENIZER = "7a5aa0f1bf2d91cdcf7a1bf7572180827376c2c56af9da35cc95692446415653"
+"""What `_files_hash` makes of tokenizer and configuration of the warm start that results were
+kept for before these were part of a key; they enter one only where they differ."""
 
 CURVES = (
     "reward", "reward_std", "rewards/outcome/mean", "rewards/eara/mean", "rewards/format/mean",
@@ -78,6 +89,12 @@ CURVES = (
     "w1", "step_time", "seconds/generation", "seconds/environment",
 )
 """What is kept of the record of every update, where it is there."""
+
+
+OF_EVIDENCE = (
+    "spread/evidence", "spread/eara", "credit_at_evidence/retrieved", "credit_at_evidence/used",
+)
+FAULTY = ", faulty evidence"
 
 
 class _Strict(BaseModel):
@@ -93,7 +110,7 @@ class Cell(_Strict):
     them; `config` holds any other field of TRL's GRPOConfig. `updates` 0 tests the warm start.
     `held_out` streams of `num_chunks` are tested at the end, and `test_streams` of each length in
     `test_chunks`. `alignment_batches` (0: none) batches of the size of an update measure gradient
-    alignment after training.
+    alignment after training. `dense_model` is the sentence encoder of dense retrieval.
 
     Raises:
         ValueError: an unknown field, or a value that cannot be used.
@@ -120,6 +137,7 @@ class Cell(_Strict):
     duplicates: Literal["refuse", "allow"] = "refuse"
     top_k: int = Field(3, ge=1)
     retriever: Literal["bm25", "dense"] = "bm25"
+    dense_model: str = DENSE_MODEL
     num_chunks: int = Field(6, ge=1)
     updates: int = Field(60, ge=0)
     instances_per_update: int = Field(8, ge=1)
@@ -141,7 +159,7 @@ class Cell(_Strict):
     @property
     def key(self) -> str:
         """16 hex digits, the same for the same training: the knobs that count under the scheme,
-        the seed and the warm start's weights."""
+        the seed, and the files of the warm start and of the sentence encoder where one is used."""
         idle = {
             knob for term, knobs in TERM_KNOBS.items() if term not in SCHEMES[self.scheme]
             for knob in knobs
@@ -149,8 +167,16 @@ class Cell(_Strict):
         if self.alignment_batches:
             idle -= _unless_default(self, *idle).keys()
         idle |= set(LATER_KNOBS) - _unless_default(self, *LATER_KNOBS).keys()
+        files = []
+        if (tokenizer := _files_hash(self.checkpoint, *TOKENIZER)) != FIRST_TOKENIZER:
+            files.append(tokenizer)
+        if self.retriever == "dense":
+            files.append(_files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
+        else:
+            idle.add("dense_model")
         knobs = self.model_dump(mode="json", exclude={"variant", "regime"} | idle)
-        text = json.dumps([KEY_VERSION, _weights_hash(self.checkpoint), knobs], sort_keys=True)
+        weights = _files_hash(self.checkpoint, *WEIGHTS)
+        text = json.dumps([KEY_VERSION, weights, knobs, *files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -168,7 +194,7 @@ class Cell(_Strict):
         return RolloutSettings(
             num_generations=num_generations, top_k=self.top_k, capacity=self.capacity,
             eviction=self.eviction, duplicates=self.duplicates,
-            **_unless_default(self, "retriever"),
+            **_unless_default(self, "retriever", "dense_model"),
         )
 
 
@@ -186,7 +212,8 @@ class CellResult(_Strict):
     """What a cell gave: `curve` has one value per update, `episodes` per update the accuracy of
     every stream it was trained on (mean over its rollouts), `tests` by "sampled" and "greedy", with
     the length where it is not that of training, `alignment` the cosines of every batch by scheme
-    and, as "agreement/<scheme>", the mean cosine between batches (see `gradient_alignment`)."""
+    and, as "agreement/<scheme>", the mean cosine between batches (see `gradient_alignment`).
+    `commit` and `dirty` are the checkout's when training began (`None`: not recorded)."""
 
     cell: Cell
     key: str
@@ -195,14 +222,17 @@ class CellResult(_Strict):
     tests: dict[str, HeldOut]
     seconds: dict[str, float]
     alignment: dict[str, list[float]] = {}
+    commit: str | None = None
+    dirty: bool | None = None
 
 
 @functools.cache
-def _weights_hash(checkpoint: str) -> str:
-    """Return the hash of a folder's weights, the name itself for one on the hub."""
-    folder = checkpoint_folder(checkpoint)
-    digest = hashlib.sha256(checkpoint.encode() if folder is None else b"")
-    for pattern in () if folder is None else ("*.safetensors", "*.bin"):
+def _files_hash(model: str, *patterns: str) -> str:
+    """Return the hash of what the files of a model's folder hold, that of the name for one on the
+    hub."""
+    folder = checkpoint_folder(model)
+    digest = hashlib.sha256(model.encode() if folder is None else b"")
+    for pattern in () if folder is None else patterns:
         for path in sorted(folder.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -228,6 +258,7 @@ def run_cell(cell: Cell) -> CellResult:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    code = git_state(repository_root())
     try:
         started = time.perf_counter()
         instances = _training_streams(cell)
@@ -251,6 +282,7 @@ def run_cell(cell: Cell) -> CellResult:
     return CellResult(
         cell=cell, key=cell.key, curve=curve, episodes=episodes, tests=tests,
         seconds={name: round(value, 1) for name, value in seconds.items()}, alignment=alignment,
+        **code,
     )
 
 
@@ -284,7 +316,9 @@ def _curve(
     cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
 ) -> dict[str, list[float | None]]:
     """Return what is measured of every update: TRL's records, and the rollouts against the truth:
-    "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>"."""
+    "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>". Where evidence
+    was faulty, those of `OF_EVIDENCE` are there twice: of the evidence as it was and, with `FAULTY`
+    at the end of the name, of that which credit was attributed by."""
     by_id = {instance.instance_id: instance for instance in instances}
     curve: defaultdict[str, list[float | None]] = defaultdict(list)
     for record in trained.records:
@@ -299,13 +333,28 @@ def _curve(
         steps = sum(one.num_steps for one in flat)
         for name, count in truth.items():
             curve[f"truth/{name}"].append(_rounded(count / steps))
-        for term, spread in term_spread(groups, cell.rewards).items():
-            curve[f"spread/{term}"].append(_rounded(spread))
-        for credited in ("retrieved", "used"):
-            settings = RewardSettings(attribution=cell.attribution, credited=credited)
-            share = credit_at_evidence(flat, settings)
-            curve[f"credit_at_evidence/{credited}"].append(_rounded(share))
+        measured = _credit(cell, groups)
+        if cell.evidence_drop or cell.evidence_swap:
+            faults = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
+            seed = stable_seed(cell.seed, int(record["step"]) - 1)  # the trainer's own
+            faulty = [[with_faults(one, faults, seed) for one in group] for group in groups]
+            attributed = _credit(cell, faulty)
+            measured |= {f"{name}{FAULTY}": attributed[name] for name in OF_EVIDENCE}
+        for name, value in measured.items():
+            curve[name].append(_rounded(value))
     return dict(curve)
+
+
+def _credit(cell: Cell, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float | None]:
+    found = {
+        f"spread/{term}": spread for term, spread in term_spread(groups, cell.rewards).items()
+    }
+    for credited in ("retrieved", "used"):
+        settings = RewardSettings(attribution=cell.attribution, credited=credited)
+        found[f"credit_at_evidence/{credited}"] = credit_at_evidence(
+            [one for group in groups for one in group], settings
+        )
+    return found
 
 
 def _episodes(trained: TrainingResult) -> list[list[float | None]]:
@@ -653,14 +702,19 @@ def experiment_card(
     design: Design, results: Sequence[CellResult], failures: Sequence[Failure],
     command: str,
 ) -> dict[str, Any]:
-    """Return how rows were made: design, command, commit, hardware in words, versions, seconds of
-    all cells together (each on one thread)."""
+    """Return how rows were made: design, command and the commit it ran at, how many cells each
+    commit made ("made_by"), hardware in words, versions, seconds of all cells together (each on one
+    thread)."""
     import psutil
 
     cells = {result.key: result for result in results}
     return {
         "description": design.description, "baseline": design.baseline,
         "command": command, **git_state(repository_root()),
+        "made_by": Counter(
+            (one.commit or "no recorded commit") + (" and changes" if one.dirty else "")
+            for one in cells.values()
+        ),
         "hardware": f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
                     f"{psutil.virtual_memory().total / 2**30:.0f} GB, one thread per cell",
         "versions": versions(), "key_version": KEY_VERSION, "cells": len(cells),

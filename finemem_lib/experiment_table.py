@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finemem_lib.evaluation import RIGHT_EDITS, WRONG_EDITS, BootstrapSettings
-from finemem_lib.experiment import Cell, CellResult
+from finemem_lib.experiment import FAULTY, Cell, CellResult
 from finemem_lib.repro import stable_seed
 
 FIRST_UPDATES = 10
@@ -25,6 +25,11 @@ ACCURACIES = (
     "accuracy, greedy",
 )
 """The accuracies of `measures`, in the order of training."""
+
+PRIMARY = ("accuracy, sampled", ACCURACIES[0])
+"""What an experiment is about, the end and the start of training: findings speak of these two only,
+because among many measures some differ by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow:
@@ -120,13 +125,15 @@ def measures(result: CellResult) -> dict[str, list[float]]:
 
 def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
     """Return what was measured of the rollouts that were trained on, one value per update: spread
-    of each term within its group, credit at the evidence step, duplicates per step, and the share
+    of each term within its group, credit at the evidence step (both of the evidence as it was;
+    ", faulty evidence" of that which credit was attributed by), duplicates per step, and the share
     of groups without gradient."""
     curve = result.curve
     names = {f"spread of {name.partition('/')[2]}": name for name in curve if "spread/" in name}
     names |= {
-        f"credit at the evidence step, {name.partition('/')[2]} items": name
+        f"credit at the evidence step, {credited} items{faulty}": name
         for name in curve if name.startswith("credit_at_evidence/")
+        for credited, faulty, _ in [name.partition("/")[2].partition(FAULTY)]
     }
     names["groups without gradient"] = "frac_reward_zero_std"
     found = {measure: curve[name] for measure, name in names.items() if name in curve}
@@ -218,38 +225,63 @@ def kept_together(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list
             list(dict.fromkeys(row.variant for row in rows)))
 
 
+def compared(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
+    """Return the comparisons with the baseline in the primary measures."""
+    return [row for row in rows if row.difference is not None and row.measure in PRIMARY]
+
+
 def findings(rows: Sequence[ExperimentRow], baseline: str = "outcome-only") -> list[str]:
-    """Return what the rows say, as three sentences: which variants end above or below the baseline
-    in each regime, which start above or below it, and how sure that is.
+    """Return what the rows say of the primary measures, as three sentences: which variants end
+    above or below the baseline in each regime (or, where there are more regimes, in which regimes
+    each variant does), which start above or below it, and how sure that is.
 
     A difference counts when its interval excludes zero; nothing is said of why.
     """
-    final = _verdict(rows, "accuracy, sampled", baseline)
-    first = _verdict(rows, ACCURACIES[0], baseline)
-    compared = [row for row in rows if row.difference is not None
-                and row.measure in ("accuracy, sampled", ACCURACIES[0])]
-    clear = sum(map(excludes_zero, compared))
-    seeds = sorted({row.seeds for row in compared})
-    by_chance = sum(chance_of_clear(row.seeds) for row in compared)
+    pairs = compared(rows)
+    seeds = sorted({row.seeds for row in pairs})
+    by_chance = sum(chance_of_clear(row.seeds) for row in pairs)
+    final, first = (
+        _verdict([row for row in rows if row.measure == measure], baseline) for measure in PRIMARY
+    )
     return [
         f"At the end: {final}.",
         f"Over the first {FIRST_UPDATES} updates: {first}.",
-        f"{clear} of {len(compared)} intervals (95 %, paired, over "
-        f"{' or '.join(map(str, seeds)) or 'no'} seeds and their streams) exclude zero; by chance "
-        f"alone {0.05 * len(compared):.1f} would, up to {by_chance:.1f} where seeds differ much.",
+        f"{sum(map(excludes_zero, pairs))} of the {len(pairs)} intervals of these comparisons (95 "
+        f"%, paired, over {' or '.join(map(str, seeds)) or 'no'} seeds and their streams) exclude "
+        f"zero; by chance alone {0.05 * len(pairs):.1f} would, up to {by_chance:.1f} where seeds "
+        "differ much.",
     ]
 
 
-def _verdict(rows: Sequence[ExperimentRow], measure: str, baseline: str) -> str:
+def _verdict(rows: Sequence[ExperimentRow], baseline: str) -> str:
+    pairs = [row for row in rows if row.difference is not None]
+    regimes, variants = kept_together(pairs)
     parts = []
+    if len(regimes) > len(variants):
+        for variant in variants:
+            up, down, rest = _sides(
+                {row.regime: row for row in pairs if row.variant == variant}
+            )
+            parts.append(f"{variant}: above {baseline} in {up}, below it in {down}, {rest}")
+        return "; ".join(parts)
     for regime in kept_together(rows)[0]:
-        found = [row for row in rows if (row.regime, row.measure) == (regime, measure)]
-        clear = sorted(filter(excludes_zero, found), key=lambda row: -row.difference)
-        above, below = (
-            ", ".join(f"{row.variant} ({format_difference(row)})" for row in part) or "nothing"
-            for part in ([row for row in clear if row.difference > 0],
-                         [row for row in clear if row.difference < 0])
-        )
-        base = [f" ({row.value:.3f})" for row in found if row.variant == baseline]
-        parts.append(f"{regime}: {above} above {baseline}{''.join(base)}, {below} below it")
+        up, down, rest = _sides({row.variant: row for row in pairs if row.regime == regime})
+        base = [f" ({row.value:.3f})" for row in rows
+                if (row.regime, row.variant) == (regime, baseline)]
+        parts.append(f"{regime}: {up} above {baseline}{''.join(base)}, {down} below it, {rest}")
     return "; ".join(parts)
+
+
+def _sides(rows: Mapping[str, ExperimentRow]) -> tuple[str, str, str]:
+    """Return in words which of the named comparisons are clearly above and below zero, the greatest
+    difference first, and how many are not."""
+    clear = sorted(
+        ((name, row) for name, row in rows.items() if excludes_zero(row)),
+        key=lambda pair: -pair[1].difference,
+    )
+    up, down = (
+        ", ".join(f"{name} ({format_difference(row)})" for name, row in clear
+                  if (row.difference > 0) is positive) or "nothing"
+        for positive in (True, False)
+    )
+    return up, down, f"{len(rows) - len(clear)} not told apart"

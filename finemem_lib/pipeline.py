@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MANIFEST_VERSION = 1
 EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
 BAD_USAGE = 2
+_ENDS = {"failed": "failed", "timeout": "ran out of time", "interrupted": "was interrupted"}
 
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
@@ -230,12 +231,96 @@ def _unknown(names: Iterable[str], declared: Mapping[str, Mapping[str, Any]]) ->
         number, _, name = full_name.rpartition(".")
         places = [parameters for stem, parameters in declared.items()
                   if number in ("", stem[:2])]
-        if not any(name in parameters for parameters in places):
+        if not places:
+            problems.append(
+                f"{full_name}: notebook {number} is not chosen, only "
+                f"{', '.join(stem[:2] for stem in declared)}; choose it with --notebooks, or leave "
+                "the parameter out"
+            )
+        elif not any(name in parameters for parameters in places):
             have = sorted({each for parameters in places for each in parameters} - {"run_id"})
             problems.append(
                 f"unknown parameter {full_name}; there are: {', '.join(have) or 'none'}"
             )
     return problems
+
+
+# ---- what a notebook reads -----------------------------------------------------------------------
+
+
+def check_reads(
+    notebooks: Sequence[Path], resolved: Mapping[str, Mapping[str, Any]], reuse: str | None
+) -> None:
+    """Check that what every notebook will load is written before it, or lies in the run `reuse`.
+
+    Raises:
+        UsageError: an artefact would be missing.
+    """
+    problems = []
+    for place, path in enumerate(notebooks):
+        before = {one.stem for one in notebooks[:place]}
+        for name, because in sorted(_reads(path, resolved[path.stem]).items()):
+            artefact = runs.ARTEFACTS.get(name)
+            if artefact is None or artefact.notebook in before:
+                continue  # a name that nobody writes is the notebook's mistake; it says so itself
+            if reuse and runs.written_entry(runs.run_folder(reuse), name):
+                continue
+            number, writer = path.stem[:2], artefact.notebook[:2]
+            other = "".join(
+                f", or set {number}.{each} (it is {resolved[path.stem][each]!r}) to something else"
+                for each in sorted(because)
+            )
+            where = f" and run {reuse!r} does not hold" if reuse else ""
+            problems.append(
+                f"{path.stem} reads {name}, which {artefact.notebook} writes{where}: choose it too "
+                f"(--notebooks {writer},{number}), or take it from a run that has it (--reuse RUN; "
+                f"`finemem list` shows the runs){other}"
+            )
+    if problems:
+        raise UsageError("\n  ".join(["artefacts would be missing:", *problems]))
+
+
+def _reads(path: Path, parameters: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return the artefacts that a notebook's cells load by name, each with the parameters that an
+    `if` around it asks for. Branches that these parameters rule out are left out."""
+    found: dict[str, set[str]] = {}
+
+    def look(nodes: Iterable[ast.AST], because: frozenset[str]) -> None:
+        for node in nodes:
+            match node:
+                case ast.If(test=test, body=body, orelse=orelse):
+                    asked = {each.id for each in ast.walk(test) if isinstance(each, ast.Name)}
+                    if (answer := _answer(test, parameters)) is None:
+                        look([test, *body, *orelse], because)
+                    else:
+                        look(body if answer else orelse, because | asked)
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="run"), attr="load"),
+                    args=[ast.Constant(value=str(name))],
+                ):
+                    found.setdefault(name, set()).update(because)
+                case _:
+                    look(ast.iter_child_nodes(node), because)
+
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            with contextlib.suppress(SyntaxError):  # a cell with IPython's own syntax
+                look(ast.parse("".join(cell["source"])).body, frozenset())
+    return found
+
+
+def _answer(test: ast.expr, parameters: Mapping[str, Any]) -> bool | None:
+    """Return what a test that is a parameter, or compares one with a value, comes to under these
+    parameters, `None` for any other test."""
+    match test:
+        case ast.Name(id=name) if name in parameters:
+            return bool(parameters[name])
+        case ast.Compare(
+            left=ast.Name(id=name), ops=[ast.Eq() | ast.NotEq() as equal],
+            comparators=[ast.Constant(value=value)],
+        ) if name in parameters:
+            return (parameters[name] == value) == isinstance(equal, ast.Eq)
+    return None
 
 
 # ---- one notebook --------------------------------------------------------------------------------
@@ -380,6 +465,13 @@ def read_manifest(folder: Path, settle: bool = False) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         process = manifest["process"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if not path.exists() and runs.recorded(folder):
+            raise ValueError(
+                f"run {folder.name!r} was made in JupyterLab, where each notebook keeps its own "
+                "outputs, so there are no executed copies to make a report of: `finemem run` makes "
+                f"them and the report, `finemem run --notebooks 05 --reuse {folder.name}` those of "
+                "some notebooks on this run's artefacts"
+            ) from error
         raise ValueError(
             f"run {folder.name!r} has no readable manifest ({error}); `finemem list` shows the runs"
         ) from error
@@ -396,9 +488,21 @@ def read_manifest(folder: Path, settle: bool = False) -> dict[str, Any]:
         if entry["status"] == "running":
             entry |= {"status": "failed", "error": manifest["error"]}
             _add_record(entry, folder)
+    _say_why_not_run(manifest)
     if settle:
         write_json(path, manifest)
     return manifest
+
+
+def _say_why_not_run(manifest: dict[str, Any]) -> None:
+    """Give every notebook that an ended run did not come to the reason."""
+    stopped = next((e for e in manifest["notebooks"] if e["status"] not in ("ok", "not run")), None)
+    for entry in manifest["notebooks"]:
+        if entry["status"] == "not run":
+            entry["error"] = (
+                f"not run: {stopped['name']} {_ENDS[stopped['status']]} before it" if stopped
+                else f"not run: {manifest['error']}"
+            )
 
 
 def _new_manifest(
@@ -499,11 +603,12 @@ def run_command(options: argparse.Namespace) -> int:
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
     try:
         folder = runs.run_folder(run_id)
-        if options.reuse:
-            read_manifest(runs.run_folder(options.reuse))
+        if options.reuse and not runs.recorded(runs.run_folder(options.reuse)):
+            read_manifest(runs.run_folder(options.reuse))  # says what is wrong with it
     except ValueError as error:
         raise UsageError(str(error)) from error
     resolved = resolve_parameters(notebooks, profile, given, run_id)
+    check_reads(notebooks, resolved, options.reuse)
     manifest = _new_manifest(options, run_id, notebooks, given, resolved)
     try:
         folder.mkdir(parents=True)
@@ -552,6 +657,8 @@ def _run(
             "seconds": round(time.monotonic() - begun, 1), "exit_code": EXIT_CODES[status],
             "peak_memory_mb": runs.peak_memory_mb(resource.RUSAGE_CHILDREN),
         }
+        if status != "ok":
+            _say_why_not_run(manifest)
         try:
             write_json(folder / "metrics.json", metrics)
             write_json(folder / "manifest.json", manifest)
@@ -569,6 +676,13 @@ def _run(
     ])
     if error:
         print(f"{status}: {error}", file=sys.stderr)
+    if left := [entry for entry in manifest["notebooks"] if entry["status"] == "not run"]:
+        for entry in left:
+            print(f"{entry['name']}: {entry['error']}", file=sys.stderr)
+        rest = ",".join(entry["name"][:2] for entry in manifest["notebooks"]
+                        if entry["status"] != "ok")
+        print(f"go on with: finemem run --notebooks {rest} --reuse {manifest['run_id']} (and the "
+              "other options of this command)", file=sys.stderr)
     if report:
         print(f"report: {report}")
     print(f"status={status} run={manifest['run_id']} seconds={manifest['seconds']:.0f}")
@@ -653,11 +767,17 @@ def list_command(options: argparse.Namespace) -> int:
     """Print one line per run, the newest last."""
     rows = []
     root = runs.runs_folder()
-    for path in root.glob("*/manifest.json"):
+    for folder in root.glob("*/"):
+        if not (folder / "manifest.json").exists():
+            if records := runs.recorded(folder):  # made in JupyterLab, notebook by notebook
+                done = sum(record["status"] == "ok" for record in records)
+                rows.append((min(record["started"] for record in records), folder.name,
+                             "JupyterLab", "", f"{done}/{len(records)}", ""))
+            continue
         try:
-            found = read_manifest(path.parent)
+            found = read_manifest(folder)
         except ValueError:
-            rows.append(("", path.parent.name, "unreadable", "", "", ""))
+            rows.append(("", folder.name, "unreadable", "", "", ""))
             continue
         done = sum(entry["status"] == "ok" for entry in found["notebooks"])
         seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"

@@ -6,8 +6,9 @@ Pure builders in the manner of `plots`, of whose helpers they are made. They tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -16,7 +17,9 @@ from finemem_lib import plot_style as style
 from finemem_lib.experiment import Cell, CellResult
 from finemem_lib.experiment_table import (
     ACCURACIES,
+    PRIMARY,
     ExperimentRow,
+    compared,
     excludes_zero,
     format_difference,
     format_interval,
@@ -50,6 +53,15 @@ EDITS = {
     "DELETE of a live record": (("DELETE live",), RED),
 }
 """What `edit_bars` draws: name -> counts of `operation_truth` that it adds up, colour."""
+
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "wrong chunk questions": ("wrong_questions", {}),
+    "wrong chunk questions, verified": ("wrong_questions", {"verified": True}),
+    "evidence dropped": ("evidence_drop", {}),
+    "evidence swapped": ("evidence_swap", {}),
+}
+"""What `dose_response` draws: name of a line -> the knob that it follows, and knobs that are
+otherwise than in the first regime all along the line."""
 
 BLOCK = 5
 """Updates that are averaged into one point of a learning curve."""
@@ -129,16 +141,69 @@ def difference_heatmap(
         )
     fig.update_xaxes(title_text="accuracy", tickangle=-30, showgrid=False)
     fig.update_yaxes(showgrid=False)
-    clear = [row for row in drawn if excludes_zero(row)]
-    up = sum(row.difference > 0 for row in clear)
     return style.finish(
         fig, "Differences to the baseline, paired",
-        f"Of {len(drawn)} differences over {_seeds(drawn)} seeds {up} are above zero and "
-        f"{len(clear) - up} below it with an interval that excludes it; the others stand in "
-        "brackets.",
+        f"{_counted(drawn)} Intervals that hold zero stand in brackets.",
         f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
         "purple above and orange below zero.",
         230 + max(120, 30 * len(lines.names)), margin={"t": 84, "b": 110},
+    )
+
+
+def dose_response(
+    rows: Iterable[ExperimentRow], results: Iterable[CellResult],
+    kinds: Mapping[str, tuple[str, Mapping[str, Any]]] = FAULTS,
+    title: str = "What faults do to the difference", unit: str = "share that is faulty",
+) -> go.Figure:
+    """Show the paired difference to the baseline over the strength of a fault, or over any knob.
+
+    One panel per primary measure, one line per kind and variant, over the regimes that differ from
+    the first one in the kind's knobs only. The first regime, in which nothing is wrong, begins
+    every line that has no knobs of its own.
+    """
+    cells = {(one.cell.variant, one.cell.regime): one.cell for one in results}
+    pairs = compared(rows)
+    _, variants = kept_together(pairs)
+    fig = make_subplots(rows=1, cols=len(PRIMARY), shared_yaxes=True, horizontal_spacing=0.05,
+                        subplot_titles=[label(measure, 36) for measure in PRIMARY])
+    drawn, lines = [], [(variant, kind) for variant in variants for kind in kinds]
+    for place, (variant, kind) in enumerate(lines):
+        name = kind if len(variants) == 1 else f"{variant}, {kind}"
+        for panel, measure in enumerate(PRIMARY):
+            points = sorted(
+                ((dose, row) for row in pairs if (row.variant, row.measure) == (variant, measure)
+                 if (dose := _dose(row, cells, *kinds[kind])) is not None),
+                key=lambda point: point[0],
+            )
+            if not points:
+                continue
+            drawn += [row for _, row in points]
+            fig.add_scatter(
+                x=style.numbers(dose for dose, _ in points), row=1, col=panel + 1,
+                y=style.numbers(row.difference for _, row in points),
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": 2, "width": 4,
+                    "array": style.numbers(r.difference_high - r.difference for _, r in points),
+                    "arrayminus": style.numbers(r.difference - r.difference_low for _, r in points),
+                },
+                mode="lines+markers", name=label(name, 60), legendgroup=str(place),
+                offsetgroup=str(place),
+                showlegend=not panel, line_color=CATEGORIES[place % len(CATEGORIES)],
+                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9},
+                customdata=[f"{label(row.regime)}: {format_difference(row)}" for _, row in points],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+    fig.add_hline(y=0, line={"color": GREY, "width": 1})
+    doses = sorted({dose for trace in fig.data for dose in trace.x})
+    fig.update_xaxes(title_text=unit, tickvals=doses, zeroline=False)
+    fig.update_yaxes(zeroline=False)
+    fig.update_yaxes(title_text="difference in accuracy", col=1)
+    fig.update_annotations(font={"size": 13})
+    return style.finish(
+        fig, title, _counted(list(dict.fromkeys(drawn))),
+        f"Line plots with intervals of {len(lines)} lines over {unit}: paired difference to the "
+        "baseline, at the end of training and over its first updates.",
+        420, margin={"t": 84, "b": 100}, scattermode="group", scattergap=0.8,
     )
 
 
@@ -253,11 +318,37 @@ def _panels(panels: _Names, lines: _Names) -> go.Figure:
                         horizontal_spacing=0.05,
                         subplot_titles=[label(name, 32) for name in panels.names])
     fig.update_yaxes(tickvals=list(range(len(lines.names))), zeroline=False,
-                     ticktext=[label(name, 36) for name in lines.names],
+                     ticktext=[label(name) for name in lines.names],
                      range=[len(lines.names) - 0.4, -0.6])
     fig.update_yaxes(title_text=lines.field, col=1)
     fig.update_annotations(font={"size": 13})
     return fig
+
+
+def _dose(
+    row: ExperimentRow, cells: Mapping[tuple[str, str], Cell], knob: str, along: Mapping[str, Any]
+) -> float | None:
+    """Return the value of a knob in the regime of a row, `None` where its cell differs from that of
+    the first regime in other knobs than this one and those given."""
+    def knobs(cell: Cell) -> dict[str, Any]:
+        return cell.model_dump(exclude={"variant", "regime", "seed"})
+
+    first = next(cell for (variant, _), cell in cells.items() if variant == row.variant)
+    found = knobs(cells[row.variant, row.regime])
+    line = knobs(first) | along | {knob: found[knob]}
+    return found[knob] if found == line else None
+
+
+def _counted(rows: Sequence[ExperimentRow]) -> str:
+    """Return in words how many of the comparisons in primary measures are clear."""
+    pairs = compared(rows)
+    clear = [row for row in pairs if excludes_zero(row)]
+    up = sum(row.difference > 0 for row in clear)
+    return (
+        f"Of {len(pairs)} comparisons in the {len(PRIMARY)} primary measures (sampled at the end, "
+        f"first updates) over {_seeds(rows)} seeds {up} are above zero and {len(clear) - up} below "
+        "it with a 95 % interval that excludes it."
+    )
 
 
 def _bounds(row: ExperimentRow, difference: bool) -> tuple[float, float, float]:

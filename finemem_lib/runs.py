@@ -346,9 +346,8 @@ class Run:
         artefact = _artefact(name)
         reused = os.environ.get("FINEMEM_REUSE_RUN")
         for folder in (self.folder, *([run_folder(reused)] if reused else [])):
-            written = read_record(folder, artefact.notebook).get("writes", {}).get(name)
             path = folder / artefact.file
-            if written and path.exists():
+            if written := written_entry(folder, name):
                 break
         else:
             raise FileNotFoundError(
@@ -495,6 +494,24 @@ def read_record(folder: Path, notebook: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if record.get("schema_version") == RECORD_VERSION else {}
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of the notebooks that took part in a run, in the order of their names."""
+    names = sorted(path.stem for path in (folder / "records").glob("*.json"))
+    return [record for name in names if (record := read_record(folder, name))]
+
+
+def written_entry(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return what the record in a run says of an artefact (file, version, sha256), `None` where
+    its notebook has not written it there.
+
+    Raises:
+        ValueError: there is no artefact of this name.
+    """
+    artefact = _artefact(name)
+    entry = read_record(folder, artefact.notebook).get("writes", {}).get(name)
+    return entry if entry and (folder / artefact.file).exists() else None
 
 
 def format_metric(value: float | int | str | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from finemem_lib import experiment, pipeline
+from finemem_lib.diagnostics import credit_at_evidence
 from finemem_lib.evaluation import OPERATION_TRUTHS
 from finemem_lib.experiment import (
     Cell,
@@ -26,6 +27,8 @@ from finemem_lib.experiment import (
     write_rows,
 )
 from finemem_lib.experiment_table import table
+from finemem_lib.repro import stable_seed
+from finemem_lib.rewards import EvidenceFaults, with_faults
 
 DESIGNS = sorted((Path(__file__).resolve().parent.parent / "notebooks" / "designs").glob("*.yaml"))
 COMMITTED = [
@@ -90,7 +93,11 @@ def started(tmp_path, monkeypatch):
 def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
     """A change of this key makes every kept result useless; count KEY_VERSION up instead when
     what a cell means changes."""
-    monkeypatch.setattr(experiment, "_weights_hash", lambda checkpoint: "weights")
+    files = experiment._files_hash("tiny", *experiment.TOKENIZER)
+    monkeypatch.setattr(
+        experiment, "_files_hash",
+        lambda model, *patterns: "weights" if patterns == experiment.WEIGHTS else files,
+    )
     assert cell(scheme="Fine-Mem", capacity=12).key == "550924cd45727caf"
 
 
@@ -101,8 +108,21 @@ def test_the_key_follows_what_changes_the_training_and_nothing_else(monkeypatch)
                         "config": {"epsilon": 0.1}, "evidence_drop": 0.5}.items():
         assert base.model_copy(update={knob: value}).key != base.key, knob
     former = base.key
-    monkeypatch.setattr(experiment, "_weights_hash", lambda checkpoint: "other weights")
+    monkeypatch.setattr(experiment, "_files_hash", lambda model, *patterns: "other files")
     assert base.key != former
+
+
+def test_the_sentence_encoder_counts_where_retrieval_is_dense(tmp_path):
+    assert cell(dense_model="other/encoder").key == cell().key
+    keys = {cell(retriever="dense").key, cell(retriever="dense", dense_model="other/encoder").key}
+    for content in ("1", "2"):
+        folder = tmp_path / content
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(content)
+        keys.add(cell(retriever="dense", dense_model=str(folder)).key)
+    assert len(keys | {cell().key}) == 5
+    dense = cell(retriever="dense", dense_model="other/encoder").rollout(2)
+    assert (dense.retriever, dense.dense_model) == ("dense", "other/encoder")
 
 
 def test_a_knob_of_a_term_that_the_scheme_leaves_out_does_not_make_another_cell():
@@ -119,17 +139,18 @@ def test_a_cell_that_measures_all_schemes_is_another_under_other_terms():
     assert base.model_copy(update={"w1_until": None, "beta": 0.5}).key == base.key
 
 
-def test_the_weights_are_those_that_would_be_loaded(tmp_path, monkeypatch):
+def test_the_files_of_the_warm_start_are_those_that_would_be_loaded(tmp_path, monkeypatch):
     """A relative folder is looked for where the command runs first."""
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     keys = []
     for name, content in (("model.safetensors", b"1"), ("model.safetensors", b"2"),
-                          ("pytorch_model.bin", b"3")):
+                          ("pytorch_model.bin", b"3"), ("tokenizer.json", b"4"),
+                          ("config.json", b"5"), ("trainer_state.json", b"6")):
         Path("mine", name).write_bytes(content)
-        experiment._weights_hash.cache_clear()
+        experiment._files_hash.cache_clear()
         keys.append(cell(checkpoint="mine").key)
-    assert len(set(keys)) == 3
+    assert len(set(keys)) == 5 and keys[-1] == keys[-2], "a trainer's log changes no training"
 
 
 @pytest.mark.parametrize("path", DESIGNS, ids=lambda path: path.stem)
@@ -311,14 +332,16 @@ def test_a_scheduler_that_does_not_answer_is_refused(tmp_path, started):
 # One real cell.
 
 
-def test_a_real_cell_trains_tests_and_counts(tmp_path):
+def test_a_real_cell_trains_tests_and_counts(tmp_path, monkeypatch):
     tiny = cell(
         "Fine-Mem", scheme="Fine-Mem", capacity=12, num_chunks=2, updates=1,
         instances_per_update=2, num_generations=2, held_out=3, test_chunks=(3,), test_streams=2,
+        evidence_swap=1.0,
     )
     (made,), failures = run_cells([tiny], tmp_path, jobs=1)
     assert not failures
     assert set(made.tests) == {"sampled", "greedy", "sampled T=3", "greedy T=3"}
+    assert len(made.commit) == 40 and made.dirty in (True, False)
     assert len(made.episodes) == 1 and len(made.episodes[0]) == 2
     assert made.curve["accuracy"][0] == pytest.approx(np.mean(made.episodes), abs=1e-4)
     assert len(made.tests["sampled"].columns["accuracy"]) == 3
@@ -329,7 +352,20 @@ def test_a_real_cell_trains_tests_and_counts(tmp_path):
         if name.startswith("truth/") and "SKIP" not in name and name != "truth/refused"
     )
     assert counted == pytest.approx(emitted, abs=1e-4) or made.curve["truth/refused"][0] > 0
+    trained = []
+    real = experiment.train_manager
+    monkeypatch.setattr(
+        experiment, "train_manager",
+        lambda *args, **more: trained.append(real(*args, **more)) or trained[-1],
+    )
     again = run_cell(tiny)
+    (played,) = trained[0].trajectories.values()
+    faults = EvidenceFaults(swap=1.0)
+    faulty = [with_faults(one, faults, stable_seed(0, 0)) for group in played for one in group]
+    share = credit_at_evidence(faulty)
+    assert share != credit_at_evidence([one for group in played for one in group])
+    assert again.curve["credit_at_evidence/retrieved, faulty evidence"][0] == pytest.approx(
+        share, abs=1e-5)
     assert (again.tests, again.episodes) == (made.tests, made.episodes)
 
 
@@ -377,6 +413,13 @@ def test_rows_come_back_short_and_with_their_card(tmp_path):
     assert row.cell == made[0].cell and row.cell.key == row.key and row.tests == made[0].tests
     assert row.curve == {"reward": [0.333]}
     assert card["cells"] == 1 and card["commit"] and "cores" in card["hardware"]
+    assert card["made_by"] == {"no recorded commit": 1}
+    made = [result(cell(seed=seed)).model_copy(update={"commit": "c", "dirty": seed == 2})
+            for seed in range(3)]
+    card = experiment.experiment_card(design, made, [], "finemem sweep schemes.yaml")
+    assert card["made_by"] == {"c": 2, "c and changes": 1}
+    write_rows(made, path, card)
+    assert [row.dirty for row in read_rows(path)] == [False, False, True]
     assert os.uname().nodename not in str(card)
     assert read_card(path) == card
 

@@ -138,8 +138,12 @@ def test_few_seeds_leave_zero_out_as_often_as_they_agree_by_luck(seeds, share):
 
 
 def test_diagnostics_are_read_per_update():
-    rows = table([result(cell(seed=seed), updates=3) for seed in (0, 1)], of=diagnostic_measures)
+    results = [result(cell(seed=seed), updates=3) for seed in (0, 1)]
+    for one in results:
+        one.curve["credit_at_evidence/retrieved, faulty evidence"] = [0.5] * 3
+    rows = table(results, of=diagnostic_measures)
     found_values = {row.measure: row.value for row in rows}
+    assert found_values["credit at the evidence step, retrieved items, faulty evidence"] == 0.5
     assert found_values["spread of chunk"] == 0.25
     assert found_values["duplicates per step"] == 0.75
     assert "credit at the evidence step, used items" not in found_values, "never measured"
@@ -161,19 +165,62 @@ def test_findings_name_what_an_interval_shows_and_nothing_else():
     rows = table(grid())
     final, first, sure = findings(rows)
     assert final.count("+CSR (+0.200 [+0.200, +0.200]) above outcome-only (0.") == 2
-    assert final.count("+EARA (-0.200 [-0.200, -0.200]) below it") == 2
+    assert final.count("+EARA (-0.200 [-0.200, -0.200]) below it, 1 not told apart") == 2
     assert first.startswith("Over the first 10 updates: pressure: +CSR (+0.100")
     clear = sum(excludes_zero(row) for row in rows
                 if row.measure in ("accuracy, sampled", ACCURACIES[0]))
-    assert sure.startswith(f"{clear} of 12 intervals (95 %, paired, over 4 seeds")
+    assert sure.startswith(f"{clear} of the 12 intervals of these comparisons (95 %, paired, over")
     assert "by chance alone 0.6 would, up to 2.5 where" in sure
+
+
+def robustness():
+    """One variant over faults: half of what it gains is lost where half of the evidence is."""
+    regimes = {
+        "clean": {}, "25 % dropped": {"evidence_drop": 0.25},
+        "50 % dropped": {"evidence_drop": 0.5}, "50 % wrong": {"wrong_questions": 0.5},
+        "50 % wrong, verified": {"wrong_questions": 0.5, "verified": True}, "top-k 1": {"top_k": 1},
+    }
+    return [
+        result(cell(scheme, regime, seed, scheme=scheme, **knobs),
+               [0.3 + 0.1 * seed + gain, 0.4 + gain], [[0.3, 0.4 + gain / 2]] * 12, updates=12)
+        for regime, knobs in regimes.items() for seed in range(3)
+        for scheme, gain in (
+            ("outcome-only", 0.0), ("Fine-Mem", 0.2 * (1 - knobs.get("evidence_drop", 0)))
+        )
+    ]
+
+
+def test_findings_of_many_regimes_are_told_by_variant():
+    final, _, sure = findings(table(robustness()))
+    assert final.startswith("At the end: Fine-Mem: above outcome-only in clean (+0.200 [+0.200,")
+    assert final.endswith("50 % dropped (+0.100 [+0.100, +0.100]), below it in nothing, "
+                          "0 not told apart.")
+    assert sure.startswith("12 of the 12 intervals")
+
+
+def test_a_line_of_doses_holds_the_regimes_that_differ_in_its_knob_only():
+    results = robustness()
+    figure = plots_experiment.dose_response(table(results), results)
+    lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data
+             if trace.showlegend}
+    assert lines == {
+        "wrong chunk questions": ([0, 0.5], [0.2, 0.2]),
+        "wrong chunk questions, verified": ([0.5], [0.2]),
+        "evidence dropped": ([0, 0.25, 0.5], [0.2, 0.15, 0.1]),
+        "evidence swapped": ([0], [0.2]),
+    }
+    assert figure.layout.meta["caption"].startswith("Of 10 comparisons in the 2 primary measures")
+    items = plots_experiment.dose_response(
+        table(results), results, {"k": ("top_k", {})}, "Fewer items", "items"
+    )
+    assert list(items.data[0].x) == [1, 3]
 
 
 def test_findings_of_nothing_do_not_pretend():
     rows = table([result(cell(seed=seed)) for seed in (0, 1)])
     final, _, sure = findings(rows)
     assert "nothing above outcome-only (0.375), nothing below it" in final
-    assert sure.startswith("0 of 0 intervals")
+    assert sure.startswith("0 of the 0 intervals")
 
 
 # Figures.
@@ -189,6 +236,8 @@ def figures(results) -> dict[str, go.Figure]:
         "heatmap": plots_experiment.difference_heatmap(rows),
         "curves": plots_experiment.learning_curves(results),
         "edits": plots_experiment.edit_bars(results),
+        "doses": plots_experiment.dose_response(
+            rows, results, {f"{results[0].cell.variant}, wrong": ("wrong_questions", {})}),
     }
 
 

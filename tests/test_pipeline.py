@@ -20,6 +20,7 @@ from finemem_lib.pipeline import UsageError, coerce, main
 from finemem_lib.repro import repository_root
 
 FIRST, SECOND, THIRD = "01_question_generation", "02_memory_and_retrieval", "03_rewards_and_credit"
+PROJECT = Path(pipeline.__file__).parents[1] / "notebooks"
 
 PARAMETERS = '''run_id: str = "notebook"  # name of the run
 seed: int = 0  # every random choice follows from it
@@ -209,7 +210,7 @@ def test_list_shows_the_run_and_report_makes_the_page_again(good, monkeypatch, c
     ((stem, figure),) = exported.items()
     assert stem == tmp_path / "figures" / f"{FIRST}-kept" and figure.layout.title.text == "Kept"
     assert main(["list"]) == 0
-    assert "good  ok      default  2/2" in capsys.readouterr().out
+    assert re.search(r"good +ok +default +2/2", capsys.readouterr().out)
 
 
 def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys):
@@ -227,6 +228,26 @@ def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys
     }
 
 
+def lab_run(folder, **artefacts):
+    """Leave what a notebook opened in JupyterLab leaves: records and artefacts, no manifest."""
+    part = runs.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
+    for name, value in artefacts.items():
+        part.save(name, value)
+    part.finish()
+
+
+def test_what_was_made_in_jupyterlab_can_be_reused(notebooks, runs_dir, monkeypatch, capsys):
+    lab_run(runs_dir / "notebook", question_audit=[{"kept": 1}])
+    monkeypatch.setattr(pipeline, "_execute", lambda *arguments: ("ok", None))
+    assert run(notebooks, "--notebooks", "03", "--run-id", "on", "--reuse", "notebook") == 0
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert re.search(r"notebook +JupyterLab +1/1", capsys.readouterr().out)
+    assert main(["report", "notebook"]) == 2
+    shown = capsys.readouterr().err
+    assert "made in JupyterLab" in shown and "finemem run --notebooks 05 --reuse notebook" in shown
+
+
 # ---- runs that do not ----------------------------------------------------------------------------
 
 
@@ -234,7 +255,7 @@ def test_a_failing_cell_stops_the_run_and_its_error_is_shown(tmp_path, runs_dir,
     notebooks = make_notebooks(tmp_path / "notebooks", {
         FIRST: ("", ['run.metric("early", 1)\nrun.save("question_audit", [])',
                      'def inner():\n    raise ValueError("<b>chunk 3 is broken</b>")\ninner()']),
-        THIRD: ("", []),
+        SECOND: ("", []), THIRD: ("", ['run.load("question_audit")']),
     })
     assert run(notebooks, "--run-id", "bad") == 1
     shown = capsys.readouterr()
@@ -242,11 +263,17 @@ def test_a_failing_cell_stops_the_run_and_its_error_is_shown(tmp_path, runs_dir,
     assert "raise ValueError" in shown.err and "\x1b" not in shown.err
     found = manifest_of(runs_dir / "bad")
     assert (found["status"], found["exit_code"]) == ("failed", 1)
-    assert [entry["status"] for entry in found["notebooks"]] == ["failed", "not run"]
+    assert [entry["status"] for entry in found["notebooks"]] == ["failed", "not run", "not run"]
     assert "chunk 3 is broken" in found["notebooks"][0]["error"]
+    why = f"not run: {FIRST} failed before it"
+    assert [entry["error"] for entry in found["notebooks"][1:]] == [why, why]
+    for stem in (SECOND, THIRD):
+        assert f"{stem}: {why}\n" in shown.err
+    assert "finemem run --notebooks 01,02,03 --reuse bad" in shown.err
     assert found["notebooks"][0]["writes"] == ["question_audit"]
     report = (runs_dir / "bad" / "report.html").read_text(encoding="utf-8")
     assert "chunk 3 is broken" in report and "<b>chunk 3" not in report
+    assert report.count(why) == 2
 
 
 def test_a_killed_kernel_fails_the_run_and_leaves_no_half_artefact(tmp_path, runs_dir, capsys):
@@ -316,6 +343,7 @@ def test_an_interrupted_run_ends_its_manifest_and_its_kernel(sleeping):
     found = manifest_of(folder)
     assert (found["status"], found["exit_code"]) == ("interrupted", 130)
     assert [entry["status"] for entry in found["notebooks"]] == ["interrupted", "not run"]
+    assert found["notebooks"][1]["error"] == f"not run: {FIRST} was interrupted before it"
     assert not psutil.pid_exists(kernel)
     assert_nothing_half_written(folder)
 
@@ -441,6 +469,11 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
      "unknown parameter betta; there are: beta, capacity, checkpoint, data, num_chunks"),
     (["--set", "01.beta=1"], "unknown parameter 01.beta; there are: data, num_chunks, seed"),
     (["--notebooks", "01", "--set", "beta=1"], "unknown parameter beta"),
+    (["--notebooks", "01", "--set", "03.beta=1"],
+     "03.beta: notebook 03 is not chosen, only 01; choose it with --notebooks"),
+    (["--notebooks", "03"], f"{THIRD} reads question_audit, which {FIRST} writes: choose it too "
+     "(--notebooks 01,03), or take it from a run that has it (--reuse RUN"),
+    (["--notebooks", "03", "--reuse", "bare"], f"{FIRST} writes and run 'bare' does not hold"),
     (["--set", "beta=much"], f"{THIRD}: beta is 'much', expected float"),
     (["--set", "beta=inf"], "beta is 'inf', expected float"),
     (["--set", "num_chunks=2.5"], "num_chunks is '2.5', expected int"),
@@ -461,13 +494,15 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
 def test_bad_usage_is_refused_before_a_kernel_starts(
     notebooks, runs_dir, no_kernel, capsys, arguments, reason
 ):
+    lab_run(runs_dir / "bare")
     (runs_dir / "taken").mkdir(parents=True)
     (runs_dir / "taken" / "mine.txt").write_text("mine")
+    capsys.readouterr()
     assert run(notebooks, *arguments) == 2
     shown = capsys.readouterr()
     assert reason in shown.err and not shown.out
-    left = [str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*")]
-    assert sorted(left) == ["taken", "taken/mine.txt"]
+    left = [str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*") if path.is_file()]
+    assert sorted(left) == [f"bare/records/{FIRST}.json", "taken/mine.txt"]
 
 
 @pytest.mark.parametrize("arguments", [
@@ -498,7 +533,7 @@ def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
     ("description: d\nnotebooks: ['01']\nparameters: {num_chunks: true}\n",
      "num_chunks is True, expected int"),
     ("description: d\nnotebooks: ['03']\nnotebook_parameters: {'01': {beta: 1}}\n",
-     "unknown parameter 01.beta"),
+     "01.beta: notebook 01 is not chosen, only 03"),
     ("description: d\nnotebooks: ['01']\nrequires: [data]\n",
      "profile odd needs data: give --data PATH"),
 ])
@@ -529,6 +564,35 @@ def test_what_the_user_gives_wins_over_the_profile_and_that_over_the_notebook(no
 
 def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebooks):
     assert resolve(notebooks, select="01", parameters={"beta": 0.1}).keys() == {FIRST}
+
+
+@pytest.mark.parametrize("code, reads", [
+    ('run.load("rewards")', {"rewards": set()}),
+    ('x = make(run.load("rewards"), 1)', {"rewards": set()}),
+    ('if source == "a":\n    run.load("rewards")\nelse:\n    run.load("evidence")',
+     {"rewards": {"source"}}),
+    ('if source != "a":\n    run.load("rewards")\nelif trained:\n    run.load("evidence")', {}),
+    ('if trained:\n    run.load("rewards")', {}),
+    ('if len(other) > 1:\n    run.load("rewards")', {"rewards": set()}),
+    ('%matplotlib inline', {}), ("name = 'rewards'", {}),
+])
+def test_what_a_notebook_reads_is_seen_before_it_runs(tmp_path, code, reads):
+    write_notebook(tmp_path, THIRD, "", [code])
+    parameters = {"source": "a", "trained": False, "other": [1]}
+    assert pipeline._reads(tmp_path / f"{THIRD}.ipynb", parameters) == reads
+
+
+def test_evidence_of_the_trained_manager_needs_notebook_04_before_it():
+    """Incident: 05 of the default profile without 04 failed after its kernel had started."""
+    profile = pipeline.load_profile(PROJECT / "profiles", "default")
+    chosen = pipeline.select_notebooks(PROJECT, ["01-03", "05"])
+    resolved = pipeline.resolve_parameters(chosen, profile, {}, "r")
+    with pytest.raises(UsageError, match=r"05_evidence_tracing reads trained_trajectories.*"
+                       r"--notebooks 04,05.*set 05.source \(it is 'trained_trajectories'\)"):
+        pipeline.check_reads(chosen, resolved, None)
+    given = {"05.source": "trajectories"}
+    resolved = pipeline.resolve_parameters(chosen, profile, given, "r")
+    pipeline.check_reads(chosen, resolved, None)
 
 
 def test_a_parameter_that_looks_like_a_secret_is_refused(tmp_path):
@@ -599,7 +663,7 @@ def test_list_survives_a_folder_that_is_no_run(runs_dir, capsys):
     assert "unreadable" in capsys.readouterr().out
 
 
-PROJECT = Path(pipeline.__file__).parents[1] / "notebooks"
+
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=str)
@@ -607,9 +671,9 @@ def test_the_profiles_of_the_project_fit_its_notebooks(path):
     profile = pipeline.load_profile(path.parent, path.stem)
     chosen = pipeline.select_notebooks(PROJECT, profile.notebooks)
     given = {name: "pyproject.toml" for name in profile.requires}
-    assert pipeline.resolve_parameters(chosen, profile, given, "r").keys() == {
-        notebook.stem for notebook in chosen
-    }
+    resolved = pipeline.resolve_parameters(chosen, profile, given, "r")
+    assert resolved.keys() == {notebook.stem for notebook in chosen}
+    pipeline.check_reads(chosen, resolved, None)
 
 
 def test_every_parameter_of_the_project_has_its_check_and_every_check_its_parameter():
