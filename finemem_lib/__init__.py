@@ -6,7 +6,11 @@ The package is layered and imports run only downwards:
        files                          files written whole or not at all
     1  operations, memory,            the world the memory manager lives in
        retrieval, reasoning, scoring,
-       planted, datasets, questions
+       planted, datasets, questions,
+       question_store, leaks,         chunk questions made ahead, what must not be known already
+       raw_sets, builders,            instances from the public raw sets, beside published sizes
+       published_sizes,
+       client, language_models       asking language models, as reader, teacher and judge
     2  rewards, advantages, credit    per-step rewards, group-relative advantages, other rules
     3  policy, tiny, warm_start,      memory managers, lockstep rollouts, GRPO, tables
        rollout, training, evaluation,

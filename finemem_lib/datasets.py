@@ -18,7 +18,7 @@ import ast
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -42,17 +42,20 @@ _CATEGORIES = {
     "LRU": ("booksum", "infbench", "detective_qa"),
     "CR": ("factconsolidation",),
 }
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _BENCH_EXAMPLE = re.compile(r"^(\S[^\n]*)\n+label:[ \t]*(\S+)", re.MULTILINE | re.IGNORECASE)
 _REMEDY = 'correct it, or load with on_error="skip" to leave it out'
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a source held: its instances, and one message per line that was skipped."""
+    """What a source held: its instances, one message per row or text that was left out, and, for a
+    data set on the hub, the commit that was read (`None` for files)."""
 
     instances: tuple[Instance, ...]
     problems: tuple[str, ...]
+    commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +110,21 @@ def load_instances(
 ) -> Loaded:
     """Load instances from a local file or, where there is no such file, from the hub by name.
 
-    A file is JSON lines, one JSON value (a row or a list of rows) or parquet, by its suffix.
-    `split` and `revision` are the hub's. `data_source` keeps only the instances of that source;
-    `limit` is the number of instances. Of a chunk with more than `max_chunk_tokens` tokens the head
-    is kept (text.truncate_tokens); `Chunk.truncated_tokens` and `metadata["truncated"]` say what
-    was cut.
+    A file is JSON lines, one JSON value (a row or a list of rows) or parquet, by its suffix. A hub
+    name may carry its revision ("owner/name@COMMIT"), a branch, a tag or, to pin the data, a full
+    commit; what was read is `Loaded.commit`. `split` and `revision` are the hub's. `data_source`
+    keeps only the instances of that source; `limit` is the number of instances. Of a chunk with
+    more than `max_chunk_tokens` tokens the head is kept (text.truncate_tokens);
+    `Chunk.truncated_tokens` and `metadata["truncated"]` say what was cut.
 
     The instance's data source, which selects the metric, is a row's `format_as` where it has one;
     what the text is goes to `metadata["text_source"]`. Where that source can be scored by a judge
     only, but the row names a metric that needs none, the row's own `data_source` is taken.
 
     Raises:
-        ValueError: the source cannot be read or holds no instance, or (unless `on_error` is "skip")
-            a row is broken; the message names file, line and field.
+        ValueError: the source cannot be read or holds no instance, the hub is out of reach and the
+            copy kept from earlier is of another commit than the one asked for, or (unless
+            `on_error` is "skip") a row is broken; the message names file, line and field.
     """
     for name, number in (("limit", limit), ("max_chunk_tokens", max_chunk_tokens)):
         if number is not None and number < 1:
@@ -130,11 +135,12 @@ def load_instances(
     problems: list[str] = []
     places: dict[str, str] = {}  # instance id -> the row that has it
     other_sources: set[str] = set()
-    for number, (where, raw) in enumerate(_rows(source, split, revision)):
+    rows, commit = raw_rows(source, split, revision)
+    for number, (where, raw) in enumerate(rows):
         try:
             instance = _instance(raw, number, max_chunk_tokens)
             if instance.instance_id in places:
-                raise _broken(
+                raise broken(
                     "instance_id", f"an id of its own ({places[instance.instance_id]} has this)",
                     instance.instance_id,
                 )
@@ -156,7 +162,7 @@ def load_instances(
         else:
             found = f"no instance; rows skipped: {len(problems)}"
         raise ValueError("; ".join([f"{source}: {found}", *problems[:3]]))
-    return Loaded(tuple(instances), tuple(problems))
+    return Loaded(tuple(instances), tuple(problems), commit)
 
 
 def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
@@ -213,7 +219,17 @@ def _published_row(number: int, instance: Instance) -> dict[str, Any]:
 # Rows of a source, each with the place to name when it is broken.
 
 
-def _rows(source: str | Path, split: str, revision: str | None) -> Iterator[tuple[str, Any]]:
+def raw_rows(
+    source: str | Path, split: str = "train", revision: str | None = None
+) -> tuple[Iterator[tuple[str, Any]], str | None]:
+    """Return the rows of a file or of a data set on the hub, each as (place to name, row), and the
+    hub's commit.
+
+    A line of JSON comes as its bytes, see `json_value`.
+
+    Raises:
+        ValueError: there is no such source, or it cannot be read.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)
@@ -222,23 +238,26 @@ def _rows(source: str | Path, split: str, revision: str | None) -> Iterator[tupl
             f"{', '.join(files[:20]) or 'it has none of ' + ', '.join(SUFFIXES)}"
         )
     if not path.exists():
-        name = str(source)
-        if path.suffix in SUFFIXES or not _HUB_NAME.fullmatch(name):
+        hub = _HUB_NAME.fullmatch(str(source))
+        if path.suffix in SUFFIXES or not hub:
             raise ValueError(
                 f"{source}: no such file, expected a {', '.join(SUFFIXES)} file or a hub name "
                 "like owner/name; check the path"
             )
-        return _hub_rows(name, split, revision)
+        return _hub_rows(hub[1], split, revision or hub[2])
     readers = {".jsonl": _json_lines, ".json": _json_rows, ".parquet": _parquet_rows}
     if path.suffix not in readers:
         raise ValueError(
             f"{source}: suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}; rename the file "
             "after its format"
         )
-    return _readable(path, readers[path.suffix])
+    return readable(path, readers[path.suffix]), None
 
 
-def _readable(path: Path, reader: Any) -> Iterator[tuple[str, Any]]:
+def readable(
+    path: Path, reader: Callable[[Path], Iterator[tuple[str, Any]]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield what a reader makes of a file, or say that the file is empty or cannot be read."""
     try:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty, expected at least one row; fetch the file again")
@@ -259,7 +278,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        value = _decoded(path.read_bytes())
+        value = json_value(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}, {error}; for one row a line, name it .jsonl") from error
     for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
@@ -282,34 +301,46 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         ) from error
 
 
-def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[tuple[str, Any]]:
+def _hub_rows(
+    name: str, split: str, revision: str | None
+) -> tuple[Iterator[tuple[str, Any]], str | None]:
     import datasets
 
     try:
-        table = datasets.load_dataset(name, split=split, revision=revision)
+        builder = datasets.load_dataset_builder(name, revision=revision)
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=split)
     except Exception as error:  # The hub's client raises errors of many libraries.
         raise ValueError(
             f"{name}: no such file here, and the hub gave no data set of this name with split "
-            f"{split!r} ({type(error).__name__}: {error}); check name, split and network, or "
-            "download one of its files and give the path"
+            f"{split!r} and revision {revision!r} ({type(error).__name__}: {error}); check name, "
+            "split, revision and network, or download one of its files and give the path"
         ) from error
-    for number, row in enumerate(table, start=1):
-        yield f"{name} ({split}), row {number}", row
+    # Without the hub the client takes whatever copy it has, whichever revision was asked for.
+    if revision and _COMMIT.fullmatch(revision) and builder.hash != revision:
+        raise ValueError(
+            f"{name}: the hub is out of reach and the copy that its client takes is of commit "
+            f"{builder.hash}, expected {revision}; go online, or ask for that commit"
+        )
+    rows = (
+        (f"{name} ({split}), row {number}", row) for number, row in enumerate(table, start=1)
+    )
+    return rows, builder.hash
 
 
 # From a row to an instance.
 
 
 def _instance(raw: Any, number: int, max_chunk_tokens: int | None) -> Instance:
-    row = _cleaned(_decoded(raw) if isinstance(raw, bytes) else raw)
+    row = json_value(raw)
     if not isinstance(row, dict):
-        raise _broken("(whole row)", "a JSON object", row)
+        raise broken("(whole row)", "a JSON object", row)
     for name in ("chunks", "questions_and_answers", "metadata"):
         if isinstance(row.get(name), str):
-            row[name] = _cleaned(_decoded(row[name], name))
+            row[name] = json_value(row[name], name)
     if "context" in row:
-        return _from_bench(_validated(_BenchRow, row), number, max_chunk_tokens)
-    return _from_memalpha(_validated(_MemalphaRow, row), number, max_chunk_tokens)
+        return _from_bench(validated(_BenchRow, row), number, max_chunk_tokens)
+    return _from_memalpha(validated(_MemalphaRow, row), number, max_chunk_tokens)
 
 
 def _from_memalpha(row: _MemalphaRow, number: int, max_chunk_tokens: int | None) -> Instance:
@@ -347,19 +378,17 @@ def _from_bench(row: _BenchRow, number: int, max_chunk_tokens: int | None) -> In
     source, wordings = row.metadata.source, row.questions
     _metric(source, "metadata.source")
     if len(row.answers) != len(wordings):
-        raise _broken("answers", f"one list per question ({len(wordings)})", len(row.answers))
+        raise broken("answers", f"one list per question ({len(wordings)})", len(row.answers))
     if source.startswith("longmemeval"):
         texts = _session_chunks(row.context)
     elif source.startswith("icl_"):
         texts = _dialogues("Examples with their labels:", _example_chunks(row.context))
     else:
-        texts = _packed(sentences(row.context), PROSE_TOKENS, " ")
+        texts = packed(sentences(row.context), PROSE_TOKENS, " ")
         if source.startswith("infbench_sum"):
             source = "infbench_reference"
-            wordings = [
-                f"Summarize the content of the book I read from {_day(0)} to {_day(len(texts) - 1)}"
-            ] * len(wordings)
-            texts = _book(texts)
+            wordings = [book_question(len(texts) - 1)] * len(wordings)
+            texts = [book_page(day, text) for day, text in enumerate(texts)]
         else:
             texts = _dialogues("Here is something to keep for later:", texts)
     questions = [
@@ -389,15 +418,15 @@ def _checked(
     of_chunks, of_questions = fields
     for field, values in ((of_chunks, texts), (of_questions, questions)):
         if not values:
-            raise _broken(field, "at least one", [])
+            raise broken(field, "at least one", [])
     for position, text in enumerate(texts):
         if not text.strip():
-            raise _broken(f"{of_chunks}[{position}]", "text", text)
+            raise broken(f"{of_chunks}[{position}]", "text", text)
     for position, question in enumerate(questions):
         if not question.text.strip():
-            raise _broken(f"{of_questions}[{position}]", "a question", question.text)
+            raise broken(f"{of_questions}[{position}]", "a question", question.text)
         if not any(answer.strip() for answer in question.answers):
-            raise _broken(f"{of_questions}[{position}]", "an answer", list(question.answers))
+            raise broken(f"{of_questions}[{position}]", "an answer", list(question.answers))
     chunks = tuple(_chunk(text, max_chunk_tokens) for text in texts)
     cut = [chunk.truncated_tokens for chunk in chunks if chunk.truncated_tokens]
     if cut:
@@ -421,7 +450,7 @@ def _evidence_steps(asked: _Asked, field: str, num_chunks: int) -> tuple[int, ..
     indices = [given] if isinstance(given, int) else given or []
     for index in indices:
         if not 0 <= index < num_chunks:
-            raise _broken(f"{field}.{name}", f"a chunk index from 0 to {num_chunks - 1}", index)
+            raise broken(f"{field}.{name}", f"a chunk index from 0 to {num_chunks - 1}", index)
     return tuple(sorted({index + 1 for index in indices})) or None
 
 
@@ -442,15 +471,23 @@ def _metric(source: str, field: str) -> str:
 # MemoryAgentBench's one context, cut and wrapped as Mem-alpha does.
 
 
-def _packed(
-    pieces: Iterable[str], limit: int, joint: str, enough: int | None = None
+def packed(
+    pieces: Iterable[str],
+    limit: int,
+    joint: str,
+    enough: int | None = None,
+    count: Callable[[str], int] = count_tokens,
 ) -> list[str]:
     """Join pieces in order into texts of at most `limit` tokens, each closed early once it has
-    `enough`; a longer piece is a text of its own."""
+    `enough`; a longer piece is a text of its own.
+
+    >>> packed(["one two.", "three.", "four."], limit=5, joint=" ")
+    ['one two. three.', 'four.']
+    """
     texts: list[list[str]] = []
     size = 0
     for piece in pieces:
-        tokens = count_tokens(piece)
+        tokens = count(piece)
         if not texts or size + tokens > limit or (enough is not None and size >= enough):
             texts.append([])
             size = 0
@@ -465,8 +502,8 @@ def _example_chunks(context: str) -> list[str]:
         for match in _BENCH_EXAMPLE.finditer(context)
     ]
     if not examples:
-        raise _broken("context", '"text", "label: n" on lines of their own', context)
-    return _packed(examples, EXAMPLE_TOKENS, "\n\n")
+        raise broken("context", '"text", "label: n" on lines of their own', context)
+    return packed(examples, EXAMPLE_TOKENS, "\n\n")
 
 
 def _session_chunks(context: str) -> list[str]:
@@ -474,48 +511,71 @@ def _session_chunks(context: str) -> list[str]:
     try:
         timeline = _cleaned(ast.literal_eval(context))
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise _broken("context", expected, context) from error
+        raise broken("context", expected, context) from error
     if not isinstance(timeline, (list, tuple)) or len(timeline) % 2:
-        raise _broken("context", expected, timeline)
+        raise broken("context", expected, timeline)
     segments = []
     for time, session in zip(timeline[::2], timeline[1::2], strict=True):
         turns = [
             f"<{turn.role.capitalize()}>{turn.content}"
-            for turn in _validated(list[_Turn], session, "context")
+            for turn in validated(list[_Turn], session, "context")
         ]
         header = f"[Dialogue at timestamp {str(time).removeprefix('Chat Time: ')}]"
-        segments += [f"{header}\n{text}" for text in _packed(turns, PROSE_TOKENS, "\n")]
-    return _packed(segments, PROSE_TOKENS, "\n\n", enough=SESSION_TOKENS)
+        segments += [f"{header}\n{text}" for text in packed(turns, PROSE_TOKENS, "\n")]
+    return packed(segments, PROSE_TOKENS, "\n\n", enough=SESSION_TOKENS)
 
 
 def _dialogues(lead_in: str, texts: Sequence[str]) -> list[str]:
     return [
-        f"[Dialogue between User and Assistant on {_day(index)} 00:00]\n"
-        f"<User>{lead_in}\n{text}\n<Assistant>Understood, I keep this."
-        for index, text in enumerate(texts)
+        dialogue(day, lead_in, text, "Understood, I keep this.") for day, text in enumerate(texts)
     ]
 
 
-def _book(texts: Sequence[str]) -> list[str]:
-    return [
-        f"[Event happened on {_day(index)} The user is reading a book]\n<User> {text}\n\n"
-        f"<System> Remember what was read on {_day(index)}, the details and the story so far."
-        for index, text in enumerate(texts)
-    ]
+def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
+    """Return a chunk in which the user gives a text to keep, `day` days after 2024-01-01."""
+    return (
+        f"[Dialogue between User and Assistant on {_date(day)} 00:00]\n"
+        f"<User>{lead_in}\n{text}\n<Assistant>{reply}"
+    )
 
 
-def _day(index: int) -> str:
-    return (date(2024, 1, 1) + timedelta(days=index)).isoformat()
+def book_page(day: int, text: str) -> str:
+    """Return a chunk in which the user reads on in a book, `day` days after 2024-01-01."""
+    return (
+        f"[Event happened on {_date(day)} The user is reading a book]\n<User> {text}\n\n"
+        f"<System> Remember what was read on {_date(day)}, the details and the story so far."
+    )
+
+
+def book_question(last_day: int) -> str:
+    """Return what is asked about a book read from 2024-01-01 to `last_day` days later.
+
+    >>> book_question(2)
+    'Summarize the content of the book I read from 2024-01-01 to 2024-01-03'
+    """
+    return f"Summarize the content of the book I read from {_date(0)} to {_date(last_day)}"
+
+
+def _date(day: int) -> str:
+    return (date(2024, 1, 1) + timedelta(days=day)).isoformat()
 
 
 # Checked values, and messages that name the field.
 
 
-def _decoded(raw: bytes | str, field: str = "(whole row)") -> Any:
-    try:
-        return json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"field {field}: expected JSON in UTF-8, got {error}") from error
+def json_value(raw: Any, field: str = "(whole row)") -> Any:
+    """Return the JSON value of a line or field that may still be text, every string of it without
+    what UTF-8 cannot carry.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8.
+    """
+    if isinstance(raw, (bytes, str)):
+        try:
+            raw = json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"field {field}: expected JSON in UTF-8, got {error}") from error
+    return _cleaned(raw)
 
 
 def _cleaned(value: Any) -> Any:
@@ -536,7 +596,12 @@ def _adapter(record_type: Any) -> Any:
     return TypeAdapter(record_type)
 
 
-def _validated(record_type: Any, value: Any, field: str = "") -> Any:
+def validated(record_type: Any, value: Any, field: str = "") -> Any:
+    """Return the value as the record type, which pydantic checks it against.
+
+    Raises:
+        ValueError: it does not fit; the message names the field, what it holds and what fits.
+    """
     from pydantic import ValidationError
 
     try:
@@ -549,7 +614,7 @@ def _validated(record_type: Any, value: Any, field: str = "") -> Any:
         expected = " or ".join(entry["msg"].removeprefix("Input should be ") for entry in same)
         if first["type"] == "missing":
             raise ValueError(f"field {place}: expected a value, got no such field") from error
-        raise _broken(place, expected, first["input"]) from error
+        raise broken(place, expected, first["input"]) from error
 
 
 def _place(field: str, location: tuple[int | str, ...]) -> str:
@@ -562,6 +627,7 @@ def _place(field: str, location: tuple[int | str, ...]) -> str:
     return field or "(whole row)"
 
 
-def _broken(field: str, expected: str, got: Any) -> ValueError:
+def broken(field: str, expected: str, got: Any) -> ValueError:
+    """Return the error for a field that holds something else than expected."""
     shown = f"{got!r:.60}"
     return ValueError(f"field {field}: expected {expected}, got {type(got).__name__} {shown}")

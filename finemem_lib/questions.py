@@ -11,6 +11,7 @@ answerable from an empty memory. Nothing is dropped silently: every candidate ha
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import re
 from collections import Counter
@@ -30,7 +31,7 @@ from finemem_lib.trajectory import Instance, Operation, Question
 
 Reason = Literal[
     "unscorable", "answer in question", "duplicate", "not answered from chunk",
-    "answered without memory", "not needed",
+    "answered without memory", "verifier failed", "not needed",
 ]
 """Why a candidate was rejected; "not needed" was never verified, K others had been accepted."""
 
@@ -50,12 +51,19 @@ NEAR_DUPLICATE = 0.8
 class Teacher(Protocol):
     """What writes candidate questions from one chunk.
 
-    `write` returns candidates, preferred ones first, with `step` and `evidence_steps` set to the
-    chunk's step and a data source whose metric needs no judge. It sees nothing but the chunk.
+    `settings` identifies everything the questions depend on beside the chunk. `prepare` is told the
+    chunks that `write` will be asked about, so that it may ask for all of them at once. `write`
+    returns candidates, preferred ones first, with `step` and `evidence_steps` set to the chunk's
+    step and a data source whose metric needs no judge. It sees nothing but the chunk.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def settings(self) -> str: ...
+
+    def prepare(self, chunk_texts: Sequence[str]) -> None: ...
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
@@ -90,6 +98,7 @@ def make_chunk_questions(
     if k < 1:
         raise ValueError(f"make_chunk_questions: k is {k}, expected at least 1")
     drafts: list[list[_Candidate]] = []
+    teacher.prepare([chunk.text for chunk in instance.chunks])
     for step, chunk in enumerate(instance.chunks, start=1):
         rng = generator("chunk questions", seed, instance.instance_id, step)
         written = teacher.write(chunk.text, step, instance.data_source, rng)
@@ -134,6 +143,29 @@ def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
     return dataclasses.replace(instance, chunk_questions=tuple(
         tuple(candidate.question for candidate in _open([candidates])) for candidates in drafts
     ))
+
+
+def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
+    """Return the instance with a random share of its global questions, in their order.
+
+    The number is rounded, at least one. All rollouts that are given the same seed are asked the
+    same questions, so that their rewards can be compared; Fine-Mem trains on 20 % (arXiv
+    2601.08435).
+
+    Raises:
+        ValueError: `share` is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"sampled_questions: share is {share!r}, expected more than 0 and at most 1"
+        )
+    questions = instance.questions
+    if share == 1 or not questions:
+        return instance
+    number = max(1, round(share * len(questions)))
+    rng = generator(seed, "questions", instance.instance_id)
+    places = sorted(rng.sample(range(len(questions)), number))
+    return dataclasses.replace(instance, questions=tuple(questions[place] for place in places))
 
 
 def wrong_questions(instance: Instance, share: float, seed: int) -> Instance:
@@ -256,7 +288,7 @@ def _ask(
     otherwise: Reason,
 ) -> None:
     """Ask the open candidates of every chunk on its memory, in one batch; reject those that are
-    not answered as wanted (1.0 rightly, 0.0 without any score)."""
+    not answered as wanted (1.0 rightly, 0.0 without any score) or not at all (`None`)."""
     asked = [_open([batch]) for batch in batches]
     answers = answer_questions(
         [
@@ -273,7 +305,7 @@ def _ask(
             if wanted:
                 candidate.reply = one.answer
             if one.score != wanted:
-                candidate.reason = otherwise
+                candidate.reason = "verifier failed" if one.score is None else otherwise
 
 
 def _screened(written: Sequence[Question]) -> list[_Candidate]:
@@ -352,7 +384,7 @@ _TITLES = frozenset({"mr", "mrs", "ms", "dr", "prof", "sir", "lord", "lady", "st
 
 
 @dataclass(frozen=True, slots=True)
-class _Statement:
+class Statement:
     """A declarative sentence of a chunk; `speaker` is who says it, "" in running text."""
 
     text: str
@@ -392,6 +424,13 @@ class ClozeTeacher:
         self.max_candidates = max_candidates
         self.max_words = max_words
 
+    @property
+    def settings(self) -> str:
+        return json.dumps([self.name, self.max_candidates, self.max_words])
+
+    def prepare(self, chunk_texts: Sequence[str]) -> None:
+        """Nothing is to be prepared: a chunk costs milliseconds."""
+
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
@@ -419,10 +458,10 @@ class ClozeTeacher:
     def _facts(self, chunk_text: str, rng: random.Random) -> list[tuple[str, str]]:
         """Return (question, answer) pairs: strong answers first, then sentences that stand alone,
         then one question per sentence, then questions over blanks, then at random."""
-        statements = list(_statements(chunk_text))
-        speakers = set(words(" ".join({statement.speaker for statement in statements})))
+        said = list(statements(chunk_text))
+        speakers = set(words(" ".join({statement.speaker for statement in said})))
         ranked = []
-        for statement in statements:
+        for statement in said:
             terms = words(statement.text)
             if not 3 <= len(terms) <= self.max_words or not _DOUBT_WORDS.isdisjoint(terms):
                 continue
@@ -442,8 +481,12 @@ class ClozeTeacher:
         return [pair for *_, pair in sorted(ranked)]
 
 
-def _statements(chunk_text: str) -> Iterator[_Statement]:
-    """Yield the sentences of a chunk without the wrapper around them."""
+def statements(chunk_text: str) -> Iterator[Statement]:
+    """Yield the declarative sentences of a chunk without the wrapper around them.
+
+    >>> [one.text for one in statements("[Dialogue at noon]\\n<User>Note:\\nIt ran.")]
+    ['It ran.']
+    """
     lines = [line.strip() for line in chunk_text.split("\n") if line.strip()]
     tags = Counter(match[2] for line in lines if (match := _TAG.match(line)))
     wrapped = chunk_text.startswith("[Dialogue between ")
@@ -466,7 +509,7 @@ def _statements(chunk_text: str) -> Iterator[_Statement]:
                 speaker = name
         for sentence in sentences(line):
             if sentence[-1] not in "?:":
-                yield _Statement(sentence, speaker)
+                yield Statement(sentence, speaker)
 
 
 def _stands_alone(rest: str, speaker: str) -> bool:
@@ -476,7 +519,7 @@ def _stands_alone(rest: str, speaker: str) -> bool:
     return len(set(words(rest)) - STOPWORDS) >= (2 if named else 3)
 
 
-def _spans(statement: _Statement) -> list[tuple[int, int, int]]:
+def _spans(statement: Statement) -> list[tuple[int, int, int]]:
     """Return possible answers as (start, end, rank), none inside another; rank 0 for dates, numbers
     and names, 1 for the subject, 2 for the last word."""
     sentence = statement.text
@@ -509,7 +552,7 @@ def _spans(statement: _Statement) -> list[tuple[int, int, int]]:
     return found
 
 
-def _blank(statement: _Statement, start: int, end: int) -> str:
+def _blank(statement: Statement, start: int, end: int) -> str:
     said = f" in what {statement.speaker} said" if statement.speaker else ""
     return f"Fill the blank{said}: {statement.text[:start]}____{statement.text[end:]}"
 

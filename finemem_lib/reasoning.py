@@ -41,10 +41,10 @@ class ReadingTask:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An answer ("" when the agent abstains) and the ids of the task's items it rests on
-    (`None`: the agent does not say)."""
+    """An answer ("" when the agent abstains, `None` when it failed to give one) and the ids of the
+    task's items it rests on (`None`: the agent does not say)."""
 
-    answer: str
+    answer: str | None
     used: tuple[str, ...] | None
 
 
@@ -213,7 +213,7 @@ class ExtractiveReader:
         'good day'
         """
         if metric_for(data_source) == "label_match":
-            return _LABEL_REQUEST.sub("", _LABEL_LEAD.sub("", question))
+            return retrieval_query(question, data_source)
         others = (self.synonyms.get(word, ()) for word in dict.fromkeys(words(question)))
         return " ".join([question, *itertools.chain.from_iterable(others)])
 
@@ -340,6 +340,21 @@ class ExtractiveReader:
         return concepts, frozenset(required)
 
 
+def retrieval_query(question: str, data_source: str) -> str:
+    r"""Return the part of a question that retrieval is asked: the bare sentence where its label is
+    asked for, else the whole question.
+
+    Raises:
+        ValueError: the data source has no metric.
+
+    >>> retrieval_query("Sentence: good day\nWhat are the labels for the above sentence?", "icl_x")
+    'good day'
+    """
+    if metric_for(data_source) == "label_match":
+        return _LABEL_REQUEST.sub("", _LABEL_LEAD.sub("", question))
+    return question
+
+
 def reader_for(instances: Iterable[Instance]) -> MemoisedAgent:
     """Return the extractive reader for some instances, memoised; on the planted stream it knows
     the verbs that answer each question.
@@ -364,7 +379,7 @@ class MemoisedAgent:
         self.agent = agent
         self.calls_asked = 0
         self.calls_made = 0
-        self._memo: dict[tuple[object, ...], tuple[str, tuple[int, ...] | None]] = {}
+        self._memo: dict[tuple[object, ...], tuple[str | None, tuple[int, ...] | None]] = {}
 
     @property
     def name(self) -> str:
@@ -441,7 +456,8 @@ def answer_questions(
     """Retrieve M_j = Retrieve(q_j, M) for every question, read all of them in one batch, score.
 
     Returns one tuple per inquiry, in the order of its questions. The agent sees the question, its
-    data source and the items; the accepted answers meet its answer only in the score.
+    data source and the items; the accepted answers meet its answer only in the score. A failed
+    answer is recorded as "" without a score.
 
     Raises:
         ValueError: the retriever names an item the memory does not hold, a data source has no
@@ -463,7 +479,7 @@ def answer_questions(
     return [
         tuple(
             AnsweredQuestion(
-                question, inquiry.step, found, reading.answer, reading.used,
+                question, inquiry.step, found, reading.answer or "", reading.used,
                 score(reading.answer, question.answers, question.data_source),
             )
             # `answered` is one stream over all inquiries: each takes its share, questions lead.

@@ -18,8 +18,9 @@ from typing import Literal, get_args
 
 from finemem_lib.memory import Duplicates, Eviction, FlatMemory
 from finemem_lib.policy import Completion, MemoryManager, Observation
+from finemem_lib.questions import sampled_questions
 from finemem_lib.reasoning import Inquiry, ReasoningAgent, answer_questions
-from finemem_lib.repro import generator, stable_seed
+from finemem_lib.repro import stable_seed
 from finemem_lib.retrieval import DENSE_MODEL, Retriever, make_retriever
 from finemem_lib.text import TOKENIZER, clean_text
 from finemem_lib.trajectory import Instance, Question, Step, Trajectory
@@ -128,9 +129,11 @@ class LockstepRollouts:
         self.manager_name = manager_name
         self.seed = seed
         self._rollouts = [
-            _Rollout(instance, questions, rollout, settings.new_memory(), settings.new_retriever())
+            _Rollout(
+                instance, asked.questions, rollout, settings.new_memory(), settings.new_retriever()
+            )
             for instance in instances
-            for questions in [_asked(instance, settings.question_fraction, seed)]
+            for asked in [sampled_questions(instance, settings.question_fraction, seed)]
             for rollout in range(settings.num_generations)
         ]
 
@@ -259,13 +262,3 @@ def play(
         if progress is not None:
             progress(done, total)
     return rollouts.finish()
-
-
-def _asked(instance: Instance, fraction: float, seed: int) -> tuple[Question, ...]:
-    """Return the global questions that are asked, in their order."""
-    questions = instance.questions
-    if fraction == 1 or not questions:
-        return questions
-    number = max(1, round(fraction * len(questions)))
-    rng = generator(seed, "questions", instance.instance_id)
-    return tuple(questions[place] for place in sorted(rng.sample(range(len(questions)), number)))

@@ -187,11 +187,11 @@ def metric_for(data_source: str) -> str:
     )
 
 
-def score(prediction: str, answers: Sequence[str], data_source: str) -> float | None:
+def score(prediction: str | None, answers: Sequence[str], data_source: str) -> float | None:
     """Score a prediction against the accepted answers with the metric of its data source.
 
-    Returns a value in [0, 1], or `None` where it cannot be scored: the source needs a judge, or
-    no answer is known.
+    Returns a value in [0, 1], or `None` where it cannot be scored: the source needs a judge, no
+    answer is known, or there is no prediction.
 
     Raises:
         ValueError: the data source is not in `SOURCES`.
@@ -200,7 +200,7 @@ def score(prediction: str, answers: Sequence[str], data_source: str) -> float | 
     1.0
     """
     metric = METRICS[metric_for(data_source)]
-    return metric(prediction, answers) if answers else None
+    return metric(prediction, answers) if answers and prediction is not None else None
 
 
 def boxed(reply: str) -> str:

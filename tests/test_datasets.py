@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hub_server import hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finemem_lib.datasets import PROSE_TOKENS, load_instances, save_instances
+from finemem_lib.leaks import leaks
 from finemem_lib.planted import planted_stream
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.text import count_tokens, labelled_examples
@@ -256,9 +264,6 @@ def test_truncated_parquet(tmp_path):
 
 
 def test_parquet_without_the_columns(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), path)
     with pytest.raises(ValueError, match=r"row 1, field chunks: .* no such field"):
@@ -344,8 +349,6 @@ def test_saved_parquet_reads_back_equal(tmp_path_factory, written):
 
 
 def test_saved_parquet_has_the_published_columns(tmp_path):
-    import pyarrow.parquet as pq
-
     path = save_instances([planted_stream(1)], tmp_path / "set.parquet")
     [row] = pq.read_table(path).to_pylist()
     assert list(row) == [
@@ -358,8 +361,6 @@ def test_saved_parquet_has_the_published_columns(tmp_path):
 
 
 def test_saving_never_overwrites_and_leaves_no_part(tmp_path, monkeypatch):
-    import pyarrow.parquet as pq
-
     path = tmp_path / "set.parquet"
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="set.parquet"):
@@ -431,19 +432,75 @@ def test_benchmark_sessions_fill_a_chunk_to_its_size(write):
     assert [chunk.text.count("<User>") for chunk in chunks] == [2, 2]
 
 
-def test_hub_name_is_loaded_by_split_and_revision(write, monkeypatch):
-    import datasets
+HUB_SCRIPT = """
+import json, sys
+import datasets, huggingface_hub
+from finemem_lib.datasets import load_instances
+for line in sys.stdin:
+    source, split, offline = json.loads(line)
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = offline
+    try:
+        loaded = load_instances(source, split=split)
+        told = [loaded.instances[0].chunks[0].text, loaded.commit]
+    except ValueError as error:
+        told = [str(error), None]
+    print(json.dumps(told), flush=True)
+"""
+OLD, NEW, NONE = "a" * 40, "b" * 40, "c" * 40
 
-    calls = []
 
-    def load_dataset(name, split, revision):
-        calls.append((name, split, revision))
-        return datasets.Dataset.from_list([ROW, changed(instance_id="two")])
+def hub_files(text):
+    """Return a commit in the published layout: two splits in parquet, named by the card."""
+    files = {"README.md": (
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("train", "test"))
+        + "---\n"
+    ).encode()}
+    for split in ("train", "test"):
+        row = {
+            "instance_id": 0, "data_source": "squad", "chunks": json.dumps([f"{text} {split}"]),
+            "questions_and_answers": json.dumps(ROW["questions_and_answers"]),
+        }
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([row]), buffer)
+        files[f"{split}.parquet"] = buffer.getvalue()
+    return files
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    loaded = load_instances("owner/name", split="train", revision="abc", limit=1)
-    assert calls == [("owner/name", "train", "abc")]
-    assert [instance.instance_id for instance in loaded.instances] == ["one"]
+
+def test_hub_by_revision_and_what_is_pinned_stays_pinned(tmp_path):
+    """Without the hub its client takes the newest copy it has, whichever revision was asked for;
+    a pinned commit must not be answered with another one."""
+    repositories = {"owner/Some-Set": {OLD: hub_files("old"), NEW: hub_files("new")}}
+    asked = [
+        ("owner/Some-Set", "test", False), ("owner/Some-Set@v1", "train", False),
+        (f"owner/Some-Set@{OLD}", "test", False), (f"owner/Some-Set@{NONE}", "test", False),
+        ("owner/Nothing", "test", False), ("owner/Some-Set", "validation", False),
+        ("owner/Some-Set", "test", True), (f"owner/Some-Set@{OLD}", "test", True),
+        (f"owner/Some-Set@{NEW}", "test", True),
+    ]
+    with hub(repositories, branches={"main": NEW, "v1": OLD}) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_SCRIPT], timeout=300, capture_output=True, text=True,
+            input="".join(json.dumps(line) + "\n" for line in asked), check=True,
+            env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
+        )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told[:3] == [["new test", NEW], ["old train", OLD], ["old test", OLD]]
+    for (message, _), part in zip(
+        told[3:6], (NONE, "owner/Nothing", "'validation'"), strict=True
+    ):
+        assert part in message and "the hub gave no data set" in message
+    newest, *pinned = told[6:]
+    assert newest in (["new test", NEW], ["old test", OLD])
+    for one, right in zip(pinned, (["old test", OLD], ["new test", NEW]), strict=True):
+        assert one == right or "is out of reach and the copy" in one[0]
+    assert sum(commit is None for _, commit in pinned) == 1
+
+
+@pytest.mark.parametrize("name", ["owner/name@", "owner/name@a b", "a/b/c", "owner/name.jsonl"])
+def test_what_is_no_hub_name(name):
+    with pytest.raises(ValueError, match="no such file, expected a .* or a hub name"):
+        load_instances(name)
 
 
 def test_hub_without_network_says_what_to_do(monkeypatch):
@@ -452,7 +509,7 @@ def test_hub_without_network_says_what_to_do(monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     with pytest.raises(ValueError, match="owner/name.*'test'.*Couldn't reach.*give the path"):
         load_instances("owner/name")
 
@@ -488,3 +545,31 @@ def test_published_columns_and_benchmark_row():
     instance = load_one(DATA / "raw_samples" / "memoryagentbench_row_layout_clinc150.json")
     assert sum(len(labelled_examples(chunk.text)) for chunk in instance.chunks) == 60
     assert [question.answers for question in instance.questions][:2] == [("100",), ("49",)]
+
+
+@needs_data
+def test_the_real_memalpha_excerpt():
+    """One chunk and seven questions of the published test row 0, in the shape of a row."""
+    path = DATA / "raw_samples" / "memalpha_real_pubmed_rct_test0_excerpt.json"
+    raw = json.loads(path.read_text())
+    instance = load_one(path)
+    assert (instance.data_source, instance.category) == ("pubmed-rct", "TTL")
+    assert [chunk.text for chunk in instance.chunks] == raw["chunks"]
+    assert [(q.text, q.answers) for q in instance.questions] == [
+        (entry["question"], (entry["answer"],)) for entry in raw["questions_and_answers"]
+    ]
+    shown = labelled_examples(instance.chunks[0].text)
+    assert len(shown) == raw["chunks"][0].count("Sample: ") and {
+        label for _, label in shown} <= set("01234")
+    assert leaks([instance]) == ()
+
+
+@needs_data
+def test_the_benchmark_row_layout_keeps_every_example_and_answer():
+    path = DATA / "raw_samples" / "memoryagentbench_row_layout_clinc150.json"
+    raw = json.loads(path.read_text())
+    instance = load_one(path)
+    assert instance.data_source == raw["metadata"]["source"]
+    assert [q.text for q in instance.questions] == raw["questions"]
+    assert sum(len(labelled_examples(chunk.text)) for chunk in instance.chunks) == raw[
+        "context"].count("label:")

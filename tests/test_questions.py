@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from finemem_lib.datasets import load_instances
 from finemem_lib.planted import ATTRIBUTES, SYNONYMS, StreamSettings, planted_stream
+from finemem_lib.policy import make_manager
 from finemem_lib.questions import (
     FACT_METRICS,
     FACT_SOURCE,
@@ -21,10 +22,12 @@ from finemem_lib.questions import (
     ClozeTeacher,
     audit_counts,
     make_chunk_questions,
+    sampled_questions,
     verified,
     wrong_questions,
 )
-from finemem_lib.reasoning import ExtractiveReader, Reading
+from finemem_lib.reasoning import ExtractiveReader, Reading, reader_for
+from finemem_lib.rollout import RolloutSettings, play
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.text import count_tokens, words
 from finemem_lib.trajectory import Chunk, Instance, Question, from_json, to_json
@@ -45,10 +48,14 @@ def written(text, source="squad", seed=0, **settings):
 class ListTeacher:
     """Writes (question, answer) pairs it was given, the same for every chunk."""
 
-    name = "list"
+    name = settings = "list"
 
     def __init__(self, *pairs):
         self.pairs = pairs
+        self.prepared = []
+
+    def prepare(self, chunk_texts):
+        self.prepared.append(list(chunk_texts))
 
     def write(self, chunk_text, step, data_source, rng):
         return [
@@ -173,6 +180,21 @@ def test_audit_counts_name_chunks_without_candidates():
     assert first["candidates"] == sum(row.step == 1 for row in audit)
     assert second == dict.fromkeys(second, 0) | {"step": 2}
     assert made.chunk_questions[1] == ()
+
+
+def test_a_verifier_that_fails_is_no_verdict_on_the_question():
+    class FailingReader(WordReader):
+        def read(self, tasks):
+            return [
+                Reading(None, None) if "sails" in task.question else self._read(task)
+                for task in tasks
+            ]
+
+    teacher = ListTeacher(("What holds sails?", "Oslo"), ("What holds lives?", "Rome"))
+    instance = instance_of("Mia lives in Rome. Ana sails to Oslo.")
+    _, audit = make_chunk_questions(instance, teacher, FailingReader())
+    assert [row.reason for row in audit] == ["verifier failed", None]
+    assert teacher.prepared == [[instance.chunks[0].text]]  # all chunks at once, before any
 
 
 def test_k_out_of_range():
@@ -375,6 +397,45 @@ def test_yield_on_squad(answer):
 def test_yield_on_other_text(name):
     loaded = load_instances(DATA / f"{name}.jsonl", limit=1)
     assert mean_kept(made_from(loaded.instances, ExtractiveReader())) >= 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.floats(0.01, 1), st.integers(0, 99))
+def test_sampled_questions_are_a_share_in_order(number, share, seed):
+    asked = tuple(Question(f"q-{n}", f"Who {n}?", ("Ana",), "squad") for n in range(number))
+    instance = dataclasses.replace(instance_of("Ana sails."), questions=asked)
+    sampled = sampled_questions(instance, share, seed)
+    assert len(sampled.questions) == max(1, round(share * number))
+    places = [asked.index(question) for question in sampled.questions]
+    assert places == sorted(set(places))
+    assert sampled == sampled_questions(instance, share, seed)
+    assert dataclasses.replace(sampled, questions=asked) == instance
+
+
+def test_another_seed_or_instance_is_asked_other_questions():
+    streams = [planted_stream(seed, StreamSettings(num_chunks=12)) for seed in (1, 2)]
+    asked = {
+        tuple(q.question_id for q in sampled_questions(stream, 0.5, seed).questions)
+        for stream in streams for seed in range(4)
+    }
+    assert len(asked) > 4
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01, float("nan")])
+def test_share_out_of_range(share):
+    with pytest.raises(ValueError, match="share is .* expected more than 0 and at most 1"):
+        sampled_questions(planted_stream(1), share, seed=0)
+
+
+def test_all_rollouts_of_an_instance_are_asked_the_sampled_questions():
+    streams = [planted_stream(seed, StreamSettings(num_chunks=8)) for seed in (1, 2)]
+    settings_ = RolloutSettings(num_generations=3, question_fraction=0.2)
+    played = play(streams, make_manager("insert-all"), settings_, reader_for(streams), seed=7)
+    for stream, group in zip(streams, played, strict=True):
+        expected = sampled_questions(stream, 0.2, seed=7).questions
+        assert 0 < len(expected) < len(stream.questions)
+        for one in group:
+            assert tuple(answered.question for answered in one.questions) == expected
 
 
 def chunk_questions_of(instance):

@@ -1,0 +1,110 @@
+"""A data set hub on loopback: what the hub's client asks for, answered from a dictionary.
+
+It serves the revision, tree and file routes that `datasets` uses; every commit keeps its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_API = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/?]+))?(/[^?]*)?")
+_FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
+
+
+@contextmanager
+def hub(
+    repositories: Mapping[str, Mapping[str, Mapping[str, bytes]]],
+    branches: Mapping[str, str],
+) -> Iterator[str]:
+    """Serve repositories (name -> commit -> path -> content) and give the address; `branches` are
+    names of commits, "main" the newest."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        do_HEAD = do_POST = do_GET
+
+        def answer(self) -> None:
+            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if match := _API.match(self.path):
+                name, route, revision, folder = match.groups()
+                commit, files = self.found(name, revision or "main")
+                if files is None:
+                    return
+                if route in (None, "revision"):
+                    siblings = [{"rfilename": path} for path in files]
+                    return self.send(json.dumps(
+                        {"_id": "0", "id": name, "sha": commit, "siblings": siblings, "tags": [],
+                         "private": False, "gated": False, "downloads": 0, "likes": 0}
+                    ).encode())
+                paths = set(files)
+                if route == "paths-info":
+                    paths &= set(json.loads(asked).get("paths", []))
+                under = (folder or "").strip("/")
+                entries = {
+                    path: {"type": "file", "path": path, "size": len(files[path]),
+                           "oid": _oid(files[path])}
+                    for path in paths if path.startswith(under)
+                }
+                return self.send(json.dumps(list(entries.values())).encode())
+            if match := _FILE.match(self.path):
+                commit, files = self.found(match[1], match[2])
+                if files is None:
+                    return
+                if match[3] not in files:
+                    return self.refuse("EntryNotFound")
+                return self.send(
+                    files[match[3]], {"X-Repo-Commit": commit, "ETag": f'"{_oid(files[match[3]])}"'}
+                )
+            self.refuse("RepoNotFound")
+
+        def found(self, name: str, revision: str) -> tuple[str, Mapping[str, bytes] | None]:
+            commits = repositories.get(name)
+            commit = branches.get(revision, revision)
+            if commits is None:
+                self.refuse("RepoNotFound")
+            elif commit not in commits:
+                self.refuse("RevisionNotFound")
+            else:
+                return commit, commits[commit]
+            return commit, None
+
+        def refuse(self, code: str) -> None:
+            self.send(b"{}", {"X-Error-Code": code}, 404)
+
+        def send(
+            self, body: bytes, headers: Mapping[str, str] | None = None, status: int = 200
+        ) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
