@@ -70,7 +70,8 @@ class Control:
     value: the value at first; by default that of the first option.
     kind: "slider" for ordered values, "menu" for names.
     static: whether the static form has frames for its values, or for how many of them (a menu's
-        first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`).
+        first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`), or for how many of
+        each kind, which is the first word of a value.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Control:
     options: Options | Callable[[State], Options]
     value: Any = None
     kind: Literal["slider", "menu"] = "menu"
-    static: bool | int = False
+    static: bool | int | Mapping[str, int] = False
 
     def choices(self, state: State) -> list[tuple[str, Any]]:
         """Return the options in a state, their texts short and on one line."""
@@ -88,13 +89,21 @@ class Control:
     def frames(self, state: State) -> list[tuple[str, Any]]:
         """Return the options that the static form has frames for, with the one of the state."""
         options = self.choices(state)
-        most = MAX_FRAMES if self.static is True else int(self.static)
-        if len(options) > most and self.kind == "slider" and most > 1:
+        most = MAX_FRAMES if self.static is True else self.static
+        if isinstance(most, Mapping):
+            kinds = [self.kind_of(value) for _, value in options]
+            kept = {place for place, kind in enumerate(kinds)
+                    if kinds[:place].count(kind) < most.get(kind, 1)}
+        elif len(options) > most > 1 and self.kind == "slider":
             kept = {round(n * (len(options) - 1) / (most - 1)) for n in range(most)}
         else:
             kept = set(range(most))
         return [option for place, option in enumerate(options)
                 if place in kept or (most and option[1] == state[self.name])]
+
+    def kind_of(self, value: Any) -> str:
+        """Return what a value is called when values are counted."""
+        return str(value).partition(" ")[0] if isinstance(self.static, Mapping) else self.label
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,13 @@ class Explorer:
 
     `build` is called with every control's value by name and returns the same view names in the
     same order each time. In the static form a view must also keep its traces (number and types;
-    empty ones may stand in). A figure whose ``layout.meta["clicks"]`` is
-    ``{"control": name, "points": {trace number as text: [value per point]}}`` (None: no effect; of
-    a heatmap one value per column) sets that control when one of its points is clicked.
+    empty ones may stand in) and name the same properties. A figure whose ``layout.meta["clicks"]``
+    is ``{"control": name, "points": {trace number as text: [value per point]}}`` (None: no effect;
+    of a heatmap one value per column) sets that control when one of its points is clicked.
+
+    `linked` lists the states of the static form where controls lead to one another: each state
+    names the first controls, and their values in the order of the sliders. Without it the static
+    form changes one control at a time.
 
     Raises:
         ValueError: two controls share a name, or a control has no options.
@@ -114,6 +127,7 @@ class Explorer:
     title: str
     controls: tuple[Control, ...]
     build: Callable[..., Views]
+    linked: Sequence[State] = ()
 
     def __post_init__(self) -> None:
         names = [control.name for control in self.controls]
@@ -145,46 +159,92 @@ class Explorer:
         return dict(self.build(**self.settle(wanted)))
 
     def static_figures(self) -> list[go.Figure]:
-        """Return one figure per view with a slider over frames: all values of every control with
-        `static`, one control at a time. An explorer without such a control has no slider.
+        """Return one figure per view with a slider over frames: the `linked` states, or all values
+        of every control with `static`, one control at a time. An explorer without either has no
+        slider. The first caption says what there are no frames for.
 
         Raises:
             ValueError: a view changes its traces between states.
         """
         first = self.settle({})
-        states = [
-            (control, text, self.settle(first | {control.name: value}))
-            for control in self.controls for text, value in control.frames(first)
-        ]
+        levels = self._levels()
+        states = [(levels, self.settle(state)) for state in self.linked] or [
+            ([control], self.settle(first | {control.name: value}))
+            for control in self.controls for _, value in control.frames(first)]
         if not states:
             return list(self.build(**first).values())
-        views = [self.build(**state) for _, _, state in states]
-        names = [f"{control.label}: {text}" for control, text, _ in states]
-        start = next(place for place, (_, _, state) in enumerate(states) if state == first)
-        places = {(control.name, str(state[control.name])): place
-                  for place, (control, _, state) in enumerate(states)}
-        return [
-            self._joined(places, plot_frames.framed(
-                [(name, shown[view]) for name, shown in zip(names, views, strict=True)], start,
-                self.title))
-            for view in views[start]
-        ]
+        places: dict[Any, int] = {}  # of the first state at each end of a way down the controls
+        for place, (chain, state) in enumerate(states):
+            for depth in range(1, len(chain) + 1):
+                places.setdefault(_way(chain[:depth], state), place)
+        between = " " if levels else ": "
+        paths = [[f"{control.label}{between}{_text(control, state)}" for control in chain]
+                 for chain, state in states]
+        shown = [state for _, state in states]
+        start = shown.index(first) if first in shown else 0
+        views = [self._specs(state, places) for state in shown]
+        note = self._left_out(first, shown)
+        for specs in views:
+            next(iter(specs.values()))["layout"]["meta"]["caption"] += note
+        figures = [plot_frames.framed(
+            [(path, specs[view]) for path, specs in zip(paths, views, strict=True)],
+            start, self.title) for view in views[start]]
+        if levels:
+            figures[0].layout.meta = figures[0].layout.meta | {
+                "levels": [control.label for control in levels], "paths": paths}
+        return figures
 
-    @staticmethod
-    def _joined(places: Mapping[tuple[str, str], int], figure: go.Figure) -> go.Figure:
-        """Let the clicks of a framed figure name frames instead of values."""
-        for holder in (figure, *figure.frames):
-            clicks = (holder.layout.meta or {}).get("clicks")
-            if clicks:
-                holder.layout.meta = holder.layout.meta | {"clicks": {
-                    trace: [places.get((clicks["control"], str(value))) for value in values]
-                    for trace, values in clicks["points"].items()
-                }}
-        for frame in figure.frames:  # most states have the clicks of the first
-            meta = frame.layout.meta or {}
-            if meta.get("clicks") == figure.layout.meta.get("clicks"):
-                frame.layout.meta = {name: meta[name] for name in meta if name != "clicks"} or None
-        return figure
+    def _levels(self) -> list[Control]:
+        """Return the controls that lead from one to the next in the static form."""
+        return [one for one in self.controls if self.linked and one.name in self.linked[0]]
+
+    def _specs(self, state: State, places: Mapping[Any, int]) -> dict[str, dict[str, Any]]:
+        """Return the views of a state, their clicks naming states by their places."""
+        specs = {view: figure.to_plotly_json() for view, figure in self.build(**state).items()}
+        for spec in specs.values():
+            meta = spec["layout"]["meta"]
+            if clicks := meta.get("clicks"):
+                [clicked] = [one for one in self.controls if one.name == clicks["control"]]
+                levels = self._levels()
+                chain = levels[:levels.index(clicked) + 1] if clicked in levels else [clicked]
+                meta["clicks"] = {
+                    trace: [places.get(_way(chain, {**state, clicked.name: value}))
+                            for value in values]
+                    for trace, values in clicks["points"].items()}
+        return specs
+
+    def _left_out(self, first: State, states: Sequence[State]) -> str:
+        """Return a sentence about what the static form has no frames for, empty when it has all."""
+        levels = self._levels()
+        every: list[dict[str, Any]] = [{}]  # states as far as the levels so far lead
+        few, fixed = [], []
+        for control in self.controls:
+            if control in levels:
+                chain = levels[:levels.index(control) + 1]
+                every = [{**state, control.name: value} for state in every
+                         for _, value in control.choices(state)]
+                have = Counter({control.label: len({_way(chain, state) for state in states})})
+                there = Counter({control.label: len(every)})
+            else:
+                have = Counter(map(control.kind_of, {state[control.name] for state in states}))
+                there = Counter(control.kind_of(value) for _, value in control.choices(first))
+            if have.total() == 1 < there.total():
+                fixed.append(f"{control.label}: {_text(control, first)}")
+            else:
+                few += [f"{count - have[kind]} of {count} ({kind})"
+                        for kind, count in there.items() if have[kind] < count]
+        told = "; ".join(f"{name} {', '.join(those)}" for name, those in (
+            ("left out", few), ("fixed", fixed)) if those)
+        return f" Without a kernel: {told}." if told else ""
+
+
+def _way(chain: Sequence[Control], state: State) -> tuple[tuple[str, str], ...]:
+    """Return the values that lead to a state, control by control."""
+    return tuple((control.name, str(state[control.name])) for control in chain)
+
+
+def _text(control: Control, state: State) -> str:
+    return next(text for text, value in control.choices(state) if value == state[control.name])
 
 
 # ---- the two forms -------------------------------------------------------------------------------
@@ -328,16 +388,16 @@ class Live:
             self._figures.children = [self._box(name) for name in figures]
         self.views = figures
         for name, figure in figures.items():
-            self._boxes[name][0].spec = figure.to_plotly_json() | {"config": style.CONFIG}
+            self._boxes[name][0].spec = figure.to_plotly_json()
             self._note(name)
 
     def _box(self, name: str) -> Any:
         import ipywidgets as widgets
 
-        drawing = _drawing_class()(lambda trace, point: self.click(name, trace, [point]))
+        drawn = drawing({}, lambda trace, point: self.click(name, trace, [point]))
         button = widgets.ToggleButton(description="Show as table")
         button.observe(lambda _: self._guarded(lambda: self._note(name)), names="value")
-        self._boxes[name] = drawing, widgets.HTML(), button, widgets.HTML()
+        self._boxes[name] = drawn, widgets.HTML(), button, widgets.HTML()
         return widgets.VBox(self._boxes[name])
 
     def _note(self, name: str) -> None:
@@ -383,12 +443,14 @@ function render({model, el}) {
   el.append(plot);
   let busy = Promise.resolve();
   const draw = () => busy = busy.then(async () => {
-    const {data, layout, config} = structuredClone(model.get("spec"));
+    const {data, layout} = structuredClone(model.get("spec"));
     if (!data) return;
     const title = new DOMParser().parseFromString(layout.title.text, "text/html").body.textContent;
     plot.setAttribute("aria-label", `${title}. ${layout.meta.alt}`);
     const first = !plot.data;
-    await (await plotly(model)).react(plot, data, {...layout, uirevision: "kept"}, config);
+    plot.style.height = `${layout.height}px`;
+    await (await plotly(model)).react(plot, data, {...layout, uirevision: "kept"},
+      model.get("config"));
     if (first) plot.on("plotly_click", ({points: [point]}) =>
       model.send({trace: point.curveNumber, point: point.pointNumber}));
   }).catch(error => { plot.textContent = `The figure cannot be drawn: ${error}`; });
@@ -400,14 +462,21 @@ export default {render};
 """
 
 
-@functools.cache
-def _drawing_class() -> type:
-    """Return the widget that draws a plotly spec and reports clicks as (trace, point).
+def drawing(spec: Mapping[str, Any], clicked: Callable[[int, Any], None] | None = None) -> Any:
+    """Return the widget that draws a plotly spec, and another one when its `spec` is set.
+
+    clicked: what to do with the trace number and the point of a click.
 
     Plotly's own FigureWidget brings 5 MB per figure, of which a busy or slow machine does not load
     several in the two seconds that anywidget gives each; such a figure then stays as it is, or
     empty. This one loads plotly.js once per page, and its state is always the whole figure.
     """
+    return _drawing_class()(spec=dict(spec), config=style.CONFIG | {"responsive": True},
+                            clicked=clicked or (lambda trace, point: None))
+
+
+@functools.cache
+def _drawing_class() -> type:
     import anywidget
     import traitlets
     from plotly.offline import get_plotlyjs
@@ -415,10 +484,11 @@ def _drawing_class() -> type:
     class Drawing(anywidget.AnyWidget):
         _esm = _DRAWING
         spec = traitlets.Dict().tag(sync=True)
+        config = traitlets.Dict().tag(sync=True)
+        clicked = traitlets.Callable()
 
-        def __init__(self, clicked: Callable[[int, Any], None]) -> None:
-            super().__init__()
-            self.clicked = clicked
+        def __init__(self, **traits: Any) -> None:
+            super().__init__(**traits)
             self.on_msg(self._received)
 
         def _received(self, _: Any, message: Any, __: Any) -> None:
@@ -431,6 +501,9 @@ def _drawing_class() -> type:
 
 
 # ---- the explorers -------------------------------------------------------------------------------
+
+EVIDENCE_FRAMES = {"question": 16, "step": 16, "item": 32}
+"""Selections that the evidence explorer has frames for: a toy episode is whole."""
 
 
 def evidence(
@@ -470,7 +543,7 @@ def evidence(
         }
 
     return Explorer("Evidence explorer", (
-        Control("selected", "selected", options, static=22),
+        Control("selected", "selected", options, static=EVIDENCE_FRAMES),
     ), build)
 
 
@@ -641,7 +714,9 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
     """Return the formula card of one step: what it is paid, term by term, and its advantage."""
     rewards, advantages = lab.credit(choice)
     paid, advantage = rewards[rollout][step - 1], advantages[rollout][step - 1]
-    column = [row[step - 1] for row in rewards if row[step - 1] is not None]
+    is_reward = choice.rule == FINE_MEM or RULES[choice.rule].gives == "reward"
+    column = [row[step - 1] for row in (rewards if is_reward else advantages)
+              if row[step - 1] is not None]
     settings, num_steps = choice.settings, lab.group[rollout].num_steps
     terms = []
     if choice.rule == FINE_MEM:
@@ -661,7 +736,6 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
                        part.weighted["compression"]),
         ]
     formula = "sum of the terms" if terms else RULES[choice.rule].formula
-    is_reward = choice.rule == FINE_MEM or RULES[choice.rule].gives == "reward"
     first = paid if is_reward else advantage
     terms.append(plots.Term(
         f"{'r_t' if is_reward else 'A_t'} = {formula}", f"{first or 0:.4g}", first, result=True))

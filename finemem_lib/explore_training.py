@@ -2,12 +2,13 @@
 
 `LiveCurves` is one output of a cell that is replaced as records come in, so a notebook run without
 a front end keeps exactly the last state, as a plain figure. JupyterLab does not draw a plain figure
-again when its output is updated, so there it is a widget until `finish`. The explorers stand on
-`explore`, their figures on `plots_training`; they need what training kept and no trainer.
+again when its output is updated, so there it is the explorers' widget until `finish`. The explorers
+stand on `explore`, their figures on `plots_training`; they need what training kept and no trainer.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib import plot_style as style
 from finemem_lib.advantages import ScaleRewards
-from finemem_lib.explore import Control, Explorer, is_live
+from finemem_lib.explore import Control, Explorer, drawing, is_live
 from finemem_lib.plots_training import (
     TRAINING_PANELS,
     CompletionView,
@@ -109,16 +110,11 @@ class LiveCurves:
         self._spec["layout"]["title"]["text"] = title
         if not is_live():
             self._show_plain(self._spec)
-        elif drawn == self._keys:
-            with self._widget.batch_update():
-                self._widget.layout.title.text = title
-                for trace, new in zip(self._widget.data, self._spec["data"], strict=True):
-                    trace.x, trace.y = new["x"], new["y"]
-        else:
-            import plotly.graph_objects as go
-
-            self._widget = go.FigureWidget(self._spec)
+        elif self._widget is None:
+            self._widget = drawing(self._spec)
             self._show(self._widget)
+        else:
+            self._widget.spec = copy.deepcopy(self._spec)  # an equal one would not be sent
         self._keys = drawn
 
     def _show_plain(self, spec: Mapping[str, Any]) -> None:
@@ -265,8 +261,8 @@ def training_explorer(
 
     @functools.cache
     def of_group(update: int, instance: int) -> go.Figure:
-        group = groups(update)[instance]
-        return _clicks(rollout_compare(group), "rollout", {"0": [
+        group = groups(update)[instance]  # its details are what the next views show
+        return _clicks(rollout_compare(group, details=False), "rollout", {"0": [
             [row] * group.num_steps for row in range(len(group.rollouts))]})
 
     @functools.cache
@@ -290,11 +286,19 @@ def training_explorer(
                 f"Update {update}, rollout {rollout + 1}, step {step}"),
         }
 
-    rollout, step = _strongest(groups(max(kept))[0])
+    strongest = [_strongest(group) for group in groups(max(kept))]
+    instance = max(range(len(strongest)), key=lambda place: strongest[place][0][0])
+    _, rollout, step = strongest[instance][0]
+    linked = [
+        {"update": update, "instance": place, "rollout": row, "step": step}
+        for update in sorted(kept) for place, group in enumerate(groups(update))
+        for row, steps in sorted(_shown_steps(group).items()) for step in steps
+    ]
     return Explorer("Training, from the run to the token", (
         Control("update", "update", [(str(number), number) for number in sorted(kept)],
-                max(kept), kind="slider", static=True),
-        Control("instance", "instance", lambda state: _instances(kept[state["update"]])),
+                max(kept), kind="slider"),
+        Control("instance", "instance", lambda state: _instances(kept[state["update"]]),
+                instance),
         Control("rollout", "rollout", lambda state: [
             (str(row + 1), row) for row in range(len(kept[state["update"]][state["instance"]]))],
             rollout),
@@ -303,12 +307,15 @@ def training_explorer(
             for one in kept[state["update"]][state["instance"]][state["rollout"]].steps],
             step, kind="slider"),
         Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
-    ), build)
+    ), build, linked)
 
+
+STATIC_ROLLOUTS, STATIC_STEPS = 2, 3
+"""Rollouts of every group, and steps of the first of them, that have frames without a kernel: as
+much as a notebook can hold."""
 
 RUN_PANELS = {title: TRAINING_PANELS[title] for title in (
-    "reward (mean)", "accuracy (mean score)", "groups without gradient (share)",
-    "entropy (nats per token)")}
+    "reward (mean)", "accuracy (mean score)")}
 """What `training_explorer` shows of the run: enough to choose an update by."""
 
 TOKEN_COLOURS = {
@@ -319,11 +326,20 @@ TOKEN_COLOURS = {
 advantage, and how much more likely the trained manager writes the token."""
 
 
-def _strongest(group: RolloutGroup) -> tuple[int, int]:
-    """Return the rollout (from 0) and the step (from 1) of the largest absolute advantage."""
-    places = [(abs(advantage or 0.0), row, step) for row, advantages in enumerate(group.advantages)
-              for step, advantage in enumerate(advantages, 1)]
-    return max(places, key=lambda place: place[0])[1:]
+def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
+    """Return for every rollout its largest absolute advantage, its place and the step (from 1),
+    the rollout with the largest first."""
+    best = [max((abs(advantage or 0.0), row, -step) for step, advantage in enumerate(advantages, 1))
+            for row, advantages in enumerate(group.advantages)]
+    return [(size, row, -step) for size, row, step in sorted(best, key=lambda one: -one[0])]
+
+
+def _shown_steps(group: RolloutGroup) -> dict[int, list[int]]:
+    """Return the rollouts and steps of a group that have frames in the static form: all steps of
+    the rollout with the largest advantage, and one of the next ones."""
+    (_, first, strongest), *others = _strongest(group)[:STATIC_ROLLOUTS]
+    near = sorted(range(1, group.num_steps + 1), key=lambda step: abs(step - strongest))
+    return {first: sorted(near[:STATIC_STEPS])} | {row: [step] for _, row, step in others}
 
 
 def _token_values(

@@ -6,10 +6,13 @@ script of the report, moves through.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -43,7 +46,7 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
         x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
         y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
         if trace["type"] == "heatmap":
-            notes = trace.get("customdata") or [[]] * len(ys)
+            notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
             rows += [{"series": name, x_name: x, y_name: y_text.get(y, y), "value": value}
                      | ({} if note is None else {"note": plain(note)})
                      for y, line, beside in zip(ys, trace["z"], notes, strict=True)
@@ -73,14 +76,14 @@ def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, di
 
 
 def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted path; lists and ``meta`` are not entered.
+    """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not entered.
 
     >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
     {'line.color': 'red', 'x': [1, 2]}
     """
     found: dict[str, Any] = {}
     for key, value in spec.items():
-        if isinstance(value, Mapping) and value and key != "meta":
+        if isinstance(value, Mapping) and value and key != "clicks":
             found |= leaves(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
@@ -97,64 +100,113 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
     return {path: new.get(path) for path in old | new if old.get(path) != new.get(path)}
 
 
+DRAWN = ("shapes", "annotations")
+"""What plotly merges place by place into what stands there, taking none away."""
+
 SLIDER_ROOM = 64
 """Pixels that `framed` puts between the title and the drawing, for its slider."""
 
 
 def framed(
-    states: Sequence[tuple[str, go.Figure]], start: int, explorer: str
+    states: Sequence[tuple[Sequence[str], Mapping[str, Any]]], start: int, explorer: str
 ) -> go.Figure:
-    """Join figures of the same traces into one with a plotly slider, which needs no kernel.
+    """Join states of one figure into one with a plotly slider, which needs no kernel.
 
-    states: the name of each state and its figure, in the order of the slider. start: the position
-    of the one shown first. explorer: what figures that move together have in common; the report
-    puts one slider above all of them. A frame holds whatever differs between any two states, so
-    that each can follow each.
+    states: the path to each state (what its levels are called, one text each) and the spec it
+    shows, in the order of the slider. start: the position of the one shown first. explorer: what
+    figures that move together have in common; the report puts its controls above all of them.
+
+    Frame 0 is the first state with all that any other changes. The others hold what they change
+    in it, equal ones once; ``layout.meta["states"]`` names the frame of every state. The slider
+    goes as deep into the paths as the figure depends on them.
 
     Raises:
         ValueError: two states have other traces (number or types).
     """
-    specs = [figure.to_plotly_json() for _, figure in states]
+    specs = [{**spec, "layout": dict(spec["layout"])} for _, spec in states]
     kinds = [[trace["type"] for trace in spec["data"]] for spec in specs]
-    for (name, _), spec, found in zip(states, specs, kinds, strict=True):
+    for (path, _), spec, found in zip(states, specs, kinds, strict=True):
         if found != kinds[start]:
             raise ValueError(
-                f"framed: state {name!r} has the traces {found}, expected {kinds[start]} as in the "
-                "first; let the builder return the same traces in every state, empty where needed"
+                f"framed: state {', '.join(path)!r} has the traces {found}, expected "
+                f"{kinds[start]} as in the first; let the builder return the same traces in every "
+                "state, empty where needed"
             )
         _make_room(spec["layout"], SLIDER_ROOM)
-        for drawn in ("shapes", "annotations"):
-            # plotly drops an empty list, and the frame could not take away what another one drew
-            if drawn in spec["layout"] and not spec["layout"][drawn]:
-                spec["layout"][drawn] = [{"visible": False}]
+    for drawn in DRAWN:
+        _alike([spec["layout"] for spec in specs], drawn)
     base = specs[start]
     parts = [(*spec["data"], spec["layout"]) for spec in specs]
-    varying = [
-        {path for part in parts for path in changes(parts[start][place], part[place])}
-        for place in range(len(parts[start]))
-    ]
-    moving = [place for place in range(len(base["data"])) if varying[place]]
-    frames = [
-        {"name": str(number), "traces": moving, "layout": _nested(part[-1], varying[-1]),
-         "data": [{"type": part[place]["type"]} | _nested(part[place], varying[place])
-                  for place in moving]}
-        for number, part in enumerate(parts)
-    ]
-    instant = {"mode": "immediate", "transition": {"duration": 0}, "frame": {"duration": 0}}
+    changed = [[changes(*pair) for pair in zip(parts[start], part, strict=True)] for part in parts]
+    for column in changed:
+        for drawn in {*DRAWN} & {*column[-1]}:
+            column[-1][drawn] = [_nested(changes(*pair)) for pair in zip(
+                base["layout"][drawn], column[-1][drawn], strict=True)]
+            while not column[-1][drawn][-1]:  # frame 0 has the rest
+                column[-1][drawn].pop()
+    moved = [{path for column in changed for path in column[place]}
+             for place in range(len(parts[start]))]
+    frames = [_frame(0, base["data"], [
+        {path: leaves(part).get(path) for path in paths}
+        for part, paths in zip(parts[start], moved, strict=True)])]
+    known = {json.dumps(changed[start]): 0}
+    numbers = []
+    for column in changed:
+        number = known.setdefault(json.dumps(column), len(known))
+        if number == len(frames):
+            frames.append(_frame(number, base["data"], column) | {"baseframe": "0"})
+        numbers.append(number)
+    paths = [tuple(path) for path, _ in states]
+    depth = next(depth for depth in range(1, len(paths[start]) + 1) if depth == len(paths[start])
+                 or len({path[:depth] for path in paths})
+                 == len({(path[:depth], number)
+                         for path, number in zip(paths, numbers, strict=True)}))
+    shown = dict(zip((path[:depth] for path in paths), numbers, strict=True))
+    # plotly gives a transition no more time than its frame has
+    instant = {"mode": "immediate", "frame": {"duration": 0}}
     margin = base["layout"]["margin"]["t"] - SLIDER_ROOM
     layout = base["layout"] | {
-        "meta": base["layout"]["meta"] | {"explorer": explorer},
+        "meta": base["layout"]["meta"] | {
+            "explorer": explorer, "states": numbers, "start": start},
         "sliders": [{
-            "active": start, "x": 0, "len": 1, "y": 1, "yanchor": "bottom",
+            "active": [*shown].index(paths[start][:depth]), "x": 0, "len": 1, "y": 1,
+            "yanchor": "bottom",
             "pad": {"t": 0, "b": max(0, margin - 40)}, "minorticklen": 0, "ticklen": 4,
             "font": {"color": "rgba(0,0,0,0)", "size": 6},  # one name is enough, the current one
             "currentvalue": {"font": {"color": INK, "size": 13}},
-            "steps": [{"label": label(name, 80), "method": "animate",
-                       "args": [[str(number)], instant]}
-                      for number, (name, _) in enumerate(states)],
+            "steps": [{"label": label(plain(", ".join(path)), 80), "method": "animate",
+                       "args": [[str(number)], instant]} for path, number in shown.items()],
         }],
     }
     return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
+
+
+def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
+    """Give every kind of shape or annotation (by its properties) the same places in all layouts,
+    hidden where a layout has fewer."""
+    found = [[(frozenset(leaves(one)), one) for one in layout.get(drawn) or ()]
+             for layout in layouts]
+    counts = [Counter(kind for kind, _ in own) for own in found]
+    examples = {kind: one for own in reversed(found) for kind, one in reversed(own)}
+    for layout, own in zip(layouts, found, strict=True):
+        placed: list[dict[str, Any]] = []
+        for kind, most in functools.reduce(operator.or_, counts).items():
+            there = [one for its, one in own if its == kind]
+            if most > min(count[kind] for count in counts):
+                there = [one | {"visible": True} for one in there]
+            hidden = examples[kind] | {"visible": False}
+            placed += [*there, *[hidden] * (most - len(there))]
+        if placed:
+            layout[drawn] = placed
+
+
+def _frame(
+    number: int, data: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a frame from what it changes in each trace and, last, in the layout."""
+    moving = [place for place in range(len(data)) if changed[place]]
+    return {"name": str(number), "traces": moving, "layout": _nested(changed[-1]),
+            "data": [{"type": data[place]["type"]} | _nested(changed[place]) for place in moving]}
 
 
 def _make_room(layout: dict[str, Any], pixels: int) -> None:
@@ -178,28 +230,34 @@ def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the spec of a framed figure in one of its states, without frames."""
-    frame = spec["frames"][number]
-    data = list(spec["data"])
-    for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):
-        data[place] = _merged(data[place], delta)
-    return {"data": data, "layout": _merged(spec["layout"], frame.get("layout", {}))}
+    """Return the spec of a framed figure in one of its states, without frames; `number` is the
+    position of the frame."""
+    data, layout = list(spec["data"]), spec["layout"]
+    for frame in (spec["frames"][0], spec["frames"][number]):
+        for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):
+            data[place] = _merged(data[place], delta)
+        layout = _merged(layout, frame.get("layout", {}))
+    return {"data": data, "layout": layout}
 
 
 def _merged(base: Any, delta: Mapping[str, Any]) -> dict[str, Any]:
     made = dict(base or {})
     for key, value in delta.items():
-        made[key] = _merged(made.get(key), value) if isinstance(value, Mapping) else value
+        if key in DRAWN:
+            pairs = itertools.zip_longest(made.get(key) or (), value, fillvalue={})
+            made[key] = [_merged(*pair) for pair in pairs]
+        else:
+            made[key] = (_merged(made.get(key), value)
+                         if isinstance(value, Mapping) and key != "clicks" else value)
     return made
 
 
-def _nested(spec: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    values = leaves(spec)
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    for path in sorted(paths):
+    for path in sorted(values):
         *above, last = path.split(".")
         place = made
         for key in above:
             place = place.setdefault(key, {})
-        place[last] = values.get(path)
+        place[last] = values[path]
     return made

@@ -22,7 +22,10 @@ import plotly.graph_objects as go
 from finemem_lib.evaluation import Estimate
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
-CONFIG = {"responsive": True, "displaylogo": False}
+CONFIG = {"displaylogo": False}
+"""Not "responsive": plotly forgets a responsive figure's height when the window changes, and takes
+that of the page around it, which in a notebook is the figure's own: 0. JupyterLab resizes by
+itself; who gives the figure a place with a height adds "responsive"."""
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"

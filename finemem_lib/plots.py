@@ -313,10 +313,13 @@ def operation_timeline(
     traces: list[dict[str, Any]] = [{
         "type": "scatter", "x": life_x, "y": life_y, "mode": "lines", "name": "in memory",
         "hoverinfo": "skip", "line": {"color": PALE, "width": 8}}]
-    marks: dict[str, list[tuple[float, int, str]]] = {}
+    done = {_outcome_name(outcome) for step in trajectory.steps for outcome in step.outcomes}
+    ended = {how for _, how in gone.values()}
+    marks: dict[str, list[tuple[float, int, str]]] = {
+        name: [] for name in OPERATION_STYLE if name in done | ended}
     for item_id, lane in lanes.items():
         if item_id in gone and gone[item_id][1] == "evicted":
-            marks.setdefault("evicted", []).append(
+            marks["evicted"].append(
                 (gone[item_id][0], lane, f"pushed out: {paragraph(contents[item_id])}"))
     for step in trajectory.steps:
         for outcome in step.outcomes:
@@ -326,7 +329,7 @@ def operation_timeline(
                 continue
             content = outcome.operation.content if outcome.operation else outcome.raw
             reason = f" ({label(outcome.reason, 60)})" if outcome.reason else ""
-            marks.setdefault(name, []).append((
+            marks[name].append((
                 step.step, nowhere if item_id is None else lanes[item_id],
                 f"step {step.step}: {name}{reason}<br>{paragraph(content or '')}",
             ))
@@ -344,10 +347,10 @@ def operation_timeline(
     ticks = {"retrieved, answer right": (BLUE, "line-ns-open"),
              "retrieved, answer not right": (GREY, "line-ne-open")}
     for name, points in {**marks, **retrieved}.items():
-        if not points:
-            continue
+        if not points and selected is None:
+            continue  # else a selection changes which items are shown, but not the traces
         color, symbol = (OPERATION_STYLE | ticks)[name]
-        xs, ys, hover = (list(column) for column in zip(*points, strict=True))
+        xs, ys, hover = ([point[place] for point in points] for place in range(3))
         marker = {"color": color, "symbol": symbol, "size": 11}
         if name in ticks:
             marker["line"] = {"width": 2, "color": color}
@@ -439,6 +442,10 @@ def source_sentence(content: str, chunk_text: str) -> str:
                key=lambda sentence: len(wanted & set(words(sentence))))
 
 
+STRONG, FAINT = ("73", "40"), ("1A", "12")
+"""Opacity (hexadecimal) of links that earned something and of those that did not."""
+
+
 def evidence_sankey(
     trajectory: Trajectory,
     questions: Sequence[int] | None = None,
@@ -521,8 +528,8 @@ def evidence_sankey(
     ahead = 0 if selected is None else len(keys)
     clicks = [names[key[1]] for key in keys] + [None if key[1] is None else name
                                                 for name, key in zip(names, nodes, strict=True)]
-    strength = [(0.45, 0.25) if selected in (None, "") or key[:2] in lit else (0.1, 0.07)
-                for key in keys]
+    link_colors = [(BLUE if key[2] else GREY) + opacity[0 if key[2] else 1] for key in keys
+                   for opacity in [STRONG if selected in (None, "") or key[:2] in lit else FAINT]]
     trace = {
         # nodes that can be dragged are not clicked: plotly takes them out of the page on the way
         "type": "sankey", "arrangement": "snap" if selected is None else "fixed",
@@ -535,8 +542,7 @@ def evidence_sankey(
         "link": {
             "source": [ahead + key[0] for key in keys], "target": [ahead + key[1] for key in keys],
             "value": style.numbers(links[key] for key in keys),
-            "color": [f"rgba(0,114,178,{earned})" if key[2] else f"rgba(118,118,118,{not_earned})"
-                      for key, (earned, not_earned) in zip(keys, strength, strict=True)],
+            "color": link_colors,
             "label": ["earned" if key[2] else "not earned" for key in keys],
             "customdata": [
                 f"{link_text[key[0], key[1]]}<br>"

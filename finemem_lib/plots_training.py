@@ -254,29 +254,31 @@ def _done(step: Step) -> str:
 
 
 def _told(step: Step) -> str:
-    """Return the operations of a step for a hover box, one per line."""
-    lines = []
+    """Return the operations of a step for a hover box, one per line, equal ones once."""
+    lines: Counter[str] = Counter()
     for outcome in step.outcomes:
         operation = outcome.operation
         if operation is None or not outcome.applied:
-            lines.append(f"invalid: {label(outcome.reason, 60)}")
+            lines[f"invalid: {label(outcome.reason, 60)}"] += 1
             continue
         target = "" if outcome.item_id is None else f" #{label(outcome.item_id, 8)}"
         content = "" if operation.content is None else f" {label(operation.content, 48)}"
-        lines.append(f"{operation.kind}{target}{content}")
-    return "<br>".join(lines) or "nothing"
+        lines[f"{operation.kind}{target}{content}"] += 1
+    return "<br>".join(f"{line} × {count}" if count > 1 else line
+                       for line, count in lines.items()) or "nothing"
 
 
 def _branch(number: int) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number] if number < 26 else f"#{number}"
 
 
-def rollout_compare(group: RolloutGroup) -> go.Figure:
+def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
     """Show the G rollouts of one instance side by side: what each did, and its advantage.
 
     A cell holds the branch (rollouts with the same letter did the same so far) and the number of
     operations of each kind; its colour is the advantage. The dotted line is where they part; a
-    step whose group carries no gradient is marked, and its cells say why.
+    step whose group carries no gradient is marked, and its cells say why. With `details`, hovering
+    shows the operations and the terms of the reward.
     """
     steps = list(range(1, group.num_steps + 1))
     branches = group.branches()
@@ -299,9 +301,9 @@ def rollout_compare(group: RolloutGroup) -> go.Figure:
                for t, step in enumerate(rollout.steps)]
               for i, rollout in enumerate(group.rollouts)] if few else None,
         texttemplate="%{text}" if few else None, textfont={"size": 11},
-        customdata=notes if few else None,
+        customdata=notes if few and details else None,
         hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
-                      + ("<br>%{customdata}" if few else "") + "<extra></extra>",
+                      + ("<br>%{customdata}" if few and details else "") + "<extra></extra>",
         colorbar=style.colorbar("advantage A"),
     ))
     for step in dead:
@@ -688,22 +690,21 @@ def completion_grid(
 ) -> go.Figure:
     """Show a completion as lines of `columns` tokens, coloured by a signed value.
 
-    The figure for explorers; `completion_view` reads better.
+    The figure for explorers, long tokens cut; `completion_view` reads better.
     """
     missing = -len(tokens) % columns
     texts = [*map(visible, tokens), *[""] * missing]
     filled = [*values, *[None] * missing]
     lines = [slice(start, start + columns) for start in range(0, len(texts), columns)]
     known = [value for value in values if value is not None]
-    bound = max(map(abs, known), default=0.0) or 1.0
+    bound = style.number(max(map(abs, known), default=0.0)) or 1.0
     fig = go.Figure(go.Heatmap(
         x=list(range(1, columns + 1)), y=list(range(1, len(lines) + 1)),
         z=[style.numbers(filled[line]) for line in lines], name=label(measure),
-        text=[[label(token, 14) for token in texts[line]] for line in lines],
-        customdata=[[label(token, 60) for token in texts[line]] for line in lines],
+        text=[[label(token, 18) for token in texts[line]] for line in lines],
         texttemplate="%{text}", textfont={"size": 11, "family": "monospace"},
         colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=2, ygap=2,
-        hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
+        hovertemplate="%{text}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
     ))
     up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
     return style.finish(

@@ -14,6 +14,7 @@ import hashlib
 import html
 import itertools
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,46 +63,76 @@ function draw() {  // one after the other, so that the page answers while it fil
   const figure = waiting.shift();
   if (!figure) { document.body.dataset.drawn = "all"; return; }
   const spec = figure.spec = JSON.parse(figure.querySelector("script").textContent);
-  spec.config = {...spec.config, displayModeBar: false};
+  spec.config = {...spec.config, responsive: true, displayModeBar: false};
   const plot = figure.querySelector(".plot");
-  Plotly.newPlot(plot, spec).then(() => {
+  const own = structuredClone(spec);  // plotly writes into what it is given
+  Plotly.newPlot(plot, own).then(() => {
     if (!spec.frames) return;
     const group = document.getElementById(figure.dataset.explorer);
     plot.on("plotly_click", event => {
       const {curveNumber, pointNumber} = event.points[0];
-      const meta = {...spec.layout.meta, ...spec.frames[group.at].layout?.meta};
-      const to = meta.clicks?.[curveNumber]?.[[pointNumber].flat().pop()];
+      const to = meta(figure, group.at).clicks?.[curveNumber]?.[[pointNumber].flat().pop()];
       if (to != null) setTimeout(() => move(group, to));
     });
     return show(figure, group.at);
   }).finally(() => setTimeout(draw));
 }
+function frame(figure, at) { return figure.spec.frames[figure.spec.layout.meta.states[at]]; }
+function meta(figure, at) {
+  return {...figure.spec.layout.meta, ...frame(figure, at).layout?.meta};
+}
 function show(figure, at) {  // drawing, caption, description and table of one state
   const plot = figure.querySelector(".plot");
-  const meta = {...figure.spec.layout.meta, ...figure.spec.frames[at].layout?.meta};
-  figure.querySelector("figcaption").textContent = meta.caption;
-  plot.setAttribute("aria-label", `${plot.dataset.title}. ${meta.alt}`);
+  const {caption, alt} = meta(figure, at);
+  const {name, layout} = frame(figure, at);
+  figure.querySelector("figcaption").textContent = caption;
+  plot.setAttribute("aria-label", `${plot.dataset.title}. ${alt}`);
   const tables = [...figure.querySelectorAll("[data-states]")];
-  for (const table of tables) table.hidden = !table.dataset.states.split(" ").includes(String(at));
-  plot.style.height = `${figure.spec.frames[at].layout?.height ?? figure.spec.layout.height}px`;
-  return Plotly.animate(plot, [String(at)], instant);
+  for (const table of tables) table.hidden = !table.dataset.states.split(" ").includes(name);
+  plot.style.height = `${layout?.height ?? figure.spec.layout.height}px`;
+  return Plotly.animate(plot, [name], instant);
+}
+function texts(group, level) {  // what a slider goes through: what there is below those before it
+  const now = group.paths[group.at];
+  return [...new Set(group.paths.filter(path => now.slice(0, level).every(
+    (text, above) => path[above] === text)).map(path => path[level]))];
+}
+function nearest(group, wanted) {  // the state that keeps what it can of a path
+  let left = group.paths.map((_, state) => state);
+  wanted.forEach((text, level) => {
+    const kept = left.filter(state => group.paths[state][level] === text);
+    const first = group.paths[left[0]][level];
+    left = kept.length ? kept : left.filter(state => group.paths[state][level] === first);
+  });
+  return left[0];
+}
+function turn(group, level, place) {
+  const there = texts(group, level);
+  const wanted = [...group.paths[group.at]];
+  wanted[level] = there[Math.max(0, Math.min(place, there.length - 1))];
+  move(group, nearest(group, wanted));
 }
 function move(group, at) {
-  const slider = group.querySelector("input");
-  group.at = Math.max(0, Math.min(at, Number(slider.max)));
-  const name = JSON.parse(group.dataset.states)[group.at];
-  slider.value = group.at;
-  slider.setAttribute("aria-valuetext", name);
-  group.querySelector("output").textContent = name;
+  group.at = at;
+  group.querySelectorAll("input").forEach((slider, level) => {
+    const there = texts(group, level), now = group.paths[at][level];
+    slider.max = there.length - 1;
+    slider.value = there.indexOf(now);
+    slider.setAttribute("aria-valuetext", now);
+    group.querySelectorAll("output")[level].textContent = now;
+  });
   for (const figure of document.querySelectorAll("figure.plotly"))
-    if (figure.dataset.explorer === group.id && figure.spec) show(figure, group.at);
+    if (figure.dataset.explorer === group.id && figure.spec) show(figure, at);
 }
 for (const group of document.querySelectorAll(".explorer")) {
-  const slider = group.querySelector("input");
-  group.at = Number(slider.value);
-  slider.addEventListener("input", () => move(group, Number(slider.value)));
-  for (const button of group.querySelectorAll("button"))
-    button.addEventListener("click", () => move(group, group.at + Number(button.dataset.by)));
+  group.at = Number(group.dataset.start);
+  group.paths = JSON.parse(group.dataset.paths);
+  group.querySelectorAll("input").forEach((slider, level) => {
+    slider.addEventListener("input", () => turn(group, level, Number(slider.value)));
+    for (const button of slider.parentElement.querySelectorAll("button"))
+      button.addEventListener("click", () => turn(
+        group, level, Number(slider.value) + Number(button.dataset.by)));
+  });
 }
 draw();
 """
@@ -254,6 +285,7 @@ def save_figure(
     try:
         import kaleido
 
+        logging.getLogger("choreographer.channels.pipe").addFilter(_is_no_farewell)
         images = [
             kaleido.calc_fig_sync(
                 spec,
@@ -275,6 +307,13 @@ def save_figure(
         return [_write(stem.with_name(f"{stem.name}.html"), text.encode())]
     return [_write(stem.with_name(f"{stem.name}.{kind}"), _fixed_ids(image))
             for kind, image in zip(formats, images, strict=True)]
+
+
+def _is_no_farewell(record: logging.LogRecord) -> bool:
+    """Say no to one traceback: kaleido's helper says "{bye}" when its browser ends, and where that
+    arrives together with the last answer it is read, and reported, as broken JSON."""
+    cause = record.exc_info and getattr(record.exc_info[1], "__cause__", None)
+    return getattr(cause, "doc", None) != "{bye}\n"
 
 
 def _fixed_ids(image: bytes) -> bytes:
@@ -409,14 +448,11 @@ def _figure(spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) 
     """
     meta = _meta(spec)
     controls = group = ""
-    start = 0
     if spec.get("frames") and "explorer" in meta:
-        [slider] = spec["layout"]["sliders"]
-        start = slider["active"]
-        spec = without_slider(spec)
         group = explorers.setdefault(meta["explorer"], f"{figure_id}-states")
         if group == f"{figure_id}-states":
-            controls = _controls(meta["explorer"], slider, group)
+            controls = _controls(meta, spec["layout"]["sliders"][0], group)
+        spec = without_slider(spec)
     title = plain(((spec.get("layout") or {}).get("title") or {}).get("text") or "Figure")
     data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
     alt = html.escape(f"{title}. {meta.get('alt', '')}")
@@ -428,37 +464,46 @@ def _figure(spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) 
         f'class="plot" role="img" aria-label="{alt}" data-title="{html.escape(title)}" '
         f'style="height:{height}px"></div></div><script type="application/json">{data}</script>'
         f"<figcaption>{caption}</figcaption><details><summary>Show as table</summary>"
-        f"{_tables(title, spec, start)}</details></figure>"
+        f"{_tables(title, spec)}</details></figure>"
     )
 
 
-def _controls(explorer: str, slider: Mapping[str, Any], group: str) -> str:
-    """Return the slider of an explorer; plotly's own cannot be reached by keyboard."""
-    names, start = [plain(step["label"]) for step in slider["steps"]], slider["active"]
-    title, now = html.escape(explorer), html.escape(names[start])
-    return (
-        f'<div class="explorer" id="{group}" role="group" aria-label="{title}" '
-        f'data-states="{html.escape(json.dumps(names))}"><label for="{group}-slider">{title}'
-        f'</label> <button type="button" data-by="-1" aria-label="{title}: previous">◀</button> '
-        f'<input type="range" id="{group}-slider" min="0" max="{len(names) - 1}" value="{start}" '
-        f'aria-valuetext="{now}"> <button type="button" data-by="1" aria-label="{title}: next">▶'
-        f'</button><output for="{group}-slider">{now}</output></div>'
-    )
+def _controls(meta: Mapping[str, Any], slider: Mapping[str, Any], group: str) -> str:
+    """Return the sliders of an explorer, one for each level of the paths to its states; plotly's
+    own cannot be reached by keyboard."""
+    paths = meta.get("paths") or [[step["label"]] for step in slider["steps"]]
+    paths = [[plain(text) for text in path] for path in paths]
+    title, start = html.escape(meta["explorer"]), meta["start"]
+    rows = []
+    for level, name in enumerate(meta.get("levels") or [meta["explorer"]]):
+        now, name = html.escape(paths[start][level]), html.escape(name)
+        own = f"{group}-slider-{level}"
+        there = list(dict.fromkeys(path[level] for path in paths
+                                   if path[:level] == paths[start][:level]))
+        rows.append(
+            f'<div><label for="{own}">{name}</label> <button type="button" data-by="-1" '
+            f'aria-label="{name}: previous">◀</button> <input type="range" id="{own}" min="0" '
+            f'max="{len(there) - 1}" value="{there.index(paths[start][level])}" '
+            f'aria-valuetext="{now}"> <button type="button" data-by="1" '
+            f'aria-label="{name}: next">▶</button><output for="{own}">{now}</output></div>')
+    return (f'<div class="explorer" id="{group}" role="group" aria-label="{title}" '
+            f'data-start="{start}" data-paths="{html.escape(json.dumps(paths))}">'
+            f'{"".join(rows)}</div>')
 
 
-def _tables(title: str, spec: Mapping[str, Any], start: int) -> str:
-    """Return the table twin of a figure, one for every state in which it differs."""
+def _tables(title: str, spec: Mapping[str, Any]) -> str:
+    """Return the table twin of a figure, one for every frame in which it differs."""
     if not spec.get("frames"):
         return str(html_table(title, figure_table(spec), MAX_TABLE_ROWS))
-    states: dict[str, list[str]] = {}
-    for number in range(len(spec["frames"])):
+    frames: dict[str, list[str]] = {}
+    for number, frame in enumerate(spec["frames"]):
         shown = at_frame(spec, number)
         name = plain(shown["layout"]["title"]["text"])
         table = str(html_table(name, figure_table(shown), MAX_TABLE_ROWS))
-        states.setdefault(table, []).append(str(number))
+        frames.setdefault(table, []).append(frame["name"])
     return "".join(
-        f'<div data-states="{" ".join(numbers)}"{"" if str(start) in numbers else " hidden"}>'
-        f"{table}</div>" for table, numbers in states.items()
+        f'<div data-states="{" ".join(names)}"{"" if "0" in names else " hidden"}>'
+        f"{table}</div>" for table, names in frames.items()
     )
 
 

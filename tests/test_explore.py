@@ -16,6 +16,7 @@ from figure_samples import make_trajectory
 
 from finemem_lib import explore, plot_frames, plots
 from finemem_lib.advantages import group_relative
+from finemem_lib.credit import RULES
 from finemem_lib.explore import Control, Explorer, Live
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, worked_example
 
@@ -211,7 +212,8 @@ def test_evidence_a_click_in_one_view_selects_in_all() -> None:
             trajectory.questions[question],))))
     assert marks(live.views["timeline"]) == len(retrieved)
     assert live.views["heatmap"].data[2].selectedpoints == (question,)
-    strong = [color for color in live.views["flow"].data[0].link.color if "0.45" in color]
+    strong = [color for color in live.views["flow"].data[0].link.color
+              if color.endswith(plots.STRONG)]
     assert 0 < len(strong) < len(link.target)
     live.click("heatmap", 3, [2])
     assert live.state["selected"] == "step 3" and marks(live.views["heatmap"]) > 0
@@ -296,6 +298,16 @@ def test_the_card_adds_up_to_the_reward() -> None:
             assert total == pytest.approx(results.x[5], abs=2e-3)
 
 
+def test_the_card_counts_the_rollouts_of_every_rule() -> None:
+    """Incident: a rule that gives advantages was said to be one "among 0 rollouts"."""
+    explorer = EXPLORERS["what_if"]
+    rules = [value for _, value in explorer.controls[2].options]
+    kinds = {RULES[rule].gives for rule in rules if rule in RULES}
+    assert kinds == {"reward", "advantage"}
+    for rule in rules:
+        assert "among 3 rollouts" in explorer.figures(rule=rule)["card"].layout.meta["caption"]
+
+
 def test_rules_that_need_the_reader_are_offered_with_it_only() -> None:
     from finemem_lib.planted import StreamSettings, planted_stream
     from finemem_lib.policy import make_manager
@@ -375,31 +387,114 @@ def _strings(value: object) -> list[str]:
 # ---- the static form -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EXPLORERS)
-def test_frames_are_the_states(name: str) -> None:
-    """Any frame may follow any other, so each must undo what the others changed."""
-    explorer = EXPLORERS[name]
+def static_states(explorer: Explorer) -> list[dict[str, Any]]:
+    """What each position of the static form shows."""
     first = explorer.settle({})
-    states = [explorer.settle(first | {control.name: value}) for control in explorer.controls
-              for _, value in control.frames(first)]
+    return [explorer.settle(state) for state in explorer.linked] or [
+        explorer.settle(first | {control.name: value}) for control in explorer.controls
+        for _, value in control.frames(first)]
+
+
+def assert_frames_are_the_states(explorer: Explorer) -> None:
+    """Any frame may follow any other, so each must undo what the others changed."""
+    states = static_states(explorer)
     specs = [plot_frames.without_slider(json.loads(figure.to_json()))
              for figure in explorer.static_figures()]
-    for number, state in enumerate(states):
-        for spec, want in zip(specs, explorer.figures(**state).values(), strict=True):
-            other = plot_frames.at_frame(spec, (number + 3) % len(states))
-            after = plot_frames.at_frame(other | {"frames": spec["frames"]}, number)
+    for place, state in enumerate(states):
+        wanted = explorer.figures(**state).values()
+        for view, (spec, want) in enumerate(zip(specs, wanted, strict=True)):
+            frames = spec["layout"]["meta"]["states"]
+            other = plot_frames.at_frame(spec, frames[(place + 3) % len(states)])
+            after = plot_frames.at_frame(other | {"frames": spec["frames"]}, frames[place])
             assert plot_frames.figure_table(after) == plot_frames.figure_table(want)
             expected = json.loads(go.Figure(want.to_plotly_json()).to_json())
             layouts = after["layout"], expected["layout"]
-            for key in ("caption", "alt"):
-                assert layouts[0]["meta"][key] == layouts[1]["meta"][key]
+            assert layouts[0]["meta"]["alt"] == layouts[1]["meta"]["alt"]
+            note = layouts[0]["meta"]["caption"].removeprefix(layouts[1]["meta"]["caption"])
+            assert not note or (view == 0 and note.startswith(" Without a kernel: "))
             for key in ("height", "title", "yaxis"):
                 assert _without_none(layouts[0].get(key)) == _without_none(layouts[1].get(key))
-            drawn = [[shape for shape in layout.get("shapes", ()) if shape.get("visible", True)]
-                     for layout in layouts]
-            assert drawn[0] == drawn[1]
+            for drawn in ("shapes", "annotations"):
+                assert _drawn(layouts[0], drawn) == _drawn(layouts[1], drawn)
             for trace, wanted in zip(after["data"], expected["data"], strict=True):
                 assert _without_none(trace) == _without_none(wanted)
+
+
+def _drawn(layout: dict[str, Any], what: str) -> list[str]:
+    return sorted(json.dumps({**one, "visible": True}, sort_keys=True)
+                  for one in layout.get(what, ()) if one.get("visible", True))
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_frames_are_the_states(name: str) -> None:
+    assert_frames_are_the_states(EXPLORERS[name])
+
+
+def drill() -> Explorer:
+    """Three levels of which not every state has frames: a view for each, and one that is fixed."""
+    def build(run: str, step: int, token: int, colour: str) -> dict[str, go.Figure]:
+        return {"run": bar([len(run), 5]).update_layout(meta={
+                    "caption": "Runs.", "alt": "Bars.",
+                    "clicks": {"control": "run", "points": {"0": ["a", "bb"]}}}),
+                "step": bar([len(run), step]).update_layout(meta={
+                    "caption": "Steps.", "alt": "Bars.",
+                    "clicks": {"control": "token", "points": {"0": [1, 2]}}}),
+                "token": bar([step, token])}
+
+    ways = {"a": {1: (1,), 2: (1, 2)}, "bb": {2: (1,), 3: (1,)}}
+    return Explorer("Drill", (
+        Control("run", "run", [("first", "a"), ("second", "bb")], "bb"),
+        Control("step", "step", lambda state: [(str(n), n) for n in ways[state["run"]]]),
+        Control("token", "token", [(str(n), n) for n in (1, 2)]),
+        Control("colour", "colour", [("red", "r"), ("blue", "b")]),
+    ), build, [{"run": run, "step": step, "token": token}
+               for run, steps in ways.items() for step, tokens in steps.items()
+               for token in tokens])
+
+
+def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> None:
+    explorer = drill()
+    assert_frames_are_the_states(explorer)
+    run, step, token = explorer.static_figures()
+    assert [len(figure.frames) for figure in (run, step, token)] == [2, 4, 4]
+    assert [one.label for one in run.layout.sliders[0].steps] == ["run first", "run second"]
+    assert [one.label for one in step.layout.sliders[0].steps][2] == "run second, step 2"
+    assert run.layout.sliders[0].active == 1 and run.layout.meta["start"] == 3
+    assert run.layout.meta["levels"] == ["run", "step", "token"]
+    assert run.layout.meta["paths"][2] == ["run first", "step 2", "token 2"]
+    assert run.layout.meta["clicks"] == {"0": [0, 3]}
+    assert step.layout.meta["clicks"] == {"0": [3, None]}  # token 2 of run bb has no frame
+    shown = [plot_frames.at_frame(json.loads(step.to_json()), number)["layout"]["meta"]["clicks"]
+             for number in step.layout.meta["states"]]
+    assert shown[1] == shown[2] == {"0": [1, 2]}
+    assert run.layout.meta["caption"] == (
+        "Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red.")
+    assert step.layout.meta["caption"] == "Steps."
+
+
+def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_left_out() -> None:
+    """Incident: with 40 frames in all, items beyond the 22nd selection did nothing."""
+    def episode(questions: int, items: int) -> Any:
+        one = make_trajectory()
+        have = {item.item_id for step in one.steps for item in step.delta.written}
+        template = one.final_memory()[0]
+        more = tuple(dataclasses.replace(template, item_id=str(900 + number))
+                     for number in range(items - len(have)))
+        delta = dataclasses.replace(one.steps[5].delta, written=one.steps[5].delta.written + more)
+        last = dataclasses.replace(one.steps[5], delta=delta)
+        return dataclasses.replace(
+            one, steps=(*one.steps[:5], last),
+            questions=tuple(one.questions[number % len(one.questions)]
+                            for number in range(questions)))
+
+    toy_size = explore.evidence(episode(12, 30))
+    assert len(static_states(toy_size)) == len(toy_size.controls[0].options) == 1 + 12 + 6 + 30
+    trail = explore.evidence(episode(20, 40)).static_figures()[0]
+    assert len(trail.layout.sliders[0].steps) == 1 + 16 + 6 + 32
+    assert trail.layout.meta["caption"].endswith(
+        " Without a kernel: left out 4 of 20 (question), 8 of 40 (item).")
+    whole = EXPLORERS["evidence"].static_figures()[0]
+    assert "Without a kernel" not in whole.layout.meta["caption"]
 
 
 def _without_none(value: Any) -> Any:
@@ -418,8 +513,9 @@ def test_static_figures_are_offline_named_small_and_the_same_every_time(name: st
         assert text == other.to_json() and "bdata" not in text and "http" not in text
         total += len(text)
         [slider] = figure.layout.sliders
-        assert len(slider.steps) == len(figure.frames)
-        assert [step.args[0][0] for step in slider.steps] == [frame.name for frame in figure.frames]
+        assert len(slider.steps) == len(figure.layout.meta["states"]) >= len(figure.frames)
+        assert [step.args[0][0] for step in slider.steps] == [
+            figure.frames[number].name for number in figure.layout.meta["states"]]
         assert figure.layout.meta["explorer"] == EXPLORERS[name].title
     assert total < 200_000
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from test_explore import assert_frames_are_the_states
 from test_plots import POISON
 from test_plots_training import rollouts, strings
 
@@ -94,18 +95,23 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
     figure again when its output is updated."""
     monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
     live = et.LiveCurves(5)
+    told = []
     for number, record in enumerate(RECORDS, 1):
         live(record)
         assert live.error == ""
-        assert len(shown) == 1 and len(shown[0].data[0].y) == number
-        assert shown[0].layout.title.text == f"Training, update {number} of 5"
+        assert len(shown) == 1 and len(shown[0].spec["data"][0]["y"]) == number
+        assert shown[0].spec["layout"]["title"]["text"] == f"Training, update {number} of 5"
+        told.append(shown[0].spec)
+    assert told[0] != told[1]  # an equal spec would not reach the page
+    assert len(shown[0].get_state("_esm")["_esm"]) < 3_000  # Incident: a FigureWidget loads 5 MB
     live.finish(RECORDS)
     assert shown[0].comm is None and style.PLOTLY_MIME in shown[1]
     live = et.LiveCurves(2)
     shown.clear()
     live({"step": 1, "reward": 0.5})
     live({"step": 2, "reward": 0.5, "entropy": 1.0})
-    assert [len(widget.data) for widget in shown] == [1, 2]
+    [widget] = shown
+    assert live.error == "" and len(widget.spec["data"]) == 2
 
 
 def test_a_quantity_that_comes_later_gets_its_panel(shown) -> None:
@@ -255,12 +261,15 @@ def test_every_choice_of_every_explorer_has_its_figures(run_explorer, played) ->
                 assert not clicks["points"] or clicks["control"] in names
 
 
-def test_it_starts_at_the_largest_advantage(run_explorer, played) -> None:
-    state = run_explorer.settle({})
-    group = rollout_groups(played[:1])[0]
-    largest = max(abs(a) for row in group.advantages for a in row)
-    assert abs(group.advantages[state["rollout"]][state["step"] - 1]) == largest
-    assert state["update"] == 5
+@pytest.mark.parametrize("turned", [1, -1])
+def test_it_starts_at_the_largest_advantage_of_the_last_update(manager, played, turned) -> None:
+    """Incident: only the first group of the update was looked at."""
+    groups = played[::turned]
+    state = et.training_explorer(RECORDS, {5: groups}, manager).settle({})
+    found = rollout_groups(groups)
+    largest = max(abs(a) for group in found for row in group.advantages for a in row)
+    chosen = found[state["instance"]].advantages[state["rollout"]][state["step"] - 1]
+    assert abs(chosen) == largest and state["update"] == 5
 
 
 def test_clicks_lead_from_the_run_to_the_step(run_explorer) -> None:
@@ -287,12 +296,36 @@ def test_a_click_on_a_cell_chooses_its_row(run_explorer) -> None:
     assert figures["run"].layout.meta["clicks"]["points"]["0"] == [1, None, None, None, 5]
 
 
-def test_without_a_kernel_a_slider_is_left(run_explorer, played) -> None:
+def test_without_a_kernel_the_way_from_the_run_to_the_step_is_left(run_explorer, played) -> None:
     found = run_explorer.static_figures()
-    assert len(found) == 5
-    assert all(len(figure.frames) == 2 for figure in found)
+    assert [len(figure.layout.sliders[0].steps) for figure in found] == [2, 2, 3, 6, 12]
+    paths = found[0].layout.meta["paths"]
+    assert found[0].layout.meta["levels"] == ["update", "instance", "rollout", "step t"]
+    assert len(paths) == 12 and len({tuple(path) for path in paths}) == 12
+    start = paths[found[0].layout.meta["start"]]
+    state = run_explorer.settle({})
+    assert start[0] == f"update {state['update']}" and start[3] == f"step t {state['step']}"
+    assert "left out 3 of 9 (rollout), 15 of 27 (step t); fixed colour of tokens: push" in (
+        found[0].layout.meta["caption"])
     assert sum(len(figure.to_json()) for figure in found) < 60_000
     assert len(et.compare_rollouts(played).static_figures()) == 2
+
+
+def test_frames_are_the_states(run_explorer, played) -> None:
+    assert_frames_are_the_states(run_explorer)
+    assert_frames_are_the_states(et.compare_rollouts(played))
+
+
+def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, played) -> None:
+    [group] = rollout_groups(played[:1])
+    own = [state for state in run_explorer.linked
+           if (state["update"], state["instance"]) == (5, 0)]
+    by_size = sorted(range(3), key=lambda row: -max(map(abs, group.advantages[row])))
+    assert {state["rollout"] for state in own} == {*by_size[:et.STATIC_ROLLOUTS]}
+    assert [state["step"] for state in own if state["rollout"] == by_size[0]] == [1, 2, 3]
+    [other] = [state["step"] for state in own if state["rollout"] == by_size[1]]
+    sizes = [abs(advantage) for advantage in group.advantages[by_size[1]]]
+    assert sizes[other - 1] == max(sizes)
 
 
 def test_another_scheme_pays_other_advantages(played) -> None:

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import bs4
+import plotly.graph_objects as go
 import pytest
 from browser import CHROMIUM, opened
-from figure_samples import make_figures
+from figure_samples import make_figures, make_trajectory
 from run_samples import make_run
+from test_explore import drill, static_states
 
-from finemem_lib import plot_frames, report
+from finemem_lib import explore, plot_frames, report
 
 POISON = (
     '<script>window.ran = 1</script><img src="https://example.org/x" onerror="window.ran = 1">'
@@ -183,6 +185,85 @@ def test_text_from_data_never_runs(tmp_path: Path) -> None:
         assert errors == [] and requests == []
 
 
+SHOWN = """() => [...document.querySelectorAll("figure.plotly")].map(figure => {
+    const plot = figure.querySelector(".plot");
+    const whole = (one) => JSON.parse(JSON.stringify(one ?? null));
+    return {
+        data: whole(plot.data), height: plot._fullLayout.height,
+        yaxis: whole(plot.layout.yaxis?.ticktext), title: plot.layout.title.text,
+        shapes: plot._fullLayout.shapes.filter(shape => shape.visible).map(
+            ({type, x0, x1, y0, y1, xref, yref}) => [type, x0, x1, y0, y1, xref, yref]),
+        caption: figure.querySelector("figcaption").textContent,
+        tables: [...figure.querySelectorAll("[data-states]")].filter(one => !one.hidden).length};
+})"""
+
+
+@browser
+def test_every_state_of_an_explorer_is_drawn_as_if_it_were_the_first(tmp_path: Path) -> None:
+    """Incident: the outlines of one selection stayed under the next, because plotly merges shapes
+    one by one."""
+    explorer = explore.evidence(make_trajectory())
+    path = report.build_report(
+        make_run(tmp_path / "run", figures=explorer.static_figures()), tmp_path / "report.html")
+    states = static_states(explorer)
+    with opened(path) as (page, errors, _):
+        slider = page.locator(".explorer input")
+        for place in (9, 2, 20, 0, len(states) - 1):
+            slider.fill(str(place))
+            slider.dispatch_event("input")
+            page.wait_for_timeout(300)
+            for shown, want in zip(page.evaluate(SHOWN), explorer.figures(**states[place]).values(),
+                                   strict=True):
+                layout = json.loads(go.Figure(want.to_plotly_json()).to_json())["layout"]
+                assert shown["title"] == layout["title"]["text"]
+                assert shown["height"] == layout["height"]
+                assert shown["yaxis"] == layout.get("yaxis", {}).get("ticktext")
+                assert shown["caption"] == layout["meta"]["caption"] and shown["tables"] == 1
+                drawn = sorted(tuple(shape[:5]) for shape in shown["shapes"])
+                assert drawn == sorted((one["type"], one["x0"], one["x1"], one["y0"], one["y1"])
+                                       for one in layout.get("shapes", ()))
+                lines = [shape for shape in shown["shapes"] if shape[0] == "line"]
+                assert all(shape[5:] == ["x", "y domain"] for shape in lines)
+                for trace, wanted in zip(shown["data"], json.loads(want.to_json())["data"],
+                                         strict=True):
+                    for name in ("x", "y", "z", "selectedpoints"):
+                        assert trace.get(name) == wanted.get(name)
+        assert errors == []
+
+
+@browser
+def test_linked_sliders_and_clicks_go_down_from_the_run_to_the_token(tmp_path: Path) -> None:
+    explorer = drill()
+    path = report.build_report(
+        make_run(tmp_path / "run", figures=explorer.static_figures()), tmp_path / "report.html")
+
+    def heights() -> list[list[float]]:
+        page.wait_for_timeout(300)
+        return [figure["data"][0]["y"] for figure in page.evaluate(SHOWN)]
+
+    with opened(path) as (page, errors, _):
+        run, step, token = page.locator(".explorer input").all()
+        assert heights() == [[2, 5], [2, 2], [2, 1]]
+        assert token.get_attribute("max") == "0"
+        run.focus()
+        run.press("ArrowLeft")  # keeps step 2, which run a has too
+        assert heights() == [[1, 5], [1, 2], [2, 1]]
+        assert (step.get_attribute("aria-valuetext"), token.get_attribute("max")) == ("step 2", "1")
+        token.focus()
+        token.press("ArrowRight")
+        assert heights() == [[1, 5], [1, 2], [2, 2]]
+        step.focus()
+        step.press("Home")  # has no second token
+        assert heights() == [[1, 5], [1, 1], [1, 1]]
+        page.locator(".explorer button[aria-label='step: next']").click()
+        assert heights()[2] == [2, 1]
+        page.locator("figure.plotly .bars .point path").nth(1).click(force=True)  # run bb
+        assert heights() == [[2, 5], [2, 2], [2, 1]]
+        assert page.locator(".explorer output").all_text_contents() == [
+            "run second", "step 2", "token 1"]
+        assert errors == []
+
+
 @browser
 def test_page_works_by_keyboard_and_at_twice_the_size(page_path: Path) -> None:
     with opened(page_path, width=640) as (page, _, _):
@@ -209,3 +290,15 @@ def test_saved_images_are_small_and_the_same_every_time(tmp_path: Path) -> None:
         assert one.stat().st_size < 150_000
     assert [path.name for path in first] == ["a.svg"]
     assert "accepted" in first[0].read_text("utf-8")
+
+
+def test_a_browser_that_says_goodbye_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Incident: the export of figures was complete and ended with a traceback."""
+    pipe = pytest.importorskip("choreographer.channels.pipe", reason="kaleido is not installed")
+    pipe._logger.addFilter(report._is_no_farewell)
+    for read in ("{bye}\n", '{"id": 1'):
+        try:
+            pipe.wire.deserialize(read)
+        except pipe.JSONError:
+            pipe._logger.exception("of %s", read)
+    assert [record.args for record in caplog.records] == [('{"id": 1',)]
