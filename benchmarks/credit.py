@@ -4,7 +4,8 @@ Worlds are all combinations of memory pressure (12 items, none), duplicates (ref
 changed facts (none, 40 %); in each, three managers play the same instances in groups of rollouts:
 one that keeps half of the sentences ("random"), one that keeps most and copies what it holds
 ("copying"), and the shipped tiny manager, sampled. The measures are those of
-`finemem_lib.credit_truth`. Prints one table per truth; `--output` keeps all rows as JSON lines,
+`finemem_lib.credit_truth`, with intervals over instances: those of a rate of change are played in
+all its worlds by all managers. Prints one table per truth; `--output` keeps all rows as JSON lines,
 with a card beside them.
 
     python benchmarks/credit.py [--quick] [--instances N] [--seed N] [--output FILE.jsonl]
@@ -36,7 +37,6 @@ from finemem_lib.credit_truth import (
     truth_table,
     write_table,
 )
-from finemem_lib.evaluation import BootstrapSettings
 from finemem_lib.files import write_json
 from finemem_lib.planted import SYNONYMS, StreamSettings
 from finemem_lib.policy import (
@@ -54,6 +54,7 @@ from finemem_lib.text import units
 from finemem_lib.training import planted_instances
 from finemem_lib.trajectory import Operation
 
+GENERATIONS = 8
 CAPACITIES = dict(zip(REGIMES["memory"], (None, 12), strict=True))
 DUPLICATES = dict(zip(REGIMES["duplicates"], ("refuse", "allow"), strict=True))
 CHANGES = dict(zip(REGIMES["facts"], (0.0, 0.4), strict=True))
@@ -86,20 +87,24 @@ def measure(
         )
         for manager in managers:
             for group in play(drawn, manager, settings, reader_for(drawn), seed):
-                judged, calls = judge(group, lambda: ExtractiveReader(synonyms=SYNONYMS))
+                judged, calls = judge(group, ExtractiveReader(synonyms=SYNONYMS))
                 for name in ("all", change, pressure, copies, f"manager: {manager.name}"):
                     slices[name].append((judged, calls, len(group)))
         print(f"{done} of {len(worlds)} worlds judged", file=sys.stderr)
-    return truth_table(slices, BootstrapSettings(seed=seed))
+    return truth_table(slices)
 
 
 def show(rows: Sequence[Row], truth: str) -> None:
-    print(f"\nagainst the {truth} truth, all worlds: mean [95 % interval]")
-    print(f"{'rule':28}{'calls':>7}" + "".join(f"{measure:>21}" for measure in MEASURES))
     cells = {(row.rule, row.measure): row for row in rows
              if row.slice == "all" and row.truth == truth}
+    print(f"\nagainst the {truth} truth, all worlds: mean [95 % interval over "
+          f"{clusters(rows)['all']} instances]; reader calls per trajectory beyond the outcome's, "
+          "while playing and afterwards")
+    print(f"{'rule':28}{'playing':>9}{'after':>7}"
+          + "".join(f"{measure:>21}" for measure in MEASURES))
     for rule in VARIANTS:
-        line = f"{rule:28}{cells[rule, MEASURES[0]].calls_made:7.1f}"
+        cost = cells[rule, MEASURES[0]]
+        line = f"{rule:28}{cost.calls_played:9.1f}{cost.calls_made - cost.calls_played:7.1f}"
         for measure_name in MEASURES:
             row = cells[rule, measure_name]
             interval = "" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]"
@@ -107,10 +112,18 @@ def show(rows: Sequence[Row], truth: str) -> None:
         print(line)
 
 
+def clusters(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the number of instances judged in every slice, at most."""
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row.slice] = max(most.get(row.slice, 0), row.instances)
+    return most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one instance, two rollouts, no model")
-    parser.add_argument("--instances", type=int, default=8, help="streams per rate of change")
+    parser.add_argument("--instances", type=int, default=20, help="streams per rate of change")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the rows, as JSON lines, anew")
     arguments = parser.parse_args()
@@ -118,14 +131,13 @@ def main() -> None:
         parser.error(f"{arguments.output} exists; name a new file or remove it")
     if arguments.instances < 2 and not arguments.quick:
         parser.error(f"--instances is {arguments.instances}, expected at least 2 for an interval")
-    start = time.perf_counter()
+    start, git = time.perf_counter(), git_state(repository_root())
+    instances, num_generations = (1, 2) if arguments.quick else (arguments.instances, GENERATIONS)
     managers: list[MemoryManager] = [RandomManager(), CopyingManager()]
     checkpoint = repository_root() / TINY_MANAGER
-    if arguments.quick:
-        rows = measure(1, 2, arguments.seed, managers)
-    else:
+    if not arguments.quick:
         managers.append(load_manager(checkpoint))
-        rows = measure(arguments.instances, 8, arguments.seed, managers)
+    rows = measure(instances, num_generations, arguments.seed, managers)
     for truth in TRUTHS:
         show(rows, truth)
     if arguments.output:
@@ -133,14 +145,18 @@ def main() -> None:
         weights = (checkpoint / "model.safetensors").read_bytes()
         write_json(arguments.output.with_suffix(".json"), {
             "command": " ".join(["python", "benchmarks/credit.py", *sys.argv[1:]]),
-            "instances": arguments.instances,
-            "num_generations": 8,
+            "instances": instances,
+            "num_generations": num_generations,
+            "rollouts": len(CHANGES) * len(CAPACITIES) * len(DUPLICATES) * len(managers)
+            * instances * num_generations,
+            "clusters": clusters(rows),
+            "interval": "95 %, Student's t over instances (evaluation.clustered_mean)",
             "seed": arguments.seed,
             "managers": [manager.name for manager in managers],
             "tiny_manager_sha256": hashlib.sha256(weights).hexdigest(),
             "seconds": round(time.perf_counter() - start),
             "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), one process",
-            "git": git_state(repository_root()),
+            "git": git,
             "versions": versions(),
         })
 

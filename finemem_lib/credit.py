@@ -3,9 +3,11 @@
 Every rule reads ``(trajectory, **settings)`` and returns one entry per step, indexed by
 ``step - 1``; `None` means that nothing could be measured there. `RULES` says of each its formula,
 source, what it conserves and what it needs; `assign` applies one by name and counts the reader
-calls. T is the number of steps, n the number of global questions that could be scored; a question
-that could not be scored is left out, as in `rewards`. A rule that needs what a trajectory lacks
-raises a ValueError that says what is missing and how to get it.
+calls that it takes beyond those of the outcome: the answers to the global questions at the end,
+which every rule may read, count for none. T is the number of steps, n the number of global
+questions that could be scored; a question that could not be scored is left out, as in `rewards`.
+A rule that needs what a trajectory lacks raises a ValueError that says what is missing and how to
+get it.
 
 Rules that ask "and without it?" need the reasoning agent that answered. The score with everything
 in place is the recorded one and never read again. The evidence rules take items away from what was
@@ -16,17 +18,20 @@ Differs from the papers: the actions are the steps of one memory manager, and th
 outcome reward, whatever the paper's own were. MT-GRPO's turn reward is the chunk-level step
 reward. GiGPO's anchor states are equal memories before the same chunk; forked memories share none.
 Mem-T's advantage of a leaf is that of the question among the rollouts, not of a tree; MemBuilder
-weights its stores, and as a flat memory has one, the steps take their place; SCAR splits a text,
-here the steps are halved again and again. These are the rules carried over, not reproductions.
+weights the gradient of its stores, and as a flat memory has one, the steps take their place and the
+weight is on their advantages, which scales the gradient alike; SCAR splits a text, here the steps
+are halved again and again. These are the rules carried over, not reproductions.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -35,12 +40,14 @@ from finemem_lib.memory import FlatMemory, Orphaned, replay
 from finemem_lib.reasoning import (
     Inquiry,
     MemoisedAgent,
+    Reading,
+    ReadingTask,
     ReasoningAgent,
     answer_questions,
     reading_task,
 )
 from finemem_lib.repro import generator
-from finemem_lib.retrieval import make_retriever
+from finemem_lib.retrieval import Retriever, make_retriever
 from finemem_lib.rewards import (
     Attribution,
     RewardSettings,
@@ -51,7 +58,15 @@ from finemem_lib.rewards import (
 )
 from finemem_lib.scoring import score
 from finemem_lib.text import count_tokens
-from finemem_lib.trajectory import MemoryDelta, Question, Trajectory, creation_key
+from finemem_lib.trajectory import (
+    AnsweredQuestion,
+    MemoryDelta,
+    MemoryItem,
+    Question,
+    Step,
+    Trajectory,
+    creation_key,
+)
 
 EXACT_PLAYERS = 4
 """Shapley values of at most this many items or steps are exact, of more they are sampled."""
@@ -142,40 +157,6 @@ def evidence_anchored_used(trajectory: Trajectory, **switches: Any) -> Credit:
         ValueError: as `evidence_anchored`.
     """
     return evidence_anchored(trajectory, **{**switches, "credited": "used"})
-
-
-def attributed_dense(
-    trajectory: Trajectory, *, alpha: float = 4.0, length_weight: float = 0.1
-) -> Credit:
-    """Return ``w_t valid_t r_chunk(t) (1 - lambda l_t)``.
-
-    valid_t is 1 where every operation of the step was applied (0 where it emitted none), l_t the
-    length of what the step wrote over that of its chunk, at most 1, lambda `length_weight` (its
-    value is ours), and w_t is `alpha` at the step whose items the global questions retrieved most
-    (at each of them, where several tie), else 1. In [0, alpha]; `None` where r_chunk is.
-    Source: MemBuilder (arXiv 2601.05488), attributed dense reward, steps in place of its stores.
-
-    Raises:
-        ValueError: as `chunk_step_reward`.
-
-    >>> from finemem_lib.rewards import worked_example
-    >>> attributed_dense(worked_example(), length_weight=0.0)
-    [1.0, None, 0.0, 0.0]
-    """
-    hits = Counter(
-        item.steps[-1] for answered in trajectory.questions for item in answered.retrieved
-    )
-    most = max(hits.values(), default=0)
-    credit: Credit = []
-    for step, reward in zip(trajectory.steps, chunk_step_reward(trajectory), strict=True):
-        valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
-        written = sum(count_tokens(item.content) for item in step.delta.written)
-        length = min(1.0, written / max(1, step.chunk.tokens))
-        weight = alpha if most and hits[step.step] == most else 1.0
-        credit.append(
-            None if reward is None else weight * valid * reward * (1 - length_weight * length)
-        )
-    return credit
 
 
 # ---- from the other rollouts ---------------------------------------------------------------------
@@ -296,6 +277,51 @@ def hindsight(
     ]
 
 
+def attributed_dense(
+    trajectory: Trajectory,
+    *,
+    group: Sequence[Trajectory],
+    alpha: float = 4.0,
+    length_weight: float = 0.1,
+    scale_rewards: ScaleRewards = "group",
+) -> Credit:
+    """Return ``w_t A(valid_t r_chunk(t) (1 - lambda l_t))``.
+
+    valid_t is 1 where every operation of the step was applied (0 where it emitted none), l_t the
+    length of what the step wrote over that of its chunk, at most 1, lambda `length_weight` (its
+    value is ours), and A the advantage among the rollouts in `group`. w_t is `alpha` at the step
+    whose items the global questions retrieved most (at each of them, where several tie), else 1; it
+    comes after A, for standardising would cancel a weight that the rollouts share. At alpha 1 the
+    rollouts' advantages at a step sum to 0. `None` where r_chunk is. Source: MemBuilder (arXiv
+    2601.05488), attributed dense reward.
+
+    Raises:
+        ValueError: as `turn_level`.
+    """
+    rollouts, place = _rollouts(trajectory, group)
+    dense = [
+        [None if reward is None else _unspoilt(step, length_weight) * reward
+         for step, reward in zip(one.steps, chunk_step_reward(one), strict=True)]
+        for one in rollouts
+    ]
+    hits = Counter(
+        item.steps[-1] for answered in trajectory.questions for item in answered.retrieved
+    )
+    most = max(hits.values(), default=0)
+    return [
+        None if advantage is None
+        else (alpha if most and hits[step] == most else 1.0) * advantage
+        for step, advantage in enumerate(group_relative(dense, scale_rewards)[place], start=1)
+    ]
+
+
+def _unspoilt(step: Step, length_weight: float) -> float:
+    """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`."""
+    valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
+    written = sum(count_tokens(item.content) for item in step.delta.written)
+    return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))
+
+
 # ---- with the reader: take items away from the evidence ------------------------------------------
 
 
@@ -308,7 +334,7 @@ def evidence_leave_one_out(
     nothing, two that are needed together earn the answer twice. In [-1, 1] per question and item.
 
     Raises:
-        ValueError: no global question was asked, or `agent` is not the one that answered.
+        ValueError: no global question was asked, or `agent` is not the one that answered or fails.
     """
     return _evidence_credit(trajectory, agent, attribution, _leave_one_out)
 
@@ -329,7 +355,7 @@ def evidence_shapley(
     read from nothing)``, where a question that retrieved nothing counts 0. Source: Shapley (1953).
 
     Raises:
-        ValueError: no global question was asked, or `agent` is not the one that answered.
+        ValueError: no global question was asked, or `agent` is not the one that answered or fails.
     """
     rng = generator("evidence shapley", seed, trajectory.instance_id, trajectory.rollout)
     return _evidence_credit(
@@ -355,7 +381,7 @@ def step_leave_one_out(
 
     Raises:
         ValueError: no global question was asked, the trajectory cannot be replayed, or `agent` is
-            not the one that answered.
+            not the one that answered or fails.
     """
     return _step_credit(trajectory, world or World(trajectory, agent), orphaned, _leave_one_out)
 
@@ -431,7 +457,7 @@ def potential_shaping(
 
     Raises:
         ValueError: there is no probe question that can be scored, the trajectory cannot be
-            replayed, or `agent` is not the one that answered.
+            replayed, or `agent` is not the one that answered or fails.
     """
     _need(trajectory.questions, trajectory, "a global question", "play it with questions")
     _need(probes, trajectory, "probe questions", "pass probes=, say its chunk questions")
@@ -440,7 +466,8 @@ def potential_shaping(
         return [None] * trajectory.num_steps
     world = world or World(trajectory, agent)
     steps = range(1, trajectory.num_steps + 1)
-    potentials = world.rewards(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
+    rows = world.scores(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
+    potentials = [_mean(row) for row in rows]
     _need(None not in potentials, trajectory, "a probe question that can be scored",
           "pass probes with answers, from a data source that has a metric")
     return [gamma * after - before for before, after in itertools.pairwise(potentials)] + [
@@ -530,28 +557,22 @@ def _evidence_credit(
     if not scored:
         return [None] * trajectory.num_steps
     held = {item.item_id: item for item in trajectory.final_memory()}
-    games = []
+    games, unread = [], []
     for answered in scored:
-        ids = [item.item_id for item in answered.retrieved]
-        _need(held.keys() >= set(ids), trajectory, f"an item among {ids} in its final memory",
-              "the trajectory was cut or joined; play the instance again")
-        marginals = marginals_of(ids)
+        items = _held(trajectory, held, answered)
+        marginals = marginals_of(list(items))
         values = dict.fromkeys(_sets(marginals))
-        values[frozenset(ids)] = answered.score
+        values[frozenset(items)] = answered.score
         games.append((answered, marginals, values))
-    unread = [
-        (answered, values, some)
-        for answered, _, values in games for some in values if values[some] is None
-    ]
+        unread += [(answered.question, items, values, some) for some in values
+                   if values[some] is None]
     readings = agent.read([
-        reading_task(answered.question, [
-            held[item.item_id] for item in answered.retrieved if item.item_id in some
-        ])
-        for answered, _, some in unread
+        reading_task(question, [items[item_id] for item_id in items if item_id in some])
+        for question, items, _, some in unread
     ])
-    for (answered, values, some), reading in zip(unread, readings, strict=True):
-        question = answered.question
+    for (question, _, values, some), reading in zip(unread, readings, strict=True):
         values[some] = score(reading.answer, question.answers, question.data_source)
+        _need(values[some] is not None, trajectory, *_FAILED)
     credit = [0.0] * trajectory.num_steps
     for answered, marginals, values in games:
         gains = _sums(marginals, values.__getitem__)
@@ -560,6 +581,16 @@ def _evidence_credit(
             for step in steps:
                 credit[step - 1] += gains[item.item_id] / (len(steps) * len(scored))
     return credit
+
+
+def _held(
+    trajectory: Trajectory, held: Mapping[str, MemoryItem], answered: AnsweredQuestion
+) -> dict[str, MemoryItem]:
+    """Return the retrieved items by id, as the memory holds them, in the order of retrieval."""
+    ids = [item.item_id for item in answered.retrieved]
+    _need(held.keys() >= set(ids), trajectory, f"an item among {ids} in its memory",
+          "the trajectory was cut or joined; play the instance again")
+    return {item_id: held[item_id] for item_id in ids}
 
 
 def _step_credit(
@@ -581,8 +612,9 @@ def _step_credit(
     values = {active: outcome}
     unread = [s for s in dict.fromkeys(s & active for s in _sets(marginals)) if s != active]
     questions = [a.question for a in trajectory.questions if a.score is not None]
-    rewards = world.rewards(questions, [active - some for some in unread], orphaned)
-    values.update(zip(unread, rewards, strict=True))
+    rows = world.scores(questions, [active - some for some in unread], orphaned)
+    _need(all(None not in row for row in rows), trajectory, *_FAILED)
+    values.update(zip(unread, map(_mean, rows), strict=True))
     gains = _sums(marginals, lambda some: values[some & active])
     return [gains.get(step.step, 0.0) for step in trajectory.steps]
 
@@ -592,7 +624,7 @@ class World:
     would be answered without some of its steps.
 
     It remembers every score, so rules (and parts of the trajectory's questions) that are given the
-    same world ask nothing twice.
+    same world ask nothing twice; `through` another agent all is asked again, on the same memories.
 
     Raises:
         ValueError: the trajectory does not say how it was played, its operations do not lead to
@@ -613,6 +645,7 @@ class World:
         ] or ["bm25"]
         *self._settings, self._top_k = (recorded[name] for name in names)
         self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
+        self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, _Settled]] = {}
         same = self.memory(frozenset()).items == trajectory.final_memory()
         _need(same, trajectory, "operations that lead to its final memory",
               "its settings or steps were changed; play the instance again")
@@ -624,30 +657,57 @@ class World:
             without=without, orphaned=orphaned,
         )
 
-    def rewards(
+    def through(self, agent: ReasoningAgent) -> World:
+        """Return this world with no score known, to ask through another agent of equal settings;
+        memories and what is retrieved from them are shared.
+
+        Raises:
+            ValueError: `agent` is not the one that answered.
+        """
+        _check_agent(self.trajectory, agent)
+        other = copy.copy(self)
+        other.agent, other._scores = agent, {}
+        return other
+
+    def scores(
         self,
         questions: Sequence[Question],
         withouts: Sequence[frozenset[int]],
         orphaned: Orphaned = "refuse",
-    ) -> list[float | None]:
-        """Return the mean score of the questions without each set of steps, read in one batch;
-        `None` where no question can be scored."""
+    ) -> list[list[float | None]]:
+        """Return the score of every question without each set of steps, read in one batch; a row
+        per set, `None` where the question cannot be scored."""
         inquiries, keys = [], []
         for without in withouts:
             new = [q for q in questions if (without, orphaned, q) not in self._scores]
             if new:
-                memory = self.memory(without, orphaned)
-                index = make_retriever(*self._retrieval)
-                index.update(MemoryDelta(written=memory.items))
+                memory, index = self._searchable(without, orphaned)
                 inquiries.append(Inquiry(new, memory, index, self.trajectory.num_steps))
                 keys += [(without, orphaned, question) for question in new]
         answered = answer_questions(inquiries, self.agent, self._top_k)
         for key, answer in zip(keys, itertools.chain(*answered), strict=True):
             self._scores[key] = answer.score
         return [
-            _mean(self._scores[without, orphaned, question] for question in questions)
+            [self._scores[without, orphaned, question] for question in questions]
             for without in withouts
         ]
+
+    def _searchable(
+        self, without: frozenset[int], orphaned: Orphaned
+    ) -> tuple[FlatMemory, _Settled]:
+        if (without, orphaned) not in self._left:
+            memory = self.memory(without, orphaned)
+            index = make_retriever(*self._retrieval)
+            index.update(MemoryDelta(written=memory.items))
+            self._left[without, orphaned] = memory, _Settled(index)
+        return self._left[without, orphaned]
+
+
+class _Settled:
+    """An index of a memory that does not change any more: it searches for nothing twice."""
+
+    def __init__(self, index: Retriever) -> None:
+        self.search = functools.cache(index.search)
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:
@@ -664,6 +724,12 @@ def _need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None
             f"credit of {trajectory.instance_id!r}, rollout {trajectory.rollout}: this rule needs "
             f"{what}, which the trajectory lacks; {remedy}"
         )
+
+
+_FAILED = (
+    "an answer to every question that is asked again", "the reasoning agent failed; apply the rule "
+    "again when it answers",
+)
 
 
 def _check_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
@@ -725,7 +791,8 @@ class Rule:
     gives: "reward", to be compared over the rollouts of a step by `advantages.group_relative`, or
         "advantage", which is so already.
     needs: settings without a default, and what must be recorded in the trajectory.
-    cost: reader calls per trajectory, an upper bound; `assign` counts them.
+    cost: reader calls per trajectory beyond those of the outcome, an upper bound; `assign` counts
+        them.
     """
 
     function: Callable[..., Credit]
@@ -741,8 +808,6 @@ _SPLIT = "sum over steps = r_global"
 _GAIN = "sum over steps = r_global - r_global(empty memory)"
 _ZERO = "sum over rollouts = 0 at every step"
 
-_ASKED_WHILE_PLAYING = "0 (K T were asked while playing)"
-
 RULES: dict[str, Rule] = {
     "outcome-broadcast": Rule(
         outcome_broadcast, "reward", "r_global", "GRPO, arXiv 2402.03300",
@@ -753,8 +818,7 @@ RULES: dict[str, Rule] = {
     ),
     "csr": Rule(
         chunk_step_reward, "reward", "(1/K) sum_k score(q_k read from M_t)",
-        "Fine-Mem, arXiv 2601.08435", "nothing", ("chunk questions",),
-        _ASKED_WHILE_PLAYING,
+        "Fine-Mem, arXiv 2601.08435", "nothing", ("chunk questions",), "K T while playing",
     ),
     "eara": Rule(
         evidence_anchored, "reward",
@@ -794,7 +858,7 @@ RULES: dict[str, Rule] = {
     "mt-grpo": Rule(
         turn_level, "advantage", "A(r_global) + c A(r_chunk(t)), the latter at step 1 only",
         "MT-GRPO, arXiv 2505.11821", _ZERO, ("group", "chunk questions"),
-        _ASKED_WHILE_PLAYING,
+        "K while playing; K T with turns='all'",
     ),
     "gigpo": Rule(
         anchored_groups, "advantage",
@@ -807,10 +871,10 @@ RULES: dict[str, Rule] = {
         ("group", "evidence steps"), "0",
     ),
     "attributed-dense": Rule(
-        attributed_dense, "reward",
-        "w_t valid_t r_chunk(t) (1 - lambda l_t), w_t = alpha at the step retrieved most, else 1",
-        "MemBuilder, arXiv 2601.05488", "nothing", ("chunk questions",),
-        _ASKED_WHILE_PLAYING,
+        attributed_dense, "advantage",
+        "w_t A(valid_t r_chunk(t) (1 - lambda l_t)), w_t = alpha where retrieved most, else 1",
+        "MemBuilder, arXiv 2601.05488", f"at alpha = 1, {_ZERO}", ("group", "chunk questions"),
+        "K T while playing",
     ),
     "potential": Rule(
         potential_shaping, "reward",
@@ -820,18 +884,24 @@ RULES: dict[str, Rule] = {
         "K' T for K' probes",
     ),
 }
-"""Every credit rule by name. T steps, n questions, k items retrieved for each, P permutations."""
+"""Every credit rule by name. T steps, n questions, k items retrieved for each, K questions per
+chunk, P permutations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The credit of one trajectory and the reader calls it took: `calls_asked` readings were asked
-    for, of which `calls_made` differed and reached the reasoning agent."""
+    """The credit of one trajectory and the reader calls it took beyond those of the outcome.
+
+    `calls_asked` readings were asked for, of which `calls_made` differed and reached the reasoning
+    agent; `calls_played` of the latter were made while the trajectory was played, for its chunk
+    questions, the others afterwards by the rule itself.
+    """
 
     rule: str
     credit: tuple[float | None, ...]
     calls_asked: int
     calls_made: int
+    calls_played: int
 
 
 def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
@@ -844,8 +914,10 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
         ValueError: no such rule, a setting that the rule needs is missing, or as the rule.
 
     >>> from finemem_lib.rewards import worked_example
-    >>> assign("eara", worked_example())
-    Assigned(rule='eara', credit=(0.21875, 0.09375, 0.34375, 0.09375), calls_asked=0, calls_made=0)
+    >>> assign("eara", worked_example()).credit
+    (0.21875, 0.09375, 0.34375, 0.09375)
+    >>> assign("csr", worked_example())
+    Assigned(rule='csr', credit=(1.0, None, 0.5, 0.0), calls_asked=4, calls_made=4, calls_played=4)
     >>> assign("owen", worked_example())
     Traceback (most recent call last):
     ...
@@ -857,12 +929,51 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     missing = [n for n in RULES[rule].needs if n in settable and settings.get(n) is None]
     if missing:
         raise ValueError(f"credit rule {rule!r} needs {', '.join(missing)}; pass it as a setting")
-    counter = settings.get("agent")
-    if counter is None:
-        credit = RULES[rule].function(trajectory, **settings)
-        return Assigned(rule, tuple(credit), 0, 0)
+    played = calls_while_playing(rule, [trajectory], **settings)
+    counter = settings.get("agent") or _Silent()
     if not isinstance(counter, MemoisedAgent):
         counter = MemoisedAgent(counter)
-    asked, made = counter.calls_asked, counter.calls_made
-    credit = RULES[rule].function(trajectory, **{**settings, "agent": counter})
-    return Assigned(rule, tuple(credit), counter.calls_asked - asked, counter.calls_made - made)
+    before = counter.calls_asked, counter.calls_made
+    if "agent" in settings:
+        settings["agent"] = counter
+    credit = RULES[rule].function(trajectory, **settings)
+    asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
+    return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1])
+
+
+def calls_while_playing(
+    rule: str, trajectories: Iterable[Trajectory], **settings: Any
+) -> tuple[int, int]:
+    """Return the reader calls, asked and made, that answered the chunk questions a rule reads.
+
+    They are the readings that each trajectory records, made once where they agree as
+    `reasoning.MemoisedAgent` compares them; a rule whose turn reward enters at step 1 reads the
+    questions of step 1. The chunk questions of the other rollouts in a group count to these.
+
+    Raises:
+        ValueError: a trajectory does not hold the items that it retrieved.
+    """
+    if "chunk questions" not in RULES[rule].needs:
+        return 0, 0
+    first = rule == "mt-grpo" and settings.get("turns", "first") == "first"
+    tasks = []
+    for one in trajectories:
+        held: dict[str, MemoryItem] = {}
+        for step in one.steps[:1] if first else one.steps:
+            held = step.delta.applied_to(held)
+            tasks += [
+                reading_task(answered.question, list(_held(one, held, answered).values()))
+                for answered in step.chunk_questions
+            ]
+    counter = MemoisedAgent(_Silent())
+    counter.read(tasks)
+    return counter.calls_asked, counter.calls_made
+
+
+class _Silent:
+    """Answers nothing: what is asked is counted, not read."""
+
+    name = settings = "silent"
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        return [Reading("", ())] * len(tasks)

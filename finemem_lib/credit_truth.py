@@ -14,13 +14,17 @@ Measures, one number per trajectory or per question:
   group-relative advantages see; a credit that is constant ranks nothing and counts 0 in both;
 - sign: share of the steps of a trajectory that did good or harm (truth other than 0) whose credit
   has the other sign; a reward that is never negative pays every harmful step;
-- precision, recall: a step is credited when it gets more than an even share of the question's
-  credit, and true when its truth for that question is positive;
+- precision, recall: a step is credited when its credit for the question is positive and more than
+  an even share, and true when its truth for that question is positive;
 - noise: share of the question's absolute credit that lies on steps whose truth is 0.
 
 A question is judged by giving the rule the trajectory with this question alone. Where the truth has
 nothing to find (all equal, no true step), or the rule gives nothing to judge (precision without a
 credited step, noise without credit), the value is `None`: counted, and left out of the mean.
+
+The cost of a rule is counted in reader calls beyond those of the outcome reward, which asks the
+global questions at the end: those that answered the chunk questions it reads, while the rollouts
+were played, and those that it makes itself afterwards.
 """
 
 from __future__ import annotations
@@ -28,15 +32,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from finemem_lib.credit import RULES, Credit, World, step_leave_one_out
-from finemem_lib.evaluation import BootstrapSettings, clustered_mean
+from finemem_lib.credit import (
+    RULES,
+    Credit,
+    World,
+    calls_while_playing,
+    step_leave_one_out,
+)
+from finemem_lib.evaluation import clustered_mean
 from finemem_lib.files import written_beside
 from finemem_lib.reasoning import MemoisedAgent, ReasoningAgent
 from finemem_lib.trajectory import Question, Trajectory
@@ -114,14 +124,23 @@ class Judged:
     value: float | None
 
 
+class Calls(NamedTuple):
+    """Reader calls beyond those of the outcome: asked for, made where the rollouts of an instance
+    share one memo, and the part of the made ones that was made while the rollouts were played."""
+
+    asked: int
+    made: int
+    played: int
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One cell of the table: the mean of a measure with its interval, and that of the difference
     to `BASELINE` where both could be judged, drawn together.
 
     `counted` is the number of trajectories, steps or questions in the mean, `left_out` of those in
-    which there was nothing to judge. `calls_asked` and `calls_made` are reader calls per
-    trajectory: asked for by the rule, and made where the rollouts of an instance share one memo.
+    which there was nothing to judge, `instances` that of the clusters behind the interval. The
+    calls are those of `Calls` per trajectory.
     """
 
     slice: str
@@ -139,6 +158,7 @@ class Row:
     instances: int
     calls_asked: float
     calls_made: float
+    calls_played: float
 
 
 # ---- the measures --------------------------------------------------------------------------------
@@ -192,19 +212,21 @@ def rank_correlation(credit: Credit, truth: Credit) -> float | None:
 def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | None]:
     """Return precision and recall of the credited steps, in [0, 1].
 
-    Credited is a step with more than the mean credit, true one whose truth is positive. Both are
-    `None` without a true step, precision also without a credited one.
+    Credited is a step whose credit is positive and above the mean, true one whose truth is
+    positive. Both are `None` without a true step, precision also without a credited one.
 
     >>> at_true_steps([0.1, 0.4, 0.4, 0.1], [0.0, 1.0, 0.0, 0.0])
     (0.5, 1.0)
     >>> at_true_steps([0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0])
+    (None, 0.0)
+    >>> at_true_steps([-0.1, -0.9, -0.9, -0.9], [1.0, 0.0, 0.0, 0.0])
     (None, 0.0)
     """
     credit, truth = _both(credit, truth)
     true = truth > 0
     if not true.any():
         return None, None
-    credited = credit > credit.mean() + _TIE
+    credited = credit > max(credit.mean(), 0.0) + _TIE
     hits = int((credited & true).sum())
     return hits / int(credited.sum()) if credited.any() else None, hits / int(true.sum())
 
@@ -255,19 +277,19 @@ def _both(credit: Credit, truth: Credit) -> tuple[np.ndarray, np.ndarray]:
 
 def judge(
     group: Sequence[Trajectory],
-    new_agent: Callable[[], ReasoningAgent],
+    agent: ReasoningAgent,
     variants: Mapping[str, Variant] | None = None,
-) -> tuple[list[Judged], dict[str, tuple[int, int]]]:
+) -> tuple[list[Judged], dict[str, Calls]]:
     """Judge every variant on one group: the rollouts of one planted instance.
 
-    `new_agent` makes the reasoning agent that answered, without a memo of its own. Returns the
-    values, and per variant the reader calls (asked, made) of the whole trajectories of the group.
+    `agent` is the reasoning agent that answered. Returns the values, and per variant the reader
+    calls of the whole trajectories of the group.
 
     Raises:
         ValueError: a rule cannot be applied to the trajectories, see `credit`.
     """
     variants = VARIANTS if variants is None else variants
-    agent = MemoisedAgent(new_agent())
+    agent = MemoisedAgent(agent)
     worlds = [World(one, agent) for one in group]
     alone = [  # per question, the group with this question only
         [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
@@ -285,13 +307,13 @@ def judge(
     judged: list[Judged] = []
     calls = {}
     for name, variant in variants.items():
-        counter = MemoisedAgent(new_agent())
-        credits = [_credits(variant, group, group, counter, None)]
-        calls[name] = counter.calls_asked, counter.calls_made
-        if "replay" in RULES[variant.rule].needs:
-            # All questions at once fill the worlds, so that none is retrieved for alone below.
-            _credits(variant, group, group, agent, worlds)
-        credits += [_credits(variant, some, group, agent, worlds) for some in alone]
+        # A memo and scores of its own, so that each call counts, over what all rules share.
+        counter = MemoisedAgent(agent)
+        asked_anew = [world.through(counter) for world in worlds]
+        credits = [_credits(variant, group, group, counter, asked_anew)]
+        asked, played = calls_while_playing(variant.rule, group, **variant.settings)
+        calls[name] = Calls(asked + counter.calls_asked, played + counter.calls_made, played)
+        credits += [_credits(variant, some, group, counter, asked_anew) for some in alone]
         for truth, true in truths.items():
             judged += [
                 Judged(name, truth, measure, group[0].instance_id, value)
@@ -305,14 +327,13 @@ def _credits(
     group: Sequence[Trajectory],
     whole: Sequence[Trajectory],
     agent: MemoisedAgent,
-    worlds: Sequence[World] | None,
+    worlds: Sequence[World],
 ) -> list[Credit]:
     rule = RULES[variant.rule]
     credits = []
-    for number, (one, full) in enumerate(zip(group, whole, strict=True)):
-        there = {"agent": agent, "group": group, "probes": _probes(variant, one, full)}
-        if worlds:
-            there["replay"] = worlds[number]
+    for one, full, world in zip(group, whole, worlds, strict=True):
+        there = {"agent": agent, "group": group, "probes": _probes(variant, one, full),
+                 "replay": world}
         settings = {
             "world" if name == "replay" else name: there[name]
             for name in rule.needs if name in there
@@ -349,25 +370,24 @@ def _values(
 
 
 def truth_table(
-    slices: Mapping[str, Iterable[tuple[Sequence[Judged], Mapping[str, tuple[int, int]], int]]],
-    settings: BootstrapSettings | None = None,
+    slices: Mapping[str, Iterable[tuple[Sequence[Judged], Mapping[str, Calls], int]]],
 ) -> list[Row]:
     """Return one row per slice, rule, truth and measure.
 
     A slice is a list of what `judge` returned, each with the number of trajectories judged.
-    Intervals draw whole instances; rules of a slice share the draws.
+    Intervals are those of `evaluation.clustered_mean` with the instances as clusters.
     """
     rows = []
     for name, groups in slices.items():
         values: defaultdict[tuple, dict[str, list[float | None]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        asked: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        total: defaultdict[str, Calls] = defaultdict(lambda: Calls(0, 0, 0))
         trajectories = 0
         for judged, calls, size in groups:
             trajectories += size
-            for rule, pair in calls.items():
-                asked[rule] = [total + part for total, part in zip(asked[rule], pair, strict=True)]
+            for rule, some in calls.items():
+                total[rule] = Calls(*map(sum, zip(total[rule], some, strict=True)))
             for one in judged:
                 values[one.rule, one.truth, one.measure][one.instance_id].append(one.value)
         for (rule, truth, measure), samples in values.items():
@@ -375,13 +395,14 @@ def truth_table(
             known = [value for some in samples.values() for value in some if value is not None]
             rows.append(Row(
                 name, rule, truth, measure,
-                *clustered_mean(samples, settings=settings),
-                *(clustered_mean(samples, base, settings) if base else (None, None, None)),
+                *clustered_mean(samples),
+                *(clustered_mean(samples, base) if base else (None, None, None)),
                 counted=len(known),
                 left_out=sum(map(len, samples.values())) - len(known),
                 instances=sum(any(v is not None for v in some) for some in samples.values()),
-                calls_asked=asked[rule][0] / trajectories,
-                calls_made=asked[rule][1] / trajectories,
+                calls_asked=total[rule].asked / trajectories,
+                calls_made=total[rule].made / trajectories,
+                calls_played=total[rule].played / trajectories,
             ))
     return rows
 

@@ -13,7 +13,6 @@ once, whatever source it came from; "macro" is the mean of the pooled values of 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -320,40 +319,43 @@ def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
 def clustered_mean(
     samples: Mapping[str, Sequence[float | None]],
     baseline: Mapping[str, Sequence[float | None]] | None = None,
-    settings: BootstrapSettings | None = None,
+    level: float = 0.95,
 ) -> tuple[float | None, float | None, float | None]:
-    """Return the mean of all values with the ends of its interval, drawing whole clusters.
+    """Return the mean of all values with the ends of its interval, over whole clusters.
 
     `samples` holds the values of every cluster (an instance, say); `None` is left out. With a
     `baseline` the mean and interval are those of the difference, over the places where both have a
     value. The mean is `None` where there is no value, the ends where there are fewer than two
-    clusters. The draws depend on the number of clusters only.
+    clusters.
+
+    The interval is Student's t over m clusters: with sums s_i of c_i values and mean r, the squared
+    standard error is ``m / (m - 1) sum_i (s_i - r c_i)^2 / (sum_i c_i)^2``, with m - 1 degrees of
+    freedom. Where clusters are few it holds its level better than the percentile bootstrap, which
+    is too narrow; its ends may lie outside the range of the values. Source: Cochran (1977), ratio
+    of cluster totals.
 
     >>> clustered_mean({"a": [1.0, 0.0], "b": [1.0, None]}, {"a": [0.5, None], "b": [0.5, 0.5]})
     (0.5, 0.5, 0.5)
     """
-    settings = settings or BootstrapSettings()
-    sums = []
+    from scipy.special import stdtrit
+
+    totals, counts = [], []
     for cluster in sorted(samples):
         columns = (samples[cluster], *([] if baseline is None else [baseline[cluster]]))
         known = [pair for pair in zip(*columns, strict=True) if None not in pair]
         if known:
-            sums.append([[math.fsum(column), len(known)] for column in zip(*known, strict=True)])
-    if not sums:
+            totals.append(math.fsum(pair[0] - sum(pair[1:]) for pair in known))
+            counts.append(len(known))
+    if not totals:
         return None, None, None
-    table = np.array(sums).swapaxes(1, 2)  # (clusters, 2, M), as `_draw` returns its resamples
-    value = float(_average(table.sum(axis=0)[None], "pooled"))
-    if len(sums) < 2:
-        return value, None, None
-    drawn = np.tensordot(_multiplicities(len(sums), settings), table, axes=1)
-    return value, *_ends(_average(drawn[:, None], "pooled"), settings)
-
-
-@functools.lru_cache(maxsize=16)
-def _multiplicities(clusters: int, settings: BootstrapSettings) -> NDArray[np.int64]:
-    """Return how often each resample draws each cluster, (num_resamples, clusters)."""
-    rng = np.random.default_rng(stable_seed(settings.seed, "bootstrap", clusters))
-    return rng.multinomial(clusters, [1 / clusters] * clusters, size=settings.num_resamples)
+    mean, m = math.fsum(totals) / sum(counts), len(totals)
+    if m < 2:
+        return mean, None, None
+    squares = math.fsum(
+        (total - mean * count) ** 2 for total, count in zip(totals, counts, strict=True)
+    )
+    half = stdtrit(m - 1, (1 + level) / 2) * math.sqrt(m / (m - 1) * squares) / sum(counts)
+    return mean, float(mean - half), float(mean + half)
 
 
 @dataclass(slots=True)

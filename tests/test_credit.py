@@ -213,11 +213,27 @@ def test_a_rollout_without_an_outcome_takes_no_part_in_the_turns():
 
 
 def test_attributed_dense_by_hand():
-    example = worked_example()
-    # Step 1 wrote as many tokens as its chunk holds; steps 3 and 4 are not valid throughout.
-    assert credit.attributed_dense(example, length_weight=0.5) == [0.5, None, 0.0, 0.0]
-    only_first = dataclasses.replace(example, questions=example.questions[:1])
-    assert credit.attributed_dense(only_first, length_weight=0.0)[0] == 4.0  # ties with step 3
+    good, bad = group = group_of_two()
+    plain = {"group": group, "scale_rewards": "none", "length_weight": 0.5}
+    # Both wrote as much as their chunk holds. Step 1 of the good one was retrieved: weight 4.
+    assert credit.attributed_dense(good, **plain) == [4 * 0.25, 0.0]
+    assert credit.attributed_dense(bad, **plain) == [-0.25, 0.0]  # nothing of it was retrieved
+    refused = dataclasses.replace(good, steps=tuple(
+        dataclasses.replace(step, outcomes=tuple(
+            dataclasses.replace(outcome, applied=False) for outcome in step.outcomes))
+        for step in good.steps))
+    assert credit.attributed_dense(refused, **plain | {"group": [refused, bad]}) == [0.0, 0.0]
+
+
+def test_the_weight_of_attributed_dense_outlives_standardising():
+    good, bad = group_of_two()
+    twin = dataclasses.replace(bad, rollout=2, questions=good.questions)
+    for one in (good, twin):  # in these two, step 1 is the one retrieved most
+        plain, heavy = (
+            credit.attributed_dense(one, group=[good, bad, twin], alpha=alpha)
+            for alpha in (1.0, 4.0)
+        )
+        assert plain[0] and heavy[0] == pytest.approx(4 * plain[0])
 
 
 # ---- what each rule conserves --------------------------------------------------------------------
@@ -329,16 +345,21 @@ def test_hindsight_sums_to_zero_where_all_wrote_and_pays_no_step_that_wrote_noth
 
 
 @quick
-@given(trajectories(), st.floats(0, 8), st.floats(0, 1))
-def test_attributed_dense_is_bounded_and_pays_no_invalid_step(one, alpha, weight):
-    if not any(step.chunk_questions for step in one.steps):
-        return
-    paid = credit.attributed_dense(one, alpha=alpha, length_weight=weight)
-    for step, reward, value in zip(one.steps, credit.chunk_step_reward(one), paid, strict=True):
-        assert (value is None) == (reward is None)
-        if value is not None:
-            assert 0 <= value <= max(1, alpha) * reward
-            assert value == 0 or all(outcome.applied for outcome in step.outcomes)
+@given(groups(size=3), st.floats(0, 8), st.floats(0, 1))
+def test_attributed_dense_weights_advantages_that_sum_to_zero(group, alpha, weight):
+    def paid(alpha: float) -> list[list[float | None]]:
+        return [credit.attributed_dense(one, group=group, alpha=alpha, length_weight=weight)
+                for one in group]
+
+    even, weighted = paid(1.0), paid(alpha)
+    for column in zip(*even, strict=True):
+        assert math.fsum(known(column)) == pytest.approx(0, abs=1e-9)
+    for one, plain, heavy in zip(group, even, weighted, strict=True):
+        for reward, before, after in zip(
+                credit.chunk_step_reward(one), plain, heavy, strict=True):
+            assert (before is None) == (after is None) == (reward is None)
+            if reward is not None:
+                assert after in (before, alpha * before)
 
 
 @quick
@@ -388,11 +409,85 @@ def test_exact_shapley_takes_3n_calls_at_two_items_and_leave_one_out_2n():
     assert assign("evidence-shapley", one, agent=Echo()).calls_asked == 3 * 2
     assert assign("evidence-loo", one, agent=Echo()).calls_asked == 2 * 2
     assert assign("eara", one).calls_asked == 0
+    assert assign("evidence-loo", one, agent=Echo()).calls_played == 0
     shared = MemoisedAgent(Echo())
     assign("evidence-loo", one, agent=shared)
     # The items alone were read for leave-one-out; only "nothing" is new, once per question.
     again = assign("evidence-shapley", one, agent=shared)
     assert (again.calls_asked, again.calls_made) == (6, 2)
+
+
+def played_group() -> list[Trajectory]:
+    instance = planted_stream(5)
+    world = RolloutSettings(num_generations=3, capacity=8)
+    return play([instance], RandomManager(), world, reader_for([instance]), 1)[0]
+
+
+def test_chunk_questions_read_while_playing_are_the_cost_of_the_rules_that_read_them():
+    one, *_ = group = played_group()
+    sizes = [len(step.chunk_questions) for step in one.steps]
+    counts = {
+        name: assign(name, one, **({"group": group} if "group" in rule.needs else {}), **extra)
+        for name, rule, extra in (
+            *((name, rule, {}) for name, rule in RULES.items() if "agent" not in rule.needs),
+        )
+    }
+    asked_ = {name: found.calls_asked for name, found in counts.items() if found.calls_asked}
+    assert asked_ == {
+        "csr": sum(sizes), "attributed-dense": sum(sizes), "mt-grpo": sizes[0]}
+    for found in counts.values():
+        assert found.calls_played == found.calls_made <= found.calls_asked
+    assert assign("mt-grpo", one, group=group, turns="all").calls_asked == sum(sizes)
+
+
+def test_what_is_counted_is_what_moves_the_credit():
+    """A chunk question is a call of a rule if, and only if, its answer can change the credit."""
+    one, *others = played_group()
+    cases = [("csr", {}), ("mt-grpo", {}), ("mt-grpo", {"turns": "all"})]
+    for name, extra in cases:
+        def paid(some: Trajectory, name=name, extra=extra):
+            group = {"group": [some, *others]} if "group" in RULES[name].needs else {}
+            return assign(name, some, **group, **extra).credit
+
+        moves = 0
+        for step in one.steps:
+            for number, answered in enumerate(step.chunk_questions):
+                other = dataclasses.replace(answered, score=1 - answered.score)
+                asked_ = list(step.chunk_questions)
+                asked_[number] = other
+                changed = dataclasses.replace(one, steps=tuple(
+                    dataclasses.replace(step, chunk_questions=tuple(asked_))
+                    if other_step.step == step.step else other_step for other_step in one.steps))
+                moves += paid(changed) != paid(one)
+        group = {"group": [one, *others]} if "group" in RULES[name].needs else {}
+        assert assign(name, one, **group, **extra).calls_asked == moves > 0
+
+
+def test_equal_readings_while_playing_are_made_once():
+    group = played_group()
+    twin = dataclasses.replace(group[0], rollout=9)
+    alone = credit.calls_while_playing("csr", group[:1])
+    asked_, made = credit.calls_while_playing("csr", [group[0], twin])
+    assert asked_ == 2 * alone[0] and made == alone[1]
+    torn = dataclasses.replace(group[0], steps=tuple(
+        dataclasses.replace(step, delta=MemoryDelta()) for step in group[0].steps))
+    with pytest.raises(ValueError, match="cut or joined"):
+        assign("csr", torn)
+
+
+def test_a_world_asked_through_another_agent_counts_anew_on_the_same_memories(monkeypatch):
+    one, *_ = played_group()
+    agent = reader_for([planted_stream(5)])
+    world = World(one, agent)
+    first = credit.step_shapley(one, agent=agent, world=world)
+    counts = agent.calls_asked, agent.calls_made
+    monkeypatch.setattr(BM25Retriever, "update", None)  # what is indexed is indexed
+    counter = MemoisedAgent(agent)
+    assert credit.step_shapley(one, agent=counter, world=world.through(counter)) == first
+    assert (counter.calls_asked, counter.calls_made) == counts
+    assert agent.calls_made == counts[1]  # the agent below was asked nothing new
+    with pytest.raises(ValueError, match="answers by the agent"):
+        world.through(Echo())
 
 
 def test_a_world_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):
@@ -431,9 +526,9 @@ def test_every_rule_says_what_is_missing_and_what_to_do():
     agent = {"agent": Echo()}
     cases = [
         *((name, no_questions, agent | {"group": [no_questions], "probes": [HOME]},
-           "a global question") for name in RULES if name not in ("csr", "attributed-dense")),
+           "a global question") for name in RULES if name != "csr"),
         ("csr", unchunked, {}, "chunk questions"),
-        ("attributed-dense", unchunked, {}, "chunk questions"),
+        ("attributed-dense", unchunked, {"group": [unchunked]}, "chunk questions"),
         ("mt-grpo", unchunked, {"group": [unchunked]}, "chunk questions"),
         ("eara-used", nameless, {}, "name the items they used"),
         ("hindsight", untold, {"group": [untold]}, "evidence steps"),
@@ -451,6 +546,19 @@ def test_every_rule_says_what_is_missing_and_what_to_do():
         allowed = {n: value for n, value in given_settings.items() if n in rule.needs}
         with pytest.raises(ValueError, match=words):
             rule.function(one, **allowed)
+
+
+def test_an_agent_that_fails_is_no_score_of_zero():
+    class Failing(Echo):
+        def read(self, tasks):
+            return [Reading(None, ()) for _ in tasks]
+
+    good, _ = group_of_two()
+    for rule in ("evidence-loo", "step-loo", "owen"):
+        with pytest.raises(ValueError, match="reasoning agent failed"):
+            assign(rule, good, agent=Failing())
+    with pytest.raises(ValueError, match="probe question that can be scored"):
+        assign("potential", good, agent=Failing(), probes=[HOME])
 
 
 def test_padding_never_enters_an_advantage():

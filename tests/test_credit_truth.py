@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ from finemem_lib.credit_truth import (
     truth_table,
     write_table,
 )
-from finemem_lib.evaluation import BootstrapSettings, clustered_mean
+from finemem_lib.evaluation import clustered_mean
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
 from finemem_lib.plot_frames import figure_table
 from finemem_lib.policy import Oracle, RandomManager
@@ -43,7 +44,6 @@ from finemem_lib.rewards import outcome_reward
 from finemem_lib.rollout import RolloutSettings, play
 
 COMMITTED = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
-BOOTSTRAP = BootstrapSettings(num_resamples=200)
 SLICES = ("all", *(name for names in REGIMES.values() for name in names))
 
 
@@ -61,8 +61,8 @@ def groups():
 
 @functools.cache
 def table() -> list[Row]:
-    judged = [(*judge(group, agent), len(group)) for group in groups()]
-    return truth_table(dict.fromkeys(SLICES, judged), BOOTSTRAP)
+    judged = [(*judge(group, agent()), len(group)) for group in groups()]
+    return truth_table(dict.fromkeys(SLICES, judged))
 
 
 def cells(rows) -> dict[tuple[str, str, str], Row]:
@@ -103,6 +103,15 @@ def test_sums_in_another_order_are_the_same_credit():
     assert sign_errors([1e-17, 1.0], [-1.0, 1.0]) == 0.0
 
 
+def test_a_step_that_gets_less_than_nothing_is_not_credited():
+    # The first gets more than the mean, and still loses.
+    assert at_true_steps([-0.1, -0.5, -0.9], [1.0, 0.0, 0.0]) == (None, 0.0)
+    assert at_true_steps([0.1, -0.5, -0.9], [1.0, 0.0, 0.0]) == (1.0, 1.0)
+    assert at_true_steps([0.0, -1.0, -1.0], [1.0, 0.0, 0.0]) == (None, 0.0)
+    # A positive part below an even share is no credit either.
+    assert at_true_steps([0.1, 0.9, 0.2], [1.0, 0.0, 0.0]) == (0.0, 0.0)
+
+
 def test_planted_credit_sums_to_the_outcome_and_needs_the_truth():
     for one in groups()[0]:
         assert sum(planted_credit(one)) == pytest.approx(outcome_reward(one))
@@ -139,9 +148,13 @@ def test_what_must_hold_in_any_table():
         assert found[rule, "planted", "precision"].value is None
         assert found[rule, "planted", "noise"].value == pytest.approx(0.75)  # 3 of 4 steps
     for rule, row in ((rule, found[rule, "causal", "rank"]) for rule in VARIANTS):
-        needs_reader = "agent" in RULES[VARIANTS[rule].rule].needs
-        assert (row.calls_asked > 0) == needs_reader
+        needs = RULES[VARIANTS[rule].rule].needs
+        assert (row.calls_made > row.calls_played) == ("agent" in needs)
+        assert (row.calls_played > 0) == ("chunk questions" in needs)
         assert row.calls_made <= row.calls_asked
+    asked = [len(step.chunk_questions) for group in groups() for one in group for step in one.steps]
+    assert found["csr", "causal", "rank"].calls_asked == sum(asked) / 4
+    assert found["mt-grpo", "causal", "rank"].calls_asked == sum(asked[::4]) / 4
     assert found["eara", "causal", "rank"].difference is None
     shapley, eara = (found[rule, "planted", "noise"] for rule in ("evidence-shapley", "eara"))
     assert shapley.difference < 0
@@ -153,8 +166,8 @@ def test_an_oracle_leaves_evidence_shapley_without_fault():
     instances = [planted_stream(seed, StreamSettings(num_chunks=4)) for seed in (3, 4)]
     played = play(instances, Oracle(), RolloutSettings(num_generations=1), reader_for(instances), 0)
     variants = {name: VARIANTS[name] for name in ("eara", "evidence-shapley")}
-    judged = [(*judge(group, agent, variants), 1) for group in played]
-    found = cells(truth_table({"all": judged}, BOOTSTRAP))
+    judged = [(*judge(group, agent(), variants), 1) for group in played]
+    found = cells(truth_table({"all": judged}))
     row = {measure: found["evidence-shapley", "planted", measure].value for measure in MEASURES}
     assert row == {"rank": 1.0, "rank_rollouts": None, "precision": 1.0, "recall": 1.0,
                    "noise": 0.0, "sign": 0.0}
@@ -164,30 +177,48 @@ def test_an_oracle_leaves_evidence_shapley_without_fault():
 def test_the_same_seed_makes_the_same_table():
     variants = {"step-shapley": VARIANTS["step-shapley"], "eara": Variant("eara")}
     first, second = (
-        truth_table({"all": [(*judge(groups()[0], agent, variants), 2)]}, BOOTSTRAP)
+        truth_table({"all": [(*judge(groups()[0], agent(), variants), 2)]})
         for _ in range(2)
     )
     assert first == second
     assert all(row.low is None for row in first)  # one instance is too few for an interval
 
 
-def test_clustered_mean_counts_values_and_draws_clusters():
+def test_clustered_mean_counts_values_and_spreads_over_clusters():
+    from scipy.stats import t, ttest_1samp
+
     samples = {"a": [1.0] * 9, "b": [0.0, None]}
     value, low, high = clustered_mean(samples)
-    assert (value, low, high) == (0.9, 0.0, 1.0)
+    # Deviations of the cluster sums from 0.9 per value: 9 - 8.1 and 0 - 0.9.
+    half = t.ppf(0.975, 1) * (2 / 1 * 2 * 0.9**2) ** 0.5 / 10
+    assert (value, low, high) == pytest.approx((0.9, 0.9 - half, 0.9 + half))
     assert clustered_mean({"a": [None]}) == (None, None, None)
     assert clustered_mean({"a": [0.5, 1.0]}) == (0.75, None, None)
-    many = {str(n): [n % 2] for n in range(100)}
+    many = {str(n): [n % 2 + n / 50] for n in range(20)}
     value, low, high = clustered_mean(many)
-    assert value == 0.5 and 0.39 < low < 0.42 and 0.58 < high < 0.61  # +- 1.96 / 20
+    expected = ttest_1samp([one for one, in many.values()], 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
     better = {name: [value + 0.25] for name, (value,) in many.items()}
     assert clustered_mean(better, many) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_intervals_over_few_clusters_hold_what_they_say():
+    rng = np.random.default_rng(0)
+    sizes, held = rng.integers(5, 15, 8), 0
+    for _ in range(1000):
+        centres = rng.normal(size=8)
+        _, low, high = clustered_mean({
+            str(n): rng.normal(centre, 1.0, size)
+            for n, (centre, size) in enumerate(zip(centres, sizes, strict=True))})
+        held += low <= 0 <= high
+    assert 0.93 <= held / 1000 <= 0.97
 
 
 # ---- figures and rows ----------------------------------------------------------------------------
 
 FIGURES = {
     "by regime": plots_credit.credit_by_regime, "per call": plots_credit.credit_per_call,
+    "differences": plots_credit.differences_by_regime,
 }
 
 
@@ -199,17 +230,55 @@ def test_figures_say_what_they_show_and_have_a_table(name, measure):
     layout = json.loads(figure.to_json())["layout"]
     assert layout["title"]["text"] and layout["meta"]["alt"].endswith(".")
     assert any(letter.isdigit() for letter in layout["meta"]["caption"])
-    judged = {row.rule for row in table() if row.truth == "causal" and row.measure == measure
-              and row.value is not None}
+    judged = {
+        row.rule for row in table() if row.truth == "causal" and row.measure == measure
+        and (row.difference if name == "differences" else row.value) is not None
+    }
     rows = figure_table(figure)
-    assert len(rows) == len(judged) * (6 if name == "by regime" else 1)
+    assert len(rows) == len(judged) * (1 if name == "per call" else 6)
     assert all("reader calls" in row["note"] for row in rows)
     assert len(figure.to_json()) < 40_000
 
 
+def test_differences_are_drawn_with_their_intervals():
+    figure = plots_credit.differences_by_regime(table(), "causal", "noise")
+    found = cells(table())
+    trace = figure.data[0]
+    ticks = dict(zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True))
+    drawn = {
+        ticks[round(y)]: (x - less, x, x + more)
+        for x, y, less, more in zip(
+            trace.x, trace.y, trace.error_x.arrayminus, trace.error_x.array, strict=True)
+    }
+    assert "eara" not in drawn and set(drawn) | {"eara"} >= {"csr", "evidence-shapley", "owen"}
+    for rule, ends in drawn.items():
+        row = found[rule, "causal", "noise"]
+        assert ends == pytest.approx(
+            (row.difference_low, row.difference, row.difference_high), abs=2e-3)
+
+
+def test_the_caption_names_what_is_better_in_every_slice():
+    base = dict(truth="causal", measure="noise", value=0.2, low=0.1, high=0.3, counted=9,
+                left_out=0, instances=9, calls_asked=0.0, calls_made=0.0, calls_played=0.0)
+    gaps = {"less noise": (-0.2, -0.3, -0.1), "more noise": (0.2, 0.1, 0.3),
+            "unsure": (-0.2, -0.5, 0.1)}
+    rows = [
+        Row(slice=name, rule=rule, **base, **dict(zip(
+            ("difference", "difference_low", "difference_high"), gap, strict=True)))
+        for name in SLICES for rule, gap in gaps.items()
+    ]
+    caption = plots_credit.differences_by_regime(rows, "causal", "noise").layout.meta["caption"]
+    assert "Of 3 rules" in caption and "better: less noise. Worse: more noise." in caption
+    assert "over 9 instances" in caption
+    rows[-1] = dataclasses.replace(rows[-1], rule="less noise", difference_high=0.0)
+    rows.remove(next(row for row in rows if row.slice == SLICES[-1] and row.rule == "less noise"))
+    caption = plots_credit.differences_by_regime(rows, "causal", "noise").layout.meta["caption"]
+    assert "better: none. Worse: more noise." in caption
+
+
 def test_figures_keep_markup_out_and_stand_an_empty_table():
     poison = "<script>x</script>%{y} $a$"
-    rows = [dataclasses.replace(row, rule=poison) for row in table() if row.rule == "eara"]
+    rows = [dataclasses.replace(row, rule=poison) for row in table() if row.rule == "csr"]
     for build in FIGURES.values():
         figure = build(rows, "planted", "rank")
         assert not [text for text in strings(json.loads(figure.to_json())["data"])
@@ -239,6 +308,7 @@ def test_the_committed_table_is_whole_and_says_how_it_was_made():
     }
     assert cells(rows)["step-loo", "causal", "rank"].value == 1.0
     assert card["command"].startswith("python benchmarks/credit.py")
+    assert not card["git"]["dirty"], "make the table again from a clean commit"
     assert card["versions"]["numpy"] and card["hardware"] and card["seconds"] > 0
 
 
