@@ -24,17 +24,17 @@ import re
 import resource
 import secrets
 import shutil
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib import __version__, runs
+from finemem_lib import __version__, prepare, runs
+from finemem_lib.console import BAD_USAGE, EXIT_CODES, UsageError, interruptible, print_table
 from finemem_lib.files import discard, write_json
 from finemem_lib.repro import git_state, repository_root, versions
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 MANIFEST_VERSION = 1
-EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
-BAD_USAGE = 2
 _ENDS = {"failed": "failed", "timeout": "ran out of time", "interrupted": "was interrupted"}
 
 KERNEL_ENVIRONMENT = {
@@ -57,10 +55,6 @@ KERNEL_ENVIRONMENT = {
 """What kernels see beside the user's environment."""
 
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
-
-
-class UsageError(Exception):
-    """The command cannot be carried out as given; nothing was started or written."""
 
 
 # ---- what to run ---------------------------------------------------------------------------------
@@ -560,28 +554,6 @@ def _add_record(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
 # ---- commands ------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _interruptible(once: bool = True) -> Iterator[None]:
-    """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that the manifest is ended;
-    with `once`, further signals are ignored meanwhile."""
-    former = {number: signal.getsignal(number)
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def interrupt(number: int, frame: Any) -> None:
-        for each in former if once else ():  # a second one must not keep it from being ended
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    try:
-        for number, handler in former.items():
-            if handler is not signal.SIG_IGN:  # nohup, or started in the background
-                signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 def run_command(options: argparse.Namespace) -> int:
     """Run notebooks in order until one fails; return the exit code."""
     folder_of_notebooks = Path(options.notebooks_dir or repository_root() / "notebooks").resolve()
@@ -638,7 +610,7 @@ def _run(
     status, error, report = "failed", None, None
     print(f"run {manifest['run_id']}: profile {options.profile}, {len(notebooks)} notebooks",
           flush=True)
-    with _interruptible():
+    with interruptible():
         try:
             environment = _kernel_environment(folder, manifest, options)
             for path, entry in zip(notebooks, manifest["notebooks"], strict=True):
@@ -670,7 +642,7 @@ def _run(
                 manifest |= {"status": status, "error": error, "exit_code": EXIT_CODES[status]}
                 with contextlib.suppress(OSError):
                     write_json(folder / "manifest.json", manifest)
-    _print_table([("notebook", "metric", "value")] + [
+    print_table([("notebook", "metric", "value")] + [
         (name, metric, runs.format_metric(value))
         for name, values in metrics.items() for metric, value in values.items()
     ])
@@ -783,7 +755,7 @@ def list_command(options: argparse.Namespace) -> int:
         seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"
         rows.append((found["started"], found["run_id"], found["status"], found["profile"],
                      f"{done}/{len(found['notebooks'])}", seconds))
-    _print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
+    print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
     if not rows:
         print(f"no runs in {root}; start one with `finemem run`")
     return 0
@@ -819,7 +791,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     folder = Path(options.output)
     try:
         # Not once: Python drops an interrupt that arrives while an object is being deleted.
-        with _interruptible(once=False):
+        with interruptible(once=False):
             results, failures = experiment.run_cells(
                 cells, folder, jobs=options.jobs, scheduler=options.scheduler, progress=say
             )
@@ -829,7 +801,7 @@ def sweep_command(options: argparse.Namespace) -> int:
         print(f"interrupted; finished cells are in {folder}, the same command goes on from them",
               file=sys.stderr)
         raise
-    _print_table([
+    print_table([
         ("regime", "variant", "measure", "value", "difference", "seeds"),
         *((row.regime, row.variant, row.measure, experiment_table.format_interval(row),
            experiment_table.format_difference(row), str(row.seeds))
@@ -846,14 +818,6 @@ def sweep_command(options: argparse.Namespace) -> int:
         print(f"failed: {failure.cell.regime}, {failure.cell.variant}, seed {failure.cell.seed}: "
               f"{failure.error}", file=sys.stderr)
     return EXIT_CODES["failed" if failures else "ok"]
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    if len(rows) > 1:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(cells).rstrip())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -892,6 +856,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="processes (default: 2)")
     sweep.add_argument("--scheduler", metavar="ADDRESS",
                        help="of a Dask cluster that runs the cells (extra dask)")
+
+    prepare.add_commands(commands)
 
     report = commands.add_parser("report", help="make the report of a run again")
     report.set_defaults(command=report_command)

@@ -211,7 +211,7 @@ def run_folder(run_id: str) -> Path:
 
 def locate(source: str) -> Path | None:
     """Return the file a data source names, relative ones from the repository root; `None` for a
-    name on the hub (owner/name, and no such file).
+    name on the hub (owner/name or owner/name@REVISION, and no such file).
 
     Raises:
         ValueError: it is neither an existing file with something in it nor the name of a data set.
@@ -221,11 +221,12 @@ def locate(source: str) -> Path | None:
         if path.stat().st_size == 0:
             raise ValueError(f"data file {path} is empty; fetch or write it again")
         return path
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)", source):
+    name = r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)(@[\w./-]+)?"
+    if re.fullmatch(name, source):
         return None
     raise ValueError(
         f"data file {path} {_what(path)}; expected a .jsonl, .json or .parquet file, or a data "
-        "set on the hub as owner/name"
+        "set on the hub as owner/name or owner/name@REVISION"
     )
 
 

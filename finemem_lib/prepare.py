@@ -1,0 +1,272 @@
+"""The commands that make data: chunk questions ahead of training, instances from public raw sets.
+
+Everything a user can get wrong is looked at before a question is asked; what was made stays where
+it is, also when the command is interrupted, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.builders import RULES, build_instances
+from finemem_lib.client import Chat, ChatSettings, ModelError, chat_settings, make_chat
+from finemem_lib.console import EXIT_CODES, UsageError, interruptible, plain, print_table
+from finemem_lib.datasets import load_instances, save_instances
+from finemem_lib.language_models import ModelReader, ModelTeacher
+from finemem_lib.leaks import Leak, leaks
+from finemem_lib.published_sizes import as_markdown, size_table
+from finemem_lib.question_store import Recipe, prepare_questions, recipe_of, stored_rows
+from finemem_lib.questions import AuditRow, ClozeTeacher, audit_counts
+from finemem_lib.reasoning import reader_for
+from finemem_lib.trajectory import Instance
+
+ROLES = ("teacher", "verifier")
+REPLIES = "replies.sqlite"
+"""Memo of the language models in the folder of the questions, unless their settings name one."""
+
+SHOWN_LEAKS = 3
+SHOWN_PROBLEMS = 20
+SHOWN_LETTERS = 80
+
+
+def add_commands(commands: Any) -> None:
+    """Add `finemem questions` and `finemem build` to the command line."""
+    rows = {"choices": ("raise", "skip"), "default": "raise",
+            "help": "what to do with a broken row (default: raise)"}
+
+    questions = commands.add_parser("questions", help="make chunk questions ahead of training")
+    questions.set_defaults(command=questions_command)
+    questions.add_argument("--data", nargs="+", action="extend", required=True, metavar="PATH",
+                           help="files of instances, or data sets on the hub as owner/name or "
+                           "owner/name@COMMIT")
+    questions.add_argument("--split", default="test", help="of the hub's data (default: test)")
+    questions.add_argument("--output", required=True, metavar="FOLDER",
+                           help="keeps the questions; what is there is not asked again")
+    questions.add_argument("--k", type=_positive, default=5, metavar="N",
+                           help="questions per chunk at most (default: 5)")
+    questions.add_argument("--seed", type=int, default=0, metavar="N")
+    questions.add_argument("--models", metavar="FILE",
+                           help="YAML with the settings of the language models to ask as teacher "
+                           "and verifier (default: no model)")
+    questions.add_argument("--training", nargs="+", action="extend", default=[], metavar="PATH",
+                           help="training instances, looked through for what is in both; of a hub "
+                           "data set the split train")
+    questions.add_argument("--on-error", **rows)
+
+    build = commands.add_parser("build", help="make instances from a public raw set")
+    build.set_defaults(command=build_command)
+    build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
+    build.add_argument("files", nargs="+", metavar="FILE", help="of the raw set")
+    build.add_argument("--asked", nargs="+", action="extend", default=[], metavar="FILE",
+                       help="what is asked, where that is apart: PerLTQA's questions, a test half")
+    build.add_argument("--output", required=True, metavar="X.parquet", help="must not exist yet")
+    build.add_argument("--instances", type=_positive, metavar="N", help="at most so many")
+    build.add_argument("--seed", type=int, default=0, metavar="N")
+    build.add_argument("--on-error", **rows)
+
+
+def questions_command(options: argparse.Namespace) -> int:
+    """Make the chunk questions that a folder lacks, print what became of them; return the exit
+    code."""
+    folder = Path(options.output)
+    _check_output(folder)
+    settings = _model_settings(Path(options.models), folder) if options.models else {}
+    chats: dict[str, Chat] = {}
+    try:
+        instances = _loaded(options.data, options.split, options.on_error)
+        training = _loaded(options.training, "train", options.on_error)
+        for role, one in settings.items():
+            same = (chat for chat in chats.values() if chat.settings == one)
+            chats[role] = next(same, None) or make_chat(one)
+    except (ValueError, ImportError, OSError) as error:
+        raise UsageError(plain(str(error))) from error
+    teacher = ModelTeacher(chats["teacher"], options.k) if "teacher" in chats else ClozeTeacher()
+    verifier = ModelReader(chats["verifier"]) if "verifier" in chats else reader_for(instances)
+    recipe = recipe_of(teacher, verifier, options.k, options.seed)
+    chunks = sum(len(instance.chunks) for instance in instances)
+    print(f"{len(instances)} instances, {chunks} chunks; teacher {teacher.name}, verifier "
+          f"{verifier.name}", flush=True)
+    started, finished = time.monotonic(), 0
+
+    def say(done: int, total: int) -> None:
+        nonlocal finished
+        finished = done
+        name = plain(instances[done - 1].instance_id)[:SHOWN_LETTERS]
+        print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {name}", flush=True)
+
+    def stopped(how: str) -> None:
+        print(f"{how}; {finished} of {len(instances)} instances are done and kept in {folder}, the "
+              "same command goes on from them", file=sys.stderr)
+
+    try:
+        with interruptible(once=False):
+            made = prepare_questions(
+                instances, folder, teacher, verifier, options.k, options.seed, progress=say
+            )
+        _print_audit(made, folder, recipe)
+        _print_leaks(leaks(made, training), len(training))
+    except ValueError as error:
+        raise UsageError(plain(str(error))) from error
+    except (ModelError, OSError) as error:
+        stopped(f"failed: {plain(str(error))}")
+        return EXIT_CODES["failed"]
+    except KeyboardInterrupt:
+        stopped("interrupted")
+        raise
+    finally:
+        _end(chats)
+    return EXIT_CODES["ok"]
+
+
+def build_command(options: argparse.Namespace) -> int:
+    """Make instances from a raw set, print their sizes beside the published; return the exit
+    code."""
+    path = Path(options.output)
+    if path.suffix != ".parquet":
+        raise UsageError(
+            f"--output {path}: suffix {path.suffix!r}, expected .parquet; rename the file"
+        )
+    if path.exists():
+        raise UsageError(
+            f"--output {path} exists and is kept; give another path or remove it first"
+        )
+    _check_output(path.parent)
+    try:
+        built = build_instances(
+            options.raw_set, options.files, options.asked, num_instances=options.instances,
+            seed=options.seed, on_error=options.on_error,
+        )
+    except ValueError as error:
+        raise UsageError(plain(str(error))) from error
+    _print_problems(built.problems)
+    try:
+        with interruptible():
+            save_instances(built.instances, path)
+    except OSError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
+    print(as_markdown(size_table(built.instances)))
+    print(f"written: {path}")
+    return EXIT_CODES["ok"]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        raise UsageError(
+            f"--output: {there} {what}, expected a folder that files can be written to; choose "
+            "another one"
+        )
+
+
+def _model_settings(path: Path, folder: Path) -> dict[str, ChatSettings]:
+    """Read which language models to ask. No message shows a value: one of them may be a key."""
+    import yaml
+
+    expected = (
+        "expected a mapping 'teacher', a mapping 'verifier' or both, each with the settings of a "
+        "language model (kind, model, base_url, key_env and so on)"
+    )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"--models {path}: cannot be read ({error.strerror}), {expected}; check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"--models {path}{where}: no YAML, {expected}; correct it") from error
+    if not isinstance(content, dict) or not content or set(content) - set(ROLES):
+        got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise UsageError(f"--models {path}: got {got or 'nothing'}, {expected}; correct it")
+    found = {}
+    for role, given in content.items():
+        if not isinstance(given, dict):
+            raise UsageError(
+                f"--models {path}: {role} is a {type(given).__name__}, {expected}; correct it"
+            )
+        try:
+            found[role] = chat_settings({"memo": str(folder / REPLIES)} | given)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--models {path}: {role}: {error}") from error
+    return found
+
+
+def _loaded(sources: Sequence[str], split: str, on_error: Any) -> list[Instance]:
+    instances: list[Instance] = []
+    for source in sources:
+        loaded = load_instances(source, split=split, on_error=on_error)
+        instances += loaded.instances
+        _print_problems(loaded.problems)
+        if loaded.commit:
+            print(f"{source}: commit {loaded.commit}")
+    return instances
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    for problem in problems[:SHOWN_PROBLEMS]:
+        print(plain(problem), file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"and {len(problems) - SHOWN_PROBLEMS} more like these", file=sys.stderr)
+
+
+def _print_audit(made: Sequence[Instance], folder: Path, recipe: Recipe) -> None:
+    asked = [questions for instance in made for questions in instance.chunk_questions or ()]
+    print(f"{sum(map(len, asked))} questions on {len(asked)} chunks, recipe {recipe.key}")
+    named = dataclasses.asdict(recipe)
+    audit = [
+        AuditRow(row["step"], row["question"], "; ".join(row["answers"]), row["accepted"],
+                 row["reason"], row["reply"])
+        for row in stored_rows(folder) if named.items() <= row.items()
+    ]
+    total: Counter[str] = Counter()
+    for counts in audit_counts(audit, max((row.step for row in audit), default=0)):
+        total.update(counts)
+    del total["step"]
+    print_table([(f"all of this recipe in {folder}", "number"),
+                 *((what, str(number)) for what, number in total.items())])
+
+
+def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
+    compared = f"beside {num_training} of training" if num_training else "no training to compare"
+    counts = Counter(leak.kind for leak in found)
+    said = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    print(f"leaks ({compared}): {said or 'none'}")
+    print_table([("leak, for example", "instance", "step", "share", "text"), *(
+        (kind, plain(leak.instance_id)[:SHOWN_LETTERS], str(leak.step or ""), f"{leak.share:.2f}",
+         plain(leak.text)[:SHOWN_LETTERS])
+        for kind in counts
+        for leak in [one for one in found if one.kind == kind][:SHOWN_LEAKS]
+    )])
+
+
+def _end(chats: Mapping[str, Chat]) -> None:
+    """Print what the language models were asked and close their memos."""
+    distinct: dict[int, tuple[Chat, list[str]]] = {}
+    for role, chat in chats.items():
+        distinct.setdefault(id(chat), (chat, []))[1].append(role)
+    rows = []
+    for chat, roles in distinct.values():
+        chat.memo.close()
+        used = {name.replace("_", " "): str(round(value, 6))
+                for name, value in dataclasses.asdict(chat.usage).items()}
+        rows.append({"asked as": " and ".join(roles), "model": plain(chat.name)} | used)
+    if rows:
+        print_table([list(rows[0]), *(list(row.values()) for row in rows)])
