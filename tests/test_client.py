@@ -299,7 +299,8 @@ def test_text_that_utf8_cannot_carry_comes_back_replaced(tmp_path):
 
 
 ASKING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what the background started
 from finemem_lib.client import ChatClient, ChatSettings
 chat = ChatClient(ChatSettings("m", base_url=sys.argv[1], memo=sys.argv[2], concurrency=4))
 chat.ask([[{"role": "user", "content": f"question {n}"}] for n in range(60)])
