@@ -25,7 +25,8 @@ from finemem_lib.rollout import RolloutSettings, play
 from finemem_lib.training import planted_instances
 
 REGIMES = {"pressure": "12 items", "no pressure": "no limit"}
-DESIGNS = {"robustness": ("Fault", "regime"), "knobs": ("Reward", "variant")}
+DESIGNS = {"robustness": ("Fault", "regime"), "knobs": ("Reward", "variant"),
+           "lengths": ("Chunks of a training stream", "regime")}
 """Designs that the README shows as a table of differences: the head and the key of its lines."""
 
 
@@ -89,7 +90,12 @@ def learning_claims() -> list[str]:
          means("generalisation", f"greedy{length}").items() if regime == "pressure"]
         for length in ("", " T=24", " T=60", " T=240")
     ]
+    updates = [
+        f"{sum(one.tests['sampled'].columns['UPDATE right']) / one.cell.held_out / 6:.2f}"
+        for one in read_rows(rows_of("generalisation")) if one.cell.regime == "pressure"
+    ]
     return [
+        f"right UPDATEs per step at T=6: {', '.join(updates)}",
         f"{', '.join(full[:-1])} and {full[-1]} with 12 items",
         f"{', '.join(free[:-1])} and {free[-1]} without a limit ({', '.join(best)} greedy)",
         f"the finer rewards end between {min(others):.2f} and {max(others):.2f} with it",
