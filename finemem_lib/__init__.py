@@ -22,8 +22,8 @@ The package is layered and imports run only downwards:
        plots_training,
        plots_experiment, plots_credit,
        explore_training, lesson       what the lessons of notebooks 03 and 08 play and check
-    5  runs, console, prepare,        artefacts, manifests, the command line
-       pipeline
+    5  runs, console, profiles,       artefacts, what a run runs, manifests, the command line
+       prepare, pipeline
 
 Importing the package itself loads none of the heavy libraries.
 """

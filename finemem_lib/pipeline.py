@@ -13,7 +13,6 @@ as completed), so `notebook_error` looks at the cells.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import hashlib
 import json
@@ -27,8 +26,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +34,12 @@ from typing import TYPE_CHECKING, Any
 from finemem_lib import __version__, prepare, runs
 from finemem_lib.console import BAD_USAGE, EXIT_CODES, UsageError, interruptible, print_table
 from finemem_lib.files import discard, write_json
+from finemem_lib.profiles import (
+    check_reads,
+    load_profile,
+    resolve_parameters,
+    select_notebooks,
+)
 from finemem_lib.repro import git_state, repository_root, versions
 
 if TYPE_CHECKING:
@@ -53,268 +57,6 @@ KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """What kernels see beside the user's environment."""
-
-_SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
-
-
-# ---- what to run ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A named set of parameters: which notebooks run, parameters for all of them that declare the
-    name, parameters for single notebooks by number, and parameters the user must give."""
-
-    name: str
-    description: str
-    notebooks: list[str]
-    parameters: dict[str, Any]
-    notebook_parameters: dict[str, dict[str, Any]]
-    requires: list[str]
-
-
-def load_profile(folder: Path, name: str) -> Profile:
-    """Read ``<name>.yaml`` of a folder of profiles.
-
-    Raises:
-        UsageError: there is no such profile, or a key of it is unknown or has the wrong type.
-    """
-    import yaml
-    from pydantic import BaseModel, ConfigDict, ValidationError
-
-    class File(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True)
-        description: str
-        notebooks: list[str]
-        parameters: dict[str, Any] = {}
-        notebook_parameters: dict[str, dict[str, Any]] = {}
-        requires: list[str] = []
-
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        have = ", ".join(known) or "none"
-        raise UsageError(f"no profile {name!r} in {folder}; there are: {have}")
-    try:
-        content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-        return Profile(name=name, **File.model_validate(content).model_dump())
-    except (ValidationError, yaml.YAMLError, UnicodeError) as error:
-        raise UsageError(f"profile {name}.yaml is not usable: {error}") from error
-
-
-def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
-    """Return the notebooks ``NN_*.ipynb`` of a folder that a selection names, in their order.
-
-    A selection is numbers and ranges, as in ``01,03-05``.
-
-    Raises:
-        UsageError: a part is no number or range, or names no notebook.
-    """
-    found = {int(path.name[:2]): path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    chosen: set[int] = set()
-    for part in ",".join(selection).split(","):
-        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
-        numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-        if not numbers or not {numbers[0], numbers[-1]} <= set(found):
-            have = ", ".join(path.stem for path in found.values()) or "none"
-            raise UsageError(
-                f"notebooks {part!r}: expected numbers and ranges of notebooks as in 01,03-05; "
-                f"{folder} has: {have}"
-            )
-        chosen.update(number for number in numbers if number in found)
-    return [found[number] for number in sorted(chosen)]
-
-
-def coerce(value: Any, annotation: str) -> Any:
-    """Return a value in the type a parameters cell declares; text is read as that type.
-
-    Raises:
-        ValueError: the value does not fit, or the annotation is not bool, int, float, str or a
-            list of these.
-
-    >>> coerce("1e-5", "float"), coerce("007", "str"), coerce("true", "bool")
-    (1e-05, '007', True)
-    >>> coerce("0, 0.5", "list[float]"), coerce("a b", "list"), coerce(2, "float")
-    ([0.0, 0.5], ['a b'], 2.0)
-    """
-    from pydantic import FiniteFloat, TypeAdapter
-
-    if match := re.fullmatch(r"list(?:\[(\w+)\])?", annotation):
-        if isinstance(value, str):
-            import yaml
-
-            try:
-                value = yaml.safe_load(value if value.lstrip().startswith("[") else f"[{value}]")
-            except yaml.YAMLError as error:
-                raise ValueError("not a list") from error
-        if not isinstance(value, list):
-            raise ValueError("not a list")
-        return [coerce(item, match[1]) for item in value] if match[1] else value
-    kinds = {"bool": bool, "int": int, "float": FiniteFloat, "str": str}
-    if annotation not in kinds:
-        raise ValueError(f"declared as {annotation}, which cannot be given from outside")
-    adapter = TypeAdapter(kinds[annotation])
-    if isinstance(value, str):
-        return adapter.validate_strings(value)
-    return adapter.validate_python(value, strict=True)
-
-
-def resolve_parameters(
-    notebooks: Sequence[Path], profile: Profile, given: Mapping[str, Any], run_id: str
-) -> dict[str, dict[str, Any]]:
-    """Return every parameter of every notebook (by name): what the user gave, else the profile,
-    else the notebook's own default. A name may carry a notebook's number, as in ``04.updates``.
-
-    Raises:
-        UsageError: a name is unknown, or a value has the wrong type or is refused by its check.
-    """
-    declared = {path.stem: _declared(path) for path in notebooks}
-    of_profile = select_notebooks(notebooks[0].parent, profile.notebooks)
-    known = {path.stem: declared.get(path.stem) or _declared(path) for path in of_profile}
-    for_one = {f"{number}.{name}": value
-               for number, parameters in profile.notebook_parameters.items()
-               for name, value in parameters.items()}
-    problems, resolved = [], {}
-    for stem, parameters in declared.items():
-        values = {name: default for name, (_, default) in parameters.items()}
-        for layer in (profile.parameters, for_one, given):  # later ones win, and NN.NAME over NAME
-            for full_name in sorted(layer, key=lambda name: "." in name):
-                number, _, name = full_name.rpartition(".")
-                if name in parameters and number in ("", stem[:2]):
-                    annotation = parameters[name][0]
-                    try:
-                        values[name] = coerce(layer[full_name], annotation)
-                    except ValueError:
-                        problems.append(
-                            f"{stem}: {name} is {layer[full_name]!r}, expected {annotation}"
-                        )
-        problems += [
-            f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
-            "environment variable" for name in values if _SECRET.search(name)
-        ]
-        checked = {name: value for name, value in values.items() if name in runs.CHECKS}
-        problems += [f"{stem}: {problem}" for problem in runs.parameter_problems(checked)]
-        resolved[stem] = values | {"run_id": run_id}
-    problems += _unknown(given, declared)
-    problems += _unknown([*profile.parameters, *for_one], known | declared)
-    for name in profile.requires:
-        if not any(values.get(name) for values in resolved.values()):
-            option = "--data PATH" if name == "data" else f"--set {name}=VALUE"
-            problems.append(f"profile {profile.name} needs {name}: give {option}")
-    if problems:
-        raise UsageError("\n  ".join(["parameters are refused:", *dict.fromkeys(problems)]))
-    return resolved
-
-
-def _declared(path: Path) -> dict[str, tuple[str, Any]]:
-    """Return annotation and default of every parameter in a notebook's parameters cell."""
-    import papermill
-
-    try:
-        found = {name: (entry["inferred_type_name"], ast.literal_eval(entry["default"]))
-                 for name, entry in papermill.inspect_notebook(str(path)).items()}
-    except Exception as error:  # nbformat, json, papermill and ast each raise their own
-        raise UsageError(f"the parameters of {path} are not readable: {error}") from error
-    if "run_id" not in found:
-        raise UsageError(f"{path.name} has no parameter run_id in a cell tagged 'parameters'")
-    return found
-
-
-def _unknown(names: Iterable[str], declared: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    problems = []
-    for full_name in names:
-        number, _, name = full_name.rpartition(".")
-        places = [parameters for stem, parameters in declared.items()
-                  if number in ("", stem[:2])]
-        if not places:
-            problems.append(
-                f"{full_name}: notebook {number} is not chosen, only "
-                f"{', '.join(stem[:2] for stem in declared)}; choose it with --notebooks, or leave "
-                "the parameter out"
-            )
-        elif not any(name in parameters for parameters in places):
-            have = sorted({each for parameters in places for each in parameters} - {"run_id"})
-            problems.append(
-                f"unknown parameter {full_name}; there are: {', '.join(have) or 'none'}"
-            )
-    return problems
-
-
-# ---- what a notebook reads -----------------------------------------------------------------------
-
-
-def check_reads(
-    notebooks: Sequence[Path], resolved: Mapping[str, Mapping[str, Any]], reuse: str | None
-) -> None:
-    """Check that what every notebook will load is written before it, or lies in the run `reuse`.
-
-    Raises:
-        UsageError: an artefact would be missing.
-    """
-    problems = []
-    for place, path in enumerate(notebooks):
-        before = {one.stem for one in notebooks[:place]}
-        for name, because in sorted(_reads(path, resolved[path.stem]).items()):
-            artefact = runs.ARTEFACTS.get(name)
-            if artefact is None or artefact.notebook in before:
-                continue  # a name that nobody writes is the notebook's mistake; it says so itself
-            if reuse and runs.written_entry(runs.run_folder(reuse), name):
-                continue
-            number, writer = path.stem[:2], artefact.notebook[:2]
-            other = "".join(
-                f", or set {number}.{each} (it is {resolved[path.stem][each]!r}) to something else"
-                for each in sorted(because)
-            )
-            where = f" and run {reuse!r} does not hold" if reuse else ""
-            problems.append(
-                f"{path.stem} reads {name}, which {artefact.notebook} writes{where}: choose it too "
-                f"(--notebooks {writer},{number}), or take it from a run that has it (--reuse RUN; "
-                f"`finemem list` shows the runs){other}"
-            )
-    if problems:
-        raise UsageError("\n  ".join(["artefacts would be missing:", *problems]))
-
-
-def _reads(path: Path, parameters: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Return the artefacts that a notebook's cells load by name, each with the parameters that an
-    `if` around it asks for. Branches that these parameters rule out are left out."""
-    found: dict[str, set[str]] = {}
-
-    def look(nodes: Iterable[ast.AST], because: frozenset[str]) -> None:
-        for node in nodes:
-            match node:
-                case ast.If(test=test, body=body, orelse=orelse):
-                    asked = {each.id for each in ast.walk(test) if isinstance(each, ast.Name)}
-                    if (answer := _answer(test, parameters)) is None:
-                        look([test, *body, *orelse], because)
-                    else:
-                        look(body if answer else orelse, because | asked)
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="run"), attr="load"),
-                    args=[ast.Constant(value=str(name))],
-                ):
-                    found.setdefault(name, set()).update(because)
-                case _:
-                    look(ast.iter_child_nodes(node), because)
-
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            with contextlib.suppress(SyntaxError):  # a cell with IPython's own syntax
-                look(ast.parse("".join(cell["source"])).body, frozenset())
-    return found
-
-
-def _answer(test: ast.expr, parameters: Mapping[str, Any]) -> bool | None:
-    """Return what a test that is a parameter, or compares one with a value, comes to under these
-    parameters, `None` for any other test."""
-    match test:
-        case ast.Name(id=name) if name in parameters:
-            return bool(parameters[name])
-        case ast.Compare(
-            left=ast.Name(id=name), ops=[ast.Eq() | ast.NotEq() as equal],
-            comparators=[ast.Constant(value=value)],
-        ) if name in parameters:
-            return (parameters[name] == value) == isinstance(equal, ast.Eq)
-    return None
 
 
 # ---- one notebook --------------------------------------------------------------------------------
