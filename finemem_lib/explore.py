@@ -114,7 +114,8 @@ class Explorer:
     same order each time. In the static form a view must also keep its traces (number and types;
     empty ones may stand in) and name the same properties. A figure whose ``layout.meta["clicks"]``
     is ``{"control": name, "points": {trace number as text: [value per point]}}`` (None: no effect;
-    of a heatmap one value per column) sets that control when one of its points is clicked.
+    of a heatmap one value per column, or a list of them per row) sets that control when one of its
+    points is clicked.
 
     `linked` lists the states of the static form where controls lead to one another: each state
     names the first controls, and their values in the order of the sliders. Without it the static
@@ -208,8 +209,8 @@ class Explorer:
                 levels = self._levels()
                 chain = levels[:levels.index(clicked) + 1] if clicked in levels else [clicked]
                 meta["clicks"] = {
-                    trace: [places.get(_way(chain, {**state, clicked.name: value}))
-                            for value in values]
+                    trace: _each(values, lambda value, clicked=clicked, chain=chain: places.get(
+                        _way(chain, {**state, clicked.name: value})))
                     for trace, values in clicks["points"].items()}
         return specs
 
@@ -241,6 +242,11 @@ class Explorer:
 def _way(chain: Sequence[Control], state: State) -> tuple[tuple[str, str], ...]:
     """Return the values that lead to a state, control by control."""
     return tuple((control.name, str(state[control.name])) for control in chain)
+
+
+def _each(values: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a change of every value in a list, or in lists of rows."""
+    return [_each(one, change) for one in values] if isinstance(values, list) else change(values)
 
 
 def _text(control: Control, state: State) -> str:
@@ -415,9 +421,10 @@ class Live:
         clicks = self.views[view].layout.meta.get("clicks") or {"points": {}}
         values = clicks["points"].get(str(trace), ())
         for point in points:
-            place = point[-1] if isinstance(point, list | tuple) else point
-            if place < len(values) and values[place] is not None:
-                self.set(clicks["control"], values[place])
+            *row, place = point if isinstance(point, list | tuple) else [point]
+            of_row = values[row[0]] if row and values and isinstance(values[0], list) else values
+            if place < len(of_row) and of_row[place] is not None:
+                self.set(clicks["control"], of_row[place])
 
 
 _DRAWING = """

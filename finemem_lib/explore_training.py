@@ -111,7 +111,7 @@ class LiveCurves:
         if not is_live():
             self._show_plain(self._spec)
         elif self._widget is None:
-            self._widget = drawing(self._spec)
+            self._widget = drawing(copy.deepcopy(self._spec))
             self._show(self._widget)
         else:
             self._widget.spec = copy.deepcopy(self._spec)  # an equal one would not be sent

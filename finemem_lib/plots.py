@@ -943,8 +943,8 @@ def formula_card(terms: Sequence[Term], title: str, caption: str) -> go.Figure:
                "range": [min(ends) - (room if min(ends) < 0 else 0), max(ends) + room]},
         yaxis={"title": {"text": "term"}, "tickvals": rows, "zeroline": False,
                "range": [len(terms) - 0.4, -0.6],
-               "ticktext": [f"{label(term.formula, 70)}<br>"
-                            f"{label('not measurable' if term.value is None else term.numbers, 70)}"
+               "ticktext": [f"{label(term.formula, 48)}<br>"
+                            f"{label('not measurable' if term.value is None else term.numbers, 48)}"
                             for term in terms]},
     )
 

@@ -45,7 +45,7 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
         f"{_lines(table.values())}",
         f"Dot plots of {len(rules)} credit rules in {len(REGIMES)} regimes of two slices each, "
         "with intervals.",
-        190 + 30 * len(rules), margin={"t": 84},
+        max(360, 190 + 30 * len(rules)), margin={"t": 84},
     )
 
 
@@ -84,7 +84,7 @@ def differences_by_regime(
         f"{'; '.join(wins[False]) or 'none'}. {_told(truth)} {_lines(table.values())}",
         f"Dot plots of the differences of {len(rules)} credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
-        190 + 30 * len(rules), margin={"t": 84},
+        max(360, 190 + 30 * len(rules)), margin={"t": 84},
     )
 
 

@@ -246,8 +246,10 @@ def learning_curves(
     fig.update_xaxes(title_text=f"update (mean of {BLOCK})")
     fig.update_yaxes(title_text=unit, col=1)
     seeds = len({result.cell.seed for result in results})
-    last = "; ".join(f"{variant}, {regime} {end:.2f}" for (regime, variant), end in ends.items()
-                     if end is not None)
+    last = "; ".join(
+        style.plain(f"{label(variant, 24)}, {label(regime, 24)} {end:.2f}")
+        for (regime, variant), end in ends.items() if end is not None
+    )
     return style.finish(
         fig, "Learning, update by update",
         f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",

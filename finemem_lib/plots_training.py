@@ -817,4 +817,4 @@ def _signed(value: float | None) -> str:
 
 
 def _text(text: str, limit: int) -> str:
-    return html.escape(text if len(text) <= limit else text[: limit - 1] + "…")
+    return html.escape(style.one_line(text, limit))

@@ -71,7 +71,9 @@ function draw() {  // one after the other, so that the page answers while it fil
     const group = document.getElementById(figure.dataset.explorer);
     plot.on("plotly_click", event => {
       const {curveNumber, pointNumber} = event.points[0];
-      const to = meta(figure, group.at).clicks?.[curveNumber]?.[[pointNumber].flat().pop()];
+      const values = meta(figure, group.at).clicks?.[curveNumber];
+      const [place, row] = [pointNumber].flat().reverse();
+      const to = (Array.isArray(values?.[row]) ? values[row] : values)?.[place];
       if (to != null) setTimeout(() => move(group, to));
     });
     return show(figure, group.at);
@@ -252,7 +254,8 @@ def build_report(run_dir: Path, output: Path) -> Path:
     page = environment.from_string(_PAGE).render(
         run=run, notebooks=notebooks, scripts=scripts,
         script_hashes=jinja2.utils.markupsafe.Markup(" ".join(map(_hash, scripts))),
-        pygments=HtmlFormatter().get_style_defs(".highlight"),
+        # of pygments' styles one whose colours all have a contrast of 4.5 on the grey of cells
+        pygments=HtmlFormatter(style="xcode").get_style_defs(".highlight"),
         notebook_rows=[
             {"notebook": entry["name"], "status": entry.get("status"),
              "seconds": _shown(entry.get("seconds")), "reads": _shown(entry.get("reads")),

@@ -1,6 +1,8 @@
-"""One hypothesis profile for all tests: other work on the machine must not fail a correct test."""
+"""What tests share: one hypothesis profile (other work on the machine must not fail a correct
+test), one JupyterLab, and pictures of what a failed test saw in its browser."""
 
 import gc
+import re
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +25,27 @@ def frozen_imports():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A running JupyterLab; the tests run notebooks in it."""
+    from browser import skip_without_chromium
+    from lab import served
+
+    skip_without_chromium()
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    with served(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep screenshots of the pages that are open when a test fails."""
+    report = yield
+    if report.failed and item.get_closest_marker("browser"):
+        from browser import photograph
+
+        for path in photograph(re.sub(r"\W+", "-", item.name)):
+            report.sections.append(("screenshot", str(path)))
+    return report

@@ -136,6 +136,21 @@ def test_a_click_sets_the_control_and_moves_every_view() -> None:
     assert live.state == {"n": 3} and live.error == ""
 
 
+def test_a_click_on_a_heatmap_may_choose_by_its_row() -> None:
+    """Incident: the column was taken for the row, so that rollouts could not be clicked."""
+    explorer = toy()
+
+    def build(n: int) -> dict[str, go.Figure]:
+        figures = explorer.build(n)
+        figures["a"].layout.meta["clicks"]["points"] = {"0": [[1, 1, 1], [3, 3, None]]}
+        return figures
+
+    live = Live(dataclasses.replace(explorer, build=build))
+    for point, expected in (([1, 0], 3), ([0, 2], 1), ([1, 2], 1), ([1, 1], 3)):
+        live.click("a", 0, [point])
+        assert live.state == {"n": expected} and live.error == ""
+
+
 def test_buttons_beside_a_menu_move_it_as_far_as_it_goes() -> None:
     """Incident: JupyterLab keeps the arrow keys that would move a menu."""
     live = Live(toy())

@@ -1,23 +1,17 @@
-"""Explorers where they are used: a real JupyterLab, and the report opened from its file."""
+"""Explorers where they are used: in a real JupyterLab, and in the report opened from its file."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import nbformat.v4 as nb
 import pytest
-from browser import CHROMIUM, opened, photographed, watched_page
+from browser import PATIENCE, click_at, opened
 from figure_samples import make_trajectory
+from lab import STATE, changed, move_every_control
 from run_samples import make_run
 
 from finemem_lib import explore, report
@@ -29,226 +23,218 @@ HOSTILE = ("<script>window.ran=1</script><img src=https://example.org/x onerror=
            "$x^2$ %{x} \u202eעברית العربية 🧠🔥 ")
 LONG = "w" * 10_000 + " "
 
-CELLS = [
-    f"""import dataclasses, sys
+CELLS = {
+    "set up": f"""import dataclasses, sys
 sys.path.insert(0, {str(TESTS)!r})
 from figure_samples import make_trajectory
-from finemem_lib import explore
+from test_plots_training import rollouts
+from finemem_lib import explore, explore_training, plots, plots_training
+from finemem_lib.policy import load_manager
 hostile = make_trajectory(poison={HOSTILE!r})
-group = [dataclasses.replace(make_trajectory(seed), instance_id="one", rollout=seed)
-         for seed in range(3)]""",
-    "explore.show(explore.evidence(hostile))",
-    "explore.show(explore.memory_player(hostile))",
-    "explore.show(explore.what_if(group))",
-    """from finemem_lib import plots
-def build(n):
+group = [dataclasses.replace(make_trajectory(seed, poison={HOSTILE!r}), instance_id="one",
+                             rollout=seed) for seed in range(3)]
+groups = [rollouts({HOSTILE!r}, 3), [
+    dataclasses.replace(one, instance_id="two", questions=tuple(
+        dataclasses.replace(a, score=0.25 * one.rollout) for a in one.questions))
+    for one in rollouts("", 3)]]
+records = [{{"step": step, "reward": step / 4, "entropy": 1 / step}} for step in (1, 2, 3)]""",
+    "evidence": "explore.show(explore.evidence(hostile))",
+    "memory player": "explore.show(explore.memory_player(hostile))",
+    "what if": "explore.show(explore.what_if(group))",
+    "rollout compare": "explore.show(explore_training.compare_rollouts(groups))",
+    "training": """explore.show(explore_training.training_explorer(
+    records, {1: groups, 3: groups[::-1]}, load_manager("tiny")))""",
+    "failing": """def build(n):
     if n == 2:
         raise RuntimeError("<b>broken</b>")
     return {"memory": plots.memory_state(hostile, n)}
 explore.show(explore.Explorer("Failing", (
     explore.Control("n", "n", [(str(n), n) for n in (1, 2, 3)]),), build))""",
-    """import os
+    "completion": f"""plots_training.completion_view([plots_training.ColouredCompletion(
+    "step 1", ({HOSTILE!r}, "b", "w" * 10_000), (1.0, -0.5, None))], "advantage A")""",
+    "growing curves": """growing = explore_training.LiveCurves(3)
+for record in records[:2]:
+    growing(record)""",
+    "finished curves": """finished = explore_training.LiveCurves(3)
+for record in records:
+    finished(record)
+figure = finished.finish(records)""",
+    "static": """import os
 os.environ["FINEMEM_EXPLORERS"] = "static"
 explore.show(explore.memory_player(group[0]))""",
-]
+}
+VIEWS = {"evidence": 4, "memory player": 2, "what if": 3, "rollout compare": 2, "training": 5,
+         "failing": 1, "growing curves": 1, "finished curves": 1, "static": 2}
+"""How many figures a cell shows."""
 
-FIGURES = """cell => [...document.querySelectorAll(".jp-CodeCell")][cell]
-    ?.querySelectorAll(".js-plotly-plot") ?? []"""
-STATE = f"""cell => JSON.stringify([...({FIGURES})(cell)].map(
-    plot => [plot.data.map(trace => ({{...trace, uid: 0}})), plot.layout.shapes,
-             plot.layout.title, plot.layout.yaxis]))"""
+EXPLORERS = list(VIEWS)[:5]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """A page with JupyterLab in which a notebook of explorers has been run."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
-    root = tmp_path_factory.mktemp("lab")
-    for plugin, setting in (
-        # else JupyterLab takes cells out of the page that are out of sight, and asks about news
-        ("notebook-extension/tracker", '{"windowingMode": "none"}'),
-        ("apputils-extension/notification", '{"fetchNews": "false"}'),
-    ):
-        path = root / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(setting)
-    notebook = nb.new_notebook(cells=[nb.new_code_cell(cell) for cell in CELLS])
+def session(lab) -> Iterator[tuple[Any, Any]]:
+    """A page with a notebook of explorers that has been run."""
+    notebook = nb.new_notebook(cells=[nb.new_code_cell(cell) for cell in CELLS.values()])
     notebook.metadata.kernelspec = {
         "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-    (root / "work").mkdir()
-    nbformat.write(notebook, root / "work" / "explorers.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ("FINEMEM_EXPLORERS", "PYTEST_CURRENT_TEST")}
-    environment |= {
-        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "PLOTLY_RENDERER": "plotly_mimetype",
-        "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"), "IPYTHONDIR": str(root / "ipython"),
-        "JUPYTER_RUNTIME_DIR": str(root / "runtime"), "JUPYTER_CONFIG_DIR": str(root / "config"),
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
-         "--expose-app-in-browser", "--ServerApp.token=t", f"--ServerApp.port={port}",
-         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root / 'work'}"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_for_port(port, server)
-        with watched_page(1300, 1500) as (page, watch), photographed(page, "lab-start"):
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/explorers.ipynb?token=t&reset")
-            page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=240_000)
-            idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
-            page.wait_for_selector(idle, timeout=240_000, state="attached")
-            page.wait_for_selector("text=/\\| Idle/", timeout=240_000)  # the kernel has answered
-            page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells') && 0")
+    with lab.ran(notebook, "explorers.ipynb") as (page, watch):
+        for name, count in VIEWS.items():
             page.wait_for_function(
-                f"""() => [4, 2, 3, 1, 2].every((count, cell) => {{
-                    const plots = [...({FIGURES})(cell + 1)];
+                """([area, count]) => {
+                    const plots = [...area.querySelectorAll(".js-plotly-plot")];
                     return plots.length === count && plots.every(plot => plot.data?.length);
-                }})""", timeout=240_000)
-            yield page, watch
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:  # it waits for its kernels; none may stay behind
-            os.killpg(server.pid, signal.SIGKILL)
+                }""", arg=[area_of(page, name).element_handle(), count])
+        yield page, watch
 
 
-def _wait_for_port(port: int, server: subprocess.Popen) -> None:
-    for _ in range(1200):
-        assert server.poll() is None, "JupyterLab ended before it answered"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not answer within 120 seconds")
+def area_of(page: Any, name: str) -> Any:
+    return page.locator(".jp-CodeCell").nth(list(CELLS).index(name))
 
 
-def changed(page: Any, cell: int, before: str) -> str:
-    """Wait until the figures of a cell hold other data, and return it."""
-    page.wait_for_function(f"([cell, before]) => ({STATE})(cell) !== before",
-                           arg=[cell, before], timeout=30_000)
-    return page.evaluate(STATE, cell)
-
-
-@pytest.mark.parametrize("cell", [1, 2, 3])
-def test_every_control_moves_the_figures_by_keyboard(lab, cell: int) -> None:
-    page, watch = lab
-    area = page.locator(".jp-CodeCell").nth(cell)
-    with photographed(page, f"keyboard-{cell}"):
-        for handle in area.locator(".noUi-handle").all():
-            value = "element => element.getAttribute('aria-valuetext')"
-            before, was = page.evaluate(STATE, cell), handle.evaluate(value)
-            keys = ["ArrowRight", "ArrowLeft"]
-            handle.focus()
-            handle.press(keys[0])
-            if handle.evaluate(value) == was:  # it stood at its end
-                keys.reverse()
-                handle.press(keys[0])
-            after = changed(page, cell, before)
-            handle.press(keys[1])
-            changed(page, cell, after)
-        for number in range(area.locator("select").count()):
-            before = page.evaluate(STATE, cell)
-            menu = area.locator("select").nth(number)
-            keys = "next", "previous"
-            if menu.evaluate("menu => menu.selectedIndex === menu.options.length - 1"):
-                keys = "previous", "next"
-            for name in keys:
-                button = area.locator(f"button[title$='{name}']").nth(number)
-                button.focus()
-                page.keyboard.press("Enter")
-                before = changed(page, cell, before)
-        assert area.locator("[role=alert]").count() == 0
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_control_moves_the_figures_by_keyboard(session, name: str) -> None:
+    page, watch = session
+    assert move_every_control(area_of(page, name)) >= {"what if": 11, "training": 5}.get(name, 1)
     assert watch.errors == [] and watch.requests == []
 
 
-def test_a_click_on_a_sankey_link_selects_in_every_view(lab) -> None:
-    page, watch = lab
-    area = page.locator(".jp-CodeCell").nth(1)
-    with photographed(page, "sankey"):
-        views = "cell => [...(" + FIGURES + ")(cell)].map(plot => plot.layout.title.text)"
-        trail, flow, heat, timeline = range(4)
-        assert "Who earned" in page.evaluate(views, 1)[flow]
-        read = f"""() => {{
-            const plots = [...({FIGURES})(1)];
-            return {{title: plots[{trail}].layout.title.text,
-                     links: plots[{flow}].data[0].link.color,
-                     cells: (plots[{heat}].layout.shapes || []).length,
-                     lanes: (plots[{timeline}].layout.shapes || []).length}};
-        }}"""
-        before = page.evaluate(read)
-        link = area.locator("path.sankey-link").nth(2)
-        link.scroll_into_view_if_needed()
-        link.click(force=True)
+def test_a_click_on_a_sankey_link_selects_in_every_view(session) -> None:
+    page, watch = session
+    area = area_of(page, "evidence")
+    read = """area => {
+        const [trail, flow, heat, timeline] = area.querySelectorAll(".js-plotly-plot");
+        return {title: trail.layout.title.text, links: flow.data[0].link.color,
+                cells: (heat.layout.shapes || []).length,
+                lanes: (timeline.layout.shapes || []).length};
+    }"""
+    before = area.evaluate(read)
+    link = area.locator("path.sankey-link").nth(2)
+    link.scroll_into_view_if_needed()
+    link.click(force=True)
+    page.wait_for_function(
+        f"""([area, before]) => {{
+            const after = ({read})(area);
+            return after.title !== before.title && after.cells > before.cells
+                && after.lanes > before.lanes
+                && new Set(after.links).size > new Set(before.links).size;
+        }}""", arg=[area.element_handle(), before])
+    after = area.evaluate(read)
+    chosen = area.locator("select").first.evaluate(
+        "element => element.selectedOptions[0].textContent")
+    assert chosen.replace("\N{NO-BREAK SPACE}", " ").split(":")[0].replace("#", "") in (
+        after["title"])
+    area.locator(".sankey-node rect").last.click(force=True)
+    page.wait_for_function(f"([area, before]) => ({read})(area).title !== before",
+                           arg=[area.element_handle(), after["title"]])
+    assert watch.errors == [] and watch.requests == []
+
+
+def test_clicks_lead_from_the_group_to_the_step(session) -> None:
+    """A cell of the group chooses the rollout, and a bar of the rollout the step."""
+    page, watch = session
+    area = area_of(page, "training")
+    titles = """area => [...area.querySelectorAll(".js-plotly-plot")]
+        .map(plot => plot.layout.title.text)"""
+    figures = area.locator(".js-plotly-plot")
+    third = figures.nth(2).evaluate("plot => plot.data[0].y[2]")
+    for view, place, told in ((2, (4, third), "ollout 3"), (3, (5, 0.01), "step 5")):
+        click_at(figures.nth(view), *place)
         page.wait_for_function(
-            f"""before => {{
-                const after = ({read})();
-                return after.title !== before.title && after.cells > before.cells
-                    && after.lanes > before.lanes
-                    && new Set(after.links).size > new Set(before.links).size;
-            }}""", arg=before, timeout=30_000)
-        after = page.evaluate(read)
-        chosen = area.locator("select").first.evaluate(
-            "element => element.selectedOptions[0].textContent")
-        chosen = chosen.replace("\N{NO-BREAK SPACE}", " ").split(":")[0].replace("#", "")
-        assert chosen in after["title"]
-        area.locator(".sankey-node rect").last.click(force=True)
-        page.wait_for_function(f"before => ({read})().title !== before", arg=after["title"],
-                               timeout=30_000)
+            f"([area, told]) => ({titles})(area).at(-1).includes(told)",
+            arg=[area.element_handle(), told], timeout=PATIENCE / 4)
+    assert area.locator("[role=alert]").count() == 0
     assert watch.errors == [] and watch.requests == []
 
 
-def test_an_error_in_a_callback_is_shown_and_goes_away(lab) -> None:
-    page, _ = lab
-    area = page.locator(".jp-CodeCell").nth(4)
-    with photographed(page, "error"):
-        menu = area.locator("select").first
-        before = page.evaluate(STATE, 4)
-        menu.select_option(index=1)
-        alert = area.locator("[role=alert]")
-        alert.wait_for(timeout=30_000)
-        assert "RuntimeError: <b>broken</b>" in alert.inner_text()
-        assert page.evaluate(STATE, 4) == before
-        menu.select_option(index=2)
-        changed(page, 4, before)
-        assert alert.count() == 0
+def test_an_error_in_a_callback_is_shown_and_goes_away(session) -> None:
+    page, _ = session
+    area = area_of(page, "failing")
+    menu = area.locator("select").first
+    before = area.evaluate(STATE)
+    menu.select_option(index=1)
+    alert = area.locator("[role=alert]")
+    alert.wait_for()
+    assert "RuntimeError: <b>broken</b>" in alert.inner_text()
+    assert area.evaluate(STATE) == before
+    menu.select_option(index=2)
+    changed(area, before)
+    assert alert.count() == 0
 
 
-def test_text_from_data_is_harmless_in_the_lab(lab) -> None:
-    page, watch = lab
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_text_from_data_is_harmless_and_legible_in_the_lab(session, name: str) -> None:
+    page, watch = session
+    area = area_of(page, name)
     assert page.evaluate("window.ran") is None
-    assert page.locator(".jp-CodeCell .js-plotly-plot svg script").count() == 0
-    options = page.locator(".jp-CodeCell").nth(1).locator("option").all_text_contents()
-    assert any("<script>" in text for text in options)
-    assert watch.requests == []
+    assert area.locator(".jp-OutputArea script, .jp-OutputArea img, svg a").count() == 0
+    cut = area.evaluate("""area => [...area.querySelectorAll(".js-plotly-plot")].flatMap(plot => {
+        const frame = plot.getBoundingClientRect();
+        return [...plot.querySelectorAll("svg text")].filter(text => {
+            const box = text.getBoundingClientRect();
+            return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1);
+        }).map(text => text.textContent);
+    })""")
+    assert cut == []
+    options = area.locator("option").all_text_contents()
+    assert max(map(len, options), default=0) <= 60
+    if name in ("evidence", "rollout compare"):
+        assert any("<script>" in text for text in options)
+    assert watch.errors == [] and watch.requests == []
 
 
-def test_the_table_twin_is_a_button_away(lab) -> None:
-    page, _ = lab
-    area = page.locator(".jp-CodeCell").nth(2)
-    button = area.locator("button", has_text="Show as table").first
-    button.focus()
+def test_the_table_twin_is_a_button_away(session) -> None:
+    page, _ = session
+    area = area_of(page, "memory player")
+    area.locator("button", has_text="Show as table").first.focus()
     page.keyboard.press("Enter")
-    area.locator("table td").first.wait_for(timeout=30_000)
+    area.locator("table td").first.wait_for()
 
 
-def test_the_static_form_works_in_the_lab_without_its_kernel(lab) -> None:
-    page, watch = lab
-    area = page.locator(".jp-CodeCell").nth(5)
-    with photographed(page, "static"):
-        before = page.evaluate(STATE, 5)
-        rail = area.locator(".slider-rail-touch-rect").first
-        rail.scroll_into_view_if_needed()
-        box = rail.bounding_box()
-        page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + box["height"] / 2)
-        changed(page, 5, before)
+def test_a_completion_has_its_colours_and_nothing_runs(session) -> None:
+    page, watch = session
+    area = area_of(page, "completion")
+    read = """tokens => tokens.map(token => [token.textContent.slice(0, 8),
+        getComputedStyle(token).backgroundColor, getComputedStyle(token).textDecorationLine])"""
+    tokens = area.locator(".finemem-tokens pre").nth(1).locator("span").evaluate_all(read)
+    assert tokens == [["<script>", "rgb(84, 39, 136)", "none"],
+                      ["b", "rgb(253, 184, 99)", "underline"],
+                      ["wwwwwwww", "rgb(255, 255, 255)", "none"]]
+    legend = area.locator(".finemem-tokens pre").nth(0).locator("span").evaluate_all(read)
+    assert {tokens[0][1], tokens[1][1]} < {colour for _, colour, _ in legend}
+    assert area.locator(".finemem-tokens").evaluate("view => view.scrollWidth <= view.clientWidth")
+    assert page.evaluate("window.ran") is None and watch.requests == []
+
+
+def test_curves_grow_while_training_and_end_as_the_final_figure(session) -> None:
+    page, _ = session
+    for name, updates in (("growing curves", [1, 2]), ("finished curves", [1, 2, 3])):
+        plot = area_of(page, name).locator(".js-plotly-plot")
+        assert plot.evaluate("plot => [...plot.data[0].x]") == updates
+        assert plot.evaluate("plot => [...plot.data[0].y]") == [step / 4 for step in updates]
+
+
+def test_the_static_form_works_in_the_lab_without_its_kernel(session) -> None:
+    page, watch = session
+    area = area_of(page, "static")
+    before = area.evaluate(STATE)
+    rail = area.locator(".slider-rail-touch-rect").first
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + box["height"] / 2)
+    changed(area, before)
     assert watch.errors == []
+
+
+def test_figures_keep_their_height_when_only_that_of_the_window_changes(session) -> None:
+    """Incident: figures fell to a height of 0 until the window's width changed too."""
+    page, _ = session
+    heights = """() => [...document.querySelectorAll(".js-plotly-plot .main-svg:first-child")]
+        .map(drawing => drawing.getBoundingClientRect().height)"""
+    before = page.evaluate(heights)
+    assert min(before) > 100
+    for height in (700, 1500):
+        page.set_viewport_size({"width": 1300, "height": height})
+        page.evaluate("() => new Promise(done => setTimeout(done, 1500))")
+        assert page.evaluate(heights) == before
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -276,31 +262,32 @@ def test_the_report_moves_by_keyboard_and_by_click_offline(report_path: Path) ->
     with opened(report_path) as (page, errors, requests):
         groups = page.locator(".explorer")
         assert groups.count() == 3
-        for number in range(3):
-            group = groups.nth(number)
+        for group in groups.all():
             name = group.get_attribute("id")
-            before = page.evaluate(REPORT_STATE, name)
-            slider = group.locator("input")
-            slider.focus()
-            slider.press("Home")
-            slider.press("ArrowRight")
-            assert slider.get_attribute("aria-valuetext") == group.locator("output").inner_text()
-            page.wait_for_function(f"([name, before]) => ({REPORT_STATE})(name) !== before",
-                                   arg=[name, before])
-            at = slider.input_value()
-            group.locator("button").last.focus()
-            page.keyboard.press("Enter")
-            assert int(slider.input_value()) == int(at) + 1
+            for number, slider in enumerate(group.locator("input").all()):
+                before = page.evaluate(REPORT_STATE, name)
+                slider.focus()
+                slider.press("Home")
+                slider.press("ArrowRight")
+                told = group.locator("output").nth(number).inner_text()
+                assert slider.get_attribute("aria-valuetext") == told
+                page.wait_for_function(f"([name, before]) => ({REPORT_STATE})(name) !== before",
+                                       arg=[name, before])
         first = groups.first
-        first.locator("input").press("Home")
+        slider = first.locator("input").last
+        slider.press("Home")
+        first.locator("button").last.focus()
+        page.keyboard.press("Enter")
+        assert slider.input_value() == "1"
+        slider.press("Home")
         figures = page.locator(f"figure[data-explorer={first.get_attribute('id')}]")
         caption = figures.first.locator("figcaption").inner_text()
         link = figures.locator("path.sankey-link").first
         link.scroll_into_view_if_needed()
         link.click(force=True)
-        page.wait_for_function("input => input.value !== '0'",
-                               arg=first.locator("input").element_handle())
-        assert figures.first.locator("figcaption").inner_text() != caption
+        page.wait_for_function("([figure, caption]) => "
+                               "figure.querySelector('figcaption').innerText !== caption",
+                               arg=[figures.first.element_handle(), caption])
         outlined = page.evaluate("""() => [...document.querySelectorAll(".plot")].slice(2, 4)
             .map(plot => (plot.layout.shapes || []).filter(shape => shape.type === "rect").length)
         """)
@@ -320,14 +307,3 @@ def test_text_from_data_is_harmless_and_legible_in_the_report(report_path: Path)
         assert any("<script>" in text for text in labels)
         assert max(map(len, labels)) < 80
         assert errors == [] and requests == []
-
-
-def test_axe_finds_no_serious_violation_in_the_report(report_path: Path) -> None:
-    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
-    script = Path(axe.__file__).with_name("axe.min.js").read_text("utf-8")
-    with opened(report_path) as (page, _, _):
-        page.locator("details summary").first.click()
-        page.evaluate(script)
-        found = page.evaluate("axe.run().then(result => result.violations)")
-        assert [(one["impact"], one["id"], one["nodes"][0]["html"][:200]) for one in found
-                if one["impact"] in ("serious", "critical")] == []

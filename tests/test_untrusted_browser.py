@@ -1,0 +1,217 @@
+"""Text from data sets and models in every view, drawn by a browser: it does nothing, can be read,
+and stays in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import nbformat
+import nbformat.v4 as nb
+import pytest
+from browser import PATIENCE, opened
+from figure_samples import make_figures, make_trajectory
+from test_experiment_table import grid
+from test_plots_training import Spelling, rollouts
+from test_plots_training import make_figures as training_figures
+
+from finemem_lib import (
+    explore,
+    plots,
+    plots_credit,
+    plots_experiment,
+    plots_training,
+    report,
+)
+from finemem_lib import explore_training as et
+from finemem_lib.credit_truth import REGIMES, Row
+from finemem_lib.experiment_table import ACCURACIES, table
+from finemem_lib.plot_style import CONFIG, PLOTLY_MIME
+
+pytestmark = pytest.mark.browser
+
+KINDS = {
+    "markup": "<script>window.ran=1</script><img src=https://example.org/x onerror=window.ran=1>"
+              "</script><a href='javascript:window.ran=1'>x</a> $x^2$ %{x} ",
+    "right-to-left": "\u202eעברית \u2067العربية\u200f 🧠🔥 👩‍👩‍👧 ",
+    "long": "w" * 10_000 + " ",
+}
+SEEN = {"markup": "<script>", "right-to-left": "עברית", "long": "wwwwwww"}
+"""What a reader must find of a kind of text wherever it is shown: the start of it."""
+
+UNPRINTABLE = "\u202e\u2067\u200f"
+
+
+class Manager:
+    """What the training explorer needs of a trained manager as long as no log-probability is
+    asked for."""
+
+    def __init__(self, poison: str) -> None:
+        self.tokenizer = Spelling(
+            *(f"{poison}{word}" for word in ("[", "op", "SKIP", "}", "]")))
+
+
+def explorers(poison: str) -> dict[str, explore.Explorer]:
+    records = [{"step": step, "reward": step / 10, "entropy": 1 / step} for step in (1, 2)]
+    return {
+        "evidence": explore.evidence(make_trajectory(poison=poison)),
+        "memory_player": explore.memory_player(make_trajectory(poison=poison)),
+        "what_if": explore.what_if(rollouts(poison)),
+        "compare_rollouts": et.compare_rollouts([rollouts(poison)]),
+        "training_explorer": et.training_explorer(
+            records, {1: [rollouts(poison)]}, Manager(poison)),
+    }
+
+
+@functools.cache
+def views(poison: str = "") -> dict[str, Any]:
+    """Return one of everything that is shown, by the builder's name; views of explorers follow."""
+    trajectory = make_trajectory(poison=poison)
+    results = grid(poison)
+    rows = table(results, results[0].cell.variant)
+    numbers = {field.name: 1 for field in dataclasses.fields(Row)}
+    credit = [Row(**numbers | {"slice": place, "rule": f"{poison}{rule}", "truth": "causal",
+                               "measure": "rank", "value": 0.8, "low": 0.7, "high": 0.9})
+              for place in ("all", *itertools.chain(*REGIMES.values())) for rule in ("a", "b")]
+    texts = tuple(f"{poison}{word}" for word in ("a", "b", "", "d"))
+    made = make_figures(poison) | training_figures(poison) | {
+        "memory_state": plots.memory_state(trajectory, 4),
+        "evidence_trail": plots.evidence_trail(trajectory, selected="question 1"),
+        "formula_card": plots.formula_card(
+            [plots.Term(f"{poison}w r", f"{poison}2 x 3", 6.0, True)], "Formula", "1 term."),
+        "measure_intervals": plots_experiment.measure_intervals(
+            rows, ACCURACIES, "Accuracy", "accuracy"),
+        "difference_heatmap": plots_experiment.difference_heatmap(rows),
+        "dose_response": plots_experiment.dose_response(
+            rows, results, {f"{poison}k": ("top_k", {})}),
+        "learning_curves": plots_experiment.learning_curves(results),
+        "edit_bars": plots_experiment.edit_bars(results),
+        "credit_by_regime": plots_credit.credit_by_regime(credit, "causal"),
+        "differences_by_regime": plots_credit.differences_by_regime(credit, "causal"),
+        "credit_per_call": plots_credit.credit_per_call(credit, "causal"),
+        "completion_view": plots_training.completion_view(
+            [plots_training.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
+            "advantage A"),
+    }
+    for name, explorer in explorers(poison).items():
+        made |= {f"{name}: {view}": figure for view, figure in explorer.figures().items()}
+    return made
+
+
+NAMES = list(views())
+NO_TEXT = {
+    "reward_decomposition", "advantage_heatmap", "step_terms", "what_if: card", "what_if: rewards",
+    "what_if: advantages", "training_explorer: run", "training_explorer: rollout",
+}
+"""Views that show numbers alone."""
+
+
+def test_every_builder_is_here() -> None:
+    builders = {
+        name for module in (plots, plots_training, plots_experiment, plots_credit)
+        for name, one in inspect.getmembers(module, inspect.isfunction)
+        if one.__module__ == module.__name__ and not name.startswith("_")
+        and one.__annotations__.get("return") in ("go.Figure", "CompletionView")
+    }
+    assert builders - {"advantage_view", "change_view"} <= {*NAMES}  # they are completion_view
+
+
+def output(view: Any) -> Any:
+    if hasattr(view, "layout"):
+        spec = json.loads(view.to_json()) | {"config": CONFIG}
+        return nb.new_output("display_data", {PLOTLY_MIME: spec, "text/plain": "[figure]"})
+    return nb.new_output("display_data", view._repr_mimebundle_())
+
+
+@pytest.fixture(scope="module")
+def opened_page(
+    tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, list[str], list[str]]]:
+    """A report with a notebook for every kind of text that shows every view."""
+    folder = tmp_path_factory.mktemp("run")
+    for kind, poison in KINDS.items():
+        cells = [nb.new_code_cell("shown", outputs=[output(view)])
+                 for view in views(poison).values()]
+        nbformat.write(nb.new_notebook(cells=cells), folder / f"{kind}.ipynb")
+    (folder / "manifest.json").write_text(json.dumps({
+        "run_id": "r", "status": "ok",
+        "notebooks": [{"name": kind, "status": "ok"} for kind in KINDS]}))
+    with opened(report.build_report(folder, folder / "report.html")) as (page, errors, requests):
+        yield page, errors, requests
+
+
+LOOK = """cell => {
+    const plot = cell.querySelector(".plot");
+    const frame = (plot ?? cell).getBoundingClientRect();
+    const outside = element => {
+        const box = element.getBoundingClientRect();
+        return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1
+            || box.top < frame.top - 1 || box.bottom > frame.bottom + 1);
+    };
+    const words = element => element.textContent.trim();
+    const drawn = [...cell.querySelectorAll("svg text")].filter(words);
+    const lines = text => text.querySelector("tspan.line")
+        ? [...text.querySelectorAll("tspan.line")].map(words) : [words(text)];
+    const seen = {
+        lines: drawn.flatMap(lines), cut: drawn.filter(outside).map(words),
+        silent: [],
+        small: drawn.filter(text => parseFloat(getComputedStyle(text).fontSize) < 8).map(words),
+        captions: [...cell.querySelectorAll("figcaption, .finemem-tokens > p")].map(words),
+        table: [...cell.querySelectorAll("td, .finemem-tokens > pre")].map(words),
+        live: [...cell.querySelectorAll("script:not([type='application/json']), img, iframe, a,"
+            + "object, foreignObject, svg image:not([*|href^='data:image/png'])")]
+            .map(element => element.outerHTML),
+    };
+    for (const [number, trace] of (plot?.data ?? []).entries()) {
+        const known = (note, place) => note != null && (trace.z ?? trace.y)[place] != null;
+        const place = (trace.customdata ?? []).findIndex(known);
+        if (trace.type === "sankey" || place < 0) continue;
+        const column = trace.z?.[place].findIndex(value => value != null);
+        const point = trace.z ? {xval: trace.x[column], yval: trace.y[place]}
+            : [{curveNumber: number, pointNumber: place}];
+        Plotly.Fx.hover(plot, point, [(trace.xaxis ?? "x") + (trace.yaxis ?? "y")]);
+        const box = [...plot.querySelectorAll(".hoverlayer text")].filter(words);
+        seen.lines.push(...box.flatMap(lines));
+        if (!box.length) seen.silent.push(number);
+        Plotly.Fx.unhover(plot);
+    }
+    return seen;
+}"""
+"""What is in a cell of the report: the lines of text drawn in its figure and in one box for each
+trace that a pointer opens, traces without such a box, texts that are cut off or too small, captions
+and tables, and elements that could do something."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_untrusted_text_is_harmless_and_legible(
+    opened_page: tuple[Any, list[str], list[str]], name: str, kind: str
+) -> None:
+    page, errors, requests = opened_page
+    cell = page.locator(f"section[aria-labelledby=nb-{kind}] .code_cell").nth(NAMES.index(name))
+    cell.scroll_into_view_if_needed()  # for a screenshot
+    seen = cell.evaluate(LOOK)
+    assert seen["live"] == [] and page.evaluate("window.ran") is None
+    assert seen["cut"] == [] and seen["small"] == [] and seen["silent"] == []
+    assert max(map(len, seen["lines"]), default=0) <= 140
+    assert max(map(len, seen["captions"])) <= 700
+    text = "\n".join([*seen["lines"], *seen["captions"], *seen["table"]])
+    assert (SEEN[kind] in text) == (name not in NO_TEXT)
+    assert not {*UNPRINTABLE} & {*text}
+    assert errors == [] and requests == []
+
+
+def test_every_view_has_room_at_twice_the_size(
+    opened_page: tuple[Any, list[str], list[str]]
+) -> None:
+    page, errors, requests = opened_page
+    page.set_viewport_size({"width": 640, "height": 900})  # 200 % of 1280 pixels
+    page.wait_for_function("""() => [...document.querySelectorAll(".plot")]
+        .every(plot => plot._fullLayout.width <= 672)""", timeout=PATIENCE)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert errors == [] and requests == []
