@@ -464,15 +464,15 @@ def _kernel_environment(
 
 def _report(folder: Path, figures: str | None) -> Path:
     """Write the run's report, export the kept figures when asked to; return the report's path."""
-    from finemem_lib.report import build_report, save_figure
+    from finemem_lib.report import build_report, save_figures
 
     path = build_report(folder, folder / "report.html")
     if figures is not None:
         import plotly.io
 
         target = Path(figures) if figures else repository_root() / "figures" / folder.name
-        for kept in sorted((folder / "figures").glob("*.json")):
-            save_figure(plotly.io.read_json(kept), target / kept.stem)
+        save_figures({target / kept.stem: plotly.io.read_json(kept)
+                      for kept in sorted((folder / "figures").glob("*.json"))})
         print(f"figures: {target}")
     return path
 

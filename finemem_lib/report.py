@@ -9,6 +9,7 @@ scripts run, plotly.js and the one that draws the figures, and nothing leave the
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import html
@@ -16,6 +17,7 @@ import itertools
 import json
 import logging
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,44 +274,68 @@ def build_report(run_dir: Path, output: Path) -> Path:
     return _write(output, page.encode("utf-8", "replace"))
 
 
-def save_figure(
-    figure: go.Figure, stem: Path, formats: Sequence[str] = ("svg",), width: int = 900
-) -> list[Path]:
-    """Write a figure as ``<stem>.svg`` (small, text stays text) or "png", and return the paths.
+def save_figures(figures: Mapping[Path, go.Figure], width: int = 900) -> list[Path]:
+    """Write figures as ``<stem>.svg`` (small, text stays text), and return the paths.
 
-    Where kaleido or a browser for it is missing, a small HTML page is written instead, with
+    Where kaleido or a browser for it is missing, a small HTML page is written instead of each, with
     plotly.js beside it (4.8 MB, once per folder), and the reason is given as a warning.
     """
     import warnings
 
-    spec = figure.to_dict()
-    for number, trace in enumerate(spec["data"]):
-        trace["uid"] = f"{number:06x}"  # else random, and part of the ids in an SVG
-    try:
+    paths, problems = [], []
+    for (stem, figure), image in zip(
+        figures.items(), _images(list(figures.values()), width), strict=True
+    ):
+        if isinstance(image, bytes):
+            paths.append(_write(stem.with_name(f"{stem.name}.svg"), _fixed_ids(image)))
+            continue
+        problems.append((stem.name, image))
+        page = figure.to_html(
+            config=CONFIG, div_id=stem.name, auto_play=False, include_plotlyjs="directory")
+        if not (script := stem.with_name("plotly.min.js")).exists():
+            _write(script, _plotlyjs().encode())
+        paths.append(_write(stem.with_name(f"{stem.name}.html"), page.encode()))
+    if problems:
+        warnings.warn(
+            f"{', '.join(name for name, _ in problems)}: written as HTML, because no image could "
+            f"be made ({problems[0][1]}); install kaleido and Chromium for images", stacklevel=2,
+        )
+    return paths
+
+
+def _images(figures: Sequence[go.Figure], width: int) -> list[bytes | Exception]:
+    """Return the SVG of every figure, drawn one after the other by one browser, or why there is
+    none."""
+    specs = [figure.to_dict() for figure in figures]
+    for spec in specs:
+        for number, trace in enumerate(spec["data"]):
+            trace["uid"] = f"{number:06x}"  # else random, and part of the ids in an SVG
+    images: list[bytes | Exception] = []
+
+    async def draw() -> None:
         import kaleido
 
         logging.getLogger("choreographer.channels.pipe").addFilter(_is_no_farewell)
-        images = [
-            kaleido.calc_fig_sync(
-                spec,
-                opts={"format": kind, "width": width, "height": figure.layout.height},
-                kopts={"mathjax": False},  # its default is fetched from the network
-            )
-            for kind in formats
-        ]
-    except Exception as error:  # kaleido, choreographer and the browser each raise their own
-        warnings.warn(
-            f"{stem.name}: written as HTML, because no image could be made ({error}); install "
-            "kaleido and Chromium for images", stacklevel=2,
-        )
-        text = figure.to_html(
-            config=CONFIG, div_id=stem.name, auto_play=False, include_plotlyjs="directory"
-        )
-        if not (script := stem.with_name("plotly.min.js")).exists():
-            _write(script, _plotlyjs().encode())
-        return [_write(stem.with_name(f"{stem.name}.html"), text.encode())]
-    return [_write(stem.with_name(f"{stem.name}.{kind}"), _fixed_ids(image))
-            for kind, image in zip(formats, images, strict=True)]
+        # mathjax: its default is fetched from the network
+        async with kaleido.Kaleido(n=1, mathjax=False) as browser:
+            for figure, spec in zip(figures, specs, strict=True):
+                opts = {"format": "svg", "width": width, "height": figure.layout.height}
+                try:
+                    images.append(await browser.calc_fig(spec, opts=opts))
+                except Exception as error:  # of this figure alone
+                    images.append(error)
+
+    def run() -> None:
+        try:
+            asyncio.run(draw())
+        except Exception as error:  # kaleido, choreographer and the browser each raise their own
+            images.extend([error] * (len(figures) - len(images)))
+
+    # In a thread of its own, because the caller may be in an event loop: a notebook is.
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return images
 
 
 def _is_no_farewell(record: logging.LogRecord) -> bool:

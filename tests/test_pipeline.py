@@ -153,7 +153,7 @@ def test_list_shows_the_run_and_report_makes_the_page_again(good, monkeypatch, c
     folder, *_ = good
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(folder.parent))
     exported = {}
-    monkeypatch.setattr(report, "save_figure", lambda figure, stem: exported.update({stem: figure}))
+    monkeypatch.setattr(report, "save_figures", exported.update)
     (folder / "report.html").unlink()
     assert main(["report", "good", "--figures", str(tmp_path / "figures")]) == 0
     assert (folder / "report.html").exists()
