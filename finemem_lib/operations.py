@@ -59,6 +59,31 @@ OPERATION_SCHEMA: dict[str, Any] = {
 }
 """JSON schema of the list a memory manager is asked for, to be shown in prompts."""
 
+_WHAT: dict[OperationKind, str] = {
+    "INSERT": "Store a new item: a full statement that can be understood alone, with names instead "
+              "of pronouns, dates, numbers.",
+    "UPDATE": "Replace the content of an item that the new piece changes.",
+    "DELETE": "Remove an item that is no longer true.",
+    "SKIP": "Do nothing, because nothing is worth storing.",
+}
+
+OPERATION_TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": f"memory_{kind.lower()}",
+            "description": _WHAT[kind],
+            "parameters": {
+                "type": "object",
+                "properties": {field: {"type": "string"} for field in fields},
+                "required": list(fields),
+            },
+        },
+    }
+    for kind, fields in _FIELDS.items()
+]
+"""The same operations as functions, for the `tools` of a chat template."""
+
 # Possessive quantifiers: a failed attempt is never retried with another split of the same text.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SCALAR = rf"(?:{_STRING}|[-+.\w]++)"
@@ -76,13 +101,14 @@ _SEPARATORS = " \t\r\n,`"
 def parse_operations(completion: str) -> tuple[Operation | InvalidOperation, ...]:
     r"""Read the operations of a completion, in the order they were written.
 
-    Accepted are a JSON list, one object, and Qwen's tool-call blocks (`name` holds one of the four
-    kinds as in ``memory_insert``, `arguments` an object or its JSON text), each also inside a code
-    fence, after prose or after a thinking block. Keys come in any order, unknown keys are ignored,
-    integer ids become strings. A malformed or cut-off piece never takes whole operations around it
-    along. What asks for an operation without being one is an `InvalidOperation` whose reason is one
-    of `MALFORMED`; the result is empty only for an empty completion or an empty list. Never
-    raises, never evaluates, linear in the length of the completion.
+    Accepted are a JSON list, one object, and tool calls, Qwen's blocks as well as Llama's bare
+    objects (`name` holds one of the four kinds as in ``memory_insert``, `arguments` or, in Llama's,
+    `parameters` an object or its JSON text), each also inside a code fence, after prose or after a
+    thinking block. Keys come in any order, unknown keys are ignored, integer ids become strings. A
+    malformed or cut-off piece never takes whole operations around it along. What asks for an
+    operation without being one is an `InvalidOperation` whose reason is one of `MALFORMED`; the
+    result is empty only for an empty completion or an empty list. Never raises, never evaluates,
+    linear in the length of the completion.
 
     >>> parse_operations('Sure: [{"op":"DELETE","id":3}, {"op":"INSERT","content":"Mia li')
     (Operation(kind='DELETE', content=None, item_id='3'),
@@ -152,7 +178,7 @@ def _read(raw: str) -> Operation | InvalidOperation:
         kind = fields.get("op")
         if "op" not in fields and "name" in fields:
             kind = _tool_kind(fields["name"])
-            fields = fields.get("arguments") or {}
+            fields = fields.get("arguments") or fields.get("parameters") or {}
             if isinstance(fields, str):
                 fields = _load(fields) if _ARGUMENTS.fullmatch(fields.strip()) else None
     except ValueError:

@@ -12,9 +12,9 @@ then it is the same sample for all rollouts of an instance, so that their reward
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from finemem_lib.memory import Duplicates, Eviction, FlatMemory
 from finemem_lib.policy import Completion, MemoryManager, Observation
@@ -98,6 +98,7 @@ class LockstepRollouts:
 
     Ask `observations`, hand one completion for each to `advance`, until there are none; `finish`
     then asks the global questions. Instances may differ in length: those that have ended drop out.
+    The manager's name and settings go into the trajectories.
 
     Raises:
         ValueError: two instances share an id, or one has no chunks.
@@ -110,6 +111,7 @@ class LockstepRollouts:
         agent: ReasoningAgent,
         manager_name: str,
         seed: int,
+        manager_settings: Mapping[str, Any] | None = None,
     ) -> None:
         ids = [instance.instance_id for instance in instances]
         if len(set(ids)) < len(ids):
@@ -127,6 +129,7 @@ class LockstepRollouts:
         self.settings = settings
         self.agent = agent
         self.manager_name = manager_name
+        self.manager_settings = dict(manager_settings or {})
         self.seed = seed
         self._rollouts = [
             _Rollout(
@@ -204,6 +207,7 @@ class LockstepRollouts:
         answers = self._ask([(one, one.questions) for one in self._rollouts])
         metadata = {
             "rollout": dataclasses.asdict(self.settings),
+            "manager_settings": self.manager_settings,
             "agent": self.agent.name,
             "agent_settings": self.agent.settings,
         }
@@ -252,7 +256,7 @@ def play(
     Raises:
         ValueError: as `LockstepRollouts`.
     """
-    rollouts = LockstepRollouts(instances, settings, agent, manager.name, seed)
+    rollouts = LockstepRollouts(instances, settings, agent, manager.name, seed, manager.settings)
     total = settings.num_generations * sum(len(instance.chunks) for instance in instances)
     done = 0
     while observations := rollouts.observations():

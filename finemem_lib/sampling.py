@@ -89,3 +89,40 @@ def sample_completions(
             tokens[row].append(token)
             values[row].append(value)
     return [tuple(row) for row in tokens], [tuple(row) for row in values]
+
+
+def generate_completions(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    pad_token_id: int,
+    end_token_ids: Collection[int],
+    seed: int,
+    temperature: float = 1.0,
+) -> tuple[list[tuple[int, ...]], None]:
+    """Return completions as `sample_completions` does, from the model's own `generate`, without
+    their log-probabilities: those would take the logits of every token in memory at once."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor(
+        [[pad_token_id] * (width - len(row)) + list(row) for row in prompts], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device
+    )
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
+            pad_token_id=pad_token_id, eos_token_id=sorted(end_token_ids) or None,
+            suppress_tokens=None if pad_token_id in end_token_ids else [pad_token_id],
+            **(how if temperature > 0 else {"do_sample": False}),
+        )
+    completions = []
+    for row in made[:, width:].tolist():
+        end = next((place for place, one in enumerate(row, 1) if one in end_token_ids), len(row))
+        completions.append(tuple(row[:end]))
+    return completions, None

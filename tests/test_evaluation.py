@@ -326,6 +326,7 @@ class Scripted:
     """Says the given operations, step by step."""
 
     name = "scripted"
+    settings = {}
 
     def __init__(self, *steps):
         self.steps = steps

@@ -15,6 +15,7 @@ from finemem_lib.operations import (
     NO_OPERATIONS,
     NOT_JSON,
     OPERATION_SCHEMA,
+    OPERATION_TOOLS,
     RAW_LIMIT,
     TRUNCATED,
     UNKNOWN_OPERATION,
@@ -89,6 +90,22 @@ def test_tool_calls(names, as_text):
     assert parse_operations("I will edit the memory.\n" + text) == ALL
     # The last block of a truncated completion lacks its end.
     assert parse_operations(text[: -len("</tool_call>\n")]) == ALL
+    # Llama names them parameters and puts no marks around.
+    bare = [{"name": one["name"], "parameters": one["arguments"]} for one in blocks]
+    assert parse_operations("; ".join(map(json.dumps, bare))) == ALL
+
+
+def test_tools_and_schema_describe_the_same_operations():
+    of_tools = {
+        tool["function"]["name"].removeprefix("memory_").upper():
+            tool["function"]["parameters"]["required"]
+        for tool in OPERATION_TOOLS
+    }
+    of_schema = {
+        one["properties"]["op"]["const"]: one["required"][1:]
+        for one in OPERATION_SCHEMA["items"]["anyOf"]
+    }
+    assert of_tools == of_schema and len(of_tools) == 4
 
 
 @pytest.mark.parametrize(

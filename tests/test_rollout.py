@@ -38,7 +38,7 @@ class Recording:
 
     def __init__(self, manager):
         self.manager = manager
-        self.name = manager.name
+        self.name, self.settings = manager.name, manager.settings
         self.seen = []
 
     def act(self, observations, seed):
@@ -50,6 +50,7 @@ class Saying:
     """A manager that always says the same."""
 
     name = "saying"
+    settings = {}
 
     def __init__(self, text):
         self.text = text

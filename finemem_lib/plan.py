@@ -1,0 +1,337 @@
+"""The command that says what a run will take, before anything starts: `finemem plan`.
+
+Parameters are resolved as `finemem run` resolves them; the sizes are `planner`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finemem_lib import planner, runs, tiny
+from finemem_lib.client import ChatSettings
+from finemem_lib.console import EXIT_CODES, UsageError, plain, print_table
+from finemem_lib.datasets import load_instances
+from finemem_lib.language_models import load_prompt
+from finemem_lib.manager_prompts import (
+    INSTRUCTION,
+    CompactPromptBuilder,
+    PromptBuilder,
+    prompt_builder,
+)
+from finemem_lib.model_loading import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, ModelSettings
+from finemem_lib.model_roles import load_roles
+from finemem_lib.planted import StreamSettings
+from finemem_lib.profiles import add_arguments, check_reads, requested, resolve_parameters
+from finemem_lib.text import count_tokens
+from finemem_lib.training import held_out_split, planted_instances
+from finemem_lib.trajectory import Instance
+
+QUESTIONS, WALK, TRAINING, BENCHMARK = (
+    "01_question_generation", "02_memory_and_retrieval", "04_grpo_training",
+    "06_benchmark_evaluation",
+)
+
+
+def add_command(commands: Any) -> None:
+    """Add `finemem plan` to the command line."""
+    plan = commands.add_parser("plan", help="say what a run will take, before anything starts")
+    plan.set_defaults(command=plan_command)
+    add_arguments(plan)
+    plan.add_argument("--card", choices=[*planner.CARDS], metavar="CARD",
+                      help=f"one of {', '.join(planner.CARDS)} (default: the profile's)")
+    names = ", ".join(field.name for field in dataclasses.fields(planner.Assumptions))
+    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE",
+                      help=f"another value of an assumption: {names}")
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    """Print what a run will take; return the exit code, "failed" for a plan that cannot fit."""
+    profile, notebooks, given = requested(options)
+    resolved = resolve_parameters(notebooks, profile, given, "plan")
+    check_reads(notebooks, resolved, None)
+    assumed = _assumptions(options.assume)
+    card = planner.CARDS.get(options.card or profile.card)
+    if profile.card and card is None:
+        raise UsageError(
+            f"profile {profile.name}: card is {profile.card!r}, expected one of "
+            f"{', '.join(planner.CARDS)}; correct it, or give --card"
+        )
+    print(f"profile {profile.name}: {' '.join(profile.description.split())}\n")
+    print_table([("notebook", "parameters"), *(
+        (stem, plain(", ".join(f"{name} {value!r}" for name, value in values.items()
+                               if name != "run_id")))
+        for stem, values in resolved.items()
+    )])
+    instances = _instances(resolved)
+    values = resolved.get(TRAINING)
+    count, counted_by, prompts = _tokens(values)
+
+    def as_streams(instances: Sequence[Instance]) -> list[planner.Stream]:
+        return [
+            planner.Stream(tuple(count(chunk.text) for chunk in one.chunks), len(one.questions))
+            for one in instances
+        ]
+
+    streams = as_streams(instances)
+    trained_on = streams if values is None else as_streams(_training_instances(values, instances))
+    chunks = [tokens for one in streams for tokens in one.chunks]
+    print(f"\n{len(streams)} instances, {len(chunks)} chunks, {sum(chunks):,} tokens (longest "
+          f"chunk {max(chunks):,}), {sum(one.questions for one in streams)} global questions; "
+          f"tokens are {counted_by}\n")
+    per_update = _print_calls(resolved, instances, streams, trained_on, assumed)
+    code = EXIT_CODES["ok"]
+    if values is not None:
+        code = _print_training(values, trained_on, prompts, card, assumed, per_update)
+    print("\nassumptions (--assume NAME=VALUE): " + ", ".join(
+        f"{name}={value:g}" for name, value in dataclasses.asdict(assumed).items()
+    ))
+    return code
+
+
+def _assumptions(given: Sequence[str]) -> planner.Assumptions:
+    found = {}
+    for one in given:
+        name, _, value = one.partition("=")
+        try:
+            found[name] = float(value)
+            planner.Assumptions(**{name: found[name]})
+        except (TypeError, ValueError) as error:
+            names = ", ".join(field.name for field in dataclasses.fields(planner.Assumptions))
+            raise UsageError(
+                f"--assume {one!r}: expected NAME=NUMBER with one of {names} ({error})"
+            ) from error
+    return planner.Assumptions(**found)
+
+
+def _instances(resolved: Mapping[str, Mapping[str, Any]]) -> list[Instance]:
+    """Return what notebook 01 would load, or planted streams like those it would make."""
+    first = resolved.get(QUESTIONS) or next(iter(resolved.values()))
+    found: list[Instance] = []
+    for source in first.get("data", ()):
+        try:
+            found += load_instances(
+                runs.locate(source) or source, split=first["split"],
+                limit=first["max_instances"], on_error=first["on_error"],
+                max_chunk_tokens=first["max_chunk_tokens"],
+            ).instances
+        except (ValueError, ImportError, OSError) as error:
+            raise UsageError(plain(str(error))) from error
+    stream = StreamSettings(num_chunks=first.get("num_chunks", StreamSettings().num_chunks))
+    return found or planted_instances("held-out", first.get("max_instances", 8), 0, stream)
+
+
+def _training_instances(
+    values: Mapping[str, Any], instances: Sequence[Instance]
+) -> Sequence[Instance]:
+    """Return the instances that notebook 04 trains on, or planted ones like them."""
+    if values["train_on"] == "planted":
+        stream = StreamSettings(num_chunks=values["num_chunks"])
+        return planted_instances("train", values["instances_per_update"], 0, stream)
+    try:
+        return held_out_split(instances, values["held_out"], values["instances_per_update"])[0]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _tokens(values: Mapping[str, Any] | None) -> tuple[Any, str, PromptBuilder | None]:
+    """Return how tokens are counted, in words too, and the builder of prompts where the tokenizer
+    can be loaded without a network."""
+    if values is not None:
+        from transformers import AutoTokenizer
+
+        source = str(runs.checkpoint_folder(values["checkpoint"]) or values["checkpoint"])
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        except (OSError, ValueError, KeyError):
+            tokenizer = None
+        if tokenizer is not None:
+            try:
+                builder = prompt_builder(tokenizer, _model_settings(values))
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+            return (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+                    f"those of {values['checkpoint']}", builder)
+    return count_tokens, "words and marks; the model's own are usually more", None
+
+
+def _model_settings(values: Mapping[str, Any]) -> ModelSettings:
+    """Return how notebook 04 loads its manager; 0 stands for a default there."""
+    names = [field.name for field in dataclasses.fields(ModelSettings)]
+    defaults = ("lora_alpha", "max_prompt_tokens", "max_new_tokens")
+    try:
+        return ModelSettings(**{
+            name: (values[name] or None) if name in defaults else values[name]
+            for name in names if name in values
+        })
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _print_calls(
+    resolved: Mapping[str, Mapping[str, Any]],
+    instances: Sequence[Instance],
+    streams: Sequence[planner.Stream],
+    trained_on: Sequence[planner.Stream],
+    assumed: planner.Assumptions,
+) -> float:
+    """Print what language models are asked, as a mean and at most: a question whose items are the
+    same as before is not asked again. Return the reader's calls of one update."""
+    roles, per_update = {}, 0.0
+    total: list[tuple[planner.Calls, float]] = []
+    rows = [("calls of language models, at most", "role", "calls", "tokens in", "tokens out",
+             "cost")]
+    for stem, values in resolved.items():
+        if path := runs.locate_models(values.get("models", "")):
+            roles[stem] = {role: one.chat for role, one in load_roles(path).items()}
+    k = resolved.get(QUESTIONS, {}).get("questions_per_chunk", 0)
+    asked = [count_tokens(question.text) for one in instances for question in one.questions]
+    question = sum(asked) / max(len(asked), 1)
+    reads = _template("read") + question
+
+    def on_memory(top_k: int) -> planner.Calls:
+        return planner.Calls(1, reads + top_k * assumed.item_tokens, assumed.answer_tokens)
+
+    def shown(calls: planner.Calls, cost: float) -> tuple[str, ...]:
+        figures = [f"{value:,.0f}" for value in dataclasses.astuple(calls)]
+        return (*figures, f"{cost:,.2f}" if cost else "no price")
+
+    def say(stem: str, what: str, role: str, calls: planner.Calls, counts: bool = True) -> None:
+        chat: ChatSettings | None = roles.get(stem, {}).get(role)
+        if chat and calls.calls:
+            cost = calls.cost(chat.price_in, chat.price_out)
+            rows.append((what, f"{role} {plain(chat.model)}", *shown(calls, cost)))
+            if counts:
+                total.append((calls, cost))
+
+    chunks = sum(len(one.chunks) for one in streams)
+    total_chunk = sum(sum(one.chunks) for one in streams)
+    globals_ = sum(one.questions for one in streams)
+    if (values := resolved.get(QUESTIONS)) and not values.get("questions"):
+        teach = chunks * _template("teach") + total_chunk
+        say(QUESTIONS, "01 chunk questions", "teacher",
+            planner.Calls(chunks, teach, chunks * k * assumed.item_tokens))
+        verify = k * (chunks * reads + total_chunk)
+        say(QUESTIONS, "01 verified on the chunk alone", "verifier",
+            planner.Calls(chunks * k, verify, chunks * k * assumed.answer_tokens))
+    if values := resolved.get(WALK):
+        number = len(values["managers"]) * (chunks * k + globals_)
+        say(WALK, "02 scripted managers", "reader", on_memory(values["top_k"]).times(number))
+    if values := resolved.get(TRAINING):
+        per_chunk = 0 if values["train_on"] == "planted" else k  # planted streams have none
+        of_chunks = per_chunk * sum(len(one.chunks) for one in trained_on)
+        sampled, of_all = (
+            of_chunks + sum(planner.asked_globally(one.questions, share) for one in trained_on)
+            for share in (values["question_fraction"], 1.0)
+        )
+        rollouts = values["instances_per_update"] * values["num_generations"]
+        one = on_memory(values["top_k"]).times(rollouts * sampled / len(trained_on))
+        say(TRAINING, "04 per update", "reader", one, counts=False)
+        say(TRAINING, f"04 {values['updates']} updates", "reader", one.times(values["updates"]))
+        tests = on_memory(values["top_k"]).times(2 * values["held_out"] * of_all / len(trained_on))
+        say(TRAINING, "04 tests before and after", "reader", tests)
+        if "reader" in roles.get(TRAINING, {}):
+            per_update = one.calls
+    if values := resolved.get(BENCHMARK):
+        number = (len(values["managers"]) + values["trained"]) * globals_
+        say(BENCHMARK, "06 benchmark", "reader", on_memory(values["top_k"]).times(number))
+    if total:
+        calls, costs = zip(*total, strict=True)
+        columns = zip(*map(dataclasses.astuple, calls), strict=True)
+        rows.append(("in all", "", *shown(planner.Calls(*map(sum, columns)), sum(costs))))
+    print_table(rows)
+    if len(rows) == 1:
+        print("no language model is asked: questions are made by rule, the reader is extractive")
+    return per_update
+
+
+def _template(name: str) -> int:
+    prompt = load_prompt(name)
+    return count_tokens(prompt.system) + count_tokens(prompt.user)
+
+
+def _print_training(
+    values: Mapping[str, Any],
+    streams: Sequence[planner.Stream],
+    prompts: PromptBuilder | None,
+    card: planner.Card | None,
+    assumed: planner.Assumptions,
+    calls: float,
+) -> int:
+    """Print the model, an update, the card's memory by part and the hours; return the exit code."""
+    shape, found = _shape(values["checkpoint"])
+    model = _model_settings(values)
+    compact = isinstance(prompts, CompactPromptBuilder)
+    training = planner.Training(
+        model=model, updates=values["updates"],
+        instances_per_update=values["instances_per_update"],
+        num_generations=values["num_generations"],
+        question_fraction=values["question_fraction"], top_k=values["top_k"],
+        instruction_tokens=prompts.instruction_tokens if prompts else count_tokens(INSTRUCTION),
+        max_prompt_tokens=model.max_prompt_tokens
+        or (tiny.MAX_PROMPT_TOKENS if compact else MAX_PROMPT_TOKENS),
+        max_new_tokens=model.max_new_tokens
+        or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
+    )
+    mean = planner.work(streams, training, assumed)
+    adapter = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
+    print(f"\nmodel {plain(values['checkpoint'])}: {shape.parameters:,} parameters ({found}), "
+          f"{adapter:,} trained")
+    print(f"an update: {training.instances_per_update} instances x {training.num_generations} "
+          f"rollouts, {mean.rows:,.0f} prompts of {mean.prompt_tokens / mean.rows:,.0f} tokens "
+          f"(longest {mean.longest_prompt:,}), completions of "
+          f"{mean.completion_tokens / mean.rows:,.0f} (at most {training.max_new_tokens:,}); "
+          f"micro-batches of up to {mean.longest_rows} rows")
+    if card is None:
+        print("no card is named, so neither its memory nor hours are estimated: give --card")
+        return EXIT_CODES["ok"]
+    memory = planner.gpu_memory(shape, training, mean, card, assumed)
+    fits = planner.fits(memory, shape, mean, card)
+    parts = {name.removesuffix("_"): value for name, value in dataclasses.asdict(memory).items()
+             if name != "cache_stays"}
+    print()
+    print_table([("memory of the card, estimated", "GB"), *(
+        (name, f"{value / 1e9:.1f}") for name, value in [*parts.items(), ("peak", memory.peak)]
+    ), (f"{card.name} has", f"{card.gb:.1f}")])
+    seconds = planner.update_seconds(shape, training, mean, card, assumed, calls)
+    tests = dataclasses.replace(
+        training, instances_per_update=values["held_out"], num_generations=1
+    )
+    tested = planner.update_seconds(
+        shape, tests, planner.work(streams, tests, assumed), card, assumed, 0
+    )
+    print()
+    print_table([("time, estimated", "seconds per update", "hours in all"), *(
+        (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
+        for name, value in [*dataclasses.asdict(seconds).items(), ("updates", seconds.total)]
+    ), ("tests before and after", "", f"{2 * (tested.reading + tested.writing) / 3600:.1f}")])
+    if fits:
+        print(f"\nfits: {memory.peak / 1e9:.1f} of {card.gb:g} GB")
+        return EXIT_CODES["ok"]
+    help_ = planner.what_would_fit(shape, streams, training, card, assumed)
+    print(f"\ndoes not fit: {memory.peak / 1e9:.1f} of {card.gb:g} GB. "
+          + (f"What would, each by itself: {', '.join(help_)}" if help_ else
+             "No change of the parameters makes it fit; take a larger card"))
+    return EXIT_CODES["failed"]
+
+
+def _shape(checkpoint: str) -> tuple[planner.ModelShape, str]:
+    from transformers import AutoConfig
+
+    folder = runs.checkpoint_folder(checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(str(folder or checkpoint), local_files_only=True)
+        return planner.ModelShape.of(config), "its config.json"
+    except (OSError, ValueError, KeyError) as error:
+        last = checkpoint.rpartition("/")[2]  # copies by other owners have the same sizes
+        known = next((its for name, its in planner.SHAPES.items() if name.endswith(f"/{last}")),
+                     None)
+        if known is None or folder is not None:
+            raise UsageError(
+                f"checkpoint {checkpoint!r}: its sizes are not known here "
+                f"({str(error).splitlines()[0]}); give a folder, download it, or take one of "
+                f"{', '.join(planner.SHAPES)}"
+            ) from error
+        return known, "the sizes noted here"

@@ -1,0 +1,364 @@
+"""Loading language models: settings, adapters, and the calls that Unsloth gets.
+
+Unsloth itself needs a card. Its place is taken by a module that writes down what it is called with:
+what is tested there are our calls, not what Unsloth makes of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from small_models import save_model
+
+from finemem_lib.model_loading import TARGET_MODULES, ModelSettings, import_unsloth, load_model
+from finemem_lib.planted import planted_stream
+from finemem_lib.policy import Observation, load_manager
+from finemem_lib.repro import repository_root
+from finemem_lib.sampling import generate_completions, sample_completions
+from finemem_lib.training import grpo_config
+
+torch.set_num_threads(1)
+
+LORA = ModelSettings(lora_rank=4, max_new_tokens=6)
+FAMILIES = ("qwen3", "llama")
+NOTEBOOKS = repository_root() / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: save_model(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
+
+
+def observations(number=2):
+    instance = planted_stream(7)
+    return [Observation(instance, (), chunk, step)
+            for step, chunk in enumerate(instance.chunks[:number], start=1)]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"loader": "vllm"}, "loader is 'vllm', expected 'transformers' or 'unsloth'"),
+    ({"precision": "8bit"}, "precision is '8bit'"),
+    ({"memory_rule": "oldest"}, "memory_rule is 'oldest'"),
+    ({"chunk_rule": "tail"}, "chunk_rule is 'tail'"),
+    ({"operations_as": "xml"}, "operations_as is 'xml'"),
+    ({"lora_rank": -1}, "lora_rank is -1, expected a whole number from 0"),
+    ({"lora_rank": True}, "lora_rank is True"),
+    ({"lora_rank": None}, "lora_rank is None"),
+    ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number from 1"),
+    ({"gpu_memory_utilization": 1.0}, "gpu_memory_utilization is 1.0"),
+    ({"lora_alpha": 8}, "lora_alpha is 8 and lora_rank is 0"),
+    ({"fast_inference": True}, "fast_inference needs loader 'unsloth', got 'transformers'"),
+])
+def test_settings_out_of_range_or_at_odds_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        ModelSettings(**settings)
+
+
+# Adapters.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_is_on_every_linear_layer_and_alone_is_trained(folders, family):
+    model = load_manager(folders[family], model=LORA).model
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {name.split(".")[-4] for name in trained} == set(TARGET_MODULES)
+    assert all("lora_" in name for name in trained) and len(trained) == 2 * 2 * len(TARGET_MODULES)
+    assert model.peft_config["default"].lora_alpha == 8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trained_adapter_comes_back_on_its_base(folders, family, tmp_path):
+    manager = load_manager(folders[family], model=LORA, seed=3)
+    with torch.no_grad():
+        for name, value in manager.model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(generator=torch.Generator().manual_seed(1))
+    manager.save(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert not (tmp_path / "config.json").exists()
+    again = load_manager(tmp_path)
+    before, after = weights(manager.model), weights(again.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert again.act(observations(), seed=5) == manager.act(observations(), seed=5)
+    assert again.loaded_as == LORA  # prompted as it was, without being told
+    assert any(value.requires_grad for value in again.model.parameters())
+
+
+def test_a_new_adapter_changes_nothing_and_is_drawn_from_its_seed(folders):
+    plain = load_manager(folders["qwen3"], model=ModelSettings(max_new_tokens=6))
+    state = torch.random.get_rng_state()
+    one, same, other = (load_manager(folders["qwen3"], model=LORA, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert one.act(observations(), 0) == plain.act(observations(), 0)
+    drawn = [torch.cat([value.flatten() for name, value in manager.model.named_parameters()
+                        if "lora_A" in name]) for manager in (one, same, other)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_an_adapter_of_another_rank_is_refused(folders, tmp_path):
+    load_manager(folders["qwen3"], model=LORA).save(tmp_path)
+    with pytest.raises(ValueError, match="adapter of rank 4, got lora_rank 8"):
+        load_manager(tmp_path, model=ModelSettings(lora_rank=8))
+
+
+def test_an_adapter_whose_base_is_gone_says_so(folders, tmp_path):
+    load_manager(folders["qwen3"], model=LORA).save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "no/such/base/model"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="could not be loaded.*no/such/base/model"):
+        load_manager(tmp_path)
+
+
+def test_all_weights_are_trained_without_an_adapter_and_saved_whole(folders, tmp_path):
+    manager = load_manager(folders["llama"], model=ModelSettings(precision="bf16"))
+    assert all(value.requires_grad for value in manager.model.parameters())
+    assert {value.dtype for value in manager.model.parameters()} == {torch.bfloat16}
+    manager.save(tmp_path)
+    assert load_manager(tmp_path).loaded_as == ModelSettings(precision="bf16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"precision": "4bit", "lora_rank": 4}, "4bit needs a CUDA device"),
+    ({"loader": "unsloth"}, "Unsloth needs a CUDA device"),
+])
+def test_what_needs_a_card_is_refused_without_one(folders, settings, said):
+    with pytest.raises(RuntimeError, match=said):
+        load_manager(folders["qwen3"], model=ModelSettings(**settings))
+
+
+# Unsloth: what it is called with.
+
+
+class Recorder:
+    """Stands in for unsloth.FastLanguageModel: writes calls down, loads through transformers."""
+
+    def __init__(self, folder):
+        self.folder, self.calls = folder, []
+
+    def from_pretrained(self, **arguments):
+        self.calls.append(("from_pretrained", arguments))
+        return load_model(self.folder, ModelSettings(), 0)
+
+    def get_peft_model(self, model, **arguments):
+        self.calls.append(("get_peft_model", arguments))
+        return model
+
+
+@pytest.fixture
+def unsloth(folders, monkeypatch):
+    recorder = Recorder(folders["qwen3"])
+    module = types.ModuleType("unsloth")
+    module.FastLanguageModel = recorder
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    cuda = torch.cuda.is_available
+    # Only the question whether Unsloth can be imported is answered otherwise.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: (
+        sys._getframe(1).f_code.co_name == "import_unsloth" or cuda()
+    ))
+    return recorder
+
+
+def test_unsloth_is_told_everything_that_it_has_another_default_for(unsloth):
+    settings = ModelSettings(
+        "unsloth", "4bit", lora_rank=16, lora_alpha=16, gradient_checkpointing=True,
+        fast_inference=True, gpu_memory_utilization=0.6, max_prompt_tokens=2000, max_new_tokens=500,
+    )
+    manager = load_manager("owner/name", model=settings, seed=9)
+    (_, loaded), (_, adapter) = unsloth.calls
+    assert loaded == {
+        "model_name": "owner/name", "use_exact_model_name": True, "max_seq_length": 2500,
+        "dtype": torch.bfloat16, "load_in_4bit": True, "load_in_8bit": False,
+        "load_in_16bit": False, "full_finetuning": False, "use_gradient_checkpointing": "unsloth",
+        "fast_inference": True, "gpu_memory_utilization": 0.6, "float8_kv_cache": False,
+        "max_lora_rank": 16, "random_state": 9,
+    }
+    assert adapter == {
+        "r": 16, "lora_alpha": 16, "target_modules": list(TARGET_MODULES), "lora_dropout": 0.0,
+        "bias": "none", "use_rslora": False, "init_lora_weights": True, "loftq_config": {},
+        "use_gradient_checkpointing": "unsloth", "random_state": 9,
+    }
+    assert manager.sample is generate_completions
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"precision": "bf16", "lora_rank": 8},
+     {"load_in_4bit": False, "load_in_16bit": True, "full_finetuning": False}),
+    ({}, {"load_in_4bit": False, "load_in_16bit": False, "full_finetuning": True, "dtype": None}),
+    ({"precision": "4bit"}, {"load_in_4bit": True, "full_finetuning": False}),
+])
+def test_precision_and_rank_decide_what_unsloth_loads(unsloth, settings, expected):
+    load_manager("owner/name", model=ModelSettings("unsloth", **settings))
+    assert expected.items() <= unsloth.calls[0][1].items()
+    assert unsloth.calls[0][1]["use_gradient_checkpointing"] is False
+    assert [name for name, _ in unsloth.calls[1:]] == ["get_peft_model"] * ("lora_rank" in settings)
+
+
+def test_unsloth_puts_a_held_adapter_on_by_itself(unsloth, folders, tmp_path):
+    load_manager(folders["qwen3"], model=LORA).save(tmp_path)
+    load_manager(tmp_path, model=ModelSettings("unsloth", lora_rank=4))
+    [(_, loaded)] = unsloth.calls
+    assert loaded["model_name"] == str(tmp_path) and loaded["max_lora_rank"] == 4
+    assert loaded["full_finetuning"] is False
+
+
+def test_unsloth_comes_before_what_it_rewrites(tmp_path):
+    """Where notebook 04 loads its manager, nothing it imports has touched transformers or TRL."""
+    (tmp_path / "unsloth.py").write_text(
+        "import sys\n"
+        "class FastLanguageModel:\n"
+        "    before = sorted({'transformers', 'trl', 'peft'} & set(sys.modules))\n"
+        "    def from_pretrained(**arguments):\n"
+        "        raise ValueError(f'before: {FastLanguageModel.before}')\n"
+    )
+    cells = json.loads((NOTEBOOKS / "04_grpo_training.ipynb").read_text())["cells"]
+    imports = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    script = f"""{imports}
+import torch
+torch.cuda.is_available = lambda: True
+try:
+    load_manager("owner/name", model=ModelSettings("unsloth", lora_rank=4))
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert "before: []" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_missing_unsloth_names_the_extra(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    with pytest.raises(RuntimeError, match=r"cannot be imported.*pip install -e \.\[gpu\]"):
+        import_unsloth()
+
+
+UNSLOTH_VALUES = {
+    "logging_nan_inf_filter": False, "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2, "weight_decay": 0.001, "seed": 3407, "optim": "adamw_8bit",
+    "learning_rate": 5e-5, "per_device_eval_batch_size": 4, "eval_accumulation_steps": 2,
+    "torch_empty_cache_steps": 250, "logging_steps": 1, "num_generations": 8,
+    "vllm_mode": "colocate", "generation_kwargs": {}, "bf16": False, "fp16": False,
+    "report_to": "none", "auto_find_batch_size": False, "dataloader_pin_memory": True,
+    "warmup_steps": 0.1, "lr_scheduler_type": "linear", "loss_type": None, "beta": None,
+    "vllm_importance_sampling_correction": False, "router_aux_loss_coef": 0.0,
+    "mask_truncated_completions": None,
+}
+"""Defaults of the GRPOConfig that unsloth 2026.10.7 makes of TRL 1.14.2's (its models/rl.py)."""
+
+
+def test_no_value_of_the_configuration_is_left_to_unsloth(tmp_path, monkeypatch):
+    import trl
+
+    def made():
+        return grpo_config(
+            tmp_path, updates=3, instances_per_update=2, num_generations=4,
+            max_completion_length=32, learning_rate=1e-5, seed=7,
+            **ModelSettings(lora_rank=4).trainer_arguments(),
+        ).to_dict()
+
+    class Changed(trl.GRPOConfig):
+        def __init__(self, **given):
+            values = UNSLOTH_VALUES | given
+            if values["loss_type"] == "dapo" and "loss_type" in given:
+                for name, value in (("mask_truncated_completions", True), ("epsilon_high", 0.28)):
+                    values[name] = value if values.get(name) is None else values[name]
+            if values["loss_type"] == "dr_grpo":
+                values["scale_rewards"] = False
+            if values["beta"] is None:
+                values["beta"] = 0.0 if values["loss_type"] in ("dapo", "dr_grpo") else 0.001
+            super().__init__(**values)
+
+    own = made()
+    monkeypatch.setattr(trl, "GRPOConfig", Changed)
+    assert made() == own
+    assert Changed(output_dir=str(tmp_path)).to_dict() != own  # the stand-in does change values
+
+
+def test_what_training_is_told_follows_from_the_loader():
+    plain = ModelSettings(gradient_checkpointing=True).trainer_arguments()
+    fast = ModelSettings("unsloth", gradient_checkpointing=True, fast_inference=True)
+    assert plain["gradient_checkpointing"] is True and plain["use_vllm"] is False
+    assert fast.trainer_arguments()["gradient_checkpointing"] is False  # the model does it itself
+    assert fast.trainer_arguments()["use_vllm"] is True
+    assert plain["bf16"] is False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_the_adapter_also_through_recomputed_activations(folders, family):
+    from finemem_lib.planted import StreamSettings
+    from finemem_lib.rollout import RolloutSettings
+    from finemem_lib.training import train_manager
+
+    def trained(checkpointing):
+        result = train_manager(
+            folders[family], model=dataclasses.replace(
+                LORA, gradient_checkpointing=checkpointing, operations_as="tools",
+                max_prompt_tokens=2048,
+            ),
+            updates=1, instances_per_update=1, rollout=RolloutSettings(num_generations=2),
+            stream=StreamSettings(num_chunks=1), learning_rate=1e-3,
+            entropy_coef=0.5,  # random text earns no rewards that differ
+        )
+        return weights(result.manager.model)
+
+    before, plain, again = weights(load_manager(folders[family], model=LORA).model), *map(
+        trained, (False, True)
+    )
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    changed = {name for name in plain if not torch.equal(plain[name], before[name])}
+    assert {name for name in plain if "lora_B" in name} <= changed
+    assert all("lora_" in name for name in changed)
+
+
+# The model's own `generate`.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_writes_what_we_sample_when_both_are_greedy(folders, family):
+    manager = load_manager(folders[family])
+    prompts = [manager.builder.render(one).ids for one in observations()]
+    how = {"max_new_tokens": 8, "pad_token_id": manager.tokenizer.pad_token_id,
+           "end_token_ids": manager._end_token_ids(), "seed": 3}
+    ours, _ = sample_completions(manager.model, prompts, temperature=0.0, **how)
+    made, logprobs = generate_completions(manager.model, prompts, temperature=0.0, **how)
+    assert made == ours and logprobs is None
+    state = torch.random.get_rng_state()
+    first, _ = generate_completions(manager.model, prompts, **how)
+    assert first == generate_completions(manager.model, prompts, **how)[0]
+    assert first != generate_completions(manager.model, prompts, **how | {"seed": 4})[0]
+    assert torch.equal(state, torch.random.get_rng_state())
+    ends = how | {"end_token_ids": [first[0][2]]}
+    cut, _ = generate_completions(manager.model, prompts, **ends)
+    assert cut[0] == first[0][: first[0].index(first[0][2]) + 1]
+
+
+def test_settings_reach_the_record_of_a_trajectory(folders):
+    from finemem_lib.reasoning import reader_for
+    from finemem_lib.rollout import RolloutSettings, play
+
+    manager = load_manager(folders["qwen3"], model=dataclasses.replace(
+        LORA, memory_rule="relevant", operations_as="tools", max_prompt_tokens=2048
+    ))
+    instance = planted_stream(1)
+    instance = dataclasses.replace(instance, chunks=instance.chunks[:1], questions=())
+    [[one]] = play([instance], manager, RolloutSettings(num_generations=1), reader_for([]), 0)
+    assert one.metadata["manager_settings"] == {
+        "max_prompt_tokens": 2048, "memory_rule": "relevant", "chunk_rule": "head",
+        "operations_as": "tools", "max_new_tokens": 6, "temperature": 1.0,
+    }
