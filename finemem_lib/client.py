@@ -10,6 +10,7 @@ then `None`, never a wrong answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -227,23 +228,35 @@ class Memo:
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = path
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._connection: sqlite3.Connection | None = None
+        _ = self._file  # refuses to start without it
+
+    @property
+    def _file(self) -> sqlite3.Connection:
+        """The file, opened again after `close`: a notebook's cells run in any order."""
+        if self._connection is None:
+            self._connection = self._opened()
+        return self._connection
+
+    def _opened(self) -> sqlite3.Connection:
+        if self.path is not None:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         try:
             # Autocommit: a reply is on disk when `put` returns. Replies arrive in another thread.
-            self._file = sqlite3.connect(
-                path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+            file = sqlite3.connect(
+                self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
             )
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute(
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute(
                 "CREATE TABLE IF NOT EXISTS replies (key TEXT, round INTEGER, reply TEXT NOT NULL, "
                 "PRIMARY KEY (key, round)) WITHOUT ROWID"
             )
         except sqlite3.DatabaseError as error:
             raise ValueError(
-                f"memo {path}: {error}; expected a memo of earlier replies or no file yet, choose "
-                "another path"
+                f"memo {self.path}: {error}; expected a memo of earlier replies or no file yet, "
+                "choose another path"
             ) from error
+        return file
 
     def get(self, key: str, round_: int) -> Reply | None:
         found = self._file.execute(
@@ -258,8 +271,15 @@ class Memo:
             (key, round_, json.dumps(dataclasses.asdict(reply))),
         )
 
+    def copy_to(self, path: str | Path) -> None:
+        """Write all replies to a new file, also while others add to this one."""
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            self._file.backup(copy)
+
     def close(self) -> None:
-        self._file.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class Chat:
@@ -276,6 +296,8 @@ class Chat:
         self.settings = settings
         self.usage = Usage()
         self.memo = Memo(settings.memo)
+        self.asked: Callable[[], None] = lambda: None
+        """Called after each batch, also one that failed; what arrived of it is in `usage`."""
 
     @property
     def name(self) -> str:
@@ -290,6 +312,14 @@ class Chat:
         Raises:
             ModelError: the model could not be asked; every reply that arrived is in the memo.
         """
+        try:
+            return self._ask(conversations, structure)
+        finally:
+            self.asked()
+
+    def _ask(
+        self, conversations: Sequence[Messages], structure: type[_Structure] | None
+    ) -> list[Any]:
         keys = [self._key(messages, structure) for messages in conversations]
         open_ = dict(zip(keys, conversations, strict=True))
         answers: dict[str, Any] = {}
@@ -358,14 +388,7 @@ class ChatClient(Chat):
     """
 
     def __init__(self, settings: ChatSettings) -> None:
-        import importlib.util
-
-        if importlib.util.find_spec("openai") is None:
-            raise ImportError(
-                "a language model on a server needs the openai package, which is not installed; "
-                "install the workbench with it: pip install -e .[server]"
-            )
-        _ = settings.secret  # refuses to start without it
+        check_usable(settings)
         super().__init__(settings)
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:
@@ -525,6 +548,23 @@ class LocalChat(Chat):
             text = self._tokenizer.decode(written[:end], skip_special_tokens=True)
             replies.append(Reply(clean_text(text), False, int(mask.sum()), end))
         return replies
+
+
+def check_usable(settings: ChatSettings) -> None:
+    """Refuse a server that could not be asked from here, before anything is.
+
+    Raises:
+        ValueError: the key's variable is not set.
+        ImportError: the openai package is not installed.
+    """
+    import importlib.util
+
+    if settings.kind == "server" and importlib.util.find_spec("openai") is None:
+        raise ImportError(
+            "a language model on a server needs the openai package, which is not installed; "
+            "install the workbench with it: pip install -e .[server]"
+        )
+    _ = settings.secret  # refuses to start without it
 
 
 def make_chat(settings: ChatSettings) -> Chat:

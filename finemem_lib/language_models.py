@@ -20,18 +20,12 @@ from importlib.resources import files
 from string import Template
 from typing import Any, ClassVar
 
-from finemem_lib.client import Chat, Messages, chat_settings, make_chat
+from finemem_lib.client import Chat, ChatSettings, Messages, chat_settings
 from finemem_lib.questions import FACT_METRICS, FACT_SOURCE
-from finemem_lib.reasoning import (
-    MemoisedAgent,
-    Reading,
-    ReadingTask,
-    reader_for,
-    retrieval_query,
-)
+from finemem_lib.reasoning import Reading, ReadingTask, retrieval_query
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import clean_text
-from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Step, Trajectory
+from finemem_lib.trajectory import AnsweredQuestion, Question, Step, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,31 +309,17 @@ def content_rewards(trajectory: Trajectory, judge: ModelJudge) -> list[float | N
     return rewards
 
 
-def make_reader(settings: Mapping[str, Any], instances: Iterable[Instance]) -> MemoisedAgent:
-    """Return the reasoning agent that settings describe, memoised.
-
-    `kind` is "extractive" (the default: no model, no other setting), "server" or "local"; `cite`
-    as in `ModelReader`; the rest are the fields of `ChatSettings`.
+def reader_settings(options: Mapping[str, Any]) -> tuple[ChatSettings, bool]:
+    """Return which language model reads, and `cite` as `ModelReader` takes it, from one mapping.
 
     Raises:
         ValueError: a setting is unknown, missing or out of range.
-        ImportError, OSError: as `make_chat`.
-
-    >>> make_reader({"kind": "extractive"}, []).name
-    'extractive'
     """
-    options = dict(settings)
-    if options.get("kind", "extractive") == "extractive":
-        if options.keys() - {"kind"}:
-            raise ValueError(
-                f"reader settings: {', '.join(sorted(options.keys() - {'kind'}))} with kind "
-                "'extractive', expected nothing beside it; set kind to server or local"
-            )
-        return reader_for(instances)
+    options = dict(options)
     cite = options.pop("cite", False)
     if not isinstance(cite, bool):
-        raise ValueError(f"reader settings: cite is {cite!r:.40}, expected true or false")
-    return MemoisedAgent(ModelReader(make_chat(chat_settings(options)), cite))
+        raise ValueError("reader settings: cite is no switch, expected true or false")
+    return chat_settings(options), cite
 
 
 def _settings(chat: Chat, *prompts: Prompt, **more: Any) -> str:

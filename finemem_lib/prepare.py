@@ -12,25 +12,26 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finemem_lib.builders import RULES, build_instances
-from finemem_lib.client import Chat, ChatSettings, ModelError, chat_settings, make_chat
+from finemem_lib.client import ModelError
 from finemem_lib.console import EXIT_CODES, UsageError, interruptible, plain, print_table
 from finemem_lib.datasets import load_instances, save_instances
-from finemem_lib.language_models import ModelReader, ModelTeacher
 from finemem_lib.leaks import Leak, leaks
+from finemem_lib.model_roles import Models, load_roles
 from finemem_lib.published_sizes import as_markdown, size_table
-from finemem_lib.question_store import Recipe, prepare_questions, recipe_of, stored_rows
-from finemem_lib.questions import AuditRow, ClozeTeacher, audit_counts
-from finemem_lib.reasoning import reader_for
+from finemem_lib.question_store import (
+    Recipe,
+    audit_of,
+    prepare_questions,
+    recipe_of,
+    stored_rows,
+)
+from finemem_lib.questions import audit_counts
 from finemem_lib.trajectory import Instance
-
-ROLES = ("teacher", "verifier")
-REPLIES = "replies.sqlite"
-"""Memo of the language models in the folder of the questions, unless their settings name one."""
 
 SHOWN_LEAKS = 3
 SHOWN_PROBLEMS = 20
@@ -53,6 +54,8 @@ def add_commands(commands: Any) -> None:
     questions.add_argument("--k", type=_positive, default=5, metavar="N",
                            help="questions per chunk at most (default: 5)")
     questions.add_argument("--seed", type=int, default=0, metavar="N")
+    questions.add_argument("--max-chunk-tokens", type=_positive, default=4096, metavar="N",
+                           help="a longer chunk is cut, as notebook 01 cuts it (default: 4096)")
     questions.add_argument("--models", metavar="FILE",
                            help="YAML with the settings of the language models to ask as teacher "
                            "and verifier (default: no model)")
@@ -78,18 +81,15 @@ def questions_command(options: argparse.Namespace) -> int:
     code."""
     folder = Path(options.output)
     _check_output(folder)
-    settings = _model_settings(Path(options.models), folder) if options.models else {}
-    chats: dict[str, Chat] = {}
     try:
-        instances = _loaded(options.data, options.split, options.on_error)
+        models = Models(load_roles(Path(options.models), folder) if options.models else None)
+        instances = _loaded(
+            options.data, options.split, options.on_error, options.max_chunk_tokens
+        )
         training = _loaded(options.training, "train", options.on_error)
-        for role, one in settings.items():
-            same = (chat for chat in chats.values() if chat.settings == one)
-            chats[role] = next(same, None) or make_chat(one)
+        teacher, verifier = models.teacher(options.k), models.verifier(instances)
     except (ValueError, ImportError, OSError) as error:
         raise UsageError(plain(str(error))) from error
-    teacher = ModelTeacher(chats["teacher"], options.k) if "teacher" in chats else ClozeTeacher()
-    verifier = ModelReader(chats["verifier"]) if "verifier" in chats else reader_for(instances)
     recipe = recipe_of(teacher, verifier, options.k, options.seed)
     chunks = sum(len(instance.chunks) for instance in instances)
     print(f"{len(instances)} instances, {chunks} chunks; teacher {teacher.name}, verifier "
@@ -122,7 +122,7 @@ def questions_command(options: argparse.Namespace) -> int:
         stopped("interrupted")
         raise
     finally:
-        _end(chats)
+        _end(models)
     return EXIT_CODES["ok"]
 
 
@@ -175,44 +175,14 @@ def _check_output(folder: Path) -> None:
         )
 
 
-def _model_settings(path: Path, folder: Path) -> dict[str, ChatSettings]:
-    """Read which language models to ask. No message shows a value: one of them may be a key."""
-    import yaml
-
-    expected = (
-        "expected a mapping 'teacher', a mapping 'verifier' or both, each with the settings of a "
-        "language model (kind, model, base_url, key_env and so on)"
-    )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"--models {path}: cannot be read ({error.strerror}), {expected}; check the path"
-        ) from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"--models {path}{where}: no YAML, {expected}; correct it") from error
-    if not isinstance(content, dict) or not content or set(content) - set(ROLES):
-        got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise UsageError(f"--models {path}: got {got or 'nothing'}, {expected}; correct it")
-    found = {}
-    for role, given in content.items():
-        if not isinstance(given, dict):
-            raise UsageError(
-                f"--models {path}: {role} is a {type(given).__name__}, {expected}; correct it"
-            )
-        try:
-            found[role] = chat_settings({"memo": str(folder / REPLIES)} | given)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"--models {path}: {role}: {error}") from error
-    return found
-
-
-def _loaded(sources: Sequence[str], split: str, on_error: Any) -> list[Instance]:
+def _loaded(
+    sources: Sequence[str], split: str, on_error: Any, max_chunk_tokens: int | None = None
+) -> list[Instance]:
     instances: list[Instance] = []
     for source in sources:
-        loaded = load_instances(source, split=split, on_error=on_error)
+        loaded = load_instances(
+            source, split=split, on_error=on_error, max_chunk_tokens=max_chunk_tokens
+        )
         instances += loaded.instances
         _print_problems(loaded.problems)
         if loaded.commit:
@@ -231,11 +201,7 @@ def _print_audit(made: Sequence[Instance], folder: Path, recipe: Recipe) -> None
     asked = [questions for instance in made for questions in instance.chunk_questions or ()]
     print(f"{sum(map(len, asked))} questions on {len(asked)} chunks, recipe {recipe.key}")
     named = dataclasses.asdict(recipe)
-    audit = [
-        AuditRow(row["step"], row["question"], "; ".join(row["answers"]), row["accepted"],
-                 row["reason"], row["reply"])
-        for row in stored_rows(folder) if named.items() <= row.items()
-    ]
+    audit = audit_of([row for row in stored_rows(folder) if named.items() <= row.items()])
     total: Counter[str] = Counter()
     for counts in audit_counts(audit, max((row.step for row in audit), default=0)):
         total.update(counts)
@@ -257,16 +223,13 @@ def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
     )])
 
 
-def _end(chats: Mapping[str, Chat]) -> None:
+def _end(models: Models) -> None:
     """Print what the language models were asked and close their memos."""
-    distinct: dict[int, tuple[Chat, list[str]]] = {}
-    for role, chat in chats.items():
-        distinct.setdefault(id(chat), (chat, []))[1].append(role)
-    rows = []
-    for chat, roles in distinct.values():
-        chat.memo.close()
-        used = {name.replace("_", " "): str(round(value, 6))
-                for name, value in dataclasses.asdict(chat.usage).items()}
-        rows.append({"asked as": " and ".join(roles), "model": plain(chat.name)} | used)
+    rows = [
+        {"asked as": " and ".join(entry["roles"]), "model": plain(entry["model"])}
+        | {name.replace("_", " "): str(round(value, 6)) for name, value in entry["usage"].items()}
+        for entry in models.record()
+    ]
+    models.close()
     if rows:
         print_table([list(rows[0]), *(list(row.values()) for row in rows)])

@@ -5,6 +5,7 @@ All of it is found out before any kernel starts, from the notebooks' parameters 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import json
@@ -16,6 +17,8 @@ from typing import Any
 
 from finemem_lib import runs
 from finemem_lib.console import UsageError
+from finemem_lib.model_roles import check_roles
+from finemem_lib.repro import repository_root
 
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
 
@@ -23,7 +26,8 @@ _SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNOR
 @dataclass(frozen=True)
 class Profile:
     """A named set of parameters: which notebooks run, parameters for all of them that declare the
-    name, parameters for single notebooks by number, and parameters the user must give."""
+    name, parameters for single notebooks by number, parameters the user must give, and the graphics
+    card it is made for, by its name in `planner.CARDS`."""
 
     name: str
     description: str
@@ -31,6 +35,7 @@ class Profile:
     parameters: dict[str, Any]
     notebook_parameters: dict[str, dict[str, Any]]
     requires: list[str]
+    card: str = ""
 
 
 def load_profile(folder: Path, name: str) -> Profile:
@@ -49,6 +54,7 @@ def load_profile(folder: Path, name: str) -> Profile:
         parameters: dict[str, Any] = {}
         notebook_parameters: dict[str, dict[str, Any]] = {}
         requires: list[str] = []
+        card: str = ""
 
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
@@ -118,6 +124,46 @@ def coerce(value: Any, annotation: str) -> Any:
     return adapter.validate_python(value, strict=True)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what a run runs."""
+    parser.add_argument("--profile", default="default", help="a file of notebooks/profiles")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="a parameter of every notebook that has it; NN.NAME for one notebook")
+    parser.add_argument("--notebooks", action="append", metavar="01,03-05",
+                        help="which notebooks (default: the profile's)")
+    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH",
+                        help="files of real instances, or data sets on the hub as owner/name")
+    parser.add_argument("--notebooks-dir", metavar="FOLDER", help="default: notebooks/")
+
+
+def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[str, Any]]:
+    """Return the profile, the notebooks and the parameters that these options ask for.
+
+    Raises:
+        UsageError: there is no such profile or notebook, or a setting has another form.
+    """
+    folder = Path(options.notebooks_dir or repository_root() / "notebooks").resolve()
+    profile = load_profile(folder / "profiles", options.profile)
+    notebooks = select_notebooks(folder, options.notebooks or profile.notebooks)
+    return profile, notebooks, _given(options.set, options.data)
+
+
+def _given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any]:
+    """Return the parameters of ``--set NAME=VALUE`` and ``--data PATH``, paths as absolute ones."""
+    given: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not re.fullmatch(r"(\d\d\.)?[A-Za-z_]\w*", name):
+            raise UsageError(f"--set {setting!r}: expected NAME=VALUE or NN.NAME=VALUE")
+        if name.rpartition(".")[2] == "run_id":
+            raise UsageError("--set run_id: give --run-id ID")
+        given[name] = value
+    if data:
+        given["data"] = [str(Path(source).expanduser().resolve())
+                         if Path(source).expanduser().exists() else source for source in data]
+    return given
+
+
 def resolve_parameters(
     notebooks: Sequence[Path], profile: Profile, given: Mapping[str, Any], run_id: str
 ) -> dict[str, dict[str, Any]]:
@@ -125,7 +171,8 @@ def resolve_parameters(
     else the notebook's own default. A name may carry a notebook's number, as in ``04.updates``.
 
     Raises:
-        UsageError: a name is unknown, or a value has the wrong type or is refused by its check.
+        UsageError: a name is unknown, a value has the wrong type or is refused by its check, or
+            the file of models is not usable from here.
     """
     declared = {path.stem: _declared(path) for path in notebooks}
     of_profile = select_notebooks(notebooks[0].parent, profile.notebooks)
@@ -153,6 +200,7 @@ def resolve_parameters(
         ]
         checked = {name: value for name, value in values.items() if name in runs.CHECKS}
         problems += [f"{stem}: {problem}" for problem in runs.parameter_problems(checked)]
+        problems += unusable_sources(values)
         resolved[stem] = values | {"run_id": run_id}
     problems += _unknown(given, declared)
     problems += _unknown([*profile.parameters, *for_one], known | declared)
@@ -163,6 +211,22 @@ def resolve_parameters(
     if problems:
         raise UsageError("\n  ".join(["parameters are refused:", *dict.fromkeys(problems)]))
     return resolved
+
+
+def unusable_sources(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the language models and the chunk questions that parameters name,
+    a key that is not set included."""
+    problems = []
+    try:
+        runs.locate_questions(values.get("questions", ""))
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        if path := runs.locate_models(values.get("models", "")):
+            check_roles(path)
+    except (ValueError, ImportError) as error:
+        problems.append(str(error))
+    return problems
 
 
 def _declared(path: Path) -> dict[str, tuple[str, Any]]:

@@ -12,7 +12,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,69 @@ def prepare_questions(
     return with_questions(instances, folder, recipe.key)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredQuestions:
+    """What a store holds for some instances: these with their questions, their audits, the one
+    recipe all were made by."""
+
+    instances: tuple[Instance, ...]
+    audits: tuple[tuple[AuditRow, ...], ...]
+    recipe: Recipe
+
+
+def load_questions(
+    instances: Sequence[Instance], source: str | Path, k: int | None = None
+) -> StoredQuestions:
+    """Return what a store holds for the text of some instances, all by one recipe.
+
+    `source` is the store's folder, or FOLDER@KEY with the key of a recipe, which is only needed
+    where the store holds questions by several; `k` is what the recipe's is expected to be.
+
+    Raises:
+        ValueError: as `with_questions`; the instances have several recipes, or another `k`.
+    """
+    folder, key = split_source(source)
+    read = [_read(_find(instance, folder, key)) for instance in instances]
+    recipes = {
+        Recipe(**{field.name: row[field.name] for field in dataclasses.fields(Recipe)})
+        for rows in read for row in rows
+    }
+    if len(recipes) != 1:
+        keys = ", ".join(sorted(recipe.key for recipe in recipes)) or "none"
+        raise ValueError(
+            f"{folder}: the questions of these instances are by {len(recipes)} recipes ({keys}), "
+            "expected one; give FOLDER@KEY"
+        )
+    [recipe] = recipes
+    if k not in (None, recipe.k):
+        raise ValueError(
+            f"{folder}: its questions were made with at most {recipe.k} per chunk, expected {k}; "
+            f"set questions_per_chunk to {recipe.k}, or make others with --k {k}"
+        )
+    return StoredQuestions(
+        tuple(map(_asked, instances, read)), tuple(map(audit_of, read)), recipe
+    )
+
+
+def split_source(source: str | Path) -> tuple[Path, str | None]:
+    """Return the folder and the recipe's key that FOLDER or FOLDER@KEY names.
+
+    >>> split_source("no/such/folder@0123456789abcdef")
+    (PosixPath('no/such/folder'), '0123456789abcdef')
+    """
+    folder, at, key = str(source).rpartition("@")
+    return (Path(folder), key) if at and not Path(source).exists() else (Path(source), None)
+
+
+def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
+    """Return the audit that rows of a store tell."""
+    return tuple(
+        AuditRow(row["step"], row["question"], "; ".join(row["answers"]), row["accepted"],
+                 row["reason"], row["reply"])
+        for row in rows
+    )
+
+
 def with_questions(
     instances: Sequence[Instance], folder: str | Path, key: str | None = None
 ) -> tuple[Instance, ...]:
@@ -99,7 +162,9 @@ def with_questions(
         ValueError: the store lacks the questions of a text, holds several recipes and none was
             chosen, or a part cannot be read.
     """
-    return tuple(_loaded(instance, Path(folder), key) for instance in instances)
+    return tuple(
+        _asked(instance, _read(_find(instance, Path(folder), key))) for instance in instances
+    )
 
 
 def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
@@ -112,7 +177,7 @@ def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
     return [row for part in sorted(Path(folder).glob("*.parquet")) for row in _read(part)]
 
 
-def _loaded(instance: Instance, folder: Path, key: str | None) -> Instance:
+def _find(instance: Instance, folder: Path, key: str | None) -> Path:
     parts = sorted(folder.glob(_part(folder, instance, key or "*").name))
     if len(parts) > 1:
         keys = ", ".join(part.stem.split("-")[1] for part in parts)
@@ -127,8 +192,12 @@ def _loaded(instance: Instance, folder: Path, key: str | None) -> Instance:
             f"{_part(folder, instance, key or '*').name}; make them with prepare_questions, from "
             "chunks cut in the same way"
         )
+    return parts[0]
+
+
+def _asked(instance: Instance, rows: Sequence[Mapping[str, Any]]) -> Instance:
     questions: list[list[Question]] = [[] for _ in instance.chunks]
-    for row in _read(parts[0]):
+    for row in rows:
         if row["accepted"]:
             asked = questions[row["step"] - 1]
             asked.append(Question(

@@ -23,12 +23,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from finemem_lib.client import Memo
 from finemem_lib.files import write_json, written_beside
+from finemem_lib.model_loading import ChunkRule, Loader, MemoryRule, OperationsAs, Precision
+from finemem_lib.model_roles import REPLIES, Models, load_roles, usage_line
 from finemem_lib.policy import SCRIPTED, checkpoint_folder
+from finemem_lib.question_store import split_source
 from finemem_lib.repro import repository_root, versions
 from finemem_lib.training import SCHEMES
+from finemem_lib.training_stops import REPORTERS, can_report
 from finemem_lib.trajectory import Instance, Trajectory, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
@@ -56,6 +61,7 @@ ARTEFACTS: dict[str, Artefact] = {
     "trajectories": Artefact("trajectories.jsonl", "trajectories", "02_memory_and_retrieval"),
     "rewards": Artefact("rewards.parquet", "table", "03_rewards_and_credit"),
     "training": Artefact("training.parquet", "table", "04_grpo_training"),
+    "training_updates": Artefact("training_updates", "folder", "04_grpo_training"),
     "training_rollouts": Artefact("training_rollouts.jsonl", "updates", "04_grpo_training"),
     "trained_manager": Artefact("trained_manager", "folder", "04_grpo_training"),
     "trained_trajectories": Artefact(
@@ -124,6 +130,8 @@ TEXTS = Check(
 CHECKS: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "data": TEXTS,
+    "models": TEXT,
+    "questions": TEXT,
     "max_instances": whole(1, 100_000),
     "num_chunks": whole(1, 10_000),
     "max_chunk_tokens": whole(16, 1_000_000),
@@ -145,6 +153,13 @@ CHECKS: dict[str, Check] = {
     "scale_rewards": one_of("group", "batch", "none"),
     "num_generations": whole(2, 256),
     "checkpoint": TEXT,
+    "loader": one_of(*get_args(Loader)),
+    "precision": one_of(*get_args(Precision)),
+    "max_prompt_tokens": whole(0, 1_000_000),
+    "max_new_tokens": whole(0, 1_000_000),
+    "memory_rule": one_of(*get_args(MemoryRule)),
+    "chunk_rule": one_of(*get_args(ChunkRule)),
+    "operations_as": one_of(*get_args(OperationsAs)),
     "scheme": one_of(*SCHEMES),
     "schemes": Check(
         f"a list of two or more different ones of {', '.join(SCHEMES)}",
@@ -159,6 +174,20 @@ CHECKS: dict[str, Check] = {
     "learning_rate": real(0, 1),
     "entropy_coef": real(0, 1),
     "kl_coef": real(0, 100),
+    "train_on": one_of("planted", "instances"),
+    "question_fraction": Check(
+        "a number above 0 and at most 1", lambda value: real(0, 1).accepts(value) and value > 0
+    ),
+    "lora_rank": whole(0, 1_024),
+    "lora_alpha": whole(0, 4_096),
+    "gradient_checkpointing": SWITCH,
+    "fast_inference": SWITCH,
+    "gpu_memory_utilization": real(0.05, 0.95),
+    "save_every": whole(1, 100_000),
+    "report_to": Check(
+        f"none, or one of {', '.join(REPORTERS)} with its package installed by pip",
+        lambda value: type(value) is str and can_report(value),
+    ),
     "resume": SWITCH,
     "held_out": whole(1, 100_000),
     "source": one_of("trajectories", "trained_trajectories"),
@@ -216,7 +245,7 @@ def locate(source: str) -> Path | None:
     Raises:
         ValueError: it is neither an existing file with something in it nor the name of a data set.
     """
-    path = Path(repository_root(), Path(source).expanduser()).resolve()
+    path = _absolute(source)
     if path.is_file() and path.suffix in (".jsonl", ".json", ".parquet"):
         if path.stat().st_size == 0:
             raise ValueError(f"data file {path} is empty; fetch or write it again")
@@ -228,6 +257,34 @@ def locate(source: str) -> Path | None:
         f"data file {path} {_what(path)}; expected a .jsonl, .json or .parquet file, or a data "
         "set on the hub as owner/name or owner/name@REVISION"
     )
+
+
+def locate_models(source: str) -> Path | None:
+    """Return the file of models that a parameter names, a relative one from the repository root,
+    `None` where it names none."""
+    return _absolute(source) if source else None
+
+
+def locate_questions(source: str) -> str:
+    """Return a store of chunk questions as `question_store.load_questions` takes it, a relative
+    one from the repository root; "" where none is named.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not source:
+        return ""
+    folder, _ = split_source(path := _absolute(source))
+    if not folder.is_dir():
+        raise ValueError(
+            f"questions {folder}: is no folder, expected one that `finemem questions` wrote (or "
+            "FOLDER@KEY); make it, or leave the parameter out"
+        )
+    return str(path)
+
+
+def _absolute(source: str) -> Path:
+    return Path(repository_root(), Path(source).expanduser()).resolve()
 
 
 def _what(path: Path) -> str:
@@ -323,11 +380,20 @@ _READERS: dict[Kind, Callable[[Path], Any]] = {
 class Run:
     """One notebook's part in a run; `start_run` makes it.
 
-    `data` holds the sources of the parameter `data`, files as absolute paths.
+    `data` holds the sources of the parameter `data`, files as absolute paths, `questions` that of
+    the parameter of this name; `models` are the language models of its parameter `models`, whose
+    replies all notebooks of the run share.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, record: dict[str, Any], models: Models, questions: str = ""
+    ) -> None:
         self.folder = folder
+        self.models = models
+        models.asked = self._keep_record  # a notebook that fails has said what it paid
+        # replies that an earlier pass paid for stay in the sums
+        self._paid_before = [one for one in record["models"] if one["usage"]["calls"]]
+        self.questions = questions
         self.notebook: str = record["notebook"]
         self.data = tuple(source["source"] for source in record["data"])
         self._record = record
@@ -403,6 +469,11 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
         return folder
 
+    def progress(self, line: str) -> None:
+        """Say how far this notebook has come; `finemem run` shows the line while it is running."""
+        with written_beside(_progress_file(self.folder, self.notebook)) as beside:
+            beside.write_text(line, encoding="utf-8")
+
     def metric(self, name: str, value: float | int | str | None) -> None:
         """Note a key figure of this notebook; `None` says that it could not be measured.
 
@@ -427,9 +498,22 @@ class Run:
         with written_beside(self.folder / "figures" / f"{self.notebook}-{name}.json") as beside:
             beside.write_text(figure.to_json(), encoding="utf-8")
 
+    def model_usage(self) -> dict[str, float]:
+        """Return what the language models did for all notebooks of this run so far, summed by the
+        fields of `client.Usage`; empty where none was asked. Passes of a notebook that ran again
+        count each."""
+        self._keep_record()
+        total: dict[str, float] = {}
+        for record in recorded(self.folder):
+            for entry in record.get("models", ()):
+                for name, value in entry["usage"].items():
+                    total[name] = total.get(name, 0) + value
+        return total
+
     def finish(self) -> None:
-        """End this notebook's record and print what it read, wrote and measured; the text is the
-        same on every run with the same results."""
+        """End this notebook's record, close the memo of replies, and print what was read, written
+        and measured; the text is the same on every run with the same results, but for what
+        language models were asked."""
         self._record |= {
             "status": "ok", "ended": now(), "seconds": round(time.monotonic() - self._begun, 3),
             "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
@@ -440,8 +524,12 @@ class Run:
         print("writes:", ", ".join(dict.fromkeys(self._written)) or "nothing")
         for name, value in self._record["metrics"].items():
             print(f"{name}: {format_metric(value)}")
+        for entry in self.models.record():
+            print(usage_line(entry))
+        self.models.close()
 
     def _keep_record(self) -> None:
+        self._record["models"] = [*self._paid_before, *self.models.record()]
         write_json(_record_file(self.folder, self.notebook), self._record)
 
 
@@ -458,7 +546,8 @@ def start_run(
     Every parameter has a check in `CHECKS`, or in `checks` where one notebook needs its own.
 
     Raises:
-        ValueError: parameters are refused (all are named at once), or a data file is missing.
+        ValueError: parameters are refused (all are named at once), or a data file is missing, or
+            the file of models is not usable.
         OSError: the run's folder cannot be written.
     """
     parameters = {"seed": seed, **parameters}
@@ -479,13 +568,31 @@ def start_run(
         source = checkpoint_folder(checkpoint)
         checkpoint = {"source": checkpoint, "sha256": None if source is None else sha256(source)}
     folder = run_folder(run_id)
-    return Run(folder, {
+    questions = locate_questions(parameters.get("questions", ""))
+    roles = None
+    if path := locate_models(parameters.get("models", "")):
+        roles = load_roles(path, folder)
+        _take_replies(folder)
+    earlier = read_record(folder, notebook)
+    record = {
         "schema_version": RECORD_VERSION, "notebook": notebook, "run_id": run_id,
         "status": "running", "started": now(), "seed": seed, "parameters": parameters,
         "versions": versions(), "data": data, "checkpoint": checkpoint, "reads": {}, "metrics": {},
+        "models": earlier.get("models", []),
         # what an earlier pass wrote stays valid until it is replaced
-        "writes": read_record(folder, notebook).get("writes", {}),
-    })
+        "writes": earlier.get("writes", {}),
+    }
+    return Run(folder, record, Models(roles), questions)
+
+
+def _take_replies(folder: Path) -> None:
+    """Give a run that reuses another a copy of that one's replies, so that it asks nothing anew."""
+    reused, mine = os.environ.get("FINEMEM_REUSE_RUN"), folder / REPLIES
+    if reused and not mine.exists() and (earlier := run_folder(reused) / REPLIES).exists():
+        memo = Memo(earlier)
+        with written_beside(mine) as beside:
+            memo.copy_to(beside)
+        memo.close()
 
 
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
@@ -528,6 +635,18 @@ def format_metric(value: float | int | str | None) -> str:
 
 def _record_file(folder: Path, notebook: str) -> Path:
     return folder / "records" / f"{notebook}.json"
+
+
+def progress_line(folder: Path, notebook: str) -> str:
+    """Return what a running notebook said last of how far it has come, "" before it said any."""
+    try:
+        return _progress_file(folder, notebook).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _progress_file(folder: Path, notebook: str) -> Path:
+    return folder / "scratch" / f"{notebook}.progress"
 
 
 def _artefact(name: str) -> Artefact:

@@ -27,9 +27,10 @@ from finemem_lib.language_models import (
     content_rewards,
     judged,
     load_prompt,
-    make_reader,
+    reader_settings,
 )
 from finemem_lib.memory import FlatMemory
+from finemem_lib.model_roles import ModelRole, Models
 from finemem_lib.planted import planted_stream
 from finemem_lib.policy import make_manager
 from finemem_lib.questions import make_chunk_questions
@@ -72,6 +73,10 @@ def nothing_hangs():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, former)
+
+
+def reader_of(options):
+    return Models({"reader": ModelRole(*reader_settings(options))}).reader([])
 
 
 def chat(server, **settings):
@@ -257,7 +262,7 @@ def test_a_rollout_is_the_same_with_faults_and_when_it_is_played_again(tmp_path)
             for _ in range(2):
                 played.append(play(
                     [instance], make_manager("insert-all"), RolloutSettings(num_generations=2),
-                    make_reader(settings, [instance]), seed=0,
+                    reader_of(settings), seed=0,
                 ))
             assert set(server.paid.values()) == {1}
     assert played[0] == played[1] == played[2] == played[3]
@@ -265,15 +270,14 @@ def test_a_rollout_is_the_same_with_faults_and_when_it_is_played_again(tmp_path)
 
 
 @pytest.mark.parametrize(("settings", "said_"), [
-    ({"kind": "extractive", "model": "m"}, "model with kind 'extractive'"),
     ({"kind": "server", "model": "m"}, "base_url is missing"),
     ({"kind": "server", "model": "m", "base_url": "http://h", "key": "x"}, "key: Unexpected"),
     ({"kind": "nearby", "model": "m"}, "'server' or 'local'"),
-    ({"kind": "server", "model": "m", "cite": "no"}, "cite is 'no', expected true or false"),
+    ({"kind": "server", "model": "m", "cite": "no"}, "cite is no switch, expected true or false"),
 ])
 def test_reader_settings_that_cannot_be_are_refused_in_words(settings, said_):
     with pytest.raises(ValueError, match=said_):
-        make_reader(settings, [])
+        reader_settings(settings)
 
 
 def test_every_prompt_keeps_what_others_wrote_apart_and_has_a_version():
@@ -386,10 +390,10 @@ def test_a_real_server_reads_in_a_rollout_and_random_weights_are_malformed(tiny_
     )
     ((one,),) = play(
         [instance], make_manager("insert-all"), RolloutSettings(num_generations=1),
-        make_reader(options, [instance]), seed=0,
+        reader_of(options), seed=0,
     )
     assert all(asked.used is None and asked.score in (0.0, 1.0, None) for asked in one.questions)
-    citing = make_reader({**options, "cite": True}, [instance])
+    citing = reader_of({**options, "cite": True})
     assert citing.read([TASK]) == [Reading(None, None)]
     assert citing.agent.chat.usage.malformed == citing.agent.chat.usage.calls == 2
 

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from finemem_lib import prepare
 from finemem_lib.datasets import load_instances
 from finemem_lib.pipeline import main
 from finemem_lib.question_store import stored_rows, with_questions
 from tests.fault_server import FaultServer
 
-README = Path(__file__).resolve().parents[1] / "README.md"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SAMPLES = DATA / "raw_samples"
 TREC = SAMPLES / "trec_train_5500_excerpt.label"
@@ -188,13 +186,8 @@ def test_a_server_that_refuses_ends_the_command_without_the_key(data, tmp_path, 
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (None, "cannot be read"),
-    (f"teacher: [\n  key: {KEY}", "line 2: no YAML, expected a mapping 'teacher'"),
-    ("", "got NoneType, expected a mapping 'teacher'"),
-    (f"reader: {{key: {KEY}}}", "got reader, expected"),
-    (f"teacher: {KEY}", "teacher is a str, expected"),
-    (f"teacher: {{model: m, api_key: {KEY}}}", "teacher: .*api_key: Unexpected keyword.*fields"),
-    (f"verifier: {{model: m, base_url: 'http://h/v1', key_env: {KEY}}}", "verifier: .*key_env is "),
+    (None, "models .*models.yaml: cannot be read"),
+    (f"pupil: {{key: {KEY}}}", "got pupil, expected"),
     ("teacher: {model: m, base_url: 'http://h/v1', key_env: NOT_SET_HERE}",
      "variable NOT_SET_HERE is not set, expected the key of http://h/v1; set it"),
     ("teacher: {model: m, base_url: 'http://h/v1', memo: models.yaml}",
@@ -214,12 +207,26 @@ def test_settings_of_models_that_cannot_be_used(
     assert not list(tmp_path.glob("q/*.parquet"))
 
 
-def test_the_settings_that_the_readme_shows_are_accepted(tmp_path):
-    [shown] = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "models.yaml").write_text(shown)
-    found = prepare._model_settings(tmp_path / "models.yaml", tmp_path / "q")
-    assert list(found) == ["teacher", "verifier"]
-    assert found["teacher"].memo == str(tmp_path / "q" / "replies.sqlite")
+def test_roles_that_the_command_does_not_play_may_stand_in_the_file(data, tmp_path, key):
+    with FaultServer(answers) as server:
+        models = Path(write_models(tmp_path / "models.yaml", server))
+        given = json.loads(models.read_text())
+        models.write_text(json.dumps(given | {"judge": given["teacher"] | {"key_env": "NOT_SET"}}))
+        assert main(["questions", "--data", data, "--output", str(tmp_path / "q"), "--models",
+                     str(models)]) == 0
+
+
+def test_long_chunks_are_cut_as_notebook_01_cuts_them(tmp_path):
+    data, folder = write_data(tmp_path / "long.jsonl", 1, chunks=["Mia moved to Rome. " * 40]), []
+    for number in ("20", "4096"):
+        folder.append(tmp_path / number)
+        assert main(["questions", "--data", data, "--output", str(folder[-1]),
+                     "--max-chunk-tokens", number]) == 0
+    cut = load_instances(data, max_chunk_tokens=20).instances
+    assert with_questions(cut, folder[0])
+    assert with_questions(load_instances(data).instances, folder[1])
+    with pytest.raises(ValueError, match="from chunks cut in the same way"):
+        with_questions(cut, folder[1])
 
 
 def test_questions_that_cannot_be_made_start_nothing(data, tmp_path, capsys):

@@ -77,6 +77,24 @@ def test_a_parameter_that_looks_like_a_secret_is_refused(tmp_path):
     assert "hidden-value" not in str(caught.value) and "max_chunk_tokens" not in str(caught.value)
 
 
+def test_models_and_questions_that_cannot_be_used_are_refused_once(tmp_path, monkeypatch):
+    for stem in (FIRST, THIRD):
+        write_notebook(tmp_path, stem, 'models: str = ""  # m\nquestions: str = ""  # q\n')
+    path = tmp_path / "models.yaml"
+    given = {"models": str(path), "questions": "no/such"}
+    with pytest.raises(UsageError, match=r"models\.yaml: cannot be read") as caught:
+        resolve(tmp_path, given)
+    assert str(caught.value).count("cannot be read") == 1
+    assert str(caught.value).count("no/such: is no folder") == 1
+    path.write_text("reader: {model: m, base_url: 'http://h/v1', key_env: TEST_MODEL_KEY}")
+    monkeypatch.delenv("TEST_MODEL_KEY", raising=False)
+    with pytest.raises(UsageError, match="reader: the environment variable TEST_MODEL_KEY is not"):
+        resolve(tmp_path, {"models": str(path)})
+    monkeypatch.setenv("TEST_MODEL_KEY", "hidden-value")
+    found = resolve(tmp_path, {"models": str(path), "questions": str(tmp_path)})
+    assert found[FIRST]["models"] == str(path) and "hidden-value" not in str(found)
+
+
 @pytest.mark.parametrize("content, reason", [
     ("{", "are not readable"), (None, "has no parameter run_id"),
 ])

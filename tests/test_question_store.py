@@ -12,6 +12,7 @@ import pytest
 
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
 from finemem_lib.question_store import (
+    load_questions,
     prepare_questions,
     recipe_of,
     stored_rows,
@@ -55,6 +56,36 @@ def test_what_is_loaded_is_what_was_made(tmp_path):
     assert told == [(1, 3), (2, 3), (3, 3)]
     bare = [dataclasses.replace(one, chunk_questions=None) for one in instances]
     assert with_questions(bare, tmp_path) == made
+
+
+def test_a_store_gives_back_instances_audits_and_the_recipe(tmp_path):
+    instances, teacher = streams(), ClozeTeacher()
+    made = [make_chunk_questions(one, teacher, READER, k=3) for one in instances]
+    prepare_questions(instances, tmp_path, teacher, READER, k=3)
+    bare = [dataclasses.replace(one, chunk_questions=None) for one in instances]
+    stored = load_questions(bare, str(tmp_path), k=3)
+    assert list(zip(stored.instances, stored.audits, strict=True)) == made
+    assert stored.recipe == recipe_of(teacher, READER, k=3)
+    with pytest.raises(ValueError, match="at most 3 per chunk, expected 5; set questions_per_chun"):
+        load_questions(bare, tmp_path, k=5)
+    with pytest.raises(ValueError, match="holds no questions for the text"):
+        load_questions(streams(4), tmp_path, k=3)
+
+
+def test_instances_of_several_recipes_name_the_one_that_is_meant(tmp_path):
+    first, second, third = streams()
+    prepare_questions([first, second], tmp_path, ClozeTeacher(), READER, k=3)
+    prepare_questions([second, third], tmp_path, ClozeTeacher(), READER, k=2)
+    keys = [recipe_of(ClozeTeacher(), READER, k=k).key for k in (3, 2)]
+    with pytest.raises(ValueError, match="by 2 recipes"):
+        load_questions([first, second], tmp_path)
+    with pytest.raises(ValueError, match=rf"by 2 recipes \({', '.join(sorted(keys))}\).*FOLDER@K"):
+        load_questions([first, third], tmp_path)
+    stored = load_questions([first, second], f"{tmp_path}@{keys[0]}", k=3)
+    assert stored.recipe.key == keys[0]
+    odd = tmp_path / "a@b"
+    prepare_questions([first], odd, ClozeTeacher(), READER, k=1)
+    assert load_questions([first], odd).recipe.k == 1
 
 
 def test_a_row_per_candidate_with_verdict_and_recipe(tmp_path):
