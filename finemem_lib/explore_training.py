@@ -14,7 +14,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib import plot_style as style
@@ -35,6 +35,7 @@ from finemem_lib.plots_training import (
     training_curves,
     training_keys,
 )
+from finemem_lib.progress import Progress
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.training import SCHEMES, Record, RewardScheme
 from finemem_lib.trajectory import Step, Trajectory
@@ -54,14 +55,18 @@ SHARE_OF_TIME = 0.05
 class LiveCurves:
     """Curves of a training run that grow below the cell that trains.
 
-    Give it to `train_manager` as `on_update`, and call `finish` with the result's records. Every
+    Give it to `train_manager` as `on_update`, and call `finish` with the result's records. The
+    title says how many of `updates` are done and about what time is left; `say`, such as
+    `Run.progress`, is told the same line. Every
     record costs a few milliseconds at most: the figure is made once and then only its numbers are
     replaced, and where drawing takes longer than `SHARE_OF_TIME` of the time, records are drawn
     together. An error in drawing is printed once and never reaches the training.
     """
 
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
+    def __init__(self, updates: int, say: Callable[[str], Any] | None = None) -> None:
+        self.say = say
+        self.progress = Progress(updates, "updates")
+        self.line = ""
         self.records: list[Record] = []
         self.error = ""
         self._keys: list[str] = []
@@ -73,6 +78,9 @@ class LiveCurves:
     def __call__(self, record: Record) -> None:
         try:
             self.records.append(dict(record))
+            self.line = self.progress(record["step"])
+            if self.say is not None:
+                self.say(self.line)
             started = time.perf_counter()
             if started >= self._next:
                 known = self._keys
@@ -106,8 +114,7 @@ class LiveCurves:
         for trace, key in zip(self._spec["data"], drawn, strict=True):
             trace["x"] = [record["step"] for record in self.records]
             trace["y"] = [style.number(record.get(key)) for record in self.records]
-        title = f"Training, update {self.records[-1]['step']} of {self.updates}"
-        self._spec["layout"]["title"]["text"] = title
+        self._spec["layout"]["title"]["text"] = f"Training, {self.line}"
         if not is_live():
             self._show_plain(self._spec)
         elif self._widget is None:
@@ -217,6 +224,7 @@ def training_explorer(
     scheme: RewardScheme = "Fine-Mem",
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
+    stored: Updates | None = None,
 ) -> Explorer:
     """Return the explorer of a training run: run, update, group, rollout, step, token.
 
@@ -224,11 +232,14 @@ def training_explorer(
     "training_rollouts"; `manager` is the trained one, which spells the tokens and gives them its
     log-probabilities. Every figure chooses in the next: click a kept update (dotted lines), a
     group, a rollout, a step's bar. It starts at the largest advantage of the last kept update.
+    With `stored`, all updates as training wrote them (`TrainingResult.updates`, or
+    `StoredUpdates` of the artefact "training_updates"), a kernel offers every one of them.
 
     Raises:
         ValueError: no update's trajectories were kept.
     """
-    if not kept:
+    offered = stored if stored and is_live() else kept
+    if not offered:
         raise ValueError(
             "training_explorer: no trajectories were kept, expected those of at least one update; "
             "train with keep_updates"
@@ -236,10 +247,14 @@ def training_explorer(
     settings = settings or RewardSettings()
     weights = {record["step"]: record["w1"] for record in records if "w1" in record}
 
-    @functools.cache
+    @functools.lru_cache(maxsize=8)  # of hundreds of updates, each may be large
+    def played(update: int) -> Sequence[Sequence[Trajectory]]:
+        return offered[update]
+
+    @functools.lru_cache(maxsize=8)
     def groups(update: int) -> list[RolloutGroup]:
         then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
-        return rollout_groups(kept[update], scheme, then, scale_rewards)
+        return rollout_groups(played(update), scheme, then, scale_rewards)
 
     @functools.cache
     def of_run(update: int) -> go.Figure:
@@ -251,7 +266,7 @@ def training_explorer(
                     type="line", x0=number, x1=number, y0=0, y1=1, xref=axis, yref="paper",
                     layer="below", line={"dash": "solid" if chosen else "dot", "color": style.INK,
                                          "width": 2 if chosen else 1})
-        points = [record["step"] if record["step"] in kept else None for record in records]
+        points = [record["step"] if record["step"] in offered else None for record in records]
         return _clicks(figure, "update", {
             str(place): points for place in range(len(figure.data))})
 
@@ -286,25 +301,27 @@ def training_explorer(
                 f"Update {update}, rollout {rollout + 1}, step {step}"),
         }
 
-    strongest = [_strongest(group) for group in groups(max(kept))]
+    last = max(kept or offered)
+    strongest = [_strongest(group) for group in groups(last)]
     instance = max(range(len(strongest)), key=lambda place: strongest[place][0][0])
     _, rollout, step = strongest[instance][0]
     linked = [
         {"update": update, "instance": place, "rollout": row, "step": step}
-        for update in sorted(kept) for place, group in enumerate(groups(update))
+        for update in (sorted(kept) if offered is kept else ())  # with a kernel, none are needed
+        for place, group in enumerate(groups(update))
         for row, steps in sorted(_shown_steps(group).items()) for step in steps
     ]
     return Explorer("Training, from the run to the token", (
-        Control("update", "update", [(str(number), number) for number in sorted(kept)],
-                max(kept), kind="slider"),
-        Control("instance", "instance", lambda state: _instances(kept[state["update"]]),
+        Control("update", "update", [(str(number), number) for number in sorted(offered)],
+                last, kind="slider"),
+        Control("instance", "instance", lambda state: _instances(played(state["update"])),
                 instance),
         Control("rollout", "rollout", lambda state: [
-            (str(row + 1), row) for row in range(len(kept[state["update"]][state["instance"]]))],
+            (str(row + 1), row) for row in range(len(played(state["update"])[state["instance"]]))],
             rollout),
         Control("step", "step t", lambda state: [
             (str(one.step), one.step)
-            for one in kept[state["update"]][state["instance"]][state["rollout"]].steps],
+            for one in played(state["update"])[state["instance"]][state["rollout"]].steps],
             step, kind="slider"),
         Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
     ), build, linked)

@@ -19,7 +19,6 @@ import json
 import multiprocessing.connection
 import os
 import platform
-import re
 import resource
 import secrets
 import shutil
@@ -31,14 +30,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib import __version__, prepare, runs
-from finemem_lib.console import BAD_USAGE, EXIT_CODES, UsageError, interruptible, print_table
+from finemem_lib import __version__, plan, prepare, runs
+from finemem_lib.console import BAD_USAGE, EXIT_CODES, UsageError, interruptible, plain, print_table
 from finemem_lib.files import discard, write_json
 from finemem_lib.profiles import (
+    add_arguments,
     check_reads,
-    load_profile,
+    requested,
     resolve_parameters,
-    select_notebooks,
+    unusable_sources,
 )
 from finemem_lib.repro import git_state, repository_root, versions
 
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 MANIFEST_VERSION = 1
+CHECKPOINTS = "-checkpoints"
+"""How the scratch folders end (`Run.scratch`) that a stopped run keeps."""
+
 _ENDS = {"failed": "failed", "timeout": "ran out of time", "interrupted": "was interrupted"}
 
 KERNEL_ENVIRONMENT = {
@@ -120,8 +123,8 @@ def _outlive_command(folder: Path) -> None:
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     try:
         _kill_tree(os.getpid(), including=False)
-        read_manifest(folder, settle=True)
-        _clear_scratch(folder)
+        if read_manifest(folder, settle=True)["status"] != "running":  # else it was resumed
+            _clear_scratch(folder)
     finally:
         os._exit(1)
 
@@ -138,9 +141,14 @@ def _kill_tree(pid: int, including: bool = True) -> None:
         psutil.wait_procs(doomed, timeout=10)
 
 
-def _clear_scratch(folder: Path) -> None:
-    """Remove what a run needs only while it is running, and what a killed kernel left beside."""
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
+def _clear_scratch(folder: Path, finished: bool = False) -> None:
+    """Remove what a run needs only while it is running, and what a killed kernel left beside; the
+    checkpoints that `finemem resume` goes on from stay until the run is `finished`."""
+    for path in (folder / "scratch").glob("*"):
+        if finished or not path.name.endswith(CHECKPOINTS):
+            discard(path)
+    with contextlib.suppress(OSError):  # checkpoints are left, or there was none
+        (folder / "scratch").rmdir()
     for path in folder.rglob("*.tmp"):
         discard(path)
 
@@ -245,21 +253,19 @@ def _new_manifest(
     options: argparse.Namespace, run_id: str, notebooks: Sequence[Path],
     given: Mapping[str, Any], resolved: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    import psutil
-
     seeds = {values.get("seed") for values in resolved.values()}
     sources = dict.fromkeys(str(s) for values in resolved.values() for s in values.get("data", ()))
     return {
         "schema_version": MANIFEST_VERSION, "run_id": run_id, "status": "running",
         "exit_code": None, "error": None, "started": runs.now(), "ended": None, "seconds": None,
         "command": ["finemem", *options.command_line], "profile": options.profile,
+        "notebooks_dir": str(notebooks[0].parent) if options.notebooks_dir else None,
         "parameters_given": dict(given), "seed": seeds.pop() if len(seeds) == 1 else None,
         "reuse": options.reuse, "inputs": {source: _data_hash(source) for source in sources},
         "outputs": {}, "versions": {"finemem": __version__, **versions()},
         "git": git_state(repository_root()), "platform": platform.platform(),
         "cpus": os.cpu_count(), "peak_memory_mb": None,
-        "process": {"pid": os.getpid(), "created": psutil.Process().create_time(),
-                    "host": platform.node()},
+        "process": _this_process(), "resumed": [],
         "notebooks": [
             {"name": path.stem, "source_sha256": _source_hash(path), "status": "not run",
              "seconds": None, "parameters": resolved[path.stem], "reads": [], "writes": [],
@@ -267,6 +273,12 @@ def _new_manifest(
             for path in notebooks
         ],
     }
+
+
+def _this_process() -> dict[str, Any]:
+    import psutil
+
+    return {"pid": os.getpid(), "created": psutil.Process().create_time(), "host": platform.node()}
 
 
 def _data_hash(source: str) -> str | None:
@@ -286,10 +298,10 @@ def _source_hash(path: Path) -> str:
 
 
 def _add_record(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy what a notebook read and wrote from its record into its entry; return the record."""
+    """Copy what a notebook read, wrote and asked from its record into its entry; return it."""
     record = runs.read_record(folder, entry["name"])
     entry |= {"reads": list(record.get("reads", ())), "writes": list(record.get("writes", ())),
-              "peak_memory_mb": record.get("peak_memory_mb")}
+              "peak_memory_mb": record.get("peak_memory_mb"), "models": record.get("models", [])}
     return record
 
 
@@ -298,21 +310,7 @@ def _add_record(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run notebooks in order until one fails; return the exit code."""
-    folder_of_notebooks = Path(options.notebooks_dir or repository_root() / "notebooks").resolve()
-    profile = load_profile(folder_of_notebooks / "profiles", options.profile)
-    notebooks = select_notebooks(folder_of_notebooks, options.notebooks or profile.notebooks)
-    given: dict[str, Any] = {}
-    for setting in options.set:
-        name, equals, value = setting.partition("=")
-        if not equals or not re.fullmatch(r"(\d\d\.)?[A-Za-z_]\w*", name):
-            raise UsageError(f"--set {setting!r}: expected NAME=VALUE or NN.NAME=VALUE")
-        if name.rpartition(".")[2] == "run_id":
-            raise UsageError("--set run_id: give --run-id ID")
-        given[name] = value
-    if options.data:
-        given["data"] = [str(Path(source).expanduser().resolve())
-                         if Path(source).expanduser().exists() else source
-                         for source in options.data]
+    profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
     try:
@@ -342,6 +340,49 @@ def run_command(options: argparse.Namespace) -> int:
     return EXIT_CODES[_run(folder, notebooks, manifest, options)]
 
 
+def resume_command(options: argparse.Namespace) -> int:
+    """Run again, in its folder and with its parameters, what a run has not finished; return the
+    exit code. Notebooks that are ok are kept, and training goes on from its last checkpoint."""
+    try:
+        folder = runs.run_folder(options.run)
+        manifest = read_manifest(folder, settle=True)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    process = manifest["process"]
+    if manifest["status"] == "running":
+        raise UsageError(f"run {options.run!r} is running, as process {process['pid']} on "
+                         f"{process['host']}; wait for its end, or stop it")
+    left = [entry for entry in manifest["notebooks"] if entry["status"] != "ok"]
+    if not left:
+        raise UsageError(f"run {options.run!r} has nothing left to run; `finemem report "
+                         f"{options.run}` makes its report again")
+    place = Path(manifest.get("notebooks_dir") or repository_root() / "notebooks")
+    notebooks = [place / f"{entry['name']}.ipynb" for entry in manifest["notebooks"]]
+    problems = [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
+    sources = dict.fromkeys(s for entry in left for s in entry["parameters"].get("data", ()))
+    problems += [f"data {source} has changed since the run began; start a new run"
+                 for source in sources if _data_hash(source) != manifest["inputs"].get(source)]
+    problems += [what for entry in left for what in unusable_sources(entry["parameters"])]
+    if problems:
+        raise UsageError("\n  ".join([
+            f"run {options.run!r} cannot be resumed:", *dict.fromkeys(problems)
+        ]))
+    manifest["resumed"] = [*manifest.get("resumed", ()), {
+        "at": runs.now(), "process": _this_process(), "git": git_state(repository_root()),
+        "after": {"status": manifest["status"], "error": manifest["error"], "process": process},
+        "notebooks": [entry["name"] for entry in left],
+    }]
+    manifest |= {"status": "running", "exit_code": None, "error": None, "ended": None,
+                 "process": _this_process()}
+    hashes = dict(zip((path.stem for path in notebooks), map(_source_hash, notebooks), strict=True))
+    for entry in left:
+        entry |= {"status": "not run", "error": None, "seconds": None,
+                  "source_sha256": hashes[entry["name"]]}
+    _clear_scratch(folder)
+    write_json(folder / "manifest.json", manifest)
+    return EXIT_CODES[_run(folder, notebooks, manifest, options)]
+
+
 def _run(
     folder: Path, notebooks: Sequence[Path], manifest: dict[str, Any], options: argparse.Namespace
 ) -> str:
@@ -350,12 +391,17 @@ def _run(
     deadline = begun + options.timeout if options.timeout else float("inf")
     metrics: dict[str, dict[str, Any]] = {}
     status, error, report = "failed", None, None
-    print(f"run {manifest['run_id']}: profile {options.profile}, {len(notebooks)} notebooks",
+    left = [entry["name"] for entry in manifest["notebooks"] if entry["status"] != "ok"]
+    print(f"run {manifest['run_id']}: profile {manifest['profile']}, {len(left)} notebooks",
           flush=True)
     with interruptible():
         try:
-            environment = _kernel_environment(folder, manifest, options)
+            environment = _kernel_environment(folder, manifest)
             for path, entry in zip(notebooks, manifest["notebooks"], strict=True):
+                if entry["status"] == "ok":
+                    record = runs.read_record(folder, entry["name"])
+                    metrics[entry["name"]] = record.get("metrics", {})
+                    continue
                 _run_notebook(path, entry, manifest, folder, environment, deadline, metrics)
                 status = entry["status"]
                 if status != "ok":
@@ -365,11 +411,13 @@ def _run(
             status, error = "interrupted", "by a signal"
         except Exception as problem:  # a full disk, or an error of ours: the manifest must end
             status, error = "failed", f"{type(problem).__name__}: {problem}"
-        _clear_scratch(folder)
+        _clear_scratch(folder, finished=status == "ok")
         manifest |= {
             "status": status, "error": error, "ended": runs.now(),
-            "seconds": round(time.monotonic() - begun, 1), "exit_code": EXIT_CODES[status],
-            "peak_memory_mb": runs.peak_memory_mb(resource.RUSAGE_CHILDREN),
+            "seconds": round((manifest["seconds"] or 0) + time.monotonic() - begun, 1),
+            "exit_code": EXIT_CODES[status],
+            "peak_memory_mb": max(manifest["peak_memory_mb"] or 0,
+                                  runs.peak_memory_mb(resource.RUSAGE_CHILDREN)),
         }
         if status != "ok":
             _say_why_not_run(manifest)
@@ -390,13 +438,11 @@ def _run(
     ])
     if error:
         print(f"{status}: {error}", file=sys.stderr)
-    if left := [entry for entry in manifest["notebooks"] if entry["status"] == "not run"]:
-        for entry in left:
+    for entry in manifest["notebooks"]:
+        if entry["status"] == "not run":
             print(f"{entry['name']}: {entry['error']}", file=sys.stderr)
-        rest = ",".join(entry["name"][:2] for entry in manifest["notebooks"]
-                        if entry["status"] != "ok")
-        print(f"go on with: finemem run --notebooks {rest} --reuse {manifest['run_id']} (and the "
-              "other options of this command)", file=sys.stderr)
+    if any(entry["status"] != "ok" for entry in manifest["notebooks"]):
+        print(f"go on with: finemem resume {manifest['run_id']}", file=sys.stderr)
     if report:
         print(f"report: {report}")
     print(f"status={status} run={manifest['run_id']} seconds={manifest['seconds']:.0f}")
@@ -412,15 +458,24 @@ def _run_notebook(
     live = sys.stdout.isatty()
 
     def say() -> None:
-        seconds = time.monotonic() - started
-        print(f"{entry['name']:<32} {entry['status']:<11} {seconds:7.1f} s",
-              end="\r" if entry["status"] == "running" else "\n", flush=True)
+        line = f"{entry['name']:<32} {entry['status']:<11} {time.monotonic() - started:7.1f} s"
+        running = entry["status"] == "running"
+        if running and (progress := runs.progress_line(folder, path.stem)):
+            line += f"  {plain(progress)}"
+        if live:  # what was there before is overwritten
+            width = shutil.get_terminal_size().columns - 1
+            line = line[:width].ljust(width)
+        print(line, end="\r" if running else "\n", flush=True)
 
+    parameters = dict(entry["parameters"])
+    held = folder / "scratch" / f"{path.stem}{CHECKPOINTS}"
+    if "resume" in parameters and any(held.glob("checkpoint-*")):  # of a run that was stopped
+        parameters["resume"] = True
     entry["status"] = "running"
     try:
         write_json(folder / "manifest.json", manifest)
         entry["status"], entry["error"] = _execute(
-            path, entry["parameters"], folder, environment, deadline, say if live else lambda: None
+            path, parameters, folder, environment, deadline, say if live else lambda: None
         )
     except KeyboardInterrupt:
         entry["status"], entry["error"] = "interrupted", "interrupted"
@@ -442,9 +497,7 @@ def _run_notebook(
             manifest["inputs"][checkpoint["source"]] = checkpoint["sha256"]
 
 
-def _kernel_environment(
-    folder: Path, manifest: Mapping[str, Any], options: argparse.Namespace
-) -> dict[str, str]:
+def _kernel_environment(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the variables of the kernels, and write a kernelspec for exactly this interpreter:
     a "python3" of the user's own may start another environment."""
     from ipykernel.kernelspec import write_kernel_spec
@@ -455,7 +508,10 @@ def _kernel_environment(
     inherited = os.environ.get("JUPYTER_PATH")
     return KERNEL_ENVIRONMENT | {
         "FINEMEM_RUNS_DIR": str(folder.parent),
-        "FINEMEM_REUSE_RUN": options.reuse or "",
+        "FINEMEM_REUSE_RUN": manifest["reuse"] or "",
+        "TENSORBOARD_LOGGING_DIR": os.environ.get("TENSORBOARD_LOGGING_DIR")
+        or str(folder / "tensorboard"),
+        "WANDB_DIR": os.environ.get("WANDB_DIR") or str(folder),
         "HF_HUB_OFFLINE": "0" if on_hub else os.environ.get("HF_HUB_OFFLINE", "1"),
         "JUPYTER_PATH": os.pathsep.join(filter(None, (str(scratch), inherited))),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
@@ -574,19 +630,18 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run notebooks and make the report")
     run.set_defaults(command=run_command)
-    run.add_argument("--profile", default="default", help="a file of notebooks/profiles")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                     help="a parameter of every notebook that has it; NN.NAME for one notebook")
-    run.add_argument("--notebooks", action="append", metavar="01,03-05",
-                     help="which notebooks (default: the profile's)")
-    run.add_argument("--data", nargs="+", action="extend", metavar="PATH",
-                     help="files of real instances, or data sets on the hub as owner/name")
+    add_arguments(run)
     run.add_argument("--run-id", metavar="ID", help="name of the run (default: time and a number)")
     run.add_argument("--reuse", metavar="RUN",
                      help="take artefacts that the chosen notebooks do not write from this run")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
     run.add_argument("--figures", **figures)
-    run.add_argument("--notebooks-dir", metavar="FOLDER", help="default: notebooks/")
+
+    resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
+    resume.set_defaults(command=resume_command)
+    resume.add_argument("run", metavar="RUN")
+    resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
+    resume.add_argument("--figures", **figures)
 
     commands.add_parser("list", help="show the runs").set_defaults(command=list_command)
 
@@ -600,6 +655,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="of a Dask cluster that runs the cells (extra dask)")
 
     prepare.add_commands(commands)
+    plan.add_command(commands)
 
     report = commands.add_parser("report", help="make the report of a run again")
     report.set_defaults(command=report_command)

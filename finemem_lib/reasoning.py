@@ -421,6 +421,30 @@ class MemoisedAgent:
             for task, (answer, places) in zip(tasks, map(self._memo.__getitem__, keys), strict=True)
         ]
 
+    def memo_to_json(self) -> str:
+        """Return all that was answered, for `memo_from_json`."""
+        return json.dumps([*self._memo.items()])
+
+    def memo_from_json(self, text: str) -> None:
+        """Know again what was answered when `text` was made, beside what is known already.
+
+        Raises:
+            ValueError: the text is not that of a memo.
+        """
+        try:
+            known = {
+                (settings, question, source, tuple(contents), tuple(written)):
+                    (answer, None if places is None else tuple(places))
+                for (settings, question, source, contents, written), (answer, places)
+                in json.loads(text)
+            }
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"MemoisedAgent: not readable as a memo ({error}), expected what memo_to_json "
+                "returned; leave it out to ask anew"
+            ) from error
+        self._memo = known | self._memo
+
 
 def _read_batch(agent: ReasoningAgent, tasks: Sequence[ReadingTask]) -> list[Reading]:
     """Read a batch and hold the agent to the protocol."""

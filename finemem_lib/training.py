@@ -17,23 +17,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finemem_lib.files import write_json
+from finemem_lib.checkpoints import (
+    checkpoint_to_resume,
+    hold_settings,
+    last_checkpoint,
+    restore_reader,
+    save_reader,
+    update_of,
+)
+from finemem_lib.model_loading import ModelSettings, import_unsloth, no_progress_bars
 from finemem_lib.planted import StreamSettings, planted_stream
-from finemem_lib.policy import ModelManager, PromptBuilder, load_manager, no_progress_bars
+from finemem_lib.policy import ModelManager, PromptBuilder, load_manager
 from finemem_lib.reasoning import ReasoningAgent, reader_for
 from finemem_lib.repro import stable_seed
 from finemem_lib.rewards import (
@@ -45,6 +50,13 @@ from finemem_lib.rewards import (
 )
 from finemem_lib.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.sampling import sample_completions
+from finemem_lib.training_record import PlayedUpdate, StoredUpdates, update_file
+from finemem_lib.training_stops import (
+    Interrupts,
+    check_reporter,
+    is_out_of_memory,
+    memory_advice,
+)
 from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
 
 if TYPE_CHECKING:
@@ -123,6 +135,24 @@ def planted_instances(
     return [planted_stream(stable_seed(seed, split, number), stream) for number in range(count)]
 
 
+def held_out_split(
+    instances: Sequence[Instance], held_out: int, instances_per_update: int
+) -> tuple[list[Instance], list[Instance]]:
+    """Return the instances to train on and the last `held_out` ones, to test on.
+
+    Raises:
+        ValueError: too few are left to train on.
+    """
+    left = len(instances) - held_out
+    if left < instances_per_update:
+        raise ValueError(
+            f"held_out_split: {len(instances)} instances, {held_out} of them held out, leave "
+            f"{max(left, 0)} to train on, expected at least {instances_per_update}, the number of "
+            "one update; add data, or lower held_out or instances_per_update"
+        )
+    return list(instances[:left]), list(instances[left:])
+
+
 def grpo_config(
     output_dir: str | Path,
     *,
@@ -191,11 +221,21 @@ def grpo_config(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        # TRL's own values, which Unsloth has others for.
+        auto_find_batch_size=False,
+        dataloader_pin_memory=True,
+        eval_accumulation_steps=None,
+        fp16=False,
+        generation_kwargs=None,
+        logging_nan_inf_filter=True,
+        per_device_eval_batch_size=8,
+        router_aux_loss_coef=None,
+        torch_empty_cache_steps=None,
+        vllm_mode="colocate",
     )
     return GRPOConfig(**(values | overrides))
 
 
-@functools.cache
 def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
     """Return `StepGRPOTrainer`, a subclass of the GRPOTrainer that TRL (or Unsloth) offers now.
 
@@ -206,7 +246,12 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
         RuntimeError: Unsloth was asked for and there is no CUDA device, or it is not installed.
     """
     if unsloth:
-        _import_unsloth()
+        import_unsloth()
+    return _trainer_class(unsloth)
+
+
+@functools.cache
+def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -243,7 +288,8 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
         renders prompts and reads completions; `agent`, `rollout`, `rewards` and `scheme` say how
         they are answered, played and rewarded; `w1_until` and `evidence_faults` are
         `train_manager`'s; `keep_updates` are the updates (from 1) whose trajectories stay in
-        `kept`; `on_update` is told the record of every update; `manager_name` is written into the
+        `kept`; every finished update is written into the folder `updates_folder`, where there is
+        one; `on_update` is told the record of every update; `manager_name` is written into the
         trajectories. One process only: a group must not be split.
 
         Raises:
@@ -264,6 +310,7 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             w1_until: int | None = None,
             evidence_faults: EvidenceFaults | None = None,
             keep_updates: Collection[int] = (),
+            updates_folder: Path | None = None,
             on_update: Callable[[Record], None] | None = None,
             manager_name: str = "policy",
             **trainer_arguments: Any,
@@ -289,10 +336,12 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             self.evidence_faults = evidence_faults
             self.keep_updates = frozenset(keep_updates)
             self.kept: dict[int, list[list[Trajectory]]] = {}
+            self.updates_folder = updates_folder
+            self.played: PlayedUpdate | None = None
             self.on_update = on_update
             self.manager_name = manager_name
             self.replayed: list[Step] = []
-            self.interrupts = _Interrupts()
+            self.interrupts = Interrupts()
             args.reward_weights = list(scheme_weights(scheme, self.reward_settings).values())
             plain = all(getattr(args, name) == value for name, value in SAMPLING_DEFAULTS.items())
             self.samples_itself = plain and not args.use_vllm and not unsloth
@@ -336,8 +385,11 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             output = super()._generate_and_score_completions([row for row, _ in rows])
             output["advantages"] = output["advantages"].float()
 
-            if training and self.state.global_step + 1 in self.keep_updates:
-                self.kept[self.state.global_step + 1] = groups
+            update = self.state.global_step + 1
+            if training and update in self.keep_updates:
+                self.kept[update] = groups
+            if training:
+                self.played = self._as_played(update, groups, rows, output["advantages"].tolist())
             metrics = self._metrics["train" if training else "eval"]
             seconds = time.perf_counter() - started
             for name, value in (
@@ -350,6 +402,18 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             ):
                 metrics[name].append(value)
             return output
+
+        def _as_played(
+            self, update: int, groups: list[list[Trajectory]],
+            rows: list[tuple[dict[str, Any], Step]], advantages: list[float],
+        ) -> PlayedUpdate:
+            weights = dict(zip(TERMS, self.reward_weights.tolist(), strict=True))
+            terms = [{term: row[term] for term in TERMS} for row, _ in rows]
+            rewards = [_weighted(of_row, weights) for of_row in terms]
+            return PlayedUpdate(update, groups, terms, rewards, [
+                None if reward is None else advantage
+                for reward, advantage in zip(rewards, advantages, strict=True)
+            ])
 
         def _anneal(self) -> None:
             w1 = w1_at(self.state.global_step + 1, self.reward_settings.w1, self.w1_until)
@@ -373,6 +437,7 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             rollouts = LockstepRollouts(
                 instances, dataclasses.replace(self.rollout, num_generations=size), self.agent,
                 self.manager_name, stable_seed(self.args.seed, self.state.global_step),
+                self.builder.settings,
             )
             seconds = 0.0
             while observations := rollouts.observations():
@@ -458,17 +523,25 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             return loss
 
         def check_finite(self, name: str, value: torch.Tensor) -> None:
-            if not torch.isfinite(value):
-                raise FloatingPointError(
-                    f"train_manager: the {name} of update {self.state.global_step + 1} is "
-                    f"{value.item()}, expected a finite number; the weights are still those of the "
-                    f"update before. Lower learning_rate ({self.args.learning_rate:g}) or "
-                    f"max_grad_norm ({self.args.max_grad_norm:g}), or train with bf16=False, and "
-                    "start again from the last checkpoint"
-                )
+            if torch.isfinite(value):
+                return
+            saved = "; give an output_dir to have its batch written there"
+            if self.updates_folder is not None and self.played is not None:
+                path = Path(self.args.output_dir, f"nonfinite-{self.state.global_step + 1}.parquet")
+                self.played.write(path, quantity=name, value=value.item())
+                saved = f"; its batch is in {path}"
+            raise FloatingPointError(
+                f"train_manager: the {name} of update {self.state.global_step + 1} is "
+                f"{value.item()}, expected a finite number{saved}. The weights are still those of "
+                f"the update before. Lower learning_rate ({self.args.learning_rate:g}) or "
+                f"max_grad_norm ({self.args.max_grad_norm:g}), or train with bf16=False, and "
+                "start again from the last checkpoint"
+            )
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             super().log(logs, start_time)
+            if self.updates_folder is not None and self.played is not None and "reward" in logs:
+                self.played.write(update_file(self.updates_folder, self.played.update))
             self.interrupts.release()
             if self.on_update is not None and "reward" in logs:
                 self.on_update({**logs, "step": self.state.global_step})
@@ -485,9 +558,20 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
             finally:
                 self.args.output_dir = str(folder)
             name = f"checkpoint-{self.state.global_step}"
+            save_reader(self.agent, partial / name)
             (partial / name).rename(folder / name)
             shutil.rmtree(partial)
             rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            """Load also the adapter that is trained: where TRL keeps a frozen copy of it ("ref",
+            for the KL term) in a subfolder, transformers loads the subfolders only."""
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            adapted = self.model if model is None else model
+            if "ref" in getattr(adapted, "peft_config", ()):
+                adapted.load_adapter(
+                    resume_from_checkpoint, adapted.active_adapters[0], is_trainable=True
+                )
 
         def save_finished(self) -> None:
             """Write the checkpoint of the last finished update, if it is not there yet."""
@@ -500,41 +584,6 @@ def load_trainer_class(unsloth: bool = False) -> type[GRPOTrainer]:
     if unsloth:  # it computes log-probabilities its own way, without padding
         del StepGRPOTrainer._get_per_token_logps_and_entropies
     return StepGRPOTrainer
-
-
-class _Interrupts:
-    """Holds an interrupt (Ctrl-C, JupyterLab's stop button) back from `hold` to `release`.
-
-    Outside the main thread, where Python raises none, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._handler: Any = None
-        self._came = False
-
-    def hold(self) -> None:
-        handler = signal.getsignal(signal.SIGINT)
-        main = threading.current_thread() is threading.main_thread()
-        if main and callable(handler) and self._handler is None:
-            self._came = False
-            self._handler = handler
-            signal.signal(signal.SIGINT, self._note)
-
-    def release(self) -> None:
-        """Raise the interrupt that came meanwhile."""
-        handler = self._handler
-        self.restore()
-        if handler is not None and self._came:
-            handler(signal.SIGINT, None)
-
-    def restore(self) -> None:
-        """Forget what came meanwhile."""
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
-
-    def _note(self, *arguments: Any) -> None:
-        self._came = True
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -562,11 +611,13 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 class TrainingResult:
     """A training run: the manager as trained so far, one record per finished update (of a resumed
     run from its first), the trajectories of the updates that were to be kept (per update, instance
-    and rollout), the last checkpoint, seconds, and whether an interrupt ended it early."""
+    and rollout), all updates as they are stored in `output_dir`, the last checkpoint, seconds, and
+    whether an interrupt ended it early."""
 
     manager: ModelManager
     records: tuple[Record, ...]
     trajectories: dict[int, list[list[Trajectory]]]
+    updates: StoredUpdates | None
     checkpoint: Path | None
     seconds: float
     interrupted: bool = False
@@ -575,6 +626,8 @@ class TrainingResult:
 def train_manager(
     checkpoint: str | Path = "tiny",
     *,
+    model: ModelSettings | None = None,
+    manager: ModelManager | None = None,
     scheme: RewardScheme = "Fine-Mem",
     rewards: RewardSettings | None = None,
     rollout: RolloutSettings | None = None,
@@ -596,12 +649,15 @@ def train_manager(
 ) -> TrainingResult:
     """Train a memory manager with GRPO and return it with the curves.
 
-    `checkpoint` is what `load_manager` takes. Without `instances` and `agent`, every update plays
-    new planted streams of shape `stream`, answered by the extractive reader that knows the
-    stream's verbs; `instances` are taken in their order, again from the first when they run out.
+    `checkpoint` and `model` are what `load_manager` takes; a `manager` that they were loaded into
+    already is trained itself, not a second copy of it. Without `instances` and `agent`, every
+    update plays new planted streams of shape `stream`, answered by the extractive reader that knows
+    the stream's verbs; `instances` are taken in order, again from the first when they run out.
     With `output_dir`, a checkpoint is written every `save_every` updates and at the end, and
-    `resume` goes on from the newest: the next update is then the one an uninterrupted run would
-    have made. `config` are `grpo_config`'s arguments.
+    `resume` goes on from the newest, also after a kill: the next update is then the one an
+    uninterrupted run would have made. Every update is written to ``updates`` there, see
+    `training_record`. `config` are `grpo_config`'s arguments, among them `report_to` ("none",
+    "tensorboard", "trackio" or "wandb").
 
     `w1_until` makes w1 fall linearly from its value to 0 at that update. `evidence_faults` falsify
     the evidence that credit is attributed by, never a score; kept trajectories are free of them.
@@ -614,24 +670,39 @@ def train_manager(
         ValueError: a setting is out of range, or `resume` finds no checkpoint, or one that was
             trained with other settings.
         FileExistsError: `output_dir` has checkpoints and `resume` is false.
-        FloatingPointError: a loss or gradient is not finite; the checkpoint of the update before
-            is written as after an interrupt.
+        FloatingPointError: a loss or gradient is not finite; its batch is written into
+            ``nonfinite-<update>.parquet`` and the checkpoint of the update before as after an
+            interrupt.
+        MemoryError: out of memory; the message names the settings to change.
+        ModuleNotFoundError: the package that `report_to` asks for is not installed.
     """
     started = time.perf_counter()
-    rollout = rollout or RolloutSettings()
-    last = _checkpoint_to_resume(output_dir, resume)
+    rollout, model = rollout or RolloutSettings(), model or ModelSettings()
+    check_reporter(config.get("report_to", "none"))
+    if model.loader == "unsloth":
+        import_unsloth()  # before anything that follows imports transformers
+    last = checkpoint_to_resume(output_dir, resume)
+    stored = None if output_dir is None else StoredUpdates(Path(output_dir, "updates"))
     if output_dir is not None:
-        _hold_settings(Path(output_dir), resume, {
-            "checkpoint": str(checkpoint), "scheme": scheme, "seed": seed,
-            "rewards": dataclasses.asdict(rewards or RewardSettings()), "w1_until": w1_until,
-            "rollout": dataclasses.asdict(rollout), "learning_rate": learning_rate,
-            "stream": stream and dataclasses.asdict(stream),
+        hold_settings(Path(output_dir), resume, {
+            "checkpoint": str(checkpoint), "model": dataclasses.asdict(model), "scheme": scheme,
+            "seed": seed, "rewards": dataclasses.asdict(rewards or RewardSettings()),
+            "w1_until": w1_until, "rollout": dataclasses.asdict(rollout),
+            "learning_rate": learning_rate, "stream": stream and dataclasses.asdict(stream),
+            "instances": instances and stable_seed(*(one.instance_id for one in instances)),
+            "reader": agent and agent.settings,
             "evidence_faults": evidence_faults and dataclasses.asdict(evidence_faults),
-            "instances_per_update": instances_per_update, **config,
+            "instances_per_update": instances_per_update,
+            **{name: value for name, value in config.items() if name != "report_to"},
         })
-    manager = load_manager(checkpoint)
+    manager = manager or load_manager(checkpoint, model=model, seed=seed)
     if instances is None:
         instances = planted_instances("train", updates * instances_per_update, seed, stream)
+    agent = agent or reader_for(instances)
+    if last is not None:
+        restore_reader(agent, last)
+    if stored is not None:
+        stored.drop_after(update_of(last))
     with tempfile.TemporaryDirectory() as scratch:
         saving = {} if output_dir is None else {
             "save_strategy": "steps", "save_steps": save_every, "save_total_limit": 2,
@@ -645,26 +716,28 @@ def train_manager(
             "learning_rate": learning_rate,
             "seed": seed,
             **saving,
+            **model.trainer_arguments(),
             **config,
         })
-        trainer = load_trainer_class()(
+        trainer = load_trainer_class(unsloth=model.loader == "unsloth")(
             manager.model,
             arguments,
             instances=instances,
             builder=manager.builder,
-            agent=agent or reader_for(instances),
+            agent=agent,
             rollout=rollout,
             scheme=scheme,
             rewards=rewards,
             w1_until=w1_until,
             evidence_faults=evidence_faults,
             keep_updates=keep_updates,
+            updates_folder=None if stored is None else stored.folder,
             on_update=on_update,
             manager_name=manager.name,
         )
         interrupted = False
         try:
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=last and str(last))
         except (KeyboardInterrupt, FloatingPointError) as stop:
             if not trainer.whole_updates.begun:
                 raise
@@ -673,77 +746,31 @@ def train_manager(
             interrupted = isinstance(stop, KeyboardInterrupt)
             if not interrupted:
                 raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = memory_advice(arguments, manager.builder, model, last_checkpoint(output_dir))
+            raise MemoryError(
+                f"train_manager: update {trainer.state.global_step + 1} ran {advice}"
+            ) from error
         finally:
             trainer.interrupts.restore()
     manager.model.zero_grad()
     manager.model.eval()
-    newest = _last_checkpoint(output_dir)
     return TrainingResult(
         manager=manager,
         records=tuple(entry for entry in trainer.state.log_history if "reward" in entry),
-        trajectories={
-            update: groups for update, groups in trainer.kept.items()
+        trajectories={  # those of before a stop were written then
+            update: trainer.kept[update] if update in trainer.kept else stored[update]
+            for update in sorted(keep_updates)
             if update <= trainer.state.global_step
+            and (update in trainer.kept or update in (stored or ()))
         },
-        checkpoint=None if newest is None else Path(newest),
+        updates=stored,
+        checkpoint=last_checkpoint(output_dir),
         seconds=time.perf_counter() - started,
         interrupted=interrupted,
     )
-
-
-def _last_checkpoint(output_dir: str | Path | None) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    if output_dir is None or not Path(output_dir).is_dir():
-        return None
-    return get_last_checkpoint(str(output_dir))
-
-
-def _checkpoint_to_resume(output_dir: str | Path | None, resume: bool) -> str | None:
-    found = _last_checkpoint(output_dir)
-    if resume and found is None:
-        raise ValueError(
-            f"train_manager: there is no checkpoint in {str(output_dir)!r} to resume from; "
-            "leave resume out to start anew"
-        )
-    if found is not None and not resume:
-        raise FileExistsError(
-            f"train_manager: {str(output_dir)!r} already holds {Path(found).name}; "
-            "resume it or give another output_dir"
-        )
-    return found
-
-
-def _hold_settings(folder: Path, resume: bool, settings: dict[str, Any]) -> None:
-    """Write the settings of a run beside its checkpoints, and refuse to resume it with others;
-    the number of updates may change."""
-    path = folder / "settings.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for name in sorted({*before, *settings}):
-            if before.get(name) != settings.get(name):
-                raise ValueError(
-                    f"train_manager: the run in {str(folder)!r} was trained with {name} "
-                    f"{before.get(name)!r}, got {settings.get(name)!r}; resume it with the same "
-                    "settings, or train its checkpoint in another output_dir"
-                )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-
-
-def _import_unsloth() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RuntimeError("Unsloth needs a CUDA device and there is none; train without it")
-    try:
-        import unsloth  # noqa: F401
-    except ImportError as error:
-        raise RuntimeError(
-            f"Unsloth cannot be imported ({error}); install the gpu extra: pip install -e .[gpu]"
-        ) from error
 
 
 def _column_reader(term: str) -> Callable[..., list[float | None]]:
@@ -782,6 +809,14 @@ def _rows(
                 terms = {term: getattr(reward, term) if known else None for term in TERMS}
                 rows.append(({"prompt": step.prompt, **terms}, step))
     return rows
+
+
+def _weighted(
+    terms: Mapping[str, float | None], weights: Mapping[str, float]
+) -> float | None:
+    """Return the reward of a row: the weighted sum of its known terms, as TRL adds them up."""
+    known = [weights[name] * value for name, value in terms.items() if value is not None]
+    return math.fsum(known) if known else None
 
 
 def _mean(values: Iterable[float]) -> float:

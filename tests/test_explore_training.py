@@ -80,7 +80,8 @@ def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown, capsys)
         live(record)
     assert live.error == ""
     assert [len(bundle[style.PLOTLY_MIME]["data"][0]["x"]) for bundle in shown] == [1, 2, 3, 4, 5]
-    assert shown[2][style.PLOTLY_MIME]["layout"]["title"]["text"] == "Training, update 3 of 5"
+    title = shown[2][style.PLOTLY_MIME]["layout"]["title"]["text"]
+    assert title.startswith("Training, 3/5 updates, about ")
     final = json.loads(training_curves(RECORDS).to_json())
     assert shown[-1][style.PLOTLY_MIME]["data"] == final["data"]
     figure = live.finish(RECORDS)
@@ -100,7 +101,7 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
         live(record)
         assert live.error == ""
         assert len(shown) == 1 and len(shown[0].spec["data"][0]["y"]) == number
-        assert shown[0].spec["layout"]["title"]["text"] == f"Training, update {number} of 5"
+        assert shown[0].spec["layout"]["title"]["text"] == f"Training, {live.line}"
         told.append(shown[0].spec)
     assert told[0] != told[1]  # an equal spec would not reach the page
     assert len(shown[0].get_state("_esm")["_esm"]) < 3_000  # Incident: a FigureWidget loads 5 MB
@@ -364,3 +365,27 @@ def test_hostile_rollouts_are_text(manager) -> None:
         del spec["layout"]["meta"]
         assert not any("<script" in text or "$x" in text or "\u202e" in text
                        for text in strings(spec))
+
+
+def test_with_a_kernel_every_stored_update_can_be_looked_at(manager, tmp_path, monkeypatch):
+    done = train_manager(
+        scheme="+CSR", rollout=RolloutSettings(num_generations=2), updates=3,
+        stream=StreamSettings(num_chunks=2), instances_per_update=1, keep_updates={1},
+        output_dir=tmp_path,
+    )
+
+    def explorer():
+        return et.training_explorer(
+            done.records, done.trajectories, manager, "+CSR", stored=done.updates)
+
+    def updates(one):
+        return [value for _, value in one.controls[0].choices(one.settle({}))]
+
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
+    assert updates(explorer()) == [1]
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+    live = explorer()
+    assert updates(live) == [1, 2, 3] and live.settle({})["update"] == 1
+    views = live.build(**live.settle({"update": 3}))
+    assert "Update 3" in views["step"].layout.title.text
+    assert views["run"].layout.meta["clicks"]["points"]["0"] == [1, 2, 3]

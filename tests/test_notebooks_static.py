@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-MAX_BYTES = 300_000
+MAX_BYTES = 305_000
 MAX_CODE_LINES = 30
 MAX_CODE_WIDTH = 88
 
@@ -53,8 +53,8 @@ def test_cells_are_short_and_parse(notebook):
     for cell in code_cells(notebook):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert lines, "empty cell"
-        assert len(lines) <= MAX_CODE_LINES
         if "parameters" not in cell.metadata.get("tags", []):
+            assert len(lines) <= MAX_CODE_LINES
             assert max(map(len, lines)) <= MAX_CODE_WIDTH
         ast.parse(cell.source)
 

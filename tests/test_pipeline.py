@@ -219,7 +219,7 @@ def test_a_failing_cell_stops_the_run_and_its_error_is_shown(tmp_path, runs_dir,
     assert [entry["error"] for entry in found["notebooks"][1:]] == [why, why]
     for stem in (SECOND, THIRD):
         assert f"{stem}: {why}\n" in shown.err
-    assert "finemem run --notebooks 01,02,03 --reuse bad" in shown.err
+    assert "go on with: finemem resume bad" in shown.err
     assert found["notebooks"][0]["writes"] == ["question_audit"]
     report = (runs_dir / "bad" / "report.html").read_text(encoding="utf-8")
     assert "chunk 3 is broken" in report and "<b>chunk 3" not in report
@@ -384,6 +384,112 @@ def test_a_report_that_cannot_be_made_is_a_failure_said_in_the_manifest(
     assert run(notebooks, "--run-id", "x") == 1
     assert manifest_of(runs_dir / "x")["error"] == "ZeroDivisionError: division by zero"
     assert "report:" not in capsys.readouterr().out
+
+
+# ---- runs that go on -----------------------------------------------------------------------------
+
+
+MENDED = 'if not (run.folder / "mended").exists():\n    raise RuntimeError("not yet")'
+FLAKY = {
+    FIRST: ("data: list = []  # files\n",
+            ['run.save("question_audit", [{"kept": 1}])\nrun.metric("kept", 1)', "run.finish()"]),
+    THIRD: ("beta: float = 0.5  # weight\ndata: list = []  # files\n",
+            ['run.load("question_audit")', MENDED, 'run.metric("reward", beta)', "run.finish()"]),
+}
+
+
+def test_resume_keeps_what_is_ok_and_runs_the_rest_again(tmp_path, runs_dir, capsys):
+    notebooks = make_notebooks(tmp_path / "notebooks", FLAKY)
+    data, folder = tmp_path / "data.jsonl", runs_dir / "flaky"
+    data.write_text("{}\n")
+    assert run(notebooks, "--run-id", "flaky", "--set", "beta=0.25", "--data", str(data)) == 1
+    assert "go on with: finemem resume flaky\n" in capsys.readouterr().err
+    kept = (folder / "notebooks" / f"{FIRST}.ipynb").stat().st_mtime_ns
+    before = manifest_of(folder)
+
+    data.write_text("{} {}\n")
+    assert main(["resume", "flaky"]) == 2
+    assert f"data {data} has changed" in capsys.readouterr().err
+    data.write_text("{}\n")
+    (notebooks / f"{THIRD}.ipynb").rename(tmp_path / "away")
+    assert main(["resume", "flaky"]) == 2
+    assert f"{THIRD}.ipynb is gone" in capsys.readouterr().err
+    (tmp_path / "away").rename(notebooks / f"{THIRD}.ipynb")
+    assert manifest_of(folder) == before
+
+    (folder / "mended").touch()
+    assert main(["resume", "flaky"]) == 0
+    found = manifest_of(folder)
+    assert (found["status"], found["exit_code"], found["error"]) == ("ok", 0, None)
+    assert [entry["status"] for entry in found["notebooks"]] == ["ok", "ok"]
+    assert found["notebooks"][1]["error"] is None
+    assert found["notebooks"][1]["parameters"]["beta"] == 0.25
+    assert found["started"] == before["started"] and found["seconds"] > before["seconds"]
+    [again] = found["resumed"]
+    assert again["notebooks"] == [THIRD] and again["process"]["pid"] == os.getpid()
+    assert again["after"]["status"] == "failed" and "not yet" in again["after"]["error"]
+    assert (folder / "notebooks" / f"{FIRST}.ipynb").stat().st_mtime_ns == kept
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == {FIRST: {"kept": 1}, THIRD: {"reward": 0.25}}
+    assert_nothing_half_written(folder)
+    capsys.readouterr()
+    assert main(["resume", "flaky"]) == 2
+    assert "has nothing left to run" in capsys.readouterr().err
+
+
+def test_a_run_that_is_running_is_not_resumed(sleeping, capsys):
+    command, *_ = sleeping
+    assert main(["resume", "asleep"]) == 2
+    assert f"is running, as process {command.pid} on" in capsys.readouterr().err
+
+
+def test_checkpoints_of_a_stopped_run_stay_and_are_gone_on_from(tmp_path, runs_dir, monkeypatch):
+    notebooks = make_notebooks(tmp_path / "notebooks", {
+        FIRST: ("resume: bool = False  # go on\n", [])})
+    given, results = [], iter([("failed", "x"), ("failed", "y"), ("ok", None)])
+    checkpoints = runs_dir / "long" / "scratch" / f"{FIRST}-checkpoints"
+
+    def execute(source, parameters, folder, *arguments):
+        given.append(parameters["resume"])
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if len(given) == 2:  # killed before the first checkpoint the first time
+            (checkpoints / "checkpoint-20").mkdir()
+        (checkpoints.with_name(f"{FIRST}.progress")).write_text("1/2 updates")
+        return next(results)
+
+    monkeypatch.setattr(pipeline, "_execute", execute)
+    monkeypatch.setattr(pipeline, "_report", lambda *arguments: None)
+    assert run(notebooks, "--run-id", "long") == 1
+    assert [path.name for path in checkpoints.parent.iterdir()] == [checkpoints.name]
+    assert main(["resume", "long"]) == 1 and checkpoints.exists()
+    assert main(["resume", "long"]) == 0 and not checkpoints.parent.exists()
+    assert given == [False, False, True]
+    found = manifest_of(runs_dir / "long")
+    assert found["notebooks"][0]["parameters"]["resume"] is False and len(found["resumed"]) == 2
+
+
+def test_a_terminal_shows_how_far_a_notebook_has_come(tmp_path, runs_dir, monkeypatch, capsys):
+    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
+
+    def execute(source, parameters, folder, environment, deadline, say):
+        say()
+        for done in (1, 2):
+            part = runs.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
+            part.progress(f"{done}/75 updates, about {3 - done} min left\x1b[2J")
+            say()
+        return "ok", None
+
+    monkeypatch.setattr(pipeline, "_execute", execute)
+    monkeypatch.setattr(pipeline, "_report", lambda *arguments: None)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run(notebooks, "--run-id", "seen") == 0
+    lines = re.split(r"[\r\n]", capsys.readouterr().out)
+    shown = [line for line in lines if line.startswith(FIRST)]
+    assert [len(line) for line in shown] == [119] * 4
+    assert "running" in shown[1] and "1/75 updates, about 2 min left" in shown[1]
+    assert "2/75 updates, about 1 min left" in shown[2] and "\x1b" not in shown[2]
+    assert "ok" in shown[3] and "updates" not in shown[3] and "updates" not in shown[0]
 
 
 # ---- an executed notebook ------------------------------------------------------------------------

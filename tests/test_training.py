@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerState
 
 from finemem_lib import tiny, training
 from finemem_lib.advantages import group_relative
+from finemem_lib.checkpoints import hold_settings
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
 from finemem_lib.policy import CompactPromptBuilder, ModelManager, Operation
 from finemem_lib.reasoning import ExtractiveReader
@@ -119,7 +120,7 @@ class Run:
 
 def run(
     tmp_path, instances, *, updates=1, builder_type=SentencePicker, scheme="Fine-Mem",
-    rewards=None, capacity=None, w1_until=None, evidence_faults=None, **config,
+    rewards=None, capacity=None, w1_until=None, evidence_faults=None, updates_folder=None, **config,
 ):
     actor = manager(builder_type)
     inputs, gradient = [], {}
@@ -145,7 +146,7 @@ def run(
         instances=instances, builder=actor.builder, agent=ExtractiveReader(synonyms=SYNONYMS),
         rollout=RolloutSettings(num_generations=G, capacity=capacity), scheme=scheme,
         rewards=rewards, w1_until=w1_until, evidence_faults=evidence_faults,
-        keep_updates=range(1, updates + 1), callbacks=[Capture()],
+        keep_updates=range(1, updates + 1), updates_folder=updates_folder, callbacks=[Capture()],
     )
     trainer.train()
     return Run(trainer, actor.model, inputs, gradient)
@@ -401,7 +402,7 @@ def test_evaluation_plays_without_training(tmp_path):
 
 
 def trained(monkeypatch, **settings):
-    monkeypatch.setattr(training, "load_manager", lambda checkpoint: manager())
+    monkeypatch.setattr(training, "load_manager", lambda checkpoint, **settings: manager())
     return train_manager(
         "random weights", updates=4, instances_per_update=2, seed=5, scheme="Fine-Mem",
         rollout=RolloutSettings(num_generations=G, capacity=4), keep_updates=(1, 4),
@@ -410,11 +411,11 @@ def trained(monkeypatch, **settings):
 
 
 def test_a_run_is_not_resumed_with_other_settings(tmp_path, monkeypatch):
-    training._hold_settings(tmp_path, False, {"scheme": "Fine-Mem", "seed": 5})
+    hold_settings(tmp_path, False, {"scheme": "Fine-Mem", "seed": 5})
     (tmp_path / "checkpoint-2").mkdir()
     with pytest.raises(ValueError, match=r"trained with beta None, got 0.5; resume it with the"):
         trained(monkeypatch, output_dir=tmp_path, resume=True, beta=0.5)
-    training._hold_settings(tmp_path, True, {"scheme": "Fine-Mem", "seed": 5})
+    hold_settings(tmp_path, True, {"scheme": "Fine-Mem", "seed": 5})
 
 
 def test_a_resumed_run_makes_the_updates_of_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -444,7 +445,7 @@ def test_a_resumed_run_makes_the_updates_of_an_uninterrupted_one(tmp_path, monke
     assert resumed.trajectories[4] == whole.trajectories[4]
     assert resumed.checkpoint == tmp_path / "checkpoint-4"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-2", "checkpoint-4", "settings.json"
+        "checkpoint-2", "checkpoint-4", "settings.json", "updates"
     ]
     with pytest.raises(FileExistsError, match="already holds checkpoint-4"):
         trained(monkeypatch, output_dir=tmp_path)

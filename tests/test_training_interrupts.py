@@ -9,17 +9,24 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from test_training import assert_equal, manager
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.integrations import integration_utils
 
-from finemem_lib import training
+from finemem_lib import training, training_stops
+from finemem_lib.checkpoints import READER_MEMO, restore_reader, save_reader
 from finemem_lib.planted import StreamSettings
-from finemem_lib.policy import load_manager
+from finemem_lib.policy import ModelSettings, load_manager
+from finemem_lib.reasoning import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.rollout import LockstepRollouts, RolloutSettings
-from finemem_lib.training import load_trainer_class, train_manager
+from finemem_lib.training import TERMS, load_trainer_class, train_manager
+from finemem_lib.training_record import StoredUpdates
+from finemem_lib.training_stops import Interrupts, check_reporter, memory_advice
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 
@@ -29,7 +36,7 @@ UPDATES, STEPS = 3, 2
 @pytest.fixture(autouse=True)
 def interruptible(monkeypatch):
     """Random weights to train, and Python's own handler, which a shell may have switched off."""
-    monkeypatch.setattr(training, "load_manager", lambda checkpoint: manager())
+    monkeypatch.setattr(training, "load_manager", lambda checkpoint, **settings: manager())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -47,7 +54,7 @@ def trained(**settings):
 @pytest.fixture(scope="module")
 def whole():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "load_manager", lambda checkpoint: manager())
+        patch.setattr(training, "load_manager", lambda checkpoint, **settings: manager())
         return trained()
 
 
@@ -105,7 +112,7 @@ def test_an_interrupt_keeps_what_was_done_and_resuming_loses_nothing(
     weights = stopped.manager.model.state_dict()
     assert_equal(weights, load_manager(stopped.checkpoint).model.state_dict())
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        f"checkpoint-{finished}", "settings.json"
+        f"checkpoint-{finished}", "settings.json", "updates"
     ]
 
     resumed = trained(output_dir=tmp_path, save_every=2, resume=True)
@@ -183,11 +190,13 @@ def test_a_real_interrupt_of_another_process(tmp_path):
     assert checkpoint == f"checkpoint-{records}"
     state = json.loads((tmp_path / checkpoint / "trainer_state.json").read_text())
     assert state["global_step"] == len(state["log_history"]) == records
-    assert sorted(one.name for one in tmp_path.iterdir()) == [checkpoint, "settings.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        checkpoint, "settings.json", "updates"
+    ]
 
 
 def test_interrupts_are_held_back_then_raised_once():
-    interrupts = training._Interrupts()
+    interrupts = Interrupts()
     interrupts.hold()
     interrupts.hold()
     press_stop()
@@ -231,8 +240,137 @@ def test_what_is_not_finite_stops_training_before_it_spoils_the_weights(
     name, spoil, tmp_path, monkeypatch
 ):
     spoilt(monkeypatch, 2 * 2 + 1, spoil)
-    with pytest.raises(FloatingPointError, match=f"the {name} of update 3 is .* learning_rate"):
+    with pytest.raises(FloatingPointError, match=f"the {name} of update 3 is .* in .*3.parquet"):
         trained(output_dir=tmp_path)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-2", "settings.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "checkpoint-2", "nonfinite-3.parquet", "settings.json", "updates"
+    ]
+    batch = pd.read_parquet(tmp_path / "nonfinite-3.parquet")
+    assert set(batch["quantity"]) == {name} and not batch["value"].isin([0.0]).any()
+    assert set(batch["update"]) == {3} and len(batch) == 2 * STEPS
+    assert {"prompt", "completion", *TERMS, "reward", "advantage"} < set(batch)
+    assert [*StoredUpdates(tmp_path / "updates")] == [1, 2]
     state = load_manager(tmp_path / "checkpoint-2").model.state_dict()
     assert all(weight.isfinite().all() for weight in state.values())
+
+
+def test_out_of_memory_names_what_to_turn_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    def full(loss, weight):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    spoilt(monkeypatch, 3, full)
+    with pytest.raises(MemoryError) as raised:
+        trained(output_dir=tmp_path, save_every=1, micro_batches=1)
+    message = str(raised.value)
+    assert message.startswith("train_manager: update 3 ran out of memory; turn, in this order, "
+                              "micro_batches: 1 (up to num_generations, 2), max_new_tokens: 6, ")
+    assert "gradient_checkpointing: False" in message and "checkpoint-2" in message
+    assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
+    assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-1", "checkpoint-2"
+    ]
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(tmp_path, monkeypatch):
+    def broken(loss, weight):
+        raise RuntimeError("shapes do not match")
+
+    spoilt(monkeypatch, 1, broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trained()
+
+
+def test_knobs_come_in_order_and_those_at_their_end_are_left_out():
+    arguments = SimpleNamespace(
+        num_generations=8, steps_per_generation=2, per_device_train_batch_size=16, use_cpu=False,
+        max_completion_length=512,
+    )
+    builder = SimpleNamespace(max_prompt_tokens=4096)
+    said = memory_advice(arguments, builder, ModelSettings(), None)
+    places = [said.index(knob) for knob in (
+        "micro_batches: 2", "instances_per_update: 4", "max_new_tokens: 512",
+        "max_prompt_tokens: 4096", "precision: auto", "gradient_checkpointing: False",
+        "no checkpoint yet",
+    )]
+    assert places == sorted(places)
+    arguments.steps_per_generation, arguments.per_device_train_batch_size = 8, 1
+    used = ModelSettings(precision="4bit", lora_rank=16, gradient_checkpointing=True)
+    said = memory_advice(arguments, builder, used, "checkpoint-5")
+    assert "max_new_tokens" in said and "checkpoint-5" in said
+    for gone in ("micro_batches", "instances_per_update", "precision", "gradient_checkpointing"):
+        assert gone not in said
+
+
+class Guessing:
+    """A reader that would answer otherwise every time it is asked."""
+
+    name = settings = "guessing"
+
+    def __init__(self):
+        self.asked = 0
+
+    def query(self, question, data_source):
+        return question
+
+    def read(self, tasks):
+        self.asked += len(tasks)
+        return [Reading(f"guess {self.asked}", (task.items[0][0],) if task.items else None)
+                for task in tasks]
+
+
+def test_what_only_the_process_knew_is_in_the_checkpoint(tmp_path):
+    """A reader whose answers cannot be asked for again knows them after a resume."""
+    trained(agent=MemoisedAgent(Guessing()), output_dir=tmp_path, save_every=1, updates=2)
+    known = json.loads((tmp_path / "checkpoint-2" / READER_MEMO).read_text())
+    assert len(known) > 2
+    resumed = MemoisedAgent(Guessing())
+    trained(agent=resumed, output_dir=tmp_path, resume=True)
+    later = json.loads((tmp_path / "checkpoint-3" / READER_MEMO).read_text())
+    assert later[:len(known)] == known
+    assert resumed.agent.asked == len(later) - len(known)
+    restore_reader(again := MemoisedAgent(Guessing()), tmp_path / "checkpoint-2")
+    tasks = [ReadingTask(question, source, tuple((f"#{n}", one) for n, one in enumerate(contents)),
+                         tuple(written))
+             for (_, question, source, contents, written), _ in known]
+    assert [one.answer for one in again.read(tasks)] == [answer for _, (answer, _) in known]
+    assert again.calls_made == 0 and again.agent.asked == 0
+
+
+def test_a_memo_in_a_file_and_an_extractive_reader_need_no_copy(tmp_path):
+    on_disk = MemoisedAgent(Guessing())
+    on_disk.agent.chat = SimpleNamespace(memo=SimpleNamespace(path="replies.sqlite"))
+    save_reader(on_disk, tmp_path)
+    assert not (tmp_path / READER_MEMO).exists()
+    trained(output_dir=tmp_path, updates=1)
+    assert not (tmp_path / "checkpoint-1" / READER_MEMO).exists()
+    on_disk.agent.chat.memo.path = None
+    save_reader(on_disk, tmp_path)
+    assert (tmp_path / READER_MEMO).read_text() == "[]"
+    (tmp_path / READER_MEMO).write_text("[1]")
+    with pytest.raises(ValueError, match="not readable as a memo"):
+        restore_reader(on_disk, tmp_path)
+
+
+def test_a_run_is_reported_where_it_is_asked_to(monkeypatch, tmp_path):
+    """Through transformers' own table of callbacks, with one that records in trackio's place."""
+    told = []
+
+    class Recorder(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **others):
+            told.append(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
+    monkeypatch.setattr(training_stops, "can_report", lambda report_to: True)
+    done = trained(report_to="trackio", output_dir=tmp_path)
+    rewards = [logs["reward"] for logs in told if "reward" in logs]
+    assert rewards == [record["reward"] for record in done.records] and len(rewards) == UPDATES
+    assert "report_to" not in json.loads((tmp_path / "settings.json").read_text())
+
+
+def test_a_reporter_that_is_missing_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(training_stops.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(training, "load_manager", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
+        trained(report_to="wandb")
+    with pytest.raises(ValueError, match="expected one of none, tensorboard, trackio, wandb"):
+        check_reporter("mlflow")
