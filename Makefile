@@ -27,6 +27,7 @@ bench: $(READY)  ## the speed claims, as ratios measured side by side
 	$(BIN)/python benchmarks/rewards.py
 	$(BIN)/python benchmarks/explore.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/gpu.py
 
 setup: $(READY)
 

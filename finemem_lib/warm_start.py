@@ -317,7 +317,8 @@ def _embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
         table = model.get_input_embeddings().weight
         names = table[[_IDS[name] for name in NAMES]]
         apart = names - names.mean(0)
-        draws = torch.randn(4096, len(NAMES), generator=torch.Generator().manual_seed(seed))
+        chance = torch.Generator("cpu").manual_seed(seed)
+        draws = torch.randn(4096, len(NAMES), generator=chance, device="cpu").to(apart.device)
         draws, taken = normalize(draws @ apart, dim=1), normalize(apart, dim=1)
         for name in tiny.UNSEEN_NAMES:
             direction = draws[(draws @ taken.T).amax(1).argmin()]

@@ -9,7 +9,7 @@ from test_policy import observe
 from finemem_lib import tiny, warm_start
 from finemem_lib.operations import parse_operations
 from finemem_lib.planted import NAMES
-from finemem_lib.policy import CompactPromptBuilder, load_manager
+from finemem_lib.policy import CompactPromptBuilder, ModelSettings, load_manager
 from finemem_lib.repro import generator, repository_root
 from finemem_lib.text import units
 from finemem_lib.warm_start import demonstration, evaluate, held_out_observation, slot_of
@@ -138,7 +138,7 @@ def test_the_command_writes_a_folder_that_loads_and_never_overwrites_one(
     }
     assert [path.name for path in output.parent.iterdir()] == ["here"]
     assert "--steps 2`" in (output / "README.md").read_text()
-    manager = load_manager(output, max_new_tokens=4)
+    manager = load_manager(output, model=ModelSettings(max_new_tokens=4))
     [completion] = manager.act([observe("Mia lives in Rome.")], seed=0)
     assert len(completion.completion_ids) <= 4
     with pytest.raises(SystemExit):
