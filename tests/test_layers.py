@@ -42,6 +42,13 @@ def test_the_map_names_every_module():
     assert set(layers()) == {path.stem for path in FOLDER.glob("*.py")} - ENTRY
 
 
+def test_the_readme_draws_the_same_map():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ((?:`\w+` ?)+)\|", readme, re.MULTILINE)
+    drawn = {name: int(layer) for layer, names in rows for name in re.findall(r"\w+", names)}
+    assert drawn == layers()
+
+
 def test_no_module_imports_from_a_layer_above_its_own():
     order = layers()
     for name, layer in order.items():
