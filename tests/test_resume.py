@@ -88,10 +88,14 @@ def test_killed_twenty_times_a_run_ends_as_if_it_never_was(start, whole, tmp_pat
     folder, rng = tmp_path / "run", np.random.default_rng(20)
     where, early = [], 0
     for _ in range(KILLS):
+        before = len(StoredUpdates(folder / "updates"))
         process = start(folder)
-        process.join(rng.uniform(0.8 * startup, startup + 8 * pace))
-        if process.exitcode is not None:
-            break
+        if more := int(rng.integers(0, 5)):  # updates that it may finish, then a random moment
+            newest = update_file(folder / "updates", before + more)
+            while process.is_alive() and not newest.exists():
+                time.sleep(0.005)
+        process.join(rng.uniform(0, 1.5 * pace if more else startup))
+        assert process.exitcode is None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -103,7 +107,7 @@ def test_killed_twenty_times_a_run_ends_as_if_it_never_was(start, whole, tmp_pat
         finish(start(folder))
     print(f"{len(where)} kills after updates {where}, {early} before a checkpoint; "
           f"{startup:.2f} s to the first update, {pace:.3f} s each")
-    assert len(where) == KILLS and len({*where}) > 3
+    assert len({*where}) > 3
     assert_same_run(folder, reference)
 
 
