@@ -22,10 +22,11 @@ nightly: $(READY)  ## the long fuzz tiers
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-bench: $(READY)  ## the speed claims, as ratios measured side by side
+bench: $(READY)  ## the speed claims, as ratios measured side by side; credit rules, a small table
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/rewards.py
 	$(BIN)/python benchmarks/explore.py
+	$(BIN)/python benchmarks/credit.py --quick
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/gpu.py
 

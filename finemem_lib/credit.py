@@ -12,7 +12,8 @@ get it.
 Rules that ask "and without it?" need the reasoning agent that answered. The score with everything
 in place is the recorded one and never read again. The evidence rules take items away from what was
 retrieved and read the rest; the step rules take steps away, replay the others (`memory.replay`
-says what becomes of operations on an item that is missing then), retrieve and read again.
+says what becomes of operations on an item that is missing then), retrieve and read again. What
+leaves the evidence of a question as it was costs no call: `assign` knows what the outcome read.
 
 Differs from the papers: the actions are the steps of one memory manager, and the outcome is the
 outcome reward, whatever the paper's own were. MT-GRPO's turn reward is the chunk-level step
@@ -73,6 +74,22 @@ EXACT_PLAYERS = 4
 
 Player = TypeVar("Player", bound=Hashable)
 Credit = list[float | None]
+Known = TypeVar("Known")
+
+
+class Together(tuple[Trajectory, ...]):
+    """The rollouts of one group, and what rules computed of all of them.
+
+    A rule that is asked about each rollout with the same `Together` as its group computes what the
+    rollouts share once, instead of once for each.
+    """
+
+    def once(self, what: Hashable, compute: Callable[[], Known]) -> Known:
+        """Return what was computed under this name, computing it the first time."""
+        known: dict[Hashable, Any] = self.__dict__
+        if what not in known:
+            known[what] = compute()
+        return known[what]
 
 
 # ---- from what was recorded ----------------------------------------------------------------------
@@ -183,10 +200,10 @@ def turn_level(
     rollouts, place = _rollouts(trajectory, group)
     outcome = _outcome_advantages(rollouts, scale_rewards)[place]
     # A rollout without an outcome gets no advantage, so it takes no part in the turns either.
-    turn = group_relative([
+    turn = rollouts.once(("turn", scale_rewards), lambda: group_relative([
         [None] * one.num_steps if outcome_reward(one) is None else chunk_step_reward(one)
         for one in rollouts
-    ], scale_rewards)[place]
+    ], scale_rewards))[place]
     return [
         outcome if outcome is None or advantage is None or (turns == "first" and step > 1)
         else outcome + coefficient * advantage
@@ -207,7 +224,8 @@ def anchored_groups(
     A_episode is the group-relative outcome reward. A_step(t) is the return
     ``gamma^(T-t) r_global``, relative to the rollouts that stood in the same state at step t: the
     same contents in memory, in the same order, before the same chunk; 0 where no other rollout did.
-    The rollouts' advantages at a step sum to 0. `None` where r_global is. Source: GiGPO
+    With `scale_rewards` "batch" all returns that are compared, at whatever step, share one standard
+    deviation. The rollouts' advantages at a step sum to 0. `None` where r_global is. Source: GiGPO
     (arXiv 2505.10978).
 
     Raises:
@@ -217,17 +235,35 @@ def anchored_groups(
     episode = _outcome_advantages(rollouts, scale_rewards)[place]
     if episode is None:
         return [None] * trajectory.num_steps
+    anchored = rollouts.once(("anchored", gamma, scale_rewards),
+                             lambda: _anchored(rollouts, gamma, scale_rewards))
+    return [episode + omega * local for local in anchored[place]]
+
+
+def _anchored(
+    rollouts: Together, gamma: float, scale_rewards: ScaleRewards
+) -> list[list[float]]:
+    """Return A_step(t) of `anchored_groups` for every rollout with an outcome (0 for others)."""
+    num_steps = rollouts[0].num_steps
     outcomes = [outcome_reward(one) for one in rollouts]
-    credit: Credit = []
-    for step, states in enumerate(zip(*map(_states, rollouts), strict=True), start=1):
-        anchored = [rollout for rollout, state in enumerate(states) if state == states[place]]
-        discount = gamma ** (trajectory.num_steps - step)
-        returns = [
-            [None if outcomes[one] is None else discount * outcomes[one]] for one in anchored
-        ]
-        local = group_relative(returns, scale_rewards)[anchored.index(place)][0]
-        credit.append(episode + omega * local)
-    return credit
+    groups = []  # (step, the rollouts in one state), where there are two of them at least
+    for step, states in enumerate(zip(*map(_states, rollouts), strict=True)):
+        alike = defaultdict(list)
+        for rollout, state in enumerate(states):
+            if outcomes[rollout] is not None:
+                alike[state].append(rollout)
+        groups += [(step, members) for members in alike.values() if len(members) > 1]
+    returns = [
+        [gamma ** (num_steps - 1 - step) * outcome if rollout in members else None
+         for step, members in groups]
+        for rollout, outcome in enumerate(outcomes)
+    ]
+    scaled = group_relative(returns, scale_rewards)
+    local = [[0.0] * num_steps for _ in rollouts]
+    for column, (step, members) in enumerate(groups):
+        for rollout in members:
+            local[rollout][step] = scaled[rollout][column]
+    return local
 
 
 def hindsight(
@@ -256,9 +292,9 @@ def hindsight(
             f"the evidence steps of question {answered.question.question_id!r}",
             "take data whose truth is known, such as the planted stream",
         )
-    advantages = group_relative(
+    advantages = rollouts.once(("questions", scale_rewards), lambda: group_relative(
         [[answered.score for answered in one.questions] for one in rollouts], scale_rewards
-    )[place]
+    ))[place]
     scored = [
         (answered, advantage)
         for answered, advantage in zip(trajectory.questions, advantages, strict=True)
@@ -266,13 +302,14 @@ def hindsight(
     ]
     if not scored:
         return [None] * trajectory.num_steps
+    parts: defaultdict[int, list[float]] = defaultdict(list)
+    for answered, advantage in scored:
+        told = set(answered.question.evidence_steps)
+        wrote = {step for item in answered.retrieved for step in item.steps}
+        for step in told | wrote:
+            parts[step].append(((step in told) + retrieved_weight * (step in wrote)) * advantage)
     return [
-        math.fsum(
-            ((step.step in answered.question.evidence_steps)
-             + retrieved_weight * any(step.step in item.steps for item in answered.retrieved))
-            * advantage
-            for answered, advantage in scored
-        ) / len(scored) if step.delta.written else 0.0
+        math.fsum(parts[step.step]) / len(scored) if step.delta.written else 0.0
         for step in trajectory.steps
     ]
 
@@ -299,11 +336,11 @@ def attributed_dense(
         ValueError: as `turn_level`.
     """
     rollouts, place = _rollouts(trajectory, group)
-    dense = [
+    advantages = rollouts.once(("dense", length_weight, scale_rewards), lambda: group_relative([
         [None if reward is None else _unspoilt(step, length_weight) * reward
          for step, reward in zip(one.steps, chunk_step_reward(one), strict=True)]
         for one in rollouts
-    ]
+    ], scale_rewards))
     hits = Counter(
         item.steps[-1] for answered in trajectory.questions for item in answered.retrieved
     )
@@ -311,7 +348,7 @@ def attributed_dense(
     return [
         None if advantage is None
         else (alpha if most and hits[step] == most else 1.0) * advantage
-        for step, advantage in enumerate(group_relative(dense, scale_rewards)[place], start=1)
+        for step, advantage in enumerate(advantages[place], start=1)
     ]
 
 
@@ -422,7 +459,7 @@ def owen_values(
     """Return ``alpha Owen_t + (1 - alpha) [t = T] r_global``.
 
     Owen_t is the Shapley value over the orders that keep the halves of the steps together, and the
-    halves of these, and so on: of order T^2 sets of steps instead of 2^T, exact for that
+    halves of these, and so on: at most T^2 sets of steps instead of 2^T, exact for that
     structure. The Owen values sum to r_global less that of the empty memory. Source: SCAR (arXiv
     2505.20417); Owen (1977).
 
@@ -741,7 +778,7 @@ def _check_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
 
 def _rollouts(
     trajectory: Trajectory, group: Sequence[Trajectory]
-) -> tuple[Sequence[Trajectory], int]:
+) -> tuple[Together, int]:
     """Return the group and the trajectory's place in it."""
 
     def asked(one: Trajectory) -> list[str]:
@@ -761,23 +798,27 @@ def _rollouts(
     )
     _need(same, trajectory, "a group of the same instance, steps and questions",
           "pass group=, the rollouts that `rollout.play` returned together")
-    return group, numbers.index(trajectory.rollout)
+    together = group if isinstance(group, Together) else Together(group)
+    return together, numbers.index(trajectory.rollout)
 
 
 def _outcome_advantages(
-    rollouts: Sequence[Trajectory], scale_rewards: ScaleRewards
+    rollouts: Together, scale_rewards: ScaleRewards
 ) -> list[float | None]:
-    rows = group_relative([[outcome_reward(one)] for one in rollouts], scale_rewards)
+    rows = rollouts.once(("outcome", scale_rewards), lambda: group_relative(
+        [[outcome_reward(one)] for one in rollouts], scale_rewards))
     return [row[0] for row in rows]
 
 
 def _states(trajectory: Trajectory) -> list[tuple[str, ...]]:
     """Return, per step, what the manager saw: the chunk and the contents in memory before it."""
-    states, items = [], {}
+    states, contents = [], {}  # of the items by id, in the order of their creation
     for step in trajectory.steps:
-        held = sorted(items.values(), key=creation_key)
-        states.append((step.chunk.text, *(item.content for item in held)))
-        items = step.delta.applied_to(items)
+        states.append((step.chunk.text, *contents.values()))
+        for item_id in step.delta.removed + step.delta.evicted:
+            contents.pop(item_id, None)
+        for item in sorted(step.delta.written, key=creation_key):
+            contents[item.item_id] = item.content
     return states
 
 
@@ -791,8 +832,7 @@ class Rule:
     gives: "reward", to be compared over the rollouts of a step by `advantages.group_relative`, or
         "advantage", which is so already.
     needs: settings without a default, and what must be recorded in the trajectory.
-    cost: reader calls per trajectory beyond those of the outcome, an upper bound; `assign` counts
-        them.
+    cost: reader calls per trajectory beyond those of the outcome, at most; `assign` counts them.
     """
 
     function: Callable[..., Credit]
@@ -853,7 +893,7 @@ RULES: dict[str, Rule] = {
         owen_values, "reward", "alpha Owen_t + (1-alpha) [t = T] r_global, steps halved repeatedly",
         "SCAR, arXiv 2505.20417; Owen (1977)",
         "sum over steps = r_global - alpha r_global(empty memory)", ("agent", "replay"),
-        "about n T^2",
+        "n T^2",
     ),
     "mt-grpo": Rule(
         turn_level, "advantage", "A(r_global) + c A(r_chunk(t)), the latter at step 1 only",
@@ -892,9 +932,10 @@ chunk, P permutations."""
 class Assigned:
     """The credit of one trajectory and the reader calls it took beyond those of the outcome.
 
-    `calls_asked` readings were asked for, of which `calls_made` differed and reached the reasoning
-    agent; `calls_played` of the latter were made while the trajectory was played, for its chunk
-    questions, the others afterwards by the rule itself.
+    `calls_asked` readings were asked for, of which `calls_made` differed, from each other and from
+    what was read for the outcome, and reached the reasoning agent; `calls_played` of the latter
+    were made while the trajectory was played, for its chunk questions, the others afterwards by the
+    rule itself.
     """
 
     rule: str
@@ -908,7 +949,8 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     """Apply a rule of `RULES` and count its reader calls.
 
     An `agent` that is memoised already keeps its memo, and then only what is new to it is counted
-    as made.
+    as made; it is told what was read for the outcome, which is never read again. In the example one
+    chunk question was also asked at the end, with the same items.
 
     Raises:
         ValueError: no such rule, a setting that the rule needs is missing, or as the rule.
@@ -917,7 +959,7 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     >>> assign("eara", worked_example()).credit
     (0.21875, 0.09375, 0.34375, 0.09375)
     >>> assign("csr", worked_example())
-    Assigned(rule='csr', credit=(1.0, None, 0.5, 0.0), calls_asked=4, calls_made=4, calls_played=4)
+    Assigned(rule='csr', credit=(1.0, None, 0.5, 0.0), calls_asked=4, calls_made=3, calls_played=3)
     >>> assign("owen", worked_example())
     Traceback (most recent call last):
     ...
@@ -935,7 +977,11 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
         counter = MemoisedAgent(counter)
     before = counter.calls_asked, counter.calls_made
     if "agent" in settings:
+        _check_agent(trajectory, counter)
+        counter.know(*outcome_readings(trajectory))
         settings["agent"] = counter
+        if settings.get("world") and settings["world"].agent is not counter:
+            settings["world"] = settings["world"].through(counter)
     credit = RULES[rule].function(trajectory, **settings)
     asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
     return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1])
@@ -946,9 +992,10 @@ def calls_while_playing(
 ) -> tuple[int, int]:
     """Return the reader calls, asked and made, that answered the chunk questions a rule reads.
 
-    They are the readings that each trajectory records, made once where they agree as
-    `reasoning.MemoisedAgent` compares them; a rule whose turn reward enters at step 1 reads the
-    questions of step 1. The chunk questions of the other rollouts in a group count to these.
+    They are the readings that each trajectory records, made once where they agree, also with one
+    of the outcome, as `reasoning.MemoisedAgent` compares them; a rule whose turn reward enters at
+    step 1 reads the questions of step 1. A rule that compares a group reads the chunk questions of
+    all its rollouts; they are calls of the rollouts that were asked, of which each gets its credit.
 
     Raises:
         ValueError: a trajectory does not hold the items that it retrieved.
@@ -957,7 +1004,9 @@ def calls_while_playing(
         return 0, 0
     first = rule == "mt-grpo" and settings.get("turns", "first") == "first"
     tasks = []
+    counter = MemoisedAgent(_Silent())
     for one in trajectories:
+        counter.know(*outcome_readings(one))
         held: dict[str, MemoryItem] = {}
         for step in one.steps[:1] if first else one.steps:
             held = step.delta.applied_to(held)
@@ -965,9 +1014,25 @@ def calls_while_playing(
                 reading_task(answered.question, list(_held(one, held, answered).values()))
                 for answered in step.chunk_questions
             ]
-    counter = MemoisedAgent(_Silent())
     counter.read(tasks)
     return counter.calls_asked, counter.calls_made
+
+
+def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
+    """Return what was read for the outcome: the global questions on the items retrieved for them,
+    and the recorded answers. Questions without a score are left out, for there the agent may have
+    failed.
+
+    Raises:
+        ValueError: the trajectory does not hold the items that it retrieved.
+    """
+    held = {item.item_id: item for item in trajectory.final_memory()}
+    scored = [answered for answered in trajectory.questions if answered.score is not None]
+    return (
+        [reading_task(answered.question, list(_held(trajectory, held, answered).values()))
+         for answered in scored],
+        [Reading(answered.answer, answered.used) for answered in scored],
+    )
 
 
 class _Silent:

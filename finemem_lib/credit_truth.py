@@ -24,7 +24,8 @@ credited step, noise without credit), the value is `None`: counted, and left out
 
 The cost of a rule is counted in reader calls beyond those of the outcome reward, which asks the
 global questions at the end: those that answered the chunk questions it reads, while the rollouts
-were played, and those that it makes itself afterwards.
+were played, and those that it makes itself afterwards. What was read for the outcome, by any
+rollout of the group, is known and never read again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,12 +45,16 @@ from finemem_lib.credit import (
     Credit,
     World,
     calls_while_playing,
+    outcome_readings,
     step_leave_one_out,
 )
 from finemem_lib.evaluation import clustered_mean
 from finemem_lib.files import written_beside
 from finemem_lib.reasoning import MemoisedAgent, ReasoningAgent
 from finemem_lib.trajectory import Question, Trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Truth = Literal["planted", "causal"]
 Measure = Literal["rank", "rank_rollouts", "precision", "recall", "noise", "sign"]
@@ -290,6 +295,8 @@ def judge(
     """
     variants = VARIANTS if variants is None else variants
     agent = MemoisedAgent(agent)
+    for one in group:
+        agent.know(*outcome_readings(one))
     worlds = [World(one, agent) for one in group]
     alone = [  # per question, the group with this question only
         [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
@@ -309,6 +316,8 @@ def judge(
     for name, variant in variants.items():
         # A memo and scores of its own, so that each call counts, over what all rules share.
         counter = MemoisedAgent(agent)
+        for one in group:
+            counter.know(*outcome_readings(one))
         asked_anew = [world.through(counter) for world in worlds]
         credits = [_credits(variant, group, group, counter, asked_anew)]
         asked, played = calls_while_playing(variant.rule, group, **variant.settings)
@@ -405,6 +414,35 @@ def truth_table(
                 calls_played=total[rule].played / trajectories,
             ))
     return rows
+
+
+def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.DataFrame:
+    """Return all measures of every variant against one truth in one slice as a pandas frame, the
+    cheapest variant first.
+
+    A cell is a mean with its interval, "–" where there was nothing to judge; "calls" are reader
+    calls per trajectory beyond those of the outcome, and "rank per call" is the rank correlation
+    over steps beyond that of `BASELINE`, for each of them.
+    """
+    import pandas as pd
+
+    cells = {(row.rule, row.measure): row for row in rows
+             if row.slice == name and row.truth == truth}
+    ranks = sorted((row for row in cells.values() if row.measure == "rank"),
+                   key=lambda row: (row.calls_made, row.rule))
+    return pd.DataFrame([
+        {"rule": row.rule, "calls": f"{row.calls_made:.1f}"}
+        | {measure: _cell(cells[row.rule, measure]) for measure in MEASURES}
+        | {"rank per call": "–" if row.difference is None or not row.calls_made
+           else f"{row.difference / row.calls_made:+.3f}"}
+        for row in ranks
+    ]).set_index("rule").rename_axis(index=None, columns="rule")  # one line of headings
+
+
+def _cell(row: Row) -> str:
+    if row.value is None:
+        return "–"
+    return f"{row.value:.2f}" + ("" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]")
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:

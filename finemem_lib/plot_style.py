@@ -47,8 +47,9 @@ _AXIS = {
 }
 TEMPLATE = {"layout": {
     "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-    "title": {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top",
-              "pad": {"t": 14}, "font": {"size": 17}},
+    # above the names of the y axis too, for the room that a long title takes
+    "title": {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top",
+              "pad": {"t": 14, "l": 8}, "font": {"size": 17}},
     "paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": list(CATEGORIES),
     "margin": {"l": 64, "r": 24, "t": 56, "b": 56}, "hovermode": "closest",
     "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
@@ -81,7 +82,8 @@ def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
     >>> paragraph("a < b " * 3, width=8)
     'a &lt; b a<br>&lt; b a &lt;<br>b'
     """
-    return "<br>".join(_escape(line) for line in textwrap.wrap(one_line(text, limit), width))
+    lines = textwrap.wrap(one_line(text, limit), width, break_on_hyphens=False)
+    return "<br>".join(map(_escape, lines))
 
 
 def plain(text: object) -> str:
@@ -168,6 +170,20 @@ def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, An
                  if count <= 15 * step or step == count)
     return {"title": {"text": title}, "range": [0.4, count + 0.6], "tick0": 0, "dtick": every,
             "zeroline": False}
+
+
+def panel_titles(titles: Sequence[object]) -> list[str]:
+    """Return titles for panels that stand side by side, in lines that fit above them."""
+    width = max(10, 40 // max(1, len(titles)))
+    return [paragraph(title, min(36, 3 * width - 4), width) for title in titles]
+
+
+def name_panels(fig: go.Figure, title: str) -> None:
+    """Give panels side by side one title for their x axes, in the middle below all of them: a title
+    for each runs into the next where the page is narrow, and there slanted numbers into it."""
+    fig.update_xaxes(tickangle=0, nticks=4)
+    fig.add_annotation(name="x title", text=title, x=0.5, xref="paper", y=0, yref="paper",
+                       yanchor="top", yshift=-26, showarrow=False, font={"size": 13})
 
 
 def interval(rows: Sequence[Estimate]) -> dict[str, Any]:

@@ -11,7 +11,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from finemem_lib import plot_style as style
-from finemem_lib.credit_truth import BASELINE, REGIMES, TOLD, Measure, Row, Truth
+from finemem_lib.credit_truth import (
+    BASELINE,
+    MEASURES,
+    REGIMES,
+    TOLD,
+    TRUTHS,
+    Measure,
+    Row,
+    Truth,
+)
 from finemem_lib.plot_style import CATEGORIES, GREY, MARKERS, label
 
 MEASURE_NAMES: Mapping[Measure, str] = {
@@ -26,10 +35,11 @@ LESS_IS_BETTER = ("noise", "sign")
 
 
 def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:
-    """Show one measure of every rule with its interval, one panel per regime of `REGIMES`.
+    """Show one measure of every variant of a rule with its interval, one panel per regime of
+    `REGIMES`.
 
-    A rule that could not be judged in a slice has no point there. Rules are ordered by their value
-    over all worlds, best on top.
+    A variant that could not be judged in a slice has no point there. They are ordered by their
+    value over all worlds, best on top.
     """
     table = _judged(rows, truth, measure)
     rules = _best_first(table, measure)
@@ -41,18 +51,18 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
     return style.finish(
         _dots(table, rules, MEASURE_NAMES[measure]),
         f"Credit rules against the {truth} truth, by regime",
-        f"{_sense(measure)}. Best per slice: {best or 'nothing (0 rules)'}. {_told(truth)} "
+        f"{_sense(measure)}. Best per slice: {best or 'nothing (0 variants)'}. {_told(truth)} "
         f"{_lines(table.values())}",
-        f"Dot plots of {len(rules)} credit rules in {len(REGIMES)} regimes of two slices each, "
-        "with intervals.",
-        max(360, 190 + 30 * len(rules)), margin={"t": 84},
+        f"Dot plots of {len(rules)} variants of credit rules in {len(REGIMES)} regimes of two "
+        "slices each, with intervals.",
+        max(360, 260 + 30 * len(rules)), margin=_ROOM,
     )
 
 
 def differences_by_regime(
     rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
 ) -> go.Figure:
-    """Show what every rule has more than `BASELINE` of one measure, in the same panels.
+    """Show what every variant has more than `BASELINE` of one measure, in the same panels.
 
     A difference is over what both could be judged on and drawn together, so its interval may
     exclude 0 where the two intervals of `credit_by_regime` overlap.
@@ -79,12 +89,12 @@ def differences_by_regime(
     return style.finish(
         fig, f"Differences to {BASELINE} against the {truth} truth, by regime",
         f"{name[0].upper()}{name[1:]} less that of {BASELINE}; {'less' if sign < 0 else 'more'} is "
-        f"better. Of {len(rules)} rules, with intervals that exclude 0 in all {len(places)} "
+        f"better. Of {len(rules)} variants, with intervals that exclude 0 in all {len(places)} "
         f"slices, better: {'; '.join(wins[True]) or 'none'}. Worse: "
         f"{'; '.join(wins[False]) or 'none'}. {_told(truth)} {_lines(table.values())}",
-        f"Dot plots of the differences of {len(rules)} credit rules to {BASELINE} in "
+        f"Dot plots of the differences of {len(rules)} variants of credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
-        max(360, 190 + 30 * len(rules)), margin={"t": 84},
+        max(360, 260 + 30 * len(rules)), margin=_ROOM,
     )
 
 
@@ -95,67 +105,140 @@ def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str)
     for column, slices in enumerate(REGIMES.values(), start=1):
         for name, offset in zip(slices, (-0.16, 0.16), strict=True):
             part = [table[name, rule] for rule in rules if (name, rule) in table]
+            at = [rules.index(row.rule) for row in part]
             fig.add_scatter(
                 x=style.numbers(row.value for row in part),
-                y=[style.number(rules.index(row.rule) + offset) for row in part],
+                meta={"y": at, "panel": [*REGIMES][column - 1]},
+                y=[style.number(place + offset) for place in at],
                 error_x=style.interval(part), mode="markers", name=label(name), cliponaxis=False,
                 marker={"color": CATEGORIES[series], "size": 8, "symbol": MARKERS[series]},
                 customdata=[_note(row) for row in part],
-                hovertemplate="%{customdata}<extra></extra>", row=1, col=column,
+                hovertemplate="%{customdata}", row=1, col=column,
             )
             series += 1
-    fig.update_xaxes(title_text=axis, matches="x")
-    ticks = [label(rule, 28) for rule in rules]
-    fig.update_yaxes(range=[len(rules) - 0.4, -0.6], zeroline=False,
-                     tickvals=list(range(len(rules))), ticktext=ticks)
-    fig.update_yaxes(title_text="credit rule", col=1)
+    fig.update_xaxes(matches="x")
     fig.update_annotations(font={"size": 14})
+    style.name_panels(fig, axis)
+    return _one_per_line(fig, rules)
+
+
+def _one_per_line(
+    fig: go.Figure, names: Sequence[str], title: str = "credit rule"
+) -> go.Figure:
+    """Let the y axes name one variant on each line, the first on top."""
+    fig.update_yaxes(range=[len(names) - 0.4, -0.6], zeroline=False,
+                     tickvals=list(range(len(names))), ticktext=[label(name, 36) for name in names])
+    fig.update_yaxes(title_text=title, col=1)
     return fig
 
 
+_ROOM = {"t": 84, "b": 130, "r": 12}
+"""Pixels around panels side by side: their titles above, below the axis title and the legend."""
+
+
 def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:
-    """Show one measure of every rule over all worlds against the reader calls that it cost.
+    """Show what every variant costs in reader calls and, beside it, one measure over all worlds.
 
     Calls per trajectory beyond those of the outcome, made while playing and afterwards, those that
     reached the reader when the rollouts of an instance share a memo; on a scale of log10(1 +
-    calls), so that rules that ask nothing more have a place.
+    calls), so that rules that ask nothing more have a place. Every variant has a line of its own,
+    the cheapest on top; those that are told the truth or the exam are hollow.
     """
-    table = _judged(rows, truth, measure)
-    rules = _best_first(table, measure)
-    part = [table["all", rule] for rule in rules]
-    fig = go.Figure()
-    for place, row in enumerate(part):
-        fig.add_scatter(
-            x=[style.number(_calls(row.calls_made))], y=[style.number(row.value)],
-            error_y=style.interval([row]), mode="markers", name=label(row.rule, 28),
-            marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 11,
-                    "symbol": MARKERS[place % len(MARKERS)],
-                    "line": {"width": 1 + place // len(MARKERS)}},
-            customdata=[_note(row)], hovertemplate="%{customdata}<extra></extra>",
-        )
-    ticks = [calls for calls in (0, 1, 3, 10, 30, 100, 300, 1000)
-             if calls <= 3 * max([row.calls_made for row in part], default=0) + 1]
-    groups = {
-        "without a call more than the outcome's": [row for row in part if not row.calls_made],
-        "with calls while playing only":
+    part = _cheapest_first(_judged(rows, truth, measure))
+    series = {
+        "no call more": [row for row in part if not row.calls_made],
+        "calls while playing":
             [row for row in part if row.calls_made and row.calls_made == row.calls_played],
-        "with calls afterwards": [row for row in part if row.calls_made > row.calls_played],
+        "calls afterwards": [row for row in part if row.calls_made > row.calls_played],
     }
+    name = MEASURE_NAMES[measure]
+    fig = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05,
+                        column_widths=[0.42, 0.58])
+    for place, (how, some) in enumerate(series.items()):
+        lines = [part.index(row) for row in some]
+        marker = {
+            "color": CATEGORIES[place], "size": 9, "line": {"width": 2, "color": CATEGORIES[place]},
+            "symbol": [MARKERS[place] + "-open" * (row.rule in TOLD[truth]) for row in some],
+        }
+        drawn = {"y": lines, "mode": "markers", "name": how, "legendgroup": how, "marker": marker,
+                 "customdata": list(map(_note, some)), "cliponaxis": False,
+                 "hovertemplate": "%{customdata}<extra></extra>", "row": 1}
+        fig.add_scatter(x=style.numbers(_calls(row.calls_made) for row in some), col=1, **drawn,
+                        meta={"x": style.numbers(row.calls_made for row in some)})
+        fig.add_scatter(x=style.numbers(row.value for row in some), col=2, showlegend=False,
+                        error_x=style.interval(some), **drawn)
+    ticks = [calls for calls in (0, 1, 3, 10, 30, 100, 300, 1000)
+             if calls <= 1.5 * max([row.calls_made for row in part], default=0) + 1]
+    # Not rounded, so that no number of calls can be taken for a place on the axis.
+    fig.update_xaxes(title_text="reader calls (log)", col=1, ticktext=list(map(str, ticks)),
+                     tickvals=list(map(_calls, ticks)))
+    fig.update_xaxes(title_text=style.paragraph(name, 60, 18), col=2)
+    _one_per_line(fig, [row.rule for row in part])
     told = [
-        f"best {how}: {style.one_line(row.rule, 28)} {row.value:.2f}"
+        f"best with {how}: {style.one_line(row.rule, 28)} {row.value:.2f}"
         + (f" for {row.calls_made:.1f}" if row.calls_made else "")
-        for how, some in groups.items() for row in _top(some, measure)
+        for how, some in series.items() for row in _top(some, measure)
     ]
     return style.finish(
         fig, f"What a reader call buys, against the {truth} truth",
-        f"{_sense(measure)}; {'; '.join(told) or '0 rules were judged'}. {_told(truth)} "
+        f"{_sense(measure)}; calls are per trajectory, beyond those of the outcome; "
+        f"{'; '.join(told) or '0 variants were judged'}. {_told(truth)} They are hollow. "
         f"{_lines(part)}",
-        f"Scatter plot of {len(part)} credit rules: reader calls per trajectory against "
-        f"{MEASURE_NAMES[measure]}.",
-        560, xaxis={"title_text": "reader calls per trajectory beyond the outcome's (log, from 0)",
-                    "tickvals": [style.number(_calls(calls)) for calls in ticks],
-                    "ticktext": [str(calls) for calls in ticks]},
-        yaxis={"title_text": MEASURE_NAMES[measure]},
+        f"Two dot plots with a line for each of {len(part)} variants of credit rules, the cheapest "
+        f"on top: reader calls per trajectory, and {name} with intervals.",
+        max(360, 190 + 26 * len(part)), margin={"b": 100, "r": 12},
+    )
+
+
+def credit_measures(rows: Iterable[Row]) -> go.Figure:
+    """Show all measures of every variant over all worlds against both truths, a panel for each
+    measure; the cheapest variant on top, its reader calls per trajectory beside its name."""
+    rows = [row for row in rows if row.slice == "all"]
+    tables = {(truth, measure): _judged(rows, truth, measure)
+              for measure in MEASURES for truth in TRUTHS}
+    order = _cheapest_first({("all", row.rule): row for row in rows})
+    places = {row.rule: place for place, row in enumerate(order)}
+    columns, names = 3, [MEASURE_NAMES[measure] for measure in MEASURES]
+    fig = make_subplots(
+        rows=-(-len(MEASURES) // columns), cols=columns, shared_yaxes=True,
+        horizontal_spacing=0.04, vertical_spacing=0.13,
+        subplot_titles=[title for start in range(0, len(MEASURES), columns)
+                        for title in style.panel_titles(names[start : start + columns])],
+    )
+    for number, measure in enumerate(MEASURES):
+        for series, truth in enumerate(TRUTHS):
+            part = list(tables[truth, measure].values())
+            at = [places[row.rule] for row in part]
+            fig.add_scatter(
+                x=style.numbers(row.value for row in part), error_x=style.interval(part),
+                y=[style.number(place + 0.36 * series - 0.18) for place in at],
+                meta={"y": at, "panel": MEASURE_NAMES[measure]}, mode="markers",
+                name=f"{truth} truth", legendgroup=truth, showlegend=not number, cliponaxis=False,
+                marker={"color": CATEGORIES[series], "size": 7, "symbol": MARKERS[series]},
+                text=[label(row.rule, 28) for row in part], hovertemplate="%{text}: %{x}",
+                row=1 + number // columns, col=1 + number % columns,
+            )
+    fig.update_annotations(font={"size": 13})
+    _one_per_line(fig, [f"{style.one_line(row.rule, 28)} ({row.calls_made:.1f})" for row in order],
+                  "credit rule (reader calls)")
+    fig.update_yaxes(tickfont={"size": 11})
+    best = {
+        truth: "; ".join(
+            f"{MEASURE_NAMES[measure]} {style.one_line(top.rule, 28)} {top.value:.2f}"
+            for measure in MEASURES for top in _top(tables[truth, measure].values(), measure)
+        ) for truth in TRUTHS
+    }
+    return style.finish(
+        fig, "Credit rules by every measure, against both truths",
+        f"{len(order)} variants. Less is better for "
+        f"{' and '.join(MEASURE_NAMES[measure] for measure in LESS_IS_BETTER)}, more for all "
+        "others. " + " ".join(
+            f"Best against the {truth} truth: {found or 'none'}. {_told(truth)}"
+            for truth, found in best.items()
+        ) + f" {_lines(row for table in tables.values() for row in table.values())}",
+        f"Dot plots of {len(order)} variants of credit rules against two truths, a panel for each "
+        f"of {len(MEASURES)} measures, with intervals.",
+        max(660, 280 + 2 * 22 * len(order)), margin={"t": 96, "b": 84, "r": 12},
     )
 
 
@@ -186,6 +269,12 @@ def _judged(rows: Iterable[Row], truth: Truth, measure: Measure) -> dict[tuple[s
     }
 
 
+def _cheapest_first(table: Mapping[tuple[str, str], Row]) -> list[Row]:
+    """Return the rows over all worlds, those of the fewest reader calls first."""
+    everywhere = [row for (name, _), row in table.items() if name == "all"]
+    return sorted(everywhere, key=lambda row: (row.calls_made, row.rule))
+
+
 def _best_first(table: Mapping[tuple[str, str], Row], measure: Measure) -> list[str]:
     everywhere = [row for (name, _), row in table.items() if name == "all"]
     sign = 1 if measure in LESS_IS_BETTER else -1
@@ -206,7 +295,10 @@ def _sense(measure: Measure) -> str:
 
 
 def _note(row: Row) -> str:
+    return (f"{label(row.rule, 28)}: {_value(row)}, {row.counted} judged, {row.left_out} not; "
+            f"{row.calls_made:.1f} reader calls, {row.calls_played:.1f} playing")
+
+
+def _value(row: Row) -> str:
     interval = "" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]"
-    return (f"{label(row.rule)}, {label(row.slice)}: {row.value:.2f}{interval}<br>{row.counted} "
-            f"judged in {row.instances} instances, {row.left_out} could not be; "
-            f"{row.calls_made:.1f} reader calls, {row.calls_played:.1f} of them while playing")
+    return f"{row.value:.2f}{interval}"

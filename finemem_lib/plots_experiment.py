@@ -37,6 +37,7 @@ from finemem_lib.plot_style import (
     RED,
     SKY,
     label,
+    paragraph,
 )
 
 EDITS = {
@@ -84,9 +85,11 @@ def measure_intervals(
             part = [row for row in drawn if row.measure == measure and panels.of(row) == name]
             values, low, high = zip(*(_bounds(row, difference) for row in part), strict=True) \
                 if part else ((), (), ())
+            at = [lines.names.index(lines.of(row)) for row in part]
             fig.add_scatter(
                 x=style.numbers(values), row=1, col=panel + 1, mode="markers",
-                y=style.numbers(lines.names.index(lines.of(row)) + shift for row in part),
+                y=style.numbers(line + shift for line in at),
+                meta={"panel": label(name), "y": at},
                 error_x={
                     "type": "data", "symmetric": False, "thickness": 2, "width": 4,
                     "array": style.numbers(b - a for a, b in zip(values, high, strict=True)),
@@ -105,7 +108,7 @@ def measure_intervals(
             )
             if difference:
                 fig.add_vline(x=0, line={"color": GREY, "width": 1}, row=1, col=panel + 1)
-    fig.update_xaxes(title_text=unit)
+    style.name_panels(fig, unit)
     count = f"{len(drawn)} estimates over {_seeds(drawn)} seeds"
     clear = [row for row in drawn if difference and excludes_zero(row)]
     told = f"; {len(clear)} of the intervals exclude zero" if difference else ""
@@ -146,7 +149,7 @@ def difference_heatmap(
         f"{_counted(drawn)} Intervals that hold zero stand in brackets.",
         f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
         "purple above and orange below zero.",
-        230 + max(120, 30 * len(lines.names)), margin={"t": 84, "b": 110},
+        230 + max(120, 36 * len(lines.names)), margin={"t": 84, "b": 110},
     )
 
 
@@ -165,7 +168,7 @@ def dose_response(
     pairs = compared(rows)
     _, variants = kept_together(pairs)
     fig = make_subplots(rows=1, cols=len(PRIMARY), shared_yaxes=True, horizontal_spacing=0.05,
-                        subplot_titles=[label(measure, 36) for measure in PRIMARY])
+                        subplot_titles=style.panel_titles(PRIMARY))
     drawn, lines = [], [(variant, kind) for variant in variants for kind in kinds]
     for place, (variant, kind) in enumerate(lines):
         name = kind if len(variants) == 1 else f"{variant}, {kind}"
@@ -186,7 +189,8 @@ def dose_response(
                     "array": style.numbers(r.difference_high - r.difference for _, r in points),
                     "arrayminus": style.numbers(r.difference - r.difference_low for _, r in points),
                 },
-                mode="lines+markers", name=label(name, 60), legendgroup=str(place),
+                mode="lines+markers", name=label(name, 40), legendgroup=str(place),
+                meta={"panel": label(measure)},
                 offsetgroup=str(place),
                 showlegend=not panel, line_color=CATEGORIES[place % len(CATEGORIES)],
                 marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9},
@@ -195,10 +199,11 @@ def dose_response(
             )
     fig.add_hline(y=0, line={"color": GREY, "width": 1})
     doses = sorted({dose for trace in fig.data for dose in trace.x})
-    fig.update_xaxes(title_text=unit, tickvals=doses, zeroline=False)
+    fig.update_xaxes(tickvals=doses, zeroline=False)
     fig.update_yaxes(zeroline=False)
     fig.update_yaxes(title_text="difference in accuracy", col=1)
     fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, unit)
     return style.finish(
         fig, title, _counted(list(dict.fromkeys(drawn))),
         f"Line plots with intervals of {len(lines)} lines over {unit}: paired difference to the "
@@ -215,7 +220,7 @@ def learning_curves(
     results = [result for result in results if curve in result.curve]
     regimes, variants = kept_together(result.cell for result in results)
     fig = make_subplots(rows=1, cols=len(regimes) or 1, shared_yaxes=True,
-                        horizontal_spacing=0.05, subplot_titles=[label(r, 32) for r in regimes])
+                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(regimes))
     ends = {}
     for panel, regime in enumerate(regimes):
         for place, variant in enumerate(variants):
@@ -239,11 +244,13 @@ def learning_curves(
                                            for s, m in zip(spread, middle, strict=True)),
                 },
                 mode="lines+markers", name=label(variant), legendgroup=label(variant),
+                meta={"panel": label(regime)},
                 showlegend=not panel, row=1, col=panel + 1,
                 line_color=CATEGORIES[place % len(CATEGORIES)],
                 marker={"symbol": MARKERS[place % len(MARKERS)], "size": 7},
             )
-    fig.update_xaxes(title_text=f"update (mean of {BLOCK})")
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, f"update (mean of {BLOCK})")
     fig.update_yaxes(title_text=unit, col=1)
     seeds = len({result.cell.seed for result in results})
     last = "; ".join(
@@ -279,17 +286,18 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
             fig.add_bar(
                 x=style.numbers(values), y=list(range(len(lines.names))), orientation="h",
                 name=label(name), legendgroup=name, showlegend=not panel, row=1, col=panel + 1,
+                meta={"panel": label(title)},
                 marker={"color": color, "pattern": style.pattern(place)},
                 hovertemplate=f"{label(name)}: %{{x:.3f}} per step<extra></extra>",
             )
-    fig.update_xaxes(title_text="edits per step")
+    style.name_panels(fig, "edits per step")
     total = sum(sums.values()) or 1.0
     good = sum(list(sums.values())[:4]) / total
     return style.finish(
         fig, "What the managers do to the memory",
         f"{good:.0%} of all edits are right by the planted truth (the first four kinds).",
         f"Stacked bars of edits per step for {lines} in {panels}.",
-        230 + max(110, 34 * len(lines.names)), barmode="stack", margin={"t": 84, "b": 130},
+        230 + max(110, 56 * len(lines.names)), barmode="stack", margin={"t": 84, "b": 130},
     )
 
 
@@ -317,10 +325,9 @@ def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
 def _panels(panels: _Names, lines: _Names) -> go.Figure:
     """Return an empty panel for each of the one, with the others as lines, the first on top."""
     fig = make_subplots(rows=1, cols=len(panels.names) or 1, shared_yaxes=True,
-                        horizontal_spacing=0.05,
-                        subplot_titles=[label(name, 32) for name in panels.names])
+                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(panels.names))
     fig.update_yaxes(tickvals=list(range(len(lines.names))), zeroline=False,
-                     ticktext=[label(name) for name in lines.names],
+                     ticktext=[paragraph(name, 36, 20) for name in lines.names],
                      range=[len(lines.names) - 0.4, -0.6])
     fig.update_yaxes(title_text=lines.field, col=1)
     fig.update_annotations(font={"size": 13})

@@ -399,27 +399,29 @@ class MemoisedAgent:
             ValueError: the agent returned another number of readings, or used an item it was
                 not given.
         """
-        settings = self.agent.settings
-        keys = [
-            (settings, task.question, task.data_source, tuple(c for _, c in task.items),
-             task.written)
-            for task in tasks
-        ]
+        keys = list(map(self._key, tasks))
         new = {
             key: task for key, task in zip(keys, tasks, strict=True) if key not in self._memo
         }
         self.calls_asked += len(tasks)
         self.calls_made += len(new)
-        for (key, task), reading in zip(
-            new.items(), _read_batch(self.agent, list(new.values())), strict=True
-        ):
-            ids = [item_id for item_id, _ in task.items]
-            places = None if reading.used is None else tuple(map(ids.index, reading.used))
-            self._memo[key] = reading.answer, places
+        self.know(new.values(), _read_batch(self.agent, list(new.values())))
         return [
             Reading(answer, places and tuple(task.items[place][0] for place in places))
             for task, (answer, places) in zip(tasks, map(self._memo.__getitem__, keys), strict=True)
         ]
+
+    def know(self, tasks: Iterable[ReadingTask], readings: Iterable[Reading]) -> None:
+        """Take readings made before as known, one per task, beside what is known already; they
+        count neither as asked nor as made."""
+        for task, reading in zip(tasks, readings, strict=True):
+            ids = [item_id for item_id, _ in task.items]
+            places = None if reading.used is None else tuple(map(ids.index, reading.used))
+            self._memo.setdefault(self._key(task), (reading.answer, places))
+
+    def _key(self, task: ReadingTask) -> tuple[object, ...]:
+        return (self.agent.settings, task.question, task.data_source,
+                tuple(content for _, content in task.items), task.written)
 
     def memo_to_json(self) -> str:
         """Return all that was answered, for `memo_from_json`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -14,13 +15,22 @@ from trajectory_strategies import trajectories
 
 from finemem_lib import credit
 from finemem_lib.credit import RULES, World, assign
+from finemem_lib.lesson import disagreement
 from finemem_lib.memory import FlatMemory, replay
 from finemem_lib.planted import StreamSettings, planted_stream
-from finemem_lib.policy import FactsOnly, Oracle, RandomManager
-from finemem_lib.reasoning import Inquiry, MemoisedAgent, Reading, answer_questions, reader_for
+from finemem_lib.policy import FactsOnly, InsertAll, Oracle, RandomManager
+from finemem_lib.reasoning import (
+    Inquiry,
+    MemoisedAgent,
+    Reading,
+    answer_questions,
+    reader_for,
+    reading_task,
+)
 from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.rewards import outcome_reward, worked_example
 from finemem_lib.rollout import RolloutSettings, play
+from finemem_lib.scoring import score
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     Chunk,
@@ -54,22 +64,45 @@ class Echo:
         ]
 
 
+class Guess(Echo):
+    """Echoes, but has a guess where it was given nothing, which is right for some questions."""
+
+    name = settings = "guess"
+
+    def read(self, tasks):
+        return [
+            reading if reading.used else dataclasses.replace(reading, answer="rome")
+            for reading in super().read(tasks)
+        ]
+
+
 def asked(name: str, text: str, *answers: str, evidence: int = 1) -> Question:
     return Question(name, text, answers, "planted", evidence_steps=(evidence,))
 
 
+def from_nothing(agent: Echo, asked_: list[Question]) -> float:
+    """Return the mean score of the questions that can be scored, read from no item."""
+    readings = agent.read([reading_task(question, []) for question in asked_])
+    scores = known(
+        score(reading.answer, question.answers, question.data_source)
+        for question, reading in zip(asked_, readings, strict=True)
+    )
+    return math.fsum(scores) / len(scores) if scores else 0.0
+
+
 def recorded(
     steps: list[list[Operation]], questions: list[Question], world: dict | None = None,
-    rollout: int = 0, chunk_scores: list[float | None] | None = None,
+    rollout: int = 0, chunk_scores: list[float | None] | None = None, agent: Echo | None = None,
 ) -> Trajectory:
-    """Apply operations and ask the questions at the end, with the echo agent."""
+    """Apply operations and ask the questions at the end, with the echo agent or another."""
+    agent = agent or Echo()
     world = WORLD | (world or {})
     top_k = world["top_k"]
     memory = FlatMemory(**{name: value for name, value in world.items() if name != "top_k"})
     one = played(memory, steps).trajectory
     index = BM25Retriever.from_items(memory.items)
     inquiry = Inquiry(questions, memory, index, len(steps))
-    (answers,) = answer_questions([inquiry], Echo(), top_k)
+    (answers,) = answer_questions([inquiry], agent, top_k)
     done = [
         dataclasses.replace(step, chunk_questions=() if value is None else (
             AnsweredQuestion(asked(f"c-{step.step}", "?", "a"), step.step, (), "", None, value),))
@@ -77,7 +110,7 @@ def recorded(
     ]
     return dataclasses.replace(
         one, steps=tuple(done), questions=answers, rollout=rollout,
-        metadata={"rollout": world, "agent_settings": Echo.settings},
+        metadata={"rollout": world, "agent_settings": agent.settings},
     )
 
 
@@ -199,6 +232,45 @@ def test_group_rules_by_hand():
     assert credit.hindsight(bad, **plain) == [-0.5, 0.0]
 
 
+def test_a_batch_of_anchored_groups_shares_one_standard_deviation():
+    good, bad = group_of_two()
+    twin = dataclasses.replace(good, rollout=2)  # stands at step 2 where `good` does, too
+    group = [good, bad, twin]
+    paid = {
+        scale: credit.anchored_groups(good, group=group, gamma=0.5, scale_rewards=scale)
+        for scale in ("none", "group", "batch")
+    }
+    outcomes = [1.0, 0.0, 1.0]
+    first = [0.5, 0.0, 0.5]  # all three anchor at step 1, two at step 2, with equal returns
+    centred = [1 - 2 / 3, 0.5 - 1 / 3]
+    episode, alone, batch = map(statistics.stdev, (outcomes, first, [*first, 1.0, 1.0]))
+    assert paid["none"] == pytest.approx([sum(centred), centred[0]])
+    ratio = centred[0] / (episode + 1e-4)
+    assert paid["group"] == pytest.approx([ratio + centred[1] / (alone + 1e-4), ratio])
+    assert paid["batch"] == pytest.approx([ratio + centred[1] / (batch + 1e-4), ratio])
+    assert paid["batch"] != paid["group"]
+
+
+def test_hindsight_counts_a_step_once_however_many_of_its_items_were_retrieved():
+    good = recorded([[insert("mia lives rome"), insert("mia lives here")]], [HOME])
+    bad = recorded([[insert("buses")]], [HOME], rollout=1)
+    assert [item.steps for item in good.questions[0].retrieved] == [(1,), (1,)]
+    paid = credit.hindsight(
+        good, group=[good, bad], retrieved_weight=0.5, scale_rewards="none")
+    assert paid == pytest.approx([1.5 * 0.5])
+
+
+def test_attributed_dense_weighs_the_step_that_wrote_an_item_last():
+    update = Operation("UPDATE", "mia lives rome", "1")
+    good = recorded([[insert("mia lives oslo")], [update]], [HOME], chunk_scores=[1.0, 1.0])
+    bad = recorded([[insert("buses")], [Operation("SKIP")]], [HOME], rollout=1,
+                   chunk_scores=[0.0, 0.0])
+    assert [item.steps for item in good.questions[0].retrieved] == [(1, 2)]
+    paid = credit.attributed_dense(
+        good, group=[good, bad], scale_rewards="none", length_weight=0.0)
+    assert paid == [0.5, 4 * 0.5]
+
+
 def test_a_rollout_without_an_outcome_takes_no_part_in_the_turns():
     good, bad = group_of_two()
     unscored = dataclasses.replace(good, rollout=2, questions=tuple(
@@ -248,7 +320,7 @@ questions = st.lists(
 
 
 @st.composite
-def groups(draw: st.DrawFn, size: int = 1) -> list[Trajectory]:
+def groups(draw: st.DrawFn, size: int = 1, agent: Echo | None = None) -> list[Trajectory]:
     """Rollouts of one instance, of random operations."""
     world = draw(MEMORY_SETTINGS) | {"top_k": draw(st.integers(1, 6))}
     rows = draw(st.lists(STEPS.filter(bool), min_size=size, max_size=size))
@@ -256,12 +328,14 @@ def groups(draw: st.DrawFn, size: int = 1) -> list[Trajectory]:
     scores = st.lists(st.sampled_from([1.0, 0.5, 0.0, None]), min_size=length, max_size=length)
     here = draw(questions)
     return [
-        recorded(row[:length], here, world, rollout, [1.0, *draw(scores)[1:]])
+        recorded(row[:length], here, world, rollout, [1.0, *draw(scores)[1:]], agent)
         for rollout, row in enumerate(rows)
     ]
 
 
-single = groups().map(lambda group: group[0])
+single = st.sampled_from([Echo(), Guess()]).flatmap(
+    lambda agent: st.tuples(groups(agent=agent).map(lambda group: group[0]), st.just(agent)))
+"""A trajectory and the agent that answered it; one of them scores even on an empty memory."""
 
 
 @quick
@@ -288,42 +362,59 @@ def test_the_splits_sum_to_the_outcome(one):
 
 @quick
 @given(single, st.sampled_from(["last_write", "creation", "lineage"]))
-def test_evidence_shapley_sums_to_what_the_items_added(one, attribution):
-    shares = credit.evidence_shapley(one, agent=Echo(), attribution=attribution, permutations=3)
-    scored = known(answered.score for answered in one.questions)
-    # From nothing the echo says nothing; a question that found nothing scored 0 as well.
-    assert math.fsum(known(shares)) == pytest.approx(
-        math.fsum(scored) / len(scored) if scored else 0.0)
+def test_evidence_shapley_sums_to_what_the_items_added(drawn, attribution):
+    one, agent = drawn
+    shares = credit.evidence_shapley(one, agent=agent, attribution=attribution, permutations=3)
+    scored = [answered for answered in one.questions if answered.score is not None]
+    # A question that retrieved nothing was read from nothing, so nothing added to it.
+    gained = math.fsum(
+        answered.score - from_nothing(agent, [answered.question]) for answered in scored)
+    assert math.fsum(known(shares)) == pytest.approx(gained / len(scored) if scored else 0.0)
 
 
 @quick
 @given(single, st.sampled_from(["refuse", "insert"]))
-def test_step_shapley_and_owen_sum_to_the_outcome_less_that_of_nothing(one, orphaned):
+def test_step_shapley_and_owen_sum_to_the_outcome_less_that_of_nothing(drawn, orphaned):
+    one, agent = drawn
     outcome = outcome_reward(one)
-    for shares in (
-        credit.step_shapley(one, agent=Echo(), orphaned=orphaned, permutations=3),
-        credit.owen_values(one, agent=Echo(), orphaned=orphaned),
-        credit.owen_values(one, agent=Echo(), orphaned=orphaned, alpha=0.25),
+    nothing = from_nothing(agent, [answered.question for answered in one.questions])
+    for shares, alpha in (
+        (credit.step_shapley(one, agent=agent, orphaned=orphaned, permutations=3), 1.0),
+        (credit.owen_values(one, agent=agent, orphaned=orphaned), 1.0),
+        (credit.owen_values(one, agent=agent, orphaned=orphaned, alpha=0.25), 0.25),
     ):
         assert (shares == [None] * one.num_steps) if outcome is None else (
-            math.fsum(shares) == pytest.approx(outcome))
+            math.fsum(shares) == pytest.approx(outcome - alpha * nothing))
 
 
 @quick
 @given(single, st.floats(0.1, 1.0))
-def test_potential_shaping_keeps_the_discounted_sum(one, gamma):
+def test_potential_shaping_keeps_the_discounted_sum(drawn, gamma):
+    one, agent = drawn
     probes = [HOME, PETS]
-    shaped = credit.potential_shaping(one, agent=Echo(), probes=probes, gamma=gamma)
+    shaped = credit.potential_shaping(one, agent=agent, probes=probes, gamma=gamma)
     outcome = outcome_reward(one)
     if outcome is None:
         assert shaped == [None] * one.num_steps
         return
     total = math.fsum(gamma**place * paid for place, paid in enumerate(shaped))
-    assert total == pytest.approx(gamma ** (one.num_steps - 1) * outcome)  # Phi(nothing) = 0
+    assert total == pytest.approx(
+        gamma ** (one.num_steps - 1) * outcome - from_nothing(agent, probes))
+
+
+def test_an_agent_that_guesses_right_leaves_nothing_to_earn():
+    """The properties above draw such agents; this one cannot miss them."""
+    agent = Guess()
+    one = recorded([[insert("mia lives rome")], [insert("buses left")]], [HOME], agent=agent)
+    assert from_nothing(agent, [HOME]) == 1.0 and from_nothing(Echo(), [HOME]) == 0.0
+    assert sum(credit.evidence_shapley(one, agent=agent)) == 0.0
+    assert sum(credit.step_shapley(one, agent=agent)) == 0.0
+    assert sum(credit.owen_values(one, agent=agent, alpha=0.5)) == pytest.approx(0.5)
+    assert sum(credit.potential_shaping(one, agent=agent, probes=[HOME])) == 0.0
 
 
 @quick
-@given(groups(size=3), st.sampled_from(["group", "none"]))
+@given(groups(size=3), st.sampled_from(["group", "batch", "none"]))
 def test_advantages_of_a_group_sum_to_zero_at_every_step(group, scale):
     for rule in ("mt-grpo", "gigpo"):
         rows = [
@@ -423,6 +514,94 @@ def played_group() -> list[Trajectory]:
     return play([instance], RandomManager(), world, reader_for([instance]), 1)[0]
 
 
+class Watch(MemoisedAgent):
+    """Notes what it is asked; settings and answers are those of the agent below."""
+
+    def __init__(self, agent) -> None:
+        super().__init__(agent)
+        self.asked = []
+
+    def read(self, tasks):
+        self.asked += [
+            (task.question, tuple(content for _, content in task.items), task.written)
+            for task in tasks
+        ]
+        return super().read(tasks)
+
+
+AGENT_RULES = [name for name, rule in RULES.items() if "agent" in rule.needs]
+
+
+@pytest.mark.parametrize("name", AGENT_RULES)
+def test_what_the_outcome_read_is_never_read_again(name):
+    one, *_ = played_group()
+    probes = {"probes": [answered.question for answered in one.questions]}
+    extra = probes if "probes" in RULES[name].needs else {}
+    outcome = Watch(reader_for([planted_stream(5)]))
+    held = {item.item_id: item for item in one.final_memory()}
+    outcome.read([
+        reading_task(answered.question, [held[item.item_id] for item in answered.retrieved])
+        for answered in one.questions
+    ])
+    alone, below = Watch(reader_for([planted_stream(5)])), Watch(reader_for([planted_stream(5)]))
+    RULES[name].function(one, agent=alone, **extra)
+    counted = assign(name, one, agent=MemoisedAgent(below), **extra)
+    assert counted.calls_asked == len(alone.asked)
+    assert counted.calls_made == len(below.asked)
+    assert set(below.asked) == set(alone.asked) - set(outcome.asked)
+    if "replay" in RULES[name].needs and name != "potential":  # some step moved no evidence
+        assert set(alone.asked) & set(outcome.asked)
+
+
+def test_the_readings_of_the_page_on_disagreement_are_counted_beyond_the_outcome():
+    one = disagreement()
+    made = {
+        name: assign(name, one, agent=reader_for([one])).calls_made
+        for name in ("step-loo", "step-shapley", "owen")
+    }
+    assert made == {"step-loo": 11, "step-shapley": 21, "owen": 20}
+
+
+def test_what_is_told_as_known_is_not_asked_and_never_overwrites():
+    task = reading_task(HOME, [])
+    agent = MemoisedAgent(Echo())
+    agent.know([task], [Reading("oslo", ())])
+    agent.know([task], [Reading("lima", ())])
+    assert agent.read([task]) == [Reading("oslo", ())]
+    assert (agent.calls_asked, agent.calls_made) == (1, 0)
+
+
+def test_another_agents_answers_are_not_told_to_this_one():
+    one, *_ = played_group()
+    agent = MemoisedAgent(Echo())
+    with pytest.raises(ValueError, match="answers by the agent"):
+        assign("step-loo", one, agent=agent)
+    assert agent.memo_to_json() == "[]"
+
+
+def test_no_rule_asks_for_more_than_its_card_says():
+    one, *_ = group = played_group()
+    n, t = len(one.questions), one.num_steps
+    k = one.metadata["rollout"]["top_k"]
+    chunk = max(len(step.chunk_questions) for step in one.steps)
+    probes = [answered.question for answered in one.questions]
+    most = {
+        "csr": chunk * t, "attributed-dense": chunk * t, "mt-grpo": chunk,
+        "evidence-loo": n * k, "evidence-shapley": n * (2**k - 1), "step-loo": n * t,
+        "step-shapley": n * 16 * t, "owen": n * t**2, "potential": len(probes) * t,
+    }
+    for name, rule in RULES.items():
+        there = {"agent": reader_for([planted_stream(5)]), "group": group, "probes": probes}
+        needed = {need: there[need] for need in rule.needs if need in there}
+        assert assign(name, one, **needed).calls_asked <= most.get(name, 0), name
+
+
+@pytest.mark.parametrize("steps", [*range(1, 20), 60])
+def test_owen_values_take_at_most_the_square_of_the_steps(steps):
+    wanted = credit._sets(credit._owen(range(1, steps + 1)))
+    assert len(wanted) - 1 <= steps**2  # but all steps, which the outcome has read
+
+
 def test_chunk_questions_read_while_playing_are_the_cost_of_the_rules_that_read_them():
     one, *_ = group = played_group()
     sizes = [len(step.chunk_questions) for step in one.steps]
@@ -440,27 +619,66 @@ def test_chunk_questions_read_while_playing_are_the_cost_of_the_rules_that_read_
     assert assign("mt-grpo", one, group=group, turns="all").calls_asked == sum(sizes)
 
 
-def test_what_is_counted_is_what_moves_the_credit():
-    """A chunk question is a call of a rule if, and only if, its answer can change the credit."""
-    one, *others = played_group()
-    cases = [("csr", {}), ("mt-grpo", {}), ("mt-grpo", {"turns": "all"})]
-    for name, extra in cases:
-        def paid(some: Trajectory, name=name, extra=extra):
-            group = {"group": [some, *others]} if "group" in RULES[name].needs else {}
-            return assign(name, some, **group, **extra).credit
+def flipped(one: Trajectory, step: Step, number: int) -> Trajectory:
+    """Return the trajectory with the score of one chunk question of a step turned."""
+    asked_ = list(step.chunk_questions)
+    asked_[number] = dataclasses.replace(asked_[number], score=1 - asked_[number].score)
+    return dataclasses.replace(one, steps=tuple(
+        dataclasses.replace(step, chunk_questions=tuple(asked_))
+        if other.step == step.step else other for other in one.steps))
 
-        moves = 0
-        for step in one.steps:
-            for number, answered in enumerate(step.chunk_questions):
-                other = dataclasses.replace(answered, score=1 - answered.score)
-                asked_ = list(step.chunk_questions)
-                asked_[number] = other
-                changed = dataclasses.replace(one, steps=tuple(
-                    dataclasses.replace(step, chunk_questions=tuple(asked_))
-                    if other_step.step == step.step else other_step for other_step in one.steps))
-                moves += paid(changed) != paid(one)
-        group = {"group": [one, *others]} if "group" in RULES[name].needs else {}
-        assert assign(name, one, **group, **extra).calls_asked == moves > 0
+
+@pytest.mark.parametrize(("name", "extra"), [
+    ("csr", {}), ("mt-grpo", {}), ("mt-grpo", {"turns": "all"}), ("attributed-dense", {})])
+def test_what_is_counted_is_what_moves_the_credit(name, extra):
+    """A chunk question is a call of the rollout that was asked if, and only if, its answer can
+    change that rollout's credit. Those of the other rollouts move it too, and are calls of theirs.
+    """
+    one, other, _ = group = played_group()
+
+    def paid(*some: Trajectory) -> list[tuple[float | None, ...]]:
+        together = {"group": some} if "group" in RULES[name].needs else {}
+        return assign(name, some[0], **together, **extra).credit
+
+    def moves(asked_: Trajectory, step: Step) -> int:
+        before = paid(*group)
+        return sum(
+            paid(*(flipped(asked_, step, number) if two is asked_ else two for two in group))
+            != before for number in range(len(step.chunk_questions)))
+
+    together = {"group": group} if "group" in RULES[name].needs else {}
+    # What a spoilt step answers is multiplied by 0, and was asked all the same.
+    spoilt = [step for step in one.steps if name == "attributed-dense"
+              and not (step.outcomes and all(outcome.applied for outcome in step.outcomes))]
+    wasted = sum(len(step.chunk_questions) for step in spoilt)
+    moved = sum(moves(one, step) for step in one.steps)
+    assert assign(name, one, **together, **extra).calls_asked == moved + wasted
+    assert moved > 0
+    assert bool(together) == any(moves(other, step) for step in other.steps)
+    of_all = credit.calls_while_playing(name, group, **extra)[0]
+    assert of_all == sum(credit.calls_while_playing(name, [two], **extra)[0] for two in group)
+
+
+def test_a_deletion_is_told_by_a_replay_or_the_outcome_and_by_no_chunk_reward():
+    class Forgetful(InsertAll):
+        name = "forgetful"
+
+        def rule(self, observation, rng):
+            kept = super().rule(observation, rng)
+            if observation.step < 6:
+                return kept
+            return [Operation("DELETE", item_id=item.item_id) for item in observation.items] + kept
+
+    instance = planted_stream(5)
+    agent = reader_for([instance])
+    ((keeps,),), ((forgets,),) = (
+        play([instance], manager, RolloutSettings(num_generations=1), agent, 0)
+        for manager in (InsertAll(), Forgetful())
+    )
+    assert credit.chunk_step_reward(forgets) == credit.chunk_step_reward(keeps)
+    assert outcome_reward(forgets) < outcome_reward(keeps)
+    assert credit.step_leave_one_out(forgets, agent=agent)[-1] < 0
+    assert all(part >= 0 for part in credit.evidence_leave_one_out(forgets, agent=agent))
 
 
 def test_equal_readings_while_playing_are_made_once():
@@ -469,6 +687,21 @@ def test_equal_readings_while_playing_are_made_once():
     alone = credit.calls_while_playing("csr", group[:1])
     asked_, made = credit.calls_while_playing("csr", [group[0], twin])
     assert asked_ == 2 * alone[0] and made == alone[1]
+    answered = [a for one in group for step in one.steps for a in step.chunk_questions]
+    tasks, _ = map(list, zip(*map(credit.outcome_readings, group), strict=True))
+    outcome = {(task.question, tuple(c for _, c in task.items), task.written)
+               for some in tasks for task in some}
+    seen = Watch(credit._Silent())
+    for one in group:
+        held = {}
+        for step in one.steps:
+            held = step.delta.applied_to(held)
+            seen.read([reading_task(a.question, [held[item.item_id] for item in a.retrieved])
+                       for a in step.chunk_questions])
+    assert len(seen.asked) == len(answered) and set(seen.asked) & outcome
+    # One asked again at the end, on the same items, is the outcome's.
+    made = credit.calls_while_playing("csr", group)[1]
+    assert made == len(set(seen.asked) - outcome)
     torn = dataclasses.replace(group[0], steps=tuple(
         dataclasses.replace(step, delta=MemoryDelta()) for step in group[0].steps))
     with pytest.raises(ValueError, match="cut or joined"):
@@ -488,6 +721,17 @@ def test_a_world_asked_through_another_agent_counts_anew_on_the_same_memories(mo
     assert agent.calls_made == counts[1]  # the agent below was asked nothing new
     with pytest.raises(ValueError, match="answers by the agent"):
         world.through(Echo())
+
+
+def test_what_a_given_world_asks_is_counted():
+    one, *_ = played_group()
+    agent = reader_for([planted_stream(5)]).agent
+    expected = assign("step-loo", one, agent=agent)
+    assert assign("step-loo", one, agent=agent, world=World(one, agent)) == expected
+    memoised = MemoisedAgent(agent)
+    world = World(one, memoised)
+    assert assign("step-loo", one, agent=memoised, world=world) == expected
+    assert assign("step-loo", one, agent=memoised, world=world).calls_asked == 0  # it remembers
 
 
 def test_a_world_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):

@@ -16,16 +16,24 @@ from hypothesis import strategies as st
 from test_plots import strings
 
 from finemem_lib import plots_credit
-from finemem_lib.credit import RULES
+from finemem_lib.credit import (
+    RULES,
+    outcome_readings,
+    owen_values,
+    potential_shaping,
+    step_leave_one_out,
+)
 from finemem_lib.credit_truth import (
     MEASURES,
     REGIMES,
+    TOLD,
     TRUTHS,
     VARIANTS,
     Row,
     Variant,
     at_true_steps,
     judge,
+    measures_frame,
     noise_share,
     planted_credit,
     rank_correlation,
@@ -120,6 +128,65 @@ def test_planted_credit_sums_to_the_outcome_and_needs_the_truth():
         answered, question=dataclasses.replace(answered.question, evidence_steps=None))
     with pytest.raises(ValueError, match="no evidence steps"):
         planted_credit(dataclasses.replace(one, questions=(unknown,)))
+
+
+def test_an_answer_told_twice_is_earned_by_halves():
+    one = groups()[0][0]
+    twice = tuple(
+        dataclasses.replace(answered, score=1.0, question=dataclasses.replace(
+            answered.question, evidence_steps=(1, 3))) for answered in one.questions)
+    assert planted_credit(dataclasses.replace(one, questions=twice)) == pytest.approx(
+        [0.5, 0.0, 0.5, 0.0])
+
+
+def test_the_probes_on_the_way_are_those_that_the_variant_names():
+    (one, *_), _ = groups()
+    agent_ = reader_for([planted_stream(1)])
+    chunk = [answered.question for step in one.steps for answered in step.chunk_questions]
+    final = [answered.question for answered in one.questions]
+    paid = {}
+    for kind, probes in (("chunk", chunk), ("final", final)):
+        name = f"potential, {kind} questions"
+        judged, _ = judge([one], agent_, {name: VARIANTS[name]})
+        (rank,) = (each.value for each in judged
+                   if (each.truth, each.measure) == ("planted", "rank"))
+        credit = potential_shaping(one, agent=agent_, probes=probes)
+        paid[kind] = rank
+        assert rank == rank_correlation(credit, planted_credit(one))
+    assert paid["chunk"] != paid["final"]  # else it would not matter which
+
+
+class Noting(ExtractiveReader):
+    """Notes what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__(synonyms=SYNONYMS)
+        self.read_ = []
+
+    def read(self, tasks):
+        self.read_ += [
+            (task.question, tuple(content for _, content in task.items), task.written)
+            for task in tasks
+        ]
+        return super().read(tasks)
+
+
+def test_what_the_outcome_of_the_group_read_is_counted_for_no_rule():
+    group = groups()[0]
+    outcome = {
+        (task.question, tuple(content for _, content in task.items), task.written)
+        for one in group for task in outcome_readings(one)[0]
+    }
+    assert len(outcome) > len(group[0].questions)
+    reader = Noting()
+    _, calls = judge(group, reader, {name: VARIANTS[name] for name in ("step-loo", "owen")})
+    assert not set(reader.read_) & outcome
+    for name, function in (("step-loo", step_leave_one_out), ("owen", owen_values)):
+        alone = Noting()
+        for one in group:
+            function(one, agent=alone)
+        assert calls[name].asked == len(alone.read_)
+        assert calls[name].made == len(set(alone.read_) - outcome) < len(set(alone.read_))
 
 
 def test_every_rule_is_judged_by_every_measure():
@@ -219,6 +286,7 @@ def test_intervals_over_few_clusters_hold_what_they_say():
 FIGURES = {
     "by regime": plots_credit.credit_by_regime, "per call": plots_credit.credit_per_call,
     "differences": plots_credit.differences_by_regime,
+    "all measures": lambda rows, truth, measure: plots_credit.credit_measures(rows),
 }
 
 
@@ -235,9 +303,71 @@ def test_figures_say_what_they_show_and_have_a_table(name, measure):
         and (row.difference if name == "differences" else row.value) is not None
     }
     rows = figure_table(figure)
-    assert len(rows) == len(judged) * (1 if name == "per call" else 6)
+    if name == "all measures":
+        assert len(rows) == sum(row.slice == "all" and row.value is not None for row in table())
+        assert len(figure.to_json()) < 60_000
+        return
+    assert len(rows) == len(judged) * (2 if name == "per call" else 6)  # one per panel or slice
+    assert {row["credit rule"] for row in rows} == judged  # the rules, not where they are drawn
     assert all("reader calls" in row["note"] for row in rows)
     assert len(figure.to_json()) < 40_000
+
+
+def test_what_a_reader_call_buys_is_drawn_on_a_line_per_rule():
+    figure = plots_credit.credit_per_call(table(), "causal", "rank")
+    rows = figure_table(figure)
+    found = cells(table())
+    calls, values = ({row["credit rule"]: float(row[axis]) for row in rows if axis in row}
+                     for axis in ("reader calls (log)", "rank correlation over steps"))
+    assert calls == {rule: pytest.approx(found[rule, "causal", "rank"].calls_made, rel=1e-3)
+                     for rule in VARIANTS}
+    assert values == {rule: pytest.approx(found[rule, "causal", "rank"].value, abs=1e-3)
+                      for rule in VARIANTS}
+    # No two points of a panel share a line, and the cheapest is on top.
+    for column in ("x", "x2"):
+        lines = [y for trace in figure.data if (trace.xaxis or "x") == column for y in trace.y]
+        assert sorted(lines) == list(range(len(VARIANTS)))
+    names = figure.layout.yaxis.ticktext
+    assert [calls[rule] for rule in names] == sorted(calls.values())
+    hollow = {names[y] for trace in figure.data for y, symbol in zip(
+        trace.y, trace.marker.symbol, strict=True) if symbol.endswith("-open")}
+    assert hollow == set(TOLD["causal"])
+
+
+def test_all_measures_are_drawn_as_measured_against_both_truths():
+    figure = plots_credit.credit_measures(table())
+    found = cells(table())
+    names = figure.layout.yaxis.ticktext
+    drawn = {}
+    for trace in figure.data:
+        measure = next(m for m, name in plots_credit.MEASURE_NAMES.items()
+                       if name == trace.meta["panel"])
+        for x, place in zip(trace.x, trace.meta["y"], strict=True):
+            rule = names[place].rpartition(" (")[0]
+            drawn[rule, trace.name.partition(" ")[0], measure] = x
+    assert drawn == {key: pytest.approx(row.value, abs=1e-3)
+                     for key, row in found.items() if row.value is not None}
+    for name in names:
+        rule, _, calls = name.rpartition(" (")
+        assert calls == f"{found[rule, 'causal', 'rank'].calls_made:.1f})"
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_the_frame_of_measures_holds_what_was_measured(truth):
+    frame = measures_frame(table(), truth)
+    found = cells(table())
+    assert set(frame.index) == set(VARIANTS) and list(frame["calls"].astype(float)) == sorted(
+        frame["calls"].astype(float))
+    for rule in VARIANTS:
+        for measure in MEASURES:
+            row = found[rule, truth, measure]
+            expected = "–" if row.value is None else f"{row.value:.2f}"
+            assert frame.loc[rule, measure].startswith(expected)
+            assert ("[" in frame.loc[rule, measure]) == (row.low is not None)
+    rank = found["owen", truth, "rank"]
+    assert float(frame.loc["owen", "rank per call"]) == pytest.approx(
+        rank.difference / rank.calls_made, abs=5e-4)
+    assert frame.loc["eara", "rank per call"] == frame.loc["gigpo", "rank per call"] == "–"
 
 
 def test_differences_are_drawn_with_their_intervals():
@@ -268,7 +398,7 @@ def test_the_caption_names_what_is_better_in_every_slice():
         for name in SLICES for rule, gap in gaps.items()
     ]
     caption = plots_credit.differences_by_regime(rows, "causal", "noise").layout.meta["caption"]
-    assert "Of 3 rules" in caption and "better: less noise. Worse: more noise." in caption
+    assert "Of 3 variants" in caption and "better: less noise. Worse: more noise." in caption
     assert "over 9 instances" in caption
     rows[-1] = dataclasses.replace(rows[-1], rule="less noise", difference_high=0.0)
     rows.remove(next(row for row in rows if row.slice == SLICES[-1] and row.rule == "less noise"))
@@ -283,7 +413,7 @@ def test_figures_keep_markup_out_and_stand_an_empty_table():
         figure = build(rows, "planted", "rank")
         assert not [text for text in strings(json.loads(figure.to_json())["data"])
                     if "<script" in text or "$" in text]
-        assert "0 rules" in build([], "planted", "rank").layout.meta["caption"]
+        assert "0 variants" in build([], "planted", "rank").layout.meta["caption"]
 
 
 def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
@@ -307,8 +437,12 @@ def test_the_committed_table_is_whole_and_says_how_it_was_made():
         (rule, truth, measure) for rule in VARIANTS for truth in TRUTHS for measure in MEASURES
     }
     assert cells(rows)["step-loo", "causal", "rank"].value == 1.0
+    per_call = plots_credit.credit_per_call(rows, "causal")
+    for figure in (plots_credit.credit_measures(rows), per_call):
+        assert not any("…" in name for name in figure.layout.yaxis.ticktext)
     assert card["command"].startswith("python benchmarks/credit.py")
-    assert not card["git"]["dirty"], "make the table again from a clean commit"
+    git = card["git"]  # a tree that was not clean must say what it held beside the commit
+    assert not git["dirty"] or " with the " in git["commit"], "make the table from a clean commit"
     assert card["versions"]["numpy"] and card["hardware"] and card["seconds"] > 0
 
 
