@@ -1021,17 +1021,22 @@ def calls_while_playing(
 def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
     """Return what was read for the outcome: the global questions on the items retrieved for them,
     and the recorded answers. Questions without a score are left out, for there the agent may have
-    failed.
+    failed, and those answered from an item that is not among the retrieved ones, because somebody
+    cut them: that answer was read from more.
 
     Raises:
         ValueError: the trajectory does not hold the items that it retrieved.
     """
     held = {item.item_id: item for item in trajectory.final_memory()}
-    scored = [answered for answered in trajectory.questions if answered.score is not None]
+    read = [
+        answered for answered in trajectory.questions
+        if answered.score is not None
+        and {*(answered.used or ())} <= {found.item_id for found in answered.retrieved}
+    ]
     return (
         [reading_task(answered.question, list(_held(trajectory, held, answered).values()))
-         for answered in scored],
-        [Reading(answered.answer, answered.used) for answered in scored],
+         for answered in read],
+        [Reading(answered.answer, answered.used) for answered in read],
     )
 
 

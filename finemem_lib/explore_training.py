@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib import plot_style as style
+from finemem_lib import plots
 from finemem_lib.advantages import ScaleRewards
 from finemem_lib.explore import Control, Explorer, drawing, is_live
 from finemem_lib.plots_training import (
@@ -95,15 +96,19 @@ class LiveCurves:
             self.error = f"{type(error).__name__}: {error}"
 
     def finish(self, records: Sequence[Record]) -> go.Figure:
-        """Put the final figure in the place of the live one, print its caption, return it.
+        """Put the final figure in the place of the live one, its caption and table below, and
+        return it.
 
         `records` are those of the whole run: a resumed one has more than were seen here.
         """
+        from IPython.display import display
+
         figure = training_curves(records)
-        self._show_plain(json.loads(figure.to_json()))
+        drawn, below = plots.shown(figure)
+        self._show(drawn, raw=True)
         if self._widget is not None:
             self._widget.close()
-        print(figure.layout.meta["caption"])
+        display(below, raw=True)
         return figure
 
     def _draw(self) -> None:

@@ -23,7 +23,10 @@ from finemem_lib.plot_style import INK, TEMPLATE, label, plain
 def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the data of a figure as rows, for readers who do not see it and for tests.
 
-    Reads the kinds of traces that the builders of this module make; others have no rows.
+    Reads the kinds of traces that the builders make; others have no rows. What a trace is drawn at
+    need not be what it tells (series stand beside each other, an axis counts in logarithms): then
+    its ``meta`` holds under "x" or "y" what its points stand for, and under "panel" the title that
+    its panel has.
 
     >>> figure_table(go.Figure(go.Bar(x=[1, 2], y=[3.0, None], name="a")))
     [{'series': 'a', 'x': 1, 'y': 3.0}]
@@ -39,7 +42,9 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
             rows += [{"from": names[source], "to": names[target], "share": value, "kind": kind}
                      for source, target, value, kind in zip(*columns, strict=True)]
             continue
-        xs, ys = trace.get("x"), trace.get("y")
+        told = trace.get("meta") or {}
+        xs, ys = told.get("x", trace.get("x")), told.get("y", trace.get("y"))
+        panel = {"panel": plain(told["panel"])} if "panel" in told else {}
         listed = isinstance(xs, list | tuple) and isinstance(ys, list | tuple)
         if not listed or trace.get("hoverinfo") == "skip":
             continue
@@ -47,14 +52,14 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
         y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
         if trace["type"] == "heatmap":
             notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
-            rows += [{"series": name, x_name: x, y_name: y_text.get(y, y), "value": value}
+            rows += [{"series": name, **panel, x_name: x, y_name: y_text.get(y, y), "value": value}
                      | ({} if note is None else {"note": plain(note)})
                      for y, line, beside in zip(ys, trace["z"], notes, strict=True)
                      for x, value, note in itertools.zip_longest(xs, line, beside)
                      if value is not None]
             continue
         notes = trace.get("customdata") or [None] * len(xs)
-        rows += [{"series": name, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
+        rows += [{"series": name, **panel, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
                  | ({} if note is None else {"note": plain(note)})
                  for x, y, note in zip(xs, ys, notes, strict=True)
                  if x is not None and y is not None]
@@ -63,13 +68,15 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, dict[Any, str]]:
     """Return the name of an axis and the texts that stand for its values; panels that share an
-    axis are named on one of them only."""
+    axis are named on one of them only, or all together (`plot_style.name_panels`)."""
     axes = {key.replace("axis", ""): spec for key, spec in layout.items()
             if key.startswith(f"{letter}axis")}
     own = axes.get(axis, {})
     root = own.get("matches", axis)
     shared = [spec for key, spec in axes.items() if root in (key, spec.get("matches"))]
     titles = [(spec.get("title") or {}).get("text") for spec in (own, *shared)]
+    titles += [one["text"] for one in layout.get("annotations") or ()
+               if one.get("name") == f"{letter} title"]
     title = re.sub(r"</?sub>", "", next(filter(None, titles), letter))
     texts = zip(own.get("tickvals") or (), own.get("ticktext") or (), strict=False)
     return plain(title), {value: plain(text) for value, text in texts}

@@ -38,6 +38,7 @@ from finemem_lib.plot_style import (
     paragraph,
     plain,
 )
+from finemem_lib.report import note_below
 from finemem_lib.rewards import (
     RewardSettings,
     StepReward,
@@ -293,12 +294,13 @@ def operation_timeline(
             order[item.item_id] = creation_key(item)
         gone |= {item_id: (step.step, "DELETE") for item_id in step.delta.removed}
         gone |= {item_id: (step.step, "evicted") for item_id in step.delta.evicted}
-    asked = [(style.number(left + room * place / (len(group) + 1)), answered)
-             for left, room, group in [
-                 *((step.step + 0.1, 0.8, step.chunk_questions) for step in trajectory.steps),
-                 (start, end - start, trajectory.questions)]
+    asked = [(style.number(left + room * place / (len(group) + 1)), when, answered)
+             for left, room, when, group in [
+                 *((step.step + 0.1, 0.8, step.step, step.chunk_questions)
+                   for step in trajectory.steps),
+                 (start, end - start, "after the last", trajectory.questions)]
              for place, answered in enumerate(group, start=1)]
-    hits = Counter(found.item_id for _, answered in asked for found in answered.retrieved)
+    hits = Counter(found.item_id for *_, answered in asked for found in answered.retrieved)
     chosen = _selected_items(trajectory, selected)
     shown = sorted(born, key=lambda item_id: (item_id not in chosen, -hits[item_id],
                                               order[item_id]))[:max_items]
@@ -315,12 +317,13 @@ def operation_timeline(
         "hoverinfo": "skip", "line": {"color": PALE, "width": 8}}]
     done = {_outcome_name(outcome) for step in trajectory.steps for outcome in step.outcomes}
     ended = {how for _, how in gone.values()}
-    marks: dict[str, list[tuple[float, int, str]]] = {
+    marks: dict[str, list[tuple[float, int, str, int | str]]] = {
         name: [] for name in OPERATION_STYLE if name in done | ended}
     for item_id, lane in lanes.items():
         if item_id in gone and gone[item_id][1] == "evicted":
             marks["evicted"].append(
-                (gone[item_id][0], lane, f"pushed out: {paragraph(contents[item_id])}"))
+                (gone[item_id][0], lane, f"pushed out: {paragraph(contents[item_id])}",
+                 gone[item_id][0]))
     for step in trajectory.steps:
         for outcome in step.outcomes:
             name = _outcome_name(outcome)
@@ -331,15 +334,15 @@ def operation_timeline(
             reason = f" ({label(outcome.reason, 60)})" if outcome.reason else ""
             marks[name].append((
                 step.step, nowhere if item_id is None else lanes[item_id],
-                f"step {step.step}: {name}{reason}<br>{paragraph(content or '')}",
+                f"step {step.step}: {name}{reason}<br>{paragraph(content or '')}", step.step,
             ))
     retrieved = {"retrieved, answer right": [], "retrieved, answer not right": []}
-    for x, answered in asked:
+    for x, when, answered in asked:
         name = "retrieved, answer right" if answered.score else "retrieved, answer not right"
         retrieved[name] += [
             (x, lanes[found.item_id],
              f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}"
-             f"<br>score: {_score(answered)}")
+             f"<br>score: {_score(answered)}", when)
             for found in answered.retrieved if found.item_id in lanes
         ]
     owners = [f"item {item_id}" for item_id in lanes]
@@ -350,11 +353,13 @@ def operation_timeline(
         if not points and selected is None:
             continue  # else a selection changes which items are shown, but not the traces
         color, symbol = (OPERATION_STYLE | ticks)[name]
-        xs, ys, hover = ([point[place] for point in points] for place in range(3))
+        xs, ys, hover, when = ([point[place] for point in points] for place in range(4))
         marker = {"color": color, "symbol": symbol, "size": 11}
+        told: dict[str, Any] = {}
         if name in ticks:
             marker["line"] = {"width": 2, "color": color}
-        trace = {
+            told = {"meta": {"x": when}}
+        trace = told | {
             "type": "scatter", "x": xs, "y": ys, "customdata": hover, "mode": "markers",
             "name": name, "hovertemplate": "%{customdata}<extra></extra>", "marker": marker}
         if selected is not None:
@@ -368,7 +373,7 @@ def operation_timeline(
     labels = [f"#{label(item_id, 8)} {label(contents[item_id], 24)}" for item_id in lanes]
     axis = style.count_axis(trajectory.num_steps)
     ticked = [step.step for step in trajectory.steps if step.step % axis["dtick"] == 0]
-    bottom = bool(any(lane == nowhere for points in marks.values() for _, lane, _ in points))
+    bottom = bool(any(lane == nowhere for points in marks.values() for _, lane, *_ in points))
     never = sum(1 for item_id in born if not hits[item_id])
     cut = "" if len(lanes) == len(born) else f" ({len(lanes)} most retrieved shown)"
     return style.made(
@@ -377,7 +382,7 @@ def operation_timeline(
         f"{never}. The {len(trajectory.questions)} global questions are asked after the last step.",
         f"Timeline with one lane for each of {len(lanes)} memory items over "
         f"{trajectory.num_steps} steps; marker shapes tell operations, ticks tell retrievals.",
-        200 + 26 * (nowhere + bottom), _clicks(selected, clicks),
+        240 + 26 * (nowhere + bottom), _clicks(selected, clicks),
         xaxis=axis | {"range": [0.4, end], "tickvals": ticked}, margin={"t": 76},
         yaxis={"title": {"text": "memory item"}, "tickvals": list(range(nowhere + bottom)),
                "ticktext": labels + ["no item"] * bottom, "zeroline": False,
@@ -398,7 +403,7 @@ def _score(answered: AnsweredQuestion) -> str:
 
 def _verdict(answered: AnsweredQuestion) -> str:
     if answered.score is None:
-        return "? not scored"
+        return "? no score"
     return f"{'✓' if answered.score >= 0.5 else '✗'} {answered.score:.2f}"
 
 
@@ -495,7 +500,7 @@ def evidence_sankey(
     for j in chosen:
         answered = trajectory.questions[j]
         target = node(
-            "question", j, f"{_verdict(answered)} {label(answered.question.text, 24)}",
+            "question", j, f"{_verdict(answered)} {label(answered.question.text, 18)}",
             f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 80)}"
             f"<br>score s_j = {_score(answered)}", BLUE if answered.score else GREY,
         )
@@ -509,7 +514,7 @@ def evidence_sankey(
         own = _belongs(selected, part.step, part.item_id, part.question)
         answered = trajectory.questions[part.question]
         content = contents.get(part.item_id, "")
-        item = node("item", part.item_id, f"#{label(part.item_id, 8)} {label(content, 24)}",
+        item = node("item", part.item_id, f"#{label(part.item_id, 8)} {label(content, 14)}",
                     f"item #{label(part.item_id, 8)}<br>{paragraph(content)}", ORANGE)
         chunk = trajectory.steps[part.step - 1].chunk.text
         step = node("step", part.step, f"step {part.step}",
@@ -533,7 +538,7 @@ def evidence_sankey(
     trace = {
         # nodes that can be dragged are not clicked: plotly takes them out of the page on the way
         "type": "sankey", "arrangement": "snap" if selected is None else "fixed",
-        "textfont": {"size": 12},
+        "textfont": {"size": 11},
         "node": {
             "label": [""] * ahead + texts, "customdata": [""] * ahead + hovers,
             "color": [PALE] * ahead + colors,
@@ -570,7 +575,7 @@ def evidence_sankey(
         f"Sankey diagram from {len(earners)} steps over memory items to {len(chosen)} questions; "
         "the width of a band is a share of the outcome reward, grey bands earned nothing.",
         150 + 30 * rows, _clicks(selected, {0: clicks}), annotations=headings,
-        margin={"l": 24, "r": 24, "t": 84, "b": 24},
+        margin={"l": 8, "r": 8, "t": 84, "b": 24},
     )
 
 
@@ -645,7 +650,7 @@ def evidence_trail(
         f"Bars for {len(drawn)} ways from a question over a retrieved item to the step and the "
         "sentence it was written from.",
         170 + 46 * max(1, len(drawn)), _clicks(selected, {0: owners, 1: owners}), barmode="stack",
-        xaxis={"title": {"text": "share of the outcome reward r<sub>global</sub>"},
+        xaxis={"title": {"text": "share of r<sub>global</sub>"},
                "rangemode": "tozero"},
         yaxis={"title": {"text": "evidence"}, "tickvals": lines, "ticktext": ticks,
                "zeroline": False, "range": [max(1, len(drawn)) - 0.4, -0.6]},
@@ -878,7 +883,7 @@ def advantage_dumbbell(
     }]
     traces += [
         {"type": "scatter", "mode": "markers", "name": label(name), "x": xs, "y": ys,
-         "customdata": [point[3] for point in points],
+         "customdata": [point[3] for point in points], "meta": {"x": at},
          "hovertemplate": "%{customdata}<extra></extra>",
          "marker": {"color": color, "symbol": symbol, "size": 9,
                     "line": {"width": 2, "color": color}}}
@@ -892,10 +897,11 @@ def advantage_dumbbell(
     who = "" if rollouts is None else f" of rollout {', '.join(str(one + 1) for one in shown)}"
     return style.made(
         traces, f"{measure.capitalize()}s{who} before and after attribution",
-        f"From {style.one_line(names[0], 40)} to {style.one_line(names[1], 40)}: the {measure} "
+        f"“{style.one_line(names[0], 40)}” against “{style.one_line(names[1], 40)}”: the {measure} "
         f"moves by {moved:.3g} on average{sign}.",
-        f"Dumbbells for {len(shown)} rollouts at each of {num_steps} steps, from "
-        f"{style.one_line(names[0], 28)} to {style.one_line(names[1], 28)}.",
+        f"Dumbbells for {len(shown)} rollouts at each of {num_steps} steps: "
+        f"“{style.one_line(names[0], 28)}” at one end, “{style.one_line(names[1], 28)}” at the "
+        "other.",
         420, step if step is None else {"control": "step", "points": {"1": at, "2": at}},
         xaxis=style.count_axis(num_steps, "step t (rollouts side by side)" if len(shown) > 1
                           else "step t (chunk number)"),
@@ -917,35 +923,41 @@ class Term:
     result: bool = False
 
 
-def formula_card(terms: Sequence[Term], title: str, caption: str) -> go.Figure:
-    """Show a formula with live numbers: a line and a bar for each term, in units of the reward."""
+def formula_card(
+    terms: Sequence[Term], title: str, caption: str, units: str = "units of the reward"
+) -> go.Figure:
+    """Show a formula with live numbers: a line and a bar for each term, in the `units` named."""
     rows = list(range(len(terms)))
+    lines = [
+        f"{paragraph(term.formula, 240, 36)}<br>"
+        f"{paragraph('not measurable' if term.value is None else term.numbers, 240, 36)}"
+        for term in terms
+    ]
     traces = [
         {"type": "bar", "orientation": "h", "name": name, "y": rows,
          "x": [style.number(term.value) if term.result == result else None for term in terms],
          "text": [f"<b>{term.value:+.4g}</b>" if term.value is not None and term.result == result
                   else "" for term in terms],
          "textposition": "outside", "cliponaxis": False, "hoverinfo": "skip" if not terms else "x",
+         "showlegend": any(term.result == result for term in terms),
          "marker": {"color": color, "pattern": style.pattern(number)}}
         for number, (name, result, color) in enumerate((("term", False, BLUE),
                                                         ("result", True, ORANGE)))
     ]
     ends = [0.0, *(term.value for term in terms if term.value is not None)]
     room = 0.25 * ((max(ends) - min(ends)) or 1)
+    most = max((line.count("<br>") + 1 for line in lines), default=2)
     return style.made(
         traces, title, caption,
         "The formula term by term with its numbers: " + "; ".join(
-            f"{style.one_line(term.formula, 60)} is "
+            f"{style.one_line(term.formula, 240)} is "
             f"{'left out' if term.value is None else term.numbers}"
             for term in terms) + ".",
-        170 + 44 * len(terms), barmode="overlay",
-        xaxis={"title": {"text": "value (units of the reward)"}, "zeroline": True,
+        170 + max(44, 10 + 17 * most) * len(terms), barmode="overlay",
+        xaxis={"title": {"text": f"value ({label(units, 60)})"}, "zeroline": True,
                "range": [min(ends) - (room if min(ends) < 0 else 0), max(ends) + room]},
         yaxis={"title": {"text": "term"}, "tickvals": rows, "zeroline": False,
-               "range": [len(terms) - 0.4, -0.6],
-               "ticktext": [f"{label(term.formula, 48)}<br>"
-                            f"{label('not measurable' if term.value is None else term.numbers, 48)}"
-                            for term in terms]},
+               "range": [len(terms) - 0.4, -0.6], "ticktext": lines},
     )
 
 
@@ -960,8 +972,7 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
     """
     table, methods, categories = _estimates(rows, "accuracy", average)
     fig = make_subplots(rows=1, cols=len(categories) or 1, shared_yaxes=True,
-                        horizontal_spacing=0.05,
-                        subplot_titles=[label(name, 24) for name in categories])
+                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(categories))
     for place, category in enumerate(categories):
         part = [row for row in table if row.category == category]
         fig.add_scatter(
@@ -976,12 +987,13 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
                         f"answers, {row.left_out} not scored" for row in part],
             hovertemplate="%{customdata}<extra></extra>", row=1, col=place + 1,
         )
-    fig.update_xaxes(range=[-0.04, 1.08], title_text="accuracy", tickvals=[0, 0.5, 1])
+    fig.update_xaxes(range=[-0.04, 1.08], tickvals=[0, 0.5, 1])
     fig.update_yaxes(tickvals=list(range(len(methods))),
-                     ticktext=[label(method, 28) for method in methods],
+                     ticktext=[paragraph(method, 28, 16) for method in methods],
                      range=[len(methods) - 0.4, -0.7], zeroline=False)
     fig.update_yaxes(title_text="method", col=1)
-    fig.update_annotations(font={"size": 14})
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, "accuracy")
     best = [max((row for row in table if row.category == category), key=lambda row: row.value)
             for category in categories]
     tops = "; ".join(
@@ -1044,15 +1056,24 @@ def _estimates(
 
 
 def show(figure: go.Figure) -> None:
-    """Display a figure in a notebook, its caption printed below it.
+    """Display a figure in a notebook, and below it its caption, its description and its data as a
+    table that opens.
 
-    Only plotly's JSON is stored (about 10 kB, the same on every run); where that is not rendered,
-    the figure's alt text stands in.
+    What is stored (about 10 kB) is the same on every run; where plotly's JSON is not rendered, the
+    figure's alt text stands in. The description is text, because nothing that a notebook holds can
+    label the drawing: JupyterLab's renderer of plotly takes no role or label.
     """
     from IPython.display import display
 
+    for bundle in shown(figure):
+        display(bundle, raw=True)
+
+
+def shown(figure: go.Figure) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the two outputs of `show`, by MIME type: the figure, and what stands below it."""
     spec = json.loads(figure.to_json())
-    title = plain(spec["layout"]["title"]["text"])
-    display({PLOTLY_MIME: spec | {"config": CONFIG},
-             "text/plain": f"[figure] {title}: {spec['layout']['meta']['alt']}"}, raw=True)
-    print(spec["layout"]["meta"]["caption"])
+    title, meta = plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
+    return (
+        {PLOTLY_MIME: spec | {"config": CONFIG}, "text/plain": f"[figure] {title}: {meta['alt']}"},
+        {"text/html": note_below(spec), "text/plain": meta["caption"]},
+    )

@@ -95,6 +95,7 @@ def training_curves(
                 row=row + 1, col=col + 1, mode="lines+markers", connectgaps=True,
                 name=label(key.removesuffix("/mean").split("/", 1)[-1], 28),
                 legendgroup=title, legendgrouptitle_text=title, showlegend=len(found) > 1,
+                meta={"panel": title},
                 line_color=CATEGORIES[number % len(CATEGORIES)],
                 marker={"symbol": MARKERS[number % len(MARKERS)], "size": 7},
             )
@@ -293,7 +294,7 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
          + (f"<br>{NO_GRADIENT}: {dead[t + 1]}" if t + 1 in dead else "")
          for t, step in enumerate(rollout.steps)]
         for i, rollout in enumerate(group.rollouts)
-    ]
+    ] if few and details else None
     fig = go.Figure(go.Heatmap(
         x=steps, y=list(range(1, len(advantages) + 1)), z=advantages, name="advantage",
         colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=1, ygap=1,
@@ -301,7 +302,7 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
                for t, step in enumerate(rollout.steps)]
               for i, rollout in enumerate(group.rollouts)] if few else None,
         texttemplate="%{text}" if few else None, textfont={"size": 11},
-        customdata=notes if few and details else None,
+        customdata=notes,
         hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
                       + ("<br>%{customdata}" if few and details else "") + "<extra></extra>",
         colorbar=style.colorbar("advantage A"),
@@ -690,7 +691,7 @@ def completion_grid(
 ) -> go.Figure:
     """Show a completion as lines of `columns` tokens, coloured by a signed value.
 
-    The figure for explorers, long tokens cut; `completion_view` reads better.
+    The figure for explorers, long tokens in two lines and cut; `completion_view` reads better.
     """
     missing = -len(tokens) % columns
     texts = [*map(visible, tokens), *[""] * missing]
@@ -701,10 +702,11 @@ def completion_grid(
     fig = go.Figure(go.Heatmap(
         x=list(range(1, columns + 1)), y=list(range(1, len(lines) + 1)),
         z=[style.numbers(filled[line]) for line in lines], name=label(measure),
-        text=[[label(token, 18) for token in texts[line]] for line in lines],
+        text=[[paragraph(token, 16, 8) for token in texts[line]] for line in lines],
         texttemplate="%{text}", textfont={"size": 11, "family": "monospace"},
+        customdata=[[label(token, 18) for token in texts[line]] for line in lines],
         colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=2, ygap=2,
-        hovertemplate="%{text}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
+        hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
     ))
     up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
     return style.finish(
@@ -714,7 +716,7 @@ def completion_grid(
         else f"{len(tokens)} tokens, none of which has a known value.",
         f"Grid of the {len(tokens)} tokens of a completion in reading order, coloured by the "
         f"{measure}: purple above 0, orange below.",
-        190 + max(60, 34 * len(lines)),
+        190 + max(60, 40 * len(lines)),
         xaxis={"title_text": "token of the line", "dtick": 1, "showgrid": False,
                "range": [0.5, columns + 0.5]},
         yaxis={"title_text": "line", "autorange": "reversed", "dtick": 1, "showgrid": False},

@@ -177,7 +177,7 @@ th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.75rem 0.25rem 0; text
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; margin: 0.5rem 0; }
 .input pre { background: #f5f5f5; border-left: 3px solid #bbb; padding: 0.5rem 0.75rem; }
 .output_stderr pre, .output_error pre, pre.error { background: #fff3e0; padding: 0.5rem; }
-figure { margin: 1rem 0; } figure .plot { min-width: 42rem; }
+figure { margin: 1rem 0; } figure .plot { min-width: 36rem; }
 figcaption { font-size: 0.95rem; color: #333; }
 {{ token_css | safe }}
 .output_area { display: contents; }  /* so that a slider stays in sight of all its figures */
@@ -428,7 +428,7 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
     if path is None:
         return None
     notebook = nbformat.read(path, as_version=4)
-    _drop_printed_captions(notebook)
+    _drop_notes(notebook)
     markdown = MarkdownWithMath(renderer=_renderer())
     numbers = itertools.count(1)
     explorers: dict[str, str] = {}
@@ -452,16 +452,34 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
     return body
 
 
-def _drop_printed_captions(notebook: Any) -> None:
-    """Remove the line that `plots.show` prints: the page has the caption inside the figure."""
+def _drop_notes(notebook: Any) -> None:
+    """Remove what `plots.show` puts below a figure: the page has the same inside the figure."""
     for cell in notebook.cells:
-        for shown, printed in itertools.pairwise(cell.get("outputs", [])):
-            caption = _meta(shown.get("data", {}).get(PLOTLY_MIME, {})).get("caption")
-            if caption and printed.output_type == "stream":
-                printed.text = printed.text.removeprefix(f"{caption}\n")
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs
-                            if output.output_type != "stream" or output.text]
+            cell.outputs = [output for output in cell.outputs if not output.get("data", {}).get(
+                "text/html", "").startswith(_NOTE)]
+
+
+_NOTE = '<figure class="finemem-note"'
+
+
+def note_below(spec: Mapping[str, Any]) -> str:
+    """Return what a notebook shows below a figure, as HTML that front ends keep: its caption, and,
+    closed, its alt text and its data as a table.
+
+    JupyterLab drops roles and labels from notebooks that are not trusted; texts, the elements of a
+    figure and those that open stay. A figure with frames has the table of the state shown first,
+    since nothing in a notebook follows its slider, and says so.
+    """
+    meta = _meta(spec)
+    title = plain(spec["layout"]["title"]["text"])
+    alt = html.escape(f"{title}. {meta['alt']}")
+    first = ("<p>This is the figure as it is at first; its slider moves the drawing alone. The "
+             "report of the run has a table for every state.</p>" if spec.get("frames") else "")
+    table = html_table(title, figure_table(spec), MAX_TABLE_ROWS)
+    return (f'{_NOTE} role="figure" aria-label="{alt}">'
+            f"<figcaption>{html.escape(str(meta['caption']))}</figcaption><details><summary>Show "
+            f"as table</summary><p>{alt}</p>{first}{table}</details></figure>")
 
 
 def _meta(spec: Mapping[str, Any]) -> Mapping[str, Any]:

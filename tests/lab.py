@@ -35,13 +35,20 @@ class Lab:
     runs: Path
 
     @contextlib.contextmanager
-    def ran(self, notebook: Any, name: str) -> Iterator[tuple[Any, Watch]]:
-        """Open a notebook in a page of its own, run all its cells, and yield the page."""
+    def saved(self, notebook: Any, name: str) -> Iterator[tuple[Any, Watch]]:
+        """Open a notebook in a page of its own, with the outputs that it has, and yield the page:
+        JupyterLab does not trust them."""
         nbformat.write(notebook, self.folder / name)
         with watched_page(1300, 1500) as (page, watch):
             page.set_default_timeout(PATIENCE)
             page.goto(f"{self.url}/lab/tree/{name}?token=t&reset")
             page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+            yield page, watch
+
+    @contextlib.contextmanager
+    def ran(self, notebook: Any, name: str) -> Iterator[tuple[Any, Watch]]:
+        """Open a notebook in a page of its own, run all its cells, and yield the page."""
+        with self.saved(notebook, name) as (page, watch):
             page.wait_for_selector(
                 ".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
             page.wait_for_selector("text=/\\| Idle/")  # the kernel has answered

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from figure_samples import make_figures
 
-from finemem_lib.plot_style import CONFIG, PLOTLY_MIME
+from finemem_lib import plots
 
 HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 FORMULA = r"Inline $N_t < 1$ and $$N_t = \sum_j \frac{s_j}{|M_j|\,n}$$ Next: [04](04_next.ipynb)"
@@ -25,12 +25,8 @@ def make_run(
     figures = make_figures(poison).values() if figures is None else figures
     cells = [nb.new_markdown_cell(HEADINGS), nb.new_markdown_cell(FORMULA)]
     for number, figure in enumerate(figures, start=1):
-        caption = figure.layout.meta["caption"]
-        spec = json.loads(figure.to_json()) | {"config": CONFIG}
         cells.append(nb.new_code_cell("show(figure)", execution_count=number, outputs=[
-            nb.new_output("display_data", {PLOTLY_MIME: spec, "text/plain": "[figure]"}),
-            nb.new_output("stream", name="stdout", text=f"{caption}\n"),
-        ]))
+            nb.new_output("display_data", bundle) for bundle in plots.shown(figure)]))
     frame = pd.DataFrame({"item": [f"{poison}Mia lives in Rome."], "score": [0.5]})
     cells.append(nb.new_code_cell("frame", execution_count=90, outputs=[
         nb.new_output("execute_result", {"text/html": frame._repr_html_(), "text/plain": "frame"},

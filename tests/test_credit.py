@@ -681,6 +681,20 @@ def test_a_deletion_is_told_by_a_replay_or_the_outcome_and_by_no_chunk_reward():
     assert all(part >= 0 for part in credit.evidence_leave_one_out(forgets, agent=agent))
 
 
+def test_an_answer_from_an_item_that_was_cut_is_no_reading_of_the_others():
+    """Incident: rules failed on trajectories whose evidence somebody had cut to fewer items."""
+    one = worked_example()
+    place, asked = next((number, answered) for number, answered in enumerate(one.questions)
+                        if answered.used and answered.score is not None)
+    kept = tuple(found for found in asked.retrieved if found.item_id not in asked.used)
+    cut = dataclasses.replace(one, questions=(
+        *one.questions[:place], dataclasses.replace(asked, retrieved=kept),
+        *one.questions[place + 1:]))
+    (tasks, _), (fewer, _) = credit.outcome_readings(one), credit.outcome_readings(cut)
+    assert len(fewer) == len(tasks) - 1
+    assert assign("csr", cut).credit == assign("csr", one).credit
+
+
 def test_equal_readings_while_playing_are_made_once():
     group = played_group()
     twin = dataclasses.replace(group[0], rollout=9)

@@ -11,9 +11,10 @@ from test_explore import assert_frames_are_the_states
 from test_plots import POISON
 from test_plots_training import rollouts, strings
 
-from finemem_lib import explore, plot_frames, runs
+from finemem_lib import explore, plot_frames, plots, runs
 from finemem_lib import explore_training as et
 from finemem_lib import plot_style as style
+from finemem_lib.pipeline import CHECKPOINTS
 from finemem_lib.planted import StreamSettings
 from finemem_lib.plots_training import rollout_groups, training_curves
 from finemem_lib.policy import load_manager
@@ -63,8 +64,8 @@ def shown(monkeypatch):
         def update(self, output, raw=False):
             bundles.append(json.loads(json.dumps(output)) if raw else output)
 
-    def display(output, display_id, raw=False):
-        assert display_id and not bundles, "one output"
+    def display(output, display_id=False, raw=False):
+        assert display_id != bool(bundles), "one output, and at the end what stands below it"
         Handle().update(output, raw)
         return Handle()
 
@@ -74,7 +75,7 @@ def shown(monkeypatch):
     return bundles
 
 
-def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown, capsys) -> None:
+def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown) -> None:
     live = et.LiveCurves(5)
     for record in RECORDS:
         live(record)
@@ -85,8 +86,8 @@ def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown, capsys)
     final = json.loads(training_curves(RECORDS).to_json())
     assert shown[-1][style.PLOTLY_MIME]["data"] == final["data"]
     figure = live.finish(RECORDS)
-    assert shown[-1][style.PLOTLY_MIME] == {**final, "config": style.CONFIG}
-    assert capsys.readouterr().out == figure.layout.meta["caption"] + "\n"
+    assert shown[-2][style.PLOTLY_MIME] == {**final, "config": style.CONFIG}
+    assert tuple(shown[-2:]) == plots.shown(figure)
 
 
 def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
@@ -173,9 +174,10 @@ def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
     )])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
     NotebookClient(notebook, timeout=60).execute()
-    figure, caption = notebook.cells[0].outputs
+    figure, below = notebook.cells[0].outputs
     assert figure.data[style.PLOTLY_MIME]["data"][0]["y"] == [0.25, 0.5, 0.75]
-    assert caption.text.startswith("Mean reward 0.25 in the first third, 0.75 in the last.")
+    assert below.data["text/plain"].startswith(
+        "Mean reward 0.25 in the first third, 0.75 in the last.")
 
 
 # What training did.
@@ -233,6 +235,20 @@ def test_scratch_is_kept_only_when_asked(tmp_path, monkeypatch) -> None:
     (folder / "file").write_text("kept")
     assert (run.scratch("checkpoints", keep=True) / "file").read_text() == "kept"
     assert not run.scratch("checkpoints").exists()
+
+
+def test_checkpoints_of_an_earlier_pass_are_never_removed(tmp_path, monkeypatch, capsys) -> None:
+    """Incident: Run All after a crash, with `resume` still False, destroyed the training so far."""
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
+    run = runs.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    for step in (10, 20, 30):
+        (run.scratch("checkpoints", keep=True) / f"checkpoint-{step}").mkdir(parents=True)
+        folder = run.scratch("checkpoints")
+        assert not folder.exists()
+        assert "resume to True" in capsys.readouterr().out
+    held = sorted(path.name for path in (tmp_path / "r" / "scratch").glob("*/checkpoint-*"))
+    assert held == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
+    assert all(path.name.endswith(CHECKPOINTS) for path in folder.parent.iterdir())
 
 
 # Explorers.

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import subprocess
 import sys
 from collections import Counter
 
+import bs4
 import plotly.graph_objects as go
 import pytest
 from figure_samples import make_figures, make_trajectory
 
-from finemem_lib import plot_frames, plots, plots_training
+from finemem_lib import explore, plot_frames, plots, plots_credit, plots_training, report
 from finemem_lib import plot_style as style
+from finemem_lib.credit_truth import REGIMES, Row
 from finemem_lib.rewards import (
     RewardSettings,
     evidence_contribution,
@@ -87,6 +90,54 @@ def test_figure_has_a_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
+def test_a_table_names_what_an_axis_names(name: str) -> None:
+    layout = json.loads(FIGURES[name].to_json())["layout"]
+    named = {key: {style.plain(text) for text in axis["ticktext"]}
+             for key, axis in layout.items() if "axis" in key and axis.get("ticktext")}
+    columns = {style.plain(layout[key]["title"]["text"]): texts for key, texts in named.items()
+               if layout[key].get("title", {}).get("text")}
+    for row in plot_frames.figure_table(FIGURES[name]):
+        for column in columns.keys() & row.keys():
+            assert row[column] in columns[column]
+
+
+def test_tables_tell_the_step_beside_which_something_is_drawn() -> None:
+    rows = plot_frames.figure_table(plots.advantage_dumbbell(
+        [[0.5, -0.5], [-0.5, 0.5]], [[1.0, -1.0], [-1.0, 1.0]]))
+    assert [row["step t (rollouts side by side)"] for row in rows] == [1, 1, 2, 2] * 2
+    trajectory = make_trajectory()
+    rows = plot_frames.figure_table(plots.operation_timeline(trajectory))
+    asked = Counter(row["step t (chunk number)"] for row in rows
+                    if row["series"].startswith("retrieved"))
+    hits = Counter({step.step: len(found) for step in trajectory.steps
+                    if (found := [one for answered in step.chunk_questions
+                                  for one in answered.retrieved])})
+    hits["after the last"] = sum(len(answered.retrieved) for answered in trajectory.questions)
+    assert asked == hits
+
+
+def test_tables_of_credit_rules_tell_rules_and_calls() -> None:
+    numbers = {field.name: 1 for field in dataclasses.fields(Row)}
+    rules = {"eara": 0.0, "step-loo": 26.04, "owen": 812.5}
+    rows = [Row(**numbers | {"slice": place, "rule": rule, "truth": "causal", "measure": "rank",
+                             "value": 0.5, "calls_made": calls})
+            for place in ("all", *itertools.chain(*REGIMES.values()))
+            for rule, calls in rules.items()]
+    for builder in (plots_credit.credit_by_regime, plots_credit.differences_by_regime):
+        table = plot_frames.figure_table(builder(rows, "causal"))
+        assert {row["credit rule"] for row in table} == {*rules}
+    table = plot_frames.figure_table(plots_credit.credit_per_call(rows, "causal"))
+    (column,) = {key for row in table for key in row if key.startswith("reader calls")}
+    assert {float(row[column]) for row in table if column in row} == {0.0, 26.04, 812.5}
+
+
+def test_tables_tell_the_panel_where_series_repeat() -> None:
+    figure = plots_training.training_curves([{"step": 1, "reward": 0.5, "entropy": 0.2}])
+    assert [row["panel"] for row in plot_frames.figure_table(figure)] == [
+        "reward (mean)", "entropy (nats per token)"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
 def test_untrusted_text_is_shown_literally(name: str) -> None:
     spec = json.loads(figures(POISON)[name].to_json())
     del spec["layout"]["meta"]  # plain text, escaped by whoever shows it
@@ -147,7 +198,7 @@ def test_sankey_widths_are_what_the_questions_earned() -> None:
 def test_sankey_shows_chosen_questions_only() -> None:
     trajectory = make_trajectory()
     figure = plots.evidence_sankey(trajectory, questions=[2])
-    asked = {row["to"] for row in plot_frames.figure_table(figure) if "?" in row["to"]}
+    asked = {row["to"] for row in plot_frames.figure_table(figure) if row["to"][0] in "✓✗?"}
     assert len(asked) == 1
     assert "1 of 1 questions" in figure.layout.meta["caption"]
     assert f"(1 of {len(trajectory.questions)} questions shown)" in figure.layout.meta["caption"]
@@ -260,7 +311,7 @@ def test_a_long_trajectory_stays_small_enough_for_a_notebook() -> None:
     trajectory = make_trajectory(num_chunks=120)
     for builder in (plots.memory_growth, plots.operation_timeline, plots.evidence_sankey,
                     plots.evidence_heatmap):
-        assert len(builder(trajectory).to_json()) < 60_000
+        assert len(builder(trajectory).to_json()) < 64_000
 
 
 def test_values_that_are_not_finite_leave_a_gap() -> None:
@@ -271,6 +322,36 @@ def test_values_that_are_not_finite_leave_a_gap() -> None:
 
 def test_table_reads_only_traces_it_knows() -> None:
     assert plot_frames.figure_table(go.Figure(go.Pie(values=[1, 2]))) == []
+
+
+def below(figure: go.Figure) -> bs4.BeautifulSoup:
+    """Return what `show` puts below a figure."""
+    return bs4.BeautifulSoup(plots.shown(figure)[1]["text/html"], "html.parser")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_below_a_figure_stand_caption_description_and_table(name: str) -> None:
+    figure = figures(POISON)[name]
+    meta, note = figure.layout.meta, below(figure)
+    assert note.figure["role"] == "figure" and note.figure["aria-label"].endswith(meta["alt"])
+    assert note.figcaption.text == plots.shown(figure)[1]["text/plain"] == meta["caption"]
+    assert not note.details.has_attr("open") and note.details.p.text == note.figure["aria-label"]
+    rows = plot_frames.figure_table(figure)
+    assert len(note.select("tbody tr")) == min(len(rows), report.MAX_TABLE_ROWS)
+    assert not note.select("script, a, style, img") and not note.find_all(onclick=True)
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    note = below(plots.reward_decomposition(hybrid_reward(make_trajectory(num_chunks=120))))
+    assert len(note.select("tbody tr")) == report.MAX_TABLE_ROWS
+    assert "rows are left out here" in note.details.text
+
+
+def test_below_a_slider_stands_the_state_shown_first_and_it_says_so() -> None:
+    [figure, *_] = explore.memory_player(make_trajectory()).static_figures()
+    note = below(figure)
+    assert note.tbody and "as it is at first" in note.details.text
+    assert "as it is at first" not in below(FIGURES["memory_growth"]).text
 
 
 @pytest.mark.notebook
@@ -288,9 +369,9 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
     NotebookClient(notebook, timeout=60).execute()
     outputs = notebook.cells[0].outputs
-    assert [output.output_type for output in outputs] == ["display_data", "stream"] * 2
-    assert set(outputs[0].data) == {style.PLOTLY_MIME, "text/plain"}
-    assert outputs[1].text.endswith("without earning.\n")
+    assert [{*output.data} for output in outputs] == [
+        {style.PLOTLY_MIME, "text/plain"}, {"text/html", "text/plain"}] * 2
+    assert outputs[1].data["text/plain"].endswith("without earning.")
     path = tmp_path / "shown.ipynb"
     path.write_text(json.dumps(notebook), "utf-8")
     assert path.stat().st_size < 25_000

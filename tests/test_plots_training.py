@@ -99,6 +99,13 @@ def test_untrusted_text_is_shown_literally(name: str) -> None:
     assert all(len(line) < 140 for text in strings(long) for line in text.split("<br>"))
 
 
+def test_a_long_token_stays_in_its_cell_and_whole_in_the_table() -> None:
+    figure = pt.completion_grid([',"op":"INSERT"}', " the"], [0.5, None], "push")
+    drawn = figure.data[0].text[0]
+    assert drawn[0].split("<br>") == [',"op":"I', 'NSERT"}'] and drawn[1] == "the"
+    assert [row["note"] for row in plot_frames.figure_table(figure)] == [',"op":"INSERT"}']
+
+
 # Groups.
 
 

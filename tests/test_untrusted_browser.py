@@ -36,12 +36,13 @@ from finemem_lib.plot_style import CONFIG, PLOTLY_MIME
 pytestmark = pytest.mark.browser
 
 KINDS = {
+    "plain": "",
     "markup": "<script>window.ran=1</script><img src=https://example.org/x onerror=window.ran=1>"
               "</script><a href='javascript:window.ran=1'>x</a> $x^2$ %{x} ",
     "right-to-left": "\u202eעברית \u2067العربية\u200f 🧠🔥 👩‍👩‍👧 ",
     "long": "w" * 10_000 + " ",
 }
-SEEN = {"markup": "<script>", "right-to-left": "עברית", "long": "wwwwwww"}
+SEEN = {"plain": "", "markup": "<script>", "right-to-left": "עברית", "long": "wwwwwww"}
 """What a reader must find of a kind of text wherever it is shown: the start of it."""
 
 UNPRINTABLE = "\u202e\u2067\u200f"
@@ -94,6 +95,7 @@ def views(poison: str = "") -> dict[str, Any]:
         "credit_by_regime": plots_credit.credit_by_regime(credit, "causal"),
         "differences_by_regime": plots_credit.differences_by_regime(credit, "causal"),
         "credit_per_call": plots_credit.credit_per_call(credit, "causal"),
+        "credit_measures": plots_credit.credit_measures(credit),
         "completion_view": plots_training.completion_view(
             [plots_training.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
             "advantage A"),
@@ -201,17 +203,87 @@ def test_untrusted_text_is_harmless_and_legible(
     assert max(map(len, seen["lines"]), default=0) <= 140
     assert max(map(len, seen["captions"])) <= 700
     text = "\n".join([*seen["lines"], *seen["captions"], *seen["table"]])
-    assert (SEEN[kind] in text) == (name not in NO_TEXT)
+    assert (SEEN[kind] in text) == (name not in NO_TEXT or kind == "plain")
     assert not {*UNPRINTABLE} & {*text}
     assert errors == [] and requests == []
 
 
-def test_every_view_has_room_at_twice_the_size(
-    opened_page: tuple[Any, list[str], list[str]]
-) -> None:
-    page, errors, requests = opened_page
-    page.set_viewport_size({"width": 640, "height": 900})  # 200 % of 1280 pixels
+ROOM = """plot => {
+    const frame = plot.getBoundingClientRect();
+    const words = text => text.textContent.trim();
+    const slanted = text => /rotate\\((?!0|-?90)/.test(text.getAttribute("transform") ?? "");
+    const texts = [...plot.querySelectorAll("svg text")].filter(words)
+        .map(text => [text, text.getBoundingClientRect()]);
+    const titles = texts.filter(([text]) => text.closest(".infolayer, .xtick, .ytick, .sankey"));
+    const clash = ([one, a], [other, b]) => !(slanted(one) && slanted(other))
+        && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+    return {
+        wide: plot._fullLayout.width > plot.closest("figure").clientWidth,
+        cut: texts.filter(([, box]) => box.left < frame.left - 1 || box.right > frame.right + 1
+            || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+            .map(([text]) => words(text)),
+        over: titles.flatMap((one, place) => titles.slice(0, place).filter(
+            other => clash(one, other)).map(([other]) => [words(one[0]), words(other)])),
+    };
+}"""
+"""Whether a drawing is wider than its column; its texts that are cut off; and those of its titles,
+axes and legend that run into each other. Of slanted texts their boxes do, where they do not."""
+
+
+@pytest.fixture(scope="module")
+def narrow_page(opened_page: tuple[Any, list[str], list[str]]) -> Iterator[Any]:
+    """The page at 200 % of 1280 pixels, when all figures have followed."""
+    page, *_ = opened_page
+    before = page.viewport_size
+    page.set_viewport_size({"width": 640, "height": 900})
     page.wait_for_function("""() => [...document.querySelectorAll(".plot")]
-        .every(plot => plot._fullLayout.width <= 672)""", timeout=PATIENCE)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        .every(plot => plot._fullLayout.width <= 608)""", timeout=PATIENCE)
+    yield page
+    page.set_viewport_size(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_view_has_room_at_twice_the_size(
+    opened_page: tuple[Any, list[str], list[str]], narrow_page: Any, kind: str
+) -> None:
+    _, errors, requests = opened_page
+    assert narrow_page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    cells = narrow_page.locator(f"section[aria-labelledby=nb-{kind}] .code_cell")
+    found = {}
+    for place, name in enumerate(NAMES):
+        for plot in cells.nth(place).locator(".plot").all():
+            found[name] = plot.evaluate(ROOM)
+            if kind == "long":  # nothing but the widest letter: it may fill a place to its end
+                del found[name]["over"]
+    assert {name: room for name, room in found.items() if any(room.values())} == {}
     assert errors == [] and requests == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_jupyterlab_keeps_what_stands_below_a_figure(lab: Any, trusted: bool) -> None:
+    """Its sanitizer drops roles and labels from a notebook that is not trusted, not the texts."""
+    poison = KINDS["markup"] + KINDS["right-to-left"]
+    figure = make_figures(poison)["operation_timeline"]
+    bundles = plots.shown(figure)
+    code = ("from IPython.display import display\n"
+            f"for bundle in {bundles!r}:\n    display(bundle, raw=True)")
+    notebook = nb.new_notebook(cells=[nb.new_code_cell(code, outputs=[] if trusted else [
+        nb.new_output("display_data", bundle) for bundle in bundles])])
+    notebook.metadata.kernelspec = {
+        "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    with (lab.ran if trusted else lab.saved)(notebook, f"below-{trusted}.ipynb") as (page, watch):
+        note = page.locator("figure.finemem-note")
+        note.wait_for()
+        assert note.locator("figcaption").inner_text() == figure.layout.meta["caption"]
+        assert (note.get_attribute("aria-label") is not None) == trusted
+        opener, table = note.locator("summary"), note.locator("table")
+        assert not table.is_visible()
+        opener.focus()
+        opener.press("Enter")
+        assert table.is_visible()
+        assert figure.layout.meta["alt"] in note.locator("details > p").inner_text()
+        assert "<script>" in table.inner_text() and "עברית" in table.inner_text()
+        assert note.locator("a, img, script").count() == 0
+        assert page.evaluate("window.ran") is None
+        assert watch.errors == [] and watch.requests == []
