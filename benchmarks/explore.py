@@ -1,13 +1,20 @@
 """Explorers: what a moved control costs in the kernel, against the time it has.
 
-A random trajectory of 200 steps and 100 global questions (--quick: 50 and 25), as in
-benchmarks/rewards.py. "recompute" is the numbers of the state: the evidence of a selection, the
-rewards and advantages of the rollouts for what-if. "build" is `Explorer.build`, which recomputes
-and draws every view. "live" is a widget moved: build, and hand the figures to the front end. The
-budget of 50 ms is for recompute and build; the ratio is processor time over budget. Each
-measurement moves to another state, in one run; medians in milliseconds of processor time ("cpu"),
-which other work on the machine changes little, and of wall time. The browser's own drawing is no
-part of this.
+Random trajectories of 200 steps and 100 global questions (--quick: 50 and 25), as in
+benchmarks/rewards.py, 8 rollouts where an explorer compares some. Each row is one kind of move:
+
+recompute  the numbers of the state alone: the evidence of a selection, rewards and advantages.
+build      `Explorer.build`, which recomputes and draws every view.
+live       a widget moved: build, and hand the figures to the front end.
+choose     build, after the rule (or the reward scheme) was chosen for the first time.
+slowest    build, after moving that control, of all, which took longest; each value is new.
+
+The budget of 50 ms is for all but "live"; the ratio is processor time over budget. Medians in
+milliseconds of processor time ("cpu"), which other work on the machine changes little, and of wall
+time, in one run. The browser's own drawing is no part of this. The rules that read again are in a
+table of their own, of streams of 24 steps with 12 questions and 4 rollouts: choosing one asks the
+reader, here the extractive one, once for every set of items or steps that the rule takes away, so
+that it takes what the reader takes. What was read is remembered, and moving is as for the others.
 
     python benchmarks/explore.py [--quick] [--output FILE]
 """
@@ -20,7 +27,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,73 +35,131 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rewards import BUDGET_MS, random_trajectory
 
-from finemem_lib import explore
+from finemem_lib import explore, explore_training
 from finemem_lib.advantages import group_relative
+from finemem_lib.credit import RULES
 from finemem_lib.explore import Explorer, Live
 from finemem_lib.files import write_json
+from finemem_lib.planted import StreamSettings, planted_stream
 from finemem_lib.plots import evidence_parts
+from finemem_lib.policy import make_manager
+from finemem_lib.reasoning import ReasoningAgent, reader_for
 from finemem_lib.repro import versions
 from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward
+from finemem_lib.rollout import RolloutSettings, play
+from finemem_lib.trajectory import Trajectory
 
-ROLLOUTS = 4
+ROLLOUTS, ROLLOUTS_READ, STEPS_READ = 8, 4, 24
 
 
-def medians_ms(work: Callable[[Any], object], states: list[Any]) -> tuple[float, float]:
-    work(states[0])
+def medians_ms(work: Callable[[Any], object], states: Sequence[Any]) -> dict[str, float]:
     spent = []
-    for state in states[1:]:
+    for state in states:
         wall, cpu = time.perf_counter(), time.process_time()
         work(state)
         spent.append((time.process_time() - cpu, time.perf_counter() - wall))
-    return tuple(1000 * statistics.median(column) for column in zip(*spent, strict=True))
+    cpu, wall = (1000 * statistics.median(column) for column in zip(*spent, strict=True))
+    return {"cpu_ms": cpu, "wall_ms": wall, "of_budget": cpu / BUDGET_MS}
+
+
+def random_group(steps: int, questions: int) -> list[Trajectory]:
+    """Return rollouts of one instance whose questions name evidence steps."""
+    group = []
+    for rollout in range(ROLLOUTS):
+        one = random_trajectory(steps, questions, rollout)
+        asked = tuple(
+            dataclasses.replace(answered, question=dataclasses.replace(
+                answered.question, evidence_steps=(1 + 7 * place % steps,)))
+            for place, answered in enumerate(one.questions))
+        group.append(dataclasses.replace(one, rollout=rollout, questions=asked))
+    return group
+
+
+def moving(explorer: Explorer, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Return the move of one control that takes longest, each to at most six values."""
+    explorer.build(**explorer.settle(fixed))
+    rows = []
+    for control in explorer.controls:
+        if control.name in fixed:
+            continue
+        first = explorer.settle(fixed)
+        values = [value for _, value in control.choices(first) if value != first[control.name]][:6]
+        if values:
+            rows.append({"part": f"slowest: {control.name}"} | medians_ms(
+                lambda value, name=control.name: explorer.build(
+                    **explorer.settle({**fixed, name: value})), values))
+    return max(rows, key=lambda row: row["cpu_ms"])
+
+
+def by_choice(
+    name: str, made: Callable[[], Explorer], control: str, options: Sequence[str], repeats: int
+) -> list[dict[str, Any]]:
+    """Return the cost of choosing each option in a new explorer, and of moving the rest then."""
+    rows = []
+    for option in options:
+        explorers = [made() for _ in range(repeats)]
+        for explorer in explorers:
+            explorer.build(**explorer.settle({}))
+        row = {"explorer": f"{name}, {option}"}
+        if option != explorers[0].settle({})[control]:
+            rows.append(row | {"part": "choose"} | medians_ms(
+                lambda explorer, option=option: explorer.build(
+                    **explorer.settle({control: option})), explorers))
+        rows.append(row | moving(made(), {control: option}))
+    return rows
 
 
 def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
-    group = [dataclasses.replace(random_trajectory(steps, questions, rollout), rollout=rollout)
-             for rollout in range(ROLLOUTS)]
+    group = random_group(steps, questions)
     one = group[0]
-    betas = [round(0.05 * number, 2) for number in range(repeats)]
-
-    def settings(beta: float) -> RewardSettings:
-        return RewardSettings(beta=beta % 1)
 
     def select(_: Any) -> None:
         evidence_parts(one)
         evidence_matrix(one)
 
     def credit(beta: float) -> None:
-        group_relative([[reward.total for reward in hybrid_reward(rollout, settings(beta))]
+        group_relative([[reward.total for reward in hybrid_reward(rollout, RewardSettings(beta))]
                         for rollout in group])
 
-    cases: list[tuple[str, Explorer, str, list[Any], Callable[[Any], object]]] = [
-        ("evidence", explore.evidence(one), "selected",
+    cases: list[tuple[str, Callable[[], Explorer], str, list[Any], Callable[[Any], object]]] = [
+        ("evidence", lambda: explore.evidence(one), "selected",
          [f"question {number % questions + 1}" for number in range(repeats)], select),
-        ("memory player", explore.memory_player(one), "step",
+        ("memory player", lambda: explore.memory_player(one), "step",
          [number % steps + 1 for number in range(repeats)], lambda step: one.memory_at(step)),
-        ("what-if", explore.what_if(group), "beta", betas[:20], credit),
+        ("what-if", lambda: explore.what_if(group), "beta",
+         [round(0.05 * number, 2) for number in range(1, 1 + repeats)], credit),
     ]
     rows = []
-    for name, explorer, control, values, recompute in cases:
+    for name, made, control, values, recompute in cases:
+        explorer, live = made(), Live(made())
+        explorer.build(**explorer.settle({}))
         states = [explorer.settle({control: value}) for value in values]
-        live = Live(explorer)
-        works = {
-            "recompute": (recompute, values),
-            "build": (lambda state, explorer=explorer: explorer.build(**state), states),
-            "live": (lambda value, live=live, control=control: live.set(control, value), values),
-        }
+        for part, work, arguments in (
+            ("recompute", recompute, values),
+            ("build", lambda state, explorer=explorer: explorer.build(**state), states),
+            ("live", lambda value, live=live, control=control: live.set(control, value), values),
+        ):
+            rows.append({"explorer": name, "part": part} | medians_ms(work, arguments))
         if live.error:
             raise RuntimeError(live.error)
-        for part, (work, arguments) in works.items():
-            if name == "what-if" and part == "live":  # else the answer is remembered
-                live = Live(explore.what_if(group))
-                work = lambda value, live=live: live.set("beta", value)  # noqa: E731
-            elif name == "what-if" and part == "build":
-                explorer = explore.what_if(group)
-                work = lambda state, explorer=explorer: explorer.build(**state)  # noqa: E731
-            cpu, wall = medians_ms(work, arguments)
-            rows.append({"explorer": name, "part": part, "cpu_ms": cpu, "wall_ms": wall,
-                         "of_budget": cpu / BUDGET_MS})
+    rules = [value for _, value in explore.what_if(group).controls[2].choices({})]
+    rows += by_choice("what-if", lambda: explore.what_if(group), "rule", rules, 5)
+    schemes = [value for _, value in explore_training.compare_rollouts([group]
+                                                                       ).controls[0].choices({})]
+    rows += by_choice("compare", lambda: explore_training.compare_rollouts([group]), "scheme",
+                      schemes, 5)
     return rows
+
+
+def measure_read() -> list[dict[str, Any]]:
+    """Return the rows of the rules that read again, on what can be replayed."""
+    instance = planted_stream(0, StreamSettings(num_chunks=STEPS_READ))
+    agent: ReasoningAgent = reader_for([instance])
+    [group] = play([instance], make_manager("random"),
+                   RolloutSettings(num_generations=ROLLOUTS_READ), agent, 0)
+    rules = [name for name, rule in RULES.items()
+             if "agent" in rule.needs and "probes" not in rule.needs]
+    return by_choice("reads again", lambda: explore.what_if(group, agent=agent), "rule", rules, 1)
 
 
 def main() -> None:
@@ -105,12 +170,12 @@ def main() -> None:
     if arguments.output and arguments.output.exists():
         parser.error(f"{arguments.output} exists; name a new file or remove it")
     steps, questions, repeats = (50, 25, 6) if arguments.quick else (200, 100, 16)
-    rows = measure(steps, questions, repeats)
-    print(f"{steps} steps, {questions} questions, what-if with {ROLLOUTS} rollouts; budget "
-          f"{BUDGET_MS:g} ms")
-    print(f"{'explorer':16}{'part':12}{'cpu ms':>9}{'wall ms':>9}{'of budget':>12}")
+    print(f"{steps} steps, {questions} questions, {ROLLOUTS} rollouts; those of \"reads again\": "
+          f"{STEPS_READ} steps, {ROLLOUTS_READ} rollouts; budget {BUDGET_MS:g} ms")
+    rows = measure(steps, questions, repeats) + measure_read()
+    print(f"{'explorer':32}{'part':24}{'cpu ms':>9}{'wall ms':>9}{'of budget':>12}")
     for row in rows:
-        print(f"{row['explorer']:16}{row['part']:12}{row['cpu_ms']:9.1f}{row['wall_ms']:9.1f}"
+        print(f"{row['explorer']:32}{row['part']:24}{row['cpu_ms']:9.1f}{row['wall_ms']:9.1f}"
               f"{row['of_budget']:12.0%}")
     if arguments.output:
         record = {"benchmark": "explore", "versions": versions(), "cpus": os.cpu_count(),

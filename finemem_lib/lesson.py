@@ -536,7 +536,8 @@ def _numbers(answer: Any, exercise: Exercise) -> tuple[list[float | None], str |
         kind = type(answer).__name__
         return [], f"that is a {kind}, expected a list, one number per {exercise.per}."
     if len(answer) != expected:
-        return [], f"{len(answer)} numbers, expected {expected}, one per {exercise.per}."
+        wanted = "one number" if expected == 1 else f"{expected}, one per {exercise.per}"
+        return [], f"{len(answer)} numbers, expected {wanted}."
     for value in answer:
         if isinstance(value, bool) or not (value is None or _is_number(value)):
             return [], f"{str(value)[:20]!r} is no number; write None where nothing is measured."

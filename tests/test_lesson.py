@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finemem_lib.credit import RULES, assign
 from finemem_lib.lesson import (
     EXERCISES,
     LESSON_BETA,
     REASONS,
     TOLERANCE,
     Revelation,
+    _insert,
+    _played,
     check_exercise,
     disagreement,
     duplicates,
@@ -26,7 +30,13 @@ from finemem_lib.lesson import (
     story,
     toy,
 )
-from finemem_lib.rewards import evidence_contribution, outcome_reward
+from finemem_lib.reasoning import reader_for
+from finemem_lib.rewards import (
+    RewardSettings,
+    eara_rewards,
+    evidence_contribution,
+    outcome_reward,
+)
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -104,6 +114,7 @@ WRONG = [
     ("eara", [0, 0.0625, 0, 0.03125, 0.03125], "even part is missing"),
     ("eara", [0.1, 0.35, 0.1, 0.225, 0.225], "without their weights"),
     ("eara", [0.075, 0.1375, 0.075, 0.1375, 0.075], "used"),
+    ("conservation", [], "0 numbers, expected one number."),
     ("conservation", 0, "\"spread\""),
     ("conservation", 0.625, "still get"),
     ("conservation", 0.25, "evidence part"),
@@ -247,6 +258,43 @@ def test_the_disagreement_has_a_duplicate_an_update_a_stale_record_a_distractor_
     assert [item.steps for item in study.retrieved] == [(6,), (3,)] and study.used == ("5",)
     assert (lost.score, lost.used) == (0.0, ())
     assert "7" not in {item.item_id for item in disagreement().final_memory()}
+
+
+def test_the_instructor_is_told_of_harm_what_holds():
+    """Incident: "only rules that replay steps can be negative" holds on this page, not at large."""
+    here = disagreement()
+    misled = _played("misled", [_insert("Leo studies optics."), _insert("Leo studies law.")],
+                     [("Leo", "study", "optics", 1)], 2)
+    harm = {}
+    for name, one in (("here", here), ("misled", misled)):
+        reader, probes = reader_for([one]), [answered.question for answered in one.questions]
+        offered = {"agent": reader, "group": [one], "probes": probes}
+        harm[name] = {
+            rule for rule, what in RULES.items() if "chunk questions" not in what.needs
+            and min(assign(rule, one, **{key: offered[key] for key in offered if key in what.needs}
+                           ).credit) < 0
+        }
+    assert harm["here"] and all("replay" in RULES[rule].needs for rule in harm["here"])
+    assert {"evidence-loo", "evidence-shapley"} <= harm["misled"]
+    note = (NOTEBOOKS / "INSTRUCTOR.md").read_text()
+    assert "here only rules that replay steps are negative" in note
+
+
+def test_the_lesson_moves_the_rollouts_it_has_shown_with_the_rules_it_has_taught():
+    """Incident: four of the eight rollouts made other advantages, and leave-one-out was missing."""
+    [cell] = [source for source in code_cells("03") if "explore.what_if(" in source]
+    assert re.search(r"what_if\(group, settings, scale_rewards,\s+agent=reader_for\(", cell)
+
+
+def test_the_cell_on_conservation_shows_a_gap_but_not_the_answer_of_the_exercise(capsys):
+    """Incident: it printed 0.000000 for both switches, so that there was nothing to see."""
+    [cell] = [source for source in code_cells("03") if source.startswith("sums, lucky")]
+    exec(cell, {"lucky_guess": lucky_guess, "replace": dataclasses.replace,
+                "settings": RewardSettings(), "trajectories": [toy()],
+                "eara_rewards": eara_rewards, "outcome_reward": outcome_reward})
+    spread, drop, found = capsys.readouterr().out.splitlines()
+    assert spread.endswith("lucky guess: none") and drop.endswith("lucky guess: a gap")
+    assert BY_HAND["conservation"] not in numbers_in(spread + drop + found)
 
 
 def test_a_story_names_every_operation_and_question():
