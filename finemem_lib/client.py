@@ -43,6 +43,9 @@ ROUNDS = 2
 LONGEST_WAIT = 300.0
 """Seconds: a server that asks for a longer pause is not waited for."""
 
+UNREACHED_ATTEMPTS, CONNECT_WAIT = 3, 3.0
+"""Attempts at most, and seconds for each to connect, while no server has answered at all."""
+
 _Structure = TypeVar("_Structure")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
@@ -64,7 +67,8 @@ class ChatSettings:
     price_in, price_out: of a million tokens, in any one currency.
     memo: file that keeps every reply; `None` keeps them for the life of the client.
     concurrency, timeout (seconds for one call, from first to last byte), attempts (calls that fail
-    on the way), backoff (seconds before the second attempt, doubled each time): servers only.
+    on the way; fewer until the server is reached for the first time), backoff (seconds before the
+    second attempt, doubled each time): servers only.
     batch_size: prompts per forward pass, local models only.
 
     Raises:
@@ -183,8 +187,9 @@ class Usage:
 
     calls: replies that arrived. retries: attempts made again because one failed on the way.
     unmetered: replies that came without token counts. cost: in the currency of the prices.
-    memo_hits: questions that needed no call. refused, malformed: replies that were, those from the
-    memo too. unanswered: questions whose reply became `None`.
+    memo_hits: questions that needed no call. refused, malformed (also a text that was cut off at
+    max_tokens): replies that were, those from the memo too. unanswered: questions whose reply
+    became `None`.
     """
 
     calls: int = 0
@@ -201,12 +206,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply as it arrived; the counts are `None` where the server does not say."""
+    """A reply as it arrived, `cut` where it did not end before max_tokens; the counts are `None`
+    where the server does not say."""
 
     text: str
     refused: bool = False
     tokens_in: int | None = None
     tokens_out: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +368,8 @@ class Chat:
             self.usage.refused += 1
             return None
         said = without_thinking(reply.text)
-        answer = structured(said, structure) if structure else said or None
+        # A JSON object shows by itself whether it is whole; half a text looks like an answer.
+        answer = structured(said, structure) if structure else None if reply.cut else said or None
         self.usage.malformed += answer is None
         return answer
 
@@ -379,8 +387,9 @@ class ChatClient(Chat):
 
     At most `concurrency` calls are under way at a time. What fails on the way (no connection, a
     timeout, a body that is cut off or no completion, statuses 408, 409, 429 and 5xx) is tried again
-    after the server's Retry-After, else after a doubling pause. The calls run in an event loop
-    of their own thread, so `ask` works where one is running already, as in Jupyter.
+    after the server's Retry-After, else after a doubling pause; an address where nobody has ever
+    answered is given up after `UNREACHED_ATTEMPTS`. The calls run in an event loop of their own
+    thread, so `ask` works where one is running already, as in Jupyter.
 
     Raises:
         ValueError: the key's variable is not set, or the memo cannot be used.
@@ -390,6 +399,7 @@ class ChatClient(Chat):
     def __init__(self, settings: ChatSettings) -> None:
         check_usable(settings)
         super().__init__(settings)
+        self._reached = False
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:
         from anyio.from_thread import start_blocking_portal
@@ -399,15 +409,18 @@ class ChatClient(Chat):
             failure = portal.call(self._complete_all, calls, arrived)
         if failure:  # raised here and not there: the original error holds the request's headers
             kept = f"; the replies so far are in {self.memo.path}" if self.memo.path else ""
+            remedy = ("check server and settings" if self._reached else
+                      "no server answers there: start it, or correct base_url")
             raise ModelError(
-                f"{self.settings.model} at {self.settings.base_url}: {failure}; check server and "
-                f"settings, then run again{kept}"
+                f"{self.settings.model} at {self.settings.base_url}: {failure}; {remedy}, then run "
+                f"again{kept}"
             )
 
     async def _complete_all(
         self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]
     ) -> str | None:
         """Make the calls; return in words why one failed for good, `None` if none did."""
+        from httpx2 import Timeout
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         secret = self.settings.secret
@@ -417,24 +430,22 @@ class ChatClient(Chat):
             while waiting and not failures:
                 call = waiting.popleft()
                 try:
-                    arrived(call, await self._send(server, call))
+                    arrived(call, await self._send(server, secret, call))
                 except (_CallFailed, sqlite3.Error) as error:
                     # Calls under way still end and are kept; no new one begins.
                     failures.append(str(error))
 
         async with AsyncOpenAI(
             api_key=secret or "none", base_url=self.settings.base_url, max_retries=0,
-            timeout=self.settings.timeout,
+            timeout=Timeout(self.settings.timeout, connect=CONNECT_WAIT),
             http_client=DefaultAsyncHttpxClient(verify=_certificates()),
         ) as server, asyncio.TaskGroup() as group:
             for _ in range(min(self.settings.concurrency, len(calls))):
                 group.create_task(work())
-        if not failures:
-            return None
-        said = clean_text(failures[0])
-        return said.replace(secret, "***") if secret else said
+        return _without_key(failures[0], secret) if failures else None
 
-    async def _send(self, server: AsyncOpenAI, call: Call) -> Reply:
+    async def _send(self, server: AsyncOpenAI, secret: str | None, call: Call) -> Reply:
+        from httpx2 import ConnectError, ConnectTimeout
         from openai import APIConnectionError, APIError
 
         settings = self.settings
@@ -442,28 +453,36 @@ class ChatClient(Chat):
             try:
                 # The package's own timeout is for each read: a trickle would pass it for ever.
                 async with asyncio.timeout(settings.timeout):
-                    return _reply(await server.chat.completions.create(**self._request(call)))
+                    completion = await server.chat.completions.create(**self._request(call))
+                self._reached = True
+                return _reply(completion)
             except TimeoutError:
+                self._reached = True  # connecting has a shorter limit
                 failed, asked_for, final = f"no reply in {settings.timeout:g} s", None, False
             except (_NoCompletion, APIConnectionError) as error:
-                cause = f" ({error.__cause__!r:.200})" if error.__cause__ else ""
+                cause = f" ({error.__cause__!r})" if error.__cause__ else ""
                 failed, asked_for, final = f"{error}{cause}", None, False
+                self._reached |= not isinstance(error.__cause__, ConnectError | ConnectTimeout)
             except APIError as error:
+                self._reached = True
                 status = getattr(error, "status_code", 0)
-                failed, asked_for = f"{error!s:.300}", _retry_after(error)
+                failed, asked_for = str(error), _retry_after(error)
                 passing = status in (408, 409, 429) or status >= 500
                 final = not passing or error.code == "insufficient_quota"
             except ValueError as error:
                 failed, asked_for, final = f"a reply that is not JSON ({error})", None, False
+            # Masked before it is cut: what a cut leaves of a key would not be found.
+            failed = f"{_without_key(failed, secret):.300}"
             if asked_for is not None and asked_for > LONGEST_WAIT:
                 final, failed = True, f"{failed} (asks to wait {asked_for:g} s)"
-            if final or attempt == settings.attempts:
+            attempts = min(settings.attempts, math.inf if self._reached else UNREACHED_ATTEMPTS)
+            if final or attempt >= attempts:
                 break
             self.usage.retries += 1
             pause = min(settings.backoff * 2.0 ** (attempt - 1), LONGEST_WAIT)
             pause *= generator(call.key, call.round, attempt).uniform(0.5, 1)
             await asyncio.sleep(max(pause, asked_for or 0.0))
-        raise _CallFailed(f"attempt {attempt} of {settings.attempts} failed: {failed}")
+        raise _CallFailed(f"attempt {attempt} of {attempts} failed: {failed}")
 
     def _request(self, call: Call) -> dict[str, Any]:
         settings = self.settings
@@ -544,9 +563,10 @@ class LocalChat(Chat):
         replies = []
         for mask, row in zip(prompts["attention_mask"], tokens.tolist(), strict=True):
             written = row[len(mask) :]
-            end = next((n for n, token in enumerate(written, 1) if token in ends), len(written))
+            end = next((n for n, token in enumerate(written, 1) if token in ends), None)
             text = self._tokenizer.decode(written[:end], skip_special_tokens=True)
-            replies.append(Reply(clean_text(text), False, int(mask.sum()), end))
+            used = end or len(written)
+            replies.append(Reply(clean_text(text), False, int(mask.sum()), used, end is None))
         return replies
 
 
@@ -592,7 +612,7 @@ def structured(text: str, structure: type[_Structure]) -> _Structure | None:
     a code fence around the braces are passed over.
 
     >>> structured('Here: {"text": "Rome"}', Reply)
-    Reply(text='Rome', refused=False, tokens_in=None, tokens_out=None)
+    Reply(text='Rome', refused=False, tokens_in=None, tokens_out=None, cut=False)
     >>> structured('{"text": 3}', Reply) is None
     True
     """
@@ -616,6 +636,12 @@ class _CallFailed(Exception):
     """A call failed for good."""
 
 
+def _without_key(said: str, secret: str | None) -> str:
+    """Return a text with the key masked, which servers repeat in what they refuse."""
+    said = clean_text(said)
+    return said.replace(secret, "***") if secret else said
+
+
 def _reply(completion: Any) -> Reply:
     """Read a completion as the openai package hands it over, which does not validate it."""
     try:
@@ -625,7 +651,7 @@ def _reply(completion: Any) -> Reply:
         counts = (None, None) if usage is None else (
             int(usage.prompt_tokens), int(usage.completion_tokens)
         )
-        return Reply(clean_text(message.content or ""), refused, *counts)
+        return Reply(clean_text(message.content or ""), refused, *counts, finish == "length")
     except (AttributeError, IndexError, TypeError, ValueError):
         raise _NoCompletion("a reply that is no completion") from None
 

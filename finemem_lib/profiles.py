@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import dataclasses
+import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from typing import Any
 
 from finemem_lib import runs
 from finemem_lib.console import UsageError
+from finemem_lib.model_loading import ModelSettings, check_checkpoint, split_revision
 from finemem_lib.model_roles import check_roles
 from finemem_lib.repro import repository_root
 
@@ -165,14 +169,16 @@ def _given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any
 
 
 def resolve_parameters(
-    notebooks: Sequence[Path], profile: Profile, given: Mapping[str, Any], run_id: str
+    notebooks: Sequence[Path], profile: Profile, given: Mapping[str, Any], run_id: str,
+    *, to_run: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Return every parameter of every notebook (by name): what the user gave, else the profile,
     else the notebook's own default. A name may carry a notebook's number, as in ``04.updates``.
 
     Raises:
-        UsageError: a name is unknown, a value has the wrong type or is refused by its check, or
-            the file of models is not usable from here.
+        UsageError: a name is unknown, a value has the wrong type or is refused by its check, two
+            contradict each other, or the file of models is not usable from here; where it is
+            `to_run`, also what this machine cannot load.
     """
     declared = {path.stem: _declared(path) for path in notebooks}
     of_profile = select_notebooks(notebooks[0].parent, profile.notebooks)
@@ -202,8 +208,12 @@ def resolve_parameters(
         problems += [f"{stem}: {problem}" for problem in runs.parameter_problems(checked)]
         problems += unusable_sources(values)
         resolved[stem] = values | {"run_id": run_id}
-    problems += _unknown(given, declared)
-    problems += _unknown([*profile.parameters, *for_one], known | declared)
+    if not problems:  # else a value may not even have the type that the settings expect
+        problems += contradictions(resolved)
+    if to_run and not problems:
+        problems += cannot_load(resolved, hub_offline(resolved.values()))
+    problems += _unknown(given, declared, notebooks[0].parent)
+    problems += _unknown([*profile.parameters, *for_one], known | declared, notebooks[0].parent)
     for name in profile.requires:
         if not any(values.get(name) for values in resolved.values()):
             option = "--data PATH" if name == "data" else f"--set {name}=VALUE"
@@ -229,6 +239,111 @@ def unusable_sources(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def model_settings(values: Mapping[str, Any]) -> ModelSettings:
+    """Return how a notebook with these parameters loads its manager; there 0 stands for `None`.
+
+    Raises:
+        ValueError: a setting is out of range, or two contradict each other.
+    """
+    return ModelSettings(**{
+        one.name: (values[one.name] or None) if one.default is None else values[one.name]
+        for one in dataclasses.fields(ModelSettings) if one.name in values
+    })
+
+
+def contradictions(resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return which notebooks' parameters cannot all hold together."""
+    problems = []
+    for stem, values in resolved.items():
+        try:
+            settings = model_settings(values)
+            if "checkpoint" in values:
+                check_checkpoint(values["checkpoint"], settings)
+        except ValueError as error:
+            problems.append(f"{stem}: {error}")
+        parts, size = values.get("micro_batches", 0), values.get("num_generations", 0)
+        if parts and size % parts:
+            problems.append(f"{stem}: micro_batches is {parts}, expected a divisor of "
+                            f"num_generations ({size}), or 0 for that number")
+    return problems
+
+
+def cannot_load(resolved: Mapping[str, Mapping[str, Any]], offline: bool) -> list[str]:
+    """Return why the managers of these notebooks cannot be loaded on this machine: there is no CUDA
+    device, a package is missing, or a checkpoint that is not fetched where the hub is `offline`."""
+    problems = []
+    for stem, values in resolved.items():
+        if "checkpoint" not in values:
+            continue
+        model = model_settings(values)
+        asked = {
+            "loader 'unsloth'": "unsloth" if model.loader == "unsloth" else "",
+            "precision '4bit'": "bitsandbytes" if model.precision == "4bit" else "",
+            "fast_inference": "vllm" if model.fast_inference else "",
+        }
+        needed = {what: package for what, package in asked.items() if package}
+        if needed and not _has_cuda():
+            problems.append(
+                f"{stem}: {' and '.join(needed)}: expected a CUDA device and there is none here; "
+                "run it where there is one, or --set loader=transformers --set precision=auto "
+                "--set fast_inference=false (`finemem plan` needs none)"
+            )
+        problems += [
+            f"{stem}: {what} needs {package}, which is not installed; install it: pip install "
+            + ("'vllm>=0.28,<=0.30'" if package == "vllm" else "-e .[gpu]")
+            for what, package in needed.items() if importlib.util.find_spec(package) is None
+        ]
+        if problem := _missing_checkpoint(values["checkpoint"], offline):
+            problems.append(f"{stem}: {problem}")
+    return problems
+
+
+def _missing_checkpoint(checkpoint: str, offline: bool) -> str | None:
+    """Return why a checkpoint, or what an adapter was trained on, cannot be found."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if folder := runs.checkpoint_folder(checkpoint):
+        adapter = folder / "adapter_config.json"
+        if adapter.is_file():
+            held = json.loads(adapter.read_text(encoding="utf-8"))
+            of_commit = f"@{held['revision']}" if held.get("revision") else ""
+            return _missing_checkpoint(held["base_model_name_or_path"] + of_commit, offline)
+        found, why = (folder / "config.json").is_file(), "this folder holds neither"
+    else:
+        name, revision = split_revision(checkpoint)
+        try:
+            config = try_to_load_from_cache(name, "config.json", revision=revision)
+            found = not offline or isinstance(config, str) and any(
+                file.suffix in (".safetensors", ".bin") for file in Path(config).parent.iterdir()
+            )
+            why = ("this is no folder and not in the hub's cache, and HF_HUB_OFFLINE is on, as it "
+                   f"is by default; fetch it (hf download {name}), or set HF_HUB_OFFLINE=0")
+        except ValueError:  # of huggingface_hub, which would quote its own rules
+            found, why = False, "this is neither a folder nor such a name"
+    return None if found else (
+        f"checkpoint is {checkpoint!r}, expected tiny, a folder with config.json or "
+        f"adapter_config.json, or a model's name on the hub; {why}"
+    )
+
+
+def hub_offline(parameters: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a run's kernels may not reach the hub, from the parameters of all its
+    notebooks: never where data comes from it, else as HF_HUB_OFFLINE says, else they may not."""
+    from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
+
+    for source in {source for values in parameters for source in values.get("data", ())}:
+        with contextlib.suppress(ValueError):  # no such file, which is said elsewhere
+            if runs.locate(source) is None:
+                return False
+    return os.environ.get("HF_HUB_OFFLINE", "1").upper() in ENV_VARS_TRUE_VALUES
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _declared(path: Path) -> dict[str, tuple[str, Any]]:
     """Return annotation and default of every parameter in a notebook's parameters cell."""
     import papermill
@@ -243,7 +358,9 @@ def _declared(path: Path) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _unknown(names: Iterable[str], declared: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _unknown(
+    names: Iterable[str], declared: Mapping[str, Mapping[str, Any]], folder: Path
+) -> list[str]:
     problems = []
     for full_name in names:
         number, _, name = full_name.rpartition(".")
@@ -257,10 +374,23 @@ def _unknown(names: Iterable[str], declared: Mapping[str, Mapping[str, Any]]) ->
             )
         elif not any(name in parameters for parameters in places):
             have = sorted({each for parameters in places for each in parameters} - {"run_id"})
+            owners = () if number else _who_declares(name, folder, but=declared)
             problems.append(
+                f"unknown parameter {name}: it is one of {', '.join(owners)}, not of a notebook "
+                "that is chosen; choose it with --notebooks, or leave it out" if owners else
                 f"unknown parameter {full_name}; there are: {', '.join(have) or 'none'}"
             )
     return problems
+
+
+def _who_declares(name: str, folder: Path, but: Iterable[str]) -> list[str]:
+    """Return the notebooks of a folder that have a parameter, leaving some out."""
+    found = []
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        with contextlib.suppress(UsageError):  # one that is not chosen need not be readable
+            if path.stem not in but and name in _declared(path):
+                found.append(path.stem)
+    return found
 
 
 def check_reads(

@@ -39,6 +39,8 @@ from finemem_lib.trajectory import Instance, Trajectory, read_jsonl, write_jsonl
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from finemem_lib.policy import ModelManager
+
 RECORD_VERSION = 1
 
 Kind = Literal["instances", "trajectories", "updates", "table", "folder"]
@@ -157,6 +159,7 @@ CHECKS: dict[str, Check] = {
     "precision": one_of(*get_args(Precision)),
     "max_prompt_tokens": whole(0, 1_000_000),
     "max_new_tokens": whole(0, 1_000_000),
+    "batch_size": whole(0, 4_096),
     "memory_rule": one_of(*get_args(MemoryRule)),
     "chunk_rule": one_of(*get_args(ChunkRule)),
     "operations_as": one_of(*get_args(OperationsAs)),
@@ -181,6 +184,7 @@ CHECKS: dict[str, Check] = {
     "lora_rank": whole(0, 1_024),
     "lora_alpha": whole(0, 4_096),
     "gradient_checkpointing": SWITCH,
+    "micro_batches": whole(0, 4_096),
     "fast_inference": SWITCH,
     "gpu_memory_utilization": real(0.05, 0.95),
     "save_every": whole(1, 100_000),
@@ -463,11 +467,24 @@ class Run:
 
     def scratch(self, name: str, *, keep: bool = False) -> Path:
         """Return a folder of the run for what only this notebook needs, such as checkpoints;
-        what an earlier pass left there is removed unless `keep`."""
+        what an earlier pass left there is removed unless `keep`, but never checkpoints: these are
+        moved aside, and where to is printed."""
         folder = self.folder / "scratch" / f"{self.notebook}-{name}"
-        if not keep:
+        if not keep and any(folder.glob("checkpoint-*")):
+            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+            aside = folder.rename(folder.with_name(f"{self.notebook}-until-{stamp}-{name}"))
+            print(f"checkpoints of an earlier pass are now in scratch/{aside.name} of the run; to "
+                  f"go on from them, stop, call the folder {folder.name} again and set resume to "
+                  "True; else delete it")
+        elif not keep:
             shutil.rmtree(folder, ignore_errors=True)
         return folder
+
+    def loaded(self, manager: ModelManager) -> None:
+        """Note which commit of the hub the parameter `checkpoint` was loaded from; the hash of a
+        folder is noted already."""
+        self._record["checkpoint"]["commit"] = manager.commit
+        self._keep_record()
 
     def progress(self, line: str) -> None:
         """Say how far this notebook has come; `finemem run` shows the line while it is running."""
@@ -566,7 +583,8 @@ def start_run(
         })
     if checkpoint := parameters.get("checkpoint"):
         source = checkpoint_folder(checkpoint)
-        checkpoint = {"source": checkpoint, "sha256": None if source is None else sha256(source)}
+        checkpoint = {"source": checkpoint, "sha256": None if source is None else sha256(source),
+                      "commit": None}
     folder = run_folder(run_id)
     questions = locate_questions(parameters.get("questions", ""))
     roles = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -188,6 +190,24 @@ def test_a_refused_or_malformed_reply_is_asked_for_once_more(bad, refused, malfo
         assert (chat.usage.calls, chat.usage.memo_hits, chat.usage.unanswered) == (2, 1, 2)
 
 
+def test_a_text_that_was_cut_off_is_malformed_and_a_whole_object_is_not(tmp_path):
+    def cut(text):
+        return completion(text) | {"choices": [
+            completion(text)["choices"][0] | {"finish_reason": "length"}
+        ]}
+
+    memo = str(tmp_path / "memo.sqlite")
+    with FaultServer(lambda r: cut("Rome is the") if r["seed"] == 0 else "Rome") as server:
+        chat = client(server, memo=memo)
+        assert chat.ask(talks(1)) == ["Rome"]
+        assert (chat.usage.malformed, chat.usage.calls) == (1, 2)
+        assert client(server, memo=memo).ask(talks(1)) == ["Rome"]
+        server.answer = lambda r: cut("Rome is the")
+        assert chat.ask(talks(2)[1:]) == [None] and chat.usage.unanswered == 1
+        server.answer = lambda r: cut('{"city": "Rome"} which is')
+        assert chat.ask(talks(1), Capital) == [Capital("Rome")]
+
+
 def test_a_call_that_fails_for_good_keeps_what_arrived_and_says_so(tmp_path):
     def answer(request):
         return completion("yes") if "question 1" in str(request) else 1 / 0  # the handler dies
@@ -223,11 +243,52 @@ def test_a_server_that_asks_for_hours_is_not_waited_for(monkeypatch):
             client(server).ask(talks(1))
 
 
-def test_nobody_at_the_address_is_said_in_words():
+@pytest.mark.parametrize("place", range(100, 420, 20))
+def test_a_key_is_masked_wherever_the_message_is_cut(place, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", SECRET)
+    body = json.dumps({"error": {"message": f"{'x' * place} {SECRET} is wrong"}})
+    with FaultServer(status=401, body=body) as server:
+        with pytest.raises(ModelError) as caught:
+            client(server, key_env="TEST_KEY").ask(talks(1))
+    assert SECRET[:8] not in "".join(traceback.format_exception(caught.value))
+
+
+def test_nobody_at_the_address_is_said_soon_and_in_words():
     with FaultServer() as server:
         address = server
-    with pytest.raises(ModelError, match="Connect"):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=r"m at http://127.0.0.1:\d+/v1: attempt 3 of 3 .*Connect"
+                       ".*no server answers there: start it, or correct base_url, then run again"):
+        client(address, backoff=0.5).ask(talks(40))
+    assert time.monotonic() - started < 10
+    with pytest.raises(ModelError, match="attempt 2 of 2"):
         client(address, attempts=2).ask(talks(1))
+
+
+def test_a_server_that_answered_once_is_waited_for_as_long_as_asked():
+    with FaultServer(echo) as server:
+        chat = client(server, attempts=5)
+        chat.ask(talks(1))
+    with pytest.raises(ModelError, match="attempt 5 of 5 .*check server and settings"):
+        chat.ask(talks(2))
+
+
+def test_an_address_that_takes_no_connection_is_given_up_soon(monkeypatch):
+    monkeypatch.setattr("finemem_lib.client.CONNECT_WAIT", 0.2)
+    with socket.socket() as full:  # its queue is full: further connections are not taken
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        with contextlib.ExitStack() as waiting:
+            for _ in range(2):
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(address)
+            settings = ChatSettings("m", base_url=f"http://127.0.0.1:{address[1]}/v1", backoff=0.01)
+            started = time.monotonic()
+            with pytest.raises(ModelError, match="attempt 3 of 3 .*no server answers there"):
+                ChatClient(settings).ask(talks(1))
+            assert time.monotonic() - started < 10
 
 
 def test_the_key_is_sent_and_stands_nowhere(monkeypatch, tmp_path, caplog, capfd):

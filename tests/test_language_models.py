@@ -314,7 +314,8 @@ def tiny_model(tmp_path_factory):
         max_position_embeddings=8192, eos_token_id=2, pad_token_id=0, bos_token_id=None,
     ))
     folder = tmp_path_factory.mktemp("model")
-    model.generation_config.eos_token_id = 2
+    # A reply that does not end is no answer: every third token ends one.
+    model.generation_config.eos_token_id = [2, *range(3, len(vocabulary), 3)]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -413,6 +414,13 @@ def test_local_replies_do_not_depend_on_batch_or_order_and_sampling_is_seeded(ti
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_local_reply_that_does_not_end_is_malformed(tiny_model):
+    one = LocalChat(local(tiny_model))
+    one._model.generation_config.eos_token_id = 2  # which these weights do not write
+    assert one.ask(talks(1)) == [None]
+    assert (one.usage.malformed, one.usage.tokens_out) == (2, 24)
 
 
 def test_thinking_is_off_unless_asked_for(tiny_model):

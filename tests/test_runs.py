@@ -12,6 +12,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -164,7 +165,9 @@ def test_the_record_says_which_checkpoint_was_given(tmp_path):
     for given, digest in ((str(folder), runs.sha256(folder)), ("owner/name", None)):
         run = start(FOURTH, checkpoint=given)
         found = runs.read_record(run.folder, FOURTH)["checkpoint"]
-        assert found == {"source": given, "sha256": digest}
+        assert found == {"source": given, "sha256": digest, "commit": None}
+    run.loaded(SimpleNamespace(commit="1cfa9a7"))
+    assert runs.read_record(run.folder, FOURTH)["checkpoint"]["commit"] == "1cfa9a7"
     assert runs.read_record(start(FIRST).folder, FIRST)["checkpoint"] is None
 
 
