@@ -74,8 +74,8 @@ class Setting:
     chunk_tokens: int = 1000
     completion_tokens: int = 256
     num_generations: int = 8
-    instances_per_update: int = 2
-    num_chunks: int = 3
+    instances_per_update: int = 1
+    num_chunks: int = 2
     warm_up: int = 1
     updates: int = 3
     max_prompt_tokens: int = 4096
@@ -287,7 +287,7 @@ def train(loader: str, setting: Setting, folder: Path, note: Callable[[Figures],
             instances_per_update=setting.instances_per_update,
             num_generations=setting.num_generations,
             max_completion_length=setting.completion_tokens, learning_rate=1e-5, seed=0,
-            **settings.trainer_arguments(),
+            **settings.trainer_arguments(manager.model),
         ),
         instances=made_instances(setting),
         builder=builder,

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 TINY_MANAGER = "data/tiny_manager"
 """Folder of the shipped warm start, relative to the repository root."""
 
-MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 4096, 1024
-"""Lengths of prompt and completion where the settings name none; the tiny manager has its own."""
+MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
+"""Lengths of prompt and completion, and prompts sampled at a time outside training, where the
+settings name none; the tiny manager has its own."""
 
 TARGET_MODULES = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -45,11 +46,14 @@ class ModelSettings:
     """How a language model is loaded as memory manager, prompted and trained.
 
     `loader` and `precision` say by what and in which weights: "auto" as the checkpoint stores them,
-    "bf16", or "4bit" (NF4, frozen, so that it is trained with an adapter only; needs CUDA).
+    "bf16", or "4bit" (NF4, frozen, so that it is trained with an adapter only; needs CUDA). What is
+    trained, adapter or all weights, is held in single precision whatever they say.
     `lora_rank` 0 trains all weights, else an adapter of that rank on every linear layer, scaled by
     `lora_alpha` / rank (default 2 x rank). `gradient_checkpointing` computes activations again
-    instead of keeping them. `fast_inference` samples with vLLM inside Unsloth, which then holds
-    `gpu_memory_utilization` of the card.
+    instead of keeping them. `fast_inference` samples the rollouts of training with vLLM inside
+    Unsloth, which then holds `gpu_memory_utilization` of the card. Outside training, in tests and
+    benchmarks, completions do not come from vLLM: `batch_size` prompts at a time (default 8, the
+    tiny manager's own 128) are sampled in memory beside its share.
 
     `max_prompt_tokens` and `max_new_tokens` are the model's own tokens (default 4096 and 1024, the
     tiny manager's own lengths). What a prompt cannot hold is chosen by `memory_rule` and
@@ -74,6 +78,7 @@ class ModelSettings:
     gpu_memory_utilization: float = 0.5
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
+    batch_size: int | None = None
     memory_rule: MemoryRule = "recent"
     chunk_rule: ChunkRule = "head"
     operations_as: OperationsAs = "json"
@@ -83,7 +88,7 @@ class ModelSettings:
         for name in ("loader", "precision", "memory_rule", "chunk_rule", "operations_as"):
             self._check(name, get_args(hints[name]), getattr(self, name) in get_args(hints[name]))
         for name, least in (("lora_rank", 0), ("lora_alpha", 1), ("max_prompt_tokens", 1),
-                            ("max_new_tokens", 1)):
+                            ("max_new_tokens", 1), ("batch_size", 1)):
             value = getattr(self, name)
             default = name != "lora_rank" and value is None
             whole = type(value) is int and value >= least
@@ -106,14 +111,17 @@ class ModelSettings:
             said = " or ".join(map(repr, expected)) if isinstance(expected, tuple) else expected
             raise ValueError(f"ModelSettings: {name} is {getattr(self, name)!r}, expected {said}")
 
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Return the fields of TRL's GRPOConfig that follow from how the model was loaded.
+    def trainer_arguments(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return the fields of TRL's GRPOConfig that follow from how this model was loaded.
 
         Unsloth checkpoints gradients by itself, and its model must not be told to a second time.
         """
         import torch
 
-        half = self.precision != "auto" or self.loader == "unsloth"
+        stored = {value.dtype for value in model.parameters()}
+        half = (
+            self.precision != "auto" or self.loader == "unsloth" or torch.bfloat16 in stored
+        )
         return {
             "bf16": half and torch.cuda.is_available(),
             "gradient_checkpointing": self.gradient_checkpointing and self.loader != "unsloth",
@@ -144,6 +152,25 @@ def checkpoint_folder(path_or_name: str | Path) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
+def split_revision(name: str | Path) -> tuple[str, str | None]:
+    """Return a name on the hub and the revision that it carries: a commit, a branch or a tag.
+
+    >>> split_revision("Qwen/Qwen3-4B@1cfa9a7"), split_revision("Qwen/Qwen3-4B")
+    (('Qwen/Qwen3-4B', '1cfa9a7'), ('Qwen/Qwen3-4B', None))
+    """
+    name, _, revision = str(name).partition("@")
+    return name, revision or None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its type where it has none.
+
+    >>> first_line(ValueError("too dark\\nreally")), first_line(KeyError())
+    ('too dark', 'KeyError')
+    """
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def import_unsloth() -> Any:
     """Return the module unsloth, imported for the first time where it was not yet.
 
@@ -171,10 +198,67 @@ def load_model(
     """Return model and tokenizer, on the GPU where there is one, with the adapter that the folder
     holds or the settings ask for; an adapter stays trainable. `seed` draws a new one's weights.
 
+    A name on the hub may carry its revision ("owner/name@COMMIT"); an adapter keeps the commit that
+    it was made for, and is not put on another.
+
     Raises:
-        ValueError: there is no such checkpoint, it cannot be loaded, or its adapter has another
-            rank than the settings.
+        ValueError: there is no such checkpoint, it cannot be loaded, it does not go with the
+            settings (`check_checkpoint`), or its adapter was trained on another commit.
         RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
+        MemoryError: vLLM has no room on the card.
+    """
+    check_checkpoint(path_or_name, settings)
+    folder = checkpoint_folder(path_or_name)
+    source, revision = (str(folder), None) if folder else split_revision(path_or_name)
+    held = None if folder is None else _held_adapter(folder)
+    load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
+    try:
+        model, tokenizer = load(source, revision, held, settings, seed)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if settings.fast_inference and any(sign in str(error) for sign in VLLM_HAS_NO_ROOM):
+            raise MemoryError(
+                f"load_manager: vLLM is out of memory ({first_line(error)}). Its share of the "
+                "card, weights included, is gpu_memory_utilization, "
+                f"{settings.gpu_memory_utilization:g}: lower it where less is free, or end what "
+                "else runs on the card; raise it where its cache has no room, or lower "
+                "max_prompt_tokens; or take fast_inference false"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} could not be loaded as a causal language model "
+            f"({first_line(error)}). Expected 'tiny', a folder with config.json, "
+            "model.safetensors and tokenizer.json, one with an adapter, or a model's name on the "
+            "hub, alone or as NAME@REVISION, while there is a network"
+        ) from error
+    commit = getattr(model.config, "_commit_hash", None)
+    if held and held.get("revision") and commit not in (None, held["revision"]):
+        raise ValueError(
+            f"load_manager: the adapter in {str(path_or_name)!r} was trained on "
+            f"{held['base_model_name_or_path']}@{held['revision']}, and commit {commit} was "
+            "loaded; take loader transformers, which loads that commit"
+        )
+    if commit and not held and settings.lora_rank:
+        model.peft_config["default"].revision = commit
+    return model, tokenizer
+
+
+VLLM_HAS_NO_ROOM = ("Free memory on device", "No available memory for the cache blocks",
+                    "larger than the available KV cache memory")
+"""How vLLM says, as it starts, that a card is too small for its share or its share for a cache."""
+
+
+def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
+    """Check that a checkpoint can be loaded as the settings say, without loading it.
+
+    Raises:
+        ValueError: the adapter it holds has another rank; there is none, held or asked for, where
+            the weights cannot be trained themselves; or vLLM would load another revision.
+
+    >>> check_checkpoint("owner/name", ModelSettings(precision="4bit"))
+    Traceback (most recent call last):
+    ...
+    ValueError: load_manager: precision 4bit keeps the weights frozen, and ...
     """
     folder = checkpoint_folder(path_or_name)
     held = None if folder is None else _held_adapter(folder)
@@ -183,16 +267,34 @@ def load_model(
             f"load_manager: {str(path_or_name)!r} holds an adapter of rank {held['r']}, got "
             f"lora_rank {settings.lora_rank}; give its rank, or 0 to take it as it is"
         )
-    load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
-    try:
-        return load(str(folder or path_or_name), held, settings, seed)
-    except (OSError, ValueError, KeyError) as error:
+    for asked, why in (
+        (settings.precision == "4bit", "precision 4bit keeps the weights frozen"),
+        (settings.fast_inference, "fast_inference gives vLLM the weights, which stay as they are"),
+    ):
+        if asked and held is None and not settings.lora_rank:
+            raise ValueError(
+                f"load_manager: {why}, and lora_rank is 0, so that nothing could be trained; give "
+                "a lora_rank, or leave it out"
+            )
+    if settings.fast_inference and folder is None and split_revision(path_or_name)[1]:
         raise ValueError(
-            f"load_manager: {str(path_or_name)!r} could not be loaded as a causal language model "
-            f"({str(error).splitlines()[0]}). Expected 'tiny', a folder with config.json, "
-            "model.safetensors and tokenizer.json, one with an adapter, or a model's name on the "
-            "hub while there is a network"
-        ) from error
+            f"load_manager: {str(path_or_name)!r} names a revision, and vLLM inside Unsloth loads "
+            "the default branch; download the revision and give its folder, or take "
+            "fast_inference false"
+        )
+
+
+def single_precision(model: PreTrainedModel) -> None:
+    """Hold the weights that are trained in single precision, whatever they were loaded in.
+
+    In bf16 a step of Adam smaller than about 1/512 of a weight is rounded away, and with it most of
+    training; and TRL casts adapters on a 4-bit model to bf16.
+    """
+    import torch
+
+    for value in model.parameters():
+        if value.requires_grad and value.dtype in (torch.bfloat16, torch.float16):
+            value.data = value.data.float()
 
 
 def _held_adapter(folder: Path) -> dict[str, Any] | None:
@@ -202,16 +304,19 @@ def _held_adapter(folder: Path) -> dict[str, Any] | None:
 
 
 def _with_transformers(
-    source: str, held: dict[str, Any] | None, settings: ModelSettings, seed: int
+    source: str, revision: str | None, held: dict[str, Any] | None, settings: ModelSettings,
+    seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    base = held["base_model_name_or_path"] if held else source
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    base, revision = (
+        (held["base_model_name_or_path"], held.get("revision")) if held else (source, revision)
+    )
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint_folder(base) or base), **_weights(settings.precision)
+            str(checkpoint_folder(base) or base), revision=revision, **_weights(settings.precision)
         )
     if settings.precision != "4bit":  # which transformers has put where it belongs
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -263,7 +368,8 @@ def _lora(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _with_unsloth(
-    source: str, held: dict[str, Any] | None, settings: ModelSettings, seed: int
+    source: str, revision: str | None, held: dict[str, Any] | None, settings: ModelSettings,
+    seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     unsloth = import_unsloth()
     import torch
@@ -273,6 +379,7 @@ def _with_unsloth(
     checkpointing = "unsloth" if settings.gradient_checkpointing else False
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=source,
+        revision=revision,
         use_exact_model_name=True,  # else another checkpoint than the one named is fetched
         max_seq_length=(settings.max_prompt_tokens or MAX_PROMPT_TOKENS)
         + (settings.max_new_tokens or MAX_NEW_TOKENS),
@@ -280,7 +387,8 @@ def _with_unsloth(
         load_in_4bit=four_bits,
         load_in_8bit=False,
         load_in_16bit=not four_bits and rank > 0,
-        full_finetuning=not four_bits and rank == 0 and not settings.fast_inference,
+        full_finetuning=rank == 0,
+        float32_mixed_precision=True,  # else all weights would be trained in bf16
         use_gradient_checkpointing=checkpointing,
         fast_inference=settings.fast_inference,
         gpu_memory_utilization=settings.gpu_memory_utilization,

@@ -21,10 +21,22 @@ from finemem_lib.manager_prompts import (
     PromptBuilder,
     prompt_builder,
 )
-from finemem_lib.model_loading import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, ModelSettings
+from finemem_lib.model_loading import (
+    BATCH_SIZE,
+    MAX_NEW_TOKENS,
+    MAX_PROMPT_TOKENS,
+    first_line,
+    split_revision,
+)
 from finemem_lib.model_roles import load_roles
 from finemem_lib.planted import StreamSettings
-from finemem_lib.profiles import add_arguments, check_reads, requested, resolve_parameters
+from finemem_lib.profiles import (
+    add_arguments,
+    check_reads,
+    model_settings,
+    requested,
+    resolve_parameters,
+)
 from finemem_lib.text import count_tokens
 from finemem_lib.training import held_out_split, planted_instances
 from finemem_lib.trajectory import Instance
@@ -50,7 +62,7 @@ def add_command(commands: Any) -> None:
 def plan_command(options: argparse.Namespace) -> int:
     """Print what a run will take; return the exit code, "failed" for a plan that cannot fit."""
     profile, notebooks, given = requested(options)
-    resolved = resolve_parameters(notebooks, profile, given, "plan")
+    resolved = resolve_parameters(notebooks, profile, given, "plan", to_run=False)
     check_reads(notebooks, resolved, None)
     assumed = _assumptions(options.assume)
     card = planner.CARDS.get(options.card or profile.card)
@@ -59,14 +71,9 @@ def plan_command(options: argparse.Namespace) -> int:
             f"profile {profile.name}: card is {profile.card!r}, expected one of "
             f"{', '.join(planner.CARDS)}; correct it, or give --card"
         )
-    print(f"profile {profile.name}: {' '.join(profile.description.split())}\n")
-    print_table([("notebook", "parameters"), *(
-        (stem, plain(", ".join(f"{name} {value!r}" for name, value in values.items()
-                               if name != "run_id")))
-        for stem, values in resolved.items()
-    )])
     instances = _instances(resolved)
     values = resolved.get(TRAINING)
+    sizes = values and _shape(values["checkpoint"])
     count, counted_by, prompts = _tokens(values)
 
     def as_streams(instances: Sequence[Instance]) -> list[planner.Stream]:
@@ -77,14 +84,21 @@ def plan_command(options: argparse.Namespace) -> int:
 
     streams = as_streams(instances)
     trained_on = streams if values is None else as_streams(_training_instances(values, instances))
+    print(f"profile {profile.name}: {' '.join(profile.description.split())}\n")
+    print_table([("notebook", "parameters"), *(
+        (stem, plain(", ".join(f"{name} {value!r}" for name, value in values.items()
+                               if name != "run_id")))
+        for stem, values in resolved.items()
+    )])
     chunks = [tokens for one in streams for tokens in one.chunks]
     print(f"\n{len(streams)} instances, {len(chunks)} chunks, {sum(chunks):,} tokens (longest "
           f"chunk {max(chunks):,}), {sum(one.questions for one in streams)} global questions; "
           f"tokens are {counted_by}\n")
-    per_update = _print_calls(resolved, instances, streams, trained_on, assumed)
+    calls = _print_calls(resolved, instances, streams, trained_on, assumed)
     code = EXIT_CODES["ok"]
     if values is not None:
-        code = _print_training(values, trained_on, prompts, card, assumed, per_update)
+        played = len(streams) if resolved.get(BENCHMARK, {}).get("trained") else 0
+        code = _print_training(values, sizes, trained_on, prompts, card, assumed, calls, played)
     print("\nassumptions (--assume NAME=VALUE): " + ", ".join(
         f"{name}={value:g}" for name, value in dataclasses.asdict(assumed).items()
     ))
@@ -142,32 +156,21 @@ def _tokens(values: Mapping[str, Any] | None) -> tuple[Any, str, PromptBuilder |
     if values is not None:
         from transformers import AutoTokenizer
 
-        source = str(runs.checkpoint_folder(values["checkpoint"]) or values["checkpoint"])
+        source, revision = _source(values["checkpoint"])
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, revision=revision, local_files_only=True
+            )
         except (OSError, ValueError, KeyError):
             tokenizer = None
         if tokenizer is not None:
             try:
-                builder = prompt_builder(tokenizer, _model_settings(values))
+                builder = prompt_builder(tokenizer, model_settings(values))
             except ValueError as error:
                 raise UsageError(str(error)) from error
             return (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
                     f"those of {values['checkpoint']}", builder)
     return count_tokens, "words and marks; the model's own are usually more", None
-
-
-def _model_settings(values: Mapping[str, Any]) -> ModelSettings:
-    """Return how notebook 04 loads its manager; 0 stands for a default there."""
-    names = [field.name for field in dataclasses.fields(ModelSettings)]
-    defaults = ("lora_alpha", "max_prompt_tokens", "max_new_tokens")
-    try:
-        return ModelSettings(**{
-            name: (values[name] or None) if name in defaults else values[name]
-            for name in names if name in values
-        })
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _print_calls(
@@ -176,10 +179,10 @@ def _print_calls(
     streams: Sequence[planner.Stream],
     trained_on: Sequence[planner.Stream],
     assumed: planner.Assumptions,
-) -> float:
+) -> dict[str, float]:
     """Print what language models are asked, as a mean and at most: a question whose items are the
-    same as before is not asked again. Return the reader's calls of one update."""
-    roles, per_update = {}, 0.0
+    same as before is not asked again. Return the calls by what they are for."""
+    roles, asked_for = {}, {}
     total: list[tuple[planner.Calls, float]] = []
     rows = [("calls of language models, at most", "role", "calls", "tokens in", "tokens out",
              "cost")]
@@ -203,6 +206,7 @@ def _print_calls(
         if chat and calls.calls:
             cost = calls.cost(chat.price_in, chat.price_out)
             rows.append((what, f"{role} {plain(chat.model)}", *shown(calls, cost)))
+            asked_for[what] = calls.calls
             if counts:
                 total.append((calls, cost))
 
@@ -230,10 +234,10 @@ def _print_calls(
         one = on_memory(values["top_k"]).times(rollouts * sampled / len(trained_on))
         say(TRAINING, "04 per update", "reader", one, counts=False)
         say(TRAINING, f"04 {values['updates']} updates", "reader", one.times(values["updates"]))
-        tests = on_memory(values["top_k"]).times(2 * values["held_out"] * of_all / len(trained_on))
+        # The manager before and after, on one of them three times more, and two scripted ones.
+        played = 2 * values["held_out"] + 6 + 2 * values["held_out"]
+        tests = on_memory(values["top_k"]).times(played * of_all / len(trained_on))
         say(TRAINING, "04 tests before and after", "reader", tests)
-        if "reader" in roles.get(TRAINING, {}):
-            per_update = one.calls
     if values := resolved.get(BENCHMARK):
         number = (len(values["managers"]) + values["trained"]) * globals_
         say(BENCHMARK, "06 benchmark", "reader", on_memory(values["top_k"]).times(number))
@@ -244,7 +248,7 @@ def _print_calls(
     print_table(rows)
     if len(rows) == 1:
         print("no language model is asked: questions are made by rule, the reader is extractive")
-    return per_update
+    return asked_for
 
 
 def _template(name: str) -> int:
@@ -254,15 +258,20 @@ def _template(name: str) -> int:
 
 def _print_training(
     values: Mapping[str, Any],
+    sizes: tuple[planner.ModelShape, str],
     streams: Sequence[planner.Stream],
     prompts: PromptBuilder | None,
     card: planner.Card | None,
     assumed: planner.Assumptions,
-    calls: float,
+    calls: Mapping[str, float],
+    played: int,
 ) -> int:
-    """Print the model, an update, the card's memory by part and the hours; return the exit code."""
-    shape, found = _shape(values["checkpoint"])
-    model = _model_settings(values)
+    """Print the model, an update, the card's memory by part and the hours; return the exit code.
+
+    `played` are the instances that notebook 06 plays the trained manager on.
+    """
+    shape, found = sizes
+    model = model_settings(values)
     compact = isinstance(prompts, CompactPromptBuilder)
     training = planner.Training(
         model=model, updates=values["updates"],
@@ -274,6 +283,8 @@ def _print_training(
         or (tiny.MAX_PROMPT_TOKENS if compact else MAX_PROMPT_TOKENS),
         max_new_tokens=model.max_new_tokens
         or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
+        batch_size=model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
+        tested=max(values["held_out"], played),
     )
     mean = planner.work(streams, training, assumed)
     adapter = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
@@ -284,6 +295,8 @@ def _print_training(
           f"(longest {mean.longest_prompt:,}), completions of "
           f"{mean.completion_tokens / mean.rows:,.0f} (at most {training.max_new_tokens:,}); "
           f"micro-batches of up to {mean.longest_rows} rows")
+    print(f"tests{' and 06' if played else ''}: {training.batch_size} prompts at a time"
+          + (", sampled without vLLM, in memory beside its share" if model.fast_inference else ""))
     if card is None:
         print("no card is named, so neither its memory nor hours are estimated: give --card")
         return EXIT_CODES["ok"]
@@ -295,18 +308,30 @@ def _print_training(
     print_table([("memory of the card, estimated", "GB"), *(
         (name, f"{value / 1e9:.1f}") for name, value in [*parts.items(), ("peak", memory.peak)]
     ), (f"{card.name} has", f"{card.gb:.1f}")])
-    seconds = planner.update_seconds(shape, training, mean, card, assumed, calls)
-    tests = dataclasses.replace(
-        training, instances_per_update=values["held_out"], num_generations=1
+    seconds = planner.update_seconds(
+        shape, training, mean, card, assumed, calls.get("04 per update", 0)
     )
-    tested = planner.update_seconds(
-        shape, tests, planner.work(streams, tests, assumed), card, assumed, 0
-    )
+    # Beside the updates: the manager's own seconds, and the calls of language models.
+    others = {what: 0.0 for what in calls if what[:2] in ("01", "02")}
+    for what, times, number in (("04 tests before and after", 2, values["held_out"]),
+                                ("06 benchmark", 1, played)):
+        if number:
+            others[what] = times * planner.playing_seconds(
+                shape, streams, training, card, assumed, number
+            )
+    others |= {
+        what: others.get(what, 0) + number * assumed.reader_seconds / assumed.reader_concurrency
+        for what, number in calls.items() if not what.startswith("04") or what in others
+    }
+    total = training.updates * seconds.total + sum(others.values())
     print()
     print_table([("time, estimated", "seconds per update", "hours in all"), *(
         (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
-        for name, value in [*dataclasses.asdict(seconds).items(), ("updates", seconds.total)]
-    ), ("tests before and after", "", f"{2 * (tested.reading + tested.writing) / 3600:.1f}")])
+        for name, value in [*dataclasses.asdict(seconds).items(),
+                            (f"04 {training.updates} updates", seconds.total)]
+    ), *((what, "", f"{value / 3600:.1f}") for what, value in others.items()),
+        ("in all", "", f"{total / 3600:.1f}")])
+    print("not in these hours: loading and saving, retrieval, and answers by rule")
     if fits:
         print(f"\nfits: {memory.peak / 1e9:.1f} of {card.gb:g} GB")
         return EXIT_CODES["ok"]
@@ -320,18 +345,24 @@ def _print_training(
 def _shape(checkpoint: str) -> tuple[planner.ModelShape, str]:
     from transformers import AutoConfig
 
-    folder = runs.checkpoint_folder(checkpoint)
+    source, revision = _source(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(str(folder or checkpoint), local_files_only=True)
+        config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
         return planner.ModelShape.of(config), "its config.json"
     except (OSError, ValueError, KeyError) as error:
-        last = checkpoint.rpartition("/")[2]  # copies by other owners have the same sizes
+        last = source.rpartition("/")[2]  # copies by other owners have the same sizes
         known = next((its for name, its in planner.SHAPES.items() if name.endswith(f"/{last}")),
                      None)
-        if known is None or folder is not None:
+        if known is None or runs.checkpoint_folder(checkpoint):
             raise UsageError(
                 f"checkpoint {checkpoint!r}: its sizes are not known here "
-                f"({str(error).splitlines()[0]}); give a folder, download it, or take one of "
+                f"({first_line(error)}); give a folder, download it, or take one of "
                 f"{', '.join(planner.SHAPES)}"
             ) from error
         return known, "the sizes noted here"
+
+
+def _source(checkpoint: str) -> tuple[str, str | None]:
+    """Return what is loaded of a checkpoint: a folder, or a name on the hub and its revision."""
+    folder = runs.checkpoint_folder(checkpoint)
+    return (str(folder), None) if folder else split_revision(checkpoint)

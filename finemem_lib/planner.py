@@ -8,11 +8,12 @@ larger of arithmetic and memory traffic, with the shares of the card that `Assum
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finemem_lib.model_loading import ModelSettings
+from finemem_lib.model_loading import BATCH_SIZE, ModelSettings
 
 GIB = 2**30
 NF4_BYTES = 0.516
@@ -120,6 +121,13 @@ class ModelShape:
             + self.qk_norm * 2 * (heads + groups)
         )
 
+    @property
+    def prefill_bytes(self) -> int:
+        """Return the most bytes that one token of a prompt takes beside the cache while it is read
+        without gradients, at 2 bytes a number: the state, normalised too, and of the gated layer
+        the activation, up and their product."""
+        return 2 * (2 * self.hidden_size + 3 * self.intermediate_size)
+
 
 SHAPES: dict[str, ModelShape] = {
     "Qwen/Qwen3-4B": ModelShape(151_936, 2560, 9728, 36, 32, 8, 128, qk_norm=True),
@@ -193,7 +201,8 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The parameters of notebook 04 that a plan depends on."""
+    """The parameters of notebook 04 that a plan depends on, and `tested`, the most instances that
+    are played at once outside training; `batch_size` prompts of them are sampled at a time."""
 
     model: ModelSettings
     updates: int
@@ -204,6 +213,8 @@ class Training:
     instruction_tokens: int
     max_prompt_tokens: int
     max_new_tokens: int
+    batch_size: int = BATCH_SIZE
+    tested: int = 0
 
 
 def prompt_lengths(stream: Stream, training: Training, assumed: Assumptions) -> list[int]:
@@ -281,8 +292,9 @@ def _mean_of_largest(values: Sequence[int], taken: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Estimated bytes on the card by part; generation and learning take turns, so `peak` counts
-    the larger of them. With vLLM the cache is there all the time, inside its share of the card."""
+    """Estimated bytes on the card by part; generation, learning and tests take turns, so `peak`
+    counts the largest of them. With vLLM the cache is there all the time, inside its share of the
+    card, also while tests are sampled without it."""
 
     weights: float
     adapter: float
@@ -291,6 +303,8 @@ class GpuMemory:
     activations: float
     logits: float
     cache: float
+    prefill: float
+    tests: float
     runtime: float
     cache_stays: bool
 
@@ -298,8 +312,9 @@ class GpuMemory:
     def peak(self) -> float:
         held = self.weights + self.adapter + self.gradients + self.optimizer + self.runtime
         learning = self.activations + self.logits
-        both = self.cache + learning if self.cache_stays else max(self.cache, learning)
-        return held + both
+        if self.cache_stays:
+            return held + self.cache + max(learning, self.tests)
+        return held + max(learning, self.cache + self.prefill, self.tests)
 
 
 def gpu_memory(
@@ -307,22 +322,24 @@ def gpu_memory(
 ) -> GpuMemory:
     """Return what the largest update takes.
 
-    weights: 2 bytes each, of the blocks' linear layers `NF4_BYTES` in 4 bits.
+    weights: 2 bytes each, of the blocks' linear layers `NF4_BYTES` in 4 bits; trained without an
+    adapter 4, and the 2 of the copy that autocast keeps of those layers.
     adapter, gradients, optimizer: 4 bytes, 4 bytes and Adam's two moments of 4 bytes of what is
-    trained (all weights, if there is no adapter, in their own 2 bytes each).
+    trained.
     activations: `block_bytes` of every token of a micro-batch in every block; with gradient
     checkpointing one hidden state of 2 bytes per block (which Unsloth moves to the computer's
     memory) and the whole of one block.
-    logits: of every completion token of a micro-batch, as they come, scaled by the temperature,
-    and their gradient, 2 bytes each; Unsloth computes them row by row in 4 bytes.
+    logits: of every completion token of a micro-batch in single precision: as autograd keeps them,
+    their gradient, and its copy on the way to the head; Unsloth computes them row by row.
     cache: keys and values of all rollouts at their longest; vLLM's is what its share of the card
     leaves beside the weights.
+    prefill: `prefill_bytes` of all rollouts' prompts; vLLM's are in its share.
+    tests: cache and prefill of the prompts that are sampled at a time outside training, never by
+    vLLM. What is sampled from weights in single precision takes twice as much.
     """
     model, unsloth = training.model, training.model.loader == "unsloth"
-    quantised = shape.linear_parameters if model.precision == "4bit" else 0
-    weights = 2 * (shape.parameters - quantised) + NF4_BYTES * quantised
+    weights = _weight_bytes(shape, model)
     trained = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
-    size = 4 if model.lora_rank else 2
     tokens = most.longest_rows * (most.longest_prompt + most.longest_completion)
     blocks, hidden = shape.num_hidden_layers, 2 * shape.hidden_size
     if model.gradient_checkpointing:
@@ -331,20 +348,35 @@ def gpu_memory(
     else:
         activations = blocks * shape.block_bytes * tokens
     scored = most.longest_completion * shape.vocab_size
-    cache = shape.cache_bytes * most.sequences * (most.longest_prompt + most.longest_completion)
+    wide = 1 if model.lora_rank else 2
+    one_cache = (
+        wide * shape.cache_bytes * (most.longest_prompt + most.longest_completion)
+    )
+    one_prefill = wide * shape.prefill_bytes * most.longest_prompt
+    cache, prefill = most.sequences * one_cache, most.sequences * one_prefill
     if model.fast_inference:
+        prefill = 0
         cache = max(0, model.gpu_memory_utilization * card.gb * 1e9 - weights)
     return GpuMemory(
-        weights=weights,
-        adapter=size * trained if model.lora_rank else 0,
-        gradients=size * trained,
-        optimizer=2 * size * trained,
+        weights=weights + (0 if model.lora_rank else 2 * shape.linear_parameters),
+        adapter=4 * trained if model.lora_rank else 0,
+        gradients=4 * trained,
+        optimizer=2 * 4 * trained,
         activations=activations,
-        logits=3 * 4 * scored if unsloth else 3 * 2 * scored * most.longest_rows,
+        logits=3 * 4 * scored * (1 if unsloth else most.longest_rows),
         cache=cache,
+        prefill=prefill,
+        tests=min(training.batch_size, training.tested) * (one_cache + one_prefill),
         runtime=assumed.runtime_gb * 1e9,
         cache_stays=model.fast_inference,
     )
+
+
+def _weight_bytes(shape: ModelShape, model: ModelSettings) -> float:
+    if not model.lora_rank:
+        return 4 * shape.parameters
+    quantised = shape.linear_parameters if model.precision == "4bit" else 0
+    return 2 * (shape.parameters - quantised) + NF4_BYTES * quantised
 
 
 def fits(memory: GpuMemory, shape: ModelShape, most: Work, card: Card) -> bool:
@@ -429,8 +461,7 @@ def update_seconds(
     speed = assumed.arithmetic_share * card.tflops * 1e12
     traffic = assumed.traffic_share * card.gb_per_s * 1e9
     passes = 2 + (not model.lora_rank) + model.gradient_checkpointing
-    quantised = shape.linear_parameters if model.precision == "4bit" else 0
-    weights = 2 * (shape.parameters - quantised) + NF4_BYTES * quantised
+    weights = _weight_bytes(shape, model)
     context = mean.prompt_tokens / mean.rows + mean.completion_tokens / mean.rows / 2
     cache = shape.cache_bytes * context * mean.rows / max(mean.steps, 1)
     launched = assumed.fast_step_seconds if model.fast_inference else assumed.step_seconds
@@ -443,6 +474,24 @@ def update_seconds(
         learning=passes * per_token * (mean.prompt_tokens + mean.completion_tokens) / speed,
         answering=reader_calls * assumed.reader_seconds / assumed.reader_concurrency,
     )
+
+
+def playing_seconds(
+    shape: ModelShape,
+    streams: Sequence[Stream],
+    training: Training,
+    card: Card,
+    assumed: Assumptions,
+    instances: int,
+) -> float:
+    """Return how long the manager takes to play so many instances like these once, `batch_size` at
+    a time and without vLLM: reading and writing, no reader's answers."""
+    rows = min(training.batch_size, instances)
+    one = dataclasses.replace(
+        _with_model(training, fast_inference=False), instances_per_update=rows, num_generations=1
+    )
+    found = update_seconds(shape, one, work(streams, one, assumed), card, assumed, 0)
+    return math.ceil(instances / rows) * (found.reading + found.writing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,7 +538,8 @@ def changes(training: Training) -> Iterator[tuple[str, Training]]:
         yield "precision=4bit", _with_model(training, precision="4bit")
     if model.fast_inference:
         yield "fast_inference=false", _with_model(training, fast_inference=False)
-    for name, least in (("max_prompt_tokens", training.instruction_tokens + 256),
+    for name, least in (("batch_size", 1),
+                        ("max_prompt_tokens", training.instruction_tokens + 256),
                         ("max_new_tokens", 128), ("num_generations", 2)):
         value = getattr(training, name) // 2
         while value >= least:

@@ -27,6 +27,7 @@ from finemem_lib.manager_prompts import (
     prompt_builder,
 )
 from finemem_lib.model_loading import (
+    BATCH_SIZE,
     MAX_NEW_TOKENS,
     TINY_MANAGER,
     ModelSettings,
@@ -248,7 +249,7 @@ class ModelManager:
         name: str,
         temperature: float = 1.0,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        batch_size: int = 128,
+        batch_size: int = tiny.BATCH_SIZE,
         sample: Callable[..., tuple] = sample_completions,
         loaded_as: ModelSettings | None = None,
     ) -> None:
@@ -266,6 +267,11 @@ class ModelManager:
     def settings(self) -> dict[str, Any]:
         return {**self.builder.settings, "max_new_tokens": self.max_new_tokens,
                 "temperature": self.temperature}
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that the model was loaded from, `None` for a folder's."""
+        return getattr(self.model.config, "_commit_hash", None)
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer where `load_manager` finds them again, with the settings it was
@@ -318,17 +324,20 @@ def load_manager(
     """Load a causal language model as memory manager, on the GPU where there is one.
 
     `path_or_name` is a folder (a relative one is also looked for in the repository), a name on the
-    hub, or "tiny" for the shipped warm start. `model` says how it is loaded and prompted (default:
-    as the manager that `save` wrote into the folder); `seed` draws the weights of a new adapter;
-    `settings` go to `ModelManager`. A folder that holds an adapter is loaded as the model it was
-    trained on with the adapter on it.
+    hub, which may carry its revision (NAME@COMMIT), or "tiny" for the shipped warm start. `model`
+    says how it is loaded and prompted (default: as the manager that `save` wrote into the folder);
+    `seed` draws the weights of a new adapter; `settings` go to `ModelManager`. A folder that holds
+    an adapter is loaded as the model it was trained on with the adapter on it.
 
     Under Unsloth completions come from its own `generate`, without log-probabilities: it keeps keys
-    and values in a form of its own.
+    and values in a form of its own. That holds with `fast_inference` too: only the rollouts of
+    training are sampled by vLLM, which otherwise would not know the adapter of the moment, and what
+    this manager samples takes memory beside vLLM's share, `batch_size` prompts at a time.
 
     Raises:
         ValueError: there is no such checkpoint, it cannot be loaded, or the settings do not fit it.
         RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
+        MemoryError: vLLM has no room on the card.
 
     >>> load_manager("no/such/folder/here")
     Traceback (most recent call last):
@@ -344,11 +353,14 @@ def load_manager(
         tokenizer.pad_token = tokenizer.eos_token
     builder = prompt_builder(tokenizer, model)
     compact = isinstance(builder, CompactPromptBuilder)
-    own = {"sample": generate_completions} if model.loader == "unsloth" else {}
+    own = {
+        "sample": generate_completions if model.loader == "unsloth" else sample_completions,
+        "batch_size": model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
+    }
     return ModelManager(
         loaded, tokenizer, builder, name=Path(folder or path_or_name).name,
         max_new_tokens=model.max_new_tokens or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
-        loaded_as=model, **own, **settings,
+        loaded_as=model, **(own | settings),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -172,6 +173,98 @@ def unsloth(folders, monkeypatch):
     return recorder
 
 
+def test_what_cannot_be_trained_is_refused_and_a_held_adapter_is_not(unsloth, folders, tmp_path):
+    for settings in (
+        ModelSettings(precision="4bit"), ModelSettings("unsloth", fast_inference=True),
+    ):
+        with pytest.raises(ValueError, match="lora_rank is 0, so that nothing could be trained"):
+            load_manager(folders["qwen3"], model=settings)
+    assert unsloth.calls == []
+    load_manager(folders["qwen3"], model=LORA).save(tmp_path)
+    load_manager(tmp_path, model=ModelSettings("unsloth", "4bit", fast_inference=True))
+    assert unsloth.calls[0][1]["load_in_4bit"] and not unsloth.calls[0][1]["full_finetuning"]
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("Free memory on device cuda:0 (3.1/23.6 GiB) on startup is less than desired GPU "
+               "memory utilization (0.5, 11.8 GiB)."),
+    RuntimeError("No available memory for the cache blocks. Try increasing it.\nmore"),
+])
+def test_vllm_without_room_is_out_of_memory_and_not_a_bad_checkpoint(unsloth, monkeypatch, error):
+    def full(**arguments):
+        raise error
+
+    monkeypatch.setattr(unsloth, "from_pretrained", full)
+    fast = ModelSettings("unsloth", lora_rank=4, fast_inference=True, gpu_memory_utilization=0.6)
+    with pytest.raises(MemoryError, match="vLLM is out of memory .*utilization, 0.6: lower it"):
+        load_manager("owner/name", model=fast)
+
+
+@pytest.mark.parametrize("error", [ValueError(), OSError(), KeyError()])
+def test_an_error_without_a_message_is_still_reported(unsloth, monkeypatch, error):
+    def empty(**arguments):
+        raise error
+
+    monkeypatch.setattr(unsloth, "from_pretrained", empty)
+    with pytest.raises(ValueError, match=rf"could not be loaded .*\({type(error).__name__}\)"):
+        load_manager("owner/name", model=ModelSettings("unsloth", lora_rank=4))
+
+
+# A name with its revision.
+
+
+@pytest.fixture
+def cached(folders, tmp_path, monkeypatch):
+    """The hub's cache with two commits of a model, laid out as the hub's client does."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    its = tmp_path / "cache" / "models--owner--name"
+    commits = {"old": "a" * 40, "main": "b" * 40}
+    (its / "refs").mkdir(parents=True)
+    for (name, commit), family in zip(commits.items(), FAMILIES, strict=True):
+        shutil.copytree(folders[family], its / "snapshots" / commit)
+        (its / "refs" / name).write_text(commit)
+    return commits
+
+
+def test_a_name_may_carry_its_revision_and_the_manager_knows_its_commit(cached):
+    for name, model_type, commit in (
+        ("owner/name", "llama", cached["main"]), ("owner/name@old", "qwen3", cached["old"]),
+        (f"owner/name@{cached['old']}", "qwen3", cached["old"]),
+    ):
+        manager = load_manager(name, model=ModelSettings(max_new_tokens=4))
+        assert (manager.model.config.model_type, manager.commit) == (model_type, commit)
+    assert load_manager("tiny").commit is None
+    with pytest.raises(ValueError, match="owner/name@gone.*could not be loaded"):
+        load_manager("owner/name@gone")
+
+
+def test_an_adapter_comes_back_on_the_commit_that_it_was_trained_on(
+    cached, unsloth, folders, tmp_path
+):
+    load_manager("owner/name@old", model=LORA).save(tmp_path / "saved")
+    held = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert (held["base_model_name_or_path"], held["revision"]) == ("owner/name", cached["old"])
+    again = load_manager(tmp_path / "saved")
+    assert again.commit == cached["old"] and again.model.config.model_type == "qwen3"
+    # Unsloth puts an adapter on the default branch, whatever it was trained on.
+    unsloth.folder = "owner/name"
+    with pytest.raises(ValueError, match=f"trained on owner/name@{'a' * 40}, and commit b"):
+        load_manager(tmp_path / "saved", model=ModelSettings("unsloth", lora_rank=4))
+
+
+def test_unsloth_is_told_the_revision_and_vllm_which_would_not_heed_it_is_refused(unsloth):
+    load_manager("owner/name@v2", model=ModelSettings("unsloth", lora_rank=4))
+    assert unsloth.calls[0][1]["model_name"] == "owner/name"
+    assert unsloth.calls[0][1]["revision"] == "v2"
+    with pytest.raises(ValueError, match="names a revision, and vLLM inside Unsloth loads the def"):
+        load_manager("owner/name@v2", model=ModelSettings(
+            "unsloth", lora_rank=4, fast_inference=True
+        ))
+
+
 def test_unsloth_is_told_everything_that_it_has_another_default_for(unsloth):
     settings = ModelSettings(
         "unsloth", "4bit", lora_rank=16, lora_alpha=16, gradient_checkpointing=True,
@@ -180,9 +273,11 @@ def test_unsloth_is_told_everything_that_it_has_another_default_for(unsloth):
     manager = load_manager("owner/name", model=settings, seed=9)
     (_, loaded), (_, adapter) = unsloth.calls
     assert loaded == {
-        "model_name": "owner/name", "use_exact_model_name": True, "max_seq_length": 2500,
+        "model_name": "owner/name", "revision": None, "use_exact_model_name": True,
+        "max_seq_length": 2500,
         "dtype": torch.bfloat16, "load_in_4bit": True, "load_in_8bit": False,
-        "load_in_16bit": False, "full_finetuning": False, "use_gradient_checkpointing": "unsloth",
+        "load_in_16bit": False, "full_finetuning": False, "float32_mixed_precision": True,
+        "use_gradient_checkpointing": "unsloth",
         "fast_inference": True, "gpu_memory_utilization": 0.6, "float8_kv_cache": False,
         "max_lora_rank": 16, "random_state": 9,
     }
@@ -197,8 +292,8 @@ def test_unsloth_is_told_everything_that_it_has_another_default_for(unsloth):
 @pytest.mark.parametrize(("settings", "expected"), [
     ({"precision": "bf16", "lora_rank": 8},
      {"load_in_4bit": False, "load_in_16bit": True, "full_finetuning": False}),
+    ({"precision": "4bit", "lora_rank": 8}, {"load_in_4bit": True, "full_finetuning": False}),
     ({}, {"load_in_4bit": False, "load_in_16bit": False, "full_finetuning": True, "dtype": None}),
-    ({"precision": "4bit"}, {"load_in_4bit": True, "full_finetuning": False}),
 ])
 def test_precision_and_rank_decide_what_unsloth_loads(unsloth, settings, expected):
     load_manager("owner/name", model=ModelSettings("unsloth", **settings))
@@ -269,7 +364,7 @@ def test_no_value_of_the_configuration_is_left_to_unsloth(tmp_path, monkeypatch)
         return grpo_config(
             tmp_path, updates=3, instances_per_update=2, num_generations=4,
             max_completion_length=32, learning_rate=1e-5, seed=7,
-            **ModelSettings(lora_rank=4).trainer_arguments(),
+            **ModelSettings(lora_rank=4).trainer_arguments(torch.nn.Linear(1, 1)),
         ).to_dict()
 
     class Changed(trl.GRPOConfig):
@@ -291,12 +386,70 @@ def test_no_value_of_the_configuration_is_left_to_unsloth(tmp_path, monkeypatch)
 
 
 def test_what_training_is_told_follows_from_the_loader():
-    plain = ModelSettings(gradient_checkpointing=True).trainer_arguments()
+    model = torch.nn.Linear(1, 1)
+    plain = ModelSettings(gradient_checkpointing=True).trainer_arguments(model)
     fast = ModelSettings("unsloth", gradient_checkpointing=True, fast_inference=True)
     assert plain["gradient_checkpointing"] is True and plain["use_vllm"] is False
-    assert fast.trainer_arguments()["gradient_checkpointing"] is False  # the model does it itself
-    assert fast.trainer_arguments()["use_vllm"] is True
+    told = fast.trainer_arguments(model)
+    assert told["gradient_checkpointing"] is False  # the model does it itself
+    assert told["use_vllm"] is True
     assert plain["bf16"] is False
+
+
+def test_bf16_is_computed_in_where_weights_are_stored_so(monkeypatch):
+    """Trained weights are held in single precision; without autocast they would compute in it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    single, half = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, dtype=torch.bfloat16)
+    assert ModelSettings().trainer_arguments(single)["bf16"] is False
+    assert ModelSettings().trainer_arguments(half)["bf16"] is True
+    assert ModelSettings(precision="bf16").trainer_arguments(single)["bf16"] is True
+    assert ModelSettings("unsloth").trainer_arguments(single)["bf16"] is True
+
+
+def trained_once(folder, settings, manager=None, **changes):
+    from finemem_lib.planted import StreamSettings
+    from finemem_lib.rollout import RolloutSettings
+    from finemem_lib.training import train_manager
+
+    return train_manager(
+        folder, model=settings, manager=manager, updates=1, instances_per_update=1,
+        rollout=RolloutSettings(num_generations=2), stream=StreamSettings(num_chunks=1),
+        entropy_coef=0.5,  # random text earns no rewards that differ
+        **changes,
+    ).manager.model
+
+
+def test_all_weights_are_trained_in_single_precision_whatever_they_are_stored_in(folders):
+    """Incident: of bf16 weights trained as they were, 30 % moved in 50 steps at 2e-5."""
+    settings = ModelSettings(precision="bf16", max_new_tokens=6, max_prompt_tokens=2048)
+    before = weights(load_manager(folders["qwen3"], model=settings).model)
+    after = weights(trained_once(folders["qwen3"], settings, learning_rate=2e-5))
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    # Where all of a batch's tokens have a gradient; most of the vocabulary is never seen.
+    linear = [name for name in before if "proj" in name]
+    moved = torch.cat([(after[name] != before[name].float()).flatten() for name in linear])
+    assert moved.float().mean() > 0.95
+
+
+def test_an_adapter_on_four_bits_is_trained_in_single_precision(folders, tmp_path):
+    """TRL casts it to bf16 where the model says that it was loaded in 4 bits; Unsloth does not."""
+    from finemem_lib.reasoning import reader_for
+    from finemem_lib.rollout import RolloutSettings
+    from finemem_lib.training import load_trainer_class
+
+    manager = load_manager(folders["qwen3"], model=LORA)
+    manager.model.is_loaded_in_4bit = True
+    trainer = load_trainer_class()(
+        manager.model,
+        grpo_config(
+            tmp_path, updates=1, instances_per_update=1, num_generations=2,
+            max_completion_length=6, learning_rate=1e-5, seed=0,
+        ),
+        instances=[planted_stream(1)], builder=manager.builder, agent=reader_for([]),
+        rollout=RolloutSettings(num_generations=2),
+    )
+    trained = {value.dtype for value in trainer.model.parameters() if value.requires_grad}
+    assert trained == {torch.float32}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import pytest
 import torch
@@ -108,6 +109,73 @@ def test_what_autograd_keeps_of_a_token_is_what_torch_saves(qk_norm):
     assert shape.block_bytes == pytest.approx(measured, rel=0.03)
 
 
+def test_logits_are_kept_in_single_precision_as_torch_saves_them():
+    """By TRL's own function, on a model as the trainer prepares it for bf16."""
+    from accelerate import Accelerator
+
+    from finemem_lib.training import load_trainer_class
+
+    rows, completion = 2, 64
+    shape = dataclasses.replace(NARROW, vocab_size=20_000)
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    model = accelerator.prepare_model(adapted(
+        AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16), 1
+    ))
+    trainer = object.__new__(load_trainer_class())
+    vars(trainer).update(
+        accelerator=accelerator, temperature=1.0, use_liger_kernel=False,
+        model_kwarg_keys={"logits_to_keep"}, _entropy_bonus_enabled=False,
+        args=types.SimpleNamespace(report_to=[]),
+    )
+    own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    held = {}
+
+    def pack(value):
+        storage = value.untyped_storage()
+        if value.shape[-1:] == (shape.vocab_size,) and storage.data_ptr() not in own:
+            held[storage.data_ptr()] = (storage.nbytes(), value)  # else its place is used again
+        return value
+
+    ids = torch.zeros(rows, 96, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        trainer._get_per_token_logps_and_entropies(
+            model, ids, torch.ones_like(ids), completion, compute_entropy=True
+        )
+    kept = sum(size for size, _ in held.values())
+    training = dataclasses.replace(
+        TRAINING, model=ModelSettings(precision="bf16", lora_rank=1), max_new_tokens=completion
+    )
+    most = planner.Work(rows, 1, 1, 1, rows, 32, completion, rows)
+    found = planner.gpu_memory(shape, training, most, CARDS["RTX 4090"], ASSUMED)
+    assert found.logits == pytest.approx(3 * kept, rel=0.03)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_reading_a_prompt_takes_what_torch_allocates(qk_norm):
+    """The difference between two lengths of prompt: weights and what is fixed do not count."""
+    from torch.profiler import ProfilerActivity, profile
+
+    shape = dataclasses.replace(NARROW, qk_norm=qk_norm, num_hidden_layers=2)
+    model = AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16)
+
+    def peak(tokens):
+        states = torch.zeros(4, tokens, shape.hidden_size, dtype=torch.bfloat16)
+        with torch.no_grad(), profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as profiled:
+            model.model(inputs_embeds=states, use_cache=False)
+        events = profiled.profiler.kineto_results.events()
+        changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"]
+        held = most = 0
+        for _, size in sorted(changes):
+            held += size
+            most = max(most, held)
+        return most
+
+    measured = (peak(128) - peak(64)) / (4 * 64)
+    assert shape.prefill_bytes == pytest.approx(measured, rel=0.2)
+
+
 def test_another_family_has_no_plan():
     with pytest.raises(ValueError, match="family 'gpt2', expected qwen3 or llama"):
         ModelShape.of(GPT2Config())
@@ -157,8 +225,9 @@ def test_parts_of_the_memory_by_hand():
     assert (found.adapter, found.gradients, found.optimizer) == (4 * adapter, 4 * adapter,
                                                                  8 * adapter)
     whole, _ = memory(ModelSettings(precision="bf16"))
-    assert whole.adapter == 0 and whole.gradients == 2 * QWEN.parameters
-    assert whole.optimizer == 4 * QWEN.parameters
+    assert whole.adapter == 0 and whole.gradients == 4 * QWEN.parameters
+    assert whole.optimizer == 8 * QWEN.parameters
+    assert whole.weights == 4 * QWEN.parameters + 2 * QWEN.linear_parameters
     four, _ = memory(UNSLOTH)
     assert four.weights == pytest.approx(
         2 * (QWEN.parameters - QWEN.linear_parameters) + 0.516 * QWEN.linear_parameters
@@ -174,6 +243,47 @@ def test_vllm_takes_its_share_of_the_card_and_no_less_than_a_rollout():
     assert 0 < found.cache < QWEN.cache_bytes * (most.longest_prompt + most.longest_completion)
     card = dataclasses.replace(CARDS["RTX 4090"], gb=1e6)
     assert not planner.fits(found, QWEN, most, card)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_tests_count_and_fewer_prompts_at_a_time_make_them_fit(fast):
+    """Incident: 128 prompts at a time were sampled in tests, and only the rollouts were planned."""
+    model = dataclasses.replace(UNSLOTH, fast_inference=fast, gpu_memory_utilization=0.2)
+    card = CARDS["RTX 4090"]
+    training = dataclasses.replace(
+        TRAINING, model=model, instances_per_update=1, tested=64, batch_size=64
+    )
+    most = planner.work(STREAMS, training, ASSUMED)
+
+    def of(one):
+        return planner.gpu_memory(QWEN, one, most, card, ASSUMED)
+
+    longest = most.longest_prompt + most.longest_completion
+    assert of(training).tests == 64 * (
+        QWEN.cache_bytes * longest + QWEN.prefill_bytes * most.longest_prompt
+    )
+    few = dataclasses.replace(training, tested=2)
+    assert of(few).tests == of(training).tests / 32  # no more than there are
+    assert not planner.fits(of(training), QWEN, most, card)
+    assert planner.fits(of(few), QWEN, most, card)
+    [said] = [name for name in planner.what_would_fit(QWEN, STREAMS, training, card, ASSUMED)
+              if name.startswith("batch_size")]
+    fitting = dataclasses.replace(training, batch_size=int(said.partition("=")[2]))
+    assert planner.fits(of(fitting), QWEN, most, card)
+
+
+def test_tests_are_played_without_vllm_in_as_many_batches_as_it_takes():
+    fast = dataclasses.replace(TRAINING, model=dataclasses.replace(UNSLOTH, fast_inference=True))
+    card = CARDS["A100 80GB"]
+    stream = [Stream((1000,) * 10, 20)]
+
+    def seconds(training, instances):
+        return planner.playing_seconds(QWEN, stream, training, card, ASSUMED, instances)
+
+    assert seconds(fast, 8) > 10 * 512 * ASSUMED.step_seconds
+    assert seconds(fast, 8) == seconds(dataclasses.replace(TRAINING, model=UNSLOTH), 8)
+    assert seconds(fast, 24) == pytest.approx(3 * seconds(fast, 8))
+    assert seconds(fast, 17) == pytest.approx(seconds(fast, 24))  # the last batch is not full
 
 
 def test_what_would_fit_fits_and_the_step_before_it_does_not():
@@ -199,7 +309,7 @@ def test_what_would_fit_fits_and_the_step_before_it_does_not():
 def test_where_no_single_change_helps_several_are_named():
     training = dataclasses.replace(TRAINING, model=ModelSettings(precision="bf16"),
                                    instances_per_update=4)
-    card = CARDS["RTX 4080"]
+    card = CARDS["RTX 4090"]
     [said] = planner.what_would_fit(QWEN, STREAMS, training, card, ASSUMED)
     assert {"instances_per_update=1", "gradient_checkpointing=true", "lora_rank=16"} <= {
         *said.split()
