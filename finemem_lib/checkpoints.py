@@ -19,6 +19,9 @@ from finemem_lib.reasoning import ExtractiveReader, MemoisedAgent, ReasoningAgen
 
 READER_MEMO = "reader_memo.json"
 
+MEMORY_ONLY = ("batch_size", "gradient_checkpointing", "gpu_memory_utilization", "micro_batches")
+"""Settings that change how much memory is taken, and what is trained by rounding only."""
+
 
 def last_checkpoint(folder: str | Path | None) -> Path | None:
     """Return the newest checkpoint in a folder, `None` where there is none."""
@@ -59,15 +62,23 @@ def checkpoint_to_resume(folder: str | Path | None, resume: bool) -> Path | None
 
 
 def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a run beside its checkpoints, or, resuming, compare them.
+    """Write the settings of a run beside its checkpoints, or, resuming, compare them; those of
+    `MEMORY_ONLY` may differ.
 
     Raises:
-        ValueError: the run was trained with other settings.
+        ValueError: the run was trained with other settings, or nothing says with which.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings, default=str))
-    if resume and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if resume:
+        try:
+            before = _deciding(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"train_manager: {path} is not readable ({error}), so nothing says how the run "
+                "was trained; put the file back, or start anew in another output_dir"
+            ) from error
+        settings = _deciding(settings)
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise ValueError(
@@ -78,6 +89,14 @@ def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> No
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide the result, also within those of the model."""
+    return {
+        name: _deciding(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items() if name not in MEMORY_ONLY
+    }
 
 
 def save_reader(agent: ReasoningAgent, checkpoint: Path) -> None:

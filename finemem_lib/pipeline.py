@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import multiprocessing.connection
@@ -25,17 +26,21 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib import __version__, plan, prepare, runs
+from finemem_lib.checkpoints import MEMORY_ONLY
 from finemem_lib.console import BAD_USAGE, EXIT_CODES, UsageError, interruptible, plain, print_table
 from finemem_lib.files import discard, write_json
 from finemem_lib.profiles import (
     add_arguments,
+    cannot_load,
     check_reads,
+    coerce,
+    hub_offline,
     requested,
     resolve_parameters,
     unusable_sources,
@@ -48,6 +53,13 @@ if TYPE_CHECKING:
 MANIFEST_VERSION = 1
 CHECKPOINTS = "-checkpoints"
 """How the scratch folders end (`Run.scratch`) that a stopped run keeps."""
+
+RESUMABLE = (*MEMORY_ONLY, "jobs", "report_to", "save_every")
+"""The parameters that change nothing that is trained or found, so that `finemem resume` may be
+given others. Under another batch_size the tests draw other completions."""
+
+SECONDS_A_LINE = 60.0
+"""How often a running notebook's progress is printed where there is no terminal."""
 
 _ENDS = {"failed": "failed", "timeout": "ran out of time", "interrupted": "was interrupted"}
 
@@ -342,12 +354,42 @@ def run_command(options: argparse.Namespace) -> int:
 
 def resume_command(options: argparse.Namespace) -> int:
     """Run again, in its folder and with its parameters, what a run has not finished; return the
-    exit code. Notebooks that are ok are kept, and training goes on from its last checkpoint."""
+    exit code. Notebooks that are ok are kept, and training goes on from its last checkpoint.
+    Parameters of `RESUMABLE` may be set anew."""
     try:
         folder = runs.run_folder(options.run)
-        manifest = read_manifest(folder, settle=True)
+        with _alone(folder):
+            notebooks, manifest = _resumed(folder, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return EXIT_CODES[_run(folder, notebooks, manifest, options)]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time settle and resume a run: the system unlocks the file when the
+    process that locked it ends, however it ends.
+
+    Raises:
+        UsageError: another process is at it.
+    """
+    if not folder.is_dir():
+        yield  # there is no run; `read_manifest` says so
+        return
+    with (folder / "resume.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"run {folder.name!r} is just being resumed by another process; `finemem list` "
+                "shows how it is"
+            ) from error
+        yield
+
+
+def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
+    """Return the notebooks of a run and its manifest, which says from now on that it is running."""
+    manifest = read_manifest(folder, settle=True)
     process = manifest["process"]
     if manifest["status"] == "running":
         raise UsageError(f"run {options.run!r} is running, as process {process['pid']} on "
@@ -356,13 +398,16 @@ def resume_command(options: argparse.Namespace) -> int:
     if not left:
         raise UsageError(f"run {options.run!r} has nothing left to run; `finemem report "
                          f"{options.run}` makes its report again")
+    problems = _set_anew(left, options.set)
     place = Path(manifest.get("notebooks_dir") or repository_root() / "notebooks")
     notebooks = [place / f"{entry['name']}.ipynb" for entry in manifest["notebooks"]]
-    problems = [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
+    problems += [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
     sources = dict.fromkeys(s for entry in left for s in entry["parameters"].get("data", ()))
     problems += [f"data {source} has changed since the run began; start a new run"
                  for source in sources if _data_hash(source) != manifest["inputs"].get(source)]
     problems += [what for entry in left for what in unusable_sources(entry["parameters"])]
+    offline = hub_offline(entry["parameters"] for entry in manifest["notebooks"])
+    problems += cannot_load({entry["name"]: entry["parameters"] for entry in left}, offline)
     if problems:
         raise UsageError("\n  ".join([
             f"run {options.run!r} cannot be resumed:", *dict.fromkeys(problems)
@@ -370,7 +415,7 @@ def resume_command(options: argparse.Namespace) -> int:
     manifest["resumed"] = [*manifest.get("resumed", ()), {
         "at": runs.now(), "process": _this_process(), "git": git_state(repository_root()),
         "after": {"status": manifest["status"], "error": manifest["error"], "process": process},
-        "notebooks": [entry["name"] for entry in left],
+        "notebooks": [entry["name"] for entry in left], "set": options.set,
     }]
     manifest |= {"status": "running", "exit_code": None, "error": None, "ended": None,
                  "process": _this_process()}
@@ -380,7 +425,31 @@ def resume_command(options: argparse.Namespace) -> int:
                   "source_sha256": hashes[entry["name"]]}
     _clear_scratch(folder)
     write_json(folder / "manifest.json", manifest)
-    return EXIT_CODES[_run(folder, notebooks, manifest, options)]
+    return notebooks, manifest
+
+
+def _set_anew(left: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[str]:
+    """Put ``NAME=VALUE`` or ``NN.NAME=VALUE`` into the parameters of the notebooks that are left;
+    return what cannot be."""
+    problems = []
+    for setting in settings:
+        full_name, _, text = setting.partition("=")
+        number, _, name = full_name.rpartition(".")
+        having = [entry["parameters"] for entry in left
+                  if number in ("", entry["name"][:2]) and name in entry["parameters"]]
+        if name not in RESUMABLE:
+            problems.append(f"--set {setting}: a resumed run keeps its parameters but for "
+                            f"{', '.join(sorted(RESUMABLE))}; start a new run for others")
+        elif not having:
+            problems.append(f"--set {setting}: no notebook that is left has this parameter")
+        for parameters in having if name in RESUMABLE else ():
+            kind = type(parameters[name]).__name__
+            try:
+                parameters[name] = coerce(text, kind)
+            except ValueError:
+                problems.append(f"--set {setting}: expected NAME=VALUE with a value of type {kind}")
+            problems += runs.parameter_problems({name: parameters[name]})
+    return problems
 
 
 def _run(
@@ -454,18 +523,22 @@ def _run_notebook(
     environment: Mapping[str, str], deadline: float, metrics: dict[str, dict[str, Any]],
 ) -> None:
     """Execute one notebook and complete its entry of the manifest, also when it is cut short."""
-    started = time.monotonic()
+    started = said = time.monotonic()
     live = sys.stdout.isatty()
 
     def say() -> None:
-        line = f"{entry['name']:<32} {entry['status']:<11} {time.monotonic() - started:7.1f} s"
+        nonlocal said
         running = entry["status"] == "running"
+        if running and not live and time.monotonic() - said < SECONDS_A_LINE:
+            return
+        said = time.monotonic()
+        line = f"{entry['name']:<32} {entry['status']:<11} {time.monotonic() - started:7.1f} s"
         if running and (progress := runs.progress_line(folder, path.stem)):
             line += f"  {plain(progress)}"
         if live:  # what was there before is overwritten
             width = shutil.get_terminal_size().columns - 1
             line = line[:width].ljust(width)
-        print(line, end="\r" if running else "\n", flush=True)
+        print(line, end="\r" if running and live else "\n", flush=True)
 
     parameters = dict(entry["parameters"])
     held = folder / "scratch" / f"{path.stem}{CHECKPOINTS}"
@@ -475,7 +548,7 @@ def _run_notebook(
     try:
         write_json(folder / "manifest.json", manifest)
         entry["status"], entry["error"] = _execute(
-            path, parameters, folder, environment, deadline, say if live else lambda: None
+            path, parameters, folder, environment, deadline, say
         )
     except KeyboardInterrupt:
         entry["status"], entry["error"] = "interrupted", "interrupted"
@@ -494,7 +567,8 @@ def _run_notebook(
             if read["run_id"] != manifest["run_id"]
         }
         if checkpoint := record.get("checkpoint"):
-            manifest["inputs"][checkpoint["source"]] = checkpoint["sha256"]
+            held = checkpoint["sha256"] or checkpoint.get("commit")
+            manifest["inputs"][checkpoint["source"]] = held
 
 
 def _kernel_environment(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -504,7 +578,7 @@ def _kernel_environment(folder: Path, manifest: Mapping[str, Any]) -> dict[str, 
 
     scratch = folder / "scratch"
     write_kernel_spec(scratch / "kernels" / "python3")
-    on_hub = None in manifest["inputs"].values()
+    offline = hub_offline(entry["parameters"] for entry in manifest["notebooks"])
     inherited = os.environ.get("JUPYTER_PATH")
     return KERNEL_ENVIRONMENT | {
         "FINEMEM_RUNS_DIR": str(folder.parent),
@@ -512,7 +586,7 @@ def _kernel_environment(folder: Path, manifest: Mapping[str, Any]) -> dict[str, 
         "TENSORBOARD_LOGGING_DIR": os.environ.get("TENSORBOARD_LOGGING_DIR")
         or str(folder / "tensorboard"),
         "WANDB_DIR": os.environ.get("WANDB_DIR") or str(folder),
-        "HF_HUB_OFFLINE": "0" if on_hub else os.environ.get("HF_HUB_OFFLINE", "1"),
+        "HF_HUB_OFFLINE": str(int(offline)),
         "JUPYTER_PATH": os.pathsep.join(filter(None, (str(scratch), inherited))),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
     }
@@ -640,6 +714,8 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
     resume.set_defaults(command=resume_command)
     resume.add_argument("run", metavar="RUN")
+    resume.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}")
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
     resume.add_argument("--figures", **figures)
 

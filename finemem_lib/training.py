@@ -36,7 +36,12 @@ from finemem_lib.checkpoints import (
     save_reader,
     update_of,
 )
-from finemem_lib.model_loading import ModelSettings, import_unsloth, no_progress_bars
+from finemem_lib.model_loading import (
+    ModelSettings,
+    import_unsloth,
+    no_progress_bars,
+    single_precision,
+)
 from finemem_lib.planted import StreamSettings, planted_stream
 from finemem_lib.policy import ModelManager, PromptBuilder, load_manager
 from finemem_lib.reasoning import ReasoningAgent, reader_for
@@ -57,7 +62,7 @@ from finemem_lib.training_stops import (
     is_out_of_memory,
     memory_advice,
 )
-from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
+from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory, write_jsonl
 
 if TYPE_CHECKING:
     import torch
@@ -261,11 +266,13 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
 
     class WholeUpdates(TrainerCallback):
         """Lets an update happen whole or not at all: gradients that are not finite are refused
-        before it, and an interrupt during it is held back until it is logged."""
+        before it, and an interrupt during it is held back until it is logged. `whole` says that
+        none is being made, so that the weights are those of the last one that is counted."""
 
         def __init__(self, trainer: StepGRPOTrainer) -> None:
             self.trainer = trainer
             self.begun = False
+            self.whole = True
 
         def on_train_begin(self, *arguments: Any, **settings: Any) -> None:
             self.begun = True
@@ -275,11 +282,16 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             scaled = self.trainer.accelerator.scaler is not None  # fp16 skips such updates itself
             if not scaled:
                 self.trainer.check_finite("gradient", torch.nn.utils.get_total_norm(gradients))
+            self.whole = False
             self.trainer.interrupts.hold()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **settings: Any) -> None:
             if not control.should_log:
-                self.trainer.interrupts.release()
+                self.end()
+
+        def end(self) -> None:
+            self.whole = True
+            self.trainer.interrupts.release()
 
     class StepGRPOTrainer(GRPOTrainer):
         """GRPO whose groups are the rollouts of one instance at one step.
@@ -345,13 +357,13 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             args.reward_weights = list(scheme_weights(scheme, self.reward_settings).values())
             plain = all(getattr(args, name) == value for name, value in SAMPLING_DEFAULTS.items())
             self.samples_itself = plain and not args.use_vllm and not unsloth
-            if not self.samples_itself and not args.use_vllm:
-                pad = builder.tokenizer.pad_token_id
-                # A sampled pad token would be masked out by Unsloth, which knows no other padding.
-                if pad != builder.tokenizer.eos_token_id:
-                    args.generation_kwargs = {
-                        "suppress_tokens": [pad], **(args.generation_kwargs or {})
-                    }
+            pad = builder.tokenizer.pad_token_id
+            # A sampled pad token would be masked out by Unsloth, which knows no other padding.
+            if not self.samples_itself and pad != builder.tokenizer.eos_token_id:
+                # vLLM's own parameters know no list of tokens that are never sampled.
+                never = {"logit_bias": {pad: -100.0}} if args.use_vllm \
+                    else {"suppress_tokens": [pad]}
+                args.generation_kwargs = never | (args.generation_kwargs or {})
             os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"
             super().__init__(
                 model=model,
@@ -365,6 +377,7 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
                 rollout_func=_replay,
                 **trainer_arguments,
             )
+            single_precision(self.model)  # before the optimizer is made of them
             self.remove_callback(PrinterCallback)
             self.whole_updates = WholeUpdates(self)
             self.add_callback(self.whole_updates)
@@ -542,7 +555,7 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             super().log(logs, start_time)
             if self.updates_folder is not None and self.played is not None and "reward" in logs:
                 self.played.write(update_file(self.updates_folder, self.played.update))
-            self.interrupts.release()
+            self.whole_updates.end()
             if self.on_update is not None and "reward" in logs:
                 self.on_update({**logs, "step": self.state.global_step})
 
@@ -573,12 +586,20 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
                     resume_from_checkpoint, adapted.active_adapters[0], is_trainable=True
                 )
 
-        def save_finished(self) -> None:
-            """Write the checkpoint of the last finished update, if it is not there yet."""
+        def save_finished(self, stop: BaseException) -> None:
+            """Write the checkpoint of the last finished update, if it is not there yet and what
+            stopped the run left the weights whole. What keeps it from being written is noted on
+            `stop`, which says more."""
             update = self.state.global_step
-            if update and not Path(self.args.output_dir, f"checkpoint-{update}").exists():
-                self.interrupts.hold()
+            held = Path(self.args.output_dir, f"checkpoint-{update}").exists()
+            if not update or held or not self.whole_updates.whole:
+                return
+            self.interrupts.hold()
+            try:
                 self._save_checkpoint(self.model, trial=None)
+            except Exception as error:
+                stop.add_note(f"The checkpoint of update {update} could not be written: {error}")
+            finally:
                 self.interrupts.restore()
 
     if unsloth:  # it computes log-probabilities its own way, without padding
@@ -655,24 +676,27 @@ def train_manager(
     the stream's verbs; `instances` are taken in order, again from the first when they run out.
     With `output_dir`, a checkpoint is written every `save_every` updates and at the end, and
     `resume` goes on from the newest, also after a kill: the next update is then the one an
-    uninterrupted run would have made. Every update is written to ``updates`` there, see
-    `training_record`. `config` are `grpo_config`'s arguments, among them `report_to` ("none",
-    "tensorboard", "trackio" or "wandb").
+    uninterrupted run would have made, but for what `checkpoints.MEMORY_ONLY` may round otherwise,
+    and for completions that vLLM samples (`model.fast_inference`), whose own random state nothing
+    here seeds or saves. Every update is written to ``updates`` there, see `training_record`.
+    `config` are `grpo_config`'s arguments, among them `report_to` ("none", "tensorboard",
+    "trackio" or "wandb").
 
     `w1_until` makes w1 fall linearly from its value to 0 at that update. `evidence_faults` falsify
     the evidence that credit is attributed by, never a score; kept trajectories are free of them.
 
     An interrupt (KeyboardInterrupt, JupyterLab's stop button) ends training after the last finished
-    update: its checkpoint is written where there is an `output_dir`, and the result so far comes
-    back with `interrupted` set. Before the first update begins it is raised as ever.
+    update, and the result so far comes back with `interrupted` set. Before the first update begins
+    it is raised as ever. Where there is an `output_dir`, the checkpoint of the last finished update
+    is written after an interrupt and before any error is raised, but for an error amid the
+    optimizer's step, which may have spoilt the weights.
 
     Raises:
         ValueError: a setting is out of range, or `resume` finds no checkpoint, or one that was
-            trained with other settings.
+            trained with other settings or on other instances.
         FileExistsError: `output_dir` has checkpoints and `resume` is false.
         FloatingPointError: a loss or gradient is not finite; its batch is written into
-            ``nonfinite-<update>.parquet`` and the checkpoint of the update before as after an
-            interrupt.
+            ``nonfinite-<update>.parquet``.
         MemoryError: out of memory; the message names the settings to change.
         ModuleNotFoundError: the package that `report_to` asks for is not installed.
     """
@@ -689,7 +713,7 @@ def train_manager(
             "seed": seed, "rewards": dataclasses.asdict(rewards or RewardSettings()),
             "w1_until": w1_until, "rollout": dataclasses.asdict(rollout),
             "learning_rate": learning_rate, "stream": stream and dataclasses.asdict(stream),
-            "instances": instances and stable_seed(*(one.instance_id for one in instances)),
+            "instances": instances and stable_seed(write_jsonl(instances)),
             "reader": agent and agent.settings,
             "evidence_faults": evidence_faults and dataclasses.asdict(evidence_faults),
             "instances_per_update": instances_per_update,
@@ -716,7 +740,7 @@ def train_manager(
             "learning_rate": learning_rate,
             "seed": seed,
             **saving,
-            **model.trainer_arguments(),
+            **model.trainer_arguments(manager.model),
             **config,
         })
         trainer = load_trainer_class(unsloth=model.loader == "unsloth")(
@@ -738,21 +762,19 @@ def train_manager(
         interrupted = False
         try:
             trainer.train(resume_from_checkpoint=last and str(last))
-        except (KeyboardInterrupt, FloatingPointError) as stop:
-            if not trainer.whole_updates.begun:
-                raise
-            if output_dir is not None:
-                trainer.save_finished()
-            interrupted = isinstance(stop, KeyboardInterrupt)
+        except (KeyboardInterrupt, Exception) as stop:
+            begun = trainer.whole_updates.begun
+            if begun and output_dir is not None:
+                trainer.save_finished(stop)
+            if is_out_of_memory(stop):
+                held = last_checkpoint(output_dir)
+                advice = memory_advice(arguments, manager.builder, model, held)
+                raise MemoryError(
+                    f"train_manager: update {trainer.state.global_step + 1} ran {advice}"
+                ) from stop
+            interrupted = begun and isinstance(stop, KeyboardInterrupt)
             if not interrupted:
                 raise
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            advice = memory_advice(arguments, manager.builder, model, last_checkpoint(output_dir))
-            raise MemoryError(
-                f"train_manager: update {trainer.state.global_step + 1} ran {advice}"
-            ) from error
         finally:
             trainer.interrupts.restore()
     manager.model.zero_grad()

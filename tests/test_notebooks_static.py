@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -119,3 +121,17 @@ def test_readme_table_equals_the_folder():
         assert set(re.findall(r"`(\w+)`", row[5])) == header(loaded, "Writes")
         needs = re.search(r"\*\*Needs\*\* (\d+) minutes? on (.+), no GPU", loaded.cells[0].source)
         assert (row[6], row[7]) == (needs[1], needs[2])
+
+
+def test_unsloth_can_be_imported_before_what_it_rewrites():
+    """Notebook 04 up to the loading of its manager, which may import Unsloth, imports no
+    transformers; a reader that runs in the process would, and comes after it."""
+    cells = [cell.source for cell in code_cells(nbformat.read(NOTEBOOKS[3], as_version=4))]
+    code, loading, rest = "\n".join(cells).partition("load_manager(")
+    assert loading and "models.reader(" in rest and "models.reader(" not in code
+    imports = next(cell for cell in cells if "finemem_lib.policy import" in cell)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{imports}\nimport sys\nprint('transformers' in sys.modules)"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )
+    assert done.stdout == "False\n"

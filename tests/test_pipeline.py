@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -437,6 +438,88 @@ def test_resume_keeps_what_is_ok_and_runs_the_rest_again(tmp_path, runs_dir, cap
     assert "has nothing left to run" in capsys.readouterr().err
 
 
+RESUMED = {
+    FIRST: ("gradient_checkpointing: bool = False  # slower\nsave_every: int = 10  # updates\n"
+            "learning_rate: float = 0.1  # of Adam\n", []),
+    THIRD: ("jobs: int = 1  # processes\nbeta: float = 0.5  # weight\n", []),
+}
+
+
+def executed_with(monkeypatch, results, meanwhile=lambda: None):
+    """Let notebooks end with these results; return the list of the parameters they are given."""
+    given = []
+
+    def execute(source, parameters, *arguments):
+        given.append(parameters)
+        meanwhile()
+        return next(results)
+
+    monkeypatch.setattr(pipeline, "_execute", execute)
+    monkeypatch.setattr(pipeline, "_report", lambda *arguments: None)
+    return given
+
+
+def test_resume_takes_other_values_of_what_changes_no_result(
+    tmp_path, runs_dir, monkeypatch, capsys
+):
+    """Incident: what out-of-memory advised could not be done to a run of the command line."""
+    notebooks = make_notebooks(tmp_path / "notebooks", RESUMED)
+    given = executed_with(
+        monkeypatch, iter([("failed", "out of memory"), ("ok", None), ("failed", "full disk")]))
+    assert run(notebooks, "--run-id", "full") == 1
+    before = manifest_of(runs_dir / "full")
+    for refused, why in [
+        ("learning_rate=0.5", "a resumed run keeps its parameters but for "),
+        ("seed=1", "start a new run for others"),
+        ("gradient_checkpointing=perhaps", "expected NAME=VALUE with a value of type bool"),
+        ("gradient_checkpointing", "expected NAME=VALUE"),
+        ("save_every=0", "save_every is 0, expected a whole number from 1"),
+        ("03.save_every=5", "no notebook that is left has this parameter"),
+        ("micro_batches=8", "no notebook that is left has this parameter"),
+    ]:
+        assert main(["resume", "full", "--set", "jobs=2", "--set", refused]) == 2
+        assert why in capsys.readouterr().err, refused
+    assert manifest_of(runs_dir / "full") == before and len(given) == 1
+
+    changed = ["gradient_checkpointing=true", "01.save_every=5", "jobs=2"]
+    assert main(["resume", "full", *(f"--set={one}" for one in changed)]) == 1
+    assert (given[1]["gradient_checkpointing"], given[1]["save_every"]) == (True, 5)
+    assert given[1]["learning_rate"] == 0.1 and given[2]["jobs"] == 2 and given[2]["beta"] == 0.5
+    found = manifest_of(runs_dir / "full")
+    assert found["resumed"][0]["set"] == changed
+    assert [entry["parameters"] for entry in found["notebooks"]] == given[1:]
+    assert main(["resume", "full", "--set=save_every=5"]) == 2  # of a notebook that is done
+    assert "no notebook that is left" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_resume_the_same_run(tmp_path, runs_dir, monkeypatch, capsys):
+    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
+    folder, codes = runs_dir / "twice", []
+    given = executed_with(
+        monkeypatch, iter([("failed", "x"), ("ok", None)]),
+        lambda: codes.append(main(["resume", "twice"])),
+    )
+    assert run(notebooks, "--run-id", "twice") == 1
+
+    def as_another(parameters):  # between the look at the manifest and its new state
+        codes.append(main(["resume", "twice"]))
+        return []
+
+    capsys.readouterr()
+    monkeypatch.setattr(pipeline, "unusable_sources", as_another)
+    holder = subprocess.run(  # a process that was killed while it held the lock
+        [sys.executable, "-c", "import fcntl, os, signal, sys; file = open(sys.argv[1], 'a'); "
+         "fcntl.flock(file, fcntl.LOCK_EX); os.kill(os.getpid(), signal.SIGKILL)",
+         str(folder / "resume.lock")], check=False)
+    assert holder.returncode == -signal.SIGKILL
+    assert main(["resume", "twice"]) == 0
+    said = capsys.readouterr().err
+    assert "run 'twice' is just being resumed by another process" in said
+    assert "run 'twice' is running, as process" in said
+    assert codes == [2, 2, 2] and len(given) == 2
+    assert len(manifest_of(folder)["resumed"]) == 1
+
+
 def test_a_run_that_is_running_is_not_resumed(sleeping, capsys):
     command, *_ = sleeping
     assert main(["resume", "asleep"]) == 2
@@ -490,6 +573,35 @@ def test_a_terminal_shows_how_far_a_notebook_has_come(tmp_path, runs_dir, monkey
     assert "running" in shown[1] and "1/75 updates, about 2 min left" in shown[1]
     assert "2/75 updates, about 1 min left" in shown[2] and "\x1b" not in shown[2]
     assert "ok" in shown[3] and "updates" not in shown[3] and "updates" not in shown[0]
+
+
+def test_without_a_terminal_a_running_notebook_says_a_line_a_minute(
+    tmp_path, runs_dir, monkeypatch, capsys
+):
+    """Incident: a batch job printed nothing for the 40 hours of its training."""
+    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
+    passed = [0.0]
+
+    def execute(source, parameters, folder, environment, deadline, say):
+        part = runs.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
+        for second in range(1, 151):
+            passed[0] += 1
+            part.progress(f"{second}/150 updates")
+            say()
+        return "ok", None
+
+    monkeypatch.setattr(pipeline, "_execute", execute)
+    monkeypatch.setattr(pipeline, "_report", lambda *arguments: None)
+    clock = SimpleNamespace(monotonic=lambda: passed[0])
+    monkeypatch.setattr(pipeline, "time", clock)
+    assert run(notebooks, "--run-id", "batch") == 0
+    printed = capsys.readouterr().out
+    shown = [line for line in printed.splitlines() if line.startswith(FIRST)]
+    assert "\r" not in printed
+    assert [line.split()[1:3] for line in shown] == [
+        ["running", "60.0"], ["running", "120.0"], ["ok", "150.0"]]
+    assert [line.partition(" s  ")[2] for line in shown] == [
+        "60/150 updates", "120/150 updates", ""]
 
 
 # ---- an executed notebook ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from finemem_lib import tiny, training
 from finemem_lib.advantages import group_relative
 from finemem_lib.checkpoints import hold_settings
 from finemem_lib.planted import SYNONYMS, StreamSettings, planted_stream
-from finemem_lib.policy import CompactPromptBuilder, ModelManager, Operation
+from finemem_lib.policy import CompactPromptBuilder, ModelManager, ModelSettings, Operation
 from finemem_lib.reasoning import ExtractiveReader
 from finemem_lib.repro import stable_seed
 from finemem_lib.rewards import (
@@ -416,21 +416,81 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"trained with beta None, got 0.5; resume it with the"):
         trained(monkeypatch, output_dir=tmp_path, resume=True, beta=0.5)
     hold_settings(tmp_path, True, {"scheme": "Fine-Mem", "seed": 5})
+    for spoilt in ("[]", "{"):
+        (tmp_path / "settings.json").write_text(spoilt)
+        with pytest.raises(ValueError, match="is not readable .*nothing says how the run was"):
+            trained(monkeypatch, output_dir=tmp_path, resume=True)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match="put the file back, or start anew in another output_dir"):
+        trained(monkeypatch, output_dir=tmp_path, resume=True, learning_rate=1.0)
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_a_run_is_not_resumed_on_other_instances(tmp_path, monkeypatch):
+    """Incident: other texts and questions under the same ids were taken for the same data."""
+    instances = planted_instances("train", 8, 5, StreamSettings(num_chunks=3))
+    trained(monkeypatch, output_dir=tmp_path, instances=instances)
+    first = instances[0].questions[0]
+    asked = dataclasses.replace(first, answers=("something else",))
+    other = dataclasses.replace(instances[0], questions=(asked, *instances[0].questions[1:]))
+    with pytest.raises(ValueError, match="was trained with instances"):
+        trained(monkeypatch, output_dir=tmp_path, instances=[other, *instances[1:]], resume=True)
+    assert trained(monkeypatch, output_dir=tmp_path, instances=instances, resume=True).records
+
+
+def test_a_run_is_resumed_with_settings_that_take_less_memory(tmp_path, monkeypatch):
+    """What out-of-memory advises can be done, and the result differs by rounding only."""
+    whole = trained(monkeypatch, micro_batches=1)
+    with pytest.raises(MemoryError, match="turn micro_batches: 1 .up to num_generations, 4., "
+                                          "gradient_checkpointing: False, and resume .`finemem"):
+        trained(monkeypatch, output_dir=tmp_path, micro_batches=1, on_update=full_at_third)
+    resumed = trained(monkeypatch, output_dir=tmp_path, resume=True, micro_batches=4,
+                      model=ModelSettings(gradient_checkpointing=True, gpu_memory_utilization=0.2))
+    assert [record["step"] for record in resumed.records] == [1, 2, 3, 4]
+    assert resumed.trajectories[4] == whole.trajectories[4]
+    weights = resumed.manager.model.state_dict()
+    for name, weight in whole.manager.model.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="trained with model"):
+        trained(monkeypatch, output_dir=tmp_path, resume=True, micro_batches=1,
+                model=ModelSettings(max_new_tokens=3))
+
+
+def full_at_third(record):
+    if record["step"] == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("use_vllm", [True, False])
+def test_padding_is_never_sampled_by_what_trl_samples_with(monkeypatch, use_vllm):
+    """Unsloth would mask a sampled pad token out; vLLM has another parameter for it."""
+    class Built(Exception):
+        pass
+
+    def build(self, *, args, **others):
+        raise Built(args.generation_kwargs)
+
+    monkeypatch.setattr(load_trainer_class().__mro__[1], "__init__", build)
+    with pytest.raises(Built) as built:
+        trained(monkeypatch, use_vllm=use_vllm, generation_kwargs={"seed": 3})
+    pad = manager().builder.tokenizer.pad_token_id
+    never = {"logit_bias": {pad: -100.0}} if use_vllm else {"suppress_tokens": [pad]}
+    assert built.value.args[0] == {**never, "seed": 3}
 
 
 def test_a_resumed_run_makes_the_updates_of_an_uninterrupted_one(tmp_path, monkeypatch):
     whole = trained(monkeypatch)
 
-    class Crash(Exception):
+    class Killed(BaseException):
         pass
 
-    def crash_at_third(record):
+    def killed_at_third(record):
         if record["step"] == 3:
-            raise Crash
+            raise Killed
 
     torch.manual_seed(99)  # what was drawn before must not matter
-    with pytest.raises(Crash):
-        trained(monkeypatch, output_dir=tmp_path, save_every=2, on_update=crash_at_third)
+    with pytest.raises(Killed):
+        trained(monkeypatch, output_dir=tmp_path, save_every=2, on_update=killed_at_third)
     (tmp_path / ".partial" / "checkpoint-3").mkdir(parents=True)  # a save that was cut off
     torch.manual_seed(7)
     resumed = trained(monkeypatch, output_dir=tmp_path, save_every=2, resume=True)

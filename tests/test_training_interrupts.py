@@ -26,7 +26,13 @@ from finemem_lib.reasoning import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.training import TERMS, load_trainer_class, train_manager
 from finemem_lib.training_record import StoredUpdates
-from finemem_lib.training_stops import Interrupts, check_reporter, memory_advice
+from finemem_lib.training_stops import (
+    Interrupts,
+    advising_on_memory,
+    check_reporter,
+    is_out_of_memory,
+    memory_advice,
+)
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 
@@ -89,6 +95,70 @@ PLACES = {
     "log, by signal": (Trainer, "log", 2, press_stop, 2),
     "checkpoint": (TrainerState, "save_to_json", 1, interrupt, 2),
 }
+
+
+class ReaderGone(Exception):
+    """In place of what a client raises when its server does not answer."""
+
+
+def fail(error):
+    def action():
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("error", [
+    ReaderGone("no answer"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError("all of it"),
+])
+def test_an_error_loses_no_finished_update(error, whole, tmp_path, monkeypatch):
+    """Incident: a reader that was gone in update 4 left nothing of the three before."""
+    with monkeypatch.context() as patch:
+        advance = at_call(2 * STEPS + 2, fail(error), LockstepRollouts.advance)
+        patch.setattr(LockstepRollouts, "advance", advance)
+        with pytest.raises((ReaderGone, MemoryError)):
+            trained(output_dir=tmp_path, save_every=10)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "checkpoint-2", "settings.json", "updates"
+    ]
+    resumed = trained(output_dir=tmp_path, resume=True)
+    assert same_records(resumed.records, whole.records)
+    assert_equal(resumed.manager.model.state_dict(), whole.manager.model.state_dict())
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_what_fails_amid_an_update_leaves_no_checkpoint_of_it(where, whole, tmp_path, monkeypatch):
+    """Some weights may have moved and others not."""
+    real, calls = torch.optim.AdamW.step, Counter()
+
+    def step(self, *arguments, **settings):
+        calls["made"] += 1
+        if calls["made"] != 2:
+            return real(self, *arguments, **settings)
+        if where == "after":
+            real(self, *arguments, **settings)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(MemoryError, match="update 2 ran out of memory.*no checkpoint yet"):
+            trained(output_dir=tmp_path, save_every=10)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert_equal(trained(output_dir=tmp_path).manager.model.state_dict(),
+                 whole.manager.model.state_dict())
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_why_it_was_due(tmp_path, monkeypatch):
+    def full_disk(state, path):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(TrainerState, "save_to_json", full_disk)
+    with pytest.raises(ReaderGone, match="no answer") as raised:
+        trained(output_dir=tmp_path, on_update=at_call(2, fail(ReaderGone("no answer")), id))
+    assert raised.value.__notes__ == [
+        "The checkpoint of update 2 could not be written: no space left on device"
+    ]
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -262,9 +332,11 @@ def test_out_of_memory_names_what_to_turn_and_leaves_the_last_checkpoint(tmp_pat
     with pytest.raises(MemoryError) as raised:
         trained(output_dir=tmp_path, save_every=1, micro_batches=1)
     message = str(raised.value)
-    assert message.startswith("train_manager: update 3 ran out of memory; turn, in this order, "
-                              "micro_batches: 1 (up to num_generations, 2), max_new_tokens: 6, ")
-    assert "gradient_checkpointing: False" in message and "checkpoint-2" in message
+    assert message.startswith("train_manager: update 3 ran out of memory; turn micro_batches: 1 "
+                              "(up to num_generations, 2), gradient_checkpointing: False, and "
+                              "resume (`finemem resume RUN --set NAME=VALUE`")
+    assert "start a new run and turn, in this order, max_new_tokens: 6, " in message
+    assert message.endswith("checkpoint-2")
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
     assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == [
         "checkpoint-1", "checkpoint-2"
@@ -288,17 +360,49 @@ def test_knobs_come_in_order_and_those_at_their_end_are_left_out():
     builder = SimpleNamespace(max_prompt_tokens=4096)
     said = memory_advice(arguments, builder, ModelSettings(), None)
     places = [said.index(knob) for knob in (
-        "micro_batches: 2", "instances_per_update: 4", "max_new_tokens: 512",
-        "max_prompt_tokens: 4096", "precision: auto", "gradient_checkpointing: False",
-        "no checkpoint yet",
+        "micro_batches: 2", "gradient_checkpointing: False", "instances_per_update: 4",
+        "max_new_tokens: 512", "max_prompt_tokens: 4096", "precision: auto", "no checkpoint yet",
     )]
-    assert places == sorted(places)
+    assert places == sorted(places) and "resume" not in said
+    sampled = ModelSettings(loader="unsloth", lora_rank=8, fast_inference=True)
+    said = memory_advice(arguments, builder, sampled, "checkpoint-5")
+    assert "gpu_memory_utilization: 0.5" in said.partition("and resume")[0]
     arguments.steps_per_generation, arguments.per_device_train_batch_size = 8, 1
     used = ModelSettings(precision="4bit", lora_rank=16, gradient_checkpointing=True)
     said = memory_advice(arguments, builder, used, "checkpoint-5")
-    assert "max_new_tokens" in said and "checkpoint-5" in said
+    assert "max_new_tokens" in said and "checkpoint-5" in said and "and resume" not in said
     for gone in ("micro_batches", "instances_per_update", "precision", "gradient_checkpointing"):
         assert gone not in said
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("Free memory on device (10/24 GiB) on startup is less than desired GPU memory "
+               "utilization (0.9, 21 GiB)."),
+    ValueError("No available memory for the cache blocks. Try increasing gpu_memory_utilization."),
+    RuntimeError("CUDA error: out of memory"), MemoryError(),
+])
+def test_outside_training_too_little_memory_also_names_what_to_turn(error):
+    assert is_out_of_memory(error)
+    sampled = ModelSettings(loader="unsloth", lora_rank=8, fast_inference=True, batch_size=32)
+    with pytest.raises(MemoryError, match=r"^testing the manager ran out of .*; turn, in this "
+                       "order, batch_size: 32, max_new_tokens: the default, max_prompt_tokens: .*, "
+                       "gpu_memory_utilization: 0.5 .*, precision: auto .*, checkpoint: a smaller"):
+        with advising_on_memory("testing", sampled):
+            raise error
+    frozen = ModelSettings(precision="4bit", lora_rank=8)
+    with pytest.raises(MemoryError) as raised, advising_on_memory("loading", frozen):
+        raise error
+    knobs = str(raised.value).partition("; turn, in this order, ")[2]
+    assert knobs == "checkpoint: a smaller model"
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("no such folder"), RuntimeError("shapes"), MemoryError("load_manager: lower it"),
+])
+def test_what_is_no_lack_of_memory_or_has_its_advice_is_raised_as_it_is(error):
+    with pytest.raises(type(error)) as raised, advising_on_memory("loading", ModelSettings()):
+        raise error
+    assert raised.value is error
 
 
 class Guessing:
