@@ -109,7 +109,19 @@ def test_what_autograd_keeps_of_a_token_is_what_torch_saves(qk_norm):
     assert shape.block_bytes == pytest.approx(measured, rel=0.03)
 
 
-def test_logits_are_kept_in_single_precision_as_torch_saves_them():
+@pytest.fixture
+def no_accelerator():
+    """Forget the precision that accelerate holds for the whole process, and remember it after."""
+    from accelerate.state import AcceleratorState
+
+    before = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+    AcceleratorState._shared_state.update(before)
+
+
+def test_logits_are_kept_in_single_precision_as_torch_saves_them(no_accelerator):
     """By TRL's own function, on a model as the trainer prepares it for bf16."""
     from accelerate import Accelerator
 
