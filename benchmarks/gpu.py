@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import signal
@@ -524,16 +523,6 @@ def print_figures(result: Figures) -> None:
             )
 
 
-def all_versions() -> dict[str, str]:
-    found = versions()
-    for name in GPU_PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def run_inside(name: str, setting: Setting, folder: Path) -> None:
     """Run a part in this process, its figures going to a file that is never half-written."""
     PARTS[name].run(setting, folder, lambda found: write_json(folder / f"{name}.json", found))
@@ -576,7 +565,7 @@ def main(given: Sequence[str] | None = None) -> None:
         part = parts.get(name, {})
         part |= rates(part, setting, parts.get("ceilings", {}))
     result = {
-        "benchmark": "gpu", "versions": all_versions(), "cpus": os.cpu_count(),
+        "benchmark": "gpu", "versions": versions() | versions(GPU_PACKAGES), "cpus": os.cpu_count(),
         "setting": dataclasses.asdict(setting), "parts": parts,
         "compared": compared(parts), "seconds": time.perf_counter() - started,
     }

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing.connection
@@ -26,7 +25,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from finemem_lib import __version__, plan, prepare, runs
 from finemem_lib.checkpoints import MEMORY_ONLY
 from finemem_lib.console import BAD_USAGE, EXIT_CODES, UsageError, interruptible, plain, print_table
-from finemem_lib.files import discard, write_json
+from finemem_lib.files import alone, discard, write_json
 from finemem_lib.profiles import (
     add_arguments,
     cannot_load,
@@ -358,33 +357,15 @@ def resume_command(options: argparse.Namespace) -> int:
     Parameters of `RESUMABLE` may be set anew."""
     try:
         folder = runs.run_folder(options.run)
-        with _alone(folder):
+        if not folder.is_dir():
+            read_manifest(folder)  # says what is wrong with it
+        busy = (f"run {folder.name!r} is just being resumed by another process; `finemem list` "
+                "shows how it is")
+        with alone(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return EXIT_CODES[_run(folder, notebooks, manifest, options)]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time settle and resume a run: the system unlocks the file when the
-    process that locked it ends, however it ends.
-
-    Raises:
-        UsageError: another process is at it.
-    """
-    if not folder.is_dir():
-        yield  # there is no run; `read_manifest` says so
-        return
-    with (folder / "resume.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"run {folder.name!r} is just being resumed by another process; `finemem list` "
-                "shows how it is"
-            ) from error
-        yield
 
 
 def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:

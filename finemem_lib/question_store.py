@@ -9,16 +9,14 @@ one row per candidate with its verdict; an interruption costs the instance that 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finemem_lib.files import written_beside
+from finemem_lib.files import alone, written_beside
 from finemem_lib.questions import AuditRow, Teacher, make_chunk_questions
 from finemem_lib.reasoning import ReasoningAgent
 from finemem_lib.text import clean_text
@@ -77,7 +75,9 @@ def prepare_questions(
     folder = Path(folder)
     recipe = recipe_of(teacher, verifier, k, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    busy = (f"{folder}: another process is making questions here; wait for it, or give another "
+            "folder")
+    with alone(folder / ".lock", busy):
         for done, instance in enumerate(instances, start=1):
             part = _part(folder, instance, recipe.key)
             if not part.exists():
@@ -256,17 +256,3 @@ def _part(folder: Path, instance: Instance, key: str) -> Path:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}: another process is making questions here; wait for it, or give another "
-                "folder"
-            ) from error
-        yield

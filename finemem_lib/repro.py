@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 RECORDED_PACKAGES = (
@@ -52,10 +53,10 @@ def generator(*parts: object) -> random.Random:
     return random.Random(stable_seed(*parts))
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
     """Return Python's version and that of every installed package the results depend on."""
     found = {"python": sys.version.split()[0]}
-    for name in RECORDED_PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
