@@ -14,7 +14,7 @@ test: $(READY)  ## everything a change must pass
 	$(BIN)/ruff check .
 	$(PYTEST) -n 2 --dist loadfile finemem_lib tests
 	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 600 \
-		-p tests.notebook_environment notebooks
+		-p tests.helpers.notebook_environment notebooks
 
 nightly: $(READY)  ## the long fuzz tiers
 	$(PYTEST) -m nightly tests

@@ -4,8 +4,8 @@ Worlds are all combinations of memory pressure (12 items, none), duplicates (ref
 changed facts (none, 40 %); in each, three managers play the same instances in groups of rollouts:
 one that keeps half of the sentences ("random"), one that keeps most and copies what it holds
 ("copying"), and the shipped tiny manager, sampled. The measures are those of
-`finemem_lib.credit_truth`, with intervals over instances: those of a rate of change are played in
-all its worlds by all managers. Prints one table per truth; `--output` keeps all rows as JSON lines,
+`finemem_lib.evaluation.credit_truth`, with intervals over instances: those of a rate of change are
+played in all its worlds by all managers. Prints one table per truth; `--output` keeps all rows as JSON lines,
 with a card beside them.
 
     python benchmarks/credit.py [--quick] [--instances N] [--seed N] [--output FILE.jsonl]
@@ -27,7 +27,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from finemem_lib.credit_truth import (
+from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances
+from finemem_lib.evaluation.credit_truth import (
     MEASURES,
     REGIMES,
     TRUTHS,
@@ -37,22 +38,16 @@ from finemem_lib.credit_truth import (
     truth_table,
     write_table,
 )
-from finemem_lib.files import write_json
-from finemem_lib.planted import SYNONYMS, StreamSettings
-from finemem_lib.policy import (
-    TINY_MANAGER,
-    MemoryManager,
-    Observation,
-    RandomManager,
-    ScriptedManager,
-    load_manager,
-)
-from finemem_lib.reasoning import ExtractiveReader, reader_for
-from finemem_lib.repro import git_state, repository_root, versions
-from finemem_lib.rollout import RolloutSettings, play
+from finemem_lib.managers.loading import TINY_MANAGER
+from finemem_lib.managers.model import load_manager
+from finemem_lib.managers.protocol import MemoryManager, Observation
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.managers.scripted import RandomManager, ScriptedManager
+from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.text import units
-from finemem_lib.training import planted_instances
 from finemem_lib.trajectory import Operation
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import git_state, repository_root, versions
 
 GENERATIONS = 8
 CAPACITIES = dict(zip(REGIMES["memory"], (None, 12), strict=True))

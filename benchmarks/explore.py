@@ -35,19 +35,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rewards import BUDGET_MS, random_trajectory
 
-from finemem_lib import explore, explore_training
 from finemem_lib.advantages import group_relative
-from finemem_lib.credit import RULES
-from finemem_lib.explore import Explorer, Live
-from finemem_lib.files import write_json
-from finemem_lib.planted import StreamSettings, planted_stream
-from finemem_lib.plots import evidence_parts
-from finemem_lib.policy import make_manager
-from finemem_lib.reasoning import ReasoningAgent, reader_for
-from finemem_lib.repro import versions
+from finemem_lib.credit.rules import RULES
+from finemem_lib.data.planted import StreamSettings, planted_stream
+from finemem_lib.explorers import evidence, what_if
+from finemem_lib.explorers import training as training_explorers
+from finemem_lib.explorers.explorer import Explorer
+from finemem_lib.explorers.live import Live
+from finemem_lib.figures.evidence import evidence_parts
+from finemem_lib.managers.model import make_manager
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward
-from finemem_lib.rollout import RolloutSettings, play
 from finemem_lib.trajectory import Trajectory
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import versions
 
 ROLLOUTS, ROLLOUTS_READ, STEPS_READ = 8, 4, 24
 
@@ -122,11 +125,11 @@ def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
                         for rollout in group])
 
     cases: list[tuple[str, Callable[[], Explorer], str, list[Any], Callable[[Any], object]]] = [
-        ("evidence", lambda: explore.evidence(one), "selected",
+        ("evidence", lambda: evidence.evidence_explorer(one), "selected",
          [f"question {number % questions + 1}" for number in range(repeats)], select),
-        ("memory player", lambda: explore.memory_player(one), "step",
+        ("memory player", lambda: evidence.memory_player(one), "step",
          [number % steps + 1 for number in range(repeats)], lambda step: one.memory_at(step)),
-        ("what-if", lambda: explore.what_if(group), "beta",
+        ("what-if", lambda: what_if.what_if_explorer(group), "beta",
          [round(0.05 * number, 2) for number in range(1, 1 + repeats)], credit),
     ]
     rows = []
@@ -142,11 +145,11 @@ def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
             rows.append({"explorer": name, "part": part} | medians_ms(work, arguments))
         if live.error:
             raise RuntimeError(live.error)
-    rules = [value for _, value in explore.what_if(group).controls[2].choices({})]
-    rows += by_choice("what-if", lambda: explore.what_if(group), "rule", rules, 5)
-    schemes = [value for _, value in explore_training.compare_rollouts([group]
+    rules = [value for _, value in what_if.what_if_explorer(group).controls[2].choices({})]
+    rows += by_choice("what-if", lambda: what_if.what_if_explorer(group), "rule", rules, 5)
+    schemes = [value for _, value in training_explorers.compare_rollouts([group]
                                                                        ).controls[0].choices({})]
-    rows += by_choice("compare", lambda: explore_training.compare_rollouts([group]), "scheme",
+    rows += by_choice("compare", lambda: training_explorers.compare_rollouts([group]), "scheme",
                       schemes, 5)
     return rows
 
@@ -159,7 +162,7 @@ def measure_read() -> list[dict[str, Any]]:
                    RolloutSettings(num_generations=ROLLOUTS_READ), agent, 0)
     rules = [name for name, rule in RULES.items()
              if "agent" in rule.needs and "probes" not in rule.needs]
-    return by_choice("reads again", lambda: explore.what_if(group, agent=agent), "rule", rules, 1)
+    return by_choice("reads again", lambda: what_if.what_if_explorer(group, agent=agent), "rule", rules, 1)
 
 
 def main() -> None:

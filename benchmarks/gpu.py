@@ -45,15 +45,14 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from small_models import save_model
-
-from finemem_lib.files import write_json
-from finemem_lib.planner import SHAPES, ModelShape
-from finemem_lib.repro import generator, versions
+from finemem_lib.seeds import generator
+from finemem_lib.training.estimates import SHAPES, ModelShape
 from finemem_lib.trajectory import Chunk, Instance, Operation, Question
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import versions
+from tests.helpers.small_models import save_model
 
 Figures = dict[str, Any]
 
@@ -132,7 +131,7 @@ class EveryOther:
         return question
 
     def read(self, tasks: Sequence[Any]) -> list[Any]:
-        from finemem_lib.reasoning import Reading
+        from finemem_lib.reading import Reading
 
         return [Reading("yes" if place % 2 else "no", None) for place in range(len(tasks))]
 
@@ -222,10 +221,12 @@ def peak_bytes() -> Figures:
 
 def train(loader: str, setting: Setting, folder: Path, note: Callable[[Figures], None]) -> None:
     """Train with one loader and note medians over the updates after the warm-up."""
-    from finemem_lib.model_loading import ModelSettings
-    from finemem_lib.policy import PromptBuilder, load_manager
-    from finemem_lib.rollout import RolloutSettings
-    from finemem_lib.training import grpo_config, load_trainer_class
+    from finemem_lib.managers.loading import ModelSettings
+    from finemem_lib.managers.model import load_manager
+    from finemem_lib.managers.prompts import PromptBuilder
+    from finemem_lib.managers.rollout import RolloutSettings
+    from finemem_lib.training.config import grpo_config
+    from finemem_lib.training.trl_adapter import load_trainer_class
 
     class Notes(PromptBuilder):
         """Stores how each completion begins, which random weights never write as JSON, and counts
@@ -301,8 +302,8 @@ def train(loader: str, setting: Setting, folder: Path, note: Callable[[Figures],
 
 def run_tiny(setting: Setting, folder: Path, note: Callable[[Figures], None]) -> None:
     """Time an update of the tiny manager's warm start and one of its GRPO, on the GPU if any."""
-    from finemem_lib import warm_start
-    from finemem_lib.training import train_manager
+    from finemem_lib.training import warm_start
+    from finemem_lib.training.run import train_manager
 
     found: Figures = {}
     with torch.device("cuda") if torch.cuda.is_available() else contextlib.nullcontext():

@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from rank_bm25 import BM25Okapi
 
-from finemem_lib.files import write_json
 from finemem_lib.memory import FlatMemory
-from finemem_lib.repro import stable_seed, versions
 from finemem_lib.retrieval import BM25Retriever
+from finemem_lib.seeds import stable_seed
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryItem, Operation
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import versions
 
 QUESTIONS = 5
 TOP_K = 3

@@ -27,8 +27,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from finemem_lib.advantages import group_relative
-from finemem_lib.files import write_json
-from finemem_lib.repro import stable_seed, versions
 from finemem_lib.rewards import (
     RewardSettings,
     eara_rewards,
@@ -36,6 +34,7 @@ from finemem_lib.rewards import (
     evidence_matrix,
     hybrid_reward,
 )
+from finemem_lib.seeds import stable_seed
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     Chunk,
@@ -49,6 +48,8 @@ from finemem_lib.trajectory import (
     Trajectory,
     Write,
 )
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import versions
 
 BUDGET_MS = 50.0
 ROLLOUTS = 8

@@ -29,15 +29,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from finemem_lib.advantages import group_relative
-from finemem_lib.files import write_json
-from finemem_lib.planted import StreamSettings
-from finemem_lib.policy import ModelManager, Prompt, load_manager
-from finemem_lib.reasoning import reader_for
-from finemem_lib.repro import versions
+from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.managers.model import ModelManager, load_manager
+from finemem_lib.managers.prompts import Prompt
+from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
+from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import RewardSettings, hybrid_reward
-from finemem_lib.rollout import LockstepRollouts, RolloutSettings
-from finemem_lib.training import planted_instances, train_manager
+from finemem_lib.training.run import train_manager
 from finemem_lib.trajectory import Instance, Trajectory
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import versions
 
 PARTS = ("generation", "environment", "learning")
 TOTALS = ("total", "CPU")

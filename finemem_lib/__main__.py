@@ -2,7 +2,7 @@
 
 import sys
 
-from finemem_lib.pipeline import main
+from finemem_lib.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ScaleRewards = Literal["group", "batch", "none"]
-
 EPSILON = 1e-4
+
 DEAD_STD = 1e-8
 """A group whose standard deviation is not above this counts as dead, as in TRL's log."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 from finemem_lib.operations import MALFORMED, UNKNOWN_OPERATION
@@ -17,21 +15,18 @@ from finemem_lib.trajectory import (
     MemoryItem,
     Operation,
     OperationOutcome,
-    Step,
-    Trajectory,
     Write,
 )
 
 Eviction = Literal["oldest", "least_recent", "refuse"]
 Duplicates = Literal["refuse", "allow"]
-Orphaned = Literal["refuse", "insert"]
-
 UNKNOWN_ID = "unknown id"
 ID_IN_USE = "id in use"
 EMPTY_CONTENT = "empty content"
 EXACT_DUPLICATE = "exact duplicate"
 OVER_CAPACITY = "over capacity"
 TOO_LONG = "too long"
+
 REASONS = (
     UNKNOWN_ID, ID_IN_USE, EMPTY_CONTENT, EXACT_DUPLICATE, OVER_CAPACITY, TOO_LONG, *MALFORMED
 )
@@ -220,77 +215,3 @@ class FlatMemory:
     def _forget(self, content: str) -> None:
         self._contents.discard(content)  # consulted only where no two items can share a content
         self._tokens -= count_tokens(content)
-
-
-def replay(
-    trajectory: Trajectory,
-    memory: Memory,
-    step: int,
-    *,
-    without: Collection[int] = (),
-    orphaned: Orphaned = "refuse",
-) -> Memory:
-    """Re-apply the recorded operations of steps 1 to `step` to `memory` and return it.
-
-    An empty memory with the settings of the recorded one ends as M_t of the trajectory.
-
-    The steps in `without` emit nothing; all others emit what they emitted, the refused operations
-    too, which may be valid now: a duplicate whose first copy is missing is stored. Items keep the
-    ids of the recording, so an operation never hits another item than it named. Where that item is
-    missing because a step left out created it, a later DELETE of it is refused, and a later UPDATE
-    is refused as well, content and all (`orphaned` "refuse"), or becomes an INSERT of its content
-    under the same id ("insert": the manager would have stored it anyway).
-
-    Raises:
-        ValueError: `step` is outside 0..T, or the memory has already gone past step 1.
-
-    >>> memory = FlatMemory()
-    >>> emitted = [Operation("INSERT", "Mia lives in Rome")], [Operation("UPDATE", "Oslo now", "1")]
-    >>> outcomes = [memory.apply(operations, t)[0] for t, operations in enumerate(emitted, 1)]
-    >>> from finemem_lib.trajectory import Chunk
-    >>> steps = tuple(
-    ...     Step(t, Chunk("", 0), "", outcome, MemoryDelta(), 0)
-    ...     for t, outcome in enumerate(outcomes, start=1)
-    ... )
-    >>> recorded = Trajectory("i", "planted", "AR", "by hand", 0, steps, (), "words")
-    >>> [
-    ...     [item.content for item in replay(
-    ...         recorded, FlatMemory(), 2, without={1}, orphaned=orphaned).items]
-    ...     for orphaned in ("refuse", "insert")
-    ... ]
-    [[], ['Oslo now']]
-    """
-    if not 0 <= step <= trajectory.num_steps:
-        raise ValueError(f"replay: step {step} is outside 0..{trajectory.num_steps}")
-    named = {
-        name for record in trajectory.steps for outcome in record.outcomes if outcome.operation
-        for name in (outcome.operation.item_id, outcome.item_id)
-    }
-    # For an INSERT that was refused then and is valid now: an id that nothing recorded can mean.
-    spare = (name for name in map("new {}".format, itertools.count(1)) if name not in named)
-    for record in trajectory.steps[:step]:
-        if record.step not in without:
-            memory.apply(tuple(_emitted(record, memory, orphaned, spare)), record.step)
-    return memory
-
-
-def _emitted(
-    record: Step, memory: Memory, orphaned: Orphaned, spare: Iterator[str]
-) -> Iterator[Operation | InvalidOperation]:
-    """Yield what a recorded step emitted, for a memory from which items may be missing."""
-    created: set[str | None] = set()
-    for outcome in record.outcomes:
-        operation = outcome.operation
-        if operation is None:
-            yield InvalidOperation(outcome.reason or "", outcome.raw or "")
-            continue
-        if operation.kind == "INSERT":
-            operation = dataclasses.replace(operation, item_id=outcome.item_id or next(spare))
-            created.add(operation.item_id)
-        elif (
-            orphaned == "insert" and operation.kind == "UPDATE" and outcome.applied
-            and memory.get(operation.item_id) is None and operation.item_id not in created
-        ):
-            operation = dataclasses.replace(operation, kind="INSERT")
-            created.add(operation.item_id)
-        yield operation

@@ -14,12 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from finemem_lib.text import clean_text
-from finemem_lib.trajectory import (
-    OPERATION_KINDS,
-    InvalidOperation,
-    Operation,
-    OperationKind,
-)
+from finemem_lib.trajectory import OPERATION_KINDS, InvalidOperation, Operation, OperationKind
 
 NO_OPERATIONS = "no operations found"
 NOT_JSON = "not a JSON object"
@@ -27,6 +22,7 @@ TRUNCATED = "truncated"
 UNKNOWN_OPERATION = "unknown operation"
 BAD_CONTENT = "content missing or not a string"
 BAD_ID = "id missing or not a string"
+
 MALFORMED = (NO_OPERATIONS, NOT_JSON, TRUNCATED, UNKNOWN_OPERATION, BAD_CONTENT, BAD_ID)
 """Every reason an `InvalidOperation` of `parse_operations` can carry."""
 
@@ -86,12 +82,15 @@ OPERATION_TOOLS: list[dict[str, Any]] = [
 
 # Possessive quantifiers: a failed attempt is never retried with another split of the same text.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+
 _SCALAR = rf"(?:{_STRING}|[-+.\w]++)"
 _FLAT = rf"\{{\s*+(?:{_STRING}\s*+:\s*+{_SCALAR}\s*+,?+\s*+)*+\}}"
 _OBJECT = rf"\{{\s*+(?:{_STRING}\s*+:\s*+(?:{_SCALAR}|{_FLAT})\s*+,?+\s*+)++\}}"
+
 _TOKEN = re.compile(
     rf"(?P<object>{_OBJECT})|(?P<broken>\{{(?=\s*+\"))|[\[\]]|</?tool_call>", re.DOTALL
 )
+
 _ARGUMENTS = re.compile(_FLAT, re.DOTALL)
 _EMPTY_LIST = re.compile(r"[^][{}]*+\[\s*+\][^][{}]*+")
 _THINKING = re.compile(r"\A\s*+<think>.*?(?:</think>|\Z)", re.DOTALL)

@@ -15,29 +15,13 @@ emits nothing has format reward 0.0. DELETE and SKIP earn no evidence, as in the
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from finemem_lib.repro import generator
-from finemem_lib.text import TOKENIZER, count_tokens
-from finemem_lib.trajectory import (
-    AnsweredQuestion,
-    Chunk,
-    MemoryDelta,
-    MemoryItem,
-    Operation,
-    OperationOutcome,
-    Question,
-    Retrieved,
-    Step,
-    Trajectory,
-    Write,
-)
+from finemem_lib.trajectory import AnsweredQuestion, Retrieved, Trajectory
 
 Attribution = Literal["last_write", "creation", "lineage"]
 Credited = Literal["retrieved", "used"]
@@ -141,6 +125,7 @@ def outcome_reward(trajectory: Trajectory) -> float | None:
     Raises:
         ValueError: a score is neither None nor a number in [0, 1].
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> outcome_reward(worked_example())
     0.75
     """
@@ -156,6 +141,7 @@ def chunk_rewards(trajectory: Trajectory) -> list[float | None]:
     Raises:
         ValueError: a score is neither None nor a number in [0, 1].
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> chunk_rewards(worked_example())
     [1.0, None, 0.5, 0.0]
     """
@@ -175,6 +161,7 @@ def evidence_contribution(
     Raises:
         ValueError: a score is out of range, or an item names a step outside 1..T.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> evidence_contribution(worked_example())
     [0.25, 0.0, 0.5, 0.0]
     """
@@ -200,6 +187,7 @@ def evidence_matrix(
     Raises:
         ValueError: as `evidence_contribution`.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> evidence_matrix(worked_example())
     [[0.25, 0.0], [0.0, 0.0], [0.25, 0.25], [0.0, 0.0]]
     """
@@ -222,6 +210,7 @@ def eara_rewards(
     Raises:
         ValueError: as `evidence_contribution`.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> eara_rewards(worked_example())
     [0.21875, 0.09375, 0.34375, 0.09375]
     """
@@ -238,6 +227,7 @@ def format_rewards(
     Valid means that the memory applied it; what could not be parsed counts as emitted. In [0, 1];
     a step that emitted nothing gets `settings.empty_format`. Source: Fine-Mem, format reward.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> format_rewards(worked_example())
     [1.0, 1.0, 0.5, 0.0]
     """
@@ -255,6 +245,7 @@ def compression_reward(trajectory: Trajectory) -> float | None:
     L counts tokens in the units of `trajectory.tokenizer`. At most 1, negative when the memory is
     longer than the chunks; `None` when the chunks hold no token. Source: Fine-Mem, compression.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> round(compression_reward(worked_example()), 4)
     0.5263
     """
@@ -272,6 +263,7 @@ def hybrid_reward(
     Raises:
         ValueError: as `evidence_contribution`.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> for reward in hybrid_reward(worked_example()):
     ...     print(reward.step, reward.eara, reward.format, reward.chunk, round(reward.total, 4))
     1 0.21875 1.0 1.0 1.7451
@@ -368,6 +360,7 @@ def item_shares(
     Raises:
         ValueError: an item names a step outside 1..T.
 
+    >>> from finemem_lib.worked_example import worked_example
     >>> item_shares(worked_example().questions[0], 4, RewardSettings())
     [(1, '1', 0.5), (3, '2', 0.5)]
     """
@@ -401,143 +394,3 @@ def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ..
     if attribution == "lineage":
         return item.steps
     return item.steps[:1] if attribution == "creation" else item.steps[-1:]
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceFaults:
-    """How far the evidence that credit is attributed by is wrong: a test of robustness.
-
-    drop, swap: probabilities that a retrieved item is lost, or replaced by another item of M_T;
-        one of the two at most happens to an item, so together at most 1.
-
-    Raises:
-        ValueError: a probability, or their sum, is outside [0, 1].
-    """
-
-    drop: float = 0.0
-    swap: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("drop", self.drop), ("swap", self.swap), ("drop + swap", self.drop + self.swap)
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(
-                    f"evidence faults: {name} is {value!r}, expected a number from 0 to 1"
-                )
-
-
-def with_faults(trajectory: Trajectory, faults: EvidenceFaults, seed: int) -> Trajectory:
-    """Return the trajectory with faults in the evidence of its global questions.
-
-    Scores, answers and everything else stay, so only what is attributed by evidence changes. A
-    swapped item keeps its place and score; the other item is one that the question does not list
-    yet (where there is none, the item stays), and it counts as used where the first one did. The
-    same seed gives the same faults.
-
-    >>> faulty = with_faults(worked_example(), EvidenceFaults(swap=1.0), seed=0)
-    >>> [[item.item_id for item in answered.retrieved] for answered in faulty.questions]
-    [['1', '2'], ['1']]
-    >>> evidence_contribution(faulty), outcome_reward(faulty)
-    ([0.5, 0.0, 0.25, 0.0], 0.75)
-    """
-    rng = generator("evidence faults", seed, trajectory.instance_id, trajectory.rollout)
-    memory = trajectory.final_memory()
-    return dataclasses.replace(
-        trajectory,
-        questions=tuple(_faulty(one, memory, faults, rng) for one in trajectory.questions),
-    )
-
-
-def _faulty(
-    answered: AnsweredQuestion,
-    memory: Sequence[MemoryItem],
-    faults: EvidenceFaults,
-    rng: random.Random,
-) -> AnsweredQuestion:
-    listed = {item.item_id for item in answered.retrieved}
-    others = [item for item in memory if item.item_id not in listed]
-    rng.shuffle(others)
-    retrieved, swapped = [], {}
-    for item in answered.retrieved:
-        chance = rng.random()
-        if chance < faults.drop:
-            continue
-        if chance < faults.drop + faults.swap and others:
-            other = others.pop()
-            swapped[item.item_id] = other.item_id
-            steps = tuple(write.step for write in other.lineage)
-            item = Retrieved(other.item_id, item.score, steps)
-        retrieved.append(item)
-    used = answered.used and tuple(swapped.get(item_id, item_id) for item_id in answered.used)
-    return dataclasses.replace(answered, retrieved=tuple(retrieved), used=used)
-
-
-def worked_example() -> Trajectory:
-    """Return the example that can be checked by hand: T = 4 and two global questions.
-
-    q1 (score 1.0) retrieved the items written at steps 1 and 3, q2 (score 0.5) the item written at
-    step 3. Step 2 skips and has no chunk question; at step 3 one of two operations names an
-    unknown id; step 4 emits nothing.
-
-    >>> example = worked_example()
-    >>> [item.content for item in example.final_memory()]
-    ['Mia lives in Rome.', 'Mia adopted cats.']
-    """
-    texts = ("Mia lives in Rome.", "It rained.", "Mia adopted cats. Ben saw cats.", "Buses left.")
-    first = MemoryItem("1", "Mia lives in Rome.", (Write(1, "INSERT", 0),))
-    second = MemoryItem("2", "Mia adopted cats.", (Write(3, "INSERT", 0),))
-    unknown = Operation("UPDATE", "Ben saw cats.", "9")
-    outcomes = (
-        (OperationOutcome(Operation("INSERT", first.content), True, item_id="1"),),
-        (OperationOutcome(Operation("SKIP"), True),),
-        (
-            OperationOutcome(Operation("INSERT", second.content), True, item_id="2"),
-            OperationOutcome(unknown, False, "unknown id"),
-        ),
-        (),
-    )
-    deltas = (MemoryDelta((first,)), MemoryDelta(), MemoryDelta((second,)), MemoryDelta())
-    one, two = Retrieved("1", 1.2, (1,)), Retrieved("2", 0.8, (3,))
-
-    def asked(
-        name: str,
-        text: str,
-        gold: str,
-        score: float,
-        items: tuple[Retrieved, ...],
-        step: int | None = None,
-    ) -> AnsweredQuestion:
-        question = Question(name, text, (gold,), "planted", step=step)
-        used = tuple(item.item_id for item in items)
-        return AnsweredQuestion(question, step or 4, items, gold if score else "", used, score)
-
-    home, pet = "Where does Mia live?", "Which pets does Mia keep?"
-    chunk_questions = (
-        (asked("chunk-1-1", home, "Rome", 1.0, (one,), 1),),
-        (),
-        (
-            asked("chunk-3-1", pet, "cats", 1.0, (two,), 3),
-            asked("chunk-3-2", "Who saw cats?", "Ben", 0.0, (two,), 3),
-        ),
-        (asked("chunk-4-1", "What left?", "Buses", 0.0, (), 4),),
-    )
-    memory_tokens = (5, 5, 9, 9)
-    return Trajectory(
-        instance_id="worked-example",
-        data_source="planted",
-        category="AR",
-        manager="by hand",
-        rollout=0,
-        steps=tuple(
-            Step(number, Chunk(text, count_tokens(text)), "", outcome, delta, tokens, questions)
-            for number, (text, outcome, delta, tokens, questions) in enumerate(
-                zip(texts, outcomes, deltas, memory_tokens, chunk_questions, strict=True), start=1
-            )
-        ),
-        questions=(
-            asked("q-1", home, "Rome", 1.0, (one, two)),
-            asked("q-2", pet, "cats and dogs", 0.5, (two,)),
-        ),
-        tokenizer=TOKENIZER,
-    )

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Metric = Callable[[str, Sequence[str]], float | None]
-
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")

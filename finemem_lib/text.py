@@ -8,6 +8,14 @@ from __future__ import annotations
 
 import re
 
+STOPWORDS = frozenset(
+    "a an the of in on at to for from by with as is are was were be been being am do does did done "
+    "has have had having it its this that these those and or but if so such no not nor other there "
+    "what which who whom whose when where why how many much their his her he she they we you i me "
+    "my your our us them him can could would should will may might must than then into about also "
+    "after before during between over under up out s t".split()
+)
+
 TOKENIZER = "words"
 """Name of the unit `count_tokens` counts in, recorded with every trajectory."""
 
@@ -16,9 +24,11 @@ _WORD = re.compile(r"\w+")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 _LOOK_BACK = 24  # longer than any abbreviation
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s)")
+
 _LABELLED = re.compile(
     r"^(Sentence|Sample|Text):[ \t]*(\S[^\n]*?)(?:\n\s*|;[ \t]*)Labels?:[ \t]*(\S+)", re.MULTILINE
 )
+
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st gen col lt sgt capt rev hon gov sen rep vs etc al inc ltd co corp "
     "no nos vol fig figs ed eds pp approx ca cf dept est univ jan feb mar apr jun jul aug sep sept "

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
-
 OperationKind = Literal["INSERT", "UPDATE", "DELETE", "SKIP"]
 OPERATION_KINDS: tuple[OperationKind, ...] = ("INSERT", "UPDATE", "DELETE", "SKIP")
 

@@ -18,7 +18,7 @@ collect_ignore = ["notebook_environment.py"]  # a plugin for nbval that changes 
 @pytest.fixture(scope="session")
 def frozen_imports():
     """Keep the garbage collector, which every training run starts once, out of what is imported."""
-    from finemem_lib.training import load_trainer_class
+    from finemem_lib.training.trl_adapter import load_trainer_class
 
     load_trainer_class()
     gc.collect()
@@ -30,8 +30,8 @@ def frozen_imports():
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """A running JupyterLab; the tests run notebooks in it."""
-    from browser import skip_without_chromium
-    from lab import served
+    from tests.helpers.browser import skip_without_chromium
+    from tests.helpers.lab import served
 
     skip_without_chromium()
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item, call):
     """Keep screenshots of the pages that are open when a test fails."""
     report = yield
     if report.failed and item.get_closest_marker("browser"):
-        from browser import photograph
+        from tests.helpers.browser import photograph
 
         for path in photograph(re.sub(r"\W+", "-", item.name)):
             report.sections.append(("screenshot", str(path)))

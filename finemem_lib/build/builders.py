@@ -1,0 +1,590 @@
+"""Memalpha instances from the public raw sets.
+
+Three builders make instances of units (raw_sets): of texts with questions, of labelled examples, of
+books. The sizes and wrappers are those of Mem-alpha (arXiv 2509.25911, appendix, tables 6 to 8, and
+its public preparation script).
+
+Differs from the paper: no language model is asked unless one is given. Which questions a model
+answers without any text is found by `closed_book`; without it none is dropped. PerLTQA answers are
+the raw set's own anchors of at most three words that stand in the text and not in the question,
+where Mem-alpha has GPT-4.1 shorten the answers and check that the text answers them; its questions
+about relationships are left out, because nothing says which event answers them. BookSum's keywords
+are words of the summary that stand in the text, names first, where GPT-4.1 picks them. Chunk sizes
+are measured in this library's tokens unless `count` is a model's. Lead-ins and replies of the
+wrappers are our own sentences. Sentences asked for their label are drawn for every instance; the
+published ones ask the hundred of MemoryAgentBench.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from finemem_lib.build.raw_sets import PUBMED_LABELS, Book, Character, Example, Fact, raw_units
+from finemem_lib.data.memalpha import (
+    PROSE_TOKENS,
+    Loaded,
+    book_page,
+    book_question,
+    dialogue,
+    packed,
+)
+from finemem_lib.reading import ReadingTask, ReasoningAgent
+from finemem_lib.scoring import normalise, score
+from finemem_lib.seeds import generator
+from finemem_lib.text import STOPWORDS, TOKENIZER, count_tokens, sentences, words
+from finemem_lib.trajectory import Chunk, Instance, Question
+
+LEAD_INS = (
+    "Here is something I read, please keep it:",
+    "Please remember the following:",
+    "I want you to know about this:",
+    "Keep these notes for me:",
+    "This may be asked about later:",
+)
+
+EXAMPLE_LEAD_INS = (
+    "Please study these examples and their labels:",
+    "Here is another batch of labelled examples:",
+    "More examples with their labels to learn from:",
+    "These examples show how the labels are used:",
+)
+
+REPLIES = (
+    "Understood, I have noted this.",
+    "Thanks, I will remember it.",
+    "I have stored this.",
+    "All right, saved for later.",
+)
+
+MAX_KEYWORDS = 20
+"""Keywords of a summary; how many Mem-alpha's are is not published."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactRule:
+    """Texts in reading order with the questions about them.
+
+    A chunk is closed before the text that would exceed a size drawn from `chunk_tokens`, an
+    instance when it has `num_chunks` chunks or sizes that sum to `instance_tokens`. With
+    `cut_texts` a text longer than the chunk is cut at a sentence end, else it is a chunk of its
+    own. An answer has at most `answer_tokens` tokens and stands in the chunks, unless it is yes or
+    no. An instance is dropped with fewer than `min_asked` questions before the questions are
+    filtered or `min_kept` after; of more than `max_kept` a sample is kept.
+    """
+
+    data_source: str
+    chunk_tokens: tuple[int, int] = (100, 2048)
+    num_chunks: int = 10
+    instance_tokens: int | None = None
+    cut_texts: bool = False
+    answer_tokens: int = 4
+    min_asked: int = 50
+    min_kept: int = 30
+    max_kept: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class CharacterRule:
+    """One event with its dialogues is a chunk, at most `max_chunks`; questions as in `FactRule`."""
+
+    data_source: str = "perltqa"
+    max_chunks: int = 30
+    min_kept: int = 20
+    max_kept: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRule:
+    """Labelled examples drawn without repetition, then unseen ones that are asked.
+
+    A chunk is closed before the example that would exceed a size drawn from `chunk_tokens`, which
+    counts rendered examples or, with `text_only`, their bare texts. `num_chunks` of them are filled
+    or, with `None`, as many as `shots` examples fill, drawn evenly over the labels. `every_label`
+    appends one example of each label to the first chunk. Labels are numbered as in `labels`, where
+    there are any, else at random. `num_instances` are made unless a number is asked for.
+    """
+
+    data_source: str
+    chunk_tokens: tuple[int, int]
+    num_chunks: int | None = 10
+    shots: int | None = None
+    text_only: bool = False
+    every_label: bool = False
+    labels: tuple[str, ...] | None = None
+    num_instances: int = 1
+    num_asked: int = 100
+    shown_as: str = "Sentence: {text}\nLabel: {label}"
+    asked_as: str = "Sentence: {text}\nWhat are the labels for the above sentence?"
+    before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BookRule:
+    """Sentences packed into chunks of at most `chunk_tokens`, with 1 to 3 days from one to the
+    next; a text with fewer than `min_chunks` or more than `max_chunks` chunks is dropped."""
+
+    data_source: str = "booksum"
+    chunk_tokens: int = PROSE_TOKENS
+    min_chunks: int = 5
+    max_chunks: int = 20
+
+
+Rule = FactRule | CharacterRule | ExampleRule | BookRule
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What every builder needs beside the units and the rule."""
+
+    raw_set: str
+    seed: int
+    count: Callable[[str], int]
+    tokenizer: str
+    closed_book: ReasoningAgent | None
+    problems: list[str]
+
+    def say(self, place: str, problem: str) -> None:
+        self.problems.append(f"{self.raw_set}, {place}: {problem}")
+
+    def rng(self, *parts: object) -> random.Random:
+        return generator("builder", self.raw_set, self.seed, *parts)
+
+    def instance(
+        self, name: str, rule: Rule, category: str, texts: Sequence[str],
+        asked: Sequence[tuple[str, str, tuple[int, ...] | None]], **metadata: Any,
+    ) -> Instance:
+        return Instance(
+            f"{self.raw_set}-{name}", rule.data_source, category,
+            tuple(Chunk(text, count_tokens(text)) for text in texts),
+            tuple(
+                Question(f"q-{number}", question, (answer,), rule.data_source, None, steps)
+                for number, (question, answer, steps) in enumerate(asked, start=1)
+            ),
+            metadata={
+                "text_source": self.raw_set, "chunked_in": self.tokenizer, "seed": self.seed,
+                **metadata,
+            },
+        )
+
+    def unknown(self, facts: Sequence[Fact], data_source: str) -> list[Fact]:
+        """Return the facts that the closed-book reader, shown no text, cannot answer."""
+        if self.closed_book is None:
+            return list(facts)
+        tasks = [ReadingTask(fact.question, data_source, ()) for fact in facts]
+        return [
+            fact for fact, reading in zip(facts, self.closed_book.read(tasks), strict=True)
+            if not score(reading.answer, (fact.answer,), data_source)
+        ]
+
+
+@dataclass(slots=True)
+class _Filling:
+    """Chunks of given sizes being filled with texts; `steps` says where each text went."""
+
+    sizes: Sequence[int]
+    making: _Making
+    cut_texts: bool
+    chunks: list[list[str]] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
+    left: int = 0
+
+    def place(self, texts: Sequence[str]) -> bool:
+        """Put those of the texts that are new into the open chunk or the next ones; False, and
+        nothing changed, when there is no chunk left for one of them."""
+        before = [list(chunk) for chunk in self.chunks], dict(self.steps), self.left
+        for text in texts:
+            if text not in self.steps and not self._place_one(text):
+                self.chunks, self.steps, self.left = before
+                return False
+        return True
+
+    def _place_one(self, text: str) -> bool:
+        placed, tokens = text, self.making.count(text)
+        if not self.chunks or tokens > self.left:
+            if len(self.chunks) == len(self.sizes):
+                return False
+            self.left = self.sizes[len(self.chunks)]
+            self.chunks.append([])
+            if self.cut_texts:
+                placed = _head(text, self.left, self.making.count)
+        self.chunks[-1].append(placed)
+        self.steps[text] = len(self.chunks)
+        self.left -= tokens
+        return True
+
+
+def _head(text: str, limit: int, count: Callable[[str], int]) -> str:
+    """Return the sentences of a text that fit into `limit` tokens, at least the first."""
+    end = size = 0
+    for sentence in sentences(text):
+        size += count(sentence)
+        if end and size > limit:
+            break
+        end = text.index(sentence, end) + len(sentence)
+    return text[:end]
+
+
+def _from_facts(
+    facts: Sequence[Fact], rule: FactRule, making: _Making, number: int | None
+) -> Iterator[Instance]:
+    start = made = 0
+    while start < len(facts) and made != number:
+        rng = making.rng(start)
+        filling = _Filling(_drawn_sizes(rule, rng), making, rule.cut_texts)
+        end = start
+        while end < len(facts) and filling.place(facts[end].texts):
+            end += 1
+        end = max(end, start + 1)  # a fact that fits nowhere
+        texts = ["\n\n".join(chunk) for chunk in filling.chunks]
+        whole = "\n".join(texts)
+        kept = [
+            fact for fact in facts[start:end]
+            if making.count(fact.answer) <= rule.answer_tokens
+            and (fact.answer.lower() in ("yes", "no")
+                 or score(whole, (fact.answer,), rule.data_source))
+        ]
+        if end - start >= rule.min_asked and len(kept) >= rule.min_kept:
+            kept = making.unknown(kept, rule.data_source)
+        if end - start < rule.min_asked or len(kept) < rule.min_kept:
+            making.say(
+                f"questions {start + 1} to {end}",
+                f"{end - start} on {len(texts)} chunks, {len(kept)} of them usable, expected at "
+                f"least {rule.min_asked} and {rule.min_kept}; left out",
+            )
+        else:
+            made += 1
+            yield making.instance(
+                str(start + 1), rule, "AR", _wrapped(texts, LEAD_INS, rng),
+                [
+                    (fact.question, fact.answer,
+                     tuple(sorted({filling.steps[text] for text in fact.texts})))
+                    for fact in _sampled(kept, rule.max_kept, rng)
+                ],
+            )
+        start = end
+
+
+def _drawn_sizes(rule: FactRule, rng: random.Random) -> list[int]:
+    sizes: list[int] = []
+    while len(sizes) < rule.num_chunks and (
+        rule.instance_tokens is None or sum(sizes) < rule.instance_tokens
+    ):
+        sizes.append(rng.randint(*rule.chunk_tokens))
+    return sizes
+
+
+def _from_characters(
+    characters: Sequence[Character], rule: CharacterRule, making: _Making, number: int | None
+) -> Iterator[Instance]:
+    made = 0
+    for one in characters:
+        if made == number:
+            return
+        events = dict(list(one.chunks.items())[: rule.max_chunks])
+        steps = {event: step for step, event in enumerate(events, start=1)}
+        whole = "\n".join(events.values())
+        asked = []
+        for event, question, anchors in one.asked:
+            parts = [
+                part for part in anchors if score(whole, (part,), rule.data_source)
+                and not score(question, (part,), rule.data_source)
+            ]
+            if event in steps and parts:
+                asked.append((question, "; ".join(parts), (steps[event],)))
+        if len(asked) < rule.min_kept:
+            making.say(
+                f"character {one.name}",
+                f"{len(asked)} of {len(one.asked)} questions usable on {len(events)} events, "
+                f"expected at least {rule.min_kept}; left out",
+            )
+            continue
+        made += 1
+        yield making.instance(
+            one.name, rule, "AR", list(events.values()),
+            _sampled(asked, rule.max_kept, making.rng(one.name)),
+        )
+
+
+def _from_examples(
+    examples: Sequence[Example], rule: ExampleRule, making: _Making, number: int | None
+) -> Iterator[Instance]:
+    names = list(rule.labels or sorted({one.label for one in examples}))
+    if not rule.labels:
+        making.rng("labels").shuffle(names)
+    labels = {name: str(number) for number, name in enumerate(names)}
+    pool = [one for one in examples if one.shown]
+    unseen = [one for one in examples if not one.shown]
+
+    def rendered(one: Example) -> str:
+        return rule.shown_as.format(text=one.text, label=labels[one.label])
+
+    for place in range(rule.num_instances if number is None else number):
+        rng = making.rng(place)
+        drawn = _drawn(pool, rng)
+        chunks, shown = _filled(
+            drawn if rule.shots is None else _balanced(pool, rule.shots, rng),
+            rendered, rule, making, rng,
+        )
+        if not chunks or rule.num_chunks not in (None, len(chunks)):
+            making.say(
+                f"instance {place + 1} and all after it",
+                f"{len(pool)} examples fill {len(chunks)} chunks, expected "
+                f"{rule.num_chunks or 'one'}; left out",
+            )
+            return
+        if rule.shots is not None and len(shown) < rule.shots:
+            making.say(
+                f"instance {place + 1}", f"shows {len(shown)} examples, expected {rule.shots}"
+            )
+        if rule.every_label:
+            each_label = {one.label: one for one in _drawn(pool, rng)}.values()
+            shown += each_label
+            chunks[0] += map(rendered, each_label)
+        texts, meant = {normalise(one.text) for one in shown}, {one.label for one in shown}
+        asked = []
+        for one in _drawn(unseen, rng) if unseen else drawn:
+            if len(asked) == rule.num_asked:
+                break
+            if normalise(one.text) not in texts and one.label in meant:
+                texts.add(normalise(one.text))
+                asked.append((rule.asked_as.format(text=one.text), labels[one.label], None))
+        if len(asked) < rule.num_asked:
+            making.say(
+                f"instance {place + 1} and all after it",
+                f"{len(asked)} examples are left to ask, expected {rule.num_asked}; left out",
+            )
+            return
+        yield making.instance(
+            str(place + 1), rule, "TTL",
+            _wrapped(
+                [rule.before + "\n\n".join(chunk) for chunk in chunks], EXAMPLE_LEAD_INS, rng
+            ),
+            asked, label_map=labels,
+        )
+
+
+def _filled(
+    examples: Iterable[Example], rendered: Callable[[Example], str], rule: ExampleRule,
+    making: _Making, rng: random.Random,
+) -> tuple[list[list[str]], list[Example]]:
+    """Return rendered examples chunk by chunk, and the examples; the last chunk may stay short only
+    where their number is not given."""
+    chunks: list[list[str]] = []
+    shown: list[Example] = []
+    left = 0
+    for one in examples:
+        tokens = making.count(one.text if rule.text_only else rendered(one))
+        if not chunks or tokens > left:
+            if len(chunks) == rule.num_chunks:
+                return chunks, shown
+            chunks.append([])
+            left = rng.randint(*rule.chunk_tokens)
+        chunks[-1].append(rendered(one))
+        shown.append(one)
+        left -= tokens
+    return (chunks if rule.num_chunks is None else chunks[:-1]), shown
+
+
+def _drawn(pool: Sequence[Example], rng: random.Random) -> Iterator[Example]:
+    """Yield the pool in random order; what is not asked for costs nothing."""
+    moved: dict[int, int] = {}
+    for last in range(len(pool) - 1, -1, -1):
+        place = rng.randint(0, last)
+        yield pool[moved.get(place, place)]
+        moved[place] = moved.get(last, last)
+
+
+def _balanced(pool: Sequence[Example], shots: int, rng: random.Random) -> list[Example]:
+    """Return `shots` examples in random order, as many of every label as there are."""
+    by_label = defaultdict(list)
+    for one in _drawn(pool, rng):
+        by_label[one.label].append(one)
+    by_turn = sorted(
+        ((turn, label) for label, ones in by_label.items() for turn in range(len(ones)))
+    )
+    chosen = [by_label[label][turn] for turn, label in by_turn[:shots]]
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _from_books(
+    books: Sequence[Book], rule: BookRule, making: _Making, number: int | None
+) -> Iterator[Instance]:
+    made = 0
+    for place, book in enumerate(books, start=1):
+        if made == number:
+            return
+        texts = packed(sentences(book.text), rule.chunk_tokens, " ", count=making.count)
+        found = keywords(book.summary, book.text)
+        if not rule.min_chunks <= len(texts) <= rule.max_chunks or not found:
+            making.say(
+                f"text {place} ({book.title:.40})",
+                f"{len(texts)} chunks and {len(found)} keywords, expected {rule.min_chunks} to "
+                f"{rule.max_chunks} and at least 1; left out",
+            )
+            continue
+        rng = making.rng(place)
+        days = [0]
+        for _ in texts[1:]:
+            days.append(days[-1] + rng.randint(1, 3))
+        made += 1
+        yield making.instance(
+            str(place), rule, "LRU", list(map(book_page, days, texts)),
+            [(book_question(days[-1]), ", ".join(found), None)],
+            title=book.title, summary=book.summary,
+        )
+
+
+def keywords(summary: str, text: str, limit: int = MAX_KEYWORDS) -> list[str]:
+    """Return words of a summary that stand in the text: names first, then what is said most often.
+
+    >>> keywords("Captain Ahab hunts a whale. The whale wins.", "the whale and Captain Ahab")
+    ['Captain', 'Ahab', 'whale']
+    """
+    known = set(words(text))
+    found = re.findall(r"[^\W\d_]{4,}", summary)
+    counts = Counter(word.lower() for word in found)
+    lower = {word for word in found if word.islower()}
+    first = {word.lower(): (place, word) for place, word in reversed(list(enumerate(found)))}
+    ranked = sorted(
+        (word in lower, -counts[word], place, spelled)
+        for word, (place, spelled) in first.items() if word in known and word not in STOPWORDS
+    )
+    return [spelled for *_, spelled in ranked[:limit]]
+
+
+def _wrapped(texts: Iterable[str], lead_ins: Sequence[str], rng: random.Random) -> list[str]:
+    return [
+        dialogue(day, rng.choice(lead_ins), text, rng.choice(REPLIES))
+        for day, text in enumerate(texts)
+    ]
+
+
+def _sampled(items: Sequence[Any], limit: int, rng: random.Random) -> list[Any]:
+    """Return at most `limit` items, in their order."""
+    places = range(len(items))
+    return [items[one] for one in sorted(rng.sample(places, min(limit, len(items))))]
+
+
+_SHORT = {"chunk_tokens": (200, 200), "text_only": True, "every_label": True}
+_LONG = {"chunk_tokens": (1024, 1024), "num_chunks": None}
+
+RULES: dict[str, Rule] = {
+    "squad": FactRule("squad"),
+    "hotpotqa": FactRule(
+        "hotpotqa", num_chunks=20, instance_tokens=10_000, cut_texts=True, min_asked=30,
+        min_kept=10,
+    ),
+    "perltqa": CharacterRule(),
+    "pubmed-rct": ExampleRule(
+        "pubmed-rct", (1024, 2048), num_instances=100, labels=PUBMED_LABELS,
+        shown_as="Sample: {text}\n\nLabels: {label}", before="\n",
+        asked_as="Sentence: {text}\n\n"
+        "What are the labels for the above medical abstract sentence?",
+    ),
+    "nlu": ExampleRule("icl_nlu_8296shot_balance", num_instances=69, **_SHORT),
+    "trec_coarse": ExampleRule("icl_trec_coarse_6600shot_balance", num_instances=71, **_SHORT),
+    "trec_fine": ExampleRule("icl_trec_fine_6400shot_balance", shots=6400, **_LONG),
+    "clinc150": ExampleRule("icl_clinic150_7050shot_balance", shots=7050, **_LONG),
+    "banking77": ExampleRule("icl_banking77_5900shot_balance", shots=5900, **_LONG),
+    "booksum": BookRule(),
+}
+"""The rule by raw set that gives the published sizes; `dataclasses.replace` one for another. SQuAD,
+HotpotQA, PerLTQA, PubMed-RCT, NLU, TREC coarse and BookSum are those of Memalpha; TREC fine,
+CLINC150 and Banking77 are those of MemoryAgentBench, with all shots in one instance."""
+
+
+def build_instances(
+    raw_set: str,
+    sources: Sequence[str | Path],
+    asked: Sequence[str | Path] = (),
+    *,
+    rule: Rule | None = None,
+    num_instances: int | None = None,
+    seed: int = 0,
+    count: Callable[[str], int] = count_tokens,
+    tokenizer: str = TOKENIZER,
+    closed_book: ReasoningAgent | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> Loaded:
+    """Turn a public raw set into Memalpha instances.
+
+    raw_set: a name of `RULES`.
+    sources: its files (JSON, JSON lines, parquet, CSV, or lines of text) or hub names.
+    asked: files of what is asked, where that is apart: PerLTQA's questions, the test half of a
+        labelled set. Without them labelled examples are asked that the instance does not show.
+    rule: another rule than the set's own.
+    num_instances: at most so many; `None`: what the texts give, or what the rule says.
+    count, tokenizer: what counts the tokens that chunks are cut by, and its name.
+    closed_book: a reader; questions it answers without any text are dropped.
+
+    `Loaded.problems` says of every row and every draft of an instance that was left out why. The
+    same arguments give the same instances.
+
+    Raises:
+        ValueError: the name is unknown, a file is missing or cannot be read, nothing could be
+            built, or (unless `on_error` is "skip") a row is broken; the message names file, row and
+            field.
+    """
+    if raw_set not in RULES:
+        raise ValueError(
+            f"build_instances: raw set {raw_set!r}, expected one of {', '.join(RULES)}"
+        )
+    rule = rule or RULES[raw_set]
+    if type(rule) is not type(RULES[raw_set]):
+        raise ValueError(
+            f"build_instances: rule of {raw_set} is a {type(rule).__name__}, expected a "
+            f"{type(RULES[raw_set]).__name__}; change the set's own with dataclasses.replace"
+        )
+    needs, takes = isinstance(rule, CharacterRule), isinstance(rule, (CharacterRule, ExampleRule))
+    if not sources or needs > bool(asked) or bool(asked) > takes:
+        raise ValueError(
+            f"build_instances: got {len(sources)} sources and {len(asked)} files of what is asked; "
+            f"{raw_set} needs at least one source and "
+            + ("at least one" if needs else "may have some" if takes else "no") + " file in `asked`"
+        )
+    if num_instances is not None and num_instances < 1:
+        raise ValueError(
+            f"build_instances: num_instances is {num_instances!r}, expected 1 or more, or None"
+        )
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'build_instances: on_error is {on_error!r}, expected "raise" or "skip"')
+    units, problems = raw_units(raw_set, sources, asked, on_error)
+    making = _Making(raw_set, seed, count, tokenizer, closed_book, problems)
+    builder: Any = {
+        FactRule: _from_facts, CharacterRule: _from_characters,
+        ExampleRule: _from_examples, BookRule: _from_books,
+    }[type(rule)]
+    instances = tuple(builder(units, rule, making, num_instances))
+    if not instances:
+        raise ValueError("; ".join([
+            f"build_instances: no instance of {raw_set} from {len(units)} units of "
+            f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for less",
+            *problems[:3],
+        ]))
+    return Loaded(instances, tuple(problems))
+
+
+def split_instances(
+    instances: Sequence[Instance], train_share: float = 0.9, max_train: int = 100, seed: int = 42
+) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
+    """Return training and validation instances as Mem-alpha splits a processed file: at random by
+    instance, then at most `max_train` for training.
+
+    Raises:
+        ValueError: `train_share` is outside [0, 1].
+    """
+    if not 0 <= train_share <= 1:
+        raise ValueError(
+            f"split_instances: train_share is {train_share!r}, expected a number from 0 to 1"
+        )
+    order = list(instances)
+    generator("split", seed).shuffle(order)
+    cut = round(train_share * len(order))
+    return tuple(order[:cut][:max_train]), tuple(order[cut:])

@@ -1,0 +1,155 @@
+"""Execute one notebook in a process of its own.
+
+The worker process can be killed as a whole, so a timeout or an interrupt ends kernel and all. When
+the command itself is killed, the worker notices, kills the kernel and ends the manifest. papermill
+alone cannot say whether a notebook is done (a killed kernel leaves cells marked as completed), so
+`notebook_error` looks at the cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing.connection
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.cli.manifest import read_manifest
+from finemem_lib.util.files import discard
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+CHECKPOINTS = "-checkpoints"
+"""How the scratch folders end (`Run.scratch`) that a stopped run keeps."""
+
+
+def notebook_error(path: Path) -> str | None:
+    """Return what went wrong in an executed notebook, `None` when every cell ran without an error.
+
+    Every code cell must have been executed; cells tagged ``skip-execution`` and empty ones need
+    not. The text starts with the cell, counted as in the notebook before papermill added its own,
+    and the error, and ends with the traceback's last lines.
+    """
+    import nbformat
+    from papermill.exceptions import strip_color
+
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells
+             if not added & set(cell.metadata.get("tags", []))]
+    for position, cell in enumerate(cells, start=1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                lines = strip_color("\n".join(output.traceback)).rstrip().splitlines()
+                return "\n".join([
+                    f"cell {position} (In [{cell.execution_count}]): {output.ename}: "
+                    f"{strip_color(output.evalue)}", *lines[-12:],
+                ])
+    for position, cell in enumerate(cells, start=1):
+        skipped = "skip-execution" in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and cell.source.strip() and not skipped:
+            if cell.execution_count is None:
+                return f"cell {position} was not executed"
+    return None
+
+
+def _work(
+    source: Path, executed: Path, parameters: dict[str, Any], folder: Path,
+    environment: Mapping[str, str], answer: Connection,
+) -> None:
+    """Execute one notebook; runs in a process of its own. Sends what went wrong beside cells."""
+    os.setsid()  # a Ctrl-C at the terminal is for the command, which then ends this process
+    log = os.open(folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(environment)
+    threading.Thread(target=_outlive_command, args=(folder,), daemon=True).start()
+    import papermill
+
+    try:
+        papermill.execute_notebook(
+            source, executed, parameters, kernel_name="python3", cwd=source.parent,
+            progress_bar=False, start_timeout=120, store_widget_state=False,
+        )
+    except papermill.PapermillExecutionError:
+        pass  # the cell holds it
+    except Exception as error:
+        answer.send(f"{type(error).__name__}: {error}")
+
+
+def _outlive_command(folder: Path) -> None:
+    """Wait for the command's process to end; then end the kernel and the manifest in its place."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    try:
+        _kill_tree(os.getpid(), including=False)
+        if read_manifest(folder, settle=True)["status"] != "running":  # else it was resumed
+            _clear_scratch(folder)
+    finally:
+        os._exit(1)
+
+
+def _kill_tree(pid: int, including: bool = True) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        doomed = parent.children(recursive=True) + [parent] * including
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(doomed, timeout=10)
+
+
+def _clear_scratch(folder: Path, finished: bool = False) -> None:
+    """Remove what a run needs only while it is running, and what a killed kernel left beside; the
+    checkpoints that `finemem resume` goes on from stay until the run is `finished`."""
+    for path in (folder / "scratch").glob("*"):
+        if finished or not path.name.endswith(CHECKPOINTS):
+            discard(path)
+    with contextlib.suppress(OSError):  # checkpoints are left, or there was none
+        (folder / "scratch").rmdir()
+    for path in folder.rglob("*.tmp"):
+        discard(path)
+
+
+def _execute(
+    source: Path, parameters: dict[str, Any], folder: Path, environment: Mapping[str, str],
+    deadline: float, say: Callable[[], None],
+) -> tuple[str, str | None]:
+    """Execute a notebook into ``notebooks/`` of the run; return its status and what went wrong."""
+    executed = folder / "scratch" / source.name
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    worker = context.Process(
+        target=_work, args=(source, executed, parameters, folder, environment, theirs)
+    )
+    try:
+        worker.start()
+        theirs.close()
+        while worker.is_alive() and time.monotonic() < deadline:
+            worker.join(min(1.0, max(0.0, deadline - time.monotonic())))
+            say()
+        if worker.is_alive():
+            return "timeout", "stopped: the time given with --timeout is over"
+        try:
+            error = ours.recv()
+        except EOFError:  # it had nothing to say
+            error = None
+        if worker.exitcode != 0:
+            error = f"the process that executed the notebook ended with code {worker.exitcode}"
+        if executed.exists():
+            error = notebook_error(executed) if error is None else error
+        elif error is None:
+            error = "papermill left no executed notebook; see run.log"
+        return ("failed" if error else "ok"), error
+    finally:
+        if worker.is_alive():
+            _kill_tree(worker.pid)
+            worker.join()
+        with contextlib.suppress(OSError, ValueError):  # none, or cut off while it was written
+            json.loads(executed.read_text(encoding="utf-8"))
+            os.replace(executed, folder / "notebooks" / source.name)

@@ -1,0 +1,191 @@
+"""The commands of `finemem` and their options.
+
+Exit codes: 0 ok, 1 a notebook failed (or the report or a file of the run could not be written),
+2 bad usage, found before any kernel starts, 3 timeout, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from finemem_lib import __version__
+from finemem_lib.cli import plan, prepare
+from finemem_lib.cli.manifest import read_manifest
+from finemem_lib.cli.profiles import add_arguments
+from finemem_lib.cli.run import RESUMABLE, _report, resume_command, run_command
+from finemem_lib.runs import run as run_module
+from finemem_lib.util.console import (
+    BAD_USAGE,
+    EXIT_CODES,
+    UsageError,
+    interruptible,
+    print_table,
+)
+
+
+def list_command(options: argparse.Namespace) -> int:
+    """Print one line per run, the newest last."""
+    rows = []
+    root = run_module.runs_folder()
+    for folder in root.glob("*/"):
+        if not (folder / "manifest.json").exists():
+            if records := run_module.recorded(folder):  # made in JupyterLab, notebook by notebook
+                done = sum(record["status"] == "ok" for record in records)
+                rows.append((min(record["started"] for record in records), folder.name,
+                             "JupyterLab", "", f"{done}/{len(records)}", ""))
+            continue
+        try:
+            found = read_manifest(folder)
+        except ValueError:
+            rows.append(("", folder.name, "unreadable", "", "", ""))
+            continue
+        done = sum(entry["status"] == "ok" for entry in found["notebooks"])
+        seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"
+        rows.append((found["started"], found["run_id"], found["status"], found["profile"],
+                     f"{done}/{len(found['notebooks'])}", seconds))
+    print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
+    if not rows:
+        print(f"no runs in {root}; start one with `finemem run`")
+    return 0
+
+
+def report_command(options: argparse.Namespace) -> int:
+    """Make a run's report again and print its path."""
+    try:
+        folder = run_module.run_folder(options.run)
+        read_manifest(folder, settle=True)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(f"report: {_report(folder, options.figures)}")
+    return 0
+
+
+def sweep_command(options: argparse.Namespace) -> int:
+    """Make the cells of a design that a folder lacks, print its table; return the exit code."""
+    from finemem_lib.experiments import rows, sweep
+    from finemem_lib.experiments import tables as experiment_tables
+    from finemem_lib.experiments.cells import Cell
+    from finemem_lib.experiments.design import load_design
+
+    try:
+        design = load_design(Path(options.design))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    cells = design.cells
+    print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
+    started = time.monotonic()
+
+    def say(done: int, total: int, cell: Cell, what: str) -> None:
+        print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {cell.regime}, "
+              f"{cell.variant}, seed {cell.seed}: {what}", flush=True)
+
+    folder = Path(options.output)
+    try:
+        # Not once: Python drops an interrupt that arrives while an object is being deleted.
+        with interruptible(once=False):
+            results, failures = sweep.run_cells(
+                cells, folder, jobs=options.jobs, scheduler=options.scheduler, progress=say
+            )
+    except (ValueError, ModuleNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        print(f"interrupted; finished cells are in {folder}, the same command goes on from them",
+              file=sys.stderr)
+        raise
+    print_table([
+        ("regime", "variant", "measure", "value", "difference", "seeds"),
+        *((row.regime, row.variant, row.measure, experiment_tables.format_interval(row),
+           experiment_tables.format_difference(row), str(row.seeds))
+          for row in experiment_tables.table(results, design.baseline)),
+    ])
+    name = Path(options.design).stem
+    command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
+        "--scheduler ADDRESS" if options.scheduler else f"--jobs {options.jobs}"
+    )
+    card = rows.experiment_card(design, results, failures, command)
+    rows.write_rows(results, folder / f"{name}.jsonl", card)
+    print(f"rows: {folder / f'{name}.jsonl'}")
+    for failure in failures:
+        print(f"failed: {failure.cell.regime}, {failure.cell.variant}, seed {failure.cell.seed}: "
+              f"{failure.error}", file=sys.stderr)
+    return EXIT_CODES["failed" if failures else "ok"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finemem", description="The Fine-Mem workbench: notebooks in order, one run folder.",
+        epilog="exit codes: 0 ok, 1 failed, 2 bad usage, 3 timeout, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True)
+    figures = {"nargs": "?", "const": "", "metavar": "FOLDER",
+               "help": "export the figures the notebooks kept (default: figures/RUN)"}
+
+    run = commands.add_parser("run", help="run notebooks and make the report")
+    run.set_defaults(command=run_command)
+    add_arguments(run)
+    run.add_argument("--run-id", metavar="ID", help="name of the run (default: time and a number)")
+    run.add_argument("--reuse", metavar="RUN",
+                     help="take artefacts that the chosen notebooks do not write from this run")
+    run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
+    run.add_argument("--figures", **figures)
+
+    resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
+    resume.set_defaults(command=resume_command)
+    resume.add_argument("run", metavar="RUN")
+    resume.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}")
+    resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
+    resume.add_argument("--figures", **figures)
+
+    commands.add_parser("list", help="show the runs").set_defaults(command=list_command)
+
+    sweep = commands.add_parser("sweep", help="run an experiment cell by cell, in parallel")
+    sweep.set_defaults(command=sweep_command)
+    sweep.add_argument("design", metavar="DESIGN", help="a file as in notebooks/designs")
+    sweep.add_argument("--output", required=True, metavar="FOLDER",
+                       help="one file per finished cell; those that are there are not run again")
+    sweep.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="processes (default: 2)")
+    sweep.add_argument("--scheduler", metavar="ADDRESS",
+                       help="of a Dask cluster that runs the cells (extra dask)")
+
+    prepare.add_commands(commands)
+    plan.add_command(commands)
+
+    report = commands.add_parser("report", help="make the report of a run again")
+    report.set_defaults(command=report_command)
+    report.add_argument("run", metavar="RUN")
+    report.add_argument("--figures", **figures)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if jobs < 1:
+        raise ValueError
+    return jobs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    options.command_line = arguments
+    try:
+        return options.command(options)
+    except UsageError as error:
+        print(f"finemem: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        return EXIT_CODES["interrupted"]

@@ -1,0 +1,235 @@
+"""The commands that make data: chunk questions ahead of training, instances from public raw sets.
+
+Everything a user can get wrong is looked at before a question is asked; what was made stays where
+it is, also when the command is interrupted, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.build.builders import RULES, build_instances
+from finemem_lib.build.published_sizes import as_markdown, size_table
+from finemem_lib.data.leaks import Leak, leaks
+from finemem_lib.data.memalpha import load_instances, save_instances
+from finemem_lib.data.question_store import (
+    Recipe,
+    audit_of,
+    prepare_questions,
+    recipe_of,
+    stored_rows,
+)
+from finemem_lib.data.questions import audit_counts
+from finemem_lib.readers.chat import ModelError
+from finemem_lib.readers.roles import Models, load_roles
+from finemem_lib.trajectory import Instance
+from finemem_lib.util.console import EXIT_CODES, UsageError, interruptible, plain, print_table
+
+SHOWN_LEAKS = 3
+SHOWN_PROBLEMS = 20
+SHOWN_LETTERS = 80
+
+
+def add_commands(commands: Any) -> None:
+    """Add `finemem questions` and `finemem build` to the command line."""
+    rows = {"choices": ("raise", "skip"), "default": "raise",
+            "help": "what to do with a broken row (default: raise)"}
+
+    questions = commands.add_parser("questions", help="make chunk questions ahead of training")
+    questions.set_defaults(command=questions_command)
+    questions.add_argument("--data", nargs="+", action="extend", required=True, metavar="PATH",
+                           help="files of instances, or data sets on the hub as owner/name or "
+                           "owner/name@COMMIT")
+    questions.add_argument("--split", default="test", help="of the hub's data (default: test)")
+    questions.add_argument("--output", required=True, metavar="FOLDER",
+                           help="keeps the questions; what is there is not asked again")
+    questions.add_argument("--k", type=_positive, default=5, metavar="N",
+                           help="questions per chunk at most (default: 5)")
+    questions.add_argument("--seed", type=int, default=0, metavar="N")
+    questions.add_argument("--max-chunk-tokens", type=_positive, default=4096, metavar="N",
+                           help="a longer chunk is cut, as notebook 01 cuts it (default: 4096)")
+    questions.add_argument("--models", metavar="FILE",
+                           help="YAML with the settings of the language models to ask as teacher "
+                           "and verifier (default: no model)")
+    questions.add_argument("--training", nargs="+", action="extend", default=[], metavar="PATH",
+                           help="training instances, looked through for what is in both; of a hub "
+                           "data set the split train")
+    questions.add_argument("--on-error", **rows)
+
+    build = commands.add_parser("build", help="make instances from a public raw set")
+    build.set_defaults(command=build_command)
+    build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
+    build.add_argument("files", nargs="+", metavar="FILE", help="of the raw set")
+    build.add_argument("--asked", nargs="+", action="extend", default=[], metavar="FILE",
+                       help="what is asked, where that is apart: PerLTQA's questions, a test half")
+    build.add_argument("--output", required=True, metavar="X.parquet", help="must not exist yet")
+    build.add_argument("--instances", type=_positive, metavar="N", help="at most so many")
+    build.add_argument("--seed", type=int, default=0, metavar="N")
+    build.add_argument("--on-error", **rows)
+
+
+def questions_command(options: argparse.Namespace) -> int:
+    """Make the chunk questions that a folder lacks, print what became of them; return the exit
+    code."""
+    folder = Path(options.output)
+    _check_output(folder)
+    try:
+        models = Models(load_roles(Path(options.models), folder) if options.models else None)
+        instances = _loaded(
+            options.data, options.split, options.on_error, options.max_chunk_tokens
+        )
+        training = _loaded(options.training, "train", options.on_error)
+        teacher, verifier = models.teacher(options.k), models.verifier(instances)
+    except (ValueError, ImportError, OSError) as error:
+        raise UsageError(plain(str(error))) from error
+    recipe = recipe_of(teacher, verifier, options.k, options.seed)
+    chunks = sum(len(instance.chunks) for instance in instances)
+    print(f"{len(instances)} instances, {chunks} chunks; teacher {teacher.name}, verifier "
+          f"{verifier.name}", flush=True)
+    started, finished = time.monotonic(), 0
+
+    def say(done: int, total: int) -> None:
+        nonlocal finished
+        finished = done
+        name = plain(instances[done - 1].instance_id)[:SHOWN_LETTERS]
+        print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {name}", flush=True)
+
+    def stopped(how: str) -> None:
+        print(f"{how}; {finished} of {len(instances)} instances are done and kept in {folder}, the "
+              "same command goes on from them", file=sys.stderr)
+
+    try:
+        with interruptible(once=False):
+            made = prepare_questions(
+                instances, folder, teacher, verifier, options.k, options.seed, progress=say
+            )
+        _print_audit(made, folder, recipe)
+        _print_leaks(leaks(made, training), len(training))
+    except ValueError as error:
+        raise UsageError(plain(str(error))) from error
+    except (ModelError, OSError) as error:
+        stopped(f"failed: {plain(str(error))}")
+        return EXIT_CODES["failed"]
+    except KeyboardInterrupt:
+        stopped("interrupted")
+        raise
+    finally:
+        _end(models)
+    return EXIT_CODES["ok"]
+
+
+def build_command(options: argparse.Namespace) -> int:
+    """Make instances from a raw set, print their sizes beside the published; return the exit
+    code."""
+    path = Path(options.output)
+    if path.suffix != ".parquet":
+        raise UsageError(
+            f"--output {path}: suffix {path.suffix!r}, expected .parquet; rename the file"
+        )
+    if path.exists():
+        raise UsageError(
+            f"--output {path} exists and is kept; give another path or remove it first"
+        )
+    _check_output(path.parent)
+    try:
+        built = build_instances(
+            options.raw_set, options.files, options.asked, num_instances=options.instances,
+            seed=options.seed, on_error=options.on_error,
+        )
+    except ValueError as error:
+        raise UsageError(plain(str(error))) from error
+    _print_problems(built.problems)
+    try:
+        with interruptible():
+            save_instances(built.instances, path)
+    except OSError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
+    print(as_markdown(size_table(built.instances)))
+    print(f"written: {path}")
+    return EXIT_CODES["ok"]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        raise UsageError(
+            f"--output: {there} {what}, expected a folder that files can be written to; choose "
+            "another one"
+        )
+
+
+def _loaded(
+    sources: Sequence[str], split: str, on_error: Any, max_chunk_tokens: int | None = None
+) -> list[Instance]:
+    instances: list[Instance] = []
+    for source in sources:
+        loaded = load_instances(
+            source, split=split, on_error=on_error, max_chunk_tokens=max_chunk_tokens
+        )
+        instances += loaded.instances
+        _print_problems(loaded.problems)
+        if loaded.commit:
+            print(f"{source}: commit {loaded.commit}")
+    return instances
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    for problem in problems[:SHOWN_PROBLEMS]:
+        print(plain(problem), file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"and {len(problems) - SHOWN_PROBLEMS} more like these", file=sys.stderr)
+
+
+def _print_audit(made: Sequence[Instance], folder: Path, recipe: Recipe) -> None:
+    asked = [questions for instance in made for questions in instance.chunk_questions or ()]
+    print(f"{sum(map(len, asked))} questions on {len(asked)} chunks, recipe {recipe.key}")
+    named = dataclasses.asdict(recipe)
+    audit = audit_of([row for row in stored_rows(folder) if named.items() <= row.items()])
+    total: Counter[str] = Counter()
+    for counts in audit_counts(audit, max((row.step for row in audit), default=0)):
+        total.update(counts)
+    del total["step"]
+    print_table([(f"all of this recipe in {folder}", "number"),
+                 *((what, str(number)) for what, number in total.items())])
+
+
+def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
+    compared = f"beside {num_training} of training" if num_training else "no training to compare"
+    counts = Counter(leak.kind for leak in found)
+    said = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    print(f"leaks ({compared}): {said or 'none'}")
+    print_table([("leak, for example", "instance", "step", "share", "text"), *(
+        (kind, plain(leak.instance_id)[:SHOWN_LETTERS], str(leak.step or ""), f"{leak.share:.2f}",
+         plain(leak.text)[:SHOWN_LETTERS])
+        for kind in counts
+        for leak in [one for one in found if one.kind == kind][:SHOWN_LEAKS]
+    )])
+
+
+def _end(models: Models) -> None:
+    """Print what the language models were asked and close their memos."""
+    rows = [
+        {"asked as": " and ".join(entry["roles"]), "model": plain(entry["model"])}
+        | {name.replace("_", " "): str(round(value, 6)) for name, value in entry["usage"].items()}
+        for entry in models.record()
+    ]
+    models.close()
+    if rows:
+        print_table([list(rows[0]), *(list(row.values()) for row in rows)])

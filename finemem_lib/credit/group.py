@@ -1,0 +1,258 @@
+"""Rules that compare the rollouts of one group."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, TypeVar
+
+from finemem_lib.advantages import ScaleRewards, group_relative
+from finemem_lib.credit.needs import Credit, _need
+from finemem_lib.credit.recorded import chunk_step_reward
+from finemem_lib.rewards import outcome_reward
+from finemem_lib.text import count_tokens
+from finemem_lib.trajectory import Step, Trajectory, creation_key
+
+Known = TypeVar("Known")
+
+
+class Together(tuple[Trajectory, ...]):
+    """The rollouts of one group, and what rules computed of all of them.
+
+    A rule that is asked about each rollout with the same `Together` as its group computes what the
+    rollouts share once, instead of once for each.
+    """
+
+    def once(self, what: Hashable, compute: Callable[[], Known]) -> Known:
+        """Return what was computed under this name, computing it the first time."""
+        known: dict[Hashable, Any] = self.__dict__
+        if what not in known:
+            known[what] = compute()
+        return known[what]
+
+
+def turn_level(
+    trajectory: Trajectory,
+    *,
+    group: Sequence[Trajectory],
+    coefficient: float = 1.0,
+    turns: Literal["first", "all"] = "first",
+    scale_rewards: ScaleRewards = "group",
+) -> Credit:
+    """Return the turn-level advantage ``A_outcome + coefficient A_turn(t)``.
+
+    Both are group-relative over the rollouts in `group`, the trajectory among them; the turn reward
+    is r_chunk(t). It enters at step 1 (`turns` "first", as in the published two-turn code) or at
+    every step that has one ("all"); elsewhere the advantage is A_outcome. The rollouts' advantages
+    at a step sum to 0. `None` where r_global is. Source: MT-GRPO (arXiv 2505.11821).
+
+    Raises:
+        ValueError: `group` is not one group of the trajectory, or there are no chunk questions.
+    """
+    rollouts, place = _rollouts(trajectory, group)
+    outcome = _outcome_advantages(rollouts, scale_rewards)[place]
+    # A rollout without an outcome gets no advantage, so it takes no part in the turns either.
+    turn = rollouts.once(("turn", scale_rewards), lambda: group_relative([
+        [None] * one.num_steps if outcome_reward(one) is None else chunk_step_reward(one)
+        for one in rollouts
+    ], scale_rewards))[place]
+    return [
+        outcome if outcome is None or advantage is None or (turns == "first" and step > 1)
+        else outcome + coefficient * advantage
+        for step, advantage in enumerate(turn, start=1)
+    ]
+
+
+def anchored_groups(
+    trajectory: Trajectory,
+    *,
+    group: Sequence[Trajectory],
+    omega: float = 1.0,
+    gamma: float = 0.95,
+    scale_rewards: ScaleRewards = "group",
+) -> Credit:
+    """Return ``A_episode + omega A_step(t)``.
+
+    A_episode is the group-relative outcome reward. A_step(t) is the return
+    ``gamma^(T-t) r_global``, relative to the rollouts that stood in the same state at step t: the
+    same contents in memory, in the same order, before the same chunk; 0 where no other rollout did.
+    With `scale_rewards` "batch" all returns that are compared, at whatever step, share one standard
+    deviation. The rollouts' advantages at a step sum to 0. `None` where r_global is. Source: GiGPO
+    (arXiv 2505.10978).
+
+    Raises:
+        ValueError: `group` is not one group of the trajectory.
+    """
+    rollouts, place = _rollouts(trajectory, group)
+    episode = _outcome_advantages(rollouts, scale_rewards)[place]
+    if episode is None:
+        return [None] * trajectory.num_steps
+    anchored = rollouts.once(("anchored", gamma, scale_rewards),
+                             lambda: _anchored(rollouts, gamma, scale_rewards))
+    return [episode + omega * local for local in anchored[place]]
+
+
+def _anchored(
+    rollouts: Together, gamma: float, scale_rewards: ScaleRewards
+) -> list[list[float]]:
+    """Return A_step(t) of `anchored_groups` for every rollout with an outcome (0 for others)."""
+    num_steps = rollouts[0].num_steps
+    outcomes = [outcome_reward(one) for one in rollouts]
+    groups = []  # (step, the rollouts in one state), where there are two of them at least
+    for step, states in enumerate(zip(*map(_states, rollouts), strict=True)):
+        alike = defaultdict(list)
+        for rollout, state in enumerate(states):
+            if outcomes[rollout] is not None:
+                alike[state].append(rollout)
+        groups += [(step, members) for members in alike.values() if len(members) > 1]
+    returns = [
+        [gamma ** (num_steps - 1 - step) * outcome if rollout in members else None
+         for step, members in groups]
+        for rollout, outcome in enumerate(outcomes)
+    ]
+    scaled = group_relative(returns, scale_rewards)
+    local = [[0.0] * num_steps for _ in rollouts]
+    for column, (step, members) in enumerate(groups):
+        for rollout in members:
+            local[rollout][step] = scaled[rollout][column]
+    return local
+
+
+def hindsight(
+    trajectory: Trajectory,
+    *,
+    group: Sequence[Trajectory],
+    retrieved_weight: float = 0.1,
+    scale_rewards: ScaleRewards = "group",
+) -> Credit:
+    """Return ``S_t = (1/n) sum_j ([t in E_j] + lambda [t wrote an item in M_j]) A_j``.
+
+    A_j is the advantage of the rollout's score on question j among the rollouts in `group`, E_j
+    the steps whose chunks hold the evidence (the truth, which no other rule sees), M_j what was
+    retrieved, lambda `retrieved_weight`. A step that wrote nothing gets 0. At lambda 0 the rollouts
+    sum to 0 at every step at which all of them wrote. `None` where no question could be scored.
+    Source: Mem-T, hindsight credit of memory construction.
+
+    Raises:
+        ValueError: `group` is not one group of the trajectory, or a question has no evidence
+            steps.
+    """
+    rollouts, place = _rollouts(trajectory, group)
+    for answered in trajectory.questions:
+        _need(
+            answered.question.evidence_steps is not None, trajectory,
+            f"the evidence steps of question {answered.question.question_id!r}",
+            "take data whose truth is known, such as the planted stream",
+        )
+    advantages = rollouts.once(("questions", scale_rewards), lambda: group_relative(
+        [[answered.score for answered in one.questions] for one in rollouts], scale_rewards
+    ))[place]
+    scored = [
+        (answered, advantage)
+        for answered, advantage in zip(trajectory.questions, advantages, strict=True)
+        if advantage is not None
+    ]
+    if not scored:
+        return [None] * trajectory.num_steps
+    parts: defaultdict[int, list[float]] = defaultdict(list)
+    for answered, advantage in scored:
+        told = set(answered.question.evidence_steps)
+        wrote = {step for item in answered.retrieved for step in item.steps}
+        for step in told | wrote:
+            parts[step].append(((step in told) + retrieved_weight * (step in wrote)) * advantage)
+    return [
+        math.fsum(parts[step.step]) / len(scored) if step.delta.written else 0.0
+        for step in trajectory.steps
+    ]
+
+
+def attributed_dense(
+    trajectory: Trajectory,
+    *,
+    group: Sequence[Trajectory],
+    alpha: float = 4.0,
+    length_weight: float = 0.1,
+    scale_rewards: ScaleRewards = "group",
+) -> Credit:
+    """Return ``w_t A(valid_t r_chunk(t) (1 - lambda l_t))``.
+
+    valid_t is 1 where every operation of the step was applied (0 where it emitted none), l_t the
+    length of what the step wrote over that of its chunk, at most 1, lambda `length_weight` (its
+    value is ours), and A the advantage among the rollouts in `group`. w_t is `alpha` at the step
+    whose items the global questions retrieved most (at each of them, where several tie), else 1; it
+    comes after A, for standardising would cancel a weight that the rollouts share. At alpha 1 the
+    rollouts' advantages at a step sum to 0. `None` where r_chunk is. Source: MemBuilder (arXiv
+    2601.05488), attributed dense reward.
+
+    Raises:
+        ValueError: as `turn_level`.
+    """
+    rollouts, place = _rollouts(trajectory, group)
+    advantages = rollouts.once(("dense", length_weight, scale_rewards), lambda: group_relative([
+        [None if reward is None else _unspoilt(step, length_weight) * reward
+         for step, reward in zip(one.steps, chunk_step_reward(one), strict=True)]
+        for one in rollouts
+    ], scale_rewards))
+    hits = Counter(
+        item.steps[-1] for answered in trajectory.questions for item in answered.retrieved
+    )
+    most = max(hits.values(), default=0)
+    return [
+        None if advantage is None
+        else (alpha if most and hits[step] == most else 1.0) * advantage
+        for step, advantage in enumerate(advantages[place], start=1)
+    ]
+
+
+def _unspoilt(step: Step, length_weight: float) -> float:
+    """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`."""
+    valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
+    written = sum(count_tokens(item.content) for item in step.delta.written)
+    return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))
+
+
+def _rollouts(
+    trajectory: Trajectory, group: Sequence[Trajectory]
+) -> tuple[Together, int]:
+    """Return the group and the trajectory's place in it."""
+
+    def asked(one: Trajectory) -> list[str]:
+        return [answered.question.question_id for answered in one.questions]
+
+    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
+    numbers = [one.rollout for one in group]
+    _need(
+        len(set(numbers)) == len(numbers) and trajectory.rollout in numbers, trajectory,
+        f"a group that holds its rollout and no rollout twice (got {numbers})",
+        "pass group=, all rollouts of the instance; padding must never enter an advantage",
+    )
+    same = all(
+        (one.instance_id, one.num_steps, asked(one))
+        == (trajectory.instance_id, trajectory.num_steps, asked(trajectory))
+        for one in group
+    )
+    _need(same, trajectory, "a group of the same instance, steps and questions",
+          "pass group=, the rollouts that `rollout.play` returned together")
+    together = group if isinstance(group, Together) else Together(group)
+    return together, numbers.index(trajectory.rollout)
+
+
+def _outcome_advantages(
+    rollouts: Together, scale_rewards: ScaleRewards
+) -> list[float | None]:
+    rows = rollouts.once(("outcome", scale_rewards), lambda: group_relative(
+        [[outcome_reward(one)] for one in rollouts], scale_rewards))
+    return [row[0] for row in rows]
+
+
+def _states(trajectory: Trajectory) -> list[tuple[str, ...]]:
+    """Return, per step, what the manager saw: the chunk and the contents in memory before it."""
+    states, contents = [], {}  # of the items by id, in the order of their creation
+    for step in trajectory.steps:
+        states.append((step.chunk.text, *contents.values()))
+        for item_id in step.delta.removed + step.delta.evicted:
+            contents.pop(item_id, None)
+        for item in sorted(step.delta.written, key=creation_key):
+            contents[item.item_id] = item.content
+    return states

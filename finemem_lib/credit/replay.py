@@ -1,0 +1,191 @@
+"""Replay a trajectory without some of its steps and answer its questions on what is left."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal
+
+from finemem_lib.credit.needs import _check_agent, _need
+from finemem_lib.memory import FlatMemory, Memory
+from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.retrieval import Retriever, make_retriever
+from finemem_lib.trajectory import (
+    InvalidOperation,
+    MemoryDelta,
+    Operation,
+    Question,
+    Step,
+    Trajectory,
+)
+
+
+class World:
+    """The memory, retrieval and reasoning agent that a trajectory was played with, to ask what
+    would be answered without some of its steps.
+
+    It remembers every score, so rules (and parts of the trajectory's questions) that are given the
+    same world ask nothing twice; `through` another agent all is asked again, on the same memories.
+
+    Raises:
+        ValueError: the trajectory does not say how it was played, its operations do not lead to
+            its memory, or `agent` is not the one that answered.
+    """
+
+    def __init__(self, trajectory: Trajectory, agent: ReasoningAgent) -> None:
+        _check_agent(trajectory, agent)
+        self.trajectory = trajectory
+        self.agent = agent
+        recorded = trajectory.metadata.get("rollout", {})
+        names = ("capacity", "eviction", "max_item_tokens", "duplicates", "top_k")
+        missing = [name for name in names if name not in recorded]
+        _need(not missing, trajectory, f"the settings it was played with ({', '.join(missing)})",
+              "play it again with rollout.play, which records them in metadata['rollout']")
+        self._retrieval = [
+            recorded[name] for name in ("retriever", "dense_model") if name in recorded
+        ] or ["bm25"]
+        *self._settings, self._top_k = (recorded[name] for name in names)
+        self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
+        self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, _Settled]] = {}
+        same = self.memory(frozenset()).items == trajectory.final_memory()
+        _need(same, trajectory, "operations that lead to its final memory",
+              "its settings or steps were changed; play the instance again")
+
+    def memory(self, without: frozenset[int], orphaned: Orphaned = "refuse") -> FlatMemory:
+        """Return the final memory that the other steps leave, see `memory.replay`."""
+        return replay(
+            self.trajectory, FlatMemory(*self._settings), self.trajectory.num_steps,
+            without=without, orphaned=orphaned,
+        )
+
+    def through(self, agent: ReasoningAgent) -> World:
+        """Return this world with no score known, to ask through another agent of equal settings;
+        memories and what is retrieved from them are shared.
+
+        Raises:
+            ValueError: `agent` is not the one that answered.
+        """
+        _check_agent(self.trajectory, agent)
+        other = copy.copy(self)
+        other.agent, other._scores = agent, {}
+        return other
+
+    def scores(
+        self,
+        questions: Sequence[Question],
+        withouts: Sequence[frozenset[int]],
+        orphaned: Orphaned = "refuse",
+    ) -> list[list[float | None]]:
+        """Return the score of every question without each set of steps, read in one batch; a row
+        per set, `None` where the question cannot be scored."""
+        inquiries, keys = [], []
+        for without in withouts:
+            new = [q for q in questions if (without, orphaned, q) not in self._scores]
+            if new:
+                memory, index = self._searchable(without, orphaned)
+                inquiries.append(Inquiry(new, memory, index, self.trajectory.num_steps))
+                keys += [(without, orphaned, question) for question in new]
+        answered = answer_questions(inquiries, self.agent, self._top_k)
+        for key, answer in zip(keys, itertools.chain(*answered), strict=True):
+            self._scores[key] = answer.score
+        return [
+            [self._scores[without, orphaned, question] for question in questions]
+            for without in withouts
+        ]
+
+    def _searchable(
+        self, without: frozenset[int], orphaned: Orphaned
+    ) -> tuple[FlatMemory, _Settled]:
+        if (without, orphaned) not in self._left:
+            memory = self.memory(without, orphaned)
+            index = make_retriever(*self._retrieval)
+            index.update(MemoryDelta(written=memory.items))
+            self._left[without, orphaned] = memory, _Settled(index)
+        return self._left[without, orphaned]
+
+
+class _Settled:
+    """An index of a memory that does not change any more: it searches for nothing twice."""
+
+    def __init__(self, index: Retriever) -> None:
+        self.search = functools.cache(index.search)
+
+
+Orphaned = Literal["refuse", "insert"]
+
+
+def replay(
+    trajectory: Trajectory,
+    memory: Memory,
+    step: int,
+    *,
+    without: Collection[int] = (),
+    orphaned: Orphaned = "refuse",
+) -> Memory:
+    """Re-apply the recorded operations of steps 1 to `step` to `memory` and return it.
+
+    An empty memory with the settings of the recorded one ends as M_t of the trajectory.
+
+    The steps in `without` emit nothing; all others emit what they emitted, the refused operations
+    too, which may be valid now: a duplicate whose first copy is missing is stored. Items keep the
+    ids of the recording, so an operation never hits another item than it named. Where that item is
+    missing because a step left out created it, a later DELETE of it is refused, and a later UPDATE
+    is refused as well, content and all (`orphaned` "refuse"), or becomes an INSERT of its content
+    under the same id ("insert": the manager would have stored it anyway).
+
+    Raises:
+        ValueError: `step` is outside 0..T, or the memory has already gone past step 1.
+
+    >>> memory = FlatMemory()
+    >>> emitted = [Operation("INSERT", "Mia lives in Rome")], [Operation("UPDATE", "Oslo now", "1")]
+    >>> outcomes = [memory.apply(operations, t)[0] for t, operations in enumerate(emitted, 1)]
+    >>> from finemem_lib.trajectory import Chunk
+    >>> steps = tuple(
+    ...     Step(t, Chunk("", 0), "", outcome, MemoryDelta(), 0)
+    ...     for t, outcome in enumerate(outcomes, start=1)
+    ... )
+    >>> recorded = Trajectory("i", "planted", "AR", "by hand", 0, steps, (), "words")
+    >>> [
+    ...     [item.content for item in replay(
+    ...         recorded, FlatMemory(), 2, without={1}, orphaned=orphaned).items]
+    ...     for orphaned in ("refuse", "insert")
+    ... ]
+    [[], ['Oslo now']]
+    """
+    if not 0 <= step <= trajectory.num_steps:
+        raise ValueError(f"replay: step {step} is outside 0..{trajectory.num_steps}")
+    named = {
+        name for record in trajectory.steps for outcome in record.outcomes if outcome.operation
+        for name in (outcome.operation.item_id, outcome.item_id)
+    }
+    # For an INSERT that was refused then and is valid now: an id that nothing recorded can mean.
+    spare = (name for name in map("new {}".format, itertools.count(1)) if name not in named)
+    for record in trajectory.steps[:step]:
+        if record.step not in without:
+            memory.apply(tuple(_emitted(record, memory, orphaned, spare)), record.step)
+    return memory
+
+
+def _emitted(
+    record: Step, memory: Memory, orphaned: Orphaned, spare: Iterator[str]
+) -> Iterator[Operation | InvalidOperation]:
+    """Yield what a recorded step emitted, for a memory from which items may be missing."""
+    created: set[str | None] = set()
+    for outcome in record.outcomes:
+        operation = outcome.operation
+        if operation is None:
+            yield InvalidOperation(outcome.reason or "", outcome.raw or "")
+            continue
+        if operation.kind == "INSERT":
+            operation = dataclasses.replace(operation, item_id=outcome.item_id or next(spare))
+            created.add(operation.item_id)
+        elif (
+            orphaned == "insert" and operation.kind == "UPDATE" and outcome.applied
+            and memory.get(operation.item_id) is None and operation.item_id not in created
+        ):
+            operation = dataclasses.replace(operation, kind="INSERT")
+            created.add(operation.item_id)
+        yield operation

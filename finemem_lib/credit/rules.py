@@ -1,0 +1,275 @@
+"""Credit rules: other answers to "which step earned this?", on the same trajectories.
+
+Every rule reads ``(trajectory, **settings)`` and returns one entry per step, indexed by
+``step - 1``; `None` means that nothing could be measured there. `RULES` says of each its formula,
+source, what it conserves and what it needs; `assign` applies one by name and counts the reader
+calls that it takes beyond those of the outcome: the answers to the global questions at the end,
+which every rule may read, count for none. T is the number of steps, n the number of global
+questions that could be scored; a question that could not be scored is left out, as in `rewards`.
+A rule that needs what a trajectory lacks raises a ValueError that says what is missing and how to
+get it.
+
+Rules that ask "and without it?" need the reasoning agent that answered. The score with everything
+in place is the recorded one and never read again. The evidence rules take items away from what was
+retrieved and read the rest; the step rules take steps away, replay the others (`memory.replay`
+says what becomes of operations on an item that is missing then), retrieve and read again. What
+leaves the evidence of a question as it was costs no call: `assign` knows what the outcome read.
+
+Differs from the papers: the actions are the steps of one memory manager, and the outcome is the
+outcome reward, whatever the paper's own were. MT-GRPO's turn reward is the chunk-level step
+reward. GiGPO's anchor states are equal memories before the same chunk; forked memories share none.
+Mem-T's advantage of a leaf is that of the question among the rollouts, not of a tree; MemBuilder
+weights the gradient of its stores, and as a flat memory has one, the steps take their place and the
+weight is on their advantages, which scales the gradient alike; SCAR splits a text, here the steps
+are halved again and again. These are the rules carried over, not reproductions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finemem_lib.credit.counterfactual import (
+    evidence_leave_one_out,
+    evidence_shapley,
+    owen_values,
+    potential_shaping,
+    step_leave_one_out,
+    step_shapley,
+)
+from finemem_lib.credit.group import anchored_groups, attributed_dense, hindsight, turn_level
+from finemem_lib.credit.needs import Credit, _check_agent, _held
+from finemem_lib.credit.recorded import (
+    chunk_step_reward,
+    evidence_anchored,
+    evidence_anchored_used,
+    outcome_broadcast,
+    uniform_split,
+)
+from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask, reading_task
+from finemem_lib.trajectory import MemoryItem, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One credit rule and what to know before using it.
+
+    gives: "reward", to be compared over the rollouts of a step by `advantages.group_relative`, or
+        "advantage", which is so already.
+    needs: settings without a default, and what must be recorded in the trajectory.
+    cost: reader calls per trajectory beyond those of the outcome, at most; `assign` counts them.
+    """
+
+    function: Callable[..., Credit]
+    gives: Literal["reward", "advantage"]
+    formula: str
+    source: str
+    conserves: str
+    needs: tuple[str, ...]
+    cost: str
+
+
+_SPLIT = "sum over steps = r_global"
+_GAIN = "sum over steps = r_global - r_global(empty memory)"
+_ZERO = "sum over rollouts = 0 at every step"
+
+RULES: dict[str, Rule] = {
+    "outcome-broadcast": Rule(
+        outcome_broadcast, "reward", "r_global", "GRPO, arXiv 2402.03300",
+        "mean over steps = r_global", (), "0",
+    ),
+    "uniform-split": Rule(
+        uniform_split, "reward", "r_global / T", "even split, the rule to beat", _SPLIT, (), "0",
+    ),
+    "csr": Rule(
+        chunk_step_reward, "reward", "(1/K) sum_k score(q_k read from M_t)",
+        "Fine-Mem, arXiv 2601.08435", "nothing", ("chunk questions",), "K T while playing",
+    ),
+    "eara": Rule(
+        evidence_anchored, "reward",
+        "(1-beta) r_global / T + beta sum_j sum_{m in M_j, phi(m)=t} s_j / (|M_j| n)",
+        "Fine-Mem, arXiv 2601.08435", f"{_SPLIT} (not with unretrieved='drop')", (), "0",
+    ),
+    "eara-used": Rule(
+        evidence_anchored_used, "reward", "eara, M_j being the items that the reader used",
+        "Fine-Mem, arXiv 2601.08435, with a switch of ours",
+        f"{_SPLIT} (not with unretrieved='drop')", ("used items",), "0",
+    ),
+    "evidence-loo": Rule(
+        evidence_leave_one_out, "reward",
+        "(1/n) sum_j sum_{m in M_j, phi(m)=t} (s_j(M_j) - s_j(M_j - m))", "leave-one-out",
+        "nothing", ("agent",), "n k",
+    ),
+    "evidence-shapley": Rule(
+        evidence_shapley, "reward", "(1/n) sum_j sum_{m in M_j, phi(m)=t} Shapley_m(s_j)",
+        "Shapley (1953)", "sum over steps = mean_j (s_j - s_j read from nothing)", ("agent",),
+        "n (2^k - 1), 3n at k = 2; above k = 4: n P k",
+    ),
+    "step-loo": Rule(
+        step_leave_one_out, "reward", "r_global(all steps) - r_global(all but t)",
+        "leave-one-out, by replay", "nothing", ("agent", "replay"), "n T",
+    ),
+    "step-shapley": Rule(
+        step_shapley, "reward", "Shapley_t(r_global of the memory that a set of steps leaves)",
+        "Shapley (1953); Castro et al. (2009)", _GAIN, ("agent", "replay"),
+        "n P T; up to T = 4: n (2^T - 1)",
+    ),
+    "owen": Rule(
+        owen_values, "reward", "alpha Owen_t + (1-alpha) [t = T] r_global, steps halved repeatedly",
+        "SCAR, arXiv 2505.20417; Owen (1977)",
+        "sum over steps = r_global - alpha r_global(empty memory)", ("agent", "replay"),
+        "n T^2",
+    ),
+    "mt-grpo": Rule(
+        turn_level, "advantage", "A(r_global) + c A(r_chunk(t)), the latter at step 1 only",
+        "MT-GRPO, arXiv 2505.11821", _ZERO, ("group", "chunk questions"),
+        "K while playing; K T with turns='all'",
+    ),
+    "gigpo": Rule(
+        anchored_groups, "advantage",
+        "A(r_global) + omega A(gamma^(T-t) r_global among the rollouts in the same state)",
+        "GiGPO, arXiv 2505.10978", _ZERO, ("group",), "0",
+    ),
+    "hindsight": Rule(
+        hindsight, "advantage", "(1/n) sum_j ([t in E_j] + lambda [t wrote into M_j]) A(s_j)",
+        "Mem-T", "at lambda = 0, sum over rollouts = 0 where all of them wrote",
+        ("group", "evidence steps"), "0",
+    ),
+    "attributed-dense": Rule(
+        attributed_dense, "advantage",
+        "w_t A(valid_t r_chunk(t) (1 - lambda l_t)), w_t = alpha where retrieved most, else 1",
+        "MemBuilder, arXiv 2601.05488", f"at alpha = 1, {_ZERO}", ("group", "chunk questions"),
+        "K T while playing",
+    ),
+    "potential": Rule(
+        potential_shaping, "reward",
+        "gamma Phi(M_t) - Phi(M_{t-1}), at T: r_global - Phi(M_{T-1})",
+        "Ng, Harada and Russell (1999)",
+        "sum_t gamma^(t-1) r_t = gamma^(T-1) r_global - Phi(M_0)", ("agent", "probes", "replay"),
+        "K' T for K' probes",
+    ),
+}
+"""Every credit rule by name. T steps, n questions, k items retrieved for each, K questions per
+chunk, P permutations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The credit of one trajectory and the reader calls it took beyond those of the outcome.
+
+    `calls_asked` readings were asked for, of which `calls_made` differed, from each other and from
+    what was read for the outcome, and reached the reasoning agent; `calls_played` of the latter
+    were made while the trajectory was played, for its chunk questions, the others afterwards by the
+    rule itself.
+    """
+
+    rule: str
+    credit: tuple[float | None, ...]
+    calls_asked: int
+    calls_made: int
+    calls_played: int
+
+
+def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
+    """Apply a rule of `RULES` and count its reader calls.
+
+    An `agent` that is memoised already keeps its memo, and then only what is new to it is counted
+    as made; it is told what was read for the outcome, which is never read again. In the example one
+    chunk question was also asked at the end, with the same items.
+
+    Raises:
+        ValueError: no such rule, a setting that the rule needs is missing, or as the rule.
+
+    >>> from finemem_lib.worked_example import worked_example
+    >>> assign("eara", worked_example()).credit
+    (0.21875, 0.09375, 0.34375, 0.09375)
+    >>> assign("csr", worked_example())
+    Assigned(rule='csr', credit=(1.0, None, 0.5, 0.0), calls_asked=4, calls_made=3, calls_played=3)
+    >>> assign("owen", worked_example())
+    Traceback (most recent call last):
+    ...
+    ValueError: credit rule 'owen' needs agent; pass it as a setting
+    """
+    if rule not in RULES:
+        raise ValueError(f"credit rule is {rule!r}, expected one of {', '.join(RULES)}")
+    settable = {"agent", "group", "probes"}
+    missing = [n for n in RULES[rule].needs if n in settable and settings.get(n) is None]
+    if missing:
+        raise ValueError(f"credit rule {rule!r} needs {', '.join(missing)}; pass it as a setting")
+    played = calls_while_playing(rule, [trajectory], **settings)
+    counter = settings.get("agent") or _Silent()
+    if not isinstance(counter, MemoisedAgent):
+        counter = MemoisedAgent(counter)
+    before = counter.calls_asked, counter.calls_made
+    if "agent" in settings:
+        _check_agent(trajectory, counter)
+        counter.know(*outcome_readings(trajectory))
+        settings["agent"] = counter
+        if settings.get("world") and settings["world"].agent is not counter:
+            settings["world"] = settings["world"].through(counter)
+    credit = RULES[rule].function(trajectory, **settings)
+    asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
+    return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1])
+
+
+def calls_while_playing(
+    rule: str, trajectories: Iterable[Trajectory], **settings: Any
+) -> tuple[int, int]:
+    """Return the reader calls, asked and made, that answered the chunk questions a rule reads.
+
+    They are the readings that each trajectory records, made once where they agree, also with one
+    of the outcome, as `reasoning.MemoisedAgent` compares them; a rule whose turn reward enters at
+    step 1 reads the questions of step 1. A rule that compares a group reads the chunk questions of
+    all its rollouts; they are calls of the rollouts that were asked, of which each gets its credit.
+
+    Raises:
+        ValueError: a trajectory does not hold the items that it retrieved.
+    """
+    if "chunk questions" not in RULES[rule].needs:
+        return 0, 0
+    first = rule == "mt-grpo" and settings.get("turns", "first") == "first"
+    tasks = []
+    counter = MemoisedAgent(_Silent())
+    for one in trajectories:
+        counter.know(*outcome_readings(one))
+        held: dict[str, MemoryItem] = {}
+        for step in one.steps[:1] if first else one.steps:
+            held = step.delta.applied_to(held)
+            tasks += [
+                reading_task(answered.question, list(_held(one, held, answered).values()))
+                for answered in step.chunk_questions
+            ]
+    counter.read(tasks)
+    return counter.calls_asked, counter.calls_made
+
+
+def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
+    """Return what was read for the outcome: the global questions on the items retrieved for them,
+    and the recorded answers. Questions without a score are left out, for there the agent may have
+    failed, and those answered from an item that is not among the retrieved ones, because somebody
+    cut them: that answer was read from more.
+
+    Raises:
+        ValueError: the trajectory does not hold the items that it retrieved.
+    """
+    held = {item.item_id: item for item in trajectory.final_memory()}
+    read = [
+        answered for answered in trajectory.questions
+        if answered.score is not None
+        and {*(answered.used or ())} <= {found.item_id for found in answered.retrieved}
+    ]
+    return (
+        [reading_task(answered.question, list(_held(trajectory, held, answered).values()))
+         for answered in read],
+        [Reading(answered.answer, answered.used) for answered in read],
+    )
+
+
+class _Silent:
+    """Answers nothing: what is asked is counted, not read."""
+
+    name = settings = "silent"
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        return [Reading("", ())] * len(tasks)

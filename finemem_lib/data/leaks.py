@@ -1,0 +1,118 @@
+"""What must not be known already: answers in their questions, test text and questions in training.
+
+It is the check of a data set before anything is trained on it; it reports and removes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from finemem_lib.data.cloze import statements
+from finemem_lib.reading import retrieval_query
+from finemem_lib.scoring import metric_for, normalise, score
+from finemem_lib.text import labelled_examples, words
+from finemem_lib.trajectory import Instance, Question
+
+LeakKind = Literal["answer in question", "asked example shown", "question in both", "text in both"]
+"""A question whose repetition would score; a labelled example that is shown and asked; a question
+with its answers, or a share of a chunk's pieces, that training has too."""
+
+SHARED_TEXT = 0.5
+"""Share of a chunk's pieces found in training from which the chunk is reported."""
+
+PIECE_WORDS = 4
+"""Pieces with fewer words ("He agreed.") stand in every text and are not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """One finding: in which instance, at which step (`None`: a global question), the question or
+    the head of the chunk, and, for what is in both, the share of it that is (1.0: all)."""
+
+    kind: LeakKind
+    instance_id: str
+    step: int | None
+    text: str
+    share: float = 1.0
+
+
+def leaks(
+    instances: Sequence[Instance], training: Sequence[Instance] = ()
+) -> tuple[Leak, ...]:
+    """Return what gives itself away in `instances` and, with `training`, what is in both.
+
+    Global and chunk questions are looked at, in the order of the instances. Text is compared by its
+    pieces, sentences or labelled examples, without the wrapper around them.
+
+    Raises:
+        ValueError: a data source has no metric.
+
+    >>> from finemem_lib.trajectory import Chunk
+    >>> asked = Question("q-1", "Which city is Rome?", ("Rome",), "squad")
+    >>> leaks([Instance("one", "squad", "AR", (Chunk("Mia lives in Rome.", 5),), (asked,))])
+    (Leak(kind='answer in question', instance_id='one', step=None, text='Which city is Rome?', ...
+    """
+    known = _Known.of(training)
+    return tuple(
+        leak for instance in instances
+        for leak in (*_given_away(instance), *_in_both(instance, known))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    questions: frozenset[tuple[str, frozenset[str]]]
+    pieces: frozenset[str]
+
+    @classmethod
+    def of(cls, training: Sequence[Instance]) -> _Known:
+        return cls(
+            frozenset(_asked(question) for one in training for question in _questions(one)),
+            frozenset(
+                piece for one in training for chunk in one.chunks for piece in _pieces(chunk.text)
+            ),
+        )
+
+
+def _given_away(instance: Instance) -> Iterator[Leak]:
+    shown = {
+        normalise(text)
+        for chunk in instance.chunks for text, _ in labelled_examples(chunk.text)
+    }
+    for question in _questions(instance):
+        place = instance.instance_id, question.step, question.text
+        if score(question.text, question.answers, question.data_source):
+            yield Leak("answer in question", *place)
+        # A chunk question asks for an example that its chunk shows; that is its purpose.
+        if question.step is None and metric_for(question.data_source) == "label_match" and (
+            normalise(retrieval_query(question.text, question.data_source)) in shown
+        ):
+            yield Leak("asked example shown", *place)
+
+
+def _in_both(instance: Instance, known: _Known) -> Iterator[Leak]:
+    for question in _questions(instance):
+        if _asked(question) in known.questions:
+            yield Leak("question in both", instance.instance_id, question.step, question.text)
+    for step, chunk in enumerate(instance.chunks, start=1):
+        pieces = _pieces(chunk.text)
+        share = len(pieces & known.pieces) / max(1, len(pieces))
+        if share >= SHARED_TEXT:
+            yield Leak("text in both", instance.instance_id, step, chunk.text[:80], share)
+
+
+def _questions(instance: Instance) -> list[Question]:
+    by_chunk = instance.chunk_questions or ()
+    return [*instance.questions, *(question for asked in by_chunk for question in asked)]
+
+
+def _asked(question: Question) -> tuple[str, frozenset[str]]:
+    return normalise(question.text), frozenset(map(normalise, question.answers))
+
+
+def _pieces(text: str) -> frozenset[str]:
+    examples = [example for example, _ in labelled_examples(text)]
+    pieces = examples or [statement.text for statement in statements(text)]
+    return frozenset(normalise(piece) for piece in pieces if len(words(piece)) >= PIECE_WORDS)

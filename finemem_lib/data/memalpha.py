@@ -1,0 +1,640 @@
+"""Instances from files and from the hub: Memalpha's layouts and MemoryAgentBench's rows.
+
+Two layouts are read, told apart by their fields. Memalpha (arXiv 2509.25911): `chunks`,
+`questions_and_answers` and `data_source`, as lists or, as published, as JSON strings in the columns
+of a parquet file. MemoryAgentBench (arXiv 2507.05257): `context`, `questions`, `answers` and
+`metadata.source`; its one long context is cut into chunks by the rules Mem-alpha states for it.
+
+Differs from the paper: chunk sizes are counted in this library's tokens (text.TOKENIZER), which are
+longer than a language model's. The lead-in and reply that wrap a MemoryAgentBench chunk are fixed
+sentences of our own, and each chunk is one day later than the one before. A summary row keeps its
+reference summary as answer (source "infbench_reference"), because the keywords Mem-alpha scores
+it with were written by a language model and are not in the row.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from finemem_lib.scoring import metric_for
+from finemem_lib.text import clean_text, count_tokens, sentences, truncate_tokens
+from finemem_lib.trajectory import Chunk, Instance, Question
+from finemem_lib.util.files import written_beside
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+PROSE_TOKENS = 2048
+EXAMPLE_TOKENS = 1024
+
+SESSION_TOKENS = 1800
+"""Chunk sizes of Mem-alpha's MemoryAgentBench: at most so many tokens of prose or of labelled
+examples; a chunk of chat sessions is full at the third."""
+
+_CATEGORIES = {
+    "TTL": ("pubmed-rct", "icl_", "recsys"),
+    "LRU": ("booksum", "infbench", "detective_qa"),
+    "CR": ("factconsolidation",),
+}
+
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BENCH_EXAMPLE = re.compile(r"^(\S[^\n]*)\n+label:[ \t]*(\S+)", re.MULTILINE | re.IGNORECASE)
+_REMEDY = 'correct it, or load with on_error="skip" to leave it out'
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a source held: its instances, one message per row or text that was left out, and, for a
+    data set on the hub, the commit that was read (`None` for files)."""
+
+    instances: tuple[Instance, ...]
+    problems: tuple[str, ...]
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    question: str
+    answer: str | list[str]
+    evidence_idx: int | list[int] | None = None
+    answer_in_chunks: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _MemalphaRow:
+    chunks: list[str]
+    questions_and_answers: list[_Asked]
+    data_source: str
+    format_as: str | None = None
+    instance_id: int | str | None = None
+    category: str | None = None
+    prompt: str | None = None
+    metric: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _BenchMetadata:
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _BenchRow:
+    context: str
+    questions: list[str]
+    answers: list[list[str]]
+    metadata: _BenchMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    role: str
+    content: str
+
+
+def load_instances(
+    source: str | Path,
+    *,
+    split: str = "test",
+    data_source: str | None = None,
+    limit: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    max_chunk_tokens: int | None = None,
+    revision: str | None = None,
+) -> Loaded:
+    """Load instances from a local file or, where there is no such file, from the hub by name.
+
+    A file is JSON lines, one JSON value (a row or a list of rows) or parquet, by its suffix. A hub
+    name may carry its revision ("owner/name@COMMIT"), a branch, a tag or, to pin the data, a full
+    commit; what was read is `Loaded.commit`. `split` and `revision` are the hub's. `data_source`
+    keeps only the instances of that source; `limit` is the number of instances. Of a chunk with
+    more than `max_chunk_tokens` tokens the head is kept (text.truncate_tokens);
+    `Chunk.truncated_tokens` and `metadata["truncated"]` say what was cut.
+
+    The instance's data source, which selects the metric, is a row's `format_as` where it has one;
+    what the text is goes to `metadata["text_source"]`. Where that source can be scored by a judge
+    only, but the row names a metric that needs none, the row's own `data_source` is taken.
+
+    Raises:
+        ValueError: the source cannot be read or holds no instance, the hub is out of reach and the
+            copy kept from earlier is of another commit than the one asked for, or (unless
+            `on_error` is "skip") a row is broken; the message names file, line and field.
+    """
+    for name, number in (("limit", limit), ("max_chunk_tokens", max_chunk_tokens)):
+        if number is not None and number < 1:
+            raise ValueError(f"load_instances: {name} is {number!r}, expected 1 or more, or None")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'load_instances: on_error is {on_error!r}, expected "raise" or "skip"')
+    instances: list[Instance] = []
+    problems: list[str] = []
+    places: dict[str, str] = {}  # instance id -> the row that has it
+    other_sources: set[str] = set()
+    rows, commit = raw_rows(source, split, revision)
+    for number, (where, raw) in enumerate(rows):
+        try:
+            instance = _instance(raw, number, max_chunk_tokens)
+            if instance.instance_id in places:
+                raise broken(
+                    "instance_id", f"an id of its own ({places[instance.instance_id]} has this)",
+                    instance.instance_id,
+                )
+        except ValueError as error:
+            if on_error == "raise":
+                raise ValueError(f"{where}, {error}; {_REMEDY}") from error
+            problems.append(f"{where}, {error}")
+            continue
+        places[instance.instance_id] = where
+        if data_source not in (None, instance.data_source):
+            other_sources.add(instance.data_source)
+            continue
+        instances.append(instance)
+        if len(instances) == limit:
+            break
+    if not instances:
+        if other_sources:
+            found = f"no instance of data source {data_source!r}, only {sorted(other_sources)}"
+        else:
+            found = f"no instance; rows skipped: {len(problems)}"
+        raise ValueError("; ".join([f"{source}: {found}", *problems[:3]]))
+    return Loaded(tuple(instances), tuple(problems), commit)
+
+
+def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
+    """Write instances as parquet in Memalpha's published columns; `load_instances` reads it back.
+
+    `instance_id` is the row number as published; the id itself, the category and the prompt travel
+    in `metadata`. Chunk questions are no part of the layout and are left out.
+
+    Raises:
+        FileExistsError: there is something at `path`; nothing is overwritten.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is kept; give another path or remove it first")
+    rows = [_published_row(number, instance) for number, instance in enumerate(instances)]
+    types = {"instance_id": pa.int64(), "num_chunks": pa.int64(), "num_questions": pa.int64()}
+    names = (
+        "instance_id", "prompt", "chunks", "questions_and_answers", "data_source", "metadata",
+        "num_chunks", "num_questions",
+    )
+    schema = pa.schema([(name, types.get(name, pa.large_string())) for name in names])
+    with written_beside(path) as beside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
+    return path
+
+
+def _published_row(number: int, instance: Instance) -> dict[str, Any]:
+    metadata = dict(instance.metadata)
+    prompt = metadata.pop("prompt", "")
+    metadata |= {"instance_id": instance.instance_id, "category": instance.category}
+    asked = []
+    for question in instance.questions:
+        entry: dict[str, Any] = {"question": question.text, "answer": list(question.answers)}
+        if len(question.answers) == 1:
+            entry["answer"] = question.answers[0]
+        if question.evidence_steps:
+            entry["evidence_idx"] = [step - 1 for step in question.evidence_steps]
+        asked.append(entry)
+    return {
+        "instance_id": number,
+        "prompt": prompt,
+        "chunks": json.dumps([chunk.text for chunk in instance.chunks]),
+        "questions_and_answers": json.dumps(asked),
+        "data_source": instance.data_source,
+        "metadata": json.dumps(metadata),
+        "num_chunks": len(instance.chunks),
+        "num_questions": len(asked),
+    }
+
+
+def raw_rows(
+    source: str | Path, split: str = "train", revision: str | None = None
+) -> tuple[Iterator[tuple[str, Any]], str | None]:
+    """Return the rows of a file or of a data set on the hub, each as (place to name, row), and the
+    hub's commit.
+
+    A line of JSON comes as its bytes, see `json_value`.
+
+    Raises:
+        ValueError: there is no such source, or it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        raise ValueError(
+            f"{source} is a folder, expected a file; give one of its files: "
+            f"{', '.join(files[:20]) or 'it has none of ' + ', '.join(SUFFIXES)}"
+        )
+    if not path.exists():
+        hub = _HUB_NAME.fullmatch(str(source))
+        if path.suffix in SUFFIXES or not hub:
+            raise ValueError(
+                f"{source}: no such file, expected a {', '.join(SUFFIXES)} file or a hub name "
+                "like owner/name; check the path"
+            )
+        return _hub_rows(hub[1], split, revision or hub[2])
+    readers = {".jsonl": _json_lines, ".json": _json_rows, ".parquet": _parquet_rows}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{source}: suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}; rename the file "
+            "after its format"
+        )
+    return readable(path, readers[path.suffix]), None
+
+
+def readable(
+    path: Path, reader: Callable[[Path], Iterator[tuple[str, Any]]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield what a reader makes of a file, or say that the file is empty or cannot be read."""
+    try:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty, expected at least one row; fetch the file again")
+        yield from reader(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}), expected a readable {path.suffix} file; check its "
+            "permissions or fetch it again"
+        ) from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", line
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        value = json_value(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}; for one row a line, name it .jsonl") from error
+    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
+        yield f"{path}, row {number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=8):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{path}: not readable as parquet after row {number} ({error}); fetch it again"
+        ) from error
+
+
+def _hub_rows(
+    name: str, split: str, revision: str | None
+) -> tuple[Iterator[tuple[str, Any]], str | None]:
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(name, revision=revision)
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=split)
+    except Exception as error:  # The hub's client raises errors of many libraries.
+        raise ValueError(
+            f"{name}: no such file here, and the hub gave no data set of this name with split "
+            f"{split!r} and revision {revision!r} ({type(error).__name__}: {error}); check name, "
+            "split, revision and network, or download one of its files and give the path"
+        ) from error
+    # Without the hub the client takes whatever copy it has, whichever revision was asked for.
+    if revision and _COMMIT.fullmatch(revision) and builder.hash != revision:
+        raise ValueError(
+            f"{name}: the hub is out of reach and the copy that its client takes is of commit "
+            f"{builder.hash}, expected {revision}; go online, or ask for that commit"
+        )
+    rows = (
+        (f"{name} ({split}), row {number}", row) for number, row in enumerate(table, start=1)
+    )
+    return rows, builder.hash
+
+
+def _instance(raw: Any, number: int, max_chunk_tokens: int | None) -> Instance:
+    row = json_value(raw)
+    if not isinstance(row, dict):
+        raise broken("(whole row)", "a JSON object", row)
+    for name in ("chunks", "questions_and_answers", "metadata"):
+        if isinstance(row.get(name), str):
+            row[name] = json_value(row[name], name)
+    if "context" in row:
+        return _from_bench(validated(_BenchRow, row), number, max_chunk_tokens)
+    return _from_memalpha(validated(_MemalphaRow, row), number, max_chunk_tokens)
+
+
+def _from_memalpha(row: _MemalphaRow, number: int, max_chunk_tokens: int | None) -> Instance:
+    source = row.format_as or row.data_source
+    field = "format_as" if row.format_as else "data_source"
+    if _metric(source, field) == "unscored" and "judge" not in (row.metric or "judge"):
+        source, field = row.data_source, "data_source"
+        _metric(source, field)
+    metadata = dict(row.metadata or {})
+    metadata.setdefault("text_source", row.data_source)
+    if row.prompt:
+        metadata["prompt"] = row.prompt
+    instance_id = row.instance_id if row.instance_id is not None else f"{source}-{number}"
+    # The published id is a row number; what `save_instances` put beside it takes precedence.
+    instance_id = str(metadata.pop("instance_id", instance_id))
+    category = row.category or str(metadata.pop("category", _category(source)))
+    questions = [
+        Question(
+            question_id=f"q-{position}",
+            text=asked.question,
+            answers=(asked.answer,) if isinstance(asked.answer, str) else tuple(asked.answer),
+            data_source=source,
+            evidence_steps=_evidence_steps(asked, f"questions_and_answers[{position - 1}]",
+                                           len(row.chunks)),
+        )
+        for position, asked in enumerate(row.questions_and_answers, start=1)
+    ]
+    fields = ("chunks", "questions_and_answers")
+    return _checked(
+        instance_id, source, category, row.chunks, questions, metadata, max_chunk_tokens, fields
+    )
+
+
+def _from_bench(row: _BenchRow, number: int, max_chunk_tokens: int | None) -> Instance:
+    source, wordings = row.metadata.source, row.questions
+    _metric(source, "metadata.source")
+    if len(row.answers) != len(wordings):
+        raise broken("answers", f"one list per question ({len(wordings)})", len(row.answers))
+    if source.startswith("longmemeval"):
+        texts = _session_chunks(row.context)
+    elif source.startswith("icl_"):
+        texts = _dialogues("Examples with their labels:", _example_chunks(row.context))
+    else:
+        texts = packed(sentences(row.context), PROSE_TOKENS, " ")
+        if source.startswith("infbench_sum"):
+            source = "infbench_reference"
+            wordings = [book_question(len(texts) - 1)] * len(wordings)
+            texts = [book_page(day, text) for day, text in enumerate(texts)]
+        else:
+            texts = _dialogues("Here is something to keep for later:", texts)
+    questions = [
+        Question(f"q-{position}", wording, tuple(answers), source)
+        for position, (wording, answers) in enumerate(
+            zip(wordings, row.answers, strict=True), start=1
+        )
+    ]
+    return _checked(
+        f"{row.metadata.source}-{number}", source, _category(source), texts, questions,
+        {"text_source": row.metadata.source}, max_chunk_tokens, ("context", "questions"),
+    )
+
+
+def _checked(
+    instance_id: str,
+    source: str,
+    category: str,
+    texts: Sequence[str],
+    questions: Sequence[Question],
+    metadata: dict[str, Any],
+    max_chunk_tokens: int | None,
+    fields: tuple[str, str],
+) -> Instance:
+    """Build the instance unless a text in it is missing; `fields` are the row's names for chunks
+    and questions."""
+    of_chunks, of_questions = fields
+    for field, values in ((of_chunks, texts), (of_questions, questions)):
+        if not values:
+            raise broken(field, "at least one", [])
+    for position, text in enumerate(texts):
+        if not text.strip():
+            raise broken(f"{of_chunks}[{position}]", "text", text)
+    for position, question in enumerate(questions):
+        if not question.text.strip():
+            raise broken(f"{of_questions}[{position}]", "a question", question.text)
+        if not any(answer.strip() for answer in question.answers):
+            raise broken(f"{of_questions}[{position}]", "an answer", list(question.answers))
+    chunks = tuple(_chunk(text, max_chunk_tokens) for text in texts)
+    cut = [chunk.truncated_tokens for chunk in chunks if chunk.truncated_tokens]
+    if cut:
+        metadata["truncated"] = {
+            "rule": "head", "max_chunk_tokens": max_chunk_tokens,
+            "chunks": len(cut), "tokens": sum(cut),
+        }
+    return Instance(instance_id, source, category, chunks, tuple(questions), metadata=metadata)
+
+
+def _chunk(text: str, max_chunk_tokens: int | None) -> Chunk:
+    cut = 0
+    if max_chunk_tokens is not None:
+        text, cut = truncate_tokens(text, max_chunk_tokens)
+    return Chunk(text, count_tokens(text), cut)
+
+
+def _evidence_steps(asked: _Asked, field: str, num_chunks: int) -> tuple[int, ...] | None:
+    name = "answer_in_chunks" if asked.evidence_idx is None else "evidence_idx"
+    given = getattr(asked, name)
+    indices = [given] if isinstance(given, int) else given or []
+    for index in indices:
+        if not 0 <= index < num_chunks:
+            raise broken(f"{field}.{name}", f"a chunk index from 0 to {num_chunks - 1}", index)
+    return tuple(sorted({index + 1 for index in indices})) or None
+
+
+def _category(source: str) -> str:
+    for category, names in _CATEGORIES.items():
+        if source.startswith(names):
+            return category
+    return "AR"
+
+
+def _metric(source: str, field: str) -> str:
+    try:
+        return metric_for(source)
+    except ValueError as error:
+        raise ValueError(f"field {field}: {error}") from error
+
+
+def packed(
+    pieces: Iterable[str],
+    limit: int,
+    joint: str,
+    enough: int | None = None,
+    count: Callable[[str], int] = count_tokens,
+) -> list[str]:
+    """Join pieces in order into texts of at most `limit` tokens, each closed early once it has
+    `enough`; a longer piece is a text of its own.
+
+    >>> packed(["one two.", "three.", "four."], limit=5, joint=" ")
+    ['one two. three.', 'four.']
+    """
+    texts: list[list[str]] = []
+    size = 0
+    for piece in pieces:
+        tokens = count(piece)
+        if not texts or size + tokens > limit or (enough is not None and size >= enough):
+            texts.append([])
+            size = 0
+        texts[-1].append(piece)
+        size += tokens
+    return [joint.join(text) for text in texts]
+
+
+def _example_chunks(context: str) -> list[str]:
+    examples = [
+        f"Sentence: {match[1].strip()}\nLabel: {match[2]}"
+        for match in _BENCH_EXAMPLE.finditer(context)
+    ]
+    if not examples:
+        raise broken("context", '"text", "label: n" on lines of their own', context)
+    return packed(examples, EXAMPLE_TOKENS, "\n\n")
+
+
+def _session_chunks(context: str) -> list[str]:
+    expected = "the Python literal of a list that alternates time and session"
+    try:
+        timeline = _cleaned(ast.literal_eval(context))
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise broken("context", expected, context) from error
+    if not isinstance(timeline, (list, tuple)) or len(timeline) % 2:
+        raise broken("context", expected, timeline)
+    segments = []
+    for time, session in zip(timeline[::2], timeline[1::2], strict=True):
+        turns = [
+            f"<{turn.role.capitalize()}>{turn.content}"
+            for turn in validated(list[_Turn], session, "context")
+        ]
+        header = f"[Dialogue at timestamp {str(time).removeprefix('Chat Time: ')}]"
+        segments += [f"{header}\n{text}" for text in packed(turns, PROSE_TOKENS, "\n")]
+    return packed(segments, PROSE_TOKENS, "\n\n", enough=SESSION_TOKENS)
+
+
+def _dialogues(lead_in: str, texts: Sequence[str]) -> list[str]:
+    return [
+        dialogue(day, lead_in, text, "Understood, I keep this.") for day, text in enumerate(texts)
+    ]
+
+
+def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
+    """Return a chunk in which the user gives a text to keep, `day` days after 2024-01-01."""
+    return (
+        f"[Dialogue between User and Assistant on {_date(day)} 00:00]\n"
+        f"<User>{lead_in}\n{text}\n<Assistant>{reply}"
+    )
+
+
+def book_page(day: int, text: str) -> str:
+    """Return a chunk in which the user reads on in a book, `day` days after 2024-01-01."""
+    return (
+        f"[Event happened on {_date(day)} The user is reading a book]\n<User> {text}\n\n"
+        f"<System> Remember what was read on {_date(day)}, the details and the story so far."
+    )
+
+
+def book_question(last_day: int) -> str:
+    """Return what is asked about a book read from 2024-01-01 to `last_day` days later.
+
+    >>> book_question(2)
+    'Summarize the content of the book I read from 2024-01-01 to 2024-01-03'
+    """
+    return f"Summarize the content of the book I read from {_date(0)} to {_date(last_day)}"
+
+
+def _date(day: int) -> str:
+    return (date(2024, 1, 1) + timedelta(days=day)).isoformat()
+
+
+def json_value(raw: Any, field: str = "(whole row)") -> Any:
+    """Return the JSON value of a line or field that may still be text, every string of it without
+    what UTF-8 cannot carry.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8.
+    """
+    if isinstance(raw, (bytes, str)):
+        try:
+            raw = json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"field {field}: expected JSON in UTF-8, got {error}") from error
+    return _cleaned(raw)
+
+
+def _cleaned(value: Any) -> Any:
+    """Replace what UTF-8 cannot carry in every string of a JSON value."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [_cleaned(entry) for entry in value]
+    if isinstance(value, dict):
+        return {clean_text(str(name)): _cleaned(entry) for name, entry in value.items()}
+    return value
+
+
+@functools.cache
+def _adapter(record_type: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(record_type)
+
+
+def validated(record_type: Any, value: Any, field: str = "") -> Any:
+    """Return the value as the record type, which pydantic checks it against.
+
+    Raises:
+        ValueError: it does not fit; the message names the field, what it holds and what fits.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(record_type).validate_python(value)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        place = _place(field, first["loc"])
+        # The members of a union fail one by one at the same place.
+        same = [first] + [other for other in others if _place(field, other["loc"]) == place]
+        expected = " or ".join(entry["msg"].removeprefix("Input should be ") for entry in same)
+        if first["type"] == "missing":
+            raise ValueError(f"field {place}: expected a value, got no such field") from error
+        raise broken(place, expected, first["input"]) from error
+
+
+def _place(field: str, location: tuple[int | str, ...]) -> str:
+    """Return a pydantic location as a path, without the names of union members."""
+    for part in location:
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif part not in ("str", "int") and "[" not in part:
+            field += f".{part}" if field else part
+    return field or "(whole row)"
+
+
+def broken(field: str, expected: str, got: Any) -> ValueError:
+    """Return the error for a field that holds something else than expected."""
+    shown = f"{got!r:.60}"
+    return ValueError(f"field {field}: expected {expected}, got {type(got).__name__} {shown}")
+
+
+def held_out_split(
+    instances: Sequence[Instance], held_out: int, instances_per_update: int
+) -> tuple[list[Instance], list[Instance]]:
+    """Return the instances to train on and the last `held_out` ones, to test on.
+
+    Raises:
+        ValueError: too few are left to train on.
+    """
+    left = len(instances) - held_out
+    if left < instances_per_update:
+        raise ValueError(
+            f"held_out_split: {len(instances)} instances, {held_out} of them held out, leave "
+            f"{max(left, 0)} to train on, expected at least {instances_per_update}, the number of "
+            "one update; add data, or lower held_out or instances_per_update"
+        )
+    return list(instances[:left]), list(instances[left:])

@@ -1,0 +1,258 @@
+"""Chunk questions made ahead of training: kept as parquet, resumed where they stopped, loaded back.
+
+A store is a folder with one part per text and recipe. The part's name says which: the hash of the
+chunks, then the hash of the recipe (teacher, verifier, k and seed), so what is there is never made
+again and questions of other text are never loaded. A part is written whole or not at all and holds
+one row per candidate with its verdict; an interruption costs the instance that was being made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.data.questions import AuditRow, Teacher, make_chunk_questions
+from finemem_lib.reading import ReasoningAgent
+from finemem_lib.text import clean_text
+from finemem_lib.trajectory import Instance, Question
+from finemem_lib.util.files import alone, written_beside
+
+STORE_VERSION = 1
+"""Part of every recipe: count it up when the same settings would give other questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything the questions of a text depend on beside the text.
+
+    `teacher_settings` and `verifier_settings` are hashes of what those say of themselves.
+    """
+
+    teacher: str
+    teacher_settings: str
+    verifier: str
+    verifier_settings: str
+    k: int
+    seed: int
+    version: int = STORE_VERSION
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits, the second half of a part's name."""
+        return _hash(json.dumps(dataclasses.astuple(self)))
+
+
+def recipe_of(teacher: Teacher, verifier: ReasoningAgent, k: int = 5, seed: int = 0) -> Recipe:
+    """Return the recipe of a teacher and a verifier."""
+    return Recipe(
+        teacher.name, _hash(teacher.settings), verifier.name, _hash(verifier.settings), k, seed
+    )
+
+
+def prepare_questions(
+    instances: Sequence[Instance],
+    folder: str | Path,
+    teacher: Teacher,
+    verifier: ReasoningAgent,
+    k: int = 5,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Instance, ...]:
+    """Make the chunk questions that the store in `folder` lacks; return the instances with theirs.
+
+    Interrupted and called again, it goes on where it was: what is in the store is not asked again.
+    `progress` is told how many of how many instances are done, after each.
+
+    Raises:
+        ValueError: `k` is less than 1, another process is at work in the folder, a part of it
+            cannot be read, or a data source has no metric.
+    """
+    folder = Path(folder)
+    recipe = recipe_of(teacher, verifier, k, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = (f"{folder}: another process is making questions here; wait for it, or give another "
+            "folder")
+    with alone(folder / ".lock", busy):
+        for done, instance in enumerate(instances, start=1):
+            part = _part(folder, instance, recipe.key)
+            if not part.exists():
+                made, audit = make_chunk_questions(instance, teacher, verifier, k, seed)
+                _write(part, made, audit, recipe)
+            if progress is not None:
+                progress(done, len(instances))
+    return with_questions(instances, folder, recipe.key)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredQuestions:
+    """What a store holds for some instances: these with their questions, their audits, the one
+    recipe all were made by."""
+
+    instances: tuple[Instance, ...]
+    audits: tuple[tuple[AuditRow, ...], ...]
+    recipe: Recipe
+
+
+def load_questions(
+    instances: Sequence[Instance], source: str | Path, k: int | None = None
+) -> StoredQuestions:
+    """Return what a store holds for the text of some instances, all by one recipe.
+
+    `source` is the store's folder, or FOLDER@KEY with the key of a recipe, which is only needed
+    where the store holds questions by several; `k` is what the recipe's is expected to be.
+
+    Raises:
+        ValueError: as `with_questions`; the instances have several recipes, or another `k`.
+    """
+    folder, key = split_source(source)
+    read = [_read(_find(instance, folder, key)) for instance in instances]
+    recipes = {
+        Recipe(**{field.name: row[field.name] for field in dataclasses.fields(Recipe)})
+        for rows in read for row in rows
+    }
+    if len(recipes) != 1:
+        keys = ", ".join(sorted(recipe.key for recipe in recipes)) or "none"
+        raise ValueError(
+            f"{folder}: the questions of these instances are by {len(recipes)} recipes ({keys}), "
+            "expected one; give FOLDER@KEY"
+        )
+    [recipe] = recipes
+    if k not in (None, recipe.k):
+        raise ValueError(
+            f"{folder}: its questions were made with at most {recipe.k} per chunk, expected {k}; "
+            f"set questions_per_chunk to {recipe.k}, or make others with --k {k}"
+        )
+    return StoredQuestions(
+        tuple(map(_asked, instances, read)), tuple(map(audit_of, read)), recipe
+    )
+
+
+def split_source(source: str | Path) -> tuple[Path, str | None]:
+    """Return the folder and the recipe's key that FOLDER or FOLDER@KEY names.
+
+    >>> split_source("no/such/folder@0123456789abcdef")
+    (PosixPath('no/such/folder'), '0123456789abcdef')
+    """
+    folder, at, key = str(source).rpartition("@")
+    return (Path(folder), key) if at and not Path(source).exists() else (Path(source), None)
+
+
+def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
+    """Return the audit that rows of a store tell."""
+    return tuple(
+        AuditRow(row["step"], row["question"], "; ".join(row["answers"]), row["accepted"],
+                 row["reason"], row["reply"])
+        for row in rows
+    )
+
+
+def with_questions(
+    instances: Sequence[Instance], folder: str | Path, key: str | None = None
+) -> tuple[Instance, ...]:
+    """Return the instances with the accepted chunk questions that the store holds for their text.
+
+    `key` is that of a recipe; it is only needed where the store holds questions by several.
+
+    Raises:
+        ValueError: the store lacks the questions of a text, holds several recipes and none was
+            chosen, or a part cannot be read.
+    """
+    return tuple(
+        _asked(instance, _read(_find(instance, Path(folder), key))) for instance in instances
+    )
+
+
+def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the audit of a whole store, one record per candidate: its place, question and answers,
+    whether it was accepted, why not, what the verifier replied, and the recipe.
+
+    Raises:
+        ValueError: a part cannot be read.
+    """
+    return [row for part in sorted(Path(folder).glob("*.parquet")) for row in _read(part)]
+
+
+def _find(instance: Instance, folder: Path, key: str | None) -> Path:
+    parts = sorted(folder.glob(_part(folder, instance, key or "*").name))
+    if len(parts) > 1:
+        keys = ", ".join(part.stem.split("-")[1] for part in parts)
+        raise ValueError(
+            f"{folder}: holds questions of instance {instance.instance_id!r} by {len(parts)} "
+            f"recipes ({keys}), expected one; give the key of the one that is meant"
+        )
+    if not parts:
+        raise ValueError(
+            f"{folder}: holds no questions for the text of instance {instance.instance_id!r}"
+            f"{f' by recipe {key}' if key else ''}, expected a part named "
+            f"{_part(folder, instance, key or '*').name}; make them with prepare_questions, from "
+            "chunks cut in the same way"
+        )
+    return parts[0]
+
+
+def _asked(instance: Instance, rows: Sequence[Mapping[str, Any]]) -> Instance:
+    questions: list[list[Question]] = [[] for _ in instance.chunks]
+    for row in rows:
+        if row["accepted"]:
+            asked = questions[row["step"] - 1]
+            asked.append(Question(
+                f"chunk-{row['step']}-{len(asked) + 1}", row["question"], tuple(row["answers"]),
+                row["data_source"], row["step"], (row["step"],),
+            ))
+    return dataclasses.replace(instance, chunk_questions=tuple(map(tuple, questions)))
+
+
+def _write(part: Path, made: Instance, audit: Sequence[AuditRow], recipe: Recipe) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    accepted = [iter(asked) for asked in made.chunk_questions or ()]
+    rows = []
+    for row in audit:
+        kept = next(accepted[row.step - 1]) if row.accepted else None
+        rows.append({
+            "instance_id": made.instance_id, "step": row.step,
+            "question": clean_text(row.question),
+            "answers": [clean_text(one) for one in (kept.answers if kept else (row.answer,))],
+            "data_source": kept.data_source if kept else None,
+            "accepted": row.accepted, "reason": row.reason,
+            "reply": None if row.reply is None else clean_text(row.reply),
+            **dataclasses.asdict(recipe),
+        })
+    types = {
+        "answers": pa.list_(pa.string()), "accepted": pa.bool_(), "step": pa.int64(),
+        "k": pa.int64(), "seed": pa.int64(), "version": pa.int64(),
+    }
+    names = (
+        "instance_id", "step", "question", "answers", "data_source", "accepted", "reason", "reply",
+        *(field.name for field in dataclasses.fields(Recipe)),
+    )
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    with written_beside(part) as beside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
+
+
+def _read(part: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(part).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{part}: not readable as parquet ({error}); remove it and make the questions again"
+        ) from error
+
+
+def _part(folder: Path, instance: Instance, key: str) -> Path:
+    text = json.dumps([instance.data_source, *(chunk.text for chunk in instance.chunks)])
+    return folder / f"{_hash(text)}-{key}.parquet"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

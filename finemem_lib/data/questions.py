@@ -1,0 +1,264 @@
+"""Chunk questions: a teacher writes them from one chunk, a verifier must answer them from it.
+
+Differs from the paper: in Fine-Mem (arXiv 2601.08435) GPT-4o-mini writes K = 5 questions per chunk
+and Qwen3-32B must answer each from the chunk. `ClozeTeacher` needs no model: it blanks out a date,
+number, name or last word of a sentence, or asks for it outright where the sentence allows. Any
+reasoning agent verifies; it reads the pieces of the chunk that retrieval finds, as it later reads
+memory items. Two checks come on top: a question must not give its answer away, and must not be
+answerable from an empty memory. Nothing is dropped silently: every candidate has an `AuditRow`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+from finemem_lib.memory import FlatMemory
+from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.retrieval import BM25Retriever
+from finemem_lib.scoring import normalise, score
+from finemem_lib.seeds import generator
+from finemem_lib.text import STOPWORDS, units, words
+from finemem_lib.trajectory import Instance, Operation, Question
+
+Reason = Literal[
+    "unscorable", "answer in question", "duplicate", "not answered from chunk",
+    "answered without memory", "verifier failed", "not needed",
+]
+"""Why a candidate was rejected; "not needed" was never verified, K others had been accepted."""
+
+VERIFIER_ITEMS = 12
+"""How many pieces of the chunk the verifier reads, those retrieval ranks best."""
+
+NEAR_DUPLICATE = 0.8
+"""Share of common content words from which two questions with one answer ask the same."""
+
+
+class Teacher(Protocol):
+    """What writes candidate questions from one chunk.
+
+    `settings` identifies everything the questions depend on beside the chunk. `prepare` is told the
+    chunks that `write` will be asked about, so that it may ask for all of them at once. `write`
+    returns candidates, preferred ones first, with `step` and `evidence_steps` set to the chunk's
+    step and a data source whose metric needs no judge. It sees nothing but the chunk.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> str: ...
+
+    def prepare(self, chunk_texts: Sequence[str]) -> None: ...
+
+    def write(
+        self, chunk_text: str, step: int, data_source: str, rng: random.Random
+    ) -> list[Question]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """What became of one candidate; `reason` is `None` exactly when it was accepted, `reply` is
+    what the verifier answered from the chunk (`None`: it was not asked)."""
+
+    step: int
+    question: str
+    answer: str
+    accepted: bool
+    reason: Reason | None
+    reply: str | None = None
+
+
+def make_chunk_questions(
+    instance: Instance, teacher: Teacher, verifier: ReasoningAgent, k: int = 5, seed: int = 0
+) -> tuple[Instance, tuple[AuditRow, ...]]:
+    """Return the instance with at most `k` verified questions per chunk, and the audit.
+
+    Candidates are verified in the teacher's order, in rounds of one batch for all chunks, and no
+    more of them than are needed. The audit is ordered by step, then as the teacher wrote. The same
+    seed gives the same questions where teacher and verifier are deterministic.
+
+    Raises:
+        ValueError: `k` is less than 1, or a data source has no metric.
+    """
+    if k < 1:
+        raise ValueError(f"make_chunk_questions: k is {k}, expected at least 1")
+    drafts: list[list[_Candidate]] = []
+    teacher.prepare([chunk.text for chunk in instance.chunks])
+    for step, chunk in enumerate(instance.chunks, start=1):
+        rng = generator("chunk questions", seed, instance.instance_id, step)
+        written = teacher.write(chunk.text, step, instance.data_source, rng)
+        drafts.append(_screened(written))
+    memories = _chunk_memories(instance)
+    nothing = [_memory_of([])] * len(drafts)
+    while any(batches := [_next(candidates, k) for candidates in drafts]):
+        _ask(batches, memories, verifier, 1.0, "not answered from chunk")
+        _ask(batches, nothing, verifier, 0.0, "answered without memory")
+        for candidate in _open(batches):
+            candidate.accepted = True
+    for candidate in _open(drafts):
+        candidate.reason = "not needed"
+    chunk_questions = tuple(
+        tuple(
+            dataclasses.replace(candidate.question, question_id=f"chunk-{step}-{number}")
+            for number, candidate in enumerate(
+                (candidate for candidate in candidates if candidate.accepted), start=1
+            )
+        )
+        for step, candidates in enumerate(drafts, start=1)
+    )
+    audit = tuple(
+        AuditRow(step, candidate.question.text, "; ".join(candidate.question.answers),
+                 candidate.accepted, candidate.reason, candidate.reply)
+        for step, candidates in enumerate(drafts, start=1)
+        for candidate in candidates
+    )
+    return dataclasses.replace(instance, chunk_questions=chunk_questions), audit
+
+
+def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
+    """Return the instance with those chunk questions that the verifier answers from their chunk.
+
+    This is the check of `make_chunk_questions` on questions that are there already; the others
+    are dropped. An instance without chunk questions comes back as it is.
+    """
+    if instance.chunk_questions is None:
+        return instance
+    drafts = [[_Candidate(question) for question in asked] for asked in instance.chunk_questions]
+    _ask(drafts, _chunk_memories(instance), verifier, 1.0, "not answered from chunk")
+    return dataclasses.replace(instance, chunk_questions=tuple(
+        tuple(candidate.question for candidate in _open([candidates])) for candidates in drafts
+    ))
+
+
+def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
+    """Return the instance with a random share of its global questions, in their order.
+
+    The number is rounded, at least one. All rollouts that are given the same seed are asked the
+    same questions, so that their rewards can be compared; Fine-Mem trains on 20 % (arXiv
+    2601.08435).
+
+    Raises:
+        ValueError: `share` is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"sampled_questions: share is {share!r}, expected more than 0 and at most 1"
+        )
+    questions = instance.questions
+    if share == 1 or not questions:
+        return instance
+    number = max(1, round(share * len(questions)))
+    rng = generator(seed, "questions", instance.instance_id)
+    places = sorted(rng.sample(range(len(questions)), number))
+    return dataclasses.replace(instance, questions=tuple(questions[place] for place in places))
+
+
+def audit_counts(audit: Sequence[AuditRow], num_steps: int) -> list[dict[str, int]]:
+    """Return one record per step 1..num_steps: candidates, accepted, and the count of every reason.
+
+    >>> rows = [AuditRow(1, "Q?", "A", True, None), AuditRow(1, "Q?", "A", False, "duplicate")]
+    >>> audit_counts(rows, num_steps=2)[0]["duplicate"], audit_counts(rows, 2)[1]["candidates"]
+    (1, 0)
+    """
+    counts = Counter((row.step, row.reason) for row in audit)
+    return [
+        {
+            "step": step,
+            "candidates": sum(counts[step, reason] for reason in (None, *get_args(Reason))),
+            "accepted": counts[step, None],
+            **{reason: counts[step, reason] for reason in get_args(Reason)},
+        }
+        for step in range(1, num_steps + 1)
+    ]
+
+
+@dataclass(slots=True)
+class _Candidate:
+    question: Question
+    accepted: bool = False
+    reason: Reason | None = None
+    reply: str | None = None
+
+
+def _open(lists: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:
+    return [
+        one for candidates in lists for one in candidates
+        if not one.accepted and one.reason is None
+    ]
+
+
+def _next(candidates: Sequence[_Candidate], k: int) -> list[_Candidate]:
+    """Return as many undecided candidates as the chunk still needs questions."""
+    return _open([candidates])[: k - sum(candidate.accepted for candidate in candidates)]
+
+
+def _chunk_memories(instance: Instance) -> list[tuple[FlatMemory, BM25Retriever]]:
+    return [_memory_of(units(chunk.text)) for chunk in instance.chunks]
+
+
+def _memory_of(contents: Sequence[str]) -> tuple[FlatMemory, BM25Retriever]:
+    memory, retriever = FlatMemory(), BM25Retriever()
+    _, delta = memory.apply([Operation("INSERT", content) for content in contents], step=1)
+    retriever.update(delta)
+    return memory, retriever
+
+
+def _ask(
+    batches: Sequence[Sequence[_Candidate]],
+    memories: Sequence[tuple[FlatMemory, BM25Retriever]],
+    verifier: ReasoningAgent,
+    wanted: float,
+    otherwise: Reason,
+) -> None:
+    """Ask the open candidates of every chunk on its memory, in one batch; reject those that are
+    not answered as wanted (1.0 rightly, 0.0 without any score) or not at all (`None`)."""
+    asked = [_open([batch]) for batch in batches]
+    answers = answer_questions(
+        [
+            Inquiry([candidate.question for candidate in batch], memory, retriever, step)
+            for step, (batch, (memory, retriever)) in enumerate(
+                zip(asked, memories, strict=True), start=1
+            )
+        ],
+        verifier,
+        VERIFIER_ITEMS,
+    )
+    for batch, answered in zip(asked, answers, strict=True):
+        for candidate, one in zip(batch, answered, strict=True):
+            if wanted:
+                candidate.reply = one.answer
+            if one.score != wanted:
+                candidate.reason = "verifier failed" if one.score is None else otherwise
+
+
+def _screened(written: Sequence[Question]) -> list[_Candidate]:
+    """Reject what needs no verifier to be rejected.
+
+    A question gives its answer away when repeating it as the reply would score.
+    """
+    candidates: list[_Candidate] = []
+    kept: list[tuple[frozenset[str], frozenset[str]]] = []
+    for question in written:
+        candidate = _Candidate(question)
+        candidates.append(candidate)
+        parroted = score(question.text, question.answers, question.data_source)
+        answers = frozenset(map(normalise, question.answers))
+        content = frozenset(words(question.text)) - STOPWORDS
+        if parroted is None:
+            candidate.reason = "unscorable"
+        elif parroted:
+            candidate.reason = "answer in question"
+        elif any(
+            content == other or answers == their_answers
+            and len(content & other) >= NEAR_DUPLICATE * len(content | other)
+            for other, their_answers in kept
+        ):
+            candidate.reason = "duplicate"
+        else:
+            kept.append((content, answers))
+    return candidates

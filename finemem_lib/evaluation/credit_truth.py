@@ -1,0 +1,464 @@
+"""Credit rules against the truth: does the step that earned an answer get the credit for it?
+
+On the planted stream two truths are known. *Planted*: the step whose chunk told the answer, which
+earned ``s_j / n`` of the outcome reward. *Causal*: what the reader would have scored without the
+step (`credit.step_leave_one_out`), negative where the step did harm, 0 at every step where two
+tell the same. They differ, and neither is the other's error: a fact that the manager never stored
+was told but did not cause, a lucky answer from a stale item was caused by a step that told
+something else, and a step that only pushed an item out of a full memory told nothing and did harm.
+
+Measures, one number per trajectory or per question:
+
+- rank: Spearman correlation of credit and truth over the steps of a trajectory (who earned it?);
+- rank_rollouts: the same over the rollouts of an instance at one step, which is all that
+  group-relative advantages see; a credit that is constant ranks nothing and counts 0 in both;
+- sign: share of the steps of a trajectory that did good or harm (truth other than 0) whose credit
+  has the other sign; a reward that is never negative pays every harmful step;
+- precision, recall: a step is credited when its credit for the question is positive and more than
+  an even share, and true when its truth for that question is positive;
+- noise: share of the question's absolute credit that lies on steps whose truth is 0.
+
+A question is judged by giving the rule the trajectory with this question alone. Where the truth has
+nothing to find (all equal, no true step), or the rule gives nothing to judge (precision without a
+credited step, noise without credit), the value is `None`: counted, and left out of the mean.
+
+The cost of a rule is counted in reader calls beyond those of the outcome reward, which asks the
+global questions at the end: those that answered the chunk questions it reads, while the rollouts
+were played, and those that it makes itself afterwards. What was read for the outcome, by any
+rollout of the group, is known and never read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from finemem_lib.credit.counterfactual import step_leave_one_out
+from finemem_lib.credit.needs import Credit
+from finemem_lib.credit.replay import World
+from finemem_lib.credit.rules import RULES, calls_while_playing, outcome_readings
+from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.reading import MemoisedAgent, ReasoningAgent
+from finemem_lib.trajectory import Question, Trajectory
+from finemem_lib.util.files import written_beside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Truth = Literal["planted", "causal"]
+Measure = Literal["rank", "rank_rollouts", "precision", "recall", "noise", "sign"]
+TRUTHS: tuple[Truth, ...] = ("planted", "causal")
+
+MEASURES: tuple[Measure, ...] = (
+    "rank", "rank_rollouts", "precision", "recall", "noise", "sign"
+)
+
+BASELINE = "eara"
+"""The paper's rule, from which every other rule's difference is shown."""
+
+REGIMES: Mapping[str, tuple[str, str]] = {
+    "memory": ("memory without limit", "memory of 12 items"),
+    "duplicates": ("duplicates refused", "duplicates allowed"),
+    "facts": ("facts stay", "facts change"),
+}
+"""The slices that a table compares, beside "all" and one per manager."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A rule of `credit.RULES` with the settings it is judged with.
+
+    probes: the questions that "potential" asks on the way, the trajectory's global questions
+        ("global", as they will be asked at the end) or its chunk questions ("chunk").
+    """
+
+    rule: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    probes: Literal["global", "chunk"] | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "outcome-broadcast": Variant("outcome-broadcast"),
+    "uniform-split": Variant("uniform-split"),
+    "csr": Variant("csr"),
+    "eara": Variant("eara"),
+    "eara, beta 1": Variant("eara", {"beta": 1.0}),
+    "eara-used": Variant("eara-used"),
+    "evidence-loo": Variant("evidence-loo"),
+    "evidence-shapley": Variant("evidence-shapley"),
+    "step-loo": Variant("step-loo"),
+    "step-loo, orphans stored": Variant("step-loo", {"orphaned": "insert"}),
+    "step-shapley": Variant("step-shapley"),
+    "owen": Variant("owen"),
+    "mt-grpo": Variant("mt-grpo"),
+    "mt-grpo, all turns": Variant("mt-grpo", {"turns": "all"}),
+    "gigpo": Variant("gigpo"),
+    "hindsight": Variant("hindsight"),
+    "attributed-dense": Variant("attributed-dense"),
+    "potential, final questions": Variant("potential", probes="global"),
+    "potential, chunk questions": Variant("potential", probes="chunk"),
+}
+"""What is compared. "potential, final questions" asks on the way what no manager may know."""
+
+TOLD: Mapping[Truth, tuple[str, ...]] = {
+    "causal": ("step-loo", "step-loo, orphans stored", "potential, final questions"),
+    "planted": ("hindsight", "potential, final questions"),
+}
+"""Rules that are a truth themselves but for a switch, or are told what no manager may know: shown,
+but no contestants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One value of one measure, with where it was measured; `None`: there is nothing to judge."""
+
+    rule: str
+    truth: Truth
+    measure: Measure
+    instance_id: str
+    value: float | None
+
+
+class Calls(NamedTuple):
+    """Reader calls beyond those of the outcome: asked for, made where the rollouts of an instance
+    share one memo, and the part of the made ones that was made while the rollouts were played."""
+
+    asked: int
+    made: int
+    played: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the table: the mean of a measure with its interval, and that of the difference
+    to `BASELINE` where both could be judged, drawn together.
+
+    `counted` is the number of trajectories, steps or questions in the mean, `left_out` of those in
+    which there was nothing to judge, `instances` that of the clusters behind the interval. The
+    calls are those of `Calls` per trajectory.
+    """
+
+    slice: str
+    rule: str
+    truth: Truth
+    measure: Measure
+    value: float | None
+    low: float | None
+    high: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    counted: int
+    left_out: int
+    instances: int
+    calls_asked: float
+    calls_made: float
+    calls_played: float
+
+
+def planted_credit(trajectory: Trajectory) -> Credit:
+    """Return what every step truly earned: ``(1/n) sum_j s_j [t in E_j] / |E_j|``.
+
+    E_j are the steps whose chunks told the answer; the sum is r_global. `None` at every step where
+    no question could be scored.
+
+    Raises:
+        ValueError: the evidence steps of a question are not known.
+    """
+    scored = [answered for answered in trajectory.questions if answered.score is not None]
+    credit = [0.0] * trajectory.num_steps
+    for answered in scored:
+        if not answered.question.evidence_steps:
+            raise ValueError(
+                f"planted credit of {trajectory.instance_id!r}: question "
+                f"{answered.question.question_id!r} has no evidence steps, expected a stream whose "
+                "truth is known; use planted.planted_stream"
+            )
+        for step in answered.question.evidence_steps:
+            credit[step - 1] += answered.score / (
+                len(answered.question.evidence_steps) * len(scored)
+            )
+    return credit if scored else [None] * trajectory.num_steps
+
+
+def rank_correlation(credit: Credit, truth: Credit) -> float | None:
+    """Return Spearman's rank correlation over the entries that both have, in [-1, 1].
+
+    `None` where the truth is constant, 0.0 where the credit is.
+
+    >>> rank_correlation([0.1, 0.5, None, 0.2], [0.0, 0.6, 0.3, 0.1])
+    1.0
+    >>> rank_correlation([0.2, 0.2], [0.0, 1.0]), rank_correlation([0.0, 1.0], [0.2, 0.2])
+    (0.0, None)
+    """
+    from scipy.stats import rankdata
+
+    credit, truth = _both(credit, truth)
+    if len(np.unique(truth)) < 2:
+        return None
+    if len(np.unique(credit)) < 2:
+        return 0.0
+    return round(float(np.corrcoef(rankdata(credit), rankdata(truth))[0, 1]), 12)
+
+
+def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | None]:
+    """Return precision and recall of the credited steps, in [0, 1].
+
+    Credited is a step whose credit is positive and above the mean, true one whose truth is
+    positive. Both are `None` without a true step, precision also without a credited one.
+
+    >>> at_true_steps([0.1, 0.4, 0.4, 0.1], [0.0, 1.0, 0.0, 0.0])
+    (0.5, 1.0)
+    >>> at_true_steps([0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0])
+    (None, 0.0)
+    >>> at_true_steps([-0.1, -0.9, -0.9, -0.9], [1.0, 0.0, 0.0, 0.0])
+    (None, 0.0)
+    """
+    credit, truth = _both(credit, truth)
+    true = truth > 0
+    if not true.any():
+        return None, None
+    credited = credit > max(credit.mean(), 0.0) + _TIE
+    hits = int((credited & true).sum())
+    return hits / int(credited.sum()) if credited.any() else None, hits / int(true.sum())
+
+
+def noise_share(credit: Credit, truth: Credit) -> float | None:
+    """Return the share of absolute credit on steps whose truth is 0, in [0, 1]; `None` where no
+    truth differs from 0 or no credit was given.
+
+    >>> noise_share([0.1, 0.4, -0.3, 0.2], [0.0, 1.0, 0.0, 0.0])
+    0.6
+    """
+    credit, truth = _both(credit, truth)
+    total = np.abs(credit).sum()
+    if not truth.any() or total <= _TIE:
+        return None
+    return round(float(np.abs(credit[truth == 0]).sum() / total), 12)
+
+
+def sign_errors(credit: Credit, truth: Credit) -> float | None:
+    """Return the share of the steps with a truth other than 0 whose credit has the other sign, in
+    [0, 1]; no credit is no sign. `None` where no truth differs from 0.
+
+    >>> sign_errors([0.5, 0.5, 0.0, 0.5], [1.0, -1.0, 1.0, 0.0])
+    0.3333333333333333
+    """
+    credit, truth = _both(credit, truth)
+    if not truth.any():
+        return None
+    opposite = np.sign(np.where(np.abs(credit) > _TIE, credit, 0)) * np.sign(truth) < 0
+    return float(opposite.sum() / (truth != 0).sum())
+
+
+_TIE = 1e-12
+"""Credits nearer than this are the same number, summed in another order."""
+
+
+def _both(credit: Credit, truth: Credit) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [
+        (one, other) for one, other in zip(credit, truth, strict=True)
+        if one is not None and other is not None
+    ]
+    # Ranks must not tell apart what differs in the last bit only.
+    return tuple(np.round(np.array(pairs, dtype=float).reshape(-1, 2), 12).T)
+
+
+def judge(
+    group: Sequence[Trajectory],
+    agent: ReasoningAgent,
+    variants: Mapping[str, Variant] | None = None,
+) -> tuple[list[Judged], dict[str, Calls]]:
+    """Judge every variant on one group: the rollouts of one planted instance.
+
+    `agent` is the reasoning agent that answered. Returns the values, and per variant the reader
+    calls of the whole trajectories of the group.
+
+    Raises:
+        ValueError: a rule cannot be applied to the trajectories, see `credit`.
+    """
+    variants = VARIANTS if variants is None else variants
+    agent = MemoisedAgent(agent)
+    for one in group:
+        agent.know(*outcome_readings(one))
+    worlds = [World(one, agent) for one in group]
+    alone = [  # per question, the group with this question only
+        [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
+        for number in range(len(group[0].questions))
+    ]
+    groups = [group, *alone]
+    truths: dict[Truth, list[list[Credit]]] = {
+        "planted": [[planted_credit(one) for one in some] for some in groups],
+        "causal": [
+            [step_leave_one_out(one, agent=agent, world=world)
+             for one, world in zip(some, worlds, strict=True)]
+            for some in groups
+        ],
+    }
+    judged: list[Judged] = []
+    calls = {}
+    for name, variant in variants.items():
+        # A memo and scores of its own, so that each call counts, over what all rules share.
+        counter = MemoisedAgent(agent)
+        for one in group:
+            counter.know(*outcome_readings(one))
+        asked_anew = [world.through(counter) for world in worlds]
+        credits = [_credits(variant, group, group, counter, asked_anew)]
+        asked, played = calls_while_playing(variant.rule, group, **variant.settings)
+        calls[name] = Calls(asked + counter.calls_asked, played + counter.calls_made, played)
+        credits += [_credits(variant, some, group, counter, asked_anew) for some in alone]
+        for truth, true in truths.items():
+            judged += [
+                Judged(name, truth, measure, group[0].instance_id, value)
+                for measure, value in _values(credits, true)
+            ]
+    return judged, calls
+
+
+def _credits(
+    variant: Variant,
+    group: Sequence[Trajectory],
+    whole: Sequence[Trajectory],
+    agent: MemoisedAgent,
+    worlds: Sequence[World],
+) -> list[Credit]:
+    rule = RULES[variant.rule]
+    credits = []
+    for one, full, world in zip(group, whole, worlds, strict=True):
+        there = {"agent": agent, "group": group, "probes": _probes(variant, one, full),
+                 "replay": world}
+        settings = {
+            "world" if name == "replay" else name: there[name]
+            for name in rule.needs if name in there
+        }
+        credits.append(rule.function(one, **settings, **variant.settings))
+    return credits
+
+
+def _probes(variant: Variant, one: Trajectory, full: Trajectory) -> list[Question]:
+    if variant.probes == "global":
+        return [answered.question for answered in one.questions]
+    return [answered.question for step in full.steps for answered in step.chunk_questions]
+
+
+def _values(
+    credits: Sequence[Sequence[Credit]], truths: Sequence[Sequence[Credit]]
+) -> Iterable[tuple[Measure, float | None]]:
+    """Yield all values of a rule against one truth: entry 0 of both is of the whole trajectories,
+    the others are of one question each; in each, one credit per rollout."""
+    whole = list(zip(credits[0], truths[0], strict=True))
+    for credit, truth in whole:
+        yield "rank", rank_correlation(credit, truth)
+        yield "sign", sign_errors(credit, truth)
+    for step in range(len(whole[0][0])):
+        yield "rank_rollouts", rank_correlation(*zip(
+            *((credit[step], truth[step]) for credit, truth in whole), strict=True
+        ))
+    for some, true in zip(credits[1:], truths[1:], strict=True):
+        for credit, truth in zip(some, true, strict=True):
+            precision, recall = at_true_steps(credit, truth)
+            yield "precision", precision
+            yield "recall", recall
+            yield "noise", noise_share(credit, truth)
+
+
+def truth_table(
+    slices: Mapping[str, Iterable[tuple[Sequence[Judged], Mapping[str, Calls], int]]],
+) -> list[Row]:
+    """Return one row per slice, rule, truth and measure.
+
+    A slice is a list of what `judge` returned, each with the number of trajectories judged.
+    Intervals are those of `evaluation.clustered_mean` with the instances as clusters.
+    """
+    rows = []
+    for name, groups in slices.items():
+        values: defaultdict[tuple, dict[str, list[float | None]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        total: defaultdict[str, Calls] = defaultdict(lambda: Calls(0, 0, 0))
+        trajectories = 0
+        for judged, calls, size in groups:
+            trajectories += size
+            for rule, some in calls.items():
+                total[rule] = Calls(*map(sum, zip(total[rule], some, strict=True)))
+            for one in judged:
+                values[one.rule, one.truth, one.measure][one.instance_id].append(one.value)
+        for (rule, truth, measure), samples in values.items():
+            base = values.get((BASELINE, truth, measure)) if rule != BASELINE else None
+            known = [value for some in samples.values() for value in some if value is not None]
+            rows.append(Row(
+                name, rule, truth, measure,
+                *clustered_mean(samples),
+                *(clustered_mean(samples, base) if base else (None, None, None)),
+                counted=len(known),
+                left_out=sum(map(len, samples.values())) - len(known),
+                instances=sum(any(v is not None for v in some) for some in samples.values()),
+                calls_asked=total[rule].asked / trajectories,
+                calls_made=total[rule].made / trajectories,
+                calls_played=total[rule].played / trajectories,
+            ))
+    return rows
+
+
+def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.DataFrame:
+    """Return all measures of every variant against one truth in one slice as a pandas frame, the
+    cheapest variant first.
+
+    A cell is a mean with its interval, "–" where there was nothing to judge; "calls" are reader
+    calls per trajectory beyond those of the outcome, and "rank per call" is the rank correlation
+    over steps beyond that of `BASELINE`, for each of them.
+    """
+    import pandas as pd
+
+    cells = {(row.rule, row.measure): row for row in rows
+             if row.slice == name and row.truth == truth}
+    ranks = sorted((row for row in cells.values() if row.measure == "rank"),
+                   key=lambda row: (row.calls_made, row.rule))
+    return pd.DataFrame([
+        {"rule": row.rule, "calls": f"{row.calls_made:.1f}"}
+        | {measure: _cell(cells[row.rule, measure]) for measure in MEASURES}
+        | {"rank per call": "–" if row.difference is None or not row.calls_made
+           else f"{row.difference / row.calls_made:+.3f}"}
+        for row in ranks
+    ]).set_index("rule").rename_axis(index=None, columns="rule")  # one line of headings
+
+
+def _cell(row: Row) -> str:
+    if row.value is None:
+        return "–"
+    return f"{row.value:.2f}" + ("" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]")
+
+
+def write_table(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as JSON lines with four decimals, whole or not at all."""
+    with written_beside(path) as beside:
+        beside.write_text("".join(
+            json.dumps({
+                name: round(value, 4) if isinstance(value, float) else value
+                for name, value in dataclasses.asdict(row).items()
+            }) + "\n"
+            for row in rows
+        ), encoding="utf-8")
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read back what `write_table` wrote.
+
+    Raises:
+        ValueError: the file is missing, or a line of it is not a row.
+    """
+    try:
+        return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold a table of credit rules ({error}); make one with "
+            "`python benchmarks/credit.py --output FILE.jsonl`"
+        ) from error

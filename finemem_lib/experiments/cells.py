@@ -1,0 +1,406 @@
+"""Experiments: a grid of training runs, each a cell that is made once and kept.
+
+A cell names every knob of one training run and its seed. Its key is a hash of them and of the warm
+start's weights, not of the names that a design gives to variants and regimes, so that designs share
+cells. A cell's result is one file, written whole when it is done; what is there is not made again,
+so an experiment goes on where it was interrupted. Cells run in processes through joblib, on this
+machine or, with the address of a Dask scheduler, on its workers.
+
+Equal seeds mean equal training streams and equal held-out streams, so cells can be compared in
+pairs (see `experiment_table`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
+from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.data.questions import verified
+from finemem_lib.evaluation.diagnostics import (
+    credit_at_evidence,
+    gradient_alignment,
+    term_spread,
+)
+from finemem_lib.evaluation.operation_truth import operation_truth
+from finemem_lib.managers.loading import checkpoint_folder
+from finemem_lib.managers.model import ModelManager, load_manager
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.retrieval import DENSE_MODEL
+from finemem_lib.rewards import (
+    Attribution,
+    Credited,
+    RewardSettings,
+    Unretrieved,
+    outcome_reward,
+)
+from finemem_lib.seeds import stable_seed
+from finemem_lib.training.run import TrainingResult, train_manager
+from finemem_lib.training.schemes import SCHEMES, RewardScheme
+from finemem_lib.trajectory import Instance, Trajectory
+from finemem_lib.util.provenance import git_state, repository_root
+
+KEY_VERSION = 1
+"""Part of every key: count it up when equal knobs begin to mean another training run or result."""
+
+TERM_KNOBS = {
+    "chunk": ("w1", "w1_until", "wrong_questions", "verified"),
+    "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
+}
+"""Knobs that act through one term of the reward only; a scheme without it trains the same.
+`alignment_batches` measures all schemes: with it, those away from their default count."""
+
+LATER_KNOBS = ("alignment_batches", "dense_model")
+"""Knobs that are younger than kept results: they enter a key only away from their default."""
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
+TOKENIZER = (
+    "config.json", "generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges*",
+    "special_tokens*", "added_tokens*",
+)
+
+FIRST_TOKENIZER = "7a5aa0f1bf2d91cdcf7a1bf7572180827376c2c56af9da35cc95692446415653"
+"""What `_files_hash` makes of tokenizer and configuration of the warm start that results were
+kept for before these were part of a key; they enter one only where they differ."""
+
+CURVES = (
+    "reward", "reward_std", "rewards/outcome/mean", "rewards/eara/mean", "rewards/format/mean",
+    "rewards/chunk/mean", "rewards/compression/mean", "accuracy", "operations/INSERT",
+    "operations/UPDATE", "operations/DELETE", "operations/SKIP", "invalid_share", "memory_items",
+    "memory_tokens", "entropy", "frac_reward_zero_std", "completions/mean_length", "grad_norm",
+    "w1", "step_time", "seconds/generation", "seconds/environment",
+)
+"""What is kept of the record of every update, where it is there."""
+
+OF_EVIDENCE = (
+    "spread/evidence", "spread/eara", "credit_at_evidence/retrieved", "credit_at_evidence/used",
+)
+
+FAULTY = ", faulty evidence"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Strict):
+    """One training run and how it is tested: two names, every knob, and the seed.
+
+    `variant` and `regime` are a design's names and change nothing. `capacity` None is no limit.
+    `w1_until`, `evidence_drop`, `evidence_swap`, `wrong_questions` and `verified` are what
+    `train_manager`, `EvidenceFaults`, `questions.wrong_questions` and `questions.verified` make of
+    them; `config` holds any other field of TRL's GRPOConfig. `updates` 0 tests the warm start.
+    `held_out` streams of `num_chunks` are tested at the end, and `test_streams` of each length in
+    `test_chunks`. `alignment_batches` (0: none) batches of the size of an update measure gradient
+    alignment after training. `dense_model` is the sentence encoder of dense retrieval.
+
+    Raises:
+        ValueError: an unknown field, or a value that cannot be used.
+    """
+
+    variant: str
+    regime: str
+    seed: int = Field(ge=0)
+    checkpoint: str = "tiny"
+    scheme: RewardScheme = "outcome-only"
+    beta: float = Field(0.5, ge=0, le=1)
+    w1: float = Field(0.5, ge=0)
+    w2: float = Field(0.05, ge=0)
+    w1_until: int | None = Field(None, ge=2)
+    attribution: Attribution = "last_write"
+    credited: Credited = "retrieved"
+    unretrieved: Unretrieved = "spread"
+    evidence_drop: float = Field(0.0, ge=0, le=1)
+    evidence_swap: float = Field(0.0, ge=0, le=1)
+    wrong_questions: float = Field(0.0, ge=0, le=1)
+    verified: bool = False
+    capacity: int | None = Field(None, ge=1)
+    eviction: Literal["oldest", "least_recent", "refuse"] = "oldest"
+    duplicates: Literal["refuse", "allow"] = "refuse"
+    top_k: int = Field(3, ge=1)
+    retriever: Literal["bm25", "dense"] = "bm25"
+    dense_model: str = DENSE_MODEL
+    num_chunks: int = Field(6, ge=1)
+    updates: int = Field(60, ge=0)
+    instances_per_update: int = Field(8, ge=1)
+    num_generations: int = Field(8, ge=2)
+    learning_rate: float = Field(7e-4, gt=0)
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    entropy_coef: float = Field(0.0, ge=0)
+    config: dict[str, float | int | str | bool | None] = {}
+    held_out: int = Field(64, ge=1)
+    test_chunks: tuple[int, ...] = ()
+    test_streams: int = Field(16, ge=1)
+    alignment_batches: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _faults_are_possible(self) -> Self:
+        EvidenceFaults(self.evidence_drop, self.evidence_swap)
+        return self
+
+    @property
+    def key(self) -> str:
+        """16 hex digits, the same for the same training: the knobs that count under the scheme,
+        the seed, and the files of the warm start and of the sentence encoder where one is used."""
+        idle = {
+            knob for term, knobs in TERM_KNOBS.items() if term not in SCHEMES[self.scheme]
+            for knob in knobs
+        }
+        if self.alignment_batches:
+            idle -= _unless_default(self, *idle).keys()
+        idle |= set(LATER_KNOBS) - _unless_default(self, *LATER_KNOBS).keys()
+        files = []
+        if (tokenizer := _files_hash(self.checkpoint, *TOKENIZER)) != FIRST_TOKENIZER:
+            files.append(tokenizer)
+        if self.retriever == "dense":
+            files.append(_files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
+        else:
+            idle.add("dense_model")
+        knobs = self.model_dump(mode="json", exclude={"variant", "regime"} | idle)
+        weights = _files_hash(self.checkpoint, *WEIGHTS)
+        text = json.dumps([KEY_VERSION, weights, knobs, *files], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def stream(self) -> StreamSettings:
+        return StreamSettings(num_chunks=self.num_chunks)
+
+    @property
+    def rewards(self) -> RewardSettings:
+        return RewardSettings(
+            beta=self.beta, w1=self.w1, w2=self.w2, attribution=self.attribution,
+            credited=self.credited, unretrieved=self.unretrieved,
+        )
+
+    def rollout(self, num_generations: int) -> RolloutSettings:
+        return RolloutSettings(
+            num_generations=num_generations, top_k=self.top_k, capacity=self.capacity,
+            eviction=self.eviction, duplicates=self.duplicates,
+            **_unless_default(self, "retriever", "dense_model"),
+        )
+
+
+class HeldOut(_Strict):
+    """One test of a trained manager: `columns` hold one value per stream, in their order:
+    "accuracy" (r_global), "memory_tokens", "memory_items", "valid_share" (of the operations), and
+    the counts of `operation_truth`."""
+
+    chunks: int
+    temperature: float
+    columns: dict[str, list[float | None]]
+
+
+class CellResult(_Strict):
+    """What a cell gave: `curve` has one value per update, `episodes` per update the accuracy of
+    every stream it was trained on (mean over its rollouts), `tests` by "sampled" and "greedy", with
+    the length where it is not that of training, `alignment` the cosines of every batch by scheme
+    and, as "agreement/<scheme>", the mean cosine between batches (see `gradient_alignment`).
+    `commit` and `dirty` are the checkout's when training began (`None`: not recorded)."""
+
+    cell: Cell
+    key: str
+    curve: dict[str, list[float | None]]
+    episodes: list[list[float | None]]
+    tests: dict[str, HeldOut]
+    seconds: dict[str, float]
+    alignment: dict[str, list[float]] = {}
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@functools.cache
+def _files_hash(model: str, *patterns: str) -> str:
+    """Return the hash of what the files of a model's folder hold, that of the name for one on the
+    hub."""
+    folder = checkpoint_folder(model)
+    digest = hashlib.sha256(model.encode() if folder is None else b"")
+    for pattern in () if folder is None else patterns:
+        for path in sorted(folder.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _unless_default(cell: Cell, *names: str) -> dict[str, Any]:
+    fields = Cell.model_fields
+    return {
+        name: getattr(cell, name) for name in names if getattr(cell, name) != fields[name].default
+    }
+
+
+def run_cell(cell: Cell) -> CellResult:
+    """Train one manager and test it on streams it has never read, on one torch thread.
+
+    Raises:
+        ValueError: as `train_manager`.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    code = git_state(repository_root())
+    try:
+        started = time.perf_counter()
+        instances = _training_streams(cell)
+        if cell.updates:
+            trained = _train(cell, instances)
+            curve, episodes = _curve(cell, trained, instances), _episodes(trained)
+            manager = trained.manager
+        else:
+            curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
+        training = time.perf_counter() - started
+        tests = {
+            name + (f" T={chunks}" if chunks != cell.num_chunks else ""):
+                _test(cell, manager, chunks, temperature)
+            for chunks in dict.fromkeys((cell.num_chunks, *cell.test_chunks))
+            for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
+        }
+        alignment = _alignment(cell, manager) if cell.alignment_batches else {}
+        seconds = {"training": training, "testing": time.perf_counter() - started - training}
+    finally:
+        torch.set_num_threads(threads)
+    return CellResult(
+        cell=cell, key=cell.key, curve=curve, episodes=episodes, tests=tests,
+        seconds={name: round(value, 1) for name, value in seconds.items()}, alignment=alignment,
+        **code,
+    )
+
+
+def _training_streams(cell: Cell) -> list[Instance]:
+    number = cell.updates * cell.instances_per_update
+    instances = planted_instances("train", number, cell.seed, cell.stream)
+    if cell.wrong_questions:
+        instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
+    if cell.verified:
+        verifier = reader_for(instances)
+        instances = [verified(one, verifier) for one in instances]
+    return instances
+
+
+def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
+    more = _unless_default(cell, "w1_until", "entropy_coef", "scale_rewards")
+    if cell.evidence_drop or cell.evidence_swap:
+        more["evidence_faults"] = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
+    trained = train_manager(
+        cell.checkpoint, scheme=cell.scheme, rewards=cell.rewards,
+        rollout=cell.rollout(cell.num_generations), instances=instances, updates=cell.updates,
+        instances_per_update=cell.instances_per_update, learning_rate=cell.learning_rate,
+        seed=cell.seed, keep_updates=range(1, cell.updates + 1), **more, **cell.config,
+    )
+    if trained.interrupted:  # half a training run must not pass for a cell
+        raise KeyboardInterrupt
+    return trained
+
+
+def _curve(
+    cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
+) -> dict[str, list[float | None]]:
+    """Return what is measured of every update: TRL's records, and the rollouts against the truth:
+    "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>". Where evidence
+    was faulty, those of `OF_EVIDENCE` are there twice: of the evidence as it was and, with `FAULTY`
+    at the end of the name, of that which credit was attributed by."""
+    by_id = {instance.instance_id: instance for instance in instances}
+    curve: defaultdict[str, list[float | None]] = defaultdict(list)
+    for record in trained.records:
+        for name in CURVES:
+            if name in trained.records[0]:
+                curve[name].append(_rounded(record.get(name)))
+        groups = trained.trajectories[int(record["step"])]
+        flat = [one for group in groups for one in group]
+        truth = Counter()
+        for one in flat:
+            truth.update(operation_truth(one, by_id[one.instance_id]))
+        steps = sum(one.num_steps for one in flat)
+        for name, count in truth.items():
+            curve[f"truth/{name}"].append(_rounded(count / steps))
+        measured = _credit(cell, groups)
+        if cell.evidence_drop or cell.evidence_swap:
+            faults = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
+            seed = stable_seed(cell.seed, int(record["step"]) - 1)  # the trainer's own
+            faulty = [[with_faults(one, faults, seed) for one in group] for group in groups]
+            attributed = _credit(cell, faulty)
+            measured |= {f"{name}{FAULTY}": attributed[name] for name in OF_EVIDENCE}
+        for name, value in measured.items():
+            curve[name].append(_rounded(value))
+    return dict(curve)
+
+
+def _credit(cell: Cell, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float | None]:
+    found = {
+        f"spread/{term}": spread for term, spread in term_spread(groups, cell.rewards).items()
+    }
+    for credited in ("retrieved", "used"):
+        settings = RewardSettings(attribution=cell.attribution, credited=credited)
+        found[f"credit_at_evidence/{credited}"] = credit_at_evidence(
+            [one for group in groups for one in group], settings
+        )
+    return found
+
+
+def _episodes(trained: TrainingResult) -> list[list[float | None]]:
+    return [
+        [_mean(outcome_reward(one) for one in group) for group in trained.trajectories[number]]
+        for number in sorted(trained.trajectories)
+    ]
+
+
+def _test(cell: Cell, manager: ModelManager, chunks: int, temperature: float) -> HeldOut:
+    number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
+    streams = planted_instances("held-out", number, cell.seed, StreamSettings(num_chunks=chunks))
+    before, manager.temperature = manager.temperature, temperature
+    try:
+        played = play(
+            streams, manager, cell.rollout(1), reader_for(streams),
+            stable_seed(cell.seed, "test", chunks),
+        )
+    finally:
+        manager.temperature = before
+    columns: defaultdict[str, list[float | None]] = defaultdict(list)
+    for (one,), stream in zip(played, streams, strict=True):
+        outcomes = [outcome for step in one.steps for outcome in step.outcomes]
+        columns["accuracy"].append(_rounded(outcome_reward(one)))
+        columns["memory_tokens"].append(one.steps[-1].memory_tokens)
+        columns["memory_items"].append(len(one.final_memory()))
+        columns["valid_share"].append(_mean(outcome.applied for outcome in outcomes))
+        for name, count in operation_truth(one, stream).items():
+            columns[name].append(count)
+    return HeldOut(chunks=chunks, temperature=temperature, columns=columns)
+
+
+def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
+    """Measure all schemes, with credit to retrieved and to used items, on held-out streams."""
+    size = cell.instances_per_update
+    streams = planted_instances(
+        "held-out", cell.alignment_batches * size, stable_seed(cell.seed, "alignment"), cell.stream
+    )
+    schemes = {scheme: (scheme, cell.rewards) for scheme in SCHEMES}
+    used = dataclasses.replace(cell.rewards, credited="used")
+    schemes |= {f"{scheme}, used items": (scheme, used) for scheme in ("+EARA", "Fine-Mem")}
+    found = gradient_alignment(
+        manager, [streams[start : start + size] for start in range(0, len(streams), size)],
+        reader_for(streams), cell.rollout(cell.num_generations), schemes, cell.seed,
+    )
+    return {
+        **{one.scheme: [round(value, 5) for value in one.cosines] for one in found},
+        **{f"agreement/{one.scheme}": [round(one.agreement, 5)] for one in found},
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _rounded(sum(known) / len(known)) if known else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 5)

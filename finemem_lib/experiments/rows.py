@@ -1,0 +1,105 @@
+"""Write and read the rows of an experiment and the card that says how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.experiments.cells import KEY_VERSION, CellResult
+from finemem_lib.experiments.design import Design
+from finemem_lib.experiments.sweep import Failure
+from finemem_lib.util.files import write_json, written_beside
+from finemem_lib.util.provenance import git_state, repository_root, versions
+
+
+def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any]) -> None:
+    """Write results as ``<name>.jsonl``, knobs as they are and measured numbers with four
+    significant digits (three in curves), and their card as ``<name>.json``.
+
+    Raises:
+        OSError: they could not be written; what was there before is unchanged.
+    """
+    with written_beside(path) as beside:
+        beside.write_text("".join(f"{_line(result)}\n" for result in results), encoding="utf-8")
+    write_json(path.with_suffix(".json"), dict(card))
+
+
+def read_rows(path: Path) -> list[CellResult]:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        ValueError: the file is missing, or a line of it is not the result of a cell.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [CellResult.model_validate_json(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not hold the rows of an experiment ({error}); make them with "
+            "`finemem sweep DESIGN --output FOLDER`, which writes them to FOLDER"
+        ) from error
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read the card beside the rows in `path`.
+
+    Raises:
+        ValueError: it is missing or cannot be read.
+    """
+    card = path.with_suffix(".json")
+    try:
+        return json.loads(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{card} is not the card of an experiment ({error}); `finemem sweep` writes it beside "
+            "the rows"
+        ) from error
+
+
+def experiment_card(
+    design: Design, results: Sequence[CellResult], failures: Sequence[Failure],
+    command: str,
+) -> dict[str, Any]:
+    """Return how rows were made: design, command and the commit it ran at, how many cells each
+    commit made ("made_by"), hardware in words, versions, seconds of all cells together (each on one
+    thread)."""
+    import psutil
+
+    cells = {result.key: result for result in results}
+    return {
+        "description": design.description, "baseline": design.baseline,
+        "command": command, **git_state(repository_root()),
+        "made_by": Counter(
+            (one.commit or "no recorded commit") + (" and changes" if one.dirty else "")
+            for one in cells.values()
+        ),
+        "hardware": f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
+                    f"{psutil.virtual_memory().total / 2**30:.0f} GB, one thread per cell",
+        "versions": versions(), "key_version": KEY_VERSION, "cells": len(cells),
+        "failed": len(failures),
+        "cell_seconds": round(sum(sum(one.seconds.values()) for one in cells.values())),
+    }
+
+
+def _line(result: CellResult) -> str:
+    fields = result.model_dump(mode="json")
+    short = _short(fields, 4) | {
+        "cell": fields["cell"], "curve": _short(fields["curve"], 3)
+    }
+    return json.dumps(short, separators=(",", ":"))
+
+
+def _short(value: Any, digits: int) -> Any:
+    """Return JSON with numbers of so many significant digits."""
+    if isinstance(value, dict):
+        return {name: _short(part, digits) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_short(part, digits) for part in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else float(f"{value:.{digits}g}")
+    return value

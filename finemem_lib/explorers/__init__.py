@@ -1,0 +1,33 @@
+"""Interactive widgets for JupyterLab.
+
+Every explorer falls back to a figure with a static slider where no kernel runs.
+"""
+
+from finemem_lib.explorers.display import is_live, show
+from finemem_lib.explorers.evidence import evidence_explorer, memory_player
+from finemem_lib.explorers.explorer import Control, Explorer
+from finemem_lib.explorers.live import Live
+from finemem_lib.explorers.training import (
+    LiveCurves,
+    compare_rollouts,
+    log_prob_change,
+    token_logprobs,
+    training_explorer,
+)
+from finemem_lib.explorers.what_if import what_if_explorer
+
+__all__ = [
+    "Control",
+    "Explorer",
+    "Live",
+    "LiveCurves",
+    "compare_rollouts",
+    "evidence_explorer",
+    "is_live",
+    "log_prob_change",
+    "memory_player",
+    "show",
+    "token_logprobs",
+    "training_explorer",
+    "what_if_explorer",
+]

@@ -1,0 +1,232 @@
+"""Explorers: controls over the pure builders of `plots`, and what remains of them without a kernel.
+
+An `Explorer` is a list of controls and one function from their values to named figures. Every
+selection is the value of a control, so a click on a figure and a key pressed on a widget do the
+same. `show` displays it in one of two forms:
+
+live    ipywidgets, and a drawing that follows the figures. An error of a callback appears in a box
+        above them, and they keep their last state.
+static  one figure per view with a plotly slider over frames that are computed now, one changed
+        control at a time. It needs no kernel and no network; the report adds a slider that the
+        keyboard reaches, joins the views of an explorer, and lets clicks move them.
+
+A kernel cannot see who displays its output, so the form follows the environment variable
+FINEMEM_EXPLORERS ("live" or "static"), which the command line and the tests of the notebooks set;
+without it, it is live in kernels that a Jupyter server or VS Code started, else static.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from finemem_lib.figures import frames, style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+State = Mapping[str, Any]
+Options = Sequence[tuple[str, Any]]
+Views = Mapping[str, "go.Figure"]
+
+MAX_FRAMES = 40
+"""Frames of a control in the static form: what a notebook can hold, and a slider can tell apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One value that a reader chooses.
+
+    name: the keyword under which `Explorer.build` receives the value.
+    label: what the widget says, with the unit where there is one.
+    options: (text, value) pairs, or a function of the controls before this one that returns them;
+        a value that is no longer among them falls back to the first. Texts may be untrusted.
+    value: the value at first; by default that of the first option.
+    kind: "slider" for ordered values, "menu" for names.
+    static: whether the static form has frames for its values, or for how many of them (a menu's
+        first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`), or for how many of
+        each kind, which is the first word of a value.
+    idle: whether it moves nothing in a state, so that a live explorer greys it out.
+    """
+
+    name: str
+    label: str
+    options: Options | Callable[[State], Options]
+    value: Any = None
+    kind: Literal["slider", "menu"] = "menu"
+    static: bool | int | Mapping[str, int] = False
+    idle: Callable[[State], bool] = lambda state: False
+
+    def choices(self, state: State) -> list[tuple[str, Any]]:
+        """Return the options in a state, their texts short and on one line."""
+        found = self.options(state) if callable(self.options) else self.options
+        return [(style.plain(style.label(text, 60)), value) for text, value in found]
+
+    def frames(self, state: State) -> list[tuple[str, Any]]:
+        """Return the options that the static form has frames for, with the one of the state."""
+        options = self.choices(state)
+        most = MAX_FRAMES if self.static is True else self.static
+        if isinstance(most, Mapping):
+            kinds = [self.kind_of(value) for _, value in options]
+            kept = {place for place, kind in enumerate(kinds)
+                    if kinds[:place].count(kind) < most.get(kind, 1)}
+        elif len(options) > most > 1 and self.kind == "slider":
+            kept = {round(n * (len(options) - 1) / (most - 1)) for n in range(most)}
+        else:
+            kept = set(range(most))
+        return [option for place, option in enumerate(options)
+                if place in kept or (most and option[1] == state[self.name])]
+
+    def kind_of(self, value: Any) -> str:
+        """Return what a value is called when values are counted."""
+        return str(value).partition(" ")[0] if isinstance(self.static, Mapping) else self.label
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Controls, and the function that turns their values into figures.
+
+    `build` is called with every control's value by name and returns the same view names in the
+    same order each time. In the static form a view must also keep its traces (number and types;
+    empty ones may stand in) and name the same properties. A figure whose ``layout.meta["clicks"]``
+    is ``{"control": name, "points": {trace number as text: [value per point]}}`` (None: no effect;
+    of a heatmap one value per column, or a list of them per row) sets that control when one of its
+    points is clicked.
+
+    `linked` lists the states of the static form where controls lead to one another: each state
+    names the first controls, and their values in the order of the sliders. Without it the static
+    form changes one control at a time.
+
+    Raises:
+        ValueError: two controls share a name, or a control has no options.
+    """
+
+    title: str
+    controls: tuple[Control, ...]
+    build: Callable[..., Views]
+    linked: Sequence[State] = ()
+
+    def __post_init__(self) -> None:
+        names = [control.name for control in self.controls]
+        if len(set(names)) < len(names):
+            raise ValueError(f"explorer {self.title!r}: control names {names}, expected no repeats")
+        self.settle({})
+
+    def settle(self, wanted: State) -> dict[str, Any]:
+        """Return a value for every control: the one wanted where it is an option, else its value
+        at first, else the first option.
+
+        Raises:
+            ValueError: a control has no options.
+        """
+        state: dict[str, Any] = {}
+        for control in self.controls:
+            values = [value for _, value in control.choices(state)]
+            if not values:
+                raise ValueError(
+                    f"explorer {self.title!r}: control {control.name!r} has no options, expected "
+                    "at least one; give it something to choose from"
+                )
+            preferred = (wanted.get(control.name, control.value), control.value, values[0])
+            state[control.name] = next(value for value in preferred if value in values)
+        return state
+
+    def figures(self, **wanted: Any) -> dict[str, go.Figure]:
+        """Return the figures of one state; controls not named have their value at first."""
+        return dict(self.build(**self.settle(wanted)))
+
+    def static_figures(self) -> list[go.Figure]:
+        """Return one figure per view with a slider over frames: the `linked` states, or all values
+        of every control with `static`, one control at a time. An explorer without either has no
+        slider. The first caption says what there are no frames for.
+
+        Raises:
+            ValueError: a view changes its traces between states.
+        """
+        first = self.settle({})
+        levels = self._levels()
+        states = [(levels, self.settle(state)) for state in self.linked] or [
+            ([control], self.settle(first | {control.name: value}))
+            for control in self.controls for _, value in control.frames(first)]
+        if not states:
+            return list(self.build(**first).values())
+        places: dict[Any, int] = {}  # of the first state at each end of a way down the controls
+        for place, (chain, state) in enumerate(states):
+            for depth in range(1, len(chain) + 1):
+                places.setdefault(_way(chain[:depth], state), place)
+        between = " " if levels else ": "
+        paths = [[f"{control.label}{between}{_text(control, state)}" for control in chain]
+                 for chain, state in states]
+        shown = [state for _, state in states]
+        start = shown.index(first) if first in shown else 0
+        views = [self._specs(state, places) for state in shown]
+        note = self._left_out(first, shown)
+        for specs in views:
+            next(iter(specs.values()))["layout"]["meta"]["caption"] += note
+        figures = [frames.framed(
+            [(path, specs[view]) for path, specs in zip(paths, views, strict=True)],
+            start, self.title) for view in views[start]]
+        if levels:
+            figures[0].layout.meta = figures[0].layout.meta | {
+                "levels": [control.label for control in levels], "paths": paths}
+        return figures
+
+    def _levels(self) -> list[Control]:
+        """Return the controls that lead from one to the next in the static form."""
+        return [one for one in self.controls if self.linked and one.name in self.linked[0]]
+
+    def _specs(self, state: State, places: Mapping[Any, int]) -> dict[str, dict[str, Any]]:
+        """Return the views of a state, their clicks naming states by their places."""
+        specs = {view: figure.to_plotly_json() for view, figure in self.build(**state).items()}
+        for spec in specs.values():
+            meta = spec["layout"]["meta"]
+            if clicks := meta.get("clicks"):
+                [clicked] = [one for one in self.controls if one.name == clicks["control"]]
+                levels = self._levels()
+                chain = levels[:levels.index(clicked) + 1] if clicked in levels else [clicked]
+                meta["clicks"] = {
+                    trace: _each(values, lambda value, clicked=clicked, chain=chain: places.get(
+                        _way(chain, {**state, clicked.name: value})))
+                    for trace, values in clicks["points"].items()}
+        return specs
+
+    def _left_out(self, first: State, states: Sequence[State]) -> str:
+        """Return a sentence about what the static form has no frames for, empty when it has all."""
+        levels = self._levels()
+        every: list[dict[str, Any]] = [{}]  # states as far as the levels so far lead
+        few, fixed = [], []
+        for control in self.controls:
+            if control in levels:
+                chain = levels[:levels.index(control) + 1]
+                every = [{**state, control.name: value} for state in every
+                         for _, value in control.choices(state)]
+                have = Counter({control.label: len({_way(chain, state) for state in states})})
+                there = Counter({control.label: len(every)})
+            else:
+                have = Counter(map(control.kind_of, {state[control.name] for state in states}))
+                there = Counter(control.kind_of(value) for _, value in control.choices(first))
+            if have.total() == 1 < there.total():
+                fixed.append(f"{control.label}: {_text(control, first)}")
+            else:
+                few += [f"{count - have[kind]} of {count} ({kind})"
+                        for kind, count in there.items() if have[kind] < count]
+        told = "; ".join(f"{name} {', '.join(those)}" for name, those in (
+            ("left out", few), ("fixed", fixed)) if those)
+        return f" Without a kernel: {told}." if told else ""
+
+
+def _way(chain: Sequence[Control], state: State) -> tuple[tuple[str, str], ...]:
+    """Return the values that lead to a state, control by control."""
+    return tuple((control.name, str(state[control.name])) for control in chain)
+
+
+def _each(values: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a change of every value in a list, or in lists of rows."""
+    return [_each(one, change) for one in values] if isinstance(values, list) else change(values)
+
+
+def _text(control: Control, state: State) -> str:
+    return next(text for text, value in control.choices(state) if value == state[control.name])

@@ -1,0 +1,396 @@
+"""Explorers of training: curves that grow while it trains, groups of rollouts, and a whole run.
+
+`LiveCurves` is one output of a cell that is replaced as records come in, so a notebook run without
+a front end keeps exactly the last state, as a plain figure. JupyterLab does not draw a plain figure
+again when its output is updated, so there it is the explorers' widget until `finish`. The explorers
+stand on `explore`, their figures on `plots_training`; they need what training kept and no trainer.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.advantages import ScaleRewards
+from finemem_lib.explorers.display import is_live
+from finemem_lib.explorers.explorer import Control, Explorer
+from finemem_lib.explorers.live import drawing
+from finemem_lib.figures import display as figure_display
+from finemem_lib.figures import style
+from finemem_lib.figures.rollouts import (
+    RolloutGroup,
+    gradient_map,
+    rollout_compare,
+    rollout_groups,
+    step_terms,
+)
+from finemem_lib.figures.tokens import (
+    CompletionView,
+    change_view,
+    completion_grid,
+    step_tokens,
+    token_push,
+)
+from finemem_lib.figures.training import TRAINING_PANELS, training_curves, training_keys
+from finemem_lib.rewards import RewardSettings
+from finemem_lib.training.schemes import SCHEMES, RewardScheme
+from finemem_lib.training.trl_adapter import Record
+from finemem_lib.trajectory import Step, Trajectory
+from finemem_lib.util.progress import Progress
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from finemem_lib.managers.model import ModelManager
+
+Updates = Mapping[int, Sequence[Sequence[Trajectory]]]
+"""Kept trajectories: per update, instance and rollout, as `TrainingResult.trajectories`."""
+
+SHARE_OF_TIME = 0.05
+"""Most of a training run's time that `LiveCurves` spends on drawing."""
+
+
+class LiveCurves:
+    """Curves of a training run that grow below the cell that trains.
+
+    Give it to `train_manager` as `on_update`, and call `finish` with the result's records. The
+    title says how many of `updates` are done and about what time is left; `say`, such as
+    `Run.progress`, is told the same line. Every
+    record costs a few milliseconds at most: the figure is made once and then only its numbers are
+    replaced, and where drawing takes longer than `SHARE_OF_TIME` of the time, records are drawn
+    together. An error in drawing is printed once and never reaches the training.
+    """
+
+    def __init__(self, updates: int, say: Callable[[str], Any] | None = None) -> None:
+        self.say = say
+        self.progress = Progress(updates, "updates")
+        self.line = ""
+        self.records: list[Record] = []
+        self.error = ""
+        self._keys: list[str] = []
+        self._spec: dict[str, Any] = {}
+        self._widget: Any = None
+        self._handle: Any = None
+        self._next = 0.0
+
+    def __call__(self, record: Record) -> None:
+        try:
+            self.records.append(dict(record))
+            self.line = self.progress(record["step"])
+            if self.say is not None:
+                self.say(self.line)
+            started = time.perf_counter()
+            if started >= self._next:
+                known = self._keys
+                self._draw()
+                if self._keys == known:  # the first drawing says nothing about the others
+                    ended = time.perf_counter()
+                    self._next = ended + (ended - started) * (1 / SHARE_OF_TIME - 1)
+        except Exception as error:  # hours of training are worth more than a picture of them
+            if not self.error:
+                print(f"the live curves failed ({type(error).__name__}: {error}); training goes "
+                      "on without them", file=sys.stderr)
+            self.error = f"{type(error).__name__}: {error}"
+
+    def finish(self, records: Sequence[Record]) -> go.Figure:
+        """Put the final figure in the place of the live one, its caption and table below, and
+        return it.
+
+        `records` are those of the whole run: a resumed one has more than were seen here.
+        """
+        from IPython.display import display
+
+        figure = training_curves(records)
+        drawn, below = figure_display.shown(figure)
+        self._show(drawn, raw=True)
+        if self._widget is not None:
+            self._widget.close()
+        display(below, raw=True)
+        return figure
+
+    def _draw(self) -> None:
+        """Show the records so far."""
+        drawn = [key for keys in training_keys(self.records).values() for key in keys]
+        if drawn != self._keys:
+            self._spec = json.loads(training_curves(self.records).to_json())
+        for trace, key in zip(self._spec["data"], drawn, strict=True):
+            trace["x"] = [record["step"] for record in self.records]
+            trace["y"] = [style.number(record.get(key)) for record in self.records]
+        self._spec["layout"]["title"]["text"] = f"Training, {self.line}"
+        if not is_live():
+            self._show_plain(self._spec)
+        elif self._widget is None:
+            self._widget = drawing(copy.deepcopy(self._spec))
+            self._show(self._widget)
+        else:
+            self._widget.spec = copy.deepcopy(self._spec)  # an equal one would not be sent
+        self._keys = drawn
+
+    def _show_plain(self, spec: Mapping[str, Any]) -> None:
+        title, meta = style.plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
+        self._show({style.PLOTLY_MIME: {**spec, "config": style.CONFIG},
+                    "text/plain": f"[figure] {title}: {meta['alt']}"}, raw=True)
+
+    def _show(self, output: Any, **form: Any) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(output, display_id=True, **form)
+        else:
+            self._handle.update(output, **form)
+
+
+def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[float, ...]]:
+    """Return the log-probability, in nats, that a manager gives every token of recorded
+    completions after their prompts: one row per step, one value per completion token.
+
+    For the manager that sampled them these are `Step.logprobs`, up to rounding.
+
+    Raises:
+        ValueError: a step has no token ids, because no model wrote it.
+    """
+    import torch
+
+    model, pad = manager.model, manager.tokenizer.pad_token_id
+    never = [] if pad in manager._end_token_ids() else [pad]
+    rows = []
+    training = model.training
+    model.eval()
+    try:
+        for step in steps:
+            if not step.prompt_ids or not step.completion_ids:
+                raise ValueError(
+                    f"token_logprobs: step {step.step} has no token ids, expected steps that a "
+                    "language model wrote; scripted managers have none"
+                )
+            ids = torch.tensor([step.prompt_ids + step.completion_ids], device=model.device)
+            count = len(step.completion_ids)
+            with torch.no_grad():
+                logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, :-1].float()
+            logits[:, never] = -torch.inf
+            logprobs = (logits / (manager.temperature or 1.0)).log_softmax(dim=-1)
+            rows.append(tuple(logprobs.gather(1, ids[0, -count:, None])[:, 0].tolist()))
+    finally:
+        model.train(training)
+    return rows
+
+
+def log_prob_change(trajectory: Trajectory, after: ModelManager) -> CompletionView:
+    """Show a trajectory's completions with every token coloured by how much more (purple) or less
+    (orange) likely `after` writes it than the manager that did.
+
+    Raises:
+        ValueError: the completions were not written by a language model.
+    """
+    new = token_logprobs(after, trajectory.steps)
+    old = [step.logprobs or () for step in trajectory.steps]
+    return change_view(trajectory.steps, old, new, after.tokenizer)
+
+
+def compare_rollouts(
+    groups: Sequence[Sequence[Trajectory]],
+    scheme: RewardScheme = "Fine-Mem",
+    settings: RewardSettings | None = None,
+    scale_rewards: ScaleRewards = "group",
+) -> Explorer:
+    """Return the explorer of one update's groups: which of them teach, and how the rollouts of one
+    instance differ, under any reward scheme.
+
+    `groups` holds the rollouts of one instance each. A click on the map chooses the instance.
+    """
+    @functools.cache
+    def made(scheme: RewardScheme, scale: ScaleRewards) -> list[RolloutGroup]:
+        return rollout_groups(groups, scheme, settings, scale)
+
+    def build(scheme: RewardScheme, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
+        found = made(scheme, scale)
+        return {"groups": _clicks(gradient_map(found), "instance", _rows_of(found)),
+                "rollouts": rollout_compare(found[instance])}
+
+    return Explorer("Rollouts side by side", (
+        Control("scheme", "reward scheme", [(name, name) for name in SCHEMES], scheme,
+                static=True),
+        Control("scale", "scale_rewards", [(name, name) for name in ("group", "batch", "none")],
+                scale_rewards),
+        Control("instance", "instance", _instances(groups), static=True),
+    ), build)
+
+
+def training_explorer(
+    records: Sequence[Record],
+    kept: Updates,
+    manager: ModelManager,
+    scheme: RewardScheme = "Fine-Mem",
+    settings: RewardSettings | None = None,
+    scale_rewards: ScaleRewards = "group",
+    stored: Updates | None = None,
+) -> Explorer:
+    """Return the explorer of a training run: run, update, group, rollout, step, token.
+
+    `records` and `kept` are those of a `TrainingResult` or of a run's artefacts "training" and
+    "training_rollouts"; `manager` is the trained one, which spells the tokens and gives them its
+    log-probabilities. Every figure chooses in the next: click a kept update (dotted lines), a
+    group, a rollout, a step's bar. It starts at the largest advantage of the last kept update.
+    With `stored`, all updates as training wrote them (`TrainingResult.updates`, or
+    `StoredUpdates` of the artefact "training_updates"), a kernel offers every one of them.
+
+    Raises:
+        ValueError: no update's trajectories were kept.
+    """
+    offered = stored if stored and is_live() else kept
+    if not offered:
+        raise ValueError(
+            "training_explorer: no trajectories were kept, expected those of at least one update; "
+            "train with keep_updates"
+        )
+    settings = settings or RewardSettings()
+    weights = {record["step"]: record["w1"] for record in records if "w1" in record}
+
+    @functools.lru_cache(maxsize=8)  # of hundreds of updates, each may be large
+    def played(update: int) -> Sequence[Sequence[Trajectory]]:
+        return offered[update]
+
+    @functools.lru_cache(maxsize=8)
+    def groups(update: int) -> list[RolloutGroup]:
+        then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
+        return rollout_groups(played(update), scheme, then, scale_rewards)
+
+    @functools.cache
+    def of_run(update: int) -> go.Figure:
+        figure = training_curves(records, RUN_PANELS)
+        for number in kept:
+            chosen = number == update
+            for axis in ("x", "x2")[: len(training_keys(records, RUN_PANELS))]:
+                figure.add_shape(
+                    type="line", x0=number, x1=number, y0=0, y1=1, xref=axis, yref="paper",
+                    layer="below", line={"dash": "solid" if chosen else "dot", "color": style.INK,
+                                         "width": 2 if chosen else 1})
+        points = [record["step"] if record["step"] in offered else None for record in records]
+        return _clicks(figure, "update", {
+            str(place): points for place in range(len(figure.data))})
+
+    @functools.cache
+    def of_update(update: int) -> go.Figure:
+        return _clicks(gradient_map(groups(update)), "instance", _rows_of(groups(update)))
+
+    @functools.cache
+    def of_group(update: int, instance: int) -> go.Figure:
+        group = groups(update)[instance]  # its details are what the next views show
+        return _clicks(rollout_compare(group, details=False), "rollout", {"0": [
+            [row] * group.num_steps for row in range(len(group.rollouts))]})
+
+    @functools.cache
+    def of_rollout(update: int, instance: int, rollout: int) -> go.Figure:
+        figure = step_terms(groups(update)[instance], rollout)
+        return _clicks(figure, "step", {
+            str(place): list(trace.x) for place, trace in enumerate(figure.data)})
+
+    def build(
+        update: int, instance: int, rollout: int, step: int, colour: str
+    ) -> dict[str, go.Figure]:
+        group = groups(update)[instance]
+        one = group.rollouts[rollout].steps[step - 1]
+        values, measure = _token_values(colour, one, group.advantages[rollout][step - 1], manager)
+        return {
+            "run": of_run(update), "update": of_update(update),
+            "group": of_group(update, instance),
+            "rollout": of_rollout(update, instance, rollout),
+            "step": completion_grid(
+                step_tokens(one, manager.tokenizer), values, measure,
+                f"Update {update}, rollout {rollout + 1}, step {step}"),
+        }
+
+    last = max(kept or offered)
+    strongest = [_strongest(group) for group in groups(last)]
+    instance = max(range(len(strongest)), key=lambda place: strongest[place][0][0])
+    _, rollout, step = strongest[instance][0]
+    linked = [
+        {"update": update, "instance": place, "rollout": row, "step": step}
+        for update in (sorted(kept) if offered is kept else ())  # with a kernel, none are needed
+        for place, group in enumerate(groups(update))
+        for row, steps in sorted(_shown_steps(group).items()) for step in steps
+    ]
+    return Explorer("Training, from the run to the token", (
+        Control("update", "update", [(str(number), number) for number in sorted(offered)],
+                last, kind="slider"),
+        Control("instance", "instance", lambda state: _instances(played(state["update"])),
+                instance),
+        Control("rollout", "rollout", lambda state: [
+            (str(row + 1), row) for row in range(len(played(state["update"])[state["instance"]]))],
+            rollout),
+        Control("step", "step t", lambda state: [
+            (str(one.step), one.step)
+            for one in played(state["update"])[state["instance"]][state["rollout"]].steps],
+            step, kind="slider"),
+        Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
+    ), build, linked)
+
+
+STATIC_ROLLOUTS, STATIC_STEPS = 2, 3
+"""Rollouts of every group, and steps of the first of them, that have frames without a kernel: as
+much as a notebook can hold."""
+
+RUN_PANELS = {title: TRAINING_PANELS[title] for title in (
+    "reward (mean)", "accuracy (mean score)")}
+"""What `training_explorer` shows of the run: enough to choose an update by."""
+
+TOKEN_COLOURS = {
+    "push": "push A(1 − p)", "advantage": "advantage A",
+    "change": "change of log-probability (nats)",
+}
+"""What the tokens of a step can be coloured by: how far the update pushes a token's logit, the
+advantage, and how much more likely the trained manager writes the token."""
+
+
+def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
+    """Return for every rollout its largest absolute advantage, its place and the step (from 1),
+    the rollout with the largest first."""
+    best = [max((abs(advantage or 0.0), row, -step) for step, advantage in enumerate(advantages, 1))
+            for row, advantages in enumerate(group.advantages)]
+    return [(size, row, -step) for size, row, step in sorted(best, key=lambda one: -one[0])]
+
+
+def _shown_steps(group: RolloutGroup) -> dict[int, list[int]]:
+    """Return the rollouts and steps of a group that have frames in the static form: all steps of
+    the rollout with the largest advantage, and one of the next ones."""
+    (_, first, strongest), *others = _strongest(group)[:STATIC_ROLLOUTS]
+    near = sorted(range(1, group.num_steps + 1), key=lambda step: abs(step - strongest))
+    return {first: sorted(near[:STATIC_STEPS])} | {row: [step] for _, row, step in others}
+
+
+def _token_values(
+    colour: str, step: Step, advantage: float | None, manager: ModelManager
+) -> tuple[Sequence[float | None], str]:
+    count = len(step.completion_ids or ())
+    values: Sequence[float | None] = (advantage,) * count
+    if colour == "push":
+        values = token_push(step, advantage)
+    elif colour == "change" and count and step.logprobs is not None:
+        after = token_logprobs(manager, [step])[0]
+        values = [new - old for new, old in zip(after, step.logprobs, strict=True)]
+    elif colour == "change":
+        values = (None,) * count
+    return values, TOKEN_COLOURS[colour]
+
+
+def _instances(groups: Sequence[Sequence[Trajectory]]) -> list[tuple[str, int]]:
+    return [(f"{place}: {group[0].instance_id}", place - 1)
+            for place, group in enumerate(groups, 1)]
+
+
+def _rows_of(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
+    """Return what a click on `gradient_map` chooses: the instance of the row."""
+    width = max(group.num_steps for group in groups)
+    crosses = [row for row, group in enumerate(groups) for _ in group.without_gradient()]
+    return {"0": [[row] * width for row in range(len(groups))], "1": crosses}
+
+
+def _clicks(figure: go.Figure, control: str, points: Mapping[str, list[Any]]) -> go.Figure:
+    figure.layout.meta = {**figure.layout.meta, "clicks": {"control": control, "points": points}}
+    return figure

@@ -1,0 +1,111 @@
+"""Plotly figures, each with a title, a caption and alternative text.
+
+One file per subject; notebooks call the functions from this package, as in `figures.show(figure)`.
+"""
+
+from finemem_lib.figures.benchmark import benchmark_accuracy, memory_length
+from finemem_lib.figures.credit_rules import (
+    credit_by_regime,
+    credit_measures,
+    credit_per_call,
+    differences_by_regime,
+)
+from finemem_lib.figures.display import show, shown
+from finemem_lib.figures.episodes import episode_before_after
+from finemem_lib.figures.evidence import (
+    EvidencePart,
+    evidence_heatmap,
+    evidence_parts,
+    evidence_sankey,
+    evidence_trail,
+    source_sentence,
+)
+from finemem_lib.figures.experiments import (
+    difference_heatmap,
+    dose_response,
+    edit_bars,
+    learning_curves,
+    measure_intervals,
+)
+from finemem_lib.figures.frames import figure_table
+from finemem_lib.figures.memory import (
+    memory_growth,
+    memory_state,
+    operation_timeline,
+    question_audit,
+)
+from finemem_lib.figures.rewards import (
+    Term,
+    advantage_dumbbell,
+    advantage_heatmap,
+    credit_by_rule,
+    formula_card,
+    reward_decomposition,
+)
+from finemem_lib.figures.rollouts import (
+    RolloutGroup,
+    gradient_map,
+    rollout_compare,
+    rollout_groups,
+    step_terms,
+)
+from finemem_lib.figures.tokens import (
+    ColouredCompletion,
+    CompletionView,
+    advantage_view,
+    change_view,
+    completion_grid,
+    completion_view,
+    step_tokens,
+    token_push,
+)
+from finemem_lib.figures.training import training_curves, training_keys
+
+__all__ = [
+    "ColouredCompletion",
+    "CompletionView",
+    "EvidencePart",
+    "RolloutGroup",
+    "Term",
+    "advantage_dumbbell",
+    "advantage_heatmap",
+    "advantage_view",
+    "benchmark_accuracy",
+    "change_view",
+    "completion_grid",
+    "completion_view",
+    "credit_by_regime",
+    "credit_by_rule",
+    "credit_measures",
+    "credit_per_call",
+    "difference_heatmap",
+    "differences_by_regime",
+    "dose_response",
+    "edit_bars",
+    "episode_before_after",
+    "evidence_heatmap",
+    "evidence_parts",
+    "evidence_sankey",
+    "evidence_trail",
+    "figure_table",
+    "formula_card",
+    "gradient_map",
+    "learning_curves",
+    "measure_intervals",
+    "memory_growth",
+    "memory_length",
+    "memory_state",
+    "operation_timeline",
+    "question_audit",
+    "reward_decomposition",
+    "rollout_compare",
+    "rollout_groups",
+    "show",
+    "shown",
+    "source_sentence",
+    "step_terms",
+    "step_tokens",
+    "token_push",
+    "training_curves",
+    "training_keys",
+]

@@ -1,0 +1,176 @@
+"""One episode before and after training, sentence by sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from finemem_lib.figures import style
+from finemem_lib.figures.evidence import source_sentence
+from finemem_lib.figures.rollouts import _shown
+from finemem_lib.figures.style import BLUE, GREY, ORANGE, PALE, label, paragraph
+from finemem_lib.rewards import outcome_reward
+from finemem_lib.text import sentences, words
+from finemem_lib.trajectory import Trajectory
+
+
+def episode_before_after(
+    before: Sequence[Trajectory],
+    after: Sequence[Trajectory],
+    max_sentences: int = 32,
+    max_questions: int = 12,
+) -> go.Figure:
+    """Show rollouts of one instance side by side, from before and after training: which sentences
+    of the stream each kept, and which questions it could answer then.
+
+    An item stands for the sentence of its chunk that it shares most words with. A sentence is
+    needed (◆) when it holds an accepted answer of a global question and its step is among the
+    known evidence. Where there are too many sentences, the needed ones are shown first.
+
+    Raises:
+        ValueError: the trajectories are not all of one instance, or there are none.
+    """
+    columns = [*before, *after]
+    names = sorted({trajectory.instance_id for trajectory in columns})
+    if len(names) != 1 or not before or not after:
+        raise ValueError(
+            f"episode_before_after: got {len(before)} and {len(after)} trajectories of "
+            f"{names or 'no instance'}, expected at least one each of the same instance"
+        )
+    read = [(step.step, place, text) for step in columns[0].steps
+            for place, text in enumerate(sentences(step.chunk.text))]
+    needed = _needed(columns[0])
+    chosen = sorted(sorted(read, key=lambda row: row[:2] not in needed)[:max_sentences])
+    rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
+    xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
+    marks: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _FATES}
+    asked = [answered.question for answered in columns[0].questions][:max_questions]
+    fates = [_fates(trajectory) for trajectory in columns]
+    for x, trajectory, fate in zip(xs, columns, fates, strict=True):
+        for key, row in rows.items():
+            name, note = fate.get(key, ("not stored", ""))
+            marks[name].append((x, row, note))
+        for j in range(len(asked)):
+            answered = trajectory.questions[j]
+            name = ("not scored" if answered.score is None else
+                    "answer right" if answered.score >= 0.5 else "answer not right")
+            marks[name].append((x, j, f"answer: {label(answered.answer, 60)}"))
+    fig = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.05,
+        row_heights=[max(len(rows), 1), max(len(asked), 1)],
+    )
+    for name, points in marks.items():
+        if points:
+            color, symbol, size, row = _FATES[name]
+            fig.add_scatter(
+                x=[x for x, _, _ in points], y=[y for _, y, _ in points], mode="markers",
+                name=name, row=row, col=1,
+                customdata=[note for *_, note in points] if points[0][2] else None,
+                hovertemplate="%{customdata}<extra></extra>" if points[0][2] else None,
+                marker={"color": color, "symbol": symbol, "size": size,
+                        "line": {"width": 2, "color": color}},
+            )
+    groups = ((f"before {i}" for i in range(1, len(before) + 1)),
+              (f"after {i}" for i in range(1, len(after) + 1)))
+    heads = [f"{name}<br>r = {_shown(outcome_reward(one), '.2f')}" for name, one in
+             zip((name for group in groups for name in group), columns, strict=True)]
+    middle = len(before) + 0.75
+    fig.add_vline(x=middle, line={"color": GREY, "dash": "dot", "width": 1})
+    axis = {"tickvals": xs, "ticktext": heads, "range": [0.4, xs[-1] + 0.6], "showgrid": False,
+            "zeroline": False}
+    fig.update_xaxes(**axis)
+    fig.update_xaxes(showticklabels=True, side="top", row=1, col=1)
+    fig.update_xaxes(showticklabels=False, title_text="rollout (r: its outcome reward)",
+                     row=2, col=1)
+    fig.update_yaxes(
+        title_text="step and sentence", tickvals=list(range(len(chosen))), row=1, col=1,
+        ticktext=[f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
+                  for step, place, text in chosen], range=[len(chosen) - 0.4, -0.6],
+        zeroline=False)
+    fig.update_yaxes(
+        title_text="question", tickvals=list(range(len(asked))), row=2, col=1,
+        ticktext=[label(question.text, 38) for question in asked], range=[len(asked) - 0.4, -0.6],
+        zeroline=False)
+    sides = []
+    for name, part in (("before", slice(0, len(before))), ("after", slice(len(before), None))):
+        kept = [[key for key, (fate, _) in found.items() if fate == "kept to the end"]
+                for found in fates[part]]
+        useful = style.mean(len([key for key in keys if key in needed]) for keys in kept) or 0.0
+        other = style.mean(len([key for key in keys if key not in needed]) for keys in kept) or 0.0
+        reward = style.mean(outcome_reward(trajectory) for trajectory in columns[part])
+        sides.append(f"{name} training {useful:.3g} of {len(needed)} needed sentences and "
+                     f"{other:.3g} others were kept, outcome reward {_shown(reward, '.2f')}")
+    cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
+    return style.finish(
+        fig, "One episode before and after training",
+        f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks what a question needs.",
+        f"Dot matrix of {len(chosen)} sentences and {len(asked)} questions by {len(before)} "
+        f"rollouts before and {len(after)} after training: kept, lost or not stored; answered "
+        "right or not.",
+        210 + 22 * (len(chosen) + len(asked)), margin={"t": 110, "b": 76},
+    )
+
+
+_FATES = {
+    "kept to the end": (BLUE, "circle", 11, 1), "stored, then lost": (ORANGE, "x-thin", 9, 1),
+    "not stored": (PALE, "circle", 3, 1), "answer right": (BLUE, "square", 11, 2),
+    "answer not right": (ORANGE, "x-thin", 9, 2), "not scored": (GREY, "square-open", 9, 2),
+}
+"""What became of a sentence or an answer: colour, symbol, size, panel."""
+
+
+def _needed(trajectory: Trajectory) -> set[tuple[int, int]]:
+    """Return (step, place) of the sentences that hold what the global questions ask for: one for
+    each question and evidence step, or one in all where the evidence is not known."""
+    found = set()
+    for question in (answered.question for answered in trajectory.questions):
+        wanted = set(words(f"{question.text} {' '.join(question.answers)}"))
+        holding = [
+            (len(wanted & shared) / len(shared), step.step, place)
+            for step in trajectory.steps
+            if question.evidence_steps is None or step.step in question.evidence_steps
+            for place, text in enumerate(sentences(step.chunk.text))
+            if any(answer and answer in text for answer in question.answers)
+            and (shared := set(words(text)))
+        ]
+        if question.evidence_steps is None:
+            best = [max(holding)] if holding else []
+        else:
+            best = [max(row for row in holding if row[1] == step)
+                    for step in {row[1] for row in holding}]
+        found |= {(step, place) for _, step, place in best}
+    return found
+
+
+def _fates(trajectory: Trajectory) -> dict[tuple[int, int], tuple[str, str]]:
+    """Return what became of every sentence (step, place) that was stored, with a note."""
+    final = {item.item_id: item for item in trajectory.final_memory()}
+    found: dict[tuple[int, int], tuple[str, str]] = {}
+    for step in trajectory.steps:
+        texts = sentences(step.chunk.text)
+        for item in step.delta.written:
+            source = source_sentence(item.content, step.chunk.text)
+            if source not in texts:
+                continue
+            kept = final.get(item.item_id) == item
+            name = "kept to the end" if kept else "stored, then lost"
+            end = "" if kept else f"<br>{_end(trajectory, item.item_id, step.step)}"
+            key = (step.step, texts.index(source))
+            if kept or key not in found:
+                found[key] = name, (f"{item.lineage[-1].kind} #{label(item.item_id, 8)}: "
+                                    f"{paragraph(item.content)}{end}")
+    return found
+
+
+def _end(trajectory: Trajectory, item_id: str, written: int) -> str:
+    """Return how an item's state after step `written` ended."""
+    for step in trajectory.steps[written:]:
+        if item_id in step.delta.removed:
+            return f"deleted at step {step.step}"
+        if item_id in step.delta.evicted:
+            return f"pushed out at step {step.step}"
+        if any(item.item_id == item_id for item in step.delta.written):
+            return f"overwritten at step {step.step}"
+    return f"gone at step {written}"  # written and removed by the same step

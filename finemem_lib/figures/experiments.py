@@ -1,0 +1,381 @@
+"""Figures of experiments: estimates with intervals, paired differences, curves, edits.
+
+Pure builders in the manner of `plots`, of whose helpers they are made. They take the rows of
+`experiment_table.table` or the results of cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from finemem_lib.experiments.cells import Cell, CellResult
+from finemem_lib.experiments.tables import (
+    ACCURACIES,
+    PRIMARY,
+    ExperimentRow,
+    compared,
+    excludes_zero,
+    format_difference,
+    format_interval,
+    kept_together,
+)
+from finemem_lib.figures import style
+from finemem_lib.figures.style import (
+    BLUE,
+    CATEGORIES,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    PALE,
+    PINK,
+    RED,
+    SKY,
+    label,
+    paragraph,
+)
+
+EDITS = {
+    "INSERT of a fact": (("INSERT fact",), GREEN),
+    "UPDATE of a worthless record": (("UPDATE reuse",), SKY),
+    "UPDATE of the right record": (("UPDATE right",), BLUE),
+    "DELETE of a useless record": (("DELETE stale", "DELETE noise"), PINK),
+    "INSERT of noise or a bad copy": (
+        ("INSERT noise", "INSERT inexact", "INSERT duplicate"), PALE
+    ),
+    "UPDATE that harms": (
+        ("UPDATE wrong", "UPDATE noise", "UPDATE inexact", "UPDATE duplicate"), ORANGE
+    ),
+    "DELETE of a live record": (("DELETE live",), RED),
+}
+"""What `edit_bars` draws: name -> counts of `operation_truth` that it adds up, colour."""
+
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "wrong chunk questions": ("wrong_questions", {}),
+    "wrong chunk questions, verified": ("wrong_questions", {"verified": True}),
+    "evidence dropped": ("evidence_drop", {}),
+    "evidence swapped": ("evidence_swap", {}),
+}
+"""What `dose_response` draws: name of a line -> the knob that it follows, and knobs that are
+otherwise than in the first regime all along the line."""
+
+BLOCK = 5
+"""Updates that are averaged into one point of a learning curve."""
+
+
+def measure_intervals(
+    rows: Iterable[ExperimentRow], measures: Sequence[str], title: str, unit: str,
+    difference: bool = False,
+) -> go.Figure:
+    """Show measures with their intervals, one panel per regime and one line per variant (the other
+    way round where there are more regimes); with `difference`, those of the paired differences to
+    the baseline, which has none."""
+    drawn = [row for row in rows if row.measure in measures
+             and not (difference and row.difference is None)]
+    panels, lines = _arranged(drawn)
+    fig = _panels(panels, lines)
+    for place, measure in enumerate(measures):
+        shift = 0.6 * (place - (len(measures) - 1) / 2) / max(1, len(measures))
+        for panel, name in enumerate(panels.names):
+            part = [row for row in drawn if row.measure == measure and panels.of(row) == name]
+            values, low, high = zip(*(_bounds(row, difference) for row in part), strict=True) \
+                if part else ((), (), ())
+            at = [lines.names.index(lines.of(row)) for row in part]
+            fig.add_scatter(
+                x=style.numbers(values), row=1, col=panel + 1, mode="markers",
+                y=style.numbers(line + shift for line in at),
+                meta={"panel": label(name), "y": at},
+                error_x={
+                    "type": "data", "symmetric": False, "thickness": 2, "width": 4,
+                    "array": style.numbers(b - a for a, b in zip(values, high, strict=True)),
+                    "arrayminus": style.numbers(a - b for a, b in zip(values, low, strict=True)),
+                },
+                name=label(measure), legendgroup=measure,
+                showlegend=not panel and len(measures) > 1,
+                marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 9,
+                        "symbol": MARKERS[place % len(MARKERS)]},
+                customdata=[
+                    f"{label(lines.of(row))}, {label(measure)}: "
+                    + (format_difference(row) if difference else format_interval(row))
+                    for row in part
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+            if difference:
+                fig.add_vline(x=0, line={"color": GREY, "width": 1}, row=1, col=panel + 1)
+    style.name_panels(fig, unit)
+    count = f"{len(drawn)} estimates over {_seeds(drawn)} seeds"
+    clear = [row for row in drawn if difference and excludes_zero(row)]
+    told = f"; {len(clear)} of the intervals exclude zero" if difference else ""
+    return style.finish(
+        fig, title, f"{count}, with 95 % intervals over seeds and streams{told}.",
+        f"Dot plot with intervals of {len(measures)} measures for {lines} in {panels}.",
+        170 + max(130, (26 + 12 * len(measures)) * len(lines.names)) + 24 * (len(measures) > 1),
+        margin={"t": 84, "b": 72 + 24 * (len(measures) > 1)},
+    )
+
+
+def difference_heatmap(
+    rows: Iterable[ExperimentRow], measures: Sequence[str] = ACCURACIES
+) -> go.Figure:
+    """Show the paired differences to the baseline, in panels as `measure_intervals`; a value in
+    brackets is one whose interval includes zero."""
+    drawn = [row for row in rows if row.measure in measures and row.difference is not None]
+    panels, lines = _arranged(drawn)
+    bound = max((abs(row.difference) for row in drawn), default=0) or 1
+    fig = _panels(panels, lines)
+    for panel, name in enumerate(panels.names):
+        found = {(lines.of(row), row.measure): row for row in drawn if panels.of(row) == name}
+        table = [[found.get((line, measure)) for measure in measures] for line in lines.names]
+        fig.add_heatmap(
+            x=[label(measure.removeprefix("accuracy, "), 24) for measure in measures],
+            y=list(range(len(lines.names))),
+            z=[[row and style.number(row.difference) for row in line] for line in table],
+            text=[[_marked(row) for row in line] for line in table], texttemplate="%{text}",
+            textfont={"size": 11}, colorscale="PuOr", zmid=0, zmin=style.number(-bound),
+            zmax=style.number(bound), xgap=1, ygap=1, name=label(name), showscale=panel == 0,
+            colorbar=style.colorbar("difference in accuracy"), row=1, col=panel + 1,
+            hovertemplate="%{x}: %{text}<extra></extra>",
+        )
+    fig.update_xaxes(title_text="accuracy", tickangle=-30, showgrid=False)
+    fig.update_yaxes(showgrid=False)
+    return style.finish(
+        fig, "Differences to the baseline, paired",
+        f"{_counted(drawn)} Intervals that hold zero stand in brackets.",
+        f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
+        "purple above and orange below zero.",
+        230 + max(120, 36 * len(lines.names)), margin={"t": 84, "b": 110},
+    )
+
+
+def dose_response(
+    rows: Iterable[ExperimentRow], results: Iterable[CellResult],
+    kinds: Mapping[str, tuple[str, Mapping[str, Any]]] = FAULTS,
+    title: str = "What faults do to the difference", unit: str = "share that is faulty",
+) -> go.Figure:
+    """Show the paired difference to the baseline over the strength of a fault, or over any knob.
+
+    One panel per primary measure, one line per kind and variant, over the regimes that differ from
+    the first one in the kind's knobs only. The first regime, in which nothing is wrong, begins
+    every line that has no knobs of its own.
+    """
+    cells = {(one.cell.variant, one.cell.regime): one.cell for one in results}
+    pairs = compared(rows)
+    _, variants = kept_together(pairs)
+    fig = make_subplots(rows=1, cols=len(PRIMARY), shared_yaxes=True, horizontal_spacing=0.05,
+                        subplot_titles=style.panel_titles(PRIMARY))
+    drawn, lines = [], [(variant, kind) for variant in variants for kind in kinds]
+    for place, (variant, kind) in enumerate(lines):
+        name = kind if len(variants) == 1 else f"{variant}, {kind}"
+        for panel, measure in enumerate(PRIMARY):
+            points = sorted(
+                ((dose, row) for row in pairs if (row.variant, row.measure) == (variant, measure)
+                 if (dose := _dose(row, cells, *kinds[kind])) is not None),
+                key=lambda point: point[0],
+            )
+            if not points:
+                continue
+            drawn += [row for _, row in points]
+            fig.add_scatter(
+                x=style.numbers(dose for dose, _ in points), row=1, col=panel + 1,
+                y=style.numbers(row.difference for _, row in points),
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": 2, "width": 4,
+                    "array": style.numbers(r.difference_high - r.difference for _, r in points),
+                    "arrayminus": style.numbers(r.difference - r.difference_low for _, r in points),
+                },
+                mode="lines+markers", name=label(name, 40), legendgroup=str(place),
+                meta={"panel": label(measure)},
+                offsetgroup=str(place),
+                showlegend=not panel, line_color=CATEGORIES[place % len(CATEGORIES)],
+                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9},
+                customdata=[f"{label(row.regime)}: {format_difference(row)}" for _, row in points],
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+    fig.add_hline(y=0, line={"color": GREY, "width": 1})
+    doses = sorted({dose for trace in fig.data for dose in trace.x})
+    fig.update_xaxes(tickvals=doses, zeroline=False)
+    fig.update_yaxes(zeroline=False)
+    fig.update_yaxes(title_text="difference in accuracy", col=1)
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, unit)
+    return style.finish(
+        fig, title, _counted(list(dict.fromkeys(drawn))),
+        f"Line plots with intervals of {len(lines)} lines over {unit}: paired difference to the "
+        "baseline, at the end of training and over its first updates.",
+        420, margin={"t": 84, "b": 100}, scattermode="group", scattergap=0.8,
+    )
+
+
+def learning_curves(
+    results: Iterable[CellResult], curve: str = "accuracy", unit: str = "accuracy (mean score)"
+) -> go.Figure:
+    """Show one curve of the training rollouts, mean over seeds with their range, in blocks of five
+    updates; one panel per regime, one line per variant."""
+    results = [result for result in results if curve in result.curve]
+    regimes, variants = kept_together(result.cell for result in results)
+    fig = make_subplots(rows=1, cols=len(regimes) or 1, shared_yaxes=True,
+                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(regimes))
+    ends = {}
+    for panel, regime in enumerate(regimes):
+        for place, variant in enumerate(variants):
+            runs = [result.curve[curve] for result in results
+                    if (result.cell.regime, result.cell.variant) == (regime, variant)]
+            if not runs:
+                continue
+            updates = max(map(len, runs))
+            points = list(zip(*map(_blocks, runs), strict=False))
+            middle = [style.mean(point) for point in points]
+            ends[regime, variant] = middle[-1]
+            spread = [[value for value in point if value is not None] for point in points]
+            fig.add_scatter(
+                x=[min((number + 1) * BLOCK, updates) for number in range(len(points))],
+                y=style.numbers(middle),
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": 1, "width": 3,
+                    "array": style.numbers(max(s) - m if s else None
+                                      for s, m in zip(spread, middle, strict=True)),
+                    "arrayminus": style.numbers(m - min(s) if s else None
+                                           for s, m in zip(spread, middle, strict=True)),
+                },
+                mode="lines+markers", name=label(variant), legendgroup=label(variant),
+                meta={"panel": label(regime)},
+                showlegend=not panel, row=1, col=panel + 1,
+                line_color=CATEGORIES[place % len(CATEGORIES)],
+                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 7},
+            )
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, f"update (mean of {BLOCK})")
+    fig.update_yaxes(title_text=unit, col=1)
+    seeds = len({result.cell.seed for result in results})
+    last = "; ".join(
+        style.plain(f"{label(variant, 24)}, {label(regime, 24)} {end:.2f}")
+        for (regime, variant), end in ends.items() if end is not None
+    )
+    return style.finish(
+        fig, "Learning, update by update",
+        f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",
+        f"Line plots of {len(variants)} variants in {len(regimes)} regimes over updates.",
+        420, margin={"t": 84, "b": 100},
+    )
+
+
+def edit_bars(results: Iterable[CellResult]) -> go.Figure:
+    """Show the edits per step of the tested managers (sampled), judged by the planted truth."""
+    results = list(results)
+    panels, lines = _arranged([result.cell for result in results])
+    fig = _panels(panels, lines)
+    sums: dict[str, float] = {}
+    for place, (name, (counts, color)) in enumerate(EDITS.items()):
+        for panel, title in enumerate(panels.names):
+            values = [
+                style.mean(
+                    sum(test.columns[count][stream] for count in counts) / test.chunks
+                    for result in results for test in [result.tests["sampled"]]
+                    if (panels.of(result.cell), lines.of(result.cell)) == (title, line)
+                    for stream in range(len(test.columns["accuracy"]))
+                )
+                for line in lines.names
+            ]
+            sums[name] = sums.get(name, 0.0) + sum(value or 0.0 for value in values)
+            fig.add_bar(
+                x=style.numbers(values), y=list(range(len(lines.names))), orientation="h",
+                name=label(name), legendgroup=name, showlegend=not panel, row=1, col=panel + 1,
+                meta={"panel": label(title)},
+                marker={"color": color, "pattern": style.pattern(place)},
+                hovertemplate=f"{label(name)}: %{{x:.3f}} per step<extra></extra>",
+            )
+    style.name_panels(fig, "edits per step")
+    total = sum(sums.values()) or 1.0
+    good = sum(list(sums.values())[:4]) / total
+    return style.finish(
+        fig, "What the managers do to the memory",
+        f"{good:.0%} of all edits are right by the planted truth (the first four kinds).",
+        f"Stacked bars of edits per step for {lines} in {panels}.",
+        230 + max(110, 56 * len(lines.names)), barmode="stack", margin={"t": 84, "b": 130},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """One of the two names of cells, "regime" or "variant", and those that occur."""
+
+    field: str
+    names: list[str]
+
+    def of(self, row: ExperimentRow | Cell) -> str:
+        return getattr(row, self.field)
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} {self.field}{'s' * (len(self.names) != 1)}"
+
+
+def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
+    """Return what makes the panels and what the lines: the fewer names stand side by side."""
+    regimes, variants = kept_together(rows)
+    both = _Names("regime", regimes), _Names("variant", variants)
+    return both if len(regimes) <= len(variants) else both[::-1]
+
+
+def _panels(panels: _Names, lines: _Names) -> go.Figure:
+    """Return an empty panel for each of the one, with the others as lines, the first on top."""
+    fig = make_subplots(rows=1, cols=len(panels.names) or 1, shared_yaxes=True,
+                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(panels.names))
+    fig.update_yaxes(tickvals=list(range(len(lines.names))), zeroline=False,
+                     ticktext=[paragraph(name, 36, 20) for name in lines.names],
+                     range=[len(lines.names) - 0.4, -0.6])
+    fig.update_yaxes(title_text=lines.field, col=1)
+    fig.update_annotations(font={"size": 13})
+    return fig
+
+
+def _dose(
+    row: ExperimentRow, cells: Mapping[tuple[str, str], Cell], knob: str, along: Mapping[str, Any]
+) -> float | None:
+    """Return the value of a knob in the regime of a row, `None` where its cell differs from that of
+    the first regime in other knobs than this one and those given."""
+    def knobs(cell: Cell) -> dict[str, Any]:
+        return cell.model_dump(exclude={"variant", "regime", "seed"})
+
+    first = next(cell for (variant, _), cell in cells.items() if variant == row.variant)
+    found = knobs(cells[row.variant, row.regime])
+    line = knobs(first) | along | {knob: found[knob]}
+    return found[knob] if found == line else None
+
+
+def _counted(rows: Sequence[ExperimentRow]) -> str:
+    """Return in words how many of the comparisons in primary measures are clear."""
+    pairs = compared(rows)
+    clear = [row for row in pairs if excludes_zero(row)]
+    up = sum(row.difference > 0 for row in clear)
+    return (
+        f"Of {len(pairs)} comparisons in the {len(PRIMARY)} primary measures (sampled at the end, "
+        f"first updates) over {_seeds(rows)} seeds {up} are above zero and {len(clear) - up} below "
+        "it with a 95 % interval that excludes it."
+    )
+
+
+def _bounds(row: ExperimentRow, difference: bool) -> tuple[float, float, float]:
+    if difference:
+        return row.difference, row.difference_low, row.difference_high
+    return row.value, row.low, row.high
+
+
+def _seeds(rows: Iterable[ExperimentRow]) -> str:
+    return " or ".join(map(str, sorted({row.seeds for row in rows}))) or "no"
+
+
+def _marked(row: ExperimentRow | None) -> str:
+    if row is None:
+        return ""
+    text = f"{row.difference:+.3f}"
+    return text if excludes_zero(row) else f"({text})"
+
+
+def _blocks(values: Sequence[float | None]) -> list[float | None]:
+    return [style.mean(values[start : start + BLOCK]) for start in range(0, len(values), BLOCK)]

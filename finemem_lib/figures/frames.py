@@ -1,0 +1,270 @@
+"""Beside the picture: a figure's data as a table, and figures whose states are precomputed frames.
+
+A framed figure needs no kernel and no network: its states are plotly frames that a slider, or the
+script of the report, moves through.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import operator
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from finemem_lib.figures.style import INK, TEMPLATE, label, plain
+
+
+def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the data of a figure as rows, for readers who do not see it and for tests.
+
+    Reads the kinds of traces that the builders make; others have no rows. What a trace is drawn at
+    need not be what it tells (series stand beside each other, an axis counts in logarithms): then
+    its ``meta`` holds under "x" or "y" what its points stand for, and under "panel" the title that
+    its panel has.
+
+    >>> figure_table(go.Figure(go.Bar(x=[1, 2], y=[3.0, None], name="a")))
+    [{'series': 'a', 'x': 1, 'y': 3.0}]
+    """
+    spec = figure.to_plotly_json() if isinstance(figure, go.Figure) else figure
+    layout = spec.get("layout", {})
+    rows: list[dict[str, Any]] = []
+    for trace in spec.get("data", ()):
+        name = plain(trace.get("name", ""))
+        if trace["type"] == "sankey":
+            names = [plain(text) for text in trace["node"]["label"]]
+            columns = (trace["link"][key] for key in ("source", "target", "value", "label"))
+            rows += [{"from": names[source], "to": names[target], "share": value, "kind": kind}
+                     for source, target, value, kind in zip(*columns, strict=True)]
+            continue
+        told = trace.get("meta") or {}
+        xs, ys = told.get("x", trace.get("x")), told.get("y", trace.get("y"))
+        panel = {"panel": plain(told["panel"])} if "panel" in told else {}
+        listed = isinstance(xs, list | tuple) and isinstance(ys, list | tuple)
+        if not listed or trace.get("hoverinfo") == "skip":
+            continue
+        x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
+        y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
+        if trace["type"] == "heatmap":
+            notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
+            rows += [{"series": name, **panel, x_name: x, y_name: y_text.get(y, y), "value": value}
+                     | ({} if note is None else {"note": plain(note)})
+                     for y, line, beside in zip(ys, trace["z"], notes, strict=True)
+                     for x, value, note in itertools.zip_longest(xs, line, beside)
+                     if value is not None]
+            continue
+        notes = trace.get("customdata") or [None] * len(xs)
+        rows += [{"series": name, **panel, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
+                 | ({} if note is None else {"note": plain(note)})
+                 for x, y, note in zip(xs, ys, notes, strict=True)
+                 if x is not None and y is not None]
+    return rows
+
+
+def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, dict[Any, str]]:
+    """Return the name of an axis and the texts that stand for its values; panels that share an
+    axis are named on one of them only, or all together (`plot_style.name_panels`)."""
+    axes = {key.replace("axis", ""): spec for key, spec in layout.items()
+            if key.startswith(f"{letter}axis")}
+    own = axes.get(axis, {})
+    root = own.get("matches", axis)
+    shared = [spec for key, spec in axes.items() if root in (key, spec.get("matches"))]
+    titles = [(spec.get("title") or {}).get("text") for spec in (own, *shared)]
+    titles += [one["text"] for one in layout.get("annotations") or ()
+               if one.get("name") == f"{letter} title"]
+    title = re.sub(r"</?sub>", "", next(filter(None, titles), letter))
+    texts = zip(own.get("tickvals") or (), own.get("ticktext") or (), strict=False)
+    return plain(title), {value: plain(text) for value, text in texts}
+
+
+def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not entered.
+
+    >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
+    {'line.color': 'red', 'x': [1, 2]}
+    """
+    found: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping) and value and key != "clicks":
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by dotted path what `after` has that `before` has not; `None` for what is gone.
+
+    >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
+    {'line.color': None, 'line.width': 2}
+    """
+    old, new = leaves(before), leaves(after)
+    return {path: new.get(path) for path in old | new if old.get(path) != new.get(path)}
+
+
+DRAWN = ("shapes", "annotations")
+"""What plotly merges place by place into what stands there, taking none away."""
+
+SLIDER_ROOM = 64
+"""Pixels that `framed` puts between the title and the drawing, for its slider."""
+
+
+def framed(
+    states: Sequence[tuple[Sequence[str], Mapping[str, Any]]], start: int, explorer: str
+) -> go.Figure:
+    """Join states of one figure into one with a plotly slider, which needs no kernel.
+
+    states: the path to each state (what its levels are called, one text each) and the spec it
+    shows, in the order of the slider. start: the position of the one shown first. explorer: what
+    figures that move together have in common; the report puts its controls above all of them.
+
+    Frame 0 is the first state with all that any other changes. The others hold what they change
+    in it, equal ones once; ``layout.meta["states"]`` names the frame of every state. The slider
+    goes as deep into the paths as the figure depends on them.
+
+    Raises:
+        ValueError: two states have other traces (number or types).
+    """
+    specs = [{**spec, "layout": dict(spec["layout"])} for _, spec in states]
+    kinds = [[trace["type"] for trace in spec["data"]] for spec in specs]
+    for (path, _), spec, found in zip(states, specs, kinds, strict=True):
+        if found != kinds[start]:
+            raise ValueError(
+                f"framed: state {', '.join(path)!r} has the traces {found}, expected "
+                f"{kinds[start]} as in the first; let the builder return the same traces in every "
+                "state, empty where needed"
+            )
+        _make_room(spec["layout"], SLIDER_ROOM)
+    for drawn in DRAWN:
+        _alike([spec["layout"] for spec in specs], drawn)
+    base = specs[start]
+    parts = [(*spec["data"], spec["layout"]) for spec in specs]
+    changed = [[changes(*pair) for pair in zip(parts[start], part, strict=True)] for part in parts]
+    for column in changed:
+        for drawn in {*DRAWN} & {*column[-1]}:
+            column[-1][drawn] = [_nested(changes(*pair)) for pair in zip(
+                base["layout"][drawn], column[-1][drawn], strict=True)]
+            while not column[-1][drawn][-1]:  # frame 0 has the rest
+                column[-1][drawn].pop()
+    moved = [{path for column in changed for path in column[place]}
+             for place in range(len(parts[start]))]
+    frames = [_frame(0, base["data"], [
+        {path: leaves(part).get(path) for path in paths}
+        for part, paths in zip(parts[start], moved, strict=True)])]
+    known = {json.dumps(changed[start]): 0}
+    numbers = []
+    for column in changed:
+        number = known.setdefault(json.dumps(column), len(known))
+        if number == len(frames):
+            frames.append(_frame(number, base["data"], column) | {"baseframe": "0"})
+        numbers.append(number)
+    paths = [tuple(path) for path, _ in states]
+    depth = next(depth for depth in range(1, len(paths[start]) + 1) if depth == len(paths[start])
+                 or len({path[:depth] for path in paths})
+                 == len({(path[:depth], number)
+                         for path, number in zip(paths, numbers, strict=True)}))
+    shown = dict(zip((path[:depth] for path in paths), numbers, strict=True))
+    # plotly gives a transition no more time than its frame has
+    instant = {"mode": "immediate", "frame": {"duration": 0}}
+    margin = base["layout"]["margin"]["t"] - SLIDER_ROOM
+    layout = base["layout"] | {
+        "meta": base["layout"]["meta"] | {
+            "explorer": explorer, "states": numbers, "start": start},
+        "sliders": [{
+            "active": [*shown].index(paths[start][:depth]), "x": 0, "len": 1, "y": 1,
+            "yanchor": "bottom",
+            "pad": {"t": 0, "b": max(0, margin - 40)}, "minorticklen": 0, "ticklen": 4,
+            "font": {"color": "rgba(0,0,0,0)", "size": 6},  # one name is enough, the current one
+            "currentvalue": {"font": {"color": INK, "size": 13}},
+            "steps": [{"label": label(plain(", ".join(path)), 80), "method": "animate",
+                       "args": [[str(number)], instant]} for path, number in shown.items()],
+        }],
+    }
+    return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
+
+
+def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
+    """Give every kind of shape or annotation (by its properties) the same places in all layouts,
+    hidden where a layout has fewer."""
+    found = [[(frozenset(leaves(one)), one) for one in layout.get(drawn) or ()]
+             for layout in layouts]
+    counts = [Counter(kind for kind, _ in own) for own in found]
+    examples = {kind: one for own in reversed(found) for kind, one in reversed(own)}
+    for layout, own in zip(layouts, found, strict=True):
+        placed: list[dict[str, Any]] = []
+        for kind, most in functools.reduce(operator.or_, counts).items():
+            there = [one for its, one in own if its == kind]
+            if most > min(count[kind] for count in counts):
+                there = [one | {"visible": True} for one in there]
+            hidden = examples[kind] | {"visible": False}
+            placed += [*there, *[hidden] * (most - len(there))]
+        if placed:
+            layout[drawn] = placed
+
+
+def _frame(
+    number: int, data: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a frame from what it changes in each trace and, last, in the layout."""
+    moving = [place for place in range(len(data)) if changed[place]]
+    return {"name": str(number), "traces": moving, "layout": _nested(changed[-1]),
+            "data": [{"type": data[place]["type"]} | _nested(changed[place]) for place in moving]}
+
+
+def _make_room(layout: dict[str, Any], pixels: int) -> None:
+    margin = layout.get("margin") or {}
+    layout["margin"] = margin | {"t": margin.get("t", TEMPLATE["layout"]["margin"]["t"]) + pixels}
+    layout["height"] += pixels
+
+
+def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec of a framed figure without its slider and the room for it, for a page that
+    moves the frames by other means."""
+    spec = json.loads(json.dumps(spec))
+    spec["layout"].pop("sliders")
+    _make_room(spec["layout"], -SLIDER_ROOM)
+    for frame in spec["frames"]:
+        layout = frame.get("layout", {})
+        for part in (layout, layout.get("margin") or {}):
+            for name in {"height", "t"} & {*part}:
+                part[name] -= SLIDER_ROOM
+    return spec
+
+
+def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the spec of a framed figure in one of its states, without frames; `number` is the
+    position of the frame."""
+    data, layout = list(spec["data"]), spec["layout"]
+    for frame in (spec["frames"][0], spec["frames"][number]):
+        for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):
+            data[place] = _merged(data[place], delta)
+        layout = _merged(layout, frame.get("layout", {}))
+    return {"data": data, "layout": layout}
+
+
+def _merged(base: Any, delta: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(base or {})
+    for key, value in delta.items():
+        if key in DRAWN:
+            pairs = itertools.zip_longest(made.get(key) or (), value, fillvalue={})
+            made[key] = [_merged(*pair) for pair in pairs]
+        else:
+            made[key] = (_merged(made.get(key), value)
+                         if isinstance(value, Mapping) and key != "clicks" else value)
+    return made
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for path in sorted(values):
+        *above, last = path.split(".")
+        place = made
+        for key in above:
+            place = place.setdefault(key, {})
+        place[last] = values[path]
+    return made

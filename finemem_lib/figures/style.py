@@ -1,0 +1,197 @@
+"""What all figures share: colours, markers, template, safe text and the small parts of traces.
+
+Colours are Okabe and Ito's for categories, and a marker shape or pattern always says the same
+again. Text from data sets and models is untrusted: plotly renders a subset of HTML, ``%{...}``
+inside hover templates and TeX between dollar signs, so such text reaches a figure only through
+`label` and `paragraph`, and hover text only through `customdata`.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+import re
+import statistics
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from finemem_lib.evaluation.tables import Estimate
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+CONFIG = {"displaylogo": False}
+"""Not "responsive": plotly forgets a responsive figure's height when the window changes, and takes
+that of the page around it, which in a notebook is the figure's own: 0. JupyterLab resizes by
+itself; who gives the figure a place with a height adds "responsive"."""
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+)
+
+INK, GREY, PALE = "#222222", "#767676", "#D0D0D0"
+CATEGORIES = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
+MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
+PATTERNS = ("", "/", ".", "x", "-", "\\", "+", "|")
+
+OPERATION_STYLE = {
+    "INSERT": (GREEN, "triangle-up"), "UPDATE": (ORANGE, "diamond"), "DELETE": (RED, "x"),
+    "SKIP": (SKY, "circle-open"), "invalid": (INK, "asterisk-open"),
+    "evicted": (PINK, "square-open"),
+}
+
+_AXIS = {
+    "gridcolor": "#E4E4E4", "linecolor": GREY, "zerolinecolor": GREY, "ticks": "outside",
+    "automargin": True, "title": {"standoff": 8, "font": {"size": 13}},
+}
+
+TEMPLATE = {"layout": {
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+    # above the names of the y axis too, for the room that a long title takes
+    "title": {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top",
+              "pad": {"t": 14, "l": 8}, "font": {"size": 17}},
+    "paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": list(CATEGORIES),
+    "margin": {"l": 64, "r": 24, "t": 56, "b": 56}, "hovermode": "closest",
+    "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
+    "xaxis": _AXIS, "yaxis": _AXIS,
+    "legend": {"orientation": "h", "x": 0, "xanchor": "left",
+               "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"},
+}}
+
+# The same texts come back each time a control draws again; wrapping 650 of them takes 20 ms.
+remembered = functools.lru_cache(maxsize=8192)
+
+
+@remembered
+def label(text: object, limit: int = 40) -> str:
+    """Return untrusted text as one short line that plotly shows literally.
+
+    Non-printable characters (controls, lone surrogates, direction marks) become spaces.
+
+    >>> label("<script>alert('a $x$')</script>", limit=20)
+    "&lt;script&gt;alert('a &#36;x…"
+    """
+    return _escape(one_line(text, limit))
+
+
+@remembered
+def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
+    """Return untrusted text for a hover box: at most `limit` characters in lines of `width`.
+
+    >>> paragraph("a < b " * 3, width=8)
+    'a &lt; b a<br>&lt; b a &lt;<br>b'
+    """
+    lines = textwrap.wrap(one_line(text, limit), width, break_on_hyphens=False)
+    return "<br>".join(map(_escape, lines))
+
+
+def plain(text: object) -> str:
+    """Undo `label` and `paragraph`, for places that do not render HTML.
+
+    >>> plain(label("a < b & c"))
+    'a < b & c'
+    """
+    return html.unescape(re.sub(r"<br>", " ", re.sub(r"</?[bi]>", "", str(text))))
+
+
+def one_line(text: object, limit: int) -> str:
+    """Return text without line breaks and non-printable characters, at most `limit` long; it is
+    not yet escaped."""
+    head = str(text)[: 4 * limit + 1]
+    line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
+    if len(line) <= limit and len(head) <= 4 * limit:
+        return line
+    return line[: limit - 1].rstrip() + "…"
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def number(value: Any) -> Any:
+    """Return a JSON number of four significant digits; `None` for what is not finite."""
+    if value is None or isinstance(value, int):
+        return value
+    value = float(value)
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def numbers(values: Iterable[Any]) -> list[Any]:
+    """Return `number` of every value."""
+    return [number(value) for value in values]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not `None`; `None` without any."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def finish(
+    fig: go.Figure, title: str, caption: str, alt: str, height: int, **layout: Any
+) -> go.Figure:
+    """Give a figure its title, height in pixels, caption and alt text, and return it."""
+    fig.layout.template = TEMPLATE  # assigned: an update would merge it into plotly's 6.5 kB one
+    fig.update_layout(title_text=title, height=height, **layout,
+                      meta={"caption": caption, "alt": alt})
+    return fig
+
+
+def made(
+    traces: Sequence[Mapping[str, Any]], title: str, caption: str, alt: str, height: int,
+    clicks: Mapping[str, Any] | None = None, **layout: Any,
+) -> go.Figure:
+    """Return a figure made at once from plain traces, which a control may draw again and again.
+
+    Plotly checks each cell of a heatmap, 24 ms for 20,000; a test does that instead.
+    """
+    meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
+    return go.Figure({"data": list(traces), "layout": {
+        "template": TEMPLATE, "title": {"text": title}, "height": height, "meta": meta, **layout,
+    }}, _validate=False)
+
+
+def pattern(number: int) -> dict[str, Any]:
+    """Return the fill of the bars of series `number`, which tells them apart without colour."""
+    return {"shape": PATTERNS[number % len(PATTERNS)], "fillmode": "overlay", "fgcolor": "white",
+            "solidity": 0.25}
+
+
+def colorbar(title: str) -> dict[str, Any]:
+    """Return a narrow colour bar with its title along it."""
+    return {"title": {"text": title, "side": "right", "font": {"size": 13}}, "thickness": 12,
+            "outlinewidth": 0, "tickfont": {"size": 11}}
+
+
+def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, Any]:
+    """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers."""
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
+                 if count <= 15 * step or step == count)
+    return {"title": {"text": title}, "range": [0.4, count + 0.6], "tick0": 0, "dtick": every,
+            "zeroline": False}
+
+
+def panel_titles(titles: Sequence[object]) -> list[str]:
+    """Return titles for panels that stand side by side, in lines that fit above them."""
+    width = max(10, 40 // max(1, len(titles)))
+    return [paragraph(title, min(36, 3 * width - 4), width) for title in titles]
+
+
+def name_panels(fig: go.Figure, title: str) -> None:
+    """Give panels side by side one title for their x axes, in the middle below all of them: a title
+    for each runs into the next where the page is narrow, and there slanted numbers into it."""
+    fig.update_xaxes(tickangle=0, nticks=4)
+    fig.add_annotation(name="x title", text=title, x=0.5, xref="paper", y=0, yref="paper",
+                       yanchor="top", yshift=-26, showarrow=False, font={"size": 13})
+
+
+def interval(rows: Sequence[Estimate]) -> dict[str, Any]:
+    """Return error bars; a row without an interval has none."""
+    return {
+        "type": "data", "symmetric": False, "thickness": 2, "width": 5,
+        "array": [0 if row.high is None else number(row.high - row.value) for row in rows],
+        "arrayminus": [0 if row.low is None else number(row.value - row.low) for row in rows],
+    }

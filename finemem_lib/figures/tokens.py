@@ -1,0 +1,242 @@
+"""Completions with tokens coloured by advantage or by change of log-probability."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from finemem_lib.figures import style
+from finemem_lib.figures.notes import TOKEN_CSS, html_table
+from finemem_lib.figures.rollouts import RolloutGroup
+from finemem_lib.figures.style import label, paragraph, plain
+from finemem_lib.trajectory import Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEVELS = 4
+"""Shades of a token's colour on each side of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColouredCompletion:
+    """A completion as tokens, with one value per token (`None`: not known) and a heading."""
+
+    heading: str
+    tokens: tuple[str, ...]
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionView:
+    """Completions with coloured tokens: HTML for notebooks and the report, its caption, its alt
+    text, and the same as table rows."""
+
+    html: str
+    caption: str
+    alt: str
+    table: tuple[dict[str, Any], ...]
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/html": self.html, "text/plain": f"[completions] {self.alt} {self.caption}"}
+
+
+def completion_view(
+    completions: Sequence[ColouredCompletion],
+    measure: str,
+    unit: str = "",
+    title: str = "Completions, token by token",
+    max_tokens: int = 600,
+) -> CompletionView:
+    """Show completions with every token coloured by a signed value.
+
+    Purple is above 0, orange and underlined below, in four shades up to the largest absolute
+    value, as the legend says; hovering shows the number, and the table lists all of them. Only the
+    first `max_tokens` tokens are shown, and the caption says so. All texts may be untrusted.
+    """
+    left = max_tokens
+    shown = []
+    for one in completions:
+        if left > 0:
+            shown.append(ColouredCompletion(one.heading, one.tokens[:left], one.values[:left]))
+            left -= len(one.tokens)
+    values = [value for one in shown for value in one.values if value is not None]
+    bound = max(map(abs, values), default=0.0) or 1.0
+    what = f"{measure} ({unit})" if unit else measure
+    legend = "".join(
+        _span(f" {_signed(bound * level / LEVELS)} ", bound * level / LEVELS, bound)
+        for level in range(-LEVELS, LEVELS + 1)
+    )
+    parts = []
+    table = []
+    for one in shown:
+        text = "".join(_span(token, value, bound)
+                       for token, value in zip(one.tokens, one.values, strict=True))
+        parts.append(f"<p><b>{_text(one.heading, 120)}</b></p><pre>{text or 'no tokens'}</pre>")
+        table += [{"completion": plain(label(one.heading, 60)), "token": number,
+                   "text": visible(token), what: style.number(value)}
+                  for number, (token, value) in enumerate(
+                      zip(one.tokens, one.values, strict=True), 1)]
+    total = sum(len(one.tokens) for one in completions)
+    cut = "" if total <= max_tokens else f" The first {max_tokens} of {total} tokens are shown."
+    up, down = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    extremes = (f"{up} tokens are above 0 and {down} below; the values reach from "
+                f"{_signed(min(values))} to {_signed(max(values))}." if values
+                else "No token has a known value.")
+    caption = f"{measure[:1].upper()}{measure[1:]} of {len(values)} tokens: {extremes}{cut}"
+    alt = (f"{title}: the text of {len(shown)} completions, each token coloured by its {what}, "
+           "purple above 0, orange and underlined below.")
+    markup = (
+        f"<style>{TOKEN_CSS}</style>"
+        f'<div class="finemem-tokens" role="group" aria-label="{_text(alt, 400)}">'
+        f"<p><strong>{_text(title, 120)}</strong></p>"
+        f"<p>{_text(what, 80)}:</p><pre>{legend}</pre>{''.join(parts)}"
+        f"<p>{_text(caption, 400)}</p>"
+        f"<details><summary>Show as table</summary>{html_table(title, table)}</details></div>"
+    )
+    return CompletionView(markup, caption, alt, tuple(table))
+
+
+def completion_grid(
+    tokens: Sequence[str],
+    values: Sequence[float | None],
+    measure: str,
+    title: str = "A completion, token by token",
+    columns: int = 8,
+) -> go.Figure:
+    """Show a completion as lines of `columns` tokens, coloured by a signed value.
+
+    The figure for explorers, long tokens in two lines and cut; `completion_view` reads better.
+    """
+    missing = -len(tokens) % columns
+    texts = [*map(visible, tokens), *[""] * missing]
+    filled = [*values, *[None] * missing]
+    lines = [slice(start, start + columns) for start in range(0, len(texts), columns)]
+    known = [value for value in values if value is not None]
+    bound = style.number(max(map(abs, known), default=0.0)) or 1.0
+    fig = go.Figure(go.Heatmap(
+        x=list(range(1, columns + 1)), y=list(range(1, len(lines) + 1)),
+        z=[style.numbers(filled[line]) for line in lines], name=label(measure),
+        text=[[paragraph(token, 16, 8) for token in texts[line]] for line in lines],
+        texttemplate="%{text}", textfont={"size": 11, "family": "monospace"},
+        customdata=[[label(token, 18) for token in texts[line]] for line in lines],
+        colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=2, ygap=2,
+        hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
+    ))
+    up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
+    return style.finish(
+        fig, title,
+        f"{len(tokens)} tokens, {up} above 0 and {down} below; the largest absolute value is "
+        f"{max(map(abs, known), default=0.0):.3g}." if known
+        else f"{len(tokens)} tokens, none of which has a known value.",
+        f"Grid of the {len(tokens)} tokens of a completion in reading order, coloured by the "
+        f"{measure}: purple above 0, orange below.",
+        190 + max(60, 40 * len(lines)),
+        xaxis={"title_text": "token of the line", "dtick": 1, "showgrid": False,
+               "range": [0.5, columns + 0.5]},
+        yaxis={"title_text": "line", "autorange": "reversed", "dtick": 1, "showgrid": False},
+    )
+
+
+def token_push(step: Step, advantage: float | None) -> tuple[float | None, ...]:
+    """Return ``A (1 - p)`` per completion token: how far a policy-gradient step on ``A log p``
+    pushes the token's own logit, p being the probability it was sampled with.
+
+    `None` where the advantage or the log-probabilities are not known.
+    """
+    if advantage is None or step.logprobs is None:
+        return (None,) * len(step.completion_ids or ())
+    return tuple(advantage * -math.expm1(value) for value in step.logprobs)
+
+
+def advantage_view(group: RolloutGroup, rollout: int, tokenizer: PreTrainedTokenizerBase
+                   ) -> CompletionView:
+    """Show one rollout's completions with every token coloured by the advantage of its step.
+
+    GRPO gives all tokens of a completion the same advantage; what the update pushes further is
+    seen in `change_view`.
+    """
+    one = group.rollouts[rollout]
+    completions = []
+    for step, advantage in zip(one.steps, group.advantages[rollout], strict=True):
+        tokens = step_tokens(step, tokenizer)
+        completions.append(ColouredCompletion(
+            f"step {step.step}, advantage {_signed(advantage)}", tokens,
+            (style.number(advantage),) * len(tokens)))
+    return completion_view(
+        completions, "advantage A",
+        title=f"Rollout {rollout + 1}: what the update reinforces and suppresses")
+
+
+def change_view(
+    steps: Sequence[Step],
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    tokenizer: PreTrainedTokenizerBase,
+    title: str = "What training made more and less likely",
+) -> CompletionView:
+    """Show completions with every token coloured by the change of its log-probability.
+
+    `before` and `after` hold one row per step and one value in nats per completion token, as
+    `Step.logprobs` and `explore_training.token_logprobs` give them.
+    """
+    completions = []
+    for step, old, new in zip(steps, before, after, strict=True):
+        change = [style.number(b - a) for a, b in zip(old, new, strict=True)]
+        total = math.fsum(value for value in change if value is not None)
+        completions.append(ColouredCompletion(
+            f"step {step.step}, whole completion {_signed(total)} nats",
+            step_tokens(step, tokenizer), tuple(change)))
+    return completion_view(completions, "change of log-probability", "nats", title)
+
+
+def step_tokens(step: Step, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the text of every token of a step's completion; a scripted step has none.
+
+    A character that several tokens spell stands with the last of them, the others are empty.
+    """
+    texts: list[str] = []
+    waiting: list[int] = []
+    for token in step.completion_ids or ():
+        waiting.append(token)
+        text = tokenizer.decode(waiting)
+        if text.endswith("\ufffd") and len(waiting) < 8:
+            texts.append("")
+        else:
+            texts.append(text)
+            waiting = []
+    return tuple(texts)
+
+
+def visible(token: str) -> str:
+    r"""Return a token so that it can be seen and does nothing: controls and direction marks by
+    their escapes, at most 80 characters.
+
+    >>> visible("a\n\u202eb"), visible("")
+    ('a⏎\\u202eb', '◌')
+    """
+    head = token if len(token) <= 80 else token[:79] + "…"
+    return "".join(
+        "⏎" if char == "\n" else char if char.isprintable()
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in head
+    ) or "◌"
+
+
+def _span(token: str, value: float | None, bound: float) -> str:
+    level = 0 if value is None else round(abs(value) / bound * LEVELS)
+    name = f"level-n{level} minus" if level and value < 0 else f"level-p{level}" if level else ""
+    return (f'<span class="{name}" title="{_signed(value)}">'
+            f"{html.escape(visible(token))}</span>")
+
+
+def _signed(value: float | None) -> str:
+    return "not known" if value is None else f"{value:+.3g}"
+
+
+def _text(text: str, limit: int) -> str:
+    return html.escape(style.one_line(text, limit))

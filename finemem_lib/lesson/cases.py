@@ -1,0 +1,200 @@
+"""Toy trajectories for lessons, played by hand so that every number can be checked on paper."""
+
+from __future__ import annotations
+
+import functools
+import random
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from finemem_lib.data.planted import ATTRIBUTES, DATA_SOURCE
+from finemem_lib.managers.protocol import Observation
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.managers.scripted import ScriptedManager
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.text import clean_text, count_tokens
+from finemem_lib.trajectory import (
+    Chunk,
+    Instance,
+    Operation,
+    OperationOutcome,
+    Question,
+    Trajectory,
+)
+
+
+class _ByHand(ScriptedManager):
+    name = "by hand"
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.operations = operations
+
+    def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
+        return [self.operations[observation.step - 1]]
+
+
+def _played(
+    name: str,
+    script: Sequence[tuple[str, Operation]],
+    asked: Sequence[tuple[str, str, str, int | None]],
+    top_k: int,
+) -> Trajectory:
+    """Play (chunk, operation) pairs, then ask for (person, attribute, value, step that told it)."""
+    questions = tuple(
+        Question(
+            f"q-{number}", ATTRIBUTES[attribute].question.format(person=person), (value,),
+            DATA_SOURCE, evidence_steps=None if step is None else (step,),
+        )
+        for number, (person, attribute, value, step) in enumerate(asked, start=1)
+    )
+    chunks = tuple(Chunk(text, count_tokens(text)) for text, _ in script)
+    instance = Instance(name, DATA_SOURCE, "AR", chunks, questions)
+    manager = _ByHand([operation for _, operation in script])
+    settings = RolloutSettings(num_generations=1, top_k=top_k)
+    ((trajectory,),) = play([instance], manager, settings, reader_for([instance]), seed=0)
+    return trajectory
+
+
+def _insert(sentence: str) -> tuple[str, Operation]:
+    return sentence, Operation("INSERT", sentence)
+
+
+def _update(sentence: str, item_id: str) -> tuple[str, Operation]:
+    return sentence, Operation("UPDATE", sentence, item_id)
+
+
+@functools.cache
+def toy() -> Trajectory:
+    """Return the trajectory of the first exercises: T = 5, four questions, at most two items each.
+
+    >>> [answered.score for answered in toy().questions]
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    return _played(
+        "toy",
+        [
+            _insert("Ana owns cats."),
+            _insert("Leo studies law."),
+            ("Buses left for Oslo.", Operation("SKIP")),
+            _update("Ana adopted dogs.", "1"),
+            _insert("Perhaps Ana painted geese."),
+        ],
+        [("Ana", "pet", "dogs", 4), ("Leo", "study", "law", 2), ("Leo", "home", "Oslo", None),
+         ("Ana", "study", "music", None)],
+        top_k=2,
+    )
+
+
+@functools.cache
+def lucky_guess() -> Trajectory:
+    """Return `toy` as if retrieval had found nothing for q-3 and the agent had guessed right.
+
+    >>> outcome_reward(lucky_guess())
+    0.75
+    """
+    played = toy()
+    questions = list(played.questions)
+    questions[2] = replace(questions[2], retrieved=(), used=(), answer="Oslo", score=1.0)
+    return replace(played, questions=tuple(questions))
+
+
+@functools.cache
+def duplicates() -> Trajectory:
+    """Return the trajectory of the last exercise: T = 4, two of whose records say the same.
+
+    >>> outcome_reward(duplicates())
+    1.0
+    """
+    return _played(
+        "duplicates",
+        [
+            _insert("Mia lives in Rome."),
+            _insert("Ben owns cats."),
+            _insert("Mia settled near Rome."),
+            _insert("Perhaps Ben painted geese."),
+        ],
+        [("Mia", "home", "Rome", 3), ("Ben", "pet", "cats", 2)],
+        top_k=2,
+    )
+
+
+def disagreement(top_k: int = 2) -> Trajectory:
+    """Return the trajectory on which rules of credit disagree, for reasons one can see: T = 9.
+
+    Step 4 says again what step 1 stored, step 5 updates what step 2 created, step 6 stores a new
+    value and leaves the stale record of step 3, step 7 stores noise about a person who is asked
+    about, and step 9 deletes what step 8 stored and a question needs.
+
+    >>> [answered.score for answered in disagreement().questions]
+    [1.0, 1.0, 1.0, 0.0]
+    """
+    return _played(
+        "disagreement",
+        [
+            _insert("Mia lives in Rome."),
+            _insert("Ben owns cats."),
+            _insert("Leo studies law."),
+            _insert("Mia settled near Rome."),
+            _update("Ben adopted dogs.", "2"),
+            _insert("Leo researches optics."),
+            _insert("Perhaps Ben painted geese."),
+            _insert("Eva feeds goats."),
+            ("Buses left for Oslo.", Operation("DELETE", item_id="7")),
+        ],
+        [("Mia", "home", "Rome", 4), ("Ben", "pet", "dogs", 5), ("Leo", "study", "optics", 6),
+         ("Eva", "pet", "goats", 8)],
+        top_k=top_k,
+    )
+
+
+def story(trajectory: Trajectory) -> str:
+    """Return a trajectory as text: a line per operation, then a line per global question with the
+    items retrieved for it (and the steps that wrote them), those the agent used, and its score.
+
+    >>> print(story(duplicates()).splitlines()[2])
+    step 3  INSERT item 3: Mia settled near Rome.
+    """
+    lines = [
+        f"step {step.step}  {deed}" for step in trajectory.steps
+        for deed in map(_deed, step.outcomes or (None,))
+    ]
+    for answered in trajectory.questions:
+        found = ", ".join(
+            f"item {item.item_id} (step{'s' * (len(item.steps) > 1)} "
+            f"{' and '.join(map(str, item.steps))})"
+            for item in answered.retrieved
+        )
+        used = "unknown" if answered.used is None else ", ".join(answered.used) or "none"
+        lines.append(
+            f"{answered.question.question_id}  {_short(answered.question.text)} "
+            f"score {_shown(answered.score)}\n     retrieved {found or 'nothing'}; used {used}"
+        )
+    return "\n".join(lines)
+
+
+def _deed(outcome: OperationOutcome | None) -> str:
+    if outcome is None:
+        return "emits nothing"
+    operation = outcome.operation
+    kind = operation.kind if operation else "unreadable"
+    if not outcome.applied:
+        return f"{kind}, refused: {outcome.reason}"
+    content = f": {_short(operation.content)}" if operation and operation.content else ""
+    return kind + (f" item {outcome.item_id}" if outcome.item_id else "") + content
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(clean_text(text), 60, placeholder="…")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as the lesson prints it: numbers with at most four decimals.
+
+    >>> _shown([0.25, None, 1 / 3])
+    '[0.25, None, 0.3333]'
+    """
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return f"{round(value, 4) + 0.0:g}" if isinstance(value, float) else str(value)

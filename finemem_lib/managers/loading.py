@@ -1,0 +1,404 @@
+"""Loading a causal language model to be trained: transformers or Unsloth, whole or with LoRA.
+
+A folder with ``adapter_config.json`` holds an adapter only; the model it was trained on is loaded
+from where that file says, and the adapter put on it.
+
+Unsloth rewrites transformers, peft and TRL when it is imported, so `import_unsloth` comes before
+anything here touches them. Its two calls are told everything that decides what is loaded: its
+defaults (4 bits, rank 16, seed 3407, another checkpoint than the one named) are not ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from finemem_lib.util.provenance import repository_root
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY_MANAGER = "data/tiny_manager"
+"""Folder of the shipped warm start, relative to the repository root."""
+
+MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
+"""Lengths of prompt and completion, and prompts sampled at a time outside training, where the
+settings name none; the tiny manager has its own."""
+
+TARGET_MODULES = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+)
+"""Every linear layer of a Qwen3's or Llama's block gets an adapter."""
+
+Loader = Literal["transformers", "unsloth"]
+Precision = Literal["auto", "bf16", "4bit"]
+MemoryRule = Literal["recent", "relevant", "recent+relevant"]
+ChunkRule = Literal["head", "head+tail"]
+OperationsAs = Literal["json", "tools"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How a language model is loaded as memory manager, prompted and trained.
+
+    `loader` and `precision` say by what and in which weights: "auto" as the checkpoint stores them,
+    "bf16", or "4bit" (NF4, frozen, so that it is trained with an adapter only; needs CUDA). What is
+    trained, adapter or all weights, is held in single precision whatever they say.
+    `lora_rank` 0 trains all weights, else an adapter of that rank on every linear layer, scaled by
+    `lora_alpha` / rank (default 2 x rank). `gradient_checkpointing` computes activations again
+    instead of keeping them. `fast_inference` samples the rollouts of training with vLLM inside
+    Unsloth, which then holds `gpu_memory_utilization` of the card. Outside training, in tests and
+    benchmarks, completions do not come from vLLM: `batch_size` prompts at a time (default 8, the
+    tiny manager's own 128) are sampled in memory beside its share.
+
+    `max_prompt_tokens` and `max_new_tokens` are the model's own tokens (default 4096 and 1024, the
+    tiny manager's own lengths). What a prompt cannot hold is chosen by `memory_rule` and
+    `chunk_rule` (see `PromptBuilder`); operations are asked for as a JSON list or as the tool calls
+    of the model's chat template.
+
+    Raises:
+        ValueError: a setting is out of range, or two of them contradict each other.
+
+    >>> ModelSettings(lora_alpha=16)
+    Traceback (most recent call last):
+    ...
+    ValueError: ModelSettings: lora_alpha is 16 and lora_rank is 0, so there is no adapter ...
+    """
+
+    loader: Loader = "transformers"
+    precision: Precision = "auto"
+    lora_rank: int = 0
+    lora_alpha: int | None = None
+    gradient_checkpointing: bool = False
+    fast_inference: bool = False
+    gpu_memory_utilization: float = 0.5
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int | None = None
+    memory_rule: MemoryRule = "recent"
+    chunk_rule: ChunkRule = "head"
+    operations_as: OperationsAs = "json"
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name in ("loader", "precision", "memory_rule", "chunk_rule", "operations_as"):
+            self._check(name, get_args(hints[name]), getattr(self, name) in get_args(hints[name]))
+        for name, least in (("lora_rank", 0), ("lora_alpha", 1), ("max_prompt_tokens", 1),
+                            ("max_new_tokens", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            default = name != "lora_rank" and value is None
+            whole = type(value) is int and value >= least
+            self._check(name, f"a whole number from {least}", default or whole)
+        share = self.gpu_memory_utilization
+        self._check("gpu_memory_utilization", "a number above 0 and below 1", 0 < share < 1)
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError(
+                f"ModelSettings: lora_alpha is {self.lora_alpha} and lora_rank is 0, so there is "
+                "no adapter to scale; give a lora_rank, or leave lora_alpha out"
+            )
+        if self.fast_inference and self.loader != "unsloth":
+            raise ValueError(
+                f"ModelSettings: fast_inference needs loader 'unsloth', got {self.loader!r}; with "
+                "the loader transformers leave it out"
+            )
+
+    def _check(self, name: str, expected: object, fits: bool) -> None:
+        if not fits:
+            said = " or ".join(map(repr, expected)) if isinstance(expected, tuple) else expected
+            raise ValueError(f"ModelSettings: {name} is {getattr(self, name)!r}, expected {said}")
+
+    def trainer_arguments(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return the fields of TRL's GRPOConfig that follow from how this model was loaded.
+
+        Unsloth checkpoints gradients by itself, and its model must not be told to a second time.
+        """
+        import torch
+
+        stored = {value.dtype for value in model.parameters()}
+        half = (
+            self.precision != "auto" or self.loader == "unsloth" or torch.bfloat16 in stored
+        )
+        return {
+            "bf16": half and torch.cuda.is_available(),
+            "gradient_checkpointing": self.gradient_checkpointing and self.loader != "unsloth",
+            "use_vllm": self.fast_inference,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": self.gpu_memory_utilization,
+        }
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Silence the bars of reading and writing weights: they are noise in a notebook."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def checkpoint_folder(path_or_name: str | Path) -> Path | None:
+    """Return the folder that `load_model` loads from, `None` for a name on the hub."""
+    source = TINY_MANAGER if path_or_name == "tiny" else path_or_name
+    folders = (Path(source), repository_root() / source)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def split_revision(name: str | Path) -> tuple[str, str | None]:
+    """Return a name on the hub and the revision that it carries: a commit, a branch or a tag.
+
+    >>> split_revision("Qwen/Qwen3-4B@1cfa9a7"), split_revision("Qwen/Qwen3-4B")
+    (('Qwen/Qwen3-4B', '1cfa9a7'), ('Qwen/Qwen3-4B', None))
+    """
+    name, _, revision = str(name).partition("@")
+    return name, revision or None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its type where it has none.
+
+    >>> first_line(ValueError("too dark\\nreally")), first_line(KeyError())
+    ('too dark', 'KeyError')
+    """
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def import_unsloth() -> Any:
+    """Return the module unsloth, imported for the first time where it was not yet.
+
+    Raises:
+        RuntimeError: there is no CUDA device, or it is not installed.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "Unsloth needs a CUDA device and there is none; train without it (loader transformers)"
+        )
+    try:
+        import unsloth
+    except ImportError as error:
+        raise RuntimeError(
+            f"Unsloth cannot be imported ({error}); install the gpu extra: pip install -e .[gpu]"
+        ) from error
+    return unsloth
+
+
+def load_model(
+    path_or_name: str | Path, settings: ModelSettings, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return model and tokenizer, on the GPU where there is one, with the adapter that the folder
+    holds or the settings ask for; an adapter stays trainable. `seed` draws a new one's weights.
+
+    A name on the hub may carry its revision ("owner/name@COMMIT"); an adapter keeps the commit that
+    it was made for, and is not put on another.
+
+    Raises:
+        ValueError: there is no such checkpoint, it cannot be loaded, it does not go with the
+            settings (`check_checkpoint`), or its adapter was trained on another commit.
+        RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
+        MemoryError: vLLM has no room on the card.
+    """
+    check_checkpoint(path_or_name, settings)
+    folder = checkpoint_folder(path_or_name)
+    source, revision = (str(folder), None) if folder else split_revision(path_or_name)
+    held = None if folder is None else _held_adapter(folder)
+    load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
+    try:
+        model, tokenizer = load(source, revision, held, settings, seed)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if settings.fast_inference and any(sign in str(error) for sign in VLLM_HAS_NO_ROOM):
+            raise MemoryError(
+                f"load_manager: vLLM is out of memory ({first_line(error)}). Its share of the "
+                "card, weights included, is gpu_memory_utilization, "
+                f"{settings.gpu_memory_utilization:g}: lower it where less is free, or end what "
+                "else runs on the card; raise it where its cache has no room, or lower "
+                "max_prompt_tokens; or take fast_inference false"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} could not be loaded as a causal language model "
+            f"({first_line(error)}). Expected 'tiny', a folder with config.json, "
+            "model.safetensors and tokenizer.json, one with an adapter, or a model's name on the "
+            "hub, alone or as NAME@REVISION, while there is a network"
+        ) from error
+    commit = getattr(model.config, "_commit_hash", None)
+    if held and held.get("revision") and commit not in (None, held["revision"]):
+        raise ValueError(
+            f"load_manager: the adapter in {str(path_or_name)!r} was trained on "
+            f"{held['base_model_name_or_path']}@{held['revision']}, and commit {commit} was "
+            "loaded; take loader transformers, which loads that commit"
+        )
+    if commit and not held and settings.lora_rank:
+        model.peft_config["default"].revision = commit
+    return model, tokenizer
+
+
+VLLM_HAS_NO_ROOM = ("Free memory on device", "No available memory for the cache blocks",
+                    "larger than the available KV cache memory")
+"""How vLLM says, as it starts, that a card is too small for its share or its share for a cache."""
+
+
+def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
+    """Check that a checkpoint can be loaded as the settings say, without loading it.
+
+    Raises:
+        ValueError: the adapter it holds has another rank; there is none, held or asked for, where
+            the weights cannot be trained themselves; or vLLM would load another revision.
+
+    >>> check_checkpoint("owner/name", ModelSettings(precision="4bit"))
+    Traceback (most recent call last):
+    ...
+    ValueError: load_manager: precision 4bit keeps the weights frozen, and ...
+    """
+    folder = checkpoint_folder(path_or_name)
+    held = None if folder is None else _held_adapter(folder)
+    if held is not None and settings.lora_rank not in (0, held["r"]):
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} holds an adapter of rank {held['r']}, got "
+            f"lora_rank {settings.lora_rank}; give its rank, or 0 to take it as it is"
+        )
+    for asked, why in (
+        (settings.precision == "4bit", "precision 4bit keeps the weights frozen"),
+        (settings.fast_inference, "fast_inference gives vLLM the weights, which stay as they are"),
+    ):
+        if asked and held is None and not settings.lora_rank:
+            raise ValueError(
+                f"load_manager: {why}, and lora_rank is 0, so that nothing could be trained; give "
+                "a lora_rank, or leave it out"
+            )
+    if settings.fast_inference and folder is None and split_revision(path_or_name)[1]:
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} names a revision, and vLLM inside Unsloth loads "
+            "the default branch; download the revision and give its folder, or take "
+            "fast_inference false"
+        )
+
+
+def single_precision(model: PreTrainedModel) -> None:
+    """Hold the weights that are trained in single precision, whatever they were loaded in.
+
+    In bf16 a step of Adam smaller than about 1/512 of a weight is rounded away, and with it most of
+    training; and TRL casts adapters on a 4-bit model to bf16.
+    """
+    import torch
+
+    for value in model.parameters():
+        if value.requires_grad and value.dtype in (torch.bfloat16, torch.float16):
+            value.data = value.data.float()
+
+
+def _held_adapter(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of the adapter that a folder holds, `None` where it holds none."""
+    path = folder / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _with_transformers(
+    source: str, revision: str | None, held: dict[str, Any] | None, settings: ModelSettings,
+    seed: int,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    base, revision = (
+        (held["base_model_name_or_path"], held.get("revision")) if held else (source, revision)
+    )
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(checkpoint_folder(base) or base), revision=revision, **_weights(settings.precision)
+        )
+    if settings.precision != "4bit":  # which transformers has put where it belongs
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if held:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, source, is_trainable=True)
+    elif settings.lora_rank:
+        from peft import LoraConfig, get_peft_model
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(settings)))
+    return model, tokenizer
+
+
+def _weights(precision: Precision) -> dict[str, Any]:
+    """Return `from_pretrained`'s arguments for a precision."""
+    import torch
+
+    if precision != "4bit":
+        return {"dtype": "auto" if precision == "auto" else torch.bfloat16}
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "precision 4bit needs a CUDA device and there is none; use bf16 or auto"
+        )
+    from transformers import BitsAndBytesConfig
+
+    try:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    except ImportError as error:
+        raise RuntimeError(
+            f"precision 4bit needs bitsandbytes ({error}); install the gpu extra: "
+            "pip install -e .[gpu]"
+        ) from error
+    return {"dtype": torch.bfloat16, "quantization_config": quantization, "device_map": {"": 0}}
+
+
+def _lora(settings: ModelSettings) -> dict[str, Any]:
+    """Return what peft and Unsloth are both told of a new adapter."""
+    return {
+        "r": settings.lora_rank, "lora_alpha": settings.lora_alpha or 2 * settings.lora_rank,
+        "target_modules": list(TARGET_MODULES), "lora_dropout": 0.0, "bias": "none",
+        "use_rslora": False, "init_lora_weights": True,
+    }
+
+
+def _with_unsloth(
+    source: str, revision: str | None, held: dict[str, Any] | None, settings: ModelSettings,
+    seed: int,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    unsloth = import_unsloth()
+    import torch
+
+    rank = held["r"] if held else settings.lora_rank
+    four_bits = settings.precision == "4bit"
+    checkpointing = "unsloth" if settings.gradient_checkpointing else False
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model_name=source,
+        revision=revision,
+        use_exact_model_name=True,  # else another checkpoint than the one named is fetched
+        max_seq_length=(settings.max_prompt_tokens or MAX_PROMPT_TOKENS)
+        + (settings.max_new_tokens or MAX_NEW_TOKENS),
+        dtype=None if settings.precision == "auto" else torch.bfloat16,
+        load_in_4bit=four_bits,
+        load_in_8bit=False,
+        load_in_16bit=not four_bits and rank > 0,
+        full_finetuning=rank == 0,
+        float32_mixed_precision=True,  # else all weights would be trained in bf16
+        use_gradient_checkpointing=checkpointing,
+        fast_inference=settings.fast_inference,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        float8_kv_cache=False,
+        max_lora_rank=rank or 64,  # vLLM's room for one; without an adapter it holds none
+        random_state=seed,
+    )
+    if not held and settings.lora_rank:
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model, **_lora(settings), use_gradient_checkpointing=checkpointing, random_state=seed,
+            loftq_config={},
+        )
+    return model, tokenizer

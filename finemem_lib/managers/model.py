@@ -1,0 +1,191 @@
+"""Memory managers: scripted ones that need no model, and any causal language model behind a prompt.
+
+All of them answer an `Observation` with the text of a JSON list that goes through the same parser,
+so a scripted manager is judged by the same rules as a learned one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.managers import tiny
+from finemem_lib.managers.loading import (
+    BATCH_SIZE,
+    MAX_NEW_TOKENS,
+    ModelSettings,
+    checkpoint_folder,
+    load_model,
+    no_progress_bars,
+)
+from finemem_lib.managers.prompts import CompactPromptBuilder, PromptBuilder, prompt_builder
+from finemem_lib.managers.protocol import Completion, MemoryManager, Observation
+from finemem_lib.managers.sampling import generate_completions, sample_completions
+from finemem_lib.managers.scripted import SCRIPTED
+from finemem_lib.seeds import stable_seed
+from finemem_lib.util.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SETTINGS_FILE = "manager_settings.json"
+"""Beside a saved manager: how it was loaded and prompted, where that is not the default."""
+
+
+class ModelManager:
+    """A causal language model as memory manager: prompt, sample, decode, JSON or tool calls.
+
+    Sampling is from the whole distribution at `temperature` (0: greedy), in batches of at most
+    `batch_size` prompts padded on the left; the pad token is never sampled. Every completion
+    carries its prompt ids, its completion ids (with the end token where there is one) and, unless
+    `sample` is `generate_completions`, their log-probabilities at that temperature.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        builder: PromptBuilder,
+        *,
+        name: str,
+        temperature: float = 1.0,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        batch_size: int = tiny.BATCH_SIZE,
+        sample: Callable[..., tuple] = sample_completions,
+        loaded_as: ModelSettings | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.builder = builder
+        self.name = name
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.sample = sample
+        self.loaded_as = loaded_as
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**self.builder.settings, "max_new_tokens": self.max_new_tokens,
+                "temperature": self.temperature}
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that the model was loaded from, `None` for a folder's."""
+        return getattr(self.model.config, "_commit_hash", None)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer where `load_manager` finds them again, with the settings it was
+        loaded with; of a model with an adapter the adapter only, which names its checkpoint."""
+        adapter = hasattr(self.model, "peft_config")
+        # Left to itself peft asks the hub whether the vocabulary was resized.
+        own = {"save_embedding_layers": False} if adapter else {}
+        with no_progress_bars():
+            self.model.save_pretrained(folder, **own)
+        self.tokenizer.save_pretrained(folder)
+        if self.loaded_as not in (None, ModelSettings()):
+            write_json(folder / SETTINGS_FILE, dataclasses.asdict(self.loaded_as))
+
+    def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
+        """Return one completion per observation; the same seed and batch give the same ones.
+
+        Raises:
+            ValueError: the tiny manager cannot read a chunk.
+        """
+        prompts = [self.builder.render(observation) for observation in observations]
+        completions: list[Completion] = []
+        training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(prompts), self.batch_size):
+                batch = prompts[start : start + self.batch_size]
+                ids, logprobs = self.sample(
+                    self.model, [prompt.ids for prompt in batch],
+                    max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+                    pad_token_id=self.tokenizer.pad_token_id, end_token_ids=self._end_token_ids(),
+                    seed=stable_seed(seed, start),
+                )
+                completions += self.builder.complete(batch, ids, logprobs)
+        finally:
+            self.model.train(training)
+        return completions
+
+    def _end_token_ids(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def load_manager(
+    path_or_name: str | Path = "tiny",
+    *,
+    model: ModelSettings | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> ModelManager:
+    """Load a causal language model as memory manager, on the GPU where there is one.
+
+    `path_or_name` is a folder (a relative one is also looked for in the repository), a name on the
+    hub, which may carry its revision (NAME@COMMIT), or "tiny" for the shipped warm start. `model`
+    says how it is loaded and prompted (default: as the manager that `save` wrote into the folder);
+    `seed` draws the weights of a new adapter; `settings` go to `ModelManager`. A folder that holds
+    an adapter is loaded as the model it was trained on with the adapter on it.
+
+    Under Unsloth completions come from its own `generate`, without log-probabilities: it keeps keys
+    and values in a form of its own. That holds with `fast_inference` too: only the rollouts of
+    training are sampled by vLLM, which otherwise would not know the adapter of the moment, and what
+    this manager samples takes memory beside vLLM's share, `batch_size` prompts at a time.
+
+    Raises:
+        ValueError: there is no such checkpoint, it cannot be loaded, or the settings do not fit it.
+        RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
+        MemoryError: vLLM has no room on the card.
+
+    >>> load_manager("no/such/folder/here")
+    Traceback (most recent call last):
+    ...
+    ValueError: load_manager: 'no/such/folder/here' could not be loaded ...
+    """
+    folder = checkpoint_folder(path_or_name)
+    if model is None and folder is not None and (folder / SETTINGS_FILE).is_file():
+        model = ModelSettings(**json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
+    model = model or ModelSettings()
+    loaded, tokenizer = load_model(path_or_name, model, seed)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    builder = prompt_builder(tokenizer, model)
+    compact = isinstance(builder, CompactPromptBuilder)
+    own = {
+        "sample": generate_completions if model.loader == "unsloth" else sample_completions,
+        "batch_size": model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
+    }
+    return ModelManager(
+        loaded, tokenizer, builder, name=Path(folder or path_or_name).name,
+        max_new_tokens=model.max_new_tokens or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
+        loaded_as=model, **(own | settings),
+    )
+
+
+def make_manager(name: str, **settings: Any) -> MemoryManager:
+    """Return the manager of that name: a scripted one, or "tiny" with `load_manager`'s settings.
+
+    Raises:
+        ValueError: there is no manager of that name.
+
+    >>> make_manager("insert-all").name
+    'insert-all'
+    >>> make_manager("insert-some")
+    Traceback (most recent call last):
+    ...
+    ValueError: make_manager: 'insert-some' is not a manager; expected one of facts-only, ...
+    """
+    if name in SCRIPTED:
+        return SCRIPTED[name]()
+    if name == "tiny":
+        return load_manager(name, **settings)
+    raise ValueError(
+        f"make_manager: {name!r} is not a manager; expected one of "
+        f"{', '.join(sorted([*SCRIPTED, 'tiny']))} (any other language model: load_manager)"
+    )

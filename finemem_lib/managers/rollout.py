@@ -1,0 +1,268 @@
+"""Rollouts: a memory manager reads instances chunk by chunk, and questions are asked on the way.
+
+All rollouts of all instances move in lockstep: at every step the manager is asked once for all
+that still have a chunk to read, and the reasoning agent once for all chunk questions. The G
+rollouts of one instance at one step are the group that advantages are normalised in.
+
+Differs from the paper: chunk questions are asked on M_t right after the operations of step t; the
+global questions may be a random sample (`question_fraction`, 20 % in the paper's training), and
+then it is the same sample for all rollouts of an instance, so that their rewards can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from finemem_lib.data.questions import sampled_questions
+from finemem_lib.managers.protocol import Completion, MemoryManager, Observation
+from finemem_lib.memory import Duplicates, Eviction, FlatMemory
+from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.retrieval import DENSE_MODEL, Retriever, make_retriever
+from finemem_lib.seeds import stable_seed
+from finemem_lib.text import TOKENIZER, clean_text
+from finemem_lib.trajectory import Instance, Question, Step, Trajectory
+
+RetrieverName = Literal["bm25", "dense"]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """How instances are played.
+
+    num_generations: G, the rollouts per instance.
+    top_k: items retrieved per question.
+    capacity, eviction, duplicates, max_item_tokens: the memory's, see `FlatMemory`.
+    question_fraction: share of the global questions that are asked, in (0, 1], at least one.
+    ask_chunk_questions: whether the chunk questions are asked, where an instance has any.
+    retriever: "bm25", or "dense" with the sentence encoder `dense_model`, see `DenseRetriever`.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    num_generations: int = 8
+    top_k: int = 3
+    capacity: int | None = None
+    eviction: Eviction = "oldest"
+    duplicates: Duplicates = "refuse"
+    max_item_tokens: int | None = None
+    question_fraction: float = 1.0
+    ask_chunk_questions: bool = True
+    retriever: RetrieverName = "bm25"
+    dense_model: str = DENSE_MODEL
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"rollout settings: {name} is {getattr(self, name)!r}, expected at least 1"
+                )
+        if not 0 < self.question_fraction <= 1:
+            raise ValueError(
+                f"rollout settings: question_fraction is {self.question_fraction!r}, expected "
+                "more than 0 and at most 1"
+            )
+        if self.retriever not in get_args(RetrieverName):
+            raise ValueError(
+                f"rollout settings: retriever is {self.retriever!r}, expected one of "
+                + ", ".join(get_args(RetrieverName))
+            )
+        self.new_memory()  # refuses what it cannot use, before anything is played
+
+    def new_memory(self) -> FlatMemory:
+        return FlatMemory(self.capacity, self.eviction, self.max_item_tokens, self.duplicates)
+
+    def new_retriever(self) -> Retriever:
+        return make_retriever(self.retriever, self.dense_model)
+
+
+@dataclass(slots=True)
+class _Rollout:
+    instance: Instance
+    questions: tuple[Question, ...]
+    rollout: int
+    memory: FlatMemory
+    retriever: Retriever
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def live(self) -> bool:
+        return len(self.steps) < len(self.instance.chunks)
+
+
+class LockstepRollouts:
+    """G rollouts of every instance, moved one step at a time by whoever writes the completions.
+
+    Ask `observations`, hand one completion for each to `advance`, until there are none; `finish`
+    then asks the global questions. Instances may differ in length: those that have ended drop out.
+    The manager's name and settings go into the trajectories.
+
+    Raises:
+        ValueError: two instances share an id, or one has no chunks.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        settings: RolloutSettings,
+        agent: ReasoningAgent,
+        manager_name: str,
+        seed: int,
+        manager_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        ids = [instance.instance_id for instance in instances]
+        if len(set(ids)) < len(ids):
+            double = next(name for name in ids if ids.count(name) > 1)
+            raise ValueError(
+                f"rollouts: instance id {double!r} occurs twice, expected ids that differ; "
+                "use num_generations for several rollouts of one instance"
+            )
+        for instance in instances:
+            if not instance.chunks:
+                raise ValueError(
+                    f"rollouts: instance {instance.instance_id!r} has no chunks, expected at least "
+                    "one; drop it from the data"
+                )
+        self.settings = settings
+        self.agent = agent
+        self.manager_name = manager_name
+        self.manager_settings = dict(manager_settings or {})
+        self.seed = seed
+        self._rollouts = [
+            _Rollout(
+                instance, asked.questions, rollout, settings.new_memory(), settings.new_retriever()
+            )
+            for instance in instances
+            for asked in [sampled_questions(instance, settings.question_fraction, seed)]
+            for rollout in range(settings.num_generations)
+        ]
+
+    def observations(self) -> list[Observation]:
+        """Return what every live rollout sees now, ordered by instance and rollout; empty when
+        all have ended."""
+        return [
+            Observation(
+                instance=one.instance,
+                items=one.memory.items,
+                chunk=one.instance.chunks[len(one.steps)],
+                step=len(one.steps) + 1,
+            )
+            for one in self._live()
+        ]
+
+    def advance(self, completions: Sequence[Completion]) -> None:
+        """Carry out one completion per observation, in their order, and ask the chunk questions.
+
+        Raises:
+            ValueError: the number of completions is not that of the observations.
+        """
+        live = self._live()
+        if len(completions) != len(live):
+            raise ValueError(
+                f"rollouts: got {len(completions)} completions for {len(live)} observations, "
+                "expected one each in order"
+            )
+        for one, completion in zip(live, completions, strict=True):
+            step = len(one.steps) + 1
+            outcomes, delta = one.memory.apply(completion.operations, step)
+            one.retriever.update(delta)
+            one.steps.append(Step(
+                step=step,
+                chunk=one.instance.chunks[step - 1],
+                completion=clean_text(completion.text),
+                outcomes=outcomes,
+                delta=delta,
+                memory_tokens=one.memory.tokens,
+                prompt=None if completion.prompt is None else clean_text(completion.prompt),
+                prompt_ids=completion.prompt_ids,
+                completion_ids=completion.completion_ids,
+                logprobs=completion.logprobs,
+                prompt_truncated_tokens=completion.truncated_tokens,
+                prompt_omitted_items=completion.omitted_items,
+            ))
+        asked = [
+            one for one in live
+            if self.settings.ask_chunk_questions and one.instance.chunk_questions
+        ]
+        answers = self._ask([
+            (one, one.instance.chunk_questions[len(one.steps) - 1]) for one in asked
+        ])
+        for one, answered in zip(asked, answers, strict=True):
+            one.steps[-1] = dataclasses.replace(one.steps[-1], chunk_questions=answered)
+
+    def finish(self) -> list[list[Trajectory]]:
+        """Ask the global questions on M_T; return num_generations trajectories per instance.
+
+        Raises:
+            ValueError: a rollout has not ended.
+        """
+        if live := self._live():
+            raise ValueError(
+                f"rollouts: {len(live)} of {len(self._rollouts)} have not ended, expected none; "
+                "advance them until observations() is empty"
+            )
+        answers = self._ask([(one, one.questions) for one in self._rollouts])
+        metadata = {
+            "rollout": dataclasses.asdict(self.settings),
+            "manager_settings": self.manager_settings,
+            "agent": self.agent.name,
+            "agent_settings": self.agent.settings,
+        }
+        trajectories = [
+            Trajectory(
+                instance_id=one.instance.instance_id,
+                data_source=one.instance.data_source,
+                category=one.instance.category,
+                manager=self.manager_name,
+                rollout=one.rollout,
+                steps=tuple(one.steps),
+                questions=answered,
+                tokenizer=TOKENIZER,
+                seed=self.seed,
+                metadata=metadata,
+            )
+            for one, answered in zip(self._rollouts, answers, strict=True)
+        ]
+        size = self.settings.num_generations
+        return [trajectories[start : start + size] for start in range(0, len(trajectories), size)]
+
+    def _live(self) -> list[_Rollout]:
+        return [one for one in self._rollouts if one.live]
+
+    def _ask(self, asked: Sequence[tuple[_Rollout, tuple[Question, ...]]]) -> list[tuple]:
+        inquiries = [
+            Inquiry(questions, one.memory, one.retriever, len(one.steps))
+            for one, questions in asked
+        ]
+        return answer_questions(inquiries, self.agent, self.settings.top_k)
+
+
+def play(
+    instances: Sequence[Instance],
+    manager: MemoryManager,
+    settings: RolloutSettings,
+    agent: ReasoningAgent,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Trajectory]]:
+    """Let a manager play instances to their end; return num_generations trajectories of each.
+
+    The result is a function of the arguments: the same seed gives the same trajectories.
+    `progress` is told the chunks read so far and in all, after every step.
+
+    Raises:
+        ValueError: as `LockstepRollouts`.
+    """
+    rollouts = LockstepRollouts(instances, settings, agent, manager.name, seed, manager.settings)
+    total = settings.num_generations * sum(len(instance.chunks) for instance in instances)
+    done = 0
+    while observations := rollouts.observations():
+        act_seed = stable_seed(seed, "act", observations[0].step)
+        rollouts.advance(manager.act(observations, act_seed))
+        done += len(observations)
+        if progress is not None:
+            progress(done, total)
+    return rollouts.finish()

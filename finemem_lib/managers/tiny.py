@@ -1,0 +1,131 @@
+"""The tiny memory manager's own parts: vocabulary, tokenizer, chat template, architecture.
+
+A Qwen3 of about 0.15 million parameters reads and writes the planted stream through the code path
+a Qwen3-4B takes: chat template, token ids, `generate`, decode, JSON. What makes that affordable is
+the tokenizer: one token per word of the stream, per alias (#0..#31) and per fixed piece of the
+JSON list. The warm start takes the sentences of a chunk in turn and writes the content before the
+operation's word and the alias last, ``{"content":"...","op":"UPDATE","id":"#3"}``: a causal model
+has then read the sentence when it decides what to do with it (SKIP too), and to which record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finemem_lib.data.planted import (
+    ATTRIBUTES,
+    NAMES,
+    NOISE_ADVERBS,
+    NOISE_SUBJECTS,
+    NOISE_VERBS,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+PAD, UNKNOWN, BOS, EOS, OPERATIONS = "<pad>", "<unk>", "<bos>", "<eos>", "<operations>"
+MEMORY, CHUNK, STOP = "memory:", "chunk:", "."
+ALIASES = tuple(f"#{number}" for number in range(32))
+FIRST_CONTENT, NEXT_CONTENT = '[{"content":"', ',{"content":"'
+INSERT, SKIP = '","op":"INSERT"}', '","op":"SKIP"}'
+UPDATE, DELETE = '","op":"UPDATE","id":"', ',{"op":"DELETE","id":"'
+CLOSE_ID, CLOSE = '"}', "]"
+PIECES = (FIRST_CONTENT, NEXT_CONTENT, INSERT, SKIP, UPDATE, DELETE, CLOSE_ID, CLOSE)
+
+UNSEEN_NAMES = tuple("Abe Bea Cal Dot Eli Flo Gil Hua".split())
+"""Names the vocabulary holds and the warm start never shows: a test of what copying learnt."""
+
+MAX_RECORDS = 24
+"""Records a prompt shows at most, and the most that the warm start is trained on."""
+
+UNKNOWN_SHARE = 0.2
+"""Share of unknown words in a chunk above which the tiny manager refuses to read it."""
+
+MAX_PROMPT_TOKENS = 176
+MAX_NEW_TOKENS = 80
+BATCH_SIZE = 128
+_SPACE = "\u2581"
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    + OPERATIONS + "{{ message['content'] }}" + EOS
+    + "{% else %}" + BOS + "{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}" + OPERATIONS + "{% endif %}"
+)
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Return every token in the order of its id: specials, JSON pieces, marks, aliases, words."""
+    spoken = [*NAMES, *UNSEEN_NAMES, *NOISE_ADVERBS, *NOISE_VERBS, *NOISE_SUBJECTS]
+    for attribute in ATTRIBUTES.values():
+        spoken += [*attribute.verbs, *attribute.values]
+    words = dict.fromkeys(word for phrase in spoken for word in phrase.split())
+    return (PAD, UNKNOWN, BOS, EOS, OPERATIONS, *PIECES, STOP, MEMORY, CHUNK, *ALIASES, *words)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the word-level tokenizer of the planted stream.
+
+    A word outside the vocabulary becomes `<unk>`; decoding gives back the text with one space
+    between words and none inside the JSON.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = (PAD, UNKNOWN, BOS, EOS, OPERATIONS)
+    unspaced = (*special, *PIECES, STOP)
+    ids = {
+        token if token in unspaced else _SPACE + token: number
+        for number, token in enumerate(vocabulary())
+    }
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=False),
+    ])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Fuse(), decoders.Replace(f':"{_SPACE}', ':"'), decoders.Replace(_SPACE, " "),
+    ])
+    tokenizer.add_tokens([
+        AddedToken(token, normalized=False, special=token in special) for token in unspaced
+    ])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, bos_token=BOS, eos_token=EOS,
+        chat_template=_CHAT_TEMPLATE, padding_side="left", clean_up_tokenization_spaces=False,
+        model_max_length=MAX_PROMPT_TOKENS + MAX_NEW_TOKENS, prompt_layout="compact",
+    )
+
+
+def tiny_config() -> Qwen3Config:
+    """Return the architecture: a plain Qwen3 of two layers.
+
+    Rotary base, initial spread and head size are chosen for lookup: a head must be able to tell
+    two records apart by what they say from its first updates on.
+    """
+    from transformers import Qwen3Config
+
+    tokens = vocabulary()
+    return Qwen3Config(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, initializer_range=0.05,
+        tie_word_embeddings=True, pad_token_id=tokens.index(PAD), bos_token_id=tokens.index(BOS),
+        eos_token_id=tokens.index(EOS),
+    )
+
+
+def tiny_model(seed: int) -> Qwen3ForCausalLM:
+    """Return the architecture with random weights of its own seed."""
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(tiny_config())
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight.mul_(1.5)
+            layer.self_attn.k_norm.weight.mul_(1.5)
+    model.generation_config.suppress_tokens = [model.config.pad_token_id]
+    return model

@@ -1,0 +1,376 @@
+r"""Reasoning agents: the frozen answerer that reads retrieved items, and the asking of questions.
+
+Differs from the paper: Fine-Mem (arXiv 2601.08435) answers with Qwen3-32B. The agents here share
+one batched protocol, so a language model fits it; the one in this module needs no model. A
+`ReadingTask` never holds the accepted answers, so no agent can see them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
+
+from finemem_lib.data.planted import DATA_SOURCE, SYNONYMS
+from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask, retrieval_query
+from finemem_lib.scoring import metric_for
+from finemem_lib.text import STOPWORDS, labelled_examples, sentences, words
+from finemem_lib.trajectory import Instance
+
+CONTEXT_WEIGHT = 0.4
+"""What a question word found only in the sentence before counts, relative to one in it."""
+
+TYPE_BONUS = 1.5
+"""Factor for a sentence that holds a new span of the type asked for (a date for "when")."""
+
+NEIGHBOURS = 5
+"""How many nearest labelled examples vote."""
+
+MAX_SENTENCE_WORDS = 60
+"""Longer sentences are read in pieces of this many words, which bounds the answer's length."""
+
+_NAME = r"[A-Z][\w'’-]*(?:(?: (?:of|the|de|du|la|van|von|der))? [A-Z][\w'’-]*)*"
+
+_MONTH = (
+    "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+)
+
+_NUMERAL = (
+    "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
+    "fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion|trillion|dozen|half|twice)"
+)
+
+_TYPES: tuple[tuple[re.Pattern[str], tuple[re.Pattern[str], ...]], ...] = (
+    (
+        re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|month|day|century|decade)\b"),
+        (re.compile(
+            rf"\b((?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}})?(?:,? \d{{4}})?|\d{{3,4}}s?|"
+            r"\d{1,2}(?:st|nd|rd|th) century|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|"
+            r"yesterday|today|tonight|last (?:night|week|month|year))\b"
+        ),),
+    ),
+    (
+        re.compile(
+            r"\bhow (?:many|much|old|long|far|tall|large|big|high)\b|"
+            r"\b(?:what|which) (?:percentage|percent|number|amount|age)\b"
+        ),
+        (re.compile(
+            r"([$£€]?\b\d(?:[\d,.]*\d)?%?(?:st|nd|rd|th)?"
+            r"(?: (?:percent|hundred|thousand|million|billion|trillion))?|"
+            rf"\b{_NUMERAL}(?:[ -]{_NUMERAL})*\b)",
+            re.IGNORECASE,
+        ),),
+    ),
+    (re.compile(r"\bwho(?:m|se)?\b"), (re.compile(rf"\b({_NAME})"),)),
+    (
+        re.compile(
+            r"\bwhere\b|\b(?:what|which) (?:city|country|state|town|place|region|river|continent)\b"
+        ),
+        (
+            re.compile(rf"\b(?:in|at|near|to|from|into|of) (?:the )?({_NAME})"),
+            re.compile(rf"\b({_NAME})"),
+        ),
+    ),
+)
+"""Kinds of question, the first that matches counts: how it is asked, how its answer looks."""
+
+_Key = TypeVar("_Key")
+_WORD = re.compile(r"\w+")
+_SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|edly|ing|ies|ied|es|ed|ly|s|e|y)$")
+_SUMMARY_METRICS = ("keyword_hit", "rouge_l")
+
+
+class ExtractiveReader:
+    r"""Answers from the retrieved text alone, without a model: what it returns stands there.
+
+    The data source chooses how it reads:
+
+    - labelled examples (sources scored by label): the `NEIGHBOURS` retrieved examples most like
+      the question vote, weighted by likeness over the square root of their item's rank; the
+      answer is ``\boxed{label}``. With one example retrieved this is 1-NN.
+    - summaries (sources scored by keywords or ROUGE): the retrieved text in the order it was
+      written, at most `summary_words` words, shared evenly among the items.
+    - questions: the sentence of the retrieved items with the largest share of the question's
+      words, each weighted by its rarity there, counting words of the sentence before at
+      `CONTEXT_WEIGHT` and favouring a sentence with a span of the type asked for. Among equals
+      the item written last wins (unknown: the one retrieved first), then the later sentence.
+
+    `answer` "sentence" returns that sentence, "span" the date, number or name in it that lies
+    nearest to the question's words, or what little the question does not already say, else still
+    the sentence. The substring metrics never punish a long answer, so sentences score higher and
+    say less: report the length of answers beside the score.
+
+    `synonyms` maps a question word to the words that may answer it. They are added to the query,
+    and a question that holds such a word is answered only from a sentence that has the word or a
+    synonym, not stemmed, and every name of the question. Any other question needs a sentence that
+    reaches `min_support`, a share of weighted question words in [0, 1]. Otherwise the reader
+    abstains: answer "", used ().
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    >>> reader = ExtractiveReader(synonyms={"live": ("moved",)}, answer="span")
+    >>> items = (("1", "Mia moved to Rome."), ("2", "Leo visited Oslo."))
+    >>> reader.read([ReadingTask("Where does Mia live?", "planted", items)])
+    [Reading(answer='Rome', used=('1',))]
+    >>> reader.read([ReadingTask("Where does Leo live?", "planted", items)])
+    [Reading(answer='', used=())]
+    """
+
+    name = "extractive"
+
+    def __init__(
+        self,
+        synonyms: Mapping[str, Sequence[str]] | None = None,
+        answer: Literal["sentence", "span"] = "sentence",
+        min_support: float = 0.2,
+        summary_words: int = 1000,
+    ) -> None:
+        if answer not in ("sentence", "span"):
+            raise ValueError(f"ExtractiveReader: answer is {answer!r}, expected sentence or span")
+        if not 0 <= min_support <= 1:
+            raise ValueError(f"ExtractiveReader: min_support is {min_support}, expected 0 to 1")
+        if summary_words < 1:
+            raise ValueError(f"ExtractiveReader: summary_words is {summary_words}, expected >= 1")
+        self.answer = answer
+        self.min_support = min_support
+        self.summary_words = summary_words
+        self.synonyms = {
+            cue.lower(): tuple(words(" ".join(others))) for cue, others in (synonyms or {}).items()
+        }
+
+    @property
+    def settings(self) -> str:
+        return json.dumps([
+            self.name, self.answer, self.min_support, self.summary_words, self.synonyms
+        ])
+
+    def query(self, question: str, data_source: str) -> str:
+        r"""Return what to ask retrieval: for labelled sources the bare sentence, else the question
+        followed by the synonyms of its words.
+
+        >>> reader = ExtractiveReader(synonyms={"live": ("moved",)})
+        >>> reader.query("Where does Mia live?", "planted")
+        'Where does Mia live? moved'
+        >>> text = "Sentence: good day\nWhat are the labels for the above sentence?"
+        >>> reader.query(text, "icl_nlu_8296shot_balance")
+        'good day'
+        """
+        if metric_for(data_source) == "label_match":
+            return retrieval_query(question, data_source)
+        others = (self.synonyms.get(word, ()) for word in dict.fromkeys(words(question)))
+        return " ".join([question, *itertools.chain.from_iterable(others)])
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        """Answer every task on its own; time is linear in the words of its items.
+
+        Raises:
+            ValueError: a task's data source has no metric.
+        """
+        return [self._read(task) for task in tasks]
+
+    def _read(self, task: ReadingTask) -> Reading:
+        metric = metric_for(task.data_source)
+        if metric == "label_match":
+            return self._classify(task)
+        if metric in _SUMMARY_METRICS:
+            return self._summarise(task)
+        return self._extract(task)
+
+    def _classify(self, task: ReadingTask) -> Reading:
+        """Let the nearest labelled examples vote."""
+        asked = set(words(self.query(task.question, task.data_source)))
+        examples = [
+            (rank, item_id, label, terms)
+            for rank, (item_id, content) in enumerate(task.items, start=1)
+            for terms, label in _examples(content)
+        ]
+        weight = _rarity(len(examples), Counter(word for *_, terms in examples for word in terms))
+        voters = sorted(
+            (
+                (math.fsum(map(weight, asked & terms))
+                 / math.sqrt(rank * math.fsum(map(weight, terms)) or 1),
+                 -rank, item_id, label)
+                for rank, item_id, label, terms in examples
+            ),
+            key=lambda voter: voter[:2],
+            reverse=True,
+        )[:NEIGHBOURS]
+        votes: dict[str, float] = defaultdict(float)
+        for likeness, _, _, label in voters:
+            votes[label] += likeness
+        if not votes:
+            return Reading("", ())
+        winner = max(votes, key=votes.__getitem__)
+        used = dict.fromkeys(item_id for _, _, item_id, label in voters if label == winner)
+        return Reading(rf"\boxed{{{winner}}}", tuple(used))
+
+    def _summarise(self, task: ReadingTask) -> Reading:
+        """Return the head of every item, each with an even share of the word budget."""
+        texts = [content.split() for _, content in task.items]
+        left = self.summary_words
+        shares = [0] * len(texts)
+        by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        for done, place in enumerate(by_length):
+            shares[place] = min(len(texts[place]), left // (len(texts) - done))
+            left -= shares[place]
+        order = sorted(
+            (place for place, share in enumerate(shares) if share), key=_ranks(task).__getitem__
+        )
+        return Reading(
+            "\n".join(" ".join(texts[place][: shares[place]]) for place in order),
+            tuple(task.items[place][0] for place in order),
+        )
+
+    def _extract(self, task: ReadingTask) -> Reading:
+        """Return the best supporting sentence, or the span in it."""
+        concepts, required = self._concepts(task.question)
+        candidates: list[tuple[int, int, int, str, list[int], list[int]]] = []
+        for place, ((_, content), rank) in enumerate(zip(task.items, _ranks(task), strict=True)):
+            before: list[int] = []
+            for number, (sentence, terms) in enumerate(_sentences(content)):
+                covered = [c for c, concept in enumerate(concepts) if not concept.isdisjoint(terms)]
+                candidates.append((rank, -place, number, sentence, covered, before))
+                before = covered
+        weight = _rarity(len(candidates), Counter(found for c in candidates for found in c[4]))
+        total = sum(map(weight, range(len(concepts)))) or 1.0
+        asked = frozenset(map(_stem, words(self.query(task.question, task.data_source))))
+        patterns = _answer_patterns(task.question)
+        best: tuple[tuple[float, int, int, int], str] | None = None
+        for rank, place, number, sentence, covered, before in candidates:
+            support = sum(map(weight, covered))
+            support += CONTEXT_WEIGHT * sum(weight(c) for c in before if c not in covered)
+            support /= total
+            if required:
+                if not required <= set(covered):
+                    continue
+            elif not covered or support < self.min_support:
+                continue
+            # Finding spans is the slow part, so only where the bonus could decide.
+            if (best is None or support * TYPE_BONUS >= best[0][0]) and any(
+                _new_spans(pattern, sentence, asked) for pattern in patterns
+            ):
+                support *= TYPE_BONUS
+            key = (support, rank, place, number)
+            if best is None or key > best[0]:
+                best = key, sentence
+        if best is None:
+            return Reading("", ())
+        (_, _, place, _), sentence = best
+        answer = _span(patterns, sentence, asked) if self.answer == "span" else sentence
+        return Reading(answer, (task.items[-place][0],))
+
+    def _concepts(self, question: str) -> tuple[list[frozenset[str]], frozenset[int]]:
+        """Return the terms that say each content word of the question, and which of the words an
+        answer must hold: with a known cue that cue and all names, else none."""
+        asked = dict.fromkeys(_WORD.findall(question))
+        has_cue = any(word.lower() in self.synonyms for word in asked)
+        concepts: list[frozenset[str]] = []
+        required = set()
+        for word in asked:
+            lowered = word.lower()
+            if lowered in self.synonyms:
+                concept = {lowered, *self.synonyms[lowered]}
+            elif lowered in STOPWORDS:
+                continue
+            elif has_cue and word[0].isupper():
+                concept = {word}
+            else:
+                concepts.append(frozenset({_stem(lowered)}))
+                continue
+            # These stand as they are: the stem of "lives" is "liv", but Liv need not live there.
+            required.add(len(concepts))
+            concepts.append(frozenset(concept))
+        return concepts, frozenset(required)
+
+
+def reader_for(instances: Iterable[Instance]) -> MemoisedAgent:
+    """Return the extractive reader for some instances, memoised; on the planted stream it knows
+    the verbs that answer each question.
+
+    >>> from finemem_lib.data.planted import planted_stream
+    >>> reader_for([planted_stream(seed=1)]).query("Where does Mia live?", "planted")
+    'Where does Mia live? lives moved settled'
+    """
+    planted = all(instance.data_source == DATA_SOURCE for instance in instances)
+    return MemoisedAgent(ExtractiveReader(synonyms=SYNONYMS if planted else None))
+
+
+def _rarity(candidates: int, df: Mapping[_Key, int]) -> Callable[[_Key], float]:
+    """Return the weight log(1 + N / df) of a word or concept that df of N candidates hold; one
+    that none holds counts as held by half a candidate."""
+    return lambda key: math.log1p(candidates / (df.get(key) or 0.5))
+
+
+@functools.lru_cache(maxsize=1024)
+def _sentences(content: str) -> tuple[tuple[str, frozenset[str]], ...]:
+    """Return the sentences with their terms: words as they stand, in lower case, and stemmed."""
+    return tuple(
+        (piece, frozenset({*_WORD.findall(piece), *words(piece), *map(_stem, words(piece))}))
+        for sentence in sentences(content)
+        for piece in _pieces(sentence)
+    )
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    parts = sentence.split()
+    if len(parts) <= MAX_SENTENCE_WORDS:
+        yield sentence
+        return
+    for start in range(0, len(parts), MAX_SENTENCE_WORDS):
+        yield " ".join(parts[start : start + MAX_SENTENCE_WORDS])
+
+
+@functools.lru_cache(maxsize=1024)
+def _examples(content: str) -> tuple[tuple[frozenset[str], str], ...]:
+    return tuple((frozenset(words(text)), label) for text, label in labelled_examples(content))
+
+
+@functools.lru_cache(maxsize=65536)
+def _stem(word: str) -> str:
+    return _SUFFIX.sub("", word)
+
+
+def _ranks(task: ReadingTask) -> tuple[int, ...]:
+    return task.written or (0,) * len(task.items)
+
+
+def _answer_patterns(question: str) -> tuple[re.Pattern[str], ...]:
+    lowered = question.lower()
+    return next((spans for asked, spans in _TYPES if asked.search(lowered)), ())
+
+
+def _new_spans(
+    pattern: re.Pattern[str], sentence: str, asked: frozenset[str]
+) -> list[re.Match[str]]:
+    """Return the spans of a pattern of which the question says no word."""
+    found = []
+    for match in pattern.finditer(sentence):
+        content = [word for word in words(match[1]) if word not in STOPWORDS]
+        if content and asked.isdisjoint(map(_stem, content)):
+            found.append(match)
+    return found
+
+
+def _span(patterns: Sequence[re.Pattern[str]], sentence: str, asked: frozenset[str]) -> str:
+    """Return the span of the type asked for that lies nearest to the question's words; without a
+    type, the new words where they are few and stand together; else the sentence."""
+    found = [(match, _stem(match[0].lower()) in asked) for match in _WORD.finditer(sentence)]
+    shared = [match.start() for match, is_asked in found if is_asked]
+
+    def distance(match: re.Match[str]) -> int:
+        return sum(sorted(abs(start - match.start(1)) for start in shared)[:3])
+
+    for pattern in patterns:
+        if spans := _new_spans(pattern, sentence, asked):
+            return min(spans, key=distance)[1]
+    new = [m for m, is_asked in found if not is_asked and m[0].lower() not in STOPWORDS]
+    if patterns or not new:
+        return sentence
+    rest = sentence[new[0].start() : new[-1].end()]
+    return rest if len(words(rest)) == len(new) <= 4 else sentence

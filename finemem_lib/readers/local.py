@@ -1,0 +1,77 @@
+"""A language model loaded by transformers in this process, asked like a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from finemem_lib.readers.chat import Call, Chat, ChatSettings
+from finemem_lib.readers.memo import Reply
+from finemem_lib.seeds import stable_seed
+from finemem_lib.text import clean_text
+
+
+class LocalChat(Chat):
+    """A causal language model that transformers loads into this process, on a GPU if there is one.
+
+    Prompts of like length share a forward pass, padded on the left. With a temperature above 0 the
+    draws are seeded per pass and so depend on which prompts share it; the memo keeps them.
+
+    Raises:
+        ValueError: the model has no chat template, or the memo cannot be used.
+        OSError: transformers cannot load the model.
+    """
+
+    def __init__(self, settings: ChatSettings) -> None:
+        super().__init__(settings)
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
+        if not self._tokenizer.chat_template:
+            raise ValueError(
+                f"local model {settings.model!r} has no chat template, expected one that was "
+                "trained for conversations; choose an instruction-tuned model"
+            )
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto")
+        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:
+        shortest_first = sorted(
+            calls, key=lambda call: sum(len(one["content"]) for one in call.messages)
+        )
+        for start in range(0, len(calls), self.settings.batch_size):
+            batch = shortest_first[start : start + self.settings.batch_size]
+            for call, reply in zip(batch, self._generate(batch), strict=True):
+                arrived(call, reply)
+
+    def _generate(self, batch: Sequence[Call]) -> list[Reply]:
+        import torch
+
+        prompts = self._tokenizer.apply_chat_template(
+            [[dict(one) for one in call.messages] for call in batch], add_generation_prompt=True,
+            padding=True, return_dict=True, return_tensors="pt",
+            **(self.settings.chat_template_kwargs or {}),
+        ).to(self._model.device)
+        sampling = {"do_sample": True, "temperature": self.settings.temperature}
+        seed = self._seed(batch[0])
+        # transformers takes no generator: seed torch's own, and leave it as it was.
+        with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(stable_seed(seed, *(call.key for call in batch)))
+            tokens = self._model.generate(
+                **prompts, max_new_tokens=self.settings.max_tokens,
+                pad_token_id=self._tokenizer.pad_token_id,
+                **(sampling if self.settings.temperature else {"do_sample": False}),
+            )
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        replies = []
+        for mask, row in zip(prompts["attention_mask"], tokens.tolist(), strict=True):
+            written = row[len(mask) :]
+            end = next((n for n, token in enumerate(written, 1) if token in ends), None)
+            text = self._tokenizer.decode(written[:end], skip_special_tokens=True)
+            used = end or len(written)
+            replies.append(Reply(clean_text(text), False, int(mask.sum()), used, end is None))
+        return replies

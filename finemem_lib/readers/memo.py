@@ -1,0 +1,85 @@
+"""Replies of language models kept in SQLite, so that nothing is paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply as it arrived, `cut` where it did not end before max_tokens; the counts are `None`
+    where the server does not say."""
+
+    text: str
+    refused: bool = False
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cut: bool = False
+
+
+class Memo:
+    """Replies on disk by key and round; several processes may share the file.
+
+    Raises:
+        ValueError: the file is there and is no memo.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+        _ = self._file  # refuses to start without it
+
+    @property
+    def _file(self) -> sqlite3.Connection:
+        """The file, opened again after `close`: a notebook's cells run in any order."""
+        if self._connection is None:
+            self._connection = self._opened()
+        return self._connection
+
+    def _opened(self) -> sqlite3.Connection:
+        if self.path is not None:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Autocommit: a reply is on disk when `put` returns. Replies arrive in another thread.
+            file = sqlite3.connect(
+                self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+            )
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS replies (key TEXT, round INTEGER, reply TEXT NOT NULL, "
+                "PRIMARY KEY (key, round)) WITHOUT ROWID"
+            )
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"memo {self.path}: {error}; expected a memo of earlier replies or no file yet, "
+                "choose another path"
+            ) from error
+        return file
+
+    def get(self, key: str, round_: int) -> Reply | None:
+        found = self._file.execute(
+            "SELECT reply FROM replies WHERE key = ? AND round = ?", (key, round_)
+        ).fetchone()
+        return Reply(**json.loads(found[0])) if found else None
+
+    def put(self, key: str, round_: int, reply: Reply) -> None:
+        """Keep a reply; where another process was first, its reply stays."""
+        self._file.execute(
+            "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
+            (key, round_, json.dumps(dataclasses.asdict(reply))),
+        )
+
+    def copy_to(self, path: str | Path) -> None:
+        """Write all replies to a new file, also while others add to this one."""
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            self._file.backup(copy)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,419 @@
+"""What one notebook hands to the next: artefacts by name, and a record of how they were made.
+
+A run is a folder ``data/runs/<run_id>/``. Each notebook checks its parameters with `start_run`,
+loads and saves artefacts by the names of `ARTEFACTS`, and keeps one record
+``records/<notebook>.json``: parameters, seed, versions, hashes of what it read and wrote, metrics.
+An artefact counts as there only once the record of its notebook lists it, and the record is written
+last, so a notebook that was killed leaves nothing that a later one could take for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.data.question_store import split_source
+from finemem_lib.managers.loading import checkpoint_folder
+from finemem_lib.readers.memo import Memo
+from finemem_lib.readers.roles import REPLIES, Models, load_roles, usage_line
+from finemem_lib.runs.artefacts import _READERS, _WRITERS, _artefact
+from finemem_lib.runs.parameters import CHECKS, Check, parameter_problems
+from finemem_lib.util.files import write_json, written_beside
+from finemem_lib.util.provenance import repository_root, versions
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from finemem_lib.managers.model import ModelManager
+
+RECORD_VERSION = 1
+
+
+def runs_folder() -> Path:
+    """Return the folder of all runs: FINEMEM_RUNS_DIR, else ``data/runs`` of the repository."""
+    return Path(os.environ.get("FINEMEM_RUNS_DIR") or repository_root() / "data" / "runs").resolve()
+
+
+def run_folder(run_id: str) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        ValueError: the id could not be the name of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
+        raise ValueError(
+            f"run id {run_id!r}: expected letters, digits, '.', '_' and '-', at most 100 of them"
+        )
+    return runs_folder() / run_id
+
+
+def locate(source: str) -> Path | None:
+    """Return the file a data source names, relative ones from the repository root; `None` for a
+    name on the hub (owner/name or owner/name@REVISION, and no such file).
+
+    Raises:
+        ValueError: it is neither an existing file with something in it nor the name of a data set.
+    """
+    path = _absolute(source)
+    if path.is_file() and path.suffix in (".jsonl", ".json", ".parquet"):
+        if path.stat().st_size == 0:
+            raise ValueError(f"data file {path} is empty; fetch or write it again")
+        return path
+    name = r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)(@[\w./-]+)?"
+    if re.fullmatch(name, source):
+        return None
+    raise ValueError(
+        f"data file {path} {_what(path)}; expected a .jsonl, .json or .parquet file, or a data "
+        "set on the hub as owner/name or owner/name@REVISION"
+    )
+
+
+def locate_models(source: str) -> Path | None:
+    """Return the file of models that a parameter names, a relative one from the repository root,
+    `None` where it names none."""
+    return _absolute(source) if source else None
+
+
+def locate_questions(source: str) -> str:
+    """Return a store of chunk questions as `question_store.load_questions` takes it, a relative
+    one from the repository root; "" where none is named.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not source:
+        return ""
+    folder, _ = split_source(path := _absolute(source))
+    if not folder.is_dir():
+        raise ValueError(
+            f"questions {folder}: is no folder, expected one that `finemem questions` wrote (or "
+            "FOLDER@KEY); make it, or leave the parameter out"
+        )
+    return str(path)
+
+
+def _absolute(source: str) -> Path:
+    return Path(repository_root(), Path(source).expanduser()).resolve()
+
+
+def _what(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder"
+    return "has another ending" if path.exists() else "does not exist"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's file names and contents."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]
+        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_memory_mb(who: int) -> float:
+    """Return the largest resident size so far, in MB, as `resource.getrusage` counts it."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return round(resource.getrusage(who).ru_maxrss / unit, 1)
+
+
+class Run:
+    """One notebook's part in a run; `start_run` makes it.
+
+    `data` holds the sources of the parameter `data`, files as absolute paths, `questions` that of
+    the parameter of this name; `models` are the language models of its parameter `models`, whose
+    replies all notebooks of the run share.
+    """
+
+    def __init__(
+        self, folder: Path, record: dict[str, Any], models: Models, questions: str = ""
+    ) -> None:
+        self.folder = folder
+        self.models = models
+        models.asked = self._keep_record  # a notebook that fails has said what it paid
+        # replies that an earlier pass paid for stay in the sums
+        self._paid_before = [one for one in record["models"] if one["usage"]["calls"]]
+        self.questions = questions
+        self.notebook: str = record["notebook"]
+        self.data = tuple(source["source"] for source in record["data"])
+        self._record = record
+        self._begun = time.monotonic()
+        self._written: list[str] = []
+        self._keep_record()
+
+    def load(self, name: str) -> Any:
+        """Return an artefact: records as a list, kept trajectories as groups by update, a table as
+        a DataFrame, a folder as its path. What this run lacks is taken from the run that
+        ``--reuse`` names.
+
+        Raises:
+            ValueError: there is no artefact of this name, or it has another version or is broken.
+            FileNotFoundError: its notebook has not written it; the message names that notebook.
+        """
+        artefact = _artefact(name)
+        reused = os.environ.get("FINEMEM_REUSE_RUN")
+        for folder in (self.folder, *([run_folder(reused)] if reused else [])):
+            path = folder / artefact.file
+            if written := written_entry(folder, name):
+                break
+        else:
+            raise FileNotFoundError(
+                f"artefact {name!r} is not in run {self.folder.name!r}; notebook "
+                f"{artefact.notebook} writes it: run that notebook first, or on the command line "
+                "choose it too with --notebooks, or name a run that has it with --reuse"
+            )
+        again = f"run notebook {artefact.notebook} again"
+        if written["version"] != artefact.version:
+            raise ValueError(
+                f"artefact {name!r} of run {folder.name!r} has version {written['version']}, "
+                f"expected {artefact.version}; {again}"
+            )
+        try:
+            value = _READERS[artefact.kind](path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"artefact {path} cannot be read ({error}); {again}") from error
+        self._record["reads"][name] = {"run_id": folder.name, "sha256": sha256(path)}
+        self._keep_record()
+        return value
+
+    def save(self, name: str, value: Any) -> None:
+        """Write an artefact, whole or not at all; one that this notebook wrote before is replaced.
+
+        `value` is a sequence of records, groups of trajectories by update, rows or a DataFrame,
+        or, for a folder, a function that fills the empty folder it is given.
+
+        Raises:
+            ValueError: there is no artefact of this name, or another notebook writes it.
+            OSError: it could not be written; what was there before is unchanged.
+        """
+        artefact = _artefact(name)
+        if artefact.notebook != self.notebook:
+            raise ValueError(
+                f"artefact {name!r} is written by {artefact.notebook}, not by {self.notebook}; "
+                "change ARTEFACTS in runs.py to move it"
+            )
+        path = self.folder / artefact.file
+        with written_beside(path) as beside:
+            _WRITERS[artefact.kind](beside, value)
+        self._record["writes"][name] = {
+            "file": artefact.file, "version": artefact.version, "sha256": sha256(path),
+        }
+        self._written.append(name)
+        self._keep_record()
+
+    def scratch(self, name: str, *, keep: bool = False) -> Path:
+        """Return a folder of the run for what only this notebook needs, such as checkpoints;
+        what an earlier pass left there is removed unless `keep`, but never checkpoints: these are
+        moved aside, and where to is printed."""
+        folder = self.folder / "scratch" / f"{self.notebook}-{name}"
+        if not keep and any(folder.glob("checkpoint-*")):
+            stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+            aside = folder.rename(folder.with_name(f"{self.notebook}-until-{stamp}-{name}"))
+            print(f"checkpoints of an earlier pass are now in scratch/{aside.name} of the run; to "
+                  f"go on from them, stop, call the folder {folder.name} again and set resume to "
+                  "True; else delete it")
+        elif not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def loaded(self, manager: ModelManager) -> None:
+        """Note which commit of the hub the parameter `checkpoint` was loaded from; the hash of a
+        folder is noted already."""
+        self._record["checkpoint"]["commit"] = manager.commit
+        self._keep_record()
+
+    def progress(self, line: str) -> None:
+        """Say how far this notebook has come; `finemem run` shows the line while it is running."""
+        with written_beside(_progress_file(self.folder, self.notebook)) as beside:
+            beside.write_text(line, encoding="utf-8")
+
+    def metric(self, name: str, value: float | int | str | None) -> None:
+        """Note a key figure of this notebook; `None` says that it could not be measured.
+
+        Raises:
+            ValueError: the value is NaN or infinite.
+        """
+        if value is not None and not isinstance(value, str):
+            value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
+            if not math.isfinite(value):
+                raise ValueError(f"metric {name} is {value}, expected a finite number or None")
+        self._record["metrics"][name] = value
+
+    def figure(self, name: str, figure: go.Figure) -> None:
+        """Keep a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run;
+        ``finemem report RUN --figures`` makes images of those that were kept.
+
+        Raises:
+            ValueError: the name is not a plain word.
+        """
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"figure name {name!r}: expected letters, digits and '_'")
+        with written_beside(self.folder / "figures" / f"{self.notebook}-{name}.json") as beside:
+            beside.write_text(figure.to_json(), encoding="utf-8")
+
+    def model_usage(self) -> dict[str, float]:
+        """Return what the language models did for all notebooks of this run so far, summed by the
+        fields of `client.Usage`; empty where none was asked. Passes of a notebook that ran again
+        count each."""
+        self._keep_record()
+        total: dict[str, float] = {}
+        for record in recorded(self.folder):
+            for entry in record.get("models", ()):
+                for name, value in entry["usage"].items():
+                    total[name] = total.get(name, 0) + value
+        return total
+
+    def finish(self) -> None:
+        """End this notebook's record, close the memo of replies, and print what was read, written
+        and measured; the text is the same on every run with the same results, but for what
+        language models were asked."""
+        self._record |= {
+            "status": "ok", "ended": now(), "seconds": round(time.monotonic() - self._begun, 3),
+            "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
+        }
+        self._keep_record()
+        print(f"{self.notebook}, seed {self._record['seed']}")
+        print("reads:", ", ".join(self._record["reads"]) or "nothing")
+        print("writes:", ", ".join(dict.fromkeys(self._written)) or "nothing")
+        for name, value in self._record["metrics"].items():
+            print(f"{name}: {format_metric(value)}")
+        for entry in self.models.record():
+            print(usage_line(entry))
+        self.models.close()
+
+    def _keep_record(self) -> None:
+        self._record["models"] = [*self._paid_before, *self.models.record()]
+        write_json(_record_file(self.folder, self.notebook), self._record)
+
+
+def start_run(
+    notebook: str,
+    *,
+    run_id: str,
+    seed: int,
+    parameters: Mapping[str, Any],
+    checks: Mapping[str, Check] | None = None,
+) -> Run:
+    """Check a notebook's parameters and open its part of the run `run_id`.
+
+    Every parameter has a check in `CHECKS`, or in `checks` where one notebook needs its own.
+
+    Raises:
+        ValueError: parameters are refused (all are named at once), or a data file is missing, or
+            the file of models is not usable.
+        OSError: the run's folder cannot be written.
+    """
+    parameters = {"seed": seed, **parameters}
+    problems = parameter_problems(parameters, CHECKS | dict(checks or {}))
+    if problems:
+        raise ValueError(
+            f"{notebook}: {'; '.join(problems)}. Change it in the parameters cell, or with "
+            "--set NAME=VALUE on the command line"
+        )
+    data = []
+    for source in parameters.get("data", ()):
+        path = locate(source)
+        data.append({
+            "source": source if path is None else str(path),
+            "sha256": None if path is None else sha256(path),
+        })
+    if checkpoint := parameters.get("checkpoint"):
+        source = checkpoint_folder(checkpoint)
+        checkpoint = {"source": checkpoint, "sha256": None if source is None else sha256(source),
+                      "commit": None}
+    folder = run_folder(run_id)
+    questions = locate_questions(parameters.get("questions", ""))
+    roles = None
+    if path := locate_models(parameters.get("models", "")):
+        roles = load_roles(path, folder)
+        _take_replies(folder)
+    earlier = read_record(folder, notebook)
+    record = {
+        "schema_version": RECORD_VERSION, "notebook": notebook, "run_id": run_id,
+        "status": "running", "started": now(), "seed": seed, "parameters": parameters,
+        "versions": versions(), "data": data, "checkpoint": checkpoint, "reads": {}, "metrics": {},
+        "models": earlier.get("models", []),
+        # what an earlier pass wrote stays valid until it is replaced
+        "writes": earlier.get("writes", {}),
+    }
+    return Run(folder, record, Models(roles), questions)
+
+
+def _take_replies(folder: Path) -> None:
+    """Give a run that reuses another a copy of that one's replies, so that it asks nothing anew."""
+    reused, mine = os.environ.get("FINEMEM_REUSE_RUN"), folder / REPLIES
+    if reused and not mine.exists() and (earlier := run_folder(reused) / REPLIES).exists():
+        memo = Memo(earlier)
+        with written_beside(mine) as beside:
+            memo.copy_to(beside)
+        memo.close()
+
+
+def read_record(folder: Path, notebook: str) -> dict[str, Any]:
+    """Return a notebook's record in a run, empty where there is none or it has another version."""
+    try:
+        record = json.loads(_record_file(folder, notebook).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if record.get("schema_version") == RECORD_VERSION else {}
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of the notebooks that took part in a run, in the order of their names."""
+    names = sorted(path.stem for path in (folder / "records").glob("*.json"))
+    return [record for name in names if (record := read_record(folder, name))]
+
+
+def written_entry(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return what the record in a run says of an artefact (file, version, sha256), `None` where
+    its notebook has not written it there.
+
+    Raises:
+        ValueError: there is no artefact of this name.
+    """
+    artefact = _artefact(name)
+    entry = read_record(folder, artefact.notebook).get("writes", {}).get(name)
+    return entry if entry and (folder / artefact.file).exists() else None
+
+
+def format_metric(value: float | int | str | None) -> str:
+    """Return a metric as it is shown everywhere: four decimals, a dash for `None`.
+
+    >>> [format_metric(value) for value in (0.25, -1e-17, 3, None)]
+    ['0.2500', '0.0000', '3', '–']
+    """
+    if isinstance(value, float):
+        return f"{round(value, 4) + 0.0:.4f}"  # never "-0.0000", which rounding noise decides
+    return "–" if value is None else str(value)
+
+
+def _record_file(folder: Path, notebook: str) -> Path:
+    return folder / "records" / f"{notebook}.json"
+
+
+def progress_line(folder: Path, notebook: str) -> str:
+    """Return what a running notebook said last of how far it has come, "" before it said any."""
+    try:
+        return _progress_file(folder, notebook).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _progress_file(folder: Path, notebook: str) -> Path:
+    return folder / "scratch" / f"{notebook}.progress"

@@ -1,0 +1,552 @@
+"""What a training run will take: parameters, tokens, memory of the card, hours. Formulas only.
+
+Sizes that follow from the architecture (parameters, adapter, keys and values) are exact. The rest
+are estimates: what autograd keeps is counted tensor by tensor, and times come from a roofline, the
+larger of arithmetic and memory traffic, with the shares of the card that `Assumptions` names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finemem_lib.managers.loading import BATCH_SIZE, ModelSettings
+
+GIB = 2**30
+
+NF4_BYTES = 0.516
+"""Bytes of a weight in NF4 with double quantisation: 4 bits and 0.127 bits of its block's scale
+(Dettmers et al., 2023)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes of a decoder of the Qwen3 or Llama family, by the names in its config.json.
+
+    `qk_norm` says whether every head's queries and keys are normalised, as in Qwen3.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    tie_word_embeddings: bool = True
+    qk_norm: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> ModelShape:
+        """Return the sizes that a configuration of transformers holds.
+
+        Raises:
+            ValueError: it is of another family.
+        """
+        if config.model_type not in ("qwen3", "llama"):
+            raise ValueError(
+                f"the model is of the family {config.model_type!r}, expected qwen3 or llama; other "
+                "families have no plan"
+            )
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "qk_norm"]
+        return cls(
+            **{name: getattr(config, name) for name in names}, qk_norm=config.model_type == "qwen3"
+        )
+
+    @property
+    def linear_layers(self) -> tuple[tuple[int, int], ...]:
+        """Return (inputs, outputs) of the linear layers of one block: q, k, v, o, gate, up, down.
+
+        They are those that an adapter is put on (`model_loading.TARGET_MODULES`).
+        """
+        heads = self.num_attention_heads * self.head_dim
+        groups = self.num_key_value_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return ((hidden, heads), (hidden, groups), (hidden, groups), (heads, hidden),
+                (hidden, inner), (hidden, inner), (inner, hidden))
+
+    @property
+    def linear_parameters(self) -> int:
+        """Return the parameters of all blocks' linear layers, which 4 bits apply to."""
+        one = sum(inputs * outputs for inputs, outputs in self.linear_layers)
+        return self.num_hidden_layers * one
+
+    @property
+    def parameters(self) -> int:
+        """Return all parameters; tied embeddings count once.
+
+        >>> f"{SHAPES['Qwen/Qwen3-4B'].parameters:,}"
+        '4,022,468,096'
+        """
+        tables = 1 if self.tie_word_embeddings else 2
+        norms = 2 * self.hidden_size + self.qk_norm * 2 * self.head_dim
+        return (
+            tables * self.vocab_size * self.hidden_size + self.linear_parameters
+            + self.num_hidden_layers * norms + self.hidden_size
+        )
+
+    def lora_parameters(self, rank: int) -> int:
+        """Return the parameters of an adapter: rank x (inputs + outputs) of every linear layer.
+
+        >>> f"{SHAPES['Qwen/Qwen3-4B'].lora_parameters(16):,}"
+        '33,030,144'
+        """
+        return self.num_hidden_layers * rank * sum(map(sum, self.linear_layers))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return the bytes of keys and values of one token, at 2 bytes a number.
+
+        >>> SHAPES["Qwen/Qwen3-4B"].cache_bytes
+        147456
+        """
+        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
+    @property
+    def block_bytes(self) -> int:
+        """Return the bytes that autograd keeps of one token in one block, at 2 bytes a number.
+
+        Counted tensor by tensor for frozen linear layers with adapters under bf16 autocast: what
+        enters the two norms in single precision; the normalised and the scaled state of both and
+        the block's attention output; queries and keys as rotated, values, the heads' outputs twice
+        (and queries and keys in single precision where they are normalised); and of the gated layer
+        gate, up, the activation and their product. Parts that grow with the rank are left out.
+        """
+        heads = self.num_attention_heads * self.head_dim
+        groups = self.num_key_value_heads * self.head_dim
+        return 2 * (
+            9 * self.hidden_size + 3 * heads + 2 * groups + 4 * self.intermediate_size
+            + self.qk_norm * 2 * (heads + groups)
+        )
+
+    @property
+    def prefill_bytes(self) -> int:
+        """Return the most bytes that one token of a prompt takes beside the cache while it is read
+        without gradients, at 2 bytes a number: the state, normalised too, and of the gated layer
+        the activation, up and their product."""
+        return 2 * (2 * self.hidden_size + 3 * self.intermediate_size)
+
+
+SHAPES: dict[str, ModelShape] = {
+    "Qwen/Qwen3-4B": ModelShape(151_936, 2560, 9728, 36, 32, 8, 128, qk_norm=True),
+    "Qwen/Qwen3-1.7B": ModelShape(151_936, 2048, 6144, 28, 16, 8, 128, qk_norm=True),
+    "meta-llama/Llama-3.2-3B-Instruct": ModelShape(128_256, 3072, 8192, 28, 24, 8, 128),
+}
+"""Sizes in the config.json of checkpoints on the hub, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A graphics card: memory in GB (1e9 bytes), TFLOP/s in bf16 (dense), GB/s of its memory."""
+
+    name: str
+    gb: float
+    tflops: float
+    gb_per_s: float
+
+
+CARDS: dict[str, Card] = {card.name: card for card in (
+    Card("RTX 4080", 16, 97.5, 716.8), Card("RTX 4090", 24, 165.2, 1008),
+    Card("A100 80GB", 80, 312, 2039), Card("H100 80GB", 80, 989.4, 3350),
+)}
+"""Figures of the makers' data sheets: tensor cores, bf16 without sparsity, sums in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What nobody knows before the run; every one is printed and can be given.
+
+    completion_tokens: mean length of a completion (at most max_new_tokens).
+    memory_share: tokens of the memory per token of history read so far, until the prompt is full.
+    item_tokens: length of an item, as a reader is shown it.
+    answer_tokens: length of a reader's reply.
+    reader_seconds, reader_concurrency: of one call, and calls at a time.
+    arithmetic_share, traffic_share: of the card's bf16 and memory speed that is reached.
+    step_seconds: what one step of decoding takes however little it computes (launching kernels);
+    fast_step_seconds: the same with vLLM, which captures them as graphs.
+    runtime_gb: CUDA context, allocator's fragments, compiled kernels.
+    """
+
+    completion_tokens: float = 256
+    memory_share: float = 0.25
+    item_tokens: float = 40
+    answer_tokens: float = 16
+    reader_seconds: float = 1.0
+    reader_concurrency: float = 16
+    arithmetic_share: float = 0.35
+    traffic_share: float = 0.6
+    step_seconds: float = 0.03
+    fast_step_seconds: float = 0.005
+    runtime_gb: float = 1.5
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"assumption {field.name} is {value}, expected more than 0")
+        for name in ("arithmetic_share", "traffic_share", "memory_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"assumption {name} is {getattr(self, name)}, expected at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An instance as a plan sees it: tokens of every chunk, and the number of global questions."""
+
+    chunks: tuple[int, ...]
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The parameters of notebook 04 that a plan depends on, and `tested`, the most instances that
+    are played at once outside training; `batch_size` prompts of them are sampled at a time."""
+
+    model: ModelSettings
+    updates: int
+    instances_per_update: int
+    num_generations: int
+    question_fraction: float
+    top_k: int
+    instruction_tokens: int
+    max_prompt_tokens: int
+    max_new_tokens: int
+    batch_size: int = BATCH_SIZE
+    tested: int = 0
+
+
+def prompt_lengths(stream: Stream, training: Training, assumed: Assumptions) -> list[int]:
+    """Return the tokens of the prompt at every step: instruction, memory so far, chunk, cut at
+    `max_prompt_tokens`.
+
+    >>> small = Training(ModelSettings(), 1, 1, 8, 1.0, 3, 400, 1000, 128)
+    >>> prompt_lengths(Stream((200, 200, 2000), 5), small, Assumptions(memory_share=0.5))
+    [600, 700, 1000]
+    """
+    lengths, read = [], 0
+    for chunk in stream.chunks:
+        full = training.instruction_tokens + assumed.memory_share * read + chunk
+        lengths.append(min(training.max_prompt_tokens, round(full)))
+        read += chunk
+    return lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an average update, and the longest possible one, make the card do.
+
+    rows: prompts with their completions. prompt_tokens, completion_tokens: of all rows.
+    steps: the longest instance's, one batched generation each. longest_rows: rows of the longest
+    possible micro-batch. longest_prompt, longest_completion: tokens. sequences: rollouts at a time.
+    """
+
+    rows: float
+    prompt_tokens: float
+    completion_tokens: float
+    steps: float
+    longest_rows: int
+    longest_prompt: int
+    longest_completion: int
+    sequences: int
+
+
+def work(streams: Sequence[Stream], training: Training, assumed: Assumptions) -> Work:
+    """Return the work of an update over these instances.
+
+    Micro-batches are `grpo_config`'s: num_generations of them, so that one holds as many rows as
+    the update's instances have steps.
+    """
+    lengths = [prompt_lengths(stream, training, assumed) for stream in streams]
+    taken = training.instances_per_update
+    group = taken * training.num_generations
+    steps = [len(stream.chunks) for stream in streams]
+    mean_steps = sum(steps) / len(steps)
+    completion = min(assumed.completion_tokens, training.max_new_tokens)
+    longest = sorted(steps, reverse=True)[:taken]
+    return Work(
+        rows=group * mean_steps,
+        prompt_tokens=group * sum(map(sum, lengths)) / len(streams),
+        completion_tokens=group * mean_steps * completion,
+        steps=_mean_of_largest(steps, taken),
+        longest_rows=sum(longest),
+        longest_prompt=max(map(max, lengths)),
+        longest_completion=training.max_new_tokens,
+        sequences=group,
+    )
+
+
+def _mean_of_largest(values: Sequence[int], taken: int) -> float:
+    """Return the mean of the largest of `taken` values drawn with replacement.
+
+    >>> _mean_of_largest([1, 2], 1), _mean_of_largest([1, 2], 2)
+    (1.5, 1.75)
+    """
+    ordered, total = sorted(values), len(values)
+    return sum(
+        value * (((place + 1) / total) ** taken - (place / total) ** taken)
+        for place, value in enumerate(ordered)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Estimated bytes on the card by part; generation, learning and tests take turns, so `peak`
+    counts the largest of them. With vLLM the cache is there all the time, inside its share of the
+    card, also while tests are sampled without it."""
+
+    weights: float
+    adapter: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    cache: float
+    prefill: float
+    tests: float
+    runtime: float
+    cache_stays: bool
+
+    @property
+    def peak(self) -> float:
+        held = self.weights + self.adapter + self.gradients + self.optimizer + self.runtime
+        learning = self.activations + self.logits
+        if self.cache_stays:
+            return held + self.cache + max(learning, self.tests)
+        return held + max(learning, self.cache + self.prefill, self.tests)
+
+
+def gpu_memory(
+    shape: ModelShape, training: Training, most: Work, card: Card, assumed: Assumptions
+) -> GpuMemory:
+    """Return what the largest update takes.
+
+    weights: 2 bytes each, of the blocks' linear layers `NF4_BYTES` in 4 bits; trained without an
+    adapter 4, and the 2 of the copy that autocast keeps of those layers.
+    adapter, gradients, optimizer: 4 bytes, 4 bytes and Adam's two moments of 4 bytes of what is
+    trained.
+    activations: `block_bytes` of every token of a micro-batch in every block; with gradient
+    checkpointing one hidden state of 2 bytes per block (which Unsloth moves to the computer's
+    memory) and the whole of one block.
+    logits: of every completion token of a micro-batch in single precision: as autograd keeps them,
+    their gradient, and its copy on the way to the head; Unsloth computes them row by row.
+    cache: keys and values of all rollouts at their longest; vLLM's is what its share of the card
+    leaves beside the weights.
+    prefill: `prefill_bytes` of all rollouts' prompts; vLLM's are in its share.
+    tests: cache and prefill of the prompts that are sampled at a time outside training, never by
+    vLLM. What is sampled from weights in single precision takes twice as much.
+    """
+    model, unsloth = training.model, training.model.loader == "unsloth"
+    weights = _weight_bytes(shape, model)
+    trained = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
+    tokens = most.longest_rows * (most.longest_prompt + most.longest_completion)
+    blocks, hidden = shape.num_hidden_layers, 2 * shape.hidden_size
+    if model.gradient_checkpointing:
+        kept = 0 if unsloth else blocks * hidden * tokens
+        activations = kept + shape.block_bytes * tokens
+    else:
+        activations = blocks * shape.block_bytes * tokens
+    scored = most.longest_completion * shape.vocab_size
+    wide = 1 if model.lora_rank else 2
+    one_cache = (
+        wide * shape.cache_bytes * (most.longest_prompt + most.longest_completion)
+    )
+    one_prefill = wide * shape.prefill_bytes * most.longest_prompt
+    cache, prefill = most.sequences * one_cache, most.sequences * one_prefill
+    if model.fast_inference:
+        prefill = 0
+        cache = max(0, model.gpu_memory_utilization * card.gb * 1e9 - weights)
+    return GpuMemory(
+        weights=weights + (0 if model.lora_rank else 2 * shape.linear_parameters),
+        adapter=4 * trained if model.lora_rank else 0,
+        gradients=4 * trained,
+        optimizer=2 * 4 * trained,
+        activations=activations,
+        logits=3 * 4 * scored * (1 if unsloth else most.longest_rows),
+        cache=cache,
+        prefill=prefill,
+        tests=min(training.batch_size, training.tested) * (one_cache + one_prefill),
+        runtime=assumed.runtime_gb * 1e9,
+        cache_stays=model.fast_inference,
+    )
+
+
+def _weight_bytes(shape: ModelShape, model: ModelSettings) -> float:
+    if not model.lora_rank:
+        return 4 * shape.parameters
+    quantised = shape.linear_parameters if model.precision == "4bit" else 0
+    return 2 * (shape.parameters - quantised) + NF4_BYTES * quantised
+
+
+def fits(memory: GpuMemory, shape: ModelShape, most: Work, card: Card) -> bool:
+    """Say whether the card holds it all, and vLLM's share one rollout at its longest."""
+    longest = shape.cache_bytes * (most.longest_prompt + most.longest_completion)
+    room = not memory.cache_stays or memory.cache >= longest
+    return room and memory.peak <= card.gb * 1e9
+
+
+def what_would_fit(
+    shape: ModelShape,
+    streams: Sequence[Stream],
+    training: Training,
+    card: Card,
+    assumed: Assumptions,
+) -> list[str]:
+    """Return the mildest single change of each kind with which the plan fits; where none does, one
+    text of several that do together; empty where nothing helps."""
+
+    def ok(one: Training, its: ModelShape = shape) -> bool:
+        most = work(streams, one, assumed)
+        return fits(gpu_memory(its, one, most, card, assumed), its, most, card)
+
+    kinds: dict[str, list[tuple[str, Training]]] = {}
+    for name, changed in changes(training):
+        kinds.setdefault(_kind(name), []).append((name, changed))
+    alone = [next((name for name, one in of_kind if ok(one)), None) for of_kind in kinds.values()]
+    smaller = [name for name, its in SHAPES.items()
+               if its.parameters < shape.parameters and ok(training, its)]
+    if found := [name for name in alone if name] + [f"checkpoint={name}" for name in smaller]:
+        return found
+    together: list[str] = []
+    one, seen = training, set()
+    while left := [each for each in changes(one) if _kind(each[0]) not in seen]:
+        kind = _kind(left[0][0])
+        seen.add(kind)
+        name, one = [each for each in left if _kind(each[0]) == kind][-1]
+        together.append(name)
+        if ok(one):
+            return [" ".join(together)]
+    return []
+
+
+def _kind(change: str) -> str:
+    return change.partition("=")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSeconds:
+    """Estimated seconds of one update by part."""
+
+    reading: float
+    writing: float
+    learning: float
+    answering: float
+
+    @property
+    def total(self) -> float:
+        return self.reading + self.writing + self.learning + self.answering
+
+
+def update_seconds(
+    shape: ModelShape,
+    training: Training,
+    mean: Work,
+    card: Card,
+    assumed: Assumptions,
+    reader_calls: float,
+) -> UpdateSeconds:
+    """Return how long an average update takes.
+
+    reading: the forward pass over the prompts, 2 operations per parameter and token.
+    writing: per decoded token of a step's longest completion (taken as max_new_tokens, because one
+    of many rollouts comes near it) weights and the cache so far go through the card's memory once.
+    learning: forward and backward over prompts and completions: 2 operations each per parameter
+    and token, 2 more for the weights' own gradients without an adapter, 2 more for activations
+    that are computed again.
+    answering: the reader's calls, `reader_concurrency` at a time; 0 calls take no time.
+    """
+    model = training.model
+    per_token = 2 * shape.parameters
+    speed = assumed.arithmetic_share * card.tflops * 1e12
+    traffic = assumed.traffic_share * card.gb_per_s * 1e9
+    passes = 2 + (not model.lora_rank) + model.gradient_checkpointing
+    weights = _weight_bytes(shape, model)
+    context = mean.prompt_tokens / mean.rows + mean.completion_tokens / mean.rows / 2
+    cache = shape.cache_bytes * context * mean.rows / max(mean.steps, 1)
+    launched = assumed.fast_step_seconds if model.fast_inference else assumed.step_seconds
+    per_step = max(
+        launched, (weights + cache) / traffic, per_token * mean.rows / max(mean.steps, 1) / speed
+    )
+    return UpdateSeconds(
+        reading=per_token * mean.prompt_tokens / speed,
+        writing=mean.steps * training.max_new_tokens * per_step,
+        learning=passes * per_token * (mean.prompt_tokens + mean.completion_tokens) / speed,
+        answering=reader_calls * assumed.reader_seconds / assumed.reader_concurrency,
+    )
+
+
+def playing_seconds(
+    shape: ModelShape,
+    streams: Sequence[Stream],
+    training: Training,
+    card: Card,
+    assumed: Assumptions,
+    instances: int,
+) -> float:
+    """Return how long the manager takes to play so many instances like these once, `batch_size` at
+    a time and without vLLM: reading and writing, no reader's answers."""
+    rows = min(training.batch_size, instances)
+    one = dataclasses.replace(
+        _with_model(training, fast_inference=False), instances_per_update=rows, num_generations=1
+    )
+    found = update_seconds(shape, one, work(streams, one, assumed), card, assumed, 0)
+    return math.ceil(instances / rows) * (found.reading + found.writing)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of a language model and their tokens, in and out."""
+
+    calls: float = 0
+    tokens_in: float = 0
+    tokens_out: float = 0
+
+    def times(self, number: float) -> Calls:
+        return Calls(self.calls * number, self.tokens_in * number, self.tokens_out * number)
+
+    def cost(self, price_in: float, price_out: float) -> float:
+        """Return the price of these calls, by prices of a million tokens.
+
+        >>> Calls(10, 2_000_000, 500_000).cost(0.15, 0.6)
+        0.6
+        """
+        return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+
+
+def asked_globally(questions: int, fraction: float) -> int:
+    """Return how many global questions a rollout is asked (`questions.sampled_questions`).
+
+    >>> asked_globally(12, 0.2), asked_globally(2, 0.2), asked_globally(0, 0.2)
+    (2, 1, 0)
+    """
+    return max(1, round(fraction * questions)) if questions else 0
+
+
+def changes(training: Training) -> Iterator[tuple[str, Training]]:
+    """Yield single changes that make a run smaller, each with its name, the mildest first within
+    its kind."""
+    model = training.model
+    for number in range(training.instances_per_update - 1, 0, -1):
+        yield (f"instances_per_update={number}",
+               dataclasses.replace(training, instances_per_update=number))
+    if not model.gradient_checkpointing:
+        yield "gradient_checkpointing=true", _with_model(training, gradient_checkpointing=True)
+    if not model.lora_rank:
+        yield "lora_rank=16", _with_model(training, lora_rank=16)
+    elif model.precision != "4bit":
+        yield "precision=4bit", _with_model(training, precision="4bit")
+    if model.fast_inference:
+        yield "fast_inference=false", _with_model(training, fast_inference=False)
+    for name, least in (("batch_size", 1),
+                        ("max_prompt_tokens", training.instruction_tokens + 256),
+                        ("max_new_tokens", 128), ("num_generations", 2)):
+        value = getattr(training, name) // 2
+        while value >= least:
+            yield f"{name}={value}", dataclasses.replace(training, **{name: value})
+            value //= 2
+
+
+def _with_model(training: Training, **settings: Any) -> Training:
+    return dataclasses.replace(training, model=dataclasses.replace(training.model, **settings))

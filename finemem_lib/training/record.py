@@ -1,0 +1,177 @@
+"""What every update of a training run was: one parquet file per update, written whole.
+
+A row is one step of one rollout: its prompt and completion, every term of the reward, the reward
+and the advantage that entered the loss. The first row of a rollout carries the rest of its
+trajectory as JSON, so that `read_update` gives back what was played, and an explorer can show any
+update. Token ids lie in columns of their own, which parquet packs well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.trajectory import Trajectory
+from finemem_lib.util.files import written_beside
+
+COLUMNS = ("update", "instance", "group", "rollout", "step")
+"""Where a row belongs: the update, the instance's id and its place in the update (from 0), the
+rollout (from 0) and the step (from 1). Rows are ordered by group, step, rollout, as TRL's are."""
+
+_OWN_COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "logprobs")
+"""Fields of a `Step` that are columns and left out of the trajectory's JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayedUpdate:
+    """An update as it was played and scored.
+
+    groups: trajectories per instance and rollout. terms: per row the terms of its reward by name,
+    `None` where one is unknown. rewards and advantages: per row, `None` where no term is known.
+    """
+
+    update: int
+    groups: Sequence[Sequence[Trajectory]]
+    terms: Sequence[Mapping[str, float | None]]
+    rewards: Sequence[float | None]
+    advantages: Sequence[float | None]
+
+    def write(self, path: Path, **more: str | float) -> None:
+        """Write the update as parquet, whole or not at all; `more` are columns of one value.
+
+        Raises:
+            OSError: it could not be written; what was there before is unchanged.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        places = [
+            (group, one, step) for group, rollouts in enumerate(self.groups)
+            for step in range(rollouts[0].num_steps) for one in rollouts
+        ]
+        rows = [
+            {
+                "update": self.update, "instance": one.instance_id, "group": group,
+                "rollout": one.rollout, "step": step + 1,
+                **{name: getattr(one.steps[step], name) for name in _OWN_COLUMNS},
+                **terms, "reward": reward, "advantage": advantage, **more,
+                "trajectory": _bare(one).to_json() if step == 0 else None,
+            }
+            for (group, one, step), terms, reward, advantage in zip(
+                places, self.terms, self.rewards, self.advantages, strict=True
+            )
+        ]
+        fields: dict[str, Any] = {
+            **dict.fromkeys(("update", "group", "rollout", "step"), pyarrow.int32()),
+            **dict.fromkeys(("instance", "prompt", "completion", "trajectory"), pyarrow.string()),
+            **dict.fromkeys(("prompt_ids", "completion_ids"), pyarrow.list_(pyarrow.int32())),
+            "logprobs": pyarrow.list_(pyarrow.float64()),
+        }
+        schema = pyarrow.schema([
+            (name, fields.get(name, pyarrow.string() if isinstance(value, str)
+                              else pyarrow.float64()))
+            for name, value in (rows[0] | more).items()
+        ])
+        with written_beside(path) as beside:
+            pyarrow.parquet.write_table(
+                pyarrow.Table.from_pylist(rows, schema), beside, compression="zstd"
+            )
+
+
+def update_file(folder: Path, update: int) -> Path:
+    """Return the file of an update in the folder of a run's updates.
+
+    >>> update_file(Path("updates"), 12).as_posix()
+    'updates/000012.parquet'
+    """
+    return folder / f"{update:06}.parquet"
+
+
+def read_update(folder: Path, update: int) -> list[list[Trajectory]]:
+    """Return the trajectories of an update, per instance and rollout.
+
+    Raises:
+        ValueError: the folder holds no such update, or its file cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    path = update_file(folder, update)
+    if not path.is_file():
+        have = [*StoredUpdates(folder)]
+        span = f"{have[0]} to {have[-1]}" if have else "none"
+        raise ValueError(f"read_update: no update {update} in {folder}, which holds {span}")
+    try:
+        rows = pyarrow.parquet.read_table(
+            path, columns=["group", "rollout", *_OWN_COLUMNS, "trajectory"]
+        ).to_pylist()
+        steps: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for row in rows:
+            steps.setdefault((row["group"], row["rollout"]), []).append(row)
+        groups: dict[int, list[Trajectory]] = {}
+        for (group, _), of_one in sorted(steps.items()):
+            groups.setdefault(group, []).append(_whole(of_one))
+    except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"read_update: {path} cannot be read ({error}); expected a file that training wrote, "
+            "train the update again"
+        ) from error
+    return list(groups.values())
+
+
+class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
+    """The updates in a folder by number, read when they are looked at.
+
+    Raises:
+        KeyError: there is no such update. ValueError: as `read_update`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the updates into a folder, such as that of the artefact "training_updates"."""
+        for number in self:
+            shutil.copy2(update_file(self.folder, number), folder)
+
+    def drop_after(self, update: int) -> None:
+        """Remove later updates than `update`: those a stopped run had made and lost again."""
+        for number in self:
+            if number > update:
+                update_file(self.folder, number).unlink()
+
+    def __getitem__(self, update: int) -> list[list[Trajectory]]:
+        if update not in self:
+            raise KeyError(update)
+        return read_update(self.folder, update)
+
+    def __contains__(self, update: object) -> bool:
+        return isinstance(update, int) and update_file(self.folder, update).is_file()
+
+    def __iter__(self) -> Iterator[int]:
+        files = self.folder.glob("[0-9]*.parquet")
+        return iter(sorted(int(path.stem) for path in files))
+
+    def __len__(self) -> int:
+        return len([*iter(self)])
+
+
+def _bare(one: Trajectory) -> Trajectory:
+    empty = dict.fromkeys(_OWN_COLUMNS) | {"completion": ""}
+    steps = tuple(dataclasses.replace(step, **empty) for step in one.steps)
+    return dataclasses.replace(one, steps=steps)
+
+
+def _whole(rows: Sequence[Mapping[str, Any]]) -> Trajectory:
+    bare = Trajectory.from_json(rows[0]["trajectory"])
+    steps = tuple(
+        dataclasses.replace(step, **{
+            name: tuple(row[name]) if isinstance(row[name], list) else row[name]
+            for name in _OWN_COLUMNS
+        })
+        for step, row in zip(bare.steps, rows, strict=True)
+    )
+    return dataclasses.replace(bare, steps=steps)

@@ -1,0 +1,551 @@
+"""The seeded command that makes the tiny manager's warm start, and the figures of its card.
+
+    python -m finemem_lib.training.warm_start --output DIR --seed 0
+
+Supervised demonstrations teach three things and no more: the JSON format, copying a sentence of
+the chunk exactly, and addressing the record about the same person and attribute. Which sentences
+are kept, and which of the fitting operations is used, is drawn at random: what is worth keeping is
+left to GRPO. Finding the record is learnt in minutes because, in the first quarter of the updates,
+a few attention heads are told where to look; the architecture stays a plain Qwen3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finemem_lib.data.planted import (
+    ATTRIBUTES,
+    NAMES,
+    NOISE_ADVERBS,
+    NOISE_SUBJECTS,
+    NOISE_VERBS,
+    StreamSettings,
+    planted_stream,
+)
+from finemem_lib.managers import tiny
+from finemem_lib.managers.model import ModelManager, load_manager
+from finemem_lib.managers.protocol import Observation
+from finemem_lib.memory import FlatMemory
+from finemem_lib.seeds import generator
+from finemem_lib.text import units
+from finemem_lib.trajectory import OPERATION_KINDS, Operation
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+STEPS = 5000
+BATCH = 64
+POOL = 16
+LEARNING_RATE = 3e-3
+
+GUIDED = 0.25
+"""Share of the updates in which attention is guided: fully for 3/5 of it, then fading out."""
+
+KEPT_AT_FIRST, KEPT, KEPT_FROM = 0.8, 0.3, 0.75
+"""Share of the sentences that a demonstration keeps, before and after that share of updates."""
+
+ID_WEIGHT = 4.0
+"""Weight of an id in the loss: ids are rare, and each one is worth a whole operation."""
+
+UNSEEN_SPREAD = 1.2
+"""How far the embedding of a never-seen name lies from the mean name, in units of the seen ones'
+distance: it competes with names that training has sharpened."""
+
+# Guided heads as (layer, head). In the first layer every token looks at the nearest person, verb
+# and value and at the token before it. What they bring together says which sentence a token belongs
+# to, so the last layer can find the id of the record about the same slot (or the `memory:` mark
+# where there is none) and the next token to copy. Two heads do each, because one value vector is
+# half as wide as an embedding.
+PERSON, VERB, VALUE, PREVIOUS = (0, 0), (0, 1), (0, 2), (0, 3)
+
+RECORD, COPY = ((1, 0), (1, 3)), ((1, 1), (1, 2))
+_IDS = {token: number for number, token in enumerate(tiny.vocabulary())}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence as words; `person` is the position of its person or subject, followed by its verb.
+
+    `slot` is (person, attribute) for a fact and `None` for noise.
+    """
+
+    words: tuple[str, ...]
+    person: int
+    slot: tuple[str, str] | None = None
+
+
+class Demonstration:
+    """Token ids of a prompt and its completion, and where guided heads look.
+
+    `guides` holds (head, query position, key position); it stays empty unless `guided`.
+    """
+
+    def __init__(self, guided: bool) -> None:
+        self.guided = guided
+        self.ids: list[int] = []
+        self.guides: list[tuple[tuple[int, int], int, int]] = []
+        self.prompt_length = 0
+        self._nearest: dict[tuple[int, int], int] = {}
+
+    def add(self, token: str) -> int:
+        """Append a token, guided to the nearest person, verb and value; return its position."""
+        position = len(self.ids)
+        self.ids.append(_IDS[token])
+        for head, place in self._nearest.items():
+            self.guide(head, position, place)
+        if position:
+            self.guide(PREVIOUS, position, position - 1)
+        return position
+
+    def guide(self, head: tuple[int, int], query: int, key: int) -> None:
+        if self.guided:
+            self.guides.append((head, query, key))
+
+    def add_sentence(self, sentence: Sentence) -> int:
+        """Append the words of a sentence; return the position of the first."""
+        start = len(self.ids)
+        parts = {sentence.person: PERSON, sentence.person + 1: VERB, len(sentence.words) - 1: VALUE}
+        for offset, word in enumerate(sentence.words):
+            if offset in parts:
+                self._nearest[parts[offset]] = start + offset
+            self.add(word)
+        return start
+
+
+def fact(rng: random.Random, slot: tuple[str, str]) -> Sentence:
+    person, attribute = slot
+    spec = ATTRIBUTES[attribute]
+    return Sentence((person, *rng.choice(spec.verbs).split(), rng.choice(spec.values)), 0, slot)
+
+
+def noise(rng: random.Random, people: list[str]) -> Sentence:
+    value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
+    if rng.random() < 0.8:
+        verb = rng.choice(NOISE_VERBS).split()
+        return Sentence((rng.choice(NOISE_ADVERBS), rng.choice(people), *verb, value), 1)
+    return Sentence((*rng.choice(NOISE_SUBJECTS).split(), value), 0)
+
+
+def demonstration(rng: random.Random, progress: float) -> Demonstration:
+    """Draw a memory, a chunk, and what a manager without any sense for worth writes.
+
+    `progress` in [0, 1] is the share of the training done: memories grow from 4 to 24 records,
+    records about an already recorded slot appear (then the latest counts), and the share of
+    sentences kept falls to its final level.
+    """
+    limit = 4 + round(8 * min(1.0, progress / GUIDED)) + round(12 * min(1.0, progress / 0.7))
+    people = rng.sample(NAMES, rng.randint(2, 6))
+    slots = [(person, attribute) for person in people for attribute in ATTRIBUTES]
+    rng.shuffle(slots)
+    noisy = rng.choice((0.0, 0.2, 0.5))
+    repeated = rng.choice((0.0, 0.1, 0.3)) if progress > GUIDED / 2 else 0.0
+    recorded = 0
+    records: list[Sentence] = []
+    for _ in range(rng.randint(0, limit)):
+        draw = rng.random()
+        if draw < noisy or (recorded == len(slots) and not repeated):
+            records.append(noise(rng, people))
+        elif recorded and (draw > 1 - repeated or recorded == len(slots)):
+            records.append(fact(rng, slots[rng.randrange(recorded)]))
+        else:
+            records.append(fact(rng, slots[recorded]))
+            recorded += 1
+    rng.shuffle(records)
+
+    known, new = slots[:recorded], slots[recorded:]
+    rng.shuffle(known)
+    chunk = [noise(rng, people) for _ in range(rng.randint(0, 3))]
+    for _ in range(rng.randint(1, 3)):
+        pool = known if known and (not new or rng.random() < 0.6) else new
+        if pool:
+            chunk.append(fact(rng, pool.pop()))
+    rng.shuffle(chunk)
+    aliases = list(tiny.ALIASES)
+    if rng.random() < 0.5:
+        rng.shuffle(aliases)
+    demo = Demonstration(guided=progress < GUIDED)
+    _render(demo, rng, records, aliases, chunk, KEPT if progress >= KEPT_FROM else KEPT_AT_FIRST)
+    return demo
+
+
+def _render(
+    demo: Demonstration,
+    rng: random.Random,
+    records: list[Sentence],
+    aliases: list[str],
+    chunk: list[Sentence],
+    kept: float,
+) -> None:
+    demo.add(tiny.BOS)
+    nowhere = demo.add(tiny.MEMORY)
+    latest: dict[tuple[str, str], int] = {}
+    for sentence, alias in zip(records, aliases, strict=False):
+        demo.add_sentence(sentence)
+        position = demo.add(alias)
+        if sentence.slot:
+            latest[sentence.slot] = position
+    demo.add(tiny.CHUNK)
+    starts = []
+    for sentence in chunk:
+        starts.append(demo.add_sentence(sentence))
+        demo.add(tiny.STOP)
+    demo.add(tiny.OPERATIONS)
+    demo.prompt_length = len(demo.ids)
+
+    for number, (sentence, copied) in enumerate(zip(chunk, starts, strict=True)):
+        header = demo.add(tiny.NEXT_CONTENT if number else tiny.FIRST_CONTENT)
+        demo.add_sentence(sentence)
+        last = header + len(sentence.words)
+        for offset in range(len(sentence.words) + 1):
+            for head in COPY:
+                demo.guide(head, header + offset, copied + offset)
+        record = latest.get(sentence.slot, nowhere)
+        pieces, draw = [tiny.INSERT], rng.random()
+        if rng.random() > kept:
+            pieces = [tiny.SKIP]
+        elif record != nowhere and draw < 0.5:
+            pieces = [tiny.UPDATE]
+        elif record != nowhere and draw < 0.7:
+            pieces = [tiny.INSERT, tiny.DELETE]
+        for place in (last, *map(demo.add, pieces)):
+            for head in RECORD:
+                demo.guide(head, place, record)
+        if pieces[-1] in (tiny.UPDATE, tiny.DELETE):
+            demo.ids.append(demo.ids[record])
+            demo.add(tiny.CLOSE_ID)
+    demo.add(tiny.CLOSE)
+    demo.add(tiny.EOS)
+
+
+def batches(seed: int, steps: int) -> Iterator[list[Demonstration]]:
+    """Yield `steps` batches; demonstrations of similar length share a batch."""
+    rng = generator("warm-start", seed)
+    for pool_start in range(0, steps, POOL):
+        pool = [demonstration(rng, pool_start / steps) for _ in range(POOL * BATCH)]
+        pool.sort(key=lambda demo: len(demo.ids))
+        parts = [pool[start:start + BATCH] for start in range(0, len(pool), BATCH)]
+        rng.shuffle(parts)
+        yield from parts[:steps - pool_start]
+
+
+def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return right-padded ids and labels (-100 outside the completion), both (batch, length)."""
+    import torch
+
+    longest = max(len(demo.ids) for demo in batch)
+    ids = torch.full((len(batch), longest), _IDS[tiny.PAD])
+    labels = torch.full_like(ids, -100)
+    for row, demo in enumerate(batch):
+        ids[row, :len(demo.ids)] = torch.tensor(demo.ids)
+        labels[row, demo.prompt_length:len(demo.ids)] = ids[row, demo.prompt_length:len(demo.ids)]
+    return ids, labels
+
+
+def guidance_loss(
+    attentions: tuple[torch.Tensor, ...], batch: list[Demonstration]
+) -> torch.Tensor:
+    """Sum over the guided heads of the mean of -log attention paid to the guided position."""
+    import torch
+
+    places: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for row, demo in enumerate(batch):
+        for head, query, key in demo.guides:
+            places.setdefault(head, []).append((row, query, key))
+    total = torch.zeros(())
+    for (layer, head), where in places.items():
+        row, query, key = torch.tensor(where).T
+        total = total - attentions[layer][row, head, query, key].clamp_min(1e-6).log().mean()
+    return total
+
+
+def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM, list[float]]:
+    """Train the tiny model from scratch; return it with the completion loss of every update."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model = tiny.tiny_model(seed)
+    model.set_attn_implementation("eager")
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(
+        (step + 1) / 50, 1.0, max(0.02, 1 - (step / steps - 0.4) / 0.6 * 0.98)
+    ))
+    weights = torch.ones(model.config.vocab_size)
+    weights[[_IDS[alias] for alias in tiny.ALIASES]] = ID_WEIGHT
+    losses, started = [], time.perf_counter()
+    for step, batch in enumerate(batches(seed, steps)):
+        weight = min(1.0, max(0.0, (GUIDED - step / steps) / (0.4 * GUIDED)))
+        if weight == 0 and model.config._attn_implementation == "eager":
+            model.set_attn_implementation("sdpa")
+        ids, labels = _collate(batch)
+        out = model.model(
+            input_ids=ids, attention_mask=(ids != _IDS[tiny.PAD]).long(), use_cache=False,
+            output_attentions=weight > 0,
+        )
+        asked = labels[:, 1:] != -100
+        logits, targets = model.lm_head(out.last_hidden_state[:, :-1][asked]), labels[:, 1:][asked]
+        loss = cross_entropy(logits, targets, weight=weights)
+        losses.append(loss.item())
+        guidance = guidance_loss(out.attentions, batch) if weight else 0.0
+        optimiser.zero_grad()
+        (loss + weight * guidance).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if log_every and (step + 1) % log_every == 0:
+            print(
+                f"update {step + 1}/{steps}: loss {sum(losses[-log_every:]) / log_every:.4f}, "
+                f"{time.perf_counter() - started:.0f} s", flush=True,
+            )
+    _embed_unseen_names(model, seed)
+    return model, losses
+
+
+def _embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
+    """Give the never-seen names embeddings as tokens added to a vocabulary get them: drawn from the
+    normal distribution that the trained names span, of many draws the one least like any name.
+    Training itself only pushed them away."""
+    import torch
+    from torch.nn.functional import normalize
+
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        names = table[[_IDS[name] for name in NAMES]]
+        apart = names - names.mean(0)
+        chance = torch.Generator("cpu").manual_seed(seed)
+        draws = torch.randn(4096, len(NAMES), generator=chance, device="cpu").to(apart.device)
+        draws, taken = normalize(draws @ apart, dim=1), normalize(apart, dim=1)
+        for name in tiny.UNSEEN_NAMES:
+            direction = draws[(draws @ taken.T).amax(1).argmin()]
+            taken = torch.cat([taken, direction[None]])
+            table[_IDS[name]] = (
+                names.mean(0) + UNSEEN_SPREAD * apart.norm(dim=1).mean() * direction
+            )
+
+
+_ATTRIBUTE_OF = {verb: name for name, spec in ATTRIBUTES.items() for verb in spec.verbs}
+
+
+def slot_of(content: str) -> tuple[str, str] | None:
+    """Return (person, attribute) of a fact sentence, `None` for anything else.
+
+    >>> slot_of("Mia settled near Rome"), slot_of("Once Mia saw Rome")
+    (('Mia', 'home'), None)
+    """
+    person, *verb, value = content.split() if len(content.split()) > 2 else ("", "", "")
+    attribute = _ATTRIBUTE_OF.get(" ".join(verb))
+    known = attribute is not None and value in ATTRIBUTES[attribute].values
+    return (person, attribute) if known else None
+
+
+def held_out_observation(
+    rng: random.Random, records: int, names: tuple[str, ...]
+) -> Observation | None:
+    """Return a step of a planted stream with `records` of its earlier sentences in the memory,
+    stale ones and noise among them, and at least one about a slot that the chunk speaks of; `None`
+    when the draw did not come out so."""
+    stream = planted_stream(rng.getrandbits(40), StreamSettings(
+        num_chunks=12, people=rng.randint(2, 6), names=names,
+    ))
+    step = rng.randint(2, 12)
+    past = list(dict.fromkeys(
+        unit.rstrip(".") for chunk in stream.chunks[: step - 1] for unit in units(chunk.text)
+    ))
+    if len(past) < records:
+        return None
+    kept = [past[place] for place in sorted(rng.sample(range(len(past)), records))]
+    spoken_of = {slot_of(unit.rstrip(".")) for unit in units(stream.chunks[step - 1].text)} - {None}
+    if spoken_of.isdisjoint(map(slot_of, kept)):
+        return None
+    memory = FlatMemory()
+    memory.apply([Operation("INSERT", content) for content in kept], 1)
+    return Observation(stream, memory.items, stream.chunks[step - 1], step)
+
+
+def evaluate(
+    manager: ModelManager,
+    samples: int,
+    seed: int,
+    records: int,
+    names: tuple[str, ...] = NAMES,
+) -> dict[str, float | int | None]:
+    """Sample `samples` completions on held-out steps and return the shares of the card.
+
+    `valid_json` is over completions, `executable` over emitted operations, `exact_copy` over
+    contents; `right_record` over the UPDATEs and DELETEs whose sentence has a record (a DELETE
+    speaks about the sentence inserted just before it), `without_record` over all of them. `None`
+    where nothing was counted.
+    """
+    rng = generator("warm-start card", seed, records)
+    observations: list[Observation] = []
+    while len(observations) < samples:
+        drawn = held_out_observation(rng, records, names)
+        observations += [drawn] if drawn else []
+    tally: dict[str, list[bool]] = {
+        name: [] for name in ("valid_json", "executable", "exact_copy", "right_record",
+                              "without_record", "fact_kept", "noise_kept")
+    }
+    kinds = dict.fromkeys(OPERATION_KINDS, 0)
+    completions = manager.act(observations, seed)
+    for observation, completion in zip(observations, completions, strict=True):
+        try:
+            tally["valid_json"].append(isinstance(json.loads(completion.text), list))
+        except ValueError:
+            tally["valid_json"].append(False)
+        memory = FlatMemory()
+        memory.apply([Operation("INSERT", item.content) for item in observation.items], 1)
+        outcomes, _ = memory.apply(completion.operations, 2)
+        tally["executable"] += [outcome.applied for outcome in outcomes]
+        sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
+        slots = {item.item_id: slot_of(item.content) for item in observation.items}
+        about, written = None, set()
+        for outcome in outcomes:
+            operation = outcome.operation
+            if operation is None:
+                about = None
+                continue
+            kinds[operation.kind] += 1
+            if operation.content is not None:
+                tally["exact_copy"].append(operation.content in sentences)
+                about = slot_of(operation.content)
+                written.add(operation.content)
+            if operation.kind in ("UPDATE", "DELETE"):
+                has_record = about is not None and about in slots.values()
+                tally["without_record"].append(not has_record)
+                if has_record:
+                    tally["right_record"].append(slots.get(operation.item_id) == about)
+        for sentence in sentences:
+            tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
+    figures: dict[str, float | int | None] = {
+        name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()
+    }
+    edits = len(tally["right_record"])
+    return {"records": records, "completions": samples, **figures, "edits_with_record": edits,
+            **{kind.lower(): count for kind, count in kinds.items()}}
+
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+# Tiny memory manager: warm start
+
+A Qwen3 of {parameters:,} parameters ({megabytes:.2f} MB) with a word-level tokenizer of its own, to
+start GRPO on the planted stream from. It writes valid operations, copies sentences and finds the
+record about the same person and attribute. It has **no** sense for what is worth keeping: it was
+shown random choices, and choosing is left to GRPO. Greedy decoding therefore skips everything;
+sample from it.
+
+Made by `python -m finemem_lib.training.warm_start --output DIR --seed {seed}{steps_flag}`: {steps} updates
+of {batch} demonstrations in {seconds:.0f} s ({cpu_seconds:.0f} s of processor time, {threads}
+thread(s)), mean completion loss of the last updates {loss:.3f}.
+
+**Data.** Demonstrations drawn by `warm_start.demonstration`, none stored: memories of 0 to
+{max_records} records (facts about 2 to 6 of {names} people, repeated slots, up to half noise),
+chunks of 1 to 6 sentences. The sentences are taken in turn; {kept:.0%} are kept
+({kept_at_first:.0%} in the first {kept_from:.0%} of the updates, for more practice), the others
+answered with SKIP. A kept fact whose slot has a record updates the latest one (50 %), is inserted
+and the record deleted (20 %), or is only inserted (30 %). In the first {guided:.0%} of the updates
+the attention of all eight heads is guided.
+
+**Text it can read.** The planted stream. A chunk with more than {unknown:.0%} unknown words is
+refused.
+
+## Measured
+
+Sampled at temperature 1 on held-out steps of the planted stream by `warm_start.evaluate`, with the
+given number of records in the memory (stale values and noise among them, at least one about a slot
+that the chunk speaks of), {samples} completions per row. Valid JSON: share of the completions.
+Executable: share of the operations that the memory applies. Exact copy: share of the written
+contents that are sentences of the chunk. Right record: of the UPDATEs and DELETEs whose sentence
+has a record (their number in brackets). Without record: share of all UPDATEs and DELETEs whose
+sentence has none. Fact and noise kept: shares of the chunks' sentences that were written. The last
+rows use {unseen} names that no demonstration ever showed; their embeddings are drawn from the
+normal distribution that the embeddings of the {names} seen names span, apart from those.
+
+| names | records | {columns} |
+|---|---|{rule}|
+{rows}
+"""
+
+_COLUMNS = ("valid_json", "executable", "exact_copy", "right_record", "without_record",
+            "fact_kept", "noise_kept")
+
+
+def write_card(
+    folder: Path, seed: int, steps: int, losses: list[float], seconds: float, cpu_seconds: float,
+    samples: int,
+) -> str:
+    """Measure the checkpoint in `folder` and return its card."""
+    import torch
+
+    manager = load_manager(folder)
+    rows = []
+    for title, names, sizes in (
+        ("seen", NAMES, (3, 6, 10, 16)), ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+    ):
+        for records in sizes:
+            figures = evaluate(manager, samples, seed + 1, records, names)
+            cells = ["-" if figures[name] is None else f"{figures[name]:.3f}" for name in _COLUMNS]
+            cells[3] += f" ({figures['edits_with_record']})"
+            rows.append(f"| {title} | {records} | {' | '.join(cells)} |")
+    last = losses[-100:]
+    return CARD.format(
+        parameters=manager.model.num_parameters(), seed=seed, steps=steps, batch=BATCH,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        steps_flag="" if steps == STEPS else f" --steps {steps}", seconds=seconds,
+        cpu_seconds=cpu_seconds, threads=torch.get_num_threads(), loss=sum(last) / len(last),
+        max_records=tiny.MAX_RECORDS, names=len(NAMES), kept=KEPT, kept_at_first=KEPT_AT_FIRST,
+        kept_from=KEPT_FROM,
+        guided=GUIDED, unknown=tiny.UNKNOWN_SHARE, samples=samples, unseen=len(tiny.UNSEEN_NAMES),
+        columns=" | ".join(name.replace("_", " ") for name in _COLUMNS),
+        rule="|".join("---" for _ in _COLUMNS), rows="\n".join(rows),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, save, measure; the folder appears whole or not at all."""
+    from transformers.utils import logging
+
+    parser = argparse.ArgumentParser(
+        prog="python -m finemem_lib.training.warm_start", description=__doc__.partition("\n")[0],
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1000, help="completions per row of the card")
+    given = parser.parse_args(arguments)
+    if given.output.exists():
+        parser.error(f"--output {given.output} exists; name a new folder, or remove this one first")
+    if min(given.steps, given.samples) < 1:
+        parser.error("--steps and --samples: expected at least 1")
+    logging.disable_progress_bar()
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=given.output.parent, suffix=".tmp") as beside:
+        folder = Path(beside) / given.output.name
+        started, cpu_started = time.perf_counter(), time.process_time()
+        model, losses = train(given.seed, given.steps)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+        model.save_pretrained(folder)
+        tiny.tiny_tokenizer().save_pretrained(folder)
+        card = write_card(
+            folder, given.seed, given.steps, losses, seconds, cpu_seconds, given.samples
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        folder.rename(given.output)
+    print(card)
+
+
+if __name__ == "__main__":
+    main()

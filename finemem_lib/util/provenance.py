@@ -1,0 +1,64 @@
+"""Repository root, seeds, versions and the git commit: what makes a run repeatable."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RECORDED_PACKAGES = (
+    "torch transformers trl peft accelerate datasets tokenizers safetensors numpy pandas pyarrow "
+    "rank-bm25 rouge-score pydantic plotly jupyterlab ipywidgets papermill nbclient nbconvert "
+    "sentence-transformers openai unsloth"
+).split()
+
+
+def repository_root() -> Path:
+    """Return the checkout this library runs from; notebooks and the command line resolve every
+    relative path against it, whatever folder the kernel was started in.
+
+    Raises:
+        FileNotFoundError: the library was installed without its repository.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "notebooks" / "profiles").is_dir():
+        raise FileNotFoundError(
+            f"no notebooks/profiles beside {root}: the workbench runs from a checkout; "
+            "clone the repository and install it with `make setup` (pip install -e .)"
+        )
+    return root
+
+
+def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
+    """Return Python's version and that of every installed package the results depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(root: Path) -> dict[str, str | bool | None]:
+    """Return the commit the checkout is at and whether files differ from it (`None`: no git)."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True, text=True, timeout=20, check=True,
+                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return {"commit": None, "dirty": None}
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,299 @@
+"""What a run runs: selections, parameters and their order, what notebooks read."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from finemem_lib.cli import profiles
+from finemem_lib.cli.main import main
+from finemem_lib.cli.profiles import coerce
+from finemem_lib.runs import artefacts, parameters
+from finemem_lib.util.console import UsageError
+from finemem_lib.util.provenance import repository_root
+from tests.helpers.small_notebooks import FIRST, PASS_ON, THIRD, make_notebooks, write_notebook
+
+PROJECT = repository_root() / "notebooks"
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    return make_notebooks(tmp_path / "notebooks", PASS_ON)
+
+
+def resolve(folder, given=None, select="01,03", to_run=True, **profile):
+    settings = {"name": "p", "description": "", "notebooks": ["01,03"], "parameters": {},
+                "notebook_parameters": {}, "requires": []} | profile
+    chosen = profiles.select_notebooks(folder, [select])
+    return profiles.resolve_parameters(
+        chosen, profiles.Profile(**settings), given or {}, "r", to_run=to_run
+    )
+
+
+def train(given, **options):
+    """Resolve the parameters of the project's notebook 04."""
+    return resolve(PROJECT, given, "04", notebooks=["04"], **options)
+
+
+def test_what_the_user_gives_wins_over_the_profile_and_that_over_the_notebook(notebooks):
+    shared = {"parameters": {"seed": 3, "beta": 0.25}, "notebook_parameters": {"03": {"seed": 4}}}
+    found = resolve(notebooks, **shared)
+    assert (found[FIRST]["seed"], found[THIRD]["seed"], found[THIRD]["beta"]) == (3, 4, 0.25)
+    found = resolve(notebooks, {"01.seed": "6", "seed": "5"}, **shared)
+    assert (found[FIRST]["seed"], found[THIRD]["seed"]) == (6, 5)
+    assert found[FIRST]["num_chunks"] == 4 and found[FIRST]["run_id"] == "r"
+
+
+def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebooks):
+    assert resolve(notebooks, select="01", parameters={"beta": 0.1}).keys() == {FIRST}
+
+
+@pytest.mark.parametrize("code, reads", [
+    ('run.load("rewards")', {"rewards": set()}),
+    ('x = make(run.load("rewards"), 1)', {"rewards": set()}),
+    ('if source == "a":\n    run.load("rewards")\nelse:\n    run.load("evidence")',
+     {"rewards": {"source"}}),
+    ('if source != "a":\n    run.load("rewards")\nelif trained:\n    run.load("evidence")', {}),
+    ('if trained:\n    run.load("rewards")', {}),
+    ('if len(other) > 1:\n    run.load("rewards")', {"rewards": set()}),
+    ('%matplotlib inline', {}), ("name = 'rewards'", {}),
+])
+def test_what_a_notebook_reads_is_seen_before_it_runs(tmp_path, code, reads):
+    write_notebook(tmp_path, THIRD, "", [code])
+    parameters = {"source": "a", "trained": False, "other": [1]}
+    assert profiles._reads(tmp_path / f"{THIRD}.ipynb", parameters) == reads
+
+
+def test_evidence_of_the_trained_manager_needs_notebook_04_before_it():
+    """Incident: 05 of the default profile without 04 failed after its kernel had started."""
+    profile = profiles.load_profile(PROJECT / "profiles", "default")
+    chosen = profiles.select_notebooks(PROJECT, ["01-03", "05"])
+    resolved = profiles.resolve_parameters(chosen, profile, {}, "r")
+    with pytest.raises(UsageError, match=r"05_evidence_tracing reads trained_trajectories.*"
+                       r"--notebooks 04,05.*set 05.source \(it is 'trained_trajectories'\)"):
+        profiles.check_reads(chosen, resolved, None)
+    given = {"05.source": "trajectories"}
+    resolved = profiles.resolve_parameters(chosen, profile, given, "r")
+    profiles.check_reads(chosen, resolved, None)
+
+
+def test_a_parameter_that_looks_like_a_secret_is_refused(tmp_path):
+    write_notebook(tmp_path, FIRST, 'api_key: str = ""  # k\nmax_chunk_tokens: int = 64  # t\n')
+    with pytest.raises(UsageError, match="api_key looks like a secret") as caught:
+        resolve(tmp_path, {"api_key": "hidden-value"}, select="01", notebooks=["01"])
+    assert "hidden-value" not in str(caught.value) and "max_chunk_tokens" not in str(caught.value)
+
+
+def test_models_and_questions_that_cannot_be_used_are_refused_once(tmp_path, monkeypatch):
+    for stem in (FIRST, THIRD):
+        write_notebook(tmp_path, stem, 'models: str = ""  # m\nquestions: str = ""  # q\n')
+    path = tmp_path / "models.yaml"
+    given = {"models": str(path), "questions": "no/such"}
+    with pytest.raises(UsageError, match=r"models\.yaml: cannot be read") as caught:
+        resolve(tmp_path, given)
+    assert str(caught.value).count("cannot be read") == 1
+    assert str(caught.value).count("no/such: is no folder") == 1
+    path.write_text("reader: {model: m, base_url: 'http://h/v1', key_env: TEST_MODEL_KEY}")
+    monkeypatch.delenv("TEST_MODEL_KEY", raising=False)
+    with pytest.raises(UsageError, match="reader: the environment variable TEST_MODEL_KEY is not"):
+        resolve(tmp_path, {"models": str(path)})
+    monkeypatch.setenv("TEST_MODEL_KEY", "hidden-value")
+    found = resolve(tmp_path, {"models": str(path), "questions": str(tmp_path)})
+    assert found[FIRST]["models"] == str(path) and "hidden-value" not in str(found)
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"lora_alpha": "16"}, "lora_alpha is 16 and lora_rank is 0"),
+    ({"fast_inference": "true"}, "fast_inference needs loader 'unsloth'"),
+    ({"precision": "4bit"}, "precision 4bit"),
+    ({"micro_batches": "3"}, "micro_batches is 3, expected a divisor of num_generations .8."),
+])
+def test_settings_that_contradict_each_other_are_refused_by_the_plan_too(given, said):
+    for to_run in (True, False):
+        with pytest.raises(UsageError, match=f"04_grpo_training: .*{said}"):
+            train(given, to_run=to_run)
+
+
+FULL = {"loader": "unsloth", "precision": "4bit", "lora_rank": "16", "fast_inference": "true"}
+
+
+def test_without_a_gpu_or_its_packages_nothing_starts_and_the_plan_is_made(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        train(FULL)
+    for said in ("loader 'unsloth' and precision '4bit' and fast_inference: expected a CUDA device",
+                 "loader 'unsloth' needs unsloth, which", "'4bit' needs bitsandbytes, which",
+                 "fast_inference needs vllm, which is not installed; install it: pip install 'vllm",
+                 "--set loader=transformers"):
+        assert said in str(caught.value)
+    assert train(FULL, to_run=False)["04_grpo_training"]["loader"] == "unsloth"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert train(FULL)["04_grpo_training"]["precision"] == "4bit"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Put a model into a cache of the hub of its own; return the folder of its commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    model, commit = tmp_path / "hub" / "models--owner--name", "a" * 40
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    held = model / "snapshots" / commit
+    held.mkdir(parents=True)
+    (held / "config.json").write_text("{}")
+    (held / "model.safetensors").touch()
+    return held
+
+
+def test_a_checkpoint_that_is_nowhere_is_refused_before_anything_runs(hub_cache, monkeypatch):
+    commit = hub_cache.name
+    for there in ("tiny", "owner/name", f"owner/name@{commit}"):
+        train({"checkpoint": there})
+    away = [("owner/other", r"hf download owner/other\), or set HF_HUB_OFFLINE=0"),
+            (f"owner/name@{'b' * 40}", "not in the hub's cache"),
+            ("no/such/folder", "neither a folder nor such a name")]
+    for name, said in away:
+        with pytest.raises(UsageError, match=f"checkpoint is '{name}', expected tiny, .*{said}"):
+            train({"checkpoint": name})
+        train({"checkpoint": name}, to_run=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    train({"checkpoint": "owner/other"})  # it will be fetched
+    with pytest.raises(UsageError, match="neither a folder nor such a name"):
+        train({"checkpoint": "no/such/folder"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (hub_cache / "model.safetensors").unlink()  # as after looking at its sizes only
+    with pytest.raises(UsageError, match="not in the hub's cache"):
+        train({"checkpoint": "owner/name"})
+
+
+def test_a_folder_without_a_model_and_an_adapter_without_its_base_are_refused(tmp_path, hub_cache):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    with pytest.raises(UsageError, match="this folder holds neither"):
+        train({"checkpoint": str(folder)})
+    adapter = folder / "adapter_config.json"
+    adapter.write_text('{"base_model_name_or_path": "owner/other", "r": 8}')
+    with pytest.raises(UsageError, match="checkpoint is 'owner/other'"):
+        train({"checkpoint": str(folder)})
+    adapter.write_text('{"base_model_name_or_path": "owner/name", "r": 8, "revision": "v2"}')
+    with pytest.raises(UsageError, match="checkpoint is 'owner/name@v2'"):
+        train({"checkpoint": str(folder)})
+    adapter.write_text('{"base_model_name_or_path": "owner/name", "r": 8, "revision": null}')
+    train({"checkpoint": str(folder)})
+    with pytest.raises(UsageError, match="adapter of rank 8, got lora_rank 4"):
+        train({"checkpoint": str(folder), "lora_rank": "4"})
+
+
+def test_a_run_starts_and_goes_on_only_with_its_checkpoint_and_says_its_commit(
+    tmp_path, hub_cache, monkeypatch, capsys
+):
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "runs"))
+    folder = make_notebooks(tmp_path / "notebooks", {FIRST: ("checkpoint: str = ''  # c\n", [
+        "from types import SimpleNamespace\n"
+        f"run.loaded(SimpleNamespace(commit='{hub_cache.name}'))", "1 / 0"])})
+    start = ["run", "--notebooks-dir", str(folder), "--run-id", "r", "--set"]
+    assert main([*start, "checkpoint=owner/other"]) == 2
+    assert "hf download owner/other" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert main([*start, "checkpoint=owner/name"]) == 1
+    manifest = json.loads((tmp_path / "runs" / "r" / "manifest.json").read_text())
+    assert manifest["inputs"] == {"owner/name": hub_cache.name}
+    (hub_cache / "config.json").unlink()
+    capsys.readouterr()
+    assert main(["resume", "r"]) == 2
+    assert "checkpoint is 'owner/name'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable, data, offline", [
+    (None, [], True), ("1", [], True), ("0", [], False), ("", [], False), ("on", [], True),
+    (None, ["owner/name"], False), ("1", ["owner/name"], False), (None, ["pyproject.toml"], True),
+    (None, ["no/such/file.jsonl"], True),
+])
+def test_kernels_reach_the_hub_where_data_comes_from_it_or_the_user_says_so(
+    monkeypatch, variable, data, offline
+):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", variable)
+    assert profiles.hub_offline([{"seed": 0}, {"data": data}]) is offline
+
+
+def test_a_parameter_of_a_notebook_that_is_not_chosen_is_said_to_be_one(notebooks):
+    with pytest.raises(UsageError, match="unknown parameter beta: it is one of "
+                       "03_rewards_and_credit, not of a notebook that is chosen; choose it with"):
+        resolve(notebooks, {"beta": "0.5"}, select="01")
+    with pytest.raises(UsageError, match="unknown parameter betta; there are: data, num_chunks"):
+        resolve(notebooks, {"betta": "0.5"}, select="01")
+
+
+@pytest.mark.parametrize("content, reason", [
+    ("{", "are not readable"), (None, "has no parameter run_id"),
+])
+def test_a_notebook_that_cannot_be_parameterised_is_refused(tmp_path, content, reason):
+    if content is None:
+        content = nbformat.writes(nbformat.v4.new_notebook(metadata={
+            "kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}))
+    (tmp_path / f"{FIRST}.ipynb").write_text(content)
+    with pytest.raises(UsageError, match=reason):
+        resolve(tmp_path, select="01", notebooks=["01"])
+
+
+@pytest.mark.parametrize("selection, expected", [
+    (["1"], [1]), (["01,03-05"], [1, 3, 5]), (["05", "01"], [1, 5]), (["01-05,03"], [1, 3, 5]),
+    ([" 01 , 03 "], [1, 3]),
+])
+def test_selections_name_notebooks_in_their_order(tmp_path, selection, expected):
+    for name in ("05_e.ipynb", "01_a.ipynb", "03_c.ipynb", "scratch.ipynb", "03_c.txt"):
+        (tmp_path / name).touch()
+    found = profiles.select_notebooks(tmp_path, selection)
+    assert [int(path.name[:2]) for path in found] == expected
+
+
+@pytest.mark.parametrize("value, annotation", [
+    (True, "int"), (1, "bool"), (1.5, "int"), ("1.5", "int"), (3, "str"), ("x", "float"),
+    (float("nan"), "float"), ("nan", "float"), ("1,x", "list[int]"), (3, "list"), (None, "int"),
+    ("{a: b", "list"), ("x", "None"), ("x", "dict[str, int]"), ("[1, 2", "list[int]"),
+])
+def test_values_that_do_not_fit_the_annotation_are_refused(value, annotation):
+    with pytest.raises(ValueError):
+        coerce(value, annotation)
+
+
+@pytest.mark.parametrize("value, annotation, expected", [
+    ("12", "str", "12"), ("1e-5", "float", 1e-5), (1, "float", 1.0), ("false", "bool", False),
+    (["a"], "list[str]", ["a"]), ("[0.5, 1]", "list[float]", [0.5, 1.0]), ("", "list", []),
+    (["1e-5"], "list[float]", [1e-5]), ("a.jsonl", "list[str]", ["a.jsonl"]),
+])
+def test_values_take_the_type_of_the_annotation(value, annotation, expected):
+    found = coerce(value, annotation)
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=str)
+def test_the_profiles_of_the_project_fit_its_notebooks(path):
+    profile = profiles.load_profile(path.parent, path.stem)
+    chosen = profiles.select_notebooks(PROJECT, profile.notebooks)
+    given = {name: "pyproject.toml" for name in profile.requires}
+    resolved = profiles.resolve_parameters(chosen, profile, given, "r", to_run=False)
+    assert resolved.keys() == {notebook.stem for notebook in chosen}
+    profiles.check_reads(chosen, resolved, None)
+
+
+def test_every_parameter_of_the_project_has_its_check_and_every_check_its_parameter():
+    declared = [set(profiles._declared(path)) for path in PROJECT.glob("[0-9][0-9]_*.ipynb")]
+    assert set.union(*declared) - {"run_id"} == set(parameters.CHECKS)
+
+
+def test_the_registry_names_the_notebook_that_saves_each_artefact():
+    saved = {}
+    for path in PROJECT.glob("[0-9][0-9]_*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            names = re.findall(r"run\.save\(\s*\"(\w+)\"", cell.source)
+            saved |= dict.fromkeys(names, path.stem)
+    assert saved == {name: artefact.notebook for name, artefact in artefacts.ARTEFACTS.items()}

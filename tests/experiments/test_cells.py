@@ -1,0 +1,441 @@
+"""Grids of training runs: keys, resuming, failures, a lost Dask worker, tables and kept rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from finemem_lib.cli import main
+from finemem_lib.data.faults import EvidenceFaults, with_faults
+from finemem_lib.evaluation.diagnostics import credit_at_evidence
+from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS
+from finemem_lib.experiments import cells, rows
+from finemem_lib.experiments.cells import Cell, CellResult, HeldOut, run_cell
+from finemem_lib.experiments.design import Design, load_design
+from finemem_lib.experiments.rows import read_card, read_rows, write_rows
+from finemem_lib.experiments.sweep import run_cells
+from finemem_lib.experiments.tables import table
+from finemem_lib.seeds import stable_seed
+from finemem_lib.util import console
+from tests.helpers.paths import ROOT
+
+DESIGNS = sorted((ROOT / "notebooks" / "designs").glob("*.yaml"))
+COMMITTED = [
+    path for design in DESIGNS
+    if (path := design.parents[2] / "data" / "experiments" / f"{design.stem}.jsonl").exists()
+]
+STARTED = "FINEMEM_TEST_STARTED"
+
+
+def cell(variant="outcome-only", regime="pressure", seed=0, **knobs):
+    return Cell(variant=variant, regime=regime, seed=seed, **knobs)
+
+
+def grid(seeds=range(3)):
+    return [cell(scheme, seed=seed, scheme=scheme) for seed in seeds
+            for scheme in ("outcome-only", "+CSR")]
+
+
+def result(of, accuracy=(0.5, 0.25), episodes=((0.25, 0.5),)):
+    counts = {name: [6, 0] for name in OPERATION_TRUTHS}
+    columns = {"accuracy": list(accuracy), "memory_tokens": [30, 40], "memory_items": [8, 9],
+               "valid_share": [1.0, 0.5], **counts}
+    test = HeldOut(chunks=6, temperature=1.0, columns=columns)
+    return CellResult(
+        cell=of, key=of.key, curve={"reward": [1.0 / 3]}, episodes=[list(e) for e in episodes],
+        tests={"sampled": test, "greedy": test}, seconds={"training": 1.5},
+    )
+
+
+def cheap(of):
+    """Stand in for a training run; leave a mark of every start."""
+    with open(os.environ[STARTED], "a", encoding="utf-8") as marks:
+        marks.write(f"{of.key}\n")
+    if of.learning_rate > 0.5:
+        raise RuntimeError("learning rate out of hand")
+    rng = np.random.default_rng(of.seed)
+    return result(of, accuracy=rng.random(2).round(3).tolist())
+
+
+def dying(of):
+    if of.seed == 2:
+        os._exit(9)
+    return cheap(of)
+
+
+def slow(of):
+    made = cheap(of)
+    time.sleep(1.0)
+    return made
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    marks = tmp_path / "started"
+    monkeypatch.setenv(STARTED, str(marks))
+    return lambda: marks.read_text().split() if marks.exists() else []
+
+
+# Cells and designs.
+
+
+def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
+    """A change of this key makes every kept result useless; count KEY_VERSION up instead when
+    what a cell means changes."""
+    files = cells._files_hash("tiny", *cells.TOKENIZER)
+    monkeypatch.setattr(
+        cells, "_files_hash",
+        lambda model, *patterns: "weights" if patterns == cells.WEIGHTS else files,
+    )
+    assert cell(scheme="Fine-Mem", capacity=12).key == "550924cd45727caf"
+
+
+def test_the_key_follows_what_changes_the_training_and_nothing_else(monkeypatch):
+    base = cell(scheme="+EARA")
+    assert cell("another", "name", scheme="+EARA").key == base.key
+    for knob, value in {"seed": 1, "beta": 0.25, "credited": "used", "capacity": 12,
+                        "config": {"epsilon": 0.1}, "evidence_drop": 0.5}.items():
+        assert base.model_copy(update={knob: value}).key != base.key, knob
+    former = base.key
+    monkeypatch.setattr(cells, "_files_hash", lambda model, *patterns: "other files")
+    assert base.key != former
+
+
+def test_the_sentence_encoder_counts_where_retrieval_is_dense(tmp_path):
+    assert cell(dense_model="other/encoder").key == cell().key
+    keys = {cell(retriever="dense").key, cell(retriever="dense", dense_model="other/encoder").key}
+    for content in ("1", "2"):
+        folder = tmp_path / content
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(content)
+        keys.add(cell(retriever="dense", dense_model=str(folder)).key)
+    assert len(keys | {cell().key}) == 5
+    dense = cell(retriever="dense", dense_model="other/encoder").rollout(2)
+    assert (dense.retriever, dense.dense_model) == ("dense", "other/encoder")
+
+
+def test_a_knob_of_a_term_that_the_scheme_leaves_out_does_not_make_another_cell():
+    base = cell()
+    assert base.model_copy(update={"wrong_questions": 0.5, "beta": 1.0}).key == base.key
+    csr = cell(scheme="+CSR")
+    assert csr.model_copy(update={"evidence_drop": 0.5}).key == csr.key
+    assert csr.model_copy(update={"wrong_questions": 0.5}).key != csr.key
+
+
+def test_a_cell_that_measures_all_schemes_is_another_under_other_terms():
+    base = cell(alignment_batches=2)
+    assert base.model_copy(update={"credited": "used"}).key != base.key
+    assert base.model_copy(update={"w1_until": None, "beta": 0.5}).key == base.key
+
+
+def test_the_files_of_the_warm_start_are_those_that_would_be_loaded(tmp_path, monkeypatch):
+    """A relative folder is looked for where the command runs first."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    keys = []
+    for name, content in (("model.safetensors", b"1"), ("model.safetensors", b"2"),
+                          ("pytorch_model.bin", b"3"), ("tokenizer.json", b"4"),
+                          ("config.json", b"5"), ("trainer_state.json", b"6")):
+        Path("mine", name).write_bytes(content)
+        cells._files_hash.cache_clear()
+        keys.append(cell(checkpoint="mine").key)
+    assert len(set(keys)) == 5 and keys[-1] == keys[-2], "a trainer's log changes no training"
+
+
+@pytest.mark.parametrize("path", DESIGNS, ids=lambda path: path.stem)
+def test_every_design_is_a_whole_grid_with_its_baseline(path):
+    design = load_design(path)
+    cells = design.cells
+    assert len(cells) == len(design.variants) * len(design.regimes) * len(design.seeds)
+    assert len({(c.variant, c.regime, c.seed) for c in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"variants": {"a": {"betta": 0.5}}, "baseline": "a"},
+         "betta is no field, expected one of variant, regime, seed"),
+        ({"variants": {"a": {"scheme": "EARA"}}, "baseline": "a"},
+         "scheme is 'EARA': .*'Fine-Mem'"),
+        ({"variants": {"a": {"evidence_drop": 0.6, "evidence_swap": 0.6}}}, "drop . swap"),
+        ({"variants": {"a": {"w1_until": 1}}}, "w1_until"),
+        ({"baseline": "b"}, "baseline"),
+        ({"seeds": "all"}, "seeds"),
+    ],
+)
+def test_a_wrong_design_is_refused_with_what_is_wrong_in_it(tmp_path, change, named):
+    design = {"description": "d", "baseline": "a", "regimes": {"r": {}}, "variants": {"a": {}},
+              "seeds": [0]}
+    path = tmp_path / "design.yaml"
+    path.write_text(yaml.safe_dump(design | change))
+    with pytest.raises(ValueError, match=rf"(?s){named}.*notebooks/designs") as refused:
+        load_design(path)
+    assert "pydantic" not in str(refused.value)
+
+
+# Many cells.
+
+
+def test_cells_that_are_there_are_not_made_again(tmp_path, started):
+    first, failures = run_cells(grid(range(2)), tmp_path / "cells", jobs=1, run=cheap)
+    again, _ = run_cells(grid(range(3)), tmp_path / "cells", jobs=1, run=cheap)
+    assert not failures and len(first) == 4 and len(again) == 6
+    assert len(started()) == len(set(started())) == 6
+    assert [one.cell for one in again] == grid(range(3))
+    assert again[:4] == first
+
+
+def test_a_failing_cell_is_reported_and_the_others_are_kept(tmp_path, started):
+    cells = [cell(seed=0), cell(seed=1, learning_rate=0.9), cell(seed=2)]
+    said = []
+    results, (failure,) = run_cells(
+        cells, tmp_path / "cells", jobs=2, run=cheap,
+        progress=lambda done, total, of, what: said.append((done, total, of.seed, what)),
+    )
+    assert [one.cell.seed for one in results] == [0, 2]
+    assert failure.cell == cells[1]
+    assert failure.error == "RuntimeError: learning rate out of hand"
+    assert [entry[:2] for entry in said] == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(entry[3] for entry in said) == [failure.error, "done", "done"]
+    run_cells(cells, tmp_path / "cells", jobs=1, run=cheap)
+    assert started().count(cells[1].key) == 2, "what failed is tried again"
+
+
+def test_a_killed_process_is_reported_and_what_was_finished_is_kept(tmp_path, started):
+    cells = [cell(seed=seed) for seed in range(3)]
+    results, failures = run_cells(cells, tmp_path / "cells", jobs=2, run=dying)
+    assert len(results) + len(failures) == 3
+    assert cells[2] in [failure.cell for failure in failures]
+    assert "run the same command again" in failures[0].error
+    again, failures = run_cells(cells, tmp_path / "cells", jobs=1, run=cheap)
+    assert len(again) == 3 and not failures
+
+
+def test_a_training_run_that_was_interrupted_is_no_cell(tmp_path, monkeypatch):
+    """train_manager ends at an interrupt and returns what it had."""
+    class Interrupted:
+        interrupted = True
+
+    monkeypatch.setattr(cells, "train_manager", lambda *args, **settings: Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells([cell(updates=1)], tmp_path / "cells", jobs=1)
+    assert not list((tmp_path / "cells").glob("*.json"))
+
+
+def test_an_interrupt_keeps_what_was_finished(tmp_path, started):
+    def interrupt(done, total, of, what):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap, progress=interrupt)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2
+    results, _ = run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap)
+    assert len(results) == 6
+
+
+def test_a_result_that_cannot_be_read_is_refused_with_a_remedy(tmp_path, started):
+    run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap)
+    broken = next((tmp_path / "cells").glob("*.json"))
+    whole = broken.read_text()
+    other = next(path for path in (tmp_path / "cells").glob("*.json") if path != broken)
+    broken.write_text(other.read_text())
+    with pytest.raises(ValueError, match=f"it holds that of {other.stem}"):
+        run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap)
+    broken.write_text(whole[:100])
+    with pytest.raises(ValueError, match="move it away and it is made again"):
+        run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap)
+
+
+def test_equal_cells_under_two_names_are_made_once(tmp_path, started):
+    cells = [cell("a"), cell("b"), cell("b", "elsewhere")]
+    results, _ = run_cells(cells, tmp_path / "cells", jobs=1, run=cheap)
+    assert [(one.cell.variant, one.cell.regime) for one in results] == [
+        ("a", "pressure"), ("b", "pressure"), ("b", "elsewhere")
+    ]
+    assert len(started()) == 1
+
+
+def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
+    """Two worker processes of a real scheduler; one dies with a cell in its hands."""
+    distributed = pytest.importorskip("distributed", reason="needs the dask extra")
+    cells = grid(range(4))
+    expected, _ = run_cells(cells, tmp_path / "here", jobs=1, run=cheap)
+    before = len(started())
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        worker_dashboard_address=None,
+    ) as cluster:
+        doomed = next(iter(cluster.workers.values())).pid
+
+        def kill(done, total, of, what):
+            if done == 2:
+                os.kill(doomed, signal.SIGKILL)
+
+        results, failures = run_cells(
+            cells, tmp_path / "there", scheduler=cluster.scheduler_address, run=slow,
+            progress=kill,
+        )
+    assert not failures
+    assert results == expected and table(results) == table(expected)
+    starts = started()[before:]
+    assert set(starts) == {one.key for one in cells} and len(starts) > len(cells)
+
+
+def test_a_cell_that_kills_dask_workers_is_reported(tmp_path, started):
+    distributed = pytest.importorskip("distributed", reason="needs the dask extra")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        worker_dashboard_address=None,
+    ) as cluster:
+        cluster.scheduler.allowed_failures = 0
+        _, failures = run_cells(
+            [cell(seed=2)], tmp_path, scheduler=cluster.scheduler_address, run=dying
+        )
+    assert [failure.cell.seed for failure in failures] == [2]
+    assert "run the same command again" in failures[0].error
+
+
+def test_one_dask_thread_is_refused_because_joblib_would_train_here(tmp_path, started):
+    distributed = pytest.importorskip("distributed", reason="needs the dask extra")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None,
+        worker_dashboard_address=None,
+    ) as cluster, pytest.raises(ValueError, match="have one thread in all"):
+        run_cells([cell()], tmp_path, scheduler=cluster.scheduler_address, run=cheap)
+    assert not started()
+
+
+def test_a_scheduler_that_does_not_answer_is_refused(tmp_path, started):
+    pytest.importorskip("distributed", reason="needs the dask extra")
+    import dask
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+        pytest.raises(ValueError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
+    ):
+        run_cells([cell()], tmp_path, scheduler="tcp://127.0.0.1:1", run=cheap)
+    assert not started()
+
+
+# One real cell.
+
+
+def test_a_real_cell_trains_tests_and_counts(tmp_path, monkeypatch):
+    tiny = cell(
+        "Fine-Mem", scheme="Fine-Mem", capacity=12, num_chunks=2, updates=1,
+        instances_per_update=2, num_generations=2, held_out=3, test_chunks=(3,), test_streams=2,
+        evidence_swap=1.0,
+    )
+    (made,), failures = run_cells([tiny], tmp_path, jobs=1)
+    assert not failures
+    assert set(made.tests) == {"sampled", "greedy", "sampled T=3", "greedy T=3"}
+    assert len(made.commit) == 40 and made.dirty in (True, False)
+    assert len(made.episodes) == 1 and len(made.episodes[0]) == 2
+    assert made.curve["accuracy"][0] == pytest.approx(np.mean(made.episodes), abs=1e-4)
+    assert len(made.tests["sampled"].columns["accuracy"]) == 3
+    assert len(made.tests["sampled T=3"].columns["accuracy"]) == 2
+    emitted = sum(made.curve[f"operations/{kind}"][0] for kind in ("INSERT", "UPDATE", "DELETE"))
+    counted = sum(
+        values[0] for name, values in made.curve.items()
+        if name.startswith("truth/") and "SKIP" not in name and name != "truth/refused"
+    )
+    assert counted == pytest.approx(emitted, abs=1e-4) or made.curve["truth/refused"][0] > 0
+    trained = []
+    real = cells.train_manager
+    monkeypatch.setattr(
+        cells, "train_manager",
+        lambda *args, **more: trained.append(real(*args, **more)) or trained[-1],
+    )
+    again = run_cell(tiny)
+    (played,) = trained[0].trajectories.values()
+    faults = EvidenceFaults(swap=1.0)
+    faulty = [with_faults(one, faults, stable_seed(0, 0)) for group in played for one in group]
+    share = credit_at_evidence(faulty)
+    assert share != credit_at_evidence([one for group in played for one in group])
+    assert again.curve["credit_at_evidence/retrieved, faulty evidence"][0] == pytest.approx(
+        share, abs=1e-5)
+    assert (again.tests, again.episodes) == (made.tests, made.episodes)
+
+
+def test_sweep_makes_a_table_and_rows_and_goes_on_from_what_is_there(tmp_path, capsys):
+    design = tmp_path / "small.yaml"
+    design.write_text(yaml.safe_dump({
+        "description": "The warm start, under pressure and without.", "baseline": "start",
+        "common": {"updates": 0, "num_chunks": 2, "held_out": 2},
+        "regimes": {"pressure": {"capacity": 2}}, "seeds": [0, 1],
+        "variants": {"start": {}, "start, k=1": {"top_k": 1}},
+    }))
+    command = ["sweep", str(design), "--output", str(tmp_path / "out"), "--jobs", "1"]
+    assert main.main(command) == 0
+    first = capsys.readouterr().out
+    assert first.count(": done") == 4 and "accuracy, greedy" in first
+    assert main.main(command) == 0
+    again = capsys.readouterr().out
+    assert again.count(": kept") == 4
+    assert [line for line in again.splitlines() if "accuracy" in line] == [
+        line for line in first.splitlines() if "accuracy" in line
+    ]
+    rows = read_rows(tmp_path / "out" / "small.jsonl")
+    assert [one.cell.seed for one in rows] == [0, 0, 1, 1]
+    assert "finemem sweep" in (tmp_path / "out" / "small.json").read_text()
+
+
+def test_sweep_refuses_a_missing_design(tmp_path, capsys):
+    command = ["sweep", str(tmp_path / "none.yaml"), "--output", str(tmp_path / "out")]
+    assert main.main(command) == console.BAD_USAGE
+    assert "notebooks/designs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# Rows to keep.
+
+
+def test_rows_come_back_short_and_with_their_card(tmp_path):
+    path = tmp_path / "schemes.jsonl"
+    design = Design(description="d", baseline="outcome-only", regimes={"pressure": {}},
+                    variants={"outcome-only": {}}, seeds=[0])
+    made = [result(cell(learning_rate=0.00123456, config={"beta": 0.0}))]
+    card = rows.experiment_card(design, made, [], "finemem sweep schemes.yaml")
+    write_rows(made, path, card)
+    (row,) = read_rows(path)
+    assert row.cell == made[0].cell and row.cell.key == row.key and row.tests == made[0].tests
+    assert row.curve == {"reward": [0.333]}
+    assert card["cells"] == 1 and card["commit"] and "cores" in card["hardware"]
+    assert card["made_by"] == {"no recorded commit": 1}
+    made = [result(cell(seed=seed)).model_copy(update={"commit": "c", "dirty": seed == 2})
+            for seed in range(3)]
+    card = rows.experiment_card(design, made, [], "finemem sweep schemes.yaml")
+    assert card["made_by"] == {"c": 2, "c and changes": 1}
+    write_rows(made, path, card)
+    assert [row.dirty for row in read_rows(path)] == [False, False, True]
+    assert os.uname().nodename not in str(card)
+    assert read_card(path) == card
+
+
+@pytest.mark.parametrize("text", [None, "{}\n", "not JSON\n"])
+def test_rows_that_cannot_be_read_name_the_command_that_makes_them(tmp_path, text):
+    path = tmp_path / "rows.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match="finemem sweep DESIGN --output FOLDER"):
+        read_rows(path)
+    with pytest.raises(ValueError, match="`finemem sweep` writes it beside the rows"):
+        read_card(path)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_rows_are_the_cells_of_their_design(path):
+    design = load_design(next(each for each in DESIGNS if each.stem == path.stem))
+    rows, card = read_rows(path), read_card(path)
+    assert [row.cell for row in rows] == design.cells
+    assert {row.key for row in rows} == {each.key for each in design.cells}
+    assert all(len(row.episodes) == row.cell.updates for row in rows)
+    assert (card["cells"], card["failed"]) == (len({row.key for row in rows}), 0)
+    assert card["baseline"] == design.baseline and "finemem sweep" in card["command"]

@@ -1,0 +1,306 @@
+"""Tables, sentences and figures over the results of an experiment."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS
+from finemem_lib.evaluation.tables import BootstrapSettings
+from finemem_lib.experiments import tables as experiment_tables
+from finemem_lib.experiments.cells import Cell, CellResult, HeldOut
+from finemem_lib.experiments.tables import (
+    ACCURACIES,
+    diagnostic_measures,
+    excludes_zero,
+    findings,
+    stream_rows,
+    table,
+)
+from finemem_lib.figures import experiments as experiment_figures
+from finemem_lib.figures import frames
+
+SCHEMES = ("outcome-only", "+CSR", "+EARA", "Fine-Mem")
+
+
+def cell(variant="outcome-only", regime="pressure", seed=0, **knobs):
+    return Cell(variant=variant, regime=regime, seed=seed, **knobs)
+
+
+def result(of, accuracy=(0.5, 0.25), episodes=((0.25, 0.5),), updates=1):
+    counts = {name: [6, 0] for name in OPERATION_TRUTHS}
+    columns = {"accuracy": list(accuracy), "memory_tokens": [30, 40], "memory_items": [8, 9],
+               "valid_share": [1.0, 0.5], **counts}
+    test = HeldOut(chunks=6, temperature=1.0, columns=columns)
+    curve = {
+        "accuracy": [0.2 + 0.01 * update for update in range(updates)],
+        "spread/chunk": [0.25] * updates, "credit_at_evidence/used": [None] * updates,
+        "truth/INSERT duplicate": [0.25] * updates, "truth/UPDATE duplicate": [0.5] * updates,
+        "frac_reward_zero_std": [0.0] * updates,
+    }
+    return CellResult(
+        cell=of, key="", curve=curve, episodes=[list(e) for e in episodes],
+        tests={"sampled": test, "greedy": test}, seconds={},
+        alignment={"+CSR": [0.5, 0.25], "agreement/+CSR": [0.75]},
+    )
+
+
+def grid(poison=""):
+    """Four schemes in two regimes; +CSR gains, +EARA loses, Fine-Mem differs by chance alone."""
+    rng = np.random.default_rng(0)
+    made = []
+    for regime in (f"{poison}pressure", "no pressure"):
+        for seed in range(4):
+            base = rng.uniform(0.2, 0.4, 2)
+            for scheme, more in zip(SCHEMES, (0, 0.2, -0.2, rng.normal(0, 0.05, 2)), strict=True):
+                made.append(result(
+                    cell(f"{poison}{scheme}", regime, seed, scheme=scheme),
+                    (base + more).tolist(), [(base + more / 2).tolist()] * 12, updates=12,
+                ))
+    return made
+
+
+def found(rows, variant, measure):
+    (row,) = (row for row in rows if (row.variant, row.measure) == (variant, measure))
+    return row
+
+
+def test_the_table_averages_over_seeds_and_streams_and_pairs_both():
+    rng = np.random.default_rng(0)
+    base = {seed: rng.random(2) / 2 for seed in range(5)}
+    results = [
+        result(cell(name, seed=seed, scheme=name), (values + more).tolist(), [values.tolist()])
+        for name, more in (("outcome-only", 0.0), ("+CSR", 0.25)) for seed, values in base.items()
+    ]
+    rows = table(results)
+    csr = found(rows, "+CSR", "accuracy, sampled")
+    assert csr.value == pytest.approx(np.mean(list(base.values())) + 0.25)
+    assert csr.low < csr.value < csr.high and csr.seeds == 5
+    # what both share cancels out: the difference is the same on every draw
+    assert (csr.difference, csr.difference_low, csr.difference_high) == pytest.approx((0.25,) * 3)
+    curve = found(rows, "+CSR", "accuracy, area under curve")
+    assert curve.value == pytest.approx(np.mean(list(base.values()))) and curve.difference == 0
+    assert found(rows, "outcome-only", "accuracy, sampled").difference is None
+    assert found(rows, "+CSR", "INSERTs per step").value == 2.0  # 4 kinds x 6 and 0, 6 chunks
+
+
+def test_the_interval_covers_the_spread_between_seeds():
+    """Streams that agree within a seed: the interval must come from the seeds."""
+    results = [result(cell(seed=seed), (value, value)) for seed, value in enumerate((0.2, 0.6))]
+    row = found(table(results), "outcome-only", "accuracy, sampled")
+    assert (row.value, row.low, row.high) == pytest.approx((0.4, 0.2, 0.6))
+
+
+@pytest.mark.parametrize(("seeds", "spread", "least"), [(5, 0.02, 0.91), (3, 0.05, 0.77)])
+def test_the_interval_covers_the_truth_as_often_as_it_is_said_to(seeds, spread, least):
+    """300 experiments of 64 streams (sd 0.15): 0.95 with 5 seeds that differ little, 0.83 with 3
+    that differ much."""
+    rng = np.random.default_rng(3)
+    settings = BootstrapSettings(num_resamples=200)
+    covered = 0
+    for _ in range(300):
+        values = rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.15, (seeds, 64))
+        _, low, high = experiment_tables._interval(dict(enumerate(values.tolist())), settings)
+        covered += low <= 0 <= high
+    assert least <= covered / 300 <= 0.99
+
+
+def test_only_seeds_that_both_have_are_compared():
+    results = [result(cell(seed=seed)) for seed in (0, 1)]
+    results += [result(cell("+CSR", seed=seed, scheme="+CSR"), (1.0, 0.75)) for seed in (1, 2)]
+    row = found(table(results), "+CSR", "accuracy, sampled")
+    assert row.seeds == 2 and row.difference == pytest.approx(0.5)
+
+
+def test_what_has_no_pairs_has_no_difference():
+    """A variant with more updates than the baseline was trained on more streams."""
+    rows = table([
+        result(cell()), result(cell("longer", updates=61), episodes=((0.25, 0.5), (0.5, 0.75))),
+    ])
+    longer = found(rows, "longer", "accuracy, area under curve")
+    assert longer.value == 0.5 and longer.difference is None
+    assert found(rows, "longer", "accuracy, sampled").difference == 0
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(2, 0.5), (3, 0.25)])
+def test_few_seeds_leave_zero_out_as_often_as_they_agree_by_luck(seeds, share):
+    """The interval of two or three values is their range: both or all lie on one side of zero."""
+    assert experiment_tables.chance_of_clear(seeds) == pytest.approx(share, abs=0.03)
+    rng = np.random.default_rng(0)
+    clear = 0
+    for _ in range(300):
+        values = np.repeat(rng.normal(size=(seeds, 1)), 4, axis=1)
+        _, low, high = experiment_tables._interval(
+            dict(enumerate(values.tolist())), BootstrapSettings(num_resamples=200)
+        )
+        clear += low > 0 or high < 0
+    assert clear / 300 == pytest.approx(share, abs=0.08)
+
+
+def test_diagnostics_are_read_per_update():
+    results = [result(cell(seed=seed), updates=3) for seed in (0, 1)]
+    for one in results:
+        one.curve["credit_at_evidence/retrieved, faulty evidence"] = [0.5] * 3
+    rows = table(results, of=diagnostic_measures)
+    found_values = {row.measure: row.value for row in rows}
+    assert found_values["credit at the evidence step, retrieved items, faulty evidence"] == 0.5
+    assert found_values["spread of chunk"] == 0.25
+    assert found_values["duplicates per step"] == 0.75
+    assert "credit at the evidence step, used items" not in found_values, "never measured"
+
+
+def test_the_alignment_of_a_cell_is_a_measure_of_its_batches():
+    rows = table([result(cell())])
+    assert found(rows, "outcome-only", "alignment, +CSR").value == 0.375
+    assert found(rows, "outcome-only", "agreement, +CSR").value == 0.75
+
+
+def test_raw_rows_hold_every_stream_of_every_test():
+    rows = stream_rows([result(cell(seed=seed)) for seed in (0, 1)])
+    assert len(rows) == 8  # 2 cells, 2 tests, 2 streams
+    assert rows[1]["stream"] == 1 and rows[1]["accuracy"] == 0.25 and rows[1]["UPDATE wrong"] == 0
+
+
+def test_findings_name_what_an_interval_shows_and_nothing_else():
+    rows = table(grid())
+    final, first, sure = findings(rows)
+    assert final.count("+CSR (+0.200 [+0.200, +0.200]) above outcome-only (0.") == 2
+    assert final.count("+EARA (-0.200 [-0.200, -0.200]) below it, 1 not told apart") == 2
+    assert first.startswith("Over the first 10 updates: pressure: +CSR (+0.100")
+    clear = sum(excludes_zero(row) for row in rows
+                if row.measure in ("accuracy, sampled", ACCURACIES[0]))
+    assert sure.startswith(f"{clear} of the 12 intervals of these comparisons (95 %, paired, over")
+    assert "by chance alone 0.6 would, up to 2.5 where" in sure
+
+
+def robustness():
+    """One variant over faults: half of what it gains is lost where half of the evidence is."""
+    regimes = {
+        "clean": {}, "25 % dropped": {"evidence_drop": 0.25},
+        "50 % dropped": {"evidence_drop": 0.5}, "50 % wrong": {"wrong_questions": 0.5},
+        "50 % wrong, verified": {"wrong_questions": 0.5, "verified": True}, "top-k 1": {"top_k": 1},
+    }
+    return [
+        result(cell(scheme, regime, seed, scheme=scheme, **knobs),
+               [0.3 + 0.1 * seed + gain, 0.4 + gain], [[0.3, 0.4 + gain / 2]] * 12, updates=12)
+        for regime, knobs in regimes.items() for seed in range(3)
+        for scheme, gain in (
+            ("outcome-only", 0.0), ("Fine-Mem", 0.2 * (1 - knobs.get("evidence_drop", 0)))
+        )
+    ]
+
+
+def test_findings_of_many_regimes_are_told_by_variant():
+    final, _, sure = findings(table(robustness()))
+    assert final.startswith("At the end: Fine-Mem: above outcome-only in clean (+0.200 [+0.200,")
+    assert final.endswith("50 % dropped (+0.100 [+0.100, +0.100]), below it in nothing, "
+                          "0 not told apart.")
+    assert sure.startswith("12 of the 12 intervals")
+
+
+def test_a_line_of_doses_holds_the_regimes_that_differ_in_its_knob_only():
+    results = robustness()
+    figure = experiment_figures.dose_response(table(results), results)
+    lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data
+             if trace.showlegend}
+    assert lines == {
+        "wrong chunk questions": ([0, 0.5], [0.2, 0.2]),
+        "wrong chunk questions, verified": ([0.5], [0.2]),
+        "evidence dropped": ([0, 0.25, 0.5], [0.2, 0.15, 0.1]),
+        "evidence swapped": ([0], [0.2]),
+    }
+    assert figure.layout.meta["caption"].startswith("Of 10 comparisons in the 2 primary measures")
+    items = experiment_figures.dose_response(
+        table(results), results, {"k": ("top_k", {})}, "Fewer items", "items"
+    )
+    assert list(items.data[0].x) == [1, 3]
+
+
+def test_findings_of_nothing_do_not_pretend():
+    rows = table([result(cell(seed=seed)) for seed in (0, 1)])
+    final, _, sure = findings(rows)
+    assert "nothing above outcome-only (0.375), nothing below it" in final
+    assert sure.startswith("0 of the 0 intervals")
+
+
+# Figures.
+
+
+def figures(results) -> dict[str, go.Figure]:
+    rows = table(results, results[0].cell.variant)
+    return {
+        "accuracy": experiment_figures.measure_intervals(
+            rows, ACCURACIES[2:], "Accuracy at the end", "accuracy (mean score)"),
+        "differences": experiment_figures.measure_intervals(
+            rows, ["accuracy, sampled"], "Differences", "difference in accuracy", True),
+        "heatmap": experiment_figures.difference_heatmap(rows),
+        "curves": experiment_figures.learning_curves(results),
+        "edits": experiment_figures.edit_bars(results),
+        "doses": experiment_figures.dose_response(
+            rows, results, {f"{results[0].cell.variant}, wrong": ("wrong_questions", {})}),
+    }
+
+
+POISON = "<script>ran=1</script>%{x} $x^2$ \u202e "
+FIGURES, AGAIN, POISONED = figures(grid()), figures(grid()), figures(grid(POISON))
+
+
+def strings(value):
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [text for part in parts for text in strings(part)] if isinstance(
+        value, dict | list) else []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_says_what_it_shows_and_has_a_table(name):
+    spec = json.loads(FIGURES[name].to_json())
+    layout = spec["layout"]
+    assert layout["title"]["text"] and layout["meta"]["caption"].endswith(".")
+    assert layout["meta"]["alt"].endswith(".")
+    assert any(character.isdigit() for character in layout["meta"]["caption"])
+    rows = frames.figure_table(FIGURES[name])
+    assert rows and not {"x", "y"} & {key for row in rows for key in row}  # all axes have titles
+    assert FIGURES[name].to_json() == AGAIN[name].to_json()
+    assert len(FIGURES[name].to_json()) < 14_000
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_names_from_a_design_are_shown_literally(name):
+    spec = json.loads(POISONED[name].to_json())
+    del spec["layout"]["meta"]
+    for text in strings(spec):
+        bare = text.replace("<br>", "").replace("<extra></extra>", "")
+        assert "<" not in bare and "$" not in bare and "\u202e" not in bare
+    templates = [trace.get("hovertemplate") or "" for trace in spec["data"]]
+    assert not any("script" in template for template in templates)
+
+
+def test_the_heatmap_is_centred_on_zero_and_brackets_what_is_not_clear():
+    (first, _) = FIGURES["heatmap"].data
+    assert first.zmid == 0 and first.zmin == -first.zmax
+    texts = dict(zip(SCHEMES[1:], first.text, strict=True))
+    assert texts["+CSR"][2] == "+0.200" and texts["+EARA"][2] == "-0.200"
+    assert any(text.startswith("(") for text in texts["Fine-Mem"])
+
+
+def test_many_regimes_become_lines_instead_of_panels():
+    results = [result(cell(scheme, regime, scheme=scheme)) for scheme in SCHEMES[:2]
+               for regime in ("clean", "10 %", "25 %", "50 %")]
+    figure = figures(results)["heatmap"]
+    assert [line for line in figure.layout.yaxis.ticktext] == ["clean", "10 %", "25 %", "50 %"]
+    assert figure.layout.annotations[0].text == "+CSR" and len(figure.data) == 1
+
+
+def test_curves_average_blocks_of_updates_over_seeds():
+    curve = FIGURES["curves"].data[0]
+    assert list(curve.x) == [5, 10, 12] and list(curve.y) == pytest.approx([0.22, 0.27, 0.305])
+
+
+def test_edits_add_up_what_the_truth_counted():
+    first = FIGURES["edits"].data[0]
+    assert set(first.x) == {0.5}  # 6 and 0 facts on two streams of six chunks

@@ -1,0 +1,894 @@
+"""Explorers without a browser: states, linking, errors that are shown, and the static form."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+import pytest
+
+from finemem_lib.advantages import group_relative
+from finemem_lib.credit import counterfactual
+from finemem_lib.credit import group as group_rules
+from finemem_lib.credit.rules import RULES, assign
+from finemem_lib.explorers import display, evidence, what_if
+from finemem_lib.explorers import explorer as explorer_module
+from finemem_lib.explorers.explorer import Control, Explorer
+from finemem_lib.explorers.live import Live
+from finemem_lib.figures import (
+    evidence as evidence_figures,
+)
+from finemem_lib.figures import (
+    frames as figure_frames,
+)
+from finemem_lib.figures import (
+    memory as memory_figures,
+)
+from finemem_lib.figures import (
+    rollouts,
+    style,
+)
+from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.trajectory import creation_key
+from finemem_lib.worked_example import worked_example
+from tests.helpers.figure_samples import make_trajectory
+
+POISON = "<script>ran=1</script> $x$ \u202eעברית العربية 🧠 "
+LONG = "w" * 10_000 + " "
+OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
+
+
+def make_group(poison: str = "") -> list[Any]:
+    return [dataclasses.replace(make_trajectory(seed, poison=poison), instance_id="one",
+                                rollout=seed) for seed in range(3)]
+
+
+def make_explorers(poison: str = "") -> dict[str, Explorer]:
+    return {
+        "evidence": evidence.evidence_explorer(make_trajectory(poison=poison)),
+        "memory_player": evidence.memory_player(make_trajectory(poison=poison)),
+        "what_if": what_if.what_if_explorer(make_group(poison)),
+    }
+
+
+EXPLORERS = make_explorers()
+
+
+def bar(heights: list[float], clicks: list[Any] | None = None) -> go.Figure:
+    meta = {"caption": f"Sum {sum(heights)}.", "alt": "Bars."}
+    if clicks:
+        meta["clicks"] = {"control": "n", "points": {"0": clicks}}
+    return go.Figure({"data": [{"type": "bar", "x": [1, 2], "y": heights}],
+                      "layout": {"title": {"text": "Bars"}, "height": 300, "meta": meta}})
+
+
+def toy(build: Any = None, **control: Any) -> Explorer:
+    options = {"options": [("one", 1), ("two", 2), ("three", 3)], "static": True} | control
+    return Explorer("Toy", (Control("n", "n", **options),),
+                    build or (lambda n: {"a": bar([n, 2 * n], [1, 3]), "b": bar([0, n])}))
+
+
+# ---- states --------------------------------------------------------------------------------------
+
+
+def test_controls_settle_on_options_that_exist() -> None:
+    depends = Explorer("Drill", (
+        Control("run", "run", [("first", "a"), ("second", "b")]),
+        Control("step", "step", lambda state: [(str(n), n) for n in
+                                               ((1, 2) if state["run"] == "a" else (2, 3))]),
+    ), lambda run, step: {"x": bar([step, step])})
+    assert depends.settle({}) == {"run": "a", "step": 1}
+    assert depends.settle({"run": "b", "step": 2}) == {"run": "b", "step": 2}
+    assert depends.settle({"run": "b", "step": 1}) == {"run": "b", "step": 2}
+    live = Live(depends)
+    live.controls["run"].value = "b"
+    assert [value for _, value in live.controls["step"].options] == [2, 3]
+    assert live.state == {"run": "b", "step": 2} and live.error == ""
+
+
+def test_controls_without_options_or_with_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="control 'n' has no options, expected at least one"):
+        toy(options=[])
+    with pytest.raises(ValueError, match="expected no repeats"):
+        Explorer("Twice", (Control("n", "n", [("1", 1)]),) * 2, lambda n: {})
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_option_of_every_control_builds_every_view(name: str) -> None:
+    explorer = EXPLORERS[name]
+    views = list(explorer.figures())
+    for control in explorer.controls:
+        for _, value in control.choices(explorer.settle({})):
+            figures = explorer.figures(**{control.name: value})
+            assert list(figures) == views
+            for figure in figures.values():
+                go.Figure(figure.to_plotly_json())  # plotly accepts every property of it
+                meta = figure.layout.meta
+                assert re.search(r"\d", meta["caption"]) and meta["alt"].endswith(".")
+
+
+# ---- live ----------------------------------------------------------------------------------------
+
+
+def test_a_widget_moves_every_figure_caption_and_table() -> None:
+    live = Live(toy())
+    live.controls["n"].value = 3
+    assert live.views["a"].data[0].y == (3, 6) and live.views["b"].data[0].y == (0, 3)
+    boxes = live.box.children[-1].children
+    drawing, caption, button, table = boxes[0].children
+    assert drawing.spec["data"][0]["y"] == [3, 6]
+    assert "Sum 9." in caption.value and table.value == ""
+    button.value = True
+    assert "<td>6</td>" in table.value
+    live.set("n", 1)
+    assert "<td>2</td>" in table.value and "<td>6</td>" not in table.value
+
+
+def test_a_drawing_holds_the_whole_figure_and_loads_plotly_when_asked() -> None:
+    """Incident: FigureWidgets of 5 MB each stayed empty, or as they were, on a busy machine."""
+    live = Live(toy())
+    drawing = live.box.children[-1].children[0].children[0]
+    assert len(drawing.get_state("_esm")["_esm"]) < 3_000
+    live.set("n", 2)
+    assert json.loads(json.dumps(drawing.spec))["data"] == live.views["a"].to_plotly_json()["data"]
+    sent = []
+    drawing.send = lambda content, buffers: sent.append((content, len(buffers[0])))
+    drawing._handle_custom_msg("plotly.js", [])
+    [(name, size)] = sent
+    assert name == "plotly.js" and size > 1_000_000
+
+
+def test_a_click_sets_the_control_and_moves_every_view() -> None:
+    live = Live(toy())
+    drawing = live.box.children[-1].children[0].children[0]
+    drawing._handle_custom_msg({"trace": 0, "point": 1}, [])
+    assert live.controls["n"].value == 3 and live.views["b"].data[0].y == (0, 3)
+    live.click("a", 0, [[0, 1]])  # a heatmap names row and column
+    assert live.state == {"n": 3}
+    live.click("b", 0, [1])
+    assert live.state == {"n": 3} and live.error == ""
+
+
+def test_a_click_on_a_heatmap_may_choose_by_its_row() -> None:
+    """Incident: the column was taken for the row, so that rollouts could not be clicked."""
+    explorer = toy()
+
+    def build(n: int) -> dict[str, go.Figure]:
+        figures = explorer.build(n)
+        figures["a"].layout.meta["clicks"]["points"] = {"0": [[1, 1, 1], [3, 3, None]]}
+        return figures
+
+    live = Live(dataclasses.replace(explorer, build=build))
+    for point, expected in (([1, 0], 3), ([0, 2], 1), ([1, 2], 1), ([1, 1], 3)):
+        live.click("a", 0, [point])
+        assert live.state == {"n": expected} and live.error == ""
+
+
+def test_buttons_beside_a_menu_move_it_as_far_as_it_goes() -> None:
+    """Incident: JupyterLab keeps the arrow keys that would move a menu."""
+    live = Live(toy())
+    menu, back, forth = live.box.children[1].children[0].children
+    for button, value in ((back, 1), (forth, 2), (forth, 3), (forth, 3), (back, 2)):
+        button.click()
+        assert menu.value == live.state["n"] == value and live.error == ""
+    assert live.views["a"].data[0].y == (2, 4)
+
+
+def test_views_may_change_their_traces_when_live() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        figure = bar([1, n])
+        for extra in range(n - 1):
+            figure.add_scatter(x=[1, 2], y=[extra, n])
+        return {"a": figure}
+
+    live = Live(toy(build))
+    for n, traces in ((3, 3), (1, 1), (2, 2)):
+        live.set("n", n)
+        assert live.error == "" and len(live.views["a"].data) == traces
+        assert live.views["a"].data[0].y == (1, n)
+
+
+def test_an_error_is_shown_the_figures_stay_and_the_next_state_clears_it() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        if n == 2:
+            raise KeyError("<b>lost</b>")
+        return {"a": bar([n, n])}
+
+    live = Live(toy(build))
+    alert = live.box.children[2]
+    assert isinstance(alert, ipywidgets.HTML) and alert.value == ""
+    live.controls["n"].value = 2
+    assert live.error == "KeyError: '<b>lost</b>'"
+    assert 'role="alert"' in alert.value and "&lt;b&gt;lost" in alert.value
+    assert "<b>lost" not in alert.value and "in build" in alert.value
+    assert live.views["a"].data[0].y == (1, 1)
+    live.controls["n"].value = 3
+    assert live.error == "" and alert.value == "" and live.views["a"].data[0].y == (3, 3)
+
+
+def test_an_explorer_that_fails_at_once_still_shows_its_controls_and_recovers() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        return {"a": bar([1 / (n - 1), n])}
+
+    live = Live(toy(build))
+    assert "ZeroDivisionError" in live.error and live.views == {}
+    live.set("n", 2)
+    assert live.error == "" and live.views["a"].data[0].y == (1, 2)
+
+
+# ---- the explorers -------------------------------------------------------------------------------
+
+
+def marks(figure: go.Figure) -> int:
+    return sum(shape.type == "rect" for shape in figure.layout.shapes)
+
+
+def test_evidence_a_click_in_one_view_selects_in_all() -> None:
+    live = Live(EXPLORERS["evidence"])
+    trajectory = make_trajectory()
+    link = live.views["flow"].data[0].link
+    names = live.views["flow"].data[0].node.label
+    target = next(n for n in range(len(link.target)) if "Where does Ned" in names[link.target[n]])
+    live.click("flow", 0, [target])
+    assert live.error == "" and live.state["selected"].startswith("question ")
+    question = int(live.state["selected"].split()[1]) - 1
+    assert "Where does Ned" in trajectory.questions[question].question.text
+    retrieved = {found.item_id for found in trajectory.questions[question].retrieved}
+    assert len(live.views["trail"].data[0].y) == len(retrieved)
+    assert marks(live.views["heatmap"]) == len(
+        evidence_figures.evidence_parts(dataclasses.replace(trajectory, questions=(
+            trajectory.questions[question],))))
+    assert marks(live.views["timeline"]) == len(retrieved)
+    assert live.views["heatmap"].data[2].selectedpoints == (question,)
+    strong = [color for color in live.views["flow"].data[0].link.color
+              if color.endswith(evidence_figures.STRONG)]
+    assert 0 < len(strong) < len(link.target)
+    live.click("heatmap", 3, [2])
+    assert live.state["selected"] == "step 3" and marks(live.views["heatmap"]) > 0
+    marker = next(n for n, trace in enumerate(live.views["timeline"].data)
+                  if trace.name == "INSERT")
+    live.click("timeline", marker, [0])
+    assert live.state["selected"].startswith("item ") and live.error == ""
+    assert marks(live.views["timeline"]) == 1
+
+
+def test_evidence_link_and_node_numbers_never_meet() -> None:
+    """Incident: plotly says only the number of what was clicked, be it a node or a link."""
+    trace = EXPLORERS["evidence"].figures()["flow"].data[0]
+    used = {*trace.link.source, *trace.link.target}
+    assert min(used) >= len(trace.link.value)
+    assert all(trace.node.label[number] for number in used)
+
+
+def test_trail_is_the_evidence_of_the_rewards() -> None:
+    trajectory = make_trajectory()
+    for settings in (RewardSettings(), RewardSettings(credited="used", attribution="lineage")):
+        for j, answered in enumerate(trajectory.questions):
+            figure = evidence_figures.evidence_trail(trajectory, settings, f"question {j + 1}", max_rows=99)
+            parts = [part for part in evidence_figures.evidence_parts(trajectory, settings)
+                     if part.question == j]
+            earned = sum(part.share for part in parts) * (answered.score or 0)
+            assert sum(figure.data[0].x) == pytest.approx(earned, abs=1e-3)
+            used = [text for text in figure.layout.yaxis.ticktext if "(used)" in text]
+            assert {text.split("#")[1].split()[0] for text in used} == set(answered.used)
+
+
+def test_memory_player_shows_what_each_step_did() -> None:
+    trajectory = make_trajectory()
+    hits = {found.item_id for one in (*trajectory.questions, *(
+        asked for step in trajectory.steps for asked in step.chunk_questions))
+        for found in one.retrieved}
+    for step in range(trajectory.num_steps + 1):
+        figure = memory_figures.memory_state(trajectory, step)
+        shown = {trace.name: len(trace.x) for trace in figure.data}
+        assert list(shown) == list(memory_figures.MEMORY_STATES)
+        alive = trajectory.memory_at(step)
+        gone = shown["deleted at this step"] + shown["evicted at this step"]
+        assert sum(shown.values()) - gone == len(alive)
+        if step:
+            delta = trajectory.steps[step - 1].delta
+            assert shown["deleted at this step"] == len(delta.removed)
+            assert shown["evicted at this step"] == len(delta.evicted)
+            written = {item.item_id for item in delta.written}
+            idle = [item for item in alive if item.item_id not in hits | written]
+            assert shown["kept, never retrieved"] == len(idle)
+    assert memory_figures.memory_state(trajectory, 6, max_items=2).layout.yaxis.tickvals == (0, 1)
+    with pytest.raises(ValueError, match="outside 0..6"):
+        memory_figures.memory_state(trajectory, 7)
+
+
+def test_what_if_shows_the_rewards_and_advantages_of_the_library() -> None:
+    group = make_group()
+    figures = what_if.what_if_explorer(group).figures(beta=0.25, w1=0.2, credited="used", rollout=1)
+    settings = RewardSettings(beta=0.25, w1=0.2, credited="used")
+    totals = [[reward.total for reward in hybrid_reward(one, settings)] for one in group]
+    assert list(figures["rewards"].data[2].y) == pytest.approx(totals[1], rel=1e-3)
+    after = figures["advantages"].data[2].y
+    expected = [row[step] for step in range(6) for row in group_relative(totals)]
+    assert list(after) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    outcome = [[outcome_reward(one)] * 6 for one in group]
+    before = [row[step] for step in range(6) for row in group_relative(outcome)]
+    assert list(figures["advantages"].data[1].y) == pytest.approx(before, rel=1e-3, abs=1e-3)
+
+
+def test_what_if_credits_the_first_k_items_only() -> None:
+    explorer = what_if.what_if_explorer([worked_example()])
+    one, two = (explorer.figures(k=k, beta=1.0)["card"].data[0].x for k in (1, 2))
+    assert one[1] == 0.5 and two[1] == 0.25
+
+
+@pytest.mark.parametrize("rule", [what_if.FINE_MEM, "eara", "eara-used"])
+def test_the_card_adds_up_to_the_reward(rule: str) -> None:
+    explorer = EXPLORERS["what_if"]
+    for step in range(1, 7):
+        for rollout in range(3):
+            card = explorer.figures(rule=rule, step=step, rollout=rollout)["card"]
+            terms, results = card.data
+            total = sum(value for value in terms.x if value is not None)
+            assert total == pytest.approx(results.x[-2], abs=2e-3)
+
+
+def test_the_card_counts_the_rollouts_of_every_rule() -> None:
+    """Incident: a rule that gives advantages was said to be one "among 0 rollouts"."""
+    explorer = EXPLORERS["what_if"]
+    rules = [value for _, value in explorer.controls[2].options]
+    kinds = {RULES[rule].gives for rule in rules if rule in RULES}
+    assert kinds == {"reward", "advantage"}
+    for rule in rules:
+        assert "among 3 rollouts" in explorer.figures(rule=rule)["card"].layout.meta["caption"]
+
+
+def test_rules_that_need_the_reader_are_offered_with_it_only() -> None:
+    group, agent = played_group()
+    without, with_reader = what_if.what_if_explorer(group), what_if.what_if_explorer(group, agent=agent)
+    rules = [[value for _, value in one.controls[2].options] for one in (without, with_reader)]
+    assert "step-loo" not in rules[0] and "step-loo" in rules[1]
+    live = Live(with_reader)
+    for rule in rules[1]:
+        live.set("rule", rule)
+        assert live.error == ""
+
+
+@functools.cache
+def played_group() -> tuple[list[Any], Any]:
+    """Three rollouts on which no control does nothing by chance, and the agent that answered."""
+    from finemem_lib.data.planted import StreamSettings, planted_stream
+    from finemem_lib.managers.model import make_manager
+    from finemem_lib.managers.rollout import RolloutSettings, play
+    from finemem_lib.readers.extractive import reader_for
+
+    instance = planted_stream(3, StreamSettings(num_chunks=6, people=2))
+    agent = reader_for([instance])
+    [group] = play([instance], make_manager("random"),
+                   RolloutSettings(num_generations=3, top_k=3), agent, 0)
+    # An item updated on the way tells attributions apart, a question without items `unretrieved`.
+    first = group[0].questions[0]
+    guessed = dataclasses.replace(first, retrieved=(), used=(), score=1.0,
+                                  answer=first.question.answers[0])
+    return [dataclasses.replace(group[0], questions=(guessed, *group[0].questions[1:])),
+            *group[1:]], agent
+
+
+class Counting:
+    """An agent that counts the readings it is asked for."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent, self.name, self.settings, self.query = (
+            agent, agent.name, agent.settings, agent.query)
+        self.read_again: list[Any] = []
+
+    def read(self, tasks: Any) -> Any:
+        self.read_again += tasks
+        return self.agent.read(tasks)
+
+
+SWITCHES = [
+    {}, {"beta": 0.25}, {"w1": 0.2}, {"w2": 0.3}, {"attribution": "creation"},
+    {"attribution": "lineage"}, {"credited": "used"}, {"scale": "batch"}, {"scale": "none"},
+    {"k": 1}, {"beta": 1.0, "credited": "used", "k": 2, "scale": "none"},
+]
+START = RewardSettings(unretrieved="drop")
+RULE_NAMES = [what_if.FINE_MEM, *(name for name in RULES if name != "potential")]
+
+
+@functools.cache
+def what_if_lab() -> Explorer:
+    group, agent = played_group()
+    return what_if.what_if_explorer(group, START, agent=agent)
+
+
+def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, Any]) -> Any:
+    """Rewards (None: it gives advantages) and advantages, with nothing of the explorer."""
+    kept = {name: value for name, value in switches.items() if name not in ("scale", "k")}
+    settings, scale = dataclasses.replace(START, **kept), switches.get("scale", "group")
+    if "agent" not in (RULES[rule].needs if rule in RULES else ()):
+        group = [dataclasses.replace(one, questions=tuple(
+            dataclasses.replace(a, retrieved=a.retrieved[:switches.get("k", 3)])
+            for a in one.questions)) for one in group]
+    if rule == what_if.FINE_MEM:
+        paid = [[reward.total for reward in hybrid_reward(one, settings)] for one in group]
+        return paid, group_relative(paid, scale)
+    offered: dict[str, Any] = {}
+    if rule.startswith("eara"):
+        offered = {name: getattr(settings, name)
+                   for name in ("beta", "attribution", "credited", "unretrieved")}
+    if rule.startswith("evidence-"):
+        offered = {"attribution": settings.attribution}
+    if "agent" in RULES[rule].needs:
+        offered["agent"] = Counting(agent)  # `assign` makes an own memo for what is none
+    if "group" in RULES[rule].needs:
+        offered |= {"group": group, "scale_rewards": scale}
+    given = [assign(rule, one, **offered).credit if "agent" in offered  # knows what was read
+             else RULES[rule].function(one, **offered) for one in group]
+    return (given, group_relative(given, scale)) if RULES[rule].gives == "reward" else (None, given)
+
+
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_what_if_is_the_library_for_every_rule_and_switch(rule: str) -> None:
+    group, agent = played_group()
+    assert rule in [value for _, value in what_if_lab().controls[2].options]
+    for switches in SWITCHES:
+        paid, advantages = by_the_library(rule, group, agent, switches)
+        figures = what_if_lab().figures(rule=rule, rollout=1, **switches)
+        shown = figures["advantages"].data[2].y
+        expected = [row[step] for step in range(6) for row in advantages]
+        assert list(shown) == pytest.approx([value for value in expected if value is not None],
+                                            rel=1e-3, abs=1e-3)
+        shown = figures["rewards"].data[2].y
+        wanted = [] if paid is None else [value for value in paid[1] if value is not None]
+        assert list(shown) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+    assert paid is not None or "directly" in figures["rewards"].layout.meta["caption"]
+
+
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_controls_that_a_rule_does_not_read_are_greyed_out_and_move_nothing(rule: str) -> None:
+    """Incident: with most rules all but two controls did nothing, and nothing said so."""
+    live = Live(what_if_lab())
+    live.set("rule", rule)
+    moving = {"beta": 0.25, "w1": 0.2, "w2": 0.3, "k": 1, "attribution": "creation",
+              "credited": "used"}
+    group, agent = played_group()
+    first = by_the_library(rule, group, agent, {})
+    for name, value in moving.items():
+        moved = by_the_library(rule, group, agent, {name: value}) != first
+        idle = live.controls[name].disabled
+        assert not (moved and idle), name
+        if rule == what_if.FINE_MEM or (rule == "eara" and name not in ("w1", "w2")):
+            assert moved and not idle, name
+    buttons = live.box.children[1].children[8].children[1:]  # beside "credited"
+    assert [one.disabled for one in buttons] == [live.controls["credited"].disabled] * 2
+    assert not live.controls["scale"].disabled and not live.controls["rule"].disabled
+    caption = live.views["card"].layout.meta["caption"]
+    reads = ["β" if name == "beta" else name for name in moving if not live.controls[name].disabled]
+    assert rule == what_if.FINE_MEM or (
+        f"it reads {', '.join([*reads, 'scale_rewards'])} only." in caption)
+    live.set("rule", what_if.FINE_MEM)
+    assert not any(widget.disabled for widget in live.controls.values())
+
+
+def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeypatch) -> None:
+    """Incident: β, which they do not take, cost the rules that replay steps seconds per move."""
+    group, agent = played_group()
+    counting = Counting(agent)
+    explorer = what_if.what_if_explorer(group, agent=counting)
+    monkeypatch.setattr(counterfactual, "World", lambda *_: pytest.fail("replayed by each rule anew"))
+    for rule in ("step-loo", "step-shapley", "owen", "evidence-shapley"):
+        explorer.figures(rule=rule)
+    assert counting.read_again
+    asked = [(task.question, *(content for _, content in task.items), task.written)
+             for task in counting.read_again]
+    assert len(set(asked)) == len(asked)  # rules that ask the same share the answers
+    alone = Counting(agent)
+    what_if.what_if_explorer(group[:1], agent=alone).figures(rule="step-loo")
+    held = {item.item_id: item.content for item in group[0].final_memory()}
+    known = {(answered.question.text, *(held[found.item_id] for found in answered.retrieved))
+             for answered in group[0].questions}
+    assert alone.read_again and not known & {
+        (task.question, *(content for _, content in task.items)) for task in alone.read_again}
+    times = Counter()
+    for rule in RULE_NAMES:
+        if rule in RULES:
+            counted = dataclasses.replace(RULES[rule], function=_counting(rule, times))
+            monkeypatch.setitem(RULES, rule, counted)
+    for rule in RULE_NAMES:
+        for switches in ({}, {"beta": 0.25}, {"w1": 0.2}, {"step": 2}, {"rollout": 1}):
+            explorer.figures(rule=rule, **switches)
+    reads_beta = {"eara", "eara-used"}
+    for rule in RULE_NAMES[1:]:
+        already = rule in ("step-loo", "step-shapley", "owen", "evidence-shapley", "uniform-split",
+                           "outcome-broadcast")
+        assert times[rule] == len(group) * (0 if already else 1 + (rule in reads_beta)), rule
+    assert len(counting.read_again) - len(asked) <= sum(  # evidence-loo asked of fewer sets only
+        len(answered.retrieved) for one in group for answered in one.questions)
+
+
+def _counting(rule: str, times: Counter) -> Any:
+    function = RULES[rule].function
+
+    @functools.wraps(function)
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        times[rule] += 1
+        return function(*arguments, **settings)
+
+    return counted
+
+
+def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
+    """Incident: gigpo took 600 ms a move, because each of 8 rollouts worked out all 8 again."""
+    group, _ = played_group()
+    calls = Counter()
+    for name in ("_states", "_unspoilt"):
+        function = getattr(group_rules, name)
+        monkeypatch.setattr(group_rules, name, lambda *a, name=name, function=function: (
+            calls.update([name]), function(*a))[1])
+    explorer = what_if.what_if_explorer(group)
+    for rule in ("gigpo", "attributed-dense"):
+        explorer.figures(rule=rule)
+    steps = sum(bool(step.chunk_questions) for one in group for step in one.steps)
+    assert calls == {"_states": len(group), "_unspoilt": steps}
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
+    group, _ = played_group()
+    together = group_rules.Together(group)
+    for rule in ("mt-grpo", "gigpo", "hindsight", "attributed-dense"):
+        for one in group:
+            shared, alone = (RULES[rule].function(one, group=each, scale_rewards=scale)
+                             for each in (together, list(group)))
+            assert shared == alone
+    for one in group:
+        for step, state in zip(one.steps, group._states(one), strict=True):
+            before = sorted(one.memory_at(step.step - 1), key=creation_key)
+            assert state == (step.chunk.text, *(item.content for item in before))
+
+
+def test_hover_texts_that_no_cell_has_room_for_are_not_made(monkeypatch) -> None:
+    """Incident: half of the 55 ms that a choice of rewards took for 8 rollouts of 200 steps."""
+    large = [dataclasses.replace(make_trajectory(3, 60), instance_id="one", rollout=number)
+             for number in range(3)]
+    monkeypatch.setattr(rollouts, "_told", lambda step: pytest.fail("not shown"))
+    compared = rollouts.rollout_compare(rollouts.rollout_groups([large])[0])
+    assert compared.data[0].customdata is None
+
+
+@pytest.mark.parametrize("rule", ["mt-grpo", "gigpo", "hindsight", "attributed-dense"])
+def test_rules_that_give_advantages_say_so_where_rewards_would_stand(rule: str) -> None:
+    """Incident: an empty box, "the reward moves by 0 on average over 0 steps"."""
+    figures = what_if_lab().figures(rule=rule, rollout=1)
+    said = f"The rule {rule} gives the advantages of rollout 2 directly"
+    meta = figures["rewards"].layout.meta
+    assert meta["caption"].startswith(said) and said in meta["alt"]
+    [note] = figures["rewards"].layout.annotations
+    assert said in note.text.replace("<br>", " ")
+    card = figures["card"]
+    assert card.layout.xaxis.title.text == "value (advantage)"
+    shown = [trace.name for trace in card.data if trace.showlegend]
+    assert shown == [trace.name for trace in card.data if any(x is not None for x in trace.x)]
+
+
+def test_the_formula_of_every_rule_stands_whole_in_its_card() -> None:
+    """Incident: "(1/n) sum_j ([t in E_j] + lambda [t wrote..." was cut, and nowhere whole."""
+    for rule in RULE_NAMES[1:]:
+        card = what_if_lab().figures(rule=rule)["card"]
+        whole = " ".join(style.plain(text) for text in card.layout.yaxis.ticktext)
+        assert RULES[rule].formula in whole and RULES[rule].formula in card.layout.meta["alt"]
+        assert all(len(line) <= 60 for text in card.layout.yaxis.ticktext
+                   for line in style.plain(text.replace("<br>", "\n")).split("\n"))
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("rule", RULE_NAMES)
+def test_the_numbers_of_the_card_come_to_its_values(rule: str, scale: str) -> None:
+    """Incident: "= -0.064, scaled -0.2645" did not say by what."""
+    worked = {what_if.FINE_MEM, "eara", "eara-used", "csr", "outcome-broadcast", "uniform-split",
+              "mt-grpo", "gigpo", "step-loo"}
+    for rollout, step in ((0, 1), (1, 4), (2, 6)):
+        card = what_if_lab().figures(rule=rule, scale=scale, rollout=rollout, step=step)["card"]
+        values = [next(x for x in pair if x is not None) if any(x is not None for x in pair)
+                  else None for pair in zip(card.data[0].x, card.data[1].x, strict=True)]
+        told = card.layout.meta["alt"].partition(": ")[2].removesuffix(".")
+        lines = [line.rpartition(" is ")[2] for line in told.split("; ")]
+        rows = [(line.replace("×", "*"), value)
+                for line, value in zip(lines, values, strict=True) if value is not None]
+        for numbers, value in rows:
+            assert eval(numbers, {}) == pytest.approx(value, rel=2e-3, abs=2e-4), numbers
+        if rule in worked and values[-1] is not None:
+            assert len(rows) > 2 or re.search(r" [-/] ", rows[0][0])
+        if rule in RULES and RULES[rule].gives == "reward" and values[-1] is not None:
+            assert ("0.0001" in rows[-1][0]) == (scale != "none")
+
+
+def test_rewards_are_compared_with_rewards_of_the_same_sum() -> None:
+    """Incident: "the reward moves by 0.796" at every β, r_global against a total led by format."""
+    group, _ = played_group()
+    moved = []
+    for beta in (0.25, 0.5, 1.0):
+        figure = what_if_lab().figures(beta=beta, rollout=1)["rewards"]
+        assert sum(figure.data[1].y) == pytest.approx(sum(figure.data[2].y), abs=5e-3)
+        caption = figure.layout.meta["caption"]
+        assert what_if.EVEN in caption
+        moved.append(float(re.search(r"moves by ([\d.]+)", caption)[1]))
+    assert moved[0] < moved[1] < moved[2]
+    assert moved[2] == pytest.approx(4 * moved[0], rel=0.05)
+    eara = what_if_lab().figures(rule="eara-used", rollout=1)["rewards"].data[1].y
+    assert list(eara) == pytest.approx([outcome_reward(group[1]) / 6] * 6, rel=1e-3)
+    before = what_if_lab().figures(rule="csr", before=what_if.START)["rewards"]
+    assert "compare the advantages" in before.layout.meta["caption"]
+
+
+def test_a_cut_that_takes_every_used_item_is_said() -> None:
+    """Incident: k = 1 paid every step alike, as if nothing had been found, and did not say so."""
+    one = worked_example()
+    asked = dataclasses.replace(one.questions[0], used=("2",))
+    explorer = what_if.what_if_explorer([dataclasses.replace(one, questions=(asked,))])
+    for wanted, told in (({"credited": "used", "k": 1}, True), ({"credited": "used"}, False),
+                         ({"k": 1}, False), ({"rule": "eara-used", "k": 1}, True),
+                         ({"rule": "outcome-broadcast", "credited": "used", "k": 1}, False)):
+        caption = explorer.figures(**wanted)["card"].layout.meta["caption"]
+        assert ("k = 1 cuts away every used item of 1 of 1 questions: their evidence is spread "
+                "over all steps" in caption) == told
+
+
+def test_a_rule_that_reads_again_is_never_shown_fewer_items_than_were_scored() -> None:
+    """Incident: with k = 1 it took the score of two items for that of the first, a distractor."""
+    from finemem_lib.lesson.cases import disagreement
+    from finemem_lib.readers.extractive import reader_for
+
+    played = disagreement()
+    one = dataclasses.replace(played, questions=tuple(
+        dataclasses.replace(answered, retrieved=answered.retrieved[::-1])
+        for answered in played.questions
+    ))
+    explorer = what_if.what_if_explorer([one, one], agent=reader_for([one]))
+    paid, cut = (
+        str([view.to_plotly_json()["data"] for view in explorer.figures(**state).values()])
+        for state in ({"rule": "evidence-loo"}, {"rule": "evidence-loo", "k": 1})
+    )
+    assert cut == paid
+
+
+def test_what_if_refuses_rollouts_of_different_instances() -> None:
+    with pytest.raises(ValueError, match="2 trajectories of 2 instances, expected the rollouts"):
+        what_if.what_if_explorer([make_trajectory(), worked_example()])
+    with pytest.raises(ValueError, match="0 trajectories"):
+        what_if.what_if_explorer([])
+
+
+# ---- untrusted text ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+@pytest.mark.parametrize("poison", [POISON, LONG])
+def test_text_from_data_stays_text(name: str, poison: str) -> None:
+    explorer = make_explorers(poison)[name]
+    live = Live(explorer)
+    for control in explorer.controls:
+        assert all(len(text) <= 60 for text, _ in control.choices(live.state))
+    for figure in explorer.figures().values():
+        spec = json.loads(figure.to_json())
+        clicks = spec["layout"].pop("meta").get("clicks", {})
+        assert len(json.dumps(clicks)) < 10_000
+        for text in _strings(spec):
+            assert "<" not in OWN_MARKUP.sub("", text) and "$" not in text
+            assert max(map(len, text.split("<br>"))) < 130
+    boxes = live.box.children[-1].children
+    for box in boxes:
+        box.children[2].value = True
+        for part in (box.children[1], box.children[3]):
+            assert "<script" not in part.value
+    assert "<script" not in live.box.children[0].value
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [text for part in parts for text in _strings(part)] if isinstance(
+        value, dict | list | tuple) else []
+
+
+# ---- the static form -----------------------------------------------------------------------------
+
+
+def static_states(explorer: Explorer) -> list[dict[str, Any]]:
+    """What each position of the static form shows."""
+    first = explorer.settle({})
+    return [explorer.settle(state) for state in explorer.linked] or [
+        explorer.settle(first | {control.name: value}) for control in explorer.controls
+        for _, value in control.frames(first)]
+
+
+def assert_frames_are_the_states(explorer: Explorer) -> None:
+    """Any frame may follow any other, so each must undo what the others changed."""
+    states = static_states(explorer)
+    specs = [figure_frames.without_slider(json.loads(figure.to_json()))
+             for figure in explorer.static_figures()]
+    for place, state in enumerate(states):
+        wanted = explorer.figures(**state).values()
+        for view, (spec, want) in enumerate(zip(specs, wanted, strict=True)):
+            frames = spec["layout"]["meta"]["states"]
+            other = figure_frames.at_frame(spec, frames[(place + 3) % len(states)])
+            after = figure_frames.at_frame(other | {"frames": spec["frames"]}, frames[place])
+            assert figure_frames.figure_table(after) == figure_frames.figure_table(want)
+            expected = json.loads(go.Figure(want.to_plotly_json()).to_json())
+            layouts = after["layout"], expected["layout"]
+            assert layouts[0]["meta"]["alt"] == layouts[1]["meta"]["alt"]
+            note = layouts[0]["meta"]["caption"].removeprefix(layouts[1]["meta"]["caption"])
+            assert not note or (view == 0 and note.startswith(" Without a kernel: "))
+            for key in ("height", "title", "yaxis"):
+                assert _without_none(layouts[0].get(key)) == _without_none(layouts[1].get(key))
+            for drawn in ("shapes", "annotations"):
+                assert _drawn(layouts[0], drawn) == _drawn(layouts[1], drawn)
+            for trace, wanted in zip(after["data"], expected["data"], strict=True):
+                assert _without_none(trace) == _without_none(wanted)
+
+
+def _drawn(layout: dict[str, Any], what: str) -> list[str]:
+    return sorted(json.dumps({**one, "visible": True}, sort_keys=True)
+                  for one in layout.get(what, ()) if one.get("visible", True))
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_frames_are_the_states(name: str) -> None:
+    assert_frames_are_the_states(EXPLORERS[name])
+
+
+def drill() -> Explorer:
+    """Three levels of which not every state has frames: a view for each, and one that is fixed."""
+    def build(run: str, step: int, token: int, colour: str) -> dict[str, go.Figure]:
+        return {"run": bar([len(run), 5]).update_layout(meta={
+                    "caption": "Runs.", "alt": "Bars.",
+                    "clicks": {"control": "run", "points": {"0": ["a", "bb"]}}}),
+                "step": bar([len(run), step]).update_layout(meta={
+                    "caption": "Steps.", "alt": "Bars.",
+                    "clicks": {"control": "token", "points": {"0": [1, 2]}}}),
+                "token": bar([step, token])}
+
+    ways = {"a": {1: (1,), 2: (1, 2)}, "bb": {2: (1,), 3: (1,)}}
+    return Explorer("Drill", (
+        Control("run", "run", [("first", "a"), ("second", "bb")], "bb"),
+        Control("step", "step", lambda state: [(str(n), n) for n in ways[state["run"]]]),
+        Control("token", "token", [(str(n), n) for n in (1, 2)]),
+        Control("colour", "colour", [("red", "r"), ("blue", "b")]),
+    ), build, [{"run": run, "step": step, "token": token}
+               for run, steps in ways.items() for step, tokens in steps.items()
+               for token in tokens])
+
+
+def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> None:
+    explorer = drill()
+    assert_frames_are_the_states(explorer)
+    run, step, token = explorer.static_figures()
+    assert [len(figure.frames) for figure in (run, step, token)] == [2, 4, 4]
+    assert [one.label for one in run.layout.sliders[0].steps] == ["run first", "run second"]
+    assert [one.label for one in step.layout.sliders[0].steps][2] == "run second, step 2"
+    assert run.layout.sliders[0].active == 1 and run.layout.meta["start"] == 3
+    assert run.layout.meta["levels"] == ["run", "step", "token"]
+    assert run.layout.meta["paths"][2] == ["run first", "step 2", "token 2"]
+    assert run.layout.meta["clicks"] == {"0": [0, 3]}
+    assert step.layout.meta["clicks"] == {"0": [3, None]}  # token 2 of run bb has no frame
+    shown = [figure_frames.at_frame(json.loads(step.to_json()), number)["layout"]["meta"]["clicks"]
+             for number in step.layout.meta["states"]]
+    assert shown[1] == shown[2] == {"0": [1, 2]}
+    assert run.layout.meta["caption"] == (
+        "Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red.")
+    assert step.layout.meta["caption"] == "Steps."
+
+
+def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_left_out() -> None:
+    """Incident: with 40 frames in all, items beyond the 22nd selection did nothing."""
+    def episode(questions: int, items: int) -> Any:
+        one = make_trajectory()
+        have = {item.item_id for step in one.steps for item in step.delta.written}
+        template = one.final_memory()[0]
+        more = tuple(dataclasses.replace(template, item_id=str(900 + number))
+                     for number in range(items - len(have)))
+        delta = dataclasses.replace(one.steps[5].delta, written=one.steps[5].delta.written + more)
+        last = dataclasses.replace(one.steps[5], delta=delta)
+        return dataclasses.replace(
+            one, steps=(*one.steps[:5], last),
+            questions=tuple(one.questions[number % len(one.questions)]
+                            for number in range(questions)))
+
+    toy_size = evidence.evidence_explorer(episode(12, 30))
+    assert len(static_states(toy_size)) == len(toy_size.controls[0].options) == 1 + 12 + 6 + 30
+    trail = evidence.evidence_explorer(episode(20, 40)).static_figures()[0]
+    assert len(trail.layout.sliders[0].steps) == 1 + 16 + 6 + 32
+    assert trail.layout.meta["caption"].endswith(
+        " Without a kernel: left out 4 of 20 (question), 8 of 40 (item).")
+    whole = EXPLORERS["evidence"].static_figures()[0]
+    assert "Without a kernel" not in whole.layout.meta["caption"]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return value
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_static_figures_are_offline_named_small_and_the_same_every_time(name: str) -> None:
+    figures = EXPLORERS[name].static_figures()
+    again = make_explorers()[name].static_figures()
+    total = 0
+    for figure, other in zip(figures, again, strict=True):
+        text = figure.to_json()
+        assert text == other.to_json() and "bdata" not in text and "http" not in text
+        total += len(text)
+        [slider] = figure.layout.sliders
+        assert len(slider.steps) == len(figure.layout.meta["states"]) >= len(figure.frames)
+        assert [step.args[0][0] for step in slider.steps] == [
+            figure.frames[number].name for number in figure.layout.meta["states"]]
+        assert figure.layout.meta["explorer"] == EXPLORERS[name].title
+    assert total < 200_000
+
+
+def test_clicks_of_the_static_form_name_frames() -> None:
+    figures = EXPLORERS["evidence"].static_figures()
+    for figure in figures:
+        states = figure.layout.sliders[0].steps
+        for values in figure.layout.meta["clicks"].values():
+            assert all(value is None or 0 <= value < len(states) for value in values)
+    flow = figures[1]
+    trace = flow.data[0]
+    link = next(n for n, target in enumerate(trace.link.target)
+                if "Where does Ned" in trace.node.label[target])
+    state = flow.layout.sliders[0].steps[flow.layout.meta["clicks"]["0"][link]]
+    assert "Where does Ned" in state.label
+
+
+def test_a_view_that_changes_its_traces_cannot_be_framed() -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        return {"a": bar([1, 2]) if n < 3 else bar([1, 2]).add_scatter(x=[1], y=[1])}
+
+    with pytest.raises(ValueError, match=r"state 'n: three' has the traces .* expected \['bar'\]"):
+        toy(build).static_figures()
+
+
+def test_static_controls_are_thinned_out() -> None:
+    control = Control("n", "n", [(str(n), n) for n in range(101)], 30, "slider", static=5)
+    assert [value for _, value in control.frames({"n": 30})] == [0, 25, 30, 50, 75, 100]
+    menu = dataclasses.replace(control, kind="menu", static=True)
+    assert len(menu.frames({"n": 0})) == explorer_module.MAX_FRAMES
+
+
+@pytest.mark.parametrize(("environment", "live"), [
+    ({}, False), ({"JPY_SESSION_NAME": "x.ipynb"}, True), ({"VSCODE_PID": "1"}, True),
+    ({"FINEMEM_EXPLORERS": "static", "JPY_SESSION_NAME": "x.ipynb"}, False),
+    ({"FINEMEM_EXPLORERS": "live"}, True),
+])
+def test_the_form_follows_the_environment(monkeypatch, environment, live) -> None:
+    for name in ("FINEMEM_EXPLORERS", "JPY_SESSION_NAME", "VSCODE_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert display.is_live() is live
+
+
+def test_an_unknown_form_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "yes")
+    with pytest.raises(ValueError, match="'yes', expected 'live' or 'static'"):
+        display.is_live()
+
+
+def test_static_show_needs_no_widgets(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    display.show(EXPLORERS["memory_player"])
+    assert "items" in capsys.readouterr().out
+
+
+def test_importing_the_module_loads_no_widgets() -> None:
+    script = "import finemem_lib.explorers.explorer, sys; print('ipywidgets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          check=True, timeout=120)
+    assert done.stdout.strip() == "False"

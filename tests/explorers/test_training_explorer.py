@@ -1,0 +1,412 @@
+"""Explorers of training: what they show is what training did, live, without a kernel and saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from finemem_lib.cli.execute import CHECKPOINTS
+from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.explorers import explorer as explorer_module
+from finemem_lib.explorers import training as et
+from finemem_lib.explorers.live import Live
+from finemem_lib.figures import display as figure_display
+from finemem_lib.figures import frames as figure_frames
+from finemem_lib.figures import style
+from finemem_lib.figures.rollouts import rollout_groups
+from finemem_lib.figures.training import training_curves
+from finemem_lib.managers.model import load_manager
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.runs import run as run_module
+from finemem_lib.training.run import train_manager
+from tests.explorers.test_explorer import assert_frames_are_the_states
+from tests.figures.test_figures import POISON
+from tests.figures.test_training_figures import rollouts, strings
+
+torch.set_num_threads(1)
+
+RECORDS = [
+    {"step": step, "reward": 0.5 + step / 10, "rewards/eara/mean": step / 10, "accuracy": 0.3,
+     "operations/INSERT": 2.0, "entropy": 1 / step, "frac_reward_zero_std": 0.25, "w1": 0.5}
+    for step in range(1, 6)
+]
+
+
+@pytest.fixture(scope="module")
+def manager():
+    return load_manager("tiny")
+
+
+@pytest.fixture(scope="module")
+def played(manager):
+    """Three rollouts of two streams by the tiny manager."""
+    instances = planted_instances("held-out", 2, 0, StreamSettings(num_chunks=3))
+    settings = RolloutSettings(num_generations=3)
+    return play(instances, manager, settings, reader_for(instances), 0)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_manager(
+        scheme="+CSR", rollout=RolloutSettings(num_generations=3), updates=1,
+        stream=StreamSettings(num_chunks=3), instances_per_update=2, keep_updates={1},
+    )
+
+
+# Live curves.
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed, newest last."""
+    bundles = []
+
+    class Handle:
+        def update(self, output, raw=False):
+            bundles.append(json.loads(json.dumps(output)) if raw else output)
+
+    def display(output, display_id=False, raw=False):
+        assert display_id != bool(bundles), "one output, and at the end what stands below it"
+        Handle().update(output, raw)
+        return Handle()
+
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(et, "SHARE_OF_TIME", 1.0)  # draw every record
+    return bundles
+
+
+def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown) -> None:
+    live = et.LiveCurves(5)
+    for record in RECORDS:
+        live(record)
+    assert live.error == ""
+    assert [len(bundle[style.PLOTLY_MIME]["data"][0]["x"]) for bundle in shown] == [1, 2, 3, 4, 5]
+    title = shown[2][style.PLOTLY_MIME]["layout"]["title"]["text"]
+    assert title.startswith("Training, 3/5 updates, about ")
+    final = json.loads(training_curves(RECORDS).to_json())
+    assert shown[-1][style.PLOTLY_MIME]["data"] == final["data"]
+    figure = live.finish(RECORDS)
+    assert shown[-2][style.PLOTLY_MIME] == {**final, "config": style.CONFIG}
+    assert tuple(shown[-2:]) == figure_display.shown(figure)
+
+
+def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
+    shown, monkeypatch
+) -> None:
+    """Incident: JupyterLab showed the first update until the end, because it does not draw a plain
+    figure again when its output is updated."""
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+    live = et.LiveCurves(5)
+    told = []
+    for number, record in enumerate(RECORDS, 1):
+        live(record)
+        assert live.error == ""
+        assert len(shown) == 1 and len(shown[0].spec["data"][0]["y"]) == number
+        assert shown[0].spec["layout"]["title"]["text"] == f"Training, {live.line}"
+        told.append(shown[0].spec)
+    assert told[0] != told[1]  # an equal spec would not reach the page
+    assert len(shown[0].get_state("_esm")["_esm"]) < 3_000  # Incident: a FigureWidget loads 5 MB
+    live.finish(RECORDS)
+    assert shown[0].comm is None and style.PLOTLY_MIME in shown[1]
+    live = et.LiveCurves(2)
+    shown.clear()
+    live({"step": 1, "reward": 0.5})
+    live({"step": 2, "reward": 0.5, "entropy": 1.0})
+    [widget] = shown
+    assert live.error == "" and len(widget.spec["data"]) == 2
+
+
+def test_a_quantity_that_comes_later_gets_its_panel(shown) -> None:
+    live = et.LiveCurves(2)
+    live({"step": 1, "reward": 0.5})
+    live({"step": 2, "reward": float("nan"), "entropy": 1.0})
+    assert live.error == ""
+    reward, entropy = shown[-1][style.PLOTLY_MIME]["data"]
+    assert (reward["y"], entropy["y"]) == ([0.5, None], [None, 1.0])
+
+
+def test_an_error_in_drawing_is_told_once_and_stops_nothing(monkeypatch, capsys) -> None:
+    def broken(*_, **__):
+        raise OSError("no front end")
+
+    monkeypatch.setattr("IPython.display.display", broken)
+    live = et.LiveCurves(5)
+    for record in RECORDS:
+        live(record)
+    live({})
+    assert capsys.readouterr().err.count("training goes on") == 1
+    live = et.LiveCurves(5)
+    with pytest.raises(KeyboardInterrupt):  # the stop button is no error
+        monkeypatch.setattr(live, "_draw", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        live(RECORDS[0])
+
+
+def test_drawing_takes_no_more_than_its_share_of_the_time(shown, monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(et, "SHARE_OF_TIME", 0.05)
+    monkeypatch.setattr(et.time, "perf_counter", lambda: clock[0])
+    live = et.LiveCurves(1000)
+    draw = live._draw
+
+    def slow():
+        clock[0] += 1.0
+        draw()
+
+    live._draw = slow
+    for step in range(1, 201):
+        live({"step": step, "reward": 0.0})
+        clock[0] += 1.0
+    assert len(shown) == pytest.approx(200 * 0.05, abs=2)
+    assert shown[-1][style.PLOTLY_MIME]["data"][0]["x"][-1] > 150
+
+
+@pytest.mark.notebook
+def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
+    import nbformat.v4 as nb
+    from nbclient import NotebookClient
+
+    notebook = nb.new_notebook(cells=[nb.new_code_cell(
+        "from finemem_lib.explorers.training import LiveCurves\n"
+        "live = LiveCurves(3)\n"
+        "records = [{'step': n, 'reward': n / 4} for n in (1, 2, 3)]\n"
+        "for record in records: live(record)\n"
+        "figure = live.finish(records)"
+    )])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
+    NotebookClient(notebook, timeout=60).execute()
+    figure, below = notebook.cells[0].outputs
+    assert figure.data[style.PLOTLY_MIME]["data"][0]["y"] == [0.25, 0.5, 0.75]
+    assert below.data["text/plain"].startswith(
+        "Mean reward 0.25 in the first third, 0.75 in the last.")
+
+
+# What training did.
+
+
+def test_groups_are_those_of_the_trainer(trained) -> None:
+    (record,) = trained.records
+    groups = rollout_groups(trained.trajectories[1], "+CSR")
+    values = [abs(a) for group in groups for row in group.advantages for a in row]
+    assert max(values) == pytest.approx(record["advantages/max_abs"], abs=1e-4)
+    assert sum(values) / len(values) == pytest.approx(record["advantages/mean_abs"], abs=1e-4)
+    dead = sum(len(group.without_gradient()) for group in groups)
+    assert dead / 6 == pytest.approx(record["frac_reward_zero_std"])
+    rewards = [r for group in groups for row in group.rewards for r in row]
+    assert sum(rewards) / len(rewards) == pytest.approx(record["reward"], abs=1e-4)
+
+
+def test_log_probabilities_are_those_recorded_when_sampling(manager, played) -> None:
+    steps = [step for group in played for one in group for step in one.steps]
+    manager.model.train()
+    for step, row in zip(steps, et.token_logprobs(manager, steps), strict=True):
+        assert row == pytest.approx(step.logprobs, abs=1e-4)
+    assert manager.model.training
+    manager.model.eval()
+
+
+def test_what_training_changed_is_seen_in_the_tokens(played, trained) -> None:
+    view = et.log_prob_change(played[0][0], trained.manager)
+    changes = [row["change of log-probability (nats)"] for row in view.table]
+    assert len(changes) == sum(len(step.completion_ids) for step in played[0][0].steps)
+    assert any(abs(change) > 1e-3 for change in changes)
+    scripted = dataclasses.replace(played[0][0], steps=(
+        dataclasses.replace(played[0][0].steps[0], completion_ids=None),))
+    with pytest.raises(ValueError, match="step 1 has no token ids"):
+        et.log_prob_change(scripted, trained.manager)
+
+
+def test_kept_rollouts_come_back_from_a_run(played, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
+    run = run_module.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    run.save("training_rollouts", {1: played, 20: played[:1]})
+    found = run.load("training_rollouts")
+    assert {update: [len(group) for group in groups] for update, groups in found.items()} == {
+        1: [3, 3], 20: [3]}
+    for old, new in zip(played[1], found[1][1], strict=True):
+        assert dataclasses.replace(new, metadata={}) == dataclasses.replace(old, metadata={})
+    assert rollout_groups(found[1])[0].advantages == rollout_groups(played)[0].advantages
+
+
+def test_scratch_is_kept_only_when_asked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
+    run = run_module.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    folder = run.scratch("checkpoints")
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("kept")
+    assert (run.scratch("checkpoints", keep=True) / "file").read_text() == "kept"
+    assert not run.scratch("checkpoints").exists()
+
+
+def test_checkpoints_of_an_earlier_pass_are_never_removed(tmp_path, monkeypatch, capsys) -> None:
+    """Incident: Run All after a crash, with `resume` still False, destroyed the training so far."""
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
+    run = run_module.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    for step in (10, 20, 30):
+        (run.scratch("checkpoints", keep=True) / f"checkpoint-{step}").mkdir(parents=True)
+        folder = run.scratch("checkpoints")
+        assert not folder.exists()
+        assert "resume to True" in capsys.readouterr().out
+    held = sorted(path.name for path in (tmp_path / "r" / "scratch").glob("*/checkpoint-*"))
+    assert held == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
+    assert all(path.name.endswith(CHECKPOINTS) for path in folder.parent.iterdir())
+
+
+# Explorers.
+
+
+def every_state(explorer: explorer_module.Explorer) -> list[dict]:
+    """The figures of every value of every control, one changed at a time."""
+    first = explorer.settle({})
+    return [explorer.figures(**first | {control.name: value})
+            for control in explorer.controls for _, value in control.choices(first)]
+
+
+@pytest.fixture(scope="module")
+def run_explorer(manager, played):
+    return et.training_explorer(RECORDS, {1: played, 5: played[:1]}, manager)
+
+
+def test_every_choice_of_every_explorer_has_its_figures(run_explorer, played) -> None:
+    for one in (run_explorer, et.compare_rollouts(played)):
+        for figures in every_state(one):
+            for figure in figures.values():
+                meta = figure.layout.meta
+                assert figure.layout.title.text and meta["caption"] and meta["alt"]
+                assert figure_frames.figure_table(figure) or "update" in meta["alt"]
+                clicks = meta.get("clicks", {"points": {}})
+                names = [control.name for control in one.controls]
+                assert not clicks["points"] or clicks["control"] in names
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_it_starts_at_the_largest_advantage_of_the_last_update(manager, played, turned) -> None:
+    """Incident: only the first group of the update was looked at."""
+    groups = played[::turned]
+    state = et.training_explorer(RECORDS, {5: groups}, manager).settle({})
+    found = rollout_groups(groups)
+    largest = max(abs(a) for group in found for row in group.advantages for a in row)
+    chosen = found[state["instance"]].advantages[state["rollout"]][state["step"] - 1]
+    assert abs(chosen) == largest and state["update"] == 5
+
+
+def test_clicks_lead_from_the_run_to_the_step(run_explorer) -> None:
+    live = Live(run_explorer)
+    assert live.error == ""
+    live.click("run", 0, [0])
+    assert live.state["update"] == 1 and live.controls["update"].value == 1
+    live.set("instance", 1)
+    live.click("rollout", 0, [2])
+    assert live.state["step"] == 3
+    assert "step 3" in live.views["step"].layout.title.text
+    live.set("colour", "change")
+    assert live.error == "" and "none of which" not in live.views["step"].layout.meta["caption"]
+    assert max(abs(v) for row in live.views["step"].data[0].z for v in row if v is not None) < 1e-3
+    live.set("update", 5)  # kept one instance only
+    assert live.state["instance"] == 0 and live.error == ""
+
+
+def test_a_click_on_a_cell_chooses_its_row(run_explorer) -> None:
+    figures = run_explorer.figures(update=1)
+    group = figures["group"].layout.meta["clicks"]
+    assert (group["control"], group["points"]["0"][2]) == ("rollout", [2, 2, 2])
+    assert figures["update"].layout.meta["clicks"]["points"]["0"][1] == [1, 1, 1]
+    assert figures["run"].layout.meta["clicks"]["points"]["0"] == [1, None, None, None, 5]
+
+
+def test_without_a_kernel_the_way_from_the_run_to_the_step_is_left(run_explorer, played) -> None:
+    found = run_explorer.static_figures()
+    assert [len(figure.layout.sliders[0].steps) for figure in found] == [2, 2, 3, 6, 12]
+    paths = found[0].layout.meta["paths"]
+    assert found[0].layout.meta["levels"] == ["update", "instance", "rollout", "step t"]
+    assert len(paths) == 12 and len({tuple(path) for path in paths}) == 12
+    start = paths[found[0].layout.meta["start"]]
+    state = run_explorer.settle({})
+    assert start[0] == f"update {state['update']}" and start[3] == f"step t {state['step']}"
+    assert "left out 3 of 9 (rollout), 15 of 27 (step t); fixed colour of tokens: push" in (
+        found[0].layout.meta["caption"])
+    assert sum(len(figure.to_json()) for figure in found) < 60_000
+    assert len(et.compare_rollouts(played).static_figures()) == 2
+
+
+def test_frames_are_the_states(run_explorer, played) -> None:
+    assert_frames_are_the_states(run_explorer)
+    assert_frames_are_the_states(et.compare_rollouts(played))
+
+
+def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, played) -> None:
+    [group] = rollout_groups(played[:1])
+    own = [state for state in run_explorer.linked
+           if (state["update"], state["instance"]) == (5, 0)]
+    by_size = sorted(range(3), key=lambda row: -max(map(abs, group.advantages[row])))
+    assert {state["rollout"] for state in own} == {*by_size[:et.STATIC_ROLLOUTS]}
+    assert [state["step"] for state in own if state["rollout"] == by_size[0]] == [1, 2, 3]
+    [other] = [state["step"] for state in own if state["rollout"] == by_size[1]]
+    sizes = [abs(advantage) for advantage in group.advantages[by_size[1]]]
+    assert sizes[other - 1] == max(sizes)
+
+
+def test_another_scheme_pays_other_advantages(played) -> None:
+    explorer = et.compare_rollouts(played)
+    first, other = (explorer.figures(scheme=name)["rollouts"].data[0].z
+                    for name in ("Fine-Mem", "outcome-only"))
+    assert first != other
+    assert [list(row) for row in other] == [
+        [style.number(a) for a in row]
+        for row in rollout_groups(played, "outcome-only")[0].advantages]
+
+
+def test_an_annealed_weight_is_the_one_of_its_update(manager, played) -> None:
+    records = [{"step": 1, "reward": 0.5, "w1": 0.5}, {"step": 2, "reward": 0.5, "w1": 0.0}]
+    explorer = et.training_explorer(records, {1: played, 2: played}, manager)
+
+    def paid(update: int) -> set[float]:
+        figures = [explorer.figures(update=update, rollout=row)["rollout"] for row in range(3)]
+        return {y for figure in figures for bar in figure.data if bar.name == "chunk step"
+                for y in bar.y if y}
+
+    assert paid(1) and not paid(2)
+
+
+def test_nothing_kept_is_refused_and_no_record_is_no_error(manager, played) -> None:
+    with pytest.raises(ValueError, match="train with keep_updates"):
+        et.training_explorer(RECORDS, {}, manager)
+    stopped = et.training_explorer([], {0: played}, manager)
+    assert len(stopped.static_figures()) == 5
+
+
+def test_hostile_rollouts_are_text(manager) -> None:
+    explorer = et.training_explorer(RECORDS, {1: [rollouts(POISON)]}, manager)
+    for figure in explorer.figures(colour="advantage").values():
+        spec = json.loads(figure.to_json())
+        del spec["layout"]["meta"]
+        assert not any("<script" in text or "$x" in text or "\u202e" in text
+                       for text in strings(spec))
+
+
+def test_with_a_kernel_every_stored_update_can_be_looked_at(manager, tmp_path, monkeypatch):
+    done = train_manager(
+        scheme="+CSR", rollout=RolloutSettings(num_generations=2), updates=3,
+        stream=StreamSettings(num_chunks=2), instances_per_update=1, keep_updates={1},
+        output_dir=tmp_path,
+    )
+
+    def explorer():
+        return et.training_explorer(
+            done.records, done.trajectories, manager, "+CSR", stored=done.updates)
+
+    def updates(one):
+        return [value for _, value in one.controls[0].choices(one.settle({}))]
+
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
+    assert updates(explorer()) == [1]
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+    live = explorer()
+    assert updates(live) == [1, 2, 3] and live.settle({})["update"] == 1
+    views = live.build(**live.settle({"update": 3}))
+    assert "Update 3" in views["step"].layout.title.text
+    assert views["run"].layout.meta["clicks"]["points"]["0"] == [1, 2, 3]

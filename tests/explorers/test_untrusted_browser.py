@@ -1,0 +1,310 @@
+"""Text from data sets and models in every view, drawn by a browser: it does nothing, can be read,
+and stays in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import itertools
+import json
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import nbformat
+import nbformat.v4 as nb
+import pytest
+
+from finemem_lib import figures
+from finemem_lib.cli import report
+from finemem_lib.evaluation.credit_truth import REGIMES, Row
+from finemem_lib.experiments.tables import ACCURACIES, table
+from finemem_lib.explorers import evidence, explorer, what_if
+from finemem_lib.explorers import training as et
+from finemem_lib.figures import (
+    credit_rules,
+    tokens,
+)
+from finemem_lib.figures import (
+    display as figure_display,
+)
+from finemem_lib.figures import (
+    evidence as evidence_figures,
+)
+from finemem_lib.figures import (
+    experiments as experiment_figures,
+)
+from finemem_lib.figures import (
+    memory as memory_figures,
+)
+from finemem_lib.figures import (
+    rewards as reward_figures,
+)
+from finemem_lib.figures.style import CONFIG, PLOTLY_MIME
+from tests.experiments.test_experiment_tables import grid
+from tests.figures.test_training_figures import Spelling, rollouts
+from tests.figures.test_training_figures import make_figures as training_figures
+from tests.helpers.browser import PATIENCE, opened
+from tests.helpers.figure_samples import make_figures, make_trajectory
+
+pytestmark = pytest.mark.browser
+
+KINDS = {
+    "plain": "",
+    "markup": "<script>window.ran=1</script><img src=https://example.org/x onerror=window.ran=1>"
+              "</script><a href='javascript:window.ran=1'>x</a> $x^2$ %{x} ",
+    "right-to-left": "\u202eעברית \u2067العربية\u200f 🧠🔥 👩‍👩‍👧 ",
+    "long": "w" * 10_000 + " ",
+}
+SEEN = {"plain": "", "markup": "<script>", "right-to-left": "עברית", "long": "wwwwwww"}
+"""What a reader must find of a kind of text wherever it is shown: the start of it."""
+
+UNPRINTABLE = "\u202e\u2067\u200f"
+
+
+class Manager:
+    """What the training explorer needs of a trained manager as long as no log-probability is
+    asked for."""
+
+    def __init__(self, poison: str) -> None:
+        self.tokenizer = Spelling(
+            *(f"{poison}{word}" for word in ("[", "op", "SKIP", "}", "]")))
+
+
+def explorers(poison: str) -> dict[str, explorer.Explorer]:
+    records = [{"step": step, "reward": step / 10, "entropy": 1 / step} for step in (1, 2)]
+    return {
+        "evidence": evidence.evidence_explorer(make_trajectory(poison=poison)),
+        "memory_player": evidence.memory_player(make_trajectory(poison=poison)),
+        "what_if": what_if.what_if_explorer(rollouts(poison)),
+        "compare_rollouts": et.compare_rollouts([rollouts(poison)]),
+        "training_explorer": et.training_explorer(
+            records, {1: [rollouts(poison)]}, Manager(poison)),
+    }
+
+
+@functools.cache
+def views(poison: str = "") -> dict[str, Any]:
+    """Return one of everything that is shown, by the builder's name; views of explorers follow."""
+    trajectory = make_trajectory(poison=poison)
+    results = grid(poison)
+    rows = table(results, results[0].cell.variant)
+    numbers = {field.name: 1 for field in dataclasses.fields(Row)}
+    credit = [Row(**numbers | {"slice": place, "rule": f"{poison}{rule}", "truth": "causal",
+                               "measure": "rank", "value": 0.8, "low": 0.7, "high": 0.9})
+              for place in ("all", *itertools.chain(*REGIMES.values())) for rule in ("a", "b")]
+    texts = tuple(f"{poison}{word}" for word in ("a", "b", "", "d"))
+    made = make_figures(poison) | training_figures(poison) | {
+        "memory_state": memory_figures.memory_state(trajectory, 4),
+        "evidence_trail": evidence_figures.evidence_trail(trajectory, selected="question 1"),
+        "formula_card": reward_figures.formula_card(
+            [reward_figures.Term(f"{poison}w r", f"{poison}2 x 3", 6.0, True)], "Formula", "1 term."),
+        "measure_intervals": experiment_figures.measure_intervals(
+            rows, ACCURACIES, "Accuracy", "accuracy"),
+        "difference_heatmap": experiment_figures.difference_heatmap(rows),
+        "dose_response": experiment_figures.dose_response(
+            rows, results, {f"{poison}k": ("top_k", {})}),
+        "learning_curves": experiment_figures.learning_curves(results),
+        "edit_bars": experiment_figures.edit_bars(results),
+        "credit_by_regime": credit_rules.credit_by_regime(credit, "causal"),
+        "differences_by_regime": credit_rules.differences_by_regime(credit, "causal"),
+        "credit_per_call": credit_rules.credit_per_call(credit, "causal"),
+        "credit_measures": credit_rules.credit_measures(credit),
+        "completion_view": tokens.completion_view(
+            [tokens.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
+            "advantage A"),
+    }
+    for name, one in explorers(poison).items():
+        made |= {f"{name}: {view}": figure for view, figure in one.figures().items()}
+    return made
+
+
+NAMES = list(views())
+NO_TEXT = {
+    "reward_decomposition", "advantage_heatmap", "step_terms", "what_if: card", "what_if: rewards",
+    "what_if: advantages", "training_explorer: run", "training_explorer: rollout",
+}
+"""Views that show numbers alone."""
+
+
+def figure_modules() -> list:
+    return [importlib.import_module(f"{figures.__name__}.{one.name}")
+            for one in pkgutil.iter_modules(figures.__path__)]
+
+
+def test_every_builder_is_here() -> None:
+    builders = {
+        name for module in figure_modules()
+        for name, one in inspect.getmembers(module, inspect.isfunction)
+        if one.__module__ == module.__name__ and not name.startswith("_")
+        and one.__annotations__.get("return") in ("go.Figure", "CompletionView")
+    }
+    assert builders - {"advantage_view", "change_view"} <= {*NAMES}  # they are completion_view
+
+
+def output(view: Any) -> Any:
+    if hasattr(view, "layout"):
+        spec = json.loads(view.to_json()) | {"config": CONFIG}
+        return nb.new_output("display_data", {PLOTLY_MIME: spec, "text/plain": "[figure]"})
+    return nb.new_output("display_data", view._repr_mimebundle_())
+
+
+@pytest.fixture(scope="module")
+def opened_page(
+    tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, list[str], list[str]]]:
+    """A report with a notebook for every kind of text that shows every view."""
+    folder = tmp_path_factory.mktemp("run")
+    for kind, poison in KINDS.items():
+        cells = [nb.new_code_cell("shown", outputs=[output(view)])
+                 for view in views(poison).values()]
+        nbformat.write(nb.new_notebook(cells=cells), folder / f"{kind}.ipynb")
+    (folder / "manifest.json").write_text(json.dumps({
+        "run_id": "r", "status": "ok",
+        "notebooks": [{"name": kind, "status": "ok"} for kind in KINDS]}))
+    with opened(report.build_report(folder, folder / "report.html")) as (page, errors, requests):
+        yield page, errors, requests
+
+
+LOOK = """cell => {
+    const plot = cell.querySelector(".plot");
+    const frame = (plot ?? cell).getBoundingClientRect();
+    const outside = element => {
+        const box = element.getBoundingClientRect();
+        return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1
+            || box.top < frame.top - 1 || box.bottom > frame.bottom + 1);
+    };
+    const words = element => element.textContent.trim();
+    const drawn = [...cell.querySelectorAll("svg text")].filter(words);
+    const lines = text => text.querySelector("tspan.line")
+        ? [...text.querySelectorAll("tspan.line")].map(words) : [words(text)];
+    const seen = {
+        lines: drawn.flatMap(lines), cut: drawn.filter(outside).map(words),
+        silent: [],
+        small: drawn.filter(text => parseFloat(getComputedStyle(text).fontSize) < 8).map(words),
+        captions: [...cell.querySelectorAll("figcaption, .finemem-tokens > p")].map(words),
+        table: [...cell.querySelectorAll("td, .finemem-tokens > pre")].map(words),
+        live: [...cell.querySelectorAll("script:not([type='application/json']), img, iframe, a,"
+            + "object, foreignObject, svg image:not([*|href^='data:image/png'])")]
+            .map(element => element.outerHTML),
+    };
+    for (const [number, trace] of (plot?.data ?? []).entries()) {
+        const known = (note, place) => note != null && (trace.z ?? trace.y)[place] != null;
+        const place = (trace.customdata ?? []).findIndex(known);
+        if (trace.type === "sankey" || place < 0) continue;
+        const column = trace.z?.[place].findIndex(value => value != null);
+        const point = trace.z ? {xval: trace.x[column], yval: trace.y[place]}
+            : [{curveNumber: number, pointNumber: place}];
+        Plotly.Fx.hover(plot, point, [(trace.xaxis ?? "x") + (trace.yaxis ?? "y")]);
+        const box = [...plot.querySelectorAll(".hoverlayer text")].filter(words);
+        seen.lines.push(...box.flatMap(lines));
+        if (!box.length) seen.silent.push(number);
+        Plotly.Fx.unhover(plot);
+    }
+    return seen;
+}"""
+"""What is in a cell of the report: the lines of text drawn in its figure and in one box for each
+trace that a pointer opens, traces without such a box, texts that are cut off or too small, captions
+and tables, and elements that could do something."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_untrusted_text_is_harmless_and_legible(
+    opened_page: tuple[Any, list[str], list[str]], name: str, kind: str
+) -> None:
+    page, errors, requests = opened_page
+    cell = page.locator(f"section[aria-labelledby=nb-{kind}] .code_cell").nth(NAMES.index(name))
+    cell.scroll_into_view_if_needed()  # for a screenshot
+    seen = cell.evaluate(LOOK)
+    assert seen["live"] == [] and page.evaluate("window.ran") is None
+    assert seen["cut"] == [] and seen["small"] == [] and seen["silent"] == []
+    assert max(map(len, seen["lines"]), default=0) <= 140
+    assert max(map(len, seen["captions"])) <= 700
+    text = "\n".join([*seen["lines"], *seen["captions"], *seen["table"]])
+    assert (SEEN[kind] in text) == (name not in NO_TEXT or kind == "plain")
+    assert not {*UNPRINTABLE} & {*text}
+    assert errors == [] and requests == []
+
+
+ROOM = """plot => {
+    const frame = plot.getBoundingClientRect();
+    const words = text => text.textContent.trim();
+    const slanted = text => /rotate\\((?!0|-?90)/.test(text.getAttribute("transform") ?? "");
+    const texts = [...plot.querySelectorAll("svg text")].filter(words)
+        .map(text => [text, text.getBoundingClientRect()]);
+    const titles = texts.filter(([text]) => text.closest(".infolayer, .xtick, .ytick, .sankey"));
+    const clash = ([one, a], [other, b]) => !(slanted(one) && slanted(other))
+        && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+    return {
+        wide: plot._fullLayout.width > plot.closest("figure").clientWidth,
+        cut: texts.filter(([, box]) => box.left < frame.left - 1 || box.right > frame.right + 1
+            || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+            .map(([text]) => words(text)),
+        over: titles.flatMap((one, place) => titles.slice(0, place).filter(
+            other => clash(one, other)).map(([other]) => [words(one[0]), words(other)])),
+    };
+}"""
+"""Whether a drawing is wider than its column; its texts that are cut off; and those of its titles,
+axes and legend that run into each other. Of slanted texts their boxes do, where they do not."""
+
+
+@pytest.fixture(scope="module")
+def narrow_page(opened_page: tuple[Any, list[str], list[str]]) -> Iterator[Any]:
+    """The page at 200 % of 1280 pixels, when all figures have followed."""
+    page, *_ = opened_page
+    before = page.viewport_size
+    page.set_viewport_size({"width": 640, "height": 900})
+    page.wait_for_function("""() => [...document.querySelectorAll(".plot")]
+        .every(plot => plot._fullLayout.width <= 608)""", timeout=PATIENCE)
+    yield page
+    page.set_viewport_size(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_view_has_room_at_twice_the_size(
+    opened_page: tuple[Any, list[str], list[str]], narrow_page: Any, kind: str
+) -> None:
+    _, errors, requests = opened_page
+    assert narrow_page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    cells = narrow_page.locator(f"section[aria-labelledby=nb-{kind}] .code_cell")
+    found = {}
+    for place, name in enumerate(NAMES):
+        for plot in cells.nth(place).locator(".plot").all():
+            found[name] = plot.evaluate(ROOM)
+            if kind == "long":  # nothing but the widest letter: it may fill a place to its end
+                del found[name]["over"]
+    assert {name: room for name, room in found.items() if any(room.values())} == {}
+    assert errors == [] and requests == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_jupyterlab_keeps_what_stands_below_a_figure(lab: Any, trusted: bool) -> None:
+    """Its sanitizer drops roles and labels from a notebook that is not trusted, not the texts."""
+    poison = KINDS["markup"] + KINDS["right-to-left"]
+    figure = make_figures(poison)["operation_timeline"]
+    bundles = figure_display.shown(figure)
+    code = ("from IPython.display import display\n"
+            f"for bundle in {bundles!r}:\n    display(bundle, raw=True)")
+    notebook = nb.new_notebook(cells=[nb.new_code_cell(code, outputs=[] if trusted else [
+        nb.new_output("display_data", bundle) for bundle in bundles])])
+    notebook.metadata.kernelspec = {
+        "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    with (lab.ran if trusted else lab.saved)(notebook, f"below-{trusted}.ipynb") as (page, watch):
+        note = page.locator("figure.finemem-note")
+        note.wait_for()
+        assert note.locator("figcaption").inner_text() == figure.layout.meta["caption"]
+        assert (note.get_attribute("aria-label") is not None) == trusted
+        opener, table = note.locator("summary"), note.locator("table")
+        assert not table.is_visible()
+        opener.focus()
+        opener.press("Enter")
+        assert table.is_visible()
+        assert figure.layout.meta["alt"] in note.locator("details > p").inner_text()
+        assert "<script>" in table.inner_text() and "עברית" in table.inner_text()
+        assert note.locator("a, img, script").count() == 0
+        assert page.evaluate("window.ran") is None
+        assert watch.errors == [] and watch.requests == []

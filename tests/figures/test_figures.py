@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import bs4
+import plotly.graph_objects as go
+import pytest
+
+from finemem_lib.evaluation.credit_truth import REGIMES, Row
+from finemem_lib.explorers import evidence
+from finemem_lib.figures import (
+    benchmark as benchmark_figures,
+)
+from finemem_lib.figures import (
+    credit_rules,
+    frames,
+    notes,
+    style,
+)
+from finemem_lib.figures import (
+    display as figure_display,
+)
+from finemem_lib.figures import (
+    evidence as evidence_figures,
+)
+from finemem_lib.figures import (
+    memory as memory_figures,
+)
+from finemem_lib.figures import (
+    rewards as reward_figures,
+)
+from finemem_lib.figures import (
+    training as training_figures,
+)
+from finemem_lib.rewards import (
+    RewardSettings,
+    evidence_contribution,
+    evidence_matrix,
+    hybrid_reward,
+)
+from finemem_lib.trajectory import Trajectory
+from finemem_lib.worked_example import worked_example
+from tests.helpers.figure_samples import make_figures, make_trajectory
+
+figures = functools.cache(make_figures)
+FIGURES, AGAIN = make_figures(), make_figures()
+POISON = "<script>ran=1</script><a href='javascript:1'>x</a>%{x} $x^2$ \ud800\u202e &lt; "
+OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
+
+
+def strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [text for part in parts for text in strings(part)] if isinstance(
+        value, dict | list) else []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_says_what_it_shows(name: str) -> None:
+    spec = json.loads(FIGURES[name].to_json())
+    layout = spec["layout"]
+    assert layout["title"]["text"]
+    assert re.search(r"\d", layout["meta"]["caption"])
+    assert layout["meta"]["caption"].endswith(".") and layout["meta"]["alt"].endswith(".")
+    subplot_titles = [note["text"] for note in layout.get("annotations", ())]
+    for letter in "xy":
+        axes = [axis for key, axis in layout.items() if key.startswith(f"{letter}axis")]
+        titled = [axis for axis in axes if axis.get("title", {}).get("text")]
+        assert name == "evidence_sankey" or titled or subplot_titles
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_small_plain_and_the_same_every_time(name: str) -> None:
+    text = FIGURES[name].to_json()
+    assert len(text) < 12_000
+    assert "bdata" not in text
+    assert AGAIN[name].to_json() == text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_plotly_accepts_every_property_and_changes_none(name: str) -> None:
+    """Incident: a figure made without plotly's checks kept a colour scale only Python knows."""
+    spec = json.loads(FIGURES[name].to_json())
+    for trace in spec["data"]:
+        if trace.get("colorscale") == "Cividis":  # plotly.js knows this name too
+            stops = go.Heatmap(colorscale="Cividis").colorscale
+            trace["colorscale"] = [list(stop) for stop in stops]
+    assert nothing_empty(json.loads(go.Figure(spec).to_json())) == nothing_empty(spec)
+
+
+def nothing_empty(value: object) -> object:
+    """Leave out what plotly leaves out: empty lists and mappings, and None in mappings."""
+    if isinstance(value, dict):
+        return {key: part for key, one in value.items()
+                if (part := nothing_empty(one)) not in (None, [], {})}
+    return [nothing_empty(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_has_a_table(name: str) -> None:
+    rows = frames.figure_table(FIGURES[name])
+    assert rows
+    assert all(len(row) >= 3 for row in rows)
+    assert not any("<" in key or "&" in key for row in rows for key in row)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_table_names_what_an_axis_names(name: str) -> None:
+    layout = json.loads(FIGURES[name].to_json())["layout"]
+    named = {key: {style.plain(text) for text in axis["ticktext"]}
+             for key, axis in layout.items() if "axis" in key and axis.get("ticktext")}
+    columns = {style.plain(layout[key]["title"]["text"]): texts for key, texts in named.items()
+               if layout[key].get("title", {}).get("text")}
+    for row in frames.figure_table(FIGURES[name]):
+        for column in columns.keys() & row.keys():
+            assert row[column] in columns[column]
+
+
+def test_tables_tell_the_step_beside_which_something_is_drawn() -> None:
+    rows = frames.figure_table(reward_figures.advantage_dumbbell(
+        [[0.5, -0.5], [-0.5, 0.5]], [[1.0, -1.0], [-1.0, 1.0]]))
+    assert [row["step t (rollouts side by side)"] for row in rows] == [1, 1, 2, 2] * 2
+    trajectory = make_trajectory()
+    rows = frames.figure_table(memory_figures.operation_timeline(trajectory))
+    asked = Counter(row["step t (chunk number)"] for row in rows
+                    if row["series"].startswith("retrieved"))
+    hits = Counter({step.step: len(found) for step in trajectory.steps
+                    if (found := [one for answered in step.chunk_questions
+                                  for one in answered.retrieved])})
+    hits["after the last"] = sum(len(answered.retrieved) for answered in trajectory.questions)
+    assert asked == hits
+
+
+def test_tables_of_credit_rules_tell_rules_and_calls() -> None:
+    numbers = {field.name: 1 for field in dataclasses.fields(Row)}
+    rules = {"eara": 0.0, "step-loo": 26.04, "owen": 812.5}
+    rows = [Row(**numbers | {"slice": place, "rule": rule, "truth": "causal", "measure": "rank",
+                             "value": 0.5, "calls_made": calls})
+            for place in ("all", *itertools.chain(*REGIMES.values()))
+            for rule, calls in rules.items()]
+    for builder in (credit_rules.credit_by_regime, credit_rules.differences_by_regime):
+        table = frames.figure_table(builder(rows, "causal"))
+        assert {row["credit rule"] for row in table} == {*rules}
+    table = frames.figure_table(credit_rules.credit_per_call(rows, "causal"))
+    (column,) = {key for row in table for key in row if key.startswith("reader calls")}
+    assert {float(row[column]) for row in table if column in row} == {0.0, 26.04, 812.5}
+
+
+def test_tables_tell_the_panel_where_series_repeat() -> None:
+    figure = training_figures.training_curves([{"step": 1, "reward": 0.5, "entropy": 0.2}])
+    assert [row["panel"] for row in frames.figure_table(figure)] == [
+        "reward (mean)", "entropy (nats per token)"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_untrusted_text_is_shown_literally(name: str) -> None:
+    spec = json.loads(figures(POISON)[name].to_json())
+    del spec["layout"]["meta"]  # plain text, escaped by whoever shows it
+    for text in strings(spec):
+        assert "<" not in OWN_MARKUP.sub("", text)
+        assert "$" not in text
+        assert not re.search("[\ud800-\udfff\u202e]", text)
+    templates = [trace.get(key) or trace.get("node", {}).get(key) or ""
+                 for trace in spec["data"] for key in ("hovertemplate", "texttemplate")]
+    assert not any("script" in str(template) for template in templates)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_long_words_do_not_break_a_figure(name: str) -> None:
+    spec = json.loads(figures("x" * 10_000)[name].to_json())
+    assert len(json.dumps(spec)) < 40_000
+    assert all(len(text) < 400 for text in strings(spec["layout"].pop("meta")))
+    assert all(len(line) < 100 for text in strings(spec) for line in text.split("<br>"))
+
+
+def test_literal_text_survives_the_way_through_a_figure() -> None:
+    for text in ("a < b", "R&D", "&lt;", "<b>bold</b>", "5 $ or 6 $"):
+        assert style.plain(style.label(text)) == text
+        assert style.plain(style.paragraph(text)) == text
+
+
+@pytest.mark.parametrize("attribution", ["last_write", "creation", "lineage"])
+@pytest.mark.parametrize("credited", ["retrieved", "used"])
+@pytest.mark.parametrize("seed", range(4))
+def test_evidence_parts_sum_to_the_evidence_matrix(
+    attribution: str, credited: str, seed: int
+) -> None:
+    trajectory = make_trajectory(seed)
+    settings = RewardSettings(attribution=attribution, credited=credited, unretrieved="drop")
+    cells: Counter[tuple[int, int]] = Counter()
+    for part in evidence_figures.evidence_parts(trajectory, settings):
+        score = trajectory.questions[part.question].score
+        cells[part.step - 1, part.question] += part.share * (score or 0.0)
+    for t, row in enumerate(evidence_matrix(trajectory, settings)):
+        for j, value in enumerate(row):
+            assert cells[t, j] == pytest.approx(value or 0.0)
+
+
+def test_sankey_widths_are_what_the_questions_earned() -> None:
+    trajectory = make_trajectory()
+    rows = frames.figure_table(evidence_figures.evidence_sankey(trajectory, max_questions=99))
+    last = [row for row in rows if re.match(r"[✓✗?] ", row["to"])]
+    scores = [answered.score for answered in trajectory.questions]
+    n = sum(score is not None for score in scores)
+    earned = sum(row["share"] for row in last if row["kind"] == "earned")
+    assert earned == pytest.approx(sum(score or 0 for score in scores) / n, abs=1e-3)
+    unearned = sum(row["share"] for row in last if row["kind"] == "not earned")
+    assert unearned == pytest.approx(sum(1 - (score or 0) for score in scores) / n, abs=1e-3)
+    first = [row for row in rows if row["from"].startswith("step")]
+    assert len(first) + len(last) == len(rows)
+
+
+def test_sankey_shows_chosen_questions_only() -> None:
+    trajectory = make_trajectory()
+    figure = evidence_figures.evidence_sankey(trajectory, questions=[2])
+    asked = {row["to"] for row in frames.figure_table(figure) if row["to"][0] in "✓✗?"}
+    assert len(asked) == 1
+    assert "1 of 1 questions" in figure.layout.meta["caption"]
+    assert f"(1 of {len(trajectory.questions)} questions shown)" in figure.layout.meta["caption"]
+
+
+def test_heatmap_holds_the_worked_example() -> None:
+    figure = evidence_figures.evidence_heatmap(worked_example())
+    heat, zeros, scores, margin = figure.data
+    assert heat.z == ([0.25, None], [None, None], [0.25, 0.25], [None, None])
+    assert zeros.x == ()
+    assert list(scores.y) == [1.0, 0.5]
+    assert list(margin.x) == [0.25, 0.0, 0.5, 0.0]
+    assert "Step 3 contributes most, N_t = 0.5" in figure.layout.meta["caption"]
+
+
+def test_heatmap_tells_wrong_answers_from_no_evidence() -> None:
+    trajectory = make_trajectory()
+    figure = evidence_figures.evidence_heatmap(trajectory)
+    heat, zeros, _, margin = figure.data
+    assert len(zeros.x) > 0
+    for step, j in zip(zeros.y, zeros.x, strict=True):
+        assert heat.z[step - 1][j - 1] is None
+        assert not trajectory.questions[j - 1].score
+        assert trajectory.questions[j - 1].retrieved
+    assert list(margin.x) == pytest.approx(evidence_contribution(trajectory), rel=1e-3)
+
+
+def test_timeline_marks_every_operation_and_every_retrieval() -> None:
+    trajectory = make_trajectory()
+    figure = memory_figures.operation_timeline(trajectory)
+    marks = {trace.name: len(trace.x) for trace in figure.data if trace.mode == "markers"}
+    kinds = Counter(
+        outcome.operation.kind if outcome.applied else "invalid"
+        for step in trajectory.steps for outcome in step.outcomes
+    )
+    assert {name: marks[name] for name in kinds} == kinds
+    assert marks["evicted"] == 1
+    asked = [answered for step in trajectory.steps for answered in step.chunk_questions]
+    retrievals = sum(len(answered.retrieved) for answered in (*asked, *trajectory.questions))
+    assert sum(marks[name] for name in marks if name.startswith("retrieved")) == retrievals
+    shapes = {trace.marker.symbol for trace in figure.data if trace.mode == "markers"}
+    assert len(shapes) == len(marks)
+
+
+def test_timeline_keeps_to_its_number_of_lanes() -> None:
+    figure = memory_figures.operation_timeline(make_trajectory(), max_items=2)
+    assert sum("#" in text for text in figure.layout.yaxis.ticktext) == 2
+    assert "(2 most retrieved shown)" in figure.layout.meta["caption"]
+
+
+def test_memory_growth_counts_what_the_memory_holds() -> None:
+    trajectory = make_trajectory()
+    items, tokens = memory_figures.memory_growth(trajectory).data[:2]
+    steps = range(1, trajectory.num_steps + 1)
+    assert list(items.y) == [len(trajectory.memory_at(step)) for step in steps]
+    assert list(tokens.y) == [step.memory_tokens for step in trajectory.steps]
+
+
+def test_bars_of_a_step_stack_up_to_its_total() -> None:
+    rewards = hybrid_reward(worked_example(), RewardSettings(w1=0.7, w2=0.2))
+    *bars, totals = reward_figures.reward_decomposition(rewards).data
+    for place, reward in enumerate(rewards):
+        stacked = sum(bar.y[place] or 0.0 for bar in bars)
+        assert stacked == pytest.approx(reward.total, abs=2e-3)
+        assert totals.y[place] == pytest.approx(reward.total, abs=1e-3)
+    assert [bar.name for bar in bars] == ["EARA", "format", "0.7 × chunk step", "0.2 × compression"]
+
+
+def test_dead_groups_are_marked() -> None:
+    figure = reward_figures.advantage_heatmap([[1.0, 0.0, None], [-1.0, 0.0, None]])
+    assert [note.x for note in figure.layout.annotations] == [2, 3]
+    assert {note.text for note in figure.layout.annotations} == {"no gradient"}
+    assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
+
+
+def test_dumbbell_leaves_out_what_has_no_advantage() -> None:
+    figure = reward_figures.advantage_dumbbell([[1.0, None], [-1.0, 0.5]], [[-0.5, 0.1], [-1.0, 0.5]])
+    assert [len(trace.x) for trace in figure.data] == [9, 3, 3]
+    assert "turns the sign of 1 of 3" in figure.layout.meta["caption"]
+
+
+def test_training_draws_what_the_records_hold() -> None:
+    records = [{"step": 1, "reward": 0.25, "loss": 9.0}, {"step": 2, "reward": 0.75, "loss": 8.0}]
+    figure = training_figures.training_curves(records)
+    assert [list(trace.y) for trace in figure.data] == [[0.25, 0.75]]
+    assert "0.25 in the first third, 0.75 in the last" in figure.layout.meta["caption"]
+
+
+def empty_trajectory() -> Trajectory:
+    return dataclasses.replace(make_trajectory(), steps=(), questions=())
+
+
+def test_nothing_to_show_is_no_error() -> None:
+    silent = dataclasses.replace(make_trajectory(), questions=())
+    unscored = dataclasses.replace(silent, questions=tuple(
+        dataclasses.replace(answered, score=None) for answered in make_trajectory().questions))
+    for trajectory in (silent, unscored, empty_trajectory()):
+        for builder in (memory_figures.memory_growth, memory_figures.operation_timeline, evidence_figures.evidence_sankey,
+                        evidence_figures.evidence_heatmap):
+            assert builder(trajectory).layout.meta["caption"]
+    for trajectory in (silent, unscored):
+        assert reward_figures.reward_decomposition(hybrid_reward(trajectory)).layout.meta["caption"]
+    for builder in (memory_figures.question_audit, reward_figures.reward_decomposition, reward_figures.advantage_heatmap,
+                    training_figures.training_curves, benchmark_figures.benchmark_accuracy, benchmark_figures.memory_length):
+        assert builder([]).layout.meta["caption"]
+    assert reward_figures.advantage_dumbbell([], []).layout.meta["caption"]
+
+
+def test_a_long_trajectory_stays_small_enough_for_a_notebook() -> None:
+    trajectory = make_trajectory(num_chunks=120)
+    for builder in (memory_figures.memory_growth, memory_figures.operation_timeline, evidence_figures.evidence_sankey,
+                    evidence_figures.evidence_heatmap):
+        assert len(builder(trajectory).to_json()) < 64_000
+
+
+def test_values_that_are_not_finite_leave_a_gap() -> None:
+    figure = training_figures.training_curves([{"step": 1, "entropy": float("nan")},
+                                    {"step": 2, "entropy": float("inf")}])
+    assert list(figure.data[0].y) == [None, None]
+
+
+def test_table_reads_only_traces_it_knows() -> None:
+    assert frames.figure_table(go.Figure(go.Pie(values=[1, 2]))) == []
+
+
+def below(figure: go.Figure) -> bs4.BeautifulSoup:
+    """Return what `show` puts below a figure."""
+    return bs4.BeautifulSoup(figure_display.shown(figure)[1]["text/html"], "html.parser")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_below_a_figure_stand_caption_description_and_table(name: str) -> None:
+    figure = figures(POISON)[name]
+    meta, note = figure.layout.meta, below(figure)
+    assert note.figure["role"] == "figure" and note.figure["aria-label"].endswith(meta["alt"])
+    assert note.figcaption.text == figure_display.shown(figure)[1]["text/plain"] == meta["caption"]
+    assert not note.details.has_attr("open") and note.details.p.text == note.figure["aria-label"]
+    rows = frames.figure_table(figure)
+    assert len(note.select("tbody tr")) == min(len(rows), notes.MAX_TABLE_ROWS)
+    assert not note.select("script, a, style, img") and not note.find_all(onclick=True)
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    note = below(reward_figures.reward_decomposition(hybrid_reward(make_trajectory(num_chunks=120))))
+    assert len(note.select("tbody tr")) == notes.MAX_TABLE_ROWS
+    assert "rows are left out here" in note.details.text
+
+
+def test_below_a_slider_stands_the_state_shown_first_and_it_says_so() -> None:
+    [figure, *_] = evidence.memory_player(make_trajectory()).static_figures()
+    note = below(figure)
+    assert note.tbody and "as it is at first" in note.details.text
+    assert "as it is at first" not in below(FIGURES["memory_growth"]).text
+
+
+@pytest.mark.notebook
+def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
+    """nbval in strict mode runs the notebook again and finds every output as it was."""
+    import nbformat.v4 as nb
+    from nbclient import NotebookClient
+
+    notebook = nb.new_notebook(cells=[nb.new_code_cell(
+        "from finemem_lib import figures\n"
+        "from finemem_lib.rewards import hybrid_reward\n"
+        "from finemem_lib.worked_example import worked_example\n"
+        "figures.show(figures.evidence_sankey(worked_example()))\n"
+        "figures.show(figures.reward_decomposition(hybrid_reward(worked_example())))"
+    )])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
+    NotebookClient(notebook, timeout=60).execute()
+    outputs = notebook.cells[0].outputs
+    assert [{*output.data} for output in outputs] == [
+        {style.PLOTLY_MIME, "text/plain"}, {"text/html", "text/plain"}] * 2
+    assert outputs[1].data["text/plain"].endswith("without earning.")
+    path = tmp_path / "shown.ipynb"
+    path.write_text(json.dumps(notebook), "utf-8")
+    assert path.stat().st_size < 25_000
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval",
+         "--nbval-current-env", "-c", "/dev/null", "--rootdir", str(tmp_path), str(path)],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,153 @@
+"""JupyterLab as its users have it: a server, notebooks run in its page, figures read from there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from tests.helpers.browser import PATIENCE, Watch, watched_page
+
+STATE = """area => JSON.stringify([...area.querySelectorAll(".js-plotly-plot")].map(
+    plot => [plot.data.map(trace => ({...trace, uid: 0})), plot.layout.shapes,
+             plot.layout.title, plot.layout.yaxis]))"""
+"""What the figures below an element show."""
+
+REAL_RUN = "real"
+"""The run in `Lab.runs` from which notebooks take the artefacts that they lack."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running JupyterLab: its address, and the folder of the runs that its kernels see."""
+
+    url: str
+    folder: Path
+    runs: Path
+
+    @contextlib.contextmanager
+    def saved(self, notebook: Any, name: str) -> Iterator[tuple[Any, Watch]]:
+        """Open a notebook in a page of its own, with the outputs that it has, and yield the page:
+        JupyterLab does not trust them."""
+        nbformat.write(notebook, self.folder / name)
+        with watched_page(1300, 1500) as (page, watch):
+            page.set_default_timeout(PATIENCE)
+            page.goto(f"{self.url}/lab/tree/{name}?token=t&reset")
+            page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+            yield page, watch
+
+    @contextlib.contextmanager
+    def ran(self, notebook: Any, name: str) -> Iterator[tuple[Any, Watch]]:
+        """Open a notebook in a page of its own, run all its cells, and yield the page."""
+        with self.saved(notebook, name) as (page, watch):
+            page.wait_for_selector(
+                ".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+            page.wait_for_selector("text=/\\| Idle/")  # the kernel has answered
+            page.evaluate("""() => {
+                window.succeeded = null;
+                jupyterapp.commands.execute("notebook:run-all-cells")
+                    .then(succeeded => window.succeeded = succeeded);
+            }""")
+            page.wait_for_function("window.succeeded !== null")
+            assert page.evaluate("window.succeeded"), page.locator(
+                ".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']"
+            ).all_inner_texts()
+            yield page, watch
+
+
+@contextlib.contextmanager
+def served(root: Path) -> Iterator[Lab]:
+    """Run JupyterLab in a folder of its own, and stop it with its kernels."""
+    for plugin, setting in (
+        # else JupyterLab takes cells out of the page that are out of sight, and asks about news
+        ("notebook-extension/tracker", '{"windowingMode": "none"}'),
+        ("apputils-extension/notification", '{"fetchNews": "false"}'),
+    ):
+        path = root / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(setting)
+    (root / "work").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, "FINEMEM_RUNS_DIR": str(root / "runs"), "FINEMEM_REUSE_RUN": REAL_RUN,
+        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "PLOTLY_RENDERER": "plotly_mimetype",
+        "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"), "IPYTHONDIR": str(root / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(root / "runtime"), "JUPYTER_CONFIG_DIR": str(root / "config"),
+    }
+    for name in ("FINEMEM_EXPLORERS", "PYTEST_CURRENT_TEST"):
+        environment.pop(name, None)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
+         "--expose-app-in-browser", "--ServerApp.token=t", f"--ServerApp.port={port}",
+         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root / 'work'}"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_port(port, server)
+        yield Lab(f"http://127.0.0.1:{port}", root / "work", root / "runs")
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:  # it waits for its kernels; none may stay behind
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _wait_for_port(port: int, server: subprocess.Popen) -> None:
+    for _ in range(6000):
+        assert server.poll() is None, "JupyterLab ended before it answered"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("JupyterLab did not answer within ten minutes")
+
+
+def changed(area: Any, before: str) -> str:
+    """Wait until the figures below an element show something else, and return it."""
+    area.page.wait_for_function(
+        f"([area, before]) => ({STATE})(area) !== before",
+        arg=[area.element_handle(), before], timeout=PATIENCE / 4)
+    return area.evaluate(STATE)
+
+
+def move_every_control(area: Any) -> int:
+    """Move every slider and menu of a live explorer by keyboard, there and back, and see its
+    figures follow; return how many there are."""
+    sliders, menus = area.locator(".noUi-handle").all(), area.locator("select").all()
+    for slider in sliders:
+        value = "element => element.getAttribute('aria-valuetext')"
+        before, was = area.evaluate(STATE), slider.evaluate(value)
+        keys = ["ArrowRight", "ArrowLeft"]
+        slider.focus()
+        slider.press(keys[0])
+        if slider.evaluate(value) == was:  # it stood at its end
+            keys.reverse()
+            slider.press(keys[0])
+        after = changed(area, before)
+        slider.press(keys[1])
+        changed(area, after)
+    for number, menu in enumerate(menus):
+        before = area.evaluate(STATE)
+        names = ["next", "previous"]
+        if menu.evaluate("menu => menu.selectedIndex === menu.options.length - 1"):
+            names.reverse()
+        for name in names:
+            area.locator(f"button[title$='{name}']").nth(number).focus()
+            area.page.keyboard.press("Enter")
+            before = changed(area, before)
+    assert area.locator("[role=alert]").count() == 0
+    return len(sliders) + len(menus)

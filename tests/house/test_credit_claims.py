@@ -1,0 +1,166 @@
+"""What notebook 08 and the README say about rules of credit is what the committed rows say.
+
+`python -m tests.house.test_credit_claims` prints what to paste.
+"""
+
+import itertools
+import json
+
+import nbformat
+
+from finemem_lib.credit.rules import RULES
+from finemem_lib.evaluation.credit_truth import REGIMES, VARIANTS, Row, read_table
+from finemem_lib.lesson.cases import disagreement
+from finemem_lib.util.provenance import repository_root
+
+ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
+EVIDENCE = ("eara", "eara-used", "evidence-loo", "evidence-shapley")
+REPLAYING = ("step-loo", "step-shapley", "owen")
+CONTESTANTS = ("csr", "eara", "eara-used", "mt-grpo", "gigpo", "attributed-dense",
+               "outcome-broadcast", "uniform-split")
+"""Rules that ask nothing afterwards and are not told the truth."""
+
+
+def cell(rule: str, measure: str, name: str = "all", truth: str = "causal") -> Row:
+    """Return one row of the table; the truth is what each step caused."""
+    (found,) = (
+        row for row in read_table(ROWS)
+        if (row.rule, row.measure, row.slice, row.truth) == (rule, measure, name, truth)
+    )
+    return found
+
+
+def said(row: Row) -> str:
+    """Return a value with its interval."""
+    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
+
+
+def difference(row: Row) -> str:
+    """Return the difference to evidence-anchored attribution with its interval."""
+    return f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+
+
+def noise(rule: str) -> str:
+    """Return the share of a rule's credit on steps that told nothing."""
+    return said(cell(rule, "noise", truth="planted"))
+
+
+def hits(rule: str) -> str:
+    """Return the precision of a rule at the step that told the answer."""
+    return said(cell(rule, "precision", truth="planted"))
+
+
+def signs(rule: str) -> str:
+    """Return the sign errors of a rule against what the steps caused."""
+    return said(cell(rule, "sign"))
+
+
+def best_without_a_call() -> Row:
+    """Return the best row between rollouts of a rule that takes no call more than the outcome."""
+    rows = [cell(rule, "rank_rollouts") for rule in CONTESTANTS]
+    return max((row for row in rows if not row.calls_made), key=lambda row: row.value)
+
+
+def notebook_claims() -> list[str]:
+    """Return the sentences of notebook 08 that quote the rows."""
+    card = json.loads(ROWS.with_suffix(".json").read_text(encoding="utf-8"))
+    used, csr, loo = cell("eara-used", "rank"), *(
+        cell(rule, "rank_rollouts") for rule in ("csr", "evidence-loo"))
+    free = best_without_a_call()
+    lost = sorted(
+        cell(rule, "rank", "memory without limit").value
+        - cell(rule, "rank", "memory of 12 items").value for rule in EVIDENCE
+    )
+    return [
+        "The rows below judge fifteen rules, in nineteen variants, on "
+        f"{card['rollouts']:,} rollouts of planted streams",
+        f"Intervals are over {card['clusters']['all']} streams, {card['clusters']['facts stay']} "
+        f"in which facts stay and {card['clusters']['facts change']} in which they change.",
+        "crediting only what the reader used is closer to the cause than crediting all that was "
+        f"retrieved, {said(used)} against {said(cell('eara', 'rank'))}, a difference of "
+        f"{difference(used)}, and takes no call more.",
+        f"All rules that follow evidence lose {lost[0]:.2f} to {lost[-1]:.2f} under pressure",
+        f"Of the credit of \"eara\", {noise('eara')} lies on steps that told nothing, of that of "
+        f"\"eara-used\" {noise('eara-used')}, of leave-one-out of the evidence "
+        f"{noise('evidence-loo')}.",
+        f"Where a step is credited for an answer, \"eara\" is right in {hits('eara')}, \"csr\" in "
+        f"{hits('csr')}, \"eara-used\" in {hits('eara-used')}.",
+        f"Of the steps that did good or harm, \"eara\" pays {signs('eara')} with the wrong sign, "
+        f"leave-one-out of the evidence {signs('evidence-loo')}, \"mt-grpo\" {signs('mt-grpo')}.",
+        f"In that order \"{free.rule}\" reaches {said(free)} without a call more, the chunk-level "
+        f"step reward {said(csr)} for {csr.calls_played:.1f} calls while playing, and "
+        f"leave-one-out of the evidence {said(loo)} for {loo.calls_made:.1f} calls afterwards.",
+    ]
+
+
+def readme_claims() -> list[str]:
+    """Return the sentences of the README that quote the rows."""
+    card = json.loads(ROWS.with_suffix(".json").read_text(encoding="utf-8"))
+    used, shapley, eara = (
+        cell(rule, "rank") for rule in ("eara-used", "evidence-shapley", "eara"))
+    csr, gap = cell("csr", "rank_rollouts"), cell("eara", "rank_rollouts")
+    return [
+        f"fifteen rules, in nineteen variants, judged on {card['rollouts']:,} rollouts of "
+        f"{card['clusters']['all']} planted streams against what each step caused",
+        f"attribution to all retrieved items reaches {said(eara)}, to those the reader used "
+        f"{said(used)} at no call more, and Shapley values of the evidence {said(shapley)} for "
+        f"{shapley.calls_made:.1f} reader calls per trajectory.",
+        f"the chunk-level step reward ({said(csr)}, {csr.calls_played:.1f} calls while playing) "
+        f"is above evidence-anchored attribution ({said(gap)}, none), by {difference(csr)}.",
+    ]
+
+
+def test_the_notebook_says_what_the_rows_say():
+    text = " ".join(" ".join(one.source for one in page() if one.cell_type == "markdown").split())
+    for claim in notebook_claims():
+        assert claim in text, f"paste this into notebook 08:\n{claim}"
+
+
+def test_the_readme_says_what_the_rows_say():
+    text = " ".join((repository_root() / "README.md").read_text(encoding="utf-8").split())
+    for claim in readme_claims():
+        assert claim in text, f"paste this into the README:\n{claim}"
+
+
+def test_the_words_around_the_figures_hold():
+    assert len(RULES) == 15 and len(VARIANTS) == 19
+    used = cell("eara-used", "rank")
+    assert used.difference_low > 0 and used.calls_made == 0  # closer to the cause, for nothing
+    assert cell("csr", "rank_rollouts").difference_low > 0  # the chunk reward is above
+    loo = cell("evidence-loo", "rank_rollouts")
+    assert all(cell(rule, "rank_rollouts").low > loo.high for rule in REPLAYING)
+    for rule in EVIDENCE:  # lose under pressure
+        free, pressed = (cell(rule, "rank", f"memory {name}") for name in (
+            "without limit", "of 12 items"))
+        assert pressed.high < free.low
+
+
+def page():
+    (path,) = (repository_root() / "notebooks").glob("08_*.ipynb")
+    return nbformat.read(path, as_version=4).cells
+
+
+def test_the_seed_of_the_page_moves_what_is_sampled_and_nothing_else():
+    code = {one.id: one.source for one in page() if one.cell_type == "code"}
+
+    def paid(seed: int) -> dict[str, tuple[float, ...]]:
+        names = {"seed": seed, "beta": 1.0, "top_k": 2}
+        for one in ("db5890ab", "b1c7099b", "e0cbda20"):  # imports, settings, pay
+            names["trajectory"] = disagreement()
+            exec(code[one], names)
+        return {name: found.credit for name, found in names["paid"].items()}
+
+    first, other = paid(0), paid(5)
+    assert first == paid(0)
+    assert {name for name in first if first[name] != other[name]} == {"step-shapley"}
+
+
+def test_every_slice_of_a_regime_has_twenty_streams():
+    clusters = json.loads(ROWS.with_suffix(".json").read_text(encoding="utf-8"))["clusters"]
+    for name in itertools.chain(*REGIMES.values()):
+        assert clusters[name] >= 20
+        assert cell("eara", "rank", name).instances == clusters[name]
+
+
+if __name__ == "__main__":
+    print(*notebook_claims(), *readme_claims(), sep="\n\n")

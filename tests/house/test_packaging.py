@@ -1,0 +1,103 @@
+"""The environment files, the README and the citation say the same thing as the project."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.helpers.paths import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ASKED_FOR = (
+    "jupyterlab ipywidgets plotly torch transformers unsloth trl rank-bm25 papermill nbval"
+).split()
+
+
+def pins() -> dict[str, str]:
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            found[canonicalize_name(name)] = version
+    return found
+
+
+def declared() -> list[Requirement]:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    lines = [PYPROJECT["project"]["dependencies"], *extras.values()]
+    return [Requirement(line) for group in lines for line in group]
+
+
+def environment_pip_lines() -> list[str]:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    return next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+
+
+def test_every_declared_dependency_is_pinned_inside_its_range():
+    for requirement in declared():
+        version = pins().get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} has no line in constraints.txt"
+        assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
+    lines = environment_pip_lines()
+    named = {
+        canonicalize_name(line.split("==")[0]): line.split("==")[1]
+        for line in lines if not line.startswith("-")
+    }
+    assert set(ASKED_FOR) <= set(named)
+    assert {name: pins()[name] for name in named} == named
+    assert "--constraint constraints.txt" in lines
+    assert "--editable .[gpu,test]" in lines
+
+
+def test_the_environment_file_brings_the_dask_extra_with_the_test_extra():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(extras["dask"]) <= set(extras["test"])
+    assert any(line.startswith("--editable") and "test" in line for line in environment_pip_lines())
+
+
+def test_environment_file_and_pyproject_agree_on_python():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(line for line in environment["dependencies"] if str(line).startswith("python="))
+    assert Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier.contains(
+        python.removeprefix("python=") + ".0"
+    )
+
+
+def test_unsloth_stays_out_of_the_cpu_environment():
+    """Incident: next to a CPU build of torch, unsloth's torchvision broke `from trl import ...`."""
+    project = PYPROJECT["project"]
+    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
+        assert Requirement(line).name not in {"unsloth", "torchvision", "xformers"}
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[dense,test]"])
+def test_both_sets_resolve_without_installing(extras, tmp_path):
+    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1",
+             "--dest", str(tmp_path), f"six=={pins()['six']}"]
+    if subprocess.run(probe, capture_output=True, timeout=120).returncode:
+        pytest.skip("no package index answers from this machine")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet",
+         "--constraint", "constraints.txt", f".{extras}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_citation_names_both_papers_and_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    papers = {entry["identifiers"][0]["value"] for entry in citation["references"]}
+    assert papers == {"arXiv:2601.08435", "arXiv:2509.25911"}
+    import finemem_lib
+
+    assert citation["version"] == finemem_lib.__version__

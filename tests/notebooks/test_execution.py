@@ -1,0 +1,97 @@
+"""The notebooks run through the command line, and their parameters do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+SHARED = ROOT.parent / "shared" / "data"
+SMALL = [
+    "max_instances=2", "num_chunks=4", "resamples=100", "04.updates=1", "04.held_out=4",
+    "04.instances_per_update=2", "04.num_generations=2", "07.updates=1", "07.held_out=4",
+    "07.instances_per_update=2", "07.num_generations=2", "07.num_seeds=1",
+]
+
+pytestmark = pytest.mark.notebook
+
+
+def finemem(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
+    """Run the command and return the metrics of the run, by notebook number."""
+    done = subprocess.run(
+        [sys.executable, "-m", "finemem_lib", "run", *arguments],
+        cwd=ROOT, env={**os.environ, "FINEMEM_RUNS_DIR": str(folder)},
+        capture_output=True, text=True, timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_id = arguments[arguments.index("--run-id") + 1]
+    manifest = json.loads((folder / run_id / "manifest.json").read_text())
+    assert manifest["status"] == "ok"
+    assert (folder / run_id / "report.html").stat().st_size > 1_000_000
+    metrics = json.loads((folder / run_id / "metrics.json").read_text())
+    return {name[:2]: values for name, values in metrics.items()}
+
+
+def settings(values: list[str]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, finemem(folder, "--run-id", "base", *settings(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("notebook", "change", "metric"),
+    [
+        ("01", "questions_per_chunk=1", "questions_per_chunk_kept"),
+        ("02", "capacity=3", "memory_items"),
+        ("03", "beta=0", "r_eara_variance"),
+        ("04", "04.updates=2", "reward_last_update"),
+        ("05", "credited=used", "credit_at_true_step_all"),
+        ("06", "capacity=2", "accuracy_insert_all"),
+        ("07", "07.held_out=3", "accuracy_outcome_only"),
+        ("08", "top_k=1", "eara_on_true_steps"),
+    ],
+)
+def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, change, metric):
+    folder, base = small_run
+    small = [value for value in SMALL if value.split("=")[0] in DECLARED[notebook]]
+    changed = finemem(
+        folder, "--run-id", f"changed-{notebook}", "--notebooks", notebook, "--reuse", "base",
+        *settings([*small, change]),
+    )
+    assert changed[notebook][metric] != base[notebook][metric]
+
+
+DECLARED = {
+    "01": {"max_instances", "num_chunks"}, "02": set(), "03": set(), "05": set(),
+    "04": {"num_chunks", "04.updates", "04.held_out", "04.instances_per_update",
+           "04.num_generations"},
+    "06": {"resamples"}, "08": set(),
+    "07": {"resamples", "07.updates", "07.held_out", "07.instances_per_update",
+           "07.num_generations", "07.num_seeds"},
+}
+"""Which of the small settings a notebook has; the command refuses the others."""
+
+
+def test_the_real_profile_walks_through_every_kind_of_file(tmp_path):
+    names = ("squad", "clinc150", "banking77", "trec_coarse", "locomo", "squality")
+    files = [SHARED / f"{name}.jsonl" for name in names]
+    if not all(path.is_file() for path in files):
+        pytest.skip(f"needs the sample files {', '.join(names)} in ../shared/data")
+    metrics = finemem(
+        tmp_path, "--run-id", "real", "--profile", "real", "--data", *map(str, files),
+        *settings(["max_instances=1", "resamples=100"]),
+    )
+    assert set(metrics) == {"01", "02", "03", "05", "06", "08"}
+    assert metrics["01"]["questions_per_chunk_kept"] >= 3
+    assert metrics["03"]["conservation_gap"] < 1e-9
+    assert 0 < metrics["06"]["accuracy_random"] < metrics["06"]["accuracy_insert_all"] <= 1
