@@ -5,8 +5,8 @@ changed facts (none, 40 %); in each, three managers play the same instances in g
 one that keeps half of the sentences ("random"), one that keeps most and copies what it holds
 ("copying"), and the shipped tiny manager, sampled. The measures are those of
 `finemem_lib.evaluation.credit_truth`, with intervals over instances: those of a rate of change are
-played in all its worlds by all managers. Prints one table per truth; `--output` keeps all rows as JSON lines,
-with a card beside them.
+played in all its worlds by all managers. Prints one table per truth; `--output`
+keeps all rows as JSON lines, with a card beside them.
 
     python benchmarks/credit.py [--quick] [--instances N] [--seed N] [--output FILE.jsonl]
 """
@@ -90,13 +90,17 @@ def measure(
 
 
 def show(rows: Sequence[Row], truth: str) -> None:
-    cells = {(row.rule, row.measure): row for row in rows
-             if row.slice == "all" and row.truth == truth}
-    print(f"\nagainst the {truth} truth, all worlds: mean [95 % interval over "
-          f"{clusters(rows)['all']} instances]; reader calls per trajectory beyond the outcome's, "
-          "while playing and afterwards")
-    print(f"{'rule':28}{'playing':>9}{'after':>7}"
-          + "".join(f"{measure:>21}" for measure in MEASURES))
+    cells = {
+        (row.rule, row.measure): row for row in rows if row.slice == "all" and row.truth == truth
+    }
+    print(
+        f"\nagainst the {truth} truth, all worlds: mean [95 % interval over "
+        f"{clusters(rows)['all']} instances]; reader calls per trajectory beyond the outcome's, "
+        "while playing and afterwards"
+    )
+    print(
+        f"{'rule':28}{'playing':>9}{'after':>7}" + "".join(f"{measure:>21}" for measure in MEASURES)
+    )
     for rule in VARIANTS:
         cost = cells[rule, MEASURES[0]]
         line = f"{rule:28}{cost.calls_played:9.1f}{cost.calls_made - cost.calls_played:7.1f}"
@@ -138,22 +142,29 @@ def main() -> None:
     if arguments.output:
         write_table(rows, arguments.output)
         weights = (checkpoint / "model.safetensors").read_bytes()
-        write_json(arguments.output.with_suffix(".json"), {
-            "command": " ".join(["python", "benchmarks/credit.py", *sys.argv[1:]]),
-            "instances": instances,
-            "num_generations": num_generations,
-            "rollouts": len(CHANGES) * len(CAPACITIES) * len(DUPLICATES) * len(managers)
-            * instances * num_generations,
-            "clusters": clusters(rows),
-            "interval": "95 %, Student's t over instances (evaluation.clustered_mean)",
-            "seed": arguments.seed,
-            "managers": [manager.name for manager in managers],
-            "tiny_manager_sha256": hashlib.sha256(weights).hexdigest(),
-            "seconds": round(time.perf_counter() - start),
-            "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), one process",
-            "git": git,
-            "versions": versions(),
-        })
+        write_json(
+            arguments.output.with_suffix(".json"),
+            {
+                "command": " ".join(["python", "benchmarks/credit.py", *sys.argv[1:]]),
+                "instances": instances,
+                "num_generations": num_generations,
+                "rollouts": len(CHANGES)
+                * len(CAPACITIES)
+                * len(DUPLICATES)
+                * len(managers)
+                * instances
+                * num_generations,
+                "clusters": clusters(rows),
+                "interval": "95 %, Student's t over instances (evaluation.clustered_mean)",
+                "seed": arguments.seed,
+                "managers": [manager.name for manager in managers],
+                "tiny_manager_sha256": hashlib.sha256(weights).hexdigest(),
+                "seconds": round(time.perf_counter() - start),
+                "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), one process",
+                "git": git,
+                "versions": versions(),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -71,9 +71,14 @@ def random_group(steps: int, questions: int) -> list[Trajectory]:
     for rollout in range(ROLLOUTS):
         one = random_trajectory(steps, questions, rollout)
         asked = tuple(
-            dataclasses.replace(answered, question=dataclasses.replace(
-                answered.question, evidence_steps=(1 + 7 * place % steps,)))
-            for place, answered in enumerate(one.questions))
+            dataclasses.replace(
+                answered,
+                question=dataclasses.replace(
+                    answered.question, evidence_steps=(1 + 7 * place % steps,)
+                ),
+            )
+            for place, answered in enumerate(one.questions)
+        )
         group.append(dataclasses.replace(one, rollout=rollout, questions=asked))
     return group
 
@@ -88,9 +93,15 @@ def moving(explorer: Explorer, fixed: dict[str, Any]) -> dict[str, Any]:
         first = explorer.settle(fixed)
         values = [value for _, value in control.choices(first) if value != first[control.name]][:6]
         if values:
-            rows.append({"part": f"slowest: {control.name}"} | medians_ms(
-                lambda value, name=control.name: explorer.build(
-                    **explorer.settle({**fixed, name: value})), values))
+            rows.append(
+                {"part": f"slowest: {control.name}"}
+                | medians_ms(
+                    lambda value, name=control.name: explorer.build(
+                        **explorer.settle({**fixed, name: value})
+                    ),
+                    values,
+                )
+            )
     return max(rows, key=lambda row: row["cpu_ms"])
 
 
@@ -105,9 +116,16 @@ def by_choice(
             explorer.build(**explorer.settle({}))
         row = {"explorer": f"{name}, {option}"}
         if option != explorers[0].settle({})[control]:
-            rows.append(row | {"part": "choose"} | medians_ms(
-                lambda explorer, option=option: explorer.build(
-                    **explorer.settle({control: option})), explorers))
+            rows.append(
+                row
+                | {"part": "choose"}
+                | medians_ms(
+                    lambda explorer, option=option: explorer.build(
+                        **explorer.settle({control: option})
+                    ),
+                    explorers,
+                )
+            )
         rows.append(row | moving(made(), {control: option}))
     return rows
 
@@ -121,16 +139,35 @@ def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
         evidence_matrix(one)
 
     def credit(beta: float) -> None:
-        group_relative([[reward.total for reward in hybrid_reward(rollout, RewardSettings(beta))]
-                        for rollout in group])
+        group_relative(
+            [
+                [reward.total for reward in hybrid_reward(rollout, RewardSettings(beta))]
+                for rollout in group
+            ]
+        )
 
     cases: list[tuple[str, Callable[[], Explorer], str, list[Any], Callable[[Any], object]]] = [
-        ("evidence", lambda: evidence.evidence_explorer(one), "selected",
-         [f"question {number % questions + 1}" for number in range(repeats)], select),
-        ("memory player", lambda: evidence.memory_player(one), "step",
-         [number % steps + 1 for number in range(repeats)], lambda step: one.memory_at(step)),
-        ("what-if", lambda: what_if.what_if_explorer(group), "beta",
-         [round(0.05 * number, 2) for number in range(1, 1 + repeats)], credit),
+        (
+            "evidence",
+            lambda: evidence.evidence_explorer(one),
+            "selected",
+            [f"question {number % questions + 1}" for number in range(repeats)],
+            select,
+        ),
+        (
+            "memory player",
+            lambda: evidence.memory_player(one),
+            "step",
+            [number % steps + 1 for number in range(repeats)],
+            lambda step: one.memory_at(step),
+        ),
+        (
+            "what-if",
+            lambda: what_if.what_if_explorer(group),
+            "beta",
+            [round(0.05 * number, 2) for number in range(1, 1 + repeats)],
+            credit,
+        ),
     ]
     rows = []
     for name, made, control, values, recompute in cases:
@@ -147,10 +184,12 @@ def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
             raise RuntimeError(live.error)
     rules = [value for _, value in what_if.what_if_explorer(group).controls[2].choices({})]
     rows += by_choice("what-if", lambda: what_if.what_if_explorer(group), "rule", rules, 5)
-    schemes = [value for _, value in training_explorers.compare_rollouts([group]
-                                                                       ).controls[0].choices({})]
-    rows += by_choice("compare", lambda: training_explorers.compare_rollouts([group]), "scheme",
-                      schemes, 5)
+    schemes = [
+        value for _, value in training_explorers.compare_rollouts([group]).controls[0].choices({})
+    ]
+    rows += by_choice(
+        "compare", lambda: training_explorers.compare_rollouts([group]), "scheme", schemes, 5
+    )
     return rows
 
 
@@ -158,11 +197,15 @@ def measure_read() -> list[dict[str, Any]]:
     """Return the rows of the rules that read again, on what can be replayed."""
     instance = planted_stream(0, StreamSettings(num_chunks=STEPS_READ))
     agent: ReasoningAgent = reader_for([instance])
-    [group] = play([instance], make_manager("random"),
-                   RolloutSettings(num_generations=ROLLOUTS_READ), agent, 0)
-    rules = [name for name, rule in RULES.items()
-             if "agent" in rule.needs and "probes" not in rule.needs]
-    return by_choice("reads again", lambda: what_if.what_if_explorer(group, agent=agent), "rule", rules, 1)
+    [group] = play(
+        [instance], make_manager("random"), RolloutSettings(num_generations=ROLLOUTS_READ), agent, 0
+    )
+    rules = [
+        name for name, rule in RULES.items() if "agent" in rule.needs and "probes" not in rule.needs
+    ]
+    return by_choice(
+        "reads again", lambda: what_if.what_if_explorer(group, agent=agent), "rule", rules, 1
+    )
 
 
 def main() -> None:
@@ -173,16 +216,26 @@ def main() -> None:
     if arguments.output and arguments.output.exists():
         parser.error(f"{arguments.output} exists; name a new file or remove it")
     steps, questions, repeats = (50, 25, 6) if arguments.quick else (200, 100, 16)
-    print(f"{steps} steps, {questions} questions, {ROLLOUTS} rollouts; those of \"reads again\": "
-          f"{STEPS_READ} steps, {ROLLOUTS_READ} rollouts; budget {BUDGET_MS:g} ms")
+    print(
+        f'{steps} steps, {questions} questions, {ROLLOUTS} rollouts; those of "reads again": '
+        f"{STEPS_READ} steps, {ROLLOUTS_READ} rollouts; budget {BUDGET_MS:g} ms"
+    )
     rows = measure(steps, questions, repeats) + measure_read()
     print(f"{'explorer':32}{'part':24}{'cpu ms':>9}{'wall ms':>9}{'of budget':>12}")
     for row in rows:
-        print(f"{row['explorer']:32}{row['part']:24}{row['cpu_ms']:9.1f}{row['wall_ms']:9.1f}"
-              f"{row['of_budget']:12.0%}")
+        print(
+            f"{row['explorer']:32}{row['part']:24}{row['cpu_ms']:9.1f}{row['wall_ms']:9.1f}"
+            f"{row['of_budget']:12.0%}"
+        )
     if arguments.output:
-        record = {"benchmark": "explore", "versions": versions(), "cpus": os.cpu_count(),
-                  "steps": steps, "questions": questions, "rows": rows}
+        record = {
+            "benchmark": "explore",
+            "versions": versions(),
+            "cpus": os.cpu_count(),
+            "steps": steps,
+            "questions": questions,
+            "rows": rows,
+        }
         write_json(arguments.output, record)
 
 

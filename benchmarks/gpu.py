@@ -94,10 +94,21 @@ class Setting:
 
 FULL = Setting(SHAPES["Qwen/Qwen3-4B"])
 SMALL = Setting(
-    ModelShape(2000, 32, 64, 2, 4, 2, 8, qk_norm=True), precision="auto", lora_rank=4,
-    chunk_tokens=40, completion_tokens=8, num_generations=2, instances_per_update=1, num_chunks=2,
-    updates=2, max_prompt_tokens=1024, matrix=256, copied_bytes=1 << 20, tiny_warm_start=3,
-    tiny_updates=1, tiny_instances=1,
+    ModelShape(2000, 32, 64, 2, 4, 2, 8, qk_norm=True),
+    precision="auto",
+    lora_rank=4,
+    chunk_tokens=40,
+    completion_tokens=8,
+    num_generations=2,
+    instances_per_update=1,
+    num_chunks=2,
+    updates=2,
+    max_prompt_tokens=1024,
+    matrix=256,
+    copied_bytes=1 << 20,
+    tiny_warm_start=3,
+    tiny_updates=1,
+    tiny_instances=1,
 )
 
 
@@ -113,9 +124,13 @@ def chunk_text(seed: int, number: int, tokens: int) -> str:
 def made_instances(setting: Setting) -> list[Instance]:
     return [
         Instance(
-            f"made-{seed}", "squad", "AR",
-            tuple(Chunk(chunk_text(seed, number, setting.chunk_tokens), number)
-                  for number in range(setting.num_chunks)),
+            f"made-{seed}",
+            "squad",
+            "AR",
+            tuple(
+                Chunk(chunk_text(seed, number, setting.chunk_tokens), number)
+                for number in range(setting.num_chunks)
+            ),
             (Question(f"made-{seed}-q", "Is it so?", ("yes",), "squad"),),
         )
         for seed in range((setting.warm_up + setting.updates) * setting.instances_per_update)
@@ -161,10 +176,14 @@ def card() -> Figures:
     found = torch.cuda.get_device_properties(0)
     driver = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
-        "name": found.name, "memory_bytes": found.total_memory, "cuda": torch.version.cuda,
+        "name": found.name,
+        "memory_bytes": found.total_memory,
+        "cuda": torch.version.cuda,
         "capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
         "driver": driver.stdout.strip() or None,
@@ -175,18 +194,19 @@ def measure_ceilings(setting: Setting, folder: Path, note: Callable[[Figures], N
     """Measure the bf16 matrix product of random data, and a copy (bytes read and written)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = setting.matrix
-    left, right = (
-        torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2)
-    )
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     result = torch.empty_like(left)
     product = median_seconds(lambda: torch.matmul(left, right, out=result))
     source = torch.ones(setting.copied_bytes, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     copy = median_seconds(lambda: target.copy_(source))
-    note({
-        "card": card(), "flop_per_second": 2 * size**3 / product,
-        "copy_bytes_per_second": 2 * setting.copied_bytes / copy,
-    })
+    note(
+        {
+            "card": card(),
+            "flop_per_second": 2 * size**3 / product,
+            "copy_bytes_per_second": 2 * setting.copied_bytes / copy,
+        }
+    )
 
 
 def model_folder(folder: Path) -> Path:
@@ -199,9 +219,11 @@ def write_model(setting: Setting, folder: Path, note: Callable[[Figures], None])
     sizes = dataclasses.asdict(setting.model)
     del sizes["qk_norm"]  # of every Qwen3
     save_model(
-        model_folder(folder), device="cuda" if torch.cuda.is_available() else "cpu",
+        model_folder(folder),
+        device="cuda" if torch.cuda.is_available() else "cpu",
         dtype="bfloat16" if setting.precision == "bf16" else "float32",
-        texts=[" ".join(WORDS)] * 2, **sizes,
+        texts=[" ".join(WORDS)] * 2,
+        **sizes,
     )
     written = sum(path.stat().st_size for path in model_folder(folder).iterdir())
     note({"bytes": written, "write_seconds": time.perf_counter() - started})
@@ -244,16 +266,21 @@ def train(loader: str, setting: Setting, folder: Path, note: Callable[[Figures],
             return (Operation("INSERT", completion[:100].strip() or "nothing"),)
 
     settings = ModelSettings(
-        loader=loader, precision=setting.precision, lora_rank=setting.lora_rank,
-        gradient_checkpointing=True, max_prompt_tokens=setting.max_prompt_tokens,
+        loader=loader,
+        precision=setting.precision,
+        lora_rank=setting.lora_rank,
+        gradient_checkpointing=True,
+        max_prompt_tokens=setting.max_prompt_tokens,
         max_new_tokens=setting.completion_tokens,
     )
     loading = time.perf_counter()
     manager = load_manager(model_folder(folder), model=settings)
     trainable = sum(one.numel() for one in manager.model.parameters() if one.requires_grad)
     found: Figures = {
-        "load_seconds": time.perf_counter() - loading, "trainable_parameters": trainable,
-        "warm_up_seconds": [], "updates": [],
+        "load_seconds": time.perf_counter() - loading,
+        "trainable_parameters": trainable,
+        "warm_up_seconds": [],
+        "updates": [],
     }
     note(found)
     builder = Notes(manager.tokenizer, setting.max_prompt_tokens)
@@ -269,11 +296,17 @@ def train(loader: str, setting: Setting, folder: Path, note: Callable[[Figures],
                 torch.cuda.reset_peak_memory_stats()
         else:
             parts = {part: record[f"seconds/{part}"] for part in ("generation", "environment")}
-            found["updates"].append({
-                **parts, "learning": total - sum(parts.values()), "total": total,
-                "rows": builder.rows, "tokens": builder.tokens, "sampled_tokens": builder.sampled,
-                "mean_abs_advantage": record["advantages/mean_abs"],
-            })
+            found["updates"].append(
+                {
+                    **parts,
+                    "learning": total - sum(parts.values()),
+                    "total": total,
+                    "rows": builder.rows,
+                    "tokens": builder.tokens,
+                    "sampled_tokens": builder.sampled,
+                    "mean_abs_advantage": record["advantages/mean_abs"],
+                }
+            )
             found.update(peak_bytes())
             note(found)
         builder.rows = builder.tokens = builder.sampled = 0
@@ -283,10 +316,13 @@ def train(loader: str, setting: Setting, folder: Path, note: Callable[[Figures],
     trainer = trainer_class(
         manager.model,
         grpo_config(
-            folder / loader, updates=setting.warm_up + setting.updates,
+            folder / loader,
+            updates=setting.warm_up + setting.updates,
             instances_per_update=setting.instances_per_update,
             num_generations=setting.num_generations,
-            max_completion_length=setting.completion_tokens, learning_rate=1e-5, seed=0,
+            max_completion_length=setting.completion_tokens,
+            learning_rate=1e-5,
+            seed=0,
             **settings.trainer_arguments(manager.model),
         ),
         instances=made_instances(setting),
@@ -315,7 +351,9 @@ def run_tiny(setting: Setting, folder: Path, note: Callable[[Figures], None]) ->
     note(found)
     ends: list[float] = []
     train_manager(
-        "tiny", updates=1 + setting.tiny_updates, instances_per_update=setting.tiny_instances,
+        "tiny",
+        updates=1 + setting.tiny_updates,
+        instances_per_update=setting.tiny_instances,
         on_update=lambda record: (synchronize(), ends.append(time.perf_counter())),
     )
     gaps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
@@ -356,9 +394,19 @@ def run_part(name: str, small: bool, folder: Path) -> Figures:
     started = time.perf_counter()
     with log.open("w") as output:
         child = subprocess.Popen(
-            [sys.executable, __file__, "--part", name, "--folder", str(folder),
-             *(["--small"] if small else [])],
-            stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder,
+            [
+                sys.executable,
+                __file__,
+                "--part",
+                name,
+                "--folder",
+                str(folder),
+                *(["--small"] if small else []),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
             start_new_session=True,
         )
         try:
@@ -438,8 +486,9 @@ def rates(part: Figures, setting: Setting, ceilings: Figures) -> Figures:
         read = generation_bytes(setting, middle["tokens"], middle["sampled_tokens"])
         found |= {
             "learning_share_of_matmul": flop / middle["learning"] / ceilings["flop_per_second"],
-            "generation_share_of_copy":
-                read / middle["generation"] / ceilings["copy_bytes_per_second"],
+            "generation_share_of_copy": read
+            / middle["generation"]
+            / ceilings["copy_bytes_per_second"],
         }
     return found
 
@@ -473,7 +522,8 @@ def print_plan(setting: Setting, names: Sequence[str]) -> None:
         f"{setting.copied_bytes:,} bytes\n"
         f"tiny manager: {setting.tiny_warm_start} updates of its warm start, "
         f"{setting.tiny_updates} of GRPO, on the GPU and on the CPU\n"
-        "limits: " + ", ".join(f"{name} {PARTS[name].limit} s" for name in names)
+        "limits: "
+        + ", ".join(f"{name} {PARTS[name].limit} s" for name in names)
         + f"; {sum(PARTS[name].limit for name in names)} s in all"
     )
 
@@ -507,9 +557,13 @@ def print_figures(result: Figures) -> None:
     for title, key, factor, form in rows:
         values = [parts[name].get(key) for name in trained]
         if any(value is not None for value in values):
-            print(f"{title:22}" + "".join(
-                f"{'–' if value is None else format(value * factor, form):>14}" for value in values
-            ))
+            print(
+                f"{title:22}"
+                + "".join(
+                    f"{'–' if value is None else format(value * factor, form):>14}"
+                    for value in values
+                )
+            )
     if result["compared"]:
         print(
             f"Unsloth: {result['compared']['update_times_faster']:.2f} times as many updates per "
@@ -534,7 +588,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--plan", action="store_true", help="say what would be run, and stop")
     parser.add_argument("--small", action="store_true", help="a two-layer model, on the CPU")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, metavar="NAME", default=list(PARTS),
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        metavar="NAME",
+        default=list(PARTS),
         help="only these of: " + ", ".join(PARTS),
     )
     parser.add_argument("--output", type=Path, help="also write the figures as JSON to a new file")
@@ -566,9 +624,13 @@ def main(given: Sequence[str] | None = None) -> None:
         part = parts.get(name, {})
         part |= rates(part, setting, parts.get("ceilings", {}))
     result = {
-        "benchmark": "gpu", "versions": versions() | versions(GPU_PACKAGES), "cpus": os.cpu_count(),
-        "setting": dataclasses.asdict(setting), "parts": parts,
-        "compared": compared(parts), "seconds": time.perf_counter() - started,
+        "benchmark": "gpu",
+        "versions": versions() | versions(GPU_PACKAGES),
+        "cpus": os.cpu_count(),
+        "setting": dataclasses.asdict(setting),
+        "parts": parts,
+        "compared": compared(parts),
+        "seconds": time.perf_counter() - started,
     }
     print_figures(result)
     print(f"{result['seconds']:.0f} s in all")

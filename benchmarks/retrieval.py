@@ -147,8 +147,10 @@ def main() -> None:
     if 5000 in by_size:
         growth = by_size[5000]["ours_ms"] / by_size[500]["ours_ms"]
         result |= {"speedup_at_1000": by_size[1000]["speedup"], "growth_500_to_5000": growth}
-        print(f"faster than the rebuild at 1,000 items: {by_size[1000]['speedup']:.1f} times "
-              "(wanted: at least 20)")
+        print(
+            f"faster than the rebuild at 1,000 items: {by_size[1000]['speedup']:.1f} times "
+            "(wanted: at least 20)"
+        )
         print(f"a step at 5,000 items takes {growth:.2f} times one at 500 (wanted: at most 4)")
     if arguments.output:
         write_json(arguments.output, result)

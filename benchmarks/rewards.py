@@ -92,15 +92,17 @@ def random_trajectory(steps: int, questions: int, rollout: int) -> Trajectory:
             reason = None if applied else "unknown id"
             operation = Operation("INSERT", item.content)
             outcomes.append(OperationOutcome(operation, applied, reason, item.item_id))
-        records.append(Step(
-            step=step,
-            chunk=Chunk("a chunk", 200),
-            completion="[]",
-            outcomes=tuple(outcomes),
-            delta=MemoryDelta(tuple(written.values())),
-            memory_tokens=7 * len(items),
-            chunk_questions=tuple(asked(f"c-{step}-{k}", step, step) for k in range(PER_STEP)),
-        ))
+        records.append(
+            Step(
+                step=step,
+                chunk=Chunk("a chunk", 200),
+                completion="[]",
+                outcomes=tuple(outcomes),
+                delta=MemoryDelta(tuple(written.values())),
+                memory_tokens=7 * len(items),
+                chunk_questions=tuple(asked(f"c-{step}-{k}", step, step) for k in range(PER_STEP)),
+            )
+        )
     final = tuple(asked(f"q-{j}", steps, None) for j in range(questions))
     return Trajectory("random", "planted", "AR", "random", rollout, tuple(records), final, "words")
 

@@ -49,14 +49,20 @@ def generate(manager: ModelManager, prompts: Sequence[Prompt]) -> list[list[int]
     """Return the completion ids of every prompt, cut after the end token."""
     model, tokenizer = manager.model, manager.tokenizer
     batch = tokenizer.pad(
-        {"input_ids": [list(prompt.ids) for prompt in prompts]}, padding_side="left",
+        {"input_ids": [list(prompt.ids) for prompt in prompts]},
+        padding_side="left",
         return_tensors="pt",
     )
     model.eval()
     with torch.no_grad():
         sequences = model.generate(
-            **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            max_new_tokens=manager.max_new_tokens, suppress_tokens=[tokenizer.pad_token_id],
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=manager.max_new_tokens,
+            suppress_tokens=[tokenizer.pad_token_id],
         )
     end = model.config.eos_token_id
     rows = sequences[:, batch["input_ids"].shape[1] :].tolist()
@@ -64,13 +70,13 @@ def generate(manager: ModelManager, prompts: Sequence[Prompt]) -> list[list[int]
 
 
 def sampled_tokens(groups: Sequence[Sequence[Trajectory]]) -> int:
-    return sum(
-        len(step.completion_ids) for group in groups for one in group for step in one.steps
-    )
+    return sum(len(step.completion_ids) for group in groups for one in group for step in one.steps)
 
 
 def backward(
-    model: torch.nn.Module, pad: int, groups: Sequence[Sequence[Trajectory]],
+    model: torch.nn.Module,
+    pad: int,
+    groups: Sequence[Sequence[Trajectory]],
     rewards: RewardSettings,
 ) -> None:
     """Add the gradient of the update's loss, one padded batch per instance."""
@@ -78,9 +84,9 @@ def backward(
     model.train()
     for group in groups:
         totals = [[reward.total for reward in hybrid_reward(one, rewards)] for one in group]
-        advantages = torch.tensor([
-            advantage or 0.0 for row in group_relative(totals) for advantage in row
-        ])
+        advantages = torch.tensor(
+            [advantage or 0.0 for row in group_relative(totals) for advantage in row]
+        )
         steps = [step for one in group for step in one.steps]
         before = max(len(step.prompt_ids) for step in steps)
         after = max(len(step.completion_ids) for step in steps)
@@ -93,15 +99,16 @@ def backward(
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=after + 1).logits[:, :-1]
         logps = logits.log_softmax(-1).gather(-1, ids[:, before:, None])[..., 0]
         ratio = (logps - logps.detach()).exp()
-        gain = torch.min(
-            ratio * advantages[:, None], ratio.clamp(0.8, 1.2) * advantages[:, None]
-        )
+        gain = torch.min(ratio * advantages[:, None], ratio.clamp(0.8, 1.2) * advantages[:, None])
         (-(gain * mask[:, before:]).sum() / tokens).backward()
 
 
 def plain_update(
-    manager: ModelManager, optimizer: torch.optim.Optimizer, instances: Sequence[Instance],
-    settings: RolloutSettings, seed: int,
+    manager: ModelManager,
+    optimizer: torch.optim.Optimizer,
+    instances: Sequence[Instance],
+    settings: RolloutSettings,
+    seed: int,
 ) -> dict[str, float]:
     """Play, reward and learn once by hand; return the seconds of every part and the tokens."""
     started, processed = time.perf_counter(), time.process_time()
@@ -121,8 +128,10 @@ def plain_update(
     optimizer.step()
     ended = time.perf_counter()
     return {
-        "generation": generation, "environment": played - started - generation,
-        "learning": ended - played, "total": ended - started,
+        "generation": generation,
+        "environment": played - started - generation,
+        "learning": ended - played,
+        "total": ended - started,
         "CPU": time.process_time() - processed,
         "tokens": sampled_tokens(groups),
     }
@@ -150,11 +159,15 @@ def measure(
         nonlocal started, processed
         total = time.perf_counter() - started
         parts = {part: record[f"seconds/{part}"] for part in PARTS[:2]}
-        ours.append({
-            **parts, "learning": total - sum(parts.values()), "total": total,
-            "CPU": time.process_time() - processed,
-            "tokens": record["completions/mean_length"] * rows,
-        })
+        ours.append(
+            {
+                **parts,
+                "learning": total - sum(parts.values()),
+                "total": total,
+                "CPU": time.process_time() - processed,
+                "tokens": record["completions/mean_length"] * rows,
+            }
+        )
         update = len(plain)
         played = instances[update * instances_per_update : (update + 1) * instances_per_update]
         torch.manual_seed(update)
@@ -162,14 +175,21 @@ def measure(
         started, processed = time.perf_counter(), time.process_time()
 
     train_manager(
-        "tiny", rollout=settings, instances=instances, updates=updates,
-        instances_per_update=instances_per_update, learning_rate=0.0, on_update=alternate,
+        "tiny",
+        rollout=settings,
+        instances=instances,
+        updates=updates,
+        instances_per_update=instances_per_update,
+        learning_rate=0.0,
+        on_update=alternate,
     )
     ours, plain = ours[WARM_UP:], plain[WARM_UP:]
     names = (*PARTS, *TOTALS, "tokens")
     return {
-        "repetitions": repetitions, "instances_per_update": instances_per_update,
-        "num_generations": num_generations, "num_chunks": num_chunks,
+        "repetitions": repetitions,
+        "instances_per_update": instances_per_update,
+        "num_generations": num_generations,
+        "num_chunks": num_chunks,
         "ours": {name: statistics.median(one[name] for one in ours) for name in names},
         "plain": {name: statistics.median(one[name] for one in plain) for name in names},
         "speedup": {
@@ -205,10 +225,16 @@ def main() -> None:
         )
     print(f"{'tokens sampled':16}{result['ours']['tokens']:9.0f}{result['plain']['tokens']:9.0f}")
     if arguments.output:
-        write_json(arguments.output, {
-            "benchmark": "training", "versions": versions(), "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(), **result,
-        })
+        write_json(
+            arguments.output,
+            {
+                "benchmark": "training",
+                "versions": versions(),
+                "cpus": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                **result,
+            },
+        )
 
 
 if __name__ == "__main__":

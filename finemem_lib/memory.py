@@ -28,7 +28,13 @@ OVER_CAPACITY = "over capacity"
 TOO_LONG = "too long"
 
 REASONS = (
-    UNKNOWN_ID, ID_IN_USE, EMPTY_CONTENT, EXACT_DUPLICATE, OVER_CAPACITY, TOO_LONG, *MALFORMED
+    UNKNOWN_ID,
+    ID_IN_USE,
+    EMPTY_CONTENT,
+    EXACT_DUPLICATE,
+    OVER_CAPACITY,
+    TOO_LONG,
+    *MALFORMED,
 )
 """Every reason an invalid `OperationOutcome` can carry; the malformed ones are the parser's."""
 
@@ -140,9 +146,7 @@ class FlatMemory:
         outcomes = []
         for position, operation in enumerate(operations):
             if isinstance(operation, InvalidOperation):
-                outcomes.append(
-                    OperationOutcome(None, False, operation.reason, raw=operation.raw)
-                )
+                outcomes.append(OperationOutcome(None, False, operation.reason, raw=operation.raw))
                 continue
             reason = self._objection(operation)
             if reason is not None:

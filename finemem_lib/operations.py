@@ -57,7 +57,7 @@ OPERATION_SCHEMA: dict[str, Any] = {
 
 _WHAT: dict[OperationKind, str] = {
     "INSERT": "Store a new item: a full statement that can be understood alone, with names instead "
-              "of pronouns, dates, numbers.",
+    "of pronouns, dates, numbers.",
     "UPDATE": "Replace the content of an item that the new piece changes.",
     "DELETE": "Remove an item that is no longer true.",
     "SKIP": "Do nothing, because nothing is worth storing.",

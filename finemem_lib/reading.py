@@ -110,9 +110,7 @@ class MemoisedAgent:
                 not given.
         """
         keys = list(map(self._key, tasks))
-        new = {
-            key: task for key, task in zip(keys, tasks, strict=True) if key not in self._memo
-        }
+        new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self._memo}
         self.calls_asked += len(tasks)
         self.calls_made += len(new)
         self.know(new.values(), _read_batch(self.agent, list(new.values())))
@@ -130,8 +128,13 @@ class MemoisedAgent:
             self._memo.setdefault(self._key(task), (reading.answer, places))
 
     def _key(self, task: ReadingTask) -> tuple[object, ...]:
-        return (self.agent.settings, task.question, task.data_source,
-                tuple(content for _, content in task.items), task.written)
+        return (
+            self.agent.settings,
+            task.question,
+            task.data_source,
+            tuple(content for _, content in task.items),
+            task.written,
+        )
 
     def memo_to_json(self) -> str:
         """Return all that was answered, for `memo_from_json`."""
@@ -145,10 +148,13 @@ class MemoisedAgent:
         """
         try:
             known = {
-                (settings, question, source, tuple(contents), tuple(written)):
-                    (answer, None if places is None else tuple(places))
-                for (settings, question, source, contents, written), (answer, places)
-                in json.loads(text)
+                (settings, question, source, tuple(contents), tuple(written)): (
+                    answer,
+                    None if places is None else tuple(places),
+                )
+                for (settings, question, source, contents, written), (answer, places) in json.loads(
+                    text
+                )
             }
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -207,15 +213,21 @@ def answer_questions(
             hits = inquiry.retriever.search(query, top_k)
             items = [_held(inquiry.memory, item_id) for item_id, _ in hits]
             tasks.append(reading_task(question, items))
-            retrieved.append(tuple(
-                Retrieved(item_id, value, tuple(write.step for write in item.lineage))
-                for (item_id, value), item in zip(hits, items, strict=True)
-            ))
+            retrieved.append(
+                tuple(
+                    Retrieved(item_id, value, tuple(write.step for write in item.lineage))
+                    for (item_id, value), item in zip(hits, items, strict=True)
+                )
+            )
     answered = zip(retrieved, _read_batch(agent, tasks), strict=True)
     return [
         tuple(
             AnsweredQuestion(
-                question, inquiry.step, found, reading.answer or "", reading.used,
+                question,
+                inquiry.step,
+                found,
+                reading.answer or "",
+                reading.used,
                 score(reading.answer, question.answers, question.data_source),
             )
             # `answered` is one stream over all inquiries: each takes its share, questions lead.

@@ -234,7 +234,8 @@ def format_rewards(
     empty = (settings or RewardSettings()).empty_format
     return [
         sum(outcome.applied for outcome in step.outcomes) / len(step.outcomes)
-        if step.outcomes else empty
+        if step.outcomes
+        else empty
         for step in trajectory.steps
     ]
 
@@ -298,7 +299,8 @@ def _eara(
     outcome: float | None, evidence: Sequence[float | None], beta: float
 ) -> list[float | None]:
     return [
-        None if outcome is None or part is None
+        None
+        if outcome is None or part is None
         else (1 - beta) * outcome / len(evidence) + beta * part
         for part in evidence
     ]
@@ -328,7 +330,9 @@ def _evidence_columns(
     scores = [_score(question) for question in trajectory.questions]
     n = sum(score is not None for score in scores)
     return [
-        None if score is None else {
+        None
+        if score is None
+        else {
             step: share * score / n
             for step, share in _shares(question, trajectory.num_steps, settings).items()
         }

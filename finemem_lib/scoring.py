@@ -133,8 +133,15 @@ def unscored(prediction: str, answers: Sequence[str]) -> None:
 METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (
-        exact_match, substring_match, part_match, keyword_hit, label_match, word_match, f1,
-        rouge_l, unscored,
+        exact_match,
+        substring_match,
+        part_match,
+        keyword_hit,
+        label_match,
+        word_match,
+        f1,
+        rouge_l,
+        unscored,
     )
 }
 """Every metric by name: (prediction, at least one accepted answer) -> [0, 1] or `None`."""

@@ -156,18 +156,27 @@ class _Making:
         return generator("builder", self.raw_set, self.seed, *parts)
 
     def instance(
-        self, name: str, rule: Rule, category: str, texts: Sequence[str],
-        asked: Sequence[tuple[str, str, tuple[int, ...] | None]], **metadata: Any,
+        self,
+        name: str,
+        rule: Rule,
+        category: str,
+        texts: Sequence[str],
+        asked: Sequence[tuple[str, str, tuple[int, ...] | None]],
+        **metadata: Any,
     ) -> Instance:
         return Instance(
-            f"{self.raw_set}-{name}", rule.data_source, category,
+            f"{self.raw_set}-{name}",
+            rule.data_source,
+            category,
             tuple(Chunk(text, count_tokens(text)) for text in texts),
             tuple(
                 Question(f"q-{number}", question, (answer,), rule.data_source, None, steps)
                 for number, (question, answer, steps) in enumerate(asked, start=1)
             ),
             metadata={
-                "text_source": self.raw_set, "chunked_in": self.tokenizer, "seed": self.seed,
+                "text_source": self.raw_set,
+                "chunked_in": self.tokenizer,
+                "seed": self.seed,
                 **metadata,
             },
         )
@@ -178,7 +187,8 @@ class _Making:
             return list(facts)
         tasks = [ReadingTask(fact.question, data_source, ()) for fact in facts]
         return [
-            fact for fact, reading in zip(facts, self.closed_book.read(tasks), strict=True)
+            fact
+            for fact, reading in zip(facts, self.closed_book.read(tasks), strict=True)
             if not score(reading.answer, (fact.answer,), data_source)
         ]
 
@@ -244,10 +254,13 @@ def _from_facts(
         texts = ["\n\n".join(chunk) for chunk in filling.chunks]
         whole = "\n".join(texts)
         kept = [
-            fact for fact in facts[start:end]
+            fact
+            for fact in facts[start:end]
             if making.count(fact.answer) <= rule.answer_tokens
-            and (fact.answer.lower() in ("yes", "no")
-                 or score(whole, (fact.answer,), rule.data_source))
+            and (
+                fact.answer.lower() in ("yes", "no")
+                or score(whole, (fact.answer,), rule.data_source)
+            )
         ]
         if end - start >= rule.min_asked and len(kept) >= rule.min_kept:
             kept = making.unknown(kept, rule.data_source)
@@ -260,10 +273,16 @@ def _from_facts(
         else:
             made += 1
             yield making.instance(
-                str(start + 1), rule, "AR", _wrapped(texts, LEAD_INS, rng),
+                str(start + 1),
+                rule,
+                "AR",
+                _wrapped(texts, LEAD_INS, rng),
                 [
-                    (fact.question, fact.answer,
-                     tuple(sorted({filling.steps[text] for text in fact.texts})))
+                    (
+                        fact.question,
+                        fact.answer,
+                        tuple(sorted({filling.steps[text] for text in fact.texts})),
+                    )
                     for fact in _sampled(kept, rule.max_kept, rng)
                 ],
             )
@@ -292,7 +311,9 @@ def _from_characters(
         asked = []
         for event, question, anchors in one.asked:
             parts = [
-                part for part in anchors if score(whole, (part,), rule.data_source)
+                part
+                for part in anchors
+                if score(whole, (part,), rule.data_source)
                 and not score(question, (part,), rule.data_source)
             ]
             if event in steps and parts:
@@ -306,7 +327,10 @@ def _from_characters(
             continue
         made += 1
         yield making.instance(
-            one.name, rule, "AR", list(events.values()),
+            one.name,
+            rule,
+            "AR",
+            list(events.values()),
             _sampled(asked, rule.max_kept, making.rng(one.name)),
         )
 
@@ -329,7 +353,10 @@ def _from_examples(
         drawn = _drawn(pool, rng)
         chunks, shown = _filled(
             drawn if rule.shots is None else _balanced(pool, rule.shots, rng),
-            rendered, rule, making, rng,
+            rendered,
+            rule,
+            making,
+            rng,
         )
         if not chunks or rule.num_chunks not in (None, len(chunks)):
             making.say(
@@ -361,17 +388,21 @@ def _from_examples(
             )
             return
         yield making.instance(
-            str(place + 1), rule, "TTL",
-            _wrapped(
-                [rule.before + "\n\n".join(chunk) for chunk in chunks], EXAMPLE_LEAD_INS, rng
-            ),
-            asked, label_map=labels,
+            str(place + 1),
+            rule,
+            "TTL",
+            _wrapped([rule.before + "\n\n".join(chunk) for chunk in chunks], EXAMPLE_LEAD_INS, rng),
+            asked,
+            label_map=labels,
         )
 
 
 def _filled(
-    examples: Iterable[Example], rendered: Callable[[Example], str], rule: ExampleRule,
-    making: _Making, rng: random.Random,
+    examples: Iterable[Example],
+    rendered: Callable[[Example], str],
+    rule: ExampleRule,
+    making: _Making,
+    rng: random.Random,
 ) -> tuple[list[list[str]], list[Example]]:
     """Return rendered examples chunk by chunk, and the examples; the last chunk may stay short only
     where their number is not given."""
@@ -435,9 +466,13 @@ def _from_books(
             days.append(days[-1] + rng.randint(1, 3))
         made += 1
         yield making.instance(
-            str(place), rule, "LRU", list(map(book_page, days, texts)),
+            str(place),
+            rule,
+            "LRU",
+            list(map(book_page, days, texts)),
             [(book_question(days[-1]), ", ".join(found), None)],
-            title=book.title, summary=book.summary,
+            title=book.title,
+            summary=book.summary,
         )
 
 
@@ -454,7 +489,8 @@ def keywords(summary: str, text: str, limit: int = MAX_KEYWORDS) -> list[str]:
     first = {word.lower(): (place, word) for place, word in reversed(list(enumerate(found)))}
     ranked = sorted(
         (word in lower, -counts[word], place, spelled)
-        for word, (place, spelled) in first.items() if word in known and word not in STOPWORDS
+        for word, (place, spelled) in first.items()
+        if word in known and word not in STOPWORDS
     )
     return [spelled for *_, spelled in ranked[:limit]]
 
@@ -478,15 +514,22 @@ _LONG = {"chunk_tokens": (1024, 1024), "num_chunks": None}
 RULES: dict[str, Rule] = {
     "squad": FactRule("squad"),
     "hotpotqa": FactRule(
-        "hotpotqa", num_chunks=20, instance_tokens=10_000, cut_texts=True, min_asked=30,
+        "hotpotqa",
+        num_chunks=20,
+        instance_tokens=10_000,
+        cut_texts=True,
+        min_asked=30,
         min_kept=10,
     ),
     "perltqa": CharacterRule(),
     "pubmed-rct": ExampleRule(
-        "pubmed-rct", (1024, 2048), num_instances=100, labels=PUBMED_LABELS,
-        shown_as="Sample: {text}\n\nLabels: {label}", before="\n",
-        asked_as="Sentence: {text}\n\n"
-        "What are the labels for the above medical abstract sentence?",
+        "pubmed-rct",
+        (1024, 2048),
+        num_instances=100,
+        labels=PUBMED_LABELS,
+        shown_as="Sample: {text}\n\nLabels: {label}",
+        before="\n",
+        asked_as="Sentence: {text}\n\nWhat are the labels for the above medical abstract sentence?",
     ),
     "nlu": ExampleRule("icl_nlu_8296shot_balance", num_instances=69, **_SHORT),
     "trec_coarse": ExampleRule("icl_trec_coarse_6600shot_balance", num_instances=71, **_SHORT),
@@ -547,7 +590,8 @@ def build_instances(
         raise ValueError(
             f"build_instances: got {len(sources)} sources and {len(asked)} files of what is asked; "
             f"{raw_set} needs at least one source and "
-            + ("at least one" if needs else "may have some" if takes else "no") + " file in `asked`"
+            + ("at least one" if needs else "may have some" if takes else "no")
+            + " file in `asked`"
         )
     if num_instances is not None and num_instances < 1:
         raise ValueError(
@@ -558,16 +602,23 @@ def build_instances(
     units, problems = raw_units(raw_set, sources, asked, on_error)
     making = _Making(raw_set, seed, count, tokenizer, closed_book, problems)
     builder: Any = {
-        FactRule: _from_facts, CharacterRule: _from_characters,
-        ExampleRule: _from_examples, BookRule: _from_books,
+        FactRule: _from_facts,
+        CharacterRule: _from_characters,
+        ExampleRule: _from_examples,
+        BookRule: _from_books,
     }[type(rule)]
     instances = tuple(builder(units, rule, making, num_instances))
     if not instances:
-        raise ValueError("; ".join([
-            f"build_instances: no instance of {raw_set} from {len(units)} units of "
-            f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for less",
-            *problems[:3],
-        ]))
+        raise ValueError(
+            "; ".join(
+                [
+                    f"build_instances: no instance of {raw_set} from {len(units)} units of "
+                    f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for "
+                    "less",
+                    *problems[:3],
+                ]
+            )
+        )
     return Loaded(instances, tuple(problems))
 
 

@@ -27,23 +27,37 @@ _TABLE_7_VALIDATION = "arXiv 2509.25911, table 7, validation"
 _TABLE_8 = "arXiv 2509.25911, table 8"
 
 PUBLISHED: dict[str, dict[str, Sizes]] = {
-    "squad": {_TABLE_7_TRAIN: Sizes(100, 9.9, 1084.1, 94.8),
-              _TABLE_7_VALIDATION: Sizes(30, 10.0, 1057.0, 96.8)},
-    "hotpotqa": {_TABLE_7_TRAIN: Sizes(100, 9.7, 1005.4, 16.7),
-                 _TABLE_7_VALIDATION: Sizes(219, 9.2, 1051.6, 17.0)},
-    "perltqa": {_TABLE_7_TRAIN: Sizes(27, 23.3, 517.1, 100.0),
-                _TABLE_7_VALIDATION: Sizes(4, 23.0, 567.8, 100.0)},
+    "squad": {
+        _TABLE_7_TRAIN: Sizes(100, 9.9, 1084.1, 94.8),
+        _TABLE_7_VALIDATION: Sizes(30, 10.0, 1057.0, 96.8),
+    },
+    "hotpotqa": {
+        _TABLE_7_TRAIN: Sizes(100, 9.7, 1005.4, 16.7),
+        _TABLE_7_VALIDATION: Sizes(219, 9.2, 1051.6, 17.0),
+    },
+    "perltqa": {
+        _TABLE_7_TRAIN: Sizes(27, 23.3, 517.1, 100.0),
+        _TABLE_7_VALIDATION: Sizes(4, 23.0, 567.8, 100.0),
+    },
     "lme_train": {_TABLE_7_TRAIN: Sizes(50, 15.4, 1527.7, 4.0)},
-    "pubmed-rct": {_TABLE_7_TRAIN: Sizes(90, 10.0, 1676.1, 100.0),
-                   _TABLE_7_VALIDATION: Sizes(10, 10.0, 1673.3, 100.0)},
-    "booksum": {_TABLE_7_TRAIN: Sizes(100, 7.8, 1909.7, 1.0),
-                _TABLE_7_VALIDATION: Sizes(155, 8.1, 1914.3, 1.0)},
-    "icl_nlu_8296shot_balance": {_TABLE_7_TRAIN: Sizes(49, 10.0, 610.9, 100.0),
-                                 _TABLE_7_VALIDATION: Sizes(20, 10.0, 606.2, 100.0),
-                                 _TABLE_8: Sizes(1, 115, 1166.7, 100)},
-    "icl_trec_coarse_6600shot_balance": {_TABLE_7_TRAIN: Sizes(51, 10.0, 390.1, 100.0),
-                                         _TABLE_7_VALIDATION: Sizes(20, 10.0, 390.2, 100.0),
-                                         _TABLE_8: Sizes(1, 111, 1114.6, 100)},
+    "pubmed-rct": {
+        _TABLE_7_TRAIN: Sizes(90, 10.0, 1676.1, 100.0),
+        _TABLE_7_VALIDATION: Sizes(10, 10.0, 1673.3, 100.0),
+    },
+    "booksum": {
+        _TABLE_7_TRAIN: Sizes(100, 7.8, 1909.7, 1.0),
+        _TABLE_7_VALIDATION: Sizes(155, 8.1, 1914.3, 1.0),
+    },
+    "icl_nlu_8296shot_balance": {
+        _TABLE_7_TRAIN: Sizes(49, 10.0, 610.9, 100.0),
+        _TABLE_7_VALIDATION: Sizes(20, 10.0, 606.2, 100.0),
+        _TABLE_8: Sizes(1, 115, 1166.7, 100),
+    },
+    "icl_trec_coarse_6600shot_balance": {
+        _TABLE_7_TRAIN: Sizes(51, 10.0, 390.1, 100.0),
+        _TABLE_7_VALIDATION: Sizes(20, 10.0, 390.2, 100.0),
+        _TABLE_8: Sizes(1, 111, 1114.6, 100),
+    },
     "icl_trec_fine_6400shot_balance": {_TABLE_8: Sizes(1, 108, 1163.3, 100)},
     "icl_clinic150_7050shot_balance": {_TABLE_8: Sizes(1, 38, 3440.5, 100)},
     "icl_banking77_5900shot_balance": {_TABLE_8: Sizes(1, 111, 1150.3, 100)},
@@ -72,8 +86,11 @@ def sizes(
         texts = [chunk.text for instance in group for chunk in instance.chunks]
         questions = sum(len(instance.questions) for instance in group)
         found[source] = Sizes(
-            len(group), len(texts) / len(group), sum(map(count, texts)) / max(1, len(texts)),
-            questions / len(group), unit,
+            len(group),
+            len(texts) / len(group),
+            sum(map(count, texts)) / max(1, len(texts)),
+            questions / len(group),
+            unit,
         )
     return found
 
@@ -86,10 +103,14 @@ def size_table(
     """Return one record per data source of the instances, each followed by those published."""
     return [
         {
-            "data source": source, "counted in": where, "instances": one.instances,
-            "chunks per instance": round(one.chunks, 1), "tokens per chunk": round(one.tokens, 1),
+            "data source": source,
+            "counted in": where,
+            "instances": one.instances,
+            "chunks per instance": round(one.chunks, 1),
+            "tokens per chunk": round(one.tokens, 1),
             "tokens per instance": round(one.chunks * one.tokens),
-            "questions per instance": round(one.questions, 1), "unit": one.unit,
+            "questions per instance": round(one.questions, 1),
+            "unit": one.unit,
         }
         for source, here in sizes(instances, count, unit).items()
         for where, one in {"these instances": here, **PUBLISHED.get(source, {})}.items()

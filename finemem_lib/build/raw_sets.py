@@ -164,7 +164,8 @@ def _hotpotqa(row: Any, asked: bool) -> Iterator[Fact]:
         raise broken("sentences", f"one list per title ({len(one.titles)})", len(one.sentences))
     texts = tuple(
         f"Title: {title}\n{''.join(parts).strip()}"
-        for title, parts in zip(one.titles, one.sentences, strict=True) if title in one.gold
+        for title, parts in zip(one.titles, one.sentences, strict=True)
+        if title in one.gold
     )
     if not texts:
         raise broken("supporting_facts", "at least one title of the context", one.gold)
@@ -200,20 +201,29 @@ def _perltqa(row: Any, asked: bool) -> Iterator[Character]:
     events and their dialogues; both are keyed by character."""
     if asked:
         for name, one in validated(dict[str, _PerltQuestions], row).items():
-            yield Character(name, {}, tuple(
-                (re.sub(r"#.*", "", place), *_perlt_question(entry, f"{name}.{place}"))
-                for places in (*one.events, *one.dialogues)
-                for place, entries in places.items() for entry in entries
-            ))
+            yield Character(
+                name,
+                {},
+                tuple(
+                    (re.sub(r"#.*", "", place), *_perlt_question(entry, f"{name}.{place}"))
+                    for places in (*one.events, *one.dialogues)
+                    for place, entries in places.items()
+                    for entry in entries
+                ),
+            )
         return
     for name, one in validated(dict[str, _PerltMemory], row).items():
         talks = defaultdict(list)
         for talk in one.dialogues.values():
             talks[talk.events].append(talk.contents)
-        yield Character(name, {
-            event: _perlt_chunk(name, value, talks[event], f"{name}.events.{event}")
-            for event, value in one.events.items()
-        }, ())
+        yield Character(
+            name,
+            {
+                event: _perlt_chunk(name, value, talks[event], f"{name}.events.{event}")
+                for event, value in one.events.items()
+            },
+            (),
+        )
 
 
 def _perlt_question(entry: dict[str, Any], place: str) -> tuple[str, tuple[str, ...]]:
@@ -234,7 +244,9 @@ def _perlt_chunk(
     time = validated(str, value.get("Creation Time"), f"{place}.Creation Time")
     lines = [
         f"The following is the event happened about the user {name} on {time}:",
-        f"Summary: {event.summary}", f"Content: {event.content}", "",
+        f"Summary: {event.summary}",
+        f"Content: {event.content}",
+        "",
         "The following are the dialogues.",
     ]
     for talk in talks:

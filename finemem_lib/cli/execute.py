@@ -39,16 +39,22 @@ def notebook_error(path: Path) -> str | None:
     from papermill.exceptions import strip_color
 
     added = {"injected-parameters", "papermill-error-cell-tag"}
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells
-             if not added & set(cell.metadata.get("tags", []))]
+    cells = [
+        cell
+        for cell in nbformat.read(path, as_version=4).cells
+        if not added & set(cell.metadata.get("tags", []))
+    ]
     for position, cell in enumerate(cells, start=1):
         for output in cell.get("outputs", []):
             if output.output_type == "error":
                 lines = strip_color("\n".join(output.traceback)).rstrip().splitlines()
-                return "\n".join([
-                    f"cell {position} (In [{cell.execution_count}]): {output.ename}: "
-                    f"{strip_color(output.evalue)}", *lines[-12:],
-                ])
+                return "\n".join(
+                    [
+                        f"cell {position} (In [{cell.execution_count}]): {output.ename}: "
+                        f"{strip_color(output.evalue)}",
+                        *lines[-12:],
+                    ]
+                )
     for position, cell in enumerate(cells, start=1):
         skipped = "skip-execution" in cell.metadata.get("tags", [])
         if cell.cell_type == "code" and cell.source.strip() and not skipped:
@@ -58,8 +64,12 @@ def notebook_error(path: Path) -> str | None:
 
 
 def _work(
-    source: Path, executed: Path, parameters: dict[str, Any], folder: Path,
-    environment: Mapping[str, str], answer: Connection,
+    source: Path,
+    executed: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    environment: Mapping[str, str],
+    answer: Connection,
 ) -> None:
     """Execute one notebook; runs in a process of its own. Sends what went wrong beside cells."""
     os.setsid()  # a Ctrl-C at the terminal is for the command, which then ends this process
@@ -72,8 +82,14 @@ def _work(
 
     try:
         papermill.execute_notebook(
-            source, executed, parameters, kernel_name="python3", cwd=source.parent,
-            progress_bar=False, start_timeout=120, store_widget_state=False,
+            source,
+            executed,
+            parameters,
+            kernel_name="python3",
+            cwd=source.parent,
+            progress_bar=False,
+            start_timeout=120,
+            store_widget_state=False,
         )
     except papermill.PapermillExecutionError:
         pass  # the cell holds it
@@ -117,8 +133,12 @@ def _clear_scratch(folder: Path, finished: bool = False) -> None:
 
 
 def _execute(
-    source: Path, parameters: dict[str, Any], folder: Path, environment: Mapping[str, str],
-    deadline: float, say: Callable[[], None],
+    source: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    environment: Mapping[str, str],
+    deadline: float,
+    say: Callable[[], None],
 ) -> tuple[str, str | None]:
     """Execute a notebook into ``notebooks/`` of the run; return its status and what went wrong."""
     executed = folder / "scratch" / source.name

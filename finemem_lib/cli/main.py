@@ -35,8 +35,16 @@ def list_command(options: argparse.Namespace) -> int:
         if not (folder / "manifest.json").exists():
             if records := run_module.recorded(folder):  # made in JupyterLab, notebook by notebook
                 done = sum(record["status"] == "ok" for record in records)
-                rows.append((min(record["started"] for record in records), folder.name,
-                             "JupyterLab", "", f"{done}/{len(records)}", ""))
+                rows.append(
+                    (
+                        min(record["started"] for record in records),
+                        folder.name,
+                        "JupyterLab",
+                        "",
+                        f"{done}/{len(records)}",
+                        "",
+                    )
+                )
             continue
         try:
             found = read_manifest(folder)
@@ -45,8 +53,16 @@ def list_command(options: argparse.Namespace) -> int:
             continue
         done = sum(entry["status"] == "ok" for entry in found["notebooks"])
         seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"
-        rows.append((found["started"], found["run_id"], found["status"], found["profile"],
-                     f"{done}/{len(found['notebooks'])}", seconds))
+        rows.append(
+            (
+                found["started"],
+                found["run_id"],
+                found["status"],
+                found["profile"],
+                f"{done}/{len(found['notebooks'])}",
+                seconds,
+            )
+        )
     print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
     if not rows:
         print(f"no runs in {root}; start one with `finemem run`")
@@ -80,8 +96,11 @@ def sweep_command(options: argparse.Namespace) -> int:
     started = time.monotonic()
 
     def say(done: int, total: int, cell: Cell, what: str) -> None:
-        print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {cell.regime}, "
-              f"{cell.variant}, seed {cell.seed}: {what}", flush=True)
+        print(
+            f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {cell.regime}, "
+            f"{cell.variant}, seed {cell.seed}: {what}",
+            flush=True,
+        )
 
     folder = Path(options.output)
     try:
@@ -93,15 +112,27 @@ def sweep_command(options: argparse.Namespace) -> int:
     except (ValueError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:
-        print(f"interrupted; finished cells are in {folder}, the same command goes on from them",
-              file=sys.stderr)
+        print(
+            f"interrupted; finished cells are in {folder}, the same command goes on from them",
+            file=sys.stderr,
+        )
         raise
-    print_table([
-        ("regime", "variant", "measure", "value", "difference", "seeds"),
-        *((row.regime, row.variant, row.measure, experiment_tables.format_interval(row),
-           experiment_tables.format_difference(row), str(row.seeds))
-          for row in experiment_tables.table(results, design.baseline)),
-    ])
+    print_table(
+        [
+            ("regime", "variant", "measure", "value", "difference", "seeds"),
+            *(
+                (
+                    row.regime,
+                    row.variant,
+                    row.measure,
+                    experiment_tables.format_interval(row),
+                    experiment_tables.format_difference(row),
+                    str(row.seeds),
+                )
+                for row in experiment_tables.table(results, design.baseline)
+            ),
+        ]
+    )
     name = Path(options.design).stem
     command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
         "--scheduler ADDRESS" if options.scheduler else f"--jobs {options.jobs}"
@@ -110,35 +141,51 @@ def sweep_command(options: argparse.Namespace) -> int:
     rows.write_rows(results, folder / f"{name}.jsonl", card)
     print(f"rows: {folder / f'{name}.jsonl'}")
     for failure in failures:
-        print(f"failed: {failure.cell.regime}, {failure.cell.variant}, seed {failure.cell.seed}: "
-              f"{failure.error}", file=sys.stderr)
+        print(
+            f"failed: {failure.cell.regime}, {failure.cell.variant}, seed {failure.cell.seed}: "
+            f"{failure.error}",
+            file=sys.stderr,
+        )
     return EXIT_CODES["failed" if failures else "ok"]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="finemem", description="The Fine-Mem workbench: notebooks in order, one run folder.",
+        prog="finemem",
+        description="The Fine-Mem workbench: notebooks in order, one run folder.",
         epilog="exit codes: 0 ok, 1 failed, 2 bad usage, 3 timeout, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True)
-    figures = {"nargs": "?", "const": "", "metavar": "FOLDER",
-               "help": "export the figures the notebooks kept (default: figures/RUN)"}
+    figures = {
+        "nargs": "?",
+        "const": "",
+        "metavar": "FOLDER",
+        "help": "export the figures the notebooks kept (default: figures/RUN)",
+    }
 
     run = commands.add_parser("run", help="run notebooks and make the report")
     run.set_defaults(command=run_command)
     add_arguments(run)
     run.add_argument("--run-id", metavar="ID", help="name of the run (default: time and a number)")
-    run.add_argument("--reuse", metavar="RUN",
-                     help="take artefacts that the chosen notebooks do not write from this run")
+    run.add_argument(
+        "--reuse",
+        metavar="RUN",
+        help="take artefacts that the chosen notebooks do not write from this run",
+    )
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
     run.add_argument("--figures", **figures)
 
     resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
     resume.set_defaults(command=resume_command)
     resume.add_argument("run", metavar="RUN")
-    resume.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}")
+    resume.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}",
+    )
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
     resume.add_argument("--figures", **figures)
 
@@ -147,11 +194,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="run an experiment cell by cell, in parallel")
     sweep.set_defaults(command=sweep_command)
     sweep.add_argument("design", metavar="DESIGN", help="a file as in notebooks/designs")
-    sweep.add_argument("--output", required=True, metavar="FOLDER",
-                       help="one file per finished cell; those that are there are not run again")
+    sweep.add_argument(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="one file per finished cell; those that are there are not run again",
+    )
     sweep.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="processes (default: 2)")
-    sweep.add_argument("--scheduler", metavar="ADDRESS",
-                       help="of a Dask cluster that runs the cells (extra dask)")
+    sweep.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the cells (extra dask)"
+    )
 
     prepare.add_commands(commands)
     plan.add_command(commands)

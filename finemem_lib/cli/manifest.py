@@ -53,8 +53,12 @@ def read_manifest(folder: Path, settle: bool = False) -> dict[str, Any]:
         same = abs(found.create_time() - process["created"]) < 2  # seconds; ids are used again
         if same and found.status() != psutil.STATUS_ZOMBIE:
             return manifest
-    manifest |= {"status": "failed", "exit_code": None, "ended": run_module.now(),
-                 "error": "the process of this run was killed"}
+    manifest |= {
+        "status": "failed",
+        "exit_code": None,
+        "ended": run_module.now(),
+        "error": "the process of this run was killed",
+    }
     for entry in manifest["notebooks"]:
         if entry["status"] == "running":
             entry |= {"status": "failed", "error": manifest["error"]}
@@ -71,32 +75,56 @@ def _say_why_not_run(manifest: dict[str, Any]) -> None:
     for entry in manifest["notebooks"]:
         if entry["status"] == "not run":
             entry["error"] = (
-                f"not run: {stopped['name']} {_ENDS[stopped['status']]} before it" if stopped
+                f"not run: {stopped['name']} {_ENDS[stopped['status']]} before it"
+                if stopped
                 else f"not run: {manifest['error']}"
             )
 
 
 def _new_manifest(
-    options: argparse.Namespace, run_id: str, notebooks: Sequence[Path],
-    given: Mapping[str, Any], resolved: Mapping[str, dict[str, Any]],
+    options: argparse.Namespace,
+    run_id: str,
+    notebooks: Sequence[Path],
+    given: Mapping[str, Any],
+    resolved: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     seeds = {values.get("seed") for values in resolved.values()}
     sources = dict.fromkeys(str(s) for values in resolved.values() for s in values.get("data", ()))
     return {
-        "schema_version": MANIFEST_VERSION, "run_id": run_id, "status": "running",
-        "exit_code": None, "error": None, "started": run_module.now(), "ended": None, "seconds": None,
-        "command": ["finemem", *options.command_line], "profile": options.profile,
+        "schema_version": MANIFEST_VERSION,
+        "run_id": run_id,
+        "status": "running",
+        "exit_code": None,
+        "error": None,
+        "started": run_module.now(),
+        "ended": None,
+        "seconds": None,
+        "command": ["finemem", *options.command_line],
+        "profile": options.profile,
         "notebooks_dir": str(notebooks[0].parent) if options.notebooks_dir else None,
-        "parameters_given": dict(given), "seed": seeds.pop() if len(seeds) == 1 else None,
-        "reuse": options.reuse, "inputs": {source: _data_hash(source) for source in sources},
-        "outputs": {}, "versions": {"finemem": __version__, **versions()},
-        "git": git_state(repository_root()), "platform": platform.platform(),
-        "cpus": os.cpu_count(), "peak_memory_mb": None,
-        "process": _this_process(), "resumed": [],
+        "parameters_given": dict(given),
+        "seed": seeds.pop() if len(seeds) == 1 else None,
+        "reuse": options.reuse,
+        "inputs": {source: _data_hash(source) for source in sources},
+        "outputs": {},
+        "versions": {"finemem": __version__, **versions()},
+        "git": git_state(repository_root()),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "peak_memory_mb": None,
+        "process": _this_process(),
+        "resumed": [],
         "notebooks": [
-            {"name": path.stem, "source_sha256": _source_hash(path), "status": "not run",
-             "seconds": None, "parameters": resolved[path.stem], "reads": [], "writes": [],
-             "error": None}
+            {
+                "name": path.stem,
+                "source_sha256": _source_hash(path),
+                "status": "not run",
+                "seconds": None,
+                "parameters": resolved[path.stem],
+                "reads": [],
+                "writes": [],
+                "error": None,
+            }
             for path in notebooks
         ],
     }
@@ -127,6 +155,10 @@ def _source_hash(path: Path) -> str:
 def _add_record(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Copy what a notebook read, wrote and asked from its record into its entry; return it."""
     record = run_module.read_record(folder, entry["name"])
-    entry |= {"reads": list(record.get("reads", ())), "writes": list(record.get("writes", ())),
-              "peak_memory_mb": record.get("peak_memory_mb"), "models": record.get("models", [])}
+    entry |= {
+        "reads": list(record.get("reads", ())),
+        "writes": list(record.get("writes", ())),
+        "peak_memory_mb": record.get("peak_memory_mb"),
+        "models": record.get("models", []),
+    }
     return record

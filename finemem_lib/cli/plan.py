@@ -43,7 +43,9 @@ from finemem_lib.trajectory import Instance
 from finemem_lib.util.console import EXIT_CODES, UsageError, plain, print_table
 
 QUESTIONS, WALK, TRAINING, BENCHMARK = (
-    "01_question_generation", "02_memory_and_retrieval", "04_grpo_training",
+    "01_question_generation",
+    "02_memory_and_retrieval",
+    "04_grpo_training",
     "06_benchmark_evaluation",
 )
 
@@ -53,11 +55,20 @@ def add_command(commands: Any) -> None:
     plan = commands.add_parser("plan", help="say what a run will take, before anything starts")
     plan.set_defaults(command=plan_command)
     add_arguments(plan)
-    plan.add_argument("--card", choices=[*estimates.CARDS], metavar="CARD",
-                      help=f"one of {', '.join(estimates.CARDS)} (default: the profile's)")
+    plan.add_argument(
+        "--card",
+        choices=[*estimates.CARDS],
+        metavar="CARD",
+        help=f"one of {', '.join(estimates.CARDS)} (default: the profile's)",
+    )
     names = ", ".join(field.name for field in dataclasses.fields(estimates.Assumptions))
-    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE",
-                      help=f"another value of an assumption: {names}")
+    plan.add_argument(
+        "--assume",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"another value of an assumption: {names}",
+    )
 
 
 def plan_command(options: argparse.Namespace) -> int:
@@ -86,23 +97,39 @@ def plan_command(options: argparse.Namespace) -> int:
     streams = as_streams(instances)
     trained_on = streams if values is None else as_streams(_training_instances(values, instances))
     print(f"profile {profile.name}: {' '.join(profile.description.split())}\n")
-    print_table([("notebook", "parameters"), *(
-        (stem, plain(", ".join(f"{name} {value!r}" for name, value in values.items()
-                               if name != "run_id")))
-        for stem, values in resolved.items()
-    )])
+    print_table(
+        [
+            ("notebook", "parameters"),
+            *(
+                (
+                    stem,
+                    plain(
+                        ", ".join(
+                            f"{name} {value!r}"
+                            for name, value in values.items()
+                            if name != "run_id"
+                        )
+                    ),
+                )
+                for stem, values in resolved.items()
+            ),
+        ]
+    )
     chunks = [tokens for one in streams for tokens in one.chunks]
-    print(f"\n{len(streams)} instances, {len(chunks)} chunks, {sum(chunks):,} tokens (longest "
-          f"chunk {max(chunks):,}), {sum(one.questions for one in streams)} global questions; "
-          f"tokens are {counted_by}\n")
+    print(
+        f"\n{len(streams)} instances, {len(chunks)} chunks, {sum(chunks):,} tokens (longest "
+        f"chunk {max(chunks):,}), {sum(one.questions for one in streams)} global questions; "
+        f"tokens are {counted_by}\n"
+    )
     calls = _print_calls(resolved, instances, streams, trained_on, assumed)
     code = EXIT_CODES["ok"]
     if values is not None:
         played = len(streams) if resolved.get(BENCHMARK, {}).get("trained") else 0
         code = _print_training(values, sizes, trained_on, prompts, card, assumed, calls, played)
-    print("\nassumptions (--assume NAME=VALUE): " + ", ".join(
-        f"{name}={value:g}" for name, value in dataclasses.asdict(assumed).items()
-    ))
+    print(
+        "\nassumptions (--assume NAME=VALUE): "
+        + ", ".join(f"{name}={value:g}" for name, value in dataclasses.asdict(assumed).items())
+    )
     return code
 
 
@@ -128,8 +155,10 @@ def _instances(resolved: Mapping[str, Mapping[str, Any]]) -> list[Instance]:
     for source in first.get("data", ()):
         try:
             found += load_instances(
-                run_module.locate(source) or source, split=first["split"],
-                limit=first["max_instances"], on_error=first["on_error"],
+                run_module.locate(source) or source,
+                split=first["split"],
+                limit=first["max_instances"],
+                on_error=first["on_error"],
                 max_chunk_tokens=first["max_chunk_tokens"],
             ).instances
         except (ValueError, ImportError, OSError) as error:
@@ -169,8 +198,11 @@ def _tokens(values: Mapping[str, Any] | None) -> tuple[Any, str, PromptBuilder |
                 builder = prompt_builder(tokenizer, model_settings(values))
             except ValueError as error:
                 raise UsageError(str(error)) from error
-            return (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-                    f"those of {values['checkpoint']}", builder)
+            return (
+                lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+                f"those of {values['checkpoint']}",
+                builder,
+            )
     return count_tokens, "words and marks; the model's own are usually more", None
 
 
@@ -185,8 +217,9 @@ def _print_calls(
     same as before is not asked again. Return the calls by what they are for."""
     roles, asked_for = {}, {}
     total: list[tuple[estimates.Calls, float]] = []
-    rows = [("calls of language models, at most", "role", "calls", "tokens in", "tokens out",
-             "cost")]
+    rows = [
+        ("calls of language models, at most", "role", "calls", "tokens in", "tokens out", "cost")
+    ]
     for stem, values in resolved.items():
         if path := run_module.locate_models(values.get("models", "")):
             roles[stem] = {role: one.chat for role, one in load_roles(path).items()}
@@ -216,11 +249,19 @@ def _print_calls(
     globals_ = sum(one.questions for one in streams)
     if (values := resolved.get(QUESTIONS)) and not values.get("questions"):
         teach = chunks * _template("teach") + total_chunk
-        say(QUESTIONS, "01 chunk questions", "teacher",
-            estimates.Calls(chunks, teach, chunks * k * assumed.item_tokens))
+        say(
+            QUESTIONS,
+            "01 chunk questions",
+            "teacher",
+            estimates.Calls(chunks, teach, chunks * k * assumed.item_tokens),
+        )
         verify = k * (chunks * reads + total_chunk)
-        say(QUESTIONS, "01 verified on the chunk alone", "verifier",
-            estimates.Calls(chunks * k, verify, chunks * k * assumed.answer_tokens))
+        say(
+            QUESTIONS,
+            "01 verified on the chunk alone",
+            "verifier",
+            estimates.Calls(chunks * k, verify, chunks * k * assumed.answer_tokens),
+        )
     if values := resolved.get(WALK):
         number = len(values["managers"]) * (chunks * k + globals_)
         say(WALK, "02 scripted managers", "reader", on_memory(values["top_k"]).times(number))
@@ -275,71 +316,104 @@ def _print_training(
     model = model_settings(values)
     compact = isinstance(prompts, CompactPromptBuilder)
     training = estimates.Training(
-        model=model, updates=values["updates"],
+        model=model,
+        updates=values["updates"],
         instances_per_update=values["instances_per_update"],
         num_generations=values["num_generations"],
-        question_fraction=values["question_fraction"], top_k=values["top_k"],
+        question_fraction=values["question_fraction"],
+        top_k=values["top_k"],
         instruction_tokens=prompts.instruction_tokens if prompts else count_tokens(INSTRUCTION),
         max_prompt_tokens=model.max_prompt_tokens
         or (tiny.MAX_PROMPT_TOKENS if compact else MAX_PROMPT_TOKENS),
-        max_new_tokens=model.max_new_tokens
-        or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
+        max_new_tokens=model.max_new_tokens or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
         batch_size=model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
         tested=max(values["held_out"], played),
     )
     mean = estimates.work(streams, training, assumed)
     adapter = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
-    print(f"\nmodel {plain(values['checkpoint'])}: {shape.parameters:,} parameters ({found}), "
-          f"{adapter:,} trained")
-    print(f"an update: {training.instances_per_update} instances x {training.num_generations} "
-          f"rollouts, {mean.rows:,.0f} prompts of {mean.prompt_tokens / mean.rows:,.0f} tokens "
-          f"(longest {mean.longest_prompt:,}), completions of "
-          f"{mean.completion_tokens / mean.rows:,.0f} (at most {training.max_new_tokens:,}); "
-          f"micro-batches of up to {mean.longest_rows} rows")
-    print(f"tests{' and 06' if played else ''}: {training.batch_size} prompts at a time"
-          + (", sampled without vLLM, in memory beside its share" if model.fast_inference else ""))
+    print(
+        f"\nmodel {plain(values['checkpoint'])}: {shape.parameters:,} parameters ({found}), "
+        f"{adapter:,} trained"
+    )
+    print(
+        f"an update: {training.instances_per_update} instances x {training.num_generations} "
+        f"rollouts, {mean.rows:,.0f} prompts of {mean.prompt_tokens / mean.rows:,.0f} tokens "
+        f"(longest {mean.longest_prompt:,}), completions of "
+        f"{mean.completion_tokens / mean.rows:,.0f} (at most {training.max_new_tokens:,}); "
+        f"micro-batches of up to {mean.longest_rows} rows"
+    )
+    print(
+        f"tests{' and 06' if played else ''}: {training.batch_size} prompts at a time"
+        + (", sampled without vLLM, in memory beside its share" if model.fast_inference else "")
+    )
     if card is None:
         print("no card is named, so neither its memory nor hours are estimated: give --card")
         return EXIT_CODES["ok"]
     memory = estimates.gpu_memory(shape, training, mean, card, assumed)
     fits = estimates.fits(memory, shape, mean, card)
-    parts = {name.removesuffix("_"): value for name, value in dataclasses.asdict(memory).items()
-             if name != "cache_stays"}
+    parts = {
+        name.removesuffix("_"): value
+        for name, value in dataclasses.asdict(memory).items()
+        if name != "cache_stays"
+    }
     print()
-    print_table([("memory of the card, estimated", "GB"), *(
-        (name, f"{value / 1e9:.1f}") for name, value in [*parts.items(), ("peak", memory.peak)]
-    ), (f"{card.name} has", f"{card.gb:.1f}")])
+    print_table(
+        [
+            ("memory of the card, estimated", "GB"),
+            *(
+                (name, f"{value / 1e9:.1f}")
+                for name, value in [*parts.items(), ("peak", memory.peak)]
+            ),
+            (f"{card.name} has", f"{card.gb:.1f}"),
+        ]
+    )
     seconds = estimates.update_seconds(
         shape, training, mean, card, assumed, calls.get("04 per update", 0)
     )
     # Beside the updates: the manager's own seconds, and the calls of language models.
     others = {what: 0.0 for what in calls if what[:2] in ("01", "02")}
-    for what, times, number in (("04 tests before and after", 2, values["held_out"]),
-                                ("06 benchmark", 1, played)):
+    for what, times, number in (
+        ("04 tests before and after", 2, values["held_out"]),
+        ("06 benchmark", 1, played),
+    ):
         if number:
             others[what] = times * estimates.playing_seconds(
                 shape, streams, training, card, assumed, number
             )
     others |= {
         what: others.get(what, 0) + number * assumed.reader_seconds / assumed.reader_concurrency
-        for what, number in calls.items() if not what.startswith("04") or what in others
+        for what, number in calls.items()
+        if not what.startswith("04") or what in others
     }
     total = training.updates * seconds.total + sum(others.values())
     print()
-    print_table([("time, estimated", "seconds per update", "hours in all"), *(
-        (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
-        for name, value in [*dataclasses.asdict(seconds).items(),
-                            (f"04 {training.updates} updates", seconds.total)]
-    ), *((what, "", f"{value / 3600:.1f}") for what, value in others.items()),
-        ("in all", "", f"{total / 3600:.1f}")])
+    print_table(
+        [
+            ("time, estimated", "seconds per update", "hours in all"),
+            *(
+                (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
+                for name, value in [
+                    *dataclasses.asdict(seconds).items(),
+                    (f"04 {training.updates} updates", seconds.total),
+                ]
+            ),
+            *((what, "", f"{value / 3600:.1f}") for what, value in others.items()),
+            ("in all", "", f"{total / 3600:.1f}"),
+        ]
+    )
     print("not in these hours: loading and saving, retrieval, and answers by rule")
     if fits:
         print(f"\nfits: {memory.peak / 1e9:.1f} of {card.gb:g} GB")
         return EXIT_CODES["ok"]
     help_ = estimates.what_would_fit(shape, streams, training, card, assumed)
-    print(f"\ndoes not fit: {memory.peak / 1e9:.1f} of {card.gb:g} GB. "
-          + (f"What would, each by itself: {', '.join(help_)}" if help_ else
-             "No change of the parameters makes it fit; take a larger card"))
+    print(
+        f"\ndoes not fit: {memory.peak / 1e9:.1f} of {card.gb:g} GB. "
+        + (
+            f"What would, each by itself: {', '.join(help_)}"
+            if help_
+            else "No change of the parameters makes it fit; take a larger card"
+        )
+    )
     return EXIT_CODES["failed"]
 
 
@@ -352,8 +426,9 @@ def _shape(checkpoint: str) -> tuple[estimates.ModelShape, str]:
         return estimates.ModelShape.of(config), "its config.json"
     except (OSError, ValueError, KeyError) as error:
         last = source.rpartition("/")[2]  # copies by other owners have the same sizes
-        known = next((its for name, its in estimates.SHAPES.items() if name.endswith(f"/{last}")),
-                     None)
+        known = next(
+            (its for name, its in estimates.SHAPES.items() if name.endswith(f"/{last}")), None
+        )
         if known is None or loading.checkpoint_folder(checkpoint):
             raise UsageError(
                 f"checkpoint {checkpoint!r}: its sizes are not known here "

@@ -40,36 +40,73 @@ SHOWN_LETTERS = 80
 
 def add_commands(commands: Any) -> None:
     """Add `finemem questions` and `finemem build` to the command line."""
-    rows = {"choices": ("raise", "skip"), "default": "raise",
-            "help": "what to do with a broken row (default: raise)"}
+    rows = {
+        "choices": ("raise", "skip"),
+        "default": "raise",
+        "help": "what to do with a broken row (default: raise)",
+    }
 
     questions = commands.add_parser("questions", help="make chunk questions ahead of training")
     questions.set_defaults(command=questions_command)
-    questions.add_argument("--data", nargs="+", action="extend", required=True, metavar="PATH",
-                           help="files of instances, or data sets on the hub as owner/name or "
-                           "owner/name@COMMIT")
+    questions.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PATH",
+        help="files of instances, or data sets on the hub as owner/name or owner/name@COMMIT",
+    )
     questions.add_argument("--split", default="test", help="of the hub's data (default: test)")
-    questions.add_argument("--output", required=True, metavar="FOLDER",
-                           help="keeps the questions; what is there is not asked again")
-    questions.add_argument("--k", type=_positive, default=5, metavar="N",
-                           help="questions per chunk at most (default: 5)")
+    questions.add_argument(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="keeps the questions; what is there is not asked again",
+    )
+    questions.add_argument(
+        "--k",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="questions per chunk at most (default: 5)",
+    )
     questions.add_argument("--seed", type=int, default=0, metavar="N")
-    questions.add_argument("--max-chunk-tokens", type=_positive, default=4096, metavar="N",
-                           help="a longer chunk is cut, as notebook 01 cuts it (default: 4096)")
-    questions.add_argument("--models", metavar="FILE",
-                           help="YAML with the settings of the language models to ask as teacher "
-                           "and verifier (default: no model)")
-    questions.add_argument("--training", nargs="+", action="extend", default=[], metavar="PATH",
-                           help="training instances, looked through for what is in both; of a hub "
-                           "data set the split train")
+    questions.add_argument(
+        "--max-chunk-tokens",
+        type=_positive,
+        default=4096,
+        metavar="N",
+        help="a longer chunk is cut, as notebook 01 cuts it (default: 4096)",
+    )
+    questions.add_argument(
+        "--models",
+        metavar="FILE",
+        help="YAML with the settings of the language models to ask as teacher "
+        "and verifier (default: no model)",
+    )
+    questions.add_argument(
+        "--training",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="training instances, looked through for what is in both; of a hub "
+        "data set the split train",
+    )
     questions.add_argument("--on-error", **rows)
 
     build = commands.add_parser("build", help="make instances from a public raw set")
     build.set_defaults(command=build_command)
     build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
     build.add_argument("files", nargs="+", metavar="FILE", help="of the raw set")
-    build.add_argument("--asked", nargs="+", action="extend", default=[], metavar="FILE",
-                       help="what is asked, where that is apart: PerLTQA's questions, a test half")
+    build.add_argument(
+        "--asked",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="what is asked, where that is apart: PerLTQA's questions, a test half",
+    )
     build.add_argument("--output", required=True, metavar="X.parquet", help="must not exist yet")
     build.add_argument("--instances", type=_positive, metavar="N", help="at most so many")
     build.add_argument("--seed", type=int, default=0, metavar="N")
@@ -83,17 +120,18 @@ def questions_command(options: argparse.Namespace) -> int:
     _check_output(folder)
     try:
         models = Models(load_roles(Path(options.models), folder) if options.models else None)
-        instances = _loaded(
-            options.data, options.split, options.on_error, options.max_chunk_tokens
-        )
+        instances = _loaded(options.data, options.split, options.on_error, options.max_chunk_tokens)
         training = _loaded(options.training, "train", options.on_error)
         teacher, verifier = models.teacher(options.k), models.verifier(instances)
     except (ValueError, ImportError, OSError) as error:
         raise UsageError(plain(str(error))) from error
     recipe = recipe_of(teacher, verifier, options.k, options.seed)
     chunks = sum(len(instance.chunks) for instance in instances)
-    print(f"{len(instances)} instances, {chunks} chunks; teacher {teacher.name}, verifier "
-          f"{verifier.name}", flush=True)
+    print(
+        f"{len(instances)} instances, {chunks} chunks; teacher {teacher.name}, verifier "
+        f"{verifier.name}",
+        flush=True,
+    )
     started, finished = time.monotonic(), 0
 
     def say(done: int, total: int) -> None:
@@ -103,8 +141,11 @@ def questions_command(options: argparse.Namespace) -> int:
         print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {name}", flush=True)
 
     def stopped(how: str) -> None:
-        print(f"{how}; {finished} of {len(instances)} instances are done and kept in {folder}, the "
-              "same command goes on from them", file=sys.stderr)
+        print(
+            f"{how}; {finished} of {len(instances)} instances are done and kept in {folder}, the "
+            "same command goes on from them",
+            file=sys.stderr,
+        )
 
     try:
         with interruptible(once=False):
@@ -141,8 +182,12 @@ def build_command(options: argparse.Namespace) -> int:
     _check_output(path.parent)
     try:
         built = build_instances(
-            options.raw_set, options.files, options.asked, num_instances=options.instances,
-            seed=options.seed, on_error=options.on_error,
+            options.raw_set,
+            options.files,
+            options.asked,
+            num_instances=options.instances,
+            seed=options.seed,
+            on_error=options.on_error,
         )
     except ValueError as error:
         raise UsageError(plain(str(error))) from error
@@ -206,8 +251,12 @@ def _print_audit(made: Sequence[Instance], folder: Path, recipe: Recipe) -> None
     for counts in audit_counts(audit, max((row.step for row in audit), default=0)):
         total.update(counts)
     del total["step"]
-    print_table([(f"all of this recipe in {folder}", "number"),
-                 *((what, str(number)) for what, number in total.items())])
+    print_table(
+        [
+            (f"all of this recipe in {folder}", "number"),
+            *((what, str(number)) for what, number in total.items()),
+        ]
+    )
 
 
 def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
@@ -215,12 +264,22 @@ def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
     counts = Counter(leak.kind for leak in found)
     said = ", ".join(f"{number} {kind}" for kind, number in counts.items())
     print(f"leaks ({compared}): {said or 'none'}")
-    print_table([("leak, for example", "instance", "step", "share", "text"), *(
-        (kind, plain(leak.instance_id)[:SHOWN_LETTERS], str(leak.step or ""), f"{leak.share:.2f}",
-         plain(leak.text)[:SHOWN_LETTERS])
-        for kind in counts
-        for leak in [one for one in found if one.kind == kind][:SHOWN_LEAKS]
-    )])
+    print_table(
+        [
+            ("leak, for example", "instance", "step", "share", "text"),
+            *(
+                (
+                    kind,
+                    plain(leak.instance_id)[:SHOWN_LETTERS],
+                    str(leak.step or ""),
+                    f"{leak.share:.2f}",
+                    plain(leak.text)[:SHOWN_LETTERS],
+                )
+                for kind in counts
+                for leak in [one for one in found if one.kind == kind][:SHOWN_LEAKS]
+            ),
+        ]
+    )
 
 
 def _end(models: Models) -> None:

@@ -134,12 +134,26 @@ def coerce(value: Any, annotation: str) -> Any:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what a run runs."""
     parser.add_argument("--profile", default="default", help="a file of notebooks/profiles")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="a parameter of every notebook that has it; NN.NAME for one notebook")
-    parser.add_argument("--notebooks", action="append", metavar="01,03-05",
-                        help="which notebooks (default: the profile's)")
-    parser.add_argument("--data", nargs="+", action="extend", metavar="PATH",
-                        help="files of real instances, or data sets on the hub as owner/name")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of every notebook that has it; NN.NAME for one notebook",
+    )
+    parser.add_argument(
+        "--notebooks",
+        action="append",
+        metavar="01,03-05",
+        help="which notebooks (default: the profile's)",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="files of real instances, or data sets on the hub as owner/name",
+    )
     parser.add_argument("--notebooks-dir", metavar="FOLDER", help="default: notebooks/")
 
 
@@ -166,14 +180,22 @@ def _given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any
             raise UsageError("--set run_id: give --run-id ID")
         given[name] = value
     if data:
-        given["data"] = [str(Path(source).expanduser().resolve())
-                         if Path(source).expanduser().exists() else source for source in data]
+        given["data"] = [
+            str(Path(source).expanduser().resolve())
+            if Path(source).expanduser().exists()
+            else source
+            for source in data
+        ]
     return given
 
 
 def resolve_parameters(
-    notebooks: Sequence[Path], profile: Profile, given: Mapping[str, Any], run_id: str,
-    *, to_run: bool = True,
+    notebooks: Sequence[Path],
+    profile: Profile,
+    given: Mapping[str, Any],
+    run_id: str,
+    *,
+    to_run: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Return every parameter of every notebook (by name): what the user gave, else the profile,
     else the notebook's own default. A name may carry a notebook's number, as in ``04.updates``.
@@ -186,9 +208,11 @@ def resolve_parameters(
     declared = {path.stem: _declared(path) for path in notebooks}
     of_profile = select_notebooks(notebooks[0].parent, profile.notebooks)
     known = {path.stem: declared.get(path.stem) or _declared(path) for path in of_profile}
-    for_one = {f"{number}.{name}": value
-               for number, parameters in profile.notebook_parameters.items()
-               for name, value in parameters.items()}
+    for_one = {
+        f"{number}.{name}": value
+        for number, parameters in profile.notebook_parameters.items()
+        for name, value in parameters.items()
+    }
     problems, resolved = [], {}
     for stem, parameters in declared.items():
         values = {name: default for name, (_, default) in parameters.items()}
@@ -205,7 +229,9 @@ def resolve_parameters(
                         )
         problems += [
             f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
-            "environment variable" for name in values if _SECRET.search(name)
+            "environment variable"
+            for name in values
+            if _SECRET.search(name)
         ]
         checked = {name: value for name, value in values.items() if name in CHECKS}
         problems += [f"{stem}: {problem}" for problem in parameter_problems(checked)]
@@ -248,10 +274,13 @@ def model_settings(values: Mapping[str, Any]) -> ModelSettings:
     Raises:
         ValueError: a setting is out of range, or two contradict each other.
     """
-    return ModelSettings(**{
-        one.name: (values[one.name] or None) if one.default is None else values[one.name]
-        for one in dataclasses.fields(ModelSettings) if one.name in values
-    })
+    return ModelSettings(
+        **{
+            one.name: (values[one.name] or None) if one.default is None else values[one.name]
+            for one in dataclasses.fields(ModelSettings)
+            if one.name in values
+        }
+    )
 
 
 def contradictions(resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -266,8 +295,10 @@ def contradictions(resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:
             problems.append(f"{stem}: {error}")
         parts, size = values.get("micro_batches", 0), values.get("num_generations", 0)
         if parts and size % parts:
-            problems.append(f"{stem}: micro_batches is {parts}, expected a divisor of "
-                            f"num_generations ({size}), or 0 for that number")
+            problems.append(
+                f"{stem}: micro_batches is {parts}, expected a divisor of "
+                f"num_generations ({size}), or 0 for that number"
+            )
     return problems
 
 
@@ -294,7 +325,8 @@ def cannot_load(resolved: Mapping[str, Mapping[str, Any]], offline: bool) -> lis
         problems += [
             f"{stem}: {what} needs {package}, which is not installed; install it: pip install "
             + ("'vllm>=0.28,<=0.30'" if package == "vllm" else "-e .[gpu]")
-            for what, package in needed.items() if importlib.util.find_spec(package) is None
+            for what, package in needed.items()
+            if importlib.util.find_spec(package) is None
         ]
         if problem := _missing_checkpoint(values["checkpoint"], offline):
             problems.append(f"{stem}: {problem}")
@@ -316,16 +348,27 @@ def _missing_checkpoint(checkpoint: str, offline: bool) -> str | None:
         name, revision = split_revision(checkpoint)
         try:
             config = try_to_load_from_cache(name, "config.json", revision=revision)
-            found = not offline or isinstance(config, str) and any(
-                file.suffix in (".safetensors", ".bin") for file in Path(config).parent.iterdir()
+            found = (
+                not offline
+                or isinstance(config, str)
+                and any(
+                    file.suffix in (".safetensors", ".bin")
+                    for file in Path(config).parent.iterdir()
+                )
             )
-            why = ("this is no folder and not in the hub's cache, and HF_HUB_OFFLINE is on, as it "
-                   f"is by default; fetch it (hf download {name}), or set HF_HUB_OFFLINE=0")
+            why = (
+                "this is no folder and not in the hub's cache, and HF_HUB_OFFLINE is on, as it "
+                f"is by default; fetch it (hf download {name}), or set HF_HUB_OFFLINE=0"
+            )
         except ValueError:  # of huggingface_hub, which would quote its own rules
             found, why = False, "this is neither a folder nor such a name"
-    return None if found else (
-        f"checkpoint is {checkpoint!r}, expected tiny, a folder with config.json or "
-        f"adapter_config.json, or a model's name on the hub; {why}"
+    return (
+        None
+        if found
+        else (
+            f"checkpoint is {checkpoint!r}, expected tiny, a folder with config.json or "
+            f"adapter_config.json, or a model's name on the hub; {why}"
+        )
     )
 
 
@@ -352,8 +395,10 @@ def _declared(path: Path) -> dict[str, tuple[str, Any]]:
     import papermill
 
     try:
-        found = {name: (entry["inferred_type_name"], ast.literal_eval(entry["default"]))
-                 for name, entry in papermill.inspect_notebook(str(path)).items()}
+        found = {
+            name: (entry["inferred_type_name"], ast.literal_eval(entry["default"]))
+            for name, entry in papermill.inspect_notebook(str(path)).items()
+        }
     except Exception as error:  # nbformat, json, papermill and ast each raise their own
         raise UsageError(f"the parameters of {path} are not readable: {error}") from error
     if "run_id" not in found:
@@ -367,8 +412,7 @@ def _unknown(
     problems = []
     for full_name in names:
         number, _, name = full_name.rpartition(".")
-        places = [parameters for stem, parameters in declared.items()
-                  if number in ("", stem[:2])]
+        places = [parameters for stem, parameters in declared.items() if number in ("", stem[:2])]
         if not places:
             problems.append(
                 f"{full_name}: notebook {number} is not chosen, only "
@@ -380,8 +424,9 @@ def _unknown(
             owners = () if number else _who_declares(name, folder, but=declared)
             problems.append(
                 f"unknown parameter {name}: it is one of {', '.join(owners)}, not of a notebook "
-                "that is chosen; choose it with --notebooks, or leave it out" if owners else
-                f"unknown parameter {full_name}; there are: {', '.join(have) or 'none'}"
+                "that is chosen; choose it with --notebooks, or leave it out"
+                if owners
+                else f"unknown parameter {full_name}; there are: {', '.join(have) or 'none'}"
             )
     return problems
 
@@ -464,7 +509,8 @@ def _answer(test: ast.expr, parameters: Mapping[str, Any]) -> bool | None:
         case ast.Name(id=name) if name in parameters:
             return bool(parameters[name])
         case ast.Compare(
-            left=ast.Name(id=name), ops=[ast.Eq() | ast.NotEq() as equal],
+            left=ast.Name(id=name),
+            ops=[ast.Eq() | ast.NotEq() as equal],
             comparators=[ast.Constant(value=value)],
         ) if name in parameters:
             return (parameters[name] == value) == isinstance(equal, ast.Eq)

@@ -37,7 +37,9 @@ _TAGS = frozenset(
 )
 
 _ATTRIBUTES = {
-    "*": ["class"], "a": ["href", "title"], "th": ["colspan", "rowspan", "scope"],
+    "*": ["class"],
+    "a": ["href", "title"],
+    "th": ["colspan", "rowspan", "scope"],
     "td": ["colspan", "rowspan"],
 }
 
@@ -229,30 +231,47 @@ def build_report(run_dir: Path, output: Path) -> Path:
     listed = run.get("notebooks", [])
     links = {f"{entry['name']}.ipynb": f"#{_anchor(entry['name'])}" for entry in listed}
     notebooks = [
-        entry | {"anchor": _anchor(entry["name"]),
-                 "body": _notebook_body(run_dir, entry["name"], links)}
+        entry
+        | {"anchor": _anchor(entry["name"]), "body": _notebook_body(run_dir, entry["name"], links)}
         for entry in listed
     ]
     scripts = [_plotlyjs(), _DRAW]
     environment = jinja2.Environment(autoescape=True)
     environment.globals |= {"table": html_table, "token_css": TOKEN_CSS}
     page = environment.from_string(_PAGE).render(
-        run=run, notebooks=notebooks, scripts=scripts,
+        run=run,
+        notebooks=notebooks,
+        scripts=scripts,
         script_hashes=jinja2.utils.markupsafe.Markup(" ".join(map(_hash, scripts))),
         # of pygments' styles one whose colours all have a contrast of 4.5 on the grey of cells
         pygments=HtmlFormatter(style="xcode").get_style_defs(".highlight"),
         notebook_rows=[
-            {"notebook": entry["name"], "status": entry.get("status"),
-             "seconds": _shown(entry.get("seconds")), "reads": _shown(entry.get("reads")),
-             "writes": _shown(entry.get("writes"))} for entry in listed
+            {
+                "notebook": entry["name"],
+                "status": entry.get("status"),
+                "seconds": _shown(entry.get("seconds")),
+                "reads": _shown(entry.get("reads")),
+                "writes": _shown(entry.get("writes")),
+            }
+            for entry in listed
         ],
-        metric_rows=[{"notebook": name, "metric": metric, "value": _shown(value)}
-                     for name, values in metrics.items() for metric, value in values.items()],
-        parameter_rows=[{"notebook": entry["name"], "parameter": name, "value": _shown(value)}
-                        for entry in listed
-                        for name, value in (entry.get("parameters") or {}).items()],
-        version_rows=[{"what": name, "version": _shown(value)} for name, value in
-                      [*(run.get("git") or {}).items(), *(run.get("versions") or {}).items()]],
+        metric_rows=[
+            {"notebook": name, "metric": metric, "value": _shown(value)}
+            for name, values in metrics.items()
+            for metric, value in values.items()
+        ],
+        parameter_rows=[
+            {"notebook": entry["name"], "parameter": name, "value": _shown(value)}
+            for entry in listed
+            for name, value in (entry.get("parameters") or {}).items()
+        ],
+        version_rows=[
+            {"what": name, "version": _shown(value)}
+            for name, value in [
+                *(run.get("git") or {}).items(),
+                *(run.get("versions") or {}).items(),
+            ]
+        ],
     )
     return _write(output, page.encode("utf-8", "replace"))
 
@@ -274,14 +293,16 @@ def save_figures(figures: Mapping[Path, go.Figure], width: int = 900) -> list[Pa
             continue
         problems.append((stem.name, image))
         page = figure.to_html(
-            config=CONFIG, div_id=stem.name, auto_play=False, include_plotlyjs="directory")
+            config=CONFIG, div_id=stem.name, auto_play=False, include_plotlyjs="directory"
+        )
         if not (script := stem.with_name("plotly.min.js")).exists():
             _write(script, _plotlyjs().encode())
         paths.append(_write(stem.with_name(f"{stem.name}.html"), page.encode()))
     if problems:
         warnings.warn(
             f"{', '.join(name for name, _ in problems)}: written as HTML, because no image could "
-            f"be made ({problems[0][1]}); install kaleido and Chromium for images", stacklevel=2,
+            f"be made ({problems[0][1]}); install kaleido and Chromium for images",
+            stacklevel=2,
         )
     return paths
 
@@ -384,16 +405,29 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
     numbers = itertools.count(1)
     explorers: dict[str, str] = {}
     exporter = HTMLExporter(
-        raw_template=_CELLS, sanitize_html=True,
-        config=Config({"NbConvertBase": {"display_data_priority": [
-            PLOTLY_MIME, "text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg",
-            "text/plain",
-        ]}}),
+        raw_template=_CELLS,
+        sanitize_html=True,
+        config=Config(
+            {
+                "NbConvertBase": {
+                    "display_data_priority": [
+                        PLOTLY_MIME,
+                        "text/html",
+                        "text/markdown",
+                        "image/svg+xml",
+                        "image/png",
+                        "image/jpeg",
+                        "text/plain",
+                    ]
+                }
+            }
+        ),
         filters={
             "clean_html": _clean,
             "markdown2html": markdown.render,
             "figure": lambda data: _figure(
-                data[PLOTLY_MIME], f"{_anchor(name)}-{next(numbers)}", explorers),
+                data[PLOTLY_MIME], f"{_anchor(name)}-{next(numbers)}", explorers
+            ),
         },
     )
     body, _ = exporter.from_notebook_node(notebook)
@@ -407,8 +441,11 @@ def _drop_notes(notebook: Any) -> None:
     """Remove what `plots.show` puts below a figure: the page has the same inside the figure."""
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not output.get("data", {}).get(
-                "text/html", "").startswith(_NOTE)]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if not output.get("data", {}).get("text/html", "").startswith(_NOTE)
+            ]
 
 
 def _figure(spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) -> str:
@@ -450,17 +487,21 @@ def _controls(meta: Mapping[str, Any], slider: Mapping[str, Any], group: str) ->
     for level, name in enumerate(meta.get("levels") or [meta["explorer"]]):
         now, name = html.escape(paths[start][level]), html.escape(name)
         own = f"{group}-slider-{level}"
-        there = list(dict.fromkeys(path[level] for path in paths
-                                   if path[:level] == paths[start][:level]))
+        there = list(
+            dict.fromkeys(path[level] for path in paths if path[:level] == paths[start][:level])
+        )
         rows.append(
             f'<div><label for="{own}">{name}</label> <button type="button" data-by="-1" '
             f'aria-label="{name}: previous">◀</button> <input type="range" id="{own}" min="0" '
             f'max="{len(there) - 1}" value="{there.index(paths[start][level])}" '
             f'aria-valuetext="{now}"> <button type="button" data-by="1" '
-            f'aria-label="{name}: next">▶</button><output for="{own}">{now}</output></div>')
-    return (f'<div class="explorer" id="{group}" role="group" aria-label="{title}" '
-            f'data-start="{start}" data-paths="{html.escape(json.dumps(paths))}">'
-            f'{"".join(rows)}</div>')
+            f'aria-label="{name}: next">▶</button><output for="{own}">{now}</output></div>'
+        )
+    return (
+        f'<div class="explorer" id="{group}" role="group" aria-label="{title}" '
+        f'data-start="{start}" data-paths="{html.escape(json.dumps(paths))}">'
+        f"{''.join(rows)}</div>"
+    )
 
 
 def _tables(title: str, spec: Mapping[str, Any]) -> str:
@@ -474,8 +515,8 @@ def _tables(title: str, spec: Mapping[str, Any]) -> str:
         table = str(html_table(name, figure_table(shown), MAX_TABLE_ROWS))
         frames.setdefault(table, []).append(frame["name"])
     return "".join(
-        f'<div data-states="{" ".join(names)}"{"" if "0" in names else " hidden"}>'
-        f"{table}</div>" for table, names in frames.items()
+        f'<div data-states="{" ".join(names)}"{"" if "0" in names else " hidden"}>{table}</div>'
+        for table, names in frames.items()
     )
 
 

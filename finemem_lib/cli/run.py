@@ -99,8 +99,10 @@ def resume_command(options: argparse.Namespace) -> int:
         folder = run_module.run_folder(options.run)
         if not folder.is_dir():
             read_manifest(folder)  # says what is wrong with it
-        busy = (f"run {folder.name!r} is just being resumed by another process; `finemem list` "
-                "shows how it is")
+        busy = (
+            f"run {folder.name!r} is just being resumed by another process; `finemem list` "
+            "shows how it is"
+        )
         with alone(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)
     except ValueError as error:
@@ -113,37 +115,59 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], dic
     manifest = read_manifest(folder, settle=True)
     process = manifest["process"]
     if manifest["status"] == "running":
-        raise UsageError(f"run {options.run!r} is running, as process {process['pid']} on "
-                         f"{process['host']}; wait for its end, or stop it")
+        raise UsageError(
+            f"run {options.run!r} is running, as process {process['pid']} on "
+            f"{process['host']}; wait for its end, or stop it"
+        )
     left = [entry for entry in manifest["notebooks"] if entry["status"] != "ok"]
     if not left:
-        raise UsageError(f"run {options.run!r} has nothing left to run; `finemem report "
-                         f"{options.run}` makes its report again")
+        raise UsageError(
+            f"run {options.run!r} has nothing left to run; `finemem report "
+            f"{options.run}` makes its report again"
+        )
     problems = _set_anew(left, options.set)
     place = Path(manifest.get("notebooks_dir") or repository_root() / "notebooks")
     notebooks = [place / f"{entry['name']}.ipynb" for entry in manifest["notebooks"]]
     problems += [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
     sources = dict.fromkeys(s for entry in left for s in entry["parameters"].get("data", ()))
-    problems += [f"data {source} has changed since the run began; start a new run"
-                 for source in sources if _data_hash(source) != manifest["inputs"].get(source)]
+    problems += [
+        f"data {source} has changed since the run began; start a new run"
+        for source in sources
+        if _data_hash(source) != manifest["inputs"].get(source)
+    ]
     problems += [what for entry in left for what in unusable_sources(entry["parameters"])]
     offline = hub_offline(entry["parameters"] for entry in manifest["notebooks"])
     problems += cannot_load({entry["name"]: entry["parameters"] for entry in left}, offline)
     if problems:
-        raise UsageError("\n  ".join([
-            f"run {options.run!r} cannot be resumed:", *dict.fromkeys(problems)
-        ]))
-    manifest["resumed"] = [*manifest.get("resumed", ()), {
-        "at": run_module.now(), "process": _this_process(), "git": git_state(repository_root()),
-        "after": {"status": manifest["status"], "error": manifest["error"], "process": process},
-        "notebooks": [entry["name"] for entry in left], "set": options.set,
-    }]
-    manifest |= {"status": "running", "exit_code": None, "error": None, "ended": None,
-                 "process": _this_process()}
+        raise UsageError(
+            "\n  ".join([f"run {options.run!r} cannot be resumed:", *dict.fromkeys(problems)])
+        )
+    manifest["resumed"] = [
+        *manifest.get("resumed", ()),
+        {
+            "at": run_module.now(),
+            "process": _this_process(),
+            "git": git_state(repository_root()),
+            "after": {"status": manifest["status"], "error": manifest["error"], "process": process},
+            "notebooks": [entry["name"] for entry in left],
+            "set": options.set,
+        },
+    ]
+    manifest |= {
+        "status": "running",
+        "exit_code": None,
+        "error": None,
+        "ended": None,
+        "process": _this_process(),
+    }
     hashes = dict(zip((path.stem for path in notebooks), map(_source_hash, notebooks), strict=True))
     for entry in left:
-        entry |= {"status": "not run", "error": None, "seconds": None,
-                  "source_sha256": hashes[entry["name"]]}
+        entry |= {
+            "status": "not run",
+            "error": None,
+            "seconds": None,
+            "source_sha256": hashes[entry["name"]],
+        }
     _clear_scratch(folder)
     write_json(folder / "manifest.json", manifest)
     return notebooks, manifest
@@ -156,11 +180,16 @@ def _set_anew(left: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[s
     for setting in settings:
         full_name, _, text = setting.partition("=")
         number, _, name = full_name.rpartition(".")
-        having = [entry["parameters"] for entry in left
-                  if number in ("", entry["name"][:2]) and name in entry["parameters"]]
+        having = [
+            entry["parameters"]
+            for entry in left
+            if number in ("", entry["name"][:2]) and name in entry["parameters"]
+        ]
         if name not in RESUMABLE:
-            problems.append(f"--set {setting}: a resumed run keeps its parameters but for "
-                            f"{', '.join(sorted(RESUMABLE))}; start a new run for others")
+            problems.append(
+                f"--set {setting}: a resumed run keeps its parameters but for "
+                f"{', '.join(sorted(RESUMABLE))}; start a new run for others"
+            )
         elif not having:
             problems.append(f"--set {setting}: no notebook that is left has this parameter")
         for parameters in having if name in RESUMABLE else ():
@@ -182,8 +211,10 @@ def _run(
     metrics: dict[str, dict[str, Any]] = {}
     status, error, report = "failed", None, None
     left = [entry["name"] for entry in manifest["notebooks"] if entry["status"] != "ok"]
-    print(f"run {manifest['run_id']}: profile {manifest['profile']}, {len(left)} notebooks",
-          flush=True)
+    print(
+        f"run {manifest['run_id']}: profile {manifest['profile']}, {len(left)} notebooks",
+        flush=True,
+    )
     with interruptible():
         try:
             environment = _kernel_environment(folder, manifest)
@@ -203,11 +234,14 @@ def _run(
             status, error = "failed", f"{type(problem).__name__}: {problem}"
         _clear_scratch(folder, finished=status == "ok")
         manifest |= {
-            "status": status, "error": error, "ended": run_module.now(),
+            "status": status,
+            "error": error,
+            "ended": run_module.now(),
             "seconds": round((manifest["seconds"] or 0) + time.monotonic() - begun, 1),
             "exit_code": EXIT_CODES[status],
-            "peak_memory_mb": max(manifest["peak_memory_mb"] or 0,
-                                  run_module.peak_memory_mb(resource.RUSAGE_CHILDREN)),
+            "peak_memory_mb": max(
+                manifest["peak_memory_mb"] or 0, run_module.peak_memory_mb(resource.RUSAGE_CHILDREN)
+            ),
         }
         if status != "ok":
             _say_why_not_run(manifest)
@@ -222,10 +256,14 @@ def _run(
                 manifest |= {"status": status, "error": error, "exit_code": EXIT_CODES[status]}
                 with contextlib.suppress(OSError):
                     write_json(folder / "manifest.json", manifest)
-    print_table([("notebook", "metric", "value")] + [
-        (name, metric, run_module.format_metric(value))
-        for name, values in metrics.items() for metric, value in values.items()
-    ])
+    print_table(
+        [("notebook", "metric", "value")]
+        + [
+            (name, metric, run_module.format_metric(value))
+            for name, values in metrics.items()
+            for metric, value in values.items()
+        ]
+    )
     if error:
         print(f"{status}: {error}", file=sys.stderr)
     for entry in manifest["notebooks"]:
@@ -240,8 +278,13 @@ def _run(
 
 
 def _run_notebook(
-    path: Path, entry: dict[str, Any], manifest: dict[str, Any], folder: Path,
-    environment: Mapping[str, str], deadline: float, metrics: dict[str, dict[str, Any]],
+    path: Path,
+    entry: dict[str, Any],
+    manifest: dict[str, Any],
+    folder: Path,
+    environment: Mapping[str, str],
+    deadline: float,
+    metrics: dict[str, dict[str, Any]],
 ) -> None:
     """Execute one notebook and complete its entry of the manifest, also when it is cut short."""
     started = said = time.monotonic()
@@ -322,7 +365,11 @@ def _report(folder: Path, figures: str | None) -> Path:
         import plotly.io
 
         target = Path(figures) if figures else repository_root() / "figures" / folder.name
-        save_figures({target / kept.stem: plotly.io.read_json(kept)
-                      for kept in sorted((folder / "figures").glob("*.json"))})
+        save_figures(
+            {
+                target / kept.stem: plotly.io.read_json(kept)
+                for kept in sorted((folder / "figures").glob("*.json"))
+            }
+        )
         print(f"figures: {target}")
     return path

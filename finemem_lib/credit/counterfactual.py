@@ -93,7 +93,9 @@ def step_shapley(
     """
     rng = generator("step shapley", seed, trajectory.instance_id, trajectory.rollout)
     return _step_credit(
-        trajectory, world or World(trajectory, agent), orphaned,
+        trajectory,
+        world or World(trajectory, agent),
+        orphaned,
         lambda steps: _shapley(steps, permutations, rng),
     )
 
@@ -122,7 +124,8 @@ def owen_values(
     )
     outcome = outcome_reward(trajectory)
     return [
-        None if part is None or outcome is None
+        None
+        if part is None or outcome is None
         else alpha * part + (1 - alpha) * outcome * (step == trajectory.num_steps)
         for step, part in enumerate(shared, start=1)
     ]
@@ -155,8 +158,12 @@ def potential_shaping(
     steps = range(1, trajectory.num_steps + 1)
     rows = world.scores(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
     potentials = [_mean(row) for row in rows]
-    _need(None not in potentials, trajectory, "a probe question that can be scored",
-          "pass probes with answers, from a data source that has a metric")
+    _need(
+        None not in potentials,
+        trajectory,
+        "a probe question that can be scored",
+        "pass probes with answers, from a data source that has a metric",
+    )
     return [gamma * after - before for before, after in itertools.pairwise(potentials)] + [
         outcome - potentials[-1]
     ]
@@ -181,12 +188,15 @@ def _evidence_credit(
         values = dict.fromkeys(_sets(marginals))
         values[frozenset(items)] = answered.score
         games.append((answered, marginals, values))
-        unread += [(answered.question, items, values, some) for some in values
-                   if values[some] is None]
-    readings = agent.read([
-        reading_task(question, [items[item_id] for item_id in items if item_id in some])
-        for question, items, _, some in unread
-    ])
+        unread += [
+            (answered.question, items, values, some) for some in values if values[some] is None
+        ]
+    readings = agent.read(
+        [
+            reading_task(question, [items[item_id] for item_id in items if item_id in some])
+            for question, items, _, some in unread
+        ]
+    )
     for (question, _, values, some), reading in zip(unread, readings, strict=True):
         values[some] = score(reading.answer, question.answers, question.data_source)
         _need(values[some] is not None, trajectory, *_FAILED)
@@ -212,7 +222,8 @@ def _step_credit(
         return [None] * trajectory.num_steps
     # A step that emitted nothing but SKIP is a player whose every marginal is 0.
     active = frozenset(
-        step.step for step in trajectory.steps
+        step.step
+        for step in trajectory.steps
         if any(o.operation is not None and o.operation.kind != "SKIP" for o in step.outcomes)
     )
     marginals = marginals_of(sorted(active))

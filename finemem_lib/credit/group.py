@@ -53,12 +53,19 @@ def turn_level(
     rollouts, place = _rollouts(trajectory, group)
     outcome = _outcome_advantages(rollouts, scale_rewards)[place]
     # A rollout without an outcome gets no advantage, so it takes no part in the turns either.
-    turn = rollouts.once(("turn", scale_rewards), lambda: group_relative([
-        [None] * one.num_steps if outcome_reward(one) is None else chunk_step_reward(one)
-        for one in rollouts
-    ], scale_rewards))[place]
+    turn = rollouts.once(
+        ("turn", scale_rewards),
+        lambda: group_relative(
+            [
+                [None] * one.num_steps if outcome_reward(one) is None else chunk_step_reward(one)
+                for one in rollouts
+            ],
+            scale_rewards,
+        ),
+    )[place]
     return [
-        outcome if outcome is None or advantage is None or (turns == "first" and step > 1)
+        outcome
+        if outcome is None or advantage is None or (turns == "first" and step > 1)
         else outcome + coefficient * advantage
         for step, advantage in enumerate(turn, start=1)
     ]
@@ -88,14 +95,13 @@ def anchored_groups(
     episode = _outcome_advantages(rollouts, scale_rewards)[place]
     if episode is None:
         return [None] * trajectory.num_steps
-    anchored = rollouts.once(("anchored", gamma, scale_rewards),
-                             lambda: _anchored(rollouts, gamma, scale_rewards))
+    anchored = rollouts.once(
+        ("anchored", gamma, scale_rewards), lambda: _anchored(rollouts, gamma, scale_rewards)
+    )
     return [episode + omega * local for local in anchored[place]]
 
 
-def _anchored(
-    rollouts: Together, gamma: float, scale_rewards: ScaleRewards
-) -> list[list[float]]:
+def _anchored(rollouts: Together, gamma: float, scale_rewards: ScaleRewards) -> list[list[float]]:
     """Return A_step(t) of `anchored_groups` for every rollout with an outcome (0 for others)."""
     num_steps = rollouts[0].num_steps
     outcomes = [outcome_reward(one) for one in rollouts]
@@ -107,8 +113,10 @@ def _anchored(
                 alike[state].append(rollout)
         groups += [(step, members) for members in alike.values() if len(members) > 1]
     returns = [
-        [gamma ** (num_steps - 1 - step) * outcome if rollout in members else None
-         for step, members in groups]
+        [
+            gamma ** (num_steps - 1 - step) * outcome if rollout in members else None
+            for step, members in groups
+        ]
         for rollout, outcome in enumerate(outcomes)
     ]
     scaled = group_relative(returns, scale_rewards)
@@ -141,13 +149,17 @@ def hindsight(
     rollouts, place = _rollouts(trajectory, group)
     for answered in trajectory.questions:
         _need(
-            answered.question.evidence_steps is not None, trajectory,
+            answered.question.evidence_steps is not None,
+            trajectory,
             f"the evidence steps of question {answered.question.question_id!r}",
             "take data whose truth is known, such as the planted stream",
         )
-    advantages = rollouts.once(("questions", scale_rewards), lambda: group_relative(
-        [[answered.score for answered in one.questions] for one in rollouts], scale_rewards
-    ))[place]
+    advantages = rollouts.once(
+        ("questions", scale_rewards),
+        lambda: group_relative(
+            [[answered.score for answered in one.questions] for one in rollouts], scale_rewards
+        ),
+    )[place]
     scored = [
         (answered, advantage)
         for answered, advantage in zip(trajectory.questions, advantages, strict=True)
@@ -189,18 +201,25 @@ def attributed_dense(
         ValueError: as `turn_level`.
     """
     rollouts, place = _rollouts(trajectory, group)
-    advantages = rollouts.once(("dense", length_weight, scale_rewards), lambda: group_relative([
-        [None if reward is None else _unspoilt(step, length_weight) * reward
-         for step, reward in zip(one.steps, chunk_step_reward(one), strict=True)]
-        for one in rollouts
-    ], scale_rewards))
+    advantages = rollouts.once(
+        ("dense", length_weight, scale_rewards),
+        lambda: group_relative(
+            [
+                [
+                    None if reward is None else _unspoilt(step, length_weight) * reward
+                    for step, reward in zip(one.steps, chunk_step_reward(one), strict=True)
+                ]
+                for one in rollouts
+            ],
+            scale_rewards,
+        ),
+    )
     hits = Counter(
         item.steps[-1] for answered in trajectory.questions for item in answered.retrieved
     )
     most = max(hits.values(), default=0)
     return [
-        None if advantage is None
-        else (alpha if most and hits[step] == most else 1.0) * advantage
+        None if advantage is None else (alpha if most and hits[step] == most else 1.0) * advantage
         for step, advantage in enumerate(advantages[place], start=1)
     ]
 
@@ -212,9 +231,7 @@ def _unspoilt(step: Step, length_weight: float) -> float:
     return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))
 
 
-def _rollouts(
-    trajectory: Trajectory, group: Sequence[Trajectory]
-) -> tuple[Together, int]:
+def _rollouts(trajectory: Trajectory, group: Sequence[Trajectory]) -> tuple[Together, int]:
     """Return the group and the trajectory's place in it."""
 
     def asked(one: Trajectory) -> list[str]:
@@ -223,7 +240,8 @@ def _rollouts(
     _need(trajectory.questions, trajectory, "a global question", "play it with questions")
     numbers = [one.rollout for one in group]
     _need(
-        len(set(numbers)) == len(numbers) and trajectory.rollout in numbers, trajectory,
+        len(set(numbers)) == len(numbers) and trajectory.rollout in numbers,
+        trajectory,
         f"a group that holds its rollout and no rollout twice (got {numbers})",
         "pass group=, all rollouts of the instance; padding must never enter an advantage",
     )
@@ -232,17 +250,21 @@ def _rollouts(
         == (trajectory.instance_id, trajectory.num_steps, asked(trajectory))
         for one in group
     )
-    _need(same, trajectory, "a group of the same instance, steps and questions",
-          "pass group=, the rollouts that `rollout.play` returned together")
+    _need(
+        same,
+        trajectory,
+        "a group of the same instance, steps and questions",
+        "pass group=, the rollouts that `rollout.play` returned together",
+    )
     together = group if isinstance(group, Together) else Together(group)
     return together, numbers.index(trajectory.rollout)
 
 
-def _outcome_advantages(
-    rollouts: Together, scale_rewards: ScaleRewards
-) -> list[float | None]:
-    rows = rollouts.once(("outcome", scale_rewards), lambda: group_relative(
-        [[outcome_reward(one)] for one in rollouts], scale_rewards))
+def _outcome_advantages(rollouts: Together, scale_rewards: ScaleRewards) -> list[float | None]:
+    rows = rollouts.once(
+        ("outcome", scale_rewards),
+        lambda: group_relative([[outcome_reward(one)] for one in rollouts], scale_rewards),
+    )
     return [row[0] for row in rows]
 
 

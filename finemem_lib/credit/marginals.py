@@ -27,9 +27,7 @@ def _leave_one_out(players: Sequence[Player]) -> list[_Marginal]:
     return [_Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
 
 
-def _shapley(
-    players: Sequence[Player], permutations: int, rng: random.Random
-) -> list[_Marginal]:
+def _shapley(players: Sequence[Player], permutations: int, rng: random.Random) -> list[_Marginal]:
     """Return all marginals of a few players, weighted |S|! (N-|S|-1)! / N!, or sampled ones."""
     n = len(players)
     if n <= EXACT_PLAYERS:
@@ -44,7 +42,8 @@ def _shapley(
     orders = [rng.sample(players, n) for _ in range(permutations)]
     return [
         _Marginal(order[place], 1 / permutations, frozenset(order[:place]))
-        for order in orders for place in range(n)
+        for order in orders
+        for place in range(n)
     ]
 
 
@@ -66,9 +65,7 @@ def _owen(players: Sequence[Player]) -> list[_Marginal]:
     return split(players, frozenset(), 1.0)
 
 
-def _sums(
-    marginals: Iterable[_Marginal], value: Callable[[frozenset], float]
-) -> dict[Any, float]:
+def _sums(marginals: Iterable[_Marginal], value: Callable[[frozenset], float]) -> dict[Any, float]:
     parts: defaultdict[Any, list[float]] = defaultdict(list)
     for player, weight, others in marginals:
         parts[player].append(weight * (value(others | {player}) - value(others)))

@@ -16,8 +16,12 @@ def _held(
 ) -> dict[str, MemoryItem]:
     """Return the retrieved items by id, as the memory holds them, in the order of retrieval."""
     ids = [item.item_id for item in answered.retrieved]
-    _need(held.keys() >= set(ids), trajectory, f"an item among {ids} in its memory",
-          "the trajectory was cut or joined; play the instance again")
+    _need(
+        held.keys() >= set(ids),
+        trajectory,
+        f"an item among {ids} in its memory",
+        "the trajectory was cut or joined; play the instance again",
+    )
     return {item_id: held[item_id] for item_id in ids}
 
 
@@ -35,13 +39,16 @@ def _need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None
 
 
 _FAILED = (
-    "an answer to every question that is asked again", "the reasoning agent failed; apply the rule "
-    "again when it answers",
+    "an answer to every question that is asked again",
+    "the reasoning agent failed; apply the rule again when it answers",
 )
 
 
 def _check_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
     answered_by = trajectory.metadata.get("agent_settings")
-    _need(answered_by in (None, agent.settings), trajectory,
-          f"answers by the agent given here ({agent.settings})",
-          f"pass the reasoning agent that answered: {answered_by}")
+    _need(
+        answered_by in (None, agent.settings),
+        trajectory,
+        f"answers by the agent given here ({agent.settings})",
+        f"pass the reasoning agent that answered: {answered_by}",
+    )

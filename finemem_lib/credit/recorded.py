@@ -51,7 +51,9 @@ def chunk_step_reward(trajectory: Trajectory) -> Credit:
         ValueError: no step was asked a chunk question, or a score is out of range.
     """
     _need(
-        any(step.chunk_questions for step in trajectory.steps), trajectory, "chunk questions",
+        any(step.chunk_questions for step in trajectory.steps),
+        trajectory,
+        "chunk questions",
         "make some (notebook 01) and play with ask_chunk_questions",
     )
     return chunk_rewards(trajectory)
@@ -75,7 +77,8 @@ def evidence_anchored(trajectory: Trajectory, **switches: Any) -> Credit:
     _need(trajectory.questions, trajectory, "a global question", "play it with questions")
     _need(
         settings.credited == "retrieved" or any(a.used is not None for a in trajectory.questions),
-        trajectory, "answers that name the items they used",
+        trajectory,
+        "answers that name the items they used",
         "take a reasoning agent that says so, or credited='retrieved'",
     )
     return eara_rewards(trajectory, settings)

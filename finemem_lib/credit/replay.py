@@ -42,8 +42,12 @@ class World:
         recorded = trajectory.metadata.get("rollout", {})
         names = ("capacity", "eviction", "max_item_tokens", "duplicates", "top_k")
         missing = [name for name in names if name not in recorded]
-        _need(not missing, trajectory, f"the settings it was played with ({', '.join(missing)})",
-              "play it again with rollout.play, which records them in metadata['rollout']")
+        _need(
+            not missing,
+            trajectory,
+            f"the settings it was played with ({', '.join(missing)})",
+            "play it again with rollout.play, which records them in metadata['rollout']",
+        )
         self._retrieval = [
             recorded[name] for name in ("retriever", "dense_model") if name in recorded
         ] or ["bm25"]
@@ -51,14 +55,21 @@ class World:
         self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
         self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, _Settled]] = {}
         same = self.memory(frozenset()).items == trajectory.final_memory()
-        _need(same, trajectory, "operations that lead to its final memory",
-              "its settings or steps were changed; play the instance again")
+        _need(
+            same,
+            trajectory,
+            "operations that lead to its final memory",
+            "its settings or steps were changed; play the instance again",
+        )
 
     def memory(self, without: frozenset[int], orphaned: Orphaned = "refuse") -> FlatMemory:
         """Return the final memory that the other steps leave, see `memory.replay`."""
         return replay(
-            self.trajectory, FlatMemory(*self._settings), self.trajectory.num_steps,
-            without=without, orphaned=orphaned,
+            self.trajectory,
+            FlatMemory(*self._settings),
+            self.trajectory.num_steps,
+            without=without,
+            orphaned=orphaned,
         )
 
     def through(self, agent: ReasoningAgent) -> World:
@@ -158,7 +169,10 @@ def replay(
     if not 0 <= step <= trajectory.num_steps:
         raise ValueError(f"replay: step {step} is outside 0..{trajectory.num_steps}")
     named = {
-        name for record in trajectory.steps for outcome in record.outcomes if outcome.operation
+        name
+        for record in trajectory.steps
+        for outcome in record.outcomes
+        if outcome.operation
         for name in (outcome.operation.item_id, outcome.item_id)
     }
     # For an INSERT that was refused then and is valid now: an id that nothing recorded can mean.
@@ -183,8 +197,11 @@ def _emitted(
             operation = dataclasses.replace(operation, item_id=outcome.item_id or next(spare))
             created.add(operation.item_id)
         elif (
-            orphaned == "insert" and operation.kind == "UPDATE" and outcome.applied
-            and memory.get(operation.item_id) is None and operation.item_id not in created
+            orphaned == "insert"
+            and operation.kind == "UPDATE"
+            and outcome.applied
+            and memory.get(operation.item_id) is None
+            and operation.item_id not in created
         ):
             operation = dataclasses.replace(operation, kind="INSERT")
             created.add(operation.item_id)

@@ -39,9 +39,7 @@ _TAG = re.compile(
     r"<([^<>\n]{1,40})>[ \t]*|([A-Z][\w.'-]{0,20}(?: [A-Z][\w.'-]{0,20}){0,2}):[ \t]+"
 )
 
-_MONTH = (
-    "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-)
+_MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 
 _DATE = re.compile(
     rf"\b(?:{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:,\s\d{{4}})?|\d{{1,2}}\s{_MONTH}(?:\s\d{{4}})?|"

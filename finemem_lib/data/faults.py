@@ -53,20 +53,31 @@ def _wrong_answer(question: Question, instance: Instance, rng: random.Random) ->
     """Return an answer of the same kind that the question's metric holds against the right one."""
     right = question.answers[0] if question.answers else ""
     known = [
-        answer for asked in (instance.questions, *(instance.chunk_questions or ()))
-        for other in asked for answer in other.answers
+        answer
+        for asked in (instance.questions, *(instance.chunk_questions or ()))
+        for other in asked
+        for answer in other.answers
     ]
     same_form = [answer for answer in known if _form(answer) == _form(right)]
-    same_attribute = [
-        value for attribute in ATTRIBUTES.values() if right in attribute.values
-        for value in attribute.values
-    ] if question.data_source == PLANTED else []
+    same_attribute = (
+        [
+            value
+            for attribute in ATTRIBUTES.values()
+            if right in attribute.values
+            for value in attribute.values
+        ]
+        if question.data_source == PLANTED
+        else []
+    )
     for answers in (same_attribute, same_form, known):
-        if wrong := sorted({
-            answer for answer in answers
-            if score(answer, question.answers, question.data_source) == 0
-            and not any(score(one, (answer,), question.data_source) for one in question.answers)
-        }):
+        if wrong := sorted(
+            {
+                answer
+                for answer in answers
+                if score(answer, question.answers, question.data_source) == 0
+                and not any(score(one, (answer,), question.data_source) for one in question.answers)
+            }
+        ):
             return rng.choice(wrong)
     raise ValueError(
         f"wrong_questions: instance {instance.instance_id!r} has no answer that would be wrong for "
@@ -100,7 +111,9 @@ class EvidenceFaults:
 
     def __post_init__(self) -> None:
         for name, value in (
-            ("drop", self.drop), ("swap", self.swap), ("drop + swap", self.drop + self.swap)
+            ("drop", self.drop),
+            ("swap", self.swap),
+            ("drop + swap", self.drop + self.swap),
         ):
             if not 0 <= value <= 1:
                 raise ValueError(

@@ -38,9 +38,7 @@ class Leak:
     share: float = 1.0
 
 
-def leaks(
-    instances: Sequence[Instance], training: Sequence[Instance] = ()
-) -> tuple[Leak, ...]:
+def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> tuple[Leak, ...]:
     """Return what gives itself away in `instances` and, with `training`, what is in both.
 
     Global and chunk questions are looked at, in the order of the instances. Text is compared by its
@@ -56,7 +54,8 @@ def leaks(
     """
     known = _Known.of(training)
     return tuple(
-        leak for instance in instances
+        leak
+        for instance in instances
         for leak in (*_given_away(instance), *_in_both(instance, known))
     )
 
@@ -78,16 +77,17 @@ class _Known:
 
 def _given_away(instance: Instance) -> Iterator[Leak]:
     shown = {
-        normalise(text)
-        for chunk in instance.chunks for text, _ in labelled_examples(chunk.text)
+        normalise(text) for chunk in instance.chunks for text, _ in labelled_examples(chunk.text)
     }
     for question in _questions(instance):
         place = instance.instance_id, question.step, question.text
         if score(question.text, question.answers, question.data_source):
             yield Leak("answer in question", *place)
         # A chunk question asks for an example that its chunk shows; that is its purpose.
-        if question.step is None and metric_for(question.data_source) == "label_match" and (
-            normalise(retrieval_query(question.text, question.data_source)) in shown
+        if (
+            question.step is None
+            and metric_for(question.data_source) == "label_match"
+            and (normalise(retrieval_query(question.text, question.data_source)) in shown)
         ):
             yield Leak("asked example shown", *place)
 

@@ -142,7 +142,8 @@ def load_instances(
             instance = _instance(raw, number, max_chunk_tokens)
             if instance.instance_id in places:
                 raise broken(
-                    "instance_id", f"an id of its own ({places[instance.instance_id]} has this)",
+                    "instance_id",
+                    f"an id of its own ({places[instance.instance_id]} has this)",
                     instance.instance_id,
                 )
         except ValueError as error:
@@ -184,8 +185,14 @@ def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
     rows = [_published_row(number, instance) for number, instance in enumerate(instances)]
     types = {"instance_id": pa.int64(), "num_chunks": pa.int64(), "num_questions": pa.int64()}
     names = (
-        "instance_id", "prompt", "chunks", "questions_and_answers", "data_source", "metadata",
-        "num_chunks", "num_questions",
+        "instance_id",
+        "prompt",
+        "chunks",
+        "questions_and_answers",
+        "data_source",
+        "metadata",
+        "num_chunks",
+        "num_questions",
     )
     schema = pa.schema([(name, types.get(name, pa.large_string())) for name in names])
     with written_beside(path) as beside:
@@ -320,9 +327,7 @@ def _hub_rows(
             f"{name}: the hub is out of reach and the copy that its client takes is of commit "
             f"{builder.hash}, expected {revision}; go online, or ask for that commit"
         )
-    rows = (
-        (f"{name} ({split}), row {number}", row) for number, row in enumerate(table, start=1)
-    )
+    rows = ((f"{name} ({split}), row {number}", row) for number, row in enumerate(table, start=1))
     return rows, builder.hash
 
 
@@ -358,8 +363,9 @@ def _from_memalpha(row: _MemalphaRow, number: int, max_chunk_tokens: int | None)
             text=asked.question,
             answers=(asked.answer,) if isinstance(asked.answer, str) else tuple(asked.answer),
             data_source=source,
-            evidence_steps=_evidence_steps(asked, f"questions_and_answers[{position - 1}]",
-                                           len(row.chunks)),
+            evidence_steps=_evidence_steps(
+                asked, f"questions_and_answers[{position - 1}]", len(row.chunks)
+            ),
         )
         for position, asked in enumerate(row.questions_and_answers, start=1)
     ]
@@ -393,8 +399,14 @@ def _from_bench(row: _BenchRow, number: int, max_chunk_tokens: int | None) -> In
         )
     ]
     return _checked(
-        f"{row.metadata.source}-{number}", source, _category(source), texts, questions,
-        {"text_source": row.metadata.source}, max_chunk_tokens, ("context", "questions"),
+        f"{row.metadata.source}-{number}",
+        source,
+        _category(source),
+        texts,
+        questions,
+        {"text_source": row.metadata.source},
+        max_chunk_tokens,
+        ("context", "questions"),
     )
 
 
@@ -426,8 +438,10 @@ def _checked(
     cut = [chunk.truncated_tokens for chunk in chunks if chunk.truncated_tokens]
     if cut:
         metadata["truncated"] = {
-            "rule": "head", "max_chunk_tokens": max_chunk_tokens,
-            "chunks": len(cut), "tokens": sum(cut),
+            "rule": "head",
+            "max_chunk_tokens": max_chunk_tokens,
+            "chunks": len(cut),
+            "tokens": sum(cut),
         }
     return Instance(instance_id, source, category, chunks, tuple(questions), metadata=metadata)
 

@@ -130,15 +130,26 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
         rng.shuffle(lines)
         text = " ".join(f"{line}." for line in lines)
         chunks.append(Chunk(text=text, tokens=count_tokens(text)))
-        chunk_questions.append(tuple(
-            _question(f"chunk-{step}-{number}", fact.person, fact.attribute, fact.value, step, step)
-            for number, fact in enumerate(facts, start=1)
-        ))
-        facts_by_chunk.append([
-            {"sentence": fact.sentence, "person": fact.person, "attribute": fact.attribute,
-             "value": fact.value, "changed": fact.changed}
-            for fact in facts
-        ])
+        chunk_questions.append(
+            tuple(
+                _question(
+                    f"chunk-{step}-{number}", fact.person, fact.attribute, fact.value, step, step
+                )
+                for number, fact in enumerate(facts, start=1)
+            )
+        )
+        facts_by_chunk.append(
+            [
+                {
+                    "sentence": fact.sentence,
+                    "person": fact.person,
+                    "attribute": fact.attribute,
+                    "value": fact.value,
+                    "changed": fact.changed,
+                }
+                for fact in facts
+            ]
+        )
     questions = tuple(
         _question(f"q-{number}", person, attribute, value, step, None)
         for number, ((person, attribute), (value, step)) in enumerate(state.items(), start=1)
@@ -204,8 +215,11 @@ def _question(
 
 def _check(settings: StreamSettings) -> None:
     limits = {
-        "num_chunks": (1, 100_000), "people": (1, len(settings.names)),
-        "max_facts": (1, 3), "max_noise": (1, 20), "change_rate": (0.0, 1.0),
+        "num_chunks": (1, 100_000),
+        "people": (1, len(settings.names)),
+        "max_facts": (1, 3),
+        "max_noise": (1, 20),
+        "change_rate": (0.0, 1.0),
     }
     for name, (low, high) in limits.items():
         value = getattr(settings, name)

@@ -75,8 +75,9 @@ def prepare_questions(
     folder = Path(folder)
     recipe = recipe_of(teacher, verifier, k, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    busy = (f"{folder}: another process is making questions here; wait for it, or give another "
-            "folder")
+    busy = (
+        f"{folder}: another process is making questions here; wait for it, or give another folder"
+    )
     with alone(folder / ".lock", busy):
         for done, instance in enumerate(instances, start=1):
             part = _part(folder, instance, recipe.key)
@@ -113,7 +114,8 @@ def load_questions(
     read = [_read(_find(instance, folder, key)) for instance in instances]
     recipes = {
         Recipe(**{field.name: row[field.name] for field in dataclasses.fields(Recipe)})
-        for rows in read for row in rows
+        for rows in read
+        for row in rows
     }
     if len(recipes) != 1:
         keys = ", ".join(sorted(recipe.key for recipe in recipes)) or "none"
@@ -127,9 +129,7 @@ def load_questions(
             f"{folder}: its questions were made with at most {recipe.k} per chunk, expected {k}; "
             f"set questions_per_chunk to {recipe.k}, or make others with --k {k}"
         )
-    return StoredQuestions(
-        tuple(map(_asked, instances, read)), tuple(map(audit_of, read)), recipe
-    )
+    return StoredQuestions(tuple(map(_asked, instances, read)), tuple(map(audit_of, read)), recipe)
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
@@ -145,8 +145,14 @@ def split_source(source: str | Path) -> tuple[Path, str | None]:
 def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
     """Return the audit that rows of a store tell."""
     return tuple(
-        AuditRow(row["step"], row["question"], "; ".join(row["answers"]), row["accepted"],
-                 row["reason"], row["reply"])
+        AuditRow(
+            row["step"],
+            row["question"],
+            "; ".join(row["answers"]),
+            row["accepted"],
+            row["reason"],
+            row["reply"],
+        )
         for row in rows
     )
 
@@ -200,10 +206,16 @@ def _asked(instance: Instance, rows: Sequence[Mapping[str, Any]]) -> Instance:
     for row in rows:
         if row["accepted"]:
             asked = questions[row["step"] - 1]
-            asked.append(Question(
-                f"chunk-{row['step']}-{len(asked) + 1}", row["question"], tuple(row["answers"]),
-                row["data_source"], row["step"], (row["step"],),
-            ))
+            asked.append(
+                Question(
+                    f"chunk-{row['step']}-{len(asked) + 1}",
+                    row["question"],
+                    tuple(row["answers"]),
+                    row["data_source"],
+                    row["step"],
+                    (row["step"],),
+                )
+            )
     return dataclasses.replace(instance, chunk_questions=tuple(map(tuple, questions)))
 
 
@@ -215,21 +227,36 @@ def _write(part: Path, made: Instance, audit: Sequence[AuditRow], recipe: Recipe
     rows = []
     for row in audit:
         kept = next(accepted[row.step - 1]) if row.accepted else None
-        rows.append({
-            "instance_id": made.instance_id, "step": row.step,
-            "question": clean_text(row.question),
-            "answers": [clean_text(one) for one in (kept.answers if kept else (row.answer,))],
-            "data_source": kept.data_source if kept else None,
-            "accepted": row.accepted, "reason": row.reason,
-            "reply": None if row.reply is None else clean_text(row.reply),
-            **dataclasses.asdict(recipe),
-        })
+        rows.append(
+            {
+                "instance_id": made.instance_id,
+                "step": row.step,
+                "question": clean_text(row.question),
+                "answers": [clean_text(one) for one in (kept.answers if kept else (row.answer,))],
+                "data_source": kept.data_source if kept else None,
+                "accepted": row.accepted,
+                "reason": row.reason,
+                "reply": None if row.reply is None else clean_text(row.reply),
+                **dataclasses.asdict(recipe),
+            }
+        )
     types = {
-        "answers": pa.list_(pa.string()), "accepted": pa.bool_(), "step": pa.int64(),
-        "k": pa.int64(), "seed": pa.int64(), "version": pa.int64(),
+        "answers": pa.list_(pa.string()),
+        "accepted": pa.bool_(),
+        "step": pa.int64(),
+        "k": pa.int64(),
+        "seed": pa.int64(),
+        "version": pa.int64(),
     }
     names = (
-        "instance_id", "step", "question", "answers", "data_source", "accepted", "reason", "reply",
+        "instance_id",
+        "step",
+        "question",
+        "answers",
+        "data_source",
+        "accepted",
+        "reason",
+        "reply",
         *(field.name for field in dataclasses.fields(Recipe)),
     )
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])

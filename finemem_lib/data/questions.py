@@ -26,8 +26,13 @@ from finemem_lib.text import STOPWORDS, units, words
 from finemem_lib.trajectory import Instance, Operation, Question
 
 Reason = Literal[
-    "unscorable", "answer in question", "duplicate", "not answered from chunk",
-    "answered without memory", "verifier failed", "not needed",
+    "unscorable",
+    "answer in question",
+    "duplicate",
+    "not answered from chunk",
+    "answered without memory",
+    "verifier failed",
+    "not needed",
 ]
 """Why a candidate was rejected; "not needed" was never verified, K others had been accepted."""
 
@@ -112,8 +117,14 @@ def make_chunk_questions(
         for step, candidates in enumerate(drafts, start=1)
     )
     audit = tuple(
-        AuditRow(step, candidate.question.text, "; ".join(candidate.question.answers),
-                 candidate.accepted, candidate.reason, candidate.reply)
+        AuditRow(
+            step,
+            candidate.question.text,
+            "; ".join(candidate.question.answers),
+            candidate.accepted,
+            candidate.reason,
+            candidate.reply,
+        )
         for step, candidates in enumerate(drafts, start=1)
         for candidate in candidates
     )
@@ -130,9 +141,12 @@ def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
         return instance
     drafts = [[_Candidate(question) for question in asked] for asked in instance.chunk_questions]
     _ask(drafts, _chunk_memories(instance), verifier, 1.0, "not answered from chunk")
-    return dataclasses.replace(instance, chunk_questions=tuple(
-        tuple(candidate.question for candidate in _open([candidates])) for candidates in drafts
-    ))
+    return dataclasses.replace(
+        instance,
+        chunk_questions=tuple(
+            tuple(candidate.question for candidate in _open([candidates])) for candidates in drafts
+        ),
+    )
 
 
 def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
@@ -187,8 +201,7 @@ class _Candidate:
 
 def _open(lists: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:
     return [
-        one for candidates in lists for one in candidates
-        if not one.accepted and one.reason is None
+        one for candidates in lists for one in candidates if not one.accepted and one.reason is None
     ]
 
 
@@ -254,7 +267,8 @@ def _screened(written: Sequence[Question]) -> list[_Candidate]:
         elif parroted:
             candidate.reason = "answer in question"
         elif any(
-            content == other or answers == their_answers
+            content == other
+            or answers == their_answers
             and len(content & other) >= NEAR_DUPLICATE * len(content | other)
             for other, their_answers in kept
         ):

@@ -57,9 +57,7 @@ Truth = Literal["planted", "causal"]
 Measure = Literal["rank", "rank_rollouts", "precision", "recall", "noise", "sign"]
 TRUTHS: tuple[Truth, ...] = ("planted", "causal")
 
-MEASURES: tuple[Measure, ...] = (
-    "rank", "rank_rollouts", "precision", "recall", "noise", "sign"
-)
+MEASURES: tuple[Measure, ...] = ("rank", "rank_rollouts", "precision", "recall", "noise", "sign")
 
 BASELINE = "eara"
 """The paper's rule, from which every other rule's difference is shown."""
@@ -265,7 +263,8 @@ _TIE = 1e-12
 
 def _both(credit: Credit, truth: Credit) -> tuple[np.ndarray, np.ndarray]:
     pairs = [
-        (one, other) for one, other in zip(credit, truth, strict=True)
+        (one, other)
+        for one, other in zip(credit, truth, strict=True)
         if one is not None and other is not None
     ]
     # Ranks must not tell apart what differs in the last bit only.
@@ -298,8 +297,10 @@ def judge(
     truths: dict[Truth, list[list[Credit]]] = {
         "planted": [[planted_credit(one) for one in some] for some in groups],
         "causal": [
-            [step_leave_one_out(one, agent=agent, world=world)
-             for one, world in zip(some, worlds, strict=True)]
+            [
+                step_leave_one_out(one, agent=agent, world=world)
+                for one, world in zip(some, worlds, strict=True)
+            ]
             for some in groups
         ],
     }
@@ -333,11 +334,16 @@ def _credits(
     rule = RULES[variant.rule]
     credits = []
     for one, full, world in zip(group, whole, worlds, strict=True):
-        there = {"agent": agent, "group": group, "probes": _probes(variant, one, full),
-                 "replay": world}
+        there = {
+            "agent": agent,
+            "group": group,
+            "probes": _probes(variant, one, full),
+            "replay": world,
+        }
         settings = {
             "world" if name == "replay" else name: there[name]
-            for name in rule.needs if name in there
+            for name in rule.needs
+            if name in there
         }
         credits.append(rule.function(one, **settings, **variant.settings))
     return credits
@@ -359,9 +365,12 @@ def _values(
         yield "rank", rank_correlation(credit, truth)
         yield "sign", sign_errors(credit, truth)
     for step in range(len(whole[0][0])):
-        yield "rank_rollouts", rank_correlation(*zip(
-            *((credit[step], truth[step]) for credit, truth in whole), strict=True
-        ))
+        yield (
+            "rank_rollouts",
+            rank_correlation(
+                *zip(*((credit[step], truth[step]) for credit, truth in whole), strict=True)
+            ),
+        )
     for some, true in zip(credits[1:], truths[1:], strict=True):
         for credit, truth in zip(some, true, strict=True):
             precision, recall = at_true_steps(credit, truth)
@@ -394,17 +403,22 @@ def truth_table(
         for (rule, truth, measure), samples in values.items():
             base = values.get((BASELINE, truth, measure)) if rule != BASELINE else None
             known = [value for some in samples.values() for value in some if value is not None]
-            rows.append(Row(
-                name, rule, truth, measure,
-                *clustered_mean(samples),
-                *(clustered_mean(samples, base) if base else (None, None, None)),
-                counted=len(known),
-                left_out=sum(map(len, samples.values())) - len(known),
-                instances=sum(any(v is not None for v in some) for some in samples.values()),
-                calls_asked=total[rule].asked / trajectories,
-                calls_made=total[rule].made / trajectories,
-                calls_played=total[rule].played / trajectories,
-            ))
+            rows.append(
+                Row(
+                    name,
+                    rule,
+                    truth,
+                    measure,
+                    *clustered_mean(samples),
+                    *(clustered_mean(samples, base) if base else (None, None, None)),
+                    counted=len(known),
+                    left_out=sum(map(len, samples.values())) - len(known),
+                    instances=sum(any(v is not None for v in some) for some in samples.values()),
+                    calls_asked=total[rule].asked / trajectories,
+                    calls_made=total[rule].made / trajectories,
+                    calls_played=total[rule].played / trajectories,
+                )
+            )
     return rows
 
 
@@ -418,17 +432,29 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
     """
     import pandas as pd
 
-    cells = {(row.rule, row.measure): row for row in rows
-             if row.slice == name and row.truth == truth}
-    ranks = sorted((row for row in cells.values() if row.measure == "rank"),
-                   key=lambda row: (row.calls_made, row.rule))
-    return pd.DataFrame([
-        {"rule": row.rule, "calls": f"{row.calls_made:.1f}"}
-        | {measure: _cell(cells[row.rule, measure]) for measure in MEASURES}
-        | {"rank per call": "–" if row.difference is None or not row.calls_made
-           else f"{row.difference / row.calls_made:+.3f}"}
-        for row in ranks
-    ]).set_index("rule").rename_axis(index=None, columns="rule")  # one line of headings
+    cells = {
+        (row.rule, row.measure): row for row in rows if row.slice == name and row.truth == truth
+    }
+    ranks = sorted(
+        (row for row in cells.values() if row.measure == "rank"),
+        key=lambda row: (row.calls_made, row.rule),
+    )
+    return (
+        pd.DataFrame(
+            [
+                {"rule": row.rule, "calls": f"{row.calls_made:.1f}"}
+                | {measure: _cell(cells[row.rule, measure]) for measure in MEASURES}
+                | {
+                    "rank per call": "–"
+                    if row.difference is None or not row.calls_made
+                    else f"{row.difference / row.calls_made:+.3f}"
+                }
+                for row in ranks
+            ]
+        )
+        .set_index("rule")
+        .rename_axis(index=None, columns="rule")
+    )  # one line of headings
 
 
 def _cell(row: Row) -> str:
@@ -440,13 +466,19 @@ def _cell(row: Row) -> str:
 def write_table(rows: Iterable[Row], path: Path) -> None:
     """Write rows as JSON lines with four decimals, whole or not at all."""
     with written_beside(path) as beside:
-        beside.write_text("".join(
-            json.dumps({
-                name: round(value, 4) if isinstance(value, float) else value
-                for name, value in dataclasses.asdict(row).items()
-            }) + "\n"
-            for row in rows
-        ), encoding="utf-8")
+        beside.write_text(
+            "".join(
+                json.dumps(
+                    {
+                        name: round(value, 4) if isinstance(value, float) else value
+                        for name, value in dataclasses.asdict(row).items()
+                    }
+                )
+                + "\n"
+                for row in rows
+            ),
+            encoding="utf-8",
+        )
 
 
 def read_table(path: Path) -> list[Row]:

@@ -141,10 +141,13 @@ def gradient_alignment(
     for name, gradients in found.items():
         unit = np.array([_unit(gradient) for gradient in gradients])
         pairs = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
-        alignments.append(Alignment(
-            name, tuple(float(a @ _unit(b)) for a, b in zip(unit, others, strict=True)),
-            float(pairs.mean()),
-        ))
+        alignments.append(
+            Alignment(
+                name,
+                tuple(float(a @ _unit(b)) for a, b in zip(unit, others, strict=True)),
+                float(pairs.mean()),
+            )
+        )
     return alignments
 
 
@@ -161,16 +164,24 @@ def _advantages(
             {name: getattr(step, name) for name in weights}
             for step in hybrid_reward(trajectory, settings)
         ]
-        if any(step.get(name) is None for step in terms for name in ("outcome", "eara")
-               if weights.get(name)):
+        if any(
+            step.get(name) is None
+            for step in terms
+            for name in ("outcome", "eara")
+            if weights.get(name)
+        ):
             raise ValueError(
                 f"gradient alignment: a question of {trajectory.instance_id!r} could not be "
                 "scored, expected planted streams or others with known answers"
             )
-        rewards.append([
-            math.fsum(weights[name] * value for name, value in step.items() if value is not None)
-            for step in terms
-        ])
+        rewards.append(
+            [
+                math.fsum(
+                    weights[name] * value for name, value in step.items() if value is not None
+                )
+                for step in terms
+            ]
+        )
     return group_relative(rewards, scale_rewards=scale_rewards)
 
 

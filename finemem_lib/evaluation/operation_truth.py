@@ -7,9 +7,21 @@ from collections import Counter
 from finemem_lib.trajectory import Instance, Trajectory
 
 OPERATION_TRUTHS = (
-    "INSERT fact", "INSERT noise", "INSERT inexact", "INSERT duplicate",
-    "UPDATE right", "UPDATE reuse", "UPDATE wrong", "UPDATE noise", "UPDATE inexact",
-    "UPDATE duplicate", "DELETE stale", "DELETE noise", "DELETE live", "SKIP noise", "SKIP fact",
+    "INSERT fact",
+    "INSERT noise",
+    "INSERT inexact",
+    "INSERT duplicate",
+    "UPDATE right",
+    "UPDATE reuse",
+    "UPDATE wrong",
+    "UPDATE noise",
+    "UPDATE inexact",
+    "UPDATE duplicate",
+    "DELETE stale",
+    "DELETE noise",
+    "DELETE live",
+    "SKIP noise",
+    "SKIP fact",
     "refused",
 )
 """What `operation_truth` counts."""

@@ -178,15 +178,17 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
                 emitted[outcome.operation.kind if outcome.operation else UNPARSED].append(outcome)
         for kind in (*OPERATION_KINDS, UNPARSED):
             refused = [o.reason or "no reason given" for o in emitted[kind] if not o.applied]
-            rows.append(OperationCount(
-                method=method,
-                kind=kind,
-                emitted=len(emitted[kind]),
-                applied=len(emitted[kind]) - len(refused),
-                invalid=len(refused),
-                per_step=len(emitted[kind]) / max(len(steps), 1),
-                reasons=dict(Counter(refused).most_common()),
-            ))
+            rows.append(
+                OperationCount(
+                    method=method,
+                    kind=kind,
+                    emitted=len(emitted[kind]),
+                    applied=len(emitted[kind]) - len(refused),
+                    invalid=len(refused),
+                    per_step=len(emitted[kind]) / max(len(steps), 1),
+                    reasons=dict(Counter(refused).most_common()),
+                )
+            )
     return rows
 
 
@@ -289,14 +291,16 @@ def _strata(
             cluster = unit if settings.resample == "question" else unit[0]
             clusters[cluster] = clusters.get(cluster, 0) + scored[unit]
         table = np.array(list(clusters.values())).reshape(len(clusters), 2, len(runs))
-        strata.append(_Stratum(
-            *stratum,
-            numerators=table[:, 0].T,
-            denominators=table[:, 1].T,
-            instances=len({instance for instance, _ in scored}),
-            counted=int(table[:, 1, 0].sum()),
-            left_out=unscored[stratum] if len(runs) == 1 else len(seen[stratum]) - len(scored),
-        ))
+        strata.append(
+            _Stratum(
+                *stratum,
+                numerators=table[:, 0].T,
+                denominators=table[:, 1].T,
+                instances=len({instance for instance, _ in scored}),
+                counted=int(table[:, 1, 0].sum()),
+                left_out=unscored[stratum] if len(runs) == 1 else len(seen[stratum]) - len(scored),
+            )
+        )
     return strata
 
 
@@ -324,10 +328,12 @@ def _draw(stratum: _Stratum, settings: BootstrapSettings) -> NDArray[np.float64]
     rng = np.random.default_rng(seed)
     sums = np.stack([stratum.numerators, stratum.denominators])
     size = stratum.clusters
-    return np.array([
-        sums[:, :, rng.integers(size, size=size)].sum(axis=2)
-        for _ in range(settings.num_resamples)
-    ])
+    return np.array(
+        [
+            sums[:, :, rng.integers(size, size=size)].sum(axis=2)
+            for _ in range(settings.num_resamples)
+        ]
+    )
 
 
 def _estimate(
@@ -341,9 +347,9 @@ def _estimate(
     single = [stratum.data_source for stratum in measured if stratum.draws is None]
     value = low = high = None
     if measured:
-        exact = np.stack([
-            np.stack([s.numerators.sum(axis=1), s.denominators.sum(axis=1)]) for s in measured
-        ])
+        exact = np.stack(
+            [np.stack([s.numerators.sum(axis=1), s.denominators.sum(axis=1)]) for s in measured]
+        )
         value = float(_average(exact, average))
     if not measured:
         interval = "none: nothing was scored"
@@ -361,8 +367,19 @@ def _estimate(
     counted = sum(stratum.counted for stratum in members)
     left_out = sum(stratum.left_out for stratum in members)
     return Estimate(
-        method, category, data_source, measure, average, value, low, high,
-        instances, counted, left_out, _over(measure, average, members, counted), interval,
+        method,
+        category,
+        data_source,
+        measure,
+        average,
+        value,
+        low,
+        high,
+        instances,
+        counted,
+        left_out,
+        _over(measure, average, members, counted),
+        interval,
     )
 
 

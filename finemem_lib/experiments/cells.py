@@ -67,8 +67,14 @@ LATER_KNOBS = ("alignment_batches", "dense_model")
 WEIGHTS = ("*.safetensors", "*.bin")
 
 TOKENIZER = (
-    "config.json", "generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges*",
-    "special_tokens*", "added_tokens*",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "chat_template*",
+    "vocab*",
+    "merges*",
+    "special_tokens*",
+    "added_tokens*",
 )
 
 FIRST_TOKENIZER = "7a5aa0f1bf2d91cdcf7a1bf7572180827376c2c56af9da35cc95692446415653"
@@ -76,16 +82,37 @@ FIRST_TOKENIZER = "7a5aa0f1bf2d91cdcf7a1bf7572180827376c2c56af9da35cc95692446415
 kept for before these were part of a key; they enter one only where they differ."""
 
 CURVES = (
-    "reward", "reward_std", "rewards/outcome/mean", "rewards/eara/mean", "rewards/format/mean",
-    "rewards/chunk/mean", "rewards/compression/mean", "accuracy", "operations/INSERT",
-    "operations/UPDATE", "operations/DELETE", "operations/SKIP", "invalid_share", "memory_items",
-    "memory_tokens", "entropy", "frac_reward_zero_std", "completions/mean_length", "grad_norm",
-    "w1", "step_time", "seconds/generation", "seconds/environment",
+    "reward",
+    "reward_std",
+    "rewards/outcome/mean",
+    "rewards/eara/mean",
+    "rewards/format/mean",
+    "rewards/chunk/mean",
+    "rewards/compression/mean",
+    "accuracy",
+    "operations/INSERT",
+    "operations/UPDATE",
+    "operations/DELETE",
+    "operations/SKIP",
+    "invalid_share",
+    "memory_items",
+    "memory_tokens",
+    "entropy",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "grad_norm",
+    "w1",
+    "step_time",
+    "seconds/generation",
+    "seconds/environment",
 )
 """What is kept of the record of every update, where it is there."""
 
 OF_EVIDENCE = (
-    "spread/evidence", "spread/eara", "credit_at_evidence/retrieved", "credit_at_evidence/used",
+    "spread/evidence",
+    "spread/eara",
+    "credit_at_evidence/retrieved",
+    "credit_at_evidence/used",
 )
 
 FAULTY = ", faulty evidence"
@@ -155,7 +182,9 @@ class Cell(_Strict):
         """16 hex digits, the same for the same training: the knobs that count under the scheme,
         the seed, and the files of the warm start and of the sentence encoder where one is used."""
         idle = {
-            knob for term, knobs in TERM_KNOBS.items() if term not in SCHEMES[self.scheme]
+            knob
+            for term, knobs in TERM_KNOBS.items()
+            if term not in SCHEMES[self.scheme]
             for knob in knobs
         }
         if self.alignment_batches:
@@ -180,14 +209,21 @@ class Cell(_Strict):
     @property
     def rewards(self) -> RewardSettings:
         return RewardSettings(
-            beta=self.beta, w1=self.w1, w2=self.w2, attribution=self.attribution,
-            credited=self.credited, unretrieved=self.unretrieved,
+            beta=self.beta,
+            w1=self.w1,
+            w2=self.w2,
+            attribution=self.attribution,
+            credited=self.credited,
+            unretrieved=self.unretrieved,
         )
 
     def rollout(self, num_generations: int) -> RolloutSettings:
         return RolloutSettings(
-            num_generations=num_generations, top_k=self.top_k, capacity=self.capacity,
-            eviction=self.eviction, duplicates=self.duplicates,
+            num_generations=num_generations,
+            top_k=self.top_k,
+            capacity=self.capacity,
+            eviction=self.eviction,
+            duplicates=self.duplicates,
             **_unless_default(self, "retriever", "dense_model"),
         )
 
@@ -261,8 +297,9 @@ def run_cell(cell: Cell) -> CellResult:
             curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
         training = time.perf_counter() - started
         tests = {
-            name + (f" T={chunks}" if chunks != cell.num_chunks else ""):
-                _test(cell, manager, chunks, temperature)
+            name + (f" T={chunks}" if chunks != cell.num_chunks else ""): _test(
+                cell, manager, chunks, temperature
+            )
             for chunks in dict.fromkeys((cell.num_chunks, *cell.test_chunks))
             for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
         }
@@ -271,8 +308,13 @@ def run_cell(cell: Cell) -> CellResult:
     finally:
         torch.set_num_threads(threads)
     return CellResult(
-        cell=cell, key=cell.key, curve=curve, episodes=episodes, tests=tests,
-        seconds={name: round(value, 1) for name, value in seconds.items()}, alignment=alignment,
+        cell=cell,
+        key=cell.key,
+        curve=curve,
+        episodes=episodes,
+        tests=tests,
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+        alignment=alignment,
         **code,
     )
 
@@ -293,10 +335,18 @@ def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
     if cell.evidence_drop or cell.evidence_swap:
         more["evidence_faults"] = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
     trained = train_manager(
-        cell.checkpoint, scheme=cell.scheme, rewards=cell.rewards,
-        rollout=cell.rollout(cell.num_generations), instances=instances, updates=cell.updates,
-        instances_per_update=cell.instances_per_update, learning_rate=cell.learning_rate,
-        seed=cell.seed, keep_updates=range(1, cell.updates + 1), **more, **cell.config,
+        cell.checkpoint,
+        scheme=cell.scheme,
+        rewards=cell.rewards,
+        rollout=cell.rollout(cell.num_generations),
+        instances=instances,
+        updates=cell.updates,
+        instances_per_update=cell.instances_per_update,
+        learning_rate=cell.learning_rate,
+        seed=cell.seed,
+        keep_updates=range(1, cell.updates + 1),
+        **more,
+        **cell.config,
     )
     if trained.interrupted:  # half a training run must not pass for a cell
         raise KeyboardInterrupt
@@ -337,9 +387,7 @@ def _curve(
 
 
 def _credit(cell: Cell, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float | None]:
-    found = {
-        f"spread/{term}": spread for term, spread in term_spread(groups, cell.rewards).items()
-    }
+    found = {f"spread/{term}": spread for term, spread in term_spread(groups, cell.rewards).items()}
     for credited in ("retrieved", "used"):
         settings = RewardSettings(attribution=cell.attribution, credited=credited)
         found[f"credit_at_evidence/{credited}"] = credit_at_evidence(
@@ -361,7 +409,10 @@ def _test(cell: Cell, manager: ModelManager, chunks: int, temperature: float) ->
     before, manager.temperature = manager.temperature, temperature
     try:
         played = play(
-            streams, manager, cell.rollout(1), reader_for(streams),
+            streams,
+            manager,
+            cell.rollout(1),
+            reader_for(streams),
             stable_seed(cell.seed, "test", chunks),
         )
     finally:
@@ -388,8 +439,12 @@ def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
     used = dataclasses.replace(cell.rewards, credited="used")
     schemes |= {f"{scheme}, used items": (scheme, used) for scheme in ("+EARA", "Fine-Mem")}
     found = gradient_alignment(
-        manager, [streams[start : start + size] for start in range(0, len(streams), size)],
-        reader_for(streams), cell.rollout(cell.num_generations), schemes, cell.seed,
+        manager,
+        [streams[start : start + size] for start in range(0, len(streams), size)],
+        reader_for(streams),
+        cell.rollout(cell.num_generations),
+        schemes,
+        cell.seed,
     )
     return {
         **{one.scheme: [round(value, 5) for value in one.cosines] for one in found},

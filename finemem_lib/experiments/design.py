@@ -25,10 +25,16 @@ class Design(_Strict):
     @property
     def cells(self) -> list[Cell]:
         return [
-            Cell(**{
-                **self.common, **regime, **variant,
-                "variant": variant_name, "regime": regime_name, "seed": seed,
-            })
+            Cell(
+                **{
+                    **self.common,
+                    **regime,
+                    **variant,
+                    "variant": variant_name,
+                    "regime": regime_name,
+                    "seed": seed,
+                }
+            )
             for seed in self.seeds
             for regime_name, regime in self.regimes.items()
             for variant_name, variant in self.variants.items()

@@ -62,7 +62,9 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def experiment_card(
-    design: Design, results: Sequence[CellResult], failures: Sequence[Failure],
+    design: Design,
+    results: Sequence[CellResult],
+    failures: Sequence[Failure],
     command: str,
 ) -> dict[str, Any]:
     """Return how rows were made: design, command and the commit it ran at, how many cells each
@@ -72,15 +74,19 @@ def experiment_card(
 
     cells = {result.key: result for result in results}
     return {
-        "description": design.description, "baseline": design.baseline,
-        "command": command, **git_state(repository_root()),
+        "description": design.description,
+        "baseline": design.baseline,
+        "command": command,
+        **git_state(repository_root()),
         "made_by": Counter(
             (one.commit or "no recorded commit") + (" and changes" if one.dirty else "")
             for one in cells.values()
         ),
         "hardware": f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
-                    f"{psutil.virtual_memory().total / 2**30:.0f} GB, one thread per cell",
-        "versions": versions(), "key_version": KEY_VERSION, "cells": len(cells),
+        f"{psutil.virtual_memory().total / 2**30:.0f} GB, one thread per cell",
+        "versions": versions(),
+        "key_version": KEY_VERSION,
+        "cells": len(cells),
         "failed": len(failures),
         "cell_seconds": round(sum(sum(one.seconds.values()) for one in cells.values())),
     }
@@ -88,9 +94,7 @@ def experiment_card(
 
 def _line(result: CellResult) -> str:
     fields = result.model_dump(mode="json")
-    short = _short(fields, 4) | {
-        "cell": fields["cell"], "curve": _short(fields["curve"], 3)
-    }
+    short = _short(fields, 4) | {"cell": fields["cell"], "curve": _short(fields["curve"], 3)}
     return json.dumps(short, separators=(",", ":"))
 
 

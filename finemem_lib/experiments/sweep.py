@@ -87,7 +87,10 @@ def _made(
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             parallel = joblib.Parallel(
-                jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered",
+                jobs,
+                batch_size=1,
+                pre_dispatch=jobs,
+                return_as="generator_unordered",
             )
         else:
             stack.enter_context(_dask(scheduler))
@@ -104,9 +107,13 @@ def _made(
                 yield made
         except lost:
             for key in missing:
-                yield key, None, (
-                    "a process that trained cells was killed (out of memory?); run the same "
-                    "command again, with fewer jobs if it happens again"
+                yield (
+                    key,
+                    None,
+                    (
+                        "a process that trained cells was killed (out of memory?); run the same "
+                        "command again, with fewer jobs if it happens again"
+                    ),
                 )
 
 
@@ -114,7 +121,9 @@ def _attempt(
     cell: Cell, key: str, run: Callable[[Cell], CellResult]
 ) -> tuple[str, CellResult | None, str]:
     for name, value in {
-        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
     }.items():
         os.environ.setdefault(name, value)
     try:
@@ -142,6 +151,7 @@ def _dask(scheduler: str) -> Iterator[None]:
             f"run_cells: no Dask scheduler answers at {scheduler!r} ({error}); expected an address "
             "such as tcp://HOST:8786, which `dask scheduler` prints when it starts"
         ) from error
+
     class Backend(DaskDistributedBackend):
         """joblib's, which waits for ever for a cell that was given up because workers died of it:
         it tells of results and of errors that a cell raised, not of those of the cluster."""

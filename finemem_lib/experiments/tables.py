@@ -22,7 +22,9 @@ from finemem_lib.seeds import stable_seed
 FIRST_UPDATES = 10
 
 ACCURACIES = (
-    f"accuracy, first {FIRST_UPDATES} updates", "accuracy, area under curve", "accuracy, sampled",
+    f"accuracy, first {FIRST_UPDATES} updates",
+    "accuracy, area under curve",
+    "accuracy, sampled",
     "accuracy, greedy",
 )
 """The accuracies of `measures`, in the order of training."""
@@ -78,16 +80,25 @@ def table(
         others = {} if variant == baseline else found.get((regime, baseline), {})
         for measure in dict.fromkeys(name for one in seeds.values() for name in one):
             mine = {seed: one[measure] for seed, one in seeds.items() if measure in one}
-            theirs = {seed: others[seed][measure] for seed in sorted(mine)
-                      if len(others.get(seed, {}).get(measure, ())) == len(mine[seed])}
+            theirs = {
+                seed: others[seed][measure]
+                for seed in sorted(mine)
+                if len(others.get(seed, {}).get(measure, ())) == len(mine[seed])
+            }
             paired = {
                 seed: [a - b for a, b in zip(mine[seed], values, strict=True)]
                 for seed, values in theirs.items()
             }
-            rows.append(ExperimentRow(
-                regime, variant, measure, *_interval(mine, settings),
-                *(_interval(paired, settings) if paired else (None, None, None)), len(mine),
-            ))
+            rows.append(
+                ExperimentRow(
+                    regime,
+                    variant,
+                    measure,
+                    *_interval(mine, settings),
+                    *(_interval(paired, settings) if paired else (None, None, None)),
+                    len(mine),
+                )
+            )
     return rows
 
 
@@ -109,9 +120,12 @@ def measures(result: CellResult) -> dict[str, list[float]]:
     found["memory items"] = sampled.columns["memory_items"]
     found["valid share"] = sampled.columns["valid_share"]
     groups = {
-        **{f"{kind}s per step": [name for name in sampled.columns if name.startswith(f"{kind} ")]
-           for kind in ("INSERT", "UPDATE", "DELETE")},
-        "right edits per step": RIGHT_EDITS, "wrong edits per step": WRONG_EDITS,
+        **{
+            f"{kind}s per step": [name for name in sampled.columns if name.startswith(f"{kind} ")]
+            for kind in ("INSERT", "UPDATE", "DELETE")
+        },
+        "right edits per step": RIGHT_EDITS,
+        "wrong edits per step": WRONG_EDITS,
     }
     for measure, names in groups.items():
         found[measure] = [
@@ -133,15 +147,18 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
     names = {f"spread of {name.partition('/')[2]}": name for name in curve if "spread/" in name}
     names |= {
         f"credit at the evidence step, {credited} items{faulty}": name
-        for name in curve if name.startswith("credit_at_evidence/")
+        for name in curve
+        if name.startswith("credit_at_evidence/")
         for credited, faulty, _ in [name.partition("/")[2].partition(FAULTY)]
     }
     names["groups without gradient"] = "frac_reward_zero_std"
     found = {measure: curve[name] for measure, name in names.items() if name in curve}
     if curve:
         found["duplicates per step"] = [
-            inserted + updated for inserted, updated in
-            zip(curve["truth/INSERT duplicate"], curve["truth/UPDATE duplicate"], strict=True)
+            inserted + updated
+            for inserted, updated in zip(
+                curve["truth/INSERT duplicate"], curve["truth/UPDATE duplicate"], strict=True
+            )
         ]
     return _with_nan(found)
 
@@ -150,10 +167,16 @@ def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | flo
     """Return one row per held-out stream of every test of every cell: its names, its seed, the
     test, the stream's place, and everything that was measured of it."""
     return [
-        {"variant": result.cell.variant, "regime": result.cell.regime, "seed": result.cell.seed,
-         "test": name, "stream": place,
-         **{column: values[place] for column, values in test.columns.items()}}
-        for result in results for name, test in result.tests.items()
+        {
+            "variant": result.cell.variant,
+            "regime": result.cell.regime,
+            "seed": result.cell.seed,
+            "test": name,
+            "stream": place,
+            **{column: values[place] for column, values in test.columns.items()},
+        }
+        for result in results
+        for name, test in result.tests.items()
         for place in range(len(test.columns["accuracy"]))
     ]
 
@@ -162,7 +185,8 @@ def _with_nan(found: Mapping[str, Sequence[float | None]]) -> dict[str, list[flo
     """Return the values as numbers, without the measures that were measured nowhere."""
     return {
         name: [math.nan if value is None else value for value in values]
-        for name, values in found.items() if any(value is not None for value in values)
+        for name, values in found.items()
+        if any(value is not None for value in values)
     }
 
 
@@ -222,8 +246,10 @@ def chance_of_clear(seeds: int, level: float = 0.95) -> float:
 def kept_together(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list[str]]:
     """Return the regimes and the variants that occur, each once, in their order."""
     rows = list(rows)
-    return (list(dict.fromkeys(row.regime for row in rows)),
-            list(dict.fromkeys(row.variant for row in rows)))
+    return (
+        list(dict.fromkeys(row.regime for row in rows)),
+        list(dict.fromkeys(row.variant for row in rows)),
+    )
 
 
 def compared(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
@@ -260,15 +286,14 @@ def _verdict(rows: Sequence[ExperimentRow], baseline: str) -> str:
     parts = []
     if len(regimes) > len(variants):
         for variant in variants:
-            up, down, rest = _sides(
-                {row.regime: row for row in pairs if row.variant == variant}
-            )
+            up, down, rest = _sides({row.regime: row for row in pairs if row.variant == variant})
             parts.append(f"{variant}: above {baseline} in {up}, below it in {down}, {rest}")
         return "; ".join(parts)
     for regime in kept_together(rows)[0]:
         up, down, rest = _sides({row.variant: row for row in pairs if row.regime == regime})
-        base = [f" ({row.value:.3f})" for row in rows
-                if (row.regime, row.variant) == (regime, baseline)]
+        base = [
+            f" ({row.value:.3f})" for row in rows if (row.regime, row.variant) == (regime, baseline)
+        ]
         parts.append(f"{regime}: {up} above {baseline}{''.join(base)}, {down} below it, {rest}")
     return "; ".join(parts)
 
@@ -281,8 +306,12 @@ def _sides(rows: Mapping[str, ExperimentRow]) -> tuple[str, str, str]:
         key=lambda pair: -pair[1].difference,
     )
     up, down = (
-        ", ".join(f"{name} ({format_difference(row)})" for name, row in clear
-                  if (row.difference > 0) is positive) or "nothing"
+        ", ".join(
+            f"{name} ({format_difference(row)})"
+            for name, row in clear
+            if (row.difference > 0) is positive
+        )
+        or "nothing"
         for positive in (True, False)
     )
     return up, down, f"{len(rows) - len(clear)} not told apart"

@@ -30,10 +30,13 @@ def show(explorer: Explorer, frames: Collection[str] | None = None) -> None:
     of them); each frame adds some kB to a notebook.
     """
     if frames is not None:
-        explorer = dataclasses.replace(explorer, controls=tuple(
-            control if control.name in frames else dataclasses.replace(control, static=False)
-            for control in explorer.controls
-        ))
+        explorer = dataclasses.replace(
+            explorer,
+            controls=tuple(
+                control if control.name in frames else dataclasses.replace(control, static=False)
+                for control in explorer.controls
+            ),
+        )
     if is_live():
         from IPython.display import display
 

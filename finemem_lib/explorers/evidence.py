@@ -30,12 +30,18 @@ def evidence_explorer(
     hits = Counter(found.item_id for a in trajectory.questions for found in a.retrieved)
     options = [
         ("everything", ""),
-        *((f"question {j + 1}: {trajectory.questions[j].question.text}", f"question {j + 1}")
-          for j in asked),
-        *((f"step {step.step}: {step.chunk.text}", f"step {step.step}")
-          for step in trajectory.steps),
-        *((f"item #{item_id}: {item.content}", f"item {item_id}")
-          for item_id, item in sorted(ever.items(), key=lambda item: -hits[item[0]])),
+        *(
+            (f"question {j + 1}: {trajectory.questions[j].question.text}", f"question {j + 1}")
+            for j in asked
+        ),
+        *(
+            (f"step {step.step}: {step.chunk.text}", f"step {step.step}")
+            for step in trajectory.steps
+        ),
+        *(
+            (f"item #{item_id}: {item.content}", f"item {item_id}")
+            for item_id, item in sorted(ever.items(), key=lambda item: -hits[item[0]])
+        ),
     ]
 
     def build(selected: str) -> Views:
@@ -50,20 +56,33 @@ def evidence_explorer(
             "timeline": memory_figures.operation_timeline(trajectory, selected=selected),
         }
 
-    return Explorer("Evidence explorer", (
-        Control("selected", "selected", options, static=EVIDENCE_FRAMES),
-    ), build)
+    return Explorer(
+        "Evidence explorer",
+        (Control("selected", "selected", options, static=EVIDENCE_FRAMES),),
+        build,
+    )
 
 
 def memory_player(trajectory: Trajectory) -> Explorer:
     """Return the explorer of the memory M_t, step by step from the empty start to M_T."""
 
     def build(step: int) -> Views:
-        return {"memory": memory_figures.memory_state(trajectory, step),
-                "growth": memory_figures.memory_growth(trajectory, step)}
+        return {
+            "memory": memory_figures.memory_state(trajectory, step),
+            "growth": memory_figures.memory_growth(trajectory, step),
+        }
 
-    return Explorer("Memory player", (
-        Control("step", "after step t", [(str(step), step) for step
-                                         in range(trajectory.num_steps + 1)],
-                trajectory.num_steps, kind="slider", static=True),
-    ), build)
+    return Explorer(
+        "Memory player",
+        (
+            Control(
+                "step",
+                "after step t",
+                [(str(step), step) for step in range(trajectory.num_steps + 1)],
+                trajectory.num_steps,
+                kind="slider",
+                static=True,
+            ),
+        ),
+        build,
+    )

@@ -71,14 +71,20 @@ class Control:
         most = MAX_FRAMES if self.static is True else self.static
         if isinstance(most, Mapping):
             kinds = [self.kind_of(value) for _, value in options]
-            kept = {place for place, kind in enumerate(kinds)
-                    if kinds[:place].count(kind) < most.get(kind, 1)}
+            kept = {
+                place
+                for place, kind in enumerate(kinds)
+                if kinds[:place].count(kind) < most.get(kind, 1)
+            }
         elif len(options) > most > 1 and self.kind == "slider":
             kept = {round(n * (len(options) - 1) / (most - 1)) for n in range(most)}
         else:
             kept = set(range(most))
-        return [option for place, option in enumerate(options)
-                if place in kept or (most and option[1] == state[self.name])]
+        return [
+            option
+            for place, option in enumerate(options)
+            if place in kept or (most and option[1] == state[self.name])
+        ]
 
     def kind_of(self, value: Any) -> str:
         """Return what a value is called when values are counted."""
@@ -150,7 +156,9 @@ class Explorer:
         levels = self._levels()
         states = [(levels, self.settle(state)) for state in self.linked] or [
             ([control], self.settle(first | {control.name: value}))
-            for control in self.controls for _, value in control.frames(first)]
+            for control in self.controls
+            for _, value in control.frames(first)
+        ]
         if not states:
             return list(self.build(**first).values())
         places: dict[Any, int] = {}  # of the first state at each end of a way down the controls
@@ -158,20 +166,29 @@ class Explorer:
             for depth in range(1, len(chain) + 1):
                 places.setdefault(_way(chain[:depth], state), place)
         between = " " if levels else ": "
-        paths = [[f"{control.label}{between}{_text(control, state)}" for control in chain]
-                 for chain, state in states]
+        paths = [
+            [f"{control.label}{between}{_text(control, state)}" for control in chain]
+            for chain, state in states
+        ]
         shown = [state for _, state in states]
         start = shown.index(first) if first in shown else 0
         views = [self._specs(state, places) for state in shown]
         note = self._left_out(first, shown)
         for specs in views:
             next(iter(specs.values()))["layout"]["meta"]["caption"] += note
-        figures = [frames.framed(
-            [(path, specs[view]) for path, specs in zip(paths, views, strict=True)],
-            start, self.title) for view in views[start]]
+        figures = [
+            frames.framed(
+                [(path, specs[view]) for path, specs in zip(paths, views, strict=True)],
+                start,
+                self.title,
+            )
+            for view in views[start]
+        ]
         if levels:
             figures[0].layout.meta = figures[0].layout.meta | {
-                "levels": [control.label for control in levels], "paths": paths}
+                "levels": [control.label for control in levels],
+                "paths": paths,
+            }
         return figures
 
     def _levels(self) -> list[Control]:
@@ -186,11 +203,16 @@ class Explorer:
             if clicks := meta.get("clicks"):
                 [clicked] = [one for one in self.controls if one.name == clicks["control"]]
                 levels = self._levels()
-                chain = levels[:levels.index(clicked) + 1] if clicked in levels else [clicked]
+                chain = levels[: levels.index(clicked) + 1] if clicked in levels else [clicked]
                 meta["clicks"] = {
-                    trace: _each(values, lambda value, clicked=clicked, chain=chain: places.get(
-                        _way(chain, {**state, clicked.name: value})))
-                    for trace, values in clicks["points"].items()}
+                    trace: _each(
+                        values,
+                        lambda value, clicked=clicked, chain=chain: places.get(
+                            _way(chain, {**state, clicked.name: value})
+                        ),
+                    )
+                    for trace, values in clicks["points"].items()
+                }
         return specs
 
     def _left_out(self, first: State, states: Sequence[State]) -> str:
@@ -200,9 +222,12 @@ class Explorer:
         few, fixed = [], []
         for control in self.controls:
             if control in levels:
-                chain = levels[:levels.index(control) + 1]
-                every = [{**state, control.name: value} for state in every
-                         for _, value in control.choices(state)]
+                chain = levels[: levels.index(control) + 1]
+                every = [
+                    {**state, control.name: value}
+                    for state in every
+                    for _, value in control.choices(state)
+                ]
                 have = Counter({control.label: len({_way(chain, state) for state in states})})
                 there = Counter({control.label: len(every)})
             else:
@@ -211,10 +236,16 @@ class Explorer:
             if have.total() == 1 < there.total():
                 fixed.append(f"{control.label}: {_text(control, first)}")
             else:
-                few += [f"{count - have[kind]} of {count} ({kind})"
-                        for kind, count in there.items() if have[kind] < count]
-        told = "; ".join(f"{name} {', '.join(those)}" for name, those in (
-            ("left out", few), ("fixed", fixed)) if those)
+                few += [
+                    f"{count - have[kind]} of {count} ({kind})"
+                    for kind, count in there.items()
+                    if have[kind] < count
+                ]
+        told = "; ".join(
+            f"{name} {', '.join(those)}"
+            for name, those in (("left out", few), ("fixed", fixed))
+            if those
+        )
         return f" Without a kernel: {told}." if told else ""
 
 

@@ -40,12 +40,17 @@ class Live:
         self._alert = widgets.HTML()
         self._figures = widgets.VBox()
         self.controls = {control.name: self._widget(control) for control in explorer.controls}
-        self.box = widgets.VBox([
-            widgets.HTML(f"<b>{html.escape(explorer.title)}</b>"),
-            widgets.HBox([self._reachable(control) for control in explorer.controls],
-                         layout={"flex_flow": "row wrap"}),
-            self._alert, self._figures,
-        ])
+        self.box = widgets.VBox(
+            [
+                widgets.HTML(f"<b>{html.escape(explorer.title)}</b>"),
+                widgets.HBox(
+                    [self._reachable(control) for control in explorer.controls],
+                    layout={"flex_flow": "row wrap"},
+                ),
+                self._alert,
+                self._figures,
+            ]
+        )
         self._guarded(self._draw)
 
     def set(self, name: str, value: Any) -> None:
@@ -58,9 +63,12 @@ class Live:
         kind = widgets.SelectionSlider if control.kind == "slider" else widgets.Dropdown
         more = {"continuous_update": False} if control.kind == "slider" else {}
         widget = kind(
-            options=control.choices(self.state), value=self.state[control.name],
-            description=control.label, style={"description_width": "initial"},
-            layout={"width": "24rem"}, **more,
+            options=control.choices(self.state),
+            value=self.state[control.name],
+            description=control.label,
+            style={"description_width": "initial"},
+            layout={"width": "24rem"},
+            **more,
         )
         widget.observe(
             lambda change: None if self._settling else self.set(control.name, change["new"]),
@@ -78,8 +86,9 @@ class Live:
             return widget
         buttons = self._buttons[control.name] = []
         for by, sign, name in ((-1, "◀", "previous"), (1, "▶", "next")):
-            button = widgets.Button(description=sign, tooltip=f"{control.label}: {name}",
-                                    layout={"width": "2.5rem"})
+            button = widgets.Button(
+                description=sign, tooltip=f"{control.label}: {name}", layout={"width": "2.5rem"}
+            )
             button.on_click(lambda _, by=by: self._guarded(lambda: self._step(control.name, by)))
             buttons.append(button)
         return widgets.HBox([widget, *buttons])
@@ -102,7 +111,7 @@ class Live:
             self._alert.value = (
                 '<div role="alert" style="border:2px solid #D55E00; padding:0.5rem"><b>This change '
                 f"failed; the figures show the state before it.</b><br>{html.escape(self.error)}"
-                f'<details><summary>Traceback</summary><pre>{trace}</pre></details></div>'
+                f"<details><summary>Traceback</summary><pre>{trace}</pre></details></div>"
             )
 
     def _change(self, wanted: State) -> None:
@@ -146,10 +155,17 @@ class Live:
         _, caption, button, table = self._boxes[name]
         layout = self.views[name].layout
         caption.value = f"<p>{html.escape(layout.meta['caption'])}</p>"
-        table.value = str(html_table(
-            style.plain(layout.title.text), frames.figure_table(self.views[name]),
-            MAX_TABLE_ROWS,
-        )) if button.value else ""
+        table.value = (
+            str(
+                html_table(
+                    style.plain(layout.title.text),
+                    frames.figure_table(self.views[name]),
+                    MAX_TABLE_ROWS,
+                )
+            )
+            if button.value
+            else ""
+        )
 
     def click(self, view: str, trace: int, points: Sequence[Any]) -> None:
         """Do what a click on points of a view's trace does."""
@@ -213,8 +229,11 @@ def drawing(spec: Mapping[str, Any], clicked: Callable[[int, Any], None] | None 
     several in the two seconds that anywidget gives each; such a figure then stays as it is, or
     empty. This one loads plotly.js once per page, and its state is always the whole figure.
     """
-    return _drawing_class()(spec=dict(spec), config=style.CONFIG | {"responsive": True},
-                            clicked=clicked or (lambda trace, point: None))
+    return _drawing_class()(
+        spec=dict(spec),
+        config=style.CONFIG | {"responsive": True},
+        clicked=clicked or (lambda trace, point: None),
+    )
 
 
 @functools.cache

@@ -94,8 +94,11 @@ class LiveCurves:
                     self._next = ended + (ended - started) * (1 / SHARE_OF_TIME - 1)
         except Exception as error:  # hours of training are worth more than a picture of them
             if not self.error:
-                print(f"the live curves failed ({type(error).__name__}: {error}); training goes "
-                      "on without them", file=sys.stderr)
+                print(
+                    f"the live curves failed ({type(error).__name__}: {error}); training goes "
+                    "on without them",
+                    file=sys.stderr,
+                )
             self.error = f"{type(error).__name__}: {error}"
 
     def finish(self, records: Sequence[Record]) -> go.Figure:
@@ -134,8 +137,13 @@ class LiveCurves:
 
     def _show_plain(self, spec: Mapping[str, Any]) -> None:
         title, meta = style.plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
-        self._show({style.PLOTLY_MIME: {**spec, "config": style.CONFIG},
-                    "text/plain": f"[figure] {title}: {meta['alt']}"}, raw=True)
+        self._show(
+            {
+                style.PLOTLY_MIME: {**spec, "config": style.CONFIG},
+                "text/plain": f"[figure] {title}: {meta['alt']}",
+            },
+            raw=True,
+        )
 
     def _show(self, output: Any, **form: Any) -> None:
         from IPython.display import display
@@ -204,22 +212,34 @@ def compare_rollouts(
 
     `groups` holds the rollouts of one instance each. A click on the map chooses the instance.
     """
+
     @functools.cache
     def made(scheme: RewardScheme, scale: ScaleRewards) -> list[RolloutGroup]:
         return rollout_groups(groups, scheme, settings, scale)
 
     def build(scheme: RewardScheme, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
         found = made(scheme, scale)
-        return {"groups": _clicks(gradient_map(found), "instance", _rows_of(found)),
-                "rollouts": rollout_compare(found[instance])}
+        return {
+            "groups": _clicks(gradient_map(found), "instance", _rows_of(found)),
+            "rollouts": rollout_compare(found[instance]),
+        }
 
-    return Explorer("Rollouts side by side", (
-        Control("scheme", "reward scheme", [(name, name) for name in SCHEMES], scheme,
-                static=True),
-        Control("scale", "scale_rewards", [(name, name) for name in ("group", "batch", "none")],
-                scale_rewards),
-        Control("instance", "instance", _instances(groups), static=True),
-    ), build)
+    return Explorer(
+        "Rollouts side by side",
+        (
+            Control(
+                "scheme", "reward scheme", [(name, name) for name in SCHEMES], scheme, static=True
+            ),
+            Control(
+                "scale",
+                "scale_rewards",
+                [(name, name) for name in ("group", "batch", "none")],
+                scale_rewards,
+            ),
+            Control("instance", "instance", _instances(groups), static=True),
+        ),
+        build,
+    )
 
 
 def training_explorer(
@@ -268,12 +288,22 @@ def training_explorer(
             chosen = number == update
             for axis in ("x", "x2")[: len(training_keys(records, RUN_PANELS))]:
                 figure.add_shape(
-                    type="line", x0=number, x1=number, y0=0, y1=1, xref=axis, yref="paper",
-                    layer="below", line={"dash": "solid" if chosen else "dot", "color": style.INK,
-                                         "width": 2 if chosen else 1})
+                    type="line",
+                    x0=number,
+                    x1=number,
+                    y0=0,
+                    y1=1,
+                    xref=axis,
+                    yref="paper",
+                    layer="below",
+                    line={
+                        "dash": "solid" if chosen else "dot",
+                        "color": style.INK,
+                        "width": 2 if chosen else 1,
+                    },
+                )
         points = [record["step"] if record["step"] in offered else None for record in records]
-        return _clicks(figure, "update", {
-            str(place): points for place in range(len(figure.data))})
+        return _clicks(figure, "update", {str(place): points for place in range(len(figure.data))})
 
     @functools.cache
     def of_update(update: int) -> go.Figure:
@@ -282,14 +312,18 @@ def training_explorer(
     @functools.cache
     def of_group(update: int, instance: int) -> go.Figure:
         group = groups(update)[instance]  # its details are what the next views show
-        return _clicks(rollout_compare(group, details=False), "rollout", {"0": [
-            [row] * group.num_steps for row in range(len(group.rollouts))]})
+        return _clicks(
+            rollout_compare(group, details=False),
+            "rollout",
+            {"0": [[row] * group.num_steps for row in range(len(group.rollouts))]},
+        )
 
     @functools.cache
     def of_rollout(update: int, instance: int, rollout: int) -> go.Figure:
         figure = step_terms(groups(update)[instance], rollout)
-        return _clicks(figure, "step", {
-            str(place): list(trace.x) for place, trace in enumerate(figure.data)})
+        return _clicks(
+            figure, "step", {str(place): list(trace.x) for place, trace in enumerate(figure.data)}
+        )
 
     def build(
         update: int, instance: int, rollout: int, step: int, colour: str
@@ -298,12 +332,16 @@ def training_explorer(
         one = group.rollouts[rollout].steps[step - 1]
         values, measure = _token_values(colour, one, group.advantages[rollout][step - 1], manager)
         return {
-            "run": of_run(update), "update": of_update(update),
+            "run": of_run(update),
+            "update": of_update(update),
             "group": of_group(update, instance),
             "rollout": of_rollout(update, instance, rollout),
             "step": completion_grid(
-                step_tokens(one, manager.tokenizer), values, measure,
-                f"Update {update}, rollout {rollout + 1}, step {step}"),
+                step_tokens(one, manager.tokenizer),
+                values,
+                measure,
+                f"Update {update}, rollout {rollout + 1}, step {step}",
+            ),
         }
 
     last = max(kept or offered)
@@ -314,34 +352,58 @@ def training_explorer(
         {"update": update, "instance": place, "rollout": row, "step": step}
         for update in (sorted(kept) if offered is kept else ())  # with a kernel, none are needed
         for place, group in enumerate(groups(update))
-        for row, steps in sorted(_shown_steps(group).items()) for step in steps
+        for row, steps in sorted(_shown_steps(group).items())
+        for step in steps
     ]
-    return Explorer("Training, from the run to the token", (
-        Control("update", "update", [(str(number), number) for number in sorted(offered)],
-                last, kind="slider"),
-        Control("instance", "instance", lambda state: _instances(played(state["update"])),
-                instance),
-        Control("rollout", "rollout", lambda state: [
-            (str(row + 1), row) for row in range(len(played(state["update"])[state["instance"]]))],
-            rollout),
-        Control("step", "step t", lambda state: [
-            (str(one.step), one.step)
-            for one in played(state["update"])[state["instance"]][state["rollout"]].steps],
-            step, kind="slider"),
-        Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
-    ), build, linked)
+    return Explorer(
+        "Training, from the run to the token",
+        (
+            Control(
+                "update",
+                "update",
+                [(str(number), number) for number in sorted(offered)],
+                last,
+                kind="slider",
+            ),
+            Control(
+                "instance", "instance", lambda state: _instances(played(state["update"])), instance
+            ),
+            Control(
+                "rollout",
+                "rollout",
+                lambda state: [
+                    (str(row + 1), row)
+                    for row in range(len(played(state["update"])[state["instance"]]))
+                ],
+                rollout,
+            ),
+            Control(
+                "step",
+                "step t",
+                lambda state: [
+                    (str(one.step), one.step)
+                    for one in played(state["update"])[state["instance"]][state["rollout"]].steps
+                ],
+                step,
+                kind="slider",
+            ),
+            Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
+        ),
+        build,
+        linked,
+    )
 
 
 STATIC_ROLLOUTS, STATIC_STEPS = 2, 3
 """Rollouts of every group, and steps of the first of them, that have frames without a kernel: as
 much as a notebook can hold."""
 
-RUN_PANELS = {title: TRAINING_PANELS[title] for title in (
-    "reward (mean)", "accuracy (mean score)")}
+RUN_PANELS = {title: TRAINING_PANELS[title] for title in ("reward (mean)", "accuracy (mean score)")}
 """What `training_explorer` shows of the run: enough to choose an update by."""
 
 TOKEN_COLOURS = {
-    "push": "push A(1 − p)", "advantage": "advantage A",
+    "push": "push A(1 − p)",
+    "advantage": "advantage A",
     "change": "change of log-probability (nats)",
 }
 """What the tokens of a step can be coloured by: how far the update pushes a token's logit, the
@@ -351,8 +413,10 @@ advantage, and how much more likely the trained manager writes the token."""
 def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
     """Return for every rollout its largest absolute advantage, its place and the step (from 1),
     the rollout with the largest first."""
-    best = [max((abs(advantage or 0.0), row, -step) for step, advantage in enumerate(advantages, 1))
-            for row, advantages in enumerate(group.advantages)]
+    best = [
+        max((abs(advantage or 0.0), row, -step) for step, advantage in enumerate(advantages, 1))
+        for row, advantages in enumerate(group.advantages)
+    ]
     return [(size, row, -step) for size, row, step in sorted(best, key=lambda one: -one[0])]
 
 
@@ -380,8 +444,9 @@ def _token_values(
 
 
 def _instances(groups: Sequence[Sequence[Trajectory]]) -> list[tuple[str, int]]:
-    return [(f"{place}: {group[0].instance_id}", place - 1)
-            for place, group in enumerate(groups, 1)]
+    return [
+        (f"{place}: {group[0].instance_id}", place - 1) for place, group in enumerate(groups, 1)
+    ]
 
 
 def _rows_of(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:

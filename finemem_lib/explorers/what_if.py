@@ -75,24 +75,59 @@ def what_if_explorer(
     lab = _CreditLab(group, agent)
     first = _Choice(FINE_MEM, start, most, scale_rewards)
 
-    def build(rollout: int, step: int, rule: str, beta: float, w1: float, w2: float, k: int,
-              attribution: str, credited: str, scale: str, before: str) -> Views:
-        chosen = _Choice(rule, dataclasses.replace(
-            start, beta=beta, w1=w1, w2=w2, attribution=attribution, credited=credited), k, scale)
+    def build(
+        rollout: int,
+        step: int,
+        rule: str,
+        beta: float,
+        w1: float,
+        w2: float,
+        k: int,
+        attribution: str,
+        credited: str,
+        scale: str,
+        before: str,
+    ) -> Views:
+        chosen = _Choice(
+            rule,
+            dataclasses.replace(
+                start, beta=beta, w1=w1, w2=w2, attribution=attribution, credited=credited
+            ),
+            k,
+            scale,
+        )
         other = first if before == START else _Choice("outcome-broadcast", start, most, scale)
         # Rewards are compared with rewards that have the same terms, and the same sum.
-        even = (_Choice("uniform-split", start, most, scale) if rule != FINE_MEM else
-                dataclasses.replace(chosen, settings=dataclasses.replace(chosen.settings, beta=0)))
+        even = (
+            _Choice("uniform-split", start, most, scale)
+            if rule != FINE_MEM
+            else dataclasses.replace(chosen, settings=dataclasses.replace(chosen.settings, beta=0))
+        )
         name = rule if rule != FINE_MEM else f"{FINE_MEM}, β = {beta:g}"
         few = len(group) * group[0].num_steps <= 40  # more are a crowd, and too much for a frame
         return {
             "card": _card(lab, chosen, rollout, step),
-            "rewards": _noted(rule, before, rollout, reward_figures.advantage_dumbbell(
-                lab.paid(first if before == START else even), lab.paid(chosen),
-                (before if before == START else EVEN, name), "reward", [rollout], step)),
+            "rewards": _noted(
+                rule,
+                before,
+                rollout,
+                reward_figures.advantage_dumbbell(
+                    lab.paid(first if before == START else even),
+                    lab.paid(chosen),
+                    (before if before == START else EVEN, name),
+                    "reward",
+                    [rollout],
+                    step,
+                ),
+            ),
             "advantages": reward_figures.advantage_dumbbell(
-                lab.advantages(other), lab.advantages(chosen), (before, name), "advantage",
-                None if few else [rollout], step),
+                lab.advantages(other),
+                lab.advantages(chosen),
+                (before, name),
+                "advantage",
+                None if few else [rollout],
+                step,
+            ),
         }
 
     def steps(low: float, high: float, by: float, own: float) -> list[tuple[str, float]]:
@@ -106,26 +141,69 @@ def what_if_explorer(
     def unread(name: str) -> dict[str, Any]:
         return {"idle": lambda state: name not in lab.reads(state["rule"])}
 
-    return Explorer("What-if credit", (
-        Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(group))]),
-        Control("step", "step t", [(str(s.step), s.step) for s in group[0].steps], kind="slider"),
-        Control("rule", "rule", [(name, name) for name in lab.rules], static=True),
-        Control("beta", "β, share paid by evidence", steps(0, 1, 0.05, start.beta), start.beta,
-                "slider", static=5, **unread("beta")),
-        Control("w1", "w1, chunk step reward", steps(0, 1, 0.1, start.w1), start.w1, "slider",
-                **unread("w1")),
-        Control("w2", "w2, compression", steps(0, 0.5, 0.05, start.w2), start.w2, "slider",
-                **unread("w2")),
-        Control("k", "k, retrieved items credited",
-                [(str(n), n) for n in range(1, most + 1)] or [("0", 0)], most, "slider",
-                static=True, **unread("k")),
-        Control("attribution", "attribution", names(Attribution), start.attribution, static=True,
-                **unread("attribution")),
-        Control("credited", "credited", names(Credited), start.credited, static=True,
-                **unread("credited")),
-        Control("scale", "scale_rewards", names(ScaleRewards), scale_rewards, static=True),
-        Control("before", "compare with", [(BROADCAST, BROADCAST), (START, START)]),
-    ), build)
+    return Explorer(
+        "What-if credit",
+        (
+            Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(group))]),
+            Control(
+                "step", "step t", [(str(s.step), s.step) for s in group[0].steps], kind="slider"
+            ),
+            Control("rule", "rule", [(name, name) for name in lab.rules], static=True),
+            Control(
+                "beta",
+                "β, share paid by evidence",
+                steps(0, 1, 0.05, start.beta),
+                start.beta,
+                "slider",
+                static=5,
+                **unread("beta"),
+            ),
+            Control(
+                "w1",
+                "w1, chunk step reward",
+                steps(0, 1, 0.1, start.w1),
+                start.w1,
+                "slider",
+                **unread("w1"),
+            ),
+            Control(
+                "w2",
+                "w2, compression",
+                steps(0, 0.5, 0.05, start.w2),
+                start.w2,
+                "slider",
+                **unread("w2"),
+            ),
+            Control(
+                "k",
+                "k, retrieved items credited",
+                [(str(n), n) for n in range(1, most + 1)] or [("0", 0)],
+                most,
+                "slider",
+                static=True,
+                **unread("k"),
+            ),
+            Control(
+                "attribution",
+                "attribution",
+                names(Attribution),
+                start.attribution,
+                static=True,
+                **unread("attribution"),
+            ),
+            Control(
+                "credited",
+                "credited",
+                names(Credited),
+                start.credited,
+                static=True,
+                **unread("credited"),
+            ),
+            Control("scale", "scale_rewards", names(ScaleRewards), scale_rewards, static=True),
+            Control("before", "compare with", [(BROADCAST, BROADCAST), (START, START)]),
+        ),
+        build,
+    )
 
 
 @dataclass(frozen=True)
@@ -183,22 +261,37 @@ class _CreditLab:
     def reads(rule: str) -> list[str]:
         """Return the names of the controls that move what a rule gives, beside scale_rewards,
         which every advantage has been through."""
-        accepts = (["w1", "w2", "switches"] if rule == FINE_MEM else
-                   inspect.signature(RULES[rule].function).parameters)
-        return [name for name in ("beta", "w1", "w2", "k", "attribution", "credited")
-                if name in accepts
-                or (name == "k" and rule in READ_RETRIEVED)
-                or (name in ("beta", "attribution", "credited") and "switches" in accepts
-                    and (name, rule) != ("credited", "eara-used"))]
+        accepts = (
+            ["w1", "w2", "switches"]
+            if rule == FINE_MEM
+            else inspect.signature(RULES[rule].function).parameters
+        )
+        return [
+            name
+            for name in ("beta", "w1", "w2", "k", "attribution", "credited")
+            if name in accepts
+            or (name == "k" and rule in READ_RETRIEVED)
+            or (
+                name in ("beta", "attribution", "credited")
+                and "switches" in accepts
+                and (name, rule) != ("credited", "eara-used")
+            )
+        ]
 
     def cut(self, k: int) -> Together:
         """Return the group with only the first k retrieved items of each question."""
         if all(len(a.retrieved) <= k for one in self.group for a in one.questions):
             return self.group
         if k not in self._cut:
-            self._cut[k] = Together(dataclasses.replace(one, questions=tuple(
-                dataclasses.replace(a, retrieved=a.retrieved[:k]) for a in one.questions
-            )) for one in self.group)
+            self._cut[k] = Together(
+                dataclasses.replace(
+                    one,
+                    questions=tuple(
+                        dataclasses.replace(a, retrieved=a.retrieved[:k]) for a in one.questions
+                    ),
+                )
+                for one in self.group
+            )
         return self._cut[k]
 
     def paid(self, choice: _Choice) -> list[list[float | None]]:
@@ -220,8 +313,11 @@ class _CreditLab:
     def _key(self, choice: _Choice) -> tuple[Any, ...]:
         """Return all that a rule reads of a choice."""
         values = dataclasses.asdict(choice.settings) | {"k": choice.k}
-        return (choice.rule, *(values[name] for name in self.reads(choice.rule)),
-                *(() if self.pays(choice.rule) else (choice.scale,)))
+        return (
+            choice.rule,
+            *(values[name] for name in self.reads(choice.rule)),
+            *(() if self.pays(choice.rule) else (choice.scale,)),
+        )
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -232,19 +328,24 @@ class _CreditLab:
     def _by_rule(self, choice: _Choice) -> list[list[float | None]]:
         group = self.cut(choice.k) if "k" in self.reads(choice.rule) else self.group
         if choice.rule == FINE_MEM:
-            return [[reward.total for reward in hybrid_reward(one, choice.settings)]
-                    for one in group]
+            return [
+                [reward.total for reward in hybrid_reward(one, choice.settings)] for one in group
+            ]
         rule = RULES[choice.rule]
         accepts = inspect.signature(rule.function).parameters
         offered = {
-            "group": lambda _: group, "agent": lambda place: self.agents[place],
-            "world": lambda place: self.worlds[place], "scale_rewards": lambda _: choice.scale,
+            "group": lambda _: group,
+            "agent": lambda place: self.agents[place],
+            "world": lambda place: self.worlds[place],
+            "scale_rewards": lambda _: choice.scale,
             "attribution": lambda _: choice.settings.attribution,
         }
         settings = {name: value for name, value in offered.items() if name in accepts}
         if "switches" in accepts:  # the rule takes those of RewardSettings
-            settings |= {name: lambda _, name=name: getattr(choice.settings, name)
-                         for name in ("beta", "attribution", "credited", "unretrieved")}
+            settings |= {
+                name: lambda _, name=name: getattr(choice.settings, name)
+                for name in ("beta", "attribution", "credited", "unretrieved")
+            }
         return [
             list(rule.function(one, **{name: value(place) for name, value in settings.items()}))
             for place, one in enumerate(group)
@@ -256,16 +357,34 @@ def _noted(rule: str, before: str, rollout: int, figure: go.Figure) -> go.Figure
     meta = dict(figure.layout.meta)
     figure.update_layout(yaxis_showticklabels=_CreditLab.pays(rule))
     if not _CreditLab.pays(rule):
-        said = (f"The rule {rule} gives the advantages of rollout {rollout + 1} directly: there is "
-                "no reward before them.")
+        said = (
+            f"The rule {rule} gives the advantages of rollout {rollout + 1} directly: there is "
+            "no reward before them."
+        )
         figure.update_layout(
             meta={**meta, "caption": said, "alt": f"No rewards. {said}"},
-            annotations=[{"text": style.paragraph(said, width=44), "showarrow": False, "x": 0.5,
-                          "y": 0.5, "xref": "paper", "yref": "paper", "bgcolor": "white"}])
+            annotations=[
+                {
+                    "text": style.paragraph(said, width=44),
+                    "showarrow": False,
+                    "x": 0.5,
+                    "y": 0.5,
+                    "xref": "paper",
+                    "yref": "paper",
+                    "bgcolor": "white",
+                }
+            ],
+        )
     elif before == START and rule != FINE_MEM:
-        figure.update_layout(meta={**meta, "caption": (
-            f"{meta['caption']} {FINE_MEM} pays for more than the outcome, so compare the "
-            "advantages rather than these.")})
+        figure.update_layout(
+            meta={
+                **meta,
+                "caption": (
+                    f"{meta['caption']} {FINE_MEM} pays for more than the outcome, so compare the "
+                    "advantages rather than these."
+                ),
+            }
+        )
     return figure
 
 
@@ -275,21 +394,32 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
     rewards, advantages = lab.paid(choice), lab.advantages(choice)
     paid, advantage = rewards[rollout][step - 1], advantages[rollout][step - 1]
     first = paid if is_reward else advantage
-    column = [row[step - 1] for row in (rewards if is_reward else advantages)
-              if row[step - 1] is not None]
+    column = [
+        row[step - 1] for row in (rewards if is_reward else advantages) if row[step - 1] is not None
+    ]
     terms, numbers = _terms(lab, choice, rollout, step)
     formula = "sum of the terms" if rule == FINE_MEM else RULES[rule].formula
-    terms.append(Term(f"{'r_t' if is_reward else 'A_t'} = {formula}",
-                            numbers or f"{first or 0:.4g}", first, result=True))
+    terms.append(
+        Term(
+            f"{'r_t' if is_reward else 'A_t'} = {formula}",
+            numbers or f"{first or 0:.4g}",
+            first,
+            result=True,
+        )
+    )
     if is_reward:
         terms.append(_standardised(rewards, column, paid, advantage, choice.scale))
     source = "Fine-Mem, arXiv 2601.08435" if rule == FINE_MEM else RULES[rule].source
     reached = "has no advantage" if advantage is None else f"has the advantage {advantage:+.4g}"
     read = ["β" if name == "beta" else name for name in lab.reads(rule)]
-    moves = "" if rule == FINE_MEM else (
-        f" Of the controls above it reads {', '.join([*read, 'scale_rewards'])} only.")
+    moves = (
+        ""
+        if rule == FINE_MEM
+        else (f" Of the controls above it reads {', '.join([*read, 'scale_rewards'])} only.")
+    )
     return reward_figures.formula_card(
-        terms, f"Formula with numbers: rollout {rollout + 1}, step {step}",
+        terms,
+        f"Formula with numbers: rollout {rollout + 1}, step {step}",
         f"By the rule {rule} ({source}), step {step} of rollout {rollout + 1} "
         f"{reached} among {len(column)} rollouts.{moves}{_cut_away(lab, choice, rollout)}",
         "units of the reward; A_t: advantage" if is_reward else "advantage",
@@ -308,27 +438,44 @@ def _terms(
             settings = dataclasses.replace(settings, credited="used")
         part, beta = hybrid_reward(lab.cut(choice.k)[rollout], settings)[step - 1], settings.beta
         terms = [
-            Term("(1 - β) r_global / T", f"(1 - {beta:g}) × {outcome or 0:.4g} / {T}",
-                       None if outcome is None else (1 - beta) * outcome / T),
-            Term("β N_t", f"{beta:g} × {part.evidence or 0:.4g}",
-                       None if outcome is None else beta * part.evidence),
+            Term(
+                "(1 - β) r_global / T",
+                f"(1 - {beta:g}) × {outcome or 0:.4g} / {T}",
+                None if outcome is None else (1 - beta) * outcome / T,
+            ),
+            Term(
+                "β N_t",
+                f"{beta:g} × {part.evidence or 0:.4g}",
+                None if outcome is None else beta * part.evidence,
+            ),
         ]
-        return terms + ([] if rule != FINE_MEM else [
-            Term("r_format", f"{part.format or 0:.4g}", part.format),
-            Term("w1 r_chunk", f"{settings.w1:g} × {part.chunk or 0:.4g}",
-                       part.weighted["chunk"]),
-            Term("w2 r_compression", f"{settings.w2:g} × {part.compression or 0:.4g}",
-                       part.weighted["compression"]),
-        ]), ""
+        return terms + (
+            []
+            if rule != FINE_MEM
+            else [
+                Term("r_format", f"{part.format or 0:.4g}", part.format),
+                Term(
+                    "w1 r_chunk", f"{settings.w1:g} × {part.chunk or 0:.4g}", part.weighted["chunk"]
+                ),
+                Term(
+                    "w2 r_compression",
+                    f"{settings.w2:g} × {part.compression or 0:.4g}",
+                    part.weighted["compression"],
+                ),
+            ]
+        ), ""
     given = (lab.paid if lab.pays(rule) else lab.advantages)(choice)[rollout][step - 1]
     if given is None:
         return [], ""
     if rule in ("mt-grpo", "gigpo"):
-        [whole] = group_relative([[outcome_reward(each)] for each in lab.group],
-                                 choice.scale)[rollout]
+        [whole] = group_relative([[outcome_reward(each)] for each in lab.group], choice.scale)[
+            rollout
+        ]
         local = "c A(r_chunk(t))" if rule == "mt-grpo" else "ω A(γ^(T-t) r_global)"
-        return [Term("A(r_global)", f"{whole:.4g}", whole),
-                Term(local, f"{given - whole:.4g}", given - whole)], ""
+        return [
+            Term("A(r_global)", f"{whole:.4g}", whole),
+            Term(local, f"{given - whole:.4g}", given - whole),
+        ], ""
     if rule == "step-loo":
         return [], f"{outcome:.4g} - {outcome - given:.4g}"
     if rule == "uniform-split":
@@ -342,19 +489,30 @@ def _terms(
 
 
 def _standardised(
-    rewards: Sequence[Sequence[float | None]], column: Sequence[float], paid: float | None,
-    advantage: float | None, scale: str,
+    rewards: Sequence[Sequence[float | None]],
+    column: Sequence[float],
+    paid: float | None,
+    advantage: float | None,
+    scale: str,
 ) -> reward_figures.Term:
     """Return the line that leads from a reward to its advantage."""
-    formula = "A_t = r_t - mean" if scale == "none" else (
-        f"A_t = (r_t - mean) / (std + {EPSILON:g}), "
-        f"{'both of step t' if scale == 'group' else 'std of all steps'}")
+    formula = (
+        "A_t = r_t - mean"
+        if scale == "none"
+        else (
+            f"A_t = (r_t - mean) / (std + {EPSILON:g}), "
+            f"{'both of step t' if scale == 'group' else 'std of all steps'}"
+        )
+    )
     if paid is None:
         return Term(formula, "", None, result=True)
     numbers = f"{paid:.6g} - {math.fsum(column) / len(column):.6g}"  # they nearly cancel
     if scale != "none":
-        spread = column if scale == "group" else [
-            reward for row in rewards for reward in row if reward is not None]
+        spread = (
+            column
+            if scale == "group"
+            else [reward for row in rewards for reward in row if reward is not None]
+        )
         std = statistics.stdev(spread) if len(spread) > 1 else 0.0
         numbers = f"({numbers}) / ({std:.6g} + {EPSILON:g})"
     return Term(formula, numbers, advantage, result=True)
@@ -366,10 +524,18 @@ def _cut_away(lab: _CreditLab, choice: _Choice, rollout: int) -> str:
     if choice.rule != "eara-used" and not ("credited" in reads and settings.credited == "used"):
         return ""
     pairs = zip(lab.group[rollout].questions, lab.cut(choice.k)[rollout].questions, strict=True)
-    lost = sum(bool(credited_items(whole, "used")) and not credited_items(cut, "used")
-               for whole, cut in pairs)
+    lost = sum(
+        bool(credited_items(whole, "used")) and not credited_items(cut, "used")
+        for whole, cut in pairs
+    )
     fate = "spread over all steps" if settings.unretrieved == "spread" else "dropped"
-    return "" if not lost else (
-        f" k = {choice.k} cuts away every used item of {lost} of "
-        f"{len(lab.group[rollout].questions)} questions: their evidence is {fate}, as if nothing "
-        "had been found.")
+    return (
+        ""
+        if not lost
+        else (
+            f" k = {choice.k} cuts away every used item of {lost} of "
+            f"{len(lab.group[rollout].questions)} questions: their evidence is {fate}, as if "
+            "nothing "
+            "had been found."
+        )
+    )

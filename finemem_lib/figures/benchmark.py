@@ -19,42 +19,67 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
     averages is drawn. A value nobody could measure has no point.
     """
     table, methods, categories = _estimates(rows, "accuracy", average)
-    fig = make_subplots(rows=1, cols=len(categories) or 1, shared_yaxes=True,
-                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(categories))
+    fig = make_subplots(
+        rows=1,
+        cols=len(categories) or 1,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=style.panel_titles(categories),
+    )
     for place, category in enumerate(categories):
         part = [row for row in table if row.category == category]
         fig.add_scatter(
             x=style.numbers(row.value for row in part),
             y=[methods.index(row.method) for row in part],
             error_x=style.interval(part),
-            mode="markers+text", text=[f"{row.value:.2f}" for row in part],
-            textposition="top center", cliponaxis=False, name=label(category), showlegend=False,
-            marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 11,
-                    "symbol": MARKERS[place % len(MARKERS)]},
-            customdata=[f"{label(row.method)}: {label(format_estimate(row))}<br>{row.counted} "
-                        f"answers, {row.left_out} not scored" for row in part],
-            hovertemplate="%{customdata}<extra></extra>", row=1, col=place + 1,
+            mode="markers+text",
+            text=[f"{row.value:.2f}" for row in part],
+            textposition="top center",
+            cliponaxis=False,
+            name=label(category),
+            showlegend=False,
+            marker={
+                "color": CATEGORIES[place % len(CATEGORIES)],
+                "size": 11,
+                "symbol": MARKERS[place % len(MARKERS)],
+            },
+            customdata=[
+                f"{label(row.method)}: {label(format_estimate(row))}<br>{row.counted} "
+                f"answers, {row.left_out} not scored"
+                for row in part
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+            row=1,
+            col=place + 1,
         )
     fig.update_xaxes(range=[-0.04, 1.08], tickvals=[0, 0.5, 1])
-    fig.update_yaxes(tickvals=list(range(len(methods))),
-                     ticktext=[paragraph(method, 28, 16) for method in methods],
-                     range=[len(methods) - 0.4, -0.7], zeroline=False)
+    fig.update_yaxes(
+        tickvals=list(range(len(methods))),
+        ticktext=[paragraph(method, 28, 16) for method in methods],
+        range=[len(methods) - 0.4, -0.7],
+        zeroline=False,
+    )
     fig.update_yaxes(title_text="method", col=1)
     fig.update_annotations(font={"size": 13})
     style.name_panels(fig, "accuracy")
-    best = [max((row for row in table if row.category == category), key=lambda row: row.value)
-            for category in categories]
+    best = [
+        max((row for row in table if row.category == category), key=lambda row: row.value)
+        for category in categories
+    ]
     tops = "; ".join(
         f"{style.one_line(row.category, 12)} {style.one_line(row.method, 28)} {row.value:.2f}"
         for row in best
     )
     return style.finish(
-        fig, f"Accuracy by category ({average} average)",
-        f"Best per category: {tops}. Lines are the intervals of the table." if best
+        fig,
+        f"Accuracy by category ({average} average)",
+        f"Best per category: {tops}. Lines are the intervals of the table."
+        if best
         else "Nothing could be scored.",
         f"Dot plot of the accuracy of {len(methods)} methods in {len(categories)} categories, with "
         "intervals.",
-        200 + 44 * len(methods), margin={"t": 84},
+        200 + 44 * len(methods),
+        margin={"t": 84},
     )
 
 
@@ -68,28 +93,43 @@ def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Fi
     for place, category in enumerate(categories):
         part = [row for row in table if row.category == category]
         fig.add_bar(
-            x=style.numbers(row.value for row in part), orientation="h",
-            y=[methods.index(row.method) for row in part], name=label(category),
-            text=[f"{row.value:,.0f}" for row in part], textposition="inside",
-            insidetextanchor="start", textfont={"color": "white"}, error_x=style.interval(part),
-            cliponaxis=False, hovertemplate="%{x} tokens<extra></extra>",
+            x=style.numbers(row.value for row in part),
+            orientation="h",
+            y=[methods.index(row.method) for row in part],
+            name=label(category),
+            text=[f"{row.value:,.0f}" for row in part],
+            textposition="inside",
+            insidetextanchor="start",
+            textfont={"color": "white"},
+            error_x=style.interval(part),
+            cliponaxis=False,
+            hovertemplate="%{x} tokens<extra></extra>",
             marker={"color": CATEGORIES[place % len(CATEGORIES)], "pattern": style.pattern(place)},
         )
-    means = {method: style.mean(row.value for row in table if row.method == method) or 0.0
-             for method in methods}
+    means = {
+        method: style.mean(row.value for row in table if row.method == method) or 0.0
+        for method in methods
+    }
     ordered = sorted(methods, key=means.__getitem__)
     return style.finish(
-        fig, f"Length of the final memory ({average} average)",
+        fig,
+        f"Length of the final memory ({average} average)",
         f"{style.one_line(ordered[0], 28)} keeps the shortest memory, "
         f"{style.one_line(ordered[-1], 28)} the longest: "
         f"{means[ordered[0]]:,.0f} and {means[ordered[-1]]:,.0f} tokens over the categories."
-        if ordered else "Nothing was measured.",
+        if ordered
+        else "Nothing was measured.",
         f"Bars of the memory length of {len(methods)} methods in {len(categories)} categories.",
-        170 + (20 * len(categories) + 14) * len(methods), barmode="group",
+        170 + (20 * len(categories) + 14) * len(methods),
+        barmode="group",
         xaxis={"title_text": "length of the final memory (tokens)", "rangemode": "tozero"},
-        yaxis={"title_text": "method", "tickvals": list(range(len(methods))), "zeroline": False,
-               "ticktext": [label(method, 28) for method in methods],
-               "range": [len(methods) - 0.4, -0.6]},
+        yaxis={
+            "title_text": "method",
+            "tickvals": list(range(len(methods))),
+            "zeroline": False,
+            "ticktext": [label(method, 28) for method in methods],
+            "range": [len(methods) - 0.4, -0.6],
+        },
     )
 
 
@@ -97,7 +137,16 @@ def _estimates(
     rows: Iterable[Estimate], measure: str, average: Average
 ) -> tuple[list[Estimate], list[str], list[str]]:
     """Return the measured category rows of one measure, and the methods and categories in them."""
-    table = [row for row in rows if row.measure == measure and row.average == average
-             and row.data_source == ALL and row.value is not None]
-    return (table, list(dict.fromkeys(row.method for row in table)),
-            list(dict.fromkeys(row.category for row in table)))
+    table = [
+        row
+        for row in rows
+        if row.measure == measure
+        and row.average == average
+        and row.data_source == ALL
+        and row.value is not None
+    ]
+    return (
+        table,
+        list(dict.fromkeys(row.method for row in table)),
+        list(dict.fromkeys(row.category for row in table)),
+    )

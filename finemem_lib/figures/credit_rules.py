@@ -46,7 +46,8 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
     rules = _best_first(table, measure)
     best = "; ".join(
         f"{style.one_line(name, 28)} {style.one_line(top.rule, 28)} {top.value:.2f}"
-        for slices in REGIMES.values() for name in slices
+        for slices in REGIMES.values()
+        for name in slices
         for top in _top([table[name, rule] for rule in rules if (name, rule) in table], measure)
     )
     return style.finish(
@@ -56,7 +57,8 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
         f"{_lines(table.values())}",
         f"Dot plots of {len(rules)} variants of credit rules in {len(REGIMES)} regimes of two "
         "slices each, with intervals.",
-        max(360, 260 + 30 * len(rules)), margin=_ROOM,
+        max(360, 260 + 30 * len(rules)),
+        margin=_ROOM,
     )
 
 
@@ -71,8 +73,10 @@ def differences_by_regime(
     judged = _judged(rows, truth, measure)
     table = {
         place: dataclasses.replace(
-            row, value=row.difference, low=row.difference_low, high=row.difference_high)
-        for place, row in judged.items() if row.difference is not None
+            row, value=row.difference, low=row.difference_low, high=row.difference_high
+        )
+        for place, row in judged.items()
+        if row.difference is not None
     }
     rules = [rule for rule in _best_first(judged, measure) if ("all", rule) in table]
     fig = _dots(table, rules, f"difference to {BASELINE}")
@@ -88,20 +92,27 @@ def differences_by_regime(
                 names.append(style.one_line(rule, 28))
     name = MEASURE_NAMES[measure]
     return style.finish(
-        fig, f"Differences to {BASELINE} against the {truth} truth, by regime",
+        fig,
+        f"Differences to {BASELINE} against the {truth} truth, by regime",
         f"{name[0].upper()}{name[1:]} less that of {BASELINE}; {'less' if sign < 0 else 'more'} is "
         f"better. Of {len(rules)} variants, with intervals that exclude 0 in all {len(places)} "
         f"slices, better: {'; '.join(wins[True]) or 'none'}. Worse: "
         f"{'; '.join(wins[False]) or 'none'}. {_told(truth)} {_lines(table.values())}",
         f"Dot plots of the differences of {len(rules)} variants of credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
-        max(360, 260 + 30 * len(rules)), margin=_ROOM,
+        max(360, 260 + 30 * len(rules)),
+        margin=_ROOM,
     )
 
 
 def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str) -> go.Figure:
-    fig = make_subplots(rows=1, cols=len(REGIMES), shared_yaxes=True, horizontal_spacing=0.04,
-                        subplot_titles=list(REGIMES))
+    fig = make_subplots(
+        rows=1,
+        cols=len(REGIMES),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=list(REGIMES),
+    )
     series = 0
     for column, slices in enumerate(REGIMES.values(), start=1):
         for name, offset in zip(slices, (-0.16, 0.16), strict=True):
@@ -111,10 +122,15 @@ def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str)
                 x=style.numbers(row.value for row in part),
                 meta={"y": at, "panel": [*REGIMES][column - 1]},
                 y=[style.number(place + offset) for place in at],
-                error_x=style.interval(part), mode="markers", name=label(name), cliponaxis=False,
+                error_x=style.interval(part),
+                mode="markers",
+                name=label(name),
+                cliponaxis=False,
                 marker={"color": CATEGORIES[series], "size": 8, "symbol": MARKERS[series]},
                 customdata=[_note(row) for row in part],
-                hovertemplate="%{customdata}", row=1, col=column,
+                hovertemplate="%{customdata}",
+                row=1,
+                col=column,
             )
             series += 1
     fig.update_xaxes(matches="x")
@@ -123,12 +139,14 @@ def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str)
     return _one_per_line(fig, rules)
 
 
-def _one_per_line(
-    fig: go.Figure, names: Sequence[str], title: str = "credit rule"
-) -> go.Figure:
+def _one_per_line(fig: go.Figure, names: Sequence[str], title: str = "credit rule") -> go.Figure:
     """Let the y axes name one variant on each line, the first on top."""
-    fig.update_yaxes(range=[len(names) - 0.4, -0.6], zeroline=False,
-                     tickvals=list(range(len(names))), ticktext=[label(name, 36) for name in names])
+    fig.update_yaxes(
+        range=[len(names) - 0.4, -0.6],
+        zeroline=False,
+        tickvals=list(range(len(names))),
+        ticktext=[label(name, 36) for name in names],
+    )
     fig.update_yaxes(title_text=title, col=1)
     return fig
 
@@ -148,46 +166,77 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
     part = _cheapest_first(_judged(rows, truth, measure))
     series = {
         "no call more": [row for row in part if not row.calls_made],
-        "calls while playing":
-            [row for row in part if row.calls_made and row.calls_made == row.calls_played],
+        "calls while playing": [
+            row for row in part if row.calls_made and row.calls_made == row.calls_played
+        ],
         "calls afterwards": [row for row in part if row.calls_made > row.calls_played],
     }
     name = MEASURE_NAMES[measure]
-    fig = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05,
-                        column_widths=[0.42, 0.58])
+    fig = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, column_widths=[0.42, 0.58]
+    )
     for place, (how, some) in enumerate(series.items()):
         lines = [part.index(row) for row in some]
         marker = {
-            "color": CATEGORIES[place], "size": 9, "line": {"width": 2, "color": CATEGORIES[place]},
+            "color": CATEGORIES[place],
+            "size": 9,
+            "line": {"width": 2, "color": CATEGORIES[place]},
             "symbol": [MARKERS[place] + "-open" * (row.rule in TOLD[truth]) for row in some],
         }
-        drawn = {"y": lines, "mode": "markers", "name": how, "legendgroup": how, "marker": marker,
-                 "customdata": list(map(_note, some)), "cliponaxis": False,
-                 "hovertemplate": "%{customdata}<extra></extra>", "row": 1}
-        fig.add_scatter(x=style.numbers(_calls(row.calls_made) for row in some), col=1, **drawn,
-                        meta={"x": style.numbers(row.calls_made for row in some)})
-        fig.add_scatter(x=style.numbers(row.value for row in some), col=2, showlegend=False,
-                        error_x=style.interval(some), **drawn)
-    ticks = [calls for calls in (0, 1, 3, 10, 30, 100, 300, 1000)
-             if calls <= 1.5 * max([row.calls_made for row in part], default=0) + 1]
+        drawn = {
+            "y": lines,
+            "mode": "markers",
+            "name": how,
+            "legendgroup": how,
+            "marker": marker,
+            "customdata": list(map(_note, some)),
+            "cliponaxis": False,
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "row": 1,
+        }
+        fig.add_scatter(
+            x=style.numbers(_calls(row.calls_made) for row in some),
+            col=1,
+            **drawn,
+            meta={"x": style.numbers(row.calls_made for row in some)},
+        )
+        fig.add_scatter(
+            x=style.numbers(row.value for row in some),
+            col=2,
+            showlegend=False,
+            error_x=style.interval(some),
+            **drawn,
+        )
+    ticks = [
+        calls
+        for calls in (0, 1, 3, 10, 30, 100, 300, 1000)
+        if calls <= 1.5 * max([row.calls_made for row in part], default=0) + 1
+    ]
     # Not rounded, so that no number of calls can be taken for a place on the axis.
-    fig.update_xaxes(title_text="reader calls (log)", col=1, ticktext=list(map(str, ticks)),
-                     tickvals=list(map(_calls, ticks)))
+    fig.update_xaxes(
+        title_text="reader calls (log)",
+        col=1,
+        ticktext=list(map(str, ticks)),
+        tickvals=list(map(_calls, ticks)),
+    )
     fig.update_xaxes(title_text=style.paragraph(name, 60, 18), col=2)
     _one_per_line(fig, [row.rule for row in part])
     told = [
         f"best with {how}: {style.one_line(row.rule, 28)} {row.value:.2f}"
         + (f" for {row.calls_made:.1f}" if row.calls_made else "")
-        for how, some in series.items() for row in _top(some, measure)
+        for how, some in series.items()
+        for row in _top(some, measure)
     ]
     return style.finish(
-        fig, f"What a reader call buys, against the {truth} truth",
+        fig,
+        f"What a reader call buys, against the {truth} truth",
         f"{_sense(measure)}; calls are per trajectory, beyond those of the outcome; "
         f"{'; '.join(told) or '0 variants were judged'}. {_told(truth)} They are hollow. "
         f"{_lines(part)}",
         f"Two dot plots with a line for each of {len(part)} variants of credit rules, the cheapest "
         f"on top: reader calls per trajectory, and {name} with intervals.",
-        max(360, 190 + 26 * len(part)), margin={"b": 100, "r": 12},
+        max(360, 190 + 26 * len(part)),
+        margin={"b": 100, "r": 12},
     )
 
 
@@ -195,51 +244,74 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
     """Show all measures of every variant over all worlds against both truths, a panel for each
     measure; the cheapest variant on top, its reader calls per trajectory beside its name."""
     rows = [row for row in rows if row.slice == "all"]
-    tables = {(truth, measure): _judged(rows, truth, measure)
-              for measure in MEASURES for truth in TRUTHS}
+    tables = {
+        (truth, measure): _judged(rows, truth, measure) for measure in MEASURES for truth in TRUTHS
+    }
     order = _cheapest_first({("all", row.rule): row for row in rows})
     places = {row.rule: place for place, row in enumerate(order)}
     columns, names = 3, [MEASURE_NAMES[measure] for measure in MEASURES]
     fig = make_subplots(
-        rows=-(-len(MEASURES) // columns), cols=columns, shared_yaxes=True,
-        horizontal_spacing=0.04, vertical_spacing=0.13,
-        subplot_titles=[title for start in range(0, len(MEASURES), columns)
-                        for title in style.panel_titles(names[start : start + columns])],
+        rows=-(-len(MEASURES) // columns),
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.13,
+        subplot_titles=[
+            title
+            for start in range(0, len(MEASURES), columns)
+            for title in style.panel_titles(names[start : start + columns])
+        ],
     )
     for number, measure in enumerate(MEASURES):
         for series, truth in enumerate(TRUTHS):
             part = list(tables[truth, measure].values())
             at = [places[row.rule] for row in part]
             fig.add_scatter(
-                x=style.numbers(row.value for row in part), error_x=style.interval(part),
+                x=style.numbers(row.value for row in part),
+                error_x=style.interval(part),
                 y=[style.number(place + 0.36 * series - 0.18) for place in at],
-                meta={"y": at, "panel": MEASURE_NAMES[measure]}, mode="markers",
-                name=f"{truth} truth", legendgroup=truth, showlegend=not number, cliponaxis=False,
+                meta={"y": at, "panel": MEASURE_NAMES[measure]},
+                mode="markers",
+                name=f"{truth} truth",
+                legendgroup=truth,
+                showlegend=not number,
+                cliponaxis=False,
                 marker={"color": CATEGORIES[series], "size": 7, "symbol": MARKERS[series]},
-                text=[label(row.rule, 28) for row in part], hovertemplate="%{text}: %{x}",
-                row=1 + number // columns, col=1 + number % columns,
+                text=[label(row.rule, 28) for row in part],
+                hovertemplate="%{text}: %{x}",
+                row=1 + number // columns,
+                col=1 + number % columns,
             )
     fig.update_annotations(font={"size": 13})
-    _one_per_line(fig, [f"{style.one_line(row.rule, 28)} ({row.calls_made:.1f})" for row in order],
-                  "credit rule (reader calls)")
+    _one_per_line(
+        fig,
+        [f"{style.one_line(row.rule, 28)} ({row.calls_made:.1f})" for row in order],
+        "credit rule (reader calls)",
+    )
     fig.update_yaxes(tickfont={"size": 11})
     best = {
         truth: "; ".join(
             f"{MEASURE_NAMES[measure]} {style.one_line(top.rule, 28)} {top.value:.2f}"
-            for measure in MEASURES for top in _top(tables[truth, measure].values(), measure)
-        ) for truth in TRUTHS
+            for measure in MEASURES
+            for top in _top(tables[truth, measure].values(), measure)
+        )
+        for truth in TRUTHS
     }
     return style.finish(
-        fig, "Credit rules by every measure, against both truths",
+        fig,
+        "Credit rules by every measure, against both truths",
         f"{len(order)} variants. Less is better for "
         f"{' and '.join(MEASURE_NAMES[measure] for measure in LESS_IS_BETTER)}, more for all "
-        "others. " + " ".join(
+        "others. "
+        + " ".join(
             f"Best against the {truth} truth: {found or 'none'}. {_told(truth)}"
             for truth, found in best.items()
-        ) + f" {_lines(row for table in tables.values() for row in table.values())}",
+        )
+        + f" {_lines(row for table in tables.values() for row in table.values())}",
         f"Dot plots of {len(order)} variants of credit rules against two truths, a panel for each "
         f"of {len(MEASURES)} measures, with intervals.",
-        max(660, 280 + 2 * 22 * len(order)), margin={"t": 96, "b": 84, "r": 12},
+        max(660, 280 + 2 * 22 * len(order)),
+        margin={"t": 96, "b": 84, "r": 12},
     )
 
 
@@ -265,7 +337,8 @@ def _calls(calls: float) -> float:
 
 def _judged(rows: Iterable[Row], truth: Truth, measure: Measure) -> dict[tuple[str, str], Row]:
     return {
-        (row.slice, row.rule): row for row in rows
+        (row.slice, row.rule): row
+        for row in rows
         if row.truth == truth and row.measure == measure and row.value is not None
     }
 
@@ -296,8 +369,10 @@ def _sense(measure: Measure) -> str:
 
 
 def _note(row: Row) -> str:
-    return (f"{label(row.rule, 28)}: {_value(row)}, {row.counted} judged, {row.left_out} not; "
-            f"{row.calls_made:.1f} reader calls, {row.calls_played:.1f} playing")
+    return (
+        f"{label(row.rule, 28)}: {_value(row)}, {row.counted} judged, {row.left_out} not; "
+        f"{row.calls_made:.1f} reader calls, {row.calls_played:.1f} playing"
+    )
 
 
 def _value(row: Row) -> str:

@@ -39,8 +39,11 @@ def episode_before_after(
             f"episode_before_after: got {len(before)} and {len(after)} trajectories of "
             f"{names or 'no instance'}, expected at least one each of the same instance"
         )
-    read = [(step.step, place, text) for step in columns[0].steps
-            for place, text in enumerate(sentences(step.chunk.text))]
+    read = [
+        (step.step, place, text)
+        for step in columns[0].steps
+        for place, text in enumerate(sentences(step.chunk.text))
+    ]
     needed = _needed(columns[0])
     chosen = sorted(sorted(read, key=lambda row: row[:2] not in needed)[:max_sentences])
     rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
@@ -54,69 +57,116 @@ def episode_before_after(
             marks[name].append((x, row, note))
         for j in range(len(asked)):
             answered = trajectory.questions[j]
-            name = ("not scored" if answered.score is None else
-                    "answer right" if answered.score >= 0.5 else "answer not right")
+            name = (
+                "not scored"
+                if answered.score is None
+                else "answer right"
+                if answered.score >= 0.5
+                else "answer not right"
+            )
             marks[name].append((x, j, f"answer: {label(answered.answer, 60)}"))
     fig = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.05,
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.05,
         row_heights=[max(len(rows), 1), max(len(asked), 1)],
     )
     for name, points in marks.items():
         if points:
             color, symbol, size, row = _FATES[name]
             fig.add_scatter(
-                x=[x for x, _, _ in points], y=[y for _, y, _ in points], mode="markers",
-                name=name, row=row, col=1,
+                x=[x for x, _, _ in points],
+                y=[y for _, y, _ in points],
+                mode="markers",
+                name=name,
+                row=row,
+                col=1,
                 customdata=[note for *_, note in points] if points[0][2] else None,
                 hovertemplate="%{customdata}<extra></extra>" if points[0][2] else None,
-                marker={"color": color, "symbol": symbol, "size": size,
-                        "line": {"width": 2, "color": color}},
+                marker={
+                    "color": color,
+                    "symbol": symbol,
+                    "size": size,
+                    "line": {"width": 2, "color": color},
+                },
             )
-    groups = ((f"before {i}" for i in range(1, len(before) + 1)),
-              (f"after {i}" for i in range(1, len(after) + 1)))
-    heads = [f"{name}<br>r = {_shown(outcome_reward(one), '.2f')}" for name, one in
-             zip((name for group in groups for name in group), columns, strict=True)]
+    groups = (
+        (f"before {i}" for i in range(1, len(before) + 1)),
+        (f"after {i}" for i in range(1, len(after) + 1)),
+    )
+    heads = [
+        f"{name}<br>r = {_shown(outcome_reward(one), '.2f')}"
+        for name, one in zip((name for group in groups for name in group), columns, strict=True)
+    ]
     middle = len(before) + 0.75
     fig.add_vline(x=middle, line={"color": GREY, "dash": "dot", "width": 1})
-    axis = {"tickvals": xs, "ticktext": heads, "range": [0.4, xs[-1] + 0.6], "showgrid": False,
-            "zeroline": False}
+    axis = {
+        "tickvals": xs,
+        "ticktext": heads,
+        "range": [0.4, xs[-1] + 0.6],
+        "showgrid": False,
+        "zeroline": False,
+    }
     fig.update_xaxes(**axis)
     fig.update_xaxes(showticklabels=True, side="top", row=1, col=1)
-    fig.update_xaxes(showticklabels=False, title_text="rollout (r: its outcome reward)",
-                     row=2, col=1)
+    fig.update_xaxes(
+        showticklabels=False, title_text="rollout (r: its outcome reward)", row=2, col=1
+    )
     fig.update_yaxes(
-        title_text="step and sentence", tickvals=list(range(len(chosen))), row=1, col=1,
-        ticktext=[f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
-                  for step, place, text in chosen], range=[len(chosen) - 0.4, -0.6],
-        zeroline=False)
+        title_text="step and sentence",
+        tickvals=list(range(len(chosen))),
+        row=1,
+        col=1,
+        ticktext=[
+            f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
+            for step, place, text in chosen
+        ],
+        range=[len(chosen) - 0.4, -0.6],
+        zeroline=False,
+    )
     fig.update_yaxes(
-        title_text="question", tickvals=list(range(len(asked))), row=2, col=1,
-        ticktext=[label(question.text, 38) for question in asked], range=[len(asked) - 0.4, -0.6],
-        zeroline=False)
+        title_text="question",
+        tickvals=list(range(len(asked))),
+        row=2,
+        col=1,
+        ticktext=[label(question.text, 38) for question in asked],
+        range=[len(asked) - 0.4, -0.6],
+        zeroline=False,
+    )
     sides = []
     for name, part in (("before", slice(0, len(before))), ("after", slice(len(before), None))):
-        kept = [[key for key, (fate, _) in found.items() if fate == "kept to the end"]
-                for found in fates[part]]
+        kept = [
+            [key for key, (fate, _) in found.items() if fate == "kept to the end"]
+            for found in fates[part]
+        ]
         useful = style.mean(len([key for key in keys if key in needed]) for keys in kept) or 0.0
         other = style.mean(len([key for key in keys if key not in needed]) for keys in kept) or 0.0
         reward = style.mean(outcome_reward(trajectory) for trajectory in columns[part])
-        sides.append(f"{name} training {useful:.3g} of {len(needed)} needed sentences and "
-                     f"{other:.3g} others were kept, outcome reward {_shown(reward, '.2f')}")
+        sides.append(
+            f"{name} training {useful:.3g} of {len(needed)} needed sentences and "
+            f"{other:.3g} others were kept, outcome reward {_shown(reward, '.2f')}"
+        )
     cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
     return style.finish(
-        fig, "One episode before and after training",
+        fig,
+        "One episode before and after training",
         f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks what a question needs.",
         f"Dot matrix of {len(chosen)} sentences and {len(asked)} questions by {len(before)} "
         f"rollouts before and {len(after)} after training: kept, lost or not stored; answered "
         "right or not.",
-        210 + 22 * (len(chosen) + len(asked)), margin={"t": 110, "b": 76},
+        210 + 22 * (len(chosen) + len(asked)),
+        margin={"t": 110, "b": 76},
     )
 
 
 _FATES = {
-    "kept to the end": (BLUE, "circle", 11, 1), "stored, then lost": (ORANGE, "x-thin", 9, 1),
-    "not stored": (PALE, "circle", 3, 1), "answer right": (BLUE, "square", 11, 2),
-    "answer not right": (ORANGE, "x-thin", 9, 2), "not scored": (GREY, "square-open", 9, 2),
+    "kept to the end": (BLUE, "circle", 11, 1),
+    "stored, then lost": (ORANGE, "x-thin", 9, 1),
+    "not stored": (PALE, "circle", 3, 1),
+    "answer right": (BLUE, "square", 11, 2),
+    "answer not right": (ORANGE, "x-thin", 9, 2),
+    "not scored": (GREY, "square-open", 9, 2),
 }
 """What became of a sentence or an answer: colour, symbol, size, panel."""
 
@@ -138,8 +188,10 @@ def _needed(trajectory: Trajectory) -> set[tuple[int, int]]:
         if question.evidence_steps is None:
             best = [max(holding)] if holding else []
         else:
-            best = [max(row for row in holding if row[1] == step)
-                    for step in {row[1] for row in holding}]
+            best = [
+                max(row for row in holding if row[1] == step)
+                for step in {row[1] for row in holding}
+            ]
         found |= {(step, place) for _, step, place in best}
     return found
 
@@ -159,8 +211,13 @@ def _fates(trajectory: Trajectory) -> dict[tuple[int, int], tuple[str, str]]:
             end = "" if kept else f"<br>{_end(trajectory, item.item_id, step.step)}"
             key = (step.step, texts.index(source))
             if kept or key not in found:
-                found[key] = name, (f"{item.lineage[-1].kind} #{label(item.item_id, 8)}: "
-                                    f"{paragraph(item.content)}{end}")
+                found[key] = (
+                    name,
+                    (
+                        f"{item.lineage[-1].kind} #{label(item.item_id, 8)}: "
+                        f"{paragraph(item.content)}{end}"
+                    ),
+                )
     return found
 
 

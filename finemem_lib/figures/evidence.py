@@ -52,9 +52,11 @@ def evidence_parts(
     """
     settings = settings or RewardSettings()
     n = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
-    return [EvidencePart(step, item_id, j, share / n)
-            for j, answered in enumerate(trajectory.questions)
-            for step, item_id, share in item_shares(answered, trajectory.num_steps, settings)]
+    return [
+        EvidencePart(step, item_id, j, share / n)
+        for j, answered in enumerate(trajectory.questions)
+        for step, item_id, share in item_shares(answered, trajectory.num_steps, settings)
+    ]
 
 
 @style.remembered
@@ -65,8 +67,9 @@ def source_sentence(content: str, chunk_text: str) -> str:
     'Mia lives in Rome.'
     """
     wanted = set(words(content))
-    return max(sentences(chunk_text), default="",
-               key=lambda sentence: len(wanted & set(words(sentence))))
+    return max(
+        sentences(chunk_text), default="", key=lambda sentence: len(wanted & set(words(sentence)))
+    )
 
 
 STRONG, FAINT = ("73", "40"), ("1A", "12")
@@ -106,8 +109,9 @@ def evidence_sankey(
             colors.append(color)
         return nodes[kind, key]
 
-    def link(source: int, target: int, share: float, score: float | None, hover: str,
-             chosen: bool) -> None:
+    def link(
+        source: int, target: int, share: float, score: float | None, hover: str, chosen: bool
+    ) -> None:
         link_text[source, target] = hover
         if chosen:
             lit.add((source, target))
@@ -122,81 +126,146 @@ def evidence_sankey(
     for j in chosen:
         answered = trajectory.questions[j]
         target = node(
-            "question", j, f"{_verdict(answered)} {label(answered.question.text, 18)}",
+            "question",
+            j,
+            f"{_verdict(answered)} {label(answered.question.text, 18)}",
             f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 80)}"
-            f"<br>score s_j = {_score(answered)}", BLUE if answered.score else GREY,
+            f"<br>score s_j = {_score(answered)}",
+            BLUE if answered.score else GREY,
         )
         if not any(part.question == j for part in parts):
             empty = node("item", None, "no item", "no item was credited", PALE)
-            link(empty, target, 1 / scored, answered.score, "no item was credited",
-                 _belongs(selected, None, None, j))
+            link(
+                empty,
+                target,
+                1 / scored,
+                answered.score,
+                "no item was credited",
+                _belongs(selected, None, None, j),
+            )
     for part in parts:
         if part.question not in chosen:
             continue
         own = _belongs(selected, part.step, part.item_id, part.question)
         answered = trajectory.questions[part.question]
         content = contents.get(part.item_id, "")
-        item = node("item", part.item_id, f"#{label(part.item_id, 8)} {label(content, 14)}",
-                    f"item #{label(part.item_id, 8)}<br>{paragraph(content)}", ORANGE)
+        item = node(
+            "item",
+            part.item_id,
+            f"#{label(part.item_id, 8)} {label(content, 14)}",
+            f"item #{label(part.item_id, 8)}<br>{paragraph(content)}",
+            ORANGE,
+        )
         chunk = trajectory.steps[part.step - 1].chunk.text
-        step = node("step", part.step, f"step {part.step}",
-                    f"step {part.step} reads<br>{paragraph(chunk)}", GREEN)
-        link(step, item, part.share, answered.score,
-             f"step {part.step} wrote it from<br>{paragraph(source_sentence(content, chunk))}", own)
-        link(item, nodes["question", part.question], part.share, answered.score,
-             f"#{label(part.item_id, 8)} was retrieved for<br>{paragraph(answered.question.text)}",
-             own)
+        step = node(
+            "step",
+            part.step,
+            f"step {part.step}",
+            f"step {part.step} reads<br>{paragraph(chunk)}",
+            GREEN,
+        )
+        link(
+            step,
+            item,
+            part.share,
+            answered.score,
+            f"step {part.step} wrote it from<br>{paragraph(source_sentence(content, chunk))}",
+            own,
+        )
+        link(
+            item,
+            nodes["question", part.question],
+            part.share,
+            answered.score,
+            f"#{label(part.item_id, 8)} was retrieved for<br>{paragraph(answered.question.text)}",
+            own,
+        )
         earners[part.step] += part.share * (answered.score or 0.0)
     keys = sorted(links, key=lambda key: (not key[2], key[0], key[1]))
-    names = [f"question {key + 1}" if kind == "question" else f"{kind} {key}"
-             for kind, key in nodes]
+    names = [
+        f"question {key + 1}" if kind == "question" else f"{kind} {key}" for kind, key in nodes
+    ]
     # A click says only the number of what was clicked, be it node or link: unused nodes in front
     # keep the two apart.
     ahead = 0 if selected is None else len(keys)
-    clicks = [names[key[1]] for key in keys] + [None if key[1] is None else name
-                                                for name, key in zip(names, nodes, strict=True)]
-    link_colors = [(BLUE if key[2] else GREY) + opacity[0 if key[2] else 1] for key in keys
-                   for opacity in [STRONG if selected in (None, "") or key[:2] in lit else FAINT]]
+    clicks = [names[key[1]] for key in keys] + [
+        None if key[1] is None else name for name, key in zip(names, nodes, strict=True)
+    ]
+    link_colors = [
+        (BLUE if key[2] else GREY) + opacity[0 if key[2] else 1]
+        for key in keys
+        for opacity in [STRONG if selected in (None, "") or key[:2] in lit else FAINT]
+    ]
     trace = {
         # nodes that can be dragged are not clicked: plotly takes them out of the page on the way
-        "type": "sankey", "arrangement": "snap" if selected is None else "fixed",
+        "type": "sankey",
+        "arrangement": "snap" if selected is None else "fixed",
         "textfont": {"size": 11},
         "node": {
-            "label": [""] * ahead + texts, "customdata": [""] * ahead + hovers,
+            "label": [""] * ahead + texts,
+            "customdata": [""] * ahead + hovers,
             "color": [PALE] * ahead + colors,
-            "pad": 14, "thickness": 14, "hovertemplate": "%{customdata}<extra></extra>",
-            "align": "right", "line": {"color": INK, "width": 0.5}},
+            "pad": 14,
+            "thickness": 14,
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "align": "right",
+            "line": {"color": INK, "width": 0.5},
+        },
         "link": {
-            "source": [ahead + key[0] for key in keys], "target": [ahead + key[1] for key in keys],
+            "source": [ahead + key[0] for key in keys],
+            "target": [ahead + key[1] for key in keys],
             "value": style.numbers(links[key] for key in keys),
             "color": link_colors,
             "label": ["earned" if key[2] else "not earned" for key in keys],
             "customdata": [
                 f"{link_text[key[0], key[1]]}<br>"
-                f"{'earns' if key[2] else 'earns nothing of'} {links[key]:.4g}" for key in keys
+                f"{'earns' if key[2] else 'earns nothing of'} {links[key]:.4g}"
+                for key in keys
             ],
             "hovertemplate": "%{customdata}<extra></extra>",
         },
     }
     headings = [
-        {"x": x, "y": 1, "xref": "paper", "yref": "paper", "xanchor": anchor, "yanchor": "bottom",
-         "text": f"<b>{heading}</b>", "showarrow": False, "yshift": 4}
-        for x, anchor, heading in ((0, "left", "step"), (0.5, "center", "memory item"),
-                                   (1, "right", "question (score s<sub>j</sub>)"))]
+        {
+            "x": x,
+            "y": 1,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": anchor,
+            "yanchor": "bottom",
+            "text": f"<b>{heading}</b>",
+            "showarrow": False,
+            "yshift": 4,
+        }
+        for x, anchor, heading in (
+            (0, "left", "step"),
+            (0.5, "center", "memory item"),
+            (1, "right", "question (score s<sub>j</sub>)"),
+        )
+    ]
     right = sum(1 for j in chosen if trajectory.questions[j].score)
     best = earners.most_common(1)
-    who = (f" Step {best[0][0]} earned most: {best[0][1]:.3g} of the outcome reward."
-           if best and best[0][1] else " No step earned anything.")
-    cut = "" if len(chosen) == len(trajectory.questions) else (
-        f" ({len(chosen)} of {len(trajectory.questions)} questions shown)")
+    who = (
+        f" Step {best[0][0]} earned most: {best[0][1]:.3g} of the outcome reward."
+        if best and best[0][1]
+        else " No step earned anything."
+    )
+    cut = (
+        ""
+        if len(chosen) == len(trajectory.questions)
+        else (f" ({len(chosen)} of {len(trajectory.questions)} questions shown)")
+    )
     rows = max(Counter(kind for kind, _ in nodes).values(), default=1)
     return style.made(
-        [trace], "Who earned which answer?",
+        [trace],
+        "Who earned which answer?",
         f"{right} of {len(chosen)} questions were answered with a score above 0{cut}.{who} Grey is "
         "what was retrieved without earning.",
         f"Sankey diagram from {len(earners)} steps over memory items to {len(chosen)} questions; "
         "the width of a band is a share of the outcome reward, grey bands earned nothing.",
-        150 + 30 * rows, _clicks(selected, {0: clicks}), annotations=headings,
+        150 + 30 * rows,
+        _clicks(selected, {0: clicks}),
+        annotations=headings,
         margin={"l": 8, "r": 8, "t": 84, "b": 24},
     )
 
@@ -231,27 +300,42 @@ def evidence_trail(
     for j, answered, rank, found, step, _ in drawn:
         item = items.get(found.item_id)
         content = item.content if item else ""
-        kind = next((write.kind for write in item.lineage if write.step == step), "?"
-                    ) if item else "?"
+        kind = (
+            next((write.kind for write in item.lineage if write.step == step), "?") if item else "?"
+        )
         source = source_sentence(content, trajectory.steps[step - 1].chunk.text)
         used = answered.used is not None and found.item_id in answered.used
-        ticks.append(f"question {j + 1} ← #{label(found.item_id, 8)} {label(content, 26)}"
-                     f"{' <b>(used)</b>' if used else ''}<br>{kind} at step {step} “"
-                     f"{label(source, 34)}”")
-        said = "used by the reader" if used else (
-            "not used" if answered.used is not None else "the reader does not say what it used")
+        ticks.append(
+            f"question {j + 1} ← #{label(found.item_id, 8)} {label(content, 26)}"
+            f"{' <b>(used)</b>' if used else ''}<br>{kind} at step {step} “"
+            f"{label(source, 34)}”"
+        )
+        said = (
+            "used by the reader"
+            if used
+            else (
+                "not used" if answered.used is not None else "the reader does not say what it used"
+            )
+        )
         notes.append(
             f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
             f"{_score(answered)}<br>place {rank} of {len(answered.retrieved)}, retrieval score "
             f"{found.score:.2f}, {said}<br>written at steps {', '.join(map(str, found.steps))}<br>"
-            f"{paragraph(source)}")
+            f"{paragraph(source)}"
+        )
     lines = list(range(len(drawn)))
-    parts = [(row[5] * (row[1].score or 0.0), row[5] * (1 - (row[1].score or 0.0)))
-             for row in drawn]
+    parts = [
+        (row[5] * (row[1].score or 0.0), row[5] * (1 - (row[1].score or 0.0))) for row in drawn
+    ]
     traces = [
-        {"type": "bar", "orientation": "h", "name": name, "y": lines,
-         "x": style.numbers(part[number] for part in parts),
-         "marker": {"color": color, "pattern": style.pattern(number)}}
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": lines,
+            "x": style.numbers(part[number] for part in parts),
+            "marker": {"color": color, "pattern": style.pattern(number)},
+        }
         for number, (name, color) in enumerate((("earned", BLUE), ("not earned", PALE)))
     ]
     traces[0] |= {"customdata": notes, "hovertemplate": "%{customdata}<br>%{x}<extra></extra>"}
@@ -263,19 +347,28 @@ def evidence_trail(
     asked = ""
     if selected.startswith("question "):
         answered = trajectory.questions[int(selected[9:]) - 1]
-        asked = (f"{style.one_line(answered.question.text, 120)} Answer: "
-                 f"{style.one_line(answered.answer, 60)!r}, score {_score(answered)}. ")
+        asked = (
+            f"{style.one_line(answered.question.text, 120)} Answer: "
+            f"{style.one_line(answered.answer, 60)!r}, score {_score(answered)}. "
+        )
     return style.made(
-        traces, f"What was it answered from{what}",
+        traces,
+        f"What was it answered from{what}",
         f"{asked}{len(rows)} ways of evidence{cut}, through which {earned:.3g} of the outcome "
         "reward flowed back.",
         f"Bars for {len(drawn)} ways from a question over a retrieved item to the step and the "
         "sentence it was written from.",
-        170 + 46 * max(1, len(drawn)), _clicks(selected, {0: owners, 1: owners}), barmode="stack",
-        xaxis={"title": {"text": "share of r<sub>global</sub>"},
-               "rangemode": "tozero"},
-        yaxis={"title": {"text": "evidence"}, "tickvals": lines, "ticktext": ticks,
-               "zeroline": False, "range": [max(1, len(drawn)) - 0.4, -0.6]},
+        170 + 46 * max(1, len(drawn)),
+        _clicks(selected, {0: owners, 1: owners}),
+        barmode="stack",
+        xaxis={"title": {"text": "share of r<sub>global</sub>"}, "rangemode": "tozero"},
+        yaxis={
+            "title": {"text": "evidence"},
+            "tickvals": lines,
+            "ticktext": ticks,
+            "zeroline": False,
+            "range": [max(1, len(drawn)) - 0.4, -0.6],
+        },
     )
 
 
@@ -300,60 +393,114 @@ def evidence_heatmap(
     few = len(steps) * len(asked) <= 160
     bars = {"type": "bar", "marker": {"color": BLUE}}
     heat = {
-        "type": "heatmap", "x": numbers, "y": steps, "z": cells, "colorscale": "Cividis",
+        "type": "heatmap",
+        "x": numbers,
+        "y": steps,
+        "z": cells,
+        "colorscale": "Cividis",
         "reversescale": True,
-        "zmin": 0, "xgap": 1, "ygap": 1, "name": "share earned",
+        "zmin": 0,
+        "xgap": 1,
+        "ygap": 1,
+        "name": "share earned",
         "zmax": max((value for row in cells for value in row if value is not None), default=1),
         "hovertemplate": "step %{y}, question %{x}: %{z}"
-                         + ("<br>%{customdata}" if few else "") + "<extra></extra>",
-        "colorbar": style.colorbar("share of r<sub>global</sub>") | {
-            "len": 0.76, "y": 0, "yanchor": "bottom"},
+        + ("<br>%{customdata}" if few else "")
+        + "<extra></extra>",
+        "colorbar": style.colorbar("share of r<sub>global</sub>")
+        | {"len": 0.76, "y": 0, "yanchor": "bottom"},
     }
     if few:
-        heat |= {"texttemplate": "%{z:.2~g}", "textfont": {"size": 11},
-                 "customdata": [[paragraph(answered.question.text) for answered in asked]
-                                ] * len(steps)}
+        heat |= {
+            "texttemplate": "%{z:.2~g}",
+            "textfont": {"size": 11},
+            "customdata": [[paragraph(answered.question.text) for answered in asked]] * len(steps),
+        }
     traces = [
         heat,
-        {"type": "scatter", "x": [j for _, j in zeros], "y": [step for step, _ in zeros],
-         "mode": "markers", "name": "retrieved, earned nothing",
-         "marker": {"symbol": "x-thin", "size": 8 if few else 4,
-                    "line": {"color": GREY, "width": 1}},
-         "hovertemplate": "step %{y}, question %{x}: retrieved, earned nothing<extra></extra>"},
-        bars | {"x": numbers, "y": style.numbers(a.score for a in asked), "yaxis": "y2",
-                "name": "score s_j", "hovertemplate": "question %{x}: score %{y}<extra></extra>"},
-        bars | {"x": style.numbers(row_sums), "y": steps, "xaxis": "x2", "orientation": "h",
-                "name": "N_t", "marker": {"color": ORANGE},
-                "hovertemplate": "step %{y}: N_t = %{x}<extra></extra>"},
+        {
+            "type": "scatter",
+            "x": [j for _, j in zeros],
+            "y": [step for step, _ in zeros],
+            "mode": "markers",
+            "name": "retrieved, earned nothing",
+            "marker": {
+                "symbol": "x-thin",
+                "size": 8 if few else 4,
+                "line": {"color": GREY, "width": 1},
+            },
+            "hovertemplate": "step %{y}, question %{x}: retrieved, earned nothing<extra></extra>",
+        },
+        bars
+        | {
+            "x": numbers,
+            "y": style.numbers(a.score for a in asked),
+            "yaxis": "y2",
+            "name": "score s_j",
+            "hovertemplate": "question %{x}: score %{y}<extra></extra>",
+        },
+        bars
+        | {
+            "x": style.numbers(row_sums),
+            "y": steps,
+            "xaxis": "x2",
+            "orientation": "h",
+            "name": "N_t",
+            "marker": {"color": ORANGE},
+            "hovertemplate": "step %{y}: N_t = %{x}<extra></extra>",
+        },
     ]
     outlines: list[dict[str, Any]] = []
     if selected is not None:
-        own = [part for part in parts
-               if _belongs(selected, part.step, part.item_id, part.question)]
+        own = [part for part in parts if _belongs(selected, part.step, part.item_id, part.question)]
         lit = {part.step for part in own}, {part.question + 1 for part in own}
         for trace, places, those in ((traces[2], numbers, lit[1]), (traces[3], steps, lit[0])):
             trace |= _faded([not selected or place in those for place in places])
-        outlines = [_outline(x0=part.question + 0.5, x1=part.question + 1.5, y0=part.step - 0.5,
-                             y1=part.step + 0.5) for part in own] if selected else []
+        outlines = (
+            [
+                _outline(
+                    x0=part.question + 0.5,
+                    x1=part.question + 1.5,
+                    y0=part.step - 0.5,
+                    y1=part.step + 0.5,
+                )
+                for part in own
+            ]
+            if selected
+            else []
+        )
     rows = style.count_axis(len(steps), "step t") | {"showgrid": False}
     best = max(range(len(steps)), key=row_sums.__getitem__, default=0)
     total = sum(row_sums)
     top = f"Step {steps[best]} contributes most, N_t = {row_sums[best]:.3g}. " if total else ""
     idle = sum(1 for value in row_sums if not value)
     return style.made(
-        traces, "Evidence: which step matters for which question",
+        traces,
+        "Evidence: which step matters for which question",
         f"{top}{idle} of {len(steps)} steps earned no evidence; the N_t add up to {total:.3g}. "
         "A cross: retrieved, but nothing earned.",
         f"Heatmap of {len(steps)} steps by {len(asked)} questions with the scores as bars on top "
         "and the normalised evidence contribution N_t of each step as bars on the right.",
         260 + max(160, min(16 * len(steps), 600)),
-        _clicks(selected, {0: (columns := [f"question {j}" for j in numbers]),
-                           1: [columns[j - 1] for _, j in zeros], 2: columns,
-                           3: [f"step {step}" for step in steps]}),
-        showlegend=False, shapes=outlines,
+        _clicks(
+            selected,
+            {
+                0: (columns := [f"question {j}" for j in numbers]),
+                1: [columns[j - 1] for _, j in zeros],
+                2: columns,
+                3: [f"step {step}" for step in steps],
+            },
+        ),
+        showlegend=False,
+        shapes=outlines,
         xaxis=style.count_axis(len(asked), "question j") | {"showgrid": False, "domain": [0, 0.76]},
         yaxis=rows | {"range": rows["range"][::-1], "domain": [0, 0.73]},
-        xaxis2={"title": {"text": "N<sub>t</sub>"}, "domain": [0.79, 1], "rangemode": "tozero",
-                "nticks": 4, "tickangle": 0},
+        xaxis2={
+            "title": {"text": "N<sub>t</sub>"},
+            "domain": [0.79, 1],
+            "rangemode": "tozero",
+            "nticks": 4,
+            "tickangle": 0,
+        },
         yaxis2={"title": {"text": "score s<sub>j</sub>"}, "domain": [0.77, 1], "range": [0, 1.05]},
     )

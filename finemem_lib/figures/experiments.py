@@ -45,11 +45,10 @@ EDITS = {
     "UPDATE of a worthless record": (("UPDATE reuse",), SKY),
     "UPDATE of the right record": (("UPDATE right",), BLUE),
     "DELETE of a useless record": (("DELETE stale", "DELETE noise"), PINK),
-    "INSERT of noise or a bad copy": (
-        ("INSERT noise", "INSERT inexact", "INSERT duplicate"), PALE
-    ),
+    "INSERT of noise or a bad copy": (("INSERT noise", "INSERT inexact", "INSERT duplicate"), PALE),
     "UPDATE that harms": (
-        ("UPDATE wrong", "UPDATE noise", "UPDATE inexact", "UPDATE duplicate"), ORANGE
+        ("UPDATE wrong", "UPDATE noise", "UPDATE inexact", "UPDATE duplicate"),
+        ORANGE,
     ),
     "DELETE of a live record": (("DELETE live",), RED),
 }
@@ -69,36 +68,55 @@ BLOCK = 5
 
 
 def measure_intervals(
-    rows: Iterable[ExperimentRow], measures: Sequence[str], title: str, unit: str,
+    rows: Iterable[ExperimentRow],
+    measures: Sequence[str],
+    title: str,
+    unit: str,
     difference: bool = False,
 ) -> go.Figure:
     """Show measures with their intervals, one panel per regime and one line per variant (the other
     way round where there are more regimes); with `difference`, those of the paired differences to
     the baseline, which has none."""
-    drawn = [row for row in rows if row.measure in measures
-             and not (difference and row.difference is None)]
+    drawn = [
+        row
+        for row in rows
+        if row.measure in measures and not (difference and row.difference is None)
+    ]
     panels, lines = _arranged(drawn)
     fig = _panels(panels, lines)
     for place, measure in enumerate(measures):
         shift = 0.6 * (place - (len(measures) - 1) / 2) / max(1, len(measures))
         for panel, name in enumerate(panels.names):
             part = [row for row in drawn if row.measure == measure and panels.of(row) == name]
-            values, low, high = zip(*(_bounds(row, difference) for row in part), strict=True) \
-                if part else ((), (), ())
+            values, low, high = (
+                zip(*(_bounds(row, difference) for row in part), strict=True)
+                if part
+                else ((), (), ())
+            )
             at = [lines.names.index(lines.of(row)) for row in part]
             fig.add_scatter(
-                x=style.numbers(values), row=1, col=panel + 1, mode="markers",
+                x=style.numbers(values),
+                row=1,
+                col=panel + 1,
+                mode="markers",
                 y=style.numbers(line + shift for line in at),
                 meta={"panel": label(name), "y": at},
                 error_x={
-                    "type": "data", "symmetric": False, "thickness": 2, "width": 4,
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 2,
+                    "width": 4,
                     "array": style.numbers(b - a for a, b in zip(values, high, strict=True)),
                     "arrayminus": style.numbers(a - b for a, b in zip(values, low, strict=True)),
                 },
-                name=label(measure), legendgroup=measure,
+                name=label(measure),
+                legendgroup=measure,
                 showlegend=not panel and len(measures) > 1,
-                marker={"color": CATEGORIES[place % len(CATEGORIES)], "size": 9,
-                        "symbol": MARKERS[place % len(MARKERS)]},
+                marker={
+                    "color": CATEGORIES[place % len(CATEGORIES)],
+                    "size": 9,
+                    "symbol": MARKERS[place % len(MARKERS)],
+                },
                 customdata=[
                     f"{label(lines.of(row))}, {label(measure)}: "
                     + (format_difference(row) if difference else format_interval(row))
@@ -113,7 +131,9 @@ def measure_intervals(
     clear = [row for row in drawn if difference and excludes_zero(row)]
     told = f"; {len(clear)} of the intervals exclude zero" if difference else ""
     return style.finish(
-        fig, title, f"{count}, with 95 % intervals over seeds and streams{told}.",
+        fig,
+        title,
+        f"{count}, with 95 % intervals over seeds and streams{told}.",
         f"Dot plot with intervals of {len(measures)} measures for {lines} in {panels}.",
         170 + max(130, (26 + 12 * len(measures)) * len(lines.names)) + 24 * (len(measures) > 1),
         margin={"t": 84, "b": 72 + 24 * (len(measures) > 1)},
@@ -136,27 +156,41 @@ def difference_heatmap(
             x=[label(measure.removeprefix("accuracy, "), 24) for measure in measures],
             y=list(range(len(lines.names))),
             z=[[row and style.number(row.difference) for row in line] for line in table],
-            text=[[_marked(row) for row in line] for line in table], texttemplate="%{text}",
-            textfont={"size": 11}, colorscale="PuOr", zmid=0, zmin=style.number(-bound),
-            zmax=style.number(bound), xgap=1, ygap=1, name=label(name), showscale=panel == 0,
-            colorbar=style.colorbar("difference in accuracy"), row=1, col=panel + 1,
+            text=[[_marked(row) for row in line] for line in table],
+            texttemplate="%{text}",
+            textfont={"size": 11},
+            colorscale="PuOr",
+            zmid=0,
+            zmin=style.number(-bound),
+            zmax=style.number(bound),
+            xgap=1,
+            ygap=1,
+            name=label(name),
+            showscale=panel == 0,
+            colorbar=style.colorbar("difference in accuracy"),
+            row=1,
+            col=panel + 1,
             hovertemplate="%{x}: %{text}<extra></extra>",
         )
     fig.update_xaxes(title_text="accuracy", tickangle=-30, showgrid=False)
     fig.update_yaxes(showgrid=False)
     return style.finish(
-        fig, "Differences to the baseline, paired",
+        fig,
+        "Differences to the baseline, paired",
         f"{_counted(drawn)} Intervals that hold zero stand in brackets.",
         f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
         "purple above and orange below zero.",
-        230 + max(120, 36 * len(lines.names)), margin={"t": 84, "b": 110},
+        230 + max(120, 36 * len(lines.names)),
+        margin={"t": 84, "b": 110},
     )
 
 
 def dose_response(
-    rows: Iterable[ExperimentRow], results: Iterable[CellResult],
+    rows: Iterable[ExperimentRow],
+    results: Iterable[CellResult],
     kinds: Mapping[str, tuple[str, Mapping[str, Any]]] = FAULTS,
-    title: str = "What faults do to the difference", unit: str = "share that is faulty",
+    title: str = "What faults do to the difference",
+    unit: str = "share that is faulty",
 ) -> go.Figure:
     """Show the paired difference to the baseline over the strength of a fault, or over any knob.
 
@@ -167,32 +201,49 @@ def dose_response(
     cells = {(one.cell.variant, one.cell.regime): one.cell for one in results}
     pairs = compared(rows)
     _, variants = kept_together(pairs)
-    fig = make_subplots(rows=1, cols=len(PRIMARY), shared_yaxes=True, horizontal_spacing=0.05,
-                        subplot_titles=style.panel_titles(PRIMARY))
+    fig = make_subplots(
+        rows=1,
+        cols=len(PRIMARY),
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=style.panel_titles(PRIMARY),
+    )
     drawn, lines = [], [(variant, kind) for variant in variants for kind in kinds]
     for place, (variant, kind) in enumerate(lines):
         name = kind if len(variants) == 1 else f"{variant}, {kind}"
         for panel, measure in enumerate(PRIMARY):
             points = sorted(
-                ((dose, row) for row in pairs if (row.variant, row.measure) == (variant, measure)
-                 if (dose := _dose(row, cells, *kinds[kind])) is not None),
+                (
+                    (dose, row)
+                    for row in pairs
+                    if (row.variant, row.measure) == (variant, measure)
+                    if (dose := _dose(row, cells, *kinds[kind])) is not None
+                ),
                 key=lambda point: point[0],
             )
             if not points:
                 continue
             drawn += [row for _, row in points]
             fig.add_scatter(
-                x=style.numbers(dose for dose, _ in points), row=1, col=panel + 1,
+                x=style.numbers(dose for dose, _ in points),
+                row=1,
+                col=panel + 1,
                 y=style.numbers(row.difference for _, row in points),
                 error_y={
-                    "type": "data", "symmetric": False, "thickness": 2, "width": 4,
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 2,
+                    "width": 4,
                     "array": style.numbers(r.difference_high - r.difference for _, r in points),
                     "arrayminus": style.numbers(r.difference - r.difference_low for _, r in points),
                 },
-                mode="lines+markers", name=label(name, 40), legendgroup=str(place),
+                mode="lines+markers",
+                name=label(name, 40),
+                legendgroup=str(place),
                 meta={"panel": label(measure)},
                 offsetgroup=str(place),
-                showlegend=not panel, line_color=CATEGORIES[place % len(CATEGORIES)],
+                showlegend=not panel,
+                line_color=CATEGORIES[place % len(CATEGORIES)],
                 marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9},
                 customdata=[f"{label(row.regime)}: {format_difference(row)}" for _, row in points],
                 hovertemplate="%{customdata}<extra></extra>",
@@ -205,10 +256,15 @@ def dose_response(
     fig.update_annotations(font={"size": 13})
     style.name_panels(fig, unit)
     return style.finish(
-        fig, title, _counted(list(dict.fromkeys(drawn))),
+        fig,
+        title,
+        _counted(list(dict.fromkeys(drawn))),
         f"Line plots with intervals of {len(lines)} lines over {unit}: paired difference to the "
         "baseline, at the end of training and over its first updates.",
-        420, margin={"t": 84, "b": 100}, scattermode="group", scattergap=0.8,
+        420,
+        margin={"t": 84, "b": 100},
+        scattermode="group",
+        scattergap=0.8,
     )
 
 
@@ -219,13 +275,21 @@ def learning_curves(
     updates; one panel per regime, one line per variant."""
     results = [result for result in results if curve in result.curve]
     regimes, variants = kept_together(result.cell for result in results)
-    fig = make_subplots(rows=1, cols=len(regimes) or 1, shared_yaxes=True,
-                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(regimes))
+    fig = make_subplots(
+        rows=1,
+        cols=len(regimes) or 1,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=style.panel_titles(regimes),
+    )
     ends = {}
     for panel, regime in enumerate(regimes):
         for place, variant in enumerate(variants):
-            runs = [result.curve[curve] for result in results
-                    if (result.cell.regime, result.cell.variant) == (regime, variant)]
+            runs = [
+                result.curve[curve]
+                for result in results
+                if (result.cell.regime, result.cell.variant) == (regime, variant)
+            ]
             if not runs:
                 continue
             updates = max(map(len, runs))
@@ -237,15 +301,24 @@ def learning_curves(
                 x=[min((number + 1) * BLOCK, updates) for number in range(len(points))],
                 y=style.numbers(middle),
                 error_y={
-                    "type": "data", "symmetric": False, "thickness": 1, "width": 3,
-                    "array": style.numbers(max(s) - m if s else None
-                                      for s, m in zip(spread, middle, strict=True)),
-                    "arrayminus": style.numbers(m - min(s) if s else None
-                                           for s, m in zip(spread, middle, strict=True)),
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 1,
+                    "width": 3,
+                    "array": style.numbers(
+                        max(s) - m if s else None for s, m in zip(spread, middle, strict=True)
+                    ),
+                    "arrayminus": style.numbers(
+                        m - min(s) if s else None for s, m in zip(spread, middle, strict=True)
+                    ),
                 },
-                mode="lines+markers", name=label(variant), legendgroup=label(variant),
+                mode="lines+markers",
+                name=label(variant),
+                legendgroup=label(variant),
                 meta={"panel": label(regime)},
-                showlegend=not panel, row=1, col=panel + 1,
+                showlegend=not panel,
+                row=1,
+                col=panel + 1,
                 line_color=CATEGORIES[place % len(CATEGORIES)],
                 marker={"symbol": MARKERS[place % len(MARKERS)], "size": 7},
             )
@@ -255,13 +328,16 @@ def learning_curves(
     seeds = len({result.cell.seed for result in results})
     last = "; ".join(
         style.plain(f"{label(variant, 24)}, {label(regime, 24)} {end:.2f}")
-        for (regime, variant), end in ends.items() if end is not None
+        for (regime, variant), end in ends.items()
+        if end is not None
     )
     return style.finish(
-        fig, "Learning, update by update",
+        fig,
+        "Learning, update by update",
         f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",
         f"Line plots of {len(variants)} variants in {len(regimes)} regimes over updates.",
-        420, margin={"t": 84, "b": 100},
+        420,
+        margin={"t": 84, "b": 100},
     )
 
 
@@ -276,7 +352,8 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
             values = [
                 style.mean(
                     sum(test.columns[count][stream] for count in counts) / test.chunks
-                    for result in results for test in [result.tests["sampled"]]
+                    for result in results
+                    for test in [result.tests["sampled"]]
                     if (panels.of(result.cell), lines.of(result.cell)) == (title, line)
                     for stream in range(len(test.columns["accuracy"]))
                 )
@@ -284,8 +361,14 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
             ]
             sums[name] = sums.get(name, 0.0) + sum(value or 0.0 for value in values)
             fig.add_bar(
-                x=style.numbers(values), y=list(range(len(lines.names))), orientation="h",
-                name=label(name), legendgroup=name, showlegend=not panel, row=1, col=panel + 1,
+                x=style.numbers(values),
+                y=list(range(len(lines.names))),
+                orientation="h",
+                name=label(name),
+                legendgroup=name,
+                showlegend=not panel,
+                row=1,
+                col=panel + 1,
                 meta={"panel": label(title)},
                 marker={"color": color, "pattern": style.pattern(place)},
                 hovertemplate=f"{label(name)}: %{{x:.3f}} per step<extra></extra>",
@@ -294,10 +377,13 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
     total = sum(sums.values()) or 1.0
     good = sum(list(sums.values())[:4]) / total
     return style.finish(
-        fig, "What the managers do to the memory",
+        fig,
+        "What the managers do to the memory",
         f"{good:.0%} of all edits are right by the planted truth (the first four kinds).",
         f"Stacked bars of edits per step for {lines} in {panels}.",
-        230 + max(110, 56 * len(lines.names)), barmode="stack", margin={"t": 84, "b": 130},
+        230 + max(110, 56 * len(lines.names)),
+        barmode="stack",
+        margin={"t": 84, "b": 130},
     )
 
 
@@ -324,11 +410,19 @@ def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
 
 def _panels(panels: _Names, lines: _Names) -> go.Figure:
     """Return an empty panel for each of the one, with the others as lines, the first on top."""
-    fig = make_subplots(rows=1, cols=len(panels.names) or 1, shared_yaxes=True,
-                        horizontal_spacing=0.05, subplot_titles=style.panel_titles(panels.names))
-    fig.update_yaxes(tickvals=list(range(len(lines.names))), zeroline=False,
-                     ticktext=[paragraph(name, 36, 20) for name in lines.names],
-                     range=[len(lines.names) - 0.4, -0.6])
+    fig = make_subplots(
+        rows=1,
+        cols=len(panels.names) or 1,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=style.panel_titles(panels.names),
+    )
+    fig.update_yaxes(
+        tickvals=list(range(len(lines.names))),
+        zeroline=False,
+        ticktext=[paragraph(name, 36, 20) for name in lines.names],
+        range=[len(lines.names) - 0.4, -0.6],
+    )
     fig.update_yaxes(title_text=lines.field, col=1)
     fig.update_annotations(font={"size": 13})
     return fig
@@ -339,6 +433,7 @@ def _dose(
 ) -> float | None:
     """Return the value of a knob in the regime of a row, `None` where its cell differs from that of
     the first regime in other knobs than this one and those given."""
+
     def knobs(cell: Cell) -> dict[str, Any]:
         return cell.model_dump(exclude={"variant", "regime", "seed"})
 

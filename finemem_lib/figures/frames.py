@@ -39,8 +39,10 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
         if trace["type"] == "sankey":
             names = [plain(text) for text in trace["node"]["label"]]
             columns = (trace["link"][key] for key in ("source", "target", "value", "label"))
-            rows += [{"from": names[source], "to": names[target], "share": value, "kind": kind}
-                     for source, target, value, kind in zip(*columns, strict=True)]
+            rows += [
+                {"from": names[source], "to": names[target], "share": value, "kind": kind}
+                for source, target, value, kind in zip(*columns, strict=True)
+            ]
             continue
         told = trace.get("meta") or {}
         xs, ys = told.get("x", trace.get("x")), told.get("y", trace.get("y"))
@@ -52,31 +54,41 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
         y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
         if trace["type"] == "heatmap":
             notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
-            rows += [{"series": name, **panel, x_name: x, y_name: y_text.get(y, y), "value": value}
-                     | ({} if note is None else {"note": plain(note)})
-                     for y, line, beside in zip(ys, trace["z"], notes, strict=True)
-                     for x, value, note in itertools.zip_longest(xs, line, beside)
-                     if value is not None]
+            rows += [
+                {"series": name, **panel, x_name: x, y_name: y_text.get(y, y), "value": value}
+                | ({} if note is None else {"note": plain(note)})
+                for y, line, beside in zip(ys, trace["z"], notes, strict=True)
+                for x, value, note in itertools.zip_longest(xs, line, beside)
+                if value is not None
+            ]
             continue
         notes = trace.get("customdata") or [None] * len(xs)
-        rows += [{"series": name, **panel, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
-                 | ({} if note is None else {"note": plain(note)})
-                 for x, y, note in zip(xs, ys, notes, strict=True)
-                 if x is not None and y is not None]
+        rows += [
+            {"series": name, **panel, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
+            | ({} if note is None else {"note": plain(note)})
+            for x, y, note in zip(xs, ys, notes, strict=True)
+            if x is not None and y is not None
+        ]
     return rows
 
 
 def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, dict[Any, str]]:
     """Return the name of an axis and the texts that stand for its values; panels that share an
     axis are named on one of them only, or all together (`plot_style.name_panels`)."""
-    axes = {key.replace("axis", ""): spec for key, spec in layout.items()
-            if key.startswith(f"{letter}axis")}
+    axes = {
+        key.replace("axis", ""): spec
+        for key, spec in layout.items()
+        if key.startswith(f"{letter}axis")
+    }
     own = axes.get(axis, {})
     root = own.get("matches", axis)
     shared = [spec for key, spec in axes.items() if root in (key, spec.get("matches"))]
     titles = [(spec.get("title") or {}).get("text") for spec in (own, *shared)]
-    titles += [one["text"] for one in layout.get("annotations") or ()
-               if one.get("name") == f"{letter} title"]
+    titles += [
+        one["text"]
+        for one in layout.get("annotations") or ()
+        if one.get("name") == f"{letter} title"
+    ]
     title = re.sub(r"</?sub>", "", next(filter(None, titles), letter))
     texts = zip(own.get("tickvals") or (), own.get("ticktext") or (), strict=False)
     return plain(title), {value: plain(text) for value, text in texts}
@@ -147,15 +159,25 @@ def framed(
     changed = [[changes(*pair) for pair in zip(parts[start], part, strict=True)] for part in parts]
     for column in changed:
         for drawn in {*DRAWN} & {*column[-1]}:
-            column[-1][drawn] = [_nested(changes(*pair)) for pair in zip(
-                base["layout"][drawn], column[-1][drawn], strict=True)]
+            column[-1][drawn] = [
+                _nested(changes(*pair))
+                for pair in zip(base["layout"][drawn], column[-1][drawn], strict=True)
+            ]
             while not column[-1][drawn][-1]:  # frame 0 has the rest
                 column[-1][drawn].pop()
-    moved = [{path for column in changed for path in column[place]}
-             for place in range(len(parts[start]))]
-    frames = [_frame(0, base["data"], [
-        {path: leaves(part).get(path) for path in paths}
-        for part, paths in zip(parts[start], moved, strict=True)])]
+    moved = [
+        {path for column in changed for path in column[place]} for place in range(len(parts[start]))
+    ]
+    frames = [
+        _frame(
+            0,
+            base["data"],
+            [
+                {path: leaves(part).get(path) for path in paths}
+                for part, paths in zip(parts[start], moved, strict=True)
+            ],
+        )
+    ]
     known = {json.dumps(changed[start]): 0}
     numbers = []
     for column in changed:
@@ -164,26 +186,44 @@ def framed(
             frames.append(_frame(number, base["data"], column) | {"baseframe": "0"})
         numbers.append(number)
     paths = [tuple(path) for path, _ in states]
-    depth = next(depth for depth in range(1, len(paths[start]) + 1) if depth == len(paths[start])
-                 or len({path[:depth] for path in paths})
-                 == len({(path[:depth], number)
-                         for path, number in zip(paths, numbers, strict=True)}))
+    depth = next(
+        depth
+        for depth in range(1, len(paths[start]) + 1)
+        if depth == len(paths[start])
+        or len({path[:depth] for path in paths})
+        == len({(path[:depth], number) for path, number in zip(paths, numbers, strict=True)})
+    )
     shown = dict(zip((path[:depth] for path in paths), numbers, strict=True))
     # plotly gives a transition no more time than its frame has
     instant = {"mode": "immediate", "frame": {"duration": 0}}
     margin = base["layout"]["margin"]["t"] - SLIDER_ROOM
     layout = base["layout"] | {
-        "meta": base["layout"]["meta"] | {
-            "explorer": explorer, "states": numbers, "start": start},
-        "sliders": [{
-            "active": [*shown].index(paths[start][:depth]), "x": 0, "len": 1, "y": 1,
-            "yanchor": "bottom",
-            "pad": {"t": 0, "b": max(0, margin - 40)}, "minorticklen": 0, "ticklen": 4,
-            "font": {"color": "rgba(0,0,0,0)", "size": 6},  # one name is enough, the current one
-            "currentvalue": {"font": {"color": INK, "size": 13}},
-            "steps": [{"label": label(plain(", ".join(path)), 80), "method": "animate",
-                       "args": [[str(number)], instant]} for path, number in shown.items()],
-        }],
+        "meta": base["layout"]["meta"] | {"explorer": explorer, "states": numbers, "start": start},
+        "sliders": [
+            {
+                "active": [*shown].index(paths[start][:depth]),
+                "x": 0,
+                "len": 1,
+                "y": 1,
+                "yanchor": "bottom",
+                "pad": {"t": 0, "b": max(0, margin - 40)},
+                "minorticklen": 0,
+                "ticklen": 4,
+                "font": {
+                    "color": "rgba(0,0,0,0)",
+                    "size": 6,
+                },  # one name is enough, the current one
+                "currentvalue": {"font": {"color": INK, "size": 13}},
+                "steps": [
+                    {
+                        "label": label(plain(", ".join(path)), 80),
+                        "method": "animate",
+                        "args": [[str(number)], instant],
+                    }
+                    for path, number in shown.items()
+                ],
+            }
+        ],
     }
     return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
 
@@ -191,8 +231,9 @@ def framed(
 def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
     """Give every kind of shape or annotation (by its properties) the same places in all layouts,
     hidden where a layout has fewer."""
-    found = [[(frozenset(leaves(one)), one) for one in layout.get(drawn) or ()]
-             for layout in layouts]
+    found = [
+        [(frozenset(leaves(one)), one) for one in layout.get(drawn) or ()] for layout in layouts
+    ]
     counts = [Counter(kind for kind, _ in own) for own in found]
     examples = {kind: one for own in reversed(found) for kind, one in reversed(own)}
     for layout, own in zip(layouts, found, strict=True):
@@ -212,8 +253,12 @@ def _frame(
 ) -> dict[str, Any]:
     """Return a frame from what it changes in each trace and, last, in the layout."""
     moving = [place for place in range(len(data)) if changed[place]]
-    return {"name": str(number), "traces": moving, "layout": _nested(changed[-1]),
-            "data": [{"type": data[place]["type"]} | _nested(changed[place]) for place in moving]}
+    return {
+        "name": str(number),
+        "traces": moving,
+        "layout": _nested(changed[-1]),
+        "data": [{"type": data[place]["type"]} | _nested(changed[place]) for place in moving],
+    }
 
 
 def _make_room(layout: dict[str, Any], pixels: int) -> None:
@@ -254,8 +299,11 @@ def _merged(base: Any, delta: Mapping[str, Any]) -> dict[str, Any]:
             pairs = itertools.zip_longest(made.get(key) or (), value, fillvalue={})
             made[key] = [_merged(*pair) for pair in pairs]
         else:
-            made[key] = (_merged(made.get(key), value)
-                         if isinstance(value, Mapping) and key != "clicks" else value)
+            made[key] = (
+                _merged(made.get(key), value)
+                if isinstance(value, Mapping) and key != "clicks"
+                else value
+            )
     return made
 
 

@@ -47,11 +47,16 @@ def html_table(name: str, rows: Sequence[Mapping[str, Any]], limit: int | None =
     columns = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(row.get(column, '')))}</td>" for column in columns)
-        + "</tr>" for row in rows[:limit]
+        "<tr>"
+        + "".join(f"<td>{escape(_shown(row.get(column, '')))}</td>" for column in columns)
+        + "</tr>"
+        for row in rows[:limit]
     )
-    more = "" if limit is None or len(rows) <= limit else (
-        f"<p>{len(rows) - limit} of {len(rows)} rows are left out here.</p>")
+    more = (
+        ""
+        if limit is None or len(rows) <= limit
+        else (f"<p>{len(rows) - limit} of {len(rows)} rows are left out here.</p>")
+    )
     return Markup(
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table>'
         f"<caption>{escape(name)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
@@ -73,12 +78,18 @@ def note_below(spec: Mapping[str, Any]) -> str:
     meta = _meta(spec)
     title = plain(spec["layout"]["title"]["text"])
     alt = html.escape(f"{title}. {meta['alt']}")
-    first = ("<p>This is the figure as it is at first; its slider moves the drawing alone. The "
-             "report of the run has a table for every state.</p>" if spec.get("frames") else "")
+    first = (
+        "<p>This is the figure as it is at first; its slider moves the drawing alone. The "
+        "report of the run has a table for every state.</p>"
+        if spec.get("frames")
+        else ""
+    )
     table = html_table(title, figure_table(spec), MAX_TABLE_ROWS)
-    return (f'{_NOTE} role="figure" aria-label="{alt}">'
-            f"<figcaption>{html.escape(str(meta['caption']))}</figcaption><details><summary>Show "
-            f"as table</summary><p>{alt}</p>{first}{table}</details></figure>")
+    return (
+        f'{_NOTE} role="figure" aria-label="{alt}">'
+        f"<figcaption>{html.escape(str(meta['caption']))}</figcaption><details><summary>Show "
+        f"as table</summary><p>{alt}</p>{first}{table}</details></figure>"
+    )
 
 
 def _meta(spec: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,8 +14,12 @@ from finemem_lib.figures.selection import _outline
 from finemem_lib.figures.style import BLUE, CATEGORIES, GREY, INK, ORANGE, label, paragraph
 from finemem_lib.rewards import StepReward
 
-TERM_NAMES = {"eara": "EARA", "format": "format", "chunk": "chunk step", "compression":
-              "compression"}
+TERM_NAMES = {
+    "eara": "EARA",
+    "format": "format",
+    "chunk": "chunk step",
+    "compression": "compression",
+}
 
 
 def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
@@ -31,28 +35,44 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
         values = [reward.weighted[term] for reward in rewards]
         means[name] = style.mean(values) or 0.0
         fig.add_bar(
-            x=steps, y=style.numbers(values), name=name,
-            marker={"color": CATEGORIES[number],
-                    "pattern": style.pattern(number)},
+            x=steps,
+            y=style.numbers(values),
+            name=name,
+            marker={"color": CATEGORIES[number], "pattern": style.pattern(number)},
         )
     totals = [reward.total for reward in rewards]
-    fig.add_scatter(x=steps, y=style.numbers(totals), name="total", mode="markers",
-                    marker={"color": INK, "symbol": "line-ew-open", "size": 16,
-                            "line": {"width": 3, "color": INK}})
+    fig.add_scatter(
+        x=steps,
+        y=style.numbers(totals),
+        name="total",
+        mode="markers",
+        marker={
+            "color": INK,
+            "symbol": "line-ew-open",
+            "size": 16,
+            "line": {"width": 3, "color": INK},
+        },
+    )
     known = [total for total in totals if total is not None]
     caption = "No step could be rewarded."
     if known:
         largest = max(means, key=means.__getitem__)
-        caption = (f"The largest term is {largest} with {means[largest]:.3g} per step on average; "
-                   f"totals range from {min(known):.3g} to {max(known):.3g}.")
+        caption = (
+            f"The largest term is {largest} with {means[largest]:.3g} per step on average; "
+            f"totals range from {min(known):.3g} to {max(known):.3g}."
+        )
     missing = sum(1 for reward in rewards if reward.chunk is None)
     if missing:
         caption += f" {missing} of {len(steps)} steps have no chunk term: nothing to score there."
     return style.finish(
-        fig, "What is each step paid for?", caption,
+        fig,
+        "What is each step paid for?",
+        caption,
         f"Stacked bars of {len(means)} weighted reward terms for {len(steps)} steps with a mark at "
         "the total.",
-        400, barmode="relative", xaxis=style.count_axis(len(steps)),
+        400,
+        barmode="relative",
+        xaxis=style.count_axis(len(steps)),
         yaxis={"title_text": "reward r<sub>t</sub> (weighted terms)"},
     )
 
@@ -69,28 +89,60 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
     dead = [step for step in steps if not any(row[step - 1] for row in rows if len(row) >= step)]
     bound = max((abs(value) for row in rows for value in row if value is not None), default=0) or 1
     few = len(rows) * num_steps <= 160
-    fig = go.Figure(go.Heatmap(
-        x=steps, y=list(range(1, len(rows) + 1)), z=rows, colorscale="PuOr", zmid=0, zmin=-bound,
-        zmax=bound, xgap=1, ygap=1, name="advantage",
-        texttemplate="%{z:+.2f}" if few else None, textfont={"size": 11},
-        hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}<extra></extra>",
-        colorbar=style.colorbar("advantage A"),
-    ))
+    fig = go.Figure(
+        go.Heatmap(
+            x=steps,
+            y=list(range(1, len(rows) + 1)),
+            z=rows,
+            colorscale="PuOr",
+            zmid=0,
+            zmin=-bound,
+            zmax=bound,
+            xgap=1,
+            ygap=1,
+            name="advantage",
+            texttemplate="%{z:+.2f}" if few else None,
+            textfont={"size": 11},
+            hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}<extra></extra>",
+            colorbar=style.colorbar("advantage A"),
+        )
+    )
     for step in dead:
-        fig.add_shape(type="rect", x0=step - 0.5, x1=step + 0.5, y0=0.5, y1=len(rows) + 0.5,
-                      line={"color": GREY, "dash": "dot"}, fillcolor="white")
-        fig.add_annotation(x=step, y=(len(rows) + 1) / 2, text="no gradient", textangle=-90,
-                           showarrow=False, font={"color": INK})
+        fig.add_shape(
+            type="rect",
+            x0=step - 0.5,
+            x1=step + 0.5,
+            y0=0.5,
+            y1=len(rows) + 0.5,
+            line={"color": GREY, "dash": "dot"},
+            fillcolor="white",
+        )
+        fig.add_annotation(
+            x=step,
+            y=(len(rows) + 1) / 2,
+            text="no gradient",
+            textangle=-90,
+            showarrow=False,
+            font={"color": INK},
+        )
     return style.finish(
-        fig, "Advantage per rollout and step",
+        fig,
+        "Advantage per rollout and step",
         f"{len(dead)} of {num_steps} steps carry no gradient: their rollouts earned the same, or "
-        f"none could be scored. The largest advantage is {bound:.3g}." if rows else "No rollouts.",
+        f"none could be scored. The largest advantage is {bound:.3g}."
+        if rows
+        else "No rollouts.",
         f"Heatmap of {len(rows)} rollouts by {num_steps} steps, orange below and purple above the "
         "mean of the group.",
         190 + max(150, min(30 * len(rows), 600)),
         xaxis=style.count_axis(num_steps) | {"showgrid": False},
-        yaxis={"title_text": "rollout", "tick0": 1, "dtick": 1, "autorange": "reversed",
-               "showgrid": False},
+        yaxis={
+            "title_text": "rollout",
+            "tick0": 1,
+            "dtick": 1,
+            "autorange": "reversed",
+            "showgrid": False,
+        },
     )
 
 
@@ -105,15 +157,27 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
     sums = [math.fsum(value for value in row if value is not None) for row in credits.values()]
     spread = f"; their sums run from {min(sums):.3g} to {max(sums):.3g}" if sums else ""
     negative = sum(any(value is not None and value < 0 for value in row) for row in rows)
-    fig = go.Figure(go.Heatmap(
-        x=list(range(1, num_steps + 1)), y=[label(name) for name in credits], z=rows,
-        colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=1, ygap=1, name="credit",
-        texttemplate="%{z:.3~f}" if len(rows) * num_steps <= 160 else None, textfont={"size": 11},
-        hovertemplate="%{y}, step %{x}: %{z:.4~f}<extra></extra>",
-        colorbar=style.colorbar("credit (outcome reward)"),
-    ))
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(range(1, num_steps + 1)),
+            y=[label(name) for name in credits],
+            z=rows,
+            colorscale="PuOr",
+            zmid=0,
+            zmin=-bound,
+            zmax=bound,
+            xgap=1,
+            ygap=1,
+            name="credit",
+            texttemplate="%{z:.3~f}" if len(rows) * num_steps <= 160 else None,
+            textfont={"size": 11},
+            hovertemplate="%{y}, step %{x}: %{z:.4~f}<extra></extra>",
+            colorbar=style.colorbar("credit (outcome reward)"),
+        )
+    )
     return style.finish(
-        fig, "What each rule pays each step",
+        fig,
+        "What each rule pays each step",
         f"{len(rows)} rules{spread}; {negative} of them pay some step less than nothing.",
         f"Heatmap of {len(rows)} rules by {num_steps} steps: credit in units of the outcome "
         "reward, purple above and orange below zero.",
@@ -140,50 +204,85 @@ def advantage_dumbbell(
     shown = list(range(len(before)) if rollouts is None else rollouts)
     num_steps = max((len(row) for row in before), default=0)
     points = [
-        (style.number(at + (place - (len(shown) - 1) / 2) / (len(shown) + 1)), old, new,
-         f"step {at}, rollout {rollout + 1}: {old:+.2f} → {new:+.2f}", at)
+        (
+            style.number(at + (place - (len(shown) - 1) / 2) / (len(shown) + 1)),
+            old,
+            new,
+            f"step {at}, rollout {rollout + 1}: {old:+.2f} → {new:+.2f}",
+            at,
+        )
         for at in range(1, num_steps + 1)
         for place, rollout in enumerate(shown)
-        if at <= len(before[rollout]) and at <= len(after[rollout])
+        if at <= len(before[rollout])
+        and at <= len(after[rollout])
         and (old := before[rollout][at - 1]) is not None
         and (new := after[rollout][at - 1]) is not None
     ]
     xs, at = [point[0] for point in points], [point[4] for point in points]
     ends = style.numbers(point[1] for point in points), style.numbers(point[2] for point in points)
-    traces: list[dict[str, Any]] = [{
-        "type": "scatter", "mode": "lines", "line": {"color": GREY, "width": 2}, "name": "change",
-        "showlegend": False, "hoverinfo": "skip",
-        "x": [value for x in xs for value in (x, x, None)],
-        "y": [value for pair in zip(*ends, strict=True) for value in (*pair, None)],
-    }]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"color": GREY, "width": 2},
+            "name": "change",
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "x": [value for x in xs for value in (x, x, None)],
+            "y": [value for pair in zip(*ends, strict=True) for value in (*pair, None)],
+        }
+    ]
     traces += [
-        {"type": "scatter", "mode": "markers", "name": label(name), "x": xs, "y": ys,
-         "customdata": [point[3] for point in points], "meta": {"x": at},
-         "hovertemplate": "%{customdata}<extra></extra>",
-         "marker": {"color": color, "symbol": symbol, "size": 9,
-                    "line": {"width": 2, "color": color}}}
-        for name, ys, color, symbol in ((names[0], ends[0], ORANGE, "circle-open"),
-                                        (names[1], ends[1], BLUE, "diamond"))
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": label(name),
+            "x": xs,
+            "y": ys,
+            "customdata": [point[3] for point in points],
+            "meta": {"x": at},
+            "hovertemplate": "%{customdata}<extra></extra>",
+            "marker": {
+                "color": color,
+                "symbol": symbol,
+                "size": 9,
+                "line": {"width": 2, "color": color},
+            },
+        }
+        for name, ys, color, symbol in (
+            (names[0], ends[0], ORANGE, "circle-open"),
+            (names[1], ends[1], BLUE, "diamond"),
+        )
     ]
     moved = style.mean(abs(point[2] - point[1]) for point in points) or 0.0
     turned = sum(1 for point in points if point[1] * point[2] < 0)
-    sign = f" and turns the sign of {turned} of {len(points)}" if measure == "advantage" else (
-        f" over {len(points)} steps")
+    sign = (
+        f" and turns the sign of {turned} of {len(points)}"
+        if measure == "advantage"
+        else (f" over {len(points)} steps")
+    )
     who = "" if rollouts is None else f" of rollout {', '.join(str(one + 1) for one in shown)}"
     return style.made(
-        traces, f"{measure.capitalize()}s{who} before and after attribution",
+        traces,
+        f"{measure.capitalize()}s{who} before and after attribution",
         f"“{style.one_line(names[0], 40)}” against “{style.one_line(names[1], 40)}”: the {measure} "
         f"moves by {moved:.3g} on average{sign}.",
         f"Dumbbells for {len(shown)} rollouts at each of {num_steps} steps: "
         f"“{style.one_line(names[0], 28)}” at one end, “{style.one_line(names[1], 28)}” at the "
         "other.",
-        420, step if step is None else {"control": "step", "points": {"1": at, "2": at}},
-        xaxis=style.count_axis(num_steps, "step t (rollouts side by side)" if len(shown) > 1
-                          else "step t (chunk number)"),
-        yaxis={"title": {"text": "advantage A" if measure == "advantage" else
-                         "reward r<sub>t</sub>"}, "zeroline": True},
-        shapes=[] if step is None else [
-            _outline(x0=step - 0.5, x1=step + 0.5, yref="paper", y0=0, y1=1)],
+        420,
+        step if step is None else {"control": "step", "points": {"1": at, "2": at}},
+        xaxis=style.count_axis(
+            num_steps,
+            "step t (rollouts side by side)" if len(shown) > 1 else "step t (chunk number)",
+        ),
+        yaxis={
+            "title": {"text": "advantage A" if measure == "advantage" else "reward r<sub>t</sub>"},
+            "zeroline": True,
+        },
+        shapes=[]
+        if step is None
+        else [_outline(x0=step - 0.5, x1=step + 0.5, yref="paper", y0=0, y1=1)],
     )
 
 
@@ -209,28 +308,54 @@ def formula_card(
         for term in terms
     ]
     traces = [
-        {"type": "bar", "orientation": "h", "name": name, "y": rows,
-         "x": [style.number(term.value) if term.result == result else None for term in terms],
-         "text": [f"<b>{term.value:+.4g}</b>" if term.value is not None and term.result == result
-                  else "" for term in terms],
-         "textposition": "outside", "cliponaxis": False, "hoverinfo": "skip" if not terms else "x",
-         "showlegend": any(term.result == result for term in terms),
-         "marker": {"color": color, "pattern": style.pattern(number)}}
-        for number, (name, result, color) in enumerate((("term", False, BLUE),
-                                                        ("result", True, ORANGE)))
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "y": rows,
+            "x": [style.number(term.value) if term.result == result else None for term in terms],
+            "text": [
+                f"<b>{term.value:+.4g}</b>"
+                if term.value is not None and term.result == result
+                else ""
+                for term in terms
+            ],
+            "textposition": "outside",
+            "cliponaxis": False,
+            "hoverinfo": "skip" if not terms else "x",
+            "showlegend": any(term.result == result for term in terms),
+            "marker": {"color": color, "pattern": style.pattern(number)},
+        }
+        for number, (name, result, color) in enumerate(
+            (("term", False, BLUE), ("result", True, ORANGE))
+        )
     ]
     ends = [0.0, *(term.value for term in terms if term.value is not None)]
     room = 0.25 * ((max(ends) - min(ends)) or 1)
     most = max((line.count("<br>") + 1 for line in lines), default=2)
     return style.made(
-        traces, title, caption,
-        "The formula term by term with its numbers: " + "; ".join(
+        traces,
+        title,
+        caption,
+        "The formula term by term with its numbers: "
+        + "; ".join(
             f"{style.one_line(term.formula, 240)} is "
             f"{'left out' if term.value is None else term.numbers}"
-            for term in terms) + ".",
-        170 + max(44, 10 + 17 * most) * len(terms), barmode="overlay",
-        xaxis={"title": {"text": f"value ({label(units, 60)})"}, "zeroline": True,
-               "range": [min(ends) - (room if min(ends) < 0 else 0), max(ends) + room]},
-        yaxis={"title": {"text": "term"}, "tickvals": rows, "zeroline": False,
-               "range": [len(terms) - 0.4, -0.6], "ticktext": lines},
+            for term in terms
+        )
+        + ".",
+        170 + max(44, 10 + 17 * most) * len(terms),
+        barmode="overlay",
+        xaxis={
+            "title": {"text": f"value ({label(units, 60)})"},
+            "zeroline": True,
+            "range": [min(ends) - (room if min(ends) < 0 else 0), max(ends) + room],
+        },
+        yaxis={
+            "title": {"text": "term"},
+            "tickvals": rows,
+            "zeroline": False,
+            "range": [len(terms) - 0.4, -0.6],
+            "ticktext": lines,
+        },
     )

@@ -49,8 +49,10 @@ class RolloutGroup:
         histories: list[tuple[Any, ...]] = [() for _ in self.rollouts]
         columns = []
         for place in range(self.num_steps):
-            histories = [(history, rollout.steps[place].outcomes)
-                         for history, rollout in zip(histories, self.rollouts, strict=True)]
+            histories = [
+                (history, rollout.steps[place].outcomes)
+                for history, rollout in zip(histories, self.rollouts, strict=True)
+            ]
             distinct: list[tuple[Any, ...]] = []
             for history in histories:
                 if history not in distinct:
@@ -73,23 +75,33 @@ class RolloutGroup:
         """
         return {
             step: self._reason(step)
-            for step, dead in enumerate(dead_groups(self.rewards), 1) if dead
+            for step, dead in enumerate(dead_groups(self.rewards), 1)
+            if dead
         }
 
     def _reason(self, step: int) -> str:
-        scored = [row[step - 1] for row, rewards in zip(self.terms, self.rewards, strict=True)
-                  if rewards[step - 1] is not None]
+        scored = [
+            row[step - 1]
+            for row, rewards in zip(self.terms, self.rewards, strict=True)
+            if rewards[step - 1] is not None
+        ]
         if len(scored) < 2:
             return f"{len(scored)} of {len(self.rollouts)} rollouts could be scored"
-        differ = [TERMS[term] for term in scored[0]
-                  if len({_rounded(terms[term]) for terms in scored}) > 1]
+        differ = [
+            TERMS[term]
+            for term in scored[0]
+            if len({_rounded(terms[term]) for terms in scored}) > 1
+        ]
         if differ:
             return f"{' and '.join(differ)} differ and cancel out"
         same = len({rollout.steps[step - 1].outcomes for rollout in self.rollouts}) == 1
-        terms = ", ".join(f"{TERMS[term]} {value:.3g}" for term, value in scored[0].items()
-                          if value is not None)
-        return (f"every rollout earned the same ({terms}) "
-                f"{'for the same operations' if same else 'for different operations'}")
+        terms = ", ".join(
+            f"{TERMS[term]} {value:.3g}" for term, value in scored[0].items() if value is not None
+        )
+        return (
+            f"every rollout earned the same ({terms}) "
+            f"{'for the same operations' if same else 'for different operations'}"
+        )
 
 
 TERMS = {"outcome": "outcome", **TERM_NAMES}
@@ -125,21 +137,34 @@ def rollout_groups(
                 f"rollout_groups: a group has rollouts of {names or 'no instance'}, expected one "
                 "instance; group them as TrainingResult.trajectories does"
             )
-        all_terms.append([
-            [{term: None if getattr(reward, term) is None else weights[term] * getattr(reward, term)
-              for term in SCHEMES[scheme]} for reward in hybrid_reward(rollout, settings)]
-            for rollout in group
-        ])
+        all_terms.append(
+            [
+                [
+                    {
+                        term: None
+                        if getattr(reward, term) is None
+                        else weights[term] * getattr(reward, term)
+                        for term in SCHEMES[scheme]
+                    }
+                    for reward in hybrid_reward(rollout, settings)
+                ]
+                for rollout in group
+            ]
+        )
     rewards = [[[_sum(step) for step in row] for row in terms] for terms in all_terms]
     batch = [sum(rows, start=[]) for rows in zip(*rewards, strict=True)]
     advantages = group_relative(batch, scale_rewards)
     found, start = [], 0
     for group, terms, rows in zip(groups, all_terms, rewards, strict=True):
         end = start + group[0].num_steps
-        found.append(RolloutGroup(
-            tuple(group), tuple(map(tuple, terms)), tuple(map(tuple, rows)),
-            tuple(tuple(row[start:end]) for row in advantages),
-        ))
+        found.append(
+            RolloutGroup(
+                tuple(group),
+                tuple(map(tuple, terms)),
+                tuple(map(tuple, rows)),
+                tuple(tuple(row[start:end]) for row in advantages),
+            )
+        )
         start = end
     return found
 
@@ -155,8 +180,10 @@ SHORT = {"INSERT": "I", "UPDATE": "U", "DELETE": "D", "SKIP": "S", "invalid": "!
 
 def _done(step: Step) -> str:
     """Return what a step did in a few characters: "I2 S1"."""
-    names = Counter(outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
-                    for outcome in step.outcomes)
+    names = Counter(
+        outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
+        for outcome in step.outcomes
+    )
     return " ".join(f"{short}{names[name]}" for name, short in SHORT.items() if names[name]) or "–"
 
 
@@ -171,8 +198,10 @@ def _told(step: Step) -> str:
         target = "" if outcome.item_id is None else f" #{label(outcome.item_id, 8)}"
         content = "" if operation.content is None else f" {label(operation.content, 48)}"
         lines[f"{operation.kind}{target}{content}"] += 1
-    return "<br>".join(f"{line} × {count}" if count > 1 else line
-                       for line, count in lines.items()) or "nothing"
+    return (
+        "<br>".join(f"{line} × {count}" if count > 1 else line for line, count in lines.items())
+        or "nothing"
+    )
 
 
 def _branch(number: int) -> str:
@@ -194,52 +223,100 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
     advantages = [style.numbers(row) for row in group.advantages]
     bound = max((abs(v) for row in advantages for v in row if v is not None), default=0) or 1
     few = len(advantages) * len(steps) <= 160
-    notes = [
-        [f"branch {_branch(branches[i][t])}: {_told(step)}<br>"
-         f"reward {_shown(group.rewards[i][t])} = {_breakdown(group.terms[i][t])}"
-         + (f"<br>{NO_GRADIENT}: {dead[t + 1]}" if t + 1 in dead else "")
-         for t, step in enumerate(rollout.steps)]
-        for i, rollout in enumerate(group.rollouts)
-    ] if few and details else None
-    fig = go.Figure(go.Heatmap(
-        x=steps, y=list(range(1, len(advantages) + 1)), z=advantages, name="advantage",
-        colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=1, ygap=1,
-        text=[[f"{_branch(branches[i][t])} · {_done(step)}"
-               for t, step in enumerate(rollout.steps)]
-              for i, rollout in enumerate(group.rollouts)] if few else None,
-        texttemplate="%{text}" if few else None, textfont={"size": 11},
-        customdata=notes,
-        hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
-                      + ("<br>%{customdata}" if few and details else "") + "<extra></extra>",
-        colorbar=style.colorbar("advantage A"),
-    ))
+    notes = (
+        [
+            [
+                f"branch {_branch(branches[i][t])}: {_told(step)}<br>"
+                f"reward {_shown(group.rewards[i][t])} = {_breakdown(group.terms[i][t])}"
+                + (f"<br>{NO_GRADIENT}: {dead[t + 1]}" if t + 1 in dead else "")
+                for t, step in enumerate(rollout.steps)
+            ]
+            for i, rollout in enumerate(group.rollouts)
+        ]
+        if few and details
+        else None
+    )
+    fig = go.Figure(
+        go.Heatmap(
+            x=steps,
+            y=list(range(1, len(advantages) + 1)),
+            z=advantages,
+            name="advantage",
+            colorscale="PuOr",
+            zmid=0,
+            zmin=-bound,
+            zmax=bound,
+            xgap=1,
+            ygap=1,
+            text=[
+                [
+                    f"{_branch(branches[i][t])} · {_done(step)}"
+                    for t, step in enumerate(rollout.steps)
+                ]
+                for i, rollout in enumerate(group.rollouts)
+            ]
+            if few
+            else None,
+            texttemplate="%{text}" if few else None,
+            textfont={"size": 11},
+            customdata=notes,
+            hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
+            + ("<br>%{customdata}" if few and details else "")
+            + "<extra></extra>",
+            colorbar=style.colorbar("advantage A"),
+        )
+    )
     for step in dead:
-        fig.add_annotation(x=step, y=1, yref="paper", yanchor="bottom", text="no<br>gradient",
-                           showarrow=False, font={"size": 11})
-        fig.add_shape(type="rect", x0=step - 0.48, x1=step + 0.48, y0=0.52,
-                      y1=len(advantages) + 0.48, line={"color": INK, "dash": "dot", "width": 1})
+        fig.add_annotation(
+            x=step,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text="no<br>gradient",
+            showarrow=False,
+            font={"size": 11},
+        )
+        fig.add_shape(
+            type="rect",
+            x0=step - 0.48,
+            x1=step + 0.48,
+            y0=0.52,
+            y1=len(advantages) + 0.48,
+            line={"color": INK, "dash": "dot", "width": 1},
+        )
     if parted is not None:
         fig.add_vline(x=parted - 0.5, line={"color": INK, "dash": "dash", "width": 2})
     outcomes = [outcome_reward(rollout) for rollout in group.rollouts]
-    where = ("They never part: all did the same." if parted is None
-             else f"They part at step {parted}.")
+    where = (
+        "They never part: all did the same." if parted is None else f"They part at step {parted}."
+    )
     reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
     known = [outcome for outcome in outcomes if outcome is not None]
-    spread = (f" Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
-              if known else " No outcome could be scored.")
+    spread = (
+        f" Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
+        if known
+        else " No outcome could be scored."
+    )
     return style.finish(
-        fig, f"{len(advantages)} rollouts of {label(group.rollouts[0].instance_id, 32)}",
+        fig,
+        f"{len(advantages)} rollouts of {label(group.rollouts[0].instance_id, 32)}",
         f"{where}{spread} {len(dead)} of {len(steps)} steps carry no gradient.{reasons} Letters "
         "before the dot tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP and "
         "invalid operations.",
         f"Heatmap of the advantages of {len(advantages)} rollouts at {len(steps)} steps, orange "
         "below and purple above the mean of the group, with each step's operations as text.",
-        210 + max(150, min(34 * len(advantages), 640)), margin={"t": 92},
+        210 + max(150, min(34 * len(advantages), 640)),
+        margin={"t": 92},
         xaxis=style.count_axis(len(steps)) | {"showgrid": False},
-        yaxis={"title_text": "rollout (outcome reward)", "autorange": "reversed",
-               "showgrid": False, "tickvals": list(range(1, len(advantages) + 1)),
-               "ticktext": [f"{i} ({_shown(outcome, '.2f')})"
-                            for i, outcome in enumerate(outcomes, 1)]},
+        yaxis={
+            "title_text": "rollout (outcome reward)",
+            "autorange": "reversed",
+            "showgrid": False,
+            "tickvals": list(range(1, len(advantages) + 1)),
+            "ticktext": [
+                f"{i} ({_shown(outcome, '.2f')})" for i, outcome in enumerate(outcomes, 1)
+            ],
+        },
     )
 
 
@@ -262,22 +339,39 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
     fig = go.Figure()
     for number, term in enumerate(rows[0] if rows else ()):
         fig.add_bar(
-            x=steps, y=style.numbers(terms[term] for terms in rows), name=TERMS[term],
+            x=steps,
+            y=style.numbers(terms[term] for terms in rows),
+            name=TERMS[term],
             marker={"color": CATEGORIES[number], "pattern": style.pattern(number)},
         )
     means = [style.mean(rewards[t] for rewards in group.rewards) for t in range(group.num_steps)]
-    fig.add_scatter(x=steps, y=style.numbers(means), name="mean of the group", mode="markers",
-                    marker={"color": INK, "symbol": "line-ew-open", "size": 18,
-                            "line": {"width": 3, "color": INK}})
-    above = [step for step, advantage in zip(steps, group.advantages[rollout], strict=True)
-             if advantage is not None and advantage > 0]
+    fig.add_scatter(
+        x=steps,
+        y=style.numbers(means),
+        name="mean of the group",
+        mode="markers",
+        marker={
+            "color": INK,
+            "symbol": "line-ew-open",
+            "size": 18,
+            "line": {"width": 3, "color": INK},
+        },
+    )
+    above = [
+        step
+        for step, advantage in zip(steps, group.advantages[rollout], strict=True)
+        if advantage is not None and advantage > 0
+    ]
     return style.finish(
-        fig, f"Rollout {rollout + 1}: what each step is paid for",
+        fig,
+        f"Rollout {rollout + 1}: what each step is paid for",
         f"{len(above)} of {len(steps)} steps earned more than the mean of their group"
         f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.",
         f"Stacked bars of the weighted reward terms of {len(steps)} steps, with a mark at the mean "
         "of the group.",
-        400, barmode="relative", xaxis=style.count_axis(len(steps)),
+        400,
+        barmode="relative",
+        xaxis=style.count_axis(len(steps)),
         yaxis={"title_text": "reward r<sub>t</sub> (weighted terms)"},
     )
 
@@ -290,45 +384,70 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
     """
     num_steps = max((group.num_steps for group in groups), default=0)
     rows = [
-        [_spread([rewards[t] for rewards in group.rewards]) if t < group.num_steps else None
-         for t in range(num_steps)]
+        [
+            _spread([rewards[t] for rewards in group.rewards]) if t < group.num_steps else None
+            for t in range(num_steps)
+        ]
         for group in groups
     ]
-    dead = [(step, row, why) for row, group in enumerate(groups, 1)
-            for step, why in group.without_gradient().items()]
-    fig = go.Figure(go.Heatmap(
-        x=list(range(1, num_steps + 1)), y=list(range(1, len(groups) + 1)),
-        z=[style.numbers(row) for row in rows], name="standard deviation",
-        colorscale="Cividis", zmin=0, xgap=1, ygap=1,
-        hovertemplate="instance %{y}, step %{x}: standard deviation %{z}<extra></extra>",
-        colorbar=style.colorbar("standard deviation of r<sub>t</sub>"),
-    ))
+    dead = [
+        (step, row, why)
+        for row, group in enumerate(groups, 1)
+        for step, why in group.without_gradient().items()
+    ]
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(range(1, num_steps + 1)),
+            y=list(range(1, len(groups) + 1)),
+            z=[style.numbers(row) for row in rows],
+            name="standard deviation",
+            colorscale="Cividis",
+            zmin=0,
+            xgap=1,
+            ygap=1,
+            hovertemplate="instance %{y}, step %{x}: standard deviation %{z}<extra></extra>",
+            colorbar=style.colorbar("standard deviation of r<sub>t</sub>"),
+        )
+    )
     fig.add_scatter(
-        x=[step for step, _, _ in dead], y=[row for _, row, _ in dead], mode="markers",
-        name=NO_GRADIENT, marker={"symbol": "x", "size": 10, "color": "white",
-                                  "line": {"color": INK, "width": 1}},
+        x=[step for step, _, _ in dead],
+        y=[row for _, row, _ in dead],
+        mode="markers",
+        name=NO_GRADIENT,
+        marker={"symbol": "x", "size": 10, "color": "white", "line": {"color": INK, "width": 1}},
         customdata=[why for _, _, why in dead],
         hovertemplate="instance %{y}, step %{x}: %{customdata}<extra></extra>",
     )
     kinds = Counter(
-        "cancelling terms" if why.endswith("cancel out") else
-        "equal rewards for the same operations" if why.endswith("the same operations") else
-        "equal rewards for different operations" if why.endswith("different operations") else
-        "fewer than two scored rollouts" for _, _, why in dead
+        "cancelling terms"
+        if why.endswith("cancel out")
+        else "equal rewards for the same operations"
+        if why.endswith("the same operations")
+        else "equal rewards for different operations"
+        if why.endswith("different operations")
+        else "fewer than two scored rollouts"
+        for _, _, why in dead
     )
     total = sum(group.num_steps for group in groups)
     because = "; ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
     return style.finish(
-        fig, "Which groups teach?",
+        fig,
+        "Which groups teach?",
         f"{len(dead)} of {total} groups carry no gradient{': ' if because else ''}{because}.",
         f"Heatmap of the standard deviation of the rewards in the groups of {len(groups)} "
         f"instances at {num_steps} steps; crosses mark groups without gradient.",
         220 + max(120, min(30 * len(groups), 600)),
         xaxis=style.count_axis(num_steps) | {"showgrid": False},
-        yaxis={"title_text": "instance", "autorange": "reversed", "showgrid": False,
-               "tickvals": list(range(1, len(groups) + 1)),
-               "ticktext": [f"{row}: {label(group.rollouts[0].instance_id, 14)}"
-                            for row, group in enumerate(groups, 1)]},
+        yaxis={
+            "title_text": "instance",
+            "autorange": "reversed",
+            "showgrid": False,
+            "tickvals": list(range(1, len(groups) + 1)),
+            "ticktext": [
+                f"{row}: {label(group.rollouts[0].instance_id, 14)}"
+                for row, group in enumerate(groups, 1)
+            ],
+        },
     )
 
 

@@ -9,12 +9,16 @@ from finemem_lib.figures.style import INK
 from finemem_lib.trajectory import AnsweredQuestion, Trajectory
 
 
-def _belongs(selected: str | None, step: int | None, item_id: str | None, question: int | None
-             ) -> bool:
+def _belongs(
+    selected: str | None, step: int | None, item_id: str | None, question: int | None
+) -> bool:
     """Return whether evidence on its way from a step over an item to a question is selected."""
     kind, _, key = (selected or "").partition(" ")
-    own = {"question": None if question is None else str(question + 1), "step": str(step),
-           "item": item_id}
+    own = {
+        "question": None if question is None else str(question + 1),
+        "step": str(step),
+        "item": item_id,
+    }
     return not kind or own[kind] == key
 
 
@@ -31,15 +35,19 @@ def _selected_items(trajectory: Trajectory, selected: str | None) -> set[str]:
 def _clicks(selected: str | None, points: Mapping[int, Sequence[Any]]) -> dict[str, Any] | None:
     if selected is None:
         return None
-    return {"control": "selected", "points": {str(trace): list(values)
-                                              for trace, values in points.items()}}
+    return {
+        "control": "selected",
+        "points": {str(trace): list(values) for trace, values in points.items()},
+    }
 
 
 def _faded(chosen: Sequence[bool]) -> dict[str, Any]:
     """Return the properties of a trace that fade its other points; all are named where all are
     chosen, since a frame cannot take a property away."""
-    return {"selectedpoints": [place for place, own in enumerate(chosen) if own],
-            "unselected": {"marker": {"opacity": 0.15}}}
+    return {
+        "selectedpoints": [place for place, own in enumerate(chosen) if own],
+        "unselected": {"marker": {"opacity": 0.15}},
+    }
 
 
 def _outline(**corners: Any) -> dict[str, Any]:

@@ -29,7 +29,12 @@ that of the page around it, which in a notebook is the figure's own: 0. JupyterL
 itself; who gives the figure a place with a height adds "responsive"."""
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
 )
 
 INK, GREY, PALE = "#222222", "#767676", "#D0D0D0"
@@ -38,28 +43,55 @@ MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
 PATTERNS = ("", "/", ".", "x", "-", "\\", "+", "|")
 
 OPERATION_STYLE = {
-    "INSERT": (GREEN, "triangle-up"), "UPDATE": (ORANGE, "diamond"), "DELETE": (RED, "x"),
-    "SKIP": (SKY, "circle-open"), "invalid": (INK, "asterisk-open"),
+    "INSERT": (GREEN, "triangle-up"),
+    "UPDATE": (ORANGE, "diamond"),
+    "DELETE": (RED, "x"),
+    "SKIP": (SKY, "circle-open"),
+    "invalid": (INK, "asterisk-open"),
     "evicted": (PINK, "square-open"),
 }
 
 _AXIS = {
-    "gridcolor": "#E4E4E4", "linecolor": GREY, "zerolinecolor": GREY, "ticks": "outside",
-    "automargin": True, "title": {"standoff": 8, "font": {"size": 13}},
+    "gridcolor": "#E4E4E4",
+    "linecolor": GREY,
+    "zerolinecolor": GREY,
+    "ticks": "outside",
+    "automargin": True,
+    "title": {"standoff": 8, "font": {"size": 13}},
 }
 
-TEMPLATE = {"layout": {
-    "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-    # above the names of the y axis too, for the room that a long title takes
-    "title": {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top",
-              "pad": {"t": 14, "l": 8}, "font": {"size": 17}},
-    "paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": list(CATEGORIES),
-    "margin": {"l": 64, "r": 24, "t": 56, "b": 56}, "hovermode": "closest",
-    "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
-    "xaxis": _AXIS, "yaxis": _AXIS,
-    "legend": {"orientation": "h", "x": 0, "xanchor": "left",
-               "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"},
-}}
+TEMPLATE = {
+    "layout": {
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        # above the names of the y axis too, for the room that a long title takes
+        "title": {
+            "x": 0,
+            "xref": "container",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 14, "l": 8},
+            "font": {"size": 17},
+        },
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": list(CATEGORIES),
+        "margin": {"l": 64, "r": 24, "t": 56, "b": 56},
+        "hovermode": "closest",
+        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+    }
+}
 
 # The same texts come back each time a control draws again; wrapping 650 of them takes 20 ms.
 remembered = functools.lru_cache(maxsize=8192)
@@ -135,43 +167,75 @@ def finish(
 ) -> go.Figure:
     """Give a figure its title, height in pixels, caption and alt text, and return it."""
     fig.layout.template = TEMPLATE  # assigned: an update would merge it into plotly's 6.5 kB one
-    fig.update_layout(title_text=title, height=height, **layout,
-                      meta={"caption": caption, "alt": alt})
+    fig.update_layout(
+        title_text=title, height=height, **layout, meta={"caption": caption, "alt": alt}
+    )
     return fig
 
 
 def made(
-    traces: Sequence[Mapping[str, Any]], title: str, caption: str, alt: str, height: int,
-    clicks: Mapping[str, Any] | None = None, **layout: Any,
+    traces: Sequence[Mapping[str, Any]],
+    title: str,
+    caption: str,
+    alt: str,
+    height: int,
+    clicks: Mapping[str, Any] | None = None,
+    **layout: Any,
 ) -> go.Figure:
     """Return a figure made at once from plain traces, which a control may draw again and again.
 
     Plotly checks each cell of a heatmap, 24 ms for 20,000; a test does that instead.
     """
     meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
-    return go.Figure({"data": list(traces), "layout": {
-        "template": TEMPLATE, "title": {"text": title}, "height": height, "meta": meta, **layout,
-    }}, _validate=False)
+    return go.Figure(
+        {
+            "data": list(traces),
+            "layout": {
+                "template": TEMPLATE,
+                "title": {"text": title},
+                "height": height,
+                "meta": meta,
+                **layout,
+            },
+        },
+        _validate=False,
+    )
 
 
 def pattern(number: int) -> dict[str, Any]:
     """Return the fill of the bars of series `number`, which tells them apart without colour."""
-    return {"shape": PATTERNS[number % len(PATTERNS)], "fillmode": "overlay", "fgcolor": "white",
-            "solidity": 0.25}
+    return {
+        "shape": PATTERNS[number % len(PATTERNS)],
+        "fillmode": "overlay",
+        "fgcolor": "white",
+        "solidity": 0.25,
+    }
 
 
 def colorbar(title: str) -> dict[str, Any]:
     """Return a narrow colour bar with its title along it."""
-    return {"title": {"text": title, "side": "right", "font": {"size": 13}}, "thickness": 12,
-            "outlinewidth": 0, "tickfont": {"size": 11}}
+    return {
+        "title": {"text": title, "side": "right", "font": {"size": 13}},
+        "thickness": 12,
+        "outlinewidth": 0,
+        "tickfont": {"size": 11},
+    }
 
 
 def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, Any]:
     """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers."""
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
-                 if count <= 15 * step or step == count)
-    return {"title": {"text": title}, "range": [0.4, count + 0.6], "tick0": 0, "dtick": every,
-            "zeroline": False}
+    every = next(
+        step
+        for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
+        if count <= 15 * step or step == count
+    )
+    return {
+        "title": {"text": title},
+        "range": [0.4, count + 0.6],
+        "tick0": 0,
+        "dtick": every,
+        "zeroline": False,
+    }
 
 
 def panel_titles(titles: Sequence[object]) -> list[str]:
@@ -184,14 +248,27 @@ def name_panels(fig: go.Figure, title: str) -> None:
     """Give panels side by side one title for their x axes, in the middle below all of them: a title
     for each runs into the next where the page is narrow, and there slanted numbers into it."""
     fig.update_xaxes(tickangle=0, nticks=4)
-    fig.add_annotation(name="x title", text=title, x=0.5, xref="paper", y=0, yref="paper",
-                       yanchor="top", yshift=-26, showarrow=False, font={"size": 13})
+    fig.add_annotation(
+        name="x title",
+        text=title,
+        x=0.5,
+        xref="paper",
+        y=0,
+        yref="paper",
+        yanchor="top",
+        yshift=-26,
+        showarrow=False,
+        font={"size": 13},
+    )
 
 
 def interval(rows: Sequence[Estimate]) -> dict[str, Any]:
     """Return error bars; a row without an interval has none."""
     return {
-        "type": "data", "symmetric": False, "thickness": 2, "width": 5,
+        "type": "data",
+        "symmetric": False,
+        "thickness": 2,
+        "width": 5,
         "array": [0 if row.high is None else number(row.high - row.value) for row in rows],
         "arrayminus": [0 if row.low is None else number(row.value - row.low) for row in rows],
     }

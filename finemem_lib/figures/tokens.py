@@ -75,22 +75,33 @@ def completion_view(
     parts = []
     table = []
     for one in shown:
-        text = "".join(_span(token, value, bound)
-                       for token, value in zip(one.tokens, one.values, strict=True))
+        text = "".join(
+            _span(token, value, bound) for token, value in zip(one.tokens, one.values, strict=True)
+        )
         parts.append(f"<p><b>{_text(one.heading, 120)}</b></p><pre>{text or 'no tokens'}</pre>")
-        table += [{"completion": plain(label(one.heading, 60)), "token": number,
-                   "text": visible(token), what: style.number(value)}
-                  for number, (token, value) in enumerate(
-                      zip(one.tokens, one.values, strict=True), 1)]
+        table += [
+            {
+                "completion": plain(label(one.heading, 60)),
+                "token": number,
+                "text": visible(token),
+                what: style.number(value),
+            }
+            for number, (token, value) in enumerate(zip(one.tokens, one.values, strict=True), 1)
+        ]
     total = sum(len(one.tokens) for one in completions)
     cut = "" if total <= max_tokens else f" The first {max_tokens} of {total} tokens are shown."
     up, down = sum(value > 0 for value in values), sum(value < 0 for value in values)
-    extremes = (f"{up} tokens are above 0 and {down} below; the values reach from "
-                f"{_signed(min(values))} to {_signed(max(values))}." if values
-                else "No token has a known value.")
+    extremes = (
+        f"{up} tokens are above 0 and {down} below; the values reach from "
+        f"{_signed(min(values))} to {_signed(max(values))}."
+        if values
+        else "No token has a known value."
+    )
     caption = f"{measure[:1].upper()}{measure[1:]} of {len(values)} tokens: {extremes}{cut}"
-    alt = (f"{title}: the text of {len(shown)} completions, each token coloured by its {what}, "
-           "purple above 0, orange and underlined below.")
+    alt = (
+        f"{title}: the text of {len(shown)} completions, each token coloured by its {what}, "
+        "purple above 0, orange and underlined below."
+    )
     markup = (
         f"<style>{TOKEN_CSS}</style>"
         f'<div class="finemem-tokens" role="group" aria-label="{_text(alt, 400)}">'
@@ -119,26 +130,43 @@ def completion_grid(
     lines = [slice(start, start + columns) for start in range(0, len(texts), columns)]
     known = [value for value in values if value is not None]
     bound = style.number(max(map(abs, known), default=0.0)) or 1.0
-    fig = go.Figure(go.Heatmap(
-        x=list(range(1, columns + 1)), y=list(range(1, len(lines) + 1)),
-        z=[style.numbers(filled[line]) for line in lines], name=label(measure),
-        text=[[paragraph(token, 16, 8) for token in texts[line]] for line in lines],
-        texttemplate="%{text}", textfont={"size": 11, "family": "monospace"},
-        customdata=[[label(token, 18) for token in texts[line]] for line in lines],
-        colorscale="PuOr", zmid=0, zmin=-bound, zmax=bound, xgap=2, ygap=2,
-        hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>", colorbar=style.colorbar(measure),
-    ))
+    fig = go.Figure(
+        go.Heatmap(
+            x=list(range(1, columns + 1)),
+            y=list(range(1, len(lines) + 1)),
+            z=[style.numbers(filled[line]) for line in lines],
+            name=label(measure),
+            text=[[paragraph(token, 16, 8) for token in texts[line]] for line in lines],
+            texttemplate="%{text}",
+            textfont={"size": 11, "family": "monospace"},
+            customdata=[[label(token, 18) for token in texts[line]] for line in lines],
+            colorscale="PuOr",
+            zmid=0,
+            zmin=-bound,
+            zmax=bound,
+            xgap=2,
+            ygap=2,
+            hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>",
+            colorbar=style.colorbar(measure),
+        )
+    )
     up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
     return style.finish(
-        fig, title,
+        fig,
+        title,
         f"{len(tokens)} tokens, {up} above 0 and {down} below; the largest absolute value is "
-        f"{max(map(abs, known), default=0.0):.3g}." if known
+        f"{max(map(abs, known), default=0.0):.3g}."
+        if known
         else f"{len(tokens)} tokens, none of which has a known value.",
         f"Grid of the {len(tokens)} tokens of a completion in reading order, coloured by the "
         f"{measure}: purple above 0, orange below.",
         190 + max(60, 40 * len(lines)),
-        xaxis={"title_text": "token of the line", "dtick": 1, "showgrid": False,
-               "range": [0.5, columns + 0.5]},
+        xaxis={
+            "title_text": "token of the line",
+            "dtick": 1,
+            "showgrid": False,
+            "range": [0.5, columns + 0.5],
+        },
         yaxis={"title_text": "line", "autorange": "reversed", "dtick": 1, "showgrid": False},
     )
 
@@ -154,8 +182,9 @@ def token_push(step: Step, advantage: float | None) -> tuple[float | None, ...]:
     return tuple(advantage * -math.expm1(value) for value in step.logprobs)
 
 
-def advantage_view(group: RolloutGroup, rollout: int, tokenizer: PreTrainedTokenizerBase
-                   ) -> CompletionView:
+def advantage_view(
+    group: RolloutGroup, rollout: int, tokenizer: PreTrainedTokenizerBase
+) -> CompletionView:
     """Show one rollout's completions with every token coloured by the advantage of its step.
 
     GRPO gives all tokens of a completion the same advantage; what the update pushes further is
@@ -165,12 +194,18 @@ def advantage_view(group: RolloutGroup, rollout: int, tokenizer: PreTrainedToken
     completions = []
     for step, advantage in zip(one.steps, group.advantages[rollout], strict=True):
         tokens = step_tokens(step, tokenizer)
-        completions.append(ColouredCompletion(
-            f"step {step.step}, advantage {_signed(advantage)}", tokens,
-            (style.number(advantage),) * len(tokens)))
+        completions.append(
+            ColouredCompletion(
+                f"step {step.step}, advantage {_signed(advantage)}",
+                tokens,
+                (style.number(advantage),) * len(tokens),
+            )
+        )
     return completion_view(
-        completions, "advantage A",
-        title=f"Rollout {rollout + 1}: what the update reinforces and suppresses")
+        completions,
+        "advantage A",
+        title=f"Rollout {rollout + 1}: what the update reinforces and suppresses",
+    )
 
 
 def change_view(
@@ -189,9 +224,13 @@ def change_view(
     for step, old, new in zip(steps, before, after, strict=True):
         change = [style.number(b - a) for a, b in zip(old, new, strict=True)]
         total = math.fsum(value for value in change if value is not None)
-        completions.append(ColouredCompletion(
-            f"step {step.step}, whole completion {_signed(total)} nats",
-            step_tokens(step, tokenizer), tuple(change)))
+        completions.append(
+            ColouredCompletion(
+                f"step {step.step}, whole completion {_signed(total)} nats",
+                step_tokens(step, tokenizer),
+                tuple(change),
+            )
+        )
     return completion_view(completions, "change of log-probability", "nats", title)
 
 
@@ -221,17 +260,23 @@ def visible(token: str) -> str:
     ('a⏎\\u202eb', '◌')
     """
     head = token if len(token) <= 80 else token[:79] + "…"
-    return "".join(
-        "⏎" if char == "\n" else char if char.isprintable()
-        else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in head
-    ) or "◌"
+    return (
+        "".join(
+            "⏎"
+            if char == "\n"
+            else char
+            if char.isprintable()
+            else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+            for char in head
+        )
+        or "◌"
+    )
 
 
 def _span(token: str, value: float | None, bound: float) -> str:
     level = 0 if value is None else round(abs(value) / bound * LEVELS)
     name = f"level-n{level} minus" if level and value < 0 else f"level-p{level}" if level else ""
-    return (f'<span class="{name}" title="{_signed(value)}">'
-            f"{html.escape(visible(token))}</span>")
+    return f'<span class="{name}" title="{_signed(value)}">{html.escape(visible(token))}</span>'
 
 
 def _signed(value: float | None) -> str:

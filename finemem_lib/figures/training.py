@@ -35,8 +35,17 @@ def training_keys(
     {'reward (mean)': ['reward']}
     """
     keys = list(dict.fromkeys(key for record in records for key in record))
-    return {title: found for title, patterns in panels.items() if (found := [
-        key for key in keys if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)])}
+    return {
+        title: found
+        for title, patterns in panels.items()
+        if (
+            found := [
+                key
+                for key in keys
+                if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+            ]
+        )
+    }
 
 
 def training_curves(
@@ -51,16 +60,28 @@ def training_curves(
     drawn = training_keys(records, panels)
     columns = min(2, len(drawn)) or 1
     lines = -(-len(drawn) // columns) or 1
-    fig = make_subplots(rows=lines, cols=columns, shared_xaxes="all", horizontal_spacing=0.12,
-                        vertical_spacing=0.24 / lines, subplot_titles=list(drawn))
+    fig = make_subplots(
+        rows=lines,
+        cols=columns,
+        shared_xaxes="all",
+        horizontal_spacing=0.12,
+        vertical_spacing=0.24 / lines,
+        subplot_titles=list(drawn),
+    )
     for place, (title, found) in enumerate(drawn.items()):
         row, col = divmod(place, columns)
         for number, key in enumerate(found):
             fig.add_scatter(
-                x=style.numbers(numbers), y=style.numbers(record.get(key) for record in records),
-                row=row + 1, col=col + 1, mode="lines+markers", connectgaps=True,
+                x=style.numbers(numbers),
+                y=style.numbers(record.get(key) for record in records),
+                row=row + 1,
+                col=col + 1,
+                mode="lines+markers",
+                connectgaps=True,
                 name=label(key.removesuffix("/mean").split("/", 1)[-1], 28),
-                legendgroup=title, legendgrouptitle_text=title, showlegend=len(found) > 1,
+                legendgroup=title,
+                legendgrouptitle_text=title,
+                showlegend=len(found) > 1,
                 meta={"panel": title},
                 line_color=CATEGORIES[number % len(CATEGORIES)],
                 marker={"symbol": MARKERS[number % len(MARKERS)], "size": 7},
@@ -68,16 +89,23 @@ def training_curves(
     fig.update_xaxes(title_text="update", row=lines)
     fig.update_annotations(font={"size": 13})
     third = len(records) // 3 or 1
-    first, last = ([record["reward"] for record in part if "reward" in record]
-                   for part in (records[:third], records[-third:]))
-    change = (f"Mean reward {style.mean(first):.3g} in the first third, "
-              f"{style.mean(last):.3g} in the last. "
-              if first and last else "")
+    first, last = (
+        [record["reward"] for record in part if "reward" in record]
+        for part in (records[:third], records[-third:])
+    )
+    change = (
+        f"Mean reward {style.mean(first):.3g} in the first third, "
+        f"{style.mean(last):.3g} in the last. "
+        if first and last
+        else ""
+    )
     dead = style.mean(record.get("frac_reward_zero_std") for record in records)
     idle = "" if dead is None else f"{dead:.0%} of the groups carried no gradient."
     return style.finish(
-        fig, "Training, update by update",
+        fig,
+        "Training, update by update",
         f"{change}{idle}".strip() or f"{len(records)} updates.",
         f"Small multiples over {len(records)} updates: {', '.join(drawn) or 'nothing logged'}.",
-        150 + 200 * lines, margin={"t": 84},
+        150 + 200 * lines,
+        margin={"t": 84},
     )

@@ -44,8 +44,11 @@ def _played(
     """Play (chunk, operation) pairs, then ask for (person, attribute, value, step that told it)."""
     questions = tuple(
         Question(
-            f"q-{number}", ATTRIBUTES[attribute].question.format(person=person), (value,),
-            DATA_SOURCE, evidence_steps=None if step is None else (step,),
+            f"q-{number}",
+            ATTRIBUTES[attribute].question.format(person=person),
+            (value,),
+            DATA_SOURCE,
+            evidence_steps=None if step is None else (step,),
         )
         for number, (person, attribute, value, step) in enumerate(asked, start=1)
     )
@@ -81,8 +84,12 @@ def toy() -> Trajectory:
             _update("Ana adopted dogs.", "1"),
             _insert("Perhaps Ana painted geese."),
         ],
-        [("Ana", "pet", "dogs", 4), ("Leo", "study", "law", 2), ("Leo", "home", "Oslo", None),
-         ("Ana", "study", "music", None)],
+        [
+            ("Ana", "pet", "dogs", 4),
+            ("Leo", "study", "law", 2),
+            ("Leo", "home", "Oslo", None),
+            ("Ana", "study", "music", None),
+        ],
         top_k=2,
     )
 
@@ -143,8 +150,12 @@ def disagreement(top_k: int = 2) -> Trajectory:
             _insert("Eva feeds goats."),
             ("Buses left for Oslo.", Operation("DELETE", item_id="7")),
         ],
-        [("Mia", "home", "Rome", 4), ("Ben", "pet", "dogs", 5), ("Leo", "study", "optics", 6),
-         ("Eva", "pet", "goats", 8)],
+        [
+            ("Mia", "home", "Rome", 4),
+            ("Ben", "pet", "dogs", 5),
+            ("Leo", "study", "optics", 6),
+            ("Eva", "pet", "goats", 8),
+        ],
         top_k=top_k,
     )
 
@@ -157,7 +168,8 @@ def story(trajectory: Trajectory) -> str:
     step 3  INSERT item 3: Mia settled near Rome.
     """
     lines = [
-        f"step {step.step}  {deed}" for step in trajectory.steps
+        f"step {step.step}  {deed}"
+        for step in trajectory.steps
         for deed in map(_deed, step.outcomes or (None,))
     ]
     for answered in trajectory.questions:

@@ -36,7 +36,10 @@ LESSON_BETA = 0.25
 """beta of the second exercise; not the default, so that it has to be used."""
 
 LESSON_GROUP: tuple[tuple[float | None, ...], ...] = (
-    (0.9, 0.2), (0.5, 0.2), (None, 0.2), (0.1, 0.2),
+    (0.9, 0.2),
+    (0.5, 0.2),
+    (None, 0.2),
+    (0.1, 0.2),
 )
 """Rewards of the fourth exercise: four rollouts, two steps."""
 
@@ -58,7 +61,8 @@ class Revelation:
     def _repr_html_(self) -> str:
         summary = (
             "No prediction yet. Write yours above and run again, or open to see."
-            if self.predicted is None else f"You predicted {_shown(self.predicted)}."
+            if self.predicted is None
+            else f"You predicted {_shown(self.predicted)}."
         )
         return (
             f"<details{'' if self.predicted is None else ' open'}>"
@@ -139,7 +143,9 @@ def _evidence() -> Exercise:
 
     whole = [
         math.fsum(
-            answered.score / n for answered in case.questions for item in answered.retrieved
+            answered.score / n
+            for answered in case.questions
+            for item in answered.retrieved
             if item.steps[-1] == step
         )
         for step in range(1, steps + 1)
@@ -148,24 +154,47 @@ def _evidence() -> Exercise:
         case, questions=tuple(replace(answered, score=1.0) for answered in case.questions)
     )
     return Exercise(
-        right, "step", (outcome, "r_global"),
+        right,
+        "step",
+        (outcome, "r_global"),
         (
-            (under(credited="used"), "you share a question's score among the items the agent used; "
-             "the rule shares it among all that were retrieved."),
-            (under(attribution="creation"), "an updated item speaks for the step that created it "
-             "in your answer; look up which of its writes phi(m) names."),
-            (under(attribution="lineage"), "you divide an updated item's share among all its "
-             "writes; phi(m) is one step."),
-            ([n * part for part in right], "every question counts as if it were the only one; "
-             "what does the formula divide by beside |M_j|?"),
-            ([n * part / scored for part in right], "n counts the questions that were scored, not "
-             "only those that were answered right."),
-            (whole, "every retrieved item gets the whole score of its question; share it among "
-             "them."),
-            (evidence_contribution(all_right), "you credit retrieval; a question pays out its "
-             "score s_j, so look at the scores again."),
-            ([outcome / steps] * steps, "that is the even split of the outcome; evidence goes to "
-             "the steps that wrote what was retrieved."),
+            (
+                under(credited="used"),
+                "you share a question's score among the items the agent used; "
+                "the rule shares it among all that were retrieved.",
+            ),
+            (
+                under(attribution="creation"),
+                "an updated item speaks for the step that created it "
+                "in your answer; look up which of its writes phi(m) names.",
+            ),
+            (
+                under(attribution="lineage"),
+                "you divide an updated item's share among all its writes; phi(m) is one step.",
+            ),
+            (
+                [n * part for part in right],
+                "every question counts as if it were the only one; "
+                "what does the formula divide by beside |M_j|?",
+            ),
+            (
+                [n * part / scored for part in right],
+                "n counts the questions that were scored, not only those that were answered right.",
+            ),
+            (
+                whole,
+                "every retrieved item gets the whole score of its question; share it among them.",
+            ),
+            (
+                evidence_contribution(all_right),
+                "you credit retrieval; a question pays out its "
+                "score s_j, so look at the scores again.",
+            ),
+            (
+                [outcome / steps] * steps,
+                "that is the even split of the outcome; evidence goes to "
+                "the steps that wrote what was retrieved.",
+            ),
         ),
         "evidence pays the writer of every retrieved item, needed or not.",
     )
@@ -180,22 +209,36 @@ def _eara() -> Exercise:
         return eara_rewards(case, RewardSettings(**{"beta": beta, **choice}))
 
     return Exercise(
-        under(), "step", (outcome, "r_global"),
+        under(),
+        "step",
+        (outcome, "r_global"),
         (
             (under(beta=1 - beta), "beta and 1 - beta have changed places."),
-            (under(beta=RewardSettings().beta), "you used the default of beta, not the one that "
-             "is asked for."),
-            ([(1 - beta) * outcome + beta * part for part in evidence], "every step gets the whole "
-             "even part; it is divided by the number of steps T."),
+            (
+                under(beta=RewardSettings().beta),
+                "you used the default of beta, not the one that is asked for.",
+            ),
+            (
+                [(1 - beta) * outcome + beta * part for part in evidence],
+                "every step gets the whole even part; it is divided by the number of steps T.",
+            ),
             (evidence, "that is the evidence alone; mix it with the even split."),
             ([outcome / steps] * steps, "that is the even split alone; mix it with the evidence."),
             ([beta * part for part in evidence], "the even part is missing."),
-            ([outcome / steps + part for part in evidence], "the two parts are added without "
-             "their weights."),
-            (under(credited="used"), "your evidence goes to the items the agent used; the rule "
-             "takes all that were retrieved."),
-            (under(attribution="creation"), "your evidence for an updated item goes to the step "
-             "that created it; look up phi(m)."),
+            (
+                [outcome / steps + part for part in evidence],
+                "the two parts are added without their weights.",
+            ),
+            (
+                under(credited="used"),
+                "your evidence goes to the items the agent used; the rule "
+                "takes all that were retrieved.",
+            ),
+            (
+                under(attribution="creation"),
+                "your evidence for an updated item goes to the step "
+                "that created it; look up phi(m).",
+            ),
         ),
         "the mix keeps the sum for every beta, because both parts have it.",
     )
@@ -207,21 +250,34 @@ def _conservation() -> Exercise:
     paid = math.fsum(eara_rewards(case, settings))
     lost = outcome - paid
     return Exercise(
-        [lost], "question", None,
+        [lost],
+        "question",
+        None,
         (
-            ([0.0], "with \"spread\" nothing is lost; with \"drop\" a question without a "
-             "retrieved item pays no evidence."),
+            (
+                [0.0],
+                'with "spread" nothing is lost; with "drop" a question without a '
+                "retrieved item pays no evidence.",
+            ),
             ([paid], "that is what the steps still get; asked is what is missing."),
-            ([1 / n], "only the evidence part of the reward can be lost; the even part is paid "
-             "as before."),
+            (
+                [1 / n],
+                "only the evidence part of the reward can be lost; the even part is paid "
+                "as before.",
+            ),
             ([settings.beta], "the question is one of several; r_global is a mean over them."),
-            ([1.0], "that is the score of the question; how much of r_global is it, and which "
-             "part of that follows the evidence?"),
-            ([settings.beta * outcome], "that is the evidence part of all questions; only one of "
-             "them has no item."),
+            (
+                [1.0],
+                "that is the score of the question; how much of r_global is it, and which "
+                "part of that follows the evidence?",
+            ),
+            (
+                [settings.beta * outcome],
+                "that is the evidence part of all questions; only one of them has no item.",
+            ),
             ([outcome], "that is r_global, all of it."),
         ),
-        "a reward nobody gets; \"spread\" gives it to all steps instead.",
+        'a reward nobody gets; "spread" gives it to all steps instead.',
     )
 
 
@@ -235,8 +291,9 @@ def _advantages() -> Exercise:
 
     zeroed = [[0.0 if reward is None else reward] for reward in rewards]
     own = [
-        None if row[0] is None else (row[0] - statistics.fmean(row)) / (statistics.stdev(row)
-                                                                        + EPSILON)
+        None
+        if row[0] is None
+        else (row[0] - statistics.fmean(row)) / (statistics.stdev(row) + EPSILON)
         for row in LESSON_GROUP
     ]
 
@@ -244,23 +301,41 @@ def _advantages() -> Exercise:
         return [None if reward is None else change(reward) for reward in rewards]
 
     return Exercise(
-        at_step_one(LESSON_GROUP), "rollout", (0.0, "0, as deviations from a mean do"),
+        at_step_one(LESSON_GROUP),
+        "rollout",
+        (0.0, "0, as deviations from a mean do"),
         (
-            (at_step_one(LESSON_GROUP, "none"), "the mean is taken off, but nothing is divided "
-             "by the standard deviation."),
-            (at_step_one(LESSON_GROUP, "batch"), "you divide by the standard deviation of all "
-             "rewards; the group is one step."),
-            (each(lambda reward: (reward - mean) / statistics.pstdev(known)), "you divide the "
-             "squares by the number of rewards; the estimator here is the unbiased one."),
-            (each(lambda reward: reward / std), "you divide by the standard deviation, but the "
-             "mean is still in."),
+            (
+                at_step_one(LESSON_GROUP, "none"),
+                "the mean is taken off, but nothing is divided by the standard deviation.",
+            ),
+            (
+                at_step_one(LESSON_GROUP, "batch"),
+                "you divide by the standard deviation of all rewards; the group is one step.",
+            ),
+            (
+                each(lambda reward: (reward - mean) / statistics.pstdev(known)),
+                "you divide the "
+                "squares by the number of rewards; the estimator here is the unbiased one.",
+            ),
+            (
+                each(lambda reward: reward / std),
+                "you divide by the standard deviation, but the mean is still in.",
+            ),
             (rewards, "these are the rewards themselves."),
-            (at_step_one(zeroed), "the unmeasured reward counts as a zero in your mean; None is "
-             "not a number."),
-            ([0.0 if value is None else value for value in at_step_one(LESSON_GROUP)], "a reward "
-             "that was not measured has no advantage either, not even the average one."),
-            (own, "you compare a rollout's steps with each other; the group is all rollouts at "
-             "one step."),
+            (
+                at_step_one(zeroed),
+                "the unmeasured reward counts as a zero in your mean; None is not a number.",
+            ),
+            (
+                [0.0 if value is None else value for value in at_step_one(LESSON_GROUP)],
+                "a reward that was not measured has no advantage either, not even the average one.",
+            ),
+            (
+                own,
+                "you compare a rollout's steps with each other; the group is all rollouts at "
+                "one step.",
+            ),
         ),
         "and step 2, where all rollouts earned the same, gives no gradient at all.",
     )
@@ -273,18 +348,30 @@ def _contribution() -> Exercise:
     n = len(case.questions)
     holders = [
         sum(answered.question.answers[0] in item.content for answered in case.questions) / n
-        for step in case.steps for item in step.delta.written
+        for step in case.steps
+        for item in step.delta.written
     ]
     used = evidence_contribution(case, RewardSettings(credited="used"))
     return Exercise(
-        right, "step", None,
+        right,
+        "step",
+        None,
         (
-            (evidence_contribution(case), "that is each record's share of the score; asked is what "
-             "the score loses when the record is taken away."),
-            (evidence_shapley(case, agent=agent), "that is the mean over all orders in which the "
-             "records could come; take one away from all that were retrieved."),
-            (used, "you credit the record that was used; without it the reader reads what is left, "
-             "and may find the answer there."),
+            (
+                evidence_contribution(case),
+                "that is each record's share of the score; asked is what "
+                "the score loses when the record is taken away.",
+            ),
+            (
+                evidence_shapley(case, agent=agent),
+                "that is the mean over all orders in which the "
+                "records could come; take one away from all that were retrieved.",
+            ),
+            (
+                used,
+                "you credit the record that was used; without it the reader reads what is left, "
+                "and may find the answer there.",
+            ),
             ([n * part for part in right], "the question is one of two; divide by n."),
             (holders, "you took both copies away at once; take one and leave the other."),
         ),
@@ -323,8 +410,10 @@ def check_exercise(name: str, answer: Any) -> Verdict:
     exercise = EXERCISES[name]()
     numbers, problem = _numbers(answer, exercise)
     problem = problem or _diagnosis(numbers, exercise)
-    return Verdict(False, f"Not yet: {problem}") if problem else Verdict(
-        True, f"Right: {exercise.praise}"
+    return (
+        Verdict(False, f"Not yet: {problem}")
+        if problem
+        else Verdict(True, f"Right: {exercise.praise}")
     )
 
 
@@ -362,20 +451,26 @@ def _diagnosis(answer: Answer, exercise: Exercise) -> str | None:
         if _same(answer, wrong):
             return mistake
     if [value is None for value in answer] != [value is None for value in right]:
-        return ("None stands where nothing could be measured, and only there; look at what could "
-                "be measured.")
+        return (
+            "None stands where nothing could be measured, and only there; look at what could "
+            "be measured."
+        )
     ours = [value for value in answer if value is not None]
     exact = [value for value in right if value is not None]
     if _same([-value for value in ours], exact):
         return "the sign is the wrong way round."
     if len(ours) > 1:
         if _is_standardised(ours) and not _is_standardised(exact):
-            return ("these numbers have mean 0 and standard deviation 1: you standardised them, "
-                    "which only advantages are.")
+            return (
+                "these numbers have mean 0 and standard deviation 1: you standardised them, "
+                "which only advantages are."
+            )
         size = math.fsum(map(abs, ours)) / (math.fsum(map(abs, exact)) or 1)
         if size and _same([value / size for value in ours], exact):
-            return ("the numbers stand in the right proportion to each other, but have the wrong "
-                    "size; check what you divide by.")
+            return (
+                "the numbers stand in the right proportion to each other, but have the wrong "
+                "size; check what you divide by."
+            )
         if _same(sorted(ours), sorted(exact)):
             return f"the right numbers, but not all of them at the right {exercise.per}."
     if min(ours) < -TOLERANCE and min(exact) >= 0:

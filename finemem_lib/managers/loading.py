@@ -30,7 +30,13 @@ MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
 settings name none; the tiny manager has its own."""
 
 TARGET_MODULES = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
 )
 """Every linear layer of a Qwen3's or Llama's block gets an adapter."""
 
@@ -87,8 +93,13 @@ class ModelSettings:
         hints = get_type_hints(type(self))
         for name in ("loader", "precision", "memory_rule", "chunk_rule", "operations_as"):
             self._check(name, get_args(hints[name]), getattr(self, name) in get_args(hints[name]))
-        for name, least in (("lora_rank", 0), ("lora_alpha", 1), ("max_prompt_tokens", 1),
-                            ("max_new_tokens", 1), ("batch_size", 1)):
+        for name, least in (
+            ("lora_rank", 0),
+            ("lora_alpha", 1),
+            ("max_prompt_tokens", 1),
+            ("max_new_tokens", 1),
+            ("batch_size", 1),
+        ):
             value = getattr(self, name)
             default = name != "lora_rank" and value is None
             whole = type(value) is int and value >= least
@@ -119,9 +130,7 @@ class ModelSettings:
         import torch
 
         stored = {value.dtype for value in model.parameters()}
-        half = (
-            self.precision != "auto" or self.loader == "unsloth" or torch.bfloat16 in stored
-        )
+        half = self.precision != "auto" or self.loader == "unsloth" or torch.bfloat16 in stored
         return {
             "bf16": half and torch.cuda.is_available(),
             "gradient_checkpointing": self.gradient_checkpointing and self.loader != "unsloth",
@@ -243,8 +252,11 @@ def load_model(
     return model, tokenizer
 
 
-VLLM_HAS_NO_ROOM = ("Free memory on device", "No available memory for the cache blocks",
-                    "larger than the available KV cache memory")
+VLLM_HAS_NO_ROOM = (
+    "Free memory on device",
+    "No available memory for the cache blocks",
+    "larger than the available KV cache memory",
+)
 """How vLLM says, as it starts, that a card is too small for its share or its share for a cache."""
 
 
@@ -304,7 +316,10 @@ def _held_adapter(folder: Path) -> dict[str, Any] | None:
 
 
 def _with_transformers(
-    source: str, revision: str | None, held: dict[str, Any] | None, settings: ModelSettings,
+    source: str,
+    revision: str | None,
+    held: dict[str, Any] | None,
+    settings: ModelSettings,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
@@ -340,14 +355,14 @@ def _weights(precision: Precision) -> dict[str, Any]:
     if precision != "4bit":
         return {"dtype": "auto" if precision == "auto" else torch.bfloat16}
     if not torch.cuda.is_available():
-        raise RuntimeError(
-            "precision 4bit needs a CUDA device and there is none; use bf16 or auto"
-        )
+        raise RuntimeError("precision 4bit needs a CUDA device and there is none; use bf16 or auto")
     from transformers import BitsAndBytesConfig
 
     try:
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     except ImportError as error:
@@ -361,14 +376,21 @@ def _weights(precision: Precision) -> dict[str, Any]:
 def _lora(settings: ModelSettings) -> dict[str, Any]:
     """Return what peft and Unsloth are both told of a new adapter."""
     return {
-        "r": settings.lora_rank, "lora_alpha": settings.lora_alpha or 2 * settings.lora_rank,
-        "target_modules": list(TARGET_MODULES), "lora_dropout": 0.0, "bias": "none",
-        "use_rslora": False, "init_lora_weights": True,
+        "r": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha or 2 * settings.lora_rank,
+        "target_modules": list(TARGET_MODULES),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "init_lora_weights": True,
     }
 
 
 def _with_unsloth(
-    source: str, revision: str | None, held: dict[str, Any] | None, settings: ModelSettings,
+    source: str,
+    revision: str | None,
+    held: dict[str, Any] | None,
+    settings: ModelSettings,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     unsloth = import_unsloth()
@@ -398,7 +420,10 @@ def _with_unsloth(
     )
     if not held and settings.lora_rank:
         model = unsloth.FastLanguageModel.get_peft_model(
-            model, **_lora(settings), use_gradient_checkpointing=checkpointing, random_state=seed,
+            model,
+            **_lora(settings),
+            use_gradient_checkpointing=checkpointing,
+            random_state=seed,
             loftq_config={},
         )
     return model, tokenizer

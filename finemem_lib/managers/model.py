@@ -69,8 +69,11 @@ class ModelManager:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**self.builder.settings, "max_new_tokens": self.max_new_tokens,
-                "temperature": self.temperature}
+        return {
+            **self.builder.settings,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+        }
 
     @property
     def commit(self) -> str | None:
@@ -103,9 +106,12 @@ class ModelManager:
             for start in range(0, len(prompts), self.batch_size):
                 batch = prompts[start : start + self.batch_size]
                 ids, logprobs = self.sample(
-                    self.model, [prompt.ids for prompt in batch],
-                    max_new_tokens=self.max_new_tokens, temperature=self.temperature,
-                    pad_token_id=self.tokenizer.pad_token_id, end_token_ids=self._end_token_ids(),
+                    self.model,
+                    [prompt.ids for prompt in batch],
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.temperature,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    end_token_ids=self._end_token_ids(),
                     seed=stable_seed(seed, start),
                 )
                 completions += self.builder.complete(batch, ids, logprobs)
@@ -162,9 +168,13 @@ def load_manager(
         "batch_size": model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
     }
     return ModelManager(
-        loaded, tokenizer, builder, name=Path(folder or path_or_name).name,
+        loaded,
+        tokenizer,
+        builder,
+        name=Path(folder or path_or_name).name,
         max_new_tokens=model.max_new_tokens or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
-        loaded_as=model, **(own | settings),
+        loaded_as=model,
+        **(own | settings),
     )
 
 

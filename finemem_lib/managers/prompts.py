@@ -60,7 +60,8 @@ when nothing is worth storing.
 {_MATERIAL}"""
 
 ENDS: dict[OperationsAs, str] = {
-    "json": "Operations as a JSON list:", "tools": "Operations as function calls:",
+    "json": "Operations as a JSON list:",
+    "tools": "Operations as function calls:",
 }
 """The last line of a prompt."""
 
@@ -170,7 +171,8 @@ class PromptBuilder:
             else:
                 chosen.popitem()
         return Prompt(
-            text, tuple(ids),
+            text,
+            tuple(ids),
             {f"#{place}": item.item_id for place, item in enumerate(shown)},
             truncated_tokens=max(0, chunk_tokens - limit),
             omitted_items=len(observation.items) - len(shown),
@@ -203,9 +205,7 @@ class PromptBuilder:
             take([*(by_id[item_id] for item_id, _ in found), *reversed(items)], room)
         return chosen, room - used
 
-    def parse(
-        self, completion: str, prompt: Prompt
-    ) -> tuple[Operation | InvalidOperation, ...]:
+    def parse(self, completion: str, prompt: Prompt) -> tuple[Operation | InvalidOperation, ...]:
         """Read a completion's operations and put the items' real ids in place of the aliases.
 
         An id that the prompt did not show is an `InvalidOperation`, also where an item of that
@@ -233,8 +233,14 @@ class PromptBuilder:
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         return [
             Completion(
-                text, self.parse(text, prompt), prompt.text, prompt.ids, tuple(ids),
-                None if row is None else tuple(row), prompt.truncated_tokens, prompt.omitted_items,
+                text,
+                self.parse(text, prompt),
+                prompt.text,
+                prompt.ids,
+                tuple(ids),
+                None if row is None else tuple(row),
+                prompt.truncated_tokens,
+                prompt.omitted_items,
             )
             for text, prompt, ids, row in zip(
                 texts, prompts, completion_ids, logprobs or [None] * len(prompts), strict=True
@@ -252,10 +258,13 @@ class PromptBuilder:
         instruction = INSTRUCTION if self.operations_as == "json" else TOOLS_INSTRUCTION
         return [
             {"role": "system", "content": instruction},
-            {"role": "user", "content": (
-                f"<memory>\n{memory}</memory>\n\n<chunk>\n{chunk}\n</chunk>\n\n"
-                f"{ENDS[self.operations_as]}"
-            )},
+            {
+                "role": "user",
+                "content": (
+                    f"<memory>\n{memory}</memory>\n\n<chunk>\n{chunk}\n</chunk>\n\n"
+                    f"{ENDS[self.operations_as]}"
+                ),
+            },
         ]
 
     def _readable_tokens(self, chunk: str) -> int:
@@ -264,7 +273,9 @@ class PromptBuilder:
 
     def _render(self, lines: Sequence[str], chunk: str) -> str:
         return self.tokenizer.apply_chat_template(
-            self._messages(lines, chunk), tokenize=False, add_generation_prompt=True,
+            self._messages(lines, chunk),
+            tokenize=False,
+            add_generation_prompt=True,
             tools=OPERATION_TOOLS if self.operations_as == "tools" else None,
             enable_thinking=False,
             date_string="26 Jul 2024",  # Llama's template would write today's into every prompt
@@ -277,20 +288,18 @@ class PromptBuilder:
         return len(self._encode(text))
 
     def _plain(self, text: str) -> str:
-        return self._special.sub(
-            lambda match: f"{match[0][0]} {match[0][1:]}", clean_text(text)
-        )
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", clean_text(text))
 
     def _cut(self, chunk: str, limit: int) -> str:
         """Return what the rule keeps of a chunk longer than `limit` tokens."""
         if limit <= 0:
             return ""
-        offsets = self.tokenizer(
-            chunk, add_special_tokens=False, return_offsets_mapping=True
-        )["offset_mapping"]
+        offsets = self.tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
         tail = limit // 2 if self.chunk_rule == "head+tail" else 0
         head = chunk[: offsets[limit - tail - 1][1]]
-        return head + CUT + chunk[offsets[-tail][0]:] if tail else head
+        return head + CUT + chunk[offsets[-tail][0] :] if tail else head
 
 
 class CompactPromptBuilder(PromptBuilder):
@@ -331,8 +340,11 @@ def prompt_builder(
         ValueError: `max_prompt_tokens` leaves no room, or the tiny manager is to call tools.
     """
     settings = settings or ModelSettings()
-    rules = {"memory_rule": settings.memory_rule, "chunk_rule": settings.chunk_rule,
-             "operations_as": settings.operations_as}
+    rules = {
+        "memory_rule": settings.memory_rule,
+        "chunk_rule": settings.chunk_rule,
+        "operations_as": settings.operations_as,
+    }
     if tokenizer.init_kwargs.get("prompt_layout") == "compact":
         if settings.operations_as != "json":
             raise ValueError(

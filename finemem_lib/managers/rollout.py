@@ -169,27 +169,30 @@ class LockstepRollouts:
             step = len(one.steps) + 1
             outcomes, delta = one.memory.apply(completion.operations, step)
             one.retriever.update(delta)
-            one.steps.append(Step(
-                step=step,
-                chunk=one.instance.chunks[step - 1],
-                completion=clean_text(completion.text),
-                outcomes=outcomes,
-                delta=delta,
-                memory_tokens=one.memory.tokens,
-                prompt=None if completion.prompt is None else clean_text(completion.prompt),
-                prompt_ids=completion.prompt_ids,
-                completion_ids=completion.completion_ids,
-                logprobs=completion.logprobs,
-                prompt_truncated_tokens=completion.truncated_tokens,
-                prompt_omitted_items=completion.omitted_items,
-            ))
+            one.steps.append(
+                Step(
+                    step=step,
+                    chunk=one.instance.chunks[step - 1],
+                    completion=clean_text(completion.text),
+                    outcomes=outcomes,
+                    delta=delta,
+                    memory_tokens=one.memory.tokens,
+                    prompt=None if completion.prompt is None else clean_text(completion.prompt),
+                    prompt_ids=completion.prompt_ids,
+                    completion_ids=completion.completion_ids,
+                    logprobs=completion.logprobs,
+                    prompt_truncated_tokens=completion.truncated_tokens,
+                    prompt_omitted_items=completion.omitted_items,
+                )
+            )
         asked = [
-            one for one in live
+            one
+            for one in live
             if self.settings.ask_chunk_questions and one.instance.chunk_questions
         ]
-        answers = self._ask([
-            (one, one.instance.chunk_questions[len(one.steps) - 1]) for one in asked
-        ])
+        answers = self._ask(
+            [(one, one.instance.chunk_questions[len(one.steps) - 1]) for one in asked]
+        )
         for one, answered in zip(asked, answers, strict=True):
             one.steps[-1] = dataclasses.replace(one.steps[-1], chunk_questions=answered)
 

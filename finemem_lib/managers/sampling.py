@@ -57,8 +57,12 @@ def sample_completions(
     with torch.no_grad():
         for _ in range(max_new_tokens):
             output = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float() / (temperature or 1.0)
@@ -116,8 +120,11 @@ def generate_completions(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         made = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
-            pad_token_id=pad_token_id, eos_token_id=sorted(end_token_ids) or None,
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_token_id,
+            eos_token_id=sorted(end_token_ids) or None,
             suppress_tokens=None if pad_token_id in end_token_ids else [pad_token_id],
             **(how if temperature > 0 else {"do_sample": False}),
         )

@@ -111,7 +111,9 @@ class Oracle(ScriptedManager):
         held = {item.content: item.item_id for item in observation.items}
         slots = {
             (fact["person"], fact["attribute"]): held[fact["sentence"]]
-            for facts in earlier for fact in facts if fact["sentence"] in held
+            for facts in earlier
+            for fact in facts
+            if fact["sentence"] in held
         }
         updates, inserts = [], []
         for fact in new:
@@ -158,13 +160,18 @@ class KeywordManager(ScriptedManager):
         found = _units(observation.chunk)
         words = [[word.strip(_PUNCTUATION) for word in unit.split()] for unit in found]
         names = {
-            word for unit_words in words for word in unit_words[1:]
+            word
+            for unit_words in words
+            for word in unit_words[1:]
             if word[:1].isupper() and word.split("'")[0] != "I"
         }
-        return _inserts([
-            unit for unit, unit_words in zip(found, words, strict=True)
-            if not names.isdisjoint(unit_words) or any(letter.isdigit() for letter in unit)
-        ])
+        return _inserts(
+            [
+                unit
+                for unit, unit_words in zip(found, words, strict=True)
+                if not names.isdisjoint(unit_words) or any(letter.isdigit() for letter in unit)
+            ]
+        )
 
 
 _PUNCTUATION = ".,;:!?()[]\"'“”‘’<>"

@@ -49,8 +49,12 @@ _SPACE = "\u2581"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
-    + OPERATIONS + "{{ message['content'] }}" + EOS
-    + "{% else %}" + BOS + "{{ message['content'] }}{% endif %}"
+    + OPERATIONS
+    + "{{ message['content'] }}"
+    + EOS
+    + "{% else %}"
+    + BOS
+    + "{{ message['content'] }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}" + OPERATIONS + "{% endif %}"
 )
@@ -81,20 +85,33 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         for number, token in enumerate(vocabulary())
     }
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(),
-        pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=False),
-    ])
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Fuse(), decoders.Replace(f':"{_SPACE}', ':"'), decoders.Replace(_SPACE, " "),
-    ])
-    tokenizer.add_tokens([
-        AddedToken(token, normalized=False, special=token in special) for token in unspaced
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Fuse(),
+            decoders.Replace(f':"{_SPACE}', ':"'),
+            decoders.Replace(_SPACE, " "),
+        ]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False, special=token in special) for token in unspaced]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, bos_token=BOS, eos_token=EOS,
-        chat_template=_CHAT_TEMPLATE, padding_side="left", clean_up_tokenization_spaces=False,
-        model_max_length=MAX_PROMPT_TOKENS + MAX_NEW_TOKENS, prompt_layout="compact",
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=EOS,
+        chat_template=_CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_PROMPT_TOKENS + MAX_NEW_TOKENS,
+        prompt_layout="compact",
     )
 
 
@@ -108,10 +125,19 @@ def tiny_config() -> Qwen3Config:
 
     tokens = vocabulary()
     return Qwen3Config(
-        vocab_size=len(tokens), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, initializer_range=0.05,
-        tie_word_embeddings=True, pad_token_id=tokens.index(PAD), bos_token_id=tokens.index(BOS),
+        vocab_size=len(tokens),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        pad_token_id=tokens.index(PAD),
+        bos_token_id=tokens.index(BOS),
         eos_token_id=tokens.index(EOS),
     )
 

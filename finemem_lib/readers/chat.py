@@ -115,8 +115,15 @@ class ChatSettings:
     def identity(self) -> str:
         """Everything the replies depend on beside the messages, as JSON. Where the model runs is
         left out, so that it may move: different weights need different names."""
-        names = ("kind", "model", "temperature", "max_tokens", "seed", "chat_template_kwargs",
-                 "schema")
+        names = (
+            "kind",
+            "model",
+            "temperature",
+            "max_tokens",
+            "seed",
+            "chat_template_kwargs",
+            "schema",
+        )
         return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
 
     @property
@@ -157,8 +164,12 @@ def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
     except ValidationError as error:
         # Values are not shown: one of them may be a key in the wrong place.
         found = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, entry["loc"])),
-                                    entry["msg"].removeprefix("Value error, "))))
+            ": ".join(
+                filter(
+                    None,
+                    (".".join(map(str, entry["loc"])), entry["msg"].removeprefix("Value error, ")),
+                )
+            )
             for entry in error.errors(include_url=False, include_input=False)
         )
     names = ", ".join(one.name for one in dataclasses.fields(ChatSettings))
@@ -242,7 +253,8 @@ class Chat:
         called: set[str] = set()
         for round_ in range(1, ROUNDS + 1):
             new = [
-                Call(key, round_, messages, structure) for key, messages in open_.items()
+                Call(key, round_, messages, structure)
+                for key, messages in open_.items()
                 if self.memo.get(key, round_) is None
             ]
             if new:
@@ -283,8 +295,11 @@ class Chat:
         return answer
 
     def _key(self, messages: Messages, structure: type | None) -> str:
-        asked = [self.settings.identity, [dict(one) for one in messages],
-                 json_schema(structure) if structure else None]
+        asked = [
+            self.settings.identity,
+            [dict(one) for one in messages],
+            json_schema(structure) if structure else None,
+        ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def _seed(self, call: Call) -> int | None:

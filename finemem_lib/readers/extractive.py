@@ -36,9 +36,7 @@ MAX_SENTENCE_WORDS = 60
 
 _NAME = r"[A-Z][\w'’-]*(?:(?: (?:of|the|de|du|la|van|von|der))? [A-Z][\w'’-]*)*"
 
-_MONTH = (
-    "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-)
+_MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 
 _NUMERAL = (
     "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
@@ -48,23 +46,27 @@ _NUMERAL = (
 _TYPES: tuple[tuple[re.Pattern[str], tuple[re.Pattern[str], ...]], ...] = (
     (
         re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|month|day|century|decade)\b"),
-        (re.compile(
-            rf"\b((?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}})?(?:,? \d{{4}})?|\d{{3,4}}s?|"
-            r"\d{1,2}(?:st|nd|rd|th) century|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|"
-            r"yesterday|today|tonight|last (?:night|week|month|year))\b"
-        ),),
+        (
+            re.compile(
+                rf"\b((?:\d{{1,2}} )?{_MONTH}(?: \d{{1,2}})?(?:,? \d{{4}})?|\d{{3,4}}s?|"
+                r"\d{1,2}(?:st|nd|rd|th) century|(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|"
+                r"yesterday|today|tonight|last (?:night|week|month|year))\b"
+            ),
+        ),
     ),
     (
         re.compile(
             r"\bhow (?:many|much|old|long|far|tall|large|big|high)\b|"
             r"\b(?:what|which) (?:percentage|percent|number|amount|age)\b"
         ),
-        (re.compile(
-            r"([$£€]?\b\d(?:[\d,.]*\d)?%?(?:st|nd|rd|th)?"
-            r"(?: (?:percent|hundred|thousand|million|billion|trillion))?|"
-            rf"\b{_NUMERAL}(?:[ -]{_NUMERAL})*\b)",
-            re.IGNORECASE,
-        ),),
+        (
+            re.compile(
+                r"([$£€]?\b\d(?:[\d,.]*\d)?%?(?:st|nd|rd|th)?"
+                r"(?: (?:percent|hundred|thousand|million|billion|trillion))?|"
+                rf"\b{_NUMERAL}(?:[ -]{_NUMERAL})*\b)",
+                re.IGNORECASE,
+            ),
+        ),
     ),
     (re.compile(r"\bwho(?:m|se)?\b"), (re.compile(rf"\b({_NAME})"),)),
     (
@@ -146,9 +148,9 @@ class ExtractiveReader:
 
     @property
     def settings(self) -> str:
-        return json.dumps([
-            self.name, self.answer, self.min_support, self.summary_words, self.synonyms
-        ])
+        return json.dumps(
+            [self.name, self.answer, self.min_support, self.summary_words, self.synonyms]
+        )
 
     def query(self, question: str, data_source: str) -> str:
         r"""Return what to ask retrieval: for labelled sources the bare sentence, else the question
@@ -193,9 +195,13 @@ class ExtractiveReader:
         weight = _rarity(len(examples), Counter(word for *_, terms in examples for word in terms))
         voters = sorted(
             (
-                (math.fsum(map(weight, asked & terms))
-                 / math.sqrt(rank * math.fsum(map(weight, terms)) or 1),
-                 -rank, item_id, label)
+                (
+                    math.fsum(map(weight, asked & terms))
+                    / math.sqrt(rank * math.fsum(map(weight, terms)) or 1),
+                    -rank,
+                    item_id,
+                    label,
+                )
                 for rank, item_id, label, terms in examples
             ),
             key=lambda voter: voter[:2],

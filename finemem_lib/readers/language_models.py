@@ -191,8 +191,14 @@ class ModelTeacher:
         [written] = self._ask([chunk_text])
         questions = written.questions[: self.number] if written else []
         return [
-            Question(f"{self.name}-{step}-{number}", one.question.strip(), (one.answer.strip(),),
-                     source, step, (step,))
+            Question(
+                f"{self.name}-{step}-{number}",
+                one.question.strip(),
+                (one.answer.strip(),),
+                source,
+                step,
+                (step,),
+            )
             for number, one in enumerate(questions, start=1)
             if one.question.strip() and one.answer.strip()
         ]
@@ -229,13 +235,16 @@ class ModelJudge:
         Raises:
             ModelError: the model could not be asked.
         """
-        return self._judge([
-            self._answer.messages(
-                question=one.question.text, answer="\nor: ".join(one.question.answers),
-                reply=one.answer,
-            )
-            for one in answered
-        ])
+        return self._judge(
+            [
+                self._answer.messages(
+                    question=one.question.text,
+                    answer="\nor: ".join(one.question.answers),
+                    reply=one.answer,
+                )
+                for one in answered
+            ]
+        )
 
     def contents(self, contents: Sequence[str]) -> list[float | None]:
         """Judge what was written to the memory, each entry on its own.
@@ -257,14 +266,17 @@ def judged(trajectories: Sequence[Trajectory], judge: ModelJudge) -> list[Trajec
     Raises:
         ModelError: the model could not be asked.
     """
+
     def needs_judge(one: AnsweredQuestion) -> bool:
         unscored = one.score is None and metric_for(one.question.data_source) == "unscored"
         return bool(unscored and one.answer and one.question.answers)
 
     asked = [
-        one for trajectory in trajectories
+        one
+        for trajectory in trajectories
         for answered in (trajectory.questions, *(s.chunk_questions for s in trajectory.steps))
-        for one in answered if needs_judge(one)
+        for one in answered
+        if needs_judge(one)
     ]
     verdicts = iter(judge.answers(asked))
 
@@ -323,11 +335,13 @@ def reader_settings(options: Mapping[str, Any]) -> tuple[ChatSettings, bool]:
 
 
 def _settings(chat: Chat, *prompts: Prompt, **more: Any) -> str:
-    return json.dumps({
-        "chat": json.loads(chat.settings.identity),
-        "prompts": [prompt.identity for prompt in prompts],
-        **more,
-    })
+    return json.dumps(
+        {
+            "chat": json.loads(chat.settings.identity),
+            "prompts": [prompt.identity for prompt in prompts],
+            **more,
+        }
+    )
 
 
 def _shown(task: ReadingTask) -> list[tuple[str, str]]:
@@ -354,6 +368,7 @@ def _written(step: Step) -> list[str | None]:
     """Return what each operation of a step wrote, `None` for one that wrote nothing."""
     return [
         outcome.operation.content
-        if outcome.applied and outcome.operation and outcome.operation.content else None
+        if outcome.applied and outcome.operation and outcome.operation.content
+        else None
         for outcome in step.outcomes
     ]

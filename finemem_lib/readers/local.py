@@ -50,8 +50,11 @@ class LocalChat(Chat):
         import torch
 
         prompts = self._tokenizer.apply_chat_template(
-            [[dict(one) for one in call.messages] for call in batch], add_generation_prompt=True,
-            padding=True, return_dict=True, return_tensors="pt",
+            [[dict(one) for one in call.messages] for call in batch],
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
             **(self.settings.chat_template_kwargs or {}),
         ).to(self._model.device)
         sampling = {"do_sample": True, "temperature": self.settings.temperature}
@@ -61,7 +64,8 @@ class LocalChat(Chat):
             if seed is not None:
                 torch.manual_seed(stable_seed(seed, *(call.key for call in batch)))
             tokens = self._model.generate(
-                **prompts, max_new_tokens=self.settings.max_tokens,
+                **prompts,
+                max_new_tokens=self.settings.max_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
                 **(sampling if self.settings.temperature else {"do_sample": False}),
             )

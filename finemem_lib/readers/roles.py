@@ -89,7 +89,8 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
             )
         try:
             found[role] = (
-                ModelRole(*reader_settings(memo | given)) if role == "reader"
+                ModelRole(*reader_settings(memo | given))
+                if role == "reader"
                 else ModelRole(chat_settings(memo | given))
             )
         except (ValueError, TypeError) as error:
@@ -156,10 +157,14 @@ class Models:
         `client.Usage`."""
         return [
             {
-                "model": chat.name, "kind": chat.settings.kind,
+                "model": chat.name,
+                "kind": chat.settings.kind,
                 "base_url": chat.settings.base_url,
-                "roles": {role: self._played[role] for role, one in self._chats.items()
-                          if one is chat and role in self._played},
+                "roles": {
+                    role: self._played[role]
+                    for role, one in self._chats.items()
+                    if one is chat and role in self._played
+                },
                 "usage": dataclasses.asdict(chat.usage),
             }
             for chat in dict.fromkeys(self._chats.values())

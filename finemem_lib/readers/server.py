@@ -61,8 +61,11 @@ class ChatClient(Chat):
             failure = portal.call(self._complete_all, calls, arrived)
         if failure:  # raised here and not there: the original error holds the request's headers
             kept = f"; the replies so far are in {self.memo.path}" if self.memo.path else ""
-            remedy = ("check server and settings" if self._reached else
-                      "no server answers there: start it, or correct base_url")
+            remedy = (
+                "check server and settings"
+                if self._reached
+                else "no server answers there: start it, or correct base_url"
+            )
             raise ModelError(
                 f"{self.settings.model} at {self.settings.base_url}: {failure}; {remedy}, then run "
                 f"again{kept}"
@@ -87,11 +90,16 @@ class ChatClient(Chat):
                     # Calls under way still end and are kept; no new one begins.
                     failures.append(str(error))
 
-        async with AsyncOpenAI(
-            api_key=secret or "none", base_url=self.settings.base_url, max_retries=0,
-            timeout=Timeout(self.settings.timeout, connect=CONNECT_WAIT),
-            http_client=DefaultAsyncHttpxClient(verify=_certificates()),
-        ) as server, asyncio.TaskGroup() as group:
+        async with (
+            AsyncOpenAI(
+                api_key=secret or "none",
+                base_url=self.settings.base_url,
+                max_retries=0,
+                timeout=Timeout(self.settings.timeout, connect=CONNECT_WAIT),
+                http_client=DefaultAsyncHttpxClient(verify=_certificates()),
+            ) as server,
+            asyncio.TaskGroup() as group,
+        ):
             for _ in range(min(self.settings.concurrency, len(calls))):
                 group.create_task(work())
         return _without_key(failures[0], secret) if failures else None
@@ -146,10 +154,14 @@ class ChatClient(Chat):
             "seed": self._seed(call),
         }
         if call.structure and settings.schema:
-            request["response_format"] = {"type": "json_schema", "json_schema": {
-                "name": call.structure.__name__, "strict": True,
-                "schema": json_schema(call.structure),
-            }}
+            request["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": call.structure.__name__,
+                    "strict": True,
+                    "schema": json_schema(call.structure),
+                },
+            }
         if settings.chat_template_kwargs is not None:
             request["extra_body"] = {"chat_template_kwargs": dict(settings.chat_template_kwargs)}
         return {name: value for name, value in request.items() if value is not None}
@@ -175,8 +187,10 @@ def _reply(completion: Any) -> Reply:
         message, usage = completion.choices[0].message, completion.usage
         finish = completion.choices[0].finish_reason
         refused = bool(message.refusal) or finish == "content_filter"
-        counts = (None, None) if usage is None else (
-            int(usage.prompt_tokens), int(usage.completion_tokens)
+        counts = (
+            (None, None)
+            if usage is None
+            else (int(usage.prompt_tokens), int(usage.completion_tokens))
         )
         return Reply(clean_text(message.content or ""), refused, *counts, finish == "length")
     except (AttributeError, IndexError, TypeError, ValueError):

@@ -56,11 +56,16 @@ def _write_records(record_type: type, path: Path, records: Any) -> None:
 
 def _write_updates(path: Path, updates: Mapping[int, Sequence[Sequence[Trajectory]]]) -> None:
     """Write kept trajectories, each with its update and group in its metadata."""
-    _write_records(Trajectory, path, [
-        dataclasses.replace(one, metadata={**one.metadata, "update": update, "group": place})
-        for update, groups in updates.items()
-        for place, group in enumerate(groups) for one in group
-    ])
+    _write_records(
+        Trajectory,
+        path,
+        [
+            dataclasses.replace(one, metadata={**one.metadata, "update": update, "group": place})
+            for update, groups in updates.items()
+            for place, group in enumerate(groups)
+            for one in group
+        ],
+    )
 
 
 def _read_updates(path: Path) -> dict[int, list[list[Trajectory]]]:

@@ -97,8 +97,12 @@ CHECKS: dict[str, Check] = {
     "scheme": one_of(*SCHEMES),
     "schemes": Check(
         f"a list of two or more different ones of {', '.join(SCHEMES)}",
-        lambda value: type(value) is list and all(type(one) is str for one in value)
-        and len(value) == len({*value}) > 1 and {*value} <= {*SCHEMES},
+        lambda value: (
+            type(value) is list
+            and all(type(one) is str for one in value)
+            and len(value) == len({*value}) > 1
+            and {*value} <= {*SCHEMES}
+        ),
     ),
     "num_seeds": whole(1, 1_000),
     "jobs": whole(1, 1_024),

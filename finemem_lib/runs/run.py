@@ -212,7 +212,9 @@ class Run:
         with written_beside(path) as beside:
             _WRITERS[artefact.kind](beside, value)
         self._record["writes"][name] = {
-            "file": artefact.file, "version": artefact.version, "sha256": sha256(path),
+            "file": artefact.file,
+            "version": artefact.version,
+            "sha256": sha256(path),
         }
         self._written.append(name)
         self._keep_record()
@@ -225,9 +227,11 @@ class Run:
         if not keep and any(folder.glob("checkpoint-*")):
             stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
             aside = folder.rename(folder.with_name(f"{self.notebook}-until-{stamp}-{name}"))
-            print(f"checkpoints of an earlier pass are now in scratch/{aside.name} of the run; to "
-                  f"go on from them, stop, call the folder {folder.name} again and set resume to "
-                  "True; else delete it")
+            print(
+                f"checkpoints of an earlier pass are now in scratch/{aside.name} of the run; to "
+                f"go on from them, stop, call the folder {folder.name} again and set resume to "
+                "True; else delete it"
+            )
         elif not keep:
             shutil.rmtree(folder, ignore_errors=True)
         return folder
@@ -284,7 +288,9 @@ class Run:
         and measured; the text is the same on every run with the same results, but for what
         language models were asked."""
         self._record |= {
-            "status": "ok", "ended": now(), "seconds": round(time.monotonic() - self._begun, 3),
+            "status": "ok",
+            "ended": now(),
+            "seconds": round(time.monotonic() - self._begun, 3),
             "peak_memory_mb": peak_memory_mb(resource.RUSAGE_SELF),
         }
         self._keep_record()
@@ -329,14 +335,19 @@ def start_run(
     data = []
     for source in parameters.get("data", ()):
         path = locate(source)
-        data.append({
-            "source": source if path is None else str(path),
-            "sha256": None if path is None else sha256(path),
-        })
+        data.append(
+            {
+                "source": source if path is None else str(path),
+                "sha256": None if path is None else sha256(path),
+            }
+        )
     if checkpoint := parameters.get("checkpoint"):
         source = checkpoint_folder(checkpoint)
-        checkpoint = {"source": checkpoint, "sha256": None if source is None else sha256(source),
-                      "commit": None}
+        checkpoint = {
+            "source": checkpoint,
+            "sha256": None if source is None else sha256(source),
+            "commit": None,
+        }
     folder = run_folder(run_id)
     questions = locate_questions(parameters.get("questions", ""))
     roles = None
@@ -345,9 +356,18 @@ def start_run(
         _take_replies(folder)
     earlier = read_record(folder, notebook)
     record = {
-        "schema_version": RECORD_VERSION, "notebook": notebook, "run_id": run_id,
-        "status": "running", "started": now(), "seed": seed, "parameters": parameters,
-        "versions": versions(), "data": data, "checkpoint": checkpoint, "reads": {}, "metrics": {},
+        "schema_version": RECORD_VERSION,
+        "notebook": notebook,
+        "run_id": run_id,
+        "status": "running",
+        "started": now(),
+        "seed": seed,
+        "parameters": parameters,
+        "versions": versions(),
+        "data": data,
+        "checkpoint": checkpoint,
+        "reads": {},
+        "metrics": {},
         "models": earlier.get("models", []),
         # what an earlier pass wrote stays valid until it is replaced
         "writes": earlier.get("writes", {}),

@@ -96,7 +96,8 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide the result, also within those of the model."""
     return {
         name: _deciding(value) if isinstance(value, Mapping) else value
-        for name, value in settings.items() if name not in MEMORY_ONLY
+        for name, value in settings.items()
+        if name not in MEMORY_ONLY
     }
 
 

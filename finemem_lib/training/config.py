@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
+
 def grpo_config(
     output_dir: str | Path,
     *,

@@ -65,8 +65,15 @@ class ModelShape:
         heads = self.num_attention_heads * self.head_dim
         groups = self.num_key_value_heads * self.head_dim
         hidden, inner = self.hidden_size, self.intermediate_size
-        return ((hidden, heads), (hidden, groups), (hidden, groups), (heads, hidden),
-                (hidden, inner), (hidden, inner), (inner, hidden))
+        return (
+            (hidden, heads),
+            (hidden, groups),
+            (hidden, groups),
+            (heads, hidden),
+            (hidden, inner),
+            (hidden, inner),
+            (inner, hidden),
+        )
 
     @property
     def linear_parameters(self) -> int:
@@ -84,8 +91,10 @@ class ModelShape:
         tables = 1 if self.tie_word_embeddings else 2
         norms = 2 * self.hidden_size + self.qk_norm * 2 * self.head_dim
         return (
-            tables * self.vocab_size * self.hidden_size + self.linear_parameters
-            + self.num_hidden_layers * norms + self.hidden_size
+            tables * self.vocab_size * self.hidden_size
+            + self.linear_parameters
+            + self.num_hidden_layers * norms
+            + self.hidden_size
         )
 
     def lora_parameters(self, rank: int) -> int:
@@ -118,7 +127,10 @@ class ModelShape:
         heads = self.num_attention_heads * self.head_dim
         groups = self.num_key_value_heads * self.head_dim
         return 2 * (
-            9 * self.hidden_size + 3 * heads + 2 * groups + 4 * self.intermediate_size
+            9 * self.hidden_size
+            + 3 * heads
+            + 2 * groups
+            + 4 * self.intermediate_size
             + self.qk_norm * 2 * (heads + groups)
         )
 
@@ -148,10 +160,15 @@ class Card:
     gb_per_s: float
 
 
-CARDS: dict[str, Card] = {card.name: card for card in (
-    Card("RTX 4080", 16, 97.5, 716.8), Card("RTX 4090", 24, 165.2, 1008),
-    Card("A100 80GB", 80, 312, 2039), Card("H100 80GB", 80, 989.4, 3350),
-)}
+CARDS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card("RTX 4080", 16, 97.5, 716.8),
+        Card("RTX 4090", 24, 165.2, 1008),
+        Card("A100 80GB", 80, 312, 2039),
+        Card("H100 80GB", 80, 989.4, 3350),
+    )
+}
 """Figures of the makers' data sheets: tensor cores, bf16 without sparsity, sums in fp32."""
 
 
@@ -350,9 +367,7 @@ def gpu_memory(
         activations = blocks * shape.block_bytes * tokens
     scored = most.longest_completion * shape.vocab_size
     wide = 1 if model.lora_rank else 2
-    one_cache = (
-        wide * shape.cache_bytes * (most.longest_prompt + most.longest_completion)
-    )
+    one_cache = wide * shape.cache_bytes * (most.longest_prompt + most.longest_completion)
     one_prefill = wide * shape.prefill_bytes * most.longest_prompt
     cache, prefill = most.sequences * one_cache, most.sequences * one_prefill
     if model.fast_inference:
@@ -405,8 +420,11 @@ def what_would_fit(
     for name, changed in changes(training):
         kinds.setdefault(_kind(name), []).append((name, changed))
     alone = [next((name for name, one in of_kind if ok(one)), None) for of_kind in kinds.values()]
-    smaller = [name for name, its in SHAPES.items()
-               if its.parameters < shape.parameters and ok(training, its)]
+    smaller = [
+        name
+        for name, its in SHAPES.items()
+        if its.parameters < shape.parameters and ok(training, its)
+    ]
     if found := [name for name in alone if name] + [f"checkpoint={name}" for name in smaller]:
         return found
     together: list[str] = []
@@ -529,8 +547,10 @@ def changes(training: Training) -> Iterator[tuple[str, Training]]:
     its kind."""
     model = training.model
     for number in range(training.instances_per_update - 1, 0, -1):
-        yield (f"instances_per_update={number}",
-               dataclasses.replace(training, instances_per_update=number))
+        yield (
+            f"instances_per_update={number}",
+            dataclasses.replace(training, instances_per_update=number),
+        )
     if not model.gradient_checkpointing:
         yield "gradient_checkpointing=true", _with_model(training, gradient_checkpointing=True)
     if not model.lora_rank:
@@ -539,9 +559,12 @@ def changes(training: Training) -> Iterator[tuple[str, Training]]:
         yield "precision=4bit", _with_model(training, precision="4bit")
     if model.fast_inference:
         yield "fast_inference=false", _with_model(training, fast_inference=False)
-    for name, least in (("batch_size", 1),
-                        ("max_prompt_tokens", training.instruction_tokens + 256),
-                        ("max_new_tokens", 128), ("num_generations", 2)):
+    for name, least in (
+        ("batch_size", 1),
+        ("max_prompt_tokens", training.instruction_tokens + 256),
+        ("max_new_tokens", 128),
+        ("num_generations", 2),
+    ):
         value = getattr(training, name) // 2
         while value >= least:
             yield f"{name}={value}", dataclasses.replace(training, **{name: value})

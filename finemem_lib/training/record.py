@@ -49,15 +49,23 @@ class PlayedUpdate:
         import pyarrow.parquet
 
         places = [
-            (group, one, step) for group, rollouts in enumerate(self.groups)
-            for step in range(rollouts[0].num_steps) for one in rollouts
+            (group, one, step)
+            for group, rollouts in enumerate(self.groups)
+            for step in range(rollouts[0].num_steps)
+            for one in rollouts
         ]
         rows = [
             {
-                "update": self.update, "instance": one.instance_id, "group": group,
-                "rollout": one.rollout, "step": step + 1,
+                "update": self.update,
+                "instance": one.instance_id,
+                "group": group,
+                "rollout": one.rollout,
+                "step": step + 1,
                 **{name: getattr(one.steps[step], name) for name in _OWN_COLUMNS},
-                **terms, "reward": reward, "advantage": advantage, **more,
+                **terms,
+                "reward": reward,
+                "advantage": advantage,
+                **more,
                 "trajectory": _bare(one).to_json() if step == 0 else None,
             }
             for (group, one, step), terms, reward, advantage in zip(
@@ -70,11 +78,17 @@ class PlayedUpdate:
             **dict.fromkeys(("prompt_ids", "completion_ids"), pyarrow.list_(pyarrow.int32())),
             "logprobs": pyarrow.list_(pyarrow.float64()),
         }
-        schema = pyarrow.schema([
-            (name, fields.get(name, pyarrow.string() if isinstance(value, str)
-                              else pyarrow.float64()))
-            for name, value in (rows[0] | more).items()
-        ])
+        schema = pyarrow.schema(
+            [
+                (
+                    name,
+                    fields.get(
+                        name, pyarrow.string() if isinstance(value, str) else pyarrow.float64()
+                    ),
+                )
+                for name, value in (rows[0] | more).items()
+            ]
+        )
         with written_beside(path) as beside:
             pyarrow.parquet.write_table(
                 pyarrow.Table.from_pylist(rows, schema), beside, compression="zstd"
@@ -168,10 +182,13 @@ def _bare(one: Trajectory) -> Trajectory:
 def _whole(rows: Sequence[Mapping[str, Any]]) -> Trajectory:
     bare = Trajectory.from_json(rows[0]["trajectory"])
     steps = tuple(
-        dataclasses.replace(step, **{
-            name: tuple(row[name]) if isinstance(row[name], list) else row[name]
-            for name in _OWN_COLUMNS
-        })
+        dataclasses.replace(
+            step,
+            **{
+                name: tuple(row[name]) if isinstance(row[name], list) else row[name]
+                for name in _OWN_COLUMNS
+            },
+        )
         for step, row in zip(bare.steps, rows, strict=True)
     )
     return dataclasses.replace(bare, steps=steps)

@@ -114,17 +114,26 @@ def train_manager(
     last = checkpoint_to_resume(output_dir, resume)
     stored = None if output_dir is None else StoredUpdates(Path(output_dir, "updates"))
     if output_dir is not None:
-        hold_settings(Path(output_dir), resume, {
-            "checkpoint": str(checkpoint), "model": dataclasses.asdict(model), "scheme": scheme,
-            "seed": seed, "rewards": dataclasses.asdict(rewards or RewardSettings()),
-            "w1_until": w1_until, "rollout": dataclasses.asdict(rollout),
-            "learning_rate": learning_rate, "stream": stream and dataclasses.asdict(stream),
-            "instances": instances and stable_seed(write_jsonl(instances)),
-            "reader": agent and agent.settings,
-            "evidence_faults": evidence_faults and dataclasses.asdict(evidence_faults),
-            "instances_per_update": instances_per_update,
-            **{name: value for name, value in config.items() if name != "report_to"},
-        })
+        hold_settings(
+            Path(output_dir),
+            resume,
+            {
+                "checkpoint": str(checkpoint),
+                "model": dataclasses.asdict(model),
+                "scheme": scheme,
+                "seed": seed,
+                "rewards": dataclasses.asdict(rewards or RewardSettings()),
+                "w1_until": w1_until,
+                "rollout": dataclasses.asdict(rollout),
+                "learning_rate": learning_rate,
+                "stream": stream and dataclasses.asdict(stream),
+                "instances": instances and stable_seed(write_jsonl(instances)),
+                "reader": agent and agent.settings,
+                "evidence_faults": evidence_faults and dataclasses.asdict(evidence_faults),
+                "instances_per_update": instances_per_update,
+                **{name: value for name, value in config.items() if name != "report_to"},
+            },
+        )
     manager = manager or load_manager(checkpoint, model=model, seed=seed)
     if instances is None:
         instances = planted_instances("train", updates * instances_per_update, seed, stream)
@@ -134,21 +143,29 @@ def train_manager(
     if stored is not None:
         stored.drop_after(update_of(last))
     with tempfile.TemporaryDirectory() as scratch:
-        saving = {} if output_dir is None else {
-            "save_strategy": "steps", "save_steps": save_every, "save_total_limit": 2,
-        }
-        arguments = grpo_config(**{
-            "output_dir": output_dir or scratch,
-            "updates": updates,
-            "instances_per_update": instances_per_update,
-            "num_generations": rollout.num_generations,
-            "max_completion_length": manager.max_new_tokens,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            **saving,
-            **model.trainer_arguments(manager.model),
-            **config,
-        })
+        saving = (
+            {}
+            if output_dir is None
+            else {
+                "save_strategy": "steps",
+                "save_steps": save_every,
+                "save_total_limit": 2,
+            }
+        )
+        arguments = grpo_config(
+            **{
+                "output_dir": output_dir or scratch,
+                "updates": updates,
+                "instances_per_update": instances_per_update,
+                "num_generations": rollout.num_generations,
+                "max_completion_length": manager.max_new_tokens,
+                "learning_rate": learning_rate,
+                "seed": seed,
+                **saving,
+                **model.trainer_arguments(manager.model),
+                **config,
+            }
+        )
         trainer = load_trainer_class(unsloth=model.loader == "unsloth")(
             manager.model,
             arguments,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from finemem_lib.managers.prompts import PromptBuilder
 
+
 class Interrupts:
     """Holds an interrupt (Ctrl-C, JupyterLab's stop button) back from `hold` to `release`.
 
@@ -84,13 +85,21 @@ def advising_on_memory(
         told = isinstance(error, MemoryError) and error.args  # by `load_manager`, of vLLM's share
         if told or not is_out_of_memory(error):
             raise
-        knobs = [(doing == "testing", f"{name}: {getattr(model, name) or 'the default'}")
-                 for name in ("batch_size", "max_new_tokens", "max_prompt_tokens")]
+        knobs = [
+            (doing == "testing", f"{name}: {getattr(model, name) or 'the default'}")
+            for name in ("batch_size", "max_new_tokens", "max_prompt_tokens")
+        ]
         knobs += [
-            (model.fast_inference, f"gpu_memory_utilization: {model.gpu_memory_utilization} (what "
-                                   "vLLM takes; lower it)"),
-            (model.precision != "4bit", f"precision: {model.precision} (4bit needs CUDA and "
-                                        f"lora_rank, now {model.lora_rank})"),
+            (
+                model.fast_inference,
+                f"gpu_memory_utilization: {model.gpu_memory_utilization} (what "
+                "vLLM takes; lower it)",
+            ),
+            (
+                model.precision != "4bit",
+                f"precision: {model.precision} (4bit needs CUDA and "
+                f"lora_rank, now {model.lora_rank})",
+            ),
         ]
         raise MemoryError(
             f"{doing} the manager ran out of memory ({first_line(error)}); turn, in this order, "
@@ -103,7 +112,9 @@ def _possible(knobs: list[tuple[bool, str]]) -> str:
 
 
 def memory_advice(
-    arguments: GRPOConfig, builder: PromptBuilder, model: ModelSettings,
+    arguments: GRPOConfig,
+    builder: PromptBuilder,
+    model: ModelSettings,
     checkpoint: str | Path | None,
 ) -> str:
     """Return what to turn after a run was out of memory: every knob with its present value, the
@@ -114,29 +125,48 @@ def memory_advice(
     instances = arguments.per_device_train_batch_size * parts // size
     # A 4-bit base cannot be trained whole, and without CUDA there is none.
     four_bit = model.precision != "4bit" and arguments.use_cpu is False
-    resumable = _possible([
-        (parts < size, f"micro_batches: {parts} (up to num_generations, {size})"),
-        (not model.gradient_checkpointing, "gradient_checkpointing: False"),
-        (model.fast_inference,
-         f"gpu_memory_utilization: {model.gpu_memory_utilization} (what vLLM takes; lower it)"),
-    ])
-    others = _possible([
-        (instances > 1, f"instances_per_update: {instances}"),
-        (True, f"max_new_tokens: {arguments.max_completion_length}"),
-        (True, f"max_prompt_tokens: {builder.max_prompt_tokens}"),
-        (four_bit, f"precision: {model.precision} (4bit needs lora_rank, now {model.lora_rank})"),
-    ])
+    resumable = _possible(
+        [
+            (parts < size, f"micro_batches: {parts} (up to num_generations, {size})"),
+            (not model.gradient_checkpointing, "gradient_checkpointing: False"),
+            (
+                model.fast_inference,
+                f"gpu_memory_utilization: {model.gpu_memory_utilization} "
+                "(what vLLM takes; lower it)",
+            ),
+        ]
+    )
+    others = _possible(
+        [
+            (instances > 1, f"instances_per_update: {instances}"),
+            (True, f"max_new_tokens: {arguments.max_completion_length}"),
+            (True, f"max_prompt_tokens: {builder.max_prompt_tokens}"),
+            (
+                four_bit,
+                f"precision: {model.precision} (4bit needs lora_rank, now {model.lora_rank})",
+            ),
+        ]
+    )
     if checkpoint is None:
         turned = ", ".join(filter(None, (resumable, others)))
         return f"out of memory; turn, in this order, {turned}. There is no checkpoint yet"
-    first = (f"turn {resumable}, and resume (`finemem resume RUN --set NAME=VALUE`, or resume = "
-             "True in the notebook); if that is not enough, " if resumable else "")
-    return (f"out of memory; {first}start a new run and turn, in this order, {others}. The last "
-            f"checkpoint is {checkpoint}")
+    first = (
+        f"turn {resumable}, and resume (`finemem resume RUN --set NAME=VALUE`, or resume = "
+        "True in the notebook); if that is not enough, "
+        if resumable
+        else ""
+    )
+    return (
+        f"out of memory; {first}start a new run and turn, in this order, {others}. The last "
+        f"checkpoint is {checkpoint}"
+    )
 
 
-REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",),
-             "wandb": ("wandb",)}
+REPORTERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
 """Where a run can be reported to, and the packages one of which is needed for it."""
 
 

@@ -45,8 +45,13 @@ if TYPE_CHECKING:
     from trl import GRPOConfig, GRPOTrainer
 
 SAMPLING_DEFAULTS = {
-    "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None,
-    "cache_implementation": None, "use_transformers_continuous_batching": False,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "cache_implementation": None,
+    "use_transformers_continuous_batching": False,
 }
 """TRL's own ways to sample, at which `sample_completions` samples the same; else TRL does."""
 
@@ -182,18 +187,21 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             # A sampled pad token would be masked out by Unsloth, which knows no other padding.
             if not self.samples_itself and pad != builder.tokenizer.eos_token_id:
                 # vLLM's own parameters know no list of tokens that are never sampled.
-                never = {"logit_bias": {pad: -100.0}} if args.use_vllm \
-                    else {"suppress_tokens": [pad]}
+                never = (
+                    {"logit_bias": {pad: -100.0}} if args.use_vllm else {"suppress_tokens": [pad]}
+                )
                 args.generation_kwargs = never | (args.generation_kwargs or {})
             os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"
             super().__init__(
                 model=model,
                 args=args,
                 reward_funcs=[_column_reader(term) for term in TERMS],
-                train_dataset=Dataset.from_dict({
-                    "prompt": [instance.instance_id for instance in instances],
-                    "instance": list(range(len(instances))),
-                }),
+                train_dataset=Dataset.from_dict(
+                    {
+                        "prompt": [instance.instance_id for instance in instances],
+                        "instance": list(range(len(instances))),
+                    }
+                ),
                 processing_class=builder.tokenizer,
                 rollout_func=_replay,
                 **trainer_arguments,
@@ -238,16 +246,25 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             return output
 
         def _as_played(
-            self, update: int, groups: list[list[Trajectory]],
-            rows: list[tuple[dict[str, Any], Step]], advantages: list[float],
+            self,
+            update: int,
+            groups: list[list[Trajectory]],
+            rows: list[tuple[dict[str, Any], Step]],
+            advantages: list[float],
         ) -> PlayedUpdate:
             weights = dict(zip(TERMS, self.reward_weights.tolist(), strict=True))
             terms = [{term: row[term] for term in TERMS} for row, _ in rows]
             rewards = [_weighted(of_row, weights) for of_row in terms]
-            return PlayedUpdate(update, groups, terms, rewards, [
-                None if reward is None else advantage
-                for reward, advantage in zip(rewards, advantages, strict=True)
-            ])
+            return PlayedUpdate(
+                update,
+                groups,
+                terms,
+                rewards,
+                [
+                    None if reward is None else advantage
+                    for reward, advantage in zip(rewards, advantages, strict=True)
+                ],
+            )
 
         def _anneal(self) -> None:
             w1 = w1_at(self.state.global_step + 1, self.reward_settings.w1, self.w1_until)
@@ -269,8 +286,11 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
         ) -> tuple[list[list[Trajectory]], float]:
             """Return `size` rollouts of each instance, and the seconds spent in sampling."""
             rollouts = LockstepRollouts(
-                instances, dataclasses.replace(self.rollout, num_generations=size), self.agent,
-                self.manager_name, stable_seed(self.args.seed, self.state.global_step),
+                instances,
+                dataclasses.replace(self.rollout, num_generations=size),
+                self.agent,
+                self.manager_name,
+                stable_seed(self.args.seed, self.state.global_step),
                 self.builder.settings,
             )
             seconds = 0.0
@@ -294,9 +314,12 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             model = self.accelerator.unwrap_model(self.model)
             model.eval()
             return sample_completions(
-                model, prompts, max_new_tokens=self.max_completion_length,
+                model,
+                prompts,
+                max_new_tokens=self.max_completion_length,
                 pad_token_id=self.builder.tokenizer.pad_token_id,
-                end_token_ids=self.eos_token_ids, temperature=self.temperature,
+                end_token_ids=self.eos_token_ids,
+                temperature=self.temperature,
                 seed=stable_seed(self.args.seed, self.state.global_step, "sample", step),
             )
 
@@ -323,14 +346,19 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
                 used = attention_mask[rows].any(dim=0).nonzero()
                 first, last = int(used.min()), max(int(used.max()) + 1, ends + 1)
                 values = compute(
-                    input_ids[rows, first:last], attention_mask[rows, first:last], last - ends,
-                    *arguments, **settings,
+                    input_ids[rows, first:last],
+                    attention_mask[rows, first:last],
+                    last - ends,
+                    *arguments,
+                    **settings,
                 )
                 missing = input_ids.shape[1] - last
-                parts.append([
-                    None if value is None else torch.nn.functional.pad(value, (0, missing))
-                    for value in values[:2]
-                ])
+                parts.append(
+                    [
+                        None if value is None else torch.nn.functional.pad(value, (0, missing))
+                        for value in values[:2]
+                    ]
+                )
             back = order.argsort()
             logps, entropies = (
                 None if column[0] is None else torch.cat(column)[back]
@@ -346,9 +374,12 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
             """
             single = super()._calculate_rewards(inputs, *arguments)
             return torch.tensor(
-                [[math.nan if row[term] is None else row[term] for term in TERMS]
-                 for row in inputs],
-                dtype=torch.float64, device=single.device,
+                [
+                    [math.nan if row[term] is None else row[term] for term in TERMS]
+                    for row in inputs
+                ],
+                dtype=torch.float64,
+                device=single.device,
             )
 
         def training_step(self, *arguments: Any) -> torch.Tensor:
@@ -487,9 +518,7 @@ def _rows(
     return rows
 
 
-def _weighted(
-    terms: Mapping[str, float | None], weights: Mapping[str, float]
-) -> float | None:
+def _weighted(terms: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
     """Return the reward of a row: the weighted sum of its known terms, as TRL adds them up."""
     known = [weights[name] * value for name, value in terms.items() if value is not None]
     return math.fsum(known) if known else None

@@ -232,9 +232,9 @@ def batches(seed: int, steps: int) -> Iterator[list[Demonstration]]:
     for pool_start in range(0, steps, POOL):
         pool = [demonstration(rng, pool_start / steps) for _ in range(POOL * BATCH)]
         pool.sort(key=lambda demo: len(demo.ids))
-        parts = [pool[start:start + BATCH] for start in range(0, len(pool), BATCH)]
+        parts = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
         rng.shuffle(parts)
-        yield from parts[:steps - pool_start]
+        yield from parts[: steps - pool_start]
 
 
 def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -245,14 +245,14 @@ def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.full((len(batch), longest), _IDS[tiny.PAD])
     labels = torch.full_like(ids, -100)
     for row, demo in enumerate(batch):
-        ids[row, :len(demo.ids)] = torch.tensor(demo.ids)
-        labels[row, demo.prompt_length:len(demo.ids)] = ids[row, demo.prompt_length:len(demo.ids)]
+        ids[row, : len(demo.ids)] = torch.tensor(demo.ids)
+        labels[row, demo.prompt_length : len(demo.ids)] = ids[
+            row, demo.prompt_length : len(demo.ids)
+        ]
     return ids, labels
 
 
-def guidance_loss(
-    attentions: tuple[torch.Tensor, ...], batch: list[Demonstration]
-) -> torch.Tensor:
+def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstration]) -> torch.Tensor:
     """Sum over the guided heads of the mean of -log attention paid to the guided position."""
     import torch
 
@@ -277,9 +277,10 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(
-        (step + 1) / 50, 1.0, max(0.02, 1 - (step / steps - 0.4) / 0.6 * 0.98)
-    ))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: min((step + 1) / 50, 1.0, max(0.02, 1 - (step / steps - 0.4) / 0.6 * 0.98)),
+    )
     weights = torch.ones(model.config.vocab_size)
     weights[[_IDS[alias] for alias in tiny.ALIASES]] = ID_WEIGHT
     losses, started = [], time.perf_counter()
@@ -289,7 +290,9 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
             model.set_attn_implementation("sdpa")
         ids, labels = _collate(batch)
         out = model.model(
-            input_ids=ids, attention_mask=(ids != _IDS[tiny.PAD]).long(), use_cache=False,
+            input_ids=ids,
+            attention_mask=(ids != _IDS[tiny.PAD]).long(),
+            use_cache=False,
             output_attentions=weight > 0,
         )
         asked = labels[:, 1:] != -100
@@ -305,7 +308,8 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
         if log_every and (step + 1) % log_every == 0:
             print(
                 f"update {step + 1}/{steps}: loss {sum(losses[-log_every:]) / log_every:.4f}, "
-                f"{time.perf_counter() - started:.0f} s", flush=True,
+                f"{time.perf_counter() - started:.0f} s",
+                flush=True,
             )
     _embed_unseen_names(model, seed)
     return model, losses
@@ -328,9 +332,7 @@ def _embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
         for name in tiny.UNSEEN_NAMES:
             direction = draws[(draws @ taken.T).amax(1).argmin()]
             taken = torch.cat([taken, direction[None]])
-            table[_IDS[name]] = (
-                names.mean(0) + UNSEEN_SPREAD * apart.norm(dim=1).mean() * direction
-            )
+            table[_IDS[name]] = names.mean(0) + UNSEEN_SPREAD * apart.norm(dim=1).mean() * direction
 
 
 _ATTRIBUTE_OF = {verb: name for name, spec in ATTRIBUTES.items() for verb in spec.verbs}
@@ -354,13 +356,20 @@ def held_out_observation(
     """Return a step of a planted stream with `records` of its earlier sentences in the memory,
     stale ones and noise among them, and at least one about a slot that the chunk speaks of; `None`
     when the draw did not come out so."""
-    stream = planted_stream(rng.getrandbits(40), StreamSettings(
-        num_chunks=12, people=rng.randint(2, 6), names=names,
-    ))
+    stream = planted_stream(
+        rng.getrandbits(40),
+        StreamSettings(
+            num_chunks=12,
+            people=rng.randint(2, 6),
+            names=names,
+        ),
+    )
     step = rng.randint(2, 12)
-    past = list(dict.fromkeys(
-        unit.rstrip(".") for chunk in stream.chunks[: step - 1] for unit in units(chunk.text)
-    ))
+    past = list(
+        dict.fromkeys(
+            unit.rstrip(".") for chunk in stream.chunks[: step - 1] for unit in units(chunk.text)
+        )
+    )
     if len(past) < records:
         return None
     kept = [past[place] for place in sorted(rng.sample(range(len(past)), records))]
@@ -392,8 +401,16 @@ def evaluate(
         drawn = held_out_observation(rng, records, names)
         observations += [drawn] if drawn else []
     tally: dict[str, list[bool]] = {
-        name: [] for name in ("valid_json", "executable", "exact_copy", "right_record",
-                              "without_record", "fact_kept", "noise_kept")
+        name: []
+        for name in (
+            "valid_json",
+            "executable",
+            "exact_copy",
+            "right_record",
+            "without_record",
+            "fact_kept",
+            "noise_kept",
+        )
     }
     kinds = dict.fromkeys(OPERATION_KINDS, 0)
     completions = manager.act(observations, seed)
@@ -430,8 +447,13 @@ def evaluate(
         name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()
     }
     edits = len(tally["right_record"])
-    return {"records": records, "completions": samples, **figures, "edits_with_record": edits,
-            **{kind.lower(): count for kind, count in kinds.items()}}
+    return {
+        "records": records,
+        "completions": samples,
+        **figures,
+        "edits_with_record": edits,
+        **{kind.lower(): count for kind, count in kinds.items()},
+    }
 
 
 CARD = """---
@@ -447,7 +469,8 @@ record about the same person and attribute. It has **no** sense for what is wort
 shown random choices, and choosing is left to GRPO. Greedy decoding therefore skips everything;
 sample from it.
 
-Made by `python -m finemem_lib.training.warm_start --output DIR --seed {seed}{steps_flag}`: {steps} updates
+Made by `python -m finemem_lib.training.warm_start --output DIR --seed {seed}{steps_flag}`:
+{steps} updates
 of {batch} demonstrations in {seconds:.0f} s ({cpu_seconds:.0f} s of processor time, {threads}
 thread(s)), mean completion loss of the last updates {loss:.3f}.
 
@@ -479,12 +502,24 @@ normal distribution that the embeddings of the {names} seen names span, apart fr
 {rows}
 """
 
-_COLUMNS = ("valid_json", "executable", "exact_copy", "right_record", "without_record",
-            "fact_kept", "noise_kept")
+_COLUMNS = (
+    "valid_json",
+    "executable",
+    "exact_copy",
+    "right_record",
+    "without_record",
+    "fact_kept",
+    "noise_kept",
+)
 
 
 def write_card(
-    folder: Path, seed: int, steps: int, losses: list[float], seconds: float, cpu_seconds: float,
+    folder: Path,
+    seed: int,
+    steps: int,
+    losses: list[float],
+    seconds: float,
+    cpu_seconds: float,
     samples: int,
 ) -> str:
     """Measure the checkpoint in `folder` and return its card."""
@@ -493,7 +528,8 @@ def write_card(
     manager = load_manager(folder)
     rows = []
     for title, names, sizes in (
-        ("seen", NAMES, (3, 6, 10, 16)), ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+        ("seen", NAMES, (3, 6, 10, 16)),
+        ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
     ):
         for records in sizes:
             figures = evaluate(manager, samples, seed + 1, records, names)
@@ -502,15 +538,28 @@ def write_card(
             rows.append(f"| {title} | {records} | {' | '.join(cells)} |")
     last = losses[-100:]
     return CARD.format(
-        parameters=manager.model.num_parameters(), seed=seed, steps=steps, batch=BATCH,
+        parameters=manager.model.num_parameters(),
+        seed=seed,
+        steps=steps,
+        batch=BATCH,
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
-        steps_flag="" if steps == STEPS else f" --steps {steps}", seconds=seconds,
-        cpu_seconds=cpu_seconds, threads=torch.get_num_threads(), loss=sum(last) / len(last),
-        max_records=tiny.MAX_RECORDS, names=len(NAMES), kept=KEPT, kept_at_first=KEPT_AT_FIRST,
+        steps_flag="" if steps == STEPS else f" --steps {steps}",
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        threads=torch.get_num_threads(),
+        loss=sum(last) / len(last),
+        max_records=tiny.MAX_RECORDS,
+        names=len(NAMES),
+        kept=KEPT,
+        kept_at_first=KEPT_AT_FIRST,
         kept_from=KEPT_FROM,
-        guided=GUIDED, unknown=tiny.UNKNOWN_SHARE, samples=samples, unseen=len(tiny.UNSEEN_NAMES),
+        guided=GUIDED,
+        unknown=tiny.UNKNOWN_SHARE,
+        samples=samples,
+        unseen=len(tiny.UNSEEN_NAMES),
         columns=" | ".join(name.replace("_", " ") for name in _COLUMNS),
-        rule="|".join("---" for _ in _COLUMNS), rows="\n".join(rows),
+        rule="|".join("---" for _ in _COLUMNS),
+        rows="\n".join(rows),
     )
 
 
@@ -519,7 +568,8 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers.utils import logging
 
     parser = argparse.ArgumentParser(
-        prog="python -m finemem_lib.training.warm_start", description=__doc__.partition("\n")[0],
+        prog="python -m finemem_lib.training.warm_start",
+        description=__doc__.partition("\n")[0],
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0)

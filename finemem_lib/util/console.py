@@ -19,8 +19,10 @@ class UsageError(Exception):
 def interruptible(once: bool = True) -> Iterator[None]:
     """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that a command can end what it
     began; with `once`, further signals are ignored meanwhile."""
-    former = {number: signal.getsignal(number)
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    former = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
 
     def interrupt(number: int, frame: Any) -> None:
         for each in former if once else ():  # a second one must not cut the end short

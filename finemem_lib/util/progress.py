@@ -18,9 +18,7 @@ class Progress:
     '15/75 updates, about 4 min left'
     """
 
-    def __init__(
-        self, total: int, unit: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
         self.unit = unit
         self._clock = clock

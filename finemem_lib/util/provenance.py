@@ -50,7 +50,10 @@ def git_state(root: Path) -> dict[str, str | bool | None]:
         try:
             done = subprocess.run(
                 ["git", "-C", str(root), *arguments],
-                capture_output=True, text=True, timeout=20, check=True,
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
                 env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
             )
         except (OSError, subprocess.SubprocessError):

@@ -56,12 +56,16 @@ def squad_rows(number, rng, longest=300):
         filler = " ".join(["and so on"] * rng.randint(1, longest // 3))
         context = " ".join(f"The ship of {name} sails." for name in names) + f" {filler}."
         for name in names:
-            yield {"context": context, "question": f"Who owns ship {name[4:]}?",
-                   "answers": {"text": [name]}}
+            yield {
+                "context": context,
+                "question": f"Who owns ship {name[4:]}?",
+                "answers": {"text": [name]},
+            }
 
 
-@settings(max_examples=15, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(10, 600))
 def test_facts_are_grouped_by_the_rule(tmp_path, seed, number, longest):
     rows = list(squad_rows(number, random.Random(seed), longest))
@@ -91,9 +95,11 @@ def test_squad_has_the_published_shape(tmp_path):
     assert {len(instance.questions) for instance in whole} == {100}
     assert all(content(chunk) for instance in whole for chunk in instance.chunks)
     assert {one.data_source for one in whole} == {"squad"} and {one.category for one in whole} == {
-        "AR"}
+        "AR"
+    }
     assert len({chunk.text.split("\n")[1] for one in whole for chunk in one.chunks}) == len(
-        LEAD_INS)
+        LEAD_INS
+    )
     days = [chunk.text.split()[6] for chunk in whole[0].chunks]
     assert days == [f"2024-01-{day:02}" for day in range(1, 11)]
 
@@ -117,8 +123,9 @@ def test_what_a_closed_book_reader_knows_is_left_out(tmp_path):
 
     rows = list(squad_rows(3, random.Random(1)))
     small = rule("squad", min_asked=1, min_kept=1)
-    built = build_instances("squad", lines(tmp_path / "a.jsonl", rows), rule=small,
-                            closed_book=Knows())
+    built = build_instances(
+        "squad", lines(tmp_path / "a.jsonl", rows), rule=small, closed_book=Knows()
+    )
     answers = [q.answers[0] for q in built.instances[0].questions]
     assert len(answers) == 14 and "Name0x1" not in answers  # a failed reading keeps its question
     assert not any(task.items for task in Knows.asked) and len(Knows.asked) == 15
@@ -126,10 +133,14 @@ def test_what_a_closed_book_reader_knows_is_left_out(tmp_path):
 
 def hotpot_row(number, length=1, answer="Oslo"):
     return {
-        "question": f"Who wrote book {number}?", "answer": answer,
+        "question": f"Who wrote book {number}?",
+        "answer": answer,
         "titles": [f"Book {number}", f"Ana {number}", "Noise"],
-        "sentences": [[f"Book {number} is by Ana."], ["Ana lives."] * length + [" It is Oslo."],
-                      ["Noise."]],
+        "sentences": [
+            [f"Book {number} is by Ana."],
+            ["Ana lives."] * length + [" It is Oslo."],
+            ["Noise."],
+        ],
         "sf": [[f"Book {number}", 0], [f"Ana {number}", 0]],
     }
 
@@ -143,13 +154,18 @@ def test_hotpotqa_takes_gold_texts_and_cuts_long_ones(tmp_path):
     text = "\n".join(chunk.text for chunk in instance.chunks)
     assert "Noise" not in text and all(count_tokens(content(c)) <= 60 for c in instance.chunks)
     assert [(q.answers, q.evidence_steps) for q in instance.questions] == [
-        (("Oslo",), (1,)), (("Oslo",), (1, 2)), (("yes",), (3,)),
+        (("Oslo",), (1,)),
+        (("Oslo",), (1, 2)),
+        (("yes",), (3,)),
     ]
 
 
 def test_answers_that_were_cut_away_or_are_long_are_not_asked(tmp_path):
-    rows = [hotpot_row(1, length=200), hotpot_row(2, answer="one two three four five"),
-            hotpot_row(3, answer="Ana")]
+    rows = [
+        hotpot_row(1, length=200),
+        hotpot_row(2, answer="one two three four five"),
+        hotpot_row(3, answer="Ana"),
+    ]
     small = rule("hotpotqa", chunk_tokens=(60, 60), min_asked=1, min_kept=1, num_chunks=9)
     rows[1]["sentences"][0].append(" one two three four five")
     [instance] = build_instances(
@@ -164,8 +180,10 @@ def test_answers_that_were_cut_away_or_are_long_are_not_asked(tmp_path):
 
 def examples(number, labels, words_each=10):
     return [
-        {"text": f"example {n} says" + " word" * (words_each - 3),
-         "category": f"label {n % labels}"}
+        {
+            "text": f"example {n} says" + " word" * (words_each - 3),
+            "category": f"label {n % labels}",
+        }
         for n in range(number)
     ]
 
@@ -174,16 +192,25 @@ def shown_in(instance):
     return [pair for chunk in instance.chunks for pair in labelled_examples(chunk.text)]
 
 
-@settings(max_examples=15, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.booleans(), st.booleans(), st.booleans())
 def test_examples_are_drawn_by_the_rule(tmp_path, seed, labels, apart, text_only, every_label):
     rows = examples(160, labels)
     cut = 120 if apart else 160
     sources = lines(tmp_path / "train.jsonl", rows[:cut])
     asked = lines(tmp_path / "test.jsonl", rows[cut:]) if apart else []
-    small = rule("banking77", shots=None, num_chunks=3, chunk_tokens=(100, 200), num_asked=20,
-                 text_only=text_only, every_label=every_label, num_instances=2)
+    small = rule(
+        "banking77",
+        shots=None,
+        num_chunks=3,
+        chunk_tokens=(100, 200),
+        num_asked=20,
+        text_only=text_only,
+        every_label=every_label,
+        num_instances=2,
+    )
     built = build_instances("banking77", sources, asked, rule=small, seed=seed)
     assert len(built.instances) == 2 and not built.problems
     for instance in built.instances:
@@ -196,7 +223,8 @@ def test_examples_are_drawn_by_the_rule(tmp_path, seed, labels, apart, text_only
         assert len({text for text, _ in shown}) >= len(shown) - labels * every_label
         if every_label:
             assert {label for _, label in labelled_examples(instance.chunks[0].text)} == set(
-                numbers.values())
+                numbers.values()
+            )
         asked_texts = [q.text.split("\n")[0].removeprefix("Sentence: ") for q in instance.questions]
         assert len(set(asked_texts)) == 20 and not {text for text, _ in shown} & set(asked_texts)
         assert [(by_text[text],) for text in asked_texts] == [q.answers for q in instance.questions]
@@ -216,8 +244,10 @@ def test_all_shots_are_shown_evenly_in_one_instance(tmp_path):
     built = build_instances("banking77", sources, asked, rule=rule("banking77", shots=200))
     [instance] = built.instances
     numbers = instance.metadata["label_map"]
-    counts = [sum(label == numbers[name] for _, label in shown_in(instance))
-              for name in ("label 0", "label 1", "label 2", "rare")]
+    counts = [
+        sum(label == numbers[name] for _, label in shown_in(instance))
+        for name in ("label 0", "label 1", "label 2", "rare")
+    ]
     assert counts == [65, 65, 65, 5] and not built.problems
     assert all(count_tokens(content(chunk)) <= 1024 for chunk in instance.chunks)
     short = build_instances("banking77", sources, asked)
@@ -225,10 +255,13 @@ def test_all_shots_are_shown_evenly_in_one_instance(tmp_path):
 
 
 def test_too_few_examples_are_said(tmp_path):
-    sources = lines(tmp_path / "a.jsonl", [
-        {"scenario": "s", "intent": f"i{n % 3}", "answer_normalised": f"example {n}"}
-        for n in range(50)
-    ])
+    sources = lines(
+        tmp_path / "a.jsonl",
+        [
+            {"scenario": "s", "intent": f"i{n % 3}", "answer_normalised": f"example {n}"}
+            for n in range(50)
+        ],
+    )
     with pytest.raises(ValueError, match="nlu, instance 1 and all after it: 50 examples fill 0"):
         build_instances("nlu", sources)
     with pytest.raises(ValueError, match="instance 1 and all after it: .* are left to ask"):
@@ -287,8 +320,11 @@ def test_settings_out_of_range(settings_):
 
 def test_split_is_by_instance_and_limited(tmp_path):
     rows = list(squad_rows(200, random.Random(1), longest=60))
-    many = build_instances("squad", lines(tmp_path / "a.jsonl", rows), rule=rule(
-        "squad", num_chunks=1, min_asked=1, min_kept=1)).instances
+    many = build_instances(
+        "squad",
+        lines(tmp_path / "a.jsonl", rows),
+        rule=rule("squad", num_chunks=1, min_asked=1, min_kept=1),
+    ).instances
     train, validation = split_instances(many, 0.9, max_train=5)
     assert len(train) == 5 and len(validation) == len(many) - round(0.9 * len(many))
     assert not {one.instance_id for one in train} & {one.instance_id for one in validation}
@@ -303,27 +339,47 @@ def test_split_is_by_instance_and_limited(tmp_path):
 
 BUILT = {
     "squad": (["squad_v1.1_dev_3articles.json"], [], {}, (1, 7, 100)),
-    "hotpotqa": (["hotpotqa_distractor_5items.json"], [], {"min_asked": 1, "min_kept": 1},
-                 (1, 1, 4)),
-    "pubmed-rct": (["pubmed_rct_20k_train_head.txt"], [],
-                   {"num_chunks": 2, "chunk_tokens": (100, 150), "num_asked": 2,
-                    "num_instances": 1}, (1, 2, 2)),
-    "nlu": (["nlu_eval_cooking_recipe_anno_20180322130133731.json"], [],
-            {"num_chunks": 2, "chunk_tokens": (20, 20), "num_asked": 3, "num_instances": 1},
-            (1, 2, 3)),
+    "hotpotqa": (
+        ["hotpotqa_distractor_5items.json"],
+        [],
+        {"min_asked": 1, "min_kept": 1},
+        (1, 1, 4),
+    ),
+    "pubmed-rct": (
+        ["pubmed_rct_20k_train_head.txt"],
+        [],
+        {"num_chunks": 2, "chunk_tokens": (100, 150), "num_asked": 2, "num_instances": 1},
+        (1, 2, 2),
+    ),
+    "nlu": (
+        ["nlu_eval_cooking_recipe_anno_20180322130133731.json"],
+        [],
+        {"num_chunks": 2, "chunk_tokens": (20, 20), "num_asked": 3, "num_instances": 1},
+        (1, 2, 3),
+    ),
     "trec_coarse": (["trec_train_5500_excerpt.label"], [], {"num_instances": 2}, (2, 10, 100)),
-    "trec_fine": (["trec_train_5500_excerpt.label"], [], {"shots": 200, "num_asked": 50},
-                  (1, 3, 50)),
+    "trec_fine": (
+        ["trec_train_5500_excerpt.label"],
+        [],
+        {"shots": 200, "num_asked": 50},
+        (1, 3, 50),
+    ),
     "clinc150": (["clinc150_data_full_excerpt.json"], [], {"num_asked": 20}, (1, 1, 20)),
-    "banking77": (["banking77_train_excerpt.csv"], ["banking77_test_excerpt.csv"],
-                  {"num_asked": 90}, (1, 7, 90)),
+    "banking77": (
+        ["banking77_train_excerpt.csv"],
+        ["banking77_test_excerpt.csv"],
+        {"num_asked": 90},
+        (1, 7, 90),
+    ),
 }
 
 
 def built_sample(raw_set):
     sources, asked, changes, _ = BUILT[raw_set]
     return build_instances(
-        raw_set, [SAMPLES / name for name in sources], [SAMPLES / name for name in asked],
+        raw_set,
+        [SAMPLES / name for name in sources],
+        [SAMPLES / name for name in asked],
         rule=rule(raw_set, **changes),
     ).instances
 
@@ -354,13 +410,17 @@ def test_pubmed_is_rendered_as_the_real_excerpt_is():
 
     def form(text):
         return [
-            "example" if line[:7] in ("Sample:", "Labels:", "Senten") or line[:9] == "Sentence:"
+            "example"
+            if line[:7] in ("Sample:", "Labels:", "Senten") or line[:9] == "Sentence:"
             else line
             for line in text.split("\n")[2:-1]
         ]
 
-    assert form(instance.chunks[0].text)[:5] == form(real["chunks"][0])[:5] == [
-        "", "example", "", "example", ""]
+    assert (
+        form(instance.chunks[0].text)[:5]
+        == form(real["chunks"][0])[:5]
+        == ["", "example", "", "example", ""]
+    )
     asked, real_asked = instance.questions[0].text, real["questions_and_answers"][0]["question"]
     assert asked.split("\n")[1:] == real_asked.split("\n")[1:]
     assert asked.startswith("Sentence: ") and real_asked.startswith("Sentence: ")
@@ -372,20 +432,55 @@ def test_pubmed_is_rendered_as_the_real_excerpt_is():
 @needs_data
 def test_perltqa_with_questions_about_its_person(tmp_path):
     """The layouts are the real ones, the questions are ours: no sample has both of one person."""
-    asked = [{"Wang Xiaoming": {"profile": [], "social_relationship": [], "events": [
-        {"1_1_0": [{"Question": "Who made the chandelier?", "Memory Anchors": [
-            {"Swarovski": [1, 2]}, {"not in the text": [-1, -1]}]}]},
-        {"1_1_1": [{"Question": "What was won?", "Memory Anchors": [{"first prize": [0, 2]}]}]},
-    ], "dialogues": [{"1_1_2#5": [
-        {"Question": "What was won by Zhang Wei?", "Memory Anchors": [{"Zhang Wei": [0, 1]},
-                                                       {"championship": [0, 1]}]}]}]}}]
+    asked = [
+        {
+            "Wang Xiaoming": {
+                "profile": [],
+                "social_relationship": [],
+                "events": [
+                    {
+                        "1_1_0": [
+                            {
+                                "Question": "Who made the chandelier?",
+                                "Memory Anchors": [
+                                    {"Swarovski": [1, 2]},
+                                    {"not in the text": [-1, -1]},
+                                ],
+                            }
+                        ]
+                    },
+                    {
+                        "1_1_1": [
+                            {
+                                "Question": "What was won?",
+                                "Memory Anchors": [{"first prize": [0, 2]}],
+                            }
+                        ]
+                    },
+                ],
+                "dialogues": [
+                    {
+                        "1_1_2#5": [
+                            {
+                                "Question": "What was won by Zhang Wei?",
+                                "Memory Anchors": [{"Zhang Wei": [0, 1]}, {"championship": [0, 1]}],
+                            }
+                        ]
+                    }
+                ],
+            }
+        }
+    ]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
     sources = [SAMPLES / "perltmem_en_v2_excerpt.json"]
     [instance] = build_instances(
         "perltqa", sources, [tmp_path / "asked.json"], rule=rule("perltqa", min_kept=1)
     ).instances
     assert [(q.answers, q.evidence_steps) for q in instance.questions] == [
-        (("Swarovski",), (1,)), (("first prize",), (2,)), (("championship",), (3,))]
+        (("Swarovski",), (1,)),
+        (("first prize",), (2,)),
+        (("championship",), (3,)),
+    ]
     mini = load_instances(DATA / "perltqa_mini.jsonl").instances[0]
     assert [chunk.tokens for chunk in instance.chunks] == pytest.approx(
         [chunk.tokens for chunk in mini.chunks], rel=0.05
@@ -407,24 +502,33 @@ def test_sizes_stand_beside_the_published():
         ("icl_clinic150_7050shot_balance", "arXiv 2509.25911, table 8"),
     ]
     here, published = rows[0], rows[1]
-    assert here["tokens per instance"] == round(sum(
-        chunk.tokens for one in instances[:2] for chunk in one.chunks) / 2)
+    assert here["tokens per instance"] == round(
+        sum(chunk.tokens for one in instances[:2] for chunk in one.chunks) / 2
+    )
     # The same rule on the same kind of text: library tokens are a fifth fewer than Qwen3's.
     assert 0.7 < here["tokens per chunk"] / published["tokens per chunk"] < 1
     assert as_markdown(rows).count("\n") == len(rows) + 1
     in_letters = sizes(instances[:1], count=len, unit="letters")
-    assert in_letters["icl_trec_coarse_6600shot_balance"].tokens == sum(
-        len(chunk.text) for chunk in instances[0].chunks) / 10
+    assert (
+        in_letters["icl_trec_coarse_6600shot_balance"].tokens
+        == sum(len(chunk.text) for chunk in instances[0].chunks) / 10
+    )
 
 
 def test_the_published_sizes_add_up():
     """Mem-alpha's training column sums to the 567 instances and about 6,043 chunks of Fine-Mem."""
-    train = [tables["arXiv 2509.25911, table 7, train"] for tables in PUBLISHED.values()
-             if "arXiv 2509.25911, table 7, train" in tables]
+    train = [
+        tables["arXiv 2509.25911, table 7, train"]
+        for tables in PUBLISHED.values()
+        if "arXiv 2509.25911, table 7, train" in tables
+    ]
     assert sum(one.instances for one in train) == 567
     assert round(sum(one.instances * one.chunks for one in train)) == 6039
-    eight = [tables["arXiv 2509.25911, table 8"] for tables in PUBLISHED.values()
-             if "arXiv 2509.25911, table 8" in tables]
+    eight = [
+        tables["arXiv 2509.25911, table 8"]
+        for tables in PUBLISHED.values()
+        if "arXiv 2509.25911, table 8" in tables
+    ]
     assert sum(one.instances for one in eight) == 112
     assert {one.data_source for one in RULES.values()} <= set(PUBLISHED)
 

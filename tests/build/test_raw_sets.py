@@ -16,9 +16,12 @@ SAMPLES = SHARED_DATA / "raw_samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="../shared/data is not there")
 
 HOTPOT = {
-    "question": "Where was the author of Omega born?", "answer": "Oslo",
-    "context": {"title": ["Omega", "Ana", "Noise"],
-                "sentences": [["Omega is by Ana."], ["Ana was born in", " Oslo."], ["Noise."]]},
+    "question": "Where was the author of Omega born?",
+    "answer": "Oslo",
+    "context": {
+        "title": ["Omega", "Ana", "Noise"],
+        "sentences": [["Omega is by Ana."], ["Ana was born in", " Oslo."], ["Noise."]],
+    },
     "supporting_facts": {"title": ["Omega", "Ana", "Ana"], "sent_id": [0, 0, 1]},
 }
 ROWS = {
@@ -28,17 +31,43 @@ ROWS = {
     "nlu": {"scenario": "iot", "intent": "hue", "answer_normalised": "dim the light"},
     "clinc150": {"train": [["pay it", "pay"]], "test": [["pay", "pay"]], "oos_test": []},
     "banking77": {"text": "Where is\nmy card?", "category": "card_arrival"},
-    "booksum": {"book_title": "Omega", "text": "Ana sails.", "summary": [
-        {"source": "a", "text": None, "analysis": ""}, {"source": "b", "text": "She sails."}]},
-    "perltqa": {"Ana": {
-        "events": {"1_0": {"content": "C", "summary": "S", "Creation Time": "2020"}},
-        "dialogues": {"1_0#2": {"events": "1_0", "contents": {"noon": ["Ana: Hi", "x: y: z"]}}},
-    }},
+    "booksum": {
+        "book_title": "Omega",
+        "text": "Ana sails.",
+        "summary": [
+            {"source": "a", "text": None, "analysis": ""},
+            {"source": "b", "text": "She sails."},
+        ],
+    },
+    "perltqa": {
+        "Ana": {
+            "events": {"1_0": {"content": "C", "summary": "S", "Creation Time": "2020"}},
+            "dialogues": {"1_0#2": {"events": "1_0", "contents": {"noon": ["Ana: Hi", "x: y: z"]}}},
+        }
+    },
 }
-PERLT_ASKED = {"Ana": {"profile": [{"Question": "How old?"}], "events": [
-    {"1_0": [{"Question": "Who sails?", "Memory Anchors": [
-        {"Leo": [0, 1]}, {"a very long anchor": [1, 2]}, {"a;b": [0, 1]}]}]},
-], "dialogues": [{"1_0#2": [{"Question": "Who says hi?", "Memory Anchors": [{"Ana": [-1, -1]}]}]}]}}
+PERLT_ASKED = {
+    "Ana": {
+        "profile": [{"Question": "How old?"}],
+        "events": [
+            {
+                "1_0": [
+                    {
+                        "Question": "Who sails?",
+                        "Memory Anchors": [
+                            {"Leo": [0, 1]},
+                            {"a very long anchor": [1, 2]},
+                            {"a;b": [0, 1]},
+                        ],
+                    }
+                ]
+            },
+        ],
+        "dialogues": [
+            {"1_0#2": [{"Question": "Who says hi?", "Memory Anchors": [{"Ana": [-1, -1]}]}]}
+        ],
+    }
+}
 
 
 def read(raw_set, row, asked=False):
@@ -49,23 +78,51 @@ def read(raw_set, row, asked=False):
     ("raw_set", "row", "units"),
     [
         ("squad", ROWS["squad"], [Fact("Who sails?", "Ana", ("Ana sails.",))]),
-        ("squad", {"data": [{"title": "T", "paragraphs": [{"context": "Ana sails.", "qas": [
-            {"question": "Who sails?", "answers": [{"text": "Ana", "answer_start": 0}]},
-            {"question": "Who flies?", "answers": []}]}]}]},
-         [Fact("Who sails?", "Ana", ("Ana sails.",))]),
+        (
+            "squad",
+            {
+                "data": [
+                    {
+                        "title": "T",
+                        "paragraphs": [
+                            {
+                                "context": "Ana sails.",
+                                "qas": [
+                                    {
+                                        "question": "Who sails?",
+                                        "answers": [{"text": "Ana", "answer_start": 0}],
+                                    },
+                                    {"question": "Who flies?", "answers": []},
+                                ],
+                            }
+                        ],
+                    }
+                ]
+            },
+            [Fact("Who sails?", "Ana", ("Ana sails.",))],
+        ),
         ("pubmed-rct", ROWS["pubmed-rct"], [Example("We did it .", "methods", True)]),
-        ("pubmed-rct", {"text": "We did it .", "labels": 2},
-         [Example("We did it .", "methods", True)]),
+        (
+            "pubmed-rct",
+            {"text": "We did it .", "labels": 2},
+            [Example("We did it .", "methods", True)],
+        ),
         ("pubmed-rct", "METHODS\tWe did it .", [Example("We did it .", "methods", True)]),
         ("pubmed-rct", "###24293578", []),
         ("nlu", ROWS["nlu"], [Example("dim the light", "iot_hue", True)]),
         ("nlu", {**ROWS["nlu"], "answer_normalised": "null"}, []),
-        ("nlu", {"test_data_annotation": [{"text": "dim it", "intent": "iot_hue"}]},
-         [Example("dim it", "iot_hue", True)]),
+        (
+            "nlu",
+            {"test_data_annotation": [{"text": "dim it", "intent": "iot_hue"}]},
+            [Example("dim it", "iot_hue", True)],
+        ),
         ("trec_coarse", "HUM:ind Who sails ?", [Example("Who sails ?", "HUM", True)]),
         ("trec_fine", "HUM:ind Who sails ?", [Example("Who sails ?", "HUM:ind", True)]),
-        ("clinc150", ROWS["clinc150"],
-         [Example("pay it", "pay", True), Example("pay", "pay", False)]),
+        (
+            "clinc150",
+            ROWS["clinc150"],
+            [Example("pay it", "pay", True), Example("pay", "pay", False)],
+        ),
         ("banking77", ROWS["banking77"], [Example("Where is my card?", "card_arrival", True)]),
         ("booksum", ROWS["booksum"], [Book("Omega", "Ana sails.", "She sails.")]),
         ("booksum", {**ROWS["booksum"], "summary": []}, []),
@@ -83,12 +140,25 @@ def test_the_files_of_what_is_asked_give_what_is_not_shown():
 def test_hotpotqa_in_three_layouts_keeps_the_gold_texts():
     columns, facts = HOTPOT["context"], HOTPOT["supporting_facts"]
     pairs = list(zip(facts["title"], facts["sent_id"], strict=True))
-    release = {**HOTPOT, "supporting_facts": pairs, "context": list(
-        zip(columns["title"], columns["sentences"], strict=True))}
-    flat = {"question": HOTPOT["question"], "answer": "Oslo", "titles": columns["title"],
-            "sentences": columns["sentences"], "sf": pairs}
-    expected = [Fact(HOTPOT["question"], "Oslo", (
-        "Title: Omega\nOmega is by Ana.", "Title: Ana\nAna was born in Oslo."))]
+    release = {
+        **HOTPOT,
+        "supporting_facts": pairs,
+        "context": list(zip(columns["title"], columns["sentences"], strict=True)),
+    }
+    flat = {
+        "question": HOTPOT["question"],
+        "answer": "Oslo",
+        "titles": columns["title"],
+        "sentences": columns["sentences"],
+        "sf": pairs,
+    }
+    expected = [
+        Fact(
+            HOTPOT["question"],
+            "Oslo",
+            ("Title: Omega\nOmega is by Ana.", "Title: Ana\nAna was born in Oslo."),
+        )
+    ]
     for row in (HOTPOT, json.loads(json.dumps(release)), flat):
         assert read("hotpotqa", row) == expected
 
@@ -96,25 +166,34 @@ def test_hotpotqa_in_three_layouts_keeps_the_gold_texts():
 def test_perltqa_joins_memory_and_questions(tmp_path):
     for name, value in (("memory", ROWS["perltqa"]), ("asked", [PERLT_ASKED])):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
-    [unit], problems = raw_units(
-        "perltqa", [tmp_path / "memory.json"], [tmp_path / "asked.json"]
-    )
+    [unit], problems = raw_units("perltqa", [tmp_path / "memory.json"], [tmp_path / "asked.json"])
     assert problems == []
-    assert unit == Character("Ana", {"1_0": (
-        "The following is the event happened about the user Ana on 2020:\nSummary: S\nContent: C\n"
-        "\nThe following are the dialogues.\n\nDialogue happened at noon\n<Ana> Hi"
-    )}, (("1_0", "Who sails?", ("Leo",)), ("1_0", "Who says hi?", ("Ana",))))
+    assert unit == Character(
+        "Ana",
+        {
+            "1_0": (
+                "The following is the event happened about the user Ana on 2020:\n"
+                "Summary: S\nContent: C\n"
+                "\nThe following are the dialogues.\n\nDialogue happened at noon\n<Ana> Hi"
+            )
+        },
+        (("1_0", "Who sails?", ("Leo",)), ("1_0", "Who says hi?", ("Ana",))),
+    )
 
 
 BROKEN = {
-    "squad": [({"context": 3}, "field context: expected a valid string, got int 3"),
-              ({"context": "  "}, "field text: expected text"),
-              ({"answers": {"text": "Ana"}}, "field answers.text"),
-              ({"question": ""}, "field question")],
-    "hotpotqa": [({"context": None}, "field titles: expected"),
-                 ({"supporting_facts": None}, "field supporting_facts"),
-                 ({"supporting_facts": {"title": ["X"]}}, "at least one title of the context"),
-                 ({"context": {"title": ["Omega"], "sentences": []}}, "one list per title (1)")],
+    "squad": [
+        ({"context": 3}, "field context: expected a valid string, got int 3"),
+        ({"context": "  "}, "field text: expected text"),
+        ({"answers": {"text": "Ana"}}, "field answers.text"),
+        ({"question": ""}, "field question"),
+    ],
+    "hotpotqa": [
+        ({"context": None}, "field titles: expected"),
+        ({"supporting_facts": None}, "field supporting_facts"),
+        ({"supporting_facts": {"title": ["X"]}}, "at least one title of the context"),
+        ({"context": {"title": ["Omega"], "sentences": []}}, "one list per title (1)"),
+    ],
     "pubmed-rct": [({"labels": 7}, "background"), ({"text": None}, "field text")],
     "nlu": [({"intent": None}, "field intent")],
     "clinc150": [({"train": [["a"]]}, "field train[0]"), ({"test": 3}, "field test")],
@@ -168,13 +247,18 @@ def test_tables_by_comma_semicolon_or_tab(tmp_path):
         (tmp_path / name).write_text("\n".join(lines))
         units, _ = raw_units("banking77", [tmp_path / name])
         assert [(unit.text, unit.label) for unit in units] == [
-            ("Where, now?", "a"), ("Here; yes", "b")]
+            ("Where, now?", "a"),
+            ("Here; yes", "b"),
+        ]
 
 
 def test_files_that_are_not_there_or_empty(tmp_path):
     (tmp_path / "empty.csv").write_text("")
-    for name, message in (("none.csv", "no such file"), ("none.jsonl", "no such file"),
-                          ("empty.csv", "is empty")):
+    for name, message in (
+        ("none.csv", "no such file"),
+        ("none.jsonl", "no such file"),
+        ("empty.csv", "is empty"),
+    ):
         with pytest.raises(ValueError, match=message):
             raw_units("banking77", [tmp_path / name])
 
@@ -195,8 +279,9 @@ def test_junk_is_reported(tmp_path, content, suffix):
 
 VALUES = st.recursive(
     st.none() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 
@@ -212,10 +297,12 @@ def edited(value, path, replacement):
     return {**value, name: edited(value[name], rest, replacement)}
 
 
-@settings(max_examples=120, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(ROWS)), st.lists(st.integers(0, 9), max_size=5), VALUES,
-       st.booleans())
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(sorted(ROWS)), st.lists(st.integers(0, 9), max_size=5), VALUES, st.booleans()
+)
 def test_any_value_anywhere_is_read_or_reported(raw_set, path, replacement, asked):
     row = PERLT_ASKED if raw_set == "perltqa" and asked else ROWS[raw_set]
     try:
@@ -241,8 +328,9 @@ def test_any_value_anywhere_is_read_or_reported(raw_set, path, replacement, aske
     ],
 )
 def test_every_raw_sample_is_read_whole(raw_set, name, asked, number):
-    units, problems = raw_units(raw_set, [] if asked else [SAMPLES / name],
-                                [SAMPLES / name] if asked else [])
+    units, problems = raw_units(
+        raw_set, [] if asked else [SAMPLES / name], [SAMPLES / name] if asked else []
+    )
     assert (len(units), problems) == (number, [])
 
 
@@ -252,5 +340,6 @@ def test_the_question_sample_of_perltqa_is_read():
     [row] = json.loads((SAMPLES / "perltqa_en_v2_excerpt.json").read_text())
     [unit] = read("perltqa", row, asked=True)
     assert (unit.name, unit.chunks) == ("Zhang Xiaohong", {})
-    assert unit.asked == (("4_0_0", "Why does Zhang Xiaoming feel stressed?",
-                           ("Work", "family", "balance issue")),)
+    assert unit.asked == (
+        ("4_0_0", "Why does Zhang Xiaoming feel stressed?", ("Work", "family", "balance issue")),
+    )

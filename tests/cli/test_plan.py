@@ -28,9 +28,12 @@ def no_runs(tmp_path, monkeypatch):
 @pytest.fixture
 def data(tmp_path):
     rows = [
-        {"instance_id": f"one-{number}", "data_source": "squad",
-         "chunks": ["Mia moved to Rome in 1998. " * 100, "Ana sails on Friday. " * 50],
-         "questions_and_answers": [{"question": "Where does Mia live?", "answer": "Rome"}] * 10}
+        {
+            "instance_id": f"one-{number}",
+            "data_source": "squad",
+            "chunks": ["Mia moved to Rome in 1998. " * 100, "Ana sails on Friday. " * 50],
+            "questions_and_answers": [{"question": "Where does Mia live?", "answer": "Rome"}] * 10,
+        }
         for number in range(6)
     ]
     path = tmp_path / "data.jsonl"
@@ -53,9 +56,12 @@ def row(text, begins):
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_full_size_profiles_fit_their_cards_on_chunks_of_full_length(path, capsys, tmp_path):
     rows = [
-        {"instance_id": f"one-{number}", "data_source": "squad",
-         "chunks": ["Mia moved to Rome in 1998, not Oslo. " * 400] * 12,
-         "questions_and_answers": [{"question": "Where does Mia live?", "answer": "Rome"}]}
+        {
+            "instance_id": f"one-{number}",
+            "data_source": "squad",
+            "chunks": ["Mia moved to Rome in 1998, not Oslo. " * 400] * 12,
+            "questions_and_answers": [{"question": "Where does Mia live?", "answer": "Rome"}],
+        }
         for number in range(40)
     ]
     data = tmp_path / "long.jsonl"
@@ -74,8 +80,16 @@ def test_the_full_size_profiles_fit_their_cards_on_chunks_of_full_length(path, c
 
 
 def test_a_plan_that_cannot_fit_fails_and_names_changes_that_work(capsys, data):
-    common = ("--profile", "qwen3-4b-80gb", "--data", data, "--card", "RTX 4080",
-              "--set", "held_out=2")
+    common = (
+        "--profile",
+        "qwen3-4b-80gb",
+        "--data",
+        data,
+        "--card",
+        "RTX 4080",
+        "--set",
+        "held_out=2",
+    )
     code, said, _ = plan(capsys, *common)
     assert code == 1 and "does not fit" in said
     changes = said.split("each by itself: ")[1].splitlines()[0].split(", ")
@@ -90,9 +104,21 @@ def test_calls_and_their_cost_by_hand(capsys, data, tmp_path):
     models = tmp_path / "models.yaml"
     models.write_text(PRICES, encoding="utf-8")
     code, said, _ = plan(
-        capsys, "--profile", "qwen3-1.7b-16gb", "--data", data, "--set", "held_out=2",
-        "--set", f"models={models}", "--set", "updates=10", "--assume", "item_tokens=50",
-        "--assume", "answer_tokens=10",
+        capsys,
+        "--profile",
+        "qwen3-1.7b-16gb",
+        "--data",
+        data,
+        "--set",
+        "held_out=2",
+        "--set",
+        f"models={models}",
+        "--set",
+        "updates=10",
+        "--assume",
+        "item_tokens=50",
+        "--assume",
+        "answer_tokens=10",
     )
     assert code == 0
     said, table = said.split("hours in all")
@@ -127,10 +153,21 @@ def test_hours_count_what_models_are_asked_and_the_trained_manager_on_every_inst
     capsys, data, tmp_path
 ):
     models = tmp_path / "models.yaml"
-    models.write_text(PRICES.replace("reader:", "teacher: &m") + "\nreader: *m\nverifier: *m\n",
-                      encoding="utf-8")
-    common = ("--profile", "qwen3-1.7b-16gb", "--data", data, "--set", "held_out=2",
-              "--set", f"models={models}", "--set", "updates=1")
+    models.write_text(
+        PRICES.replace("reader:", "teacher: &m") + "\nreader: *m\nverifier: *m\n", encoding="utf-8"
+    )
+    common = (
+        "--profile",
+        "qwen3-1.7b-16gb",
+        "--data",
+        data,
+        "--set",
+        "held_out=2",
+        "--set",
+        f"models={models}",
+        "--set",
+        "updates=1",
+    )
 
     def hours(name, *more):
         code, said, _ = plan(capsys, *common, *more)
@@ -143,9 +180,11 @@ def test_hours_count_what_models_are_asked_and_the_trained_manager_on_every_inst
     assert hours("02 scripted managers", *slow) == 3 * 6 * 20
     # Six instances are one batch of 8, and three of 2.
     decoding = ("--assume", "step_seconds=3600", "--assume", "reader_seconds=0.001")
-    assert hours("06 benchmark", *decoding, "--set", "batch_size=2") == pytest.approx(
-        3 * hours("06 benchmark", *decoding), rel=0.01
-    ) == pytest.approx(3 * 2 * 512, rel=0.01)
+    assert (
+        hours("06 benchmark", *decoding, "--set", "batch_size=2")
+        == pytest.approx(3 * hours("06 benchmark", *decoding), rel=0.01)
+        == pytest.approx(3 * 2 * 512, rel=0.01)
+    )
     assert hours("in all", *decoding) > hours("06 benchmark", *decoding)
 
 
@@ -158,8 +197,17 @@ def test_notebooks_04_and_06_and_the_plan_sample_as_many_prompts_at_a_time(capsy
     folder = save_model(tmp_path / "model", "qwen3")
     for given, rows in ((0, 8), (3, 3)):
         _, said, _ = plan(
-            capsys, "--profile", "qwen3-1.7b-16gb", "--data", data, "--set", "held_out=2",
-            "--set", f"checkpoint={folder}", "--set", f"batch_size={given}",
+            capsys,
+            "--profile",
+            "qwen3-1.7b-16gb",
+            "--data",
+            data,
+            "--set",
+            "held_out=2",
+            "--set",
+            f"checkpoint={folder}",
+            "--set",
+            f"batch_size={given}",
         )
         assert f"tests and 06: {rows} prompts at a time\n" in said
         manager = load_manager(folder, model=model_settings({"batch_size": given, "lora_rank": 2}))
@@ -170,9 +218,10 @@ def test_notebooks_04_and_06_and_the_plan_sample_as_many_prompts_at_a_time(capsy
 
 def test_vllm_is_said_not_to_sample_the_tests(capsys, data):
     arguments = ("--profile", "qwen3-4b-80gb", "--data", data, "--set", "held_out=2")
-    assert "16 prompts at a time, sampled without vLLM, in memory beside its share" in plan(
-        capsys, *arguments
-    )[1]
+    assert (
+        "16 prompts at a time, sampled without vLLM, in memory beside its share"
+        in plan(capsys, *arguments)[1]
+    )
     assert "without vLLM" not in plan(capsys, *arguments, "--set", "fast_inference=false")[1]
 
 
@@ -210,20 +259,24 @@ def test_the_default_profile_asks_no_model_and_names_no_card(capsys):
     assert "model tiny: 150,016 parameters" in said
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [
-    (["--assume", "speed=3"], "--assume 'speed=3': expected NAME=NUMBER with one of"),
-    (["--assume", "answer_tokens=much"], "--assume 'answer_tokens=much'"),
-    (["--assume", "traffic_share=2"], "expected at most 1"),
-    (["--set", "held_out=6"], "held_out"),
-    (["--set", "04.lora_rank=0", "--set", "04.lora_alpha=8"], "no adapter to scale"),
-    (["--set", "lora_rank=0", "--set", "precision=4bit"], "nothing could be trained"),
-    (["--set", "checkpoint=owner/unknown"], "sizes are not known here"),
-    (["--set", "updates=-1"], "updates is -1"),
-    (["--profile", "none"], "no profile 'none'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--assume", "speed=3"], "--assume 'speed=3': expected NAME=NUMBER with one of"),
+        (["--assume", "answer_tokens=much"], "--assume 'answer_tokens=much'"),
+        (["--assume", "traffic_share=2"], "expected at most 1"),
+        (["--set", "held_out=6"], "held_out"),
+        (["--set", "04.lora_rank=0", "--set", "04.lora_alpha=8"], "no adapter to scale"),
+        (["--set", "lora_rank=0", "--set", "precision=4bit"], "nothing could be trained"),
+        (["--set", "checkpoint=owner/unknown"], "sizes are not known here"),
+        (["--set", "updates=-1"], "updates is -1"),
+        (["--profile", "none"], "no profile 'none'"),
+    ],
+)
 def test_what_cannot_be_planned_is_refused(capsys, data, arguments, reason):
-    start = [] if "--profile" in arguments else ["--profile", "qwen3-1.7b-16gb",
-                                                 "--set", "held_out=2"]
+    start = (
+        [] if "--profile" in arguments else ["--profile", "qwen3-1.7b-16gb", "--set", "held_out=2"]
+    )
     code, _, error = plan(capsys, *start, "--data", data, *arguments)
     assert code == 2 and reason in error
 
@@ -231,8 +284,17 @@ def test_what_cannot_be_planned_is_refused(capsys, data, arguments, reason):
 def test_lengths_that_leave_no_room_are_refused(capsys, data, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     code, _, error = plan(
-        capsys, "--profile", "qwen3-1.7b-16gb", "--data", data, "--set", "held_out=2",
-        "--set", f"checkpoint={folder}", "--set", "max_prompt_tokens=64",
+        capsys,
+        "--profile",
+        "qwen3-1.7b-16gb",
+        "--data",
+        data,
+        "--set",
+        "held_out=2",
+        "--set",
+        f"checkpoint={folder}",
+        "--set",
+        "max_prompt_tokens=64",
     )
     assert code == 2 and "max_prompt_tokens is 64, expected at least" in error
 

@@ -27,9 +27,13 @@ PLACES = ("Rome", "Oslo", "Lima", "Cairo")
 
 def write_data(path, number=3, **fields):
     rows = [
-        {"instance_id": f"one-{place}", "data_source": "squad",
-         "chunks": [f"Mia moved to {city} in 19{place}8.", f"Ana sails from {city} on Friday."],
-         "questions_and_answers": [{"question": "Where does Mia live?", "answer": city}], **fields}
+        {
+            "instance_id": f"one-{place}",
+            "data_source": "squad",
+            "chunks": [f"Mia moved to {city} in 19{place}8.", f"Ana sails from {city} on Friday."],
+            "questions_and_answers": [{"question": "Where does Mia live?", "answer": city}],
+            **fields,
+        }
         for place, city in enumerate(PLACES[:number])
     ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -47,15 +51,23 @@ def answers(request):
 
 
 def write_models(path, server, **settings):
-    one = {"model": "m", "base_url": server.base_url, "key_env": "TEST_MODEL_KEY",
-           "backoff": 0.01, "concurrency": 1, "price_in": 1000, "price_out": 2000, **settings}
+    one = {
+        "model": "m",
+        "base_url": server.base_url,
+        "key_env": "TEST_MODEL_KEY",
+        "backoff": 0.01,
+        "concurrency": 1,
+        "price_in": 1000,
+        "price_out": 2000,
+        **settings,
+    }
     path.write_text(json.dumps({"teacher": one, "verifier": one}), encoding="utf-8")
     return str(path)
 
 
 def table_of(printed, first):
     """Return the rows of a printed table as lists, keyed by their first cell."""
-    lines = printed[printed.index(first):].splitlines()[1:]
+    lines = printed[printed.index(first) :].splitlines()[1:]
     return {cells[0]: cells[1:] for line in lines if (cells := re.split(r"  +", line))}
 
 
@@ -99,8 +111,10 @@ def test_questions_without_a_model_on_real_text(tmp_path, capsys):
 
 def test_what_training_has_too_is_reported(data, tmp_path, capsys):
     training = write_data(tmp_path / "training.jsonl", number=1)
-    assert main(["questions", "--data", data, "--output", str(tmp_path / "q"),
-                 "--training", training]) == 0
+    assert (
+        main(["questions", "--data", data, "--output", str(tmp_path / "q"), "--training", training])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "leaks (beside 1 of training): 1 question in both, 2 text in both" in printed
     assert re.search(r"question in both +one-0 +1.00 +Where does Mia live\?", printed)
@@ -136,8 +150,22 @@ def test_the_teacher_alone_can_be_a_language_model(data, tmp_path, key):
         models = Path(write_models(tmp_path / "models.yaml", server, memo=str(tmp_path / "memo")))
         settings = json.loads(models.read_text())
         models.write_text(json.dumps({"teacher": settings["teacher"]}))
-        assert main(["questions", "--data", data, "--output", str(tmp_path / "q"),
-                     "--models", str(models), "--k", "3"]) == 0
+        assert (
+            main(
+                [
+                    "questions",
+                    "--data",
+                    data,
+                    "--output",
+                    str(tmp_path / "q"),
+                    "--models",
+                    str(models),
+                    "--k",
+                    "3",
+                ]
+            )
+            == 0
+        )
         assert all("response_format" in request for request in server.requests)
         assert "Write 3 questions" in server.requests[0]["messages"][-1]["content"]
     assert (tmp_path / "memo").exists() and not (tmp_path / "q" / "replies.sqlite").exists()
@@ -152,9 +180,7 @@ def number(request):
     signal.signal(request.param, before)
 
 
-def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(
-    data, tmp_path, key, capsys, number
-):
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(data, tmp_path, key, capsys, number):
     folder, held = tmp_path / "q", []
 
     def interrupts(request):
@@ -168,8 +194,10 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(
         command = ["questions", "--data", data, "--output", str(folder), "--models", models]
         assert main(command) == 130
         printed = capsys.readouterr()
-        assert (f"interrupted; 2 of 3 instances are done and kept in {folder}, the same command "
-                "goes on from them") in printed.err
+        assert (
+            f"interrupted; 2 of 3 instances are done and kept in {folder}, the same command "
+            "goes on from them"
+        ) in printed.err
         assert "teacher and verifier" in printed.out  # what was spent so far
         assert signal.getsignal(number) is signal.SIG_DFL
         kept = dict(server.paid)
@@ -184,31 +212,42 @@ def test_a_server_that_refuses_ends_the_command_without_the_key(data, tmp_path, 
     body = json.dumps({"error": {"message": f"no such key: {KEY}"}})
     with FaultServer(status=401, body=body) as server:
         models = write_models(tmp_path / "models.yaml", server)
-        assert main(["questions", "--data", data, "--output", str(tmp_path / "q"),
-                     "--models", models]) == 1
+        assert (
+            main(["questions", "--data", data, "--output", str(tmp_path / "q"), "--models", models])
+            == 1
+        )
     printed = capsys.readouterr()
     assert re.search(r"failed: m at http.*401.*\*\*\*.*0 of 3 instances are done", printed.err)
     assert KEY not in printed.out + printed.err
     assert "calls" in printed.out
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (None, "models .*models.yaml: cannot be read"),
-    (f"pupil: {{key: {KEY}}}", "got pupil, expected"),
-    ("teacher: {model: m, base_url: 'http://h/v1', key_env: NOT_SET_HERE}",
-     "variable NOT_SET_HERE is not set, expected the key of http://h/v1; set it"),
-    ("teacher: {model: m, base_url: 'http://h/v1', memo: models.yaml}",
-     "memo models.yaml: file is not a database; expected a memo of earlier replies"),
-])
-def test_settings_of_models_that_cannot_be_used(
-    data, tmp_path, monkeypatch, capsys, content, said
-):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "models .*models.yaml: cannot be read"),
+        (f"pupil: {{key: {KEY}}}", "got pupil, expected"),
+        (
+            "teacher: {model: m, base_url: 'http://h/v1', key_env: NOT_SET_HERE}",
+            "variable NOT_SET_HERE is not set, expected the key of http://h/v1; set it",
+        ),
+        (
+            "teacher: {model: m, base_url: 'http://h/v1', memo: models.yaml}",
+            "memo models.yaml: file is not a database; expected a memo of earlier replies",
+        ),
+    ],
+)
+def test_settings_of_models_that_cannot_be_used(data, tmp_path, monkeypatch, capsys, content, said):
     monkeypatch.chdir(tmp_path)
     models = tmp_path / "models.yaml"
     if content is not None:
         models.write_text(content)
-    assert main(["questions", "--data", data, "--output", str(tmp_path / "q"),
-                 "--models", str(models)]) == 2
+    assert (
+        main(
+            ["questions", "--data", data, "--output", str(tmp_path / "q"), "--models", str(models)]
+        )
+        == 2
+    )
     printed = capsys.readouterr()
     assert re.search(said, printed.err) and KEY not in printed.err + printed.out
     assert not list(tmp_path.glob("q/*.parquet"))
@@ -219,16 +258,40 @@ def test_roles_that_the_command_does_not_play_may_stand_in_the_file(data, tmp_pa
         models = Path(write_models(tmp_path / "models.yaml", server))
         given = json.loads(models.read_text())
         models.write_text(json.dumps(given | {"judge": given["teacher"] | {"key_env": "NOT_SET"}}))
-        assert main(["questions", "--data", data, "--output", str(tmp_path / "q"), "--models",
-                     str(models)]) == 0
+        assert (
+            main(
+                [
+                    "questions",
+                    "--data",
+                    data,
+                    "--output",
+                    str(tmp_path / "q"),
+                    "--models",
+                    str(models),
+                ]
+            )
+            == 0
+        )
 
 
 def test_long_chunks_are_cut_as_notebook_01_cuts_them(tmp_path):
     data, folder = write_data(tmp_path / "long.jsonl", 1, chunks=["Mia moved to Rome. " * 40]), []
     for number in ("20", "4096"):
         folder.append(tmp_path / number)
-        assert main(["questions", "--data", data, "--output", str(folder[-1]),
-                     "--max-chunk-tokens", number]) == 0
+        assert (
+            main(
+                [
+                    "questions",
+                    "--data",
+                    data,
+                    "--output",
+                    str(folder[-1]),
+                    "--max-chunk-tokens",
+                    number,
+                ]
+            )
+            == 0
+        )
     cut = load_instances(data, max_chunk_tokens=20).instances
     assert with_questions(cut, folder[0])
     assert with_questions(load_instances(data).instances, folder[1])
@@ -252,12 +315,39 @@ def test_questions_that_cannot_be_made_start_nothing(data, tmp_path, capsys):
         main(["questions", "--data", data, "--output", str(folder), "--k", "0"])
     assert "'0', expected a whole number of at least 1" in capsys.readouterr().err
     assert not folder.exists()
-    assert main(["questions", "--data", data, "--output", str(folder), "--training", data, broken,
-                 "--on-error", "skip"]) == 2  # nothing of it is left
+    assert (
+        main(
+            [
+                "questions",
+                "--data",
+                data,
+                "--output",
+                str(folder),
+                "--training",
+                data,
+                broken,
+                "--on-error",
+                "skip",
+            ]
+        )
+        == 2
+    )  # nothing of it is left
     mixed = Path(broken).read_text() + "\n" + Path(data).read_text()
     (tmp_path / "mixed.jsonl").write_text(mixed)
-    assert main(["questions", "--data", str(tmp_path / "mixed.jsonl"), "--output", str(folder),
-                 "--on-error", "skip"]) == 0
+    assert (
+        main(
+            [
+                "questions",
+                "--data",
+                str(tmp_path / "mixed.jsonl"),
+                "--output",
+                str(folder),
+                "--on-error",
+                "skip",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().err.count("field chunks[0]") >= 3
 
 
@@ -284,7 +374,9 @@ def test_build_writes_instances_and_shows_the_published_sizes(tmp_path, capsys):
     assert {len(one.chunks) for one in built} == {10}
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| icl_trec")]
     assert [row[1:4] for row in rows[:2]] == [
-        ["these instances", "2", "10.0"], ["arXiv 2509.25911, table 7, train", "51", "10.0"]]
+        ["these instances", "2", "10.0"],
+        ["arXiv 2509.25911, table 7, train", "51", "10.0"],
+    ]
     tokens = sum(chunk.tokens for one in built for chunk in one.chunks) / 20
     assert float(rows[0][4]) == pytest.approx(tokens, abs=0.051)
     assert printed.endswith(f"written: {path}\n")
@@ -296,10 +388,21 @@ def test_build_writes_instances_and_shows_the_published_sizes(tmp_path, capsys):
 @needs_data
 def test_what_was_built_can_be_asked_about(tmp_path, capsys):
     path = tmp_path / "squad.parquet"
-    assert main(["build", "squad", str(SAMPLES / "squad_v1.1_dev_3articles.json"),
-                 "--output", str(path)]) == 0
-    assert main(["questions", "--data", str(path), "--output", str(tmp_path / "q"),
-                 "--k", "1"]) == 0
+    assert (
+        main(
+            [
+                "build",
+                "squad",
+                str(SAMPLES / "squad_v1.1_dev_3articles.json"),
+                "--output",
+                str(path),
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(["questions", "--data", str(path), "--output", str(tmp_path / "q"), "--k", "1"]) == 0
+    )
     assert "7 questions on 7 chunks" in capsys.readouterr().out
 
 
@@ -327,13 +430,29 @@ def test_what_cannot_be_built_leaves_nothing(tmp_path, capsys):
 @needs_data
 def test_the_half_that_is_asked_and_what_is_left_out(tmp_path, capsys):
     """PerLTQA's two samples are about different people; every character left out is named."""
-    command = ["build", "perltqa", str(SAMPLES / "perltmem_en_v2_excerpt.json"), "--asked",
-               str(SAMPLES / "perltqa_en_v2_excerpt.json"), "--output", str(tmp_path / "x.parquet")]
+    command = [
+        "build",
+        "perltqa",
+        str(SAMPLES / "perltmem_en_v2_excerpt.json"),
+        "--asked",
+        str(SAMPLES / "perltqa_en_v2_excerpt.json"),
+        "--output",
+        str(tmp_path / "x.parquet"),
+    ]
     assert main(command) == 2
     assert "0 of 0 questions usable on 3 events" in capsys.readouterr().err
     mixed = tmp_path / "mixed.label"
     mixed.write_bytes(TREC.read_bytes() + b"\nno label here\n")
-    command = ["build", "trec_coarse", str(mixed), "--instances", "1", "--on-error", "skip",
-               "--output", str(tmp_path / "x.parquet")]
+    command = [
+        "build",
+        "trec_coarse",
+        str(mixed),
+        "--instances",
+        "1",
+        "--on-error",
+        "skip",
+        "--output",
+        str(tmp_path / "x.parquet"),
+    ]
     assert main(command) == 0
     assert "mixed.label, line 302, field (whole row)" in capsys.readouterr().err

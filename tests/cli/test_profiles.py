@@ -25,8 +25,14 @@ def notebooks(tmp_path):
 
 
 def resolve(folder, given=None, select="01,03", to_run=True, **profile):
-    settings = {"name": "p", "description": "", "notebooks": ["01,03"], "parameters": {},
-                "notebook_parameters": {}, "requires": []} | profile
+    settings = {
+        "name": "p",
+        "description": "",
+        "notebooks": ["01,03"],
+        "parameters": {},
+        "notebook_parameters": {},
+        "requires": [],
+    } | profile
     chosen = profiles.select_notebooks(folder, [select])
     return profiles.resolve_parameters(
         chosen, profiles.Profile(**settings), given or {}, "r", to_run=to_run
@@ -51,16 +57,22 @@ def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebook
     assert resolve(notebooks, select="01", parameters={"beta": 0.1}).keys() == {FIRST}
 
 
-@pytest.mark.parametrize("code, reads", [
-    ('run.load("rewards")', {"rewards": set()}),
-    ('x = make(run.load("rewards"), 1)', {"rewards": set()}),
-    ('if source == "a":\n    run.load("rewards")\nelse:\n    run.load("evidence")',
-     {"rewards": {"source"}}),
-    ('if source != "a":\n    run.load("rewards")\nelif trained:\n    run.load("evidence")', {}),
-    ('if trained:\n    run.load("rewards")', {}),
-    ('if len(other) > 1:\n    run.load("rewards")', {"rewards": set()}),
-    ('%matplotlib inline', {}), ("name = 'rewards'", {}),
-])
+@pytest.mark.parametrize(
+    "code, reads",
+    [
+        ('run.load("rewards")', {"rewards": set()}),
+        ('x = make(run.load("rewards"), 1)', {"rewards": set()}),
+        (
+            'if source == "a":\n    run.load("rewards")\nelse:\n    run.load("evidence")',
+            {"rewards": {"source"}},
+        ),
+        ('if source != "a":\n    run.load("rewards")\nelif trained:\n    run.load("evidence")', {}),
+        ('if trained:\n    run.load("rewards")', {}),
+        ('if len(other) > 1:\n    run.load("rewards")', {"rewards": set()}),
+        ("%matplotlib inline", {}),
+        ("name = 'rewards'", {}),
+    ],
+)
 def test_what_a_notebook_reads_is_seen_before_it_runs(tmp_path, code, reads):
     write_notebook(tmp_path, THIRD, "", [code])
     parameters = {"source": "a", "trained": False, "other": [1]}
@@ -72,8 +84,11 @@ def test_evidence_of_the_trained_manager_needs_notebook_04_before_it():
     profile = profiles.load_profile(PROJECT / "profiles", "default")
     chosen = profiles.select_notebooks(PROJECT, ["01-03", "05"])
     resolved = profiles.resolve_parameters(chosen, profile, {}, "r")
-    with pytest.raises(UsageError, match=r"05_evidence_tracing reads trained_trajectories.*"
-                       r"--notebooks 04,05.*set 05.source \(it is 'trained_trajectories'\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"05_evidence_tracing reads trained_trajectories.*"
+        r"--notebooks 04,05.*set 05.source \(it is 'trained_trajectories'\)",
+    ):
         profiles.check_reads(chosen, resolved, None)
     given = {"05.source": "trajectories"}
     resolved = profiles.resolve_parameters(chosen, profile, given, "r")
@@ -105,12 +120,15 @@ def test_models_and_questions_that_cannot_be_used_are_refused_once(tmp_path, mon
     assert found[FIRST]["models"] == str(path) and "hidden-value" not in str(found)
 
 
-@pytest.mark.parametrize("given, said", [
-    ({"lora_alpha": "16"}, "lora_alpha is 16 and lora_rank is 0"),
-    ({"fast_inference": "true"}, "fast_inference needs loader 'unsloth'"),
-    ({"precision": "4bit"}, "precision 4bit"),
-    ({"micro_batches": "3"}, "micro_batches is 3, expected a divisor of num_generations .8."),
-])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"lora_alpha": "16"}, "lora_alpha is 16 and lora_rank is 0"),
+        ({"fast_inference": "true"}, "fast_inference needs loader 'unsloth'"),
+        ({"precision": "4bit"}, "precision 4bit"),
+        ({"micro_batches": "3"}, "micro_batches is 3, expected a divisor of num_generations .8."),
+    ],
+)
 def test_settings_that_contradict_each_other_are_refused_by_the_plan_too(given, said):
     for to_run in (True, False):
         with pytest.raises(UsageError, match=f"04_grpo_training: .*{said}"):
@@ -125,10 +143,13 @@ def test_without_a_gpu_or_its_packages_nothing_starts_and_the_plan_is_made(monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         train(FULL)
-    for said in ("loader 'unsloth' and precision '4bit' and fast_inference: expected a CUDA device",
-                 "loader 'unsloth' needs unsloth, which", "'4bit' needs bitsandbytes, which",
-                 "fast_inference needs vllm, which is not installed; install it: pip install 'vllm",
-                 "--set loader=transformers"):
+    for said in (
+        "loader 'unsloth' and precision '4bit' and fast_inference: expected a CUDA device",
+        "loader 'unsloth' needs unsloth, which",
+        "'4bit' needs bitsandbytes, which",
+        "fast_inference needs vllm, which is not installed; install it: pip install 'vllm",
+        "--set loader=transformers",
+    ):
         assert said in str(caught.value)
     assert train(FULL, to_run=False)["04_grpo_training"]["loader"] == "unsloth"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -155,9 +176,11 @@ def test_a_checkpoint_that_is_nowhere_is_refused_before_anything_runs(hub_cache,
     commit = hub_cache.name
     for there in ("tiny", "owner/name", f"owner/name@{commit}"):
         train({"checkpoint": there})
-    away = [("owner/other", r"hf download owner/other\), or set HF_HUB_OFFLINE=0"),
-            (f"owner/name@{'b' * 40}", "not in the hub's cache"),
-            ("no/such/folder", "neither a folder nor such a name")]
+    away = [
+        ("owner/other", r"hf download owner/other\), or set HF_HUB_OFFLINE=0"),
+        (f"owner/name@{'b' * 40}", "not in the hub's cache"),
+        ("no/such/folder", "neither a folder nor such a name"),
+    ]
     for name, said in away:
         with pytest.raises(UsageError, match=f"checkpoint is '{name}', expected tiny, .*{said}"):
             train({"checkpoint": name})
@@ -194,9 +217,19 @@ def test_a_run_starts_and_goes_on_only_with_its_checkpoint_and_says_its_commit(
     tmp_path, hub_cache, monkeypatch, capsys
 ):
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "runs"))
-    folder = make_notebooks(tmp_path / "notebooks", {FIRST: ("checkpoint: str = ''  # c\n", [
-        "from types import SimpleNamespace\n"
-        f"run.loaded(SimpleNamespace(commit='{hub_cache.name}'))", "1 / 0"])})
+    folder = make_notebooks(
+        tmp_path / "notebooks",
+        {
+            FIRST: (
+                "checkpoint: str = ''  # c\n",
+                [
+                    "from types import SimpleNamespace\n"
+                    f"run.loaded(SimpleNamespace(commit='{hub_cache.name}'))",
+                    "1 / 0",
+                ],
+            )
+        },
+    )
     start = ["run", "--notebooks-dir", str(folder), "--run-id", "r", "--set"]
     assert main([*start, "checkpoint=owner/other"]) == 2
     assert "hf download owner/other" in capsys.readouterr().err
@@ -210,11 +243,20 @@ def test_a_run_starts_and_goes_on_only_with_its_checkpoint_and_says_its_commit(
     assert "checkpoint is 'owner/name'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variable, data, offline", [
-    (None, [], True), ("1", [], True), ("0", [], False), ("", [], False), ("on", [], True),
-    (None, ["owner/name"], False), ("1", ["owner/name"], False), (None, ["pyproject.toml"], True),
-    (None, ["no/such/file.jsonl"], True),
-])
+@pytest.mark.parametrize(
+    "variable, data, offline",
+    [
+        (None, [], True),
+        ("1", [], True),
+        ("0", [], False),
+        ("", [], False),
+        ("on", [], True),
+        (None, ["owner/name"], False),
+        ("1", ["owner/name"], False),
+        (None, ["pyproject.toml"], True),
+        (None, ["no/such/file.jsonl"], True),
+    ],
+)
 def test_kernels_reach_the_hub_where_data_comes_from_it_or_the_user_says_so(
     monkeypatch, variable, data, offline
 ):
@@ -225,29 +267,47 @@ def test_kernels_reach_the_hub_where_data_comes_from_it_or_the_user_says_so(
 
 
 def test_a_parameter_of_a_notebook_that_is_not_chosen_is_said_to_be_one(notebooks):
-    with pytest.raises(UsageError, match="unknown parameter beta: it is one of "
-                       "03_rewards_and_credit, not of a notebook that is chosen; choose it with"):
+    with pytest.raises(
+        UsageError,
+        match="unknown parameter beta: it is one of "
+        "03_rewards_and_credit, not of a notebook that is chosen; choose it with",
+    ):
         resolve(notebooks, {"beta": "0.5"}, select="01")
     with pytest.raises(UsageError, match="unknown parameter betta; there are: data, num_chunks"):
         resolve(notebooks, {"betta": "0.5"}, select="01")
 
 
-@pytest.mark.parametrize("content, reason", [
-    ("{", "are not readable"), (None, "has no parameter run_id"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("{", "are not readable"),
+        (None, "has no parameter run_id"),
+    ],
+)
 def test_a_notebook_that_cannot_be_parameterised_is_refused(tmp_path, content, reason):
     if content is None:
-        content = nbformat.writes(nbformat.v4.new_notebook(metadata={
-            "kernelspec": {"name": "python3", "language": "python", "display_name": "x"}}))
+        content = nbformat.writes(
+            nbformat.v4.new_notebook(
+                metadata={
+                    "kernelspec": {"name": "python3", "language": "python", "display_name": "x"}
+                }
+            )
+        )
     (tmp_path / f"{FIRST}.ipynb").write_text(content)
     with pytest.raises(UsageError, match=reason):
         resolve(tmp_path, select="01", notebooks=["01"])
 
 
-@pytest.mark.parametrize("selection, expected", [
-    (["1"], [1]), (["01,03-05"], [1, 3, 5]), (["05", "01"], [1, 5]), (["01-05,03"], [1, 3, 5]),
-    ([" 01 , 03 "], [1, 3]),
-])
+@pytest.mark.parametrize(
+    "selection, expected",
+    [
+        (["1"], [1]),
+        (["01,03-05"], [1, 3, 5]),
+        (["05", "01"], [1, 5]),
+        (["01-05,03"], [1, 3, 5]),
+        ([" 01 , 03 "], [1, 3]),
+    ],
+)
 def test_selections_name_notebooks_in_their_order(tmp_path, selection, expected):
     for name in ("05_e.ipynb", "01_a.ipynb", "03_c.ipynb", "scratch.ipynb", "03_c.txt"):
         (tmp_path / name).touch()
@@ -255,21 +315,45 @@ def test_selections_name_notebooks_in_their_order(tmp_path, selection, expected)
     assert [int(path.name[:2]) for path in found] == expected
 
 
-@pytest.mark.parametrize("value, annotation", [
-    (True, "int"), (1, "bool"), (1.5, "int"), ("1.5", "int"), (3, "str"), ("x", "float"),
-    (float("nan"), "float"), ("nan", "float"), ("1,x", "list[int]"), (3, "list"), (None, "int"),
-    ("{a: b", "list"), ("x", "None"), ("x", "dict[str, int]"), ("[1, 2", "list[int]"),
-])
+@pytest.mark.parametrize(
+    "value, annotation",
+    [
+        (True, "int"),
+        (1, "bool"),
+        (1.5, "int"),
+        ("1.5", "int"),
+        (3, "str"),
+        ("x", "float"),
+        (float("nan"), "float"),
+        ("nan", "float"),
+        ("1,x", "list[int]"),
+        (3, "list"),
+        (None, "int"),
+        ("{a: b", "list"),
+        ("x", "None"),
+        ("x", "dict[str, int]"),
+        ("[1, 2", "list[int]"),
+    ],
+)
 def test_values_that_do_not_fit_the_annotation_are_refused(value, annotation):
     with pytest.raises(ValueError):
         coerce(value, annotation)
 
 
-@pytest.mark.parametrize("value, annotation, expected", [
-    ("12", "str", "12"), ("1e-5", "float", 1e-5), (1, "float", 1.0), ("false", "bool", False),
-    (["a"], "list[str]", ["a"]), ("[0.5, 1]", "list[float]", [0.5, 1.0]), ("", "list", []),
-    (["1e-5"], "list[float]", [1e-5]), ("a.jsonl", "list[str]", ["a.jsonl"]),
-])
+@pytest.mark.parametrize(
+    "value, annotation, expected",
+    [
+        ("12", "str", "12"),
+        ("1e-5", "float", 1e-5),
+        (1, "float", 1.0),
+        ("false", "bool", False),
+        (["a"], "list[str]", ["a"]),
+        ("[0.5, 1]", "list[float]", [0.5, 1.0]),
+        ("", "list", []),
+        (["1e-5"], "list[float]", [1e-5]),
+        ("a.jsonl", "list[str]", ["a.jsonl"]),
+    ],
+)
 def test_values_take_the_type_of_the_annotation(value, annotation, expected):
     found = coerce(value, annotation)
     assert found == expected and type(found) is type(expected)

@@ -41,8 +41,17 @@ def soup(page_path: Path) -> bs4.BeautifulSoup:
 
 def test_summary_says_what_ran_with_what_and_how_it_ended(soup: bs4.BeautifulSoup) -> None:
     text = soup.get_text(" ", strip=True)
-    for expected in ("Status: failed", "12.35", "trajectories", "r_global", "0.1235", "beta",
-                     "seed 7", "ValueError: no", "left no executed copy"):
+    for expected in (
+        "Status: failed",
+        "12.35",
+        "trajectories",
+        "r_global",
+        "0.1235",
+        "beta",
+        "seed 7",
+        "ValueError: no",
+        "left no executed copy",
+    ):
         assert expected in text
     targets = {link["href"] for link in soup.select("nav a")}
     assert {"#nb-03_rewards", "#nb-04_next", "#results", "#provenance"} <= targets
@@ -62,7 +71,8 @@ def test_page_has_language_title_and_headings_in_order(soup: bs4.BeautifulSoup) 
 def test_every_figure_has_alt_caption_and_table(soup: bs4.BeautifulSoup) -> None:
     figures = soup.select("figure.plotly")
     assert [figure["id"] for figure in figures] == [
-        f"nb-03_rewards-{number}" for number in range(1, NUM_FIGURES + 1)]
+        f"nb-03_rewards-{number}" for number in range(1, NUM_FIGURES + 1)
+    ]
     for figure, made in zip(figures, make_figures().values(), strict=True):
         meta = made.layout.meta
         drawing = figure.select_one("[role=img]")
@@ -89,8 +99,16 @@ def test_formulas_become_mathml(soup: bs4.BeautifulSoup) -> None:
     assert "<" in inline.text
 
 
-@pytest.mark.parametrize("tex", [r"\text{<script>window.ran=1</script>}", r"\frac{", "&lt;b&gt;",
-                                 r"\text{&lt;script&gt;}", r"\color{"])
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"\text{<script>window.ran=1</script>}",
+        r"\frac{",
+        "&lt;b&gt;",
+        r"\text{&lt;script&gt;}",
+        r"\color{",
+    ],
+)
 def test_odd_formulas_make_no_markup(tex: str) -> None:
     made = report._formulas(f'<code class="formula-inline">{report.html.escape(tex)}</code>')
     tags = {tag.name for tag in bs4.BeautifulSoup(made, "html.parser").find_all(True)}
@@ -102,8 +120,10 @@ def test_links_between_notebooks_stay_inside_the_page(soup: bs4.BeautifulSoup) -
 
 
 def test_cleaning_keeps_tables_and_escapes_the_rest() -> None:
-    kept = report._clean("<style scoped>.x{}</style><table><thead><tr><th>a</th></tr></thead>"
-                         "</table><p onclick='x()'>p</p><a href='javascript:x()'>l</a>")
+    kept = report._clean(
+        "<style scoped>.x{}</style><table><thead><tr><th>a</th></tr></thead>"
+        "</table><p onclick='x()'>p</p><a href='javascript:x()'>l</a>"
+    )
     assert kept == "<table><thead><tr><th>a</th></tr></thead></table><p>p</p><a>l</a>"
     assert "<script" not in report._clean(POISON) and "<img" not in report._clean(POISON)
 
@@ -115,8 +135,15 @@ def test_long_tables_say_what_they_leave_out() -> None:
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps(
-        {"run_id": "r", "status": "running", "notebooks": [{"name": "01_x", "status": "waiting"}]}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(
+            {
+                "run_id": "r",
+                "status": "running",
+                "notebooks": [{"name": "01_x", "status": "waiting"}],
+            }
+        )
+    )
     text = report.build_report(tmp_path, tmp_path / "report.html").read_text("utf-8")
     assert "ended not yet" in text and "left no executed copy" in text
 
@@ -162,7 +189,8 @@ def test_figures_are_drawn_offline(page_path: Path) -> None:
     with opened(page_path) as (page, errors, requests):
         drawn = page.evaluate(
             "[...document.querySelectorAll('figure.plotly')]"
-            ".filter(figure => figure.querySelector('.main-svg')).length")
+            ".filter(figure => figure.querySelector('.main-svg')).length"
+        )
         traces = page.evaluate("document.querySelector('.js-plotly-plot').data[0].y")
         assert drawn == NUM_FIGURES
         assert traces == list(make_figures()["question_audit"].data[0].y)
@@ -206,7 +234,8 @@ def test_every_state_of_an_explorer_is_drawn_as_if_it_were_the_first(tmp_path: P
     one by one."""
     explorer = evidence.evidence_explorer(make_trajectory())
     path = report.build_report(
-        make_run(tmp_path / "run", figures=explorer.static_figures()), tmp_path / "report.html")
+        make_run(tmp_path / "run", figures=explorer.static_figures()), tmp_path / "report.html"
+    )
     states = static_states(explorer)
     with opened(path) as (page, errors, _):
         slider = page.locator(".explorer input")
@@ -214,20 +243,24 @@ def test_every_state_of_an_explorer_is_drawn_as_if_it_were_the_first(tmp_path: P
             slider.fill(str(place))
             slider.dispatch_event("input")
             page.wait_for_timeout(300)
-            for shown, want in zip(page.evaluate(SHOWN), explorer.figures(**states[place]).values(),
-                                   strict=True):
+            for shown, want in zip(
+                page.evaluate(SHOWN), explorer.figures(**states[place]).values(), strict=True
+            ):
                 layout = json.loads(go.Figure(want.to_plotly_json()).to_json())["layout"]
                 assert shown["title"] == layout["title"]["text"]
                 assert shown["height"] == layout["height"]
                 assert shown["yaxis"] == layout.get("yaxis", {}).get("ticktext")
                 assert shown["caption"] == layout["meta"]["caption"] and shown["tables"] == 1
                 drawn = sorted(tuple(shape[:5]) for shape in shown["shapes"])
-                assert drawn == sorted((one["type"], one["x0"], one["x1"], one["y0"], one["y1"])
-                                       for one in layout.get("shapes", ()))
+                assert drawn == sorted(
+                    (one["type"], one["x0"], one["x1"], one["y0"], one["y1"])
+                    for one in layout.get("shapes", ())
+                )
                 lines = [shape for shape in shown["shapes"] if shape[0] == "line"]
                 assert all(shape[5:] == ["x", "y domain"] for shape in lines)
-                for trace, wanted in zip(shown["data"], json.loads(want.to_json())["data"],
-                                         strict=True):
+                for trace, wanted in zip(
+                    shown["data"], json.loads(want.to_json())["data"], strict=True
+                ):
                     for name in ("x", "y", "z", "selectedpoints"):
                         assert trace.get(name) == wanted.get(name)
         assert errors == []
@@ -237,7 +270,8 @@ def test_every_state_of_an_explorer_is_drawn_as_if_it_were_the_first(tmp_path: P
 def test_linked_sliders_and_clicks_go_down_from_the_run_to_the_token(tmp_path: Path) -> None:
     explorer = drill()
     path = report.build_report(
-        make_run(tmp_path / "run", figures=explorer.static_figures()), tmp_path / "report.html")
+        make_run(tmp_path / "run", figures=explorer.static_figures()), tmp_path / "report.html"
+    )
 
     def heights() -> list[list[float]]:
         page.wait_for_timeout(300)
@@ -262,7 +296,10 @@ def test_linked_sliders_and_clicks_go_down_from_the_run_to_the_token(tmp_path: P
         page.locator("figure.plotly .bars .point path").nth(1).click(force=True)  # run bb
         assert heights() == [[2, 5], [2, 2], [2, 1]]
         assert page.locator(".explorer output").all_text_contents() == [
-            "run second", "step 2", "token 1"]
+            "run second",
+            "step 2",
+            "token 1",
+        ]
         assert errors == []
 
 

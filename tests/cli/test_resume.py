@@ -42,10 +42,18 @@ def child(folder, updates):
     torch.set_num_threads(1)
     training_run.load_manager = lambda checkpoint, **settings: manager()
     done = train_manager(
-        "random weights", updates=updates, instances_per_update=1, seed=5, scheme="Fine-Mem",
-        w1_until=UPDATES, rollout=RolloutSettings(num_generations=2, capacity=4), stream=STREAM,
+        "random weights",
+        updates=updates,
+        instances_per_update=1,
+        seed=5,
+        scheme="Fine-Mem",
+        w1_until=UPDATES,
+        rollout=RolloutSettings(num_generations=2, capacity=4),
+        stream=STREAM,
         instances=planted_instances("train", UPDATES + 1, 5, STREAM),
-        output_dir=folder, save_every=SAVE_EVERY, keep_updates={1, updates},
+        output_dir=folder,
+        save_every=SAVE_EVERY,
+        keep_updates={1, updates},
         resume=last_checkpoint(folder) is not None,
     )
     (folder / "result.json").write_text(json.dumps(done.records))
@@ -106,8 +114,10 @@ def test_killed_twenty_times_a_run_ends_as_if_it_never_was(start, whole, tmp_pat
             json.loads((left / "trainer_state.json").read_text())
     if not (folder / "result.json").exists():
         finish(start(folder))
-    print(f"{len(where)} kills after updates {where}, {early} before a checkpoint; "
-          f"{startup:.2f} s to the first update, {pace:.3f} s each")
+    print(
+        f"{len(where)} kills after updates {where}, {early} before a checkpoint; "
+        f"{startup:.2f} s to the first update, {pace:.3f} s each"
+    )
     assert len({*where}) > 3
     assert_same_run(folder, reference)
 
@@ -119,16 +129,18 @@ def assert_same_run(folder, reference):
     for name in ("optimizer.pt", "scheduler.pt"):
         one, other = (torch.load(place / name, weights_only=True) for place in (mine, newest))
         assert_same_tensors(one, other)
-    assert_equal(
-        load_manager(mine).model.state_dict(), load_manager(newest).model.state_dict())
-    records, others = (json.loads((place / "result.json").read_text())
-                       for place in (folder, reference))
+    assert_equal(load_manager(mine).model.state_dict(), load_manager(newest).model.state_dict())
+    records, others = (
+        json.loads((place / "result.json").read_text()) for place in (folder, reference)
+    )
     assert len(records) == UPDATES and same_records(records, others)
     stored, expected = (StoredUpdates(place / "updates") for place in (folder, reference))
     assert [*stored] == [*expected] == [*range(1, UPDATES + 1)]
     for update in expected:
-        tables = [pyarrow.parquet.read_table(update_file(one.folder, update))
-                  for one in (stored, expected)]
+        tables = [
+            pyarrow.parquet.read_table(update_file(one.folder, update))
+            for one in (stored, expected)
+        ]
         assert tables[0].equals(tables[1])
 
 
@@ -166,11 +178,20 @@ def test_an_adapter_is_checkpointed_alone_and_resumed_bit_for_bit(tmp_path):
 
     def trained(folder, updates, **settings):
         return train_manager(
-            tmp_path / "base", model=model, updates=updates, instances_per_update=1, seed=3,
-            rollout=RolloutSettings(num_generations=2), learning_rate=1e-2,
-            scheme="outcome-only", beta=0.02, stream=STREAM,
-            instances=planted_instances("train", 3, 5, STREAM), save_every=1,
-            output_dir=tmp_path / folder, **settings,
+            tmp_path / "base",
+            model=model,
+            updates=updates,
+            instances_per_update=1,
+            seed=3,
+            rollout=RolloutSettings(num_generations=2),
+            learning_rate=1e-2,
+            scheme="outcome-only",
+            beta=0.02,
+            stream=STREAM,
+            instances=planted_instances("train", 3, 5, STREAM),
+            save_every=1,
+            output_dir=tmp_path / folder,
+            **settings,
         )
 
     whole = trained("whole", 2)
@@ -189,18 +210,27 @@ def test_an_adapter_is_checkpointed_alone_and_resumed_bit_for_bit(tmp_path):
         train_manager(tmp_path / "base", output_dir=tmp_path / "stopped", resume=True, updates=3)
 
 
-SMALL = ["updates=6", "save_every=2", "instances_per_update=2", "num_generations=2",
-         "num_chunks=2", "held_out=2"]
+SMALL = [
+    "updates=6",
+    "save_every=2",
+    "instances_per_update=2",
+    "num_generations=2",
+    "num_chunks=2",
+    "held_out=2",
+]
 
 
 @pytest.mark.notebook
 def test_notebook_04_killed_with_all_its_processes_goes_on_with_resume(tmp_path):
     """The command, its worker and its kernel are killed at once; `finemem resume` ends the run as
     one that was left alone."""
+
     def finemem(*arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "finemem_lib", *arguments], stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", "finemem_lib", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env={**os.environ, "FINEMEM_RUNS_DIR": str(tmp_path)},
         )
 
@@ -223,7 +253,11 @@ def test_notebook_04_killed_with_all_its_processes_goes_on_with_resume(tmp_path)
     manifest = json.loads((tmp_path / "killed" / "manifest.json").read_text())
     assert (manifest["status"], len(manifest["resumed"])) == ("ok", 1)
     assert manifest["resumed"][0]["after"]["error"] == "the process of this run was killed"
-    for name in ("trained_manager", "trained_trajectories.jsonl", "training_rollouts.jsonl",
-                 "training_updates"):
+    for name in (
+        "trained_manager",
+        "trained_trajectories.jsonl",
+        "training_rollouts.jsonl",
+        "training_updates",
+    ):
         assert sha256(tmp_path / "killed" / name) == sha256(tmp_path / "whole" / name), name
     assert not (tmp_path / "killed" / "scratch").exists()

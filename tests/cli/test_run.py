@@ -51,6 +51,7 @@ def runs_dir(tmp_path, monkeypatch):
 @pytest.fixture
 def no_kernel(monkeypatch):
     """Fail when a notebook would be executed."""
+
     def start(*arguments):
         raise AssertionError("a kernel would have been started")
 
@@ -76,16 +77,40 @@ def good(tmp_path_factory):
     notebooks = make_notebooks(place / "notebooks", PASS_ON)
     decoy = place / "share" / "kernels" / "python3"
     decoy.mkdir(parents=True)
-    (decoy / "kernel.json").write_text(json.dumps(
-        {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}))
+    (decoy / "kernel.json").write_text(
+        json.dumps(
+            {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
+        )
+    )
     data = place / "my data.jsonl"
     data.write_text("{}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "finemem_lib", "run", "--notebooks-dir", str(notebooks),
-         "--run-id", "good", "--set", "num_chunks=6", "--set", "03.beta=0.25", "--data", data.name],
-        cwd=place, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "FINEMEM_RUNS_DIR": str(place / "runs"),
-             "JUPYTER_PATH": str(place / "share"), "MY_SECRET": "never-shown"},
+        [
+            sys.executable,
+            "-m",
+            "finemem_lib",
+            "run",
+            "--notebooks-dir",
+            str(notebooks),
+            "--run-id",
+            "good",
+            "--set",
+            "num_chunks=6",
+            "--set",
+            "03.beta=0.25",
+            "--data",
+            data.name,
+        ],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={
+            **os.environ,
+            "FINEMEM_RUNS_DIR": str(place / "runs"),
+            "JUPYTER_PATH": str(place / "share"),
+            "MY_SECRET": "never-shown",
+        },
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "runs" / "good", done.stdout, notebooks, data
@@ -109,18 +134,26 @@ def test_the_manifest_says_what_was_run_and_on_what(good):
     assert (found["status"], found["exit_code"], found["error"]) == ("ok", 0, None)
     assert found["schema_version"] == 1 and found["profile"] == "default" and found["seed"] == 0
     assert found["parameters_given"] == {
-        "num_chunks": "6", "03.beta": "0.25", "data": [str(data)],
+        "num_chunks": "6",
+        "03.beta": "0.25",
+        "data": [str(data)],
     }
     assert found["command"][:2] == ["finemem", "run"]
     shipped = repository_root() / "data" / "tiny_manager"
-    assert found["inputs"] == {str(data): run_module.sha256(data), "tiny": run_module.sha256(shipped)}
+    assert found["inputs"] == {
+        str(data): run_module.sha256(data),
+        "tiny": run_module.sha256(shipped),
+    }
     assert found["outputs"]["rewards"]["sha256"] == run_module.sha256(folder / "rewards.parquet")
     assert set(found["git"]) == {"commit", "dirty"}
     assert found["versions"]["papermill"] and found["platform"] and found["peak_memory_mb"] > 50
     assert found["started"] <= found["ended"] and found["seconds"] > 0
     first, third = found["notebooks"]
     assert first["parameters"] == {
-        "run_id": "good", "seed": 0, "num_chunks": 6, "data": [str(data)],
+        "run_id": "good",
+        "seed": 0,
+        "num_chunks": 6,
+        "data": [str(data)],
     }
     assert third["parameters"]["beta"] == 0.25 and third["parameters"]["capacity"] == 0
     assert (first["reads"], first["writes"]) == ([], ["question_audit"])
@@ -133,8 +166,12 @@ def test_the_manifest_says_what_was_run_and_on_what(good):
 def test_kernels_run_this_interpreter_in_the_notebooks_folder_offline(good):
     folder, _, notebooks, _ = good
     executed = nbformat.read(folder / "notebooks" / f"{THIRD}.ipynb", as_version=4)
-    (text,) = [output.text for cell in executed.cells for output in cell.get("outputs", [])
-               if "executable" in cell.source or "HASHSEED" in cell.source]
+    (text,) = [
+        output.text
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if "executable" in cell.source or "HASHSEED" in cell.source
+    ]
     assert text.startswith(f"{sys.executable} {notebooks}")
     assert "'HF_HUB_OFFLINE': '1', 'PYTHONHASHSEED': '0'" in text
     assert "widgets" not in executed.metadata
@@ -207,11 +244,20 @@ def test_what_was_made_in_jupyterlab_can_be_reused(notebooks, runs_dir, monkeypa
 
 
 def test_a_failing_cell_stops_the_run_and_its_error_is_shown(tmp_path, runs_dir, capsys):
-    notebooks = make_notebooks(tmp_path / "notebooks", {
-        FIRST: ("", ['run.metric("early", 1)\nrun.save("question_audit", [])',
-                     'def inner():\n    raise ValueError("<b>chunk 3 is broken</b>")\ninner()']),
-        SECOND: ("", []), THIRD: ("", ['run.load("question_audit")']),
-    })
+    notebooks = make_notebooks(
+        tmp_path / "notebooks",
+        {
+            FIRST: (
+                "",
+                [
+                    'run.metric("early", 1)\nrun.save("question_audit", [])',
+                    'def inner():\n    raise ValueError("<b>chunk 3 is broken</b>")\ninner()',
+                ],
+            ),
+            SECOND: ("", []),
+            THIRD: ("", ['run.load("question_audit")']),
+        },
+    )
     assert run(notebooks, "--run-id", "bad") == 1
     shown = capsys.readouterr()
     assert f"failed: {FIRST}: cell 4 (In [5]): ValueError: <b>chunk 3" in shown.err
@@ -233,12 +279,20 @@ def test_a_failing_cell_stops_the_run_and_its_error_is_shown(tmp_path, runs_dir,
 
 def test_a_killed_kernel_fails_the_run_and_leaves_no_half_artefact(tmp_path, runs_dir, capsys):
     """Incident: papermill marks the cell of a kernel that was killed as completed."""
-    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [
-        "import os, signal\nfrom finemem_lib.util.files import written_beside\n"
-        'with written_beside(run.folder / "question_audit.parquet") as beside:\n'
-        '    beside.write_text("half")\n'
-        "    os.kill(os.getpid(), signal.SIGKILL)",
-    ])})
+    notebooks = make_notebooks(
+        tmp_path / "notebooks",
+        {
+            FIRST: (
+                "",
+                [
+                    "import os, signal\nfrom finemem_lib.util.files import written_beside\n"
+                    'with written_beside(run.folder / "question_audit.parquet") as beside:\n'
+                    '    beside.write_text("half")\n'
+                    "    os.kill(os.getpid(), signal.SIGKILL)",
+                ],
+            )
+        },
+    )
     assert run(notebooks, "--run-id", "killed") == 1
     assert "Kernel died" in capsys.readouterr().err
     found = manifest_of(runs_dir / "killed")
@@ -248,8 +302,10 @@ def test_a_killed_kernel_fails_the_run_and_leaves_no_half_artefact(tmp_path, run
     assert_nothing_half_written(runs_dir / "killed")
 
 
-SLEEP = "from pathlib import Path\nimport os, time\n" \
-        "Path(run.folder, 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
+SLEEP = (
+    "from pathlib import Path\nimport os, time\n"
+    "Path(run.folder, 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
+)
 
 
 def test_a_run_over_its_time_is_stopped(tmp_path, runs_dir, capsys):
@@ -276,8 +332,19 @@ def sleeping(tmp_path, runs_dir):
     """A command whose notebook sleeps, started and waited for; its folder and its kernel's id."""
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [SLEEP]), THIRD: ("", [])})
     command = subprocess.Popen(
-        [sys.executable, "-m", "finemem_lib", "run", "--notebooks-dir", str(notebooks),
-         "--run-id", "asleep"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [
+            sys.executable,
+            "-m",
+            "finemem_lib",
+            "run",
+            "--notebooks-dir",
+            str(notebooks),
+            "--run-id",
+            "asleep",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     pid = runs_dir / "asleep" / "pid"
     try:
@@ -307,7 +374,9 @@ def test_an_interrupted_run_ends_its_manifest_and_its_kernel(sleeping):
 def test_a_scheduler_that_ends_the_command_finds_an_ended_manifest(
     notebooks, runs_dir, monkeypatch, number
 ):
-    monkeypatch.setattr(run_command_module, "_execute", lambda *arguments: os.kill(os.getpid(), number))
+    monkeypatch.setattr(
+        run_command_module, "_execute", lambda *arguments: os.kill(os.getpid(), number)
+    )
     before = signal.signal(number, signal.SIG_DFL)  # ignored where nohup started these tests
     try:
         assert run(notebooks, "--run-id", "ended") == 130
@@ -396,10 +465,14 @@ def test_a_report_that_cannot_be_made_is_a_failure_said_in_the_manifest(
 
 MENDED = 'if not (run.folder / "mended").exists():\n    raise RuntimeError("not yet")'
 FLAKY = {
-    FIRST: ("data: list = []  # files\n",
-            ['run.save("question_audit", [{"kept": 1}])\nrun.metric("kept", 1)', "run.finish()"]),
-    THIRD: ("beta: float = 0.5  # weight\ndata: list = []  # files\n",
-            ['run.load("question_audit")', MENDED, 'run.metric("reward", beta)', "run.finish()"]),
+    FIRST: (
+        "data: list = []  # files\n",
+        ['run.save("question_audit", [{"kept": 1}])\nrun.metric("kept", 1)', "run.finish()"],
+    ),
+    THIRD: (
+        "beta: float = 0.5  # weight\ndata: list = []  # files\n",
+        ['run.load("question_audit")', MENDED, 'run.metric("reward", beta)', "run.finish()"],
+    ),
 }
 
 
@@ -443,8 +516,11 @@ def test_resume_keeps_what_is_ok_and_runs_the_rest_again(tmp_path, runs_dir, cap
 
 
 RESUMED = {
-    FIRST: ("gradient_checkpointing: bool = False  # slower\nsave_every: int = 10  # updates\n"
-            "learning_rate: float = 0.1  # of Adam\n", []),
+    FIRST: (
+        "gradient_checkpointing: bool = False  # slower\nsave_every: int = 10  # updates\n"
+        "learning_rate: float = 0.1  # of Adam\n",
+        [],
+    ),
     THIRD: ("jobs: int = 1  # processes\nbeta: float = 0.5  # weight\n", []),
 }
 
@@ -469,7 +545,8 @@ def test_resume_takes_other_values_of_what_changes_no_result(
     """Incident: what out-of-memory advised could not be done to a run of the command line."""
     notebooks = make_notebooks(tmp_path / "notebooks", RESUMED)
     given = executed_with(
-        monkeypatch, iter([("failed", "out of memory"), ("ok", None), ("failed", "full disk")]))
+        monkeypatch, iter([("failed", "out of memory"), ("ok", None), ("failed", "full disk")])
+    )
     assert run(notebooks, "--run-id", "full") == 1
     before = manifest_of(runs_dir / "full")
     for refused, why in [
@@ -500,7 +577,8 @@ def test_two_processes_do_not_resume_the_same_run(tmp_path, runs_dir, monkeypatc
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
     folder, codes = runs_dir / "twice", []
     given = executed_with(
-        monkeypatch, iter([("failed", "x"), ("ok", None)]),
+        monkeypatch,
+        iter([("failed", "x"), ("ok", None)]),
         lambda: codes.append(main(["resume", "twice"])),
     )
     assert run(notebooks, "--run-id", "twice") == 1
@@ -512,9 +590,15 @@ def test_two_processes_do_not_resume_the_same_run(tmp_path, runs_dir, monkeypatc
     capsys.readouterr()
     monkeypatch.setattr(run_command_module, "unusable_sources", as_another)
     holder = subprocess.run(  # a process that was killed while it held the lock
-        [sys.executable, "-c", "import fcntl, os, signal, sys; file = open(sys.argv[1], 'a'); "
-         "fcntl.flock(file, fcntl.LOCK_EX); os.kill(os.getpid(), signal.SIGKILL)",
-         str(folder / "resume.lock")], check=False)
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, os, signal, sys; file = open(sys.argv[1], 'a'); "
+            "fcntl.flock(file, fcntl.LOCK_EX); os.kill(os.getpid(), signal.SIGKILL)",
+            str(folder / "resume.lock"),
+        ],
+        check=False,
+    )
     assert holder.returncode == -signal.SIGKILL
     assert main(["resume", "twice"]) == 0
     said = capsys.readouterr().err
@@ -531,8 +615,9 @@ def test_a_run_that_is_running_is_not_resumed(sleeping, capsys):
 
 
 def test_checkpoints_of_a_stopped_run_stay_and_are_gone_on_from(tmp_path, runs_dir, monkeypatch):
-    notebooks = make_notebooks(tmp_path / "notebooks", {
-        FIRST: ("resume: bool = False  # go on\n", [])})
+    notebooks = make_notebooks(
+        tmp_path / "notebooks", {FIRST: ("resume: bool = False  # go on\n", [])}
+    )
     given, results = [], iter([("failed", "x"), ("failed", "y"), ("ok", None)])
     checkpoints = runs_dir / "long" / "scratch" / f"{FIRST}-checkpoints"
 
@@ -603,9 +688,15 @@ def test_without_a_terminal_a_running_notebook_says_a_line_a_minute(
     shown = [line for line in printed.splitlines() if line.startswith(FIRST)]
     assert "\r" not in printed
     assert [line.split()[1:3] for line in shown] == [
-        ["running", "60.0"], ["running", "120.0"], ["ok", "150.0"]]
+        ["running", "60.0"],
+        ["running", "120.0"],
+        ["ok", "150.0"],
+    ]
     assert [line.partition(" s  ")[2] for line in shown] == [
-        "60/150 updates", "120/150 updates", ""]
+        "60/150 updates",
+        "120/150 updates",
+        "",
+    ]
 
 
 # ---- an executed notebook ------------------------------------------------------------------------
@@ -623,8 +714,9 @@ def executed(tmp_path, *cells):
 
 def test_every_cell_must_have_run(tmp_path):
     """Incident: `sys.exit(0)` ends papermill with code 0 and the rest of the cells not run."""
-    fine = executed(tmp_path, ("1", 1, [], []), (" \n", None, [], []),
-                    ("2", None, ["skip-execution"], []))
+    fine = executed(
+        tmp_path, ("1", 1, [], []), (" \n", None, [], []), ("2", None, ["skip-execution"], [])
+    )
     assert execute.notebook_error(fine) is None
     early = executed(tmp_path, ("1", 1, [], []), ("2", None, [], []))
     assert execute.notebook_error(early) == "cell 2 was not executed"
@@ -632,7 +724,8 @@ def test_every_cell_must_have_run(tmp_path):
 
 def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
     raised = nbformat.v4.new_output(
-        "error", ename="KeyError", evalue="\x1b[31m'x'\x1b[0m", traceback=["\x1b[31mline\x1b[0m"])
+        "error", ename="KeyError", evalue="\x1b[31m'x'\x1b[0m", traceback=["\x1b[31mline\x1b[0m"]
+    )
     path = executed(tmp_path, ("1", 1, ["raises-exception"], [raised]), ("2", 2, [], []))
     assert execute.notebook_error(path) == "cell 1 (In [1]): KeyError: 'x'\nline"
 
@@ -640,33 +733,43 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments, reason", [
-    (["--set", "betta=1"],
-     "unknown parameter betta; there are: beta, capacity, checkpoint, data, num_chunks"),
-    (["--set", "01.beta=1"], "unknown parameter 01.beta; there are: data, num_chunks, seed"),
-    (["--notebooks", "01", "--set", "beta=1"], "unknown parameter beta"),
-    (["--notebooks", "01", "--set", "03.beta=1"],
-     "03.beta: notebook 03 is not chosen, only 01; choose it with --notebooks"),
-    (["--notebooks", "03"], f"{THIRD} reads question_audit, which {FIRST} writes: choose it too "
-     "(--notebooks 01,03), or take it from a run that has it (--reuse RUN"),
-    (["--notebooks", "03", "--reuse", "bare"], f"{FIRST} writes and run 'bare' does not hold"),
-    (["--set", "beta=much"], f"{THIRD}: beta is 'much', expected float"),
-    (["--set", "beta=inf"], "beta is 'inf', expected float"),
-    (["--set", "num_chunks=2.5"], "num_chunks is '2.5', expected int"),
-    (["--set", "beta=2"], "beta is 2.0, expected a number from 0 to 1"),
-    (["--set", "data=[a"], "data is '[a', expected list"),
-    (["--set", "beta"], "expected NAME=VALUE"),
-    (["--set", "run_id=x"], "--run-id"),
-    (["--notebooks", "07"], "expected numbers and ranges"),
-    (["--notebooks", "03-01"], "expected numbers and ranges"),
-    (["--notebooks", "one"], "expected numbers and ranges"),
-    (["--profile", "nightly"], "no profile 'nightly'"),
-    (["--profile", "../default"], "no profile '../default'"),
-    (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
-    (["--reuse", "nothing"], "run 'nothing' has no readable manifest"),
-    (["--run-id", "a/b"], "run id 'a/b'"),
-    (["--run-id", "taken"], "exists; give another --run-id"),
-])
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (
+            ["--set", "betta=1"],
+            "unknown parameter betta; there are: beta, capacity, checkpoint, data, num_chunks",
+        ),
+        (["--set", "01.beta=1"], "unknown parameter 01.beta; there are: data, num_chunks, seed"),
+        (["--notebooks", "01", "--set", "beta=1"], "unknown parameter beta"),
+        (
+            ["--notebooks", "01", "--set", "03.beta=1"],
+            "03.beta: notebook 03 is not chosen, only 01; choose it with --notebooks",
+        ),
+        (
+            ["--notebooks", "03"],
+            f"{THIRD} reads question_audit, which {FIRST} writes: choose it too "
+            "(--notebooks 01,03), or take it from a run that has it (--reuse RUN",
+        ),
+        (["--notebooks", "03", "--reuse", "bare"], f"{FIRST} writes and run 'bare' does not hold"),
+        (["--set", "beta=much"], f"{THIRD}: beta is 'much', expected float"),
+        (["--set", "beta=inf"], "beta is 'inf', expected float"),
+        (["--set", "num_chunks=2.5"], "num_chunks is '2.5', expected int"),
+        (["--set", "beta=2"], "beta is 2.0, expected a number from 0 to 1"),
+        (["--set", "data=[a"], "data is '[a', expected list"),
+        (["--set", "beta"], "expected NAME=VALUE"),
+        (["--set", "run_id=x"], "--run-id"),
+        (["--notebooks", "07"], "expected numbers and ranges"),
+        (["--notebooks", "03-01"], "expected numbers and ranges"),
+        (["--notebooks", "one"], "expected numbers and ranges"),
+        (["--profile", "nightly"], "no profile 'nightly'"),
+        (["--profile", "../default"], "no profile '../default'"),
+        (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--reuse", "nothing"], "run 'nothing' has no readable manifest"),
+        (["--run-id", "a/b"], "run id 'a/b'"),
+        (["--run-id", "taken"], "exists; give another --run-id"),
+    ],
+)
 def test_bad_usage_is_refused_before_a_kernel_starts(
     notebooks, runs_dir, no_kernel, capsys, arguments, reason
 ):
@@ -681,10 +784,17 @@ def test_bad_usage_is_refused_before_a_kernel_starts(
     assert sorted(left) == [f"bare/records/{FIRST}.json", "taken/mine.txt"]
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["fly"], ["run", "--timeout", "0"], ["run", "--timeout", "nan"], ["run", "--speed", "9"],
-    ["report"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["run", "--timeout", "0"],
+        ["run", "--timeout", "nan"],
+        ["run", "--speed", "9"],
+        ["report"],
+    ],
+)
 def test_an_unreadable_command_line_is_bad_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -697,22 +807,35 @@ def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
     assert "finemem: run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("description: d\nnotebooks: ['01']\nparameter: {}\n", "parameter"),
-    ("description: d\n", "notebooks"),
-    ("description: d\nnotebooks: 1\n", "notebooks"),
-    ("description: [\n", "profile odd.yaml is not usable"),
-    ("description: d\nnotebooks: ['01']\nparameters: {numchunks: 3}\n",
-     "unknown parameter numchunks"),
-    ("description: d\nnotebooks: ['01']\nparameters: {num_chunks: '3x'}\n",
-     "num_chunks is '3x', expected int"),
-    ("description: d\nnotebooks: ['01']\nparameters: {num_chunks: true}\n",
-     "num_chunks is True, expected int"),
-    ("description: d\nnotebooks: ['03']\nnotebook_parameters: {'01': {beta: 1}}\n",
-     "01.beta: notebook 01 is not chosen, only 03"),
-    ("description: d\nnotebooks: ['01']\nrequires: [data]\n",
-     "profile odd needs data: give --data PATH"),
-])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("description: d\nnotebooks: ['01']\nparameter: {}\n", "parameter"),
+        ("description: d\n", "notebooks"),
+        ("description: d\nnotebooks: 1\n", "notebooks"),
+        ("description: [\n", "profile odd.yaml is not usable"),
+        (
+            "description: d\nnotebooks: ['01']\nparameters: {numchunks: 3}\n",
+            "unknown parameter numchunks",
+        ),
+        (
+            "description: d\nnotebooks: ['01']\nparameters: {num_chunks: '3x'}\n",
+            "num_chunks is '3x', expected int",
+        ),
+        (
+            "description: d\nnotebooks: ['01']\nparameters: {num_chunks: true}\n",
+            "num_chunks is True, expected int",
+        ),
+        (
+            "description: d\nnotebooks: ['03']\nnotebook_parameters: {'01': {beta: 1}}\n",
+            "01.beta: notebook 01 is not chosen, only 03",
+        ),
+        (
+            "description: d\nnotebooks: ['01']\nrequires: [data]\n",
+            "profile odd needs data: give --data PATH",
+        ),
+    ],
+)
 def test_a_profile_that_does_not_fit_is_refused(
     notebooks, runs_dir, no_kernel, capsys, text, reason
 ):

@@ -41,7 +41,8 @@ def trl_advantages():
     trainer = ast.parse((package / "grpo_trainer.py").read_text(encoding="utf-8"))
     utils = ast.parse((package / "utils.py").read_text(encoding="utf-8"))
     function = next(
-        node for node in ast.walk(trainer)
+        node
+        for node in ast.walk(trainer)
         if isinstance(node, ast.FunctionDef) and node.name == "_generate_and_score_completions"
     )
     sources = [ast.unparse(statement) for statement in function.body]
@@ -103,7 +104,9 @@ def test_equal_to_trl_on_a_full_batch(trl_advantages) -> None:
 def test_worked_group() -> None:
     """Mean 0.5, unbiased standard deviation 0.5."""
     assert group_relative([[0.0], [0.5], [1.0]]) == [
-        [pytest.approx(-0.5 / 0.5001)], [0.0], [pytest.approx(0.5 / 0.5001)]
+        [pytest.approx(-0.5 / 0.5001)],
+        [0.0],
+        [pytest.approx(0.5 / 0.5001)],
     ]
 
 

@@ -57,16 +57,42 @@ def test_items_know_every_write():
 
 def test_every_reason_of_the_memory():
     memory = FlatMemory(capacity=2, eviction="refuse", max_item_tokens=4)
-    assert reasons(memory, [
-        insert("Ana sails"), insert(" \n"), insert("Ana sails"), insert("one two three four five"),
-        update("7", "x"), delete("7"), Operation("DELETE"), insert("Leo owns cats"), insert("new"),
-        update("1", "Leo owns cats"), update("1", "Ana sails"), update("1", ""), Operation("SKIP"),
-        Operation("INSERT"), Operation("MERGE", "x"),
-    ], 1) == [
-        None, EMPTY_CONTENT, EXACT_DUPLICATE, TOO_LONG,
-        UNKNOWN_ID, UNKNOWN_ID, UNKNOWN_ID, None, OVER_CAPACITY,
-        EXACT_DUPLICATE, EXACT_DUPLICATE, EMPTY_CONTENT, None,
-        EMPTY_CONTENT, UNKNOWN_OPERATION,
+    assert reasons(
+        memory,
+        [
+            insert("Ana sails"),
+            insert(" \n"),
+            insert("Ana sails"),
+            insert("one two three four five"),
+            update("7", "x"),
+            delete("7"),
+            Operation("DELETE"),
+            insert("Leo owns cats"),
+            insert("new"),
+            update("1", "Leo owns cats"),
+            update("1", "Ana sails"),
+            update("1", ""),
+            Operation("SKIP"),
+            Operation("INSERT"),
+            Operation("MERGE", "x"),
+        ],
+        1,
+    ) == [
+        None,
+        EMPTY_CONTENT,
+        EXACT_DUPLICATE,
+        TOO_LONG,
+        UNKNOWN_ID,
+        UNKNOWN_ID,
+        UNKNOWN_ID,
+        None,
+        OVER_CAPACITY,
+        EXACT_DUPLICATE,
+        EXACT_DUPLICATE,
+        EMPTY_CONTENT,
+        None,
+        EMPTY_CONTENT,
+        UNKNOWN_OPERATION,
     ]
     assert contents(memory) == ["Ana sails", "Leo owns cats"]
 
@@ -96,8 +122,11 @@ def test_duplicates_may_be_allowed():
 
 @pytest.mark.parametrize(
     ("eviction", "left", "evicted"),
-    [("oldest", ["b", "c", "d"], ("1",)), ("least_recent", ["a2", "c", "d"], ("2",)),
-     ("refuse", ["a2", "b", "c"], ())],
+    [
+        ("oldest", ["b", "c", "d"], ("1",)),
+        ("least_recent", ["a2", "c", "d"], ("2",)),
+        ("refuse", ["a2", "b", "c"], ()),
+    ],
 )
 def test_eviction_rules(eviction, left, evicted):
     memory = FlatMemory(capacity=3, eviction=eviction)
@@ -118,13 +147,20 @@ def test_invalid_insert_evicts_nothing():
 def test_delta_is_net():
     memory = FlatMemory(capacity=3)
     memory.apply([insert("a"), insert("b"), insert("c")], 1)
-    _, delta = memory.apply([
-        insert("d"),  # pushes out 1
-        delete("4"),  # d came and went
-        update("2", "b2"), update("3", "c2"), update("2", "b3"),
-        delete("3"),  # updated, then deleted
-        insert("e"), insert("f"), insert("g"),  # pushes out 2, updated before
-    ], 2)
+    _, delta = memory.apply(
+        [
+            insert("d"),  # pushes out 1
+            delete("4"),  # d came and went
+            update("2", "b2"),
+            update("3", "c2"),
+            update("2", "b3"),
+            delete("3"),  # updated, then deleted
+            insert("e"),
+            insert("f"),
+            insert("g"),  # pushes out 2, updated before
+        ],
+        2,
+    )
     assert contents(memory) == ["e", "f", "g"]
     assert [item.item_id for item in delta.written] == ["5", "6", "7"]
     assert (delta.removed, delta.evicted) == (("3",), ("1", "2"))
@@ -248,8 +284,12 @@ def test_work_per_operation_does_not_grow_with_the_memory():
 
 
 def test_bad_settings_and_steps_are_refused():
-    for settings in ({"capacity": 0}, {"max_item_tokens": 0}, {"eviction": "newest"},
-                     {"duplicates": "merge"}):
+    for settings in (
+        {"capacity": 0},
+        {"max_item_tokens": 0},
+        {"eviction": "newest"},
+        {"duplicates": "merge"},
+    ):
         name, value = next(iter(settings.items()))
         with pytest.raises(ValueError, match=f"{name} is {value!r}, expected"):
             FlatMemory(**settings)

@@ -53,7 +53,7 @@ def reasons(completion: str) -> list[str | None]:
         f"```json\n{LIST}\n```",
         f"```\n{LIST}",
         f'I keep "two" facts [as asked] from {{the chunk}}:\n{LIST}\nDone.',
-        f"He wrote 5\" and {{}} and [3].\n\n{LIST}",
+        f'He wrote 5" and {{}} and [3].\n\n{LIST}',
         f"<think>\nMaybe {format_operations([SKIP])}?\n</think>\n\n{LIST}",
         LIST.replace("},{", "}\n{").strip("[]"),
         LIST.replace("]", ",]"),
@@ -80,7 +80,10 @@ def test_every_way_to_write_the_list_gives_the_same_operations(completion):
 @pytest.mark.parametrize("as_text", [False, True])
 def test_tool_calls(names, as_text):
     arguments = [
-        {"content": "Mia lives in Rome"}, {"id": 3, "content": "Mia lives in Oslo"}, {"id": "3"}, {}
+        {"content": "Mia lives in Rome"},
+        {"id": 3, "content": "Mia lives in Oslo"},
+        {"id": "3"},
+        {},
     ]
     blocks = [
         {"name": name, "arguments": json.dumps(values) if as_text else values}
@@ -97,8 +100,9 @@ def test_tool_calls(names, as_text):
 
 def test_tools_and_schema_describe_the_same_operations():
     of_tools = {
-        tool["function"]["name"].removeprefix("memory_").upper():
-            tool["function"]["parameters"]["required"]
+        tool["function"]["name"].removeprefix("memory_").upper(): tool["function"]["parameters"][
+            "required"
+        ]
         for tool in OPERATION_TOOLS
     }
     of_schema = {
@@ -229,13 +233,46 @@ def test_deep_nesting_is_malformed_whatever_the_stack():
 
 
 REPEATED = [
-    "[", "{", '"', "\\", ' "', '{"', '{ "', "[ ", '{"a":', '{"a":{', '{"a":{"a":1},', '\\"', '{"\\',
-    '{"k":"{",', '":{",', "<tool_call>", "<tool_call>x", "<think>", '{"op":"SKIP"},', '{"x":[', "]",
-    '{"op":"DELETE","id":', '"a":"a",', "9", "\ud800", '"a":{},', "\\\\", " ", "\n", "`",
+    "[",
+    "{",
+    '"',
+    "\\",
+    ' "',
+    '{"',
+    '{ "',
+    "[ ",
+    '{"a":',
+    '{"a":{',
+    '{"a":{"a":1},',
+    '\\"',
+    '{"\\',
+    '{"k":"{",',
+    '":{",',
+    "<tool_call>",
+    "<tool_call>x",
+    "<think>",
+    '{"op":"SKIP"},',
+    '{"x":[',
+    "]",
+    '{"op":"DELETE","id":',
+    '"a":"a",',
+    "9",
+    "\ud800",
+    '"a":{},',
+    "\\\\",
+    " ",
+    "\n",
+    "`",
     "</tool_call>",
 ]
-OPENINGS = ["", '{"op":"INSERT","content":"', '[{"op":"SKIP"},', '{"name":"insert","arguments":{',
-            '{"a":', '{"content":"x","arguments":{"content":"']
+OPENINGS = [
+    "",
+    '{"op":"INSERT","content":"',
+    '[{"op":"SKIP"},',
+    '{"name":"insert","arguments":{',
+    '{"a":',
+    '{"content":"x","arguments":{"content":"',
+]
 
 
 def cpu_seconds(completion: str) -> float:
@@ -258,18 +295,45 @@ def test_work_grows_linearly(opening):
 
 
 FRAGMENTS = st.sampled_from(
-    [*REPEATED, *OPENINGS, LIST, "}", ",", ":", '"op"', '"INSERT"', "NaN", "-Infinity", "1e999",
-     "9" * 5000, "[" * 2000, '{"a":' * 2000, r"\ud800", "null", "```json\n", "</think>", "'"]
+    [
+        *REPEATED,
+        *OPENINGS,
+        LIST,
+        "}",
+        ",",
+        ":",
+        '"op"',
+        '"INSERT"',
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "9" * 5000,
+        "[" * 2000,
+        '{"a":' * 2000,
+        r"\ud800",
+        "null",
+        "```json\n",
+        "</think>",
+        "'",
+    ]
 )
 HOSTILE = st.one_of(
     st.text(st.characters(), max_size=200),  # every code point, lone surrogates included
     st.lists(st.one_of(FRAGMENTS, st.text(max_size=5)), max_size=30).map("".join),
     st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters())
+        st.none()
+        | st.booleans()
+        | st.floats()
+        | st.integers()
+        | st.text(st.characters())
         | st.sampled_from(["INSERT", "UPDATE", "DELETE", "SKIP"]),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-            st.sampled_from(["op", "id", "content", "name", "arguments"]) | st.text(max_size=3),
-            inner, max_size=4,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["op", "id", "content", "name", "arguments"]) | st.text(max_size=3),
+                inner,
+                max_size=4,
+            )
         ),
         max_leaves=12,
     ).map(json.dumps),

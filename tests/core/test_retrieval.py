@@ -20,11 +20,13 @@ from finemem_lib.trajectory import MemoryDelta, MemoryItem, Operation, Write
 from tests.helpers.memory_strategies import CONTENTS, MEMORY_SETTINGS, STEPS, played
 from tests.helpers.paths import ROOT
 
-PARAMETERS = st.fixed_dictionaries({
-    "k1": st.sampled_from([0.5, 1.2, 1.5]),
-    "b": st.sampled_from([0.0, 0.4, 0.75, 1.0]),
-    "epsilon": st.sampled_from([0.0, 0.25, 1.0]),
-})
+PARAMETERS = st.fixed_dictionaries(
+    {
+        "k1": st.sampled_from([0.5, 1.2, 1.5]),
+        "b": st.sampled_from([0.0, 0.4, 0.75, 1.0]),
+        "epsilon": st.sampled_from([0.0, 0.25, 1.0]),
+    }
+)
 QUERIES = st.lists(CONTENTS, min_size=1, max_size=3)
 
 
@@ -99,10 +101,12 @@ def test_order_is_score_then_newest(steps, settings, queries, k):
 def test_a_larger_memory_against_okapi():
     """Hundreds of items with a steep word distribution: common words, rare words, negative idf."""
     vocabulary = ["the", "of", *(f"w{n}" for n in range(200))]
-    items = items_of(*(
-        " ".join(vocabulary[(n * n * i) % (2 + (n * 7 + i) % 200)] for i in range(1, 12))
-        for n in range(600)
-    ))
+    items = items_of(
+        *(
+            " ".join(vocabulary[(n * n * i) % (2 + (n * 7 + i) % 200)] for i in range(1, 12))
+            for n in range(600)
+        )
+    )
     retriever = BM25Retriever.from_items(items)
     queries = ("the w3 w3 of w10", "w1 w2 w5", "the")
     check_against_okapi(retriever, items, queries)
@@ -287,10 +291,16 @@ def test_a_real_sentence_encoder(tmp_path):
     bert = tmp_path / "bert"
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(bert)
     torch.manual_seed(0)
-    BertModel(BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=32,
-    )).save_pretrained(bert)
+    BertModel(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+        )
+    ).save_pretrained(bert)
     words_of = Transformer(str(bert))
     model = SentenceTransformer(
         modules=[words_of, Pooling(words_of.get_embedding_dimension())], device="cpu"

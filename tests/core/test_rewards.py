@@ -72,12 +72,14 @@ def test_worked_example() -> None:
     assert compression_reward(example) == 1 - 9 / 19
     totals = [reward.total for reward in hybrid_reward(example)]
     compressed = 0.05 * (1 - 9 / 19)
-    assert totals == pytest.approx([
-        0.21875 + 1.0 + 0.5 * 1.0 + compressed,
-        0.09375 + 1.0 + compressed,
-        0.34375 + 0.5 + 0.5 * 0.5 + compressed,
-        0.09375 + 0.0 + 0.5 * 0.0 + compressed,
-    ])
+    assert totals == pytest.approx(
+        [
+            0.21875 + 1.0 + 0.5 * 1.0 + compressed,
+            0.09375 + 1.0 + compressed,
+            0.34375 + 0.5 + 0.5 * 0.5 + compressed,
+            0.09375 + 0.0 + 0.5 * 0.0 + compressed,
+        ]
+    )
 
 
 def test_worked_example_is_a_consistent_record() -> None:
@@ -218,7 +220,10 @@ def test_hybrid_is_the_weighted_sum_of_its_measured_components(trajectory, chose
         assert reward.outcome == outcome_reward(trajectory)
         assert reward.compression == compression_reward(trajectory)
         assert reward.weights == {
-            "eara": 1, "format": 1, "chunk": chosen.w1, "compression": chosen.w2
+            "eara": 1,
+            "format": 1,
+            "chunk": chosen.w1,
+            "compression": chosen.w2,
         }
         terms = [term for term in reward.weighted.values() if term is not None]
         assert reward.total == (pytest.approx(math.fsum(terms)) if terms else None)
@@ -244,9 +249,7 @@ def test_no_scorable_question_leaves_outcome_and_evidence_unassigned(trajectory)
 def test_an_unscorable_question_leaves_n() -> None:
     """With q2 unscorable, q1 is the only question and its two items share the whole reward."""
     first, second = worked_example().questions
-    trajectory = with_questions(
-        worked_example(), [first, dataclasses.replace(second, score=None)]
-    )
+    trajectory = with_questions(worked_example(), [first, dataclasses.replace(second, score=None)])
     assert outcome_reward(trajectory) == 1.0
     assert evidence_contribution(trajectory) == [0.5, 0, 0.5, 0]
     assert evidence_matrix(trajectory) == [[0.5, None], [0, None], [0.5, None], [0, None]]
@@ -347,9 +350,7 @@ def test_faults_change_nothing_but_what_evidence_attributes(trajectory, faults, 
     faulty = with_faults(trajectory, faults, seed)
     assert faulty == with_faults(trajectory, faults, seed)
     unmoved = [dataclasses.replace(q, retrieved=(), used=None) for q in trajectory.questions]
-    assert [
-        dataclasses.replace(q, retrieved=(), used=None) for q in faulty.questions
-    ] == unmoved
+    assert [dataclasses.replace(q, retrieved=(), used=None) for q in faulty.questions] == unmoved
     assert with_questions(faulty, trajectory.questions) == trajectory
     for reward, other in zip(
         hybrid_reward(trajectory, settings), hybrid_reward(faulty, settings), strict=True
@@ -398,18 +399,17 @@ def test_faults_come_at_their_rate_and_differ_between_rollouts():
     steps[1] = dataclasses.replace(
         steps[1], delta=dataclasses.replace(steps[1].delta, written=filler)
     )
-    long = dataclasses.replace(
-        example, steps=tuple(steps), questions=example.questions[:1] * 1000
-    )
+    long = dataclasses.replace(example, steps=tuple(steps), questions=example.questions[:1] * 1000)
     faulty = with_faults(long, EvidenceFaults(drop=0.2, swap=0.3), seed=1)
     left = [item.item_id for question in faulty.questions for item in question.retrieved]
     assert len(left) / 2000 == pytest.approx(0.8, abs=0.03)
     assert sum(item_id in "12" for item_id in left) / 2000 == pytest.approx(0.5, abs=0.03)
     assert len(set(left)) == 39  # every other item is drawn
     other = dataclasses.replace(long, rollout=1)
-    assert with_faults(other, EvidenceFaults(drop=0.5), 1).questions != with_faults(
-        long, EvidenceFaults(drop=0.5), 1
-    ).questions
+    assert (
+        with_faults(other, EvidenceFaults(drop=0.5), 1).questions
+        != with_faults(long, EvidenceFaults(drop=0.5), 1).questions
+    )
 
 
 def test_a_swapped_item_is_used_where_the_first_one_was():
@@ -422,9 +422,15 @@ def test_a_swapped_item_is_used_where_the_first_one_was():
     assert evidence_contribution(faulty, used) == [0.5, 0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("values", [
-    {"drop": -0.1}, {"swap": 1.1}, {"drop": 0.6, "swap": 0.6}, {"drop": math.nan},
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"drop": -0.1},
+        {"swap": 1.1},
+        {"drop": 0.6, "swap": 0.6},
+        {"drop": math.nan},
+    ],
+)
 def test_faults_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         EvidenceFaults(**values)

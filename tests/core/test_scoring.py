@@ -137,9 +137,7 @@ def test_rouge_l_is_the_library_s() -> None:
 
 
 @given(st.text(), st.lists(st.text(), max_size=3), st.sampled_from(SOURCE_NAMES))
-def test_scores_lie_between_0_and_1(
-    prediction: str, answers: list[str], data_source: str
-) -> None:
+def test_scores_lie_between_0_and_1(prediction: str, answers: list[str], data_source: str) -> None:
     value = score(prediction, answers, data_source)
     assert value is None or 0.0 <= value <= 1.0
 

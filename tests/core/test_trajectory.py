@@ -52,37 +52,81 @@ METADATA = st.dictionaries(
 KINDS = st.sampled_from(OPERATION_KINDS)
 CHUNK = st.builds(Chunk, TEXT, COUNTS, COUNTS)
 QUESTION = st.builds(
-    Question, TEXT, TEXT, tuples(TEXT), TEXT,
-    step=st.none() | COUNTS, evidence_steps=st.none() | tuples(COUNTS),
+    Question,
+    TEXT,
+    TEXT,
+    tuples(TEXT),
+    TEXT,
+    step=st.none() | COUNTS,
+    evidence_steps=st.none() | tuples(COUNTS),
 )
 INSTANCE = st.builds(
-    Instance, TEXT, TEXT, TEXT, tuples(CHUNK), tuples(QUESTION),
-    chunk_questions=st.none() | tuples(tuples(QUESTION)), metadata=METADATA,
+    Instance,
+    TEXT,
+    TEXT,
+    TEXT,
+    tuples(CHUNK),
+    tuples(QUESTION),
+    chunk_questions=st.none() | tuples(tuples(QUESTION)),
+    metadata=METADATA,
 )
 OPERATION = st.builds(Operation, KINDS, st.none() | TEXT, st.none() | TEXT)
 OUTCOME = st.builds(
-    OperationOutcome, st.none() | OPERATION, st.booleans(),
+    OperationOutcome,
+    st.none() | OPERATION,
+    st.booleans(),
     *[st.none() | TEXT] * 3,
 )
 WRITE = st.builds(Write, COUNTS, KINDS, COUNTS)
 ITEM = st.builds(MemoryItem, TEXT, TEXT, tuples(WRITE, min_size=1))
 DELTA = st.builds(MemoryDelta, tuples(ITEM), tuples(TEXT), tuples(TEXT))
 ANSWERED = st.builds(
-    AnsweredQuestion, QUESTION, COUNTS,
-    tuples(st.builds(Retrieved, TEXT, FLOATS, tuples(COUNTS))), TEXT,
-    used=st.none() | tuples(TEXT), score=st.none() | FLOATS,
+    AnsweredQuestion,
+    QUESTION,
+    COUNTS,
+    tuples(st.builds(Retrieved, TEXT, FLOATS, tuples(COUNTS))),
+    TEXT,
+    used=st.none() | tuples(TEXT),
+    score=st.none() | FLOATS,
 )
 STEP = st.builds(
-    Step, COUNTS, CHUNK, TEXT, tuples(OUTCOME), DELTA, COUNTS, tuples(ANSWERED),
-    prompt=st.none() | TEXT, prompt_ids=st.none() | tuples(COUNTS),
-    completion_ids=st.none() | tuples(COUNTS), logprobs=st.none() | tuples(FLOATS),
+    Step,
+    COUNTS,
+    CHUNK,
+    TEXT,
+    tuples(OUTCOME),
+    DELTA,
+    COUNTS,
+    tuples(ANSWERED),
+    prompt=st.none() | TEXT,
+    prompt_ids=st.none() | tuples(COUNTS),
+    completion_ids=st.none() | tuples(COUNTS),
+    logprobs=st.none() | tuples(FLOATS),
 )
 TRAJECTORY = st.builds(
-    Trajectory, TEXT, TEXT, TEXT, TEXT, COUNTS, tuples(STEP), tuples(ANSWERED), TEXT,
-    seed=st.none() | COUNTS, metadata=METADATA,
+    Trajectory,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    COUNTS,
+    tuples(STEP),
+    tuples(ANSWERED),
+    TEXT,
+    seed=st.none() | COUNTS,
+    metadata=METADATA,
 )
 RECORDS = st.one_of(
-    TRAJECTORY, INSTANCE, STEP, ANSWERED, DELTA, ITEM, OUTCOME, OPERATION, QUESTION, CHUNK,
+    TRAJECTORY,
+    INSTANCE,
+    STEP,
+    ANSWERED,
+    DELTA,
+    ITEM,
+    OUTCOME,
+    OPERATION,
+    QUESTION,
+    CHUNK,
     st.builds(InvalidOperation, TEXT, TEXT),
 )
 
@@ -127,9 +171,19 @@ def test_memory_outside_the_trajectory_is_refused():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "not json", "[]", "null", "7", "[" * 100_000, '{"text": "a"}', '{"text": 1, "tokens": 2}',
-     '{"text": "a", "tokens": "many"}', '{"text": "a", "tokens": 2, "schema_version": 999}',
-     '{"text": "a", "tokens": ' + "9" * 5000 + "}"],
+    [
+        "",
+        "not json",
+        "[]",
+        "null",
+        "7",
+        "[" * 100_000,
+        '{"text": "a"}',
+        '{"text": 1, "tokens": 2}',
+        '{"text": "a", "tokens": "many"}',
+        '{"text": "a", "tokens": 2, "schema_version": 999}',
+        '{"text": "a", "tokens": ' + "9" * 5000 + "}",
+    ],
 )
 def test_unreadable_records_raise_value_error(text):
     with pytest.raises(ValueError, match="Chunk"):

@@ -41,7 +41,10 @@ from tests.helpers.trajectory_strategies import trajectories
 
 quick = settings(max_examples=25, deadline=None)
 WORLD = {
-    "capacity": None, "eviction": "oldest", "max_item_tokens": None, "duplicates": "allow",
+    "capacity": None,
+    "eviction": "oldest",
+    "max_item_tokens": None,
+    "duplicates": "allow",
     "top_k": 2,
 }
 
@@ -88,8 +91,12 @@ def from_nothing(agent: Echo, asked_: list[Question]) -> float:
 
 
 def recorded_steps(
-    steps: list[list[Operation]], questions: list[Question], world: dict | None = None,
-    rollout: int = 0, chunk_scores: list[float | None] | None = None, agent: Echo | None = None,
+    steps: list[list[Operation]],
+    questions: list[Question],
+    world: dict | None = None,
+    rollout: int = 0,
+    chunk_scores: list[float | None] | None = None,
+    agent: Echo | None = None,
 ) -> Trajectory:
     """Apply operations and ask the questions at the end, with the echo agent or another."""
     agent = agent or Echo()
@@ -101,12 +108,21 @@ def recorded_steps(
     inquiry = Inquiry(questions, memory, index, len(steps))
     (answers,) = answer_questions([inquiry], agent, top_k)
     done = [
-        dataclasses.replace(step, chunk_questions=() if value is None else (
-            AnsweredQuestion(asked(f"c-{step.step}", "?", "a"), step.step, (), "", None, value),))
+        dataclasses.replace(
+            step,
+            chunk_questions=()
+            if value is None
+            else (
+                AnsweredQuestion(asked(f"c-{step.step}", "?", "a"), step.step, (), "", None, value),
+            ),
+        )
         for step, value in zip(one.steps, chunk_scores or [None] * len(steps), strict=True)
     ]
     return dataclasses.replace(
-        one, steps=tuple(done), questions=answers, rollout=rollout,
+        one,
+        steps=tuple(done),
+        questions=answers,
+        rollout=rollout,
         metadata={"rollout": world, "agent_settings": agent.settings},
     )
 
@@ -130,23 +146,32 @@ def test_evidence_rules_by_hand():
     # Two copies of one fact (steps 1 and 2) and a noise item (step 3), top-k 3.
     one = recorded_steps(
         [[insert("mia lives rome")], [insert("mia lives rome")], [insert("mia saw oslo")]],
-        [HOME], {"top_k": 3},
+        [HOME],
+        {"top_k": 3},
     )
     # Neither copy is needed; each order gives the answer to whichever copy comes first.
     assert counterfactual.evidence_leave_one_out(one, agent=Echo()) == [0.0, 0.0, 0.0]
     assert counterfactual.evidence_shapley(one, agent=Echo()) == pytest.approx([0.5, 0.5, 0.0])
     assert recorded.evidence_anchored(one, beta=1.0) == pytest.approx([1 / 3] * 3)
     # An answer that needs both items: each alone is necessary, together they share.
-    both = recorded_steps([[insert("ana keeps cats and")], [insert("ana keeps dogs")]], [
-        asked("q", "ana keeps", "cats and ana keeps dogs", "dogs ana keeps cats and")])
+    both = recorded_steps(
+        [[insert("ana keeps cats and")], [insert("ana keeps dogs")]],
+        [asked("q", "ana keeps", "cats and ana keeps dogs", "dogs ana keeps cats and")],
+    )
     assert counterfactual.evidence_leave_one_out(both, agent=Echo()) == [1.0, 1.0]
     assert counterfactual.evidence_shapley(both, agent=Echo()) == pytest.approx([0.5, 0.5])
 
 
 def test_step_rules_by_hand():
     one = recorded_steps(
-        [[insert("mia lives rome")], [insert("mia lives rome")], [Operation("SKIP")],
-         [insert("ana keeps cats and dogs")]], [HOME, PETS])
+        [
+            [insert("mia lives rome")],
+            [insert("mia lives rome")],
+            [Operation("SKIP")],
+            [insert("ana keeps cats and dogs")],
+        ],
+        [HOME, PETS],
+    )
     assert counterfactual.step_leave_one_out(one, agent=Echo()) == [0.0, 0.0, 0.0, 0.5]
     assert counterfactual.step_shapley(one, agent=Echo()) == pytest.approx([0.25, 0.25, 0.0, 0.5])
     assert counterfactual.owen_values(one, agent=Echo()) == pytest.approx([0.25, 0.25, 0.0, 0.5])
@@ -157,8 +182,12 @@ def test_step_rules_by_hand():
 def test_owen_keeps_halves_together():
     # Steps 1 and 2 say the same, step 4, in the other half, has to come on top of either.
     one = recorded_steps(
-        [[insert("ana keeps cats and")], [insert("ana keeps cats and")], [Operation("SKIP")],
-         [insert("ana keeps dogs")]],
+        [
+            [insert("ana keeps cats and")],
+            [insert("ana keeps cats and")],
+            [Operation("SKIP")],
+            [insert("ana keeps dogs")],
+        ],
         [asked("q", "ana keeps", "cats and ana keeps dogs", "dogs ana keeps cats and")],
         {"top_k": 3},
     )
@@ -169,7 +198,8 @@ def test_owen_keeps_halves_together():
 
 def test_a_step_that_pushes_out_the_answer_did_harm():
     one = recorded_steps(
-        [[insert("mia lives rome")], [insert("buses left")]], [HOME], {"capacity": 1})
+        [[insert("mia lives rome")], [insert("buses left")]], [HOME], {"capacity": 1}
+    )
     assert counterfactual.step_leave_one_out(one, agent=Echo()) == [0.0, -1.0]
     assert counterfactual.step_shapley(one, agent=Echo()) == [0.5, -0.5]
 
@@ -177,21 +207,29 @@ def test_a_step_that_pushes_out_the_answer_did_harm():
 def test_later_operations_on_what_a_missing_step_created():
     update, delete = Operation("UPDATE", "mia lives rome", "1"), Operation("DELETE", item_id="2")
     one = recorded_steps(
-        [[insert("mia lives oslo"), insert("buses")], [insert("trains")], [update, delete]], [HOME])
+        [[insert("mia lives oslo"), insert("buses")], [insert("trains")], [update, delete]], [HOME]
+    )
     # Without step 1 the UPDATE is refused, content and all, and the DELETE too; it must not hit
     # the item of step 2, to which the memory alone would now give the id 1.
     world = World(one, Echo())
     assert [item.content for item in world.memory(frozenset({1})).items] == ["trains"]
     stored = world.memory(frozenset({1}), "insert").items
     assert [(item.item_id, item.content) for item in stored] == [
-        ("3", "trains"), ("1", "mia lives rome")]
+        ("3", "trains"),
+        ("1", "mia lives rome"),
+    ]
     assert counterfactual.step_leave_one_out(one, agent=Echo()) == [1.0, 0.0, 1.0]
-    assert counterfactual.step_leave_one_out(one, agent=Echo(), orphaned="insert") == [0.0, 0.0, 1.0]
+    assert counterfactual.step_leave_one_out(one, agent=Echo(), orphaned="insert") == [
+        0.0,
+        0.0,
+        1.0,
+    ]
 
 
 def test_a_refused_duplicate_is_stored_when_its_first_copy_is_missing():
     one = recorded_steps(
-        [[insert("mia lives rome")], [insert("mia lives rome")]], [HOME], {"duplicates": "refuse"})
+        [[insert("mia lives rome")], [insert("mia lives rome")]], [HOME], {"duplicates": "refuse"}
+    )
     assert not one.steps[1].outcomes[0].applied
     assert counterfactual.step_leave_one_out(one, agent=Echo()) == [0.0, 0.0]
     assert counterfactual.step_shapley(one, agent=Echo()) == [0.5, 0.5]
@@ -199,8 +237,13 @@ def test_a_refused_duplicate_is_stored_when_its_first_copy_is_missing():
 
 def test_potential_pays_each_step_the_change_of_the_probes():
     one = recorded_steps(
-        [[insert("mia lives rome")], [Operation("DELETE", item_id="1")],
-         [insert("ana keeps cats and dogs")]], [HOME, PETS])
+        [
+            [insert("mia lives rome")],
+            [Operation("DELETE", item_id="1")],
+            [insert("ana keeps cats and dogs")],
+        ],
+        [HOME, PETS],
+    )
     paid = counterfactual.potential_shaping(one, agent=Echo(), probes=[HOME, PETS])
     assert paid == [0.5, -0.5, 0.5]
     discounted = counterfactual.potential_shaping(one, agent=Echo(), probes=[HOME], gamma=0.5)
@@ -209,9 +252,11 @@ def test_potential_pays_each_step_the_change_of_the_probes():
 
 def group_of_two() -> list[Trajectory]:
     good = recorded_steps(
-        [[insert("mia lives rome")], [Operation("SKIP")]], [HOME], chunk_scores=[1.0, 0.0])
+        [[insert("mia lives rome")], [Operation("SKIP")]], [HOME], chunk_scores=[1.0, 0.0]
+    )
     bad = recorded_steps(
-        [[insert("buses")], [Operation("SKIP")]], [HOME], rollout=1, chunk_scores=[0.0, 0.0])
+        [[insert("buses")], [Operation("SKIP")]], [HOME], rollout=1, chunk_scores=[0.0, 0.0]
+    )
     return [good, bad]
 
 
@@ -253,26 +298,31 @@ def test_hindsight_counts_a_step_once_however_many_of_its_items_were_retrieved()
     bad = recorded_steps([[insert("buses")]], [HOME], rollout=1)
     assert [item.steps for item in good.questions[0].retrieved] == [(1,), (1,)]
     paid = group_rules.hindsight(
-        good, group=[good, bad], retrieved_weight=0.5, scale_rewards="none")
+        good, group=[good, bad], retrieved_weight=0.5, scale_rewards="none"
+    )
     assert paid == pytest.approx([1.5 * 0.5])
 
 
 def test_attributed_dense_weighs_the_step_that_wrote_an_item_last():
     update = Operation("UPDATE", "mia lives rome", "1")
     good = recorded_steps([[insert("mia lives oslo")], [update]], [HOME], chunk_scores=[1.0, 1.0])
-    bad = recorded_steps([[insert("buses")], [Operation("SKIP")]], [HOME], rollout=1,
-                   chunk_scores=[0.0, 0.0])
+    bad = recorded_steps(
+        [[insert("buses")], [Operation("SKIP")]], [HOME], rollout=1, chunk_scores=[0.0, 0.0]
+    )
     assert [item.steps for item in good.questions[0].retrieved] == [(1, 2)]
     paid = group_rules.attributed_dense(
-        good, group=[good, bad], scale_rewards="none", length_weight=0.0)
+        good, group=[good, bad], scale_rewards="none", length_weight=0.0
+    )
     assert paid == [0.5, 4 * 0.5]
 
 
 def test_a_rollout_without_an_outcome_takes_no_part_in_the_turns():
     good, bad = group_of_two()
-    unscored = dataclasses.replace(good, rollout=2, questions=tuple(
-        dataclasses.replace(answered, score=None) for answered in good.questions
-    ))
+    unscored = dataclasses.replace(
+        good,
+        rollout=2,
+        questions=tuple(dataclasses.replace(answered, score=None) for answered in good.questions),
+    )
     plain = {"turns": "all", "scale_rewards": "none"}
     group = [good, bad, unscored]
     assert group_rules.turn_level(unscored, group=group, **plain) == [None] * good.num_steps
@@ -287,10 +337,18 @@ def test_attributed_dense_by_hand():
     # Both wrote as much as their chunk holds. Step 1 of the good one was retrieved: weight 4.
     assert group_rules.attributed_dense(good, **plain) == [4 * 0.25, 0.0]
     assert group_rules.attributed_dense(bad, **plain) == [-0.25, 0.0]  # nothing of it was retrieved
-    refused = dataclasses.replace(good, steps=tuple(
-        dataclasses.replace(step, outcomes=tuple(
-            dataclasses.replace(outcome, applied=False) for outcome in step.outcomes))
-        for step in good.steps))
+    refused = dataclasses.replace(
+        good,
+        steps=tuple(
+            dataclasses.replace(
+                step,
+                outcomes=tuple(
+                    dataclasses.replace(outcome, applied=False) for outcome in step.outcomes
+                ),
+            )
+            for step in good.steps
+        ),
+    )
     assert group_rules.attributed_dense(refused, **plain | {"group": [refused, bad]}) == [0.0, 0.0]
 
 
@@ -308,11 +366,17 @@ def test_the_weight_of_attributed_dense_outlives_standardising():
 # ---- what each rule conserves --------------------------------------------------------------------
 
 questions = st.lists(
-    st.sampled_from([
-        asked("q-1", "mia lives", "rome"), asked("q-2", "ana sails", "ana", "oslo"),
-        asked("q-3", "cats in the", "cats"), asked("q-4", "oslo"),  # nobody can score the last
-    ]),
-    min_size=1, max_size=4, unique=True,
+    st.sampled_from(
+        [
+            asked("q-1", "mia lives", "rome"),
+            asked("q-2", "ana sails", "ana", "oslo"),
+            asked("q-3", "cats in the", "cats"),
+            asked("q-4", "oslo"),  # nobody can score the last
+        ]
+    ),
+    min_size=1,
+    max_size=4,
+    unique=True,
 )
 
 
@@ -331,7 +395,8 @@ def groups(draw: st.DrawFn, size: int = 1, agent: Echo | None = None) -> list[Tr
 
 
 single = st.sampled_from([Echo(), Guess()]).flatmap(
-    lambda agent: st.tuples(groups(agent=agent).map(lambda group: group[0]), st.just(agent)))
+    lambda agent: st.tuples(groups(agent=agent).map(lambda group: group[0]), st.just(agent))
+)
 """A trajectory and the agent that answered it; one of them scores even on an empty memory."""
 
 
@@ -342,7 +407,9 @@ def test_the_splits_sum_to_the_outcome(one):
         return
     outcome = outcome_reward(one)
     for rule, settings_ in (
-        ("uniform-split", {}), ("eara", {}), ("eara", {"beta": 1.0, "attribution": "lineage"}),
+        ("uniform-split", {}),
+        ("eara", {}),
+        ("eara", {"beta": 1.0, "attribution": "lineage"}),
         ("eara-used", {}),
     ):
         if rule == "eara-used" and all(a.used is None for a in one.questions):
@@ -361,11 +428,14 @@ def test_the_splits_sum_to_the_outcome(one):
 @given(single, st.sampled_from(["last_write", "creation", "lineage"]))
 def test_evidence_shapley_sums_to_what_the_items_added(drawn, attribution):
     one, agent = drawn
-    shares = counterfactual.evidence_shapley(one, agent=agent, attribution=attribution, permutations=3)
+    shares = counterfactual.evidence_shapley(
+        one, agent=agent, attribution=attribution, permutations=3
+    )
     scored = [answered for answered in one.questions if answered.score is not None]
     # A question that retrieved nothing was read from nothing, so nothing added to it.
     gained = math.fsum(
-        answered.score - from_nothing(agent, [answered.question]) for answered in scored)
+        answered.score - from_nothing(agent, [answered.question]) for answered in scored
+    )
     assert math.fsum(known(shares)) == pytest.approx(gained / len(scored) if scored else 0.0)
 
 
@@ -380,8 +450,11 @@ def test_step_shapley_and_owen_sum_to_the_outcome_less_that_of_nothing(drawn, or
         (counterfactual.owen_values(one, agent=agent, orphaned=orphaned), 1.0),
         (counterfactual.owen_values(one, agent=agent, orphaned=orphaned, alpha=0.25), 0.25),
     ):
-        assert (shares == [None] * one.num_steps) if outcome is None else (
-            math.fsum(shares) == pytest.approx(outcome - alpha * nothing))
+        assert (
+            (shares == [None] * one.num_steps)
+            if outcome is None
+            else (math.fsum(shares) == pytest.approx(outcome - alpha * nothing))
+        )
 
 
 @quick
@@ -396,7 +469,8 @@ def test_potential_shaping_keeps_the_discounted_sum(drawn, gamma):
         return
     total = math.fsum(gamma**place * paid for place, paid in enumerate(shaped))
     assert total == pytest.approx(
-        gamma ** (one.num_steps - 1) * outcome - from_nothing(agent, probes))
+        gamma ** (one.num_steps - 1) * outcome - from_nothing(agent, probes)
+    )
 
 
 def test_an_agent_that_guesses_right_leaves_nothing_to_earn():
@@ -414,9 +488,7 @@ def test_an_agent_that_guesses_right_leaves_nothing_to_earn():
 @given(groups(size=3), st.sampled_from(["group", "batch", "none"]))
 def test_advantages_of_a_group_sum_to_zero_at_every_step(group, scale):
     for rule in ("mt-grpo", "gigpo"):
-        rows = [
-            RULES[rule].function(one, group=group, scale_rewards=scale) for one in group
-        ]
+        rows = [RULES[rule].function(one, group=group, scale_rewards=scale) for one in group]
         for column in zip(*rows, strict=True):
             assert math.fsum(known(column)) == pytest.approx(0, abs=1e-9)
 
@@ -436,15 +508,18 @@ def test_hindsight_sums_to_zero_where_all_wrote_and_pays_no_step_that_wrote_noth
 @given(groups(size=3), st.floats(0, 8), st.floats(0, 1))
 def test_attributed_dense_weights_advantages_that_sum_to_zero(group, alpha, weight):
     def paid(alpha: float) -> list[list[float | None]]:
-        return [group_rules.attributed_dense(one, group=group, alpha=alpha, length_weight=weight)
-                for one in group]
+        return [
+            group_rules.attributed_dense(one, group=group, alpha=alpha, length_weight=weight)
+            for one in group
+        ]
 
     even, weighted = paid(1.0), paid(alpha)
     for column in zip(*even, strict=True):
         assert math.fsum(known(column)) == pytest.approx(0, abs=1e-9)
     for one, plain, heavy in zip(group, even, weighted, strict=True):
         for reward, before, after in zip(
-                recorded.chunk_step_reward(one), plain, heavy, strict=True):
+            recorded.chunk_step_reward(one), plain, heavy, strict=True
+        ):
             assert (before is None) == (after is None) == (reward is None)
             if reward is not None:
                 assert after in (before, alpha * before)
@@ -461,7 +536,8 @@ def test_marginals_give_a_dummy_nothing_and_equals_the_same(n, seed, additive):
         return sum(worth[p] for p in real) if additive else float(len(real) >= max(1, n // 2))
 
     for sets in (
-        marginals._shapley(range(n), 1, rng), marginals._owen(list(range(n))),
+        marginals._shapley(range(n), 1, rng),
+        marginals._owen(list(range(n))),
         marginals._leave_one_out(range(n)),
     ):
         sums = marginals._sums(sets, value)
@@ -476,7 +552,9 @@ def test_marginals_give_a_dummy_nothing_and_equals_the_same(n, seed, additive):
 def test_sampled_shapley_approaches_the_exact_one(monkeypatch):
     one = recorded_steps(
         [[insert(f"mia lives rome {word}")] for word in ("", "a", "b", "c", "d")],
-        [HOME], {"top_k": 5})
+        [HOME],
+        {"top_k": 5},
+    )
     monkeypatch.setattr(marginals, "EXACT_PLAYERS", 5)
     exact = counterfactual.evidence_shapley(one, agent=Echo())
     monkeypatch.undo()
@@ -491,8 +569,12 @@ def test_sampled_shapley_approaches_the_exact_one(monkeypatch):
 
 def test_exact_shapley_takes_3n_calls_at_two_items_and_leave_one_out_2n():
     one = recorded_steps(
-        [[insert("mia lives rome"), insert("mia saw oslo")],
-         [insert("ana keeps cats and dogs"), insert("ana keeps calm")]], [HOME, PETS])
+        [
+            [insert("mia lives rome"), insert("mia saw oslo")],
+            [insert("ana keeps cats and dogs"), insert("ana keeps calm")],
+        ],
+        [HOME, PETS],
+    )
     assert [len(answered.retrieved) for answered in one.questions] == [2, 2]
     assert assign("evidence-shapley", one, agent=Echo()).calls_asked == 3 * 2
     assert assign("evidence-loo", one, agent=Echo()).calls_asked == 2 * 2
@@ -536,10 +618,12 @@ def test_what_the_outcome_read_is_never_read_again(name):
     extra = probes if "probes" in RULES[name].needs else {}
     outcome = Watch(reader_for([planted_stream(5)]))
     held = {item.item_id: item for item in one.final_memory()}
-    outcome.read([
-        reading_task(answered.question, [held[item.item_id] for item in answered.retrieved])
-        for answered in one.questions
-    ])
+    outcome.read(
+        [
+            reading_task(answered.question, [held[item.item_id] for item in answered.retrieved])
+            for answered in one.questions
+        ]
+    )
     alone, below = Watch(reader_for([planted_stream(5)])), Watch(reader_for([planted_stream(5)]))
     RULES[name].function(one, agent=alone, **extra)
     counted = assign(name, one, agent=MemoisedAgent(below), **extra)
@@ -583,9 +667,15 @@ def test_no_rule_asks_for_more_than_its_card_says():
     chunk = max(len(step.chunk_questions) for step in one.steps)
     probes = [answered.question for answered in one.questions]
     most = {
-        "csr": chunk * t, "attributed-dense": chunk * t, "mt-grpo": chunk,
-        "evidence-loo": n * k, "evidence-shapley": n * (2**k - 1), "step-loo": n * t,
-        "step-shapley": n * 16 * t, "owen": n * t**2, "potential": len(probes) * t,
+        "csr": chunk * t,
+        "attributed-dense": chunk * t,
+        "mt-grpo": chunk,
+        "evidence-loo": n * k,
+        "evidence-shapley": n * (2**k - 1),
+        "step-loo": n * t,
+        "step-shapley": n * 16 * t,
+        "owen": n * t**2,
+        "potential": len(probes) * t,
     }
     for name, rule in RULES.items():
         there = {"agent": reader_for([planted_stream(5)]), "group": group, "probes": probes}
@@ -609,8 +699,7 @@ def test_chunk_questions_read_while_playing_are_the_cost_of_the_rules_that_read_
         )
     }
     asked_ = {name: found.calls_asked for name, found in counts.items() if found.calls_asked}
-    assert asked_ == {
-        "csr": sum(sizes), "attributed-dense": sum(sizes), "mt-grpo": sizes[0]}
+    assert asked_ == {"csr": sum(sizes), "attributed-dense": sum(sizes), "mt-grpo": sizes[0]}
     for found in counts.values():
         assert found.calls_played == found.calls_made <= found.calls_asked
     assert assign("mt-grpo", one, group=group, turns="all").calls_asked == sum(sizes)
@@ -620,13 +709,21 @@ def flipped(one: Trajectory, step: Step, number: int) -> Trajectory:
     """Return the trajectory with the score of one chunk question of a step turned."""
     asked_ = list(step.chunk_questions)
     asked_[number] = dataclasses.replace(asked_[number], score=1 - asked_[number].score)
-    return dataclasses.replace(one, steps=tuple(
-        dataclasses.replace(step, chunk_questions=tuple(asked_))
-        if other.step == step.step else other for other in one.steps))
+    return dataclasses.replace(
+        one,
+        steps=tuple(
+            dataclasses.replace(step, chunk_questions=tuple(asked_))
+            if other.step == step.step
+            else other
+            for other in one.steps
+        ),
+    )
 
 
-@pytest.mark.parametrize(("name", "extra"), [
-    ("csr", {}), ("mt-grpo", {}), ("mt-grpo", {"turns": "all"}), ("attributed-dense", {})])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("csr", {}), ("mt-grpo", {}), ("mt-grpo", {"turns": "all"}), ("attributed-dense", {})],
+)
 def test_what_is_counted_is_what_moves_the_credit(name, extra):
     """A chunk question is a call of the rollout that was asked if, and only if, its answer can
     change that rollout's credit. Those of the other rollouts move it too, and are calls of theirs.
@@ -641,12 +738,18 @@ def test_what_is_counted_is_what_moves_the_credit(name, extra):
         before = paid(*group)
         return sum(
             paid(*(flipped(asked_, step, number) if two is asked_ else two for two in group))
-            != before for number in range(len(step.chunk_questions)))
+            != before
+            for number in range(len(step.chunk_questions))
+        )
 
     together = {"group": group} if "group" in RULES[name].needs else {}
     # What a spoilt step answers is multiplied by 0, and was asked all the same.
-    spoilt = [step for step in one.steps if name == "attributed-dense"
-              and not (step.outcomes and all(outcome.applied for outcome in step.outcomes))]
+    spoilt = [
+        step
+        for step in one.steps
+        if name == "attributed-dense"
+        and not (step.outcomes and all(outcome.applied for outcome in step.outcomes))
+    ]
     wasted = sum(len(step.chunk_questions) for step in spoilt)
     moved = sum(moves(one, step) for step in one.steps)
     assert assign(name, one, **together, **extra).calls_asked == moved + wasted
@@ -681,12 +784,20 @@ def test_a_deletion_is_told_by_a_replay_or_the_outcome_and_by_no_chunk_reward():
 def test_an_answer_from_an_item_that_was_cut_is_no_reading_of_the_others():
     """Incident: rules failed on trajectories whose evidence somebody had cut to fewer items."""
     one = worked_example()
-    place, asked = next((number, answered) for number, answered in enumerate(one.questions)
-                        if answered.used and answered.score is not None)
+    place, asked = next(
+        (number, answered)
+        for number, answered in enumerate(one.questions)
+        if answered.used and answered.score is not None
+    )
     kept = tuple(found for found in asked.retrieved if found.item_id not in asked.used)
-    cut = dataclasses.replace(one, questions=(
-        *one.questions[:place], dataclasses.replace(asked, retrieved=kept),
-        *one.questions[place + 1:]))
+    cut = dataclasses.replace(
+        one,
+        questions=(
+            *one.questions[:place],
+            dataclasses.replace(asked, retrieved=kept),
+            *one.questions[place + 1 :],
+        ),
+    )
     (tasks, _), (fewer, _) = rules.outcome_readings(one), rules.outcome_readings(cut)
     assert len(fewer) == len(tasks) - 1
     assert assign("csr", cut).credit == assign("csr", one).credit
@@ -700,21 +811,30 @@ def test_equal_readings_while_playing_are_made_once():
     assert asked_ == 2 * alone[0] and made == alone[1]
     answered = [a for one in group for step in one.steps for a in step.chunk_questions]
     tasks, _ = map(list, zip(*map(rules.outcome_readings, group), strict=True))
-    outcome = {(task.question, tuple(c for _, c in task.items), task.written)
-               for some in tasks for task in some}
+    outcome = {
+        (task.question, tuple(c for _, c in task.items), task.written)
+        for some in tasks
+        for task in some
+    }
     seen = Watch(rules._Silent())
     for one in group:
         held = {}
         for step in one.steps:
             held = step.delta.applied_to(held)
-            seen.read([reading_task(a.question, [held[item.item_id] for item in a.retrieved])
-                       for a in step.chunk_questions])
+            seen.read(
+                [
+                    reading_task(a.question, [held[item.item_id] for item in a.retrieved])
+                    for a in step.chunk_questions
+                ]
+            )
     assert len(seen.asked) == len(answered) and set(seen.asked) & outcome
     # One asked again at the end, on the same items, is the outcome's.
     made = rules.calls_while_playing("csr", group)[1]
     assert made == len(set(seen.asked) - outcome)
-    torn = dataclasses.replace(group[0], steps=tuple(
-        dataclasses.replace(step, delta=MemoryDelta()) for step in group[0].steps))
+    torn = dataclasses.replace(
+        group[0],
+        steps=tuple(dataclasses.replace(step, delta=MemoryDelta()) for step in group[0].steps),
+    )
     with pytest.raises(ValueError, match="cut or joined"):
         assign("csr", torn)
 
@@ -746,11 +866,14 @@ def test_what_a_given_world_asks_is_counted():
 
 
 def test_a_world_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):
-    one = recorded_steps([[insert("mia lives rome")], [insert("ana keeps cats and dogs")]], [HOME, PETS])
+    one = recorded_steps(
+        [[insert("mia lives rome")], [insert("ana keeps cats and dogs")]], [HOME, PETS]
+    )
     built = []
     update = BM25Retriever.update
     monkeypatch.setattr(
-        BM25Retriever, "update", lambda self, delta: built.append(delta) or update(self, delta))
+        BM25Retriever, "update", lambda self, delta: built.append(delta) or update(self, delta)
+    )
     agent = MemoisedAgent(Echo())
     world = World(one, agent)
     first = counterfactual.step_leave_one_out(one, agent=agent, world=world)
@@ -766,22 +889,37 @@ def test_a_world_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):
 def test_every_rule_says_what_is_missing_and_what_to_do():
     good, bad = group_of_two()
     no_questions = dataclasses.replace(good, questions=())
-    nameless = dataclasses.replace(good, questions=tuple(
-        dataclasses.replace(answered, used=None) for answered in good.questions))
-    unchunked = dataclasses.replace(good, steps=tuple(
-        dataclasses.replace(step, chunk_questions=()) for step in good.steps))
-    untold = dataclasses.replace(good, questions=tuple(
-        dataclasses.replace(
-            answered, question=dataclasses.replace(answered.question, evidence_steps=None))
-        for answered in good.questions))
+    nameless = dataclasses.replace(
+        good,
+        questions=tuple(dataclasses.replace(answered, used=None) for answered in good.questions),
+    )
+    unchunked = dataclasses.replace(
+        good, steps=tuple(dataclasses.replace(step, chunk_questions=()) for step in good.steps)
+    )
+    untold = dataclasses.replace(
+        good,
+        questions=tuple(
+            dataclasses.replace(
+                answered, question=dataclasses.replace(answered.question, evidence_steps=None)
+            )
+            for answered in good.questions
+        ),
+    )
     silent = dataclasses.replace(good, metadata={})
-    changed = dataclasses.replace(
-        good, metadata={"rollout": WORLD | {"max_item_tokens": 1}})
+    changed = dataclasses.replace(good, metadata={"rollout": WORLD | {"max_item_tokens": 1}})
     unknown = dataclasses.replace(good, metadata={"rollout": WORLD | {"retriever": "sparse"}})
     agent = {"agent": Echo()}
     cases = [
-        *((name, no_questions, agent | {"group": [no_questions], "probes": [HOME]},
-           "a global question") for name in RULES if name != "csr"),
+        *(
+            (
+                name,
+                no_questions,
+                agent | {"group": [no_questions], "probes": [HOME]},
+                "a global question",
+            )
+            for name in RULES
+            if name != "csr"
+        ),
         ("csr", unchunked, {}, "chunk questions"),
         ("attributed-dense", unchunked, {"group": [unchunked]}, "chunk questions"),
         ("mt-grpo", unchunked, {"group": [unchunked]}, "chunk questions"),
@@ -858,9 +996,7 @@ def test_an_oracle_is_paid_for_the_planted_steps():
     ((one,),) = play([instance], Oracle(), RolloutSettings(num_generations=1), agent, 0)
     assert outcome_reward(one) == 1.0
     n = len(instance.questions)
-    truth = [
-        sum(step in q.evidence_steps for q in instance.questions) / n for step in range(1, 7)
-    ]
+    truth = [sum(step in q.evidence_steps for q in instance.questions) / n for step in range(1, 7)]
     stored = counterfactual.step_leave_one_out(one, agent=agent, orphaned="insert")
     assert stored == pytest.approx(truth)
     assert recorded.evidence_anchored_used(one, beta=1.0) == pytest.approx(truth)
@@ -905,7 +1041,10 @@ def test_a_replay_never_hits_another_item_than_was_named(steps, memory_settings,
     run = played(FlatMemory(**memory_settings), steps)
     for orphaned in ("refuse", "insert"):
         memory = replay(
-            run.trajectory, FlatMemory(**memory_settings), len(steps), without=without,
+            run.trajectory,
+            FlatMemory(**memory_settings),
+            len(steps),
+            without=without,
             orphaned=orphaned,
         )
         said: dict[str, set[str]] = {}  # what was ever written under an id in the recording
@@ -917,7 +1056,9 @@ def test_a_replay_never_hits_another_item_than_was_named(steps, memory_settings,
             assert not {write.step for write in item.lineage} & without
             if item.item_id in said:
                 assert item.content in said[item.item_id] | {
-                    o.operation.content for step in run.trajectory.steps for o in step.outcomes
+                    o.operation.content
+                    for step in run.trajectory.steps
+                    for o in step.outcomes
                     if o.operation and not o.applied and o.operation.item_id == item.item_id
                 }
 

@@ -42,7 +42,8 @@ def test_an_answer_in_its_question():
 def test_an_asked_example_that_is_shown():
     shown = "Sentence: good day\nLabel: 3\n\nSentence: good bye\nLabel: 4"
     instance = instance_of(
-        shown, source="icl_nlu_8296shot_balance",
+        shown,
+        source="icl_nlu_8296shot_balance",
         asked=[(ASKED.format("good day"), "3"), (ASKED.format("hello"), "3")],
     )
     assert kinds(leaks([instance])) == [("asked example shown", "one", None)]

@@ -37,7 +37,9 @@ def test_417k_tokens_walk_in_three_minutes_and_two_gigabytes():
     """The bounds are what users were promised; the walk takes a small part of both."""
     done = subprocess.run(
         [sys.executable, "-c", WALK, str(HAYSTACK)],
-        capture_output=True, text=True, timeout=180,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -77,7 +77,10 @@ def test_json_line_becomes_instance(write):
             {"question": "Who?", "answer": "Ana", "answer_in_chunks": [1, 0]},
             {"question": "What?", "answer": "sails"},
         ],
-        metadata={"titles": ["T"]}, category="AR", prompt="Read.", license="none",
+        metadata={"titles": ["T"]},
+        category="AR",
+        prompt="Read.",
+        license="none",
     )
     instance = load_one(write(row))
     assert instance.instance_id == "one" and instance.category == "AR"
@@ -92,8 +95,7 @@ def test_json_line_becomes_instance(write):
 
 def test_json_strings_in_columns_read_like_lists(write):
     packed = {
-        name: json.dumps(value) if isinstance(value, list) else value
-        for name, value in ROW.items()
+        name: json.dumps(value) if isinstance(value, list) else value for name, value in ROW.items()
     }
     packed["metadata"] = json.dumps({"sub_source": "squad"})
     instance = load_one(write(packed))
@@ -106,11 +108,19 @@ def test_json_strings_in_columns_read_like_lists(write):
     [
         ({"data_source": "squad"}, "squad"),
         ({"data_source": "csabstruct", "format_as": "pubmed-rct"}, "pubmed-rct"),
-        ({"data_source": "locomo", "format_as": "lme_train", "metric": "substring_em_norm"},
-         "locomo"),
+        (
+            {"data_source": "locomo", "format_as": "lme_train", "metric": "substring_em_norm"},
+            "locomo",
+        ),
         ({"data_source": "lme_train"}, "lme_train"),
-        ({"data_source": "longmemeval_s", "format_as": "longmemeval_s*",
-          "metric": "llm_judge_rubric"}, "longmemeval_s*"),
+        (
+            {
+                "data_source": "longmemeval_s",
+                "format_as": "longmemeval_s*",
+                "metric": "llm_judge_rubric",
+            },
+            "longmemeval_s*",
+        ),
     ],
 )
 def test_data_source_selects_the_metric(write, fields, expected):
@@ -121,8 +131,13 @@ def test_data_source_selects_the_metric(write, fields, expected):
 
 @pytest.mark.parametrize(
     ("source", "category"),
-    [("squad", "AR"), ("icl_nlu_8296shot_balance", "TTL"), ("pubmed-rct", "TTL"),
-     ("booksum", "LRU"), ("factconsolidation_sh_6k", "CR")],
+    [
+        ("squad", "AR"),
+        ("icl_nlu_8296shot_balance", "TTL"),
+        ("pubmed-rct", "TTL"),
+        ("booksum", "LRU"),
+        ("factconsolidation_sh_6k", "CR"),
+    ],
 )
 def test_category_follows_from_the_source(write, source, category):
     assert load_one(write(changed(data_source=source))).category == category
@@ -144,42 +159,70 @@ BROKEN = {
     "empty chunk": (changed(chunks=["a", " \n"]), "chunks[1]", "text"),
     "zero questions": (changed(questions_and_answers=[]), "questions_and_answers", "at least one"),
     "question missing": (
-        changed(questions_and_answers=[{"answer": "a"}]), "questions_and_answers[0].question",
-        "no such field"),
+        changed(questions_and_answers=[{"answer": "a"}]),
+        "questions_and_answers[0].question",
+        "no such field",
+    ),
     "question empty": (asked(question=""), "questions_and_answers[0]", "a question"),
     "answer a number": (
-        asked(answer=3), "questions_and_answers[0].answer", "valid string or a valid list"),
+        asked(answer=3),
+        "questions_and_answers[0].answer",
+        "valid string or a valid list",
+    ),
     "answer list of numbers": (
-        asked(answer=["a", 3]), "questions_and_answers[0].answer", "valid string"),
+        asked(answer=["a", 3]),
+        "questions_and_answers[0].answer",
+        "valid string",
+    ),
     "answer empty": (asked(answer=""), "questions_and_answers[0]", "an answer"),
     "no answers": (asked(answer=[]), "questions_and_answers[0]", "an answer"),
     "evidence beyond": (
-        asked(evidence_idx=2), "questions_and_answers[0].evidence_idx", "from 0 to 1, got int 2"),
+        asked(evidence_idx=2),
+        "questions_and_answers[0].evidence_idx",
+        "from 0 to 1, got int 2",
+    ),
     "evidence negative": (
-        asked(answer_in_chunks=[-1]), "questions_and_answers[0].answer_in_chunks", "from 0 to 1"),
+        asked(answer_in_chunks=[-1]),
+        "questions_and_answers[0].answer_in_chunks",
+        "from 0 to 1",
+    ),
     "evidence text": (
-        asked(evidence_idx="x"), "questions_and_answers[0].evidence_idx", "valid integer"),
+        asked(evidence_idx="x"),
+        "questions_and_answers[0].evidence_idx",
+        "valid integer",
+    ),
     "unknown source": (changed(data_source="nonsense"), "data_source", "nonsense"),
     "unknown format": (changed(format_as="nonsense"), "format_as", "nonsense"),
     "metadata a list": (changed(metadata=[1]), "metadata", "valid dictionary"),
     "id a list": (changed(instance_id=[1]), "instance_id", "valid integer or a valid string"),
     "same id again": (changed(), "instance_id", "line 1"),
-    "bench context missing": (
-        changed(BENCH_ROW, context=None), "context", "valid string"),
+    "bench context missing": (changed(BENCH_ROW, context=None), "context", "valid string"),
     "bench context empty": (changed(BENCH_ROW, context=" "), "context", "label"),
     "bench prose empty": (
-        changed(BENCH_ROW, context=" ", metadata={"source": "ruler_qa1_197K"}), "context",
-        "at least one"),
+        changed(BENCH_ROW, context=" ", metadata={"source": "ruler_qa1_197K"}),
+        "context",
+        "at least one",
+    ),
     "bench sessions": (
-        changed(BENCH_ROW, metadata={"source": "longmemeval_s*"}), "context", "alternates"),
+        changed(BENCH_ROW, metadata={"source": "longmemeval_s*"}),
+        "context",
+        "alternates",
+    ),
     "bench session turn": (
-        changed(BENCH_ROW, context="['now', [{'role': 'user'}]]",
-                metadata={"source": "longmemeval_s*"}), "context[0].content", "no such field"),
+        changed(
+            BENCH_ROW, context="['now', [{'role': 'user'}]]", metadata={"source": "longmemeval_s*"}
+        ),
+        "context[0].content",
+        "no such field",
+    ),
     "bench lengths": (changed(BENCH_ROW, answers=[]), "answers", "one list per question"),
     "bench answers flat": (changed(BENCH_ROW, answers=["3"]), "answers[0]", "valid list"),
     "bench no source": (changed(BENCH_ROW, metadata={}), "metadata.source", "no such field"),
     "bench zero questions": (
-        changed(BENCH_ROW, questions=[], answers=[]), "questions", "at least one"),
+        changed(BENCH_ROW, questions=[], answers=[]),
+        "questions",
+        "at least one",
+    ),
 }
 
 
@@ -212,19 +255,30 @@ def _edited(value, path, replacement):
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
     | st.text(st.characters(exclude_categories=())),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
-@settings(max_examples=150, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    row=st.sampled_from([ROW, BENCH_ROW, changed(BENCH_ROW, metadata={"source": "eventqa_full"}),
-                         changed(metadata={"a": [1]}, format_as="booksum")]),
+    row=st.sampled_from(
+        [
+            ROW,
+            BENCH_ROW,
+            changed(BENCH_ROW, metadata={"source": "eventqa_full"}),
+            changed(metadata={"a": [1]}, format_as="booksum"),
+        ]
+    ),
     path=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     replacement=JSON_VALUES,
 )
@@ -306,7 +360,10 @@ def test_long_chunks_are_cut_and_counted(write):
     instance = load_one(write(ROW), max_chunk_tokens=3)
     assert instance.chunks == (Chunk("Mia lives in", 3, truncated_tokens=2), Chunk("Ana sails.", 3))
     assert instance.metadata["truncated"] == {
-        "rule": "head", "max_chunk_tokens": 3, "chunks": 1, "tokens": 2
+        "rule": "head",
+        "max_chunk_tokens": 3,
+        "chunks": 1,
+        "tokens": 2,
     }
 
 
@@ -331,13 +388,21 @@ def instances(draw):
     source = draw(st.sampled_from(["squad", "booksum", "pubmed-rct"]))
     steps = st.lists(st.integers(1, len(texts)), min_size=1, unique=True).map(sorted).map(tuple)
     questions = [
-        Question(f"q-{number}", draw(TEXT), tuple(draw(st.lists(TEXT, min_size=1, max_size=3))),
-                 source, evidence_steps=draw(st.none() | steps))
+        Question(
+            f"q-{number}",
+            draw(TEXT),
+            tuple(draw(st.lists(TEXT, min_size=1, max_size=3))),
+            source,
+            evidence_steps=draw(st.none() | steps),
+        )
         for number in range(1, draw(st.integers(1, 4)) + 1)
     ]
     return Instance(
-        draw(TEXT), source, draw(st.sampled_from(["AR", "TTL"])),
-        tuple(Chunk(text, count_tokens(text)) for text in texts), tuple(questions),
+        draw(TEXT),
+        source,
+        draw(st.sampled_from(["AR", "TTL"])),
+        tuple(Chunk(text, count_tokens(text)) for text in texts),
+        tuple(questions),
         metadata={"text_source": draw(TEXT), "n": draw(st.integers())},
     )
 
@@ -353,8 +418,14 @@ def test_saved_parquet_has_the_published_columns(tmp_path):
     path = save_instances([planted_stream(1)], tmp_path / "set.parquet")
     [row] = pq.read_table(path).to_pylist()
     assert list(row) == [
-        "instance_id", "prompt", "chunks", "questions_and_answers", "data_source", "metadata",
-        "num_chunks", "num_questions",
+        "instance_id",
+        "prompt",
+        "chunks",
+        "questions_and_answers",
+        "data_source",
+        "metadata",
+        "num_chunks",
+        "num_questions",
     ]
     assert row["instance_id"] == 0 and row["num_chunks"] == len(json.loads(row["chunks"]))
     assert {"question", "answer"} <= set(json.loads(row["questions_and_answers"])[0])
@@ -399,8 +470,12 @@ def test_benchmark_prose_is_packed_by_sentences(write):
 
 
 def test_benchmark_summary_asks_for_the_dates(write):
-    row = changed(BENCH_ROW, context="A cook grows algae. " * 1000, answers=[["A cook and algae."]],
-                  metadata={"source": "infbench_sum_eng_shots2"})
+    row = changed(
+        BENCH_ROW,
+        context="A cook grows algae. " * 1000,
+        answers=[["A cook and algae."]],
+        metadata={"source": "infbench_sum_eng_shots2"},
+    )
     instance = load_one(write(row))
     last = instance.chunks[-1].text.splitlines()[0].split()[3]
     assert instance.questions[0].text.endswith(f"from 2024-01-01 to {last}")
@@ -452,14 +527,20 @@ OLD, NEW, NONE = "a" * 40, "b" * 40, "c" * 40
 
 def hub_files(text):
     """Return a commit in the published layout: two splits in parquet, named by the card."""
-    files = {"README.md": (
-        "---\nconfigs:\n- config_name: default\n  data_files:\n"
-        + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("train", "test"))
-        + "---\n"
-    ).encode()}
+    files = {
+        "README.md": (
+            "---\nconfigs:\n- config_name: default\n  data_files:\n"
+            + "".join(
+                f"  - split: {name}\n    path: {name}.parquet\n" for name in ("train", "test")
+            )
+            + "---\n"
+        ).encode()
+    }
     for split in ("train", "test"):
         row = {
-            "instance_id": 0, "data_source": "squad", "chunks": json.dumps([f"{text} {split}"]),
+            "instance_id": 0,
+            "data_source": "squad",
+            "chunks": json.dumps([f"{text} {split}"]),
             "questions_and_answers": json.dumps(ROW["questions_and_answers"]),
         }
         buffer = io.BytesIO()
@@ -473,23 +554,29 @@ def test_hub_by_revision_and_what_is_pinned_stays_pinned(tmp_path):
     a pinned commit must not be answered with another one."""
     repositories = {"owner/Some-Set": {OLD: hub_files("old"), NEW: hub_files("new")}}
     asked = [
-        ("owner/Some-Set", "test", False), ("owner/Some-Set@v1", "train", False),
-        (f"owner/Some-Set@{OLD}", "test", False), (f"owner/Some-Set@{NONE}", "test", False),
-        ("owner/Nothing", "test", False), ("owner/Some-Set", "validation", False),
-        ("owner/Some-Set", "test", True), (f"owner/Some-Set@{OLD}", "test", True),
+        ("owner/Some-Set", "test", False),
+        ("owner/Some-Set@v1", "train", False),
+        (f"owner/Some-Set@{OLD}", "test", False),
+        (f"owner/Some-Set@{NONE}", "test", False),
+        ("owner/Nothing", "test", False),
+        ("owner/Some-Set", "validation", False),
+        ("owner/Some-Set", "test", True),
+        (f"owner/Some-Set@{OLD}", "test", True),
         (f"owner/Some-Set@{NEW}", "test", True),
     ]
     with hub(repositories, branches={"main": NEW, "v1": OLD}) as address:
         done = subprocess.run(
-            [sys.executable, "-c", HUB_SCRIPT], timeout=300, capture_output=True, text=True,
-            input="".join(json.dumps(line) + "\n" for line in asked), check=True,
+            [sys.executable, "-c", HUB_SCRIPT],
+            timeout=300,
+            capture_output=True,
+            text=True,
+            input="".join(json.dumps(line) + "\n" for line in asked),
+            check=True,
             env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
         )
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert told[:3] == [["new test", NEW], ["old train", OLD], ["old test", OLD]]
-    for (message, _), part in zip(
-        told[3:6], (NONE, "owner/Nothing", "'validation'"), strict=True
-    ):
+    for (message, _), part in zip(told[3:6], (NONE, "owner/Nothing", "'validation'"), strict=True):
         assert part in message and "the hub gave no data set" in message
     newest, *pinned = told[6:]
     assert newest in (["new test", NEW], ["old test", OLD])
@@ -561,7 +648,8 @@ def test_the_real_memalpha_excerpt():
     ]
     shown = labelled_examples(instance.chunks[0].text)
     assert len(shown) == raw["chunks"][0].count("Sample: ") and {
-        label for _, label in shown} <= set("01234")
+        label for _, label in shown
+    } <= set("01234")
     assert leaks([instance]) == ()
 
 
@@ -573,4 +661,5 @@ def test_the_benchmark_row_layout_keeps_every_example_and_answer():
     assert instance.data_source == raw["metadata"]["source"]
     assert [q.text for q in instance.questions] == raw["questions"]
     assert sum(len(labelled_examples(chunk.text)) for chunk in instance.chunks) == raw[
-        "context"].count("label:")
+        "context"
+    ].count("label:")

@@ -80,7 +80,8 @@ def test_chunk_questions_ask_the_facts_of_their_chunk(instance):
 def test_recorded_facts_are_the_facts_in_the_text(instance):
     recorded = [
         (step, fact["person"], fact["attribute"], fact["value"])
-        for step, facts in enumerate(instance.metadata["facts"], start=1) for fact in facts
+        for step, facts in enumerate(instance.metadata["facts"], start=1)
+        for fact in facts
     ]
     assert sorted(recorded) == sorted(writes(instance))
     state = {}
@@ -121,8 +122,12 @@ def test_same_instance_in_another_process():
         "print(to_json(planted_stream(7)))"
     )
     other = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True,
-        env={"PYTHONHASHSEED": "123", "PATH": ""}, cwd=repository_root(),
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "123", "PATH": ""},
+        cwd=repository_root(),
     )
     assert other.stdout.strip() == to_json(planted_stream(7))
 
@@ -146,8 +151,14 @@ def test_synonyms_answer_the_questions():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_chunks": 0}, {"people": 0}, {"people": len(NAMES) + 1}, {"max_facts": 4},
-     {"max_noise": 0}, {"change_rate": 1.5}],
+    [
+        {"num_chunks": 0},
+        {"people": 0},
+        {"people": len(NAMES) + 1},
+        {"max_facts": 4},
+        {"max_noise": 0},
+        {"change_rate": 1.5},
+    ],
 )
 def test_settings_out_of_range(wrong):
     [name] = wrong

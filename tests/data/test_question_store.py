@@ -50,7 +50,12 @@ def test_what_is_loaded_is_what_was_made(tmp_path):
     expected = [make_chunk_questions(one, ClozeTeacher(), READER, k=3, seed=5) for one in instances]
     told = []
     made = prepare_questions(
-        instances, tmp_path, ClozeTeacher(), READER, k=3, seed=5,
+        instances,
+        tmp_path,
+        ClozeTeacher(),
+        READER,
+        k=3,
+        seed=5,
         progress=lambda done, total: told.append((done, total)),
     )
     assert list(made) == [instance for instance, _ in expected]
@@ -104,7 +109,9 @@ def test_a_row_per_candidate_with_verdict_and_recipe(tmp_path):
     for row in rows:
         expected = audit[row["instance_id"], row["step"], row["question"]]
         assert (row["accepted"], row["reason"], row["reply"]) == (
-            expected.accepted, expected.reason, expected.reply
+            expected.accepted,
+            expected.reason,
+            expected.reply,
         )
         assert "; ".join(row["answers"]) == expected.answer
         assert {name: row[name] for name in recipe} == recipe
@@ -208,8 +215,12 @@ def test_several_recipes_need_a_choice(tmp_path):
 
 @pytest.mark.parametrize(
     ("teacher", "verifier", "k", "seed"),
-    [(ClozeTeacher(max_words=9), READER, 5, 0), (ClozeTeacher(), ExtractiveReader(), 5, 0),
-     (ClozeTeacher(), READER, 4, 0), (ClozeTeacher(), READER, 5, 1)],
+    [
+        (ClozeTeacher(max_words=9), READER, 5, 0),
+        (ClozeTeacher(), ExtractiveReader(), 5, 0),
+        (ClozeTeacher(), READER, 4, 0),
+        (ClozeTeacher(), READER, 5, 1),
+    ],
 )
 def test_every_setting_is_part_of_the_recipe(teacher, verifier, k, seed):
     assert recipe_of(teacher, verifier, k, seed).key != recipe_of(ClozeTeacher(), READER).key

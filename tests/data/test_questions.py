@@ -119,7 +119,8 @@ def test_every_rejection_has_its_reason():
     assert [row.accepted for row in audit] == [row.reason is None for row in audit]
     [kept] = made.chunk_questions
     assert [(q.question_id, q.text, q.step, q.evidence_steps) for q in kept] == [
-        ("chunk-1-1", "What holds lives?", 1, (1,)), ("chunk-1-2", "What holds sails?", 1, (1,)),
+        ("chunk-1-1", "What holds lives?", 1, (1,)),
+        ("chunk-1-2", "What holds sails?", 1, (1,)),
     ]
     assert made.questions == instance.questions and made.chunks == instance.chunks
     assert audit[1].reply == "Mia lives in Rome." and audit[-1].reply is None
@@ -149,10 +150,14 @@ def test_the_verifier_sees_one_chunk_and_no_answer():
     teacher = ListTeacher(("What holds lives?", "Rome"), ("What holds sails?", "Oslo"))
     made, audit = make_chunk_questions(instance, teacher, reader)
     assert [[q.answers for q in kept] for kept in made.chunk_questions] == [
-        [("Rome",)], [("Oslo",)]
+        [("Rome",)],
+        [("Oslo",)],
     ]
     assert [(row.step, row.reason) for row in audit] == [
-        (1, None), (1, "not answered from chunk"), (2, "not answered from chunk"), (2, None)
+        (1, None),
+        (1, "not answered from chunk"),
+        (2, "not answered from chunk"),
+        (2, None),
     ]
     on_chunk, on_nothing = reader.batches  # one batch for all chunks each
     assert len(on_chunk) == 4 and len(on_nothing) == 2
@@ -206,24 +211,45 @@ def test_k_out_of_range():
 @pytest.mark.parametrize(
     ("sentence", "question", "answer"),
     [
-        ("The Cane Belt Railroad was chartered in Texas in 1898.",
-         "In what year was the Cane Belt Railroad chartered in Texas?", "1898"),
-        ("In 1902, the Grand Hotel was sold to a bank.",
-         "In what year was the Grand Hotel sold to a bank?", "1902"),
+        (
+            "The Cane Belt Railroad was chartered in Texas in 1898.",
+            "In what year was the Cane Belt Railroad chartered in Texas?",
+            "1898",
+        ),
+        (
+            "In 1902, the Grand Hotel was sold to a bank.",
+            "In what year was the Grand Hotel sold to a bank?",
+            "1902",
+        ),
         ("Cape Horn had been sighted in 1616.", "In what year had Cape Horn been sighted?", "1616"),
-        ("The film Omega was released on 9 August 1999.",
-         "On what date was the film Omega released?", "9 August 1999"),
-        ("The Vandals were led by Dennis Erickson.",
-         "By whom or what were the Vandals led?", "Dennis Erickson"),
+        (
+            "The film Omega was released on 9 August 1999.",
+            "On what date was the film Omega released?",
+            "9 August 1999",
+        ),
+        (
+            "The Vandals were led by Dennis Erickson.",
+            "By whom or what were the Vandals led?",
+            "Dennis Erickson",
+        ),
         ("The capital of Peru is Lima.", "Who or what is the capital of Peru?", "Lima"),
-        ("Geneva was the adopted home of Calvin.",
-         "Who or what was the adopted home of Calvin?", "Geneva"),
+        (
+            "Geneva was the adopted home of Calvin.",
+            "Who or what was the adopted home of Calvin?",
+            "Geneva",
+        ),
         ("Mia lives in Rome.", "Fill the blank: Mia lives in ____.", "Rome"),
         ("Ida studies law.", "Fill the blank: Ida studies ____.", "law"),
-        ("The fleet of Otto counted 1,250 ships.",
-         "Fill the blank: The fleet of Otto counted ____ ships.", "1,250"),
-        ("Anna, who was ill, moved in 1898.",
-         "Fill the blank: Anna, who was ill, moved in ____.", "1898"),
+        (
+            "The fleet of Otto counted 1,250 ships.",
+            "Fill the blank: The fleet of Otto counted ____ ships.",
+            "1,250",
+        ),
+        (
+            "Anna, who was ill, moved in 1898.",
+            "Fill the blank: Anna, who was ill, moved in ____.",
+            "1898",
+        ),
     ],
 )
 def test_question_forms(sentence, question, answer):
@@ -232,8 +258,16 @@ def test_question_forms(sentence, question, answer):
 
 @pytest.mark.parametrize(
     "sentence",
-    ["Perhaps Mia lives in Rome.", "Does Mia live in Rome?", "Thanks, Mia!",
-     "The film was released in 1999.", "He left.", "Rome", "...", "日本語の文です。"],
+    [
+        "Perhaps Mia lives in Rome.",
+        "Does Mia live in Rome?",
+        "Thanks, Mia!",
+        "The film was released in 1999.",
+        "He left.",
+        "Rome",
+        "...",
+        "日本語の文です。",
+    ],
 )
 def test_sentences_that_give_no_fact(sentence):
     assert written(sentence) == []
@@ -276,9 +310,7 @@ def test_dialogue_names_the_speaker():
         "<Mel>Great to see that, Caroline!\nOur trip to Lake Como was long."
     )
     asked = {q.answers[0]: q.text for q in written(text, "locomo")}
-    assert asked["Boston"] == (
-        "Fill the blank in what Caroline said: I went to the ____ marathon."
-    )
+    assert asked["Boston"] == ("Fill the blank in what Caroline said: I went to the ____ marathon.")
     assert "what Mel said" in asked["Lake Como"]
     assert not {"Mel", "Caroline"} & set(asked)
 
@@ -304,9 +336,15 @@ def test_labelled_examples_are_asked_in_the_form_of_their_source():
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("hotpotqa", "hotpotqa"), ("planted", "planted"), ("locomo", "locomo"),
-     ("booksum", FACT_SOURCE), ("lme_train", FACT_SOURCE), ("infbench_reference", FACT_SOURCE),
-     ("icl_nlu_8296shot_balance", FACT_SOURCE)],
+    [
+        ("hotpotqa", "hotpotqa"),
+        ("planted", "planted"),
+        ("locomo", "locomo"),
+        ("booksum", FACT_SOURCE),
+        ("lme_train", FACT_SOURCE),
+        ("infbench_reference", FACT_SOURCE),
+        ("icl_nlu_8296shot_balance", FACT_SOURCE),
+    ],
 )
 def test_questions_can_be_scored_without_a_judge(source, expected):
     asked = written("Mia lives in Rome.", source)
@@ -320,13 +358,19 @@ def test_candidates_are_bounded():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"])),
-    st.lists(st.sampled_from(
-        "The Mia In in 1898 , . ! ? was were by ____ <Ana> [x] \n \" ( Mr. and which Label: Oslo "
-        "Sentence: 3 perhaps ' ** — it built lives".split(" ")
-    ), max_size=40).map(" ".join),
-))
+@given(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.lists(
+            st.sampled_from(
+                "The Mia In in 1898 , . ! ? was were by ____ <Ana> [x] \n "
+                '" ( Mr. and which Label: Oslo '
+                "Sentence: 3 perhaps ' ** — it built lives".split(" ")
+            ),
+            max_size=40,
+        ).map(" ".join),
+    )
+)
 def test_any_text_gives_sound_candidates(text):
     for source in ("squad", "booksum", "pubmed-rct"):
         for question in ClozeTeacher().write(text, 4, source, random.Random(0)):
@@ -366,14 +410,15 @@ def test_planted_chunks_ask_for_their_facts():
     assert mean_kept(made) >= 3
     asked = Counter()
     for instance, _ in made:
-        for facts, kept in zip(
-            instance.metadata["facts"], instance.chunk_questions, strict=True
-        ):
+        for facts, kept in zip(instance.metadata["facts"], instance.chunk_questions, strict=True):
             for fact in facts:
-                asked[any(
-                    set(words(fact["sentence"])) - set(words(question.text)) ==
-                    set(words(question.answers[0])) for question in kept
-                )] += 1
+                asked[
+                    any(
+                        set(words(fact["sentence"])) - set(words(question.text))
+                        == set(words(question.answers[0]))
+                        for question in kept
+                    )
+                ] += 1
     assert asked[True] / asked.total() > 0.9
 
 
@@ -415,7 +460,8 @@ def test_another_seed_or_instance_is_asked_other_questions():
     streams = [planted_stream(seed, StreamSettings(num_chunks=12)) for seed in (1, 2)]
     asked = {
         tuple(q.question_id for q in sampled_questions(stream, 0.5, seed).questions)
-        for stream in streams for seed in range(4)
+        for stream in streams
+        for seed in range(4)
     }
     assert len(asked) > 4
 
@@ -485,8 +531,10 @@ def test_the_verifier_reads_nothing_but_the_chunk():
     instance = dataclasses.replace(
         instance_of("Mia lives in Rome.", "Ana sails. Mia lives in Rome."),
         chunk_questions=(
-            (Question("a", "Where does Mia live?", ("Rome",), "squad", 1),
-             Question("b", "Who sails?", ("Ana",), "squad", 1)),
+            (
+                Question("a", "Where does Mia live?", ("Rome",), "squad", 1),
+                Question("b", "Who sails?", ("Ana",), "squad", 1),
+            ),
             (Question("c", "Who sails?", ("Ana",), "squad", 2),),
         ),
     )
@@ -500,11 +548,14 @@ def test_the_verifier_reads_nothing_but_the_chunk():
 def test_wrong_answers_elsewhere_have_the_form_of_the_right_one():
     answers = ("May 1, 1990", "12", "Rome", "cats", "June 3, 2001", "700", "Oslo", "dogs")
     instance = dataclasses.replace(
-        instance_of("One chunk."), questions=(),
-        chunk_questions=(tuple(
-            Question(f"chunk-1-{n}", f"Question {n}?", (answer,), "squad", 1, (1,))
-            for n, answer in enumerate(answers)
-        ),),
+        instance_of("One chunk."),
+        questions=(),
+        chunk_questions=(
+            tuple(
+                Question(f"chunk-1-{n}", f"Question {n}?", (answer,), "squad", 1, (1,))
+                for n, answer in enumerate(answers)
+            ),
+        ),
     )
     for seed in range(5):
         wrong = wrong_questions(instance, 1.0, seed)

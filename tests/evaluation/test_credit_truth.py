@@ -120,7 +120,8 @@ def test_planted_credit_sums_to_the_outcome_and_needs_the_truth():
         assert sum(planted_credit(one)) == pytest.approx(outcome_reward(one))
     answered = one.questions[0]
     unknown = dataclasses.replace(
-        answered, question=dataclasses.replace(answered.question, evidence_steps=None))
+        answered, question=dataclasses.replace(answered.question, evidence_steps=None)
+    )
     with pytest.raises(ValueError, match="no evidence steps"):
         planted_credit(dataclasses.replace(one, questions=(unknown,)))
 
@@ -128,10 +129,16 @@ def test_planted_credit_sums_to_the_outcome_and_needs_the_truth():
 def test_an_answer_told_twice_is_earned_by_halves():
     one = groups()[0][0]
     twice = tuple(
-        dataclasses.replace(answered, score=1.0, question=dataclasses.replace(
-            answered.question, evidence_steps=(1, 3))) for answered in one.questions)
+        dataclasses.replace(
+            answered,
+            score=1.0,
+            question=dataclasses.replace(answered.question, evidence_steps=(1, 3)),
+        )
+        for answered in one.questions
+    )
     assert planted_credit(dataclasses.replace(one, questions=twice)) == pytest.approx(
-        [0.5, 0.0, 0.5, 0.0])
+        [0.5, 0.0, 0.5, 0.0]
+    )
 
 
 def test_the_probes_on_the_way_are_those_that_the_variant_names():
@@ -143,8 +150,9 @@ def test_the_probes_on_the_way_are_those_that_the_variant_names():
     for kind, probes in (("chunk", chunk), ("final", final)):
         name = f"potential, {kind} questions"
         judged, _ = judge([one], agent_, {name: VARIANTS[name]})
-        (rank,) = (each.value for each in judged
-                   if (each.truth, each.measure) == ("planted", "rank"))
+        (rank,) = (
+            each.value for each in judged if (each.truth, each.measure) == ("planted", "rank")
+        )
         credit = potential_shaping(one, agent=agent_, probes=probes)
         paid[kind] = rank
         assert rank == rank_correlation(credit, planted_credit(one))
@@ -170,7 +178,8 @@ def test_what_the_outcome_of_the_group_read_is_counted_for_no_rule():
     group = groups()[0]
     outcome = {
         (task.question, tuple(content for _, content in task.items), task.written)
-        for one in group for task in outcome_readings(one)[0]
+        for one in group
+        for task in outcome_readings(one)[0]
     }
     assert len(outcome) > len(group[0].questions)
     reader = Noting()
@@ -196,7 +205,8 @@ def test_every_rule_is_judged_by_every_measure():
             assert bounds.get(measure, 0) <= row.value <= 1
             assert row.low is None or row.low <= row.value <= row.high
         assert row.counted + row.left_out == {"rank": 4, "sign": 4, "rank_rollouts": 8}.get(
-            measure, sum(len(one.questions) for group in groups() for one in group))
+            measure, sum(len(one.questions) for group in groups() for one in group)
+        )
 
 
 def test_what_must_hold_in_any_table():
@@ -231,16 +241,21 @@ def test_an_oracle_leaves_evidence_shapley_without_fault():
     judged = [(*judge(group, agent(), variants), 1) for group in played]
     found = cells(truth_table({"all": judged}))
     row = {measure: found["evidence-shapley", "planted", measure].value for measure in MEASURES}
-    assert row == {"rank": 1.0, "rank_rollouts": None, "precision": 1.0, "recall": 1.0,
-                   "noise": 0.0, "sign": 0.0}
+    assert row == {
+        "rank": 1.0,
+        "rank_rollouts": None,
+        "precision": 1.0,
+        "recall": 1.0,
+        "noise": 0.0,
+        "sign": 0.0,
+    }
     assert found["eara", "planted", "noise"].value > 0.4
 
 
 def test_the_same_seed_makes_the_same_table():
     variants = {"step-shapley": VARIANTS["step-shapley"], "eara": Variant("eara")}
     first, second = (
-        truth_table({"all": [(*judge(groups()[0], agent(), variants), 2)]})
-        for _ in range(2)
+        truth_table({"all": [(*judge(groups()[0], agent(), variants), 2)]}) for _ in range(2)
     )
     assert first == second
     assert all(row.low is None for row in first)  # one instance is too few for an interval
@@ -258,7 +273,7 @@ def test_clustered_mean_counts_values_and_spreads_over_clusters():
     assert clustered_mean({"a": [0.5, 1.0]}) == (0.75, None, None)
     many = {str(n): [n % 2 + n / 50] for n in range(20)}
     value, low, high = clustered_mean(many)
-    expected = ttest_1samp([one for one, in many.values()], 0).confidence_interval(0.95)
+    expected = ttest_1samp([one for (one,) in many.values()], 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high))
     better = {name: [value + 0.25] for name, (value,) in many.items()}
     assert clustered_mean(better, many) == pytest.approx((0.25, 0.25, 0.25))
@@ -269,9 +284,12 @@ def test_intervals_over_few_clusters_hold_what_they_say():
     sizes, held = rng.integers(5, 15, 8), 0
     for _ in range(1000):
         centres = rng.normal(size=8)
-        _, low, high = clustered_mean({
-            str(n): rng.normal(centre, 1.0, size)
-            for n, (centre, size) in enumerate(zip(centres, sizes, strict=True))})
+        _, low, high = clustered_mean(
+            {
+                str(n): rng.normal(centre, 1.0, size)
+                for n, (centre, size) in enumerate(zip(centres, sizes, strict=True))
+            }
+        )
         held += low <= 0 <= high
     assert 0.93 <= held / 1000 <= 0.97
 
@@ -279,7 +297,8 @@ def test_intervals_over_few_clusters_hold_what_they_say():
 # ---- figures and rows ----------------------------------------------------------------------------
 
 FIGURES = {
-    "by regime": credit_rules.credit_by_regime, "per call": credit_rules.credit_per_call,
+    "by regime": credit_rules.credit_by_regime,
+    "per call": credit_rules.credit_per_call,
     "differences": credit_rules.differences_by_regime,
     "all measures": lambda rows, truth, measure: credit_rules.credit_measures(rows),
 }
@@ -294,7 +313,10 @@ def test_figures_say_what_they_show_and_have_a_table(name, measure):
     assert layout["title"]["text"] and layout["meta"]["alt"].endswith(".")
     assert any(letter.isdigit() for letter in layout["meta"]["caption"])
     judged = {
-        row.rule for row in table() if row.truth == "causal" and row.measure == measure
+        row.rule
+        for row in table()
+        if row.truth == "causal"
+        and row.measure == measure
         and (row.difference if name == "differences" else row.value) is not None
     }
     rows = figure_table(figure)
@@ -312,20 +334,28 @@ def test_what_a_reader_call_buys_is_drawn_on_a_line_per_rule():
     figure = credit_rules.credit_per_call(table(), "causal", "rank")
     rows = figure_table(figure)
     found = cells(table())
-    calls, values = ({row["credit rule"]: float(row[axis]) for row in rows if axis in row}
-                     for axis in ("reader calls (log)", "rank correlation over steps"))
-    assert calls == {rule: pytest.approx(found[rule, "causal", "rank"].calls_made, rel=1e-3)
-                     for rule in VARIANTS}
-    assert values == {rule: pytest.approx(found[rule, "causal", "rank"].value, abs=1e-3)
-                      for rule in VARIANTS}
+    calls, values = (
+        {row["credit rule"]: float(row[axis]) for row in rows if axis in row}
+        for axis in ("reader calls (log)", "rank correlation over steps")
+    )
+    assert calls == {
+        rule: pytest.approx(found[rule, "causal", "rank"].calls_made, rel=1e-3) for rule in VARIANTS
+    }
+    assert values == {
+        rule: pytest.approx(found[rule, "causal", "rank"].value, abs=1e-3) for rule in VARIANTS
+    }
     # No two points of a panel share a line, and the cheapest is on top.
     for column in ("x", "x2"):
         lines = [y for trace in figure.data if (trace.xaxis or "x") == column for y in trace.y]
         assert sorted(lines) == list(range(len(VARIANTS)))
     names = figure.layout.yaxis.ticktext
     assert [calls[rule] for rule in names] == sorted(calls.values())
-    hollow = {names[y] for trace in figure.data for y, symbol in zip(
-        trace.y, trace.marker.symbol, strict=True) if symbol.endswith("-open")}
+    hollow = {
+        names[y]
+        for trace in figure.data
+        for y, symbol in zip(trace.y, trace.marker.symbol, strict=True)
+        if symbol.endswith("-open")
+    }
     assert hollow == set(TOLD["causal"])
 
 
@@ -335,13 +365,17 @@ def test_all_measures_are_drawn_as_measured_against_both_truths():
     names = figure.layout.yaxis.ticktext
     drawn = {}
     for trace in figure.data:
-        measure = next(m for m, name in credit_rules.MEASURE_NAMES.items()
-                       if name == trace.meta["panel"])
+        measure = next(
+            m for m, name in credit_rules.MEASURE_NAMES.items() if name == trace.meta["panel"]
+        )
         for x, place in zip(trace.x, trace.meta["y"], strict=True):
             rule = names[place].rpartition(" (")[0]
             drawn[rule, trace.name.partition(" ")[0], measure] = x
-    assert drawn == {key: pytest.approx(row.value, abs=1e-3)
-                     for key, row in found.items() if row.value is not None}
+    assert drawn == {
+        key: pytest.approx(row.value, abs=1e-3)
+        for key, row in found.items()
+        if row.value is not None
+    }
     for name in names:
         rule, _, calls = name.rpartition(" (")
         assert calls == f"{found[rule, 'causal', 'rank'].calls_made:.1f})"
@@ -352,7 +386,8 @@ def test_the_frame_of_measures_holds_what_was_measured(truth):
     frame = measures_frame(table(), truth)
     found = cells(table())
     assert set(frame.index) == set(VARIANTS) and list(frame["calls"].astype(float)) == sorted(
-        frame["calls"].astype(float))
+        frame["calls"].astype(float)
+    )
     for rule in VARIANTS:
         for measure in MEASURES:
             row = found[rule, truth, measure]
@@ -361,7 +396,8 @@ def test_the_frame_of_measures_holds_what_was_measured(truth):
             assert ("[" in frame.loc[rule, measure]) == (row.low is not None)
     rank = found["owen", truth, "rank"]
     assert float(frame.loc["owen", "rank per call"]) == pytest.approx(
-        rank.difference / rank.calls_made, abs=5e-4)
+        rank.difference / rank.calls_made, abs=5e-4
+    )
     assert frame.loc["eara", "rank per call"] == frame.loc["gigpo", "rank per call"] == "–"
 
 
@@ -373,24 +409,45 @@ def test_differences_are_drawn_with_their_intervals():
     drawn = {
         ticks[round(y)]: (x - less, x, x + more)
         for x, y, less, more in zip(
-            trace.x, trace.y, trace.error_x.arrayminus, trace.error_x.array, strict=True)
+            trace.x, trace.y, trace.error_x.arrayminus, trace.error_x.array, strict=True
+        )
     }
     assert "eara" not in drawn and set(drawn) | {"eara"} >= {"csr", "evidence-shapley", "owen"}
     for rule, ends in drawn.items():
         row = found[rule, "causal", "noise"]
         assert ends == pytest.approx(
-            (row.difference_low, row.difference, row.difference_high), abs=2e-3)
+            (row.difference_low, row.difference, row.difference_high), abs=2e-3
+        )
 
 
 def test_the_caption_names_what_is_better_in_every_slice():
-    base = dict(truth="causal", measure="noise", value=0.2, low=0.1, high=0.3, counted=9,
-                left_out=0, instances=9, calls_asked=0.0, calls_made=0.0, calls_played=0.0)
-    gaps = {"less noise": (-0.2, -0.3, -0.1), "more noise": (0.2, 0.1, 0.3),
-            "unsure": (-0.2, -0.5, 0.1)}
+    base = dict(
+        truth="causal",
+        measure="noise",
+        value=0.2,
+        low=0.1,
+        high=0.3,
+        counted=9,
+        left_out=0,
+        instances=9,
+        calls_asked=0.0,
+        calls_made=0.0,
+        calls_played=0.0,
+    )
+    gaps = {
+        "less noise": (-0.2, -0.3, -0.1),
+        "more noise": (0.2, 0.1, 0.3),
+        "unsure": (-0.2, -0.5, 0.1),
+    }
     rows = [
-        Row(slice=name, rule=rule, **base, **dict(zip(
-            ("difference", "difference_low", "difference_high"), gap, strict=True)))
-        for name in SLICES for rule, gap in gaps.items()
+        Row(
+            slice=name,
+            rule=rule,
+            **base,
+            **dict(zip(("difference", "difference_low", "difference_high"), gap, strict=True)),
+        )
+        for name in SLICES
+        for rule, gap in gaps.items()
     ]
     caption = credit_rules.differences_by_regime(rows, "causal", "noise").layout.meta["caption"]
     assert "Of 3 variants" in caption and "better: less noise. Worse: more noise." in caption
@@ -406,8 +463,11 @@ def test_figures_keep_markup_out_and_stand_an_empty_table():
     rows = [dataclasses.replace(row, rule=poison) for row in table() if row.rule == "csr"]
     for build in FIGURES.values():
         figure = build(rows, "planted", "rank")
-        assert not [text for text in strings(json.loads(figure.to_json())["data"])
-                    if "<script" in text or "$" in text]
+        assert not [
+            text
+            for text in strings(json.loads(figure.to_json())["data"])
+            if "<script" in text or "$" in text
+        ]
         assert "0 variants" in build([], "planted", "rank").layout.meta["caption"]
 
 
@@ -416,7 +476,8 @@ def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
     write_table(table(), path)
     again = read_table(path)
     assert [(row.rule, row.measure, row.counted) for row in again] == [
-        (row.rule, row.measure, row.counted) for row in table()]
+        (row.rule, row.measure, row.counted) for row in table()
+    ]
     assert cells(again)["step-loo", "causal", "rank"].value == 1.0
     path.write_text('{"rule": 1}\n')
     for wrong in (path, tmp_path / "none.jsonl"):
@@ -427,7 +488,8 @@ def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
 def test_the_committed_table_is_whole_and_says_how_it_was_made():
     rows, card = read_table(COMMITTED), json.loads(COMMITTED.with_suffix(".json").read_text())
     assert {row.slice for row in rows} == set(SLICES) | {
-        f"manager: {name}" for name in card["managers"]}
+        f"manager: {name}" for name in card["managers"]
+    }
     assert set(cells(rows)) == {
         (rule, truth, measure) for rule in VARIANTS for truth in TRUTHS for measure in MEASURES
     }
@@ -443,5 +505,6 @@ def test_the_committed_table_is_whole_and_says_how_it_was_made():
 def test_the_command_says_what_it_can_do():
     script = repository_root() / "benchmarks" / "credit.py"
     done = subprocess.run(
-        [sys.executable, script, "--instances", "1"], capture_output=True, text=True, timeout=60)
+        [sys.executable, script, "--instances", "1"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and "expected at least 2" in done.stderr

@@ -29,10 +29,13 @@ ROLLOUT = RolloutSettings(num_generations=3, capacity=4)
 
 
 def scored(*scores):
-    return dataclasses.replace(EXAMPLE, questions=tuple(
-        dataclasses.replace(answered, score=score)
-        for answered, score in zip(EXAMPLE.questions, scores, strict=True)
-    ))
+    return dataclasses.replace(
+        EXAMPLE,
+        questions=tuple(
+            dataclasses.replace(answered, score=score)
+            for answered, score in zip(EXAMPLE.questions, scores, strict=True)
+        ),
+    )
 
 
 def test_spread_is_the_standard_deviation_within_groups():
@@ -48,17 +51,26 @@ def test_spread_of_a_term_that_nobody_measured_is_none():
     assert term_spread([[scored(None, None)] * 2])["outcome"] is None
 
 
-@pytest.mark.parametrize(("evidence", "share"), [
-    (((1,), (3,)), 2 / 3), (((3,), (3,)), 2 / 3), (((1,), (1,)), 1 / 3), (((2,), None), 0.0),
-])
+@pytest.mark.parametrize(
+    ("evidence", "share"),
+    [
+        (((1,), (3,)), 2 / 3),
+        (((3,), (3,)), 2 / 3),
+        (((1,), (1,)), 1 / 3),
+        (((2,), None), 0.0),
+    ],
+)
 def test_credit_at_the_evidence_step_of_the_worked_example(evidence, share):
     """q-1 earns 0.25 at step 1 and 0.25 at step 3, q-2 0.25 at step 3."""
-    known = dataclasses.replace(EXAMPLE, questions=tuple(
-        dataclasses.replace(
-            answered, question=dataclasses.replace(answered.question, evidence_steps=steps)
-        )
-        for answered, steps in zip(EXAMPLE.questions, evidence, strict=True)
-    ))
+    known = dataclasses.replace(
+        EXAMPLE,
+        questions=tuple(
+            dataclasses.replace(
+                answered, question=dataclasses.replace(answered.question, evidence_steps=steps)
+            )
+            for answered, steps in zip(EXAMPLE.questions, evidence, strict=True)
+        ),
+    )
     assert credit_at_evidence([known]) == pytest.approx(share)
 
 

@@ -56,8 +56,12 @@ def played(
         for j, score in enumerate(scores)
     )
     return dataclasses.replace(
-        example, instance_id=instance_id, data_source=source, category=category,
-        steps=(step,), questions=questions,
+        example,
+        instance_id=instance_id,
+        data_source=source,
+        category=category,
+        steps=(step,),
+        questions=questions,
     )
 
 
@@ -70,7 +74,9 @@ def random_instances(
         played(
             f"{source}-{number}",
             (rng.random(rng.integers(3, 12)) < rng.beta(4, 4)).astype(float).tolist(),
-            source=source, category=category, memory_tokens=int(rng.integers(1, 90)),
+            source=source,
+            category=category,
+            memory_tokens=int(rng.integers(1, 90)),
         )
         for number in range(count)
     ]
@@ -111,7 +117,11 @@ def test_categories_come_in_the_order_of_the_benchmark() -> None:
     ]
     rows = benchmark_table({"mine": runs}, FEW, measures=["accuracy"])
     assert [row.category for row in rows if row.average == "macro"] == [
-        "AR", "TTL", "LRU", "XX", "all"
+        "AR",
+        "TTL",
+        "LRU",
+        "XX",
+        "all",
     ]
 
 
@@ -163,8 +173,12 @@ def test_interval_equals_scipys_percentile_bootstrap() -> None:
     sums = np.array([sum(q.score for q in run.questions) for run in runs])
     sizes = np.array([len(run.questions) for run in runs])
     theirs = bootstrap(
-        (sums, sizes), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True,
-        method="percentile", n_resamples=4000, rng=np.random.default_rng(5),
+        (sums, sizes),
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        rng=np.random.default_rng(5),
     ).confidence_interval
     assert row.value == sums.sum() / sizes.sum()
     assert row.low == pytest.approx(theirs.low, abs=0.01)
@@ -199,7 +213,7 @@ def test_rows_depend_on_the_seed_alone() -> None:
     runs, others = random_instances(3, 10), random_instances(4, 10)
     rows = benchmark_table({"mine": runs}, FEW)
     assert benchmark_table({"mine": runs[::-1]}, FEW) == rows
-    assert benchmark_table({"other": others, "mine": runs}, FEW)[-len(rows):] == rows
+    assert benchmark_table({"other": others, "mine": runs}, FEW)[-len(rows) :] == rows
     reseeded = benchmark_table({"mine": runs}, dataclasses.replace(FEW, seed=1))
     assert [row.value for row in reseeded] == [row.value for row in rows]
     assert [row.low for row in reseeded] != [row.low for row in rows]
@@ -294,7 +308,12 @@ def test_summary_and_frame_show_what_the_rows_hold() -> None:
     assert lines[0]["all accuracy"] == format_estimate(macro)
     assert format_estimate(macro) == f"{macro.value:.3f} [{macro.low:.3f}, {macro.high:.3f}]"
     assert set(lines[0]) == {
-        "method", "AR accuracy", "TTL accuracy", "all accuracy", "unscored", "memory tokens",
+        "method",
+        "AR accuracy",
+        "TTL accuracy",
+        "all accuracy",
+        "unscored",
+        "memory tokens",
         "memory share",
     }
     frame = to_frame(rows)
@@ -331,16 +350,27 @@ class Scripted:
 
 
 def told(person, value, attribute="home"):
-    return {"sentence": f"{person} lives in {value}", "person": person, "attribute": attribute,
-            "value": value, "changed": False}
+    return {
+        "sentence": f"{person} lives in {value}",
+        "person": person,
+        "attribute": attribute,
+        "value": value,
+        "changed": False,
+    }
 
 
 def stream_of(*chunks):
     """An instance whose chunks are given as (facts, noise sentences)."""
-    texts = [" ".join(f"{line}." for line in [*(f["sentence"] for f in facts), *noise])
-             for facts, noise in chunks]
+    texts = [
+        " ".join(f"{line}." for line in [*(f["sentence"] for f in facts), *noise])
+        for facts, noise in chunks
+    ]
     return Instance(
-        "by-hand", "planted", "AR", tuple(Chunk(text, len(text.split())) for text in texts), (),
+        "by-hand",
+        "planted",
+        "AR",
+        tuple(Chunk(text, len(text.split())) for text in texts),
+        (),
         metadata={"facts": [facts for facts, _ in chunks]},
     )
 
@@ -370,8 +400,13 @@ def test_operations_are_counted_against_the_truth_by_hand() -> None:
     assert truth_of(
         instance,
         # 1: two facts and the noise are written; a miscopy; the fact again, refused
-        (WRITE("Mia lives in Rome"), WRITE("Ben lives in Oslo."), WRITE("Once Mia saw Lima"),
-         WRITE("Mia lives in Oslo"), WRITE("Mia lives in Rome")),
+        (
+            WRITE("Mia lives in Rome"),
+            WRITE("Ben lives in Oslo."),
+            WRITE("Once Mia saw Lima"),
+            WRITE("Mia lives in Oslo"),
+            WRITE("Mia lives in Rome"),
+        ),
         # 2: the changed fact on its own record; noise over a live record (Ben's)
         (CHANGE("1", "Mia lives in Cairo"), CHANGE("2", "Today Ben saw Rome")),
         # 3: one fact over the noise, one over Mia's live record
@@ -379,45 +414,72 @@ def test_operations_are_counted_against_the_truth_by_hand() -> None:
         # 4: the miscopy and a live record go; an id that is not there; no JSON; the rest is left
         (DROP("4"), DROP("1"), DROP("77"), InvalidOperation("truncated", "{"), Operation("SKIP")),
     ) == {
-        "INSERT fact": 2, "INSERT noise": 1, "INSERT inexact": 1, "INSERT duplicate": 1,
-        "UPDATE right": 1, "UPDATE noise": 1, "UPDATE reuse": 1, "UPDATE wrong": 1,
-        "DELETE noise": 1, "DELETE live": 1, "SKIP noise": 1, "SKIP fact": 1, "refused": 2,
+        "INSERT fact": 2,
+        "INSERT noise": 1,
+        "INSERT inexact": 1,
+        "INSERT duplicate": 1,
+        "UPDATE right": 1,
+        "UPDATE noise": 1,
+        "UPDATE reuse": 1,
+        "UPDATE wrong": 1,
+        "DELETE noise": 1,
+        "DELETE live": 1,
+        "SKIP noise": 1,
+        "SKIP fact": 1,
+        "refused": 2,
     }
 
 
 def test_a_record_is_stale_once_its_slot_has_a_newer_value() -> None:
     instance = stream_of(
-        ([told("Mia", "Rome")], ["Once Mia saw Lima"]), ([told("Mia", "Cairo")], []),
+        ([told("Mia", "Rome")], ["Once Mia saw Lima"]),
+        ([told("Mia", "Cairo")], []),
         ([told("Mia", "Rome")], []),
     )
     assert truth_of(
-        instance, (WRITE("Mia lives in Rome"),), (WRITE("Mia lives in Cairo"),),
+        instance,
+        (WRITE("Mia lives in Rome"),),
+        (WRITE("Mia lives in Cairo"),),
         (DROP("1"), DROP("2")),  # Rome is true again: the first is live, the second stale
     ) == {"INSERT fact": 2, "DELETE live": 1, "DELETE stale": 1, "SKIP noise": 1, "SKIP fact": 1}
 
 
 def test_what_capacity_pushed_out_is_no_duplicate_later() -> None:
     instance = stream_of(
-        ([told("Mia", "Rome"), told("Ben", "Oslo")], []), ([told("Eva", "Lima")], []),
+        ([told("Mia", "Rome"), told("Ben", "Oslo")], []),
+        ([told("Eva", "Lima")], []),
         ([told("Mia", "Rome")], []),
     )
-    everything = [tuple(WRITE(f["sentence"]) for f in facts) for facts in
-                  instance.metadata["facts"]]
+    everything = [
+        tuple(WRITE(f["sentence"]) for f in facts) for facts in instance.metadata["facts"]
+    ]
     assert truth_of(instance, *everything, capacity=1) == {"INSERT fact": 4}
     assert truth_of(instance, *everything, duplicates="allow") == {
-        "INSERT fact": 3, "INSERT duplicate": 1,
+        "INSERT fact": 3,
+        "INSERT duplicate": 1,
     }
 
 
-@pytest.mark.parametrize(("manager", "never"), [
-    ("oracle", ("INSERT noise", "UPDATE wrong", "UPDATE reuse", "SKIP fact", "refused")),
-    ("facts-only", ("INSERT noise", "UPDATE right", "SKIP fact", "refused")),
-    ("insert-all", ("UPDATE right", "DELETE stale", "SKIP fact", "SKIP noise", "INSERT inexact")),
-])
+@pytest.mark.parametrize(
+    ("manager", "never"),
+    [
+        ("oracle", ("INSERT noise", "UPDATE wrong", "UPDATE reuse", "SKIP fact", "refused")),
+        ("facts-only", ("INSERT noise", "UPDATE right", "SKIP fact", "refused")),
+        (
+            "insert-all",
+            ("UPDATE right", "DELETE stale", "SKIP fact", "SKIP noise", "INSERT inexact"),
+        ),
+    ],
+)
 def test_scripted_managers_are_counted_as_what_they_are(manager: str, never: tuple) -> None:
     instances = [planted_stream(seed) for seed in range(10)]
-    played = play(instances, make_manager(manager), RolloutSettings(num_generations=1, capacity=8),
-                  reader_for(instances), 0)
+    played = play(
+        instances,
+        make_manager(manager),
+        RolloutSettings(num_generations=1, capacity=8),
+        reader_for(instances),
+        0,
+    )
     for (one,), instance in zip(played, instances, strict=True):
         counts = operation_truth(one, instance)
         facts = sum(map(len, instance.metadata["facts"]))

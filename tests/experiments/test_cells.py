@@ -27,7 +27,8 @@ from tests.helpers.paths import ROOT
 
 DESIGNS = sorted((ROOT / "notebooks" / "designs").glob("*.yaml"))
 COMMITTED = [
-    path for design in DESIGNS
+    path
+    for design in DESIGNS
     if (path := design.parents[2] / "data" / "experiments" / f"{design.stem}.jsonl").exists()
 ]
 STARTED = "FINEMEM_TEST_STARTED"
@@ -38,18 +39,30 @@ def cell(variant="outcome-only", regime="pressure", seed=0, **knobs):
 
 
 def grid(seeds=range(3)):
-    return [cell(scheme, seed=seed, scheme=scheme) for seed in seeds
-            for scheme in ("outcome-only", "+CSR")]
+    return [
+        cell(scheme, seed=seed, scheme=scheme)
+        for seed in seeds
+        for scheme in ("outcome-only", "+CSR")
+    ]
 
 
 def result(of, accuracy=(0.5, 0.25), episodes=((0.25, 0.5),)):
     counts = {name: [6, 0] for name in OPERATION_TRUTHS}
-    columns = {"accuracy": list(accuracy), "memory_tokens": [30, 40], "memory_items": [8, 9],
-               "valid_share": [1.0, 0.5], **counts}
+    columns = {
+        "accuracy": list(accuracy),
+        "memory_tokens": [30, 40],
+        "memory_items": [8, 9],
+        "valid_share": [1.0, 0.5],
+        **counts,
+    }
     test = HeldOut(chunks=6, temperature=1.0, columns=columns)
     return CellResult(
-        cell=of, key=of.key, curve={"reward": [1.0 / 3]}, episodes=[list(e) for e in episodes],
-        tests={"sampled": test, "greedy": test}, seconds={"training": 1.5},
+        cell=of,
+        key=of.key,
+        curve={"reward": [1.0 / 3]},
+        episodes=[list(e) for e in episodes],
+        tests={"sampled": test, "greedy": test},
+        seconds={"training": 1.5},
     )
 
 
@@ -90,7 +103,8 @@ def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
     what a cell means changes."""
     files = cells._files_hash("tiny", *cells.TOKENIZER)
     monkeypatch.setattr(
-        cells, "_files_hash",
+        cells,
+        "_files_hash",
         lambda model, *patterns: "weights" if patterns == cells.WEIGHTS else files,
     )
     assert cell(scheme="Fine-Mem", capacity=12).key == "550924cd45727caf"
@@ -99,8 +113,14 @@ def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
 def test_the_key_follows_what_changes_the_training_and_nothing_else(monkeypatch):
     base = cell(scheme="+EARA")
     assert cell("another", "name", scheme="+EARA").key == base.key
-    for knob, value in {"seed": 1, "beta": 0.25, "credited": "used", "capacity": 12,
-                        "config": {"epsilon": 0.1}, "evidence_drop": 0.5}.items():
+    for knob, value in {
+        "seed": 1,
+        "beta": 0.25,
+        "credited": "used",
+        "capacity": 12,
+        "config": {"epsilon": 0.1},
+        "evidence_drop": 0.5,
+    }.items():
         assert base.model_copy(update={knob: value}).key != base.key, knob
     former = base.key
     monkeypatch.setattr(cells, "_files_hash", lambda model, *patterns: "other files")
@@ -139,9 +159,14 @@ def test_the_files_of_the_warm_start_are_those_that_would_be_loaded(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     keys = []
-    for name, content in (("model.safetensors", b"1"), ("model.safetensors", b"2"),
-                          ("pytorch_model.bin", b"3"), ("tokenizer.json", b"4"),
-                          ("config.json", b"5"), ("trainer_state.json", b"6")):
+    for name, content in (
+        ("model.safetensors", b"1"),
+        ("model.safetensors", b"2"),
+        ("pytorch_model.bin", b"3"),
+        ("tokenizer.json", b"4"),
+        ("config.json", b"5"),
+        ("trainer_state.json", b"6"),
+    ):
         Path("mine", name).write_bytes(content)
         cells._files_hash.cache_clear()
         keys.append(cell(checkpoint="mine").key)
@@ -159,10 +184,14 @@ def test_every_design_is_a_whole_grid_with_its_baseline(path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"variants": {"a": {"betta": 0.5}}, "baseline": "a"},
-         "betta is no field, expected one of variant, regime, seed"),
-        ({"variants": {"a": {"scheme": "EARA"}}, "baseline": "a"},
-         "scheme is 'EARA': .*'Fine-Mem'"),
+        (
+            {"variants": {"a": {"betta": 0.5}}, "baseline": "a"},
+            "betta is no field, expected one of variant, regime, seed",
+        ),
+        (
+            {"variants": {"a": {"scheme": "EARA"}}, "baseline": "a"},
+            "scheme is 'EARA': .*'Fine-Mem'",
+        ),
         ({"variants": {"a": {"evidence_drop": 0.6, "evidence_swap": 0.6}}}, "drop . swap"),
         ({"variants": {"a": {"w1_until": 1}}}, "w1_until"),
         ({"baseline": "b"}, "baseline"),
@@ -170,8 +199,13 @@ def test_every_design_is_a_whole_grid_with_its_baseline(path):
     ],
 )
 def test_a_wrong_design_is_refused_with_what_is_wrong_in_it(tmp_path, change, named):
-    design = {"description": "d", "baseline": "a", "regimes": {"r": {}}, "variants": {"a": {}},
-              "seeds": [0]}
+    design = {
+        "description": "d",
+        "baseline": "a",
+        "regimes": {"r": {}},
+        "variants": {"a": {}},
+        "seeds": [0],
+    }
     path = tmp_path / "design.yaml"
     path.write_text(yaml.safe_dump(design | change))
     with pytest.raises(ValueError, match=rf"(?s){named}.*notebooks/designs") as refused:
@@ -195,7 +229,10 @@ def test_a_failing_cell_is_reported_and_the_others_are_kept(tmp_path, started):
     cells = [cell(seed=0), cell(seed=1, learning_rate=0.9), cell(seed=2)]
     said = []
     results, (failure,) = run_cells(
-        cells, tmp_path / "cells", jobs=2, run=cheap,
+        cells,
+        tmp_path / "cells",
+        jobs=2,
+        run=cheap,
         progress=lambda done, total, of, what: said.append((done, total, of.seed, what)),
     )
     assert [one.cell.seed for one in results] == [0, 2]
@@ -219,6 +256,7 @@ def test_a_killed_process_is_reported_and_what_was_finished_is_kept(tmp_path, st
 
 def test_a_training_run_that_was_interrupted_is_no_cell(tmp_path, monkeypatch):
     """train_manager ends at an interrupt and returns what it had."""
+
     class Interrupted:
         interrupted = True
 
@@ -257,7 +295,9 @@ def test_equal_cells_under_two_names_are_made_once(tmp_path, started):
     cells = [cell("a"), cell("b"), cell("b", "elsewhere")]
     results, _ = run_cells(cells, tmp_path / "cells", jobs=1, run=cheap)
     assert [(one.cell.variant, one.cell.regime) for one in results] == [
-        ("a", "pressure"), ("b", "pressure"), ("b", "elsewhere")
+        ("a", "pressure"),
+        ("b", "pressure"),
+        ("b", "elsewhere"),
     ]
     assert len(started()) == 1
 
@@ -269,7 +309,10 @@ def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
     expected, _ = run_cells(cells, tmp_path / "here", jobs=1, run=cheap)
     before = len(started())
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
         worker_dashboard_address=None,
     ) as cluster:
         doomed = next(iter(cluster.workers.values())).pid
@@ -279,7 +322,10 @@ def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
                 os.kill(doomed, signal.SIGKILL)
 
         results, failures = run_cells(
-            cells, tmp_path / "there", scheduler=cluster.scheduler_address, run=slow,
+            cells,
+            tmp_path / "there",
+            scheduler=cluster.scheduler_address,
+            run=slow,
             progress=kill,
         )
     assert not failures
@@ -291,7 +337,10 @@ def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
 def test_a_cell_that_kills_dask_workers_is_reported(tmp_path, started):
     distributed = pytest.importorskip("distributed", reason="needs the dask extra")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
         worker_dashboard_address=None,
     ) as cluster:
         cluster.scheduler.allowed_failures = 0
@@ -304,10 +353,16 @@ def test_a_cell_that_kills_dask_workers_is_reported(tmp_path, started):
 
 def test_one_dask_thread_is_refused_because_joblib_would_train_here(tmp_path, started):
     distributed = pytest.importorskip("distributed", reason="needs the dask extra")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None,
-        worker_dashboard_address=None,
-    ) as cluster, pytest.raises(ValueError, match="have one thread in all"):
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address=None,
+            worker_dashboard_address=None,
+        ) as cluster,
+        pytest.raises(ValueError, match="have one thread in all"),
+    ):
         run_cells([cell()], tmp_path, scheduler=cluster.scheduler_address, run=cheap)
     assert not started()
 
@@ -329,8 +384,16 @@ def test_a_scheduler_that_does_not_answer_is_refused(tmp_path, started):
 
 def test_a_real_cell_trains_tests_and_counts(tmp_path, monkeypatch):
     tiny = cell(
-        "Fine-Mem", scheme="Fine-Mem", capacity=12, num_chunks=2, updates=1,
-        instances_per_update=2, num_generations=2, held_out=3, test_chunks=(3,), test_streams=2,
+        "Fine-Mem",
+        scheme="Fine-Mem",
+        capacity=12,
+        num_chunks=2,
+        updates=1,
+        instances_per_update=2,
+        num_generations=2,
+        held_out=3,
+        test_chunks=(3,),
+        test_streams=2,
         evidence_swap=1.0,
     )
     (made,), failures = run_cells([tiny], tmp_path, jobs=1)
@@ -343,14 +406,16 @@ def test_a_real_cell_trains_tests_and_counts(tmp_path, monkeypatch):
     assert len(made.tests["sampled T=3"].columns["accuracy"]) == 2
     emitted = sum(made.curve[f"operations/{kind}"][0] for kind in ("INSERT", "UPDATE", "DELETE"))
     counted = sum(
-        values[0] for name, values in made.curve.items()
+        values[0]
+        for name, values in made.curve.items()
         if name.startswith("truth/") and "SKIP" not in name and name != "truth/refused"
     )
     assert counted == pytest.approx(emitted, abs=1e-4) or made.curve["truth/refused"][0] > 0
     trained = []
     real = cells.train_manager
     monkeypatch.setattr(
-        cells, "train_manager",
+        cells,
+        "train_manager",
         lambda *args, **more: trained.append(real(*args, **more)) or trained[-1],
     )
     again = run_cell(tiny)
@@ -360,18 +425,25 @@ def test_a_real_cell_trains_tests_and_counts(tmp_path, monkeypatch):
     share = credit_at_evidence(faulty)
     assert share != credit_at_evidence([one for group in played for one in group])
     assert again.curve["credit_at_evidence/retrieved, faulty evidence"][0] == pytest.approx(
-        share, abs=1e-5)
+        share, abs=1e-5
+    )
     assert (again.tests, again.episodes) == (made.tests, made.episodes)
 
 
 def test_sweep_makes_a_table_and_rows_and_goes_on_from_what_is_there(tmp_path, capsys):
     design = tmp_path / "small.yaml"
-    design.write_text(yaml.safe_dump({
-        "description": "The warm start, under pressure and without.", "baseline": "start",
-        "common": {"updates": 0, "num_chunks": 2, "held_out": 2},
-        "regimes": {"pressure": {"capacity": 2}}, "seeds": [0, 1],
-        "variants": {"start": {}, "start, k=1": {"top_k": 1}},
-    }))
+    design.write_text(
+        yaml.safe_dump(
+            {
+                "description": "The warm start, under pressure and without.",
+                "baseline": "start",
+                "common": {"updates": 0, "num_chunks": 2, "held_out": 2},
+                "regimes": {"pressure": {"capacity": 2}},
+                "seeds": [0, 1],
+                "variants": {"start": {}, "start, k=1": {"top_k": 1}},
+            }
+        )
+    )
     command = ["sweep", str(design), "--output", str(tmp_path / "out"), "--jobs", "1"]
     assert main.main(command) == 0
     first = capsys.readouterr().out
@@ -399,8 +471,13 @@ def test_sweep_refuses_a_missing_design(tmp_path, capsys):
 
 def test_rows_come_back_short_and_with_their_card(tmp_path):
     path = tmp_path / "schemes.jsonl"
-    design = Design(description="d", baseline="outcome-only", regimes={"pressure": {}},
-                    variants={"outcome-only": {}}, seeds=[0])
+    design = Design(
+        description="d",
+        baseline="outcome-only",
+        regimes={"pressure": {}},
+        variants={"outcome-only": {}},
+        seeds=[0],
+    )
     made = [result(cell(learning_rate=0.00123456, config={"beta": 0.0}))]
     card = rows.experiment_card(design, made, [], "finemem sweep schemes.yaml")
     write_rows(made, path, card)
@@ -409,8 +486,10 @@ def test_rows_come_back_short_and_with_their_card(tmp_path):
     assert row.curve == {"reward": [0.333]}
     assert card["cells"] == 1 and card["commit"] and "cores" in card["hardware"]
     assert card["made_by"] == {"no recorded commit": 1}
-    made = [result(cell(seed=seed)).model_copy(update={"commit": "c", "dirty": seed == 2})
-            for seed in range(3)]
+    made = [
+        result(cell(seed=seed)).model_copy(update={"commit": "c", "dirty": seed == 2})
+        for seed in range(3)
+    ]
     card = rows.experiment_card(design, made, [], "finemem sweep schemes.yaml")
     assert card["made_by"] == {"c": 2, "c and changes": 1}
     write_rows(made, path, card)

@@ -32,18 +32,29 @@ def cell(variant="outcome-only", regime="pressure", seed=0, **knobs):
 
 def result(of, accuracy=(0.5, 0.25), episodes=((0.25, 0.5),), updates=1):
     counts = {name: [6, 0] for name in OPERATION_TRUTHS}
-    columns = {"accuracy": list(accuracy), "memory_tokens": [30, 40], "memory_items": [8, 9],
-               "valid_share": [1.0, 0.5], **counts}
+    columns = {
+        "accuracy": list(accuracy),
+        "memory_tokens": [30, 40],
+        "memory_items": [8, 9],
+        "valid_share": [1.0, 0.5],
+        **counts,
+    }
     test = HeldOut(chunks=6, temperature=1.0, columns=columns)
     curve = {
         "accuracy": [0.2 + 0.01 * update for update in range(updates)],
-        "spread/chunk": [0.25] * updates, "credit_at_evidence/used": [None] * updates,
-        "truth/INSERT duplicate": [0.25] * updates, "truth/UPDATE duplicate": [0.5] * updates,
+        "spread/chunk": [0.25] * updates,
+        "credit_at_evidence/used": [None] * updates,
+        "truth/INSERT duplicate": [0.25] * updates,
+        "truth/UPDATE duplicate": [0.5] * updates,
         "frac_reward_zero_std": [0.0] * updates,
     }
     return CellResult(
-        cell=of, key="", curve=curve, episodes=[list(e) for e in episodes],
-        tests={"sampled": test, "greedy": test}, seconds={},
+        cell=of,
+        key="",
+        curve=curve,
+        episodes=[list(e) for e in episodes],
+        tests={"sampled": test, "greedy": test},
+        seconds={},
         alignment={"+CSR": [0.5, 0.25], "agreement/+CSR": [0.75]},
     )
 
@@ -56,10 +67,14 @@ def grid(poison=""):
         for seed in range(4):
             base = rng.uniform(0.2, 0.4, 2)
             for scheme, more in zip(SCHEMES, (0, 0.2, -0.2, rng.normal(0, 0.05, 2)), strict=True):
-                made.append(result(
-                    cell(f"{poison}{scheme}", regime, seed, scheme=scheme),
-                    (base + more).tolist(), [(base + more / 2).tolist()] * 12, updates=12,
-                ))
+                made.append(
+                    result(
+                        cell(f"{poison}{scheme}", regime, seed, scheme=scheme),
+                        (base + more).tolist(),
+                        [(base + more / 2).tolist()] * 12,
+                        updates=12,
+                    )
+                )
     return made
 
 
@@ -73,7 +88,8 @@ def test_the_table_averages_over_seeds_and_streams_and_pairs_both():
     base = {seed: rng.random(2) / 2 for seed in range(5)}
     results = [
         result(cell(name, seed=seed, scheme=name), (values + more).tolist(), [values.tolist()])
-        for name, more in (("outcome-only", 0.0), ("+CSR", 0.25)) for seed, values in base.items()
+        for name, more in (("outcome-only", 0.0), ("+CSR", 0.25))
+        for seed, values in base.items()
     ]
     rows = table(results)
     csr = found(rows, "+CSR", "accuracy, sampled")
@@ -117,9 +133,12 @@ def test_only_seeds_that_both_have_are_compared():
 
 def test_what_has_no_pairs_has_no_difference():
     """A variant with more updates than the baseline was trained on more streams."""
-    rows = table([
-        result(cell()), result(cell("longer", updates=61), episodes=((0.25, 0.5), (0.5, 0.75))),
-    ])
+    rows = table(
+        [
+            result(cell()),
+            result(cell("longer", updates=61), episodes=((0.25, 0.5), (0.5, 0.75))),
+        ]
+    )
     longer = found(rows, "longer", "accuracy, area under curve")
     assert longer.value == 0.5 and longer.difference is None
     assert found(rows, "longer", "accuracy, sampled").difference == 0
@@ -170,8 +189,9 @@ def test_findings_name_what_an_interval_shows_and_nothing_else():
     assert final.count("+CSR (+0.200 [+0.200, +0.200]) above outcome-only (0.") == 2
     assert final.count("+EARA (-0.200 [-0.200, -0.200]) below it, 1 not told apart") == 2
     assert first.startswith("Over the first 10 updates: pressure: +CSR (+0.100")
-    clear = sum(excludes_zero(row) for row in rows
-                if row.measure in ("accuracy, sampled", ACCURACIES[0]))
+    clear = sum(
+        excludes_zero(row) for row in rows if row.measure in ("accuracy, sampled", ACCURACIES[0])
+    )
     assert sure.startswith(f"{clear} of the 12 intervals of these comparisons (95 %, paired, over")
     assert "by chance alone 0.6 would, up to 2.5 where" in sure
 
@@ -179,16 +199,25 @@ def test_findings_name_what_an_interval_shows_and_nothing_else():
 def robustness():
     """One variant over faults: half of what it gains is lost where half of the evidence is."""
     regimes = {
-        "clean": {}, "25 % dropped": {"evidence_drop": 0.25},
-        "50 % dropped": {"evidence_drop": 0.5}, "50 % wrong": {"wrong_questions": 0.5},
-        "50 % wrong, verified": {"wrong_questions": 0.5, "verified": True}, "top-k 1": {"top_k": 1},
+        "clean": {},
+        "25 % dropped": {"evidence_drop": 0.25},
+        "50 % dropped": {"evidence_drop": 0.5},
+        "50 % wrong": {"wrong_questions": 0.5},
+        "50 % wrong, verified": {"wrong_questions": 0.5, "verified": True},
+        "top-k 1": {"top_k": 1},
     }
     return [
-        result(cell(scheme, regime, seed, scheme=scheme, **knobs),
-               [0.3 + 0.1 * seed + gain, 0.4 + gain], [[0.3, 0.4 + gain / 2]] * 12, updates=12)
-        for regime, knobs in regimes.items() for seed in range(3)
+        result(
+            cell(scheme, regime, seed, scheme=scheme, **knobs),
+            [0.3 + 0.1 * seed + gain, 0.4 + gain],
+            [[0.3, 0.4 + gain / 2]] * 12,
+            updates=12,
+        )
+        for regime, knobs in regimes.items()
+        for seed in range(3)
         for scheme, gain in (
-            ("outcome-only", 0.0), ("Fine-Mem", 0.2 * (1 - knobs.get("evidence_drop", 0)))
+            ("outcome-only", 0.0),
+            ("Fine-Mem", 0.2 * (1 - knobs.get("evidence_drop", 0))),
         )
     ]
 
@@ -196,16 +225,18 @@ def robustness():
 def test_findings_of_many_regimes_are_told_by_variant():
     final, _, sure = findings(table(robustness()))
     assert final.startswith("At the end: Fine-Mem: above outcome-only in clean (+0.200 [+0.200,")
-    assert final.endswith("50 % dropped (+0.100 [+0.100, +0.100]), below it in nothing, "
-                          "0 not told apart.")
+    assert final.endswith(
+        "50 % dropped (+0.100 [+0.100, +0.100]), below it in nothing, 0 not told apart."
+    )
     assert sure.startswith("12 of the 12 intervals")
 
 
 def test_a_line_of_doses_holds_the_regimes_that_differ_in_its_knob_only():
     results = robustness()
     figure = experiment_figures.dose_response(table(results), results)
-    lines = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data
-             if trace.showlegend}
+    lines = {
+        trace.name: (list(trace.x), list(trace.y)) for trace in figure.data if trace.showlegend
+    }
     assert lines == {
         "wrong chunk questions": ([0, 0.5], [0.2, 0.2]),
         "wrong chunk questions, verified": ([0.5], [0.2]),
@@ -233,14 +264,17 @@ def figures(results) -> dict[str, go.Figure]:
     rows = table(results, results[0].cell.variant)
     return {
         "accuracy": experiment_figures.measure_intervals(
-            rows, ACCURACIES[2:], "Accuracy at the end", "accuracy (mean score)"),
+            rows, ACCURACIES[2:], "Accuracy at the end", "accuracy (mean score)"
+        ),
         "differences": experiment_figures.measure_intervals(
-            rows, ["accuracy, sampled"], "Differences", "difference in accuracy", True),
+            rows, ["accuracy, sampled"], "Differences", "difference in accuracy", True
+        ),
         "heatmap": experiment_figures.difference_heatmap(rows),
         "curves": experiment_figures.learning_curves(results),
         "edits": experiment_figures.edit_bars(results),
         "doses": experiment_figures.dose_response(
-            rows, results, {f"{results[0].cell.variant}, wrong": ("wrong_questions", {})}),
+            rows, results, {f"{results[0].cell.variant}, wrong": ("wrong_questions", {})}
+        ),
     }
 
 
@@ -252,8 +286,9 @@ def strings(value):
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, dict) else value
-    return [text for part in parts for text in strings(part)] if isinstance(
-        value, dict | list) else []
+    return (
+        [text for part in parts for text in strings(part)] if isinstance(value, dict | list) else []
+    )
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -289,8 +324,11 @@ def test_the_heatmap_is_centred_on_zero_and_brackets_what_is_not_clear():
 
 
 def test_many_regimes_become_lines_instead_of_panels():
-    results = [result(cell(scheme, regime, scheme=scheme)) for scheme in SCHEMES[:2]
-               for regime in ("clean", "10 %", "25 %", "50 %")]
+    results = [
+        result(cell(scheme, regime, scheme=scheme))
+        for scheme in SCHEMES[:2]
+        for regime in ("clean", "10 %", "25 %", "50 %")
+    ]
     figure = figures(results)["heatmap"]
     assert [line for line in figure.layout.yaxis.ticktext] == ["clean", "10 %", "25 %", "50 %"]
     assert figure.layout.annotations[0].text == "+CSR" and len(figure.data) == 1

@@ -47,8 +47,10 @@ OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
 
 
 def make_group(poison: str = "") -> list[Any]:
-    return [dataclasses.replace(make_trajectory(seed, poison=poison), instance_id="one",
-                                rollout=seed) for seed in range(3)]
+    return [
+        dataclasses.replace(make_trajectory(seed, poison=poison), instance_id="one", rollout=seed)
+        for seed in range(3)
+    ]
 
 
 def make_explorers(poison: str = "") -> dict[str, Explorer]:
@@ -66,25 +68,39 @@ def bar(heights: list[float], clicks: list[Any] | None = None) -> go.Figure:
     meta = {"caption": f"Sum {sum(heights)}.", "alt": "Bars."}
     if clicks:
         meta["clicks"] = {"control": "n", "points": {"0": clicks}}
-    return go.Figure({"data": [{"type": "bar", "x": [1, 2], "y": heights}],
-                      "layout": {"title": {"text": "Bars"}, "height": 300, "meta": meta}})
+    return go.Figure(
+        {
+            "data": [{"type": "bar", "x": [1, 2], "y": heights}],
+            "layout": {"title": {"text": "Bars"}, "height": 300, "meta": meta},
+        }
+    )
 
 
 def toy(build: Any = None, **control: Any) -> Explorer:
     options = {"options": [("one", 1), ("two", 2), ("three", 3)], "static": True} | control
-    return Explorer("Toy", (Control("n", "n", **options),),
-                    build or (lambda n: {"a": bar([n, 2 * n], [1, 3]), "b": bar([0, n])}))
+    return Explorer(
+        "Toy",
+        (Control("n", "n", **options),),
+        build or (lambda n: {"a": bar([n, 2 * n], [1, 3]), "b": bar([0, n])}),
+    )
 
 
 # ---- states --------------------------------------------------------------------------------------
 
 
 def test_controls_settle_on_options_that_exist() -> None:
-    depends = Explorer("Drill", (
-        Control("run", "run", [("first", "a"), ("second", "b")]),
-        Control("step", "step", lambda state: [(str(n), n) for n in
-                                               ((1, 2) if state["run"] == "a" else (2, 3))]),
-    ), lambda run, step: {"x": bar([step, step])})
+    depends = Explorer(
+        "Drill",
+        (
+            Control("run", "run", [("first", "a"), ("second", "b")]),
+            Control(
+                "step",
+                "step",
+                lambda state: [(str(n), n) for n in ((1, 2) if state["run"] == "a" else (2, 3))],
+            ),
+        ),
+        lambda run, step: {"x": bar([step, step])},
+    )
     assert depends.settle({}) == {"run": "a", "step": 1}
     assert depends.settle({"run": "b", "step": 2}) == {"run": "b", "step": 2}
     assert depends.settle({"run": "b", "step": 1}) == {"run": "b", "step": 2}
@@ -244,17 +260,23 @@ def test_evidence_a_click_in_one_view_selects_in_all() -> None:
     retrieved = {found.item_id for found in trajectory.questions[question].retrieved}
     assert len(live.views["trail"].data[0].y) == len(retrieved)
     assert marks(live.views["heatmap"]) == len(
-        evidence_figures.evidence_parts(dataclasses.replace(trajectory, questions=(
-            trajectory.questions[question],))))
+        evidence_figures.evidence_parts(
+            dataclasses.replace(trajectory, questions=(trajectory.questions[question],))
+        )
+    )
     assert marks(live.views["timeline"]) == len(retrieved)
     assert live.views["heatmap"].data[2].selectedpoints == (question,)
-    strong = [color for color in live.views["flow"].data[0].link.color
-              if color.endswith(evidence_figures.STRONG)]
+    strong = [
+        color
+        for color in live.views["flow"].data[0].link.color
+        if color.endswith(evidence_figures.STRONG)
+    ]
     assert 0 < len(strong) < len(link.target)
     live.click("heatmap", 3, [2])
     assert live.state["selected"] == "step 3" and marks(live.views["heatmap"]) > 0
-    marker = next(n for n, trace in enumerate(live.views["timeline"].data)
-                  if trace.name == "INSERT")
+    marker = next(
+        n for n, trace in enumerate(live.views["timeline"].data) if trace.name == "INSERT"
+    )
     live.click("timeline", marker, [0])
     assert live.state["selected"].startswith("item ") and live.error == ""
     assert marks(live.views["timeline"]) == 1
@@ -272,9 +294,14 @@ def test_trail_is_the_evidence_of_the_rewards() -> None:
     trajectory = make_trajectory()
     for settings in (RewardSettings(), RewardSettings(credited="used", attribution="lineage")):
         for j, answered in enumerate(trajectory.questions):
-            figure = evidence_figures.evidence_trail(trajectory, settings, f"question {j + 1}", max_rows=99)
-            parts = [part for part in evidence_figures.evidence_parts(trajectory, settings)
-                     if part.question == j]
+            figure = evidence_figures.evidence_trail(
+                trajectory, settings, f"question {j + 1}", max_rows=99
+            )
+            parts = [
+                part
+                for part in evidence_figures.evidence_parts(trajectory, settings)
+                if part.question == j
+            ]
             earned = sum(part.share for part in parts) * (answered.score or 0)
             assert sum(figure.data[0].x) == pytest.approx(earned, abs=1e-3)
             used = [text for text in figure.layout.yaxis.ticktext if "(used)" in text]
@@ -283,9 +310,14 @@ def test_trail_is_the_evidence_of_the_rewards() -> None:
 
 def test_memory_player_shows_what_each_step_did() -> None:
     trajectory = make_trajectory()
-    hits = {found.item_id for one in (*trajectory.questions, *(
-        asked for step in trajectory.steps for asked in step.chunk_questions))
-        for found in one.retrieved}
+    hits = {
+        found.item_id
+        for one in (
+            *trajectory.questions,
+            *(asked for step in trajectory.steps for asked in step.chunk_questions),
+        )
+        for found in one.retrieved
+    }
     for step in range(trajectory.num_steps + 1):
         figure = memory_figures.memory_state(trajectory, step)
         shown = {trace.name: len(trace.x) for trace in figure.data}
@@ -348,7 +380,10 @@ def test_the_card_counts_the_rollouts_of_every_rule() -> None:
 
 def test_rules_that_need_the_reader_are_offered_with_it_only() -> None:
     group, agent = played_group()
-    without, with_reader = what_if.what_if_explorer(group), what_if.what_if_explorer(group, agent=agent)
+    without, with_reader = (
+        what_if.what_if_explorer(group),
+        what_if.what_if_explorer(group, agent=agent),
+    )
     rules = [[value for _, value in one.controls[2].options] for one in (without, with_reader)]
     assert "step-loo" not in rules[0] and "step-loo" in rules[1]
     live = Live(with_reader)
@@ -367,14 +402,18 @@ def played_group() -> tuple[list[Any], Any]:
 
     instance = planted_stream(3, StreamSettings(num_chunks=6, people=2))
     agent = reader_for([instance])
-    [group] = play([instance], make_manager("random"),
-                   RolloutSettings(num_generations=3, top_k=3), agent, 0)
+    [group] = play(
+        [instance], make_manager("random"), RolloutSettings(num_generations=3, top_k=3), agent, 0
+    )
     # An item updated on the way tells attributions apart, a question without items `unretrieved`.
     first = group[0].questions[0]
-    guessed = dataclasses.replace(first, retrieved=(), used=(), score=1.0,
-                                  answer=first.question.answers[0])
-    return [dataclasses.replace(group[0], questions=(guessed, *group[0].questions[1:])),
-            *group[1:]], agent
+    guessed = dataclasses.replace(
+        first, retrieved=(), used=(), score=1.0, answer=first.question.answers[0]
+    )
+    return [
+        dataclasses.replace(group[0], questions=(guessed, *group[0].questions[1:])),
+        *group[1:],
+    ], agent
 
 
 class Counting:
@@ -382,7 +421,11 @@ class Counting:
 
     def __init__(self, agent: Any) -> None:
         self.agent, self.name, self.settings, self.query = (
-            agent, agent.name, agent.settings, agent.query)
+            agent,
+            agent.name,
+            agent.settings,
+            agent.query,
+        )
         self.read_again: list[Any] = []
 
     def read(self, tasks: Any) -> Any:
@@ -391,9 +434,17 @@ class Counting:
 
 
 SWITCHES = [
-    {}, {"beta": 0.25}, {"w1": 0.2}, {"w2": 0.3}, {"attribution": "creation"},
-    {"attribution": "lineage"}, {"credited": "used"}, {"scale": "batch"}, {"scale": "none"},
-    {"k": 1}, {"beta": 1.0, "credited": "used", "k": 2, "scale": "none"},
+    {},
+    {"beta": 0.25},
+    {"w1": 0.2},
+    {"w2": 0.3},
+    {"attribution": "creation"},
+    {"attribution": "lineage"},
+    {"credited": "used"},
+    {"scale": "batch"},
+    {"scale": "none"},
+    {"k": 1},
+    {"beta": 1.0, "credited": "used", "k": 2, "scale": "none"},
 ]
 START = RewardSettings(unretrieved="drop")
 RULE_NAMES = [what_if.FINE_MEM, *(name for name in RULES if name != "potential")]
@@ -410,24 +461,37 @@ def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, 
     kept = {name: value for name, value in switches.items() if name not in ("scale", "k")}
     settings, scale = dataclasses.replace(START, **kept), switches.get("scale", "group")
     if "agent" not in (RULES[rule].needs if rule in RULES else ()):
-        group = [dataclasses.replace(one, questions=tuple(
-            dataclasses.replace(a, retrieved=a.retrieved[:switches.get("k", 3)])
-            for a in one.questions)) for one in group]
+        group = [
+            dataclasses.replace(
+                one,
+                questions=tuple(
+                    dataclasses.replace(a, retrieved=a.retrieved[: switches.get("k", 3)])
+                    for a in one.questions
+                ),
+            )
+            for one in group
+        ]
     if rule == what_if.FINE_MEM:
         paid = [[reward.total for reward in hybrid_reward(one, settings)] for one in group]
         return paid, group_relative(paid, scale)
     offered: dict[str, Any] = {}
     if rule.startswith("eara"):
-        offered = {name: getattr(settings, name)
-                   for name in ("beta", "attribution", "credited", "unretrieved")}
+        offered = {
+            name: getattr(settings, name)
+            for name in ("beta", "attribution", "credited", "unretrieved")
+        }
     if rule.startswith("evidence-"):
         offered = {"attribution": settings.attribution}
     if "agent" in RULES[rule].needs:
         offered["agent"] = Counting(agent)  # `assign` makes an own memo for what is none
     if "group" in RULES[rule].needs:
         offered |= {"group": group, "scale_rewards": scale}
-    given = [assign(rule, one, **offered).credit if "agent" in offered  # knows what was read
-             else RULES[rule].function(one, **offered) for one in group]
+    given = [
+        assign(rule, one, **offered).credit
+        if "agent" in offered  # knows what was read
+        else RULES[rule].function(one, **offered)
+        for one in group
+    ]
     return (given, group_relative(given, scale)) if RULES[rule].gives == "reward" else (None, given)
 
 
@@ -440,8 +504,9 @@ def test_what_if_is_the_library_for_every_rule_and_switch(rule: str) -> None:
         figures = what_if_lab().figures(rule=rule, rollout=1, **switches)
         shown = figures["advantages"].data[2].y
         expected = [row[step] for step in range(6) for row in advantages]
-        assert list(shown) == pytest.approx([value for value in expected if value is not None],
-                                            rel=1e-3, abs=1e-3)
+        assert list(shown) == pytest.approx(
+            [value for value in expected if value is not None], rel=1e-3, abs=1e-3
+        )
         shown = figures["rewards"].data[2].y
         wanted = [] if paid is None else [value for value in paid[1] if value is not None]
         assert list(shown) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
@@ -453,8 +518,14 @@ def test_controls_that_a_rule_does_not_read_are_greyed_out_and_move_nothing(rule
     """Incident: with most rules all but two controls did nothing, and nothing said so."""
     live = Live(what_if_lab())
     live.set("rule", rule)
-    moving = {"beta": 0.25, "w1": 0.2, "w2": 0.3, "k": 1, "attribution": "creation",
-              "credited": "used"}
+    moving = {
+        "beta": 0.25,
+        "w1": 0.2,
+        "w2": 0.3,
+        "k": 1,
+        "attribution": "creation",
+        "credited": "used",
+    }
     group, agent = played_group()
     first = by_the_library(rule, group, agent, {})
     for name, value in moving.items():
@@ -469,7 +540,8 @@ def test_controls_that_a_rule_does_not_read_are_greyed_out_and_move_nothing(rule
     caption = live.views["card"].layout.meta["caption"]
     reads = ["β" if name == "beta" else name for name in moving if not live.controls[name].disabled]
     assert rule == what_if.FINE_MEM or (
-        f"it reads {', '.join([*reads, 'scale_rewards'])} only." in caption)
+        f"it reads {', '.join([*reads, 'scale_rewards'])} only." in caption
+    )
     live.set("rule", what_if.FINE_MEM)
     assert not any(widget.disabled for widget in live.controls.values())
 
@@ -479,20 +551,27 @@ def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeyp
     group, agent = played_group()
     counting = Counting(agent)
     explorer = what_if.what_if_explorer(group, agent=counting)
-    monkeypatch.setattr(counterfactual, "World", lambda *_: pytest.fail("replayed by each rule anew"))
+    monkeypatch.setattr(
+        counterfactual, "World", lambda *_: pytest.fail("replayed by each rule anew")
+    )
     for rule in ("step-loo", "step-shapley", "owen", "evidence-shapley"):
         explorer.figures(rule=rule)
     assert counting.read_again
-    asked = [(task.question, *(content for _, content in task.items), task.written)
-             for task in counting.read_again]
+    asked = [
+        (task.question, *(content for _, content in task.items), task.written)
+        for task in counting.read_again
+    ]
     assert len(set(asked)) == len(asked)  # rules that ask the same share the answers
     alone = Counting(agent)
     what_if.what_if_explorer(group[:1], agent=alone).figures(rule="step-loo")
     held = {item.item_id: item.content for item in group[0].final_memory()}
-    known = {(answered.question.text, *(held[found.item_id] for found in answered.retrieved))
-             for answered in group[0].questions}
+    known = {
+        (answered.question.text, *(held[found.item_id] for found in answered.retrieved))
+        for answered in group[0].questions
+    }
     assert alone.read_again and not known & {
-        (task.question, *(content for _, content in task.items)) for task in alone.read_again}
+        (task.question, *(content for _, content in task.items)) for task in alone.read_again
+    }
     times = Counter()
     for rule in RULE_NAMES:
         if rule in RULES:
@@ -503,11 +582,18 @@ def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeyp
             explorer.figures(rule=rule, **switches)
     reads_beta = {"eara", "eara-used"}
     for rule in RULE_NAMES[1:]:
-        already = rule in ("step-loo", "step-shapley", "owen", "evidence-shapley", "uniform-split",
-                           "outcome-broadcast")
+        already = rule in (
+            "step-loo",
+            "step-shapley",
+            "owen",
+            "evidence-shapley",
+            "uniform-split",
+            "outcome-broadcast",
+        )
         assert times[rule] == len(group) * (0 if already else 1 + (rule in reads_beta)), rule
     assert len(counting.read_again) - len(asked) <= sum(  # evidence-loo asked of fewer sets only
-        len(answered.retrieved) for one in group for answered in one.questions)
+        len(answered.retrieved) for one in group for answered in one.questions
+    )
 
 
 def _counting(rule: str, times: Counter) -> Any:
@@ -527,8 +613,11 @@ def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
     calls = Counter()
     for name in ("_states", "_unspoilt"):
         function = getattr(group_rules, name)
-        monkeypatch.setattr(group_rules, name, lambda *a, name=name, function=function: (
-            calls.update([name]), function(*a))[1])
+        monkeypatch.setattr(
+            group_rules,
+            name,
+            lambda *a, name=name, function=function: (calls.update([name]), function(*a))[1],
+        )
     explorer = what_if.what_if_explorer(group)
     for rule in ("gigpo", "attributed-dense"):
         explorer.figures(rule=rule)
@@ -542,8 +631,10 @@ def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
     together = group_rules.Together(group)
     for rule in ("mt-grpo", "gigpo", "hindsight", "attributed-dense"):
         for one in group:
-            shared, alone = (RULES[rule].function(one, group=each, scale_rewards=scale)
-                             for each in (together, list(group)))
+            shared, alone = (
+                RULES[rule].function(one, group=each, scale_rewards=scale)
+                for each in (together, list(group))
+            )
             assert shared == alone
     for one in group:
         for step, state in zip(one.steps, group._states(one), strict=True):
@@ -553,8 +644,10 @@ def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
 
 def test_hover_texts_that_no_cell_has_room_for_are_not_made(monkeypatch) -> None:
     """Incident: half of the 55 ms that a choice of rewards took for 8 rollouts of 200 steps."""
-    large = [dataclasses.replace(make_trajectory(3, 60), instance_id="one", rollout=number)
-             for number in range(3)]
+    large = [
+        dataclasses.replace(make_trajectory(3, 60), instance_id="one", rollout=number)
+        for number in range(3)
+    ]
     monkeypatch.setattr(rollouts, "_told", lambda step: pytest.fail("not shown"))
     compared = rollouts.rollout_compare(rollouts.rollout_groups([large])[0])
     assert compared.data[0].customdata is None
@@ -581,24 +674,41 @@ def test_the_formula_of_every_rule_stands_whole_in_its_card() -> None:
         card = what_if_lab().figures(rule=rule)["card"]
         whole = " ".join(style.plain(text) for text in card.layout.yaxis.ticktext)
         assert RULES[rule].formula in whole and RULES[rule].formula in card.layout.meta["alt"]
-        assert all(len(line) <= 60 for text in card.layout.yaxis.ticktext
-                   for line in style.plain(text.replace("<br>", "\n")).split("\n"))
+        assert all(
+            len(line) <= 60
+            for text in card.layout.yaxis.ticktext
+            for line in style.plain(text.replace("<br>", "\n")).split("\n")
+        )
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("rule", RULE_NAMES)
 def test_the_numbers_of_the_card_come_to_its_values(rule: str, scale: str) -> None:
     """Incident: "= -0.064, scaled -0.2645" did not say by what."""
-    worked = {what_if.FINE_MEM, "eara", "eara-used", "csr", "outcome-broadcast", "uniform-split",
-              "mt-grpo", "gigpo", "step-loo"}
+    worked = {
+        what_if.FINE_MEM,
+        "eara",
+        "eara-used",
+        "csr",
+        "outcome-broadcast",
+        "uniform-split",
+        "mt-grpo",
+        "gigpo",
+        "step-loo",
+    }
     for rollout, step in ((0, 1), (1, 4), (2, 6)):
         card = what_if_lab().figures(rule=rule, scale=scale, rollout=rollout, step=step)["card"]
-        values = [next(x for x in pair if x is not None) if any(x is not None for x in pair)
-                  else None for pair in zip(card.data[0].x, card.data[1].x, strict=True)]
+        values = [
+            next(x for x in pair if x is not None) if any(x is not None for x in pair) else None
+            for pair in zip(card.data[0].x, card.data[1].x, strict=True)
+        ]
         told = card.layout.meta["alt"].partition(": ")[2].removesuffix(".")
         lines = [line.rpartition(" is ")[2] for line in told.split("; ")]
-        rows = [(line.replace("×", "*"), value)
-                for line, value in zip(lines, values, strict=True) if value is not None]
+        rows = [
+            (line.replace("×", "*"), value)
+            for line, value in zip(lines, values, strict=True)
+            if value is not None
+        ]
         for numbers, value in rows:
             assert eval(numbers, {}) == pytest.approx(value, rel=2e-3, abs=2e-4), numbers
         if rule in worked and values[-1] is not None:
@@ -630,12 +740,18 @@ def test_a_cut_that_takes_every_used_item_is_said() -> None:
     one = worked_example()
     asked = dataclasses.replace(one.questions[0], used=("2",))
     explorer = what_if.what_if_explorer([dataclasses.replace(one, questions=(asked,))])
-    for wanted, told in (({"credited": "used", "k": 1}, True), ({"credited": "used"}, False),
-                         ({"k": 1}, False), ({"rule": "eara-used", "k": 1}, True),
-                         ({"rule": "outcome-broadcast", "credited": "used", "k": 1}, False)):
+    for wanted, told in (
+        ({"credited": "used", "k": 1}, True),
+        ({"credited": "used"}, False),
+        ({"k": 1}, False),
+        ({"rule": "eara-used", "k": 1}, True),
+        ({"rule": "outcome-broadcast", "credited": "used", "k": 1}, False),
+    ):
         caption = explorer.figures(**wanted)["card"].layout.meta["caption"]
-        assert ("k = 1 cuts away every used item of 1 of 1 questions: their evidence is spread "
-                "over all steps" in caption) == told
+        assert (
+            "k = 1 cuts away every used item of 1 of 1 questions: their evidence is spread "
+            "over all steps" in caption
+        ) == told
 
 
 def test_a_rule_that_reads_again_is_never_shown_fewer_items_than_were_scored() -> None:
@@ -644,10 +760,13 @@ def test_a_rule_that_reads_again_is_never_shown_fewer_items_than_were_scored() -
     from finemem_lib.readers.extractive import reader_for
 
     played = disagreement()
-    one = dataclasses.replace(played, questions=tuple(
-        dataclasses.replace(answered, retrieved=answered.retrieved[::-1])
-        for answered in played.questions
-    ))
+    one = dataclasses.replace(
+        played,
+        questions=tuple(
+            dataclasses.replace(answered, retrieved=answered.retrieved[::-1])
+            for answered in played.questions
+        ),
+    )
     explorer = what_if.what_if_explorer([one, one], agent=reader_for([one]))
     paid, cut = (
         str([view.to_plotly_json()["data"] for view in explorer.figures(**state).values()])
@@ -692,8 +811,11 @@ def _strings(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, dict) else value
-    return [text for part in parts for text in _strings(part)] if isinstance(
-        value, dict | list | tuple) else []
+    return (
+        [text for part in parts for text in _strings(part)]
+        if isinstance(value, dict | list | tuple)
+        else []
+    )
 
 
 # ---- the static form -----------------------------------------------------------------------------
@@ -703,15 +825,19 @@ def static_states(explorer: Explorer) -> list[dict[str, Any]]:
     """What each position of the static form shows."""
     first = explorer.settle({})
     return [explorer.settle(state) for state in explorer.linked] or [
-        explorer.settle(first | {control.name: value}) for control in explorer.controls
-        for _, value in control.frames(first)]
+        explorer.settle(first | {control.name: value})
+        for control in explorer.controls
+        for _, value in control.frames(first)
+    ]
 
 
 def assert_frames_are_the_states(explorer: Explorer) -> None:
     """Any frame may follow any other, so each must undo what the others changed."""
     states = static_states(explorer)
-    specs = [figure_frames.without_slider(json.loads(figure.to_json()))
-             for figure in explorer.static_figures()]
+    specs = [
+        figure_frames.without_slider(json.loads(figure.to_json()))
+        for figure in explorer.static_figures()
+    ]
     for place, state in enumerate(states):
         wanted = explorer.figures(**state).values()
         for view, (spec, want) in enumerate(zip(specs, wanted, strict=True)):
@@ -733,8 +859,11 @@ def assert_frames_are_the_states(explorer: Explorer) -> None:
 
 
 def _drawn(layout: dict[str, Any], what: str) -> list[str]:
-    return sorted(json.dumps({**one, "visible": True}, sort_keys=True)
-                  for one in layout.get(what, ()) if one.get("visible", True))
+    return sorted(
+        json.dumps({**one, "visible": True}, sort_keys=True)
+        for one in layout.get(what, ())
+        if one.get("visible", True)
+    )
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -744,24 +873,43 @@ def test_frames_are_the_states(name: str) -> None:
 
 def drill() -> Explorer:
     """Three levels of which not every state has frames: a view for each, and one that is fixed."""
+
     def build(run: str, step: int, token: int, colour: str) -> dict[str, go.Figure]:
-        return {"run": bar([len(run), 5]).update_layout(meta={
-                    "caption": "Runs.", "alt": "Bars.",
-                    "clicks": {"control": "run", "points": {"0": ["a", "bb"]}}}),
-                "step": bar([len(run), step]).update_layout(meta={
-                    "caption": "Steps.", "alt": "Bars.",
-                    "clicks": {"control": "token", "points": {"0": [1, 2]}}}),
-                "token": bar([step, token])}
+        return {
+            "run": bar([len(run), 5]).update_layout(
+                meta={
+                    "caption": "Runs.",
+                    "alt": "Bars.",
+                    "clicks": {"control": "run", "points": {"0": ["a", "bb"]}},
+                }
+            ),
+            "step": bar([len(run), step]).update_layout(
+                meta={
+                    "caption": "Steps.",
+                    "alt": "Bars.",
+                    "clicks": {"control": "token", "points": {"0": [1, 2]}},
+                }
+            ),
+            "token": bar([step, token]),
+        }
 
     ways = {"a": {1: (1,), 2: (1, 2)}, "bb": {2: (1,), 3: (1,)}}
-    return Explorer("Drill", (
-        Control("run", "run", [("first", "a"), ("second", "bb")], "bb"),
-        Control("step", "step", lambda state: [(str(n), n) for n in ways[state["run"]]]),
-        Control("token", "token", [(str(n), n) for n in (1, 2)]),
-        Control("colour", "colour", [("red", "r"), ("blue", "b")]),
-    ), build, [{"run": run, "step": step, "token": token}
-               for run, steps in ways.items() for step, tokens in steps.items()
-               for token in tokens])
+    return Explorer(
+        "Drill",
+        (
+            Control("run", "run", [("first", "a"), ("second", "bb")], "bb"),
+            Control("step", "step", lambda state: [(str(n), n) for n in ways[state["run"]]]),
+            Control("token", "token", [(str(n), n) for n in (1, 2)]),
+            Control("colour", "colour", [("red", "r"), ("blue", "b")]),
+        ),
+        build,
+        [
+            {"run": run, "step": step, "token": token}
+            for run, steps in ways.items()
+            for step, tokens in steps.items()
+            for token in tokens
+        ],
+    )
 
 
 def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> None:
@@ -776,35 +924,45 @@ def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> 
     assert run.layout.meta["paths"][2] == ["run first", "step 2", "token 2"]
     assert run.layout.meta["clicks"] == {"0": [0, 3]}
     assert step.layout.meta["clicks"] == {"0": [3, None]}  # token 2 of run bb has no frame
-    shown = [figure_frames.at_frame(json.loads(step.to_json()), number)["layout"]["meta"]["clicks"]
-             for number in step.layout.meta["states"]]
+    shown = [
+        figure_frames.at_frame(json.loads(step.to_json()), number)["layout"]["meta"]["clicks"]
+        for number in step.layout.meta["states"]
+    ]
     assert shown[1] == shown[2] == {"0": [1, 2]}
     assert run.layout.meta["caption"] == (
-        "Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red.")
+        "Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red."
+    )
     assert step.layout.meta["caption"] == "Steps."
 
 
 def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_left_out() -> None:
     """Incident: with 40 frames in all, items beyond the 22nd selection did nothing."""
+
     def episode(questions: int, items: int) -> Any:
         one = make_trajectory()
         have = {item.item_id for step in one.steps for item in step.delta.written}
         template = one.final_memory()[0]
-        more = tuple(dataclasses.replace(template, item_id=str(900 + number))
-                     for number in range(items - len(have)))
+        more = tuple(
+            dataclasses.replace(template, item_id=str(900 + number))
+            for number in range(items - len(have))
+        )
         delta = dataclasses.replace(one.steps[5].delta, written=one.steps[5].delta.written + more)
         last = dataclasses.replace(one.steps[5], delta=delta)
         return dataclasses.replace(
-            one, steps=(*one.steps[:5], last),
-            questions=tuple(one.questions[number % len(one.questions)]
-                            for number in range(questions)))
+            one,
+            steps=(*one.steps[:5], last),
+            questions=tuple(
+                one.questions[number % len(one.questions)] for number in range(questions)
+            ),
+        )
 
     toy_size = evidence.evidence_explorer(episode(12, 30))
     assert len(static_states(toy_size)) == len(toy_size.controls[0].options) == 1 + 12 + 6 + 30
     trail = evidence.evidence_explorer(episode(20, 40)).static_figures()[0]
     assert len(trail.layout.sliders[0].steps) == 1 + 16 + 6 + 32
     assert trail.layout.meta["caption"].endswith(
-        " Without a kernel: left out 4 of 20 (question), 8 of 40 (item).")
+        " Without a kernel: left out 4 of 20 (question), 8 of 40 (item)."
+    )
     whole = EXPLORERS["evidence"].static_figures()[0]
     assert "Without a kernel" not in whole.layout.meta["caption"]
 
@@ -827,7 +985,8 @@ def test_static_figures_are_offline_named_small_and_the_same_every_time(name: st
         [slider] = figure.layout.sliders
         assert len(slider.steps) == len(figure.layout.meta["states"]) >= len(figure.frames)
         assert [step.args[0][0] for step in slider.steps] == [
-            figure.frames[number].name for number in figure.layout.meta["states"]]
+            figure.frames[number].name for number in figure.layout.meta["states"]
+        ]
         assert figure.layout.meta["explorer"] == EXPLORERS[name].title
     assert total < 200_000
 
@@ -840,8 +999,11 @@ def test_clicks_of_the_static_form_name_frames() -> None:
             assert all(value is None or 0 <= value < len(states) for value in values)
     flow = figures[1]
     trace = flow.data[0]
-    link = next(n for n, target in enumerate(trace.link.target)
-                if "Where does Ned" in trace.node.label[target])
+    link = next(
+        n
+        for n, target in enumerate(trace.link.target)
+        if "Where does Ned" in trace.node.label[target]
+    )
     state = flow.layout.sliders[0].steps[flow.layout.meta["clicks"]["0"][link]]
     assert "Where does Ned" in state.label
 
@@ -861,11 +1023,16 @@ def test_static_controls_are_thinned_out() -> None:
     assert len(menu.frames({"n": 0})) == explorer_module.MAX_FRAMES
 
 
-@pytest.mark.parametrize(("environment", "live"), [
-    ({}, False), ({"JPY_SESSION_NAME": "x.ipynb"}, True), ({"VSCODE_PID": "1"}, True),
-    ({"FINEMEM_EXPLORERS": "static", "JPY_SESSION_NAME": "x.ipynb"}, False),
-    ({"FINEMEM_EXPLORERS": "live"}, True),
-])
+@pytest.mark.parametrize(
+    ("environment", "live"),
+    [
+        ({}, False),
+        ({"JPY_SESSION_NAME": "x.ipynb"}, True),
+        ({"VSCODE_PID": "1"}, True),
+        ({"FINEMEM_EXPLORERS": "static", "JPY_SESSION_NAME": "x.ipynb"}, False),
+        ({"FINEMEM_EXPLORERS": "live"}, True),
+    ],
+)
 def test_the_form_follows_the_environment(monkeypatch, environment, live) -> None:
     for name in ("FINEMEM_EXPLORERS", "JPY_SESSION_NAME", "VSCODE_PID"):
         monkeypatch.delenv(name, raising=False)
@@ -889,6 +1056,7 @@ def test_static_show_needs_no_widgets(monkeypatch, capsys) -> None:
 
 def test_importing_the_module_loads_no_widgets() -> None:
     script = "import finemem_lib.explorers.explorer, sys; print('ipywidgets' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                          check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip() == "False"

@@ -20,8 +20,10 @@ from tests.helpers.run_samples import make_run
 
 pytestmark = pytest.mark.browser
 
-HOSTILE = ("<script>window.ran=1</script><img src=https://example.org/x onerror='window.ran=1'> "
-           "$x^2$ %{x} \u202eעברית العربية 🧠🔥 ")
+HOSTILE = (
+    "<script>window.ran=1</script><img src=https://example.org/x onerror='window.ran=1'> "
+    "$x^2$ %{x} \u202eעברית العربية 🧠🔥 "
+)
 LONG = "w" * 10_000 + " "
 
 CELLS = {
@@ -64,8 +66,17 @@ figure = finished.finish(records)""",
 os.environ["FINEMEM_EXPLORERS"] = "static"
 explorers.show(explorers.memory_player(group[0]))""",
 }
-VIEWS = {"evidence": 4, "memory player": 2, "what if": 3, "rollout compare": 2, "training": 5,
-         "failing": 1, "growing curves": 1, "finished curves": 1, "static": 2}
+VIEWS = {
+    "evidence": 4,
+    "memory player": 2,
+    "what if": 3,
+    "rollout compare": 2,
+    "training": 5,
+    "failing": 1,
+    "growing curves": 1,
+    "finished curves": 1,
+    "static": 2,
+}
 """How many figures a cell shows."""
 
 EXPLORERS = list(VIEWS)[:5]
@@ -76,14 +87,19 @@ def session(lab) -> Iterator[tuple[Any, Any]]:
     """A page with a notebook of explorers that has been run."""
     notebook = nb.new_notebook(cells=[nb.new_code_cell(cell) for cell in CELLS.values()])
     notebook.metadata.kernelspec = {
-        "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+        "name": "python3",
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+    }
     with lab.ran(notebook, "explorers.ipynb") as (page, watch):
         for name, count in VIEWS.items():
             page.wait_for_function(
                 """([area, count]) => {
                     const plots = [...area.querySelectorAll(".js-plotly-plot")];
                     return figures.length === count && figures.every(plot => plot.data?.length);
-                }""", arg=[area_of(page, name).element_handle(), count])
+                }""",
+                arg=[area_of(page, name).element_handle(), count],
+            )
         yield page, watch
 
 
@@ -117,15 +133,21 @@ def test_a_click_on_a_sankey_link_selects_in_every_view(session) -> None:
             return after.title !== before.title && after.cells > before.cells
                 && after.lanes > before.lanes
                 && new Set(after.links).size > new Set(before.links).size;
-        }}""", arg=[area.element_handle(), before])
+        }}""",
+        arg=[area.element_handle(), before],
+    )
     after = area.evaluate(read)
     chosen = area.locator("select").first.evaluate(
-        "element => element.selectedOptions[0].textContent")
-    assert chosen.replace("\N{NO-BREAK SPACE}", " ").split(":")[0].replace("#", "") in (
-        after["title"])
+        "element => element.selectedOptions[0].textContent"
+    )
+    assert (
+        chosen.replace("\N{NO-BREAK SPACE}", " ").split(":")[0].replace("#", "") in (after["title"])
+    )
     area.locator(".sankey-node rect").last.click(force=True)
-    page.wait_for_function(f"([area, before]) => ({read})(area).title !== before",
-                           arg=[area.element_handle(), after["title"]])
+    page.wait_for_function(
+        f"([area, before]) => ({read})(area).title !== before",
+        arg=[area.element_handle(), after["title"]],
+    )
     assert watch.errors == [] and watch.requests == []
 
 
@@ -141,7 +163,9 @@ def test_clicks_lead_from_the_group_to_the_step(session) -> None:
         click_at(figures.nth(view), *place)
         page.wait_for_function(
             f"([area, told]) => ({titles})(area).at(-1).includes(told)",
-            arg=[area.element_handle(), told], timeout=PATIENCE / 4)
+            arg=[area.element_handle(), told],
+            timeout=PATIENCE / 4,
+        )
     assert area.locator("[role=alert]").count() == 0
     assert watch.errors == [] and watch.requests == []
 
@@ -196,9 +220,11 @@ def test_a_completion_has_its_colours_and_nothing_runs(session) -> None:
     read = """tokens => tokens.map(token => [token.textContent.slice(0, 8),
         getComputedStyle(token).backgroundColor, getComputedStyle(token).textDecorationLine])"""
     tokens = area.locator(".finemem-tokens pre").nth(1).locator("span").evaluate_all(read)
-    assert tokens == [["<script>", "rgb(84, 39, 136)", "none"],
-                      ["b", "rgb(253, 184, 99)", "underline"],
-                      ["wwwwwwww", "rgb(255, 255, 255)", "none"]]
+    assert tokens == [
+        ["<script>", "rgb(84, 39, 136)", "none"],
+        ["b", "rgb(253, 184, 99)", "underline"],
+        ["wwwwwwww", "rgb(255, 255, 255)", "none"],
+    ]
     legend = area.locator(".finemem-tokens pre").nth(0).locator("span").evaluate_all(read)
     assert {tokens[0][1], tokens[1][1]} < {colour for _, colour, _ in legend}
     assert area.locator(".finemem-tokens").evaluate("view => view.scrollWidth <= view.clientWidth")
@@ -244,10 +270,15 @@ def test_figures_keep_their_height_when_only_that_of_the_window_changes(session)
 @pytest.fixture(scope="module")
 def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile = make_trajectory(poison=HOSTILE + LONG)
-    group = [dataclasses.replace(make_trajectory(seed), instance_id="one", rollout=seed)
-             for seed in range(3)]
-    explorers = (evidence.evidence_explorer(hostile), evidence.memory_player(hostile),
-                 what_if.what_if_explorer(group))
+    group = [
+        dataclasses.replace(make_trajectory(seed), instance_id="one", rollout=seed)
+        for seed in range(3)
+    ]
+    explorers = (
+        evidence.evidence_explorer(hostile),
+        evidence.memory_player(hostile),
+        what_if.what_if_explorer(group),
+    )
     figures = [figure for one in explorers for figure in one.static_figures()]
     folder = tmp_path_factory.mktemp("explorers") / "run"
     return report.build_report(make_run(folder, figures=figures), folder / "report.html")
@@ -272,8 +303,9 @@ def test_the_report_moves_by_keyboard_and_by_click_offline(report_path: Path) ->
                 slider.press("ArrowRight")
                 told = group.locator("output").nth(number).inner_text()
                 assert slider.get_attribute("aria-valuetext") == told
-                page.wait_for_function(f"([name, before]) => ({REPORT_STATE})(name) !== before",
-                                       arg=[name, before])
+                page.wait_for_function(
+                    f"([name, before]) => ({REPORT_STATE})(name) !== before", arg=[name, before]
+                )
         first = groups.first
         slider = first.locator("input").last
         slider.press("Home")
@@ -286,9 +318,10 @@ def test_the_report_moves_by_keyboard_and_by_click_offline(report_path: Path) ->
         link = figures.locator("path.sankey-link").first
         link.scroll_into_view_if_needed()
         link.click(force=True)
-        page.wait_for_function("([figure, caption]) => "
-                               "figure.querySelector('figcaption').innerText !== caption",
-                               arg=[figures.first.element_handle(), caption])
+        page.wait_for_function(
+            "([figure, caption]) => figure.querySelector('figcaption').innerText !== caption",
+            arg=[figures.first.element_handle(), caption],
+        )
         outlined = page.evaluate("""() => [...document.querySelectorAll(".plot")].slice(2, 4)
             .map(plot => (plot.layout.shapes || []).filter(shape => shape.type === "rect").length)
         """)

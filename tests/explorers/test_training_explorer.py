@@ -30,8 +30,16 @@ from tests.figures.test_training_figures import rollouts, strings
 torch.set_num_threads(1)
 
 RECORDS = [
-    {"step": step, "reward": 0.5 + step / 10, "rewards/eara/mean": step / 10, "accuracy": 0.3,
-     "operations/INSERT": 2.0, "entropy": 1 / step, "frac_reward_zero_std": 0.25, "w1": 0.5}
+    {
+        "step": step,
+        "reward": 0.5 + step / 10,
+        "rewards/eara/mean": step / 10,
+        "accuracy": 0.3,
+        "operations/INSERT": 2.0,
+        "entropy": 1 / step,
+        "frac_reward_zero_std": 0.25,
+        "w1": 0.5,
+    }
     for step in range(1, 6)
 ]
 
@@ -52,8 +60,12 @@ def played(manager):
 @pytest.fixture(scope="module")
 def trained():
     return train_manager(
-        scheme="+CSR", rollout=RolloutSettings(num_generations=3), updates=1,
-        stream=StreamSettings(num_chunks=3), instances_per_update=2, keep_updates={1},
+        scheme="+CSR",
+        rollout=RolloutSettings(num_generations=3),
+        updates=1,
+        stream=StreamSettings(num_chunks=3),
+        instances_per_update=2,
+        keep_updates={1},
     )
 
 
@@ -170,19 +182,24 @@ def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
     import nbformat.v4 as nb
     from nbclient import NotebookClient
 
-    notebook = nb.new_notebook(cells=[nb.new_code_cell(
-        "from finemem_lib.explorers.training import LiveCurves\n"
-        "live = LiveCurves(3)\n"
-        "records = [{'step': n, 'reward': n / 4} for n in (1, 2, 3)]\n"
-        "for record in records: live(record)\n"
-        "figure = live.finish(records)"
-    )])
+    notebook = nb.new_notebook(
+        cells=[
+            nb.new_code_cell(
+                "from finemem_lib.explorers.training import LiveCurves\n"
+                "live = LiveCurves(3)\n"
+                "records = [{'step': n, 'reward': n / 4} for n in (1, 2, 3)]\n"
+                "for record in records: live(record)\n"
+                "figure = live.finish(records)"
+            )
+        ]
+    )
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
     NotebookClient(notebook, timeout=60).execute()
     figure, below = notebook.cells[0].outputs
     assert figure.data[style.PLOTLY_MIME]["data"][0]["y"] == [0.25, 0.5, 0.75]
     assert below.data["text/plain"].startswith(
-        "Mean reward 0.25 in the first third, 0.75 in the last.")
+        "Mean reward 0.25 in the first third, 0.75 in the last."
+    )
 
 
 # What training did.
@@ -214,8 +231,9 @@ def test_what_training_changed_is_seen_in_the_tokens(played, trained) -> None:
     changes = [row["change of log-probability (nats)"] for row in view.table]
     assert len(changes) == sum(len(step.completion_ids) for step in played[0][0].steps)
     assert any(abs(change) > 1e-3 for change in changes)
-    scripted = dataclasses.replace(played[0][0], steps=(
-        dataclasses.replace(played[0][0].steps[0], completion_ids=None),))
+    scripted = dataclasses.replace(
+        played[0][0], steps=(dataclasses.replace(played[0][0].steps[0], completion_ids=None),)
+    )
     with pytest.raises(ValueError, match="step 1 has no token ids"):
         et.log_prob_change(scripted, trained.manager)
 
@@ -226,7 +244,9 @@ def test_kept_rollouts_come_back_from_a_run(played, tmp_path, monkeypatch) -> No
     run.save("training_rollouts", {1: played, 20: played[:1]})
     found = run.load("training_rollouts")
     assert {update: [len(group) for group in groups] for update, groups in found.items()} == {
-        1: [3, 3], 20: [3]}
+        1: [3, 3],
+        20: [3],
+    }
     for old, new in zip(played[1], found[1][1], strict=True):
         assert dataclasses.replace(new, metadata={}) == dataclasses.replace(old, metadata={})
     assert rollout_groups(found[1])[0].advantages == rollout_groups(played)[0].advantages
@@ -262,8 +282,11 @@ def test_checkpoints_of_an_earlier_pass_are_never_removed(tmp_path, monkeypatch,
 def every_state(explorer: explorer_module.Explorer) -> list[dict]:
     """The figures of every value of every control, one changed at a time."""
     first = explorer.settle({})
-    return [explorer.figures(**first | {control.name: value})
-            for control in explorer.controls for _, value in control.choices(first)]
+    return [
+        explorer.figures(**first | {control.name: value})
+        for control in explorer.controls
+        for _, value in control.choices(first)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -327,8 +350,10 @@ def test_without_a_kernel_the_way_from_the_run_to_the_step_is_left(run_explorer,
     start = paths[found[0].layout.meta["start"]]
     state = run_explorer.settle({})
     assert start[0] == f"update {state['update']}" and start[3] == f"step t {state['step']}"
-    assert "left out 3 of 9 (rollout), 15 of 27 (step t); fixed colour of tokens: push" in (
-        found[0].layout.meta["caption"])
+    assert (
+        "left out 3 of 9 (rollout), 15 of 27 (step t); fixed colour of tokens: push"
+        in (found[0].layout.meta["caption"])
+    )
     assert sum(len(figure.to_json()) for figure in found) < 60_000
     assert len(et.compare_rollouts(played).static_figures()) == 2
 
@@ -340,10 +365,9 @@ def test_frames_are_the_states(run_explorer, played) -> None:
 
 def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, played) -> None:
     [group] = rollout_groups(played[:1])
-    own = [state for state in run_explorer.linked
-           if (state["update"], state["instance"]) == (5, 0)]
+    own = [state for state in run_explorer.linked if (state["update"], state["instance"]) == (5, 0)]
     by_size = sorted(range(3), key=lambda row: -max(map(abs, group.advantages[row])))
-    assert {state["rollout"] for state in own} == {*by_size[:et.STATIC_ROLLOUTS]}
+    assert {state["rollout"] for state in own} == {*by_size[: et.STATIC_ROLLOUTS]}
     assert [state["step"] for state in own if state["rollout"] == by_size[0]] == [1, 2, 3]
     [other] = [state["step"] for state in own if state["rollout"] == by_size[1]]
     sizes = [abs(advantage) for advantage in group.advantages[by_size[1]]]
@@ -352,12 +376,14 @@ def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, pla
 
 def test_another_scheme_pays_other_advantages(played) -> None:
     explorer = et.compare_rollouts(played)
-    first, other = (explorer.figures(scheme=name)["rollouts"].data[0].z
-                    for name in ("Fine-Mem", "outcome-only"))
+    first, other = (
+        explorer.figures(scheme=name)["rollouts"].data[0].z for name in ("Fine-Mem", "outcome-only")
+    )
     assert first != other
     assert [list(row) for row in other] == [
         [style.number(a) for a in row]
-        for row in rollout_groups(played, "outcome-only")[0].advantages]
+        for row in rollout_groups(played, "outcome-only")[0].advantages
+    ]
 
 
 def test_an_annealed_weight_is_the_one_of_its_update(manager, played) -> None:
@@ -366,8 +392,14 @@ def test_an_annealed_weight_is_the_one_of_its_update(manager, played) -> None:
 
     def paid(update: int) -> set[float]:
         figures = [explorer.figures(update=update, rollout=row)["rollout"] for row in range(3)]
-        return {y for figure in figures for bar in figure.data if bar.name == "chunk step"
-                for y in bar.y if y}
+        return {
+            y
+            for figure in figures
+            for bar in figure.data
+            if bar.name == "chunk step"
+            for y in bar.y
+            if y
+        }
 
     assert paid(1) and not paid(2)
 
@@ -384,20 +416,26 @@ def test_hostile_rollouts_are_text(manager) -> None:
     for figure in explorer.figures(colour="advantage").values():
         spec = json.loads(figure.to_json())
         del spec["layout"]["meta"]
-        assert not any("<script" in text or "$x" in text or "\u202e" in text
-                       for text in strings(spec))
+        assert not any(
+            "<script" in text or "$x" in text or "\u202e" in text for text in strings(spec)
+        )
 
 
 def test_with_a_kernel_every_stored_update_can_be_looked_at(manager, tmp_path, monkeypatch):
     done = train_manager(
-        scheme="+CSR", rollout=RolloutSettings(num_generations=2), updates=3,
-        stream=StreamSettings(num_chunks=2), instances_per_update=1, keep_updates={1},
+        scheme="+CSR",
+        rollout=RolloutSettings(num_generations=2),
+        updates=3,
+        stream=StreamSettings(num_chunks=2),
+        instances_per_update=1,
+        keep_updates={1},
         output_dir=tmp_path,
     )
 
     def explorer():
         return et.training_explorer(
-            done.records, done.trajectories, manager, "+CSR", stored=done.updates)
+            done.records, done.trajectories, manager, "+CSR", stored=done.updates
+        )
 
     def updates(one):
         return [value for _, value in one.controls[0].choices(one.settle({}))]

@@ -54,7 +54,7 @@ pytestmark = pytest.mark.browser
 KINDS = {
     "plain": "",
     "markup": "<script>window.ran=1</script><img src=https://example.org/x onerror=window.ran=1>"
-              "</script><a href='javascript:window.ran=1'>x</a> $x^2$ %{x} ",
+    "</script><a href='javascript:window.ran=1'>x</a> $x^2$ %{x} ",
     "right-to-left": "\u202eעברית \u2067العربية\u200f 🧠🔥 👩‍👩‍👧 ",
     "long": "w" * 10_000 + " ",
 }
@@ -69,8 +69,7 @@ class Manager:
     asked for."""
 
     def __init__(self, poison: str) -> None:
-        self.tokenizer = Spelling(
-            *(f"{poison}{word}" for word in ("[", "op", "SKIP", "}", "]")))
+        self.tokenizer = Spelling(*(f"{poison}{word}" for word in ("[", "op", "SKIP", "}", "]")))
 
 
 def explorers(poison: str) -> dict[str, explorer.Explorer]:
@@ -81,7 +80,8 @@ def explorers(poison: str) -> dict[str, explorer.Explorer]:
         "what_if": what_if.what_if_explorer(rollouts(poison)),
         "compare_rollouts": et.compare_rollouts([rollouts(poison)]),
         "training_explorer": et.training_explorer(
-            records, {1: [rollouts(poison)]}, Manager(poison)),
+            records, {1: [rollouts(poison)]}, Manager(poison)
+        ),
     }
 
 
@@ -92,30 +92,53 @@ def views(poison: str = "") -> dict[str, Any]:
     results = grid(poison)
     rows = table(results, results[0].cell.variant)
     numbers = {field.name: 1 for field in dataclasses.fields(Row)}
-    credit = [Row(**numbers | {"slice": place, "rule": f"{poison}{rule}", "truth": "causal",
-                               "measure": "rank", "value": 0.8, "low": 0.7, "high": 0.9})
-              for place in ("all", *itertools.chain(*REGIMES.values())) for rule in ("a", "b")]
+    credit = [
+        Row(
+            **numbers
+            | {
+                "slice": place,
+                "rule": f"{poison}{rule}",
+                "truth": "causal",
+                "measure": "rank",
+                "value": 0.8,
+                "low": 0.7,
+                "high": 0.9,
+            }
+        )
+        for place in ("all", *itertools.chain(*REGIMES.values()))
+        for rule in ("a", "b")
+    ]
     texts = tuple(f"{poison}{word}" for word in ("a", "b", "", "d"))
-    made = make_figures(poison) | training_figures(poison) | {
-        "memory_state": memory_figures.memory_state(trajectory, 4),
-        "evidence_trail": evidence_figures.evidence_trail(trajectory, selected="question 1"),
-        "formula_card": reward_figures.formula_card(
-            [reward_figures.Term(f"{poison}w r", f"{poison}2 x 3", 6.0, True)], "Formula", "1 term."),
-        "measure_intervals": experiment_figures.measure_intervals(
-            rows, ACCURACIES, "Accuracy", "accuracy"),
-        "difference_heatmap": experiment_figures.difference_heatmap(rows),
-        "dose_response": experiment_figures.dose_response(
-            rows, results, {f"{poison}k": ("top_k", {})}),
-        "learning_curves": experiment_figures.learning_curves(results),
-        "edit_bars": experiment_figures.edit_bars(results),
-        "credit_by_regime": credit_rules.credit_by_regime(credit, "causal"),
-        "differences_by_regime": credit_rules.differences_by_regime(credit, "causal"),
-        "credit_per_call": credit_rules.credit_per_call(credit, "causal"),
-        "credit_measures": credit_rules.credit_measures(credit),
-        "completion_view": tokens.completion_view(
-            [tokens.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
-            "advantage A"),
-    }
+    made = (
+        make_figures(poison)
+        | training_figures(poison)
+        | {
+            "memory_state": memory_figures.memory_state(trajectory, 4),
+            "evidence_trail": evidence_figures.evidence_trail(trajectory, selected="question 1"),
+            "formula_card": reward_figures.formula_card(
+                [reward_figures.Term(f"{poison}w r", f"{poison}2 x 3", 6.0, True)],
+                "Formula",
+                "1 term.",
+            ),
+            "measure_intervals": experiment_figures.measure_intervals(
+                rows, ACCURACIES, "Accuracy", "accuracy"
+            ),
+            "difference_heatmap": experiment_figures.difference_heatmap(rows),
+            "dose_response": experiment_figures.dose_response(
+                rows, results, {f"{poison}k": ("top_k", {})}
+            ),
+            "learning_curves": experiment_figures.learning_curves(results),
+            "edit_bars": experiment_figures.edit_bars(results),
+            "credit_by_regime": credit_rules.credit_by_regime(credit, "causal"),
+            "differences_by_regime": credit_rules.differences_by_regime(credit, "causal"),
+            "credit_per_call": credit_rules.credit_per_call(credit, "causal"),
+            "credit_measures": credit_rules.credit_measures(credit),
+            "completion_view": tokens.completion_view(
+                [tokens.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
+                "advantage A",
+            ),
+        }
+    )
     for name, one in explorers(poison).items():
         made |= {f"{name}: {view}": figure for view, figure in one.figures().items()}
     return made
@@ -123,22 +146,32 @@ def views(poison: str = "") -> dict[str, Any]:
 
 NAMES = list(views())
 NO_TEXT = {
-    "reward_decomposition", "advantage_heatmap", "step_terms", "what_if: card", "what_if: rewards",
-    "what_if: advantages", "training_explorer: run", "training_explorer: rollout",
+    "reward_decomposition",
+    "advantage_heatmap",
+    "step_terms",
+    "what_if: card",
+    "what_if: rewards",
+    "what_if: advantages",
+    "training_explorer: run",
+    "training_explorer: rollout",
 }
 """Views that show numbers alone."""
 
 
 def figure_modules() -> list:
-    return [importlib.import_module(f"{figures.__name__}.{one.name}")
-            for one in pkgutil.iter_modules(figures.__path__)]
+    return [
+        importlib.import_module(f"{figures.__name__}.{one.name}")
+        for one in pkgutil.iter_modules(figures.__path__)
+    ]
 
 
 def test_every_builder_is_here() -> None:
     builders = {
-        name for module in figure_modules()
+        name
+        for module in figure_modules()
         for name, one in inspect.getmembers(module, inspect.isfunction)
-        if one.__module__ == module.__name__ and not name.startswith("_")
+        if one.__module__ == module.__name__
+        and not name.startswith("_")
         and one.__annotations__.get("return") in ("go.Figure", "CompletionView")
     }
     assert builders - {"advantage_view", "change_view"} <= {*NAMES}  # they are completion_view
@@ -153,17 +186,24 @@ def output(view: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def opened_page(
-    tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Any, list[str], list[str]]]:
     """A report with a notebook for every kind of text that shows every view."""
     folder = tmp_path_factory.mktemp("run")
     for kind, poison in KINDS.items():
-        cells = [nb.new_code_cell("shown", outputs=[output(view)])
-                 for view in views(poison).values()]
+        cells = [
+            nb.new_code_cell("shown", outputs=[output(view)]) for view in views(poison).values()
+        ]
         nbformat.write(nb.new_notebook(cells=cells), folder / f"{kind}.ipynb")
-    (folder / "manifest.json").write_text(json.dumps({
-        "run_id": "r", "status": "ok",
-        "notebooks": [{"name": kind, "status": "ok"} for kind in KINDS]}))
+    (folder / "manifest.json").write_text(
+        json.dumps(
+            {
+                "run_id": "r",
+                "status": "ok",
+                "notebooks": [{"name": kind, "status": "ok"} for kind in KINDS],
+            }
+        )
+    )
     with opened(report.build_report(folder, folder / "report.html")) as (page, errors, requests):
         yield page, errors, requests
 
@@ -258,8 +298,11 @@ def narrow_page(opened_page: tuple[Any, list[str], list[str]]) -> Iterator[Any]:
     page, *_ = opened_page
     before = page.viewport_size
     page.set_viewport_size({"width": 640, "height": 900})
-    page.wait_for_function("""() => [...document.querySelectorAll(".plot")]
-        .every(plot => plot._fullLayout.width <= 608)""", timeout=PATIENCE)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll(".plot")]
+        .every(plot => plot._fullLayout.width <= 608)""",
+        timeout=PATIENCE,
+    )
     yield page
     page.set_viewport_size(before)
 
@@ -287,12 +330,25 @@ def test_jupyterlab_keeps_what_stands_below_a_figure(lab: Any, trusted: bool) ->
     poison = KINDS["markup"] + KINDS["right-to-left"]
     figure = make_figures(poison)["operation_timeline"]
     bundles = figure_display.shown(figure)
-    code = ("from IPython.display import display\n"
-            f"for bundle in {bundles!r}:\n    display(bundle, raw=True)")
-    notebook = nb.new_notebook(cells=[nb.new_code_cell(code, outputs=[] if trusted else [
-        nb.new_output("display_data", bundle) for bundle in bundles])])
+    code = (
+        "from IPython.display import display\n"
+        f"for bundle in {bundles!r}:\n    display(bundle, raw=True)"
+    )
+    notebook = nb.new_notebook(
+        cells=[
+            nb.new_code_cell(
+                code,
+                outputs=[]
+                if trusted
+                else [nb.new_output("display_data", bundle) for bundle in bundles],
+            )
+        ]
+    )
     notebook.metadata.kernelspec = {
-        "name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+        "name": "python3",
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+    }
     with (lab.ran if trusted else lab.saved)(notebook, f"below-{trusted}.ipynb") as (page, watch):
         note = page.locator("figure.finemem-note")
         note.wait_for()

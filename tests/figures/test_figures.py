@@ -59,8 +59,9 @@ def strings(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, dict) else value
-    return [text for part in parts for text in strings(part)] if isinstance(
-        value, dict | list) else []
+    return (
+        [text for part in parts for text in strings(part)] if isinstance(value, dict | list) else []
+    )
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -99,8 +100,11 @@ def test_plotly_accepts_every_property_and_changes_none(name: str) -> None:
 def nothing_empty(value: object) -> object:
     """Leave out what plotly leaves out: empty lists and mappings, and None in mappings."""
     if isinstance(value, dict):
-        return {key: part for key, one in value.items()
-                if (part := nothing_empty(one)) not in (None, [], {})}
+        return {
+            key: part
+            for key, one in value.items()
+            if (part := nothing_empty(one)) not in (None, [], {})
+        }
     return [nothing_empty(one) for one in value] if isinstance(value, list) else value
 
 
@@ -115,26 +119,38 @@ def test_figure_has_a_table(name: str) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_table_names_what_an_axis_names(name: str) -> None:
     layout = json.loads(FIGURES[name].to_json())["layout"]
-    named = {key: {style.plain(text) for text in axis["ticktext"]}
-             for key, axis in layout.items() if "axis" in key and axis.get("ticktext")}
-    columns = {style.plain(layout[key]["title"]["text"]): texts for key, texts in named.items()
-               if layout[key].get("title", {}).get("text")}
+    named = {
+        key: {style.plain(text) for text in axis["ticktext"]}
+        for key, axis in layout.items()
+        if "axis" in key and axis.get("ticktext")
+    }
+    columns = {
+        style.plain(layout[key]["title"]["text"]): texts
+        for key, texts in named.items()
+        if layout[key].get("title", {}).get("text")
+    }
     for row in frames.figure_table(FIGURES[name]):
         for column in columns.keys() & row.keys():
             assert row[column] in columns[column]
 
 
 def test_tables_tell_the_step_beside_which_something_is_drawn() -> None:
-    rows = frames.figure_table(reward_figures.advantage_dumbbell(
-        [[0.5, -0.5], [-0.5, 0.5]], [[1.0, -1.0], [-1.0, 1.0]]))
+    rows = frames.figure_table(
+        reward_figures.advantage_dumbbell([[0.5, -0.5], [-0.5, 0.5]], [[1.0, -1.0], [-1.0, 1.0]])
+    )
     assert [row["step t (rollouts side by side)"] for row in rows] == [1, 1, 2, 2] * 2
     trajectory = make_trajectory()
     rows = frames.figure_table(memory_figures.operation_timeline(trajectory))
-    asked = Counter(row["step t (chunk number)"] for row in rows
-                    if row["series"].startswith("retrieved"))
-    hits = Counter({step.step: len(found) for step in trajectory.steps
-                    if (found := [one for answered in step.chunk_questions
-                                  for one in answered.retrieved])})
+    asked = Counter(
+        row["step t (chunk number)"] for row in rows if row["series"].startswith("retrieved")
+    )
+    hits = Counter(
+        {
+            step.step: len(found)
+            for step in trajectory.steps
+            if (found := [one for answered in step.chunk_questions for one in answered.retrieved])
+        }
+    )
     hits["after the last"] = sum(len(answered.retrieved) for answered in trajectory.questions)
     assert asked == hits
 
@@ -142,10 +158,21 @@ def test_tables_tell_the_step_beside_which_something_is_drawn() -> None:
 def test_tables_of_credit_rules_tell_rules_and_calls() -> None:
     numbers = {field.name: 1 for field in dataclasses.fields(Row)}
     rules = {"eara": 0.0, "step-loo": 26.04, "owen": 812.5}
-    rows = [Row(**numbers | {"slice": place, "rule": rule, "truth": "causal", "measure": "rank",
-                             "value": 0.5, "calls_made": calls})
-            for place in ("all", *itertools.chain(*REGIMES.values()))
-            for rule, calls in rules.items()]
+    rows = [
+        Row(
+            **numbers
+            | {
+                "slice": place,
+                "rule": rule,
+                "truth": "causal",
+                "measure": "rank",
+                "value": 0.5,
+                "calls_made": calls,
+            }
+        )
+        for place in ("all", *itertools.chain(*REGIMES.values()))
+        for rule, calls in rules.items()
+    ]
     for builder in (credit_rules.credit_by_regime, credit_rules.differences_by_regime):
         table = frames.figure_table(builder(rows, "causal"))
         assert {row["credit rule"] for row in table} == {*rules}
@@ -157,7 +184,9 @@ def test_tables_of_credit_rules_tell_rules_and_calls() -> None:
 def test_tables_tell_the_panel_where_series_repeat() -> None:
     figure = training_figures.training_curves([{"step": 1, "reward": 0.5, "entropy": 0.2}])
     assert [row["panel"] for row in frames.figure_table(figure)] == [
-        "reward (mean)", "entropy (nats per token)"]
+        "reward (mean)",
+        "entropy (nats per token)",
+    ]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -168,8 +197,11 @@ def test_untrusted_text_is_shown_literally(name: str) -> None:
         assert "<" not in OWN_MARKUP.sub("", text)
         assert "$" not in text
         assert not re.search("[\ud800-\udfff\u202e]", text)
-    templates = [trace.get(key) or trace.get("node", {}).get(key) or ""
-                 for trace in spec["data"] for key in ("hovertemplate", "texttemplate")]
+    templates = [
+        trace.get(key) or trace.get("node", {}).get(key) or ""
+        for trace in spec["data"]
+        for key in ("hovertemplate", "texttemplate")
+    ]
     assert not any("script" in str(template) for template in templates)
 
 
@@ -255,7 +287,8 @@ def test_timeline_marks_every_operation_and_every_retrieval() -> None:
     marks = {trace.name: len(trace.x) for trace in figure.data if trace.mode == "markers"}
     kinds = Counter(
         outcome.operation.kind if outcome.applied else "invalid"
-        for step in trajectory.steps for outcome in step.outcomes
+        for step in trajectory.steps
+        for outcome in step.outcomes
     )
     assert {name: marks[name] for name in kinds} == kinds
     assert marks["evicted"] == 1
@@ -298,7 +331,9 @@ def test_dead_groups_are_marked() -> None:
 
 
 def test_dumbbell_leaves_out_what_has_no_advantage() -> None:
-    figure = reward_figures.advantage_dumbbell([[1.0, None], [-1.0, 0.5]], [[-0.5, 0.1], [-1.0, 0.5]])
+    figure = reward_figures.advantage_dumbbell(
+        [[1.0, None], [-1.0, 0.5]], [[-0.5, 0.1], [-1.0, 0.5]]
+    )
     assert [len(trace.x) for trace in figure.data] == [9, 3, 3]
     assert "turns the sign of 1 of 3" in figure.layout.meta["caption"]
 
@@ -316,30 +351,49 @@ def empty_trajectory() -> Trajectory:
 
 def test_nothing_to_show_is_no_error() -> None:
     silent = dataclasses.replace(make_trajectory(), questions=())
-    unscored = dataclasses.replace(silent, questions=tuple(
-        dataclasses.replace(answered, score=None) for answered in make_trajectory().questions))
+    unscored = dataclasses.replace(
+        silent,
+        questions=tuple(
+            dataclasses.replace(answered, score=None) for answered in make_trajectory().questions
+        ),
+    )
     for trajectory in (silent, unscored, empty_trajectory()):
-        for builder in (memory_figures.memory_growth, memory_figures.operation_timeline, evidence_figures.evidence_sankey,
-                        evidence_figures.evidence_heatmap):
+        for builder in (
+            memory_figures.memory_growth,
+            memory_figures.operation_timeline,
+            evidence_figures.evidence_sankey,
+            evidence_figures.evidence_heatmap,
+        ):
             assert builder(trajectory).layout.meta["caption"]
     for trajectory in (silent, unscored):
         assert reward_figures.reward_decomposition(hybrid_reward(trajectory)).layout.meta["caption"]
-    for builder in (memory_figures.question_audit, reward_figures.reward_decomposition, reward_figures.advantage_heatmap,
-                    training_figures.training_curves, benchmark_figures.benchmark_accuracy, benchmark_figures.memory_length):
+    for builder in (
+        memory_figures.question_audit,
+        reward_figures.reward_decomposition,
+        reward_figures.advantage_heatmap,
+        training_figures.training_curves,
+        benchmark_figures.benchmark_accuracy,
+        benchmark_figures.memory_length,
+    ):
         assert builder([]).layout.meta["caption"]
     assert reward_figures.advantage_dumbbell([], []).layout.meta["caption"]
 
 
 def test_a_long_trajectory_stays_small_enough_for_a_notebook() -> None:
     trajectory = make_trajectory(num_chunks=120)
-    for builder in (memory_figures.memory_growth, memory_figures.operation_timeline, evidence_figures.evidence_sankey,
-                    evidence_figures.evidence_heatmap):
+    for builder in (
+        memory_figures.memory_growth,
+        memory_figures.operation_timeline,
+        evidence_figures.evidence_sankey,
+        evidence_figures.evidence_heatmap,
+    ):
         assert len(builder(trajectory).to_json()) < 64_000
 
 
 def test_values_that_are_not_finite_leave_a_gap() -> None:
-    figure = training_figures.training_curves([{"step": 1, "entropy": float("nan")},
-                                    {"step": 2, "entropy": float("inf")}])
+    figure = training_figures.training_curves(
+        [{"step": 1, "entropy": float("nan")}, {"step": 2, "entropy": float("inf")}]
+    )
     assert list(figure.data[0].y) == [None, None]
 
 
@@ -365,7 +419,9 @@ def test_below_a_figure_stand_caption_description_and_table(name: str) -> None:
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
-    note = below(reward_figures.reward_decomposition(hybrid_reward(make_trajectory(num_chunks=120))))
+    note = below(
+        reward_figures.reward_decomposition(hybrid_reward(make_trajectory(num_chunks=120)))
+    )
     assert len(note.select("tbody tr")) == notes.MAX_TABLE_ROWS
     assert "rows are left out here" in note.details.text
 
@@ -383,25 +439,47 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
     import nbformat.v4 as nb
     from nbclient import NotebookClient
 
-    notebook = nb.new_notebook(cells=[nb.new_code_cell(
-        "from finemem_lib import figures\n"
-        "from finemem_lib.rewards import hybrid_reward\n"
-        "from finemem_lib.worked_example import worked_example\n"
-        "figures.show(figures.evidence_sankey(worked_example()))\n"
-        "figures.show(figures.reward_decomposition(hybrid_reward(worked_example())))"
-    )])
+    notebook = nb.new_notebook(
+        cells=[
+            nb.new_code_cell(
+                "from finemem_lib import figures\n"
+                "from finemem_lib.rewards import hybrid_reward\n"
+                "from finemem_lib.worked_example import worked_example\n"
+                "figures.show(figures.evidence_sankey(worked_example()))\n"
+                "figures.show(figures.reward_decomposition(hybrid_reward(worked_example())))"
+            )
+        ]
+    )
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
     NotebookClient(notebook, timeout=60).execute()
     outputs = notebook.cells[0].outputs
     assert [{*output.data} for output in outputs] == [
-        {style.PLOTLY_MIME, "text/plain"}, {"text/html", "text/plain"}] * 2
+        {style.PLOTLY_MIME, "text/plain"},
+        {"text/html", "text/plain"},
+    ] * 2
     assert outputs[1].data["text/plain"].endswith("without earning.")
     path = tmp_path / "shown.ipynb"
     path.write_text(json.dumps(notebook), "utf-8")
     assert path.stat().st_size < 25_000
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval",
-         "--nbval-current-env", "-c", "/dev/null", "--rootdir", str(tmp_path), str(path)],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--nbval",
+            "--nbval-current-env",
+            "-c",
+            "/dev/null",
+            "--rootdir",
+            str(tmp_path),
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
     )
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

@@ -34,16 +34,23 @@ def rollouts(poison: str = "", number: int = 3) -> list[Trajectory]:
         steps = list(one.steps)
         asked = tuple(dataclasses.replace(a, score=float(rollout % 2)) for a in one.questions)
         steps[1] = dataclasses.replace(steps[1], outcomes=(SKIP,) * rollout, chunk_questions=())
-        found.append(dataclasses.replace(
-            one, rollout=rollout, steps=tuple(steps), questions=asked))
+        found.append(dataclasses.replace(one, rollout=rollout, steps=tuple(steps), questions=asked))
     return found
 
 
 def with_tokens(trajectory: Trajectory) -> Trajectory:
-    return dataclasses.replace(trajectory, steps=tuple(
-        dataclasses.replace(step, prompt_ids=(1,), completion_ids=tuple(range(5)),
-                            logprobs=(-0.1, -2.0, 0.0, -0.5, -1e-6))
-        for step in trajectory.steps))
+    return dataclasses.replace(
+        trajectory,
+        steps=tuple(
+            dataclasses.replace(
+                step,
+                prompt_ids=(1,),
+                completion_ids=tuple(range(5)),
+                logprobs=(-0.1, -2.0, 0.0, -0.5, -1e-6),
+            )
+            for step in trajectory.steps
+        ),
+    )
 
 
 class Spelling:
@@ -68,7 +75,9 @@ def make_figures(poison: str = "") -> dict:
         "rollout_compare": rollout_figures.rollout_compare(groups[0]),
         "step_terms": rollout_figures.step_terms(groups[0], 1),
         "episode_before_after": episodes.episode_before_after(group[:2], group[1:]),
-        "completion_grid": token_figures.completion_grid(texts, [0.5, -1.0, None, 0.0], "advantage A"),
+        "completion_grid": token_figures.completion_grid(
+            texts, [0.5, -1.0, None, 0.0], "advantage A"
+        ),
     }
 
 
@@ -82,8 +91,11 @@ def test_figure_says_what_it_shows_is_small_and_has_a_table(name: str) -> None:
     assert layout["title"]["text"] and re.search(r"\d", layout["meta"]["caption"])
     assert layout["meta"]["caption"].endswith(".") and layout["meta"]["alt"].endswith(".")
     for letter in "xy":
-        assert any("text" in axis.get("title", {}) for key, axis in layout.items()
-                   if key.startswith(f"{letter}axis"))
+        assert any(
+            "text" in axis.get("title", {})
+            for key, axis in layout.items()
+            if key.startswith(f"{letter}axis")
+        )
     assert len(text) < 12_000 and "bdata" not in text
     assert make_figures()[name].to_json() == text
     rows = figure_frames.figure_table(FIGURES[name])
@@ -129,12 +141,15 @@ def test_advantages_are_those_of_the_rewards_that_the_scheme_adds_up(scale: str)
 
 
 def test_groups_of_one_update_are_one_batch_and_may_differ_in_length() -> None:
-    short = [dataclasses.replace(one, instance_id="short", steps=one.steps[:5], questions=())
-             for one in rollouts()]
+    short = [
+        dataclasses.replace(one, instance_id="short", steps=one.steps[:5], questions=())
+        for one in rollouts()
+    ]
     long, cut = rollout_figures.rollout_groups([rollouts(), short], scale_rewards="batch")
     assert [len(row) for row in cut.advantages] == [5, 5, 5]
     joined = group_relative(
-        [[*a, *b] for a, b in zip(long.rewards, cut.rewards, strict=True)], "batch")
+        [[*a, *b] for a, b in zip(long.rewards, cut.rewards, strict=True)], "batch"
+    )
     assert [[*a, *b] for a, b in zip(long.advantages, cut.advantages, strict=True)] == joined
 
 
@@ -149,34 +164,49 @@ def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
     (found,) = rollout_figures.rollout_groups([[*group, dataclasses.replace(group[1], rollout=3)]])
     assert found.parted() == 2
     assert found.branches() == [
-        [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1], [0, 2, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1]]
+        [0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 1, 1],
+        [0, 2, 2, 2, 2, 2],
+        [0, 1, 1, 1, 1, 1],
+    ]
     figure = rollout_figures.rollout_compare(found)
     assert "They part at step 2." in figure.layout.meta["caption"]
     assert figure.data[0].text[2][1] == "C · S2"
-    assert [round(v, 3) for v in figure.data[0].z[1]] == [
-        round(v, 3) for v in found.advantages[1]]
+    assert [round(v, 3) for v in figure.data[0].z[1]] == [round(v, 3) for v in found.advantages[1]]
     assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
     (same,) = rollout_figures.rollout_groups([[group[0], group[0]]])
     assert same.parted() is None
     assert "never part" in rollout_figures.rollout_compare(same).layout.meta["caption"]
 
 
-def group_with(terms: list[dict[str, float | None]], different: bool = False) -> rollout_figures.RolloutGroup:
+def group_with(
+    terms: list[dict[str, float | None]], different: bool = False
+) -> rollout_figures.RolloutGroup:
     """A group of one step, by its terms."""
     group = rollouts()
-    cut = [dataclasses.replace(one, steps=one.steps[1:2] if different else one.steps[:1])
-           for one in group][: len(terms)]
+    cut = [
+        dataclasses.replace(one, steps=one.steps[1:2] if different else one.steps[:1])
+        for one in group
+    ][: len(terms)]
     rewards = tuple((rollout_figures._sum(row),) for row in terms)
-    return rollout_figures.RolloutGroup(tuple(cut), tuple((row,) for row in terms), rewards,
-                           tuple(map(tuple, group_relative(rewards))))
+    return rollout_figures.RolloutGroup(
+        tuple(cut),
+        tuple((row,) for row in terms),
+        rewards,
+        tuple(map(tuple, group_relative(rewards))),
+    )
 
 
 def test_it_says_why_a_group_carries_no_gradient() -> None:
     equal = {"eara": 0.25, "format": 1.0}
     assert group_with([equal] * 2).without_gradient() == {
-        1: "every rollout earned the same (EARA 0.25, format 1) for the same operations"}
-    assert group_with([equal] * 2, different=True).without_gradient()[1].endswith(
-        "for different operations")
+        1: "every rollout earned the same (EARA 0.25, format 1) for the same operations"
+    }
+    assert (
+        group_with([equal] * 2, different=True)
+        .without_gradient()[1]
+        .endswith("for different operations")
+    )
     cancelling = [{"eara": 0.5, "format": 1.0}, {"eara": 1.0, "format": 0.5}]
     assert group_with(cancelling).without_gradient() == {1: "EARA and format differ and cancel out"}
     unscored = [equal, {"eara": None, "format": None}]
@@ -189,8 +219,11 @@ def test_it_says_why_a_group_carries_no_gradient() -> None:
 
 def test_the_map_counts_groups_without_gradient_by_reason() -> None:
     equal = {"eara": 0.25, "format": 1.0}
-    groups = [group_with([equal] * 2), group_with([equal, equal | {"eara": 0.5}]),
-              group_with([equal, {"eara": 1.0, "format": 0.25}])]
+    groups = [
+        group_with([equal] * 2),
+        group_with([equal, equal | {"eara": 0.5}]),
+        group_with([equal, {"eara": 1.0, "format": 0.25}]),
+    ]
     figure = rollout_figures.gradient_map(groups)
     assert list(figure.data[1].y) == [1, 3]
     assert figure.layout.meta["caption"].startswith("2 of 3 groups carry no gradient: 1 for")
@@ -202,8 +235,7 @@ def test_the_terms_of_a_step_stack_up_to_its_reward() -> None:
     *bars, mean = rollout_figures.step_terms(group, 1).data
     for t, reward in enumerate(group.rewards[1]):
         assert sum(bar.y[t] or 0.0 for bar in bars) == pytest.approx(reward, abs=2e-3)
-        assert mean.y[t] == pytest.approx(
-            sum(row[t] for row in group.rewards) / 3, rel=1e-3)
+        assert mean.y[t] == pytest.approx(sum(row[t] for row in group.rewards) / 3, rel=1e-3)
 
 
 # An episode before and after.
@@ -227,12 +259,17 @@ def test_an_episode_tells_what_was_kept_and_what_was_answered() -> None:
 def test_needed_sentences_are_the_ones_that_state_the_answers() -> None:
     one = make_trajectory()
     needed = episodes._needed(one)
-    texts = {(step.step, place): text for step in one.steps
-             for place, text in enumerate(sentences(step.chunk.text))}
+    texts = {
+        (step.step, place): text
+        for step in one.steps
+        for place, text in enumerate(sentences(step.chunk.text))
+    }
     for answered in one.questions:
         question = answered.question
-        assert any(step in question.evidence_steps and question.answers[0] in texts[step, place]
-                   for step, place in needed)
+        assert any(
+            step in question.evidence_steps and question.answers[0] in texts[step, place]
+            for step, place in needed
+        )
     assert len(needed) <= sum(len(a.question.evidence_steps) for a in one.questions)
 
 
@@ -274,7 +311,9 @@ class Parts(HTMLParser):
 
 
 def view(tokens, values, **settings) -> token_figures.CompletionView:
-    one = token_figures.ColouredCompletion(tokens[0] if tokens else "", tuple(tokens), tuple(values))
+    one = token_figures.ColouredCompletion(
+        tokens[0] if tokens else "", tuple(tokens), tuple(values)
+    )
     return token_figures.completion_view([one], "advantage A", **settings)
 
 
@@ -283,7 +322,10 @@ def test_tokens_have_the_colour_that_the_legend_gives_their_value() -> None:
     spans = Parts(found.html).spans
     legend, coloured = spans[: 2 * token_figures.LEVELS + 1], spans[2 * token_figures.LEVELS + 1 :]
     assert [name for name, _ in legend] == [
-        *(f"level-n{n} minus" for n in (4, 3, 2, 1)), "", *(f"level-p{n}" for n in (1, 2, 3, 4))]
+        *(f"level-n{n} minus" for n in (4, 3, 2, 1)),
+        "",
+        *(f"level-p{n}" for n in (1, 2, 3, 4)),
+    ]
     assert [name for name, _ in coloured] == ["level-p4", "level-n4 minus", "", "", "level-p1"]
     for name, _ in legend:
         assert not name or f".{name.split()[0]} " in found.html
@@ -291,19 +333,54 @@ def test_tokens_have_the_colour_that_the_legend_gives_their_value() -> None:
     assert [row["advantage A"] for row in found.table] == [1.0, -1.0, 0.0, None, 0.26]
 
 
-HOSTILE = ("<script>ran=1</script>", "</pre></div>", "\u202eright to left", "שלום", "😀", "$x$",
-           "\ud800", "a\nb\tc", "x" * 10_000, "&lt;")
+HOSTILE = (
+    "<script>ran=1</script>",
+    "</pre></div>",
+    "\u202eright to left",
+    "שלום",
+    "😀",
+    "$x$",
+    "\ud800",
+    "a\nb\tc",
+    "x" * 10_000,
+    "&lt;",
+)
 
 
 def test_hostile_tokens_are_text() -> None:
     found = view(HOSTILE, [0.5] * len(HOSTILE), title="<b>title</b>")
     parts = Parts(found.html)
-    assert parts.tags <= {"style", "div", "p", "b", "strong", "pre", "span", "details", "summary",
-                          "table", "caption", "thead", "tbody", "tr", "th", "td"}
+    assert parts.tags <= {
+        "style",
+        "div",
+        "p",
+        "b",
+        "strong",
+        "pre",
+        "span",
+        "details",
+        "summary",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
     assert not {name for name in parts.attributes if name.startswith("on") or name == "style"}
     shown = [text for _, text in parts.spans]
-    for text in ("<script>ran=1</script>", "</pre></div>", "שלום", "😀", "$x$", "&lt;",
-                 "\\u202eright to left", "\\ud800", "a⏎b\\tc"):
+    for text in (
+        "<script>ran=1</script>",
+        "</pre></div>",
+        "שלום",
+        "😀",
+        "$x$",
+        "&lt;",
+        "\\u202eright to left",
+        "\\ud800",
+        "a⏎b\\tc",
+    ):
         assert text in shown or any(other.startswith(text) for other in shown)
     assert not re.search("[\ud800-\udfff\u202e]", found.html + found.caption + found.alt)
     assert len(found.html) < 20_000
@@ -331,7 +408,7 @@ def test_every_token_of_a_step_has_its_text() -> None:
 
     class Bytes(Spelling):
         def decode(self, ids):
-            raw = b"".join("é😀x".encode()[i:i + 1] for i in ids)
+            raw = b"".join("é😀x".encode()[i : i + 1] for i in ids)
             return raw.decode("utf-8", "replace")
 
     step = dataclasses.replace(step, completion_ids=tuple(range(7)))
@@ -354,7 +431,9 @@ def test_views_of_advantage_and_change_hold_the_numbers() -> None:
     assert len(found.table) == 5 * group.num_steps
     assert found.table[5]["advantage A"] == pytest.approx(group.advantages[1][1], rel=1e-3)
     step = group.rollouts[0].steps[0]
-    change = token_figures.change_view([step], [(0.0, -1.0, -2.0, 0.0, 0.0)], [(0.0, -0.5, -3.0, 0, 0)], PLAIN)
+    change = token_figures.change_view(
+        [step], [(0.0, -1.0, -2.0, 0.0, 0.0)], [(0.0, -0.5, -3.0, 0, 0)], PLAIN
+    )
     assert [row["change of log-probability (nats)"] for row in change.table] == [0, 0.5, -1, 0, 0]
     assert "whole completion -0.5 nats" in change.html
 

@@ -42,7 +42,9 @@ class Watch:
     def _asked(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in (
-                "127.0.0.1", "localhost"):
+            "127.0.0.1",
+            "localhost",
+        ):
             self.requests.append(url)
 
 
@@ -71,8 +73,10 @@ def watched_page(width: int = 1280, height: int = 900) -> Iterator[tuple[Any, Wa
     sync_api = skip_without_chromium()
     if not _running:
         playwright = sync_api.sync_playwright().start()
-        _running[:] = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"]), playwright.stop
+        _running[:] = (
+            playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]),
+            playwright.stop,
+        )
     chromium, stop = _running
     page = chromium.new_page(viewport={"width": width, "height": height})
     _pages.append(page)
@@ -113,7 +117,9 @@ def click_at(figure: Any, x: Any, y: Any) -> None:
             const {xaxis, yaxis} = plot._fullLayout;
             const {left, top} = plot.getBoundingClientRect();
             return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
-        }""", [x, y])
+        }""",
+        [x, y],
+    )
     figure.page.mouse.move(*place)
     figure.locator(".hoverlayer .hovertext").first.wait_for()
     figure.page.mouse.click(*place)

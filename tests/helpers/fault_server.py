@@ -26,11 +26,17 @@ RETRY_AFTER = 0.2
 def completion(text: str | None, **message: Any) -> dict[str, Any]:
     """Return a completion as servers send it, with 10 tokens in and 5 out."""
     return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "m",
-        "choices": [{
-            "index": 0, "finish_reason": "stop",
-            "message": {"role": "assistant", "content": text, **message},
-        }],
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": text, **message},
+            }
+        ],
         "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
     }
 
@@ -47,9 +53,15 @@ class FaultServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, answer: Callable[[dict[str, Any]], Any] = lambda request: "yes",
-        faults: Sequence[str] = (), share: float = 0.0, seed: int = 0, delay: float = 0.0,
-        gate: int = 0, status: int = 200, body: str | None = None,
+        self,
+        answer: Callable[[dict[str, Any]], Any] = lambda request: "yes",
+        faults: Sequence[str] = (),
+        share: float = 0.0,
+        seed: int = 0,
+        delay: float = 0.0,
+        gate: int = 0,
+        status: int = 200,
+        body: str | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer, self.faults, self.share, self.seed = answer, faults, share, seed

@@ -64,8 +64,11 @@ def make_trajectory(seed: int = 3, num_chunks: int = 6, poison: str = "") -> Tra
             lineage = (*(old.lineage if old else ()), Write(number, kind, position))
             holders[slot] = item_id
             items[item_id] = written[item_id] = MemoryItem(item_id, content, lineage)
-            outcomes.append(OperationOutcome(
-                Operation(kind, content, item_id if old else None), True, item_id=item_id))
+            outcomes.append(
+                OperationOutcome(
+                    Operation(kind, content, item_id if old else None), True, item_id=item_id
+                )
+            )
         if number == 3:
             reason = f"{poison}unknown id"
             outcomes.append(OperationOutcome(Operation("DELETE", item_id="99"), False, reason))
@@ -73,43 +76,67 @@ def make_trajectory(seed: int = 3, num_chunks: int = 6, poison: str = "") -> Tra
             outcomes.append(OperationOutcome(None, False, bad.reason, raw=bad.raw))
         if number == 4 and items:
             removed = [next(item for item in items if item not in written)]
-            outcomes.append(OperationOutcome(
-                Operation("DELETE", item_id=removed[0]), True, item_id=removed[0]))
+            outcomes.append(
+                OperationOutcome(Operation("DELETE", item_id=removed[0]), True, item_id=removed[0])
+            )
             del items[removed[0]]
         if number == 5:
             outcomes.append(OperationOutcome(Operation("SKIP"), True))
             evicted = [item for item in items if item not in written][:1]
             items.pop(evicted[0])
-        steps.append(Step(
-            number, dataclasses.replace(chunk, text=f"{poison}{chunk.text}"), f"{poison}[]",
-            tuple(outcomes), MemoryDelta(tuple(written.values()), tuple(removed), tuple(evicted)),
-            sum(count_tokens(item.content) for item in items.values()),
-            tuple(ask(question, items, number, poison)
-                  for question in instance.chunk_questions[number - 1]),
-        ))
+        steps.append(
+            Step(
+                number,
+                dataclasses.replace(chunk, text=f"{poison}{chunk.text}"),
+                f"{poison}[]",
+                tuple(outcomes),
+                MemoryDelta(tuple(written.values()), tuple(removed), tuple(evicted)),
+                sum(count_tokens(item.content) for item in items.values()),
+                tuple(
+                    ask(question, items, number, poison)
+                    for question in instance.chunk_questions[number - 1]
+                ),
+            )
+        )
     asked = [ask(question, items, num_chunks, poison) for question in instance.questions]
     asked[-1] = dataclasses.replace(asked[-1], retrieved=(), used=())
     asked[1] = dataclasses.replace(asked[1], score=0.5)
     if len(asked) > 3:
         asked[3] = dataclasses.replace(asked[3], score=None)
     return Trajectory(
-        f"{poison}{instance.instance_id}", f"{poison}planted", "AR", f"{poison}hand-made", 0,
-        tuple(steps), tuple(asked), f"{poison}words", seed,
+        f"{poison}{instance.instance_id}",
+        f"{poison}planted",
+        "AR",
+        f"{poison}hand-made",
+        0,
+        tuple(steps),
+        tuple(asked),
+        f"{poison}words",
+        seed,
     )
 
 
-def ask(question: Question, items: dict[str, MemoryItem], step: int, poison: str
-        ) -> AnsweredQuestion:
+def ask(
+    question: Question, items: dict[str, MemoryItem], step: int, poison: str
+) -> AnsweredQuestion:
     wanted = set(words(question.text))
     scores = {item.item_id: len(wanted & set(words(item.content))) for item in items.values()}
     best = sorted(scores, key=lambda item_id: -scores[item_id])[:2]
     right = any(question.answers[0] in items[item_id].content for item_id in best)
     return AnsweredQuestion(
-        dataclasses.replace(question, text=f"{poison}{question.text}"), step,
-        tuple(Retrieved(item_id, float(scores[item_id]),
-                        tuple(write.step for write in items[item_id].lineage))
-              for item_id in best),
-        f"{poison}{question.answers[0] if right else 'unknown'}", tuple(best[:1]), float(right),
+        dataclasses.replace(question, text=f"{poison}{question.text}"),
+        step,
+        tuple(
+            Retrieved(
+                item_id,
+                float(scores[item_id]),
+                tuple(write.step for write in items[item_id].lineage),
+            )
+            for item_id in best
+        ),
+        f"{poison}{question.answers[0] if right else 'unknown'}",
+        tuple(best[:1]),
+        float(right),
     )
 
 
@@ -117,30 +144,65 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
     """Return one figure of every builder; `poison` is put into every text they are given."""
     trajectory = make_trajectory(poison=poison)
     audit = [
-        SimpleNamespace(step=step, accepted=number % 3 > 0,
-                        reason=None if number % 3 else
-                        f"{poison}{('answered wrong', 'duplicate', 'leaks')[number // 3 % 3]}")
-        for step in range(1, 9) for number in range(step % 4 + 6)
+        SimpleNamespace(
+            step=step,
+            accepted=number % 3 > 0,
+            reason=None
+            if number % 3
+            else f"{poison}{('answered wrong', 'duplicate', 'leaks')[number // 3 % 3]}",
+        )
+        for step in range(1, 9)
+        for number in range(step % 4 + 6)
     ]
-    advantages = [[0.9, None, -1.2, 0.0, 1.5], [-0.9, None, 0.4, 0.0, -0.5],
-                  [0.3, None, 0.8, 0.0, -1.0], [-0.3, None, 0.0, 0.0, 0.0]]
+    advantages = [
+        [0.9, None, -1.2, 0.0, 1.5],
+        [-0.9, None, 0.4, 0.0, -0.5],
+        [0.3, None, 0.8, 0.0, -1.0],
+        [-0.3, None, 0.0, 0.0, 0.0],
+    ]
     before = [[0.9] * 5, [-0.9] * 5, [0.3] * 5, [-0.3] * 5]
     records = [
-        {"step": step, "reward": 0.5 + 0.04 * step, "frac_reward_zero_std": 0.5 / step,
-         "entropy": 1.2 / step, "rewards/eara/mean": 0.05 * step,
-         "rewards/format/mean": 1 - 0.3 / step, f"rewards/{poison}chunk/mean": 0.03 * step,
-         "accuracy": 0.1 + 0.05 * step, "operations/INSERT": 2.0,
-         "operations/SKIP": 1.5 / step, "invalid_share": 0.5 / step, "memory_tokens": 30 + step}
+        {
+            "step": step,
+            "reward": 0.5 + 0.04 * step,
+            "frac_reward_zero_std": 0.5 / step,
+            "entropy": 1.2 / step,
+            "rewards/eara/mean": 0.05 * step,
+            "rewards/format/mean": 1 - 0.3 / step,
+            f"rewards/{poison}chunk/mean": 0.03 * step,
+            "accuracy": 0.1 + 0.05 * step,
+            "operations/INSERT": 2.0,
+            "operations/SKIP": 1.5 / step,
+            "invalid_share": 0.5 / step,
+            "memory_tokens": 30 + step,
+        }
         for step in range(1, 13)
     ]
     rows = [
-        Estimate(f"{poison}{method}", category, ALL, measure, "macro", value * scale,
-                 value * scale * 0.85, min(1.0, value * 1.1) * scale, 4, 40, 1, "4 instances", "")
+        Estimate(
+            f"{poison}{method}",
+            category,
+            ALL,
+            measure,
+            "macro",
+            value * scale,
+            value * scale * 0.85,
+            min(1.0, value * 1.1) * scale,
+            4,
+            40,
+            1,
+            "4 instances",
+            "",
+        )
         for measure, scale in (("accuracy", 1.0), ("memory_tokens", 400.0))
         for place, category in enumerate((f"{poison}AR", "TTL", "LRU", ALL))
-        for method, value in (("insert all", 0.82 - 0.2 * place), ("facts only", 0.97),
-                              ("random", 0.31), ("tiny manager after GRPO", 0.55),
-                              ("raw chunks, BM25", 0.74))
+        for method, value in (
+            ("insert all", 0.82 - 0.2 * place),
+            ("facts only", 0.97),
+            ("random", 0.31),
+            ("tiny manager after GRPO", 0.55),
+            ("raw chunks, BM25", 0.74),
+        )
     ]
     return {
         "question_audit": memory_figures.question_audit(audit),
@@ -149,12 +211,15 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "evidence_sankey": evidence_figures.evidence_sankey(trajectory),
         "evidence_heatmap": evidence_figures.evidence_heatmap(trajectory),
         "reward_decomposition": reward_figures.reward_decomposition(
-            hybrid_reward(trajectory, RewardSettings())),
+            hybrid_reward(trajectory, RewardSettings())
+        ),
         "advantage_heatmap": reward_figures.advantage_heatmap(advantages),
         "credit_by_rule": reward_figures.credit_by_rule(
-            {f"{poison}even": [0.2] * 5, "leave-one-out": [0.5, None, 0.0, -0.25, 0.125]}),
+            {f"{poison}even": [0.2] * 5, "leave-one-out": [0.5, None, 0.0, -0.25, 0.125]}
+        ),
         "advantage_dumbbell": reward_figures.advantage_dumbbell(
-            before, advantages, (f"{poison}outcome only", f"{poison}with attribution")),
+            before, advantages, (f"{poison}outcome only", f"{poison}with attribution")
+        ),
         "training_curves": training_figures.training_curves(records),
         "benchmark_accuracy": benchmark_figures.benchmark_accuracy(rows),
         "memory_length": benchmark_figures.memory_length(rows),

@@ -45,18 +45,34 @@ def hub(
                     return
                 if route in (None, "revision"):
                     siblings = [{"rfilename": path} for path in files]
-                    return self.send(json.dumps(
-                        {"_id": "0", "id": name, "sha": commit, "siblings": siblings, "tags": [],
-                         "private": False, "gated": False, "downloads": 0, "likes": 0}
-                    ).encode())
+                    return self.send(
+                        json.dumps(
+                            {
+                                "_id": "0",
+                                "id": name,
+                                "sha": commit,
+                                "siblings": siblings,
+                                "tags": [],
+                                "private": False,
+                                "gated": False,
+                                "downloads": 0,
+                                "likes": 0,
+                            }
+                        ).encode()
+                    )
                 paths = set(files)
                 if route == "paths-info":
                     paths &= set(json.loads(asked).get("paths", []))
                 under = (folder or "").strip("/")
                 entries = {
-                    path: {"type": "file", "path": path, "size": len(files[path]),
-                           "oid": _oid(files[path])}
-                    for path in paths if path.startswith(under)
+                    path: {
+                        "type": "file",
+                        "path": path,
+                        "size": len(files[path]),
+                        "oid": _oid(files[path]),
+                    }
+                    for path in paths
+                    if path.startswith(under)
                 }
                 return self.send(json.dumps(list(entries.values())).encode())
             if match := _FILE.match(self.path):

@@ -51,7 +51,8 @@ class Lab:
         """Open a notebook in a page of its own, run all its cells, and yield the page."""
         with self.saved(notebook, name) as (page, watch):
             page.wait_for_selector(
-                ".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+                ".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached"
+            )
             page.wait_for_selector("text=/\\| Idle/")  # the kernel has answered
             page.evaluate("""() => {
                 window.succeeded = null;
@@ -81,18 +82,35 @@ def served(root: Path) -> Iterator[Lab]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
-        **os.environ, "FINEMEM_RUNS_DIR": str(root / "runs"), "FINEMEM_REUSE_RUN": REAL_RUN,
-        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "PLOTLY_RENDERER": "plotly_mimetype",
-        "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"), "IPYTHONDIR": str(root / "ipython"),
-        "JUPYTER_RUNTIME_DIR": str(root / "runtime"), "JUPYTER_CONFIG_DIR": str(root / "config"),
+        **os.environ,
+        "FINEMEM_RUNS_DIR": str(root / "runs"),
+        "FINEMEM_REUSE_RUN": REAL_RUN,
+        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
+        "PLOTLY_RENDERER": "plotly_mimetype",
+        "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"),
+        "IPYTHONDIR": str(root / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(root / "runtime"),
+        "JUPYTER_CONFIG_DIR": str(root / "config"),
     }
     for name in ("FINEMEM_EXPLORERS", "PYTEST_CURRENT_TEST"):
         environment.pop(name, None)
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
-         "--expose-app-in-browser", "--ServerApp.token=t", f"--ServerApp.port={port}",
-         "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root / 'work'}"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "lab",
+            "--no-browser",
+            "--allow-root",
+            "--expose-app-in-browser",
+            "--ServerApp.token=t",
+            f"--ServerApp.port={port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={root / 'work'}",
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
@@ -120,7 +138,9 @@ def changed(area: Any, before: str) -> str:
     """Wait until the figures below an element show something else, and return it."""
     area.page.wait_for_function(
         f"([area, before]) => ({STATE})(area) !== before",
-        arg=[area.element_handle(), before], timeout=PATIENCE / 4)
+        arg=[area.element_handle(), before],
+        timeout=PATIENCE / 4,
+    )
     return area.evaluate(STATE)
 
 

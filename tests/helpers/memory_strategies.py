@@ -23,7 +23,8 @@ from finemem_lib.trajectory import (
 CONTENTS = st.one_of(
     st.lists(
         st.sampled_from("mia ana rome oslo lives sails the the in cats".split()),
-        min_size=1, max_size=7,
+        min_size=1,
+        max_size=7,
     ).map(" ".join),
     st.sampled_from(["", "  ", "!?", "Mia lives in Rome.", "one two three four five six seven"]),
 )
@@ -39,12 +40,14 @@ EMITTED = st.one_of(
     OPERATIONS, OPERATIONS, st.builds(InvalidOperation, st.sampled_from(MALFORMED), st.text())
 )
 STEPS = st.lists(st.lists(EMITTED, max_size=7), max_size=8)
-MEMORY_SETTINGS = st.fixed_dictionaries({
-    "capacity": st.one_of(st.none(), st.integers(1, 5)),
-    "eviction": st.sampled_from(["oldest", "least_recent", "refuse"]),
-    "max_item_tokens": st.one_of(st.none(), st.integers(1, 6)),
-    "duplicates": st.sampled_from(["refuse", "allow"]),
-})
+MEMORY_SETTINGS = st.fixed_dictionaries(
+    {
+        "capacity": st.one_of(st.none(), st.integers(1, 5)),
+        "eviction": st.sampled_from(["oldest", "least_recent", "refuse"]),
+        "max_item_tokens": st.one_of(st.none(), st.integers(1, 6)),
+        "duplicates": st.sampled_from(["refuse", "allow"]),
+    }
+)
 
 
 @dataclass(frozen=True)

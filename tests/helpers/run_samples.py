@@ -17,42 +17,80 @@ HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|-
 FORMULA = r"Inline $N_t < 1$ and $$N_t = \sum_j \frac{s_j}{|M_j|\,n}$$ Next: [04](04_next.ipynb)"
 
 
-def make_run(
-    folder: Path, poison: str = "", figures: Iterable[go.Figure] | None = None
-) -> Path:
+def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None = None) -> Path:
     """Write a run of two notebooks (the second one failed) into `folder`; the first one shows
     `figures`, by default one of every builder."""
     figures = make_figures(poison).values() if figures is None else figures
     cells = [nb.new_markdown_cell(HEADINGS), nb.new_markdown_cell(FORMULA)]
     for number, figure in enumerate(figures, start=1):
-        cells.append(nb.new_code_cell("show(figure)", execution_count=number, outputs=[
-            nb.new_output("display_data", bundle) for bundle in figure_display.shown(figure)]))
+        cells.append(
+            nb.new_code_cell(
+                "show(figure)",
+                execution_count=number,
+                outputs=[
+                    nb.new_output("display_data", bundle) for bundle in figure_display.shown(figure)
+                ],
+            )
+        )
     frame = pd.DataFrame({"item": [f"{poison}Mia lives in Rome."], "score": [0.5]})
-    cells.append(nb.new_code_cell("frame", execution_count=90, outputs=[
-        nb.new_output("execute_result", {"text/html": frame._repr_html_(), "text/plain": "frame"},
-                      execution_count=90),
-        nb.new_output("display_data", {"text/html": f"<p>raw</p>{poison}", "text/plain": "x"}),
-        nb.new_output("display_data", {"text/markdown": f"**md** {poison}"}),
-        nb.new_output("display_data", {"application/javascript": "window.ran = 1",
-                                       "text/plain": "javascript object"}),
-        nb.new_output("stream", name="stdout", text=f"{poison}printed\n"),
-        nb.new_output("stream", name="stderr", text=f"{poison}warned\n"),
-        nb.new_output("error", ename="ValueError", evalue=poison, traceback=[f"{poison}line"]),
-    ]))
+    cells.append(
+        nb.new_code_cell(
+            "frame",
+            execution_count=90,
+            outputs=[
+                nb.new_output(
+                    "execute_result",
+                    {"text/html": frame._repr_html_(), "text/plain": "frame"},
+                    execution_count=90,
+                ),
+                nb.new_output(
+                    "display_data", {"text/html": f"<p>raw</p>{poison}", "text/plain": "x"}
+                ),
+                nb.new_output("display_data", {"text/markdown": f"**md** {poison}"}),
+                nb.new_output(
+                    "display_data",
+                    {"application/javascript": "window.ran = 1", "text/plain": "javascript object"},
+                ),
+                nb.new_output("stream", name="stdout", text=f"{poison}printed\n"),
+                nb.new_output("stream", name="stderr", text=f"{poison}warned\n"),
+                nb.new_output(
+                    "error", ename="ValueError", evalue=poison, traceback=[f"{poison}line"]
+                ),
+            ],
+        )
+    )
     folder.mkdir(parents=True)
     name = "03_rewards"
     (folder / f"{name}.ipynb").write_text(nbformat_text(cells), "utf-8")
     manifest = {
-        "run_id": f"{poison}20260101-000000-abc", "status": "failed", "started": "2026-01-01",
-        "ended": "2026-01-01", "profile": f"{poison}default", "seed": 7,
+        "run_id": f"{poison}20260101-000000-abc",
+        "status": "failed",
+        "started": "2026-01-01",
+        "ended": "2026-01-01",
+        "profile": f"{poison}default",
+        "seed": 7,
         "error": f"{poison}notebook 04_next failed",
-        "git": {"commit": "0" * 40, "dirty": False}, "versions": {"python": f"{poison}3.11"},
+        "git": {"commit": "0" * 40, "dirty": False},
+        "versions": {"python": f"{poison}3.11"},
         "notebooks": [
-            {"name": name, "status": "completed", "seconds": 12.3456, "reads": ["trajectories"],
-             "writes": [f"{poison}rewards"], "parameters": {"beta": 0.5, "name": f"{poison}x"},
-             "error": None},
-            {"name": "04_next", "status": "failed", "seconds": 1.0, "reads": [], "writes": [],
-             "parameters": {}, "error": f"{poison}ValueError: no"},
+            {
+                "name": name,
+                "status": "completed",
+                "seconds": 12.3456,
+                "reads": ["trajectories"],
+                "writes": [f"{poison}rewards"],
+                "parameters": {"beta": 0.5, "name": f"{poison}x"},
+                "error": None,
+            },
+            {
+                "name": "04_next",
+                "status": "failed",
+                "seconds": 1.0,
+                "reads": [],
+                "writes": [],
+                "parameters": {},
+                "error": f"{poison}ValueError: no",
+            },
         ],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 FamilyName = Literal["qwen3", "llama"]
 
 NARROW = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 8192,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 8192,
 }
 """The sizes of a small model; all else is the family's."""
 
@@ -38,16 +43,27 @@ class Family:
 
 FAMILIES: dict[FamilyName, Family] = {
     "qwen3": Family(
-        "qwen3.jinja", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        "qwen3.jinja",
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
         ("<think>", "</think>", "<tool_call>", "</tool_call>"),
     ),
     "llama": Family(
         "llama3_2.jinja",
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-         "<|eot_id|>", "<|python_tag|>", "<|finetune_right_pad_id|>"),
-        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>",
-         "pad_token": "<|finetune_right_pad_id|>"},
+        (
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+            "<|python_tag|>",
+            "<|finetune_right_pad_id|>",
+        ),
+        {
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|eot_id|>",
+            "pad_token": "<|finetune_right_pad_id|>",
+        },
     ),
 }
 
@@ -76,10 +92,15 @@ def small_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     stream = [chunk.text for chunk in planted_stream(0).chunks]
-    tokenizer.train_from_iterator([INSTRUCTION, *stream, *texts], trainers.BpeTrainer(
-        vocab_size=learnt, special_tokens=list(its.special), show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    ))
+    tokenizer.train_from_iterator(
+        [INSTRUCTION, *stream, *texts],
+        trainers.BpeTrainer(
+            vocab_size=learnt,
+            special_tokens=list(its.special),
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     if fill_to:
         parts = json.loads(tokenizer.to_str())
         words = range(tokenizer.get_vocab_size(), fill_to - len(its.marks))
@@ -87,7 +108,9 @@ def small_tokenizer(
         tokenizer = Tokenizer.from_str(json.dumps(parts))
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in its.marks])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **its.roles, chat_template=chat_template(family),
+        tokenizer_object=tokenizer,
+        **its.roles,
+        chat_template=chat_template(family),
         clean_up_tokenization_spaces=False,
     )
 
@@ -97,17 +120,27 @@ def small_config(family: FamilyName, tokenizer: Any, **changes: Any) -> Pretrain
     from transformers import LlamaConfig, Qwen3Config
 
     values: dict[str, Any] = {
-        **NARROW, "vocab_size": len(tokenizer), "tie_word_embeddings": True,
+        **NARROW,
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
     return (Qwen3Config if family == "qwen3" else LlamaConfig)(**(values | changes))
 
 
 def save_model(
-    folder: Path, family: FamilyName = "qwen3", *, seed: int = 0, device: str = "cpu",
-    dtype: str = "float32", texts: Iterable[str] = (), vocab_size: int = 0, **changes: Any,
+    folder: Path,
+    family: FamilyName = "qwen3",
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    texts: Iterable[str] = (),
+    vocab_size: int = 0,
+    **changes: Any,
 ) -> Path:
     """Write a checkpoint with random weights, as a hub's snapshot is laid out; return its folder.
 

@@ -115,19 +115,21 @@ def trajectories(draw: st.DrawFn, max_steps: int = 5, max_questions: int = 4) ->
         ]
         ids = draw(st.none() | st.lists(st.integers(0, 99), max_size=3).map(tuple))
         removed = tuple(sorted(before.keys() - memory.keys()))
-        steps.append(Step(
-            step=number,
-            chunk=Chunk(text, count_tokens(text), draw(st.integers(0, 3))),
-            completion=draw(texts),
-            outcomes=tuple(outcomes),
-            delta=MemoryDelta(tuple(written.values()), removed),
-            memory_tokens=sum(count_tokens(item.content) for item in memory.values()),
-            chunk_questions=tuple(asked),
-            prompt=draw(st.none() | texts),
-            prompt_ids=ids,
-            completion_ids=ids,
-            logprobs=None if ids is None else tuple(-float(token) for token in ids),
-        ))
+        steps.append(
+            Step(
+                step=number,
+                chunk=Chunk(text, count_tokens(text), draw(st.integers(0, 3))),
+                completion=draw(texts),
+                outcomes=tuple(outcomes),
+                delta=MemoryDelta(tuple(written.values()), removed),
+                memory_tokens=sum(count_tokens(item.content) for item in memory.values()),
+                chunk_questions=tuple(asked),
+                prompt=draw(st.none() | texts),
+                prompt_ids=ids,
+                completion_ids=ids,
+                logprobs=None if ids is None else tuple(-float(token) for token in ids),
+            )
+        )
     return Trajectory(
         instance_id=draw(names),
         data_source=source,

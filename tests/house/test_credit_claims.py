@@ -16,15 +16,24 @@ from finemem_lib.util.provenance import repository_root
 ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
 EVIDENCE = ("eara", "eara-used", "evidence-loo", "evidence-shapley")
 REPLAYING = ("step-loo", "step-shapley", "owen")
-CONTESTANTS = ("csr", "eara", "eara-used", "mt-grpo", "gigpo", "attributed-dense",
-               "outcome-broadcast", "uniform-split")
+CONTESTANTS = (
+    "csr",
+    "eara",
+    "eara-used",
+    "mt-grpo",
+    "gigpo",
+    "attributed-dense",
+    "outcome-broadcast",
+    "uniform-split",
+)
 """Rules that ask nothing afterwards and are not told the truth."""
 
 
 def cell(rule: str, measure: str, name: str = "all", truth: str = "causal") -> Row:
     """Return one row of the table; the truth is what each step caused."""
     (found,) = (
-        row for row in read_table(ROWS)
+        row
+        for row in read_table(ROWS)
         if (row.rule, row.measure, row.slice, row.truth) == (rule, measure, name, truth)
     )
     return found
@@ -64,12 +73,15 @@ def best_without_a_call() -> Row:
 def notebook_claims() -> list[str]:
     """Return the sentences of notebook 08 that quote the rows."""
     card = json.loads(ROWS.with_suffix(".json").read_text(encoding="utf-8"))
-    used, csr, loo = cell("eara-used", "rank"), *(
-        cell(rule, "rank_rollouts") for rule in ("csr", "evidence-loo"))
+    used, csr, loo = (
+        cell("eara-used", "rank"),
+        *(cell(rule, "rank_rollouts") for rule in ("csr", "evidence-loo")),
+    )
     free = best_without_a_call()
     lost = sorted(
         cell(rule, "rank", "memory without limit").value
-        - cell(rule, "rank", "memory of 12 items").value for rule in EVIDENCE
+        - cell(rule, "rank", "memory of 12 items").value
+        for rule in EVIDENCE
     )
     return [
         "The rows below judge fifteen rules, in nineteen variants, on "
@@ -80,14 +92,14 @@ def notebook_claims() -> list[str]:
         f"retrieved, {said(used)} against {said(cell('eara', 'rank'))}, a difference of "
         f"{difference(used)}, and takes no call more.",
         f"All rules that follow evidence lose {lost[0]:.2f} to {lost[-1]:.2f} under pressure",
-        f"Of the credit of \"eara\", {noise('eara')} lies on steps that told nothing, of that of "
-        f"\"eara-used\" {noise('eara-used')}, of leave-one-out of the evidence "
+        f'Of the credit of "eara", {noise("eara")} lies on steps that told nothing, of that of '
+        f'"eara-used" {noise("eara-used")}, of leave-one-out of the evidence '
         f"{noise('evidence-loo')}.",
-        f"Where a step is credited for an answer, \"eara\" is right in {hits('eara')}, \"csr\" in "
-        f"{hits('csr')}, \"eara-used\" in {hits('eara-used')}.",
-        f"Of the steps that did good or harm, \"eara\" pays {signs('eara')} with the wrong sign, "
-        f"leave-one-out of the evidence {signs('evidence-loo')}, \"mt-grpo\" {signs('mt-grpo')}.",
-        f"In that order \"{free.rule}\" reaches {said(free)} without a call more, the chunk-level "
+        f'Where a step is credited for an answer, "eara" is right in {hits("eara")}, "csr" in '
+        f'{hits("csr")}, "eara-used" in {hits("eara-used")}.',
+        f'Of the steps that did good or harm, "eara" pays {signs("eara")} with the wrong sign, '
+        f'leave-one-out of the evidence {signs("evidence-loo")}, "mt-grpo" {signs("mt-grpo")}.',
+        f'In that order "{free.rule}" reaches {said(free)} without a call more, the chunk-level '
         f"step reward {said(csr)} for {csr.calls_played:.1f} calls while playing, and "
         f"leave-one-out of the evidence {said(loo)} for {loo.calls_made:.1f} calls afterwards.",
     ]
@@ -96,8 +108,7 @@ def notebook_claims() -> list[str]:
 def readme_claims() -> list[str]:
     """Return the sentences of the README that quote the rows."""
     card = json.loads(ROWS.with_suffix(".json").read_text(encoding="utf-8"))
-    used, shapley, eara = (
-        cell(rule, "rank") for rule in ("eara-used", "evidence-shapley", "eara"))
+    used, shapley, eara = (cell(rule, "rank") for rule in ("eara-used", "evidence-shapley", "eara"))
     csr, gap = cell("csr", "rank_rollouts"), cell("eara", "rank_rollouts")
     return [
         f"fifteen rules, in nineteen variants, judged on {card['rollouts']:,} rollouts of "
@@ -130,8 +141,9 @@ def test_the_words_around_the_figures_hold():
     loo = cell("evidence-loo", "rank_rollouts")
     assert all(cell(rule, "rank_rollouts").low > loo.high for rule in REPLAYING)
     for rule in EVIDENCE:  # lose under pressure
-        free, pressed = (cell(rule, "rank", f"memory {name}") for name in (
-            "without limit", "of 12 items"))
+        free, pressed = (
+            cell(rule, "rank", f"memory {name}") for name in ("without limit", "of 12 items")
+        )
         assert pressed.high < free.low
 
 

@@ -19,7 +19,10 @@ def test_imports_keep_the_contracts_of_pyproject() -> None:
     """The layers stand in pyproject.toml; import-linter checks them."""
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -45,7 +48,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_the_core_loads_no_heavy_library_at_import(path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    used = {alias.name for node in tree.body if isinstance(node, ast.Import)
-            for alias in node.names}
+    used = {
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
     used |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
     assert not {name.split(".")[0] for name in used} & HEAVY

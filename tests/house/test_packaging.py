@@ -50,7 +50,8 @@ def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
     lines = environment_pip_lines()
     named = {
         canonicalize_name(line.split("==")[0]): line.split("==")[1]
-        for line in lines if not line.startswith("-")
+        for line in lines
+        if not line.startswith("-")
     }
     assert set(ASKED_FOR) <= set(named)
     assert {name: pins()[name] for name in named} == named
@@ -82,14 +83,37 @@ def test_unsloth_stays_out_of_the_cpu_environment():
 @pytest.mark.network
 @pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[dense,test]"])
 def test_both_sets_resolve_without_installing(extras, tmp_path):
-    probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1",
-             "--dest", str(tmp_path), f"six=={pins()['six']}"]
+    probe = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--retries",
+        "1",
+        "--dest",
+        str(tmp_path),
+        f"six=={pins()['six']}",
+    ]
     if subprocess.run(probe, capture_output=True, timeout=120).returncode:
         pytest.skip("no package index answers from this machine")
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet",
-         "--constraint", "constraints.txt", f".{extras}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--quiet",
+            "--constraint",
+            "constraints.txt",
+            f".{extras}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

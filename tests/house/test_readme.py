@@ -25,8 +25,11 @@ from finemem_lib.rewards import outcome_reward
 from finemem_lib.util.provenance import repository_root
 
 REGIMES = {"pressure": "12 items", "no pressure": "no limit"}
-DESIGNS = {"robustness": ("Fault", "regime"), "knobs": ("Reward", "variant"),
-           "lengths": ("Chunks of a training stream", "regime")}
+DESIGNS = {
+    "robustness": ("Fault", "regime"),
+    "knobs": ("Reward", "variant"),
+    "lengths": ("Chunks of a training stream", "regime"),
+}
 """Designs that the README shows as a table of differences: the head and the key of its lines."""
 
 
@@ -48,10 +51,19 @@ def scheme_table() -> str:
     ]
     for regime, variant in dict.fromkeys((row.regime, row.variant) for row in rows):
         final, start = (by_place[regime, variant, measure] for measure in PRIMARY)
-        lines.append("| " + " | ".join([
-            REGIMES[regime], variant, format_interval(final), format_difference(final),
-            format_difference(start),
-        ]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    REGIMES[regime],
+                    variant,
+                    format_interval(final),
+                    format_difference(final),
+                    format_difference(start),
+                ]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -69,9 +81,11 @@ def difference_table(name: str) -> str:
 def means(name: str, test: str) -> dict[tuple[str, str, int], float]:
     """Return the accuracy of a test of every cell, by regime, variant and seed."""
     return {
-        (one.cell.regime, one.cell.variant, one.cell.seed):
-            statistics.mean(one.tests[test].columns["accuracy"])
-        for one in read_rows(rows_of(name)) if test in one.tests
+        (one.cell.regime, one.cell.variant, one.cell.seed): statistics.mean(
+            one.tests[test].columns["accuracy"]
+        )
+        for one in read_rows(rows_of(name))
+        if test in one.tests
     }
 
 
@@ -82,25 +96,32 @@ def learning_claims() -> list[str]:
     free = [f"{value:.2f}" for (regime, *_), value in sampled.items() if regime == "no pressure"]
     best = [f"{value:.2f}" for (regime, *_), value in greedy.items() if regime == "no pressure"]
     others = [
-        value for (_, variant, _), value in means("bonus", "sampled").items()
+        value
+        for (_, variant, _), value in means("bonus", "sampled").items()
         if variant != "outcome-only"
     ]
     longer = [
-        [f"{value:.2f}" for (regime, *_), value in
-         means("generalisation", f"greedy{length}").items() if regime == "pressure"]
+        [
+            f"{value:.2f}"
+            for (regime, *_), value in means("generalisation", f"greedy{length}").items()
+            if regime == "pressure"
+        ]
         for length in ("", " T=24", " T=60", " T=240")
     ]
     updates = [
         f"{sum(one.tests['sampled'].columns['UPDATE right']) / one.cell.held_out / 6:.2f}"
-        for one in read_rows(rows_of("generalisation")) if one.cell.regime == "pressure"
+        for one in read_rows(rows_of("generalisation"))
+        if one.cell.regime == "pressure"
     ]
     return [
         f"right UPDATEs per step at T=6: {', '.join(updates)}",
         f"{', '.join(full[:-1])} and {full[-1]} with 12 items",
         f"{', '.join(free[:-1])} and {free[-1]} without a limit ({', '.join(best)} greedy)",
         f"the finer rewards end between {min(others):.2f} and {max(others):.2f} with it",
-        "; ".join(f"{', '.join(values)} at T={length}"
-                  for length, values in zip((6, 24, 60, 240), longer, strict=True)),
+        "; ".join(
+            f"{', '.join(values)} at T={length}"
+            for length, values in zip((6, 24, 60, 240), longer, strict=True)
+        ),
     ]
 
 
@@ -112,7 +133,8 @@ def scripted_by_seed(name: str) -> dict[tuple[str, int], float]:
         streams = planted_instances("held-out", 64, seed)
         if (regime, seed) not in found:
             settings = RolloutSettings(
-                num_generations=1, capacity={"pressure": 12, "no pressure": None}[regime],
+                num_generations=1,
+                capacity={"pressure": 12, "no pressure": None}[regime],
                 ask_chunk_questions=False,
             )
             played = play(streams, make_manager(name), settings, reader_for(streams), seed=0)
@@ -149,8 +171,10 @@ def test_the_table_of_schemes_is_that_of_the_committed_rows(readme):
 def test_the_spread_over_seeds_is_that_of_the_committed_rows(readme):
     low, *rest = ends_by_seed()
     assert len(rest) == 4
-    claim = (f"four of five outcome-only runs ended between {rest[0]:.2f} and {rest[-1]:.2f}, one "
-             f"stayed at {low:.2f}")
+    claim = (
+        f"four of five outcome-only runs ended between {rest[0]:.2f} and {rest[-1]:.2f}, one "
+        f"stayed at {low:.2f}"
+    )
     assert claim in " ".join(readme.split())
 
 
@@ -184,5 +208,12 @@ def test_what_notebook_04s_settings_reach_is_what_the_rows_say(readme):
 
 
 if __name__ == "__main__":
-    print(scheme_table(), ends_by_seed(), scripted("insert-all"), scripted("facts-only"),
-          *map(difference_table, DESIGNS), *learning_claims(), sep="\n")
+    print(
+        scheme_table(),
+        ends_by_seed(),
+        scripted("insert-all"),
+        scripted("facts-only"),
+        *map(difference_table, DESIGNS),
+        *learning_claims(),
+        sep="\n",
+    )

@@ -117,7 +117,7 @@ WRONG = [
     ("eara", [0.1, 0.35, 0.1, 0.225, 0.225], "without their weights"),
     ("eara", [0.075, 0.1375, 0.075, 0.1375, 0.075], "used"),
     ("conservation", [], "0 numbers, expected one number."),
-    ("conservation", 0, "\"spread\""),
+    ("conservation", 0, '"spread"'),
     ("conservation", 0.625, "still get"),
     ("conservation", 0.25, "evidence part"),
     ("conservation", 0.5, "one of several"),
@@ -163,8 +163,13 @@ def own_numbers(name, answer) -> set[float]:
     return {length, len(right), float(f"{round(math.fsum(values), 4) + 0.0:g}"), *ALLOWED[name]}
 
 
-ALLOWED = {"evidence": set(), "eara": {1.0}, "conservation": set(), "contribution": set(),
-           "advantages": {0.0, 1.0}}
+ALLOWED = {
+    "evidence": set(),
+    "eara": {1.0},
+    "conservation": set(),
+    "contribution": set(),
+    "advantages": {0.0, 1.0},
+}
 """Numbers that are no part of an answer: "1 - beta", "mean 0", and what advantages sum to."""
 
 
@@ -174,7 +179,8 @@ def test_no_diagnosis_of_a_typical_wrong_answer_tells_a_number_of_the_right_one(
 ):
     message = check_exercise(name, answer).message
     told = numbers_in(message.replace("mean 0 and standard deviation 1", "")) - own_numbers(
-        name, answer)
+        name, answer
+    )
     assert not told
 
 
@@ -182,8 +188,9 @@ def test_no_diagnosis_of_a_typical_wrong_answer_tells_a_number_of_the_right_one(
 @given(st.data())
 def test_no_diagnosis_of_any_answer_tells_a_number_of_the_right_one(data):
     name = data.draw(st.sampled_from(sorted(EXERCISES)))
-    value = st.one_of(st.none(), st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0, -1.0]),
-                      st.floats(-3, 3))
+    value = st.one_of(
+        st.none(), st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0, -1.0]), st.floats(-3, 3)
+    )
     answer = data.draw(st.lists(value, min_size=0, max_size=6))
     verdict = check_exercise(name, answer)
     if not verdict.right:
@@ -209,8 +216,11 @@ def test_an_unknown_exercise_is_refused_by_name():
 
 
 def test_the_notebook_has_every_exercise_once_and_leaves_it_unanswered():
-    cells = [source for source in code_cells("03") if "check_exercise(" in source
-             and "import" not in source]
+    cells = [
+        source
+        for source in code_cells("03")
+        if "check_exercise(" in source and "import" not in source
+    ]
     assert all(source.startswith("answer = None  # your answer") for source in cells)
     names = [name for source in cells for name in re.findall(r'check_exercise\("(\w+)"', source)]
     assert names == list(EXERCISES)
@@ -265,16 +275,26 @@ def test_the_disagreement_has_a_duplicate_an_update_a_stale_record_a_distractor_
 def test_the_instructor_is_told_of_harm_what_holds():
     """Incident: "only rules that replay steps can be negative" holds on this page, not at large."""
     here = disagreement()
-    misled = _played("misled", [_insert("Leo studies optics."), _insert("Leo studies law.")],
-                     [("Leo", "study", "optics", 1)], 2)
+    misled = _played(
+        "misled",
+        [_insert("Leo studies optics."), _insert("Leo studies law.")],
+        [("Leo", "study", "optics", 1)],
+        2,
+    )
     harm = {}
     for name, one in (("here", here), ("misled", misled)):
         reader, probes = reader_for([one]), [answered.question for answered in one.questions]
         offered = {"agent": reader, "group": [one], "probes": probes}
         harm[name] = {
-            rule for rule, what in RULES.items() if "chunk questions" not in what.needs
-            and min(assign(rule, one, **{key: offered[key] for key in offered if key in what.needs}
-                           ).credit) < 0
+            rule
+            for rule, what in RULES.items()
+            if "chunk questions" not in what.needs
+            and min(
+                assign(
+                    rule, one, **{key: offered[key] for key in offered if key in what.needs}
+                ).credit
+            )
+            < 0
         }
     assert harm["here"] and all("replay" in RULES[rule].needs for rule in harm["here"])
     assert {"evidence-loo", "evidence-shapley"} <= harm["misled"]
@@ -285,15 +305,25 @@ def test_the_instructor_is_told_of_harm_what_holds():
 def test_the_lesson_moves_the_rollouts_it_has_shown_with_the_rules_it_has_taught():
     """Incident: four of the eight rollouts made other advantages, and leave-one-out was missing."""
     [cell] = [source for source in code_cells("03") if "explorers.what_if_explorer(" in source]
-    assert re.search(r"what_if_explorer\(group, settings, scale_rewards,\s+agent=reader_for\(", cell)
+    assert re.search(
+        r"what_if_explorer\(group, settings, scale_rewards,\s+agent=reader_for\(", cell
+    )
 
 
 def test_the_cell_on_conservation_shows_a_gap_but_not_the_answer_of_the_exercise(capsys):
     """Incident: it printed 0.000000 for both switches, so that there was nothing to see."""
     [cell] = [source for source in code_cells("03") if source.startswith("sums, lucky")]
-    exec(cell, {"lucky_guess": lucky_guess, "replace": dataclasses.replace,
-                "settings": RewardSettings(), "trajectories": [toy()],
-                "eara_rewards": eara_rewards, "outcome_reward": outcome_reward})
+    exec(
+        cell,
+        {
+            "lucky_guess": lucky_guess,
+            "replace": dataclasses.replace,
+            "settings": RewardSettings(),
+            "trajectories": [toy()],
+            "eara_rewards": eara_rewards,
+            "outcome_reward": outcome_reward,
+        },
+    )
     spread, drop, found = capsys.readouterr().out.splitlines()
     assert spread.endswith("lucky guess: none") and drop.endswith("lucky guess: a gap")
     assert BY_HAND["conservation"] not in numbers_in(spread + drop + found)

@@ -45,28 +45,33 @@ def folders(tmp_path_factory):
 
 def observations(number=2):
     instance = planted_stream(7)
-    return [Observation(instance, (), chunk, step)
-            for step, chunk in enumerate(instance.chunks[:number], start=1)]
+    return [
+        Observation(instance, (), chunk, step)
+        for step, chunk in enumerate(instance.chunks[:number], start=1)
+    ]
 
 
 def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    ({"loader": "vllm"}, "loader is 'vllm', expected 'transformers' or 'unsloth'"),
-    ({"precision": "8bit"}, "precision is '8bit'"),
-    ({"memory_rule": "oldest"}, "memory_rule is 'oldest'"),
-    ({"chunk_rule": "tail"}, "chunk_rule is 'tail'"),
-    ({"operations_as": "xml"}, "operations_as is 'xml'"),
-    ({"lora_rank": -1}, "lora_rank is -1, expected a whole number from 0"),
-    ({"lora_rank": True}, "lora_rank is True"),
-    ({"lora_rank": None}, "lora_rank is None"),
-    ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number from 1"),
-    ({"gpu_memory_utilization": 1.0}, "gpu_memory_utilization is 1.0"),
-    ({"lora_alpha": 8}, "lora_alpha is 8 and lora_rank is 0"),
-    ({"fast_inference": True}, "fast_inference needs loader 'unsloth', got 'transformers'"),
-])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loader": "vllm"}, "loader is 'vllm', expected 'transformers' or 'unsloth'"),
+        ({"precision": "8bit"}, "precision is '8bit'"),
+        ({"memory_rule": "oldest"}, "memory_rule is 'oldest'"),
+        ({"chunk_rule": "tail"}, "chunk_rule is 'tail'"),
+        ({"operations_as": "xml"}, "operations_as is 'xml'"),
+        ({"lora_rank": -1}, "lora_rank is -1, expected a whole number from 0"),
+        ({"lora_rank": True}, "lora_rank is True"),
+        ({"lora_rank": None}, "lora_rank is None"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number from 1"),
+        ({"gpu_memory_utilization": 1.0}, "gpu_memory_utilization is 1.0"),
+        ({"lora_alpha": 8}, "lora_alpha is 8 and lora_rank is 0"),
+        ({"fast_inference": True}, "fast_inference needs loader 'unsloth', got 'transformers'"),
+    ],
+)
 def test_settings_out_of_range_or_at_odds_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         ModelSettings(**settings)
@@ -109,8 +114,16 @@ def test_a_new_adapter_changes_nothing_and_is_drawn_from_its_seed(folders):
     one, same, other = (load_manager(folders["qwen3"], model=LORA, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert one.act(observations(), 0) == plain.act(observations(), 0)
-    drawn = [torch.cat([value.flatten() for name, value in manager.model.named_parameters()
-                        if "lora_A" in name]) for manager in (one, same, other)]
+    drawn = [
+        torch.cat(
+            [
+                value.flatten()
+                for name, value in manager.model.named_parameters()
+                if "lora_A" in name
+            ]
+        )
+        for manager in (one, same, other)
+    ]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
@@ -138,10 +151,13 @@ def test_all_weights_are_trained_without_an_adapter_and_saved_whole(folders, tmp
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-@pytest.mark.parametrize(("settings", "said"), [
-    ({"precision": "4bit", "lora_rank": 4}, "4bit needs a CUDA device"),
-    ({"loader": "unsloth"}, "Unsloth needs a CUDA device"),
-])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"precision": "4bit", "lora_rank": 4}, "4bit needs a CUDA device"),
+        ({"loader": "unsloth"}, "Unsloth needs a CUDA device"),
+    ],
+)
 def test_what_needs_a_card_is_refused_without_one(folders, settings, said):
     with pytest.raises(RuntimeError, match=said):
         load_manager(folders["qwen3"], model=ModelSettings(**settings))
@@ -173,15 +189,18 @@ def unsloth(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", module)
     cuda = torch.cuda.is_available
     # Only the question whether Unsloth can be imported is answered otherwise.
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: (
-        sys._getframe(1).f_code.co_name == "import_unsloth" or cuda()
-    ))
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_available",
+        lambda: sys._getframe(1).f_code.co_name == "import_unsloth" or cuda(),
+    )
     return recorder
 
 
 def test_what_cannot_be_trained_is_refused_and_a_held_adapter_is_not(unsloth, folders, tmp_path):
     for settings in (
-        ModelSettings(precision="4bit"), ModelSettings("unsloth", fast_inference=True),
+        ModelSettings(precision="4bit"),
+        ModelSettings("unsloth", fast_inference=True),
     ):
         with pytest.raises(ValueError, match="lora_rank is 0, so that nothing could be trained"):
             load_manager(folders["qwen3"], model=settings)
@@ -191,11 +210,16 @@ def test_what_cannot_be_trained_is_refused_and_a_held_adapter_is_not(unsloth, fo
     assert unsloth.calls[0][1]["load_in_4bit"] and not unsloth.calls[0][1]["full_finetuning"]
 
 
-@pytest.mark.parametrize("error", [
-    ValueError("Free memory on device cuda:0 (3.1/23.6 GiB) on startup is less than desired GPU "
-               "memory utilization (0.5, 11.8 GiB)."),
-    RuntimeError("No available memory for the cache blocks. Try increasing it.\nmore"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(
+            "Free memory on device cuda:0 (3.1/23.6 GiB) on startup is less than desired GPU "
+            "memory utilization (0.5, 11.8 GiB)."
+        ),
+        RuntimeError("No available memory for the cache blocks. Try increasing it.\nmore"),
+    ],
+)
 def test_vllm_without_room_is_out_of_memory_and_not_a_bad_checkpoint(unsloth, monkeypatch, error):
     def full(**arguments):
         raise error
@@ -237,7 +261,8 @@ def cached(folders, tmp_path, monkeypatch):
 
 def test_a_name_may_carry_its_revision_and_the_manager_knows_its_commit(cached):
     for name, model_type, commit in (
-        ("owner/name", "llama", cached["main"]), ("owner/name@old", "qwen3", cached["old"]),
+        ("owner/name", "llama", cached["main"]),
+        ("owner/name@old", "qwen3", cached["old"]),
         (f"owner/name@{cached['old']}", "qwen3", cached["old"]),
     ):
         manager = load_manager(name, model=ModelSettings(max_new_tokens=4))
@@ -266,41 +291,72 @@ def test_unsloth_is_told_the_revision_and_vllm_which_would_not_heed_it_is_refuse
     assert unsloth.calls[0][1]["model_name"] == "owner/name"
     assert unsloth.calls[0][1]["revision"] == "v2"
     with pytest.raises(ValueError, match="names a revision, and vLLM inside Unsloth loads the def"):
-        load_manager("owner/name@v2", model=ModelSettings(
-            "unsloth", lora_rank=4, fast_inference=True
-        ))
+        load_manager(
+            "owner/name@v2", model=ModelSettings("unsloth", lora_rank=4, fast_inference=True)
+        )
 
 
 def test_unsloth_is_told_everything_that_it_has_another_default_for(unsloth):
     settings = ModelSettings(
-        "unsloth", "4bit", lora_rank=16, lora_alpha=16, gradient_checkpointing=True,
-        fast_inference=True, gpu_memory_utilization=0.6, max_prompt_tokens=2000, max_new_tokens=500,
+        "unsloth",
+        "4bit",
+        lora_rank=16,
+        lora_alpha=16,
+        gradient_checkpointing=True,
+        fast_inference=True,
+        gpu_memory_utilization=0.6,
+        max_prompt_tokens=2000,
+        max_new_tokens=500,
     )
     manager = load_manager("owner/name", model=settings, seed=9)
     (_, loaded), (_, adapter) = unsloth.calls
     assert loaded == {
-        "model_name": "owner/name", "revision": None, "use_exact_model_name": True,
+        "model_name": "owner/name",
+        "revision": None,
+        "use_exact_model_name": True,
         "max_seq_length": 2500,
-        "dtype": torch.bfloat16, "load_in_4bit": True, "load_in_8bit": False,
-        "load_in_16bit": False, "full_finetuning": False, "float32_mixed_precision": True,
+        "dtype": torch.bfloat16,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "load_in_16bit": False,
+        "full_finetuning": False,
+        "float32_mixed_precision": True,
         "use_gradient_checkpointing": "unsloth",
-        "fast_inference": True, "gpu_memory_utilization": 0.6, "float8_kv_cache": False,
-        "max_lora_rank": 16, "random_state": 9,
+        "fast_inference": True,
+        "gpu_memory_utilization": 0.6,
+        "float8_kv_cache": False,
+        "max_lora_rank": 16,
+        "random_state": 9,
     }
     assert adapter == {
-        "r": 16, "lora_alpha": 16, "target_modules": list(TARGET_MODULES), "lora_dropout": 0.0,
-        "bias": "none", "use_rslora": False, "init_lora_weights": True, "loftq_config": {},
-        "use_gradient_checkpointing": "unsloth", "random_state": 9,
+        "r": 16,
+        "lora_alpha": 16,
+        "target_modules": list(TARGET_MODULES),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "loftq_config": {},
+        "use_gradient_checkpointing": "unsloth",
+        "random_state": 9,
     }
     assert manager.sample is generate_completions
 
 
-@pytest.mark.parametrize(("settings", "expected"), [
-    ({"precision": "bf16", "lora_rank": 8},
-     {"load_in_4bit": False, "load_in_16bit": True, "full_finetuning": False}),
-    ({"precision": "4bit", "lora_rank": 8}, {"load_in_4bit": True, "full_finetuning": False}),
-    ({}, {"load_in_4bit": False, "load_in_16bit": False, "full_finetuning": True, "dtype": None}),
-])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"precision": "bf16", "lora_rank": 8},
+            {"load_in_4bit": False, "load_in_16bit": True, "full_finetuning": False},
+        ),
+        ({"precision": "4bit", "lora_rank": 8}, {"load_in_4bit": True, "full_finetuning": False}),
+        (
+            {},
+            {"load_in_4bit": False, "load_in_16bit": False, "full_finetuning": True, "dtype": None},
+        ),
+    ],
+)
 def test_precision_and_rank_decide_what_unsloth_loads(unsloth, settings, expected):
     load_manager("owner/name", model=ModelSettings("unsloth", **settings))
     assert expected.items() <= unsloth.calls[0][1].items()
@@ -336,7 +392,10 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     assert "before: []" in done.stdout, done.stdout + done.stderr
@@ -350,14 +409,31 @@ def test_a_missing_unsloth_names_the_extra(monkeypatch):
 
 
 UNSLOTH_VALUES = {
-    "logging_nan_inf_filter": False, "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2, "weight_decay": 0.001, "seed": 3407, "optim": "adamw_8bit",
-    "learning_rate": 5e-5, "per_device_eval_batch_size": 4, "eval_accumulation_steps": 2,
-    "torch_empty_cache_steps": 250, "logging_steps": 1, "num_generations": 8,
-    "vllm_mode": "colocate", "generation_kwargs": {}, "bf16": False, "fp16": False,
-    "report_to": "none", "auto_find_batch_size": False, "dataloader_pin_memory": True,
-    "warmup_steps": 0.1, "lr_scheduler_type": "linear", "loss_type": None, "beta": None,
-    "vllm_importance_sampling_correction": False, "router_aux_loss_coef": 0.0,
+    "logging_nan_inf_filter": False,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "weight_decay": 0.001,
+    "seed": 3407,
+    "optim": "adamw_8bit",
+    "learning_rate": 5e-5,
+    "per_device_eval_batch_size": 4,
+    "eval_accumulation_steps": 2,
+    "torch_empty_cache_steps": 250,
+    "logging_steps": 1,
+    "num_generations": 8,
+    "vllm_mode": "colocate",
+    "generation_kwargs": {},
+    "bf16": False,
+    "fp16": False,
+    "report_to": "none",
+    "auto_find_batch_size": False,
+    "dataloader_pin_memory": True,
+    "warmup_steps": 0.1,
+    "lr_scheduler_type": "linear",
+    "loss_type": None,
+    "beta": None,
+    "vllm_importance_sampling_correction": False,
+    "router_aux_loss_coef": 0.0,
     "mask_truncated_completions": None,
 }
 """Defaults of the GRPOConfig that unsloth 2026.10.7 makes of TRL 1.14.2's (its models/rl.py)."""
@@ -368,8 +444,13 @@ def test_no_value_of_the_configuration_is_left_to_unsloth(tmp_path, monkeypatch)
 
     def made():
         return grpo_config(
-            tmp_path, updates=3, instances_per_update=2, num_generations=4,
-            max_completion_length=32, learning_rate=1e-5, seed=7,
+            tmp_path,
+            updates=3,
+            instances_per_update=2,
+            num_generations=4,
+            max_completion_length=32,
+            learning_rate=1e-5,
+            seed=7,
             **ModelSettings(lora_rank=4).trainer_arguments(torch.nn.Linear(1, 1)),
         ).to_dict()
 
@@ -418,8 +499,13 @@ def trained_once(folder, settings, manager=None, **changes):
     from finemem_lib.training.run import train_manager
 
     return train_manager(
-        folder, model=settings, manager=manager, updates=1, instances_per_update=1,
-        rollout=RolloutSettings(num_generations=2), stream=StreamSettings(num_chunks=1),
+        folder,
+        model=settings,
+        manager=manager,
+        updates=1,
+        instances_per_update=1,
+        rollout=RolloutSettings(num_generations=2),
+        stream=StreamSettings(num_chunks=1),
         entropy_coef=0.5,  # random text earns no rewards that differ
         **changes,
     ).manager.model
@@ -448,10 +534,17 @@ def test_an_adapter_on_four_bits_is_trained_in_single_precision(folders, tmp_pat
     trainer = load_trainer_class()(
         manager.model,
         grpo_config(
-            tmp_path, updates=1, instances_per_update=1, num_generations=2,
-            max_completion_length=6, learning_rate=1e-5, seed=0,
+            tmp_path,
+            updates=1,
+            instances_per_update=1,
+            num_generations=2,
+            max_completion_length=6,
+            learning_rate=1e-5,
+            seed=0,
         ),
-        instances=[planted_stream(1)], builder=manager.builder, agent=reader_for([]),
+        instances=[planted_stream(1)],
+        builder=manager.builder,
+        agent=reader_for([]),
         rollout=RolloutSettings(num_generations=2),
     )
     trained = {value.dtype for value in trainer.model.parameters() if value.requires_grad}
@@ -466,18 +559,25 @@ def test_gradients_reach_the_adapter_also_through_recomputed_activations(folders
 
     def trained(checkpointing):
         result = train_manager(
-            folders[family], model=dataclasses.replace(
-                LORA, gradient_checkpointing=checkpointing, operations_as="tools",
+            folders[family],
+            model=dataclasses.replace(
+                LORA,
+                gradient_checkpointing=checkpointing,
+                operations_as="tools",
                 max_prompt_tokens=2048,
             ),
-            updates=1, instances_per_update=1, rollout=RolloutSettings(num_generations=2),
-            stream=StreamSettings(num_chunks=1), learning_rate=1e-3,
+            updates=1,
+            instances_per_update=1,
+            rollout=RolloutSettings(num_generations=2),
+            stream=StreamSettings(num_chunks=1),
+            learning_rate=1e-3,
             entropy_coef=0.5,  # random text earns no rewards that differ
         )
         return weights(result.manager.model)
 
-    before, plain, again = weights(load_manager(folders[family], model=LORA).model), *map(
-        trained, (False, True)
+    before, plain, again = (
+        weights(load_manager(folders[family], model=LORA).model),
+        *map(trained, (False, True)),
     )
     assert all(torch.equal(plain[name], again[name]) for name in plain)
     changed = {name for name in plain if not torch.equal(plain[name], before[name])}
@@ -492,8 +592,12 @@ def test_gradients_reach_the_adapter_also_through_recomputed_activations(folders
 def test_generate_writes_what_we_sample_when_both_are_greedy(folders, family):
     manager = load_manager(folders[family])
     prompts = [manager.builder.render(one).ids for one in observations()]
-    how = {"max_new_tokens": 8, "pad_token_id": manager.tokenizer.pad_token_id,
-           "end_token_ids": manager._end_token_ids(), "seed": 3}
+    how = {
+        "max_new_tokens": 8,
+        "pad_token_id": manager.tokenizer.pad_token_id,
+        "end_token_ids": manager._end_token_ids(),
+        "seed": 3,
+    }
     ours, _ = sample_completions(manager.model, prompts, temperature=0.0, **how)
     made, logprobs = generate_completions(manager.model, prompts, temperature=0.0, **how)
     assert made == ours and logprobs is None
@@ -511,13 +615,20 @@ def test_settings_reach_the_record_of_a_trajectory(folders):
     from finemem_lib.managers.rollout import RolloutSettings, play
     from finemem_lib.readers.extractive import reader_for
 
-    manager = load_manager(folders["qwen3"], model=dataclasses.replace(
-        LORA, memory_rule="relevant", operations_as="tools", max_prompt_tokens=2048
-    ))
+    manager = load_manager(
+        folders["qwen3"],
+        model=dataclasses.replace(
+            LORA, memory_rule="relevant", operations_as="tools", max_prompt_tokens=2048
+        ),
+    )
     instance = planted_stream(1)
     instance = dataclasses.replace(instance, chunks=instance.chunks[:1], questions=())
     [[one]] = play([instance], manager, RolloutSettings(num_generations=1), reader_for([]), 0)
     assert one.metadata["manager_settings"] == {
-        "max_prompt_tokens": 2048, "memory_rule": "relevant", "chunk_rule": "head",
-        "operations_as": "tools", "max_new_tokens": 6, "temperature": 1.0,
+        "max_prompt_tokens": 2048,
+        "memory_rule": "relevant",
+        "chunk_rule": "head",
+        "operations_as": "tools",
+        "max_new_tokens": 6,
+        "temperature": 1.0,
     }

@@ -86,15 +86,28 @@ def test_facts_only_and_insert_all_write_what_they_say():
 @pytest.mark.parametrize(
     ("name", "text", "stored"),
     [
-        ("insert-all", "[Dialogue on 2024-01-01 00:00]\n<User>I sail. It rains.",
-         ["<User>I sail.", "It rains."]),
-        ("insert-all", "[Dialogue]\n<User>more:\nSentence: good day\nLabel: 3\n\nSentence: bye\n"
-         "Label: 4\n<Assistant>noted", ["Sentence: good day\nLabel: 3", "Sentence: bye\nLabel: 4"]),
+        (
+            "insert-all",
+            "[Dialogue on 2024-01-01 00:00]\n<User>I sail. It rains.",
+            ["<User>I sail.", "It rains."],
+        ),
+        (
+            "insert-all",
+            "[Dialogue]\n<User>more:\nSentence: good day\nLabel: 3\n\nSentence: bye\n"
+            "Label: 4\n<Assistant>noted",
+            ["Sentence: good day\nLabel: 3", "Sentence: bye\nLabel: 4"],
+        ),
         ("insert-all", "[1] [2] is a list", ["[1] [2] is a list"]),
-        ("raw-chunks", "Sentence: a\nLabel: 3\n\nSentence: b\nLabel: 4",
-         ["Sentence: a\nLabel: 3\n\nSentence: b\nLabel: 4"]),
-        ("keyword", "It was late. We met Mia there. She left at 9. I slept. Mia won.",
-         ["We met Mia there.", "She left at 9.", "Mia won."]),
+        (
+            "raw-chunks",
+            "Sentence: a\nLabel: 3\n\nSentence: b\nLabel: 4",
+            ["Sentence: a\nLabel: 3\n\nSentence: b\nLabel: 4"],
+        ),
+        (
+            "keyword",
+            "It was late. We met Mia there. She left at 9. I slept. Mia won.",
+            ["We met Mia there.", "She left at 9.", "Mia won."],
+        ),
     ],
 )
 def test_what_is_stored_of_real_text(name, text, stored):
@@ -134,7 +147,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>",
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
         chat_template=(
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -156,7 +171,7 @@ def test_a_prompt_never_exceeds_its_limit_and_counts_what_it_left_out(items, par
     assert len(prompt.ids) <= limit
     assert list(prompt.ids) == byte_tokenizer()(prompt.text)["input_ids"]
     assert len(prompt.aliases) + prompt.omitted_items == len(items)
-    newest = [item.item_id for item in seen.items][prompt.omitted_items:]
+    newest = [item.item_id for item in seen.items][prompt.omitted_items :]
     assert list(prompt.aliases.values()) == newest
     # One system, one user and one assistant turn, whatever the history says.
     assert prompt.text.count("<|im_start|>") == 3 and prompt.text.count("</chunk>") == 1
@@ -188,8 +203,10 @@ def test_aliases_become_real_ids_and_unknown_ones_never_do():
     builder = prompt_builder(byte_tokenizer())
     prompt = builder.render(observe("c", ("a", "b"), first_id=40))
     assert prompt.aliases == {"#0": "40", "#1": "41"}
-    text = ('[{"op":"UPDATE","id":"#1","content":"x"},{"op":"DELETE","id":"0"},'
-            '{"op":"DELETE","id":"40"},{"op":"SKIP"}]')
+    text = (
+        '[{"op":"UPDATE","id":"#1","content":"x"},{"op":"DELETE","id":"0"},'
+        '{"op":"DELETE","id":"40"},{"op":"SKIP"}]'
+    )
     update, delete, unknown, skip = builder.parse(text, prompt)
     assert update == Operation("UPDATE", "x", "41") and delete == Operation("DELETE", None, "40")
     assert unknown == InvalidOperation("unknown id", '[{"op":"DELETE","id":"40"}]')
@@ -221,8 +238,10 @@ def test_a_memory_that_fits_is_shown_whole_under_every_rule(rule):
 
 def test_rules_choose_the_recent_or_the_relevant_items():
     seen = observe("Ana ate cheese.", ITEMS)
-    chosen = {rule: shown(rules(LEAST + 300, memory_rule=rule).render(seen))
-              for rule in ("recent", "relevant", "recent+relevant")}
+    chosen = {
+        rule: shown(rules(LEAST + 300, memory_rule=rule).render(seen))
+        for rule in ("recent", "relevant", "recent+relevant")
+    }
     number = len(chosen["recent"])
     assert 8 < number < 30
     assert chosen["recent"] == list(range(41 - number, 41))
@@ -230,8 +249,10 @@ def test_rules_choose_the_recent_or_the_relevant_items():
     assert chosen["relevant"][:2] == [3, 4]
     assert chosen["relevant"][2:] == list(range(43 - len(chosen["relevant"]), 41))
     # With more of the old to recall than there is room for, each half has its own.
-    old = tuple(f"cheese, {number} of it" if number < 28 else f"note of weather, {number}"
-                for number in range(1, 41))
+    old = tuple(
+        f"cheese, {number} of it" if number < 28 else f"note of weather, {number}"
+        for number in range(1, 41)
+    )
     seen = observe("Ana ate cheese.", old)
     assert max(shown(rules(LEAST + 300, memory_rule="relevant").render(seen))) < 28
     mixed = shown(rules(LEAST + 300, memory_rule="recent+relevant").render(seen))
@@ -253,23 +274,30 @@ def test_what_a_rule_leaves_out_is_counted_and_never_too_long():
 def test_head_and_tail_of_a_chunk_keep_half_each():
     text = "".join(f"word{number} " for number in range(300))
     prompt = rules(LEAST + 300, chunk_rule="head+tail").render(observe(text))
-    head, tail = (
-        prompt.text.split("<chunk>\n")[1].split("\n</chunk>")[0].split("\n[...]\n")
-    )
+    head, tail = prompt.text.split("<chunk>\n")[1].split("\n</chunk>")[0].split("\n[...]\n")
     assert text.startswith(head) and text.endswith(tail) and abs(len(head) - len(tail)) <= 1
     assert prompt.truncated_tokens == len(text) - len(head) - len(tail) > 0
     whole = rules(LEAST + 300, chunk_rule="head+tail").render(observe("short"))
     assert "[...]" not in whole.text and whole.truncated_tokens == 0
 
 
-@pytest.mark.parametrize(("family", "ends", "calls"), [
-    ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n",
-     '<tool_call>\n{"name": "memory_insert", "arguments": {"content": "a"}}\n</tool_call>\n'
-     '<tool_call>\n{"name": "memory_delete", "arguments": {"id": "#1"}}\n</tool_call>'),
-    ("llama", "<|start_header_id|>assistant<|end_header_id|>\n\n",
-     '{"name": "memory_insert", "parameters": {"content": "a"}}; '
-     '{"name": "memory_delete", "parameters": {"id": "#1"}}'),
-])
+@pytest.mark.parametrize(
+    ("family", "ends", "calls"),
+    [
+        (
+            "qwen3",
+            "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+            '<tool_call>\n{"name": "memory_insert", "arguments": {"content": "a"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "memory_delete", "arguments": {"id": "#1"}}\n</tool_call>',
+        ),
+        (
+            "llama",
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            '{"name": "memory_insert", "parameters": {"content": "a"}}; '
+            '{"name": "memory_delete", "parameters": {"id": "#1"}}',
+        ),
+    ],
+)
 def test_real_templates_without_thinking_and_their_tool_calls(family, ends, calls):
     tokenizer = small_tokenizer(family)
     seen = observe("c", ("a", "b"), first_id=40)
@@ -281,7 +309,8 @@ def test_real_templates_without_thinking_and_their_tool_calls(family, ends, call
     for kind in ("insert", "update", "delete", "skip"):
         assert f'"name": "memory_{kind}"' in prompt.text
     assert builder.parse(calls, prompt) == (
-        Operation("INSERT", "a"), Operation("DELETE", None, "41"),
+        Operation("INSERT", "a"),
+        Operation("DELETE", None, "41"),
     )
     wrong = builder.parse('{"name": "memory_rename", "parameters": {"id": "#1"}}', prompt)
     assert [one.reason for one in wrong] == ["unknown operation"]
@@ -308,14 +337,17 @@ def test_the_tiny_manager_knows_no_tools():
 
 def test_the_tiny_tokenizer_keeps_json_exactly():
     tokenizer = tiny.tiny_tokenizer()
-    text = ('[{"content":"Mia lives in Rome","op":"UPDATE","id":"#3"},{"content":"Ana owns cats",'
-            '"op":"INSERT"},{"op":"DELETE","id":"#31"}]')
+    text = (
+        '[{"content":"Mia lives in Rome","op":"UPDATE","id":"#3"},{"content":"Ana owns cats",'
+        '"op":"INSERT"},{"op":"DELETE","id":"#31"}]'
+    )
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == 17 and tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == text
     prompt = Prompt("", (), {"#3": "8", "#31": "9"})
     assert prompt_builder(tokenizer).parse(tokenizer.decode(ids), prompt) == (
-        Operation("UPDATE", "Mia lives in Rome", "8"), Operation("INSERT", "Ana owns cats"),
+        Operation("UPDATE", "Mia lives in Rome", "8"),
+        Operation("INSERT", "Ana owns cats"),
         Operation("DELETE", None, "9"),
     )
 
@@ -352,7 +384,11 @@ def test_text_the_tiny_manager_cannot_read_is_refused():
 def manager() -> ModelManager:
     model, tokenizer = tiny.tiny_model(seed=0), tiny.tiny_tokenizer()
     return ModelManager(
-        model, tokenizer, prompt_builder(tokenizer), name="untrained", max_new_tokens=12,
+        model,
+        tokenizer,
+        prompt_builder(tokenizer),
+        name="untrained",
+        max_new_tokens=12,
     )
 
 
@@ -388,7 +424,11 @@ def test_logprobs_are_those_of_a_forward_pass_over_prompt_and_completion(manager
 
 def test_left_padding_changes_nothing(manager, observations):
     greedy = ModelManager(
-        manager.model, manager.tokenizer, manager.builder, name="greedy", temperature=0.0,
+        manager.model,
+        manager.tokenizer,
+        manager.builder,
+        name="greedy",
+        temperature=0.0,
         max_new_tokens=12,
     )
     together = greedy.act(observations, 0)

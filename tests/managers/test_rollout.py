@@ -137,8 +137,13 @@ def test_settings_reach_memory_retrieval_and_metadata():
 
 def test_settings_saved_before_there_was_a_choice_of_retriever_are_still_read():
     saved = {
-        "num_generations": 2, "top_k": 3, "capacity": None, "eviction": "oldest",
-        "duplicates": "refuse", "max_item_tokens": None, "question_fraction": 1.0,
+        "num_generations": 2,
+        "top_k": 3,
+        "capacity": None,
+        "eviction": "oldest",
+        "duplicates": "refuse",
+        "max_item_tokens": None,
+        "question_fraction": 1.0,
         "ask_chunk_questions": True,
     }
     assert RolloutSettings(**saved) == RolloutSettings(num_generations=2)
@@ -243,7 +248,11 @@ def test_instances_without_questions_are_played():
 def test_progress_counts_chunks():
     told = []
     play(
-        streams(2, 3), InsertAll(), RolloutSettings(num_generations=2), reader(), seed=0,
+        streams(2, 3),
+        InsertAll(),
+        RolloutSettings(num_generations=2),
+        reader(),
+        seed=0,
         progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(4, 10), (8, 10), (10, 10)]
@@ -266,8 +275,13 @@ def test_misuse_says_what_to_do():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"num_generations": 0}, {"top_k": 0}, {"question_fraction": 0.0},
-        {"question_fraction": 1.5}, {"capacity": 0}, {"eviction": "newest"}, {"retriever": "bm"},
+        {"num_generations": 0},
+        {"top_k": 0},
+        {"question_fraction": 0.0},
+        {"question_fraction": 1.5},
+        {"capacity": 0},
+        {"eviction": "newest"},
+        {"retriever": "bm"},
     ],
     ids=str,
 )

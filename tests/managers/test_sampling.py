@@ -20,15 +20,23 @@ def prompts(manager):
     """Prompts of different lengths, whose completions differ in length too."""
     return [
         manager.builder.render(Observation(stream, (), chunk, 1)).ids
-        for stream in map(planted_stream, range(6)) for chunk in stream.chunks[:3]
+        for stream in map(planted_stream, range(6))
+        for chunk in stream.chunks[:3]
     ]
 
 
 def sample(manager, prompts, **settings):
-    return sample_completions(manager.model, prompts, **{
-        "max_new_tokens": 80, "pad_token_id": manager.tokenizer.pad_token_id,
-        "end_token_ids": [manager.model.generation_config.eos_token_id], "seed": 0, **settings,
-    })
+    return sample_completions(
+        manager.model,
+        prompts,
+        **{
+            "max_new_tokens": 80,
+            "pad_token_id": manager.tokenizer.pad_token_id,
+            "end_token_ids": [manager.model.generation_config.eos_token_id],
+            "seed": 0,
+            **settings,
+        },
+    )
 
 
 def test_greedy_completions_are_those_of_generate(manager, prompts):
@@ -40,7 +48,7 @@ def test_greedy_completions_are_those_of_generate(manager, prompts):
     pad = manager.tokenizer.pad_token_id
     expected = [
         tuple(token for token in row if token != pad)
-        for row in expected[:, batch["input_ids"].shape[1]:].tolist()
+        for row in expected[:, batch["input_ids"].shape[1] :].tolist()
     ]
     completions, _ = sample(manager, prompts, temperature=0.0)
     assert completions == expected
@@ -66,9 +74,9 @@ def test_frequencies_and_logprobs_are_those_of_the_model(manager, prompts):
     completions, logprobs = sample(
         manager, [prompts[0]] * rows, max_new_tokens=1, temperature=temperature
     )
-    counts = torch.bincount(
-        torch.tensor([row[0] for row in completions]), minlength=len(wanted)
-    ) / rows
+    counts = (
+        torch.bincount(torch.tensor([row[0] for row in completions]), minlength=len(wanted)) / rows
+    )
     assert (counts - wanted).abs().max() < 4 * (0.25 / rows) ** 0.5
     for tokens, values in zip(completions[:50], logprobs[:50], strict=True):
         assert values[0] == pytest.approx(wanted[tokens[0]].log().item(), abs=1e-4)

@@ -14,9 +14,18 @@ from tests.helpers.paths import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
 SMALL = [
-    "max_instances=2", "num_chunks=4", "resamples=100", "04.updates=1", "04.held_out=4",
-    "04.instances_per_update=2", "04.num_generations=2", "07.updates=1", "07.held_out=4",
-    "07.instances_per_update=2", "07.num_generations=2", "07.num_seeds=1",
+    "max_instances=2",
+    "num_chunks=4",
+    "resamples=100",
+    "04.updates=1",
+    "04.held_out=4",
+    "04.instances_per_update=2",
+    "04.num_generations=2",
+    "07.updates=1",
+    "07.held_out=4",
+    "07.instances_per_update=2",
+    "07.num_generations=2",
+    "07.num_seeds=1",
 ]
 
 pytestmark = pytest.mark.notebook
@@ -26,8 +35,11 @@ def finemem(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
     """Run the command and return the metrics of the run, by notebook number."""
     done = subprocess.run(
         [sys.executable, "-m", "finemem_lib", "run", *arguments],
-        cwd=ROOT, env={**os.environ, "FINEMEM_RUNS_DIR": str(folder)},
-        capture_output=True, text=True, timeout=600,
+        cwd=ROOT,
+        env={**os.environ, "FINEMEM_RUNS_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run_id = arguments[arguments.index("--run-id") + 1]
@@ -65,19 +77,40 @@ def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, chan
     folder, base = small_run
     small = [value for value in SMALL if value.split("=")[0] in DECLARED[notebook]]
     changed = finemem(
-        folder, "--run-id", f"changed-{notebook}", "--notebooks", notebook, "--reuse", "base",
+        folder,
+        "--run-id",
+        f"changed-{notebook}",
+        "--notebooks",
+        notebook,
+        "--reuse",
+        "base",
         *settings([*small, change]),
     )
     assert changed[notebook][metric] != base[notebook][metric]
 
 
 DECLARED = {
-    "01": {"max_instances", "num_chunks"}, "02": set(), "03": set(), "05": set(),
-    "04": {"num_chunks", "04.updates", "04.held_out", "04.instances_per_update",
-           "04.num_generations"},
-    "06": {"resamples"}, "08": set(),
-    "07": {"resamples", "07.updates", "07.held_out", "07.instances_per_update",
-           "07.num_generations", "07.num_seeds"},
+    "01": {"max_instances", "num_chunks"},
+    "02": set(),
+    "03": set(),
+    "05": set(),
+    "04": {
+        "num_chunks",
+        "04.updates",
+        "04.held_out",
+        "04.instances_per_update",
+        "04.num_generations",
+    },
+    "06": {"resamples"},
+    "08": set(),
+    "07": {
+        "resamples",
+        "07.updates",
+        "07.held_out",
+        "07.instances_per_update",
+        "07.num_generations",
+        "07.num_seeds",
+    },
 }
 """Which of the small settings a notebook has; the command refuses the others."""
 
@@ -88,7 +121,13 @@ def test_the_real_profile_walks_through_every_kind_of_file(tmp_path):
     if not all(path.is_file() for path in files):
         pytest.skip(f"needs the sample files {', '.join(names)} in ../shared/data")
     metrics = finemem(
-        tmp_path, "--run-id", "real", "--profile", "real", "--data", *map(str, files),
+        tmp_path,
+        "--run-id",
+        "real",
+        "--profile",
+        "real",
+        "--data",
+        *map(str, files),
         *settings(["max_instances=1", "resamples=100"]),
     )
     assert set(metrics) == {"01", "02", "03", "05", "06", "08"}

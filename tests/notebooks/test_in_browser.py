@@ -30,8 +30,9 @@ NOTEBOOKS = {"03": "03_rewards_and_credit", "05": "05_evidence_tracing", "08": "
 @pytest.fixture(scope="module")
 def real_run(lab: Lab) -> Path:
     """The folder of a run of the notebooks that have explorers, and those they read from."""
-    small = [value for value in SMALL
-             if not value.startswith(("07.", "resamples"))] + ["04.num_generations=3"]
+    small = [value for value in SMALL if not value.startswith(("07.", "resamples"))] + [
+        "04.num_generations=3"
+    ]
     finemem(lab.runs, "--run-id", REAL_RUN, "--notebooks", "01-05,08", *settings(small))
     return lab.runs / REAL_RUN
 
@@ -62,24 +63,32 @@ def drawn(page: Any) -> dict[str, list[dict[str, Any]]]:
 
 def quantities(traces: list[dict[str, Any]]) -> list[Any]:
     """Return what the traces of a figure show, as JSON."""
-    return json.loads(json.dumps([
-        [trace.get(key) for key in ("type", "x", "y", "z")]
-        + [trace.get("link", {}).get(key) for key in ("source", "target", "value")]
-        for trace in traces]))
+    return json.loads(
+        json.dumps(
+            [
+                [trace.get(key) for key in ("type", "x", "y", "z")]
+                + [trace.get("link", {}).get(key) for key in ("source", "target", "value")]
+                for trace in traces
+            ]
+        )
+    )
 
 
 def test_its_figures_show_what_the_run_holds(read, real_run: Path) -> None:
     number, page, watch, folder = read
     found = {title: quantities(traces) for title, traces in drawn(page).items()}
-    kept = [json.loads(path.read_text("utf-8"))
-            for path in sorted((folder / "figures").glob(f"{NOTEBOOKS[number]}-*.json"))]
+    kept = [
+        json.loads(path.read_text("utf-8"))
+        for path in sorted((folder / "figures").glob(f"{NOTEBOOKS[number]}-*.json"))
+    ]
     assert len(kept) == {"03": 4, "05": 3, "08": 6}[number]
     if number == "05":  # the explorer draws the same quantities, and more beside them
         text = (real_run / "trajectories.jsonl").read_text("utf-8")
         [first, *_] = read_jsonl(Trajectory, text)
         kept = [evidence_figures.evidence_heatmap(first, RewardSettings(), "").to_plotly_json()]
         assert found["Who earned which answer?"] == quantities(
-            evidence_figures.evidence_sankey(worked_example()).to_plotly_json()["data"])
+            evidence_figures.evidence_sankey(worked_example()).to_plotly_json()["data"]
+        )
     for figure in kept:
         assert found[figure["layout"]["title"]["text"]] == quantities(figure["data"])
     assert page.locator(".jp-OutputArea-output[data-mime-type*=error]").count() == 0
@@ -107,8 +116,12 @@ def reported(real_run: Path) -> Iterator[tuple[Any, list[str], list[str]]]:
     """The report of the run, built again by the command and opened from its file."""
     (real_run / "report.html").unlink()
     subprocess.run(
-        [sys.executable, "-m", "finemem_lib", "report", REAL_RUN], cwd=ROOT, check=True,
-        env={**os.environ, "FINEMEM_RUNS_DIR": str(real_run.parent)}, stdout=subprocess.DEVNULL)
+        [sys.executable, "-m", "finemem_lib", "report", REAL_RUN],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "FINEMEM_RUNS_DIR": str(real_run.parent)},
+        stdout=subprocess.DEVNULL,
+    )
     with opened(real_run / "report.html") as page:
         yield page
 
@@ -122,14 +135,18 @@ SHOWN = """group => JSON.stringify([...document.querySelectorAll("figure.plotly"
 def test_the_report_draws_what_the_run_kept(reported, real_run: Path) -> None:
     page, errors, requests = reported
     found = {title: quantities(traces) for title, traces in drawn(page).items()}
-    names = ("02_memory_and_retrieval-memory_growth", "03_rewards_and_credit-advantages",
-             "08_rules_disagree-credit_by_rule")
+    names = (
+        "02_memory_and_retrieval-memory_growth",
+        "03_rewards_and_credit-advantages",
+        "08_rules_disagree-credit_by_rule",
+    )
     for name in names:
         figure = json.loads((real_run / "figures" / f"{name}.json").read_text("utf-8"))
         assert found[figure["layout"]["title"]["text"]] == quantities(figure["data"])
     tokens = page.locator(".finemem-tokens pre span")
     colours = tokens.evaluate_all(
-        "all => all.map(token => getComputedStyle(token).backgroundColor)")
+        "all => all.map(token => getComputedStyle(token).backgroundColor)"
+    )
     assert len({*colours}) > 4
     assert errors == [] and requests == []
 
@@ -146,11 +163,15 @@ def test_every_explorer_of_the_report_moves_by_keyboard(reported) -> None:
                 continue
             before, was = page.evaluate(SHOWN, name), slider.get_attribute("aria-valuetext")
             slider.focus()
-            slider.press("ArrowLeft" if slider.input_value() == slider.get_attribute("max")
-                         else "ArrowRight")
+            slider.press(
+                "ArrowLeft" if slider.input_value() == slider.get_attribute("max") else "ArrowRight"
+            )
             assert slider.get_attribute("aria-valuetext") != was
-            page.wait_for_function(f"([name, before]) => ({SHOWN})(name) !== before",
-                                   arg=[name, before], timeout=PATIENCE / 4)
+            page.wait_for_function(
+                f"([name, before]) => ({SHOWN})(name) !== before",
+                arg=[name, before],
+                timeout=PATIENCE / 4,
+            )
     assert errors == [] and requests == []
 
 
@@ -165,7 +186,8 @@ def test_a_click_on_a_group_chooses_its_instance(reported) -> None:
         page.wait_for_function(
             "([plot, start]) => plot.layout.title.text.includes(` of ${start}`)",
             arg=[rollouts.element_handle(), name.partition(": ")[2].rstrip("…")],
-            timeout=PATIENCE / 4)
+            timeout=PATIENCE / 4,
+        )
     assert errors == [] and requests == []
 
 
@@ -181,8 +203,11 @@ def test_axe_finds_no_serious_violation_before_and_after_a_change(reported) -> N
     }
     for state, part in parts.items():
         found = page.evaluate(f"axe.run({part}).then(result => result.violations)")
-        assert [(one["impact"], one["id"], one["nodes"][0]["html"][:200]) for one in found
-                if one["impact"] in ("serious", "critical")] == [], state
+        assert [
+            (one["impact"], one["id"], one["nodes"][0]["html"][:200])
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        ] == [], state
         for group in page.locator(".explorer").all():
             group.locator("button").first.click()
             figure = page.locator(f"figure[data-explorer={group.get_attribute('id')}]").first

@@ -19,8 +19,13 @@ pytest.importorskip("openai", reason="the server extra is not installed")
 LOCOMO = ROOT.parent / "shared" / "data" / "locomo.jsonl"
 KEY = "sk-never-shown-0123456789"
 SETTINGS = [
-    "01.questions_per_chunk=2", "02.managers=[insert-all]", "06.managers=[raw-chunks, insert-all]",
-    "05.source=trajectories", "06.trained=false", "06.resamples=100", "06.top_k=2",
+    "01.questions_per_chunk=2",
+    "02.managers=[insert-all]",
+    "06.managers=[raw-chunks, insert-all]",
+    "05.source=trajectories",
+    "06.trained=false",
+    "06.resamples=100",
+    "06.top_k=2",
 ]
 
 EMPTY_AFTER = 16
@@ -34,7 +39,10 @@ pytestmark = [
 
 def finemem(runs, *arguments, code=0, **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "finemem_lib", *arguments], cwd=ROOT, text=True, timeout=300,
+        [sys.executable, "-m", "finemem_lib", *arguments],
+        cwd=ROOT,
+        text=True,
+        timeout=300,
         env={**os.environ, "FINEMEM_RUNS_DIR": str(runs), "TEST_MODEL_KEY": KEY, **environment},
         capture_output=True,
     )
@@ -46,8 +54,17 @@ def finemem(runs, *arguments, code=0, **environment):
 def run(runs, run_id, data, models, *arguments, notebooks="01,02,06", code=0):
     settings = [f"models={models}", *(one for one in SETTINGS if one[:2] in notebooks.split(","))]
     printed = finemem(
-        runs, "run", "--run-id", run_id, "--notebooks", notebooks, "--data", *data, *arguments,
-        *(word for one in settings for word in ("--set", one)), code=code,
+        runs,
+        "run",
+        "--run-id",
+        run_id,
+        "--notebooks",
+        notebooks,
+        "--data",
+        *data,
+        *arguments,
+        *(word for one in settings for word in ("--set", one)),
+        code=code,
     )
     manifest = json.loads((runs / run_id / "manifest.json").read_text())
     return printed, manifest
@@ -61,13 +78,21 @@ def real_data(folder):
     paths = []
     for number, source in enumerate(("locomo", "lme_train")):
         path = folder / f"{source}.jsonl"
-        path.write_text(json.dumps({
-            "instance_id": f"{source}-1", "data_source": source,
-            "chunks": [chunk[:1500] for chunk in row["chunks"][2 * number : 2 * number + 2]],
-            "questions_and_answers": [
-                {"question": one["question"], "answer": one["answer"]} for one in asked
-            ],
-        }), encoding="utf-8")
+        path.write_text(
+            json.dumps(
+                {
+                    "instance_id": f"{source}-1",
+                    "data_source": source,
+                    "chunks": [
+                        chunk[:1500] for chunk in row["chunks"][2 * number : 2 * number + 2]
+                    ],
+                    "questions_and_answers": [
+                        {"question": one["question"], "answer": one["answer"]} for one in asked
+                    ],
+                }
+            ),
+            encoding="utf-8",
+        )
         paths.append(str(path))
     return paths
 
@@ -79,10 +104,14 @@ def answers(request):
     schema = request.get("response_format", {}).get("json_schema", {}).get("name")
     if schema == "WrittenQuestions":
         found = re.findall(r"\b([A-Z][a-z]{3,}) ([a-z]{3,} [a-z]{3,})\b", said)[-4:]
-        return json.dumps({"questions": [
-            {"question": f"Who or what is before '{after}'?", "answer": name}
-            for name, after in found
-        ]})
+        return json.dumps(
+            {
+                "questions": [
+                    {"question": f"Who or what is before '{after}'?", "answer": name}
+                    for name, after in found
+                ]
+            }
+        )
     if schema == "Verdict":
         return "maybe" if "relationship" in said else json.dumps({"verdict": len(said) % 2 == 0})
     if asked := re.search(r"before '(.*?)'\?", said):
@@ -102,12 +131,16 @@ def passes(tmp_path_factory):
     made = {}
 
     def models_of(server, name):
-        one = {"model": "m", "base_url": server.base_url, "key_env": "TEST_MODEL_KEY",
-               "backoff": 0.01, "price_in": 1.0, "price_out": 2.0}
+        one = {
+            "model": "m",
+            "base_url": server.base_url,
+            "key_env": "TEST_MODEL_KEY",
+            "backoff": 0.01,
+            "price_in": 1.0,
+            "price_out": 2.0,
+        }
         path = folder / f"{name}.yaml"
-        path.write_text(json.dumps(
-            dict.fromkeys(("reader", "verifier", "teacher", "judge"), one)
-        ))
+        path.write_text(json.dumps(dict.fromkeys(("reader", "verifier", "teacher", "judge"), one)))
         return path
 
     def account_is_empty_after_a_while(request):
@@ -131,15 +164,18 @@ def passes(tmp_path_factory):
         models = models_of(server, "faults")
         made["faults"] = (*run(runs, "faults", data, models), server)
         paid = sum(server.paid.values())
-        made["again"] = (*run(runs, "again", data, models, "--reuse", "faults",
-                              notebooks="01,02,05,06"), server)
+        made["again"] = (
+            *run(runs, "again", data, models, "--reuse", "faults", notebooks="01,02,05,06"),
+            server,
+        )
         assert sum(server.paid.values()) == paid
     return runs, data, made
 
 
 def artefacts(folder):
-    kept = {name: (folder / name).read_bytes() for name in ("instances.jsonl",
-                                                            "trajectories.jsonl")}
+    kept = {
+        name: (folder / name).read_bytes() for name in ("instances.jsonl", "trajectories.jsonl")
+    }
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics.pop("05_evidence_tracing", None)
     for values in metrics.values():
@@ -163,8 +199,11 @@ def test_every_role_was_asked_and_the_manifest_says_what(passes):
     runs, _, made = passes
     _, manifest, server = made["faults"]
     entries = {one["name"][:2]: one["models"] for one in manifest["notebooks"]}
-    for number, roles in (("01", ["verifier", "teacher"]), ("02", ["reader", "judge"]),
-                          ("06", ["reader", "judge"])):
+    for number, roles in (
+        ("01", ["verifier", "teacher"]),
+        ("02", ["reader", "judge"]),
+        ("06", ["reader", "judge"]),
+    ):
         [entry] = entries[number]
         assert list(entry["roles"]) == roles and entry["base_url"] == server.base_url
         for role in entry["roles"].values():
@@ -181,8 +220,11 @@ def test_every_role_was_asked_and_the_manifest_says_what(passes):
     assert total["models_unanswered"] > 0
     assert total["models_retries"] > 0
     executed = (folder / "notebooks/02_memory_and_retrieval.ipynb").read_text()
-    assert re.search(r"asked m as reader and judge: calls \d+, retries \d+, .*refused [1-9]\d*, "
-                     r"malformed [1-9]\d*, unanswered [1-9]", executed)
+    assert re.search(
+        r"asked m as reader and judge: calls \d+, retries \d+, .*refused [1-9]\d*, "
+        r"malformed [1-9]\d*, unanswered [1-9]",
+        executed,
+    )
 
 
 def test_a_run_that_was_cut_off_goes_on_and_has_said_what_it_paid(passes):
@@ -198,10 +240,15 @@ def test_a_run_that_was_cut_off_goes_on_and_has_said_what_it_paid(passes):
 
 def test_a_judge_scores_what_no_rule_can(passes):
     runs, _, _ = passes
-    rows = [json.loads(line) for line in
-            (runs / "faults/trajectories.jsonl").read_text().splitlines()]
-    judged = [q["score"] for row in rows for q in row["questions"]
-              if q["question"]["data_source"] == "lme_train" and q["answer"]]
+    rows = [
+        json.loads(line) for line in (runs / "faults/trajectories.jsonl").read_text().splitlines()
+    ]
+    judged = [
+        q["score"]
+        for row in rows
+        for q in row["questions"]
+        if q["question"]["data_source"] == "lme_train" and q["answer"]
+    ]
     assert set(judged) <= {0.0, 1.0, None} and None in judged and set(judged) != {None}
     refused = [q for row in rows for q in row["questions"] if not q["answer"]]
     assert refused and all(q["score"] is None for q in refused)
@@ -230,13 +277,15 @@ def test_questions_made_ahead_are_loaded_with_their_recipe(passes):
     finemem(runs, "questions", "--data", *data, "--output", str(store), "--k", "2")
     _, manifest = run(runs, "ahead", data, "", "--set", f"questions={store}", notebooks="01")
     metrics = json.loads((runs / "ahead/metrics.json").read_text())["01_question_generation"]
-    assert metrics["questions_recipe"] in {path.stem.split("-")[1] for path in
-                                           store.glob("*.parquet")}
+    assert metrics["questions_recipe"] in {
+        path.stem.split("-")[1] for path in store.glob("*.parquet")
+    }
     assert manifest["notebooks"][0]["models"] == []
     executed = (runs / "ahead/notebooks/01_question_generation.ipynb").read_text()
     assert "made ahead by Recipe(teacher='cloze'" in executed and "asked 0 times" in executed
-    assert metrics["kept"] == len(re.findall('"question_id":"chunk-', (
-        runs / "ahead/instances.jsonl").read_text()))
+    assert metrics["kept"] == len(
+        re.findall('"question_id":"chunk-', (runs / "ahead/instances.jsonl").read_text())
+    )
     assert metrics["candidates"] >= metrics["kept"] > 0
     assert load_instances(data[0]).instances[0].chunk_questions is None
 
@@ -244,7 +293,8 @@ def test_questions_made_ahead_are_loaded_with_their_recipe(passes):
 def test_models_that_cannot_be_used_start_no_kernel(tmp_path):
     path = tmp_path / "models.yaml"
     path.write_text("reader: {model: m, base_url: 'http://h/v1', key_env: NOT_SET_HERE}")
-    printed = finemem(tmp_path / "runs", "run", "--notebooks", "02", "--set", f"models={path}",
-                      code=2)
+    printed = finemem(
+        tmp_path / "runs", "run", "--notebooks", "02", "--set", f"models={path}", code=2
+    )
     assert f"models {path}: reader: the environment variable NOT_SET_HERE is not set" in printed
     assert not (tmp_path / "runs").exists()

@@ -109,7 +109,8 @@ def test_readme_table_equals_the_folder():
     rows = re.findall(
         r"^\| (\d\d) \| \[([^\]]+)\]\(notebooks/([^)]+)\) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| "
         r"(.+?) \|$",
-        (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE,
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert [row[2] for row in rows] == [path.name for path in NOTEBOOKS]
     for row, path in zip(rows, NOTEBOOKS, strict=True):
@@ -132,6 +133,9 @@ def test_unsloth_can_be_imported_before_what_it_rewrites():
     imports = next(cell for cell in cells if "finemem_lib.managers.model import" in cell)
     done = subprocess.run(
         [sys.executable, "-c", f"{imports}\nimport sys\nprint('transformers' in sys.modules)"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "False\n"

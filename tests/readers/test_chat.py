@@ -42,6 +42,7 @@ class Capital:
 @pytest.fixture(autouse=True)
 def nothing_hangs():
     """Every test ends in time or fails."""
+
     def too_long(*_):
         raise TimeoutError("the test took more than 120 s")
 
@@ -54,9 +55,11 @@ def nothing_hangs():
 
 def client(server, **settings):
     """Return a client of a server with quick retries."""
-    return ChatClient(ChatSettings(
-        "m", base_url=server.base_url, **{"backoff": 0.01, "timeout": 60.0, **settings}
-    ))
+    return ChatClient(
+        ChatSettings(
+            "m", base_url=server.base_url, **{"backoff": 0.01, "timeout": 60.0, **settings}
+        )
+    )
 
 
 def talks(number):
@@ -87,9 +90,9 @@ def test_with_faults_the_results_are_those_without_and_nothing_is_paid_twice(
         assert server.failed.total() == chat.usage.retries > 5
         assert server.early == 0
         before = len(server.requests)
-        assert client(server, memo=str(tmp_path / "memo.sqlite")).ask(
-            talks(40), structure
-        ) == expected
+        assert (
+            client(server, memo=str(tmp_path / "memo.sqlite")).ask(talks(40), structure) == expected
+        )
         assert len(server.requests) == before
 
 
@@ -130,8 +133,12 @@ def test_equal_questions_are_asked_once_and_others_are_told_apart(tmp_path):
         assert chat.ask([*talks(2), *talks(2)])[2:] == chat.ask(talks(2))
         assert len(server.requests) == 2
         assert (chat.usage.calls, chat.usage.memo_hits) == (2, 4)
-        for other in ({"temperature": 0.9}, {"seed": 7}, {"max_tokens": 9},
-                      {"chat_template_kwargs": None}):
+        for other in (
+            {"temperature": 0.9},
+            {"seed": 7},
+            {"max_tokens": 9},
+            {"chat_template_kwargs": None},
+        ):
             client(server, memo=chat.settings.memo, **other).ask(talks(1))
         assert len(server.requests) == 6
         moved = dataclasses.replace(chat.settings, base_url="http://127.0.0.1:9/v1", concurrency=1)
@@ -165,14 +172,17 @@ def test_tokens_and_cost_are_counted():
         assert (chat.usage.unmetered, chat.usage.tokens_in) == (1, 0)
 
 
-@pytest.mark.parametrize(("bad", "refused", "malformed"), [
-    (completion(None, refusal="I will not"), 1, 0),
-    (completion('{"town": "Rome"}'), 0, 1),
-    (completion("Rome"), 0, 1),
-    (completion(""), 0, 1),
-    (completion(None), 0, 1),
-    (completion("<think>never ends"), 0, 1),
-])
+@pytest.mark.parametrize(
+    ("bad", "refused", "malformed"),
+    [
+        (completion(None, refusal="I will not"), 1, 0),
+        (completion('{"town": "Rome"}'), 0, 1),
+        (completion("Rome"), 0, 1),
+        (completion(""), 0, 1),
+        (completion(None), 0, 1),
+        (completion("<think>never ends"), 0, 1),
+    ],
+)
 def test_a_refused_or_malformed_reply_is_asked_for_once_more(bad, refused, malformed, tmp_path):
     memo = str(tmp_path / "memo.sqlite")
     with FaultServer(lambda r: bad if r["seed"] == 0 else as_json(r)) as server:
@@ -191,9 +201,9 @@ def test_a_refused_or_malformed_reply_is_asked_for_once_more(bad, refused, malfo
 
 def test_a_text_that_was_cut_off_is_malformed_and_a_whole_object_is_not(tmp_path):
     def cut(text):
-        return completion(text) | {"choices": [
-            completion(text)["choices"][0] | {"finish_reason": "length"}
-        ]}
+        return completion(text) | {
+            "choices": [completion(text)["choices"][0] | {"finish_reason": "length"}]
+        }
 
     memo = str(tmp_path / "memo.sqlite")
     with FaultServer(lambda r: cut("Rome is the") if r["seed"] == 0 else "Rome") as server:
@@ -221,12 +231,15 @@ def test_a_call_that_fails_for_good_keeps_what_arrived_and_says_so(tmp_path):
         assert set(server.paid.values()) == {1}
 
 
-@pytest.mark.parametrize(("status", "body", "said"), [
-    (401, f'{{"error": {{"message": "wrong key {SECRET}"}}}}', r"wrong key \*\*\*"),
-    (404, '{"error": {"message": "no such model"}}', "no such model"),
-    (400, '{"error": {"message": "unknown field"}}', "unknown field"),
-    (429, '{"error": {"message": "pay first", "code": "insufficient_quota"}}', "pay first"),
-])
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, f'{{"error": {{"message": "wrong key {SECRET}"}}}}', r"wrong key \*\*\*"),
+        (404, '{"error": {"message": "no such model"}}', "no such model"),
+        (400, '{"error": {"message": "unknown field"}}', "unknown field"),
+        (429, '{"error": {"message": "pay first", "code": "insufficient_quota"}}', "pay first"),
+    ],
+)
 def test_what_will_not_pass_is_not_tried_again(status, body, said, monkeypatch):
     monkeypatch.setenv("TEST_KEY", SECRET)
     with FaultServer(status=status, body=body) as server:
@@ -256,8 +269,11 @@ def test_nobody_at_the_address_is_said_soon_and_in_words():
     with FaultServer() as server:
         address = server
     started = time.monotonic()
-    with pytest.raises(ModelError, match=r"m at http://127.0.0.1:\d+/v1: attempt 3 of 3 .*Connect"
-                       ".*no server answers there: start it, or correct base_url, then run again"):
+    with pytest.raises(
+        ModelError,
+        match=r"m at http://127.0.0.1:\d+/v1: attempt 3 of 3 .*Connect"
+        ".*no server answers there: start it, or correct base_url, then run again",
+    ):
         client(address, backoff=0.5).ask(talks(40))
     assert time.monotonic() - started < 10
     with pytest.raises(ModelError, match="attempt 2 of 2"):
@@ -304,8 +320,14 @@ def test_the_key_is_sent_and_stands_nowhere(monkeypatch, tmp_path, caplog, capfd
         except ModelError as error:
             said += traceback.format_exception(error)
     assert any("denied: ***" in line for line in said)
-    said += [repr(chat), repr(chat.settings), repr(vars(chat)), chat.settings.identity,
-             caplog.text, *capfd.readouterr()]
+    said += [
+        repr(chat),
+        repr(chat.settings),
+        repr(vars(chat)),
+        chat.settings.identity,
+        caplog.text,
+        *capfd.readouterr(),
+    ]
     said += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
     assert len(list(tmp_path.iterdir())) >= 1 and "HTTP" in caplog.text
     assert not any(SECRET in text for text in said)
@@ -313,7 +335,9 @@ def test_the_key_is_sent_and_stands_nowhere(monkeypatch, tmp_path, caplog, capfd
 
 def test_a_key_in_the_wrong_place_is_refused_without_repeating_it(monkeypatch):
     for wrong in (
-        {"key_env": SECRET}, {"api_key": SECRET}, {"base_url": f"http://user:{SECRET}@host/v1"},
+        {"key_env": SECRET},
+        {"api_key": SECRET},
+        {"base_url": f"http://user:{SECRET}@host/v1"},
         {"base_url": f"http://host/v1?key={SECRET}"},
     ):
         with pytest.raises(ValueError) as caught:
@@ -329,17 +353,20 @@ def test_a_key_in_the_wrong_place_is_refused_without_repeating_it(monkeypatch):
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"model": ""}, "model is empty"),
-    ({}, "model: Missing required argument|model: Field required"),
-    ({"model": "m"}, "base_url is missing"),
-    ({"model": "m", "base_url": "host:80/v1"}, "base_url is missing or no address"),
-    ({"model": "m", "base_url": "http://h", "concurrency": 0}, "concurrency is 0"),
-    ({"model": "m", "base_url": "http://h", "temperature": float("nan")}, "temperature is nan"),
-    ({"model": "m", "base_url": "http://h", "timeout": 0}, "timeout is 0"),
-    ({"model": "m", "base_url": "http://h", "attempts": "many"}, "attempts: .*integer"),
-    ({"model": "m", "kind": "cloud"}, "kind: .*'server' or 'local'"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": ""}, "model is empty"),
+        ({}, "model: Missing required argument|model: Field required"),
+        ({"model": "m"}, "base_url is missing"),
+        ({"model": "m", "base_url": "host:80/v1"}, "base_url is missing or no address"),
+        ({"model": "m", "base_url": "http://h", "concurrency": 0}, "concurrency is 0"),
+        ({"model": "m", "base_url": "http://h", "temperature": float("nan")}, "temperature is nan"),
+        ({"model": "m", "base_url": "http://h", "timeout": 0}, "timeout is 0"),
+        ({"model": "m", "base_url": "http://h", "attempts": "many"}, "attempts: .*integer"),
+        ({"model": "m", "kind": "cloud"}, "kind: .*'server' or 'local'"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused_in_words(options, said):
     with pytest.raises(ValueError, match=said):
         chat_settings(options)
@@ -445,16 +472,19 @@ def test_a_file_that_is_no_memo_is_refused_and_left_alone(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(("text", "city"), [
-    ('{"city": "Rome"}', "Rome"),
-    ('```json\n{"city": "Rome"}\n```', "Rome"),
-    ('Sure! {"city": "R}{"} Anything else?', "R}{"),
-    ('{"city": ["Rome"]}', None),
-    ('{"city": "Rome"', None),
-    ("}{", None),
-    ("[" * 100_000, None),
-    ('{"city":' * 10_000 + "}", None),
-])
+@pytest.mark.parametrize(
+    ("text", "city"),
+    [
+        ('{"city": "Rome"}', "Rome"),
+        ('```json\n{"city": "Rome"}\n```', "Rome"),
+        ('Sure! {"city": "R}{"} Anything else?', "R}{"),
+        ('{"city": ["Rome"]}', None),
+        ('{"city": "Rome"', None),
+        ("}{", None),
+        ("[" * 100_000, None),
+        ('{"city":' * 10_000 + "}", None),
+    ],
+)
 def test_structured_answers_are_taken_only_where_they_fit(text, city):
     assert structured(text, Capital) == (None if city is None else Capital(city))
 

@@ -81,8 +81,11 @@ PARAGRAPH = (
     [
         ("When did the college open?", "The college opened in 1857.", "1857"),
         ("Who founded it?", "It was founded by Anna Moran, a printer.", "Anna Moran"),
-        ("How many books does the library hold?", "Its library in Galway holds 40,000 books.",
-         "40,000"),
+        (
+            "How many books does the library hold?",
+            "Its library in Galway holds 40,000 books.",
+            "40,000",
+        ),
         ("Where is its library?", "Its library in Galway holds 40,000 books.", "Galway"),
         ("In which city is the library?", "Its library in Galway holds 40,000 books.", "Galway"),
     ],
@@ -123,8 +126,9 @@ def test_among_equals_the_newest_wins_and_without_ages_the_first() -> None:
 
     def answer(written: tuple[int, ...]) -> str:
         question = "Where does Mia live?"
-        return read(reader, task(question, *contents, data_source="planted",
-                                 written=written)).answer
+        return read(
+            reader, task(question, *contents, data_source="planted", written=written)
+        ).answer
 
     assert answer((0, 2, 1)) == "Mia moved to Oslo"
     assert answer((2, 1, 0)) == "Mia lives in Rome"
@@ -132,8 +136,9 @@ def test_among_equals_the_newest_wins_and_without_ages_the_first() -> None:
 
 
 def test_text_appended_to_an_item_is_newer() -> None:
-    one = task("Where does Mia live?", "Mia lives in Rome. Mia moved to Oslo.",
-               data_source="planted")
+    one = task(
+        "Where does Mia live?", "Mia lives in Rome. Mia moved to Oslo.", data_source="planted"
+    )
     assert read(ExtractiveReader(planted.SYNONYMS), one).answer == "Mia moved to Oslo."
 
 
@@ -186,8 +191,11 @@ def test_settings_out_of_range_are_refused(setting: dict) -> None:
 
 def test_settings_identify_the_reader() -> None:
     readers = [
-        ExtractiveReader(), ExtractiveReader(answer="span"), ExtractiveReader(min_support=0.1),
-        ExtractiveReader(summary_words=5), ExtractiveReader({"live": ["moved"]}),
+        ExtractiveReader(),
+        ExtractiveReader(answer="span"),
+        ExtractiveReader(min_support=0.1),
+        ExtractiveReader(summary_words=5),
+        ExtractiveReader({"live": ["moved"]}),
     ]
     assert len({reader.settings for reader in readers}) == len(readers)
     assert ExtractiveReader().settings == ExtractiveReader().settings
@@ -204,8 +212,10 @@ def test_a_task_has_no_place_for_the_accepted_answers() -> None:
 def test_query_keeps_what_retrieval_should_match() -> None:
     reader = ExtractiveReader(planted.SYNONYMS)
     assert reader.query(LABEL_QUESTION.format("book a flight"), TTL) == "book a flight"
-    medical = ("Sentence: We measured weight .\n\nWhat are the labels for the above medical "
-               "abstract sentence?")
+    medical = (
+        "Sentence: We measured weight .\n\nWhat are the labels for the above medical "
+        "abstract sentence?"
+    )
     assert reader.query(medical, "pubmed-rct") == "We measured weight ."
     assert reader.query("book a flight", TTL) == "book a flight"
     assert reader.query("Where does Mia live?", "planted") == (
@@ -215,20 +225,25 @@ def test_query_keeps_what_retrieval_should_match() -> None:
 
 
 def test_label_of_the_nearest_example() -> None:
-    reading = read(ExtractiveReader(), task(
-        LABEL_QUESTION.format("book a cheap flight"),
-        example("order a pizza", 4) + "\n\n" + example("book me a flight", 7),
-        example("what is the weather", 1),
-        data_source=TTL,
-    ))
+    reading = read(
+        ExtractiveReader(),
+        task(
+            LABEL_QUESTION.format("book a cheap flight"),
+            example("order a pizza", 4) + "\n\n" + example("book me a flight", 7),
+            example("what is the weather", 1),
+            data_source=TTL,
+        ),
+    )
     assert reading == Reading(r"\boxed{7}", ("i0",))
 
 
 def test_agreeing_examples_outvote_a_nearer_one() -> None:
     one = task(
         LABEL_QUESTION.format("turn the hall light off"),
-        example("turn the hall light blue", 1), example("switch the hall light off", 2),
-        example("hall light off please", 2), example("sing a song", 3),
+        example("turn the hall light blue", 1),
+        example("switch the hall light off", 2),
+        example("hall light off please", 2),
+        example("sing a song", 3),
         data_source=TTL,
     )
     assert read(ExtractiveReader(), one) == Reading(r"\boxed{2}", ("i1", "i2"))
@@ -257,8 +272,14 @@ def test_abstains_without_labelled_examples() -> None:
 
 def test_summary_shares_the_budget_and_follows_the_reading_order() -> None:
     reader = ExtractiveReader(summary_words=7)
-    one = task("Summarize the book", "a1 a2 a3 a4 a5", "b1", "c1 c2 c3 c4 c5",
-               data_source="booksum", written=(2, 0, 1))
+    one = task(
+        "Summarize the book",
+        "a1 a2 a3 a4 a5",
+        "b1",
+        "c1 c2 c3 c4 c5",
+        data_source="booksum",
+        written=(2, 0, 1),
+    )
     assert read(reader, one) == Reading("b1\nc1 c2 c3\na1 a2 a3", ("i1", "i2", "i0"))
 
 
@@ -273,8 +294,9 @@ def test_summary_keeps_everything_that_fits() -> None:
 
 @settings(max_examples=200)
 @given(
-    st.lists(st.text() | st.sampled_from([PARAGRAPH, example("a b", 1), "Mia lives in Rome"]),
-             max_size=4),
+    st.lists(
+        st.text() | st.sampled_from([PARAGRAPH, example("a b", 1), "Mia lives in Rome"]), max_size=4
+    ),
     st.text() | st.just("Where does Mia live?"),
     st.sampled_from(["squad", TTL, "booksum", "planted", "lme_train"]),
     st.sampled_from(["sentence", "span"]),
@@ -400,15 +422,23 @@ def test_all_inquiries_are_read_in_one_batch_in_order_without_the_answers() -> N
     inquiries = [
         Inquiry([question("a", "Mia Rome?", "SECRET-1")], memory, retriever, 1),
         Inquiry([], memory, retriever, 1),
-        Inquiry([question("b", "Leo?", "SECRET-2"), question("c", "cats?", "SECRET-3")],
-                memory, retriever, 2),
+        Inquiry(
+            [question("b", "Leo?", "SECRET-2"), question("c", "cats?", "SECRET-3")],
+            memory,
+            retriever,
+            2,
+        ),
     ]
     answered = answer_questions(inquiries, Batches(), 2)
     assert [[one.question.question_id for one in row] for row in answered] == [
-        ["a"], [], ["b", "c"]
+        ["a"],
+        [],
+        ["b", "c"],
     ]
     assert [one.answer.split("?")[0] for row in answered for one in row] == [
-        "Mia Rome", "Leo", "cats"
+        "Mia Rome",
+        "Leo",
+        "cats",
     ]
     assert len(batches) == 1 and "SECRET" not in repr(batches)
 
@@ -424,7 +454,8 @@ def test_an_empty_memory_is_asked_and_scores_zero() -> None:
     memory, retriever = remembered([])
     [[answered]] = answer_questions(
         [Inquiry([question("a", "Where does Mia live?", "Rome")], memory, retriever, 0)],
-        ExtractiveReader(planted.SYNONYMS), 3,
+        ExtractiveReader(planted.SYNONYMS),
+        3,
     )
     assert (answered.retrieved, answered.answer, answered.used, answered.score) == ((), "", (), 0.0)
 
@@ -447,9 +478,7 @@ def test_a_retriever_that_missed_a_delta_is_reported() -> None:
 
 def kept(instance: Instance, what: str) -> list[list[str]]:
     if what == "facts":
-        return [
-            [fact["sentence"] for fact in facts] for facts in instance.metadata["facts"]
-        ]
+        return [[fact["sentence"] for fact in facts] for facts in instance.metadata["facts"]]
     return [units(chunk.text) for chunk in instance.chunks]
 
 
@@ -487,13 +516,17 @@ def test_a_memory_without_the_facts_earns_almost_nothing() -> None:
     for seed in range(50):
         instance = planted.planted_stream(seed)
         noise = [
-            [line for line in units(chunk.text)
-             if line.rstrip(".") not in [fact["sentence"] for fact in facts]]
+            [
+                line
+                for line in units(chunk.text)
+                if line.rstrip(".") not in [fact["sentence"] for fact in facts]
+            ]
             for chunk, facts in zip(instance.chunks, instance.metadata["facts"], strict=True)
         ]
         memory, retriever = remembered(noise)
         [answered] = answer_questions(
             [Inquiry(instance.questions, memory, retriever, 6)],
-            ExtractiveReader(planted.SYNONYMS), 3,
+            ExtractiveReader(planted.SYNONYMS),
+            3,
         )
         assert [one.answer for one in answered] == [""] * len(answered)

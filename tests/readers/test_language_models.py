@@ -67,6 +67,7 @@ TASK = ReadingTask("Where does Mia live?", "squad", ITEMS, (1, 0))
 @pytest.fixture(autouse=True)
 def nothing_hangs():
     """Every test ends in time or fails."""
+
     def too_long(*_):
         raise TimeoutError("the test took more than 300 s")
 
@@ -94,23 +95,29 @@ def reads(text, used=None):
     return text if used is None else json.dumps({"answer": text, "items": used})
 
 
-@pytest.mark.parametrize(("reply", "reading"), [
-    (reads("Rome"), Reading("Rome", None)),
-    (completion(None, refusal="no"), Reading(None, None)),
-])
+@pytest.mark.parametrize(
+    ("reply", "reading"),
+    [
+        (reads("Rome"), Reading("Rome", None)),
+        (completion(None, refusal="no"), Reading(None, None)),
+    ],
+)
 def test_a_reader_answers_or_says_that_it_failed(reply, reading):
     with FaultServer(lambda _: reply) as server:
         assert ModelReader(chat(server)).read([TASK]) == [reading]
 
 
-@pytest.mark.parametrize(("reply", "reading"), [
-    (reads("Rome", [1]), Reading("Rome", ("b2",))),  # b2 was written first and so shown first
-    (reads("Rome", [2, 1, 2]), Reading("Rome", ("a1", "b2"))),
-    (reads("Rome", [0, 3, -1]), Reading("Rome", ())),
-    (reads("", []), Reading("", ())),
-    (reads("Rome"), Reading(None, None)),
-    ('{"answer": null, "items": []}', Reading(None, None)),
-])
+@pytest.mark.parametrize(
+    ("reply", "reading"),
+    [
+        (reads("Rome", [1]), Reading("Rome", ("b2",))),  # b2 was written first and so shown first
+        (reads("Rome", [2, 1, 2]), Reading("Rome", ("a1", "b2"))),
+        (reads("Rome", [0, 3, -1]), Reading("Rome", ())),
+        (reads("", []), Reading("", ())),
+        (reads("Rome"), Reading(None, None)),
+        ('{"answer": null, "items": []}', Reading(None, None)),
+    ],
+)
 def test_a_citing_reader_names_items_of_its_task(reply, reading):
     with FaultServer(lambda _: reply) as server:
         assert ModelReader(chat(server), cite=True).read([TASK]) == [reading]
@@ -144,8 +151,10 @@ def test_settings_tell_model_sampling_and_prompt_apart_and_not_the_address():
     with FaultServer() as server:
         reader = ModelReader(chat(server))
         others = [
-            ModelReader(chat(server), cite=True), ModelReader(chat(server, temperature=0.5)),
-            ModelTeacher(chat(server)), ModelTeacher(chat(server), number=4),
+            ModelReader(chat(server), cite=True),
+            ModelReader(chat(server, temperature=0.5)),
+            ModelTeacher(chat(server)),
+            ModelTeacher(chat(server), number=4),
             ModelJudge(chat(server)),
         ]
         assert len({reader.settings, *(one.settings for one in others)}) == 6
@@ -169,14 +178,17 @@ def test_a_teacher_writes_from_the_chunk_alone_and_asks_for_many_chunks_at_once(
         written = teacher.write(texts[0], 4, "booksum", random.Random(0))
         assert len(server.requests) == 3
         assert [(one.text, one.answers) for one in written] == [
-            ("Mia lives in what?", ("Rome",)), ("Leo likes what?", ("tea",)),
+            ("Mia lives in what?", ("Rome",)),
+            ("Leo likes what?", ("tea",)),
         ]
         assert {(one.data_source, one.step, one.evidence_steps) for one in written} == {
             ("squad", 4, (4,))
         }
         assert teacher.write(texts[2], 1, "squad", random.Random(0)) == []
-        assert all(request["messages"][0] == {"role": "system", "content": load_prompt(
-            "teach").system} for request in server.requests)
+        assert all(
+            request["messages"][0] == {"role": "system", "content": load_prompt("teach").system}
+            for request in server.requests
+        )
 
 
 def test_teacher_and_verifier_make_chunk_questions():
@@ -215,8 +227,13 @@ def test_a_judge_scores_what_has_no_metric_and_nothing_else():
 
     step = Step(1, Chunk("c", 1), "", (), MemoryDelta(), 0, (answered("in Rome"),))
     before = trajectory(
-        answered("in Rome"), answered("Oslo"), answered("?"), answered(""),
-        answered("in Rome", answers=()), answered("Oslo", "squad", 0.25), steps=[step],
+        answered("in Rome"),
+        answered("Oslo"),
+        answered("?"),
+        answered(""),
+        answered("in Rome", answers=()),
+        answered("Oslo", "squad", 0.25),
+        steps=[step],
     )
     with FaultServer(verdict) as server:
         (after,) = judged([before], ModelJudge(chat(server)))
@@ -242,16 +259,19 @@ def test_content_rewards_are_the_share_of_operations_worth_keeping():
         (outcome(None, "SKIP"),),
         (outcome("good", applied=False), refused),
     ]
-    one = trajectory(steps=[
-        Step(number, Chunk("c", 1), "", outcomes, MemoryDelta(), 0)
-        for number, outcomes in enumerate(steps, start=1)
-    ])
+    one = trajectory(
+        steps=[
+            Step(number, Chunk("c", 1), "", outcomes, MemoryDelta(), 0)
+            for number, outcomes in enumerate(steps, start=1)
+        ]
+    )
     with FaultServer(verdict) as server:
         assert content_rewards(one, ModelJudge(chat(server))) == [0.5, 1.0, None, 0.0, 0.0, 0.0]
 
 
 def test_a_rollout_is_the_same_with_faults_and_when_it_is_played_again(tmp_path):
     """The reader answers with the last word of the first item; 30 % of the calls fail."""
+
     def last_word(request):
         return re.search(r"\[1\] .*?(\w+)\.|\(none\)", said(request))[1] or "unknown"
 
@@ -259,24 +279,40 @@ def test_a_rollout_is_the_same_with_faults_and_when_it_is_played_again(tmp_path)
     played = []
     for share in (0.0, 0.3):
         with FaultServer(last_word, ["drop", "error", "truncate", "garbage"], share) as server:
-            settings = {"kind": "server", "model": "m", "base_url": server.base_url,
-                        "backoff": 0.01, "memo": str(tmp_path / f"{share}.sqlite")}
+            settings = {
+                "kind": "server",
+                "model": "m",
+                "base_url": server.base_url,
+                "backoff": 0.01,
+                "memo": str(tmp_path / f"{share}.sqlite"),
+            }
             for _ in range(2):
-                played.append(play(
-                    [instance], make_manager("insert-all"), RolloutSettings(num_generations=2),
-                    reader_of(settings), seed=0,
-                ))
+                played.append(
+                    play(
+                        [instance],
+                        make_manager("insert-all"),
+                        RolloutSettings(num_generations=2),
+                        reader_of(settings),
+                        seed=0,
+                    )
+                )
             assert set(server.paid.values()) == {1}
     assert played[0] == played[1] == played[2] == played[3]
     assert '"read v1' in played[0][0][0].metadata["agent_settings"]
 
 
-@pytest.mark.parametrize(("settings", "said_"), [
-    ({"kind": "server", "model": "m"}, "base_url is missing"),
-    ({"kind": "server", "model": "m", "base_url": "http://h", "key": "x"}, "key: Unexpected"),
-    ({"kind": "nearby", "model": "m"}, "'server' or 'local'"),
-    ({"kind": "server", "model": "m", "cite": "no"}, "cite is no switch, expected true or false"),
-])
+@pytest.mark.parametrize(
+    ("settings", "said_"),
+    [
+        ({"kind": "server", "model": "m"}, "base_url is missing"),
+        ({"kind": "server", "model": "m", "base_url": "http://h", "key": "x"}, "key: Unexpected"),
+        ({"kind": "nearby", "model": "m"}, "'server' or 'local'"),
+        (
+            {"kind": "server", "model": "m", "cite": "no"},
+            "cite is no switch, expected true or false",
+        ),
+    ],
+)
 def test_reader_settings_that_cannot_be_are_refused_in_words(settings, said_):
     with pytest.raises(ValueError, match=said_):
         reader_settings(settings)
@@ -305,16 +341,30 @@ def tiny_model(tmp_path_factory):
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        additional_special_tokens=special, chat_template=CHAT_TEMPLATE,
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special,
+        chat_template=CHAT_TEMPLATE,
     )
     # Random weights repeat one token; a wide start gives texts that differ between prompts.
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.5,
-        max_position_embeddings=8192, eos_token_id=2, pad_token_id=0, bos_token_id=None,
-    ))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            initializer_range=0.5,
+            max_position_embeddings=8192,
+            eos_token_id=2,
+            pad_token_id=0,
+            bos_token_id=None,
+        )
+    )
     folder = tmp_path_factory.mktemp("model")
     # A reply that does not end is no answer: every third token ends one.
     model.generation_config.eos_token_id = [2, *range(3, len(vocabulary), 3)]
@@ -334,9 +384,22 @@ def served(tiny_model, tmp_path_factory):
         port = free.getsockname()[1]
     log = (tmp_path_factory.mktemp("served") / "log.txt").open("w+")
     server = subprocess.Popen(
-        [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve",
-         tiny_model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-        stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        [
+            sys.executable,
+            "-c",
+            "from transformers.cli.transformers import main; main()",
+            "serve",
+            tiny_model,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--device",
+            "cpu",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     try:
         for _ in range(6000):
@@ -365,21 +428,18 @@ def local(model, **settings):
 
 
 def talks(number):
-    return [
-        [{"role": "user", "content": f"question {n} {'and ' * n}"}] for n in range(number)
-    ]
+    return [[{"role": "user", "content": f"question {n} {'and ' * n}"}] for n in range(number)]
 
 
 def test_a_real_server_and_the_same_model_in_process_say_the_same(tiny_model, served):
-    settings = dataclasses.replace(
-        local(tiny_model), kind="server", base_url=served, concurrency=3
-    )
+    settings = dataclasses.replace(local(tiny_model), kind="server", base_url=served, concurrency=3)
     there, here = make_chat(settings), make_chat(local(tiny_model, batch_size=4))
     answers = here.ask(talks(6))
     assert there.ask(talks(6)) == answers and len(set(answers)) > 1
     assert there.usage.calls == here.usage.calls
     assert (there.usage.tokens_in, there.usage.tokens_out) == (
-        here.usage.tokens_in, here.usage.tokens_out
+        here.usage.tokens_in,
+        here.usage.tokens_out,
     )
     assert there.usage.unmetered == 0 and there.usage.tokens_out > 0
 
@@ -388,12 +448,17 @@ def test_a_real_server_reads_in_a_rollout_and_random_weights_are_malformed(tiny_
     options = {"kind": "server", "model": tiny_model, "base_url": served, "max_tokens": 4}
     instance = planted_stream(seed=3)
     instance = dataclasses.replace(
-        instance, chunks=instance.chunks[:1], questions=instance.questions[:2],
+        instance,
+        chunks=instance.chunks[:1],
+        questions=instance.questions[:2],
         chunk_questions=None,
     )
     ((one,),) = play(
-        [instance], make_manager("insert-all"), RolloutSettings(num_generations=1),
-        reader_of(options), seed=0,
+        [instance],
+        make_manager("insert-all"),
+        RolloutSettings(num_generations=1),
+        reader_of(options),
+        seed=0,
     )
     assert all(asked.used is None and asked.score in (0.0, 1.0, None) for asked in one.questions)
     citing = reader_of({**options, "cite": True})
@@ -411,8 +476,7 @@ def test_local_replies_do_not_depend_on_batch_or_order_and_sampling_is_seeded(ti
 
     before = torch.random.get_rng_state()
     drawn = [
-        LocalChat(local(tiny_model, temperature=1.0, seed=seed)).ask(talks(5))
-        for seed in (0, 0, 1)
+        LocalChat(local(tiny_model, temperature=1.0, seed=seed)).ask(talks(5)) for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.random.get_rng_state(), before)

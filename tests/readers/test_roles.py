@@ -44,24 +44,45 @@ def write(path, content):
 
 
 def settings(server, **more):
-    return {"model": "m", "base_url": server.base_url, "key_env": "TEST_MODEL_KEY",
-            "backoff": 0.01, "price_in": 1.0, "price_out": 2.0, **more}
+    return {
+        "model": "m",
+        "base_url": server.base_url,
+        "key_env": "TEST_MODEL_KEY",
+        "backoff": 0.01,
+        "price_in": 1.0,
+        "price_out": 2.0,
+        **more,
+    }
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (None, r"cannot be read \(No such file"),
-    (f"teacher: [\n  key: {KEY}", "line 2: no YAML, expected one or more of the mappings reader"),
-    ("", "got NoneType, expected one or more of the mappings"),
-    ("{}", "got nothing, expected"),
-    (f"pupil: {{key: {KEY}}}", "got pupil, expected"),
-    (f"teacher: {KEY}", "teacher is a str, expected"),
-    (f"judge: {{model: m, api_key: {KEY}}}", "judge: .*api_key: Unexpected keyword.*fields"),
-    ("teacher: {model: m, base_url: 'http://h/v1', cite: true}", "teacher: .*cite: Unexpected"),
-    (f"reader: {{model: m, base_url: 'http://h/v1', cite: {KEY}}}", "reader: .*cite is no switch"),
-    (f"verifier: {{model: m, base_url: 'http://h/v1', key_env: {KEY}}}", "verifier: .*key_env is "),
-    ("reader: {model: m, base_url: 'http://h/v1', key_env: NOT_SET_HERE}",
-     "reader: the environment variable NOT_SET_HERE is not set, expected the key of http://h/v1"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"cannot be read \(No such file"),
+        (
+            f"teacher: [\n  key: {KEY}",
+            "line 2: no YAML, expected one or more of the mappings reader",
+        ),
+        ("", "got NoneType, expected one or more of the mappings"),
+        ("{}", "got nothing, expected"),
+        (f"pupil: {{key: {KEY}}}", "got pupil, expected"),
+        (f"teacher: {KEY}", "teacher is a str, expected"),
+        (f"judge: {{model: m, api_key: {KEY}}}", "judge: .*api_key: Unexpected keyword.*fields"),
+        ("teacher: {model: m, base_url: 'http://h/v1', cite: true}", "teacher: .*cite: Unexpected"),
+        (
+            f"reader: {{model: m, base_url: 'http://h/v1', cite: {KEY}}}",
+            "reader: .*cite is no switch",
+        ),
+        (
+            f"verifier: {{model: m, base_url: 'http://h/v1', key_env: {KEY}}}",
+            "verifier: .*key_env is ",
+        ),
+        (
+            "reader: {model: m, base_url: 'http://h/v1', key_env: NOT_SET_HERE}",
+            "reader: the environment variable NOT_SET_HERE is not set, expected the key of http://h/v1",
+        ),
+    ],
+)
 def test_files_that_are_not_usable_are_refused_without_showing_a_value(tmp_path, content, said):
     path = tmp_path / "models.yaml"
     if content is not None:
@@ -101,8 +122,13 @@ def test_roles_that_are_left_out_are_played_without_a_model():
     models, instance = Models(), planted_stream(seed=1)
     assert models.reader([instance]).name == models.verifier([instance]).name == "extractive"
     assert isinstance(models.teacher(3), ClozeTeacher)
-    played = play([instance], make_manager("insert-all"), RolloutSettings(num_generations=1),
-                  models.reader([instance]), 0)[0]
+    played = play(
+        [instance],
+        make_manager("insert-all"),
+        RolloutSettings(num_generations=1),
+        models.reader([instance]),
+        0,
+    )[0]
     assert models.judged(played) == played and models.record() == []
     models.close()
 
@@ -110,10 +136,15 @@ def test_roles_that_are_left_out_are_played_without_a_model():
 def test_roles_with_equal_settings_share_a_client_and_each_names_its_prompts(tmp_path):
     with FaultServer(lambda request: "Rome") as server:
         one = settings(server)
-        path = write(tmp_path / "m.yaml", {
-            "reader": {**one, "cite": True}, "verifier": one, "teacher": one,
-            "judge": {**one, "temperature": 0.0},
-        })
+        path = write(
+            tmp_path / "m.yaml",
+            {
+                "reader": {**one, "cite": True},
+                "verifier": one,
+                "teacher": one,
+                "judge": {**one, "temperature": 0.0},
+            },
+        )
         models = Models(load_roles(path, tmp_path))
         assert models.record() == []  # nobody was asked for
         instance = planted_stream(seed=1)
@@ -135,16 +166,25 @@ def test_a_run_keeps_replies_and_a_run_that_reuses_it_asks_nothing(tmp_path, mon
     def one_pass(run_id):
         run = start_run(NOTEBOOK, run_id=run_id, seed=0, parameters={"models": str(path)})
         reader = run.models.reader([instance])
-        played = play([instance], make_manager("insert-all"), RolloutSettings(num_generations=1),
-                      reader, 0)
+        played = play(
+            [instance], make_manager("insert-all"), RolloutSettings(num_generations=1), reader, 0
+        )
         kept = run_module.read_record(run.folder, NOTEBOOK)["models"]
         [usage] = [one["usage"] for one in run.models.record()]
         assert kept[-1]["usage"] == usage  # also when it is killed now
         total = run.model_usage()
         run.finish()
         assert not list(run.folder.glob("*.sqlite-*"))  # closed
-        assert play([instance], make_manager("insert-all"), RolloutSettings(num_generations=1),
-                    ModelReader(reader.agent.chat), 0) == played  # a cell is run once more
+        assert (
+            play(
+                [instance],
+                make_manager("insert-all"),
+                RolloutSettings(num_generations=1),
+                ModelReader(reader.agent.chat),
+                0,
+            )
+            == played
+        )  # a cell is run once more
         run.models.close()
         return played, usage, total
 
@@ -171,7 +211,9 @@ def test_a_run_keeps_replies_and_a_run_that_reuses_it_asks_nothing(tmp_path, mon
     for file in (tmp_path / "runs").rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
     assert {one.name for one in (tmp_path / "runs" / "second").iterdir()} == {
-        "records", "replies.sqlite"}
+        "records",
+        "replies.sqlite",
+    }
 
 
 def test_a_notebook_that_fails_has_said_what_it_paid(tmp_path):
@@ -183,8 +225,13 @@ def test_a_notebook_that_fails_has_said_what_it_paid(tmp_path):
         path = write(tmp_path / "models.yaml", {"reader": settings(server, concurrency=1)})
         run = start_run(NOTEBOOK, run_id="r", seed=0, parameters={"models": str(path)})
         with pytest.raises(ModelError):
-            play([planted_stream(seed=2)], make_manager("insert-all"),
-                 RolloutSettings(num_generations=1), run.models.reader([]), 0)
+            play(
+                [planted_stream(seed=2)],
+                make_manager("insert-all"),
+                RolloutSettings(num_generations=1),
+                run.models.reader([]),
+                0,
+            )
     [entry] = run_module.read_record(run.folder, NOTEBOOK)["models"]
     assert entry["usage"]["calls"] == sum(server.paid.values()) == 1
 
@@ -195,8 +242,13 @@ def test_the_usage_of_a_run_sums_its_notebooks(tmp_path):
         for seed, notebook in enumerate((NOTEBOOK, "06_benchmark_evaluation")):
             run = start_run(notebook, run_id="r", seed=0, parameters={"models": str(path)})
             instance = planted_stream(seed=seed)
-            play([instance], make_manager("insert-all"), RolloutSettings(num_generations=1),
-                 run.models.reader([instance]), 0)
+            play(
+                [instance],
+                make_manager("insert-all"),
+                RolloutSettings(num_generations=1),
+                run.models.reader([instance]),
+                0,
+            )
             total = run.model_usage()
             run.finish()
     assert total["calls"] == sum(server.paid.values())
@@ -216,8 +268,9 @@ def test_a_run_refuses_models_and_questions_that_are_not_there(tmp_path):
 
 def test_relative_models_are_looked_for_from_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = start_run(NOTEBOOK, run_id="r", seed=0,
-                    parameters={"models": "notebooks/models/server.yaml"})
+    run = start_run(
+        NOTEBOOK, run_id="r", seed=0, parameters={"models": "notebooks/models/server.yaml"}
+    )
     assert run.models.roles["reader"].chat.model == "Qwen/Qwen3-32B"
     assert run.models.roles["reader"].chat.memo == str(run.folder / "replies.sqlite")
     assert isinstance(run.models.roles["judge"], ModelRole)

@@ -46,8 +46,13 @@ def test_every_refused_parameter_is_named_at_once_with_what_was_expected(runs_fo
     with pytest.raises(ValueError) as caught:
         start(beta=2.0, top_k=True, attribution="newest", data="file.jsonl", num_chunks=3)
     message = str(caught.value)
-    for part in ("beta is 2.0, expected a number from 0 to 1", "top_k is True", "one of last_write",
-                 "data is 'file.jsonl', expected a list of texts", "--set"):
+    for part in (
+        "beta is 2.0, expected a number from 0 to 1",
+        "top_k is True",
+        "one of last_write",
+        "data is 'file.jsonl', expected a list of texts",
+        "--set",
+    ):
         assert part in message
     assert "num_chunks" not in message
     assert not runs_folder.exists()
@@ -57,8 +62,13 @@ def test_a_parameter_nobody_checks_is_refused_and_a_notebook_can_bring_its_own_c
     with pytest.raises(ValueError, match="colour has no check"):
         start(colour="red")
     with pytest.raises(ValueError, match="colour is 'red', expected one of blue"):
-        run_module.start_run(FIRST, run_id="notebook", seed=0, parameters={"colour": "red"},
-                       checks={"colour": parameters.one_of("blue")})
+        run_module.start_run(
+            FIRST,
+            run_id="notebook",
+            seed=0,
+            parameters={"colour": "red"},
+            checks={"colour": parameters.one_of("blue")},
+        )
 
 
 @pytest.mark.parametrize("run_id", ["", "../else", "a/b", ".hidden", "x" * 101, "a b"])
@@ -73,9 +83,13 @@ def test_runs_lie_in_the_repository_whatever_the_working_directory(tmp_path, mon
     assert run_module.run_folder("x") == ROOT / "data" / "runs" / "x"
 
 
-@pytest.mark.parametrize("notebook, name, value", [
-    (FIRST, "instances", [INSTANCE]), (SECOND, "trajectories", [TRAJECTORY, TRAJECTORY]),
-])
+@pytest.mark.parametrize(
+    "notebook, name, value",
+    [
+        (FIRST, "instances", [INSTANCE]),
+        (SECOND, "trajectories", [TRAJECTORY, TRAJECTORY]),
+    ],
+)
 def test_records_come_back_equal(notebook, name, value):
     start(notebook).save(name, value)
     assert start(THIRD).load(name) == value
@@ -156,7 +170,9 @@ def test_the_record_says_how_the_artefacts_were_made(tmp_path):
     assert record["status"] == "ok" and record["seconds"] >= 0 and record["peak_memory_mb"] > 10
     assert record["parameters"] == {"seed": 7, "data": [str(data), "owner/name"], "num_chunks": 4}
     assert [source["sha256"] for source in record["data"]] == [run_module.sha256(data), None]
-    assert record["writes"]["instances"]["sha256"] == run_module.sha256(run.folder / "instances.jsonl")
+    assert record["writes"]["instances"]["sha256"] == run_module.sha256(
+        run.folder / "instances.jsonl"
+    )
     assert record["versions"]["python"] == sys.version.split()[0]
 
 
@@ -173,10 +189,16 @@ def test_the_record_says_which_checkpoint_was_given(tmp_path):
     assert run_module.read_record(start(FIRST).folder, FIRST)["checkpoint"] is None
 
 
-@pytest.mark.parametrize("source, reason", [
-    ("no/such/file.jsonl", "does not exist"), ("missing.parquet", "does not exist"),
-    ("owner/file.jsonl", "does not exist"), ("notebooks", "is a folder"), ("empty", "is empty"),
-])
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("no/such/file.jsonl", "does not exist"),
+        ("missing.parquet", "does not exist"),
+        ("owner/file.jsonl", "does not exist"),
+        ("notebooks", "is a folder"),
+        ("empty", "is empty"),
+    ],
+)
 def test_a_data_file_that_cannot_be_read_is_refused_at_the_start(tmp_path, source, reason):
     if source == "empty":
         source = str(tmp_path / "empty.jsonl")
@@ -201,9 +223,13 @@ def test_finish_prints_the_same_text_on_every_run(capsys):
         run.metric("unscorable", None)
         run.finish()
         texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] == (
-        f"{SECOND}, seed 7\nreads: nothing\nwrites: trajectories\n"
-        "accuracy: 0.6667\nitems: 12\nunscorable: –\n"
+    assert (
+        texts[0]
+        == texts[1]
+        == (
+            f"{SECOND}, seed 7\nreads: nothing\nwrites: trajectories\n"
+            "accuracy: 0.6667\nitems: 12\nunscorable: –\n"
+        )
     )
 
 
@@ -268,9 +294,13 @@ def test_a_full_disk_leaves_the_artefact_as_it_was(monkeypatch, call):
 
 def test_a_really_full_disk(monkeypatch):
     with tempfile.TemporaryDirectory() as place:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True
-        ) if shutil.which("mount") else None
+        mounted = (
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True
+            )
+            if shutil.which("mount")
+            else None
+        )
         if mounted is None or mounted.returncode:
             pytest.skip("a small file system cannot be mounted here")
         try:

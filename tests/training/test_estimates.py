@@ -42,9 +42,9 @@ def config_of(shape, **changes):
 def adapted(model, rank):
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(
-        task_type="CAUSAL_LM", r=rank, target_modules=list(TARGET_MODULES)
-    ))
+    return get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=list(TARGET_MODULES))
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -55,7 +55,8 @@ def test_parameters_are_those_of_the_architecture(name):
     assert ModelShape.of(model.config) == shape
     assert sum(value.numel() for value in model.parameters()) == shape.parameters
     linear = sum(
-        value.numel() for key, value in model.named_parameters()
+        value.numel()
+        for key, value in model.named_parameters()
         if any(f".{part}." in key for part in TARGET_MODULES)
     )
     assert linear == shape.linear_parameters
@@ -76,8 +77,11 @@ def test_the_cache_is_a_real_ones(tmp_path):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(torch.zeros(3, 7, dtype=torch.long), past_key_values=cache, use_cache=True)
-    held = sum(part.numel() * part.element_size()
-               for layer in cache.layers for part in (layer.keys, layer.values))
+    held = sum(
+        part.numel() * part.element_size()
+        for layer in cache.layers
+        for part in (layer.keys, layer.values)
+    )
     assert held == 3 * 7 * NARROW.cache_bytes
 
 
@@ -87,9 +91,12 @@ def test_what_autograd_keeps_of_a_token_is_what_torch_saves(qk_norm):
     shape, tokens = dataclasses.replace(NARROW, qk_norm=qk_norm), 2 * 128
 
     def saved(blocks):
-        model = adapted(AutoModelForCausalLM.from_config(
-            config_of(shape, num_hidden_layers=blocks), dtype=torch.bfloat16
-        ), 1)
+        model = adapted(
+            AutoModelForCausalLM.from_config(
+                config_of(shape, num_hidden_layers=blocks), dtype=torch.bfloat16
+            ),
+            1,
+        )
         own = {value.untyped_storage().data_ptr() for value in model.parameters()}
         held = {}
 
@@ -100,8 +107,10 @@ def test_what_autograd_keeps_of_a_token_is_what_torch_saves(qk_norm):
             return value
 
         states = model.get_input_embeddings()(torch.zeros(2, 128, dtype=torch.long))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), \
-                torch.autocast("cpu", dtype=torch.bfloat16):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+        ):
             model(inputs_embeds=states.detach().requires_grad_(), use_cache=False)
         return sum(held.values())
 
@@ -130,13 +139,16 @@ def test_logits_are_kept_in_single_precision_as_torch_saves_them(no_accelerator)
     rows, completion = 2, 64
     shape = dataclasses.replace(NARROW, vocab_size=20_000)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    model = accelerator.prepare_model(adapted(
-        AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16), 1
-    ))
+    model = accelerator.prepare_model(
+        adapted(AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16), 1)
+    )
     trainer = object.__new__(load_trainer_class())
     vars(trainer).update(
-        accelerator=accelerator, temperature=1.0, use_liger_kernel=False,
-        model_kwarg_keys={"logits_to_keep"}, _entropy_bonus_enabled=False,
+        accelerator=accelerator,
+        temperature=1.0,
+        use_liger_kernel=False,
+        model_kwarg_keys={"logits_to_keep"},
+        _entropy_bonus_enabled=False,
         args=types.SimpleNamespace(report_to=[]),
     )
     own = {value.untyped_storage().data_ptr() for value in model.parameters()}
@@ -172,9 +184,10 @@ def test_reading_a_prompt_takes_what_torch_allocates(qk_norm):
 
     def peak(tokens):
         states = torch.zeros(4, tokens, shape.hidden_size, dtype=torch.bfloat16)
-        with torch.no_grad(), profile(
-            activities=[ProfilerActivity.CPU], profile_memory=True
-        ) as profiled:
+        with (
+            torch.no_grad(),
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+        ):
             model.model(inputs_embeds=states, use_cache=False)
         events = profiled.profiler.kineto_results.events()
         changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"]
@@ -207,11 +220,17 @@ def test_micro_batches_hold_the_longest_instances_of_an_update():
     assert estimates.work(STREAMS, TRAINING, ASSUMED).rows == 16 * 15
 
 
-@given(st.integers(1, 6), st.sampled_from([8, 16, 32]), st.sampled_from([2048, 4096]),
-       st.booleans(), st.booleans())
+@given(
+    st.integers(1, 6),
+    st.sampled_from([8, 16, 32]),
+    st.sampled_from([2048, 4096]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_memory_falls_with_every_change_that_is_offered(instances, rank, prompt, fast, four):
-    model = ModelSettings("unsloth", "4bit" if four else "bf16", lora_rank=rank,
-                          fast_inference=fast)
+    model = ModelSettings(
+        "unsloth", "4bit" if four else "bf16", lora_rank=rank, fast_inference=fast
+    )
     training = dataclasses.replace(
         TRAINING, model=model, instances_per_update=instances, max_prompt_tokens=prompt
     )
@@ -234,8 +253,11 @@ def test_parts_of_the_memory_by_hand():
     found, _ = memory(ModelSettings(precision="bf16", lora_rank=16))
     adapter = QWEN.lora_parameters(16)
     assert found.weights == 2 * QWEN.parameters
-    assert (found.adapter, found.gradients, found.optimizer) == (4 * adapter, 4 * adapter,
-                                                                 8 * adapter)
+    assert (found.adapter, found.gradients, found.optimizer) == (
+        4 * adapter,
+        4 * adapter,
+        8 * adapter,
+    )
     whole, _ = memory(ModelSettings(precision="bf16"))
     assert whole.adapter == 0 and whole.gradients == 4 * QWEN.parameters
     assert whole.optimizer == 8 * QWEN.parameters
@@ -278,8 +300,11 @@ def test_tests_count_and_fewer_prompts_at_a_time_make_them_fit(fast):
     assert of(few).tests == of(training).tests / 32  # no more than there are
     assert not estimates.fits(of(training), QWEN, most, card)
     assert estimates.fits(of(few), QWEN, most, card)
-    [said] = [name for name in estimates.what_would_fit(QWEN, STREAMS, training, card, ASSUMED)
-              if name.startswith("batch_size")]
+    [said] = [
+        name
+        for name in estimates.what_would_fit(QWEN, STREAMS, training, card, ASSUMED)
+        if name.startswith("batch_size")
+    ]
     fitting = dataclasses.replace(training, batch_size=int(said.partition("=")[2]))
     assert estimates.fits(of(fitting), QWEN, most, card)
 
@@ -304,7 +329,9 @@ def test_what_would_fit_fits_and_the_step_before_it_does_not():
 
     def fits(one):
         most = estimates.work(STREAMS, one, ASSUMED)
-        return estimates.fits(estimates.gpu_memory(QWEN, one, most, card, ASSUMED), QWEN, most, card)
+        return estimates.fits(
+            estimates.gpu_memory(QWEN, one, most, card, ASSUMED), QWEN, most, card
+        )
 
     assert not fits(training)
     offered = dict(estimates.changes(training))
@@ -313,14 +340,18 @@ def test_what_would_fit_fits_and_the_step_before_it_does_not():
     assert named and all(fits(offered[name]) for name in named)
     order = list(offered)
     for name in named:
-        milder = [one for one in order[: order.index(name)]
-                  if one.partition("=")[0] == name.partition("=")[0]]
+        milder = [
+            one
+            for one in order[: order.index(name)]
+            if one.partition("=")[0] == name.partition("=")[0]
+        ]
         assert not any(fits(offered[one]) for one in milder)
 
 
 def test_where_no_single_change_helps_several_are_named():
-    training = dataclasses.replace(TRAINING, model=ModelSettings(precision="bf16"),
-                                   instances_per_update=4)
+    training = dataclasses.replace(
+        TRAINING, model=ModelSettings(precision="bf16"), instances_per_update=4
+    )
     card = CARDS["RTX 4090"]
     [said] = estimates.what_would_fit(QWEN, STREAMS, training, card, ASSUMED)
     assert {"instances_per_update=1", "gradient_checkpointing=true", "lora_rank=16"} <= {
@@ -351,10 +382,15 @@ def test_calls_add_up():
     assert estimates.asked_globally(100, 0.2) == 20
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("completion_tokens", 0), ("traffic_share", 1.5), ("step_seconds", float("nan")),
-    ("runtime_gb", float("inf")),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("completion_tokens", 0),
+        ("traffic_share", 1.5),
+        ("step_seconds", float("nan")),
+        ("runtime_gb", float("inf")),
+    ],
+)
 def test_assumptions_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"assumption {name} is"):
         Assumptions(**{name: value})

@@ -35,15 +35,31 @@ pytestmark = pytest.mark.notebook
 torch.set_num_threads(1)
 PROFILE, GENERATIONS, CHUNKS = "qwen3-1.7b-16gb", 4, 2
 FACTS = (
-    ("Mia", "Oslo"), ("Leo", "Rome"), ("Ana", "Lima"), ("Tom", "Cairo"), ("Eva", "Paris"),
-    ("Ida", "Tokyo"), ("Ben", "Delhi"), ("Zoe", "Accra"), ("Max", "Quito"), ("Lea", "Seoul"),
-    ("Jan", "Sofia"), ("Amy", "Tunis"),
+    ("Mia", "Oslo"),
+    ("Leo", "Rome"),
+    ("Ana", "Lima"),
+    ("Tom", "Cairo"),
+    ("Eva", "Paris"),
+    ("Ida", "Tokyo"),
+    ("Ben", "Delhi"),
+    ("Zoe", "Accra"),
+    ("Max", "Quito"),
+    ("Lea", "Seoul"),
+    ("Jan", "Sofia"),
+    ("Amy", "Tunis"),
 )
 SETTINGS = {
     # What a CPU cannot have of the profile, and sizes.
-    "loader": "transformers", "precision": "auto", "max_prompt_tokens": 1024,
-    "max_new_tokens": 40, "04.updates": 2, "04.instances_per_update": 1,
-    "04.num_generations": GENERATIONS, "04.held_out": 1, "04.save_every": 1, "resamples": 100,
+    "loader": "transformers",
+    "precision": "auto",
+    "max_prompt_tokens": 1024,
+    "max_new_tokens": 40,
+    "04.updates": 2,
+    "04.instances_per_update": 1,
+    "04.num_generations": GENERATIONS,
+    "04.held_out": 1,
+    "04.save_every": 1,
+    "resamples": 100,
     "04.learning_rate": 0.001,
 }
 
@@ -68,9 +84,14 @@ def checkpoint(tmp_path_factory):
             chunk = Chunk(" ".join(statement(*fact) for fact in rng.sample(FACTS, 2)), 8)
             instance = Instance("i", "squad", "AR", (chunk,), ())
             prompt = manager.builder.render(Observation(instance, (), chunk, 1)).ids
-            said = json.dumps(
-                [{"op": "INSERT", "content": statement(*rng.choice(FACTS))}], separators=(",", ":")
-            ) if rng.random() < 0.8 else '[{"op":"SKIP"}]'
+            said = (
+                json.dumps(
+                    [{"op": "INSERT", "content": statement(*rng.choice(FACTS))}],
+                    separators=(",", ":"),
+                )
+                if rng.random() < 0.8
+                else '[{"op":"SKIP"}]'
+            )
             # Most updates see the prompt's end only: what an operation looks like costs less so.
             prompt = prompt[-40:] if update < 100 else prompt
             rows.append((prompt, (*tokenizer.encode(said), tokenizer.eos_token_id)))
@@ -94,15 +115,22 @@ def write_data(path):
     lines = []
     for number in range(3):
         told = FACTS[4 * number : 4 * number + 4]
-        lines.append(json.dumps({
-            "instance_id": f"cities-{number}", "data_source": "squad",
-            "chunks": [
-                " ".join(statement(*fact) for fact in told[start : start + 2]) for start in (0, 2)
-            ],
-            "questions_and_answers": [
-                {"question": f"Where does {person} live?", "answer": city} for person, city in told
-            ],
-        }))
+        lines.append(
+            json.dumps(
+                {
+                    "instance_id": f"cities-{number}",
+                    "data_source": "squad",
+                    "chunks": [
+                        " ".join(statement(*fact) for fact in told[start : start + 2])
+                        for start in (0, 2)
+                    ],
+                    "questions_and_answers": [
+                        {"question": f"Where does {person} live?", "answer": city}
+                        for person, city in told
+                    ],
+                }
+            )
+        )
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -119,10 +147,14 @@ class Rules:
         said = request["messages"][-1]["content"]
         schema = request.get("response_format", {}).get("json_schema", {}).get("name")
         if schema == "WrittenQuestions":
-            return json.dumps({"questions": [
-                {"question": f"Where does {person} live?", "answer": city}
-                for person, city in re.findall(r"(\w+) lives in (\w+)\.", said)
-            ]})
+            return json.dumps(
+                {
+                    "questions": [
+                        {"question": f"Where does {person} live?", "answer": city}
+                        for person, city in re.findall(r"(\w+) lives in (\w+)\.", said)
+                    ]
+                }
+            )
         if not self.gone.is_set() and list(self.runs.rglob("checkpoint-1")):
             self.held.set()
             self.gone.wait(120)
@@ -134,9 +166,12 @@ class Rules:
 
 def finemem(runs, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "finemem_lib", *arguments], cwd=repository_root(), text=True,
+        [sys.executable, "-m", "finemem_lib", *arguments],
+        cwd=repository_root(),
+        text=True,
         env={**os.environ, "FINEMEM_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -252,8 +287,11 @@ def test_only_an_adapter_was_trained_and_saved(resumed, checkpoint):
 
 def test_the_reader_was_asked_on_a_server_and_nothing_twice(resumed):
     assert set(resumed.server.paid.values()) == {1}
-    usage = {one["name"][:2]: entry["usage"] for one in resumed.manifest["notebooks"]
-             for entry in one["models"]}
+    usage = {
+        one["name"][:2]: entry["usage"]
+        for one in resumed.manifest["notebooks"]
+        for entry in one["models"]
+    }
     assert usage["01"]["calls"] > 0 and usage["04"]["memo_hits"] > 0
     said = [request["messages"][-1]["content"] for request in resumed.server.requests]
     assert any(re.search(r"\w+ lives in \w+\.", one) for one in said)

@@ -56,8 +56,15 @@ def test_the_plan_counts_the_real_architecture_without_making_it(gpu, capsys):
     said = capsys.readouterr().out
     # 36 blocks of 100,930,816 (attention, MLP and four norms), 151,936 embeddings that are the head
     # too, and the last norm; seven linear layers with an adapter each.
-    sizes = {"q": (2560, 4096), "k": (2560, 1024), "v": (2560, 1024), "o": (4096, 2560),
-             "gate": (2560, 9728), "up": (2560, 9728), "down": (9728, 2560)}
+    sizes = {
+        "q": (2560, 4096),
+        "k": (2560, 1024),
+        "v": (2560, 1024),
+        "o": (4096, 2560),
+        "gate": (2560, 9728),
+        "up": (2560, 9728),
+        "down": (9728, 2560),
+    }
     block = sum(a * b for a, b in sizes.values()) + 2 * 2560 + 2 * 128
     adapter = 36 * 16 * sum(a + b for a, b in sizes.values())
     assert f"{36 * block + 151_936 * 2560 + 2560:,} parameters" in said and block == 100_930_816
@@ -84,8 +91,14 @@ def test_every_update_is_measured_within_its_limit_on_every_card_that_holds_it(g
     for loader in gpu.TRAINED:
         training = estimates.Training(
             ModelSettings(loader, "bf16", lora_rank=full.lora_rank, gradient_checkpointing=True),
-            full.warm_up + full.updates, full.instances_per_update, full.num_generations, 1.0, 3,
-            400, full.max_prompt_tokens, full.completion_tokens,
+            full.warm_up + full.updates,
+            full.instances_per_update,
+            full.num_generations,
+            1.0,
+            3,
+            400,
+            full.max_prompt_tokens,
+            full.completion_tokens,
         )
         stream = estimates.Stream((full.chunk_tokens,) * full.num_chunks, 1)
         work = estimates.work([stream], training, assumed)
@@ -145,9 +158,7 @@ def test_learning_counts_the_flop_that_torch_counts(gpu, tmp_path):
 
 
 def test_generation_reads_at_least_weights_and_cache(gpu):
-    setting = dataclasses.replace(
-        gpu.FULL, num_chunks=1, instances_per_update=1, num_generations=1
-    )
+    setting = dataclasses.replace(gpu.FULL, num_chunks=1, instances_per_update=1, num_generations=1)
     one_pass = gpu.generation_bytes(setting, tokens=1000.5, sampled=1)
     # bf16: all weights, and 1,000 tokens' keys and values of 8 heads of 128 in 36 layers
     assert one_pass == 2 * 4_022_468_096 + 2 * 1000 * 36 * 2 * 8 * 128
@@ -174,7 +185,8 @@ def test_unsloth_is_compared_only_where_both_were_measured(gpu):
     plain = {"total_seconds": 30.0, "peak_bytes": 20}
     unsloth = {"total_seconds": 20.0, "peak_bytes": 15}
     assert gpu.compared({"transformers": plain, "unsloth": unsloth}) == {
-        "update_times_faster": 1.5, "peak_bytes_share": 0.75,
+        "update_times_faster": 1.5,
+        "peak_bytes_share": 0.75,
     }
     assert gpu.compared({"transformers": plain, "unsloth": {"status": "left out"}}) == {}
 
@@ -203,7 +215,8 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_it_started(part_script, 
 
 def test_nothing_is_trained_where_no_model_was_written(gpu, tmp_path):
     assert gpu.run_part("transformers", True, tmp_path) == {
-        "status": "left out", "reason": "there is no model to load",
+        "status": "left out",
+        "reason": "there is no model to load",
     }
 
 
@@ -226,13 +239,18 @@ def test_a_small_run_measures_the_trainer_and_says_what_it_leaves_out(gpu, tmp_p
     names = ["ceilings", "model", "transformers", "unsloth", "tiny on GPU"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--small", "--parts", *names, "--output", str(output)],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     status = {name: part["status"] for name, part in found["parts"].items()}
     assert status == {
-        "ceilings": "ok", "model": "ok", "transformers": "ok", "unsloth": "left out",
+        "ceilings": "ok",
+        "model": "ok",
+        "transformers": "ok",
+        "unsloth": "left out",
         "tiny on GPU": "left out",
     }
     part, setting = found["parts"]["transformers"], gpu.SMALL

@@ -54,11 +54,18 @@ def interruptible(monkeypatch):
 
 
 def trained(**settings):
-    return train_manager(**{
-        "updates": UPDATES, "instances_per_update": 1, "seed": 5, "w1_until": UPDATES,
-        "rollout": RolloutSettings(num_generations=2), "keep_updates": range(1, UPDATES + 1),
-        "stream": StreamSettings(num_chunks=STEPS), **settings,
-    })
+    return train_manager(
+        **{
+            "updates": UPDATES,
+            "instances_per_update": 1,
+            "seed": 5,
+            "w1_until": UPDATES,
+            "rollout": RolloutSettings(num_generations=2),
+            "keep_updates": range(1, UPDATES + 1),
+            "stream": StreamSettings(num_chunks=STEPS),
+            **settings,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +119,14 @@ def fail(error):
     return action
 
 
-@pytest.mark.parametrize("error", [
-    ReaderGone("no answer"), torch.OutOfMemoryError("CUDA out of memory"), MemoryError("all of it"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReaderGone("no answer"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError("all of it"),
+    ],
+)
 def test_an_error_loses_no_finished_update(error, whole, tmp_path, monkeypatch):
     """Incident: a reader that was gone in update 4 left nothing of the three before."""
     with monkeypatch.context() as patch:
@@ -123,7 +135,9 @@ def test_an_error_loses_no_finished_update(error, whole, tmp_path, monkeypatch):
         with pytest.raises((ReaderGone, MemoryError)):
             trained(output_dir=tmp_path, save_every=10)
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        "checkpoint-2", "settings.json", "updates"
+        "checkpoint-2",
+        "settings.json",
+        "updates",
     ]
     resumed = trained(output_dir=tmp_path, resume=True)
     assert same_records(resumed.records, whole.records)
@@ -148,8 +162,9 @@ def test_what_fails_amid_an_update_leaves_no_checkpoint_of_it(where, whole, tmp_
         with pytest.raises(MemoryError, match="update 2 ran out of memory.*no checkpoint yet"):
             trained(output_dir=tmp_path, save_every=10)
     assert not list(tmp_path.glob("checkpoint-*"))
-    assert_equal(trained(output_dir=tmp_path).manager.model.state_dict(),
-                 whole.manager.model.state_dict())
+    assert_equal(
+        trained(output_dir=tmp_path).manager.model.state_dict(), whole.manager.model.state_dict()
+    )
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_hide_why_it_was_due(tmp_path, monkeypatch):
@@ -186,7 +201,9 @@ def test_an_interrupt_keeps_what_was_done_and_resuming_loses_nothing(
     weights = stopped.manager.model.state_dict()
     assert_equal(weights, load_manager(stopped.checkpoint).model.state_dict())
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        f"checkpoint-{finished}", "settings.json", "updates"
+        f"checkpoint-{finished}",
+        "settings.json",
+        "updates",
     ]
 
     resumed = trained(output_dir=tmp_path, save_every=2, resume=True)
@@ -198,9 +215,11 @@ def test_an_interrupt_keeps_what_was_done_and_resuming_loses_nothing(
 
 def same_records(records, others):
     """Whether records agree in all but the seconds that something took."""
+
     def untimed(record):
         return {
-            name: value for name, value in record.items()
+            name: value
+            for name, value in record.items()
             if "seconds" not in name and "time" not in name
         }
 
@@ -265,7 +284,9 @@ def test_a_real_interrupt_of_another_process(tmp_path):
     state = json.loads((tmp_path / checkpoint / "trainer_state.json").read_text())
     assert state["global_step"] == len(state["log_history"]) == records
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        checkpoint, "settings.json", "updates"
+        checkpoint,
+        "settings.json",
+        "updates",
     ]
 
 
@@ -306,10 +327,13 @@ def spoilt(monkeypatch, call, spoil):
     monkeypatch.setattr(trainer, "_compute_loss", loss)
 
 
-@pytest.mark.parametrize(("name", "spoil"), [
-    ("loss", lambda loss, weight: loss * torch.nan),
-    ("gradient", lambda loss, weight: loss + (weight.sum() * 0).sqrt()),  # 0, its slope is not
-])
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("loss", lambda loss, weight: loss * torch.nan),
+        ("gradient", lambda loss, weight: loss + (weight.sum() * 0).sqrt()),  # 0, its slope is not
+    ],
+)
 def test_what_is_not_finite_stops_training_before_it_spoils_the_weights(
     name, spoil, tmp_path, monkeypatch
 ):
@@ -317,7 +341,10 @@ def test_what_is_not_finite_stops_training_before_it_spoils_the_weights(
     with pytest.raises(FloatingPointError, match=f"the {name} of update 3 is .* in .*3.parquet"):
         trained(output_dir=tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == [
-        "checkpoint-2", "nonfinite-3.parquet", "settings.json", "updates"
+        "checkpoint-2",
+        "nonfinite-3.parquet",
+        "settings.json",
+        "updates",
     ]
     batch = pd.read_parquet(tmp_path / "nonfinite-3.parquet")
     assert set(batch["quantity"]) == {name} and not batch["value"].isin([0.0]).any()
@@ -336,14 +363,17 @@ def test_out_of_memory_names_what_to_turn_and_leaves_the_last_checkpoint(tmp_pat
     with pytest.raises(MemoryError) as raised:
         trained(output_dir=tmp_path, save_every=1, micro_batches=1)
     message = str(raised.value)
-    assert message.startswith("train_manager: update 3 ran out of memory; turn micro_batches: 1 "
-                              "(up to num_generations, 2), gradient_checkpointing: False, and "
-                              "resume (`finemem resume RUN --set NAME=VALUE`")
+    assert message.startswith(
+        "train_manager: update 3 ran out of memory; turn micro_batches: 1 "
+        "(up to num_generations, 2), gradient_checkpointing: False, and "
+        "resume (`finemem resume RUN --set NAME=VALUE`"
+    )
     assert "start a new run and turn, in this order, max_new_tokens: 6, " in message
     assert message.endswith("checkpoint-2")
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
     assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == [
-        "checkpoint-1", "checkpoint-2"
+        "checkpoint-1",
+        "checkpoint-2",
     ]
 
 
@@ -358,15 +388,26 @@ def test_other_errors_are_not_taken_for_too_little_memory(tmp_path, monkeypatch)
 
 def test_knobs_come_in_order_and_those_at_their_end_are_left_out():
     arguments = SimpleNamespace(
-        num_generations=8, steps_per_generation=2, per_device_train_batch_size=16, use_cpu=False,
+        num_generations=8,
+        steps_per_generation=2,
+        per_device_train_batch_size=16,
+        use_cpu=False,
         max_completion_length=512,
     )
     builder = SimpleNamespace(max_prompt_tokens=4096)
     said = memory_advice(arguments, builder, ModelSettings(), None)
-    places = [said.index(knob) for knob in (
-        "micro_batches: 2", "gradient_checkpointing: False", "instances_per_update: 4",
-        "max_new_tokens: 512", "max_prompt_tokens: 4096", "precision: auto", "no checkpoint yet",
-    )]
+    places = [
+        said.index(knob)
+        for knob in (
+            "micro_batches: 2",
+            "gradient_checkpointing: False",
+            "instances_per_update: 4",
+            "max_new_tokens: 512",
+            "max_prompt_tokens: 4096",
+            "precision: auto",
+            "no checkpoint yet",
+        )
+    ]
     assert places == sorted(places) and "resume" not in said
     sampled = ModelSettings(loader="unsloth", lora_rank=8, fast_inference=True)
     said = memory_advice(arguments, builder, sampled, "checkpoint-5")
@@ -379,18 +420,29 @@ def test_knobs_come_in_order_and_those_at_their_end_are_left_out():
         assert gone not in said
 
 
-@pytest.mark.parametrize("error", [
-    ValueError("Free memory on device (10/24 GiB) on startup is less than desired GPU memory "
-               "utilization (0.9, 21 GiB)."),
-    ValueError("No available memory for the cache blocks. Try increasing gpu_memory_utilization."),
-    RuntimeError("CUDA error: out of memory"), MemoryError(),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(
+            "Free memory on device (10/24 GiB) on startup is less than desired GPU memory "
+            "utilization (0.9, 21 GiB)."
+        ),
+        ValueError(
+            "No available memory for the cache blocks. Try increasing gpu_memory_utilization."
+        ),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+)
 def test_outside_training_too_little_memory_also_names_what_to_turn(error):
     assert is_out_of_memory(error)
     sampled = ModelSettings(loader="unsloth", lora_rank=8, fast_inference=True, batch_size=32)
-    with pytest.raises(MemoryError, match=r"^testing the manager ran out of .*; turn, in this "
-                       "order, batch_size: 32, max_new_tokens: the default, max_prompt_tokens: .*, "
-                       "gpu_memory_utilization: 0.5 .*, precision: auto .*, checkpoint: a smaller"):
+    with pytest.raises(
+        MemoryError,
+        match=r"^testing the manager ran out of .*; turn, in this "
+        "order, batch_size: 32, max_new_tokens: the default, max_prompt_tokens: .*, "
+        "gpu_memory_utilization: 0.5 .*, precision: auto .*, checkpoint: a smaller",
+    ):
         with advising_on_memory("testing", sampled):
             raise error
     frozen = ModelSettings(precision="4bit", lora_rank=8)
@@ -400,9 +452,14 @@ def test_outside_training_too_little_memory_also_names_what_to_turn(error):
     assert knobs == "checkpoint: a smaller model"
 
 
-@pytest.mark.parametrize("error", [
-    ValueError("no such folder"), RuntimeError("shapes"), MemoryError("load_manager: lower it"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such folder"),
+        RuntimeError("shapes"),
+        MemoryError("load_manager: lower it"),
+    ],
+)
 def test_what_is_no_lack_of_memory_or_has_its_advice_is_raised_as_it_is(error):
     with pytest.raises(type(error)) as raised, advising_on_memory("loading", ModelSettings()):
         raise error
@@ -422,8 +479,10 @@ class Guessing:
 
     def read(self, tasks):
         self.asked += len(tasks)
-        return [Reading(f"guess {self.asked}", (task.items[0][0],) if task.items else None)
-                for task in tasks]
+        return [
+            Reading(f"guess {self.asked}", (task.items[0][0],) if task.items else None)
+            for task in tasks
+        ]
 
 
 def test_what_only_the_process_knew_is_in_the_checkpoint(tmp_path):
@@ -434,12 +493,18 @@ def test_what_only_the_process_knew_is_in_the_checkpoint(tmp_path):
     resumed = MemoisedAgent(Guessing())
     trained(agent=resumed, output_dir=tmp_path, resume=True)
     later = json.loads((tmp_path / "checkpoint-3" / READER_MEMO).read_text())
-    assert later[:len(known)] == known
+    assert later[: len(known)] == known
     assert resumed.agent.asked == len(later) - len(known)
     restore_reader(again := MemoisedAgent(Guessing()), tmp_path / "checkpoint-2")
-    tasks = [ReadingTask(question, source, tuple((f"#{n}", one) for n, one in enumerate(contents)),
-                         tuple(written))
-             for (_, question, source, contents, written), _ in known]
+    tasks = [
+        ReadingTask(
+            question,
+            source,
+            tuple((f"#{n}", one) for n, one in enumerate(contents)),
+            tuple(written),
+        )
+        for (_, question, source, contents, written), _ in known
+    ]
     assert [one.answer for one in again.read(tasks)] == [answer for _, (answer, _) in known]
     assert again.calls_made == 0 and again.agent.asked == 0
 

@@ -23,8 +23,14 @@ pytestmark = pytest.mark.usefixtures("frozen_imports")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    done = run(folder, mixed_instances(), updates=2, rewards=RewardSettings(empty_format=None),
-               scheme="outcome-only", updates_folder=folder / "updates")
+    done = run(
+        folder,
+        mixed_instances(),
+        updates=2,
+        rewards=RewardSettings(empty_format=None),
+        scheme="outcome-only",
+        updates_folder=folder / "updates",
+    )
     return done, StoredUpdates(folder / "updates")
 
 
@@ -48,10 +54,17 @@ def test_a_row_holds_the_terms_the_reward_and_the_advantage_of_a_step(written):
     for number, group in enumerate(done.trainer.kept[2]):
         rewards = [hybrid_reward(one, settings) for one in group]
         totals = [
-            [math.fsum(weights[term] * value for term in TERMS
-                       if (value := getattr(step, term)) is not None)
-             if any(getattr(step, term) is not None for term in SCHEMES["outcome-only"]) else None
-             for step in steps] for steps in rewards
+            [
+                math.fsum(
+                    weights[term] * value
+                    for term in TERMS
+                    if (value := getattr(step, term)) is not None
+                )
+                if any(getattr(step, term) is not None for term in SCHEMES["outcome-only"])
+                else None
+                for step in steps
+            ]
+            for steps in rewards
         ]
         advantages = group_relative(totals)
         for one, steps, total, advantage in zip(group, rewards, totals, advantages, strict=True):
@@ -93,8 +106,9 @@ def test_scripted_steps_without_tokens_and_columns_of_one_value(tmp_path):
     one = worked_example()
     other = dataclasses.replace(one, rollout=1)
     rows = 2 * one.num_steps
-    played = PlayedUpdate(9, [[one, other]], [{"outcome": None}] * rows, [None] * rows,
-                          [None] * rows)
+    played = PlayedUpdate(
+        9, [[one, other]], [{"outcome": None}] * rows, [None] * rows, [None] * rows
+    )
     played.write(update_file(tmp_path, 9), quantity="loss", value=math.nan)
     table = pd.read_parquet(update_file(tmp_path, 9))
     assert set(table["quantity"]) == {"loss"} and table["value"].isna().all()

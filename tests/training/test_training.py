@@ -54,7 +54,8 @@ class SentencePicker(CompactPromptBuilder):
         sentences = [part.strip() for part in chunk.split(tiny.STOP) if part.strip()]
         return tuple(
             Operation("INSERT", sentences[len(word) % len(sentences)])
-            for word in completion.split() if sentences
+            for word in completion.split()
+            if sentences
         )
 
 
@@ -76,8 +77,11 @@ def manager(builder_type=SentencePicker):
     tokenizer, model = tiny.tiny_tokenizer(), tiny.tiny_model(seed=1)
     model.generation_config.suppress_tokens = None  # the trainer must see to that
     return ModelManager(
-        model, tokenizer, builder_type(tokenizer, tiny.MAX_PROMPT_TOKENS),
-        name="random weights", max_new_tokens=LIMIT,
+        model,
+        tokenizer,
+        builder_type(tokenizer, tiny.MAX_PROMPT_TOKENS),
+        name="random weights",
+        max_new_tokens=LIMIT,
     )
 
 
@@ -113,8 +117,18 @@ class Run:
 
 
 def run(
-    tmp_path, instances, *, updates=1, builder_type=SentencePicker, scheme="Fine-Mem",
-    rewards=None, capacity=None, w1_until=None, evidence_faults=None, updates_folder=None, **config,
+    tmp_path,
+    instances,
+    *,
+    updates=1,
+    builder_type=SentencePicker,
+    scheme="Fine-Mem",
+    rewards=None,
+    capacity=None,
+    w1_until=None,
+    evidence_faults=None,
+    updates_folder=None,
+    **config,
 ):
     actor = manager(builder_type)
     inputs, gradient = [], {}
@@ -132,15 +146,30 @@ def run(
 
     trainer = Watched(
         actor.model,
-        grpo_config(**{
-            "output_dir": tmp_path, "updates": updates, "instances_per_update": len(instances),
-            "num_generations": G, "max_completion_length": LIMIT, "learning_rate": 1e-3,
-            "seed": 3, "max_grad_norm": 0.0, **config,
-        }),
-        instances=instances, builder=actor.builder, agent=ExtractiveReader(synonyms=SYNONYMS),
-        rollout=RolloutSettings(num_generations=G, capacity=capacity), scheme=scheme,
-        rewards=rewards, w1_until=w1_until, evidence_faults=evidence_faults,
-        keep_updates=range(1, updates + 1), updates_folder=updates_folder, callbacks=[Capture()],
+        grpo_config(
+            **{
+                "output_dir": tmp_path,
+                "updates": updates,
+                "instances_per_update": len(instances),
+                "num_generations": G,
+                "max_completion_length": LIMIT,
+                "learning_rate": 1e-3,
+                "seed": 3,
+                "max_grad_norm": 0.0,
+                **config,
+            }
+        ),
+        instances=instances,
+        builder=actor.builder,
+        agent=ExtractiveReader(synonyms=SYNONYMS),
+        rollout=RolloutSettings(num_generations=G, capacity=capacity),
+        scheme=scheme,
+        rewards=rewards,
+        w1_until=w1_until,
+        evidence_faults=evidence_faults,
+        keep_updates=range(1, updates + 1),
+        updates_folder=updates_folder,
+        callbacks=[Capture()],
     )
     trainer.train()
     return Run(trainer, actor.model, inputs, gradient)
@@ -156,7 +185,9 @@ def scheme_total(reward, scheme, settings):
     outcome = reward.eara if scheme in ("+EARA", "Fine-Mem") else reward.outcome
     chunk = reward.chunk if scheme in ("+CSR", "Fine-Mem") else None
     terms = [
-        (1.0, outcome), (1.0, reward.format), (settings.w1, chunk),
+        (1.0, outcome),
+        (1.0, reward.format),
+        (settings.w1, chunk),
         (settings.w2, reward.compression),
     ]
     known = [weight * term for weight, term in terms if term is not None]
@@ -197,11 +228,15 @@ def test_advantages_in_the_loss_are_those_per_step(tmp_path, scheme):
     done = run(tmp_path, mixed_instances(), scheme=scheme, rewards=settings, capacity=3)
     groups = done.trainer.kept[1]
     assert [[one.num_steps for one in group] for group in groups] == [
-        [2] * G, [4] * G, [3] * G, [2] * G,
+        [2] * G,
+        [4] * G,
+        [3] * G,
+        [2] * G,
     ]
     expected, found = defaultdict(list), defaultdict(list)
     for rows, where in (
-        (expected_rows(groups, scheme, settings), expected), (rows_in_loss(done.inputs), found)
+        (expected_rows(groups, scheme, settings), expected),
+        (rows_in_loss(done.inputs), found),
     ):
         for prompt, completion, advantage in rows:
             where[prompt, completion].append(advantage)
@@ -213,7 +248,9 @@ def test_advantages_in_the_loss_are_those_per_step(tmp_path, scheme):
 
     totals = [
         scheme_total(reward, scheme, settings)
-        for group in groups for one in group for reward in hybrid_reward(one, settings)
+        for group in groups
+        for one in group
+        for reward in hybrid_reward(one, settings)
     ]
     known = [total for total in totals if total is not None]
     assert len(totals) - len(known) == (0 if "chunk" in SCHEMES[scheme] else 2 * G)
@@ -225,7 +262,11 @@ def test_annealed_w1_and_faulty_evidence_reach_the_loss(tmp_path):
     faults = EvidenceFaults(drop=0.3, swap=0.5)
     settings = RewardSettings(beta=1.0, empty_format=None)
     done = run(
-        tmp_path, mixed_instances()[:2], updates=3, rewards=settings, w1_until=3,
+        tmp_path,
+        mixed_instances()[:2],
+        updates=3,
+        rewards=settings,
+        w1_until=3,
         evidence_faults=faults,
     )
     records = [entry for entry in done.trainer.state.log_history if "reward" in entry]
@@ -239,7 +280,8 @@ def test_annealed_w1_and_faulty_evidence_reach_the_loss(tmp_path):
         expected, unlike = (
             sorted(row[2] for row in expected_rows(groups, "Fine-Mem", weights))
             for groups, weights in (
-                (faulty, dataclasses.replace(settings, w1=record["w1"])), (played, settings),
+                (faulty, dataclasses.replace(settings, w1=record["w1"])),
+                (played, settings),
             )
         )
         found = sorted(row[2] for row in rows_in_loss(done.inputs[update * G : update * G + G]))
@@ -263,12 +305,13 @@ def policy_gradient(model, rows, loss_type):
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    ("loss_type", "micro_batches"), [("dapo", 4), ("dapo", 1), ("grpo", 2)]
-)
+@pytest.mark.parametrize(("loss_type", "micro_batches"), [("dapo", 4), ("dapo", 1), ("grpo", 2)])
 def test_the_first_gradient_is_the_hand_written_one(tmp_path, loss_type, micro_batches):
     done = run(
-        tmp_path, mixed_instances(), loss_type=loss_type, micro_batches=micro_batches,
+        tmp_path,
+        mixed_instances(),
+        loss_type=loss_type,
+        micro_batches=micro_batches,
         rewards=RewardSettings(),
     )
     rows = expected_rows(done.trainer.kept[1], "Fine-Mem", RewardSettings())
@@ -313,9 +356,10 @@ def test_an_update_makes_what_had_an_advantage_more_likely(tmp_path):
         for prompt, completion, advantage in rows_in_loss(done.inputs):
             ids, picked = torch.tensor([prompt + completion]), list(completion)
             after_less_before = [
-                model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)[
-                    range(len(picked)), picked
-                ].sum()
+                model(ids)
+                .logits[0, len(prompt) - 1 : -1]
+                .log_softmax(-1)[range(len(picked)), picked]
+                .sum()
                 for model in (done.model, before)
             ]
             gain += advantage * (after_less_before[0] - after_less_before[1]).item()
@@ -370,7 +414,9 @@ def test_records_agree_with_the_trajectories(tmp_path):
         assert record["memory_items"] <= 3
         for term in TERMS:
             values = [
-                getattr(reward, term) for one in played for reward in hybrid_reward(one)
+                getattr(reward, term)
+                for one in played
+                for reward in hybrid_reward(one)
                 if getattr(reward, term) is not None
             ]
             assert record[f"rewards/{term}/mean"] == pytest.approx(sum(values) / len(values))
@@ -380,8 +426,11 @@ def test_records_agree_with_the_trajectories(tmp_path):
 
 def test_what_the_prompts_could_not_hold_is_a_metric():
     example = worked_example()
-    steps = (dataclasses.replace(example.steps[0], prompt_truncated_tokens=6),
-             dataclasses.replace(example.steps[1], prompt_omitted_items=2), *example.steps[2:])
+    steps = (
+        dataclasses.replace(example.steps[0], prompt_truncated_tokens=6),
+        dataclasses.replace(example.steps[1], prompt_omitted_items=2),
+        *example.steps[2:],
+    )
     metrics = trl_adapter.trajectory_metrics([example, dataclasses.replace(example, steps=steps)])
     assert metrics["prompt/truncated_tokens"] == 6 / 8
     assert metrics["prompt/omitted_items"] == 2 / 8
@@ -398,9 +447,15 @@ def test_evaluation_plays_without_training(tmp_path):
 def trained(monkeypatch, **settings):
     monkeypatch.setattr(training_run, "load_manager", lambda checkpoint, **settings: manager())
     return train_manager(
-        "random weights", updates=4, instances_per_update=2, seed=5, scheme="Fine-Mem",
-        rollout=RolloutSettings(num_generations=G, capacity=4), keep_updates=(1, 4),
-        stream=StreamSettings(num_chunks=3), **settings,
+        "random weights",
+        updates=4,
+        instances_per_update=2,
+        seed=5,
+        scheme="Fine-Mem",
+        rollout=RolloutSettings(num_generations=G, capacity=4),
+        keep_updates=(1, 4),
+        stream=StreamSettings(num_chunks=3),
+        **settings,
     )
 
 
@@ -435,19 +490,32 @@ def test_a_run_is_not_resumed_on_other_instances(tmp_path, monkeypatch):
 def test_a_run_is_resumed_with_settings_that_take_less_memory(tmp_path, monkeypatch):
     """What out-of-memory advises can be done, and the result differs by rounding only."""
     whole = trained(monkeypatch, micro_batches=1)
-    with pytest.raises(MemoryError, match="turn micro_batches: 1 .up to num_generations, 4., "
-                                          "gradient_checkpointing: False, and resume .`finemem"):
+    with pytest.raises(
+        MemoryError,
+        match="turn micro_batches: 1 .up to num_generations, 4., "
+        "gradient_checkpointing: False, and resume .`finemem",
+    ):
         trained(monkeypatch, output_dir=tmp_path, micro_batches=1, on_update=full_at_third)
-    resumed = trained(monkeypatch, output_dir=tmp_path, resume=True, micro_batches=4,
-                      model=ModelSettings(gradient_checkpointing=True, gpu_memory_utilization=0.2))
+    resumed = trained(
+        monkeypatch,
+        output_dir=tmp_path,
+        resume=True,
+        micro_batches=4,
+        model=ModelSettings(gradient_checkpointing=True, gpu_memory_utilization=0.2),
+    )
     assert [record["step"] for record in resumed.records] == [1, 2, 3, 4]
     assert resumed.trajectories[4] == whole.trajectories[4]
     weights = resumed.manager.model.state_dict()
     for name, weight in whole.manager.model.state_dict().items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="trained with model"):
-        trained(monkeypatch, output_dir=tmp_path, resume=True, micro_batches=1,
-                model=ModelSettings(max_new_tokens=3))
+        trained(
+            monkeypatch,
+            output_dir=tmp_path,
+            resume=True,
+            micro_batches=1,
+            model=ModelSettings(max_new_tokens=3),
+        )
 
 
 def full_at_third(record):
@@ -458,6 +526,7 @@ def full_at_third(record):
 @pytest.mark.parametrize("use_vllm", [True, False])
 def test_padding_is_never_sampled_by_what_trl_samples_with(monkeypatch, use_vllm):
     """Unsloth would mask a sampled pad token out; vLLM has another parameter for it."""
+
     class Built(Exception):
         pass
 
@@ -499,7 +568,10 @@ def test_a_resumed_run_makes_the_updates_of_an_uninterrupted_one(tmp_path, monke
     assert resumed.trajectories[4] == whole.trajectories[4]
     assert resumed.checkpoint == tmp_path / "checkpoint-4"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-2", "checkpoint-4", "settings.json", "updates"
+        "checkpoint-2",
+        "checkpoint-4",
+        "settings.json",
+        "updates",
     ]
     with pytest.raises(FileExistsError, match="already holds checkpoint-4"):
         trained(monkeypatch, output_dir=tmp_path)

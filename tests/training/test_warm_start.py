@@ -79,8 +79,9 @@ def test_a_demonstrated_prompt_is_the_prompt_the_builder_renders():
         if list(records) != list(tiny.ALIASES[: len(records)]):
             continue
         positional += 1
-        prompt = builder.render(observe(" ".join(f"{line}." for line in chunk),
-                                        tuple(records.values())))
+        prompt = builder.render(
+            observe(" ".join(f"{line}." for line in chunk), tuple(records.values()))
+        )
         assert list(prompt.ids) == demo.ids[: demo.prompt_length]
     assert positional > 10
 
@@ -142,8 +143,13 @@ def test_the_command_writes_a_folder_that_loads_and_never_overwrites_one(
     warm_start.main(["--output", str(output), "--steps", "2", "--samples", "2"])
     names = {path.name for path in output.iterdir()}
     assert names == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "chat_template.jinja", "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
     }
     assert [path.name for path in output.parent.iterdir()] == ["here"]
     assert "--steps 2`" in (output / "README.md").read_text()
@@ -172,8 +178,11 @@ def test_only_never_seen_names_get_new_embeddings_and_none_is_taken_for_another(
 
 def card_rows() -> dict[tuple[str, int], dict[str, float | None]]:
     lines = (SHIPPED / "README.md").read_text().splitlines()
-    table = [[cell.strip() for cell in line.strip("|").split("|")]
-             for line in lines if line.startswith("|")]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
     header, _, *rows = table
     return {
         (row[0], int(row[1])): {
