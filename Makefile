@@ -5,19 +5,42 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test nightly lab setup lint bench clean
+.PHONY: run test test-quick nightly coverage lab setup lint format types hooks bench clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
 
-test: $(READY)  ## everything a change must pass
-	$(BIN)/ruff check .
+test: $(READY) lint types  ## everything a change must pass
 	$(PYTEST) -n 2 --dist loadfile finemem_lib tests
 	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 600 \
 		-p tests.helpers.notebook_environment notebooks
 
+test-quick: $(READY)  ## core, credit and data, for the change at hand
+	$(PYTEST) -n 2 --dist load -q $(wildcard finemem_lib/*.py) finemem_lib/credit finemem_lib/data \
+		tests/core tests/credit tests/data
+
 nightly: $(READY)  ## the long fuzz tiers
 	$(PYTEST) -m nightly tests
+
+coverage: $(READY)  ## which lines the tests reach; shown, not enforced
+	$(PYTEST) -n 2 --dist loadfile -m "not nightly and not browser" --cov=finemem_lib \
+		--cov-report=term:skip-covered finemem_lib tests
+
+lint: $(READY)  ## formatter, linter, and the contracts of who imports whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --config pyproject.toml
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(READY)
+	$(BIN)/mypy
+
+hooks: $(READY)  ## formatter, linter and types before every commit
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pre-commit install
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -32,9 +55,6 @@ bench: $(READY)  ## the speed claims, as ratios measured side by side; credit ru
 
 setup: $(READY)
 
-lint: $(READY)
-	$(BIN)/ruff check .
-
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %s; choose another one, e.g. make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
@@ -43,4 +63,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:  ## the virtual environment and caches; runs under data/runs are kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
