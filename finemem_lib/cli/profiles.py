@@ -26,6 +26,7 @@ from finemem_lib.runs import run as run_module
 from finemem_lib.runs.parameters import CHECKS, parameter_problems
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.yaml_files import parse_yaml, read_yaml
 
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
 
@@ -46,12 +47,16 @@ class Profile:
 
 
 def load_profile(folder: Path, name: str) -> Profile:
-    """Read ``<name>.yaml`` of a folder of profiles.
+    """Read a profile.
+
+    Args:
+        folder: Where profiles with a name lie.
+        name: That of ``<name>.yaml`` in the folder, or the path of any profile: what has a path
+            separator or ends with ``.yaml`` or ``.yml``.
 
     Raises:
         UsageError: there is no such profile, or a key of it is unknown or has the wrong type.
     """
-    import yaml
     from pydantic import BaseModel, ConfigDict, ValidationError
 
     class File(BaseModel):
@@ -63,15 +68,23 @@ def load_profile(folder: Path, name: str) -> Profile:
         requires: list[str] = []
         card: str = ""
 
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        have = ", ".join(known) or "none"
-        raise UsageError(f"no profile {name!r} in {folder}; there are: {have}")
+    if os.sep in name or name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+    else:
+        path = folder / f"{name}.yaml"
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        if name not in known:
+            have = ", ".join(known) or "none"
+            raise UsageError(
+                f"no profile {name!r} in {folder}; there are: {have}; give one of these names, or "
+                "the path of a profile"
+            )
     try:
-        content = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-        return Profile(name=name, **File.model_validate(content).model_dump())
-    except (ValidationError, yaml.YAMLError, UnicodeError) as error:
-        raise UsageError(f"profile {name}.yaml is not usable: {error}") from error
+        return Profile(name=name, **File.model_validate(read_yaml(path)).model_dump())
+    except ValidationError as error:
+        raise UsageError(f"profile {path} is not usable: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"profile {error}") from error
 
 
 def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
@@ -113,12 +126,7 @@ def coerce(value: Any, annotation: str) -> Any:
 
     if match := re.fullmatch(r"list(?:\[(\w+)\])?", annotation):
         if isinstance(value, str):
-            import yaml
-
-            try:
-                value = yaml.safe_load(value if value.lstrip().startswith("[") else f"[{value}]")
-            except yaml.YAMLError as error:
-                raise ValueError("not a list") from error
+            value = parse_yaml(value if value.lstrip().startswith("[") else f"[{value}]")
         if not isinstance(value, list):
             raise ValueError("not a list")
         return [coerce(item, match[1]) for item in value] if match[1] else value
@@ -133,7 +141,9 @@ def coerce(value: Any, annotation: str) -> Any:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what a run runs."""
-    parser.add_argument("--profile", default="default", help="a file of notebooks/profiles")
+    parser.add_argument(
+        "--profile", default="default", help="a profile: a name in notebooks/profiles, or a path"
+    )
     parser.add_argument(
         "--set",
         action="append",

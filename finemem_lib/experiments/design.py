@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finemem_lib.experiments.cells import Cell, _Strict
+from finemem_lib.util.yaml_files import read_yaml
 
 
 class Design(_Strict):
@@ -47,14 +48,12 @@ def load_design(path: Path) -> Design:
     Raises:
         ValueError: it is missing, no YAML, or a name or a value in it is not usable.
     """
-    import yaml
-
     try:
-        design = Design.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        design = Design.model_validate(read_yaml(path))
         design.cells  # noqa: B018 - a wrong knob is refused before anything runs
         if design.baseline not in design.variants:
             raise ValueError(f"baseline {design.baseline!r} is none of its variants")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         why = _in_words(error) if isinstance(error, ValidationError) else error
         raise ValueError(
             f"design {path} is not usable: {why}; compare with those in notebooks/designs"

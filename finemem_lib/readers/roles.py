@@ -28,6 +28,7 @@ from finemem_lib.readers.local import LocalChat
 from finemem_lib.readers.server import ChatClient
 from finemem_lib.reading import MemoisedAgent
 from finemem_lib.trajectory import Instance, Trajectory
+from finemem_lib.util.yaml_files import read_yaml
 
 
 def make_chat(settings: ChatSettings) -> Chat:
@@ -65,18 +66,10 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
         ValueError: the file or a setting in it is not usable. The message shows no value, because
             one of them may be a key.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"models {path}: cannot be read ({error.strerror}), {_EXPECTED}; check the path"
-        ) from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"models {path}{where}: no YAML, {_EXPECTED}; correct it") from None
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"models {error}; {_EXPECTED}") from None
     if not isinstance(content, dict) or not content or set(content) - set(ROLES):
         got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"models {path}: got {got or 'nothing'}, {_EXPECTED}; correct it")

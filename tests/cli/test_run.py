@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -763,7 +764,8 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
         (["--notebooks", "03-01"], "expected numbers and ranges"),
         (["--notebooks", "one"], "expected numbers and ranges"),
         (["--profile", "nightly"], "no profile 'nightly'"),
-        (["--profile", "../default"], "no profile '../default'"),
+        (["--profile", "../none"], "profile ../none: cannot be read (No such file or directory)"),
+        (["--profile", "/"], "profile /: cannot be read (Is a directory); check the path"),
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--reuse", "nothing"], "run 'nothing' has no readable manifest"),
         (["--run-id", "a/b"], "run id 'a/b'"),
@@ -813,7 +815,8 @@ def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
         ("description: d\nnotebooks: ['01']\nparameter: {}\n", "parameter"),
         ("description: d\n", "notebooks"),
         ("description: d\nnotebooks: 1\n", "notebooks"),
-        ("description: [\n", "profile odd.yaml is not usable"),
+        ("description: [\n", "odd.yaml, line 2: no YAML"),
+        ("description: d\nnotebooks: " + "[" * 5000, "odd.yaml, line 2: nested deeper than 20"),
         (
             "description: d\nnotebooks: ['01']\nparameters: {numchunks: 3}\n",
             "unknown parameter numchunks",
@@ -843,6 +846,16 @@ def test_a_profile_that_does_not_fit_is_refused(
     assert run(notebooks, "--profile", "odd") == 2
     assert reason in capsys.readouterr().err
     assert not runs_dir.exists()
+
+
+def test_a_profile_may_be_given_as_a_path(
+    notebooks, runs_dir, no_kernel, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("description: d\nnotebooks: ['01']\nrequires: [data]\n")
+    for given in ("mine.yaml", "./mine.yaml", str(tmp_path / "mine.yaml")):
+        assert run(notebooks, "--profile", given) == 2
+        assert f"profile {given} needs data: give --data PATH" in capsys.readouterr().err
 
 
 def test_a_runs_folder_that_cannot_be_written_is_bad_usage(

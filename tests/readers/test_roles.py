@@ -61,7 +61,7 @@ def settings(server, **more):
         (None, r"cannot be read \(No such file"),
         (
             f"teacher: [\n  key: {KEY}",
-            "line 2: no YAML, expected one or more of the mappings reader",
+            "line 2: no YAML .*; expected one or more of the mappings reader",
         ),
         ("", "got NoneType, expected one or more of the mappings"),
         ("{}", "got nothing, expected"),
