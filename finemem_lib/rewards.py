@@ -287,12 +287,31 @@ def hybrid_reward(
         strict=True,
     ):
         terms = {"eara": eara, "format": format_, "chunk": chunk, "compression": compression}
-        measured = [weights[name] * term for name, term in terms.items() if term is not None]
-        total = math.fsum(measured) if measured else None
+        total = weighted_sum(terms, weights)
         rewards.append(
             StepReward(step.step, outcome, contribution, **terms, total=total, weights=weights)
         )
     return tuple(rewards)
+
+
+def weighted_sum(
+    terms: Mapping[str, float | None], weights: Mapping[str, float] | None = None
+) -> float | None:
+    """Return the weighted sum of the terms that are known, or `None` where none is.
+
+    Args:
+        terms: Reward terms of one step by name; `None` is left out and never counts as 0.0.
+        weights: The weight of every term; `None` weights each by 1.
+
+    >>> weighted_sum({"outcome": 0.75, "chunk": None, "format": 1.0}, {"outcome": 1, "format": 0.5})
+    1.25
+    """
+    known = [
+        term if weights is None else weights[name] * term
+        for name, term in terms.items()
+        if term is not None
+    ]
+    return math.fsum(known) if known else None
 
 
 def _eara(

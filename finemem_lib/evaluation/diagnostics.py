@@ -17,7 +17,7 @@ from finemem_lib.advantages import group_relative
 from finemem_lib.managers.model import ModelManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.reading import ReasoningAgent
-from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward
+from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.schemes import RewardScheme, scheme_weights
 from finemem_lib.training.trl_adapter import ROWS_OF_LIKE_LENGTH
@@ -174,14 +174,7 @@ def _advantages(
                 f"gradient alignment: a question of {trajectory.instance_id!r} could not be "
                 "scored, expected planted streams or others with known answers"
             )
-        rewards.append(
-            [
-                math.fsum(
-                    weights[name] * value for name, value in step.items() if value is not None
-                )
-                for step in terms
-            ]
-        )
+        rewards.append([weighted_sum(step, weights) for step in terms])
     return group_relative(rewards, scale_rewards=scale_rewards)
 
 

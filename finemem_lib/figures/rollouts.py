@@ -19,7 +19,7 @@ from finemem_lib.advantages import ScaleRewards, dead_groups, group_relative
 from finemem_lib.figures import style
 from finemem_lib.figures.rewards import TERM_NAMES
 from finemem_lib.figures.style import CATEGORIES, INK, label
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, weighted_sum
 from finemem_lib.training.schemes import SCHEMES, RewardScheme, scheme_weights
 from finemem_lib.trajectory import Step, Trajectory
 
@@ -151,7 +151,7 @@ def rollout_groups(
                 for rollout in group
             ]
         )
-    rewards = [[[_sum(step) for step in row] for row in terms] for terms in all_terms]
+    rewards = [[[weighted_sum(step) for step in row] for row in terms] for terms in all_terms]
     batch = [sum(rows, start=[]) for rows in zip(*rewards, strict=True)]
     advantages = group_relative(batch, scale_rewards)
     found, start = [], 0
@@ -167,11 +167,6 @@ def rollout_groups(
         )
         start = end
     return found
-
-
-def _sum(terms: Mapping[str, float | None]) -> float | None:
-    known = [value for value in terms.values() if value is not None]
-    return math.fsum(known) if known else None
 
 
 SHORT = {"INSERT": "I", "UPDATE": "U", "DELETE": "D", "SKIP": "S", "invalid": "!"}

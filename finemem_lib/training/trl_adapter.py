@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from finemem_lib.managers.prompts import PromptBuilder
 from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.managers.sampling import sample_completions
 from finemem_lib.reading import ReasoningAgent
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.checkpoints import save_reader
 from finemem_lib.training.record import PlayedUpdate, update_file
@@ -254,7 +254,7 @@ def _trainer_class(unsloth: bool) -> type[GRPOTrainer]:
         ) -> PlayedUpdate:
             weights = dict(zip(TERMS, self.reward_weights.tolist(), strict=True))
             terms = [{term: row[term] for term in TERMS} for row, _ in rows]
-            rewards = [_weighted(of_row, weights) for of_row in terms]
+            rewards = [weighted_sum(of_row, weights) for of_row in terms]
             return PlayedUpdate(
                 update,
                 groups,
@@ -516,12 +516,6 @@ def _rows(
                 terms = {term: getattr(reward, term) if known else None for term in TERMS}
                 rows.append(({"prompt": step.prompt, **terms}, step))
     return rows
-
-
-def _weighted(terms: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """Return the reward of a row: the weighted sum of its known terms, as TRL adds them up."""
-    known = [weights[name] * value for name, value in terms.items() if value is not None]
-    return math.fsum(known) if known else None
 
 
 def _mean(values: Iterable[float]) -> float:
