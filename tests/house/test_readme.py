@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 import statistics
 
 import pytest
@@ -125,6 +126,111 @@ def learning_claims() -> list[str]:
     ]
 
 
+def alignment_by_seed(variant: str) -> dict[int, dict[str, list[float]]]:
+    """Return the cosines of every batch with the true outcome's gradient, by seed and scheme."""
+    return {
+        one.cell.seed: one.alignment
+        for one in read_rows(rows_of("diagnostics"))
+        if one.cell.variant == variant
+    }
+
+
+def gradient_claim() -> str:
+    """Return what the committed rows say of the gradients of the finer rewards."""
+    said = {}
+    for seed, cosines in alignment_by_seed("after 20 updates").items():
+        finer = [statistics.mean(cosines[scheme]) for scheme in ("+CSR", "+EARA", "Fine-Mem")]
+        own = statistics.mean(cosines["true outcome"])
+        said[seed] = f"{min(finer):.2f} to {max(finer):.2f}", f"{own:.2f}"
+    return (
+        "After 20 updates their gradients point away from that of the outcome on seed 0 (mean "
+        f"cosines {said[0][0]}, negative in each of ten batches; the outcome's own is "
+        f"{said[0][1]}). Seed 1 does not tell: {said[1][0]}, where the outcome's own is only "
+        f"{said[1][1]}."
+    )
+
+
+def greedy_claim() -> str:
+    """Return by how much greedy outcome-only is above storing everything."""
+    margins = {regime: [] for regime in REGIMES}
+    for (regime, variant, seed), value in means("schemes", "greedy").items():
+        if variant == "outcome-only":
+            margins[regime].append(value - scripted_by_seed("insert-all")[regime, seed])
+    small, free = (sorted(margins[regime]) for regime in REGIMES)
+    return (
+        "Decoded greedily, outcome-only is above storing every sentence on each of the five seeds: "
+        f"with 12 items by {small[1]:.2f} to {small[-1]:.2f} on four and by {small[0]:.3f} on the "
+        f"fifth, without a limit by {free[0]:.3f} to {free[-1]:.3f}."
+    )
+
+
+def parts_claim() -> str:
+    """Return how the parts of Fine-Mem compare over the first updates, paired."""
+
+    def first(baseline: str, variant: str) -> str:
+        (row,) = (
+            row
+            for row in table(read_rows(rows_of("knobs")), baseline)
+            if (row.variant, row.measure) == (variant, PRIMARY[1])
+        )
+        return format_difference(row)
+
+    return (
+        "Both do. Over the first updates `beta` 1 is ahead of `beta` 0.5 by "
+        f"{first('EARA, beta 0.5', 'EARA, beta 1')}, the chunk-level step reward alone is level "
+        f"with `beta` 1 ({first('EARA, beta 1', 'CSR')}), and Fine-Mem is ahead of EARA by "
+        f"{first('EARA, beta 0.5', 'Fine-Mem')}; against the chunk-level step reward alone its "
+        f"difference, {first('CSR', 'Fine-Mem')}, does not exclude zero."
+    )
+
+
+def lengths_claim() -> str:
+    """Return what greedy decoding says of the comparison on longer streams."""
+    greedy = {
+        (regime, variant): [f"{value:.3f}" for value in values]
+        for (regime, variant), values in by_place(means("lengths", "greedy")).items()
+    }
+    row = {
+        at: f"{', '.join(greedy[at][:-1])} and {greedy[at][-1]}"
+        for at in itertools.product(("T=12", "T=24"), ("outcome-only", "EARA, used items"))
+    }
+    return (
+        "These accuracies are sampled, and the advantage at T=24 is over runs that have not learnt "
+        "to store anything: decoded greedily, outcome-only scores "
+        f"{row['T=24', 'outcome-only']} there on the three seeds, because it skips every sentence, "
+        f"and {row['T=12', 'outcome-only']} at T=12. Evidence-anchored "
+        f"credit scores {row['T=24', 'EARA, used items']} at T=24 and "
+        f"{row['T=12', 'EARA, used items']} at T=12, about what storing everything scores. So the "
+        "table shows that 30 updates were too few for outcome-only to start, not where either "
+        "would end."
+    )
+
+
+def by_place(values: dict[tuple[str, str, int], float]) -> dict[tuple[str, str], list[float]]:
+    """Return values in the order of their seeds, by regime and variant."""
+    places = dict.fromkeys((regime, variant) for regime, variant, _ in sorted(values))
+    return {place: [values[at] for at in sorted(values) if at[:2] == place] for place in places}
+
+
+def provenance_claim() -> str:
+    """Return which rows name the clean commit that they were trained at."""
+    names = [
+        path.stem
+        for path in sorted(rows_of("schemes").parent.glob("*.jsonl"))
+        if path.stem != "credit_truth"
+    ]
+    unknown = [name for name in names if {one.commit for one in read_rows(rows_of(name))} == {None}]
+    (commit,) = {
+        one.commit for name in names if name not in unknown for one in read_rows(rows_of(name))
+    }
+    assert all(read_card(rows_of(name))["dirty"] for name in names)
+    return (
+        f"The rows of `{'` and `'.join(unknown)}` do not name the commit they were trained at; all "
+        f"others were trained at {commit[:7]}, and every table but that of the credit rules was "
+        "put together in a checkout with uncommitted changes. They are to be made again."
+    )
+
+
 @functools.cache
 def scripted_by_seed(name: str) -> dict[tuple[str, int], float]:
     """Return a script's accuracy on the held-out streams, by regime and seed."""
@@ -189,11 +295,25 @@ def test_the_scripts_score_what_the_readme_says(readme):
     assert claim in " ".join(readme.split())
 
 
-def test_greedy_outcome_only_is_above_storing_everything_on_every_seed(readme):
-    for (regime, variant, seed), value in means("schemes", "greedy").items():
-        if variant == "outcome-only":
-            assert value > scripted_by_seed("insert-all")[regime, seed], (regime, seed)
-    assert "above storing every sentence on each of the five seeds" in " ".join(readme.split())
+@pytest.mark.parametrize(
+    "claim", [gradient_claim, greedy_claim, parts_claim, lengths_claim, provenance_claim]
+)
+def test_what_is_concluded_is_what_the_rows_say(claim, readme):
+    assert claim() in " ".join(readme.split()), f"paste this into the README:\n{claim()}"
+
+
+def test_the_words_around_the_gradients_and_lengths_hold():
+    """Away on every batch of seed 0, and too near zero on seed 1; nothing stored at T=24."""
+    first, second = alignment_by_seed("after 20 updates").values()
+    for scheme in ("+CSR", "+EARA", "Fine-Mem"):
+        assert max(first[scheme]) < 0 and len(first[scheme]) == 10
+        assert abs(statistics.mean(second[scheme])) < abs(statistics.mean(second["true outcome"]))
+    stored = [
+        statistics.mean(one.tests["greedy"].columns["memory_items"])
+        for one in read_rows(rows_of("lengths"))
+        if (one.cell.variant, one.cell.regime) == ("outcome-only", "T=24")
+    ]
+    assert len(stored) == 3 and max(stored) < 0.05
 
 
 @pytest.mark.parametrize("name", DESIGNS)
@@ -215,5 +335,10 @@ if __name__ == "__main__":
         scripted("facts-only"),
         *map(difference_table, DESIGNS),
         *learning_claims(),
+        gradient_claim(),
+        greedy_claim(),
+        parts_claim(),
+        lengths_claim(),
+        provenance_claim(),
         sep="\n",
     )
