@@ -12,7 +12,7 @@ run: $(READY)  ## every notebook with the default profile, then the report
 
 test: $(READY) lint types  ## everything a change must pass
 	$(PYTEST) -n 2 --dist loadfile finemem_lib tests
-	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 600 \
+	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 		-p tests.helpers.notebook_environment notebooks
 
 test-quick: $(READY)  ## core, credit and data, for the change at hand

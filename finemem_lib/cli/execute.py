@@ -88,7 +88,7 @@ def _work(
             kernel_name="python3",
             cwd=source.parent,
             progress_bar=False,
-            start_timeout=120,
+            start_timeout=600,
             store_widget_state=False,
         )
     except papermill.PapermillExecutionError:

@@ -16,6 +16,7 @@ from finemem_lib.figures import frames, notes
 from tests.explorers.test_explorer import drill, static_states
 from tests.helpers.browser import CHROMIUM, opened
 from tests.helpers.figure_samples import make_figures, make_trajectory
+from tests.helpers.patience import eventually, wait_until
 from tests.helpers.run_samples import make_run
 
 POISON = (
@@ -242,27 +243,29 @@ def test_every_state_of_an_explorer_is_drawn_as_if_it_were_the_first(tmp_path: P
         for place in (9, 2, 20, 0, len(states) - 1):
             slider.fill(str(place))
             slider.dispatch_event("input")
-            page.wait_for_timeout(300)
-            for shown, want in zip(
-                page.evaluate(SHOWN), explorer.figures(**states[place]).values(), strict=True
-            ):
-                layout = json.loads(go.Figure(want.to_plotly_json()).to_json())["layout"]
-                assert shown["title"] == layout["title"]["text"]
-                assert shown["height"] == layout["height"]
-                assert shown["yaxis"] == layout.get("yaxis", {}).get("ticktext")
-                assert shown["caption"] == layout["meta"]["caption"] and shown["tables"] == 1
-                drawn = sorted(tuple(shape[:5]) for shape in shown["shapes"])
-                assert drawn == sorted(
-                    (one["type"], one["x0"], one["x1"], one["y0"], one["y1"])
-                    for one in layout.get("shapes", ())
-                )
-                lines = [shape for shape in shown["shapes"] if shape[0] == "line"]
-                assert all(shape[5:] == ["x", "y domain"] for shape in lines)
-                for trace, wanted in zip(
-                    shown["data"], json.loads(want.to_json())["data"], strict=True
-                ):
-                    for name in ("x", "y", "z", "selectedpoints"):
-                        assert trace.get(name) == wanted.get(name)
+            wanted_figures = explorer.figures(**states[place]).values()
+
+            def drawn_as_if_first(wanted_figures=wanted_figures) -> None:
+                for shown, want in zip(page.evaluate(SHOWN), wanted_figures, strict=True):
+                    layout = json.loads(go.Figure(want.to_plotly_json()).to_json())["layout"]
+                    assert shown["title"] == layout["title"]["text"]
+                    assert shown["height"] == layout["height"]
+                    assert shown["yaxis"] == layout.get("yaxis", {}).get("ticktext")
+                    assert shown["caption"] == layout["meta"]["caption"] and shown["tables"] == 1
+                    drawn = sorted(tuple(shape[:5]) for shape in shown["shapes"])
+                    assert drawn == sorted(
+                        (one["type"], one["x0"], one["x1"], one["y0"], one["y1"])
+                        for one in layout.get("shapes", ())
+                    )
+                    lines = [shape for shape in shown["shapes"] if shape[0] == "line"]
+                    assert all(shape[5:] == ["x", "y domain"] for shape in lines)
+                    for trace, wanted in zip(
+                        shown["data"], json.loads(want.to_json())["data"], strict=True
+                    ):
+                        for name in ("x", "y", "z", "selectedpoints"):
+                            assert trace.get(name) == wanted.get(name)
+
+            eventually(drawn_as_if_first)
         assert errors == []
 
 
@@ -274,27 +277,26 @@ def test_linked_sliders_and_clicks_go_down_from_the_run_to_the_token(tmp_path: P
     )
 
     def heights() -> list[list[float]]:
-        page.wait_for_timeout(300)
         return [figure["data"][0]["y"] for figure in page.evaluate(SHOWN)]
 
     with opened(path) as (page, errors, _):
         run, step, token = page.locator(".explorer input").all()
-        assert heights() == [[2, 5], [2, 2], [2, 1]]
+        wait_until(lambda: heights() == [[2, 5], [2, 2], [2, 1]])
         assert token.get_attribute("max") == "0"
         run.focus()
         run.press("ArrowLeft")  # keeps step 2, which run a has too
-        assert heights() == [[1, 5], [1, 2], [2, 1]]
+        wait_until(lambda: heights() == [[1, 5], [1, 2], [2, 1]])
         assert (step.get_attribute("aria-valuetext"), token.get_attribute("max")) == ("step 2", "1")
         token.focus()
         token.press("ArrowRight")
-        assert heights() == [[1, 5], [1, 2], [2, 2]]
+        wait_until(lambda: heights() == [[1, 5], [1, 2], [2, 2]])
         step.focus()
         step.press("Home")  # has no second token
-        assert heights() == [[1, 5], [1, 1], [1, 1]]
+        wait_until(lambda: heights() == [[1, 5], [1, 1], [1, 1]])
         page.locator(".explorer button[aria-label='step: next']").click()
-        assert heights()[2] == [2, 1]
+        wait_until(lambda: heights()[2] == [2, 1])
         page.locator("figure.plotly .bars .point path").nth(1).click(force=True)  # run bb
-        assert heights() == [[2, 5], [2, 2], [2, 1]]
+        wait_until(lambda: heights() == [[2, 5], [2, 2], [2, 1]])
         assert page.locator(".explorer output").all_text_contents() == [
             "run second",
             "step 2",

@@ -29,6 +29,7 @@ from finemem_lib.training import run as training_run
 from finemem_lib.training.checkpoints import last_checkpoint
 from finemem_lib.training.record import StoredUpdates, update_file
 from finemem_lib.training.run import train_manager
+from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 from tests.training.test_interrupts import same_records
 from tests.training.test_training import assert_equal, manager
@@ -74,7 +75,7 @@ def start():
 
 
 def finish(process):
-    process.join(120)
+    process.join(LAST_RESORT)
     assert process.exitcode == 0
 
 
@@ -236,7 +237,7 @@ def test_notebook_04_killed_with_all_its_processes_goes_on_with_resume(tmp_path)
 
     start_run = ["run", "--notebooks", "04", *(f"--set={one}" for one in SMALL), "--run-id"]
     whole = finemem(*start_run, "whole")
-    assert whole.wait(300) == 0, whole.stdout.read()
+    assert whole.wait(LAST_RESORT) == 0, whole.stdout.read()
     killed = finemem(*start_run, "killed")
     checkpoints = tmp_path / "killed" / "scratch" / "04_grpo_training-checkpoints"
     while not (checkpoints / "checkpoint-2").exists():
@@ -249,7 +250,7 @@ def test_notebook_04_killed_with_all_its_processes_goes_on_with_resume(tmp_path)
     assert last_checkpoint(checkpoints).name != "checkpoint-6"
 
     resumed = finemem("resume", "killed")
-    assert resumed.wait(300) == 0, resumed.stdout.read()
+    assert resumed.wait(LAST_RESORT) == 0, resumed.stdout.read()
     manifest = json.loads((tmp_path / "killed" / "manifest.json").read_text())
     assert (manifest["status"], len(manifest["resumed"])) == ("ok", 1)
     assert manifest["resumed"][0]["after"]["error"] == "the process of this run was killed"

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +22,7 @@ from finemem_lib.cli.main import main
 from finemem_lib.runs import run as run_module
 from finemem_lib.util import files
 from finemem_lib.util.provenance import repository_root
+from tests.helpers.patience import LAST_RESORT, wait_until
 from tests.helpers.small_notebooks import (
     FIRST,
     PASS_ON,
@@ -105,7 +105,7 @@ def good(tmp_path_factory):
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LAST_RESORT,
         env={
             **os.environ,
             "FINEMEM_RUNS_DIR": str(place / "runs"),
@@ -321,13 +321,6 @@ def test_a_run_over_its_time_is_stopped(tmp_path, runs_dir, capsys):
     assert_nothing_half_written(runs_dir / "slow")
 
 
-def wait_for(condition, seconds=120):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def sleeping(tmp_path, runs_dir):
     """A command whose notebook sleeps, started and waited for; its folder and its kernel's id."""
@@ -349,7 +342,7 @@ def sleeping(tmp_path, runs_dir):
     )
     pid = runs_dir / "asleep" / "pid"
     try:
-        wait_for(lambda: pid.exists() and pid.read_text())
+        wait_until(lambda: pid.exists() and pid.read_text())
         yield command, runs_dir / "asleep", int(pid.read_text())
     finally:
         command.kill()
@@ -361,7 +354,7 @@ def test_an_interrupted_run_ends_its_manifest_and_its_kernel(sleeping):
     assert manifest_of(folder)["status"] == "running"
     command.send_signal(signal.SIGINT)
     command.send_signal(signal.SIGINT)  # an impatient user must not cut the end short
-    printed, _ = command.communicate(timeout=30)
+    printed, _ = command.communicate(timeout=LAST_RESORT)
     assert command.returncode == 130, printed
     found = manifest_of(folder)
     assert (found["status"], found["exit_code"]) == ("interrupted", 130)
@@ -390,11 +383,11 @@ def test_a_scheduler_that_ends_the_command_finds_an_ended_manifest(
 def test_a_killed_command_leaves_a_failed_manifest_and_no_kernel(sleeping, capsys):
     command, folder, kernel = sleeping
     command.kill()
-    wait_for(lambda: manifest_of(folder)["status"] == "failed")
-    wait_for(lambda: not psutil.pid_exists(kernel))
+    wait_until(lambda: manifest_of(folder)["status"] == "failed")
+    wait_until(lambda: not psutil.pid_exists(kernel))
     found = manifest_of(folder)
     assert [entry["status"] for entry in found["notebooks"]] == ["failed", "not run"]
-    wait_for(lambda: not (folder / "scratch").exists())
+    wait_until(lambda: not (folder / "scratch").exists())
     assert_nothing_half_written(folder)
 
 
@@ -408,7 +401,7 @@ def test_a_run_whose_processes_are_all_gone_is_shown_as_failed(good, tmp_path, r
     found["process"] |= {"pid": gone.pid, "created": created}
     (runs_dir / "cut").mkdir(parents=True)
     (runs_dir / "cut" / "manifest.json").write_text(json.dumps(found))
-    wait_for(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE)
     assert manifest.read_manifest(runs_dir / "cut")["status"] == "failed"  # ended, not waited for
     gone.wait()
     assert main(["list"]) == 0

@@ -19,6 +19,7 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem, Operation, Write
 from tests.helpers.memory_strategies import CONTENTS, MEMORY_SETTINGS, STEPS, played
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
 
 PARAMETERS = st.fixed_dictionaries(
     {
@@ -190,12 +191,12 @@ def test_benchmark_runs_and_writes_what_it_prints(tmp_path):
     script = ROOT / "benchmarks" / "retrieval.py"
     output = tmp_path / "retrieval.json"
     command = [sys.executable, str(script), "--quick", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LAST_RESORT, check=True)
     rows = json.loads(output.read_text())["rows"]
     for row in rows:
         assert f"{row['speedup']:.1f}" in done.stdout
         assert row["largest_score_difference"] <= 1e-9
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=LAST_RESORT)
     assert again.returncode == 2 and "exists" in again.stderr
 
 

@@ -24,6 +24,7 @@ from finemem_lib.text import count_tokens, labelled_examples
 from finemem_lib.trajectory import Chunk, Instance, Question, from_json, to_json
 from tests.helpers.hub_server import hub
 from tests.helpers.paths import SHARED_DATA
+from tests.helpers.patience import LAST_RESORT
 
 DATA = SHARED_DATA
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
@@ -567,7 +568,7 @@ def test_hub_by_revision_and_what_is_pinned_stays_pinned(tmp_path):
     with hub(repositories, branches={"main": NEW, "v1": OLD}) as address:
         done = subprocess.run(
             [sys.executable, "-c", HUB_SCRIPT],
-            timeout=300,
+            timeout=LAST_RESORT,
             capture_output=True,
             text=True,
             input="".join(json.dumps(line) + "\n" for line in asked),

@@ -45,6 +45,7 @@ from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.util.provenance import repository_root
 from tests.figures.test_figures import strings
+from tests.helpers.patience import LAST_RESORT
 
 COMMITTED = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
 SLICES = ("all", *(name for names in REGIMES.values() for name in names))
@@ -505,6 +506,9 @@ def test_the_committed_table_is_whole_and_says_how_it_was_made():
 def test_the_command_says_what_it_can_do():
     script = repository_root() / "benchmarks" / "credit.py"
     done = subprocess.run(
-        [sys.executable, script, "--instances", "1"], capture_output=True, text=True, timeout=60
+        [sys.executable, script, "--instances", "1"],
+        capture_output=True,
+        text=True,
+        timeout=LAST_RESORT,
     )
     assert done.returncode == 2 and "expected at least 2" in done.stderr

@@ -40,6 +40,7 @@ from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.trajectory import creation_key
 from finemem_lib.worked_example import worked_example
 from tests.helpers.figure_samples import make_trajectory
+from tests.helpers.patience import LAST_RESORT
 
 POISON = "<script>ran=1</script> $x$ \u202eעברית العربية 🧠 "
 LONG = "w" * 10_000 + " "
@@ -637,7 +638,7 @@ def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
             )
             assert shared == alone
     for one in group:
-        for step, state in zip(one.steps, group._states(one), strict=True):
+        for step, state in zip(one.steps, group_rules._states(one), strict=True):
             before = sorted(one.memory_at(step.step - 1), key=creation_key)
             assert state == (step.chunk.text, *(item.content for item in before))
 
@@ -1057,6 +1058,10 @@ def test_static_show_needs_no_widgets(monkeypatch, capsys) -> None:
 def test_importing_the_module_loads_no_widgets() -> None:
     script = "import finemem_lib.explorers.explorer, sys; print('ipywidgets' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LAST_RESORT,
     )
     assert done.stdout.strip() == "False"

@@ -12,7 +12,7 @@ import pytest
 
 from finemem_lib.cli import report
 from finemem_lib.explorers import evidence, what_if
-from tests.helpers.browser import PATIENCE, click_at, opened
+from tests.helpers.browser import click_at, opened
 from tests.helpers.figure_samples import make_trajectory
 from tests.helpers.lab import STATE, changed, move_every_control
 from tests.helpers.paths import ROOT
@@ -96,7 +96,7 @@ def session(lab) -> Iterator[tuple[Any, Any]]:
             page.wait_for_function(
                 """([area, count]) => {
                     const plots = [...area.querySelectorAll(".js-plotly-plot")];
-                    return figures.length === count && figures.every(plot => plot.data?.length);
+                    return plots.length === count && plots.every(plot => plot.data?.length);
                 }""",
                 arg=[area_of(page, name).element_handle(), count],
             )
@@ -164,7 +164,6 @@ def test_clicks_lead_from_the_group_to_the_step(session) -> None:
         page.wait_for_function(
             f"([area, told]) => ({titles})(area).at(-1).includes(told)",
             arg=[area.element_handle(), told],
-            timeout=PATIENCE / 4,
         )
     assert area.locator("[role=alert]").count() == 0
     assert watch.errors == [] and watch.requests == []

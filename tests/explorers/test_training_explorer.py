@@ -26,6 +26,7 @@ from finemem_lib.training.run import train_manager
 from tests.explorers.test_explorer import assert_frames_are_the_states
 from tests.figures.test_figures import POISON
 from tests.figures.test_training_figures import rollouts, strings
+from tests.helpers.patience import execute
 
 torch.set_num_threads(1)
 
@@ -180,7 +181,6 @@ def test_drawing_takes_no_more_than_its_share_of_the_time(shown, monkeypatch) ->
 @pytest.mark.notebook
 def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
     import nbformat.v4 as nb
-    from nbclient import NotebookClient
 
     notebook = nb.new_notebook(
         cells=[
@@ -194,7 +194,7 @@ def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
         ]
     )
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
-    NotebookClient(notebook, timeout=60).execute()
+    execute(notebook)
     figure, below = notebook.cells[0].outputs
     assert figure.data[style.PLOTLY_MIME]["data"][0]["y"] == [0.25, 0.5, 0.75]
     assert below.data["text/plain"].startswith(

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import inspect
 import itertools
 import json
-import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +43,7 @@ from finemem_lib.figures.style import CONFIG, PLOTLY_MIME
 from tests.experiments.test_experiment_tables import grid
 from tests.figures.test_training_figures import Spelling, rollouts
 from tests.figures.test_training_figures import make_figures as training_figures
-from tests.helpers.browser import PATIENCE, opened
+from tests.helpers.browser import opened
 from tests.helpers.figure_samples import make_figures, make_trajectory
 
 pytestmark = pytest.mark.browser
@@ -158,21 +155,11 @@ NO_TEXT = {
 """Views that show numbers alone."""
 
 
-def figure_modules() -> list:
-    return [
-        importlib.import_module(f"{figures.__name__}.{one.name}")
-        for one in pkgutil.iter_modules(figures.__path__)
-    ]
-
-
 def test_every_builder_is_here() -> None:
     builders = {
         name
-        for module in figure_modules()
-        for name, one in inspect.getmembers(module, inspect.isfunction)
-        if one.__module__ == module.__name__
-        and not name.startswith("_")
-        and one.__annotations__.get("return") in ("go.Figure", "CompletionView")
+        for name, one in vars(figures).items()
+        if getattr(one, "__annotations__", {}).get("return") in ("go.Figure", "CompletionView")
     }
     assert builders - {"advantage_view", "change_view"} <= {*NAMES}  # they are completion_view
 
@@ -301,7 +288,6 @@ def narrow_page(opened_page: tuple[Any, list[str], list[str]]) -> Iterator[Any]:
     page.wait_for_function(
         """() => [...document.querySelectorAll(".plot")]
         .every(plot => plot._fullLayout.width <= 608)""",
-        timeout=PATIENCE,
     )
     yield page
     page.set_viewport_size(before)

@@ -48,6 +48,7 @@ from finemem_lib.rewards import (
 from finemem_lib.trajectory import Trajectory
 from finemem_lib.worked_example import worked_example
 from tests.helpers.figure_samples import make_figures, make_trajectory
+from tests.helpers.patience import LAST_RESORT, execute
 
 figures = functools.cache(make_figures)
 FIGURES, AGAIN = make_figures(), make_figures()
@@ -437,7 +438,6 @@ def test_below_a_slider_stands_the_state_shown_first_and_it_says_so() -> None:
 def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
     """nbval in strict mode runs the notebook again and finds every output as it was."""
     import nbformat.v4 as nb
-    from nbclient import NotebookClient
 
     notebook = nb.new_notebook(
         cells=[
@@ -451,7 +451,7 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
         ]
     )
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
-    NotebookClient(notebook, timeout=60).execute()
+    execute(notebook)
     outputs = notebook.cells[0].outputs
     assert [{*output.data} for output in outputs] == [
         {style.PLOTLY_MIME, "text/plain"},
@@ -471,6 +471,7 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
             "no:cacheprovider",
             "--nbval",
             "--nbval-current-env",
+            f"--nbval-kernel-startup-timeout={LAST_RESORT:.0f}",
             "-c",
             "/dev/null",
             "--rootdir",
@@ -480,6 +481,6 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=300,
+        timeout=LAST_RESORT,
     )
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT, wait_until
 
 CHROMIUM = shutil.which("chromium")
 FAILURES = ROOT / ".pytest_cache" / "browser"
@@ -48,8 +49,8 @@ class Watch:
             self.requests.append(url)
 
 
-PATIENCE = 120_000
-"""Milliseconds that a page may take to do what it was asked for; other work may slow it down."""
+PATIENCE = 1000 * LAST_RESORT
+"""Milliseconds after which a page is given up; other work may slow it down."""
 
 
 def skip_without_chromium() -> Any:
@@ -74,11 +75,14 @@ def watched_page(width: int = 1280, height: int = 900) -> Iterator[tuple[Any, Wa
     if not _running:
         playwright = sync_api.sync_playwright().start()
         _running[:] = (
-            playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]),
+            playwright.chromium.launch(
+                executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE
+            ),
             playwright.stop,
         )
     chromium, stop = _running
     page = chromium.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
     _pages.append(page)
     watch = Watch()
     watch.listen(page)
@@ -104,31 +108,38 @@ def photograph(name: str) -> list[Path]:
         path = FAILURES / f"{name}-{number}.png"
         with contextlib.suppress(Exception):  # the page may be what has failed
             FAILURES.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=path)
+            page.screenshot(path=path, timeout=60_000)
             paths.append(path)
     return paths
 
 
 def click_at(figure: Any, x: Any, y: Any) -> None:
-    """Click on a place of a figure, given as the values of its first two axes."""
-    figure.scroll_into_view_if_needed()
-    place = figure.evaluate(
-        """(plot, [x, y]) => {
-            const {xaxis, yaxis} = plot._fullLayout;
-            const {left, top} = plot.getBoundingClientRect();
-            return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
-        }""",
-        [x, y],
-    )
-    figure.page.mouse.move(*place)
-    figure.locator(".hoverlayer .hovertext").first.wait_for()
-    figure.page.mouse.click(*place)
+    """Click on a place of a figure, given as the values of its first two axes, as soon as plotly
+    shows what is there: a figure that is being drawn again forgets the pointer."""
+    mouse, label = figure.page.mouse, figure.locator(".hoverlayer .hovertext").first
+
+    def pointed_at() -> Any:
+        figure.scroll_into_view_if_needed()
+        left, top = figure.evaluate(
+            """(plot, [x, y]) => {
+                const {xaxis, yaxis} = plot._fullLayout;
+                const {left, top} = plot.getBoundingClientRect();
+                return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
+            }""",
+            [x, y],
+        )
+        mouse.move(left, top + 1)
+        mouse.move(left, top)
+        figure.page.wait_for_timeout(100)  # plotly answers a pointer 20 times a second
+        return label.is_visible() and (left, top)
+
+    mouse.click(*wait_until(pointed_at))
 
 
 @contextlib.contextmanager
 def opened(path: Path, width: int = 1280) -> Iterator[tuple[Any, list[str], list[str]]]:
     """Open a report from its file; yield the page when all is drawn, its errors and requests."""
     with watched_page(width) as (page, watch):
-        page.goto(path.as_uri(), timeout=PATIENCE)
-        page.wait_for_selector("body[data-drawn=all]", timeout=PATIENCE)
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-drawn=all]")
         yield page, watch.errors, watch.requests

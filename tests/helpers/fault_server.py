@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from finemem_lib.seeds import generator
+from tests.helpers.patience import LAST_RESORT
 
 FAULTS = ("drop", "stall", "limit", "error", "truncate", "garbage", "shape")
 """What can go wrong on the way: the connection closes at once or after a while, 429, 500, a body
@@ -45,7 +46,7 @@ class FaultServer(ThreadingHTTPServer):
     """Use it in a `with` statement; `answer` gets the request and returns a text or a completion.
 
     share: of requests that fail, by `seed`, the request and how often it came before.
-    gate: hold replies until so many are under way (or 2 s), to see how many ever are.
+    gate: hold replies until so many are under way (or the last resort), to see how many ever are.
     status, body: answer every request with these instead.
     """
 
@@ -101,7 +102,7 @@ class FaultServer(ThreadingHTTPServer):
             self.most_under_way = max(self.most_under_way, self.under_way)
             self.changed.notify_all()
             if self.gate:
-                self.changed.wait_for(lambda: self.most_under_way >= self.gate, timeout=2)
+                self.changed.wait_for(lambda: self.most_under_way >= self.gate, LAST_RESORT)
             rng = generator(self.seed, body, self.came[body])
             fault = rng.choice(self.faults) if rng.random() < self.share else None
             if fault:

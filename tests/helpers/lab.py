@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 import nbformat
 
-from tests.helpers.browser import PATIENCE, Watch, watched_page
+from tests.helpers.browser import Watch, watched_page
+from tests.helpers.patience import LAST_RESORT, wait_until
 
 STATE = """area => JSON.stringify([...area.querySelectorAll(".js-plotly-plot")].map(
     plot => [plot.data.map(trace => ({...trace, uid: 0})), plot.layout.shapes,
@@ -41,7 +41,6 @@ class Lab:
         JupyterLab does not trust them."""
         nbformat.write(notebook, self.folder / name)
         with watched_page(1300, 1500) as (page, watch):
-            page.set_default_timeout(PATIENCE)
             page.goto(f"{self.url}/lab/tree/{name}?token=t&reset")
             page.wait_for_selector(".jp-Notebook .jp-CodeCell")
             yield page, watch
@@ -107,6 +106,7 @@ def served(root: Path) -> Iterator[Lab]:
             f"--ServerApp.port={port}",
             "--ServerApp.port_retries=0",
             f"--ServerApp.root_dir={root / 'work'}",
+            f"--MappingKernelManager.kernel_info_timeout={LAST_RESORT}",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ def served(root: Path) -> Iterator[Lab]:
         start_new_session=True,
     )
     try:
-        _wait_for_port(port, server)
+        wait_until(lambda: _answers(port, server))
         yield Lab(f"http://127.0.0.1:{port}", root / "work", root / "runs")
     finally:
         server.terminate()
@@ -124,14 +124,10 @@ def served(root: Path) -> Iterator[Lab]:
             os.killpg(server.pid, signal.SIGKILL)
 
 
-def _wait_for_port(port: int, server: subprocess.Popen) -> None:
-    for _ in range(6000):
-        assert server.poll() is None, "JupyterLab ended before it answered"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not answer within ten minutes")
+def _answers(port: int, server: subprocess.Popen) -> bool:
+    assert server.poll() is None, "JupyterLab ended before it answered"
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def changed(area: Any, before: str) -> str:
@@ -139,7 +135,6 @@ def changed(area: Any, before: str) -> str:
     area.page.wait_for_function(
         f"([area, before]) => ({STATE})(area) !== before",
         arg=[area.element_handle(), before],
-        timeout=PATIENCE / 4,
     )
     return area.evaluate(STATE)
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
 
 FOLDER = ROOT / "finemem_lib"
 HEAVY = {"torch", "transformers", "trl", "plotly", "pandas", "ipywidgets", "datasets"}
@@ -22,7 +23,7 @@ def test_imports_keep_the_contracts_of_pyproject() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LAST_RESORT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -40,7 +41,11 @@ def test_every_folder_with_code_is_a_package() -> None:
 def test_importing_the_package_loads_nothing_heavy() -> None:
     script = "import finemem_lib, sys; print(*sys.modules)"
     loaded = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LAST_RESORT,
     ).stdout.split()
     assert not HEAVY & set(loaded)
 

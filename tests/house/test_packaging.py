@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ASKED_FOR = (
@@ -96,7 +97,7 @@ def test_both_sets_resolve_without_installing(extras, tmp_path):
         str(tmp_path),
         f"six=={pins()['six']}",
     ]
-    if subprocess.run(probe, capture_output=True, timeout=120).returncode:
+    if subprocess.run(probe, capture_output=True, timeout=LAST_RESORT).returncode:
         pytest.skip("no package index answers from this machine")
     done = subprocess.run(
         [
@@ -113,7 +114,7 @@ def test_both_sets_resolve_without_installing(extras, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=LAST_RESORT,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

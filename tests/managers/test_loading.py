@@ -29,6 +29,7 @@ from finemem_lib.managers.protocol import Observation
 from finemem_lib.managers.sampling import generate_completions, sample_completions
 from finemem_lib.training.config import grpo_config
 from finemem_lib.util.provenance import repository_root
+from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 
 torch.set_num_threads(1)
@@ -395,7 +396,7 @@ except ValueError as error:
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LAST_RESORT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     assert "before: []" in done.stdout, done.stdout + done.stderr

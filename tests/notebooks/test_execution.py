@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
 
 SHARED = ROOT.parent / "shared" / "data"
 SMALL = [
@@ -39,7 +40,7 @@ def finemem(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
         env={**os.environ, "FINEMEM_RUNS_DIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=LAST_RESORT,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run_id = arguments[arguments.index("--run-id") + 1]

@@ -18,7 +18,7 @@ from finemem_lib.figures import evidence as evidence_figures
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
 from finemem_lib.worked_example import worked_example
-from tests.helpers.browser import PATIENCE, Watch, click_at, opened
+from tests.helpers.browser import Watch, click_at, opened
 from tests.helpers.lab import REAL_RUN, Lab, move_every_control
 from tests.notebooks.test_execution import ROOT, SMALL, finemem, settings
 
@@ -170,7 +170,6 @@ def test_every_explorer_of_the_report_moves_by_keyboard(reported) -> None:
             page.wait_for_function(
                 f"([name, before]) => ({SHOWN})(name) !== before",
                 arg=[name, before],
-                timeout=PATIENCE / 4,
             )
     assert errors == [] and requests == []
 
@@ -186,7 +185,6 @@ def test_a_click_on_a_group_chooses_its_instance(reported) -> None:
         page.wait_for_function(
             "([plot, start]) => plot.layout.title.text.includes(` of ${start}`)",
             arg=[rollouts.element_handle(), name.partition(": ")[2].rstrip("…")],
-            timeout=PATIENCE / 4,
         )
     assert errors == [] and requests == []
 
@@ -195,7 +193,7 @@ def test_axe_finds_no_serious_violation_before_and_after_a_change(reported) -> N
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
     page, _, _ = reported
     page.reload()
-    page.wait_for_selector("body[data-drawn=all]", timeout=PATIENCE)
+    page.wait_for_selector("body[data-drawn=all]")
     page.evaluate(Path(axe.__file__).with_name("axe.min.js").read_text("utf-8"))
     parts = {
         "as opened": "document",

@@ -13,6 +13,7 @@ import pytest
 from finemem_lib.data.memalpha import load_instances
 from tests.helpers.fault_server import FAULTS, FaultServer, completion
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
 
 pytest.importorskip("openai", reason="the server extra is not installed")
 
@@ -42,7 +43,7 @@ def finemem(runs, *arguments, code=0, **environment):
         [sys.executable, "-m", "finemem_lib", *arguments],
         cwd=ROOT,
         text=True,
-        timeout=300,
+        timeout=LAST_RESORT,
         env={**os.environ, "FINEMEM_RUNS_DIR": str(runs), "TEST_MODEL_KEY": KEY, **environment},
         capture_output=True,
     )

@@ -51,6 +51,7 @@ from finemem_lib.trajectory import (
 )
 from tests.helpers.fault_server import FaultServer, completion
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
 
 pytest.importorskip("openai", reason="the server extra is not installed")
 
@@ -69,10 +70,10 @@ def nothing_hangs():
     """Every test ends in time or fails."""
 
     def too_long(*_):
-        raise TimeoutError("the test took more than 300 s")
+        raise TimeoutError(f"the test took more than {LAST_RESORT:.0f} s")
 
     former = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(300)
+    signal.alarm(int(LAST_RESORT))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, former)

@@ -27,6 +27,7 @@ from finemem_lib.managers.protocol import Observation
 from finemem_lib.trajectory import Chunk, Instance
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.fault_server import FaultServer
+from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import chat_template, save_model
 
 pytest.importorskip("openai", reason="the server extra is not installed")
@@ -157,7 +158,7 @@ class Rules:
             )
         if not self.gone.is_set() and list(self.runs.rglob("checkpoint-1")):
             self.held.set()
-            self.gone.wait(120)
+            self.gone.wait(LAST_RESORT)
             raise ConnectionError("whoever asked is gone")
         person = re.search(r"Where does (\w+) live\?", said)[1]
         found = re.search(rf"{person} lives in (\w+)\.", said)
@@ -216,10 +217,10 @@ def resumed(checkpoint, tmp_path_factory):
             runs, "run", "--profile", PROFILE, "--run-id", "full", "--data", str(data), *words
         )
         try:
-            until = time.monotonic() + 300
+            until = time.monotonic() + LAST_RESORT
             while not rules.held.wait(0.2):
                 assert process.poll() is None, process.communicate()[0]
-                assert time.monotonic() < until, "the second update was not reached in 300 s"
+                assert time.monotonic() < until, "the second update was not reached"
         finally:
             kill(process)
         before = json.loads((runs / "full" / "manifest.json").read_text())
@@ -227,7 +228,7 @@ def resumed(checkpoint, tmp_path_factory):
         first_update = first_update.read_bytes()
         rules.gone.set()
         process = finemem(runs, "resume", "full")
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=LAST_RESORT)
         assert process.returncode == 0, printed
     return Resumed(runs / "full", data, server, before, first_update, printed)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from finemem_lib.util.provenance import repository_root
+from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 
 torch.set_num_threads(1)
@@ -33,9 +34,9 @@ def gpu():
 @pytest.fixture
 def part_script(gpu, monkeypatch, tmp_path):
     """Return a function that makes every part run a script of one's own, told its file of figures
-    and stopped after 5 s; it returns the part's result."""
+    and stopped after a minute; it returns the part's result."""
 
-    def run(body, limit=5):
+    def run(body, limit=60):
         script = tmp_path / "part.py"
         script.write_text(
             "import json, subprocess, sys, time\n"
@@ -205,11 +206,11 @@ def test_a_part_that_takes_too_long_is_stopped_with_all_it_started(part_script, 
     started = time.monotonic()
     found = part_script(
         "json.dump({'bytes': 7}, open(figures, 'w'))\n"
-        f"subprocess.Popen(['sh', '-c', 'sleep 3; touch {tmp_path}/survived'])\ntime.sleep(60)",
-        limit=1,
+        f"subprocess.Popen(['sh', '-c', 'sleep 7; touch {tmp_path}/survived'])\ntime.sleep(60)",
+        limit=4,
     )
-    assert (found["status"], found["reason"], found["bytes"]) == ("stopped", "its limit of 1 s", 7)
-    time.sleep(max(0, 4.5 - (time.monotonic() - started)))
+    assert (found["status"], found["reason"], found["bytes"]) == ("stopped", "its limit of 4 s", 7)
+    time.sleep(max(0, 8 - (time.monotonic() - started)))
     assert not (tmp_path / "survived").exists()
 
 
@@ -229,7 +230,11 @@ def test_nothing_that_unsloth_must_come_before_is_imported_with_the_script():
         "print({'transformers', 'trl', 'peft'} & set(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LAST_RESORT,
     )
     assert done.stdout.strip() == "set()"
 
@@ -241,7 +246,7 @@ def test_a_small_run_measures_the_trainer_and_says_what_it_leaves_out(gpu, tmp_p
         [sys.executable, str(SCRIPT), "--small", "--parts", *names, "--output", str(output)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LAST_RESORT,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())

@@ -36,6 +36,7 @@ from finemem_lib.training.stops import (
     memory_advice,
 )
 from finemem_lib.training.trl_adapter import load_trainer_class
+from tests.helpers.patience import LAST_RESORT
 from tests.training.test_training import assert_equal, manager
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
@@ -271,7 +272,7 @@ def test_a_real_interrupt_of_another_process(tmp_path):
             if line.strip() == "2":
                 break
         child.send_signal(signal.SIGINT)
-        output, _ = child.communicate(timeout=60)
+        output, _ = child.communicate(timeout=LAST_RESORT)
     finally:
         child.kill()
         child.wait()
