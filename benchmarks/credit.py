@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances
+from finemem_lib.data.sentences import units
 from finemem_lib.evaluation.credit_truth import (
     MEASURES,
     REGIMES,
@@ -44,7 +45,6 @@ from finemem_lib.managers.protocol import MemoryManager, Observation
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import RandomManager, ScriptedManager
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
-from finemem_lib.text import units
 from finemem_lib.trajectory import Operation
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, repository_root, versions

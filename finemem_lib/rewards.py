@@ -125,7 +125,7 @@ def outcome_reward(trajectory: Trajectory) -> float | None:
     Raises:
         ValueError: a score is neither None nor a number in [0, 1].
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> outcome_reward(worked_example())
     0.75
     """
@@ -141,7 +141,7 @@ def chunk_rewards(trajectory: Trajectory) -> list[float | None]:
     Raises:
         ValueError: a score is neither None nor a number in [0, 1].
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> chunk_rewards(worked_example())
     [1.0, None, 0.5, 0.0]
     """
@@ -161,7 +161,7 @@ def evidence_contribution(
     Raises:
         ValueError: a score is out of range, or an item names a step outside 1..T.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> evidence_contribution(worked_example())
     [0.25, 0.0, 0.5, 0.0]
     """
@@ -187,7 +187,7 @@ def evidence_matrix(
     Raises:
         ValueError: as `evidence_contribution`.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> evidence_matrix(worked_example())
     [[0.25, 0.0], [0.0, 0.0], [0.25, 0.25], [0.0, 0.0]]
     """
@@ -210,7 +210,7 @@ def eara_rewards(
     Raises:
         ValueError: as `evidence_contribution`.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> eara_rewards(worked_example())
     [0.21875, 0.09375, 0.34375, 0.09375]
     """
@@ -227,7 +227,7 @@ def format_rewards(
     Valid means that the memory applied it; what could not be parsed counts as emitted. In [0, 1];
     a step that emitted nothing gets `settings.empty_format`. Source: Fine-Mem, format reward.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> format_rewards(worked_example())
     [1.0, 1.0, 0.5, 0.0]
     """
@@ -246,7 +246,7 @@ def compression_reward(trajectory: Trajectory) -> float | None:
     L counts tokens in the units of `trajectory.tokenizer`. At most 1, negative when the memory is
     longer than the chunks; `None` when the chunks hold no token. Source: Fine-Mem, compression.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> round(compression_reward(worked_example()), 4)
     0.5263
     """
@@ -264,7 +264,7 @@ def hybrid_reward(
     Raises:
         ValueError: as `evidence_contribution`.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> for reward in hybrid_reward(worked_example()):
     ...     print(reward.step, reward.eara, reward.format, reward.chunk, round(reward.total, 4))
     1 0.21875 1.0 1.0 1.7451
@@ -383,7 +383,7 @@ def item_shares(
     Raises:
         ValueError: an item names a step outside 1..T.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> item_shares(worked_example().questions[0], 4, RewardSettings())
     [(1, '1', 0.5), (3, '2', 0.5)]
     """

@@ -164,12 +164,14 @@ SOURCES: dict[str, str] = {
     "infbench_reference": "rouge_l",
     "detective_qa": "exact_match",
     "recsys*": "unscored",
+    "own": "substring_match",
 }
 """Metric by data source; a trailing "*" stands for any ending.
 
-The names and their metrics are those of Mem-alpha (arXiv 2509.25911, table 6 and its scorer for
-MemoryAgentBench) and of MemoryAgentBench (arXiv 2507.05257). `infbench_reference` is for rows
-whose answer is a whole reference summary rather than keywords.
+"own" is for a researcher's own texts (`data.own_texts`). The other names and their metrics are
+those of Mem-alpha (arXiv 2509.25911, table 6 and its scorer for MemoryAgentBench) and of
+MemoryAgentBench (arXiv 2507.05257). `infbench_reference` is for rows whose answer is a whole
+reference summary rather than keywords.
 """
 
 

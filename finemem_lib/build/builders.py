@@ -34,10 +34,11 @@ from finemem_lib.data.memalpha import (
     dialogue,
     packed,
 )
+from finemem_lib.data.sentences import STOPWORDS, sentences
 from finemem_lib.reading import ReadingTask, ReasoningAgent
 from finemem_lib.scoring import normalise, score
 from finemem_lib.seeds import generator
-from finemem_lib.text import STOPWORDS, TOKENIZER, count_tokens, sentences, words
+from finemem_lib.text import TOKENIZER, count_tokens, words
 from finemem_lib.trajectory import Chunk, Instance, Question
 
 LEAD_INS = (

@@ -18,7 +18,7 @@ def outcome_broadcast(trajectory: Trajectory) -> Credit:
     Raises:
         ValueError: no global question was asked, or a score is out of range.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> outcome_broadcast(worked_example())
     [0.75, 0.75, 0.75, 0.75]
     """
@@ -32,7 +32,7 @@ def uniform_split(trajectory: Trajectory) -> Credit:
     Raises:
         ValueError: as `outcome_broadcast`.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> uniform_split(worked_example())
     [0.1875, 0.1875, 0.1875, 0.1875]
     """
@@ -69,7 +69,7 @@ def evidence_anchored(trajectory: Trajectory, **switches: Any) -> Credit:
         ValueError: no global question was asked, a switch or a score is out of range, or credit
             goes to the items that were used and no answer says which.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> evidence_anchored(worked_example(), beta=1.0)
     [0.25, 0.0, 0.5, 0.0]
     """

@@ -242,7 +242,7 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     Raises:
         ValueError: no such rule, a setting that the rule needs is missing, or as the rule.
 
-    >>> from finemem_lib.worked_example import worked_example
+    >>> from finemem_lib import worked_example
     >>> assign("eara", worked_example()).credit
     (0.21875, 0.09375, 0.34375, 0.09375)
     >>> assign("csr", worked_example())

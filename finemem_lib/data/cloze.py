@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from finemem_lib.data.sentences import STOPWORDS, labelled_examples, sentences
 from finemem_lib.scoring import metric_for
-from finemem_lib.text import STOPWORDS, labelled_examples, sentences, words
+from finemem_lib.text import words
 from finemem_lib.trajectory import Question
 
 FACT_SOURCE = "squad"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finemem_lib.data.cloze import statements
+from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.reading import retrieval_query
 from finemem_lib.scoring import metric_for, normalise, score
-from finemem_lib.text import labelled_examples, words
+from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Question
 
 LeakKind = Literal["answer in question", "asked example shown", "question in both", "text in both"]

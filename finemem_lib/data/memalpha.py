@@ -24,8 +24,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from finemem_lib.data.sentences import sentences
 from finemem_lib.scoring import metric_for
-from finemem_lib.text import clean_text, count_tokens, sentences, truncate_tokens
+from finemem_lib.text import clean_text, count_tokens, truncate_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question
 from finemem_lib.util.files import written_beside
 

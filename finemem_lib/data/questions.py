@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+from finemem_lib.data.sentences import STOPWORDS, units
 from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.scoring import normalise, score
 from finemem_lib.seeds import generator
-from finemem_lib.text import STOPWORDS, units, words
+from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Operation, Question
 
 Reason = Literal[

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from finemem_lib.data.sentences import sentences
 from finemem_lib.figures import style
 from finemem_lib.figures.evidence import source_sentence
 from finemem_lib.figures.rollouts import _shown
 from finemem_lib.figures.style import BLUE, GREY, ORANGE, PALE, label, paragraph
 from finemem_lib.rewards import outcome_reward
-from finemem_lib.text import sentences, words
+from finemem_lib.text import words
 from finemem_lib.trajectory import Trajectory
 
 

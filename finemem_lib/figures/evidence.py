@@ -16,6 +16,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from finemem_lib.data.sentences import sentences
 from finemem_lib.figures import style
 from finemem_lib.figures.selection import _belongs, _clicks, _faded, _outline, _score, _verdict
 from finemem_lib.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, label, paragraph
@@ -25,7 +26,7 @@ from finemem_lib.rewards import (
     evidence_matrix,
     item_shares,
 )
-from finemem_lib.text import sentences, words
+from finemem_lib.text import words
 from finemem_lib.trajectory import Trajectory
 
 

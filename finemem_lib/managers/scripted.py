@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finemem_lib.data.sentences import units
 from finemem_lib.managers.protocol import Completion, Observation
 from finemem_lib.operations import format_operations, parse_operations
 from finemem_lib.seeds import generator
-from finemem_lib.text import clean_text, units
+from finemem_lib.text import clean_text
 from finemem_lib.trajectory import Chunk, Operation
 
 

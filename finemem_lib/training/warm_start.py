@@ -30,12 +30,12 @@ from finemem_lib.data.planted import (
     StreamSettings,
     planted_stream,
 )
+from finemem_lib.data.sentences import units
 from finemem_lib.managers import tiny
 from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
-from finemem_lib.text import units
 from finemem_lib.trajectory import OPERATION_KINDS, Operation
 
 if TYPE_CHECKING:

@@ -24,10 +24,11 @@ from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.leaks import leaks
 from finemem_lib.data.memalpha import load_instances, save_instances
 from finemem_lib.data.questions import make_chunk_questions
+from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.readers.extractive import ExtractiveReader
 from finemem_lib.reading import Reading
 from finemem_lib.scoring import score
-from finemem_lib.text import count_tokens, labelled_examples
+from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Instance, from_json, to_json
 from tests.helpers.paths import SHARED_DATA
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemem_lib.data.faults import EvidenceFaults, with_faults
+from finemem_lib.example import worked_example
 from finemem_lib.rewards import (
     RewardSettings,
     chunk_rewards,
@@ -22,7 +23,6 @@ from finemem_lib.rewards import (
     outcome_reward,
 )
 from finemem_lib.trajectory import Chunk, MemoryItem, Retrieved, Trajectory, Write
-from finemem_lib.worked_example import worked_example
 from tests.helpers.trajectory_strategies import trajectories
 
 reward_settings = st.builds(

@@ -16,6 +16,7 @@ from finemem_lib.credit import group as group_rules
 from finemem_lib.credit.replay import World, replay
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.data.planted import StreamSettings, planted_stream
+from finemem_lib.example import worked_example
 from finemem_lib.lesson.cases import disagreement
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import FactsOnly, InsertAll, Oracle, RandomManager
@@ -35,7 +36,6 @@ from finemem_lib.trajectory import (
     Step,
     Trajectory,
 )
-from finemem_lib.worked_example import worked_example
 from tests.helpers.memory_strategies import MEMORY_SETTINGS, STEPS, played
 from tests.helpers.trajectory_strategies import trajectories
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from finemem_lib.data.leaks import leaks
 from finemem_lib.data.memalpha import PROSE_TOKENS, load_instances, save_instances
 from finemem_lib.data.planted import planted_stream
+from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.scoring import metric_for, score
-from finemem_lib.text import count_tokens, labelled_examples
+from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question, from_json, to_json
 from tests.helpers.hub_server import hub
 from tests.helpers.paths import SHARED_DATA

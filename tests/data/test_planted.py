@@ -17,8 +17,9 @@ from finemem_lib.data.planted import (
     StreamSettings,
     planted_stream,
 )
+from finemem_lib.data.sentences import sentences
 from finemem_lib.scoring import metric_for, score
-from finemem_lib.text import sentences, words
+from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, from_json, to_json
 from finemem_lib.util.provenance import repository_root
 

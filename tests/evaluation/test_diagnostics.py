@@ -16,11 +16,11 @@ from finemem_lib.evaluation.diagnostics import (
     gradient_alignment,
     term_spread,
 )
+from finemem_lib.example import worked_example
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.rewards import RewardSettings
-from finemem_lib.worked_example import worked_example
 
 torch.set_num_threads(1)
 

@@ -22,13 +22,13 @@ from finemem_lib.evaluation.tables import (
     summary,
     to_frame,
 )
+from finemem_lib.example import worked_example
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.protocol import Completion
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.trajectory import Chunk, Instance, InvalidOperation, Operation, Trajectory
-from finemem_lib.worked_example import worked_example
 from tests.helpers.trajectory_strategies import trajectories
 
 FEW = BootstrapSettings(num_resamples=200)

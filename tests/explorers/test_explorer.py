@@ -19,6 +19,7 @@ from finemem_lib.advantages import group_relative
 from finemem_lib.credit import counterfactual
 from finemem_lib.credit import group as group_rules
 from finemem_lib.credit.rules import RULES, assign
+from finemem_lib.example import worked_example
 from finemem_lib.explorers import display, evidence, what_if
 from finemem_lib.explorers import explorer as explorer_module
 from finemem_lib.explorers.explorer import Control, Explorer
@@ -38,7 +39,6 @@ from finemem_lib.figures import (
 )
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.trajectory import creation_key
-from finemem_lib.worked_example import worked_example
 from tests.helpers.figure_samples import make_trajectory
 from tests.helpers.patience import LAST_RESORT
 

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import pytest
 
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
+from finemem_lib.example import worked_example
 from finemem_lib.explorers import evidence
 from finemem_lib.figures import (
     benchmark as benchmark_figures,
@@ -46,7 +47,6 @@ from finemem_lib.rewards import (
     hybrid_reward,
 )
 from finemem_lib.trajectory import Trajectory
-from finemem_lib.worked_example import worked_example
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.patience import LAST_RESORT, execute
 
@@ -444,7 +444,7 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
             nb.new_code_cell(
                 "from finemem_lib import figures\n"
                 "from finemem_lib.rewards import hybrid_reward\n"
-                "from finemem_lib.worked_example import worked_example\n"
+                "from finemem_lib.example import worked_example\n"
                 "figures.show(figures.evidence_sankey(worked_example()))\n"
                 "figures.show(figures.reward_decomposition(hybrid_reward(worked_example())))"
             )

@@ -12,13 +12,13 @@ import pytest
 
 from finemem_lib.advantages import group_relative
 from finemem_lib.cli import report as report_page
+from finemem_lib.data.sentences import sentences
 from finemem_lib.figures import episodes, notes
 from finemem_lib.figures import frames as figure_frames
 from finemem_lib.figures import rollouts as rollout_figures
 from finemem_lib.figures import tokens as token_figures
 from finemem_lib.figures import training as training_figures
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
-from finemem_lib.text import sentences
 from finemem_lib.trajectory import Operation, OperationOutcome, Trajectory
 from tests.figures.test_figures import OWN_MARKUP, POISON, strings
 from tests.helpers.figure_samples import make_trajectory

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finemem_lib.data.planted import StreamSettings, planted_stream
+from finemem_lib.data.sentences import sentences
 from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import ModelManager, load_manager, make_manager
@@ -19,7 +20,6 @@ from finemem_lib.managers.prompts import Prompt, PromptBuilder, prompt_builder
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.memory import FlatMemory
-from finemem_lib.text import sentences
 from finemem_lib.trajectory import (
     Chunk,
     Instance,

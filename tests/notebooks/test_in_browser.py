@@ -14,10 +14,10 @@ from typing import Any
 import nbformat
 import pytest
 
+from finemem_lib.example import worked_example
 from finemem_lib.figures import evidence as evidence_figures
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
-from finemem_lib.worked_example import worked_example
 from tests.helpers.browser import Watch, click_at, opened
 from tests.helpers.lab import REAL_RUN, Lab, move_every_control
 from tests.notebooks.test_execution import ROOT, SMALL, finemem, settings

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finemem_lib.data import planted
+from finemem_lib.data.sentences import units
 from finemem_lib.memory import FlatMemory
 from finemem_lib.readers.extractive import MAX_SENTENCE_WORDS, ExtractiveReader
 from finemem_lib.reading import Inquiry, MemoisedAgent, Reading, ReadingTask, answer_questions
 from finemem_lib.retrieval import BM25Retriever
-from finemem_lib.text import units
 from finemem_lib.trajectory import Instance, MemoryDelta, Operation, Question
 
 TTL = "icl_nlu_8296shot_balance"

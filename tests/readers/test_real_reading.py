@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from finemem_lib.data.memalpha import load_instances
+from finemem_lib.data.sentences import labelled_examples, units
 from finemem_lib.memory import FlatMemory
 from finemem_lib.readers.extractive import ExtractiveReader
 from finemem_lib.reading import Inquiry, answer_questions
 from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.scoring import f1, score
-from finemem_lib.text import labelled_examples, units
 from finemem_lib.trajectory import AnsweredQuestion, Instance, Operation
 from tests.helpers.paths import SHARED_DATA
 

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerState
 from finemem_lib.advantages import group_relative
 from finemem_lib.data.faults import EvidenceFaults, with_faults
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances, planted_stream
+from finemem_lib.example import worked_example
 from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import ModelManager
@@ -36,7 +37,6 @@ from finemem_lib.training.run import train_manager
 from finemem_lib.training.schemes import SCHEMES, TERMS, scheme_weights
 from finemem_lib.training.trl_adapter import load_trainer_class
 from finemem_lib.trajectory import Chunk, Instance, Operation
-from finemem_lib.worked_example import worked_example
 from tests.helpers.paths import ROOT
 
 torch.set_num_threads(1)  # the models are too small to share, and tests run side by side

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from finemem_lib.data.planted import NAMES
+from finemem_lib.data.sentences import units
 from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.prompts import CompactPromptBuilder
 from finemem_lib.operations import parse_operations
 from finemem_lib.seeds import generator
-from finemem_lib.text import units
 from finemem_lib.training import warm_start
 from finemem_lib.training.warm_start import (
     demonstration,

@@ -1,0 +1,77 @@
+"""Make an instance from a researcher's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from finemem_lib.scoring import metric_for
+from finemem_lib.text import clean_text, count_tokens
+from finemem_lib.trajectory import Chunk, Instance, Question
+
+
+def make_instance(
+    chunks: Sequence[str],
+    questions: Mapping[str, str | Sequence[str]],
+    chunk_questions: Sequence[Mapping[str, str | Sequence[str]]] | None = None,
+    *,
+    instance_id: str = "own",
+    data_source: str = "own",
+    category: str = "AR",
+) -> Instance:
+    """Return an instance that a manager can play, made from plain texts.
+
+    Args:
+        chunks: The pieces of history in reading order, one per step; at least one.
+        questions: The accepted answer (or several) of every question that is asked at the end.
+        chunk_questions: The same per chunk, asked right after it was read; one mapping per chunk.
+        instance_id: Name of the instance; instances that are played together need different ones.
+        data_source: Selects the metric, see `scoring.SOURCES`; an answer of "own" is right when an
+            accepted answer occurs in it.
+        category: Group of the instance in tables of results.
+
+    Raises:
+        ValueError: there are no chunks, `chunk_questions` has another length, or the data source
+            has no metric.
+
+    >>> instance = make_instance(["Mia lives in Rome."], {"Where does Mia live?": "Rome"})
+    >>> instance.questions
+    (Question(question_id='own-q1', text='Where does Mia live?', answers=('Rome',),
+              data_source='own', step=None, evidence_steps=None),)
+    """
+    if isinstance(chunks, str) or not chunks:
+        raise ValueError(
+            f"make_instance: chunks is {chunks!r:.60}, expected a list of at least one text; "
+            "put a single text into a list"
+        )
+    if chunk_questions is not None and len(chunk_questions) != len(chunks):
+        raise ValueError(
+            f"make_instance: {len(chunk_questions)} mappings of chunk questions for {len(chunks)} "
+            "chunks, expected one per chunk; give {} for a chunk without questions"
+        )
+    metric_for(data_source)
+
+    def asked(
+        texts: Mapping[str, str | Sequence[str]], step: int | None = None
+    ) -> tuple[Question, ...]:
+        prefix = f"{instance_id}-q" if step is None else f"{instance_id}-{step}-q"
+        return tuple(
+            Question(
+                f"{prefix}{number}",
+                clean_text(text),
+                tuple(map(clean_text, [answers] if isinstance(answers, str) else answers)),
+                data_source,
+                step,
+            )
+            for number, (text, answers) in enumerate(texts.items(), start=1)
+        )
+
+    return Instance(
+        instance_id,
+        data_source,
+        category,
+        tuple(Chunk(text, count_tokens(text)) for text in map(clean_text, chunks)),
+        asked(questions),
+        None
+        if chunk_questions is None
+        else tuple(asked(texts, step) for step, texts in enumerate(chunk_questions, start=1)),
+    )

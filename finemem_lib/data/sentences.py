@@ -1,0 +1,82 @@
+"""Cut chunks into the pieces worth storing: sentences, or labelled examples.
+
+Everything here is linear in the length of its input: the text comes from data sets and may be
+long, repetitive or malformed.
+"""
+
+from __future__ import annotations
+
+import re
+
+STOPWORDS = frozenset(
+    "a an the of in on at to for from by with as is are was were be been being am do does did done "
+    "has have had having it its this that these those and or but if so such no not nor other there "
+    "what which who whom whose when where why how many much their his her he she they we you i me "
+    "my your our us them him can could would should will may might must than then into about also "
+    "after before during between over under up out s t".split()
+)
+
+_LOOK_BACK = 24  # longer than any abbreviation
+_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s)")
+
+_LABELLED = re.compile(
+    r"^(Sentence|Sample|Text):[ \t]*(\S[^\n]*?)(?:\n\s*|;[ \t]*)Labels?:[ \t]*(\S+)", re.MULTILINE
+)
+
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof sr jr st gen col lt sgt capt rev hon gov sen rep vs etc al inc ltd co corp "
+    "no nos vol fig figs ed eds pp approx ca cf dept est univ jan feb mar apr jun jul aug sep sept "
+    "oct nov dec e.g i.e u.s u.k a.m p.m".split()
+)
+
+
+def sentences(text: str) -> list[str]:
+    """Split prose into sentences; a line break always ends one.
+
+    Initials, decimals and common abbreviations do not end a sentence.
+
+    >>> sentences("Dr. Okoye left at 5 p.m. on Monday. It rained!")
+    ['Dr. Okoye left at 5 p.m. on Monday.', 'It rained!']
+    """
+    found = []
+    for line in text.split("\n"):
+        start = 0
+        for match in _SENTENCE_END.finditer(line):
+            # A bounded look-back keeps a line full of abbreviations linear.
+            head = line[max(start, match.start() - _LOOK_BACK) : match.start()]
+            last = head[head.rfind(" ") + 1 :].lstrip("(\"'“‘[").lower()
+            if match.group().startswith(".") and (last in _ABBREVIATIONS or _is_initial(last)):
+                continue
+            found.append(line[start : match.end()].strip())
+            start = match.end()
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _is_initial(word: str) -> bool:
+    return len(word) == 1 and word.isalpha() and word != "i"
+
+
+def labelled_examples(text: str) -> list[tuple[str, str]]:
+    r"""Return (sentence, label) of every labelled example of a test-time-learning chunk.
+
+    >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
+    [('good day', '3'), ('bye', '4')]
+    >>> labelled_examples("Sample: bye; Label: 4")
+    [('bye', '4')]
+    """
+    return [(match[2].strip(), match[3]) for match in _LABELLED.finditer(text)]
+
+
+def units(text: str) -> list[str]:
+    r"""Cut a chunk into the pieces worth storing: labelled examples whole, else sentences.
+
+    >>> units("Sentence: good day\nLabel: 3")
+    ['Sentence: good day\nLabel: 3']
+    >>> units("Mia lives in Rome. Ana sails.")
+    ['Mia lives in Rome.', 'Ana sails.']
+    """
+    examples = [
+        f"{match[1]}: {match[2].strip()}\nLabel: {match[3]}" for match in _LABELLED.finditer(text)
+    ]
+    return examples or sentences(text)

@@ -1,0 +1,77 @@
+"""Compare memory managers on the same instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from finemem_lib.evaluation.tables import (
+    BootstrapSettings,
+    Estimate,
+    benchmark_table,
+    paired_differences,
+)
+from finemem_lib.managers.model import make_manager
+from finemem_lib.managers.protocol import MemoryManager
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.reading import ReasoningAgent
+from finemem_lib.trajectory import Instance
+
+
+def evaluate(
+    managers: Sequence[str] | Mapping[str, MemoryManager],
+    instances: Sequence[Instance],
+    agent: ReasoningAgent | None = None,
+    *,
+    rollout: RolloutSettings | None = None,
+    baseline: str | None = None,
+    bootstrap: BootstrapSettings | None = None,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Let managers play the same instances and return accuracy and memory with intervals.
+
+    Args:
+        managers: Names that `make_manager` knows, or managers by the name they get in the table.
+        instances: What every manager plays.
+        agent: Answers the questions; the extractive reader for these instances by default.
+        rollout: How the instances are played; one rollout each, without chunk questions, by
+            default.
+        baseline: Manager that all others are compared with, question by question.
+        bootstrap: How intervals are made.
+        seed: Seed of the managers' sampling.
+
+    Returns:
+        The rows of `benchmark_table`, followed by those of `paired_differences` in accuracy where a
+        baseline is named; `tables.summary` and `tables.to_frame` make them readable.
+
+    Raises:
+        ValueError: no manager or no instance is given, a name is unknown, or as `play`.
+
+    >>> from finemem_lib.data.planted import planted_instances
+    >>> from finemem_lib.evaluation.tables import summary
+    >>> rows = evaluate(["random", "insert-all"], planted_instances("held-out", 2, seed=0))
+    >>> [(line["method"], line["all accuracy"]) for line in summary(rows)]
+    [('random', '0.467 [0.333, 0.556]'), ('insert-all', '0.933 [0.889, 1.000]')]
+    """
+    if isinstance(managers, str) or not managers or not instances:
+        raise ValueError(
+            f"evaluate: got managers {managers!r:.60} and {len(instances)} instances, expected a "
+            "list of names (or managers by name) and at least one instance"
+        )
+    players = (
+        managers
+        if isinstance(managers, Mapping)
+        else {name: make_manager(name) for name in managers}
+    )
+    if baseline is not None and baseline not in players:
+        raise ValueError(
+            f"evaluate: baseline is {baseline!r}, expected one of {', '.join(players)}"
+        )
+    rollout = rollout or RolloutSettings(num_generations=1, ask_chunk_questions=False)
+    agent = agent or reader_for(instances)
+    played = {
+        name: sum(play(instances, manager, rollout, agent, seed), start=[])
+        for name, manager in players.items()
+    }
+    rows = benchmark_table(played, bootstrap)
+    return rows if baseline is None else rows + paired_differences(played, baseline, bootstrap)
