@@ -12,7 +12,7 @@ from typing import Any
 
 from finemem_lib.experiments.cells import KEY_VERSION, CellResult
 from finemem_lib.experiments.design import Design
-from finemem_lib.experiments.sweep import Failure
+from finemem_lib.experiments.sweep import FailedCell
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import git_state, repository_root, versions
 
@@ -64,7 +64,7 @@ def read_card(path: Path) -> dict[str, Any]:
 def experiment_card(
     design: Design,
     results: Sequence[CellResult],
-    failures: Sequence[Failure],
+    failures: Sequence[FailedCell],
     command: str,
 ) -> dict[str, Any]:
     """Return how rows were made: design, command and the commit it ran at, how many cells each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -99,8 +100,8 @@ def started(tmp_path, monkeypatch):
 
 
 def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
-    """A change of this key makes every kept result useless; count KEY_VERSION up instead when
-    what a cell means changes."""
+    """A change of this key makes every kept result useless; increment KEY_VERSION instead when
+    the same settings would produce different results."""
     files = cells._files_hash("tiny", *cells.TOKENIZER)
     monkeypatch.setattr(
         cells,
@@ -287,7 +288,7 @@ def test_a_result_that_cannot_be_read_is_refused_with_a_remedy(tmp_path, started
     with pytest.raises(ValueError, match=f"it holds that of {other.stem}"):
         run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap)
     broken.write_text(whole[:100])
-    with pytest.raises(ValueError, match="move it away and it is made again"):
+    with pytest.raises(ValueError, match="move it away and run the same command again"):
         run_cells(grid(), tmp_path / "cells", jobs=1, run=cheap)
 
 
@@ -302,19 +303,26 @@ def test_equal_cells_under_two_names_are_made_once(tmp_path, started):
     assert len(started()) == 1
 
 
-def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
-    """Two worker processes of a real scheduler; one dies with a cell in its hands."""
+@contextlib.contextmanager
+def dask_cluster(workers):
+    """Start a real scheduler with worker processes of one thread each."""
     distributed = pytest.importorskip("distributed", reason="needs the dask extra")
-    cells = grid(range(4))
-    expected, _ = run_cells(cells, tmp_path / "here", jobs=1, run=cheap)
-    before = len(started())
     with distributed.LocalCluster(
-        n_workers=2,
+        n_workers=workers,
         threads_per_worker=1,
         processes=True,
         dashboard_address=None,
         worker_dashboard_address=None,
     ) as cluster:
+        yield cluster
+
+
+def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
+    """Two worker processes of a real scheduler; one is killed while it trains a cell."""
+    cells = grid(range(4))
+    expected, _ = run_cells(cells, tmp_path / "here", jobs=1, run=cheap)
+    before = len(started())
+    with dask_cluster(2) as cluster:
         doomed = next(iter(cluster.workers.values())).pid
 
         def kill(done, total, of, what):
@@ -334,37 +342,17 @@ def test_a_dask_worker_killed_half_way_loses_nothing(tmp_path, started):
     assert set(starts) == {one.key for one in cells} and len(starts) > len(cells)
 
 
-def test_a_cell_that_kills_dask_workers_is_reported(tmp_path, started):
-    distributed = pytest.importorskip("distributed", reason="needs the dask extra")
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        worker_dashboard_address=None,
-    ) as cluster:
+def test_one_dask_worker_is_enough_and_a_cell_that_kills_it_is_reported(tmp_path, started):
+    with dask_cluster(1) as cluster:
         cluster.scheduler.allowed_failures = 0
-        _, failures = run_cells(
-            [cell(seed=2)], tmp_path, scheduler=cluster.scheduler_address, run=dying
+        address = cluster.scheduler_address
+        results, failures = run_cells(
+            [cell(seed=seed) for seed in range(2)], tmp_path, scheduler=address, run=cheap
         )
+        assert len(results) == 2 and not failures
+        _, failures = run_cells([cell(seed=2)], tmp_path, scheduler=address, run=dying)
     assert [failure.cell.seed for failure in failures] == [2]
     assert "run the same command again" in failures[0].error
-
-
-def test_one_dask_thread_is_refused_because_joblib_would_train_here(tmp_path, started):
-    distributed = pytest.importorskip("distributed", reason="needs the dask extra")
-    with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address=None,
-            worker_dashboard_address=None,
-        ) as cluster,
-        pytest.raises(ValueError, match="have one thread in all"),
-    ):
-        run_cells([cell()], tmp_path, scheduler=cluster.scheduler_address, run=cheap)
-    assert not started()
 
 
 def test_a_scheduler_that_does_not_answer_is_refused(tmp_path, started):
