@@ -1,4 +1,4 @@
-"""Group-relative advantages per step: the group is the G rollouts of one instance at one step.
+"""Group-relative advantages: a step is compared over the G rollouts of one instance.
 
 Differs from the paper: Fine-Mem divides by ``std + eps`` without naming the estimator; here it is
 TRL's, the unbiased standard deviation (divided by count - 1) and eps = 1e-4, and `scale_rewards`

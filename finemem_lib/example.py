@@ -1,4 +1,4 @@
-"""The example that can be checked by hand: four steps, two global questions."""
+"""The worked example: four steps and two global questions, to be checked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flat memory that a manager edits, and the lineage of every item in it."""
+"""The memory that a manager edits, with the lineage of every item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completions to operations and back: what the memory manager says, read without trusting it.
+"""Parse a completion into memory operations, and format operations as a completion.
 
 The scan is one pass of one regular expression over the completion. An operation is a flat JSON
 object (its `arguments`, in a tool call, are one level deeper), so the expression needs no nesting

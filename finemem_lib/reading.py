@@ -1,4 +1,4 @@
-"""Ask a reasoning agent: retrieve items for each question, batch the readings, memoise, score.
+"""Ask questions on a memory: retrieve items, let a reasoning agent read them, score the answer.
 
 A reasoning agent is whatever has `read`; the ones that ship are in `readers`.
 """

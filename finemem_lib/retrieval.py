@@ -1,4 +1,4 @@
-"""Retrieval of memory items for a question: an index that follows the memory.
+"""Retrieve memory items for a question, with an index that follows the memory.
 
 BM25 is the default; dense retrieval needs the optional package sentence-transformers.
 """

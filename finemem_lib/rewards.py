@@ -1,4 +1,4 @@
-"""The per-step rewards of Fine-Mem (arXiv 2601.08435): pure functions of a trajectory.
+"""The rewards of Fine-Mem (arXiv 2601.08435), per step, as pure functions of a trajectory.
 
 Lists carry one entry per step, indexed by ``step - 1``; T is the number of steps, n the number of
 global questions that could be scored. `None` means that nothing could be measured: a question

@@ -1,4 +1,4 @@
-r"""Scores of an answer against the accepted ones: the metric follows from the data source.
+r"""Score an answer against the accepted ones, with the metric of its data source.
 
 Differs from the paper: Mem-alpha's scorer (arXiv 2509.25911, table 6) lower-cases the prediction
 but not the ";"-separated gold, and its baselines find label "3" inside "13". Here one

@@ -1,4 +1,4 @@
-"""Text helpers shared by memory, retrieval, readers and question making.
+"""Words and tokens of a text.
 
 Everything here is linear in the length of its input: the text comes from data sets and models and
 may be long, repetitive or malformed.

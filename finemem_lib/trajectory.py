@@ -1,4 +1,4 @@
-"""The records every layer shares, and their JSON form.
+"""The records that all parts of the library share, and their JSON form.
 
 One `Trajectory` holds all that a reward, a credit rule or a figure needs, so each of them can be
 recomputed from a saved file without a model. Steps count from 1 to T as in the paper; lists that

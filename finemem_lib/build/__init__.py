@@ -1,4 +1,5 @@
 """Build instances from the public raw sets.
 
-Read the raw files, cut them into chunks and questions, compare sizes with the published ones.
+`raw_sets.raw_units` reads the raw files, `builders.build_instances` cuts them into chunks and
+questions, `published_sizes.size_table` compares their sizes with the published ones.
 """

@@ -1,4 +1,5 @@
-"""The `finemem` command line.
+"""The finemem command line.
 
-Resolve a run's profile and parameters, execute the notebooks, write the manifest and report.
+`main.main` reads the command; a run's profile and parameters are resolved, its notebooks executed,
+and its manifest and report written.
 """

@@ -1,5 +1,7 @@
 """Judge managers and credit rules.
 
-Tables with bootstrap intervals, operations against the planted truth, credit rules against the
-planted cause.
+`evaluate.evaluate` lets managers play and compares them; `tables.benchmark_table` and
+`tables.paired_differences` tabulate trajectories with bootstrap intervals.
+`operation_truth.operation_truth` judges operations, and `credit_truth.judge` credit rules, by the
+planted truth.
 """

@@ -1,5 +1,5 @@
 """Grids of training runs.
 
-A design names variants, regimes and seeds; a sweep trains its cells; tables compare them with
-paired intervals.
+`design.load_design` reads the variants, regimes and seeds, `sweep.run_cells` trains the cells,
+`tables.table` compares them with paired intervals.
 """

@@ -1,6 +1,7 @@
 """Interactive widgets for JupyterLab.
 
-Every explorer falls back to a figure with a static slider where no kernel runs.
+`what_if_explorer`, `evidence_explorer` and `training_explorer` are made to be passed to `show`,
+which falls back to a figure with a static slider where no kernel runs.
 """
 
 from finemem_lib.explorers.display import is_live, show

@@ -1,6 +1,7 @@
 """Plotly figures, each with a title, a caption and alternative text.
 
-One file per subject; notebooks call the functions from this package, as in `figures.show(figure)`.
+One file per subject. Notebooks call the functions from this package, say `evidence_sankey` or
+`training_curves`, and `show` what they return.
 """
 
 from finemem_lib.figures.benchmark import benchmark_accuracy, memory_length

@@ -1,4 +1,5 @@
 """Memory managers: who edits the memory.
 
-Scripted and model managers, their prompts, loading and sampling, and lockstep rollouts.
+`model.make_manager` returns a manager by name, `model.load_manager` one from a checkpoint, and
+`rollout.play` lets a manager play instances, all rollouts in lockstep.
 """

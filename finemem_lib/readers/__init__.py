@@ -1,4 +1,5 @@
 """Readers: who answers questions from the memory.
 
-The extractive reader, language models on a server or in process, and the roles that name them.
+`extractive.reader_for` returns the reader that needs no model; `roles.load_roles` reads which
+language models take the part of reader, teacher, verifier and judge.
 """

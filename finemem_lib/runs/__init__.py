@@ -1,4 +1,5 @@
 """What one notebook hands to the next.
 
-Parameters and their checks, artefacts by name, and one record per notebook and run.
+`run.start_run` opens the record of one notebook: its parameters, what it reads and writes
+(`artefacts.Artefact`), and its results.
 """

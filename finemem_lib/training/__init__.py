@@ -1,4 +1,5 @@
 """Train a memory manager with GRPO and one reward per step.
 
-Reward schemes, TRL's configuration and trainer, checkpoints, and a record of every update.
+`run.train_manager` trains and returns manager and curves, `schemes.scheme_weights` names the
+reward schemes, `config.grpo_config` holds TRL's settings.
 """

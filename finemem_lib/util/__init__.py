@@ -1,4 +1,5 @@
-"""Helpers without a subject of their own.
+"""Helpers that belong to no subject.
 
-Files written whole or not at all, versions and commit, terminal output, progress.
+Files that are written whole or not at all (`files.write_json`), YAML within limits
+(`yaml_files.read_yaml`), versions and commit (`provenance.versions`), and `progress.Progress`.
 """

@@ -1,10 +1,17 @@
-"""The library's folders: what they say of themselves, what they import, what importing costs."""
+"""The library's files and folders: what they are for, what they import, what importing loads.
+
+`python -m tests.house.test_layers` prints the map to paste into the README.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -28,10 +35,41 @@ def test_imports_keep_the_contracts_of_pyproject() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def docstring(path: Path) -> str:
+    """Return the docstring of a file, or of a folder's package."""
+    file = path / "__init__.py" if path.is_dir() else path
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+
+
+def folder_map() -> str:
+    """Return the map of the library in Markdown, from the bottom of the layers to the top."""
+    [contract] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    names = [name for layer in contract["layers"][::-1] for name in re.findall(r"\w+", layer)]
+    core = [FOLDER / f"{name}.py" for name in names if (FOLDER / f"{name}.py").exists()]
+    wings = [FOLDER / name for name in names if (FOLDER / name).is_dir()]
+    return "\n".join(
+        ["| Core | |", "|---|---|"]
+        + [f"| `{path.stem}` | {docstring(path).splitlines()[0]} |" for path in core]
+        + ["", "| Folder | |", "|---|---|"]
+        + [f"| `{path.name}/` | {docstring(path).splitlines()[0]} |" for path in wings]
+    )
+
+
+def test_the_map_in_the_readme_is_that_of_the_docstrings() -> None:
+    assert folder_map() in (ROOT / "README.md").read_text(), f"paste this:\n{folder_map()}"
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_every_folder_says_what_it_is_for(folder) -> None:
-    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-    assert text and text.count(".") >= 2, folder
+def test_every_folder_names_its_public_functions(folder: Path) -> None:
+    first, *rest = docstring(folder).split("\n\n")
+    names = re.findall(r"`([A-Za-z_][\w.]*)`", "".join(rest))
+    assert first.endswith(".") and "\n" not in first and names
+    for name in names:
+        place = f"finemem_lib.{folder.name}.{name}"
+        module, _, attribute = place.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), place
 
 
 def test_every_folder_with_code_is_a_package() -> None:
@@ -58,3 +96,7 @@ def test_the_core_loads_no_heavy_library_at_import(path) -> None:
     }
     used |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
     assert not {name.split(".")[0] for name in used} & HEAVY
+
+
+if __name__ == "__main__":
+    print(folder_map())
