@@ -16,9 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from finemem_lib.cli.manifest import read_manifest
+from finemem_lib.cli.manifest import ACTIVE, NotebookStatus, read_manifest
 from finemem_lib.util.files import discard
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def notebook_error(path: Path) -> str | None:
     Every code cell must have been executed; cells tagged ``skip-execution`` and empty ones need
     not. The text starts with the cell, counted as in the notebook before papermill added its own,
     and the error, and ends with the traceback's last lines.
+
+    Args:
+        path: The executed notebook.
     """
     import nbformat
     from papermill.exceptions import strip_color
@@ -63,7 +66,33 @@ def notebook_error(path: Path) -> str | None:
     return None
 
 
-def _work(
+class Outcome(NamedTuple):
+    """How an executed notebook ended.
+
+    Attributes:
+        status: Of the notebook.
+        error: What went wrong, `None` when it is ok.
+    """
+
+    status: NotebookStatus
+    error: str | None = None
+
+
+class Executor(Protocol):
+    """A function that executes one notebook, as `execute_notebook` does."""
+
+    def __call__(
+        self,
+        source: Path,
+        parameters: dict[str, Any],
+        folder: Path,
+        environment: Mapping[str, str],
+        deadline: float,
+        tick: Callable[[], None],
+    ) -> Outcome: ...  # noqa: D102
+
+
+def _execute_in_worker(
     source: Path,
     executed: Path,
     parameters: dict[str, Any],
@@ -71,13 +100,13 @@ def _work(
     environment: Mapping[str, str],
     answer: Connection,
 ) -> None:
-    """Execute one notebook; runs in a process of its own. Sends what went wrong beside cells."""
+    """Execute one notebook, in a process of its own, and send errors that no cell holds."""
     os.setsid()  # a Ctrl-C at the terminal is for the command, which then ends this process
     log = os.open(folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)
-    threading.Thread(target=_outlive_command, args=(folder,), daemon=True).start()
+    threading.Thread(target=_clean_up_after_command, args=(folder,), daemon=True).start()
     import papermill
 
     try:
@@ -97,13 +126,15 @@ def _work(
         answer.send(f"{type(error).__name__}: {error}")
 
 
-def _outlive_command(folder: Path) -> None:
-    """Wait for the command's process to end; then end the kernel and the manifest in its place."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+def _clean_up_after_command(folder: Path) -> None:
+    """Wait for the command's process to end, then end the kernel and the manifest in its place."""
+    command = multiprocessing.parent_process()
+    assert command is not None  # this is a worker
+    multiprocessing.connection.wait([command.sentinel])
     try:
         _kill_tree(os.getpid(), including=False)
-        if read_manifest(folder, settle=True)["status"] != "running":  # else it was resumed
-            _clear_scratch(folder)
+        if read_manifest(folder, settle=True).status not in ACTIVE:  # else it was resumed
+            clear_scratch(folder)
     finally:
         os._exit(1)
 
@@ -120,9 +151,13 @@ def _kill_tree(pid: int, including: bool = True) -> None:
         psutil.wait_procs(doomed, timeout=10)
 
 
-def _clear_scratch(folder: Path, finished: bool = False) -> None:
-    """Remove what a run needs only while it is running, and what a killed kernel left beside; the
-    checkpoints that `finemem resume` goes on from stay until the run is `finished`."""
+def clear_scratch(folder: Path, finished: bool = False) -> None:
+    """Remove what a run needs only while it is running, and half-written files.
+
+    Args:
+        folder: That of the run.
+        finished: Whether the checkpoints go too, from which `finemem resume` would go on.
+    """
     for path in (folder / "scratch").glob("*"):
         if finished or not path.name.endswith(CHECKPOINTS):
             discard(path)
@@ -132,29 +167,39 @@ def _clear_scratch(folder: Path, finished: bool = False) -> None:
         discard(path)
 
 
-def _execute(
+def execute_notebook(
     source: Path,
     parameters: dict[str, Any],
     folder: Path,
     environment: Mapping[str, str],
     deadline: float,
-    say: Callable[[], None],
-) -> tuple[str, str | None]:
-    """Execute a notebook into ``notebooks/`` of the run; return its status and what went wrong."""
+    tick: Callable[[], None],
+) -> Outcome:
+    """Execute a notebook into ``notebooks/`` of a run and return how it ended.
+
+    Args:
+        source: The notebook.
+        parameters: Values for its parameters cell.
+        folder: That of the run.
+        environment: Variables of its kernel in addition to those of this process.
+        deadline: When to stop it, on the clock of `time.monotonic`.
+        tick: Called about once a second while it runs.
+    """
     executed = folder / "scratch" / source.name
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(
-        target=_work, args=(source, executed, parameters, folder, environment, theirs)
+        target=_execute_in_worker,
+        args=(source, executed, parameters, folder, environment, theirs),
     )
     try:
         worker.start()
         theirs.close()
         while worker.is_alive() and time.monotonic() < deadline:
             worker.join(min(1.0, max(0.0, deadline - time.monotonic())))
-            say()
+            tick()
         if worker.is_alive():
-            return "timeout", "stopped: the time given with --timeout is over"
+            return Outcome("timeout", "stopped: the time given with --timeout is over")
         try:
             error = ours.recv()
         except EOFError:  # it had nothing to say
@@ -165,11 +210,13 @@ def _execute(
             error = notebook_error(executed) if error is None else error
         elif error is None:
             error = "papermill left no executed notebook; see run.log"
-        return ("failed" if error else "ok"), error
+        return Outcome("failed" if error else "ok", error)
     finally:
-        if worker.is_alive():
+        if worker.is_alive() and worker.pid:
             _kill_tree(worker.pid)
             worker.join()
-        with contextlib.suppress(OSError, ValueError):  # none, or cut off while it was written
+        with contextlib.suppress(
+            OSError, ValueError, RecursionError
+        ):  # none, or cut off while it was written
             json.loads(executed.read_text(encoding="utf-8"))
             os.replace(executed, folder / "notebooks" / source.name)

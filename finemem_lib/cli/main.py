@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 a notebook failed (or the report or a file of the run could 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from finemem_lib import __version__
 from finemem_lib.cli import plan, prepare
+from finemem_lib.cli.execute import Executor, execute_notebook
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.profiles import add_arguments
-from finemem_lib.cli.run import RESUMABLE, _report, resume_command, run_command
+from finemem_lib.cli.run import RESUMABLE, resume_command, run_command, write_report
 from finemem_lib.runs import run as run_module
 from finemem_lib.util.console import (
     BAD_USAGE,
@@ -28,60 +30,70 @@ from finemem_lib.util.console import (
 
 
 def list_command(options: argparse.Namespace) -> int:
-    """Print one line per run, the newest last."""
-    rows = []
+    """Print one line per run, the newest last.
+
+    Args:
+        options: The command line; this command has no options.
+    """
     root = run_module.runs_folder()
-    for folder in root.glob("*/"):
-        if not (folder / "manifest.json").exists():
-            if records := run_module.recorded(folder):  # made in JupyterLab, notebook by notebook
-                done = sum(record["status"] == "ok" for record in records)
-                rows.append(
-                    (
-                        min(record["started"] for record in records),
-                        folder.name,
-                        "JupyterLab",
-                        "",
-                        f"{done}/{len(records)}",
-                        "",
-                    )
-                )
-            continue
-        try:
-            found = read_manifest(folder)
-        except ValueError:
-            rows.append(("", folder.name, "unreadable", "", "", ""))
-            continue
-        done = sum(entry["status"] == "ok" for entry in found["notebooks"])
-        seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"
-        rows.append(
-            (
-                found["started"],
-                found["run_id"],
-                found["status"],
-                found["profile"],
-                f"{done}/{len(found['notebooks'])}",
-                seconds,
-            )
-        )
+    rows = [row for folder in root.glob("[!.]*/") if (row := _run_row(folder))]
     print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
     if not rows:
         print(f"no runs in {root}; start one with `finemem run`")
-    return 0
+    return EXIT_CODES["ok"]
+
+
+def _run_row(folder: Path) -> tuple[str, ...] | None:
+    """Return the row of a run in the list, `None` for a folder that is no run."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        if (folder / "manifest.json").exists():
+            return "", folder.name, "unreadable", "", "", ""
+        if not (records := run_module.recorded(folder)):
+            return None
+        done = sum(record.get("status") == "ok" for record in records)
+        started = min(str(record.get("started", "")) for record in records)
+        return started, folder.name, "JupyterLab", "", f"{done}/{len(records)}", ""
+    done = len(manifest.notebooks) - len(manifest.remaining())
+    return (
+        manifest.started,
+        folder.name,
+        manifest.status,
+        manifest.profile,
+        f"{done}/{len(manifest.notebooks)}",
+        "" if manifest.seconds is None else f"{manifest.seconds:.0f}",
+    )
 
 
 def report_command(options: argparse.Namespace) -> int:
-    """Make a run's report again and print its path."""
+    """Make a run's report again and print its path.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: there is no such run, or its manifest cannot be read.
+    """
     try:
         folder = run_module.run_folder(options.run)
         read_manifest(folder, settle=True)
+        report = write_report(folder, options.figures)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print(f"report: {_report(folder, options.figures)}")
-    return 0
+    print(f"report: {report}")
+    return EXIT_CODES["ok"]
 
 
 def sweep_command(options: argparse.Namespace) -> int:
-    """Make the cells of a design that a folder lacks, print its table; return the exit code."""
+    """Run the cells of a design that a folder lacks, print its table, and return the exit code.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: the design, the folder or the scheduler is not usable.
+    """
     from finemem_lib.experiments import rows, sweep
     from finemem_lib.experiments import tables as experiment_tables
     from finemem_lib.experiments.cells import Cell
@@ -149,7 +161,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["failed" if failures else "ok"]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(execute: Executor) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="finemem",
         description="The Fine-Mem workbench: notebooks in order, one run folder.",
@@ -165,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     }
 
     run = commands.add_parser("run", help="run notebooks and make the report")
-    run.set_defaults(command=run_command)
+    run.set_defaults(command=functools.partial(run_command, execute=execute))
     add_arguments(run)
     run.add_argument("--run-id", metavar="ID", help="name of the run (default: time and a number)")
     run.add_argument(
@@ -177,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--figures", **figures)
 
     resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
-    resume.set_defaults(command=resume_command)
+    resume.set_defaults(command=functools.partial(resume_command, execute=execute))
     resume.add_argument("run", metavar="RUN")
     resume.add_argument(
         "--set",
@@ -229,10 +241,15 @@ def _jobs(text: str) -> int:
     return jobs
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit code."""
+def main(arguments: Sequence[str] | None = None, execute: Executor = execute_notebook) -> int:
+    """Carry out a command line and return its exit code.
+
+    Args:
+        arguments: The words after ``finemem``, by default those of this process.
+        execute: Executes one notebook of `finemem run` and `finemem resume`.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(arguments)
+    options = _parser(execute).parse_args(arguments)
     options.command_line = arguments
     try:
         return options.command(options)

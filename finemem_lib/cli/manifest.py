@@ -2,40 +2,252 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib import __version__
 from finemem_lib.runs import run as run_module
-from finemem_lib.util.console import UsageError
+from finemem_lib.util.console import UsageError, problems_in_words
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, repository_root, versions
 
 MANIFEST_VERSION = 1
+
+ACTIVE = ("starting", "running")
+"""The states of a run whose process has not ended it yet."""
+
 _ENDS = {"failed": "failed", "timeout": "ran out of time", "interrupted": "was interrupted"}
 
+RunStatus = Literal["starting", "running", "ok", "failed", "timeout", "interrupted"]
+NotebookStatus = Literal["not run", "running", "ok", "failed", "timeout", "interrupted"]
 
-def read_manifest(folder: Path, settle: bool = False) -> dict[str, Any]:
-    """Return the manifest of a run; one that says "running" though its process is gone is returned
-    as failed, and with `settle` written so.
+
+class _Stored(BaseModel):
+    """What a manifest holds; what a later version may add is kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ProcessId(_Stored):
+    """The process that carries out a run.
+
+    Attributes:
+        pid: Its id, which the system may use again.
+        created: When it began, in seconds since 1970, to tell it from a later one with its id.
+        host: The machine it runs on.
+    """
+
+    pid: int
+    created: float
+    host: str
+
+    @classmethod
+    def current(cls) -> ProcessId:
+        """Return this process."""
+        import psutil
+
+        created = psutil.Process().create_time()
+        return cls(pid=os.getpid(), created=created, host=platform.node())
+
+    def may_be_alive(self) -> bool:
+        """Return whether the process runs, or is on another machine, where nobody can tell."""
+        import psutil
+
+        if self.host != platform.node():
+            return True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self.pid)
+            same = abs(found.create_time() - self.created) < 2  # seconds; ids are used again
+            return bool(same) and found.status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+class NotebookEntry(_Stored):
+    """The state of one notebook of a run.
+
+    Attributes:
+        name: Its file name without ``.ipynb``.
+        source_sha256: Hash of its cells, without outputs and metadata.
+        status: "not run" until it starts.
+        parameters: All of them, with their resolved values.
+        seconds: Wall-clock time it took.
+        reads: Names of the artefacts it loaded.
+        writes: Names of the artefacts it saved.
+        error: Why it failed or was not run.
+        peak_memory_mb: Largest resident size of its kernel.
+        models: What its language models were asked.
+    """
+
+    name: str
+    source_sha256: str
+    status: NotebookStatus = "not run"
+    seconds: float | None = None
+    parameters: dict[str, Any]
+    reads: list[str] = []
+    writes: list[str] = []
+    error: str | None = None
+    peak_memory_mb: float | None = None
+    models: list[dict[str, Any]] = []
+
+    def add_record(self, folder: Path) -> dict[str, Any]:
+        """Copy what the notebook read, wrote and asked from its record, and return the record.
+
+        Args:
+            folder: That of the run.
+        """
+        record = run_module.read_record(folder, self.name)
+        self.reads = list(record.get("reads", ()))
+        self.writes = list(record.get("writes", ()))
+        self.peak_memory_mb = record.get("peak_memory_mb")
+        self.models = record.get("models", [])
+        return record
+
+
+class Resumption(_Stored):
+    """One `finemem resume` of a run.
+
+    Attributes:
+        at: When, in ISO 8601.
+        process: The process that resumed it.
+        git: Commit at that time.
+        after: Status, error and process of the run before.
+        notebooks: Names of those that were left to run.
+        set: Its ``--set`` options.
+    """
+
+    at: str
+    process: ProcessId
+    git: dict[str, Any]
+    after: dict[str, Any]
+    notebooks: list[str]
+    set: list[str]
+
+
+class Manifest(_Stored):
+    """Everything that makes a run repeatable, and how far it has come.
+
+    Attributes:
+        schema_version: `MANIFEST_VERSION` of the library that wrote it.
+        run_id: Name of the run and of its folder.
+        status: "starting" until data, versions and commit are recorded.
+        exit_code: That of the command, `None` while it runs and where it was killed.
+        error: What ended the run.
+        started: When, in ISO 8601; `ended` likewise.
+        seconds: Wall-clock time, all resumptions together.
+        command: The command line.
+        profile: Name or path of the profile.
+        notebooks_dir: Folder of the notebooks, `None` for those of the repository.
+        parameters_given: Those of ``--set`` and ``--data``.
+        seed: That of all notebooks, `None` where they differ.
+        reuse: Run whose artefacts are taken.
+        inputs: SHA-256 of every data file and artefact of another run, `None` for hub data.
+        outputs: File, version and SHA-256 of every artefact by name.
+        versions: Of Python and of the packages.
+        git: Commit, and whether files differ from it.
+        platform: Operating system.
+        cpus: Number of processors.
+        peak_memory_mb: Largest resident size of a process of the run.
+        process: Who carries it out.
+        resumed: Every `finemem resume`.
+        notebooks: In the order they run.
+    """
+
+    schema_version: int = MANIFEST_VERSION
+    run_id: str
+    status: RunStatus
+    exit_code: int | None
+    error: str | None
+    started: str
+    ended: str | None
+    seconds: float | None
+    command: list[str]
+    profile: str
+    notebooks_dir: str | None = None
+    parameters_given: dict[str, Any]
+    seed: int | None
+    reuse: str | None
+    inputs: dict[str, str | None]
+    outputs: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    git: dict[str, Any]
+    platform: str | None
+    cpus: int | None
+    peak_memory_mb: float | None
+    process: ProcessId
+    resumed: list[Resumption] = []
+    notebooks: list[NotebookEntry] = Field(min_length=1)
+
+    def remaining(self) -> list[NotebookEntry]:
+        """Return the notebooks that are not ok yet."""
+        return [entry for entry in self.notebooks if entry.status != "ok"]
+
+    def explain_not_run(self) -> None:
+        """Give every notebook that an ended run did not reach the reason."""
+        stopped = next((e for e in self.notebooks if e.status not in ("ok", "not run")), None)
+        for entry in self.notebooks:
+            if entry.status == "not run":
+                entry.error = (
+                    f"not run: {stopped.name} {_ENDS[stopped.status]} before it"
+                    if stopped
+                    else f"not run: {self.error}"
+                )
+
+    def end_killed(self, folder: Path) -> None:
+        """Turn the manifest of a run whose process is gone into that of a failed run.
+
+        Args:
+            folder: That of the run.
+        """
+        self.error = "the process of this run was killed"
+        if self.status == "starting":
+            self.error += " before its first notebook"
+        self.status, self.exit_code, self.ended = "failed", None, run_module.now()
+        for entry in self.notebooks:
+            if entry.status == "running":
+                entry.status, entry.error = "failed", self.error
+                entry.add_record(folder)
+        self.explain_not_run()
+
+    def record_origin(self, sources: Iterable[str]) -> None:
+        """Add what takes seconds to find out: hashes of data files, versions, commit.
+
+        Args:
+            sources: Data files and names on the hub.
+
+        Raises:
+            UsageError: a data file is missing or cannot be read.
+        """
+        self.inputs |= {source: data_hash(source) for source in sources}
+        self.versions = {"finemem": __version__, **versions()}
+        self.git = git_state(repository_root())
+        self.platform = platform.platform()
+
+
+def read_manifest(folder: Path, settle: bool = False) -> Manifest:
+    """Return the manifest of a run, as failed where its process is gone before it ended the run.
+
+    Args:
+        folder: That of the run.
+        settle: Whether to write the manifest too where the process is gone.
 
     Raises:
-        ValueError: it is missing or not readable.
+        ValueError: the manifest is missing, cannot be read, or lacks something.
     """
-    import psutil
-
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        process = manifest["process"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise _unreadable(folder, problems_in_words(error)) from None
+    except OSError as error:
         if not path.exists() and run_module.recorded(folder):
             raise ValueError(
                 f"run {folder.name!r} was made in JupyterLab, where each notebook keeps its own "
@@ -43,101 +255,133 @@ def read_manifest(folder: Path, settle: bool = False) -> dict[str, Any]:
                 f"them and the report, `finemem run --notebooks 05 --reuse {folder.name}` those of "
                 "some notebooks on this run's artefacts"
             ) from error
-        raise ValueError(
-            f"run {folder.name!r} has no readable manifest ({error}); `finemem list` shows the runs"
-        ) from error
-    if manifest["status"] != "running" or process["host"] != platform.node():
-        return manifest
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found = psutil.Process(process["pid"])
-        same = abs(found.create_time() - process["created"]) < 2  # seconds; ids are used again
-        if same and found.status() != psutil.STATUS_ZOMBIE:
-            return manifest
-    manifest |= {
-        "status": "failed",
-        "exit_code": None,
-        "ended": run_module.now(),
-        "error": "the process of this run was killed",
-    }
-    for entry in manifest["notebooks"]:
-        if entry["status"] == "running":
-            entry |= {"status": "failed", "error": manifest["error"]}
-            _add_record(entry, folder)
-    _say_why_not_run(manifest)
-    if settle:
-        write_json(path, manifest)
+        raise _unreadable(folder, error.strerror or str(error)) from error
+    if manifest.status in ACTIVE and not manifest.process.may_be_alive():
+        manifest.end_killed(folder)
+        if settle:
+            write_manifest(folder, manifest)
     return manifest
 
 
-def _say_why_not_run(manifest: dict[str, Any]) -> None:
-    """Give every notebook that an ended run did not come to the reason."""
-    stopped = next((e for e in manifest["notebooks"] if e["status"] not in ("ok", "not run")), None)
-    for entry in manifest["notebooks"]:
-        if entry["status"] == "not run":
-            entry["error"] = (
-                f"not run: {stopped['name']} {_ENDS[stopped['status']]} before it"
-                if stopped
-                else f"not run: {manifest['error']}"
-            )
+def _unreadable(folder: Path, why: str) -> ValueError:
+    return ValueError(
+        f"run {folder.name!r} has no readable manifest.json ({why}); choose one of the runs that "
+        "`finemem list` shows, or move this one away and start it again"
+    )
 
 
-def _new_manifest(
-    options: argparse.Namespace,
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into the folder of its run, whole or not at all.
+
+    Raises:
+        OSError: it could not be written; what was there before is unchanged.
+    """
+    write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def create_run_folder(folder: Path, manifest: Manifest) -> None:
+    """Make the folder of a run with its manifest in it, both or neither.
+
+    Args:
+        folder: Must not exist yet.
+        manifest: Its first state.
+
+    Raises:
+        UsageError: the folder exists or cannot be written.
+    """
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        if folder.exists():
+            raise FileExistsError
+        beside.mkdir(parents=True)
+        (beside / "notebooks").mkdir()
+        write_manifest(beside, manifest)
+        os.rename(beside, folder)
+    except OSError as error:
+        if folder.exists():
+            raise UsageError(
+                f"run folder {folder} exists; give another --run-id, or move it away"
+            ) from error
+        raise UsageError(
+            f"run folder {folder} cannot be written ({error.strerror}); allow writing there, or "
+            "set FINEMEM_RUNS_DIR to another folder"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def new_manifest(
     run_id: str,
+    command: Sequence[str],
+    profile: str,
     notebooks: Sequence[Path],
     given: Mapping[str, Any],
     resolved: Mapping[str, dict[str, Any]],
-) -> dict[str, Any]:
+    notebooks_dir: str | None = None,
+    reuse: str | None = None,
+) -> Manifest:
+    """Return the manifest of a run that is starting.
+
+    Args:
+        run_id: Name of the run.
+        command: The command line, without the program's name.
+        profile: Name or path of the profile.
+        notebooks: In the order they will run.
+        given: The parameters of ``--set`` and ``--data``.
+        resolved: All parameters of every notebook by its name.
+        notebooks_dir: Folder of the notebooks where it is not the repository's.
+        reuse: Run whose artefacts are taken.
+    """
     seeds = {values.get("seed") for values in resolved.values()}
-    sources = dict.fromkeys(str(s) for values in resolved.values() for s in values.get("data", ()))
-    return {
-        "schema_version": MANIFEST_VERSION,
-        "run_id": run_id,
-        "status": "running",
-        "exit_code": None,
-        "error": None,
-        "started": run_module.now(),
-        "ended": None,
-        "seconds": None,
-        "command": ["finemem", *options.command_line],
-        "profile": options.profile,
-        "notebooks_dir": str(notebooks[0].parent) if options.notebooks_dir else None,
-        "parameters_given": dict(given),
-        "seed": seeds.pop() if len(seeds) == 1 else None,
-        "reuse": options.reuse,
-        "inputs": {source: _data_hash(source) for source in sources},
-        "outputs": {},
-        "versions": {"finemem": __version__, **versions()},
-        "git": git_state(repository_root()),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "peak_memory_mb": None,
-        "process": _this_process(),
-        "resumed": [],
-        "notebooks": [
-            {
-                "name": path.stem,
-                "source_sha256": _source_hash(path),
-                "status": "not run",
-                "seconds": None,
-                "parameters": resolved[path.stem],
-                "reads": [],
-                "writes": [],
-                "error": None,
-            }
+    return Manifest(
+        run_id=run_id,
+        status="starting",
+        exit_code=None,
+        error=None,
+        started=run_module.now(),
+        ended=None,
+        seconds=None,
+        command=["finemem", *command],
+        profile=profile,
+        notebooks_dir=notebooks_dir,
+        parameters_given=dict(given),
+        seed=seeds.pop() if len(seeds) == 1 else None,
+        reuse=reuse,
+        inputs={},
+        outputs={},
+        versions={},
+        git={},
+        platform=None,
+        cpus=os.cpu_count(),
+        peak_memory_mb=None,
+        process=ProcessId.current(),
+        notebooks=[
+            NotebookEntry(
+                name=path.stem, source_sha256=source_hash(path), parameters=resolved[path.stem]
+            )
             for path in notebooks
         ],
-    }
+    )
 
 
-def _this_process() -> dict[str, Any]:
-    import psutil
+def data_sources(parameters: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the data files and hub names that notebooks read, each once.
 
-    return {"pid": os.getpid(), "created": psutil.Process().create_time(), "host": platform.node()}
+    Args:
+        parameters: Those of every notebook.
+    """
+    return list(dict.fromkeys(str(one) for values in parameters for one in values.get("data", ())))
 
 
-def _data_hash(source: str) -> str | None:
-    """Return the hash of a data file, `None` for a data set on the hub."""
+def data_hash(source: str) -> str | None:
+    """Return the SHA-256 of a data file, `None` for a data set on the hub.
+
+    Args:
+        source: A path, or a name on the hub.
+
+    Raises:
+        UsageError: the file is missing or cannot be read.
+    """
     try:
         path = run_module.locate(source)
         return None if path is None else run_module.sha256(path)
@@ -145,20 +389,12 @@ def _data_hash(source: str) -> str | None:
         raise UsageError(str(error)) from error
 
 
-def _source_hash(path: Path) -> str:
-    """Hash what a notebook says, without its outputs and metadata."""
+def source_hash(path: Path) -> str:
+    """Return the SHA-256 of a notebook's cells, without outputs and metadata.
+
+    Args:
+        path: The notebook.
+    """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     source = [[cell["cell_type"], "".join(cell["source"])] for cell in cells]
     return hashlib.sha256(json.dumps(source).encode()).hexdigest()
-
-
-def _add_record(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy what a notebook read, wrote and asked from its record into its entry; return it."""
-    record = run_module.read_record(folder, entry["name"])
-    entry |= {
-        "reads": list(record.get("reads", ())),
-        "writes": list(record.get("writes", ())),
-        "peak_memory_mb": record.get("peak_memory_mb"),
-        "models": record.get("models", []),
-    }
-    return record

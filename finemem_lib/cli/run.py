@@ -7,7 +7,6 @@ import contextlib
 import os
 import resource
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finemem_lib.cli.execute import CHECKPOINTS, _clear_scratch, _execute
+from finemem_lib.cli.execute import CHECKPOINTS, Executor, clear_scratch, execute_notebook
 from finemem_lib.cli.manifest import (
-    _add_record,
-    _data_hash,
-    _new_manifest,
-    _say_why_not_run,
-    _source_hash,
-    _this_process,
+    ACTIVE,
+    Manifest,
+    NotebookEntry,
+    ProcessId,
+    Resumption,
+    RunStatus,
+    create_run_folder,
+    data_hash,
+    data_sources,
+    new_manifest,
     read_manifest,
+    source_hash,
+    write_manifest,
 )
 from finemem_lib.cli.profiles import (
     cannot_load,
@@ -37,16 +42,20 @@ from finemem_lib.cli.profiles import (
 from finemem_lib.runs import run as run_module
 from finemem_lib.runs.parameters import parameter_problems
 from finemem_lib.training.checkpoints import MEMORY_ONLY
-from finemem_lib.util.console import EXIT_CODES, UsageError, interruptible, plain, print_table
-from finemem_lib.util.files import alone, write_json
+from finemem_lib.util.console import (
+    EXIT_CODES,
+    StatusLine,
+    UsageError,
+    interruptible,
+    plain,
+    print_table,
+)
+from finemem_lib.util.files import exclusive_lock, write_json
 from finemem_lib.util.provenance import git_state, repository_root
 
 RESUMABLE = (*MEMORY_ONLY, "jobs", "report_to", "save_every")
 """The parameters that change nothing that is trained or found, so that `finemem resume` may be
 given others. Under another batch_size the tests draw other completions."""
-
-SECONDS_A_LINE = 60.0
-"""How often a running notebook's progress is printed where there is no terminal."""
 
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
@@ -56,11 +65,19 @@ KERNEL_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-"""What kernels see beside the user's environment."""
+"""What kernels see in addition to the user's environment."""
 
 
-def run_command(options: argparse.Namespace) -> int:
-    """Run notebooks in order until one fails; return the exit code."""
+def run_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
+    """Run notebooks in order until one fails, and return the exit code.
+
+    Args:
+        options: The command line.
+        execute: Executes one notebook.
+
+    Raises:
+        UsageError: the options cannot be carried out; nothing was started or written.
+    """
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
@@ -72,29 +89,47 @@ def run_command(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     resolved = resolve_parameters(notebooks, profile, given, run_id)
     check_reads(notebooks, resolved, options.reuse)
-    manifest = _new_manifest(options, run_id, notebooks, given, resolved)
-    try:
-        folder.mkdir(parents=True)
-        write_json(folder / "manifest.json", manifest)
-        (folder / "notebooks").mkdir()
-    except FileExistsError as error:
-        raise UsageError(
-            f"run folder {folder} exists; give another --run-id, or move it away"
-        ) from error
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        raise UsageError(
-            f"run folder {folder} cannot be written ({error.strerror}); allow writing there, or "
-            "set FINEMEM_RUNS_DIR to another folder"
-        ) from error
-    return EXIT_CODES[_run(folder, notebooks, manifest, options)]
+    _check_sources(data_sources(resolved.values()))
+    manifest = new_manifest(
+        run_id,
+        options.command_line,
+        options.profile,
+        notebooks,
+        given,
+        resolved,
+        str(notebooks[0].parent) if options.notebooks_dir else None,
+        options.reuse,
+    )
+    with interruptible():
+        create_run_folder(folder, manifest)
+        status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()
+    return EXIT_CODES[status]
 
 
-def resume_command(options: argparse.Namespace) -> int:
-    """Run again, in its folder and with its parameters, what a run has not finished; return the
-    exit code. Notebooks that are ok are kept, and training goes on from its last checkpoint.
-    Parameters of `RESUMABLE` may be set anew."""
+def _check_sources(sources: Sequence[str]) -> None:
+    for source in sources:
+        try:
+            run_module.locate(source)
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from error
+
+
+def resume_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
+    """Run again, in its folder and with its parameters, what a run has not finished.
+
+    Notebooks that are ok are kept, and training goes on from its last checkpoint. Parameters of
+    `RESUMABLE` may get other values.
+
+    Args:
+        options: The command line.
+        execute: Executes one notebook.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: the run cannot be resumed; nothing was started or written.
+    """
     try:
         folder = run_module.run_folder(options.run)
         if not folder.is_dir():
@@ -103,77 +138,73 @@ def resume_command(options: argparse.Namespace) -> int:
             f"run {folder.name!r} is just being resumed by another process; `finemem list` "
             "shows how it is"
         )
-        with alone(folder / "resume.lock", busy):
+        with exclusive_lock(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return EXIT_CODES[_run(folder, notebooks, manifest, options)]
+    with interruptible():
+        status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()
+    return EXIT_CODES[status]
 
 
-def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], dict[str, Any]]:
-    """Return the notebooks of a run and its manifest, which says from now on that it is running."""
+def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Manifest]:
+    """Return the notebooks of a run and its manifest, which from now on names this process."""
     manifest = read_manifest(folder, settle=True)
-    process = manifest["process"]
-    if manifest["status"] == "running":
+    if manifest.status in ACTIVE:
         raise UsageError(
-            f"run {options.run!r} is running, as process {process['pid']} on "
-            f"{process['host']}; wait for its end, or stop it"
+            f"run {options.run!r} is {manifest.status}, as process {manifest.process.pid} on "
+            f"{manifest.process.host}; wait for its end, or stop it"
         )
-    left = [entry for entry in manifest["notebooks"] if entry["status"] != "ok"]
-    if not left:
+    if not (left := manifest.remaining()):
         raise UsageError(
             f"run {options.run!r} has nothing left to run; `finemem report "
             f"{options.run}` makes its report again"
         )
-    problems = _set_anew(left, options.set)
-    place = Path(manifest.get("notebooks_dir") or repository_root() / "notebooks")
-    notebooks = [place / f"{entry['name']}.ipynb" for entry in manifest["notebooks"]]
-    problems += [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
-    sources = dict.fromkeys(s for entry in left for s in entry["parameters"].get("data", ()))
-    problems += [
-        f"data {source} has changed since the run began; start a new run"
-        for source in sources
-        if _data_hash(source) != manifest["inputs"].get(source)
-    ]
-    problems += [what for entry in left for what in unusable_sources(entry["parameters"])]
-    offline = hub_offline(entry["parameters"] for entry in manifest["notebooks"])
-    problems += cannot_load({entry["name"]: entry["parameters"] for entry in left}, offline)
+    place = Path(manifest.notebooks_dir or repository_root() / "notebooks")
+    notebooks = [place / f"{entry.name}.ipynb" for entry in manifest.notebooks]
+    problems = _change_parameters(left, options.set) + _obstacles(manifest, notebooks)
     if problems:
         raise UsageError(
             "\n  ".join([f"run {options.run!r} cannot be resumed:", *dict.fromkeys(problems)])
         )
-    manifest["resumed"] = [
-        *manifest.get("resumed", ()),
-        {
-            "at": run_module.now(),
-            "process": _this_process(),
-            "git": git_state(repository_root()),
-            "after": {"status": manifest["status"], "error": manifest["error"], "process": process},
-            "notebooks": [entry["name"] for entry in left],
-            "set": options.set,
-        },
-    ]
-    manifest |= {
-        "status": "running",
-        "exit_code": None,
-        "error": None,
-        "ended": None,
-        "process": _this_process(),
-    }
-    hashes = dict(zip((path.stem for path in notebooks), map(_source_hash, notebooks), strict=True))
-    for entry in left:
-        entry |= {
-            "status": "not run",
-            "error": None,
-            "seconds": None,
-            "source_sha256": hashes[entry["name"]],
-        }
-    _clear_scratch(folder)
-    write_json(folder / "manifest.json", manifest)
+    after = manifest.model_dump(mode="json", include={"status", "error", "process"})
+    manifest.process = ProcessId.current()
+    manifest.resumed.append(
+        Resumption(
+            at=run_module.now(),
+            process=manifest.process,
+            git=git_state(repository_root()),
+            after=after,
+            notebooks=[entry.name for entry in left],
+            set=options.set,
+        )
+    )
+    manifest.status = "running" if manifest.versions else "starting"
+    manifest.exit_code = manifest.error = manifest.ended = None
+    for path, entry in zip(notebooks, manifest.notebooks, strict=True):
+        if entry.status != "ok":
+            entry.status, entry.error, entry.seconds = "not run", None, None
+            entry.source_sha256 = source_hash(path)
+    clear_scratch(folder)
+    write_manifest(folder, manifest)
     return notebooks, manifest
 
 
-def _set_anew(left: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[str]:
+def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
+    """Return why what is left of a run cannot be run here and now."""
+    left = {entry.name: entry.parameters for entry in manifest.remaining()}
+    problems = [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
+    problems += [
+        f"data {source} has changed since the run began; start a new run"
+        for source in data_sources(left.values())
+        if source in manifest.inputs and data_hash(source) != manifest.inputs[source]
+    ]
+    problems += [what for parameters in left.values() for what in unusable_sources(parameters)]
+    offline = hub_offline(entry.parameters for entry in manifest.notebooks)
+    return problems + cannot_load(left, offline)
+
+
+def _change_parameters(left: Sequence[NotebookEntry], settings: Sequence[str]) -> list[str]:
     """Put ``NAME=VALUE`` or ``NN.NAME=VALUE`` into the parameters of the notebooks that are left;
     return what cannot be."""
     problems = []
@@ -181,9 +212,9 @@ def _set_anew(left: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[s
         full_name, _, text = setting.partition("=")
         number, _, name = full_name.rpartition(".")
         having = [
-            entry["parameters"]
+            entry.parameters
             for entry in left
-            if number in ("", entry["name"][:2]) and name in entry["parameters"]
+            if number in ("", entry.name[:2]) and name in entry.parameters
         ]
         if name not in RESUMABLE:
             problems.append(
@@ -202,151 +233,184 @@ def _set_anew(left: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[s
     return problems
 
 
-def _run(
-    folder: Path, notebooks: Sequence[Path], manifest: dict[str, Any], options: argparse.Namespace
-) -> str:
-    """Run the notebooks, end the manifest whatever happens, print results; return the status."""
-    begun = time.monotonic()
-    deadline = begun + options.timeout if options.timeout else float("inf")
-    metrics: dict[str, dict[str, Any]] = {}
-    status, error, report = "failed", None, None
-    left = [entry["name"] for entry in manifest["notebooks"] if entry["status"] != "ok"]
-    print(
-        f"run {manifest['run_id']}: profile {manifest['profile']}, {len(left)} notebooks",
-        flush=True,
-    )
-    with interruptible():
-        try:
-            environment = _kernel_environment(folder, manifest)
-            for path, entry in zip(notebooks, manifest["notebooks"], strict=True):
-                if entry["status"] == "ok":
-                    record = run_module.read_record(folder, entry["name"])
-                    metrics[entry["name"]] = record.get("metrics", {})
-                    continue
-                _run_notebook(path, entry, manifest, folder, environment, deadline, metrics)
-                status = entry["status"]
-                if status != "ok":
-                    error = f"{entry['name']}: {entry['error']}"
-                    break
-        except KeyboardInterrupt:
-            status, error = "interrupted", "by a signal"
-        except Exception as problem:  # a full disk, or an error of ours: the manifest must end
-            status, error = "failed", f"{type(problem).__name__}: {problem}"
-        _clear_scratch(folder, finished=status == "ok")
-        manifest |= {
-            "status": status,
-            "error": error,
-            "ended": run_module.now(),
-            "seconds": round((manifest["seconds"] or 0) + time.monotonic() - begun, 1),
-            "exit_code": EXIT_CODES[status],
-            "peak_memory_mb": max(
-                manifest["peak_memory_mb"] or 0, run_module.peak_memory_mb(resource.RUSAGE_CHILDREN)
-            ),
-        }
-        if status != "ok":
-            _say_why_not_run(manifest)
-        try:
-            write_json(folder / "metrics.json", metrics)
-            write_json(folder / "manifest.json", manifest)
-            report = _report(folder, options.figures)
-        except Exception as problem:  # nbconvert, jinja2 and plotly each raise their own
-            print(f"the run's last files could not be written: {problem}", file=sys.stderr)
-            if status == "ok":
-                status, error = "failed", f"{type(problem).__name__}: {problem}"
-                manifest |= {"status": status, "error": error, "exit_code": EXIT_CODES[status]}
-                with contextlib.suppress(OSError):
-                    write_json(folder / "manifest.json", manifest)
-    print_table(
-        [("notebook", "metric", "value")]
-        + [
-            (name, metric, run_module.format_metric(value))
-            for name, values in metrics.items()
-            for metric, value in values.items()
-        ]
-    )
-    if error:
-        print(f"{status}: {error}", file=sys.stderr)
-    for entry in manifest["notebooks"]:
-        if entry["status"] == "not run":
-            print(f"{entry['name']}: {entry['error']}", file=sys.stderr)
-    if any(entry["status"] != "ok" for entry in manifest["notebooks"]):
-        print(f"go on with: finemem resume {manifest['run_id']}", file=sys.stderr)
-    if report:
-        print(f"report: {report}")
-    print(f"status={status} run={manifest['run_id']} seconds={manifest['seconds']:.0f}")
-    return status
+class RunExecution:
+    """The notebooks of a run, executed in order until one fails.
 
+    The manifest is written at every change of state, and ended whatever happens.
+    """
 
-def _run_notebook(
-    path: Path,
-    entry: dict[str, Any],
-    manifest: dict[str, Any],
-    folder: Path,
-    environment: Mapping[str, str],
-    deadline: float,
-    metrics: dict[str, dict[str, Any]],
-) -> None:
-    """Execute one notebook and complete its entry of the manifest, also when it is cut short."""
-    started = said = time.monotonic()
-    live = sys.stdout.isatty()
+    def __init__(
+        self,
+        folder: Path,
+        notebooks: Sequence[Path],
+        manifest: Manifest,
+        execute: Executor,
+        options: argparse.Namespace,
+    ) -> None:
+        """Start the clock of ``--timeout``.
 
-    def say() -> None:
-        nonlocal said
-        running = entry["status"] == "running"
-        if running and not live and time.monotonic() - said < SECONDS_A_LINE:
-            return
-        said = time.monotonic()
-        line = f"{entry['name']:<32} {entry['status']:<11} {time.monotonic() - started:7.1f} s"
-        if running and (progress := run_module.progress_line(folder, path.stem)):
-            line += f"  {plain(progress)}"
-        if live:  # what was there before is overwritten
-            width = shutil.get_terminal_size().columns - 1
-            line = line[:width].ljust(width)
-        print(line, end="\r" if running and live else "\n", flush=True)
+        Args:
+            folder: That of the run, with the manifest in it.
+            notebooks: One for every entry of the manifest.
+            manifest: Names this process; "starting" or "running".
+            execute: Executes one notebook.
+            options: Those of `finemem run` or `resume`.
+        """
+        self.folder = folder
+        self.notebooks = notebooks
+        self.manifest = manifest
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self._execute = execute
+        self._figures: str | None = options.figures
+        self._begun = time.monotonic()
+        self._deadline = self._begun + options.timeout if options.timeout else float("inf")
 
-    parameters = dict(entry["parameters"])
-    held = folder / "scratch" / f"{path.stem}{CHECKPOINTS}"
-    if "resume" in parameters and any(held.glob("checkpoint-*")):  # of a run that was stopped
-        parameters["resume"] = True
-    entry["status"] = "running"
-    try:
-        write_json(folder / "manifest.json", manifest)
-        entry["status"], entry["error"] = _execute(
-            path, parameters, folder, environment, deadline, say
+    def carry_out(self) -> RunStatus:
+        """Run the notebooks, make the report, print the results, and return the status."""
+        manifest = self.manifest
+        print(
+            f"run {manifest.run_id}: profile {manifest.profile}, {len(manifest.remaining())} "
+            "notebooks",
+            flush=True,
         )
-    except KeyboardInterrupt:
-        entry["status"], entry["error"] = "interrupted", "interrupted"
-        raise
-    finally:
-        if entry["status"] == "running":
-            entry["status"] = "failed"
-        entry["seconds"] = round(time.monotonic() - started, 1)
-        say()
-        record = _add_record(entry, folder)
-        metrics[entry["name"]] = record.get("metrics", {})
-        manifest["outputs"] |= {name: record["writes"][name] for name in entry["writes"]}
-        manifest["inputs"] |= {
+        status, error = self._run_notebooks()
+        clear_scratch(self.folder, finished=status == "ok")
+        report = self._end(status, error)
+        self._print_results(report)
+        return self.manifest.status
+
+    def _run_notebooks(self) -> tuple[RunStatus, str | None]:
+        """Run what is not ok yet; return the status of the run, and what ended it."""
+        manifest = self.manifest
+        try:
+            if manifest.status == "starting":
+                manifest.record_origin(data_sources(e.parameters for e in manifest.notebooks))
+                manifest.status = "running"
+                write_manifest(self.folder, manifest)
+            environment = _kernel_environment(self.folder, manifest)
+            for path, entry in zip(self.notebooks, manifest.notebooks, strict=True):
+                if entry.status == "ok":
+                    record = run_module.read_record(self.folder, entry.name)
+                    self.metrics[entry.name] = record.get("metrics", {})
+                    continue
+                self._run_notebook(path, entry, environment)
+                if entry.status in ("failed", "timeout"):
+                    return entry.status, f"{entry.name}: {entry.error}"
+            return "ok", None
+        except KeyboardInterrupt:
+            return "interrupted", "by a signal"
+        except Exception as problem:  # a full disk, or an error of ours: the manifest must end
+            return "failed", f"{type(problem).__name__}: {problem}"
+
+    def _run_notebook(
+        self, path: Path, entry: NotebookEntry, environment: Mapping[str, str]
+    ) -> None:
+        """Execute one notebook and complete its entry, also when it is cut short."""
+        parameters = dict(entry.parameters)
+        held = self.folder / "scratch" / f"{path.stem}{CHECKPOINTS}"
+        if "resume" in parameters and any(held.glob("checkpoint-*")):  # of a run that was stopped
+            parameters["resume"] = True
+        started = time.monotonic()
+
+        def line() -> str:
+            said = f"{entry.name:<32} {entry.status:<11} {time.monotonic() - started:7.1f} s"
+            progress = run_module.progress_line(self.folder, path.stem)
+            return f"{said}  {plain(progress)}" if progress and entry.status == "running" else said
+
+        entry.status = "running"
+        with StatusLine() as shown:
+            try:
+                write_manifest(self.folder, self.manifest)
+                entry.status, entry.error = self._execute(
+                    path,
+                    parameters,
+                    self.folder,
+                    environment,
+                    self._deadline,
+                    lambda: shown.update(line()),
+                )
+            except KeyboardInterrupt:
+                entry.status, entry.error = "interrupted", "interrupted"
+                raise
+            finally:
+                if entry.status == "running":
+                    entry.status = "failed"
+                entry.seconds = round(time.monotonic() - started, 1)
+                shown.end(line())
+                self._add_record(entry)
+
+    def _add_record(self, entry: NotebookEntry) -> None:
+        """Take over from a notebook's record what it read, wrote and measured."""
+        record = entry.add_record(self.folder)
+        self.metrics[entry.name] = record.get("metrics", {})
+        self.manifest.outputs |= {name: record["writes"][name] for name in entry.writes}
+        self.manifest.inputs |= {
             f"{read['run_id']}/{name}": read["sha256"]
             for name, read in record.get("reads", {}).items()
-            if read["run_id"] != manifest["run_id"]
+            if read["run_id"] != self.manifest.run_id
         }
         if checkpoint := record.get("checkpoint"):
             held = checkpoint["sha256"] or checkpoint.get("commit")
-            manifest["inputs"][checkpoint["source"]] = held
+            self.manifest.inputs[checkpoint["source"]] = held
+
+    def _end(self, status: RunStatus, error: str | None) -> Path | None:
+        """End the manifest, write the last files, and return the path of the report."""
+        manifest = self.manifest
+        manifest.status, manifest.error, manifest.exit_code = status, error, EXIT_CODES[status]
+        manifest.ended = run_module.now()
+        manifest.seconds = round((manifest.seconds or 0) + time.monotonic() - self._begun, 1)
+        manifest.peak_memory_mb = max(
+            manifest.peak_memory_mb or 0, run_module.peak_memory_mb(resource.RUSAGE_CHILDREN)
+        )
+        if status != "ok":
+            manifest.explain_not_run()
+        try:
+            write_json(self.folder / "metrics.json", self.metrics)
+            write_manifest(self.folder, manifest)
+            return write_report(self.folder, self._figures)
+        except Exception as problem:  # nbconvert, jinja2 and plotly each raise their own
+            print(f"the run's last files could not be written: {problem}", file=sys.stderr)
+            if status == "ok":
+                manifest.status, manifest.exit_code = "failed", EXIT_CODES["failed"]
+                manifest.error = f"{type(problem).__name__}: {problem}"
+                with contextlib.suppress(OSError):
+                    write_manifest(self.folder, manifest)
+        return None
+
+    def _print_results(self, report: Path | None) -> None:
+        manifest = self.manifest
+        print_table(
+            [("notebook", "metric", "value")]
+            + [
+                (name, metric, run_module.format_metric(value))
+                for name, values in self.metrics.items()
+                for metric, value in values.items()
+            ]
+        )
+        if manifest.error:
+            print(f"{manifest.status}: {manifest.error}", file=sys.stderr)
+        for entry in manifest.notebooks:
+            if entry.status == "not run":
+                print(f"{entry.name}: {entry.error}", file=sys.stderr)
+        if manifest.remaining():
+            print(f"go on with: finemem resume {manifest.run_id}", file=sys.stderr)
+        if report:
+            print(f"report: {report}")
+        print(f"status={manifest.status} run={manifest.run_id} seconds={manifest.seconds:.0f}")
 
 
-def _kernel_environment(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+def _kernel_environment(folder: Path, manifest: Manifest) -> dict[str, str]:
     """Return the variables of the kernels, and write a kernelspec for exactly this interpreter:
     a "python3" of the user's own may start another environment."""
     from ipykernel.kernelspec import write_kernel_spec
 
     scratch = folder / "scratch"
     write_kernel_spec(scratch / "kernels" / "python3")
-    offline = hub_offline(entry["parameters"] for entry in manifest["notebooks"])
+    offline = hub_offline(entry.parameters for entry in manifest.notebooks)
     inherited = os.environ.get("JUPYTER_PATH")
     return KERNEL_ENVIRONMENT | {
         "FINEMEM_RUNS_DIR": str(folder.parent),
-        "FINEMEM_REUSE_RUN": manifest["reuse"] or "",
+        "FINEMEM_REUSE_RUN": manifest.reuse or "",
         "TENSORBOARD_LOGGING_DIR": os.environ.get("TENSORBOARD_LOGGING_DIR")
         or str(folder / "tensorboard"),
         "WANDB_DIR": os.environ.get("WANDB_DIR") or str(folder),
@@ -356,8 +420,17 @@ def _kernel_environment(folder: Path, manifest: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _report(folder: Path, figures: str | None) -> Path:
-    """Write the run's report, export the kept figures when asked to; return the report's path."""
+def write_report(folder: Path, figures: str | None) -> Path:
+    """Write the report of a run, export its figures where asked to, and return the report's path.
+
+    Args:
+        folder: That of the run.
+        figures: Folder for the figures; `None` for none, "" for ``figures/RUN`` of the repository.
+
+    Raises:
+        ValueError: the manifest is missing or cannot be read.
+        OSError: something could not be written.
+    """
     from finemem_lib.cli.report import build_report, save_figures
 
     path = build_report(folder, folder / "report.html")

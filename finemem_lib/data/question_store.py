@@ -20,7 +20,7 @@ from finemem_lib.data.questions import AuditRow, Teacher, make_chunk_questions
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.text import clean_text
 from finemem_lib.trajectory import Instance, Question
-from finemem_lib.util.files import alone, written_beside
+from finemem_lib.util.files import exclusive_lock, written_beside
 
 STORE_VERSION = 1
 """Part of every recipe: count it up when the same settings would give other questions."""
@@ -78,7 +78,7 @@ def prepare_questions(
     busy = (
         f"{folder}: another process is making questions here; wait for it, or give another folder"
     )
-    with alone(folder / ".lock", busy):
+    with exclusive_lock(folder / ".lock", busy):
         for done, instance in enumerate(instances, start=1):
             part = _part(folder, instance, recipe.key)
             if not part.exists():

@@ -1,14 +1,27 @@
-"""What the commands share: exit codes, refusals, interrupts, tables, text of others in a line."""
+"""What the commands share: exit codes, refusals, interrupts, tables, progress, plain text."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
 BAD_USAGE = 2
+
+SECONDS_A_LINE = 60.0
+"""How often a `StatusLine` is printed where there is no terminal."""
 
 
 class UsageError(Exception):
@@ -17,15 +30,19 @@ class UsageError(Exception):
 
 @contextlib.contextmanager
 def interruptible(once: bool = True) -> Iterator[None]:
-    """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that a command can end what it
-    began; with `once`, further signals are ignored meanwhile."""
+    """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that a command can clean up.
+
+    Args:
+        once: Whether further signals are ignored after the first, so that they cannot cut the
+            clean-up short.
+    """
     former = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
 
-    def interrupt(number: int, frame: Any) -> None:
-        for each in former if once else ():  # a second one must not cut the end short
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in former if once else ():
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -39,20 +56,113 @@ def interruptible(once: bool = True) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def terminal() -> Console:
+    """Return a console that writes to standard output, in colour only where that is a terminal."""
+    return Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns; the first is the header, and alone it is not printed."""
-    if len(rows) > 1:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(cells).rstrip())
+    """Print rows in aligned columns; long cells are folded on a terminal and whole elsewhere.
+
+    Args:
+        rows: The header, then the rows; a header alone is not printed. Cells are text of anyone:
+            no markup is read in them, and `plain` makes them harmless.
+    """
+    if len(rows) < 2:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in rows[0]:
+        table.add_column(Text(plain(name)), overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    console = terminal()
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 1_000_000  # a script gets every row in one line
+    console.width = console.measure(table).maximum
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
+    """One line that says how far something has come.
+
+    A terminal shows it in place, cut to its width, and keeps the last one. Elsewhere a line is
+    printed every `SECONDS_A_LINE`, and the last one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the line.
+
+        Args:
+            clock: Seconds from any start.
+        """
+        self._console = terminal()
+        self._clock = clock
+        self._printed = clock()
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def update(self, line: str) -> None:
+        """Show the state.
+
+        Args:
+            line: Without control characters; text of others in it went through `plain`.
+        """
+        if self._live:
+            text = Text(line, no_wrap=True, overflow="ellipsis")
+            self._live.update(text, refresh=True)
+        elif self._clock() - self._printed >= SECONDS_A_LINE:
+            self._printed = self._clock()
+            print(line, flush=True)
+
+    def end(self, line: str) -> None:
+        """Show the last state for good.
+
+        Args:
+            line: As in `update`.
+        """
+        self.close()
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def plain(text: str) -> str:
     r"""Return text of others in one line, without the characters a terminal would obey.
+
+    Args:
+        text: May come from data, models or parameters.
 
     >>> plain("Mia\x1b[2J lives\nin Rome.")
     'Mia\ufffd[2J lives in Rome.'
     """
     line = " ".join(text.split())
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+
+
+def problems_in_words(error: ValidationError, limit: int = 3) -> str:
+    """Return what a pydantic model refused, in one line.
+
+    Args:
+        error: Of a model's validation.
+        limit: How many problems to name.
+    """
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    named = [
+        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else one["msg"]
+        for one in problems[:limit]
+    ]
+    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    return plain("; ".join([*named, *more]))

@@ -13,8 +13,12 @@ from typing import Any
 
 
 @contextmanager
-def alone(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process ends, however it ends.
+def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, which the system releases when the process ends, however it ends.
+
+    Args:
+        lock: The file; it is created where it is missing, and stays.
+        refusal: The sentence for a user whose command comes second.
 
     Raises:
         ValueError: another process holds it; the text is `refusal`.
@@ -30,6 +34,9 @@ def alone(lock: Path, refusal: str) -> Iterator[None]:
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write a file or a folder to, then put it in target's place.
+
+    Args:
+        target: The file or folder to replace; parents that are missing are made.
 
     Raises:
         OSError: it could not be written; target is as it was before.
@@ -79,7 +86,11 @@ def _sync(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder where there is one.
+
+    Args:
+        path: What to remove; of a folder, whatever cannot be removed stays.
+    """
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -87,7 +98,16 @@ def discard(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all; NaN and infinities are refused."""
+    """Write a value as JSON, whole or not at all.
+
+    Args:
+        path: The file to write or replace.
+        value: Anything JSON can hold.
+
+    Raises:
+        ValueError: the value holds NaN or an infinity.
+        OSError: it could not be written; what was there before is unchanged.
+    """
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How far something long has come, and about how long it will still take."""
+"""Progress and estimated time remaining."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Says how much of `total` is done and what is left, judged by the pace since the first call:
-    what was done before, by a process that was stopped, does not count as fast.
+    """Words for how much is done and how long the rest will take.
+
+    The pace is that since the first call, so what an earlier, stopped process did does not count
+    as fast.
 
     >>> clock = iter([0.0, 20.0]).__next__
     >>> progress = Progress(75, "updates", clock)
@@ -19,13 +21,24 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with nothing done.
+
+        Args:
+            total: How many units there are.
+            unit: Their name in the plural.
+            clock: Seconds from any start.
+        """
         self.total = total
         self.unit = unit
         self._clock = clock
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int) -> str:
-        """Return the line for `done` units of `total`."""
+        """Return the line to show.
+
+        Args:
+            done: Units that are done, those of an earlier process included.
+        """
         now = self._clock()
         begun, since = self._first = self._first or (done, now)
         line = f"{done}/{self.total} {self.unit}"
@@ -35,7 +48,10 @@ class Progress:
 
 
 def about(seconds: float) -> str:
-    """Return a duration in the one unit that says enough.
+    """Return a duration, rounded, in the unit that suits it.
+
+    Args:
+        seconds: The duration; less than one counts as one.
 
     >>> [about(seconds) for seconds in (0.2, 89, 100, 5000, 9000)]
     ['about 1 s', 'about 89 s', 'about 2 min', 'about 83 min', 'about 2.5 h']

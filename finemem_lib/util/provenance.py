@@ -1,4 +1,4 @@
-"""Repository root, seeds, versions and the git commit: what makes a run repeatable."""
+"""Repository root, versions and the git commit: what makes a run repeatable."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ RECORDED_PACKAGES = (
 
 
 def repository_root() -> Path:
-    """Return the checkout this library runs from; notebooks and the command line resolve every
-    relative path against it, whatever folder the kernel was started in.
+    """Return the checkout this library runs from.
+
+    Notebooks and the command line resolve relative paths against it, whatever folder a kernel was
+    started in.
 
     Raises:
         FileNotFoundError: the library was installed without its repository.
@@ -33,7 +35,11 @@ def repository_root() -> Path:
 
 
 def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """Return Python's version and that of every installed package the results depend on."""
+    """Return the version of Python and of every installed package that results depend on.
+
+    Args:
+        packages: Their names; those that are not installed are left out.
+    """
     found = {"python": sys.version.split()[0]}
     for name in packages:
         try:
@@ -44,7 +50,11 @@ def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
 
 
 def git_state(root: Path) -> dict[str, str | bool | None]:
-    """Return the commit the checkout is at and whether files differ from it (`None`: no git)."""
+    """Return the commit of a checkout and whether its files differ from it, `None` without git.
+
+    Args:
+        root: The checkout; a folder within another repository counts as one without git.
+    """
 
     def git(*arguments: str) -> str | None:
         try:

@@ -9,20 +9,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
 
-from finemem_lib.cli import execute, manifest
+from finemem_lib.cli import execute as execution
+from finemem_lib.cli import manifest
 from finemem_lib.cli import report as report_page
 from finemem_lib.cli import run as run_command_module
 from finemem_lib.cli.main import main
 from finemem_lib.runs import run as run_module
-from finemem_lib.util import files
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.patience import LAST_RESORT, wait_until
+from tests.helpers.run_samples import make_bare_run
 from tests.helpers.small_notebooks import (
     FIRST,
     PASS_ON,
@@ -31,6 +31,8 @@ from tests.helpers.small_notebooks import (
     make_notebooks,
     write_profile,
 )
+
+FINEMEM = [sys.executable, "-m", "finemem_lib"]
 
 
 def manifest_of(folder):
@@ -49,14 +51,25 @@ def runs_dir(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def no_kernel(monkeypatch):
-    """Fail when a notebook would be executed."""
+def no_kernel(*arguments):
+    """An executor for what must be refused before a notebook is executed."""
+    raise AssertionError("a kernel would have been started")
 
-    def start(*arguments):
-        raise AssertionError("a kernel would have been started")
 
-    monkeypatch.setattr(run_command_module, "_execute", start)
+def ends(*outcomes, meanwhile=lambda: None):
+    """Return an executor whose notebooks end so, one after the other, and the list that it fills
+    with the parameters they are given; the last outcome is for all that follow."""
+    given = []
+
+    def execute(source, parameters, *arguments):
+        given.append(parameters)
+        meanwhile()
+        return execution.Outcome(*outcomes[min(len(given), len(outcomes)) - 1])
+
+    return execute, given
+
+
+DONE, _ = ends(["ok"])
 
 
 @pytest.fixture
@@ -64,8 +77,8 @@ def notebooks(tmp_path):
     return make_notebooks(tmp_path / "notebooks", PASS_ON)
 
 
-def run(notebooks, *arguments):
-    return main(["run", "--notebooks-dir", str(notebooks), *arguments])
+def run(notebooks, *arguments, execute=execution.execute_notebook):
+    return main(["run", "--notebooks-dir", str(notebooks), *arguments], execute)
 
 
 # ---- a run that works ----------------------------------------------------------------------------
@@ -87,9 +100,7 @@ def good(tmp_path_factory):
     data.write_text("{}\n")
     done = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "finemem_lib",
+            *FINEMEM,
             "run",
             "--notebooks-dir",
             str(notebooks),
@@ -188,8 +199,8 @@ def test_the_hash_of_a_notebook_is_that_of_its_cells_only(good, tmp_path):
     source.cells[2]["source"] += " "
     nbformat.write(source, tmp_path / "other.ipynb")
     recorded = manifest_of(folder)["notebooks"][0]["source_sha256"]
-    assert manifest._source_hash(tmp_path / "same.ipynb") == recorded
-    assert manifest._source_hash(tmp_path / "other.ipynb") != recorded
+    assert manifest.source_hash(tmp_path / "same.ipynb") == recorded
+    assert manifest.source_hash(tmp_path / "other.ipynb") != recorded
 
 
 def test_list_shows_the_run_and_report_makes_the_page_again(good, monkeypatch, capsys, tmp_path):
@@ -229,10 +240,10 @@ def lab_run(folder, **artefacts):
     part.finish()
 
 
-def test_what_was_made_in_jupyterlab_can_be_reused(notebooks, runs_dir, monkeypatch, capsys):
+def test_what_was_made_in_jupyterlab_can_be_reused(notebooks, runs_dir, capsys):
     lab_run(runs_dir / "notebook", question_audit=[{"kept": 1}])
-    monkeypatch.setattr(run_command_module, "_execute", lambda *arguments: ("ok", None))
-    assert run(notebooks, "--notebooks", "03", "--run-id", "on", "--reuse", "notebook") == 0
+    reusing = ["--notebooks", "03", "--run-id", "on", "--reuse", "notebook"]
+    assert run(notebooks, *reusing, execute=DONE) == 0
     capsys.readouterr()
     assert main(["list"]) == 0
     assert re.search(r"notebook +JupyterLab +1/1", capsys.readouterr().out)
@@ -326,16 +337,7 @@ def sleeping(tmp_path, runs_dir):
     """A command whose notebook sleeps, started and waited for; its folder and its kernel's id."""
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [SLEEP]), THIRD: ("", [])})
     command = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "finemem_lib",
-            "run",
-            "--notebooks-dir",
-            str(notebooks),
-            "--run-id",
-            "asleep",
-        ],
+        [*FINEMEM, "run", "--notebooks-dir", notebooks, "--run-id", "asleep"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -365,15 +367,11 @@ def test_an_interrupted_run_ends_its_manifest_and_its_kernel(sleeping):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_scheduler_that_ends_the_command_finds_an_ended_manifest(
-    notebooks, runs_dir, monkeypatch, number
-):
-    monkeypatch.setattr(
-        run_command_module, "_execute", lambda *arguments: os.kill(os.getpid(), number)
-    )
+def test_a_scheduler_that_ends_the_command_finds_an_ended_manifest(notebooks, runs_dir, number):
+    killed, _ = ends(["ok"], meanwhile=lambda: os.kill(os.getpid(), number))
     before = signal.signal(number, signal.SIG_DFL)  # ignored where nohup started these tests
     try:
-        assert run(notebooks, "--run-id", "ended") == 130
+        assert run(notebooks, "--run-id", "ended", execute=killed) == 130
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:
         signal.signal(number, before)
@@ -391,6 +389,92 @@ def test_a_killed_command_leaves_a_failed_manifest_and_no_kernel(sleeping, capsy
     assert_nothing_half_written(folder)
 
 
+def test_a_command_killed_before_its_first_notebook_leaves_a_run_that_can_be_resumed(
+    notebooks, tmp_path, runs_dir, capsys
+):
+    folder, data = runs_dir / "early", tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    command = subprocess.Popen(
+        [*FINEMEM, "run", "--notebooks-dir", notebooks, "--run-id", "early", "--data", data]
+    )
+    wait_until(folder.exists, pause=0.001)
+    command.kill()
+    command.wait()
+    found = manifest_of(folder)
+    assert [entry["status"] for entry in found["notebooks"]] == ["not run", "not run"]
+    assert found["status"] in ("starting", "running")
+    assert main(["list"]) == 0
+    assert re.search("early +failed +default +0/2", capsys.readouterr().out)
+    assert main(["report", "early"]) == 0
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "the process of this run was killed" in text
+    capsys.readouterr()
+    if not found["versions"]:  # nothing to compare with was recorded yet
+        data.write_text("{} {}\n")
+    assert main(["resume", "early"], DONE) == 0
+    found = manifest_of(folder)
+    assert found["status"] == "ok" and found["versions"]["finemem"] and found["platform"]
+    assert found["inputs"] == {str(data): run_module.sha256(data)}
+    assert "the process of this run was killed" in found["resumed"][0]["after"]["error"]
+
+
+@pytest.mark.parametrize("status", ["starting", "running"])
+def test_a_run_that_another_process_carries_out_is_left_to_it(runs_dir, capsys, status):
+    make_bare_run(runs_dir / "busy", status=status)
+    before = (runs_dir / "busy" / "manifest.json").read_bytes()
+    assert main(["list"]) == 0
+    assert re.search(f"busy +{status} ", capsys.readouterr().out)
+    assert main(["resume", "busy"], no_kernel) == 2
+    assert f"run 'busy' is {status}, as process {os.getpid()} on" in capsys.readouterr().err
+    assert main(["report", "busy"]) == 0
+    assert "ended not yet" in (runs_dir / "busy" / "report.html").read_text(encoding="utf-8")
+    assert (runs_dir / "busy" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"status": "ok"}', "run_id: Field required"),
+        ('{"status": "ok", "process": {}, "notebooks": 5}', "run_id: Field required"),
+        ("[]", "Input should be an object"),
+        ("5", "Input should be an object"),
+        ("", "Invalid JSON"),
+        ('{"status": ', "Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON: recursion limit exceeded"),
+        (b"\xff\xfe", "Invalid JSON"),
+        ({"notebooks": 5}, "notebooks: Input should be a valid array"),
+        ({"notebooks": []}, "notebooks: List should have at least 1 item"),
+        ({"notebooks": [{"name": 5}]}, "notebooks.0.name: Input should be a valid string"),
+        ({"status": "done"}, "status: Input should be 'starting', 'running'"),
+        ({"process": None}, "process: Input should be an object"),
+        ({"seconds": "long"}, "seconds: Input should be a valid number"),
+        ({"inputs": [1]}, "inputs: Input should be an object"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_broken_manifest_is_a_sentence_for_every_command(
+    notebooks, runs_dir, capsys, content, why
+):
+    make_bare_run(runs_dir / "fine")
+    folder = make_bare_run(runs_dir / "odd", **(content if isinstance(content, dict) else {}))
+    path = folder / "manifest.json"
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    elif not isinstance(content, dict):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search("odd +unreadable", printed) and re.search("fine +failed", printed)
+    for command in (["resume", "odd"], ["report", "odd"]):
+        assert main(command, no_kernel) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("finemem: run 'odd' has no readable manifest.json (") and why in said
+        assert said.count("\n") == 1
+    assert run(notebooks, "--notebooks", "03", "--reuse", "odd", execute=no_kernel) == 2
+    assert why in capsys.readouterr().err
+
+
 def test_a_run_whose_processes_are_all_gone_is_shown_as_failed(good, tmp_path, runs_dir, capsys):
     """What a power cut or an out-of-memory killer leaves: a manifest that says running."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -402,7 +486,7 @@ def test_a_run_whose_processes_are_all_gone_is_shown_as_failed(good, tmp_path, r
     (runs_dir / "cut").mkdir(parents=True)
     (runs_dir / "cut" / "manifest.json").write_text(json.dumps(found))
     wait_until(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE)
-    assert manifest.read_manifest(runs_dir / "cut")["status"] == "failed"  # ended, not waited for
+    assert manifest.read_manifest(runs_dir / "cut").status == "failed"  # ended, not waited for
     gone.wait()
     assert main(["list"]) == 0
     assert "cut  failed" in capsys.readouterr().out
@@ -417,26 +501,26 @@ def test_a_process_id_used_again_is_not_taken_for_the_run(good, runs_dir):
     found["process"] |= {"pid": process.pid, "created": process.create_time() - 100}
     (runs_dir / "old").mkdir(parents=True)
     (runs_dir / "old" / "manifest.json").write_text(json.dumps(found))
-    assert manifest.read_manifest(runs_dir / "old")["status"] == "failed"
+    assert manifest.read_manifest(runs_dir / "old").status == "failed"
     found["process"]["created"] = process.create_time()
     (runs_dir / "old" / "manifest.json").write_text(json.dumps(found))
-    assert manifest.read_manifest(runs_dir / "old")["status"] == "running"
+    assert manifest.read_manifest(runs_dir / "old").status == "running"
 
 
-@pytest.mark.parametrize("fails_at", [2, 4])
+@pytest.mark.parametrize("fails_at", [2, 3, 5])
 def test_a_disk_that_fills_up_fails_the_run(notebooks, runs_dir, monkeypatch, capsys, fails_at):
-    """The second manifest is that of the first notebook's start, the fourth write is metrics."""
-    monkeypatch.setattr(run_command_module, "_execute", lambda *arguments: ("ok", None))
-    write, calls = files.write_json, []
+    """The second file is that of a manifest whose data, versions and commit are recorded, the third
+    is that of the first notebook's start, the fifth is metrics."""
+    replace, calls = os.replace, []
 
-    def fill(path, value):
-        calls.append(path.name)
+    def fill(source, target):
+        calls.append(target)
         if len(calls) == fails_at:
             raise OSError(28, "No space left on device")
-        write(path, value)
+        replace(source, target)
 
-    monkeypatch.setattr(run_command_module, "write_json", fill)
-    assert run(notebooks, "--run-id", "full") == 1
+    monkeypatch.setattr(os, "replace", fill)
+    assert run(notebooks, "--run-id", "full", execute=DONE) == 1
     assert "No space left on device" in capsys.readouterr().err
     found = manifest_of(runs_dir / "full")
     assert (found["status"], found["exit_code"]) == ("failed", 1)
@@ -447,9 +531,8 @@ def test_a_disk_that_fills_up_fails_the_run(notebooks, runs_dir, monkeypatch, ca
 def test_a_report_that_cannot_be_made_is_a_failure_said_in_the_manifest(
     notebooks, runs_dir, monkeypatch, capsys
 ):
-    monkeypatch.setattr(run_command_module, "_execute", lambda *arguments: ("ok", None))
-    monkeypatch.setattr(run_command_module, "_report", lambda *arguments: 1 / 0)
-    assert run(notebooks, "--run-id", "x") == 1
+    monkeypatch.setattr(report_page, "build_report", lambda *arguments: 1 / 0)
+    assert run(notebooks, "--run-id", "x", execute=DONE) == 1
     assert manifest_of(runs_dir / "x")["error"] == "ZeroDivisionError: division by zero"
     assert "report:" not in capsys.readouterr().out
 
@@ -519,29 +602,11 @@ RESUMED = {
 }
 
 
-def executed_with(monkeypatch, results, meanwhile=lambda: None):
-    """Let notebooks end with these results; return the list of the parameters they are given."""
-    given = []
-
-    def execute(source, parameters, *arguments):
-        given.append(parameters)
-        meanwhile()
-        return next(results)
-
-    monkeypatch.setattr(run_command_module, "_execute", execute)
-    monkeypatch.setattr(run_command_module, "_report", lambda *arguments: None)
-    return given
-
-
-def test_resume_takes_other_values_of_what_changes_no_result(
-    tmp_path, runs_dir, monkeypatch, capsys
-):
+def test_resume_takes_other_values_of_what_changes_no_result(tmp_path, runs_dir, capsys):
     """Incident: what out-of-memory advised could not be done to a run of the command line."""
     notebooks = make_notebooks(tmp_path / "notebooks", RESUMED)
-    given = executed_with(
-        monkeypatch, iter([("failed", "out of memory"), ("ok", None), ("failed", "full disk")])
-    )
-    assert run(notebooks, "--run-id", "full") == 1
+    execute, given = ends(["failed", "out of memory"], ["ok"], ["failed", "full disk"])
+    assert run(notebooks, "--run-id", "full", execute=execute) == 1
     before = manifest_of(runs_dir / "full")
     for refused, why in [
         ("learning_rate=0.5", "a resumed run keeps its parameters but for "),
@@ -557,7 +622,7 @@ def test_resume_takes_other_values_of_what_changes_no_result(
     assert manifest_of(runs_dir / "full") == before and len(given) == 1
 
     changed = ["gradient_checkpointing=true", "01.save_every=5", "jobs=2"]
-    assert main(["resume", "full", *(f"--set={one}" for one in changed)]) == 1
+    assert main(["resume", "full", *(f"--set={one}" for one in changed)], execute) == 1
     assert (given[1]["gradient_checkpointing"], given[1]["save_every"]) == (True, 5)
     assert given[1]["learning_rate"] == 0.1 and given[2]["jobs"] == 2 and given[2]["beta"] == 0.5
     found = manifest_of(runs_dir / "full")
@@ -570,12 +635,10 @@ def test_resume_takes_other_values_of_what_changes_no_result(
 def test_two_processes_do_not_resume_the_same_run(tmp_path, runs_dir, monkeypatch, capsys):
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
     folder, codes = runs_dir / "twice", []
-    given = executed_with(
-        monkeypatch,
-        iter([("failed", "x"), ("ok", None)]),
-        lambda: codes.append(main(["resume", "twice"])),
+    execute, given = ends(
+        ["failed", "x"], ["ok"], meanwhile=lambda: codes.append(main(["resume", "twice"]))
     )
-    assert run(notebooks, "--run-id", "twice") == 1
+    assert run(notebooks, "--run-id", "twice", execute=execute) == 1
 
     def as_another(parameters):  # between the look at the manifest and its new state
         codes.append(main(["resume", "twice"]))
@@ -594,7 +657,7 @@ def test_two_processes_do_not_resume_the_same_run(tmp_path, runs_dir, monkeypatc
         check=False,
     )
     assert holder.returncode == -signal.SIGKILL
-    assert main(["resume", "twice"]) == 0
+    assert main(["resume", "twice"], execute) == 0
     said = capsys.readouterr().err
     assert "run 'twice' is just being resumed by another process" in said
     assert "run 'twice' is running, as process" in said
@@ -608,89 +671,54 @@ def test_a_run_that_is_running_is_not_resumed(sleeping, capsys):
     assert f"is running, as process {command.pid} on" in capsys.readouterr().err
 
 
-def test_checkpoints_of_a_stopped_run_stay_and_are_gone_on_from(tmp_path, runs_dir, monkeypatch):
+def test_checkpoints_of_a_stopped_run_stay_and_are_gone_on_from(tmp_path, runs_dir):
     notebooks = make_notebooks(
         tmp_path / "notebooks", {FIRST: ("resume: bool = False  # go on\n", [])}
     )
-    given, results = [], iter([("failed", "x"), ("failed", "y"), ("ok", None)])
     checkpoints = runs_dir / "long" / "scratch" / f"{FIRST}-checkpoints"
 
-    def execute(source, parameters, folder, *arguments):
-        given.append(parameters["resume"])
+    def train():
         checkpoints.mkdir(parents=True, exist_ok=True)
         if len(given) == 2:  # killed before the first checkpoint the first time
             (checkpoints / "checkpoint-20").mkdir()
         (checkpoints.with_name(f"{FIRST}.progress")).write_text("1/2 updates")
-        return next(results)
 
-    monkeypatch.setattr(run_command_module, "_execute", execute)
-    monkeypatch.setattr(run_command_module, "_report", lambda *arguments: None)
-    assert run(notebooks, "--run-id", "long") == 1
+    execute, given = ends(["failed", "x"], ["failed", "y"], ["ok"], meanwhile=train)
+    assert run(notebooks, "--run-id", "long", execute=execute) == 1
     assert [path.name for path in checkpoints.parent.iterdir()] == [checkpoints.name]
-    assert main(["resume", "long"]) == 1 and checkpoints.exists()
-    assert main(["resume", "long"]) == 0 and not checkpoints.parent.exists()
-    assert given == [False, False, True]
+    assert main(["resume", "long"], execute) == 1 and checkpoints.exists()
+    assert main(["resume", "long"], execute) == 0 and not checkpoints.parent.exists()
+    assert [parameters["resume"] for parameters in given] == [False, False, True]
     found = manifest_of(runs_dir / "long")
     assert found["notebooks"][0]["parameters"]["resume"] is False and len(found["resumed"]) == 2
 
 
-def test_a_terminal_shows_how_far_a_notebook_has_come(tmp_path, runs_dir, monkeypatch, capsys):
+@pytest.mark.parametrize("live", [True, False])
+def test_a_running_notebook_shows_how_far_it_has_come(
+    tmp_path, runs_dir, monkeypatch, capsys, live
+):
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
 
-    def execute(source, parameters, folder, environment, deadline, say):
-        say()
+    def execute(source, parameters, folder, environment, deadline, tick):
+        tick()
         for done in (1, 2):
             part = run_module.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
             part.progress(f"{done}/75 updates, about {3 - done} min left\x1b[2J")
-            say()
-        return "ok", None
+            tick()
+        return execution.Outcome("ok")
 
-    monkeypatch.setattr(run_command_module, "_execute", execute)
-    monkeypatch.setattr(run_command_module, "_report", lambda *arguments: None)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: live, raising=False)
+    monkeypatch.setattr("finemem_lib.util.console.SECONDS_A_LINE", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    assert run(notebooks, "--run-id", "seen") == 0
-    lines = re.split(r"[\r\n]", capsys.readouterr().out)
-    shown = [line for line in lines if line.startswith(FIRST)]
-    assert [len(line) for line in shown] == [119] * 4
-    assert "running" in shown[1] and "1/75 updates, about 2 min left" in shown[1]
-    assert "2/75 updates, about 1 min left" in shown[2] and "\x1b" not in shown[2]
-    assert "ok" in shown[3] and "updates" not in shown[3] and "updates" not in shown[0]
-
-
-def test_without_a_terminal_a_running_notebook_says_a_line_a_minute(
-    tmp_path, runs_dir, monkeypatch, capsys
-):
-    """Incident: a batch job printed nothing for the 40 hours of its training."""
-    notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
-    passed = [0.0]
-
-    def execute(source, parameters, folder, environment, deadline, say):
-        part = run_module.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
-        for second in range(1, 151):
-            passed[0] += 1
-            part.progress(f"{second}/150 updates")
-            say()
-        return "ok", None
-
-    monkeypatch.setattr(run_command_module, "_execute", execute)
-    monkeypatch.setattr(run_command_module, "_report", lambda *arguments: None)
-    clock = SimpleNamespace(monotonic=lambda: passed[0])
-    monkeypatch.setattr(run_command_module, "time", clock)
-    assert run(notebooks, "--run-id", "batch") == 0
+    assert run(notebooks, "--run-id", "seen", execute=execute) == 0
     printed = capsys.readouterr().out
-    shown = [line for line in printed.splitlines() if line.startswith(FIRST)]
-    assert "\r" not in printed
-    assert [line.split()[1:3] for line in shown] == [
-        ["running", "60.0"],
-        ["running", "120.0"],
-        ["ok", "150.0"],
-    ]
-    assert [line.partition(" s  ")[2] for line in shown] == [
-        "60/150 updates",
-        "120/150 updates",
-        "",
-    ]
+    assert "\x1b[2J" not in printed and ("\x1b" in printed) == live
+    shown = [line for line in re.split(r"[\r\n]|\x1b\[[\d;?]*\w", printed) if FIRST in line]
+    first, second, third, last = dict.fromkeys(line.rstrip() for line in shown)
+    assert "updates" not in first and "running" in second
+    assert "1/75 updates, about 2 min left" in second and "2/75 updates" in third
+    assert "ok" in last and "updates" not in last
 
 
 # ---- an executed notebook ------------------------------------------------------------------------
@@ -711,9 +739,9 @@ def test_every_cell_must_have_run(tmp_path):
     fine = executed(
         tmp_path, ("1", 1, [], []), (" \n", None, [], []), ("2", None, ["skip-execution"], [])
     )
-    assert execute.notebook_error(fine) is None
+    assert execution.notebook_error(fine) is None
     early = executed(tmp_path, ("1", 1, [], []), ("2", None, [], []))
-    assert execute.notebook_error(early) == "cell 2 was not executed"
+    assert execution.notebook_error(early) == "cell 2 was not executed"
 
 
 def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
@@ -721,7 +749,7 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
         "error", ename="KeyError", evalue="\x1b[31m'x'\x1b[0m", traceback=["\x1b[31mline\x1b[0m"]
     )
     path = executed(tmp_path, ("1", 1, ["raises-exception"], [raised]), ("2", 2, [], []))
-    assert execute.notebook_error(path) == "cell 1 (In [1]): KeyError: 'x'\nline"
+    assert execution.notebook_error(path) == "cell 1 (In [1]): KeyError: 'x'\nline"
 
 
 # ---- refusals ------------------------------------------------------------------------------------
@@ -766,13 +794,13 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
     ],
 )
 def test_bad_usage_is_refused_before_a_kernel_starts(
-    notebooks, runs_dir, no_kernel, capsys, arguments, reason
+    notebooks, runs_dir, capsys, arguments, reason
 ):
     lab_run(runs_dir / "bare")
     (runs_dir / "taken").mkdir(parents=True)
     (runs_dir / "taken" / "mine.txt").write_text("mine")
     capsys.readouterr()
-    assert run(notebooks, *arguments) == 2
+    assert run(notebooks, *arguments, execute=no_kernel) == 2
     shown = capsys.readouterr()
     assert reason in shown.err and not shown.out
     left = [str(path.relative_to(runs_dir)) for path in runs_dir.rglob("*") if path.is_file()]
@@ -832,38 +860,38 @@ def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
         ),
     ],
 )
-def test_a_profile_that_does_not_fit_is_refused(
-    notebooks, runs_dir, no_kernel, capsys, text, reason
-):
+def test_a_profile_that_does_not_fit_is_refused(notebooks, runs_dir, capsys, text, reason):
     write_profile(notebooks, "odd", text)
-    assert run(notebooks, "--profile", "odd") == 2
+    assert run(notebooks, "--profile", "odd", execute=no_kernel) == 2
     assert reason in capsys.readouterr().err
     assert not runs_dir.exists()
 
 
-def test_a_profile_may_be_given_as_a_path(
-    notebooks, runs_dir, no_kernel, capsys, tmp_path, monkeypatch
-):
+def test_a_profile_may_be_given_as_a_path(notebooks, runs_dir, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("description: d\nnotebooks: ['01']\nrequires: [data]\n")
     for given in ("mine.yaml", "./mine.yaml", str(tmp_path / "mine.yaml")):
-        assert run(notebooks, "--profile", given) == 2
+        assert run(notebooks, "--profile", given, execute=no_kernel) == 2
         assert f"profile {given} needs data: give --data PATH" in capsys.readouterr().err
 
 
 def test_a_runs_folder_that_cannot_be_written_is_bad_usage(
-    notebooks, tmp_path, no_kernel, monkeypatch, capsys
+    notebooks, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "file" / "runs"))
-    assert run(notebooks) == 2
+    assert run(notebooks, execute=no_kernel) == 2
     assert "FINEMEM_RUNS_DIR" in capsys.readouterr().err
 
 
-def test_list_survives_a_folder_that_is_no_run(runs_dir, capsys):
+def test_list_survives_folders_that_are_no_runs(runs_dir, capsys):
     assert main(["list"]) == 0
     assert "no runs in" in capsys.readouterr().out
-    (runs_dir / "odd").mkdir(parents=True)
-    (runs_dir / "odd" / "manifest.json").write_text('{"status": "ok"}')
+    for name in ("empty", ".killed.123.tmp", "records/records"):
+        (runs_dir / name).mkdir(parents=True)
+    make_bare_run(runs_dir / ".half.123.tmp")
+    (runs_dir / "file").touch()
+    (runs_dir / "loop").symlink_to("loop")
+    (runs_dir / "up").symlink_to("..")
     assert main(["list"]) == 0
-    assert "unreadable" in capsys.readouterr().out
+    assert "no runs in" in capsys.readouterr().out

@@ -12,12 +12,12 @@ LAST_RESORT = 600.0
 """Seconds after which a test gives up on a process, a kernel, a server or a page."""
 
 
-def wait_until(condition: Callable[[], T], seconds: float = LAST_RESORT) -> T:
-    """Return the first true result of a condition that is asked ten times a second."""
+def wait_until(condition: Callable[[], T], seconds: float = LAST_RESORT, pause: float = 0.1) -> T:
+    """Return the first true result of a condition that is asked every `pause` seconds."""
     limit = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < limit, f"waited {seconds:.0f} s in vain"
-        time.sleep(0.1)
+        time.sleep(pause)
     return result
 
 

@@ -5,16 +5,54 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nbformat.v4 as nb
 import pandas as pd
 import plotly.graph_objects as go
 
+from finemem_lib.cli.manifest import ProcessId
 from finemem_lib.figures import display as figure_display
 from tests.helpers.figure_samples import make_figures
 
 HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 FORMULA = r"Inline $N_t < 1$ and $$N_t = \sum_j \frac{s_j}{|M_j|\,n}$$ Next: [04](04_next.ipynb)"
+
+
+def make_bare_run(folder: Path, **changes: Any) -> Path:
+    """Write the manifest of a run of one failed notebook into a new folder, with these changes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "schema_version": 1,
+        "run_id": folder.name,
+        "status": "failed",
+        "exit_code": None,
+        "error": None,
+        "started": "2026-01-01",
+        "ended": None,
+        "seconds": None,
+        "command": ["finemem", "run"],
+        "profile": "default",
+        "parameters_given": {},
+        "seed": 7,
+        "reuse": None,
+        "inputs": {},
+        "outputs": {},
+        "versions": {},
+        "git": {},
+        "platform": None,
+        "cpus": None,
+        "peak_memory_mb": None,
+        "process": ProcessId.current().model_dump(),
+        "notebooks": [notebook_entry("01_x")],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes), "utf-8")
+    return folder
+
+
+def notebook_entry(name: str, **changes: Any) -> dict[str, Any]:
+    """Return a notebook's entry in a manifest, with these changes."""
+    return {"name": name, "source_sha256": "0", "status": "not run", "parameters": {}} | changes
 
 
 def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None = None) -> Path:
@@ -62,38 +100,28 @@ def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None
     folder.mkdir(parents=True)
     name = "03_rewards"
     (folder / f"{name}.ipynb").write_text(nbformat_text(cells), "utf-8")
-    manifest = {
-        "run_id": f"{poison}20260101-000000-abc",
-        "status": "failed",
-        "started": "2026-01-01",
-        "ended": "2026-01-01",
-        "profile": f"{poison}default",
-        "seed": 7,
-        "error": f"{poison}notebook 04_next failed",
-        "git": {"commit": "0" * 40, "dirty": False},
-        "versions": {"python": f"{poison}3.11"},
-        "notebooks": [
-            {
-                "name": name,
-                "status": "completed",
-                "seconds": 12.3456,
-                "reads": ["trajectories"],
-                "writes": [f"{poison}rewards"],
-                "parameters": {"beta": 0.5, "name": f"{poison}x"},
-                "error": None,
-            },
-            {
-                "name": "04_next",
-                "status": "failed",
-                "seconds": 1.0,
-                "reads": [],
-                "writes": [],
-                "parameters": {},
-                "error": f"{poison}ValueError: no",
-            },
+    make_bare_run(
+        folder,
+        run_id=f"{poison}20260101-000000-abc",
+        ended="2026-01-01",
+        profile=f"{poison}default",
+        error=f"{poison}notebook 04_next failed",
+        git={"commit": "0" * 40, "dirty": False},
+        versions={"python": f"{poison}3.11"},
+        notebooks=[
+            notebook_entry(
+                name,
+                status="ok",
+                seconds=12.3456,
+                reads=["trajectories"],
+                writes=[f"{poison}rewards"],
+                parameters={"beta": 0.5, "name": f"{poison}x"},
+            ),
+            notebook_entry(
+                "04_next", status="failed", seconds=1.0, error=f"{poison}ValueError: no"
+            ),
         ],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    )
     metrics = {name: {"r_global": 0.123456, f"{poison}metric": f"{poison}value"}}
     (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
     return folder
