@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from finemem_lib import __version__
 from finemem_lib.cli import plan, prepare
@@ -169,7 +170,7 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True)
-    figures = {
+    figures: dict[str, Any] = {
         "nargs": "?",
         "const": "",
         "metavar": "FOLDER",
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None, execute: Executor = execute_not
     options = _parser(execute).parse_args(arguments)
     options.command_line = arguments
     try:
-        return options.command(options)
+        return int(options.command(options))
     except UsageError as error:
         print(f"finemem: {error}", file=sys.stderr)
         return BAD_USAGE
