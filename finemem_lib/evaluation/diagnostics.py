@@ -19,7 +19,7 @@ from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
-from finemem_lib.training.schemes import RewardScheme, scheme_weights
+from finemem_lib.training.schemes import Scheme, scheme_weights
 from finemem_lib.training.trl_adapter import ROWS_OF_LIKE_LENGTH
 from finemem_lib.trajectory import Instance, Step, Trajectory
 
@@ -97,7 +97,7 @@ def gradient_alignment(
     batches: Sequence[Sequence[Instance]],
     agent: ReasoningAgent,
     rollout: RolloutSettings,
-    schemes: Mapping[str, tuple[RewardScheme, RewardSettings]],
+    schemes: Mapping[str, tuple[Scheme, RewardSettings]],
     seed: int,
 ) -> list[Alignment]:
     """Return how well each scheme's policy gradient agrees with the true outcome's.

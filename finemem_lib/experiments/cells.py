@@ -47,7 +47,7 @@ from finemem_lib.rewards import (
 )
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.run import TrainingResult, train_manager
-from finemem_lib.training.schemes import SCHEMES, RewardScheme
+from finemem_lib.training.schemes import SCHEMES
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.provenance import git_state, repository_root
 
@@ -141,7 +141,7 @@ class Cell(_Strict):
     regime: str
     seed: int = Field(ge=0)
     checkpoint: str = "tiny"
-    scheme: RewardScheme = "outcome-only"
+    scheme: str = "outcome-only"
     beta: float = Field(0.5, ge=0, le=1)
     w1: float = Field(0.5, ge=0)
     w2: float = Field(0.05, ge=0)
@@ -184,7 +184,7 @@ class Cell(_Strict):
         idle = {
             knob
             for term, knobs in TERM_KNOBS.items()
-            if term not in SCHEMES[self.scheme]
+            if term not in SCHEMES[self.scheme].terms
             for knob in knobs
         }
         if self.alignment_batches:

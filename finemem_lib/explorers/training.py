@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ from finemem_lib.figures.tokens import (
 )
 from finemem_lib.figures.training import TRAINING_PANELS, training_curves, training_keys
 from finemem_lib.rewards import RewardSettings
-from finemem_lib.training.schemes import SCHEMES, RewardScheme
+from finemem_lib.training.schemes import SCHEMES, Scheme
 from finemem_lib.training.trl_adapter import Record
 from finemem_lib.trajectory import Step, Trajectory
 from finemem_lib.util.progress import Progress
@@ -154,7 +155,7 @@ class LiveCurves:
             self._handle.update(output, **form)
 
 
-def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[float, ...]]:
+def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[float, ...] | None]:
     """Return the log-probability, in nats, that a manager gives every token of recorded
     completions after their prompts: one row per step, one value per completion token.
 
@@ -163,47 +164,37 @@ def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[f
     Raises:
         ValueError: a step has no token ids, because no model wrote it.
     """
-    import torch
-
-    model, pad = manager.model, manager.tokenizer.pad_token_id
-    never = [] if pad in manager._end_token_ids() else [pad]
-    rows = []
-    training = model.training
-    model.eval()
-    try:
-        for step in steps:
-            if not step.prompt_ids or not step.completion_ids:
-                raise ValueError(
-                    f"token_logprobs: step {step.step} has no token ids, expected steps that a "
-                    "language model wrote; scripted managers have none"
-                )
-            ids = torch.tensor([step.prompt_ids + step.completion_ids], device=model.device)
-            count = len(step.completion_ids)
-            with torch.no_grad():
-                logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, :-1].float()
-            logits[:, never] = -torch.inf
-            logprobs = (logits / (manager.temperature or 1.0)).log_softmax(dim=-1)
-            rows.append(tuple(logprobs.gather(1, ids[0, -count:, None])[:, 0].tolist()))
-    finally:
-        model.train(training)
-    return rows
+    for step in steps:
+        if not step.prompt_ids or not step.completion_ids:
+            raise ValueError(
+                f"token_logprobs: step {step.step} has no token ids, expected steps that a "
+                "language model wrote; scripted managers have none"
+            )
+    return manager.logprobs(
+        [step.prompt_ids or () for step in steps], [step.completion_ids or () for step in steps]
+    )
 
 
 def log_prob_change(trajectory: Trajectory, after: ModelManager) -> CompletionView:
     """Show a trajectory's completions with every token coloured by how much more (purple) or less
-    (orange) likely `after` writes it than the manager that did.
+    (orange) likely `after` writes it than the manager that did; tokens whose log-probability is
+    unknown have no colour.
 
     Raises:
         ValueError: the completions were not written by a language model.
     """
     new = token_logprobs(after, trajectory.steps)
-    old = [step.logprobs or () for step in trajectory.steps]
-    return change_view(trajectory.steps, old, new, after.tokenizer)
+    old = [step.logprobs for step in trajectory.steps]
+    unknown = [(math.nan,) * len(step.completion_ids or ()) for step in trajectory.steps]
+    before, after_ = (
+        [row or blank for row, blank in zip(rows, unknown, strict=True)] for rows in (old, new)
+    )
+    return change_view(trajectory.steps, before, after_, after.tokenizer)
 
 
 def compare_rollouts(
     groups: Sequence[Sequence[Trajectory]],
-    scheme: RewardScheme = "Fine-Mem",
+    scheme: str = "Fine-Mem",
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
 ) -> Explorer:
@@ -214,10 +205,10 @@ def compare_rollouts(
     """
 
     @functools.cache
-    def made(scheme: RewardScheme, scale: ScaleRewards) -> list[RolloutGroup]:
+    def made(scheme: str, scale: ScaleRewards) -> list[RolloutGroup]:
         return rollout_groups(groups, scheme, settings, scale)
 
-    def build(scheme: RewardScheme, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
+    def build(scheme: str, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
         found = made(scheme, scale)
         return {
             "groups": _clicks(gradient_map(found), "instance", _rows_of(found)),
@@ -246,7 +237,7 @@ def training_explorer(
     records: Sequence[Record],
     kept: Updates,
     manager: ModelManager,
-    scheme: RewardScheme = "Fine-Mem",
+    scheme: Scheme = "Fine-Mem",
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
     stored: Updates | None = None,
@@ -435,11 +426,13 @@ def _token_values(
     values: Sequence[float | None] = (advantage,) * count
     if colour == "push":
         values = token_push(step, advantage)
-    elif colour == "change" and count and step.logprobs is not None:
-        after = token_logprobs(manager, [step])[0]
-        values = [new - old for new, old in zip(after, step.logprobs, strict=True)]
     elif colour == "change":
-        values = (None,) * count
+        after = token_logprobs(manager, [step])[0] if count and step.logprobs else None
+        values = (
+            [new - old for new, old in zip(after, step.logprobs, strict=True)]
+            if after is not None and step.logprobs is not None
+            else (None,) * count
+        )
     return values, TOKEN_COLOURS[colour]
 
 

@@ -19,8 +19,8 @@ from finemem_lib.advantages import ScaleRewards, dead_groups, group_relative
 from finemem_lib.figures import style
 from finemem_lib.figures.rewards import TERM_NAMES
 from finemem_lib.figures.style import CATEGORIES, INK, label
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, weighted_sum
-from finemem_lib.training.schemes import SCHEMES, RewardScheme, scheme_weights
+from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
+from finemem_lib.training.schemes import Scheme, reward_terms, scheme_of, scheme_weights
 from finemem_lib.trajectory import Step, Trajectory
 
 NO_GRADIENT = "no gradient"
@@ -88,7 +88,7 @@ class RolloutGroup:
         if len(scored) < 2:
             return f"{len(scored)} of {len(self.rollouts)} rollouts could be scored"
         differ = [
-            TERMS[term]
+            TERMS.get(term, term)
             for term in scored[0]
             if len({_rounded(terms[term]) for terms in scored}) > 1
         ]
@@ -96,7 +96,9 @@ class RolloutGroup:
             return f"{' and '.join(differ)} differ and cancel out"
         same = len({rollout.steps[step - 1].outcomes for rollout in self.rollouts}) == 1
         terms = ", ".join(
-            f"{TERMS[term]} {value:.3g}" for term, value in scored[0].items() if value is not None
+            f"{TERMS.get(term, term)} {value:.3g}"
+            for term, value in scored[0].items()
+            if value is not None
         )
         return (
             f"every rollout earned the same ({terms}) "
@@ -114,7 +116,7 @@ def _rounded(value: float | None) -> float | None:
 
 def rollout_groups(
     groups: Sequence[Sequence[Trajectory]],
-    scheme: RewardScheme = "Fine-Mem",
+    scheme: Scheme = "Fine-Mem",
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
 ) -> list[RolloutGroup]:
@@ -141,14 +143,12 @@ def rollout_groups(
             [
                 [
                     {
-                        term: None
-                        if getattr(reward, term) is None
-                        else weights[term] * getattr(reward, term)
-                        for term in SCHEMES[scheme]
+                        term: None if (value := terms[term]) is None else weights[term] * value
+                        for term in scheme_of(scheme).terms
                     }
-                    for reward in hybrid_reward(rollout, settings)
+                    for terms in rollout
                 ]
-                for rollout in group
+                for rollout in reward_terms(group, scheme, settings)
             ]
         )
     rewards = [[[weighted_sum(step) for step in row] for row in terms] for terms in all_terms]
@@ -320,7 +320,7 @@ def _shown(value: float | None, form: str = ".3g") -> str:
 
 
 def _breakdown(terms: Mapping[str, float | None]) -> str:
-    return " + ".join(f"{TERMS[term]} {_shown(value)}" for term, value in terms.items())
+    return " + ".join(f"{TERMS.get(term, term)} {_shown(value)}" for term, value in terms.items())
 
 
 def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
@@ -336,7 +336,7 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
         fig.add_bar(
             x=steps,
             y=style.numbers(terms[term] for terms in rows),
-            name=TERMS[term],
+            name=TERMS.get(term, term),
             marker={"color": CATEGORIES[number], "pattern": style.pattern(number)},
         )
     means = [style.mean(rewards[t] for rewards in group.rewards) for t in range(group.num_steps)]

@@ -23,7 +23,11 @@ from finemem_lib.managers.loading import (
 )
 from finemem_lib.managers.prompts import CompactPromptBuilder, PromptBuilder, prompt_builder
 from finemem_lib.managers.protocol import Completion, MemoryManager, Observation
-from finemem_lib.managers.sampling import generate_completions, sample_completions
+from finemem_lib.managers.sampling import (
+    completion_logprobs,
+    generate_completions,
+    sample_completions,
+)
 from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.seeds import stable_seed
 from finemem_lib.util.files import write_json
@@ -111,7 +115,7 @@ class ModelManager:
                     max_new_tokens=self.max_new_tokens,
                     temperature=self.temperature,
                     pad_token_id=self.tokenizer.pad_token_id,
-                    end_token_ids=self._end_token_ids(),
+                    end_token_ids=self.end_token_ids,
                     seed=stable_seed(seed, start),
                 )
                 completions += self.builder.complete(batch, ids, logprobs)
@@ -119,7 +123,36 @@ class ModelManager:
             self.model.train(training)
         return completions
 
-    def _end_token_ids(self) -> list[int]:
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[tuple[float, ...] | None]:
+        """Return the log-probabilities that this manager gives to the tokens of completions.
+
+        Args:
+            prompts: Token ids of the prompts.
+            completions: Token ids of one completion per prompt, by this manager or another.
+
+        Returns:
+            One value per token, in nats, at the manager's temperature (at 1 where that is 0);
+            `None` for a completion with a value that is not finite.
+        """
+        pad, ends = self.tokenizer.pad_token_id, self.end_token_ids
+        training = self.model.training
+        self.model.eval()
+        try:
+            return completion_logprobs(
+                self.model,
+                prompts,
+                completions,
+                never=() if pad in ends else (pad,),
+                temperature=self.temperature,
+            )
+        finally:
+            self.model.train(training)
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """Tokens that end a completion."""
         ends = self.model.generation_config.eos_token_id
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 

@@ -22,6 +22,7 @@ from finemem_lib.managers.loading import (
     OperationsAs,
 )
 from finemem_lib.managers.protocol import Completion, Observation
+from finemem_lib.managers.sampling import finite_or_none
 from finemem_lib.memory import UNKNOWN_ID
 from finemem_lib.operations import (
     OPERATION_SCHEMA,
@@ -227,9 +228,16 @@ class PromptBuilder:
         self,
         prompts: Sequence[Prompt],
         completion_ids: Sequence[Sequence[int]],
-        logprobs: Sequence[Sequence[float]] | None,
+        logprobs: Sequence[Sequence[float] | None] | None,
     ) -> list[Completion]:
-        """Decode and read what was sampled for every prompt."""
+        """Decode the sampled completions and read their operations.
+
+        Args:
+            prompts: The rendered prompts.
+            completion_ids: Token ids of one completion per prompt.
+            logprobs: Log-probabilities (nats) of their tokens, where the sampler knows them; those
+                of a completion with a value that is not finite are left out.
+        """
         texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         return [
             Completion(
@@ -238,7 +246,7 @@ class PromptBuilder:
                 prompt.text,
                 prompt.ids,
                 tuple(ids),
-                None if row is None else tuple(row),
+                finite_or_none(row),
                 prompt.truncated_tokens,
                 prompt.omitted_items,
             )

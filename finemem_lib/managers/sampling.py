@@ -8,7 +8,10 @@ distribution, whose log-probabilities are those that GRPO's ratio needs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
 LIVE_SHARE = 0.75
 """Ended rows leave once the live ones are at most this share: making the cache smaller copies it,
 so it does not pay for every single row."""
+
+LOGITS_AT_A_TIME = 256
+"""Tokens whose log-probabilities are computed together."""
+
+UNSLOTH_HIDDEN_STATES = "UNSLOTH_RETURN_HIDDEN_STATES"
+"""Environment variable of Unsloth (2026.10.7)."""
 
 
 def sample_completions(
@@ -29,13 +38,21 @@ def sample_completions(
     seed: int,
     temperature: float = 1.0,
 ) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
-    """Return the token ids of one completion per prompt, with their log-probabilities in nats.
+    """Return one completion per prompt and the log-probabilities of its tokens.
 
-    `prompts` are token ids, padded on the left here. A completion ends with one of
-    `end_token_ids`, which it includes, or at `max_new_tokens`; the pad token is never sampled
-    unless it is one of them. Log-probabilities are at `temperature`, or at 1 where that is 0
-    (greedy). The model should be in evaluation mode. The same seed and prompts give the same
-    completions on the same machine; no global random state is used.
+    Args:
+        model: A causal language model; it should be in evaluation mode.
+        prompts: Token ids of the prompts; they are padded on the left here.
+        max_new_tokens: Most tokens of a completion.
+        pad_token_id: Token for padding; never sampled unless it ends a completion.
+        end_token_ids: Tokens that end a completion, which includes the one it ends with.
+        seed: The same seed and prompts give the same completions on the same machine; no global
+            random state is used.
+        temperature: Temperature of the distribution; 0 takes the most likely token.
+
+    Returns:
+        Token ids and log-probabilities (nats) of the completions, the latter at `temperature`, or
+        at 1 where that is 0.
     """
     import torch
 
@@ -104,9 +121,12 @@ def generate_completions(
     end_token_ids: Collection[int],
     seed: int,
     temperature: float = 1.0,
-) -> tuple[list[tuple[int, ...]], None]:
-    """Return completions as `sample_completions` does, from the model's own `generate`, without
-    their log-probabilities: those would take the logits of every token in memory at once."""
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...] | None]]:
+    """Return completions as `sample_completions` does, sampled by the model's own `generate`.
+
+    Their log-probabilities come from one forward pass per completion (`completion_logprobs`).
+    Arguments are those of `sample_completions`.
+    """
     import torch
 
     width = max(map(len, prompts))
@@ -119,7 +139,7 @@ def generate_completions(
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        made = model.generate(
+        generated = model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
@@ -128,8 +148,87 @@ def generate_completions(
             suppress_tokens=None if pad_token_id in end_token_ids else [pad_token_id],
             **(how if temperature > 0 else {"do_sample": False}),
         )
-    completions = []
-    for row in made[:, width:].tolist():
-        end = next((place for place, one in enumerate(row, 1) if one in end_token_ids), len(row))
+    completions: list[tuple[int, ...]] = []
+    for row in generated[:, width:].tolist():
+        end = next((place for place, token in enumerate(row, 1) if token in end_token_ids), None)
         completions.append(tuple(row[:end]))
-    return completions, None
+    logprobs = completion_logprobs(
+        model,
+        prompts,
+        completions,
+        never=() if pad_token_id in end_token_ids else (pad_token_id,),
+        temperature=temperature,
+    )
+    return completions, logprobs
+
+
+def completion_logprobs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    never: Collection[int] = (),
+    temperature: float = 1.0,
+) -> list[tuple[float, ...] | None]:
+    """Return the log-probability, in nats, of every token of completions after their prompts.
+
+    One completion goes through the model at a time, without padding, so that memory stays small
+    and the values do not depend on the batch.
+
+    Args:
+        model: A causal language model; it should be in evaluation mode.
+        prompts: Token ids of the prompts.
+        completions: Token ids of one completion per prompt.
+        never: Tokens that are never sampled, whose probability counts as 0.
+        temperature: Temperature of the distribution; 0 (greedy) counts as 1.
+
+    Returns:
+        One value per token of each completion, or `None` for a completion with a value that is not
+        finite.
+    """
+    import torch
+
+    rows: list[tuple[float, ...] | None] = []
+    with torch.no_grad(), _logits_from_unsloth():
+        for prompt, completion in zip(prompts, completions, strict=True):
+            ids = torch.tensor([[*prompt, *completion]], device=model.device)
+            count = len(completion)
+            logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, :-1]
+            values: list[float] = []
+            for start in range(0, count, LOGITS_AT_A_TIME):  # a large vocabulary in float32 is big
+                part = logits[start : start + LOGITS_AT_A_TIME].float()
+                part[:, list(never)] = -torch.inf
+                logprobs = (part / (temperature or 1.0)).log_softmax(dim=-1)
+                tokens = ids[0, -count:][start : start + LOGITS_AT_A_TIME, None]
+                values += logprobs.gather(1, tokens)[:, 0].tolist()
+            rows.append(finite_or_none(values))
+    return rows
+
+
+def finite_or_none(logprobs: Sequence[float | None] | None) -> tuple[float, ...] | None:
+    """Return the log-probabilities of one completion, or `None` where not all of them are finite.
+
+    vLLM reports NaN, and TRL passes it on, for a token whose log-probability is unavailable.
+
+    >>> finite_or_none([-0.5, -1.0]), finite_or_none([-0.5, float("nan")])
+    ((-0.5, -1.0), None)
+    """
+    known = [] if logprobs is None else [value for value in logprobs if value is not None]
+    if logprobs is None or len(known) < len(logprobs) or not all(map(math.isfinite, known)):
+        return None
+    return tuple(known)
+
+
+@contextmanager
+def _logits_from_unsloth() -> Iterator[None]:
+    """Let a model of Unsloth's return logits: while its trainer computes, it returns hidden states
+    in their place, and an error can leave it so. Other models do not read the variable."""
+    before = os.environ.get(UNSLOTH_HIDDEN_STATES)
+    os.environ[UNSLOTH_HIDDEN_STATES] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[UNSLOTH_HIDDEN_STATES]
+        else:
+            os.environ[UNSLOTH_HIDDEN_STATES] = before

@@ -23,11 +23,26 @@ def grpo_config(
 ) -> GRPOConfig:
     """Return TRL's configuration with every value set that Unsloth would silently change.
 
-    One update is one optimizer step on freshly played rollouts. `micro_batches` splits its
-    backward pass (default: num_generations parts) and must divide num_generations, so that the
-    rows, num_generations for every step of every instance, can be cut evenly whatever the
-    instances' lengths are. `overrides` are any of GRPOConfig's own fields; `log_completions` would
-    show the last rows only, the trajectories of `keep_updates` hold them all.
+    One update is one optimizer step on freshly played rollouts.
+
+    `loss_type` is TRL's default "dapo": the sum over tokens of advantage times ratio, divided by
+    the number of completion tokens of the whole update. A long completion then weighs more than a
+    short one. The paper's GRPO objective averages over the tokens of each completion and then over
+    completions, which is `loss_type="grpo"`.
+
+    Args:
+        output_dir: Folder of the checkpoints.
+        updates: Optimizer steps in all.
+        instances_per_update: Instances that are played for one update.
+        num_generations: G, rollouts of each instance.
+        max_completion_length: Most tokens of a completion.
+        learning_rate: Of Adam.
+        seed: Of TRL's own random choices.
+        micro_batches: Parts of an update's backward pass (default: num_generations); a divisor of
+            num_generations, so that the rows (num_generations for every step of every instance)
+            can be cut evenly whatever the instances' lengths are.
+        overrides: Any of GRPOConfig's own fields. `log_completions` would show the last rows only;
+            the trajectories of `keep_updates` hold them all.
 
     Raises:
         ValueError: `micro_batches` does not divide num_generations.

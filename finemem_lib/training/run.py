@@ -1,11 +1,12 @@
-"""Train a memory manager with GRPO: `train_manager` and its result."""
+"""Train a memory manager with GRPO: `train_manager`, the run behind it, and its result."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,25 @@ from finemem_lib.training.checkpoints import (
 )
 from finemem_lib.training.config import grpo_config
 from finemem_lib.training.record import StoredUpdates
-from finemem_lib.training.schemes import RewardScheme
+from finemem_lib.training.schemes import Scheme, scheme_record
 from finemem_lib.training.stops import check_reporter, is_out_of_memory, memory_advice
-from finemem_lib.training.trl_adapter import Record, load_trainer_class
+from finemem_lib.training.trl_adapter import Record, StepGRPO, load_trainer_class
 from finemem_lib.trajectory import Instance, Trajectory, write_jsonl
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A training run: the manager as trained so far, one record per finished update (of a resumed
-    run from its first), the trajectories of the updates that were to be kept (per update, instance
-    and rollout), all updates as they are stored in `output_dir`, the last checkpoint, seconds, and
-    whether an interrupt ended it early."""
+    """A training run and the manager that it trained.
+
+    Attributes:
+        manager: The manager as trained so far.
+        records: One record per finished update, also of those before a resume.
+        trajectories: Trajectories of the updates in `keep_updates`, per instance and rollout.
+        updates: All updates as they are stored in `output_dir`; `None` without one.
+        checkpoint: The last checkpoint; `None` without an `output_dir`.
+        seconds: Duration of this call.
+        interrupted: Whether an interrupt ended the run early.
+    """
 
     manager: ModelManager
     records: tuple[Record, ...]
@@ -50,12 +58,185 @@ class TrainingResult:
     interrupted: bool = False
 
 
+@dataclass(kw_only=True)
+class TrainingRun:
+    """One run of `train_manager`, whose arguments its attributes are.
+
+    Attributes:
+        config: Further fields of TRL's GRPOConfig.
+    """
+
+    checkpoint: str | Path
+    model: ModelSettings
+    manager: ModelManager | None
+    scheme: Scheme
+    rewards: RewardSettings
+    rollout: RolloutSettings
+    stream: StreamSettings | None
+    instances: Sequence[Instance] | None
+    agent: ReasoningAgent | None
+    updates: int
+    instances_per_update: int
+    learning_rate: float
+    seed: int
+    w1_until: int | None
+    evidence_faults: EvidenceFaults | None
+    keep_updates: Collection[int]
+    on_update: Callable[[Record], None] | None
+    output_dir: Path | None
+    save_every: int
+    resume: bool
+    threads: int
+    config: Mapping[str, Any]
+
+    def train(self) -> TrainingResult:
+        """Train, or resume, and return the result; see `train_manager`."""
+        started = time.perf_counter()
+        check_reporter(self.config.get("report_to", "none"))
+        if self.model.loader == "unsloth":
+            import_unsloth()  # before anything that follows imports transformers
+        last = checkpoint_to_resume(self.output_dir, self.resume)
+        if self.output_dir is not None:
+            hold_settings(self.output_dir, self.resume, self._settings())
+        manager = self.manager or load_manager(self.checkpoint, model=self.model, seed=self.seed)
+        stored = self._stored(last)
+        with tempfile.TemporaryDirectory() as scratch, torch_threads(self.threads):
+            trainer = self._trainer(manager, stored, last, self.output_dir or Path(scratch))
+            interrupted = self._run(trainer, last)
+        manager.model.zero_grad()
+        manager.model.eval()
+        return TrainingResult(
+            manager=manager,
+            records=tuple(entry for entry in trainer.state.log_history if "reward" in entry),
+            trajectories=self._kept(trainer, stored),
+            updates=stored,
+            checkpoint=last_checkpoint(self.output_dir),
+            seconds=time.perf_counter() - started,
+            interrupted=interrupted,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings that a resumed run is held to."""
+        faults, stream = self.evidence_faults, self.stream
+        return {
+            "checkpoint": str(self.checkpoint),
+            "model": dataclasses.asdict(self.model),
+            "scheme": scheme_record(self.scheme),
+            "seed": self.seed,
+            "rewards": dataclasses.asdict(self.rewards),
+            "w1_until": self.w1_until,
+            "rollout": dataclasses.asdict(self.rollout),
+            "learning_rate": self.learning_rate,
+            "stream": stream and dataclasses.asdict(stream),
+            "instances": self.instances and stable_seed(write_jsonl(self.instances)),
+            "reader": self.agent and self.agent.settings,
+            "evidence_faults": faults and dataclasses.asdict(faults),
+            "instances_per_update": self.instances_per_update,
+            **{name: value for name, value in self.config.items() if name != "report_to"},
+        }
+
+    def _stored(self, last: Path | None) -> StoredUpdates | None:
+        """Return the stored updates, without those that a stopped run made after `last`."""
+        if self.output_dir is None:
+            return None
+        stored = StoredUpdates(self.output_dir / "updates")
+        stored.drop_after(update_of(last))
+        return stored
+
+    def _trainer(
+        self, manager: ModelManager, stored: StoredUpdates | None, last: Path | None, folder: Path
+    ) -> StepGRPO:
+        """Return TRL's trainer with the instances and the reader that it trains with."""
+        instances = self.instances
+        if instances is None:
+            number = self.updates * self.instances_per_update
+            instances = planted_instances("train", number, self.seed, self.stream)
+        agent = self.agent or reader_for(instances)
+        if last is not None:
+            restore_reader(agent, last)
+        return load_trainer_class(unsloth=self.model.loader == "unsloth")(
+            manager.model,
+            grpo_config(**self._trainer_arguments(manager, folder)),
+            instances=instances,
+            builder=manager.builder,
+            agent=agent,
+            rollout=self.rollout,
+            scheme=self.scheme,
+            rewards=self.rewards,
+            w1_until=self.w1_until,
+            evidence_faults=self.evidence_faults,
+            keep_updates=self.keep_updates,
+            updates_folder=None if stored is None else stored.folder,
+            on_update=self.on_update,
+            manager_name=manager.name,
+        )
+
+    def _trainer_arguments(self, manager: ModelManager, folder: Path) -> dict[str, Any]:
+        """Return `grpo_config`'s arguments; those of `config` count most."""
+        saving: dict[str, Any] = {
+            "save_strategy": "steps",
+            "save_steps": self.save_every,
+            "save_total_limit": 2,
+        }
+        return {
+            "output_dir": folder,
+            "updates": self.updates,
+            "instances_per_update": self.instances_per_update,
+            "num_generations": self.rollout.num_generations,
+            "max_completion_length": manager.max_new_tokens,
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            **({} if self.output_dir is None else saving),
+            **self.model.trainer_arguments(manager.model),
+            **self.config,
+        }
+
+    def _run(self, trainer: StepGRPO, last: Path | None) -> bool:
+        """Train until the end or a stop; return whether an interrupt ended it."""
+        try:
+            trainer.train(resume_from_checkpoint=last and str(last))
+        except (KeyboardInterrupt, Exception) as stop:
+            begun = trainer.whole_updates.begun
+            if begun and self.output_dir is not None:
+                trainer.save_finished(stop)
+            if is_out_of_memory(stop):
+                advice = memory_advice(
+                    trainer.args,
+                    trainer.player.builder,
+                    self.model,
+                    last_checkpoint(self.output_dir),
+                )
+                raise MemoryError(
+                    f"train_manager: update {trainer.state.global_step + 1} ran {advice}"
+                ) from stop
+            if begun and isinstance(stop, KeyboardInterrupt):
+                return True
+            raise
+        finally:
+            trainer.interrupts.restore()
+        return False
+
+    def _kept(
+        self, trainer: StepGRPO, stored: StoredUpdates | None
+    ) -> dict[int, list[list[Trajectory]]]:
+        """Return the kept trajectories; those of before a resume are read from where they lie."""
+        kept = {}
+        for update in sorted(self.keep_updates):
+            if update > trainer.state.global_step:
+                continue
+            if update in trainer.kept:
+                kept[update] = trainer.kept[update]
+            elif stored is not None and update in stored:
+                kept[update] = stored[update]
+        return kept
+
+
 def train_manager(
     checkpoint: str | Path = "tiny",
     *,
     model: ModelSettings | None = None,
     manager: ModelManager | None = None,
-    scheme: RewardScheme = "Fine-Mem",
+    scheme: Scheme = "Fine-Mem",
     rewards: RewardSettings | None = None,
     rollout: RolloutSettings | None = None,
     stream: StreamSettings | None = None,
@@ -72,147 +253,100 @@ def train_manager(
     output_dir: str | Path | None = None,
     save_every: int = 20,
     resume: bool = False,
+    threads: int = 1,
     **config: Any,
 ) -> TrainingResult:
     """Train a memory manager with GRPO and return it with the curves.
 
-    `checkpoint` and `model` are what `load_manager` takes; a `manager` that they were loaded into
-    already is trained itself, not a second copy of it. Without `instances` and `agent`, every
-    update plays new planted streams of shape `stream`, answered by the extractive reader that knows
-    the stream's verbs; `instances` are taken in order, again from the first when they run out.
-    With `output_dir`, a checkpoint is written every `save_every` updates and at the end, and
-    `resume` goes on from the newest, also after a kill: the next update is then the one an
-    uninterrupted run would have made, but for what `checkpoints.MEMORY_ONLY` may round otherwise,
+    With `output_dir`, a checkpoint is written every `save_every` updates and at the end, every
+    update is written to ``updates`` there (see `training.record`), and `resume` continues from the
+    newest checkpoint, also after a kill: the next update is then the one that an uninterrupted run
+    would have played, except for what `checkpoints.MEMORY_ONLY` and `threads` may round otherwise,
     and for completions that vLLM samples (`model.fast_inference`), whose own random state nothing
-    here seeds or saves. Every update is written to ``updates`` there, see `training_record`.
-    `config` are `grpo_config`'s arguments, among them `report_to` ("none", "tensorboard",
-    "trackio" or "wandb").
-
-    `w1_until` makes w1 fall linearly from its value to 0 at that update. `evidence_faults` falsify
-    the evidence that credit is attributed by, never a score; kept trajectories are free of them.
+    here seeds or saves.
 
     An interrupt (KeyboardInterrupt, JupyterLab's stop button) ends training after the last finished
     update, and the result so far comes back with `interrupted` set. Before the first update begins
-    it is raised as ever. Where there is an `output_dir`, the checkpoint of the last finished update
-    is written after an interrupt and before any error is raised, but for an error amid the
-    optimizer's step, which may have spoilt the weights.
+    it is raised as usual. Where there is an `output_dir`, the checkpoint of the last finished
+    update is written after an interrupt and before any error is raised, except for an error during
+    the optimizer's step, which may have spoilt the weights.
+
+    Args:
+        checkpoint: What `load_manager` loads: "tiny", a folder, or a name on the hub.
+        model: How it is loaded and prompted.
+        manager: A manager that was loaded from them already; it is trained itself, not a copy.
+        scheme: Reward scheme, or the name of a shipped one (`schemes.SCHEMES`).
+        rewards: Settings of the reward terms (default: the paper's).
+        rollout: How instances are played, with G rollouts of each.
+        stream: Shape of the planted streams that are trained on where `instances` are not given.
+        instances: Instances to train on, in order, again from the first when they run out.
+        agent: Answers the questions (default: the extractive reader that knows their verbs).
+        updates: GRPO updates in all.
+        instances_per_update: Instances of one update.
+        learning_rate: Of Adam.
+        seed: Every random choice follows from it.
+        w1_until: Update at which w1 has fallen linearly to 0; `None` keeps it.
+        evidence_faults: Faults of the evidence that credit is attributed by, never of a score; kept
+            trajectories are free of them.
+        keep_updates: Updates (from 1) whose trajectories the result holds.
+        on_update: Called with the record of every update.
+        output_dir: Folder of checkpoints and updates; `None` keeps nothing on disk.
+        save_every: Updates between checkpoints.
+        resume: Continue the run in `output_dir`.
+        threads: CPU threads of torch while training. On the tiny manager a second thread saves no
+            time and costs twice the CPU; more pay for larger models without a GPU.
+        config: Further arguments of `grpo_config`, among them `report_to` ("none", "tensorboard",
+            "trackio" or "wandb") and `loss_type`.
 
     Raises:
-        ValueError: a setting is out of range, or `resume` finds no checkpoint, or one that was
+        ValueError: A setting is out of range, or `resume` finds no checkpoint, or one that was
             trained with other settings or on other instances.
         FileExistsError: `output_dir` has checkpoints and `resume` is false.
-        FloatingPointError: a loss or gradient is not finite; its batch is written into
+        FloatingPointError: A loss or gradient is not finite; its batch is written into
             ``nonfinite-<update>.parquet``.
-        MemoryError: out of memory; the message names the settings to change.
-        ModuleNotFoundError: the package that `report_to` asks for is not installed.
+        MemoryError: Out of memory; the message names the settings to change.
+        ModuleNotFoundError: The package that `report_to` needs is not installed.
     """
-    started = time.perf_counter()
-    rollout, model = rollout or RolloutSettings(), model or ModelSettings()
-    check_reporter(config.get("report_to", "none"))
-    if model.loader == "unsloth":
-        import_unsloth()  # before anything that follows imports transformers
-    last = checkpoint_to_resume(output_dir, resume)
-    stored = None if output_dir is None else StoredUpdates(Path(output_dir, "updates"))
-    if output_dir is not None:
-        hold_settings(
-            Path(output_dir),
-            resume,
-            {
-                "checkpoint": str(checkpoint),
-                "model": dataclasses.asdict(model),
-                "scheme": scheme,
-                "seed": seed,
-                "rewards": dataclasses.asdict(rewards or RewardSettings()),
-                "w1_until": w1_until,
-                "rollout": dataclasses.asdict(rollout),
-                "learning_rate": learning_rate,
-                "stream": stream and dataclasses.asdict(stream),
-                "instances": instances and stable_seed(write_jsonl(instances)),
-                "reader": agent and agent.settings,
-                "evidence_faults": evidence_faults and dataclasses.asdict(evidence_faults),
-                "instances_per_update": instances_per_update,
-                **{name: value for name, value in config.items() if name != "report_to"},
-            },
-        )
-    manager = manager or load_manager(checkpoint, model=model, seed=seed)
-    if instances is None:
-        instances = planted_instances("train", updates * instances_per_update, seed, stream)
-    agent = agent or reader_for(instances)
-    if last is not None:
-        restore_reader(agent, last)
-    if stored is not None:
-        stored.drop_after(update_of(last))
-    with tempfile.TemporaryDirectory() as scratch:
-        saving = (
-            {}
-            if output_dir is None
-            else {
-                "save_strategy": "steps",
-                "save_steps": save_every,
-                "save_total_limit": 2,
-            }
-        )
-        arguments = grpo_config(
-            **{
-                "output_dir": output_dir or scratch,
-                "updates": updates,
-                "instances_per_update": instances_per_update,
-                "num_generations": rollout.num_generations,
-                "max_completion_length": manager.max_new_tokens,
-                "learning_rate": learning_rate,
-                "seed": seed,
-                **saving,
-                **model.trainer_arguments(manager.model),
-                **config,
-            }
-        )
-        trainer = load_trainer_class(unsloth=model.loader == "unsloth")(
-            manager.model,
-            arguments,
-            instances=instances,
-            builder=manager.builder,
-            agent=agent,
-            rollout=rollout,
-            scheme=scheme,
-            rewards=rewards,
-            w1_until=w1_until,
-            evidence_faults=evidence_faults,
-            keep_updates=keep_updates,
-            updates_folder=None if stored is None else stored.folder,
-            on_update=on_update,
-            manager_name=manager.name,
-        )
-        interrupted = False
-        try:
-            trainer.train(resume_from_checkpoint=last and str(last))
-        except (KeyboardInterrupt, Exception) as stop:
-            begun = trainer.whole_updates.begun
-            if begun and output_dir is not None:
-                trainer.save_finished(stop)
-            if is_out_of_memory(stop):
-                held = last_checkpoint(output_dir)
-                advice = memory_advice(arguments, manager.builder, model, held)
-                raise MemoryError(
-                    f"train_manager: update {trainer.state.global_step + 1} ran {advice}"
-                ) from stop
-            interrupted = begun and isinstance(stop, KeyboardInterrupt)
-            if not interrupted:
-                raise
-        finally:
-            trainer.interrupts.restore()
-    manager.model.zero_grad()
-    manager.model.eval()
-    return TrainingResult(
+    return TrainingRun(
+        checkpoint=checkpoint,
+        model=model or ModelSettings(),
         manager=manager,
-        records=tuple(entry for entry in trainer.state.log_history if "reward" in entry),
-        trajectories={  # those of before a stop were written then
-            update: trainer.kept[update] if update in trainer.kept else stored[update]
-            for update in sorted(keep_updates)
-            if update <= trainer.state.global_step
-            and (update in trainer.kept or update in (stored or ()))
-        },
-        updates=stored,
-        checkpoint=last_checkpoint(output_dir),
-        seconds=time.perf_counter() - started,
-        interrupted=interrupted,
-    )
+        scheme=scheme,
+        rewards=rewards or RewardSettings(),
+        rollout=rollout or RolloutSettings(),
+        stream=stream,
+        instances=instances,
+        agent=agent,
+        updates=updates,
+        instances_per_update=instances_per_update,
+        learning_rate=learning_rate,
+        seed=seed,
+        w1_until=w1_until,
+        evidence_faults=evidence_faults,
+        keep_updates=keep_updates,
+        on_update=on_update,
+        output_dir=None if output_dir is None else Path(output_dir),
+        save_every=save_every,
+        resume=resume,
+        threads=threads,
+        config=config,
+    ).train()
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute on this many CPU threads.
+
+    Raises:
+        ValueError: The number is less than 1.
+    """
+    if number < 1:
+        raise ValueError(f"train_manager: threads is {number}, expected a whole number from 1")
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

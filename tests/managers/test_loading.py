@@ -596,12 +596,14 @@ def test_generate_writes_what_we_sample_when_both_are_greedy(folders, family):
     how = {
         "max_new_tokens": 8,
         "pad_token_id": manager.tokenizer.pad_token_id,
-        "end_token_ids": manager._end_token_ids(),
+        "end_token_ids": manager.end_token_ids,
         "seed": 3,
     }
-    ours, _ = sample_completions(manager.model, prompts, temperature=0.0, **how)
-    made, logprobs = generate_completions(manager.model, prompts, temperature=0.0, **how)
-    assert made == ours and logprobs is None
+    ours, our_logprobs = sample_completions(manager.model, prompts, temperature=0.0, **how)
+    generated, logprobs = generate_completions(manager.model, prompts, temperature=0.0, **how)
+    assert generated == ours
+    for row, our_row in zip(logprobs, our_logprobs, strict=True):
+        assert row == pytest.approx(our_row, abs=1e-4)
     state = torch.random.get_rng_state()
     first, _ = generate_completions(manager.model, prompts, **how)
     assert first == generate_completions(manager.model, prompts, **how)[0]

@@ -23,7 +23,7 @@ from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.training import run as training_run
-from finemem_lib.training import stops, trl_adapter
+from finemem_lib.training import schemes, stops
 from finemem_lib.training.checkpoints import READER_MEMO, restore_reader, save_reader
 from finemem_lib.training.record import StoredUpdates
 from finemem_lib.training.run import train_manager
@@ -102,7 +102,7 @@ def press_stop():
 PLACES = {
     "on_update": (None, "on_update", 2, interrupt, 2),
     "rollout": (LockstepRollouts, "advance", 2 * STEPS + 2, interrupt, 2),
-    "rewards": (trl_adapter, "hybrid_reward", 4, interrupt, 1),
+    "rewards": (schemes, "hybrid_reward", 4, interrupt, 1),
     "optimizer step, by signal": (torch.optim.AdamW, "step", 2, press_stop, 2),
     "log, by signal": (Trainer, "log", 2, press_stop, 2),
     "checkpoint": (TrainerState, "save_to_json", 1, interrupt, 2),

@@ -60,7 +60,7 @@ def test_a_row_holds_the_terms_the_reward_and_the_advantage_of_a_step(written):
                     for term in TERMS
                     if (value := getattr(step, term)) is not None
                 )
-                if any(getattr(step, term) is not None for term in SCHEMES["outcome-only"])
+                if any(getattr(step, term) is not None for term in SCHEMES["outcome-only"].terms)
                 else None
                 for step in steps
             ]

@@ -15,9 +15,11 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+import trl
 from transformers import TrainerCallback, TrainerState
 
 from finemem_lib.advantages import group_relative
+from finemem_lib.credit.rules import assign
 from finemem_lib.data.faults import EvidenceFaults, with_faults
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances, planted_stream
 from finemem_lib.example import worked_example
@@ -30,11 +32,11 @@ from finemem_lib.readers.extractive import ExtractiveReader
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training import run as training_run
-from finemem_lib.training import trl_adapter
 from finemem_lib.training.checkpoints import hold_settings
 from finemem_lib.training.config import grpo_config
 from finemem_lib.training.run import train_manager
-from finemem_lib.training.schemes import SCHEMES, TERMS, scheme_weights
+from finemem_lib.training.schemes import SCHEMES, TERMS, RewardScheme
+from finemem_lib.training.trainer import trajectory_metrics
 from finemem_lib.training.trl_adapter import load_trainer_class
 from finemem_lib.trajectory import Chunk, Instance, Operation
 from tests.helpers.paths import ROOT
@@ -253,8 +255,32 @@ def test_advantages_in_the_loss_are_those_per_step(tmp_path, scheme):
         for reward in hybrid_reward(one, settings)
     ]
     known = [total for total in totals if total is not None]
-    assert len(totals) - len(known) == (0 if "chunk" in SCHEMES[scheme] else 2 * G)
+    assert len(totals) - len(known) == (0 if "chunk" in SCHEMES[scheme].terms else 2 * G)
     assert done.trainer.state.log_history[0]["reward"] == pytest.approx(sum(known) / len(known))
+
+
+def test_a_scheme_with_a_credit_rule_is_trained_on(tmp_path):
+    """One update on "eara-used", whose value stands in the record and decides the advantages."""
+    scheme = RewardScheme("used items", {"eara-used": 1.0, "format": 0.5})
+    done = run(tmp_path, mixed_instances()[:2], scheme=scheme, capacity=3)
+    expected = []
+    for group in done.trainer.kept[1]:
+        totals = [
+            [
+                credit + 0.5 * reward.format
+                for credit, reward in zip(
+                    assign("eara-used", one).credit, hybrid_reward(one), strict=True
+                )
+            ]
+            for one in group
+        ]
+        expected += [value for row in group_relative(totals) for value in row]
+    found = [row[2] for row in rows_in_loss(done.inputs)]
+    assert sorted(found) == pytest.approx(sorted(expected), abs=1e-6) and max(found) > 0.5
+    [record] = [entry for entry in done.trainer.state.log_history if "reward" in entry]
+    assert 0 < record["rewards/eara-used/mean"] < 1 and any(
+        grad.any() for grad in done.gradient.values()
+    )
 
 
 def test_annealed_w1_and_faulty_evidence_reach_the_loss(tmp_path):
@@ -328,7 +354,7 @@ def test_the_plain_loop_of_the_benchmark_has_the_same_gradient(tmp_path):
     """Else their times could not be compared."""
     done = run(tmp_path, mixed_instances(), rewards=RewardSettings())
     model = manager().model
-    pad = done.trainer.builder.tokenizer.pad_token_id
+    pad = done.trainer.player.builder.tokenizer.pad_token_id
     benchmark("training").backward(model, pad, done.trainer.kept[1], RewardSettings())
     for name, weight in model.named_parameters():
         assert torch.allclose(weight.grad, done.gradient[name], rtol=1e-3, atol=1e-5), name
@@ -391,7 +417,7 @@ def test_advantages_of_nearly_equal_rewards_are_not_blurred(tmp_path):
 
 def test_completions_end_at_the_limit_and_hold_no_padding(tmp_path):
     done = run(tmp_path, mixed_instances(), updates=3)  # enough that an unguarded pad is drawn
-    pad, end = done.trainer.builder.tokenizer.pad_token_id, done.model.config.eos_token_id
+    pad, end = done.trainer.player.builder.tokenizer.pad_token_id, done.model.config.eos_token_id
     completions = [completion for _, completion, _ in rows_in_loss(done.inputs)]
     assert max(map(len, completions)) == LIMIT
     assert all(completion and pad not in completion for completion in completions)
@@ -431,7 +457,7 @@ def test_what_the_prompts_could_not_hold_is_a_metric():
         dataclasses.replace(example.steps[1], prompt_omitted_items=2),
         *example.steps[2:],
     )
-    metrics = trl_adapter.trajectory_metrics([example, dataclasses.replace(example, steps=steps)])
+    metrics = trajectory_metrics([example, dataclasses.replace(example, steps=steps)])
     assert metrics["prompt/truncated_tokens"] == 6 / 8
     assert metrics["prompt/omitted_items"] == 2 / 8
 
@@ -533,7 +559,7 @@ def test_padding_is_never_sampled_by_what_trl_samples_with(monkeypatch, use_vllm
     def build(self, *, args, **others):
         raise Built(args.generation_kwargs)
 
-    monkeypatch.setattr(load_trainer_class().__mro__[1], "__init__", build)
+    monkeypatch.setattr(trl.GRPOTrainer, "__init__", build)
     with pytest.raises(Built) as built:
         trained(monkeypatch, use_vllm=use_vllm, generation_kwargs={"seed": 3})
     pad = manager().builder.tokenizer.pad_token_id
@@ -601,17 +627,6 @@ def test_planted_splits_share_no_instance():
     assert len(set(ids)) == 40
     assert planted_instances("train", 5, seed=0) == train[:5]
     assert planted_instances("train", 5, seed=1) != train[:5]
-
-
-def test_fine_mem_is_the_hybrid_reward_and_every_scheme_is_a_choice_of_its_terms():
-    settings = RewardSettings(w1=0.3, w2=0.2)
-    assert scheme_weights("Fine-Mem", settings) == {"outcome": 0.0, **settings.weights}
-    for scheme, terms in SCHEMES.items():
-        weights = scheme_weights(scheme, settings)
-        assert tuple(weights) == TERMS
-        assert {term for term, weight in weights.items() if weight} == set(terms)
-    with pytest.raises(ValueError, match="outcome-only, "):
-        scheme_weights("outcome")
 
 
 def test_misuse_is_refused_before_anything_is_played(tmp_path, monkeypatch):

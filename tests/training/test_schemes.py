@@ -1,0 +1,92 @@
+"""Reward schemes as data: names, weights, and credit rules as terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from finemem_lib.credit.rules import assign
+from finemem_lib.rewards import RewardSettings, hybrid_reward
+from finemem_lib.training.schemes import (
+    SCHEMES,
+    TERMS,
+    RewardScheme,
+    reward_terms,
+    scheme_of,
+    scheme_record,
+    scheme_weights,
+)
+from finemem_lib.worked_example import worked_example
+
+USED = RewardScheme("used items", {"eara-used": 1.0, "format": 0.5, "compression": "w2"})
+
+
+def test_fine_mem_is_the_hybrid_reward_and_every_scheme_is_a_choice_of_its_terms():
+    settings = RewardSettings(w1=0.3, w2=0.2)
+    assert scheme_weights("Fine-Mem", settings) == {"outcome": 0.0, **settings.weights}
+    for name, scheme in SCHEMES.items():
+        weights = scheme_weights(name, settings)
+        assert tuple(weights) == TERMS and scheme.name == name
+        assert {term for term, weight in weights.items() if weight} == set(scheme.terms)
+
+
+def test_a_scheme_may_name_a_credit_rule_and_weigh_it_by_name_or_number():
+    weights = scheme_weights(USED, RewardSettings(w2=0.2))
+    assert weights == {**dict.fromkeys(TERMS, 0.0), "format": 0.5, "compression": 0.2} | {
+        "eara-used": 1.0
+    }
+    example = worked_example()
+    [rows] = reward_terms([example], USED)
+    assert [row["eara-used"] for row in rows] == list(assign("eara-used", example).credit)
+    assert [row["format"] for row in rows] == [step.format for step in hybrid_reward(example)]
+
+
+@pytest.mark.parametrize("rule", ["mt-grpo", "gigpo", "attributed-dense"])
+def test_a_rule_that_compares_rollouts_is_given_the_group(rule):
+    example = worked_example()
+    other = dataclasses.replace(example, rollout=1)
+    group = [example, other]
+    found = reward_terms(group, RewardScheme("compared", {rule: 1.0}))
+    for trajectory, rows in zip(group, found, strict=True):
+        credit = assign(rule, trajectory, group=group).credit
+        assert [row[rule] for row in rows] == list(credit)
+
+
+def test_a_step_without_a_known_term_of_the_scheme_is_unscorable():
+    [rows] = reward_terms([worked_example()], RewardScheme("chunks", {"csr": 1.0}))
+    assert rows[1] == dict.fromkeys((*TERMS, "csr"), None) and rows[0]["csr"] == 1.0
+
+
+def test_a_rule_may_have_settings_of_its_own():
+    scheme = RewardScheme("all evidence", {"eara-used": 1.0}, {"eara-used": {"beta": 1.0}})
+    [rows] = reward_terms([worked_example()], scheme)
+    expected = assign("eara-used", worked_example(), beta=1.0).credit
+    assert [row["eara-used"] for row in rows] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("terms", "settings", "said"),
+    [
+        ({}, {}, "has no terms"),
+        ({"evidence": 1.0}, {}, "term is 'evidence', expected one of outcome, eara"),
+        ({"chunk": "w3"}, {}, "weight of 'chunk' is 'w3', expected a number or one of w1, w2"),
+        ({"chunk": 1.0}, {"owen": {"alpha": 1.0}}, "rule_settings name owen, expected credit rul"),
+    ],
+)
+def test_an_impossible_scheme_is_refused(terms, settings, said):
+    with pytest.raises(ValueError, match=said):
+        RewardScheme("mine", terms, settings)
+
+
+def test_an_unknown_name_lists_the_shipped_schemes():
+    with pytest.raises(ValueError, match="outcome-only, "):
+        scheme_of("outcome")
+    assert scheme_of(USED) is USED and scheme_of("+CSR") is SCHEMES["+CSR"]
+
+
+def test_a_run_records_a_shipped_scheme_by_name_and_others_in_full():
+    assert scheme_record("Fine-Mem") == scheme_record(SCHEMES["Fine-Mem"]) == "Fine-Mem"
+    assert json.loads(json.dumps(scheme_record(USED)))["terms"]["compression"] == "w2"
+    assert scheme_record(RewardScheme("Fine-Mem", {"eara": 1.0})) != "Fine-Mem"
