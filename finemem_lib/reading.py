@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from finemem_lib.memory import Memory
-from finemem_lib.retrieval import Retriever
+from finemem_lib.retrieval import Searchable
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
 
@@ -188,7 +188,7 @@ class Inquiry:
 
     questions: Sequence[Question]
     memory: Memory
-    retriever: Retriever
+    retriever: Searchable
     step: int
 
 

@@ -21,12 +21,18 @@ DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """Sentence encoder of dense retrieval where none is named."""
 
 
-class Retriever(Protocol):
-    """What a rollout needs of a retriever: it follows the memory step by step and is searched."""
+class Searchable(Protocol):
+    """An index of a memory."""
 
-    def update(self, delta: MemoryDelta) -> None: ...
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        """Return (item id, score) of at most `k` items, best first."""
 
-    def search(self, query: str, k: int) -> list[tuple[str, float]]: ...
+
+class Retriever(Searchable, Protocol):
+    """What a rollout needs of a retriever: an index that follows the memory step by step."""
+
+    def update(self, delta: MemoryDelta) -> None:
+        """Follow one change of the memory; every change is passed on."""
 
 
 class BM25Retriever:

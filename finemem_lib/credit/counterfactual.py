@@ -5,9 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from finemem_lib.credit.marginals import _leave_one_out, _Marginal, _owen, _sets, _shapley, _sums
-from finemem_lib.credit.needs import _FAILED, Credit, _check_agent, _held, _mean, _need
-from finemem_lib.credit.replay import Orphaned, World
+from finemem_lib.credit.marginals import (
+    Marginal,
+    coalitions,
+    leave_one_out,
+    owen,
+    player_values,
+    shapley,
+)
+from finemem_lib.credit.needs import (
+    Credit,
+    answered_again,
+    mean_of_known,
+    need,
+    need_agent,
+    need_questions,
+    retrieved_items,
+)
+from finemem_lib.credit.replay import Orphaned, Replayer
 from finemem_lib.reading import ReasoningAgent, reading_task
 from finemem_lib.rewards import Attribution, attributed_steps, outcome_reward
 from finemem_lib.scoring import score
@@ -23,10 +38,15 @@ def evidence_leave_one_out(
     Reads each question once per retrieved item. Conserves nothing: two items that say the same earn
     nothing, two that are needed together earn the answer twice. In [-1, 1] per question and item.
 
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        attribution: The step phi(m) that an item's credit goes to, see `RewardSettings`.
+
     Raises:
         ValueError: no global question was asked, or `agent` is not the one that answered or fails.
     """
-    return _evidence_credit(trajectory, agent, attribution, _leave_one_out)
+    return _evidence_credit(trajectory, agent, attribution, leave_one_out)
 
 
 def evidence_shapley(
@@ -40,16 +60,23 @@ def evidence_shapley(
     """Return the Shapley values of the retrieved items, summed over questions by phi(m) = t.
 
     v(S) is the score of question j read from the items S of M_j only, divided by n. Exact for at
-    most 4 items (``2^k - 1`` calls per question, the full set being recorded), else the mean over
-    `permutations` random orders. Either way the sum over the steps is ``(1/n) sum_j (s_j - s_j
-    read from nothing)``, where a question that retrieved nothing counts 0. Source: Shapley (1953).
+    most 4 items (``2^k - 1`` calls per question, the full set being recorded), else sampled.
+    Either way the sum over the steps is ``(1/n) sum_j (s_j - s_j read from nothing)``, where a
+    question that retrieved nothing counts 0. Source: Shapley (1953).
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        attribution: The step phi(m) that an item's credit goes to, see `RewardSettings`.
+        permutations: Random orders of more than 4 items, at least 1.
+        seed: Seed of these orders.
 
     Raises:
         ValueError: no global question was asked, or `agent` is not the one that answered or fails.
     """
     rng = generator("evidence shapley", seed, trajectory.instance_id, trajectory.rollout)
     return _evidence_credit(
-        trajectory, agent, attribution, lambda items: _shapley(items, permutations, rng)
+        trajectory, agent, attribution, lambda items: shapley(items, permutations, rng)
     )
 
 
@@ -58,19 +85,24 @@ def step_leave_one_out(
     *,
     agent: ReasoningAgent,
     orphaned: Orphaned = "refuse",
-    world: World | None = None,
+    replay: Replayer | None = None,
 ) -> Credit:
     """Return ``r_global - r_global(the memory that all steps but t leave)``: what the step caused.
 
-    In [-1, 1], negative where the step did harm. Conserves nothing. `orphaned` is that of
-    `memory.replay`: whether a later UPDATE of an item that the missing step created is refused (so
-    the creating step earns, with the updating one, what it says now) or stored all the same.
+    In [-1, 1], negative where the step did harm. Conserves nothing.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        orphaned: Whether a later UPDATE of an item that the missing step created is refused (so
+            that step earns, with the updating one, what the item says now) or stored all the same.
+        replay: Knows scores of this trajectory from other rules; a new one by default.
 
     Raises:
         ValueError: no global question was asked, the trajectory cannot be replayed, or `agent` is
             not the one that answered or fails.
     """
-    return _step_credit(trajectory, world or World(trajectory, agent), orphaned, _leave_one_out)
+    return _step_credit(trajectory, replay or Replayer(trajectory, agent), orphaned, leave_one_out)
 
 
 def step_shapley(
@@ -80,13 +112,21 @@ def step_shapley(
     orphaned: Orphaned = "refuse",
     permutations: int = 16,
     seed: int = 0,
-    world: World | None = None,
+    replay: Replayer | None = None,
 ) -> Credit:
     """Return the Shapley value of every step; v(S) is r_global of the memory that S alone leaves.
 
-    Exact for at most 4 steps that emitted an operation, else the mean over `permutations` random
-    orders. Either way the sum is r_global less that of the empty memory. Source: Shapley (1953);
-    Castro et al. (2009) for the sampling.
+    Exact for at most 4 steps that emitted an operation, else sampled. Either way the sum is
+    r_global less that of the empty memory. Source: Shapley (1953); Castro et al. (2009) for the
+    sampling.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        orphaned: As in `step_leave_one_out`.
+        permutations: Random orders of more than 4 steps, at least 1.
+        seed: Seed of these orders.
+        replay: As in `step_leave_one_out`.
 
     Raises:
         ValueError: as `step_leave_one_out`.
@@ -94,9 +134,9 @@ def step_shapley(
     rng = generator("step shapley", seed, trajectory.instance_id, trajectory.rollout)
     return _step_credit(
         trajectory,
-        world or World(trajectory, agent),
+        replay or Replayer(trajectory, agent),
         orphaned,
-        lambda steps: _shapley(steps, permutations, rng),
+        lambda steps: shapley(steps, permutations, rng),
     )
 
 
@@ -106,7 +146,7 @@ def owen_values(
     agent: ReasoningAgent,
     orphaned: Orphaned = "refuse",
     alpha: float = 1.0,
-    world: World | None = None,
+    replay: Replayer | None = None,
 ) -> Credit:
     """Return ``alpha Owen_t + (1 - alpha) [t = T] r_global``.
 
@@ -115,12 +155,19 @@ def owen_values(
     structure. The Owen values sum to r_global less that of the empty memory. Source: SCAR (arXiv
     2505.20417); Owen (1977).
 
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        orphaned: As in `step_leave_one_out`.
+        alpha: Share of the Owen values, in [0, 1].
+        replay: As in `step_leave_one_out`.
+
     Raises:
         ValueError: as `step_leave_one_out`.
     """
     steps = range(1, trajectory.num_steps + 1)  # also those that did nothing: halves of the stream
     shared = _step_credit(
-        trajectory, world or World(trajectory, agent), orphaned, lambda _: _owen(steps)
+        trajectory, replay or Replayer(trajectory, agent), orphaned, lambda _: owen(steps)
     )
     outcome = outcome_reward(trajectory)
     return [
@@ -137,7 +184,7 @@ def potential_shaping(
     agent: ReasoningAgent,
     probes: Sequence[Question],
     gamma: float = 1.0,
-    world: World | None = None,
+    replay: Replayer | None = None,
 ) -> Credit:
     """Return ``gamma Phi(M_t) - Phi(M_{t-1})``, at the last step ``r_global - Phi(M_{T-1})``.
 
@@ -145,27 +192,35 @@ def potential_shaping(
     keeps the optimal policy. ``sum_t gamma^(t-1) r_t = gamma^(T-1) r_global - Phi(M_0)``, where M_0
     is the empty memory. `None` where r_global is. Source: Ng, Harada and Russell (1999).
 
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        probes: Questions asked on every memory, at least one that can be scored.
+        gamma: Discount per step.
+        replay: As in `step_leave_one_out`.
+
     Raises:
         ValueError: there is no probe question that can be scored, the trajectory cannot be
             replayed, or `agent` is not the one that answered or fails.
     """
-    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
-    _need(probes, trajectory, "probe questions", "pass probes=, say its chunk questions")
+    need_questions(trajectory)
+    need(probes, trajectory, "probe questions", "pass probes=, say its chunk questions")
     outcome = outcome_reward(trajectory)
     if outcome is None:
         return [None] * trajectory.num_steps
-    world = world or World(trajectory, agent)
+    replay = replay or Replayer(trajectory, agent)
     steps = range(1, trajectory.num_steps + 1)
-    rows = world.scores(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
-    potentials = [_mean(row) for row in rows]
-    _need(
-        None not in potentials,
+    rows = replay.scores(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
+    potentials = [mean for row in rows if (mean := mean_of_known(row)) is not None]
+    need(
+        len(potentials) == len(rows),
         trajectory,
         "a probe question that can be scored",
         "pass probes with answers, from a data source that has a metric",
     )
-    return [gamma * after - before for before, after in itertools.pairwise(potentials)] + [
-        outcome - potentials[-1]
+    return [
+        *(gamma * after - before for before, after in itertools.pairwise(potentials)),
+        outcome - potentials[-1],
     ]
 
 
@@ -173,50 +228,48 @@ def _evidence_credit(
     trajectory: Trajectory,
     agent: ReasoningAgent,
     attribution: Attribution,
-    marginals_of: Callable[[Sequence[str]], list[_Marginal]],
+    marginals_of: Callable[[Sequence[str]], list[Marginal[str]]],
 ) -> Credit:
-    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
-    _check_agent(trajectory, agent)
-    scored = [answered for answered in trajectory.questions if answered.score is not None]
-    if not scored:
-        return [None] * trajectory.num_steps
+    """Return the value of every retrieved item, at the steps that it is attributed to."""
+    need_questions(trajectory)
+    need_agent(trajectory, agent)
     held = {item.item_id: item for item in trajectory.final_memory()}
-    games, unread = [], []
-    for answered in scored:
-        items = _held(trajectory, held, answered)
-        marginals = marginals_of(list(items))
-        values = dict.fromkeys(_sets(marginals))
-        values[frozenset(items)] = answered.score
+    games, unread, tasks = [], [], []
+    for answered in trajectory.questions:
+        if answered.score is None:
+            continue
+        items = retrieved_items(trajectory, held, answered)
+        marginals, everything = marginals_of(list(items)), frozenset(items)
+        values = {everything: answered.score}
         games.append((answered, marginals, values))
-        unread += [
-            (answered.question, items, values, some) for some in values if values[some] is None
-        ]
-    readings = agent.read(
-        [
-            reading_task(question, [items[item_id] for item_id in items if item_id in some])
-            for question, items, _, some in unread
-        ]
-    )
-    for (question, _, values, some), reading in zip(unread, readings, strict=True):
-        values[some] = score(reading.answer, question.answers, question.data_source)
-        _need(values[some] is not None, trajectory, *_FAILED)
+        for some in coalitions(marginals):
+            if some != everything:
+                shown = [item for item_id, item in items.items() if item_id in some]
+                unread.append((answered.question, values, some))
+                tasks.append(reading_task(answered.question, shown))
+    if not games:
+        return [None] * trajectory.num_steps
+    for (question, values, some), reading in zip(unread, agent.read(tasks), strict=True):
+        read = score(reading.answer, question.answers, question.data_source)
+        values[some] = answered_again(read, trajectory)
     credit = [0.0] * trajectory.num_steps
     for answered, marginals, values in games:
-        gains = _sums(marginals, values.__getitem__)
+        gains = player_values(marginals, values.__getitem__)
         for item in answered.retrieved:
             steps = attributed_steps(item, attribution)
             for step in steps:
-                credit[step - 1] += gains[item.item_id] / (len(steps) * len(scored))
-    return credit
+                credit[step - 1] += gains[item.item_id] / (len(steps) * len(games))
+    return [*credit]
 
 
 def _step_credit(
     trajectory: Trajectory,
-    world: World,
+    replay: Replayer,
     orphaned: Orphaned,
-    marginals_of: Callable[[Sequence[int]], list[_Marginal]],
+    marginals_of: Callable[[Sequence[int]], list[Marginal[int]]],
 ) -> Credit:
-    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
+    """Return the value of every step, v(S) being the outcome of the memory that S alone leaves."""
+    need_questions(trajectory)
     outcome = outcome_reward(trajectory)
     if outcome is None:
         return [None] * trajectory.num_steps
@@ -228,10 +281,11 @@ def _step_credit(
     )
     marginals = marginals_of(sorted(active))
     values = {active: outcome}
-    unread = [s for s in dict.fromkeys(s & active for s in _sets(marginals)) if s != active]
+    unread = [s for s in dict.fromkeys(s & active for s in coalitions(marginals)) if s != active]
     questions = [a.question for a in trajectory.questions if a.score is not None]
-    rows = world.scores(questions, [active - some for some in unread], orphaned)
-    _need(all(None not in row for row in rows), trajectory, *_FAILED)
-    values.update(zip(unread, map(_mean, rows), strict=True))
-    gains = _sums(marginals, lambda some: values[some & active])
+    rows = replay.scores(questions, [active - some for some in unread], orphaned)
+    for some, row in zip(unread, rows, strict=True):
+        read = None if None in row else mean_of_known(row)
+        values[some] = answered_again(read, trajectory)
+    gains = player_values(marginals, lambda some: values[some & active])
     return [gains.get(step.step, 0.0) for step in trajectory.steps]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, TypeVar
 
 from finemem_lib.advantages import ScaleRewards, group_relative
-from finemem_lib.credit.needs import Credit, _need
+from finemem_lib.credit.needs import Credit, need, need_questions
 from finemem_lib.credit.recorded import chunk_step_reward
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.text import count_tokens
@@ -17,19 +17,25 @@ from finemem_lib.trajectory import Step, Trajectory, creation_key
 Known = TypeVar("Known")
 
 
-class Together(tuple[Trajectory, ...]):
-    """The rollouts of one group, and what rules computed of all of them.
+class CachedGroup(tuple[Trajectory, ...]):
+    """The rollouts of one group, with what rules computed from all of them.
 
-    A rule that is asked about each rollout with the same `Together` as its group computes what the
-    rollouts share once, instead of once for each.
+    A rule that is applied to each rollout with the same `CachedGroup` as its group computes what
+    the rollouts share once, instead of once for each.
     """
 
-    def once(self, what: Hashable, compute: Callable[[], Known]) -> Known:
-        """Return what was computed under this name, computing it the first time."""
-        known: dict[Hashable, Any] = self.__dict__
-        if what not in known:
-            known[what] = compute()
-        return known[what]
+    def once(self, key: Hashable, compute: Callable[[], Known]) -> Known:
+        """Return what was computed under this key, computing it the first time.
+
+        Args:
+            key: Names the result, with every setting that it depends on.
+            compute: Called when the key is new.
+        """
+        known: dict[Hashable, Any] = self.__dict__.setdefault("known", {})
+        if key not in known:
+            known[key] = compute()
+        result: Known = known[key]
+        return result
 
 
 def turn_level(
@@ -42,10 +48,16 @@ def turn_level(
 ) -> Credit:
     """Return the turn-level advantage ``A_outcome + coefficient A_turn(t)``.
 
-    Both are group-relative over the rollouts in `group`, the trajectory among them; the turn reward
-    is r_chunk(t). It enters at step 1 (`turns` "first", as in the published two-turn code) or at
-    every step that has one ("all"); elsewhere the advantage is A_outcome. The rollouts' advantages
-    at a step sum to 0. `None` where r_global is. Source: MT-GRPO (arXiv 2505.11821).
+    Both are group-relative; the turn reward is r_chunk(t). The rollouts' advantages at a step sum
+    to 0. `None` where r_global is. Source: MT-GRPO (arXiv 2505.11821).
+
+    Args:
+        trajectory: One rollout of `group`.
+        group: All rollouts of the instance.
+        coefficient: Weight of the turn's advantage.
+        turns: The turn reward enters at step 1 ("first", as in the published two-turn code) or at
+            every step that has one ("all"); elsewhere the advantage is A_outcome.
+        scale_rewards: As in `advantages.group_relative`.
 
     Raises:
         ValueError: `group` is not one group of the trajectory, or there are no chunk questions.
@@ -84,9 +96,16 @@ def anchored_groups(
     A_episode is the group-relative outcome reward. A_step(t) is the return
     ``gamma^(T-t) r_global``, relative to the rollouts that stood in the same state at step t: the
     same contents in memory, in the same order, before the same chunk; 0 where no other rollout did.
-    With `scale_rewards` "batch" all returns that are compared, at whatever step, share one standard
-    deviation. The rollouts' advantages at a step sum to 0. `None` where r_global is. Source: GiGPO
-    (arXiv 2505.10978).
+    The rollouts' advantages at a step sum to 0. `None` where r_global is. Source: GiGPO (arXiv
+    2505.10978).
+
+    Args:
+        trajectory: One rollout of `group`.
+        group: All rollouts of the instance.
+        omega: Weight of the advantage among equal states.
+        gamma: Discount per step.
+        scale_rewards: As in `advantages.group_relative`; with "batch" all returns that are
+            compared, at whatever step, share one standard deviation.
 
     Raises:
         ValueError: `group` is not one group of the trajectory.
@@ -101,12 +120,14 @@ def anchored_groups(
     return [episode + omega * local for local in anchored[place]]
 
 
-def _anchored(rollouts: Together, gamma: float, scale_rewards: ScaleRewards) -> list[list[float]]:
+def _anchored(
+    rollouts: CachedGroup, gamma: float, scale_rewards: ScaleRewards
+) -> list[list[float]]:
     """Return A_step(t) of `anchored_groups` for every rollout with an outcome (0 for others)."""
     num_steps = rollouts[0].num_steps
     outcomes = [outcome_reward(one) for one in rollouts]
     groups = []  # (step, the rollouts in one state), where there are two of them at least
-    for step, states in enumerate(zip(*map(_states, rollouts), strict=True)):
+    for step, states in enumerate(zip(*map(states_seen, rollouts), strict=True)):
         alike = defaultdict(list)
         for rollout, state in enumerate(states):
             if outcomes[rollout] is not None:
@@ -114,16 +135,19 @@ def _anchored(rollouts: Together, gamma: float, scale_rewards: ScaleRewards) -> 
         groups += [(step, members) for members in alike.values() if len(members) > 1]
     returns = [
         [
-            gamma ** (num_steps - 1 - step) * outcome if rollout in members else None
+            None
+            if outcome is None or rollout not in members
+            else gamma ** (num_steps - 1 - step) * outcome
             for step, members in groups
         ]
         for rollout, outcome in enumerate(outcomes)
     ]
     scaled = group_relative(returns, scale_rewards)
     local = [[0.0] * num_steps for _ in rollouts]
-    for column, (step, members) in enumerate(groups):
-        for rollout in members:
-            local[rollout][step] = scaled[rollout][column]
+    for row, advantages in zip(local, scaled, strict=True):
+        for (step, _), advantage in zip(groups, advantages, strict=True):
+            if advantage is not None:
+                row[step] = advantage
     return local
 
 
@@ -136,11 +160,17 @@ def hindsight(
 ) -> Credit:
     """Return ``S_t = (1/n) sum_j ([t in E_j] + lambda [t wrote an item in M_j]) A_j``.
 
-    A_j is the advantage of the rollout's score on question j among the rollouts in `group`, E_j
-    the steps whose chunks hold the evidence (the truth, which no other rule sees), M_j what was
-    retrieved, lambda `retrieved_weight`. A step that wrote nothing gets 0. At lambda 0 the rollouts
-    sum to 0 at every step at which all of them wrote. `None` where no question could be scored.
-    Source: Mem-T, hindsight credit of memory construction.
+    A_j is the advantage of the rollout's score on question j among the rollouts, E_j the steps
+    whose chunks hold the evidence (the truth, which no other rule sees), M_j what was retrieved. A
+    step that wrote nothing gets 0. At lambda 0 the rollouts sum to 0 at every step at which all of
+    them wrote. `None` where no question could be scored. Source: Mem-T, hindsight credit of memory
+    construction.
+
+    Args:
+        trajectory: One rollout of `group`.
+        group: All rollouts of the instance.
+        retrieved_weight: lambda, the weight of having written a retrieved item.
+        scale_rewards: As in `advantages.group_relative`.
 
     Raises:
         ValueError: `group` is not one group of the trajectory, or a question has no evidence
@@ -148,7 +178,7 @@ def hindsight(
     """
     rollouts, place = _rollouts(trajectory, group)
     for answered in trajectory.questions:
-        _need(
+        need(
             answered.question.evidence_steps is not None,
             trajectory,
             f"the evidence steps of question {answered.question.question_id!r}",
@@ -169,7 +199,7 @@ def hindsight(
         return [None] * trajectory.num_steps
     parts: defaultdict[int, list[float]] = defaultdict(list)
     for answered, advantage in scored:
-        told = set(answered.question.evidence_steps)
+        told = set(answered.question.evidence_steps or ())
         wrote = {step for item in answered.retrieved for step in item.steps}
         for step in told | wrote:
             parts[step].append(((step in told) + retrieved_weight * (step in wrote)) * advantage)
@@ -190,12 +220,18 @@ def attributed_dense(
     """Return ``w_t A(valid_t r_chunk(t) (1 - lambda l_t))``.
 
     valid_t is 1 where every operation of the step was applied (0 where it emitted none), l_t the
-    length of what the step wrote over that of its chunk, at most 1, lambda `length_weight` (its
-    value is ours), and A the advantage among the rollouts in `group`. w_t is `alpha` at the step
-    whose items the global questions retrieved most (at each of them, where several tie), else 1; it
-    comes after A, for standardising would cancel a weight that the rollouts share. At alpha 1 the
-    rollouts' advantages at a step sum to 0. `None` where r_chunk is. Source: MemBuilder (arXiv
-    2601.05488), attributed dense reward.
+    length of what the step wrote over that of its chunk, at most 1, and A the advantage among the
+    rollouts. w_t is `alpha` at the step whose items the global questions retrieved most (at each of
+    them, where several tie), else 1; it comes after A, for standardising would cancel a weight that
+    the rollouts share. At alpha 1 the rollouts' advantages at a step sum to 0. `None` where r_chunk
+    is. Source: MemBuilder (arXiv 2601.05488), attributed dense reward.
+
+    Args:
+        trajectory: One rollout of `group`.
+        group: All rollouts of the instance.
+        alpha: Weight of the step whose items were retrieved most.
+        length_weight: lambda, the weight of the length; its value is ours.
+        scale_rewards: As in `advantages.group_relative`.
 
     Raises:
         ValueError: as `turn_level`.
@@ -231,15 +267,15 @@ def _unspoilt(step: Step, length_weight: float) -> float:
     return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))
 
 
-def _rollouts(trajectory: Trajectory, group: Sequence[Trajectory]) -> tuple[Together, int]:
+def _rollouts(trajectory: Trajectory, group: Sequence[Trajectory]) -> tuple[CachedGroup, int]:
     """Return the group and the trajectory's place in it."""
 
     def asked(one: Trajectory) -> list[str]:
         return [answered.question.question_id for answered in one.questions]
 
-    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
+    need_questions(trajectory)
     numbers = [one.rollout for one in group]
-    _need(
+    need(
         len(set(numbers)) == len(numbers) and trajectory.rollout in numbers,
         trajectory,
         f"a group that holds its rollout and no rollout twice (got {numbers})",
@@ -250,17 +286,17 @@ def _rollouts(trajectory: Trajectory, group: Sequence[Trajectory]) -> tuple[Toge
         == (trajectory.instance_id, trajectory.num_steps, asked(trajectory))
         for one in group
     )
-    _need(
+    need(
         same,
         trajectory,
         "a group of the same instance, steps and questions",
         "pass group=, the rollouts that `rollout.play` returned together",
     )
-    together = group if isinstance(group, Together) else Together(group)
-    return together, numbers.index(trajectory.rollout)
+    rollouts = group if isinstance(group, CachedGroup) else CachedGroup(group)
+    return rollouts, numbers.index(trajectory.rollout)
 
 
-def _outcome_advantages(rollouts: Together, scale_rewards: ScaleRewards) -> list[float | None]:
+def _outcome_advantages(rollouts: CachedGroup, scale_rewards: ScaleRewards) -> list[float | None]:
     rows = rollouts.once(
         ("outcome", scale_rewards),
         lambda: group_relative([[outcome_reward(one)] for one in rollouts], scale_rewards),
@@ -268,9 +304,10 @@ def _outcome_advantages(rollouts: Together, scale_rewards: ScaleRewards) -> list
     return [row[0] for row in rows]
 
 
-def _states(trajectory: Trajectory) -> list[tuple[str, ...]]:
+def states_seen(trajectory: Trajectory) -> list[tuple[str, ...]]:
     """Return, per step, what the manager saw: the chunk and the contents in memory before it."""
-    states, contents = [], {}  # of the items by id, in the order of their creation
+    states = []
+    contents: dict[str, str] = {}  # of the items by id, in the order of their creation
     for step in trajectory.steps:
         states.append((step.chunk.text, *contents.values()))
         for item_id in step.delta.removed + step.delta.evicted:

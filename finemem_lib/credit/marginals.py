@@ -1,4 +1,4 @@
-"""Leave-one-out, Shapley and Owen values as weighted sums over sets of players."""
+"""Leave-one-out, Shapley and Owen values as weighted sums of marginal contributions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 EXACT_PLAYERS = 4
 """Shapley values of at most this many items or steps are exact, of more they are sampled."""
@@ -15,24 +15,36 @@ EXACT_PLAYERS = 4
 Player = TypeVar("Player", bound=Hashable)
 
 
-class _Marginal(NamedTuple):
+class Marginal(NamedTuple, Generic[Player]):
     """``weight (v(others and player) - v(others))`` goes to the player."""
 
-    player: Any
+    player: Player
     weight: float
-    others: frozenset
+    others: frozenset[Player]
 
 
-def _leave_one_out(players: Sequence[Player]) -> list[_Marginal]:
-    return [_Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
+def leave_one_out(players: Sequence[Player]) -> list[Marginal[Player]]:
+    """Return, per player, its contribution to all others together."""
+    return [Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
 
 
-def _shapley(players: Sequence[Player], permutations: int, rng: random.Random) -> list[_Marginal]:
-    """Return all marginals of a few players, weighted |S|! (N-|S|-1)! / N!, or sampled ones."""
+def shapley(
+    players: Sequence[Player], permutations: int, rng: random.Random
+) -> list[Marginal[Player]]:
+    """Return the marginals that the Shapley values sum up.
+
+    Args:
+        players: At most `EXACT_PLAYERS` get all marginals, weighted |S|! (N-|S|-1)! / N!.
+        permutations: Random orders that marginals of more players are taken from, at least 1.
+        rng: Draws the orders.
+
+    Raises:
+        ValueError: `permutations` is less than 1 and needed.
+    """
     n = len(players)
     if n <= EXACT_PLAYERS:
         return [
-            _Marginal(one, 1 / (n * math.comb(n - 1, size)), frozenset(others))
+            Marginal(one, 1 / (n * math.comb(n - 1, size)), frozenset(others))
             for one in players
             for size in range(n)
             for others in itertools.combinations([p for p in players if p != one], size)
@@ -41,39 +53,50 @@ def _shapley(players: Sequence[Player], permutations: int, rng: random.Random) -
         raise ValueError(f"Shapley values: permutations is {permutations}, expected at least 1")
     orders = [rng.sample(players, n) for _ in range(permutations)]
     return [
-        _Marginal(order[place], 1 / permutations, frozenset(order[:place]))
+        Marginal(order[place], 1 / permutations, frozenset(order[:place]))
         for order in orders
         for place in range(n)
     ]
 
 
-def _owen(players: Sequence[Player]) -> list[_Marginal]:
+def owen(players: Sequence[Player]) -> list[Marginal[Player]]:
     """Return the marginals of the Owen values for nested halves: at every level the other half is
     all there or all absent, each with weight 1/2."""
 
-    def split(part: Sequence[Player], others: frozenset, weight: float) -> list[_Marginal]:
+    def split(
+        part: Sequence[Player], others: frozenset[Player], weight: float
+    ) -> list[Marginal[Player]]:
         if len(part) <= 1:
-            return [_Marginal(one, weight, others) for one in part]
+            return [Marginal(one, weight, others) for one in part]
         halves = part[: len(part) // 2], part[len(part) // 2 :]
+        nobody: frozenset[Player] = frozenset()
         return [
             marginal
             for half, other in (halves, halves[::-1])
-            for beside in (frozenset(), frozenset(other))
-            for marginal in split(half, others | beside, weight / 2)
+            for present in (nobody, frozenset(other))
+            for marginal in split(half, others | present, weight / 2)
         ]
 
     return split(players, frozenset(), 1.0)
 
 
-def _sums(marginals: Iterable[_Marginal], value: Callable[[frozenset], float]) -> dict[Any, float]:
-    parts: defaultdict[Any, list[float]] = defaultdict(list)
+def player_values(
+    marginals: Iterable[Marginal[Player]], value: Callable[[frozenset[Player]], float]
+) -> dict[Player, float]:
+    """Return the weighted sum of every player's marginals.
+
+    Args:
+        marginals: What to sum up.
+        value: v(S) of a set of players, asked for the sets of `coalitions` only.
+    """
+    parts: defaultdict[Player, list[float]] = defaultdict(list)
     for player, weight, others in marginals:
         parts[player].append(weight * (value(others | {player}) - value(others)))
     return {player: math.fsum(terms) for player, terms in parts.items()}
 
 
-def _sets(marginals: Iterable[_Marginal]) -> dict[frozenset, None]:
-    """Return the sets whose value the marginals need, each once."""
+def coalitions(marginals: Iterable[Marginal[Player]]) -> dict[frozenset[Player], None]:
+    """Return the sets of players whose value the marginals need, each once."""
     return dict.fromkeys(
         wanted for one in marginals for wanted in (one.others, one.others | {one.player})
     )

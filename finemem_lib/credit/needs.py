@@ -4,19 +4,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Trajectory
 
 Credit = list[float | None]
+"""One value per step, indexed by ``step - 1``; `None` where nothing could be measured."""
+
+Known = TypeVar("Known")
 
 
-def _held(
+def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
+    """Refuse a trajectory that lacks something.
+
+    Args:
+        there: Whether the trajectory has it; what is false counts as missing.
+        trajectory: Named in the error.
+        what: What the rule needs.
+        remedy: How to get it.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if not there:
+        raise missing(trajectory, what, remedy)
+
+
+def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
+    """Return the error that says what a trajectory lacks and how to get it."""
+    return ValueError(
+        f"credit of {trajectory.instance_id!r}, rollout {trajectory.rollout}: this rule needs "
+        f"{what}, which the trajectory lacks; {remedy}"
+    )
+
+
+def need_questions(trajectory: Trajectory) -> None:
+    """Refuse a trajectory that was asked no global question.
+
+    Raises:
+        ValueError: no global question was asked.
+    """
+    need(trajectory.questions, trajectory, "a global question", "play it with questions")
+
+
+def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
+    """Refuse a reasoning agent whose settings are not those of the one that answered.
+
+    Raises:
+        ValueError: another agent answered the trajectory's questions.
+    """
+    answered_by = trajectory.metadata.get("agent_settings")
+    need(
+        answered_by in (None, agent.settings),
+        trajectory,
+        f"answers by the agent given here ({agent.settings})",
+        f"pass the reasoning agent that answered: {answered_by}",
+    )
+
+
+def answered_again(value: Known | None, trajectory: Trajectory) -> Known:
+    """Return what was read again, refusing `None`.
+
+    Raises:
+        ValueError: the reasoning agent failed.
+    """
+    if value is None:
+        raise missing(
+            trajectory,
+            "an answer to every question that is asked again",
+            "the reasoning agent failed; apply the rule again when it answers",
+        )
+    return value
+
+
+def retrieved_items(
     trajectory: Trajectory, held: Mapping[str, MemoryItem], answered: AnsweredQuestion
 ) -> dict[str, MemoryItem]:
-    """Return the retrieved items by id, as the memory holds them, in the order of retrieval."""
+    """Return the items retrieved for a question by id, in the order of retrieval.
+
+    Args:
+        trajectory: Named in the error.
+        held: The items by id of the memory that the question was asked on.
+        answered: The question.
+
+    Raises:
+        ValueError: the memory does not hold a retrieved item.
+    """
     ids = [item.item_id for item in answered.retrieved]
-    _need(
+    need(
         held.keys() >= set(ids),
         trajectory,
         f"an item among {ids} in its memory",
@@ -25,30 +101,7 @@ def _held(
     return {item_id: held[item_id] for item_id in ids}
 
 
-def _mean(scores: Iterable[float | None]) -> float | None:
+def mean_of_known(scores: Iterable[float | None]) -> float | None:
+    """Return the mean of the scores that are known, or `None` where none is."""
     known = [one for one in scores if one is not None]
     return math.fsum(known) / len(known) if known else None
-
-
-def _need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
-    if not there:
-        raise ValueError(
-            f"credit of {trajectory.instance_id!r}, rollout {trajectory.rollout}: this rule needs "
-            f"{what}, which the trajectory lacks; {remedy}"
-        )
-
-
-_FAILED = (
-    "an answer to every question that is asked again",
-    "the reasoning agent failed; apply the rule again when it answers",
-)
-
-
-def _check_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
-    answered_by = trajectory.metadata.get("agent_settings")
-    _need(
-        answered_by in (None, agent.settings),
-        trajectory,
-        f"answers by the agent given here ({agent.settings})",
-        f"pass the reasoning agent that answered: {answered_by}",
-    )

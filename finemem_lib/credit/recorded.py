@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finemem_lib.credit.needs import Credit, _need
+from finemem_lib.credit.needs import Credit, need, need_questions
 from finemem_lib.rewards import RewardSettings, chunk_rewards, eara_rewards, outcome_reward
 from finemem_lib.trajectory import Trajectory
 
@@ -22,7 +22,7 @@ def outcome_broadcast(trajectory: Trajectory) -> Credit:
     >>> outcome_broadcast(worked_example())
     [0.75, 0.75, 0.75, 0.75]
     """
-    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
+    need_questions(trajectory)
     return [outcome_reward(trajectory)] * trajectory.num_steps
 
 
@@ -50,7 +50,7 @@ def chunk_step_reward(trajectory: Trajectory) -> Credit:
     Raises:
         ValueError: no step was asked a chunk question, or a score is out of range.
     """
-    _need(
+    need(
         any(step.chunk_questions for step in trajectory.steps),
         trajectory,
         "chunk questions",
@@ -60,10 +60,13 @@ def chunk_step_reward(trajectory: Trajectory) -> Credit:
 
 
 def evidence_anchored(trajectory: Trajectory, **switches: Any) -> Credit:
-    """Return the evidence-anchored reward (`rewards.eara_rewards`); `switches` are beta,
-    attribution, credited and unretrieved of `RewardSettings`.
+    """Return the evidence-anchored reward (`rewards.eara_rewards`) of every step.
 
     The sum is r_global, unless `unretrieved` is "drop". Source: Fine-Mem, EARA.
+
+    Args:
+        trajectory: What was played.
+        **switches: beta, attribution, credited and unretrieved of `RewardSettings`.
 
     Raises:
         ValueError: no global question was asked, a switch or a score is out of range, or credit
@@ -74,8 +77,8 @@ def evidence_anchored(trajectory: Trajectory, **switches: Any) -> Credit:
     [0.25, 0.0, 0.5, 0.0]
     """
     settings = RewardSettings(**switches)
-    _need(trajectory.questions, trajectory, "a global question", "play it with questions")
-    _need(
+    need_questions(trajectory)
+    need(
         settings.credited == "retrieved" or any(a.used is not None for a in trajectory.questions),
         trajectory,
         "answers that name the items they used",

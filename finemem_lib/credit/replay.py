@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
-from finemem_lib.credit.needs import _check_agent, _need
+from finemem_lib.credit.needs import need, need_agent
 from finemem_lib.memory import FlatMemory, Memory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
-from finemem_lib.retrieval import Retriever, make_retriever
+from finemem_lib.retrieval import Searchable, make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
     MemoryDelta,
@@ -22,13 +21,21 @@ from finemem_lib.trajectory import (
     Trajectory,
 )
 
+Orphaned = Literal["refuse", "insert"]
+"""What becomes of an UPDATE of an item that a missing step created, see `replay`."""
 
-class World:
-    """The memory, retrieval and reasoning agent that a trajectory was played with, to ask what
-    would be answered without some of its steps.
+AnyMemory = TypeVar("AnyMemory", bound=Memory)
 
-    It remembers every score, so rules (and parts of the trajectory's questions) that are given the
-    same world ask nothing twice; `through` another agent all is asked again, on the same memories.
+
+class Replayer:
+    """Replays a trajectory without some of its steps and asks its questions on what is left.
+
+    It remembers every score, so rules (and parts of the trajectory's questions) that share one
+    ask nothing twice.
+
+    Args:
+        trajectory: Played by `rollout.play`, which records how in ``metadata["rollout"]``.
+        agent: The reasoning agent that answered its questions.
 
     Raises:
         ValueError: the trajectory does not say how it was played, its operations do not lead to
@@ -36,13 +43,13 @@ class World:
     """
 
     def __init__(self, trajectory: Trajectory, agent: ReasoningAgent) -> None:
-        _check_agent(trajectory, agent)
+        need_agent(trajectory, agent)
         self.trajectory = trajectory
         self.agent = agent
         recorded = trajectory.metadata.get("rollout", {})
         names = ("capacity", "eviction", "max_item_tokens", "duplicates", "top_k")
         missing = [name for name in names if name not in recorded]
-        _need(
+        need(
             not missing,
             trajectory,
             f"the settings it was played with ({', '.join(missing)})",
@@ -53,17 +60,21 @@ class World:
         ] or ["bm25"]
         *self._settings, self._top_k = (recorded[name] for name in names)
         self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
-        self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, _Settled]] = {}
-        same = self.memory(frozenset()).items == trajectory.final_memory()
-        _need(
-            same,
+        self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, Searchable]] = {}
+        need(
+            self.memory(frozenset()).items == trajectory.final_memory(),
             trajectory,
             "operations that lead to its final memory",
             "its settings or steps were changed; play the instance again",
         )
 
     def memory(self, without: frozenset[int], orphaned: Orphaned = "refuse") -> FlatMemory:
-        """Return the final memory that the other steps leave, see `memory.replay`."""
+        """Return the final memory that the other steps leave, see `replay`.
+
+        Args:
+            without: Steps that emit nothing.
+            orphaned: What becomes of updates of items that those steps created.
+        """
         return replay(
             self.trajectory,
             FlatMemory(*self._settings),
@@ -72,14 +83,15 @@ class World:
             orphaned=orphaned,
         )
 
-    def through(self, agent: ReasoningAgent) -> World:
-        """Return this world with no score known, to ask through another agent of equal settings;
-        memories and what is retrieved from them are shared.
+    def through(self, agent: ReasoningAgent) -> Replayer:
+        """Return a replayer that knows no score and asks through another agent of equal settings.
+
+        Memories and what is retrieved from them are shared.
 
         Raises:
             ValueError: `agent` is not the one that answered.
         """
-        _check_agent(self.trajectory, agent)
+        need_agent(self.trajectory, agent)
         other = copy.copy(self)
         other.agent, other._scores = agent, {}
         return other
@@ -90,8 +102,16 @@ class World:
         withouts: Sequence[frozenset[int]],
         orphaned: Orphaned = "refuse",
     ) -> list[list[float | None]]:
-        """Return the score of every question without each set of steps, read in one batch; a row
-        per set, `None` where the question cannot be scored."""
+        """Return the score of every question without each set of steps, read in one batch.
+
+        Args:
+            questions: Asked on every memory.
+            withouts: Sets of steps that emit nothing; a memory for each.
+            orphaned: What becomes of updates of items that those steps created.
+
+        Returns:
+            One row per set, one score in [0, 1] per question, `None` where it cannot be scored.
+        """
         inquiries, keys = [], []
         for without in withouts:
             new = [q for q in questions if (without, orphaned, q) not in self._scores]
@@ -109,43 +129,51 @@ class World:
 
     def _searchable(
         self, without: frozenset[int], orphaned: Orphaned
-    ) -> tuple[FlatMemory, _Settled]:
+    ) -> tuple[FlatMemory, Searchable]:
         if (without, orphaned) not in self._left:
             memory = self.memory(without, orphaned)
             index = make_retriever(*self._retrieval)
             index.update(MemoryDelta(written=memory.items))
-            self._left[without, orphaned] = memory, _Settled(index)
+            self._left[without, orphaned] = memory, _CachedSearch(index)
         return self._left[without, orphaned]
 
 
-class _Settled:
-    """An index of a memory that does not change any more: it searches for nothing twice."""
+class _CachedSearch:
+    """The index of a memory that does not change any more: it searches for nothing twice."""
 
-    def __init__(self, index: Retriever) -> None:
-        self.search = functools.cache(index.search)
+    def __init__(self, index: Searchable) -> None:
+        self._index = index
+        self._found: dict[tuple[str, int], list[tuple[str, float]]] = {}
 
-
-Orphaned = Literal["refuse", "insert"]
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        if (query, k) not in self._found:
+            self._found[query, k] = self._index.search(query, k)
+        return self._found[query, k]
 
 
 def replay(
     trajectory: Trajectory,
-    memory: Memory,
+    memory: AnyMemory,
     step: int,
     *,
     without: Collection[int] = (),
     orphaned: Orphaned = "refuse",
-) -> Memory:
-    """Re-apply the recorded operations of steps 1 to `step` to `memory` and return it.
+) -> AnyMemory:
+    """Apply the recorded operations of steps 1 to `step` to `memory` again and return it.
 
-    An empty memory with the settings of the recorded one ends as M_t of the trajectory.
+    An empty memory with the settings of the recorded one ends as M_t of the trajectory. Refused
+    operations are applied as well and may be valid now: a duplicate whose first copy is missing is
+    stored. Items keep the ids of the recording, so an operation never hits another item than it
+    named. Where that item is missing because a step left out created it, a later DELETE is refused.
 
-    The steps in `without` emit nothing; all others emit what they emitted, the refused operations
-    too, which may be valid now: a duplicate whose first copy is missing is stored. Items keep the
-    ids of the recording, so an operation never hits another item than it named. Where that item is
-    missing because a step left out created it, a later DELETE of it is refused, and a later UPDATE
-    is refused as well, content and all (`orphaned` "refuse"), or becomes an INSERT of its content
-    under the same id ("insert": the manager would have stored it anyway).
+    Args:
+        trajectory: What was recorded.
+        memory: Changed in place.
+        step: The last step to apply, in 0..T.
+        without: Steps that emit nothing.
+        orphaned: A later UPDATE of an item that is missing is refused, content and all ("refuse"),
+            or becomes an INSERT of its content under the same id ("insert": the manager would have
+            stored it anyway).
 
     Raises:
         ValueError: `step` is outside 0..T, or the memory has already gone past step 1.
@@ -200,7 +228,7 @@ def _emitted(
             orphaned == "insert"
             and operation.kind == "UPDATE"
             and outcome.applied
-            and memory.get(operation.item_id) is None
+            and memory.get(operation.item_id or "") is None
             and operation.item_id not in created
         ):
             operation = dataclasses.replace(operation, kind="INSERT")

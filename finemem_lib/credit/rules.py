@@ -1,17 +1,17 @@
-"""Credit rules: other answers to "which step earned this?", on the same trajectories.
+"""The table of credit rules, and how to apply one by name and count its reader calls.
 
-Every rule reads ``(trajectory, **settings)`` and returns one entry per step, indexed by
-``step - 1``; `None` means that nothing could be measured there. `RULES` says of each its formula,
-source, what it conserves and what it needs; `assign` applies one by name and counts the reader
-calls that it takes beyond those of the outcome: the answers to the global questions at the end,
-which every rule may read, count for none. T is the number of steps, n the number of global
+Every rule is a function ``(trajectory, **settings) -> Credit``: one value per step, indexed by
+``step - 1``; `None` means that nothing could be measured there. `RULES` states the formula and
+source of each, what it conserves and what it needs; `assign` applies one by name and counts the
+reader calls that it takes beyond those of the outcome: the answers to the global questions at the
+end, which every rule may read, count for none. T is the number of steps, n the number of global
 questions that could be scored; a question that could not be scored is left out, as in `rewards`.
 A rule that needs what a trajectory lacks raises a ValueError that says what is missing and how to
 get it.
 
 Rules that ask "and without it?" need the reasoning agent that answered. The score with everything
 in place is the recorded one and never read again. The evidence rules take items away from what was
-retrieved and read the rest; the step rules take steps away, replay the others (`memory.replay`
+retrieved and read the rest; the step rules take steps away, replay the others (`replay.replay`
 says what becomes of operations on an item that is missing then), retrieve and read again. What
 leaves the evidence of a question as it was costs no call: `assign` knows what the outcome read.
 
@@ -39,7 +39,7 @@ from finemem_lib.credit.counterfactual import (
     step_shapley,
 )
 from finemem_lib.credit.group import anchored_groups, attributed_dense, hindsight, turn_level
-from finemem_lib.credit.needs import Credit, _check_agent, _held
+from finemem_lib.credit.needs import Credit, need_agent, retrieved_items
 from finemem_lib.credit.recorded import (
     chunk_step_reward,
     evidence_anchored,
@@ -47,7 +47,13 @@ from finemem_lib.credit.recorded import (
     outcome_broadcast,
     uniform_split,
 )
-from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask, reading_task
+from finemem_lib.reading import (
+    MemoisedAgent,
+    Reading,
+    ReadingTask,
+    ReasoningAgent,
+    reading_task,
+)
 from finemem_lib.trajectory import MemoryItem, Trajectory
 
 
@@ -55,10 +61,15 @@ from finemem_lib.trajectory import MemoryItem, Trajectory
 class Rule:
     """One credit rule and what to know before using it.
 
-    gives: "reward", to be compared over the rollouts of a step by `advantages.group_relative`, or
-        "advantage", which is so already.
-    needs: settings without a default, and what must be recorded in the trajectory.
-    cost: reader calls per trajectory beyond those of the outcome, at most; `assign` counts them.
+    Attributes:
+        function: The rule, ``(trajectory, **settings) -> Credit``.
+        gives: "reward", to be compared over the rollouts of a step by `advantages.group_relative`,
+            or "advantage", which is so already.
+        formula: What it returns at step t.
+        source: Where it was published.
+        conserves: What its values sum to.
+        needs: Settings without a default, and what must be recorded in the trajectory.
+        cost: Reader calls per trajectory beyond those of the outcome, at most.
     """
 
     function: Callable[..., Credit]
@@ -219,10 +230,14 @@ chunk, P permutations."""
 class Assigned:
     """The credit of one trajectory and the reader calls it took beyond those of the outcome.
 
-    `calls_asked` readings were asked for, of which `calls_made` differed, from each other and from
-    what was read for the outcome, and reached the reasoning agent; `calls_played` of the latter
-    were made while the trajectory was played, for its chunk questions, the others afterwards by the
-    rule itself.
+    Attributes:
+        rule: Name of the rule.
+        credit: One value per step.
+        calls_asked: Readings that were asked for.
+        calls_made: Those that differed, from each other and from what was read for the outcome, and
+            reached the reasoning agent.
+        calls_played: Those of `calls_made` that answered chunk questions while the trajectory was
+            played; the rule itself made the others afterwards.
     """
 
     rule: str
@@ -235,9 +250,14 @@ class Assigned:
 def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     """Apply a rule of `RULES` and count its reader calls.
 
-    An `agent` that is memoised already keeps its memo, and then only what is new to it is counted
-    as made; it is told what was read for the outcome, which is never read again. In the example one
-    chunk question was also asked at the end, with the same items.
+    In the example one chunk question was also asked at the end, with the same items.
+
+    Args:
+        rule: A name in `RULES`.
+        trajectory: What was played.
+        **settings: The rule's own. An `agent` that is memoised already keeps its memo, so that only
+            what is new to it counts as made; what was read for the outcome is added to the memo
+            and never read again.
 
     Raises:
         ValueError: no such rule, a setting that the rule needs is missing, or as the rule.
@@ -259,16 +279,15 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     if missing:
         raise ValueError(f"credit rule {rule!r} needs {', '.join(missing)}; pass it as a setting")
     played = calls_while_playing(rule, [trajectory], **settings)
-    counter = settings.get("agent") or _Silent()
-    if not isinstance(counter, MemoisedAgent):
-        counter = MemoisedAgent(counter)
+    agent: ReasoningAgent = settings.get("agent") or _NoReader()
+    counter = agent if isinstance(agent, MemoisedAgent) else MemoisedAgent(agent)
     before = counter.calls_asked, counter.calls_made
     if "agent" in settings:
-        _check_agent(trajectory, counter)
+        need_agent(trajectory, counter)
         counter.know(*outcome_readings(trajectory))
         settings["agent"] = counter
-        if settings.get("world") and settings["world"].agent is not counter:
-            settings["world"] = settings["world"].through(counter)
+        if settings.get("replay") and settings["replay"].agent is not counter:
+            settings["replay"] = settings["replay"].through(counter)
     credit = RULES[rule].function(trajectory, **settings)
     asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
     return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1])
@@ -280,9 +299,14 @@ def calls_while_playing(
     """Return the reader calls, asked and made, that answered the chunk questions a rule reads.
 
     They are the readings that each trajectory records, made once where they agree, also with one
-    of the outcome, as `reasoning.MemoisedAgent` compares them; a rule whose turn reward enters at
-    step 1 reads the questions of step 1. A rule that compares a group reads the chunk questions of
-    all its rollouts; they are calls of the rollouts that were asked, of which each gets its credit.
+    of the outcome, as `MemoisedAgent` compares them. A rule that compares a group reads the chunk
+    questions of all its rollouts; each rollout counts those that it was asked.
+
+    Args:
+        rule: A name in `RULES`.
+        trajectories: Counted together.
+        **settings: The rule's own; where the turn reward enters at step 1 only, the questions of
+            step 1 count.
 
     Raises:
         ValueError: a trajectory does not hold the items that it retrieved.
@@ -291,14 +315,14 @@ def calls_while_playing(
         return 0, 0
     first = rule == "mt-grpo" and settings.get("turns", "first") == "first"
     tasks = []
-    counter = MemoisedAgent(_Silent())
+    counter = MemoisedAgent(_NoReader())
     for one in trajectories:
         counter.know(*outcome_readings(one))
         held: dict[str, MemoryItem] = {}
         for step in one.steps[:1] if first else one.steps:
             held = step.delta.applied_to(held)
             tasks += [
-                reading_task(answered.question, list(_held(one, held, answered).values()))
+                reading_task(answered.question, list(retrieved_items(one, held, answered).values()))
                 for answered in step.chunk_questions
             ]
     counter.read(tasks)
@@ -306,10 +330,10 @@ def calls_while_playing(
 
 
 def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
-    """Return what was read for the outcome: the global questions on the items retrieved for them,
-    and the recorded answers. Questions without a score are left out, for there the agent may have
-    failed, and those answered from an item that is not among the retrieved ones, because somebody
-    cut them: that answer was read from more.
+    """Return what was read for the outcome: the global questions with their items, and the answers.
+
+    Left out are questions without a score, for there the agent may have failed, and questions
+    answered from an item that is not among the retrieved ones (any more): they were read from more.
 
     Raises:
         ValueError: the trajectory does not hold the items that it retrieved.
@@ -323,17 +347,22 @@ def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Re
     ]
     return (
         [
-            reading_task(answered.question, list(_held(trajectory, held, answered).values()))
+            reading_task(
+                answered.question, list(retrieved_items(trajectory, held, answered).values())
+            )
             for answered in read
         ],
         [Reading(answered.answer, answered.used) for answered in read],
     )
 
 
-class _Silent:
+class _NoReader:
     """Answers nothing: what is asked is counted, not read."""
 
-    name = settings = "silent"
+    name = settings = "no reader"
+
+    def query(self, question: str, data_source: str) -> str:
+        return question
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
         return [Reading("", ())] * len(tasks)

@@ -42,7 +42,7 @@ import numpy as np
 
 from finemem_lib.credit.counterfactual import step_leave_one_out
 from finemem_lib.credit.needs import Credit
-from finemem_lib.credit.replay import World
+from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, calls_while_playing, outcome_readings
 from finemem_lib.evaluation.intervals import clustered_mean
 from finemem_lib.reading import MemoisedAgent, ReasoningAgent
@@ -288,7 +288,7 @@ def judge(
     agent = MemoisedAgent(agent)
     for one in group:
         agent.know(*outcome_readings(one))
-    worlds = [World(one, agent) for one in group]
+    replayers = [Replayer(one, agent) for one in group]
     alone = [  # per question, the group with this question only
         [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
         for number in range(len(group[0].questions))
@@ -298,8 +298,8 @@ def judge(
         "planted": [[planted_credit(one) for one in some] for some in groups],
         "causal": [
             [
-                step_leave_one_out(one, agent=agent, world=world)
-                for one, world in zip(some, worlds, strict=True)
+                step_leave_one_out(one, agent=agent, replay=replayer)
+                for one, replayer in zip(some, replayers, strict=True)
             ]
             for some in groups
         ],
@@ -311,7 +311,7 @@ def judge(
         counter = MemoisedAgent(agent)
         for one in group:
             counter.know(*outcome_readings(one))
-        asked_anew = [world.through(counter) for world in worlds]
+        asked_anew = [replayer.through(counter) for replayer in replayers]
         credits = [_credits(variant, group, group, counter, asked_anew)]
         asked, played = calls_while_playing(variant.rule, group, **variant.settings)
         calls[name] = Calls(asked + counter.calls_asked, played + counter.calls_made, played)
@@ -329,22 +329,18 @@ def _credits(
     group: Sequence[Trajectory],
     whole: Sequence[Trajectory],
     agent: MemoisedAgent,
-    worlds: Sequence[World],
+    replayers: Sequence[Replayer],
 ) -> list[Credit]:
     rule = RULES[variant.rule]
     credits = []
-    for one, full, world in zip(group, whole, worlds, strict=True):
+    for one, full, replayer in zip(group, whole, replayers, strict=True):
         there = {
             "agent": agent,
             "group": group,
             "probes": _probes(variant, one, full),
-            "replay": world,
+            "replay": replayer,
         }
-        settings = {
-            "world" if name == "replay" else name: there[name]
-            for name in rule.needs
-            if name in there
-        }
+        settings = {name: there[name] for name in rule.needs if name in there}
         credits.append(rule.function(one, **settings, **variant.settings))
     return credits
 

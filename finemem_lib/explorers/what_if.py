@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from finemem_lib.advantages import EPSILON, ScaleRewards, group_relative
-from finemem_lib.credit.group import Together
-from finemem_lib.credit.replay import World
+from finemem_lib.credit.group import CachedGroup
+from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, outcome_readings
 from finemem_lib.explorers.explorer import Control, Explorer, Views
 from finemem_lib.figures import rewards as reward_figures
@@ -221,7 +221,7 @@ class _CreditLab:
     reads."""
 
     def __init__(self, group: list[Trajectory], agent: ReasoningAgent | None) -> None:
-        self.group = Together(group)
+        self.group = CachedGroup(group)
         self._agent = agent
         have = {"group"}
         answers = [one.questions for one in group]
@@ -235,7 +235,7 @@ class _CreditLab:
             have |= {"agent", "replay"}
         self.rules = [FINE_MEM, *(name for name, rule in RULES.items() if have >= {*rule.needs})]
         self._known: dict[Any, Any] = {}
-        self._cut: dict[int, Together] = {}
+        self._cut: dict[int, CachedGroup] = {}
 
     @functools.cached_property
     def agents(self) -> list[ReasoningAgent]:
@@ -248,9 +248,9 @@ class _CreditLab:
         return own
 
     @functools.cached_property
-    def worlds(self) -> list[World]:
+    def replayers(self) -> list[Replayer]:
         """What each rollout was played with, for the rules that replay it."""
-        return list(map(World, self.group, self.agents))
+        return list(map(Replayer, self.group, self.agents))
 
     @staticmethod
     def pays(rule: str) -> bool:
@@ -278,12 +278,12 @@ class _CreditLab:
             )
         ]
 
-    def cut(self, k: int) -> Together:
+    def cut(self, k: int) -> CachedGroup:
         """Return the group with only the first k retrieved items of each question."""
         if all(len(a.retrieved) <= k for one in self.group for a in one.questions):
             return self.group
         if k not in self._cut:
-            self._cut[k] = Together(
+            self._cut[k] = CachedGroup(
                 dataclasses.replace(
                     one,
                     questions=tuple(
@@ -336,7 +336,7 @@ class _CreditLab:
         offered = {
             "group": lambda _: group,
             "agent": lambda place: self.agents[place],
-            "world": lambda place: self.worlds[place],
+            "replay": lambda place: self.replayers[place],
             "scale_rewards": lambda _: choice.scale,
             "attribution": lambda _: choice.settings.attribution,
         }

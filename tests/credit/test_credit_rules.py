@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from finemem_lib.credit import counterfactual, marginals, recorded, rules
 from finemem_lib.credit import group as group_rules
-from finemem_lib.credit.replay import World, replay
+from finemem_lib.credit.replay import Replayer, replay
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.data.planted import StreamSettings, planted_stream
 from finemem_lib.example import worked_example
@@ -40,7 +40,7 @@ from tests.helpers.memory_strategies import MEMORY_SETTINGS, STEPS, played
 from tests.helpers.trajectory_strategies import trajectories
 
 quick = settings(max_examples=25, deadline=None)
-WORLD = {
+PLAYED_WITH = {
     "capacity": None,
     "eviction": "oldest",
     "max_item_tokens": None,
@@ -93,16 +93,16 @@ def from_nothing(agent: Echo, asked_: list[Question]) -> float:
 def recorded_steps(
     steps: list[list[Operation]],
     questions: list[Question],
-    world: dict | None = None,
+    settings: dict | None = None,
     rollout: int = 0,
     chunk_scores: list[float | None] | None = None,
     agent: Echo | None = None,
 ) -> Trajectory:
     """Apply operations and ask the questions at the end, with the echo agent or another."""
     agent = agent or Echo()
-    world = WORLD | (world or {})
-    top_k = world["top_k"]
-    memory = FlatMemory(**{name: value for name, value in world.items() if name != "top_k"})
+    settings = PLAYED_WITH | (settings or {})
+    top_k = settings["top_k"]
+    memory = FlatMemory(**{name: value for name, value in settings.items() if name != "top_k"})
     one = played(memory, steps).trajectory
     index = BM25Retriever.from_items(memory.items)
     inquiry = Inquiry(questions, memory, index, len(steps))
@@ -123,7 +123,7 @@ def recorded_steps(
         steps=tuple(done),
         questions=answers,
         rollout=rollout,
-        metadata={"rollout": world, "agent_settings": agent.settings},
+        metadata={"rollout": settings, "agent_settings": agent.settings},
     )
 
 
@@ -211,9 +211,9 @@ def test_later_operations_on_what_a_missing_step_created():
     )
     # Without step 1 the UPDATE is refused, content and all, and the DELETE too; it must not hit
     # the item of step 2, to which the memory alone would now give the id 1.
-    world = World(one, Echo())
-    assert [item.content for item in world.memory(frozenset({1})).items] == ["trains"]
-    stored = world.memory(frozenset({1}), "insert").items
+    replayer = Replayer(one, Echo())
+    assert [item.content for item in replayer.memory(frozenset({1})).items] == ["trains"]
+    stored = replayer.memory(frozenset({1}), "insert").items
     assert [(item.item_id, item.content) for item in stored] == [
         ("3", "trains"),
         ("1", "mia lives rome"),
@@ -383,13 +383,13 @@ questions = st.lists(
 @st.composite
 def groups(draw: st.DrawFn, size: int = 1, agent: Echo | None = None) -> list[Trajectory]:
     """Rollouts of one instance, of random operations."""
-    world = draw(MEMORY_SETTINGS) | {"top_k": draw(st.integers(1, 6))}
+    settings = draw(MEMORY_SETTINGS) | {"top_k": draw(st.integers(1, 6))}
     rows = draw(st.lists(STEPS.filter(bool), min_size=size, max_size=size))
     length = min(map(len, rows))
     scores = st.lists(st.sampled_from([1.0, 0.5, 0.0, None]), min_size=length, max_size=length)
     here = draw(questions)
     return [
-        recorded_steps(row[:length], here, world, rollout, [1.0, *draw(scores)[1:]], agent)
+        recorded_steps(row[:length], here, settings, rollout, [1.0, *draw(scores)[1:]], agent)
         for rollout, row in enumerate(rows)
     ]
 
@@ -536,15 +536,15 @@ def test_marginals_give_a_dummy_nothing_and_equals_the_same(n, seed, additive):
         return sum(worth[p] for p in real) if additive else float(len(real) >= max(1, n // 2))
 
     for sets in (
-        marginals._shapley(range(n), 1, rng),
-        marginals._owen(list(range(n))),
-        marginals._leave_one_out(range(n)),
+        marginals.shapley(range(n), 1, rng),
+        marginals.owen(list(range(n))),
+        marginals.leave_one_out(range(n)),
     ):
-        sums = marginals._sums(sets, value)
+        sums = marginals.player_values(sets, value)
         assert sums[0] == 0
         if additive:
             assert all(sums[p] == pytest.approx(worth[p]) for p in range(1, n))
-    shapley = marginals._sums(marginals._shapley(range(n), 1, rng), value)
+    shapley = marginals.player_values(marginals.shapley(range(n), 1, rng), value)
     if not additive:
         assert len({round(shapley[p], 9) for p in range(1, n)}) <= 1
 
@@ -589,8 +589,8 @@ def test_exact_shapley_takes_3n_calls_at_two_items_and_leave_one_out_2n():
 
 def played_group() -> list[Trajectory]:
     instance = planted_stream(5)
-    world = RolloutSettings(num_generations=3, capacity=8)
-    return play([instance], RandomManager(), world, reader_for([instance]), 1)[0]
+    settings = RolloutSettings(num_generations=3, capacity=8)
+    return play([instance], RandomManager(), settings, reader_for([instance]), 1)[0]
 
 
 class Watch(MemoisedAgent):
@@ -685,7 +685,7 @@ def test_no_rule_asks_for_more_than_its_card_says():
 
 @pytest.mark.parametrize("steps", [*range(1, 20), 60])
 def test_owen_values_take_at_most_the_square_of_the_steps(steps):
-    wanted = marginals._sets(marginals._owen(range(1, steps + 1)))
+    wanted = marginals.coalitions(marginals.owen(range(1, steps + 1)))
     assert len(wanted) - 1 <= steps**2  # but all steps, which the outcome has read
 
 
@@ -816,7 +816,7 @@ def test_equal_readings_while_playing_are_made_once():
         for some in tasks
         for task in some
     }
-    seen = Watch(rules._Silent())
+    seen = Watch(Echo())
     for one in group:
         held = {}
         for step in one.steps:
@@ -839,33 +839,35 @@ def test_equal_readings_while_playing_are_made_once():
         assign("csr", torn)
 
 
-def test_a_world_asked_through_another_agent_counts_anew_on_the_same_memories(monkeypatch):
+def test_a_replay_asked_through_another_agent_counts_anew_on_the_same_memories(monkeypatch):
     one, *_ = played_group()
     agent = reader_for([planted_stream(5)])
-    world = World(one, agent)
-    first = counterfactual.step_shapley(one, agent=agent, world=world)
+    replayer = Replayer(one, agent)
+    first = counterfactual.step_shapley(one, agent=agent, replay=replayer)
     counts = agent.calls_asked, agent.calls_made
     monkeypatch.setattr(BM25Retriever, "update", None)  # what is indexed is indexed
     counter = MemoisedAgent(agent)
-    assert counterfactual.step_shapley(one, agent=counter, world=world.through(counter)) == first
+    assert (
+        counterfactual.step_shapley(one, agent=counter, replay=replayer.through(counter)) == first
+    )
     assert (counter.calls_asked, counter.calls_made) == counts
     assert agent.calls_made == counts[1]  # the agent below was asked nothing new
     with pytest.raises(ValueError, match="answers by the agent"):
-        world.through(Echo())
+        replayer.through(Echo())
 
 
-def test_what_a_given_world_asks_is_counted():
+def test_what_a_given_replayer_asks_is_counted():
     one, *_ = played_group()
     agent = reader_for([planted_stream(5)]).agent
     expected = assign("step-loo", one, agent=agent)
-    assert assign("step-loo", one, agent=agent, world=World(one, agent)) == expected
+    assert assign("step-loo", one, agent=agent, replay=Replayer(one, agent)) == expected
     memoised = MemoisedAgent(agent)
-    world = World(one, memoised)
-    assert assign("step-loo", one, agent=memoised, world=world) == expected
-    assert assign("step-loo", one, agent=memoised, world=world).calls_asked == 0  # it remembers
+    replayer = Replayer(one, memoised)
+    assert assign("step-loo", one, agent=memoised, replay=replayer) == expected
+    assert assign("step-loo", one, agent=memoised, replay=replayer).calls_asked == 0  # it remembers
 
 
-def test_a_world_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):
+def test_a_replayer_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):
     one = recorded_steps(
         [[insert("mia lives rome")], [insert("ana keeps cats and dogs")]], [HOME, PETS]
     )
@@ -875,11 +877,11 @@ def test_a_world_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch):
         BM25Retriever, "update", lambda self, delta: built.append(delta) or update(self, delta)
     )
     agent = MemoisedAgent(Echo())
-    world = World(one, agent)
-    first = counterfactual.step_leave_one_out(one, agent=agent, world=world)
+    replayer = Replayer(one, agent)
+    first = counterfactual.step_leave_one_out(one, agent=agent, replay=replayer)
     assert len(built) == 2  # one per memory, not one per question
     calls = agent.calls_asked
-    assert counterfactual.step_leave_one_out(one, agent=agent, world=world) == first
+    assert counterfactual.step_leave_one_out(one, agent=agent, replay=replayer) == first
     assert len(built) == 2 and agent.calls_asked == calls == 4
 
 
@@ -906,8 +908,8 @@ def test_every_rule_says_what_is_missing_and_what_to_do():
         ),
     )
     silent = dataclasses.replace(good, metadata={})
-    changed = dataclasses.replace(good, metadata={"rollout": WORLD | {"max_item_tokens": 1}})
-    unknown = dataclasses.replace(good, metadata={"rollout": WORLD | {"retriever": "sparse"}})
+    changed = dataclasses.replace(good, metadata={"rollout": PLAYED_WITH | {"max_item_tokens": 1}})
+    unknown = dataclasses.replace(good, metadata={"rollout": PLAYED_WITH | {"retriever": "sparse"}})
     agent = {"agent": Echo()}
     cases = [
         *(

@@ -553,7 +553,7 @@ def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeyp
     counting = Counting(agent)
     explorer = what_if.what_if_explorer(group, agent=counting)
     monkeypatch.setattr(
-        counterfactual, "World", lambda *_: pytest.fail("replayed by each rule anew")
+        counterfactual, "Replayer", lambda *_: pytest.fail("replayed by each rule anew")
     )
     for rule in ("step-loo", "step-shapley", "owen", "evidence-shapley"):
         explorer.figures(rule=rule)
@@ -612,7 +612,7 @@ def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
     """Incident: gigpo took 600 ms a move, because each of 8 rollouts worked out all 8 again."""
     group, _ = played_group()
     calls = Counter()
-    for name in ("_states", "_unspoilt"):
+    for name in ("states_seen", "_unspoilt"):
         function = getattr(group_rules, name)
         monkeypatch.setattr(
             group_rules,
@@ -623,13 +623,13 @@ def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
     for rule in ("gigpo", "attributed-dense"):
         explorer.figures(rule=rule)
     steps = sum(bool(step.chunk_questions) for one in group for step in one.steps)
-    assert calls == {"_states": len(group), "_unspoilt": steps}
+    assert calls == {"states_seen": len(group), "_unspoilt": steps}
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
     group, _ = played_group()
-    together = group_rules.Together(group)
+    together = group_rules.CachedGroup(group)
     for rule in ("mt-grpo", "gigpo", "hindsight", "attributed-dense"):
         for one in group:
             shared, alone = (
@@ -638,7 +638,7 @@ def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
             )
             assert shared == alone
     for one in group:
-        for step, state in zip(one.steps, group_rules._states(one), strict=True):
+        for step, state in zip(one.steps, group_rules.states_seen(one), strict=True):
             before = sorted(one.memory_at(step.step - 1), key=creation_key)
             assert state == (step.chunk.text, *(item.content for item in before))
 
