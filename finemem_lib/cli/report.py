@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.figures.frames import at_frame, figure_table, without_slider
-from finemem_lib.figures.notes import _NOTE, MAX_TABLE_ROWS, TOKEN_CSS, _meta, _shown, html_table
+from finemem_lib.figures.notes import (
+    MAX_TABLE_ROWS,
+    NOTE,
+    TOKEN_CSS,
+    cell_text,
+    html_table,
+    meta_of,
+)
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME, plain
 from finemem_lib.util.files import written_beside
 
@@ -249,24 +256,24 @@ def build_report(run_dir: Path, output: Path) -> Path:
             {
                 "notebook": entry["name"],
                 "status": entry.get("status"),
-                "seconds": _shown(entry.get("seconds")),
-                "reads": _shown(entry.get("reads")),
-                "writes": _shown(entry.get("writes")),
+                "seconds": cell_text(entry.get("seconds")),
+                "reads": cell_text(entry.get("reads")),
+                "writes": cell_text(entry.get("writes")),
             }
             for entry in listed
         ],
         metric_rows=[
-            {"notebook": name, "metric": metric, "value": _shown(value)}
+            {"notebook": name, "metric": metric, "value": cell_text(value)}
             for name, values in metrics.items()
             for metric, value in values.items()
         ],
         parameter_rows=[
-            {"notebook": entry["name"], "parameter": name, "value": _shown(value)}
+            {"notebook": entry["name"], "parameter": name, "value": cell_text(value)}
             for entry in listed
             for name, value in (entry.get("parameters") or {}).items()
         ],
         version_rows=[
-            {"what": name, "version": _shown(value)}
+            {"what": name, "version": cell_text(value)}
             for name, value in [
                 *(run.get("git") or {}).items(),
                 *(run.get("versions") or {}).items(),
@@ -444,7 +451,7 @@ def _drop_notes(notebook: Any) -> None:
             cell.outputs = [
                 output
                 for output in cell.outputs
-                if not output.get("data", {}).get("text/html", "").startswith(_NOTE)
+                if not output.get("data", {}).get("text/html", "").startswith(NOTE)
             ]
 
 
@@ -455,7 +462,7 @@ def _figure(spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) 
     figure it would hide caption and table from screen readers. A figure with frames also gets the
     controls of its explorer in front, once per explorer: `explorers` holds their ids by title.
     """
-    meta = _meta(spec)
+    meta = meta_of(spec)
     controls = group = ""
     if spec.get("frames") and "explorer" in meta:
         group = explorers.setdefault(meta["explorer"], f"{figure_id}-states")

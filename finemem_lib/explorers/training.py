@@ -111,7 +111,7 @@ class LiveCurves:
         from IPython.display import display
 
         figure = training_curves(records)
-        drawn, below = figure_display.shown(figure)
+        drawn, below = figure_display.outputs(figure)
         self._show(drawn, raw=True)
         if self._widget is not None:
             self._widget.close()

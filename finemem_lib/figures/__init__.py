@@ -11,7 +11,7 @@ from finemem_lib.figures.credit_rules import (
     credit_per_call,
     differences_by_regime,
 )
-from finemem_lib.figures.display import show, shown
+from finemem_lib.figures.display import outputs, show
 from finemem_lib.figures.episodes import episode_before_after
 from finemem_lib.figures.evidence import (
     EvidencePart,
@@ -53,7 +53,6 @@ from finemem_lib.figures.rollouts import (
 from finemem_lib.figures.tokens import (
     ColouredCompletion,
     CompletionView,
-    advantage_view,
     change_view,
     completion_grid,
     completion_view,
@@ -70,7 +69,6 @@ __all__ = [
     "Term",
     "advantage_dumbbell",
     "advantage_heatmap",
-    "advantage_view",
     "benchmark_accuracy",
     "change_view",
     "completion_grid",
@@ -97,12 +95,12 @@ __all__ = [
     "memory_length",
     "memory_state",
     "operation_timeline",
+    "outputs",
     "question_audit",
     "reward_decomposition",
     "rollout_compare",
     "rollout_groups",
     "show",
-    "shown",
     "source_sentence",
     "step_terms",
     "step_tokens",

@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from finemem_lib.evaluation.tables import ALL, Average, Estimate, format_estimate
 from finemem_lib.figures import style
-from finemem_lib.figures.style import CATEGORIES, MARKERS, label, paragraph
+from finemem_lib.figures.style import known, label, paragraph
 
 
 def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> go.Figure:
     """Show accuracy with its interval, one panel per category, one line per method.
 
-    `rows` are those of `evaluation.benchmark_table`; `average` picks which of its two category
-    averages is drawn. A value nobody could measure has no point.
+    A value that could not be measured has no point.
+
+    Args:
+        rows: the rows of `evaluation.tables.benchmark_table`.
+        average: which of its two averages over a category is drawn.
     """
     table, methods, categories = _estimates(rows, "accuracy", average)
-    fig = make_subplots(
-        rows=1,
-        cols=len(categories) or 1,
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        subplot_titles=style.panel_titles(categories),
-    )
+    fig = style.side_by_side(categories)
     for place, category in enumerate(categories):
         part = [row for row in table if row.category == category]
         fig.add_scatter(
@@ -38,11 +34,7 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
             cliponaxis=False,
             name=label(category),
             showlegend=False,
-            marker={
-                "color": CATEGORIES[place % len(CATEGORIES)],
-                "size": 11,
-                "symbol": MARKERS[place % len(MARKERS)],
-            },
+            marker={"color": style.series_color(place), **style.series_marker(place, 11)},
             customdata=[
                 f"{label(row.method)}: {label(format_estimate(row))}<br>{row.counted} "
                 f"answers, {row.left_out} not scored"
@@ -53,17 +45,12 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
             col=place + 1,
         )
     fig.update_xaxes(range=[-0.04, 1.08], tickvals=[0, 0.5, 1])
-    fig.update_yaxes(
-        tickvals=list(range(len(methods))),
-        ticktext=[paragraph(method, 28, 16) for method in methods],
-        range=[len(methods) - 0.4, -0.7],
-        zeroline=False,
-    )
+    fig.update_yaxes(style.lines_axis([paragraph(method, 28, 16) for method in methods], 0.7))
     fig.update_yaxes(title_text="method", col=1)
     fig.update_annotations(font={"size": 13})
     style.name_panels(fig, "accuracy")
     best = [
-        max((row for row in table if row.category == category), key=lambda row: row.value)
+        max((row for row in table if row.category == category), key=lambda row: known(row.value))
         for category in categories
     ]
     tops = "; ".join(
@@ -86,7 +73,9 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
 def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Figure:
     """Show the length of the final memory, L(M_T) in tokens, per method and category.
 
-    `rows` and `average` as for `benchmark_accuracy`.
+    Args:
+        rows: as for `benchmark_accuracy`.
+        average: as for `benchmark_accuracy`.
     """
     table, methods, categories = _estimates(rows, "memory_tokens", average)
     fig = go.Figure()
@@ -104,7 +93,7 @@ def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Fi
             error_x=style.interval(part),
             cliponaxis=False,
             hovertemplate="%{x} tokens<extra></extra>",
-            marker={"color": CATEGORIES[place % len(CATEGORIES)], "pattern": style.pattern(place)},
+            marker={"color": style.series_color(place), "pattern": style.pattern(place)},
         )
     means = {
         method: style.mean(row.value for row in table if row.method == method) or 0.0
@@ -123,13 +112,8 @@ def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Fi
         170 + (20 * len(categories) + 14) * len(methods),
         barmode="group",
         xaxis={"title_text": "length of the final memory (tokens)", "rangemode": "tozero"},
-        yaxis={
-            "title_text": "method",
-            "tickvals": list(range(len(methods))),
-            "zeroline": False,
-            "ticktext": [label(method, 28) for method in methods],
-            "range": [len(methods) - 0.4, -0.6],
-        },
+        yaxis=style.lines_axis([label(method, 28) for method in methods])
+        | {"title_text": "method"},
     )
 
 

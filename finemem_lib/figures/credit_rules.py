@@ -1,5 +1,7 @@
-"""Figures of credit rules against the truth: pure builders in the manner of `plots`, of whose
-helpers they are made. They read the rows of `credit_truth.truth_table`, saved or new."""
+"""Figures of credit rules against the truth.
+
+They take the rows of `evaluation.credit_truth.truth_table`, computed or read from a file.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from finemem_lib.evaluation.credit_truth import (
     Truth,
 )
 from finemem_lib.figures import style
-from finemem_lib.figures.style import CATEGORIES, GREY, MARKERS, label
+from finemem_lib.figures.style import CATEGORIES, GREY, MARKERS, known, label
 
 MEASURE_NAMES: Mapping[Measure, str] = {
     "rank": "rank correlation over steps",
@@ -36,11 +38,16 @@ LESS_IS_BETTER = ("noise", "sign")
 
 
 def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:
-    """Show one measure of every variant of a rule with its interval, one panel per regime of
-    `REGIMES`.
+    """Show one measure of every variant of a rule with its interval, one panel per regime.
 
-    A variant that could not be judged in a slice has no point there. They are ordered by their
-    value over all worlds, best on top.
+    The panels are `REGIMES`, each of two slices of the worlds. A variant that could not be judged
+    in a slice has no point there. The variants are ordered by their value over all worlds, the best
+    on top.
+
+    Args:
+        rows: the rows of `truth_table`.
+        truth: which truth the rules are judged against.
+        measure: which measure is shown.
     """
     table = _judged(rows, truth, measure)
     rules = _best_first(table, measure)
@@ -53,8 +60,8 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
     return style.finish(
         _dots(table, rules, MEASURE_NAMES[measure]),
         f"Credit rules against the {truth} truth, by regime",
-        f"{_sense(measure)}. Best per slice: {best or 'nothing (0 variants)'}. {_told(truth)} "
-        f"{_lines(table.values())}",
+        f"{_sense(measure)}. Best per slice: {best or 'nothing (0 variants)'}. "
+        f"{_not_contestants(truth)} {_intervals_note(table.values())}",
         f"Dot plots of {len(rules)} variants of credit rules in {len(REGIMES)} regimes of two "
         "slices each, with intervals.",
         max(360, 260 + 30 * len(rules)),
@@ -65,10 +72,15 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
 def differences_by_regime(
     rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
 ) -> go.Figure:
-    """Show what every variant has more than `BASELINE` of one measure, in the same panels.
+    """Show by how much every variant exceeds `BASELINE` in one measure, one panel per regime.
 
-    A difference is over what both could be judged on and drawn together, so its interval may
+    A difference is taken over what both could be judged on, drawn together, so its interval may
     exclude 0 where the two intervals of `credit_by_regime` overlap.
+
+    Args:
+        rows: the rows of `truth_table`.
+        truth: which truth the rules are judged against.
+        measure: which measure is shown.
     """
     judged = _judged(rows, truth, measure)
     table = {
@@ -85,10 +97,9 @@ def differences_by_regime(
     places = [name for slices in REGIMES.values() for name in slices]
     wins: dict[bool, list[str]] = {True: [], False: []}
     for rule in rules:
-        parts = [table.get((name, rule)) for name in places]
+        signs = {_clear_sign(table.get((name, rule))) for name in places}
         for better, names in wins.items():
-            way = sign if better else -sign
-            if all(_excludes_zero(part) and way * part.value > 0 for part in parts):
+            if signs == {sign if better else -sign}:
                 names.append(style.one_line(rule, 28))
     name = MEASURE_NAMES[measure]
     return style.finish(
@@ -97,7 +108,8 @@ def differences_by_regime(
         f"{name[0].upper()}{name[1:]} less that of {BASELINE}; {'less' if sign < 0 else 'more'} is "
         f"better. Of {len(rules)} variants, with intervals that exclude 0 in all {len(places)} "
         f"slices, better: {'; '.join(wins[True]) or 'none'}. Worse: "
-        f"{'; '.join(wins[False]) or 'none'}. {_told(truth)} {_lines(table.values())}",
+        f"{'; '.join(wins[False]) or 'none'}. {_not_contestants(truth)} "
+        f"{_intervals_note(table.values())}",
         f"Dot plots of the differences of {len(rules)} variants of credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
         max(360, 260 + 30 * len(rules)),
@@ -106,6 +118,7 @@ def differences_by_regime(
 
 
 def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str) -> go.Figure:
+    """Return a panel per regime with a line per rule; a slice is a series of dots."""
     fig = make_subplots(
         rows=1,
         cols=len(REGIMES),
@@ -127,7 +140,7 @@ def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str)
                 name=label(name),
                 cliponaxis=False,
                 marker={"color": CATEGORIES[series], "size": 8, "symbol": MARKERS[series]},
-                customdata=[_note(row) for row in part],
+                customdata=[_hover(row) for row in part],
                 hovertemplate="%{customdata}",
                 row=1,
                 col=column,
@@ -141,12 +154,7 @@ def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str)
 
 def _one_per_line(fig: go.Figure, names: Sequence[str], title: str = "credit rule") -> go.Figure:
     """Let the y axes name one variant on each line, the first on top."""
-    fig.update_yaxes(
-        range=[len(names) - 0.4, -0.6],
-        zeroline=False,
-        tickvals=list(range(len(names))),
-        ticktext=[label(name, 36) for name in names],
-    )
+    fig.update_yaxes(style.lines_axis([label(name, 36) for name in names]))
     fig.update_yaxes(title_text=title, col=1)
     return fig
 
@@ -156,12 +164,18 @@ _ROOM = {"t": 84, "b": 130, "r": 12}
 
 
 def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:
-    """Show what every variant costs in reader calls and, beside it, one measure over all worlds.
+    """Show the reader calls that every variant costs and, next to them, one measure.
 
-    Calls per trajectory beyond those of the outcome, made while playing and afterwards, those that
-    reached the reader when the rollouts of an instance share a memo; on a scale of log10(1 +
-    calls), so that rules that ask nothing more have a place. Every variant has a line of its own,
-    the cheapest on top; those that are told the truth or the exam are hollow.
+    The calls are per trajectory and beyond those of the outcome, made while playing and afterwards,
+    as far as they reached the reader when the rollouts of an instance share a memo. They are drawn
+    on a scale of log10(1 + calls), so that rules that ask nothing more have a place. The measure is
+    over all worlds. Every variant has a line, the cheapest on top; variants that know the truth or
+    the exam are hollow.
+
+    Args:
+        rows: the rows of `truth_table`.
+        truth: which truth the rules are judged against.
+        measure: which measure is shown.
     """
     part = _cheapest_first(_judged(rows, truth, measure))
     series = {
@@ -175,37 +189,37 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
     fig = make_subplots(
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, column_widths=[0.42, 0.58]
     )
-    for place, (how, some) in enumerate(series.items()):
-        lines = [part.index(row) for row in some]
+    for place, (how, chosen) in enumerate(series.items()):
+        lines = [part.index(row) for row in chosen]
         marker = {
             "color": CATEGORIES[place],
             "size": 9,
             "line": {"width": 2, "color": CATEGORIES[place]},
-            "symbol": [MARKERS[place] + "-open" * (row.rule in TOLD[truth]) for row in some],
+            "symbol": [MARKERS[place] + "-open" * (row.rule in TOLD[truth]) for row in chosen],
         }
-        drawn = {
+        shared = {
             "y": lines,
             "mode": "markers",
             "name": how,
             "legendgroup": how,
             "marker": marker,
-            "customdata": list(map(_note, some)),
+            "customdata": list(map(_hover, chosen)),
             "cliponaxis": False,
             "hovertemplate": "%{customdata}<extra></extra>",
             "row": 1,
         }
         fig.add_scatter(
-            x=style.numbers(_calls(row.calls_made) for row in some),
+            x=style.numbers(_log_calls(row.calls_made) for row in chosen),
             col=1,
-            **drawn,
-            meta={"x": style.numbers(row.calls_made for row in some)},
+            **shared,
+            meta={"x": style.numbers(row.calls_made for row in chosen)},
         )
         fig.add_scatter(
-            x=style.numbers(row.value for row in some),
+            x=style.numbers(row.value for row in chosen),
             col=2,
             showlegend=False,
-            error_x=style.interval(some),
-            **drawn,
+            error_x=style.interval(chosen),
+            **shared,
         )
     ticks = [
         calls
@@ -217,22 +231,22 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
         title_text="reader calls (log)",
         col=1,
         ticktext=list(map(str, ticks)),
-        tickvals=list(map(_calls, ticks)),
+        tickvals=list(map(_log_calls, ticks)),
     )
     fig.update_xaxes(title_text=style.paragraph(name, 60, 18), col=2)
     _one_per_line(fig, [row.rule for row in part])
-    told = [
+    best = [
         f"best with {how}: {style.one_line(row.rule, 28)} {row.value:.2f}"
         + (f" for {row.calls_made:.1f}" if row.calls_made else "")
-        for how, some in series.items()
-        for row in _top(some, measure)
+        for how, chosen in series.items()
+        for row in _top(chosen, measure)
     ]
     return style.finish(
         fig,
         f"What a reader call buys, against the {truth} truth",
         f"{_sense(measure)}; calls are per trajectory, beyond those of the outcome; "
-        f"{'; '.join(told) or '0 variants were judged'}. {_told(truth)} They are hollow. "
-        f"{_lines(part)}",
+        f"{'; '.join(best) or '0 variants were judged'}. {_not_contestants(truth)} They are "
+        f"hollow. {_intervals_note(part)}",
         f"Two dot plots with a line for each of {len(part)} variants of credit rules, the cheapest "
         f"on top: reader calls per trajectory, and {name} with intervals.",
         max(360, 190 + 26 * len(part)),
@@ -241,15 +255,21 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
 
 
 def credit_measures(rows: Iterable[Row]) -> go.Figure:
-    """Show all measures of every variant over all worlds against both truths, a panel for each
-    measure; the cheapest variant on top, its reader calls per trajectory beside its name."""
+    """Show all measures of every variant over all worlds against both truths, a panel per measure.
+
+    The cheapest variant is on top, with its reader calls per trajectory next to its name.
+
+    Args:
+        rows: the rows of `truth_table`.
+    """
     rows = [row for row in rows if row.slice == "all"]
     tables = {
         (truth, measure): _judged(rows, truth, measure) for measure in MEASURES for truth in TRUTHS
     }
     order = _cheapest_first({("all", row.rule): row for row in rows})
     places = {row.rule: place for place, row in enumerate(order)}
-    columns, names = 3, [MEASURE_NAMES[measure] for measure in MEASURES]
+    columns = 3
+    names = [MEASURE_NAMES[measure] for measure in MEASURES]
     fig = make_subplots(
         rows=-(-len(MEASURES) // columns),
         cols=columns,
@@ -304,10 +324,10 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
         f"{' and '.join(MEASURE_NAMES[measure] for measure in LESS_IS_BETTER)}, more for all "
         "others. "
         + " ".join(
-            f"Best against the {truth} truth: {found or 'none'}. {_told(truth)}"
+            f"Best against the {truth} truth: {found or 'none'}. {_not_contestants(truth)}"
             for truth, found in best.items()
         )
-        + f" {_lines(row for table in tables.values() for row in table.values())}",
+        + f" {_intervals_note(row for table in tables.values() for row in table.values())}",
         f"Dot plots of {len(order)} variants of credit rules against two truths, a panel for each "
         f"of {len(MEASURES)} measures, with intervals.",
         max(660, 280 + 2 * 22 * len(order)),
@@ -315,7 +335,8 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
     )
 
 
-def _lines(rows: Iterable[Row]) -> str:
+def _intervals_note(rows: Iterable[Row]) -> str:
+    """Return a sentence about what the lines through the dots are."""
     counts = sorted({row.instances for row in rows if row.low is not None})
     if not counts:
         return "There are no intervals: they take two instances."
@@ -323,19 +344,24 @@ def _lines(rows: Iterable[Row]) -> str:
     return f"Lines are 95 % intervals over {among} instances."
 
 
-def _excludes_zero(row: Row | None) -> bool:
-    return row is not None and row.low is not None and not row.low <= 0 <= row.high
+def _clear_sign(row: Row | None) -> int:
+    """Return the sign of a value whose interval excludes 0, else 0."""
+    if row is None or row.low is None or row.low <= 0 <= known(row.high):
+        return 0
+    return 1 if known(row.value) > 0 else -1
 
 
-def _told(truth: Truth) -> str:
+def _not_contestants(truth: Truth) -> str:
     return f"No contestants, for they are told the truth or the exam: {'; '.join(TOLD[truth])}."
 
 
-def _calls(calls: float) -> float:
+def _log_calls(calls: float) -> float:
+    """Return the place of a number of calls on the axis."""
     return math.log10(1 + calls)
 
 
 def _judged(rows: Iterable[Row], truth: Truth, measure: Measure) -> dict[tuple[str, str], Row]:
+    """Return the rows that have a value, by slice and rule."""
     return {
         (row.slice, row.rule): row
         for row in rows
@@ -352,14 +378,16 @@ def _cheapest_first(table: Mapping[tuple[str, str], Row]) -> list[Row]:
 def _best_first(table: Mapping[tuple[str, str], Row], measure: Measure) -> list[str]:
     everywhere = [row for (name, _), row in table.items() if name == "all"]
     sign = 1 if measure in LESS_IS_BETTER else -1
-    return [row.rule for row in sorted(everywhere, key=lambda row: (sign * row.value, row.rule))]
+    return [
+        row.rule for row in sorted(everywhere, key=lambda row: (sign * known(row.value), row.rule))
+    ]
 
 
 def _top(rows: Iterable[Row], measure: Measure) -> list[Row]:
-    """Return the best row of a rule that is not told the truth, if there is one."""
+    """Return the best row of a rule that does not know the truth, if there is one."""
     rows = [row for row in rows if row.rule not in TOLD[row.truth]]
     pick = min if measure in LESS_IS_BETTER else max
-    return [pick(rows, key=lambda row: row.value)] if rows else []
+    return [pick(rows, key=lambda row: known(row.value))] if rows else []
 
 
 def _sense(measure: Measure) -> str:
@@ -368,13 +396,9 @@ def _sense(measure: Measure) -> str:
     return f"{name[0].upper()}{name[1:]}, {better} is better"
 
 
-def _note(row: Row) -> str:
-    return (
-        f"{label(row.rule, 28)}: {_value(row)}, {row.counted} judged, {row.left_out} not; "
-        f"{row.calls_made:.1f} reader calls, {row.calls_played:.1f} playing"
-    )
-
-
-def _value(row: Row) -> str:
+def _hover(row: Row) -> str:
     interval = "" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]"
-    return f"{row.value:.2f}{interval}"
+    return (
+        f"{label(row.rule, 28)}: {row.value:.2f}{interval}, {row.counted} judged, "
+        f"{row.left_out} not; {row.calls_made:.1f} reader calls, {row.calls_played:.1f} playing"
+    )

@@ -12,24 +12,50 @@ from finemem_lib.figures.style import CONFIG, PLOTLY_MIME, plain
 
 
 def show(figure: go.Figure) -> None:
-    """Display a figure in a notebook, and below it its caption, its description and its data as a
-    table that opens.
+    """Display a figure in a notebook, and below it its caption, alt text and table.
 
-    What is stored (about 10 kB) is the same on every run; where plotly's JSON is not rendered, the
-    figure's alt text stands in. The description is text, because nothing that a notebook holds can
+    What is stored (about 10 kB) is the same on every run. Where plotly's JSON is not rendered, the
+    alt text stands in. The description below is text, because nothing that a notebook holds can
     label the drawing: JupyterLab's renderer of plotly takes no role or label.
+
+    Args:
+        figure: a figure of this package: with a title, and `caption` and `alt` in
+            ``layout.meta``.
+    """
+    for bundle in outputs(figure):
+        display_bundle(bundle)
+
+
+def outputs(figure: go.Figure) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the two outputs of `show`, by MIME type: the figure, and what stands below it.
+
+    Args:
+        figure: as for `show`.
+    """
+    spec = json.loads(figure.to_json())
+    return (
+        figure_bundle(spec),
+        {"text/html": note_below(spec), "text/plain": spec["layout"]["meta"]["caption"]},
+    )
+
+
+def figure_bundle(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the output of a figure alone, by MIME type: its JSON, and its alt text.
+
+    Args:
+        spec: the figure as plotly's JSON.
+    """
+    title, alt = plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]["alt"]
+    return {PLOTLY_MIME: spec | {"config": CONFIG}, "text/plain": f"[figure] {title}: {alt}"}
+
+
+def display_bundle(bundle: Any, **form: Any) -> Any:
+    """Display one output in a notebook and return IPython's handle of it, if it makes one.
+
+    Args:
+        bundle: representations by MIME type, or with ``raw=False`` an object to display.
+        form: further arguments of IPython's `display`.
     """
     from IPython.display import display
 
-    for bundle in shown(figure):
-        display(bundle, raw=True)
-
-
-def shown(figure: go.Figure) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two outputs of `show`, by MIME type: the figure, and what stands below it."""
-    spec = json.loads(figure.to_json())
-    title, meta = plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
-    return (
-        {PLOTLY_MIME: spec | {"config": CONFIG}, "text/plain": f"[figure] {title}: {meta['alt']}"},
-        {"text/html": note_below(spec), "text/plain": meta["caption"]},
-    )
+    return display(bundle, **{"raw": True, **form})  # type: ignore[no-untyped-call]  # IPython has no types

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from finemem_lib.data.sentences import sentences
 from finemem_lib.figures import style
 from finemem_lib.figures.evidence import source_sentence
-from finemem_lib.figures.rollouts import _shown
+from finemem_lib.figures.rollouts import reward_text
 from finemem_lib.figures.style import BLUE, GREY, ORANGE, PALE, label, paragraph
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.text import words
@@ -45,7 +45,7 @@ def episode_before_after(
         for step in columns[0].steps
         for place, text in enumerate(sentences(step.chunk.text))
     ]
-    needed = _needed(columns[0])
+    needed = needed_sentences(columns[0])
     chosen = sorted(sorted(read, key=lambda row: row[:2] not in needed)[:max_sentences])
     rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
     xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
@@ -97,7 +97,7 @@ def episode_before_after(
         (f"after {i}" for i in range(1, len(after) + 1)),
     )
     heads = [
-        f"{name}<br>r = {_shown(outcome_reward(one), '.2f')}"
+        f"{name}<br>r = {reward_text(outcome_reward(one), '.2f')}"
         for name, one in zip((name for group in groups for name in group), columns, strict=True)
     ]
     middle = len(before) + 0.75
@@ -146,7 +146,7 @@ def episode_before_after(
         reward = style.mean(outcome_reward(trajectory) for trajectory in columns[part])
         sides.append(
             f"{name} training {useful:.3g} of {len(needed)} needed sentences and "
-            f"{other:.3g} others were kept, outcome reward {_shown(reward, '.2f')}"
+            f"{other:.3g} others were kept, outcome reward {reward_text(reward, '.2f')}"
         )
     cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
     return style.finish(
@@ -172,7 +172,7 @@ _FATES = {
 """What became of a sentence or an answer: colour, symbol, size, panel."""
 
 
-def _needed(trajectory: Trajectory) -> set[tuple[int, int]]:
+def needed_sentences(trajectory: Trajectory) -> set[tuple[int, int]]:
     """Return (step, place) of the sentences that hold what the global questions ask for: one for
     each question and evidence step, or one in all where the evidence is not known."""
     found = set()

@@ -18,7 +18,14 @@ import plotly.graph_objects as go
 
 from finemem_lib.data.sentences import sentences
 from finemem_lib.figures import style
-from finemem_lib.figures.selection import _belongs, _clicks, _faded, _outline, _score, _verdict
+from finemem_lib.figures.selection import (
+    belongs,
+    faded,
+    outline,
+    score_text,
+    selecting_clicks,
+    verdict,
+)
 from finemem_lib.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, label, paragraph
 from finemem_lib.rewards import (
     RewardSettings,
@@ -129,9 +136,9 @@ def evidence_sankey(
         target = node(
             "question",
             j,
-            f"{_verdict(answered)} {label(answered.question.text, 18)}",
+            f"{verdict(answered)} {label(answered.question.text, 18)}",
             f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 80)}"
-            f"<br>score s_j = {_score(answered)}",
+            f"<br>score s_j = {score_text(answered)}",
             BLUE if answered.score else GREY,
         )
         if not any(part.question == j for part in parts):
@@ -142,12 +149,12 @@ def evidence_sankey(
                 1 / scored,
                 answered.score,
                 "no item was credited",
-                _belongs(selected, None, None, j),
+                belongs(selected, None, None, j),
             )
     for part in parts:
         if part.question not in chosen:
             continue
-        own = _belongs(selected, part.step, part.item_id, part.question)
+        own = belongs(selected, part.step, part.item_id, part.question)
         answered = trajectory.questions[part.question]
         content = contents.get(part.item_id, "")
         item = node(
@@ -257,7 +264,7 @@ def evidence_sankey(
         else (f" ({len(chosen)} of {len(trajectory.questions)} questions shown)")
     )
     rows = max(Counter(kind for kind, _ in nodes).values(), default=1)
-    return style.made(
+    return style.from_traces(
         [trace],
         "Who earned which answer?",
         f"{right} of {len(chosen)} questions were answered with a score above 0{cut}.{who} Grey is "
@@ -265,7 +272,7 @@ def evidence_sankey(
         f"Sankey diagram from {len(earners)} steps over memory items to {len(chosen)} questions; "
         "the width of a band is a share of the outcome reward, grey bands earned nothing.",
         150 + 30 * rows,
-        _clicks(selected, {0: clicks}),
+        selecting_clicks(selected, {0: clicks}),
         annotations=headings,
         margin={"l": 8, "r": 8, "t": 84, "b": 24},
     )
@@ -293,7 +300,7 @@ def evidence_trail(
         for j, answered in enumerate(trajectory.questions)
         for rank, found in enumerate(answered.retrieved, start=1)
         for step, share in shares.get((j, found.item_id), [(found.steps[-1], 0.0)])
-        if _belongs(selected, step, found.item_id, j)
+        if belongs(selected, step, found.item_id, j)
     ]
     kept = sorted(range(len(rows)), key=lambda n: (-rows[n][5] * (rows[n][1].score or 0), n))
     drawn = [rows[n] for n in sorted(kept[:max_rows])]
@@ -320,7 +327,7 @@ def evidence_trail(
         )
         notes.append(
             f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
-            f"{_score(answered)}<br>place {rank} of {len(answered.retrieved)}, retrieval score "
+            f"{score_text(answered)}<br>place {rank} of {len(answered.retrieved)}, retrieval score "
             f"{found.score:.2f}, {said}<br>written at steps {', '.join(map(str, found.steps))}<br>"
             f"{paragraph(source)}"
         )
@@ -350,9 +357,9 @@ def evidence_trail(
         answered = trajectory.questions[int(selected[9:]) - 1]
         asked = (
             f"{style.one_line(answered.question.text, 120)} Answer: "
-            f"{style.one_line(answered.answer, 60)!r}, score {_score(answered)}. "
+            f"{style.one_line(answered.answer, 60)!r}, score {score_text(answered)}. "
         )
-    return style.made(
+    return style.from_traces(
         traces,
         f"What was it answered from{what}",
         f"{asked}{len(rows)} ways of evidence{cut}, through which {earned:.3g} of the outcome "
@@ -360,7 +367,7 @@ def evidence_trail(
         f"Bars for {len(drawn)} ways from a question over a retrieved item to the step and the "
         "sentence it was written from.",
         170 + 46 * max(1, len(drawn)),
-        _clicks(selected, {0: owners, 1: owners}),
+        selecting_clicks(selected, {0: owners, 1: owners}),
         barmode="stack",
         xaxis={"title": {"text": "share of r<sub>global</sub>"}, "rangemode": "tozero"},
         yaxis={
@@ -453,13 +460,13 @@ def evidence_heatmap(
     ]
     outlines: list[dict[str, Any]] = []
     if selected is not None:
-        own = [part for part in parts if _belongs(selected, part.step, part.item_id, part.question)]
+        own = [part for part in parts if belongs(selected, part.step, part.item_id, part.question)]
         lit = {part.step for part in own}, {part.question + 1 for part in own}
         for trace, places, those in ((traces[2], numbers, lit[1]), (traces[3], steps, lit[0])):
-            trace |= _faded([not selected or place in those for place in places])
+            trace |= faded([not selected or place in those for place in places])
         outlines = (
             [
-                _outline(
+                outline(
                     x0=part.question + 0.5,
                     x1=part.question + 1.5,
                     y0=part.step - 0.5,
@@ -475,7 +482,7 @@ def evidence_heatmap(
     total = sum(row_sums)
     top = f"Step {steps[best]} contributes most, N_t = {row_sums[best]:.3g}. " if total else ""
     idle = sum(1 for value in row_sums if not value)
-    return style.made(
+    return style.from_traces(
         traces,
         "Evidence: which step matters for which question",
         f"{top}{idle} of {len(steps)} steps earned no evidence; the N_t add up to {total:.3g}. "
@@ -483,7 +490,7 @@ def evidence_heatmap(
         f"Heatmap of {len(steps)} steps by {len(asked)} questions with the scores as bars on top "
         "and the normalised evidence contribution N_t of each step as bars on the right.",
         260 + max(160, min(16 * len(steps), 600)),
-        _clicks(
+        selecting_clicks(
             selected,
             {
                 0: (columns := [f"question {j}" for j in numbers]),

@@ -1,7 +1,6 @@
 """Figures of experiments: estimates with intervals, paired differences, curves, edits.
 
-Pure builders in the manner of `plots`, of whose helpers they are made. They take the rows of
-`experiment_table.table` or the results of cells.
+They take the rows of `experiments.tables.table` or the results of cells.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from finemem_lib.experiments.cells import Cell, CellResult
 from finemem_lib.experiments.tables import (
@@ -27,15 +25,14 @@ from finemem_lib.experiments.tables import (
 from finemem_lib.figures import style
 from finemem_lib.figures.style import (
     BLUE,
-    CATEGORIES,
     GREEN,
     GREY,
-    MARKERS,
     ORANGE,
     PALE,
     PINK,
     RED,
     SKY,
+    known,
     label,
     paragraph,
 )
@@ -52,7 +49,7 @@ EDITS = {
     ),
     "DELETE of a live record": (("DELETE live",), RED),
 }
-"""What `edit_bars` draws: name -> counts of `operation_truth` that it adds up, colour."""
+"""The bars of `edit_bars`: name -> the counts of `operation_truth` that it adds up, colour."""
 
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wrong chunk questions": ("wrong_questions", {}),
@@ -60,8 +57,8 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "evidence dropped": ("evidence_drop", {}),
     "evidence swapped": ("evidence_swap", {}),
 }
-"""What `dose_response` draws: name of a line -> the knob that it follows, and knobs that are
-otherwise than in the first regime all along the line."""
+"""The lines of `dose_response`: name -> the knob that it follows, and the knobs that differ from
+the first regime all along the line."""
 
 BLOCK = 5
 """Updates that are averaged into one point of a learning curve."""
@@ -74,9 +71,18 @@ def measure_intervals(
     unit: str,
     difference: bool = False,
 ) -> go.Figure:
-    """Show measures with their intervals, one panel per regime and one line per variant (the other
-    way round where there are more regimes); with `difference`, those of the paired differences to
-    the baseline, which has none."""
+    """Show measures with their intervals, one panel per regime and one line per variant.
+
+    Where there are more regimes than variants, the panels are variants and the lines regimes.
+
+    Args:
+        rows: the rows of `experiments.tables.table`.
+        measures: the measures shown, by name.
+        title: title of the figure.
+        unit: title of the x axis.
+        difference: whether the paired differences to the baseline are shown instead of the values;
+            the baseline has none.
+    """
     drawn = [
         row
         for row in rows
@@ -88,35 +94,20 @@ def measure_intervals(
         shift = 0.6 * (place - (len(measures) - 1) / 2) / max(1, len(measures))
         for panel, name in enumerate(panels.names):
             part = [row for row in drawn if row.measure == measure and panels.of(row) == name]
-            values, low, high = (
-                zip(*(_bounds(row, difference) for row in part), strict=True)
-                if part
-                else ((), (), ())
-            )
+            bounds = [_bounds(row, difference) for row in part]
             at = [lines.names.index(lines.of(row)) for row in part]
             fig.add_scatter(
-                x=style.numbers(values),
+                x=style.numbers(value for value, _, _ in bounds),
                 row=1,
                 col=panel + 1,
                 mode="markers",
                 y=style.numbers(line + shift for line in at),
                 meta={"panel": label(name), "y": at},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 2,
-                    "width": 4,
-                    "array": style.numbers(b - a for a, b in zip(values, high, strict=True)),
-                    "arrayminus": style.numbers(a - b for a, b in zip(values, low, strict=True)),
-                },
+                error_x=_error_bars(bounds),
                 name=label(measure),
                 legendgroup=measure,
                 showlegend=not panel and len(measures) > 1,
-                marker={
-                    "color": CATEGORIES[place % len(CATEGORIES)],
-                    "size": 9,
-                    "symbol": MARKERS[place % len(MARKERS)],
-                },
+                marker={"color": style.series_color(place), **style.series_marker(place, 9)},
                 customdata=[
                     f"{label(lines.of(row))}, {label(measure)}: "
                     + (format_difference(row) if difference else format_interval(row))
@@ -129,11 +120,11 @@ def measure_intervals(
     style.name_panels(fig, unit)
     count = f"{len(drawn)} estimates over {_seeds(drawn)} seeds"
     clear = [row for row in drawn if difference and excludes_zero(row)]
-    told = f"; {len(clear)} of the intervals exclude zero" if difference else ""
+    excluding = f"; {len(clear)} of the intervals exclude zero" if difference else ""
     return style.finish(
         fig,
         title,
-        f"{count}, with 95 % intervals over seeds and streams{told}.",
+        f"{count}, with 95 % intervals over seeds and streams{excluding}.",
         f"Dot plot with intervals of {len(measures)} measures for {lines} in {panels}.",
         170 + max(130, (26 + 12 * len(measures)) * len(lines.names)) + 24 * (len(measures) > 1),
         margin={"t": 84, "b": 72 + 24 * (len(measures) > 1)},
@@ -143,11 +134,17 @@ def measure_intervals(
 def difference_heatmap(
     rows: Iterable[ExperimentRow], measures: Sequence[str] = ACCURACIES
 ) -> go.Figure:
-    """Show the paired differences to the baseline, in panels as `measure_intervals`; a value in
-    brackets is one whose interval includes zero."""
+    """Show the paired differences to the baseline, in panels like those of `measure_intervals`.
+
+    A value stands in brackets where its interval includes zero.
+
+    Args:
+        rows: the rows of `experiments.tables.table`.
+        measures: the measures shown, by name.
+    """
     drawn = [row for row in rows if row.measure in measures and row.difference is not None]
     panels, lines = _arranged(drawn)
-    bound = max((abs(row.difference) for row in drawn), default=0) or 1
+    bound = style.number(style.largest([[row.difference for row in drawn]]))
     fig = _panels(panels, lines)
     for panel, name in enumerate(panels.names):
         found = {(lines.of(row), row.measure): row for row in drawn if panels.of(row) == name}
@@ -158,16 +155,9 @@ def difference_heatmap(
             z=[[row and style.number(row.difference) for row in line] for line in table],
             text=[[_marked(row) for row in line] for line in table],
             texttemplate="%{text}",
-            textfont={"size": 11},
-            colorscale="PuOr",
-            zmid=0,
-            zmin=style.number(-bound),
-            zmax=style.number(bound),
-            xgap=1,
-            ygap=1,
+            **style.signed_heatmap(bound, "difference in accuracy"),
             name=label(name),
             showscale=panel == 0,
-            colorbar=style.colorbar("difference in accuracy"),
             row=1,
             col=panel + 1,
             hovertemplate="%{x}: %{text}<extra></extra>",
@@ -196,19 +186,22 @@ def dose_response(
 
     One panel per primary measure, one line per kind and variant, over the regimes that differ from
     the first one in the kind's knobs only. The first regime, in which nothing is wrong, begins
-    every line that has no knobs of its own.
+    every line that has no further knobs.
+
+    Args:
+        rows: the rows of `experiments.tables.table`.
+        results: the results of the cells behind them, which hold the knobs.
+        kinds: name of each line -> the knob that it follows, and the knobs that differ from the
+            first regime all along it.
+        title: title of the figure.
+        unit: title of the x axis.
     """
     cells = {(one.cell.variant, one.cell.regime): one.cell for one in results}
     pairs = compared(rows)
     _, variants = kept_together(pairs)
-    fig = make_subplots(
-        rows=1,
-        cols=len(PRIMARY),
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        subplot_titles=style.panel_titles(PRIMARY),
-    )
-    drawn, lines = [], [(variant, kind) for variant in variants for kind in kinds]
+    fig = style.side_by_side(PRIMARY)
+    drawn: list[ExperimentRow] = []
+    lines = [(variant, kind) for variant in variants for kind in kinds]
     for place, (variant, kind) in enumerate(lines):
         name = kind if len(variants) == 1 else f"{variant}, {kind}"
         for panel, measure in enumerate(PRIMARY):
@@ -229,22 +222,15 @@ def dose_response(
                 row=1,
                 col=panel + 1,
                 y=style.numbers(row.difference for _, row in points),
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 2,
-                    "width": 4,
-                    "array": style.numbers(r.difference_high - r.difference for _, r in points),
-                    "arrayminus": style.numbers(r.difference - r.difference_low for _, r in points),
-                },
+                error_y=_error_bars([_bounds(row, True) for _, row in points]),
                 mode="lines+markers",
                 name=label(name, 40),
                 legendgroup=str(place),
                 meta={"panel": label(measure)},
                 offsetgroup=str(place),
                 showlegend=not panel,
-                line_color=CATEGORIES[place % len(CATEGORIES)],
-                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 9},
+                line_color=style.series_color(place),
+                marker=style.series_marker(place, 9),
                 customdata=[f"{label(row.regime)}: {format_difference(row)}" for _, row in points],
                 hovertemplate="%{customdata}<extra></extra>",
             )
@@ -271,17 +257,18 @@ def dose_response(
 def learning_curves(
     results: Iterable[CellResult], curve: str = "accuracy", unit: str = "accuracy (mean score)"
 ) -> go.Figure:
-    """Show one curve of the training rollouts, mean over seeds with their range, in blocks of five
-    updates; one panel per regime, one line per variant."""
+    """Show one curve of the training rollouts, one panel per regime and one line per variant.
+
+    A point is the mean over seeds of `BLOCK` updates, with the range over seeds.
+
+    Args:
+        results: the results of cells; those without the curve are left out.
+        curve: name of the curve.
+        unit: title of the y axis.
+    """
     results = [result for result in results if curve in result.curve]
     regimes, variants = kept_together(result.cell for result in results)
-    fig = make_subplots(
-        rows=1,
-        cols=len(regimes) or 1,
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        subplot_titles=style.panel_titles(regimes),
-    )
+    fig = style.side_by_side(regimes)
     ends = {}
     for panel, regime in enumerate(regimes):
         for place, variant in enumerate(variants):
@@ -300,18 +287,12 @@ def learning_curves(
             fig.add_scatter(
                 x=[min((number + 1) * BLOCK, updates) for number in range(len(points))],
                 y=style.numbers(middle),
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1,
-                    "width": 3,
-                    "array": style.numbers(
-                        max(s) - m if s else None for s, m in zip(spread, middle, strict=True)
-                    ),
-                    "arrayminus": style.numbers(
-                        m - min(s) if s else None for s, m in zip(spread, middle, strict=True)
-                    ),
-                },
+                error_y=style.error_bars(
+                    (max(s) - known(m) if s else None for s, m in zip(spread, middle, strict=True)),
+                    (known(m) - min(s) if s else None for s, m in zip(spread, middle, strict=True)),
+                    width=3,
+                    thickness=1,
+                ),
                 mode="lines+markers",
                 name=label(variant),
                 legendgroup=label(variant),
@@ -319,8 +300,8 @@ def learning_curves(
                 showlegend=not panel,
                 row=1,
                 col=panel + 1,
-                line_color=CATEGORIES[place % len(CATEGORIES)],
-                marker={"symbol": MARKERS[place % len(MARKERS)], "size": 7},
+                line_color=style.series_color(place),
+                marker=style.series_marker(place, 7),
             )
     fig.update_annotations(font={"size": 13})
     style.name_panels(fig, f"update (mean of {BLOCK})")
@@ -342,7 +323,11 @@ def learning_curves(
 
 
 def edit_bars(results: Iterable[CellResult]) -> go.Figure:
-    """Show the edits per step of the tested managers (sampled), judged by the planted truth."""
+    """Show the edits per step of the tested managers (sampled), judged by the planted truth.
+
+    Args:
+        results: the results of cells.
+    """
     results = list(results)
     panels, lines = _arranged([result.cell for result in results])
     fig = _panels(panels, lines)
@@ -395,34 +380,25 @@ class _Names:
     names: list[str]
 
     def of(self, row: ExperimentRow | Cell) -> str:
-        return getattr(row, self.field)
+        return str(getattr(row, self.field))
 
     def __str__(self) -> str:
         return f"{len(self.names)} {self.field}{'s' * (len(self.names) != 1)}"
 
 
 def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
-    """Return what makes the panels and what the lines: the fewer names stand side by side."""
+    """Return the names of the panels and of the lines: the fewer names stand side by side."""
     regimes, variants = kept_together(rows)
-    both = _Names("regime", regimes), _Names("variant", variants)
-    return both if len(regimes) <= len(variants) else both[::-1]
+    by_regime, by_variant = _Names("regime", regimes), _Names("variant", variants)
+    if len(regimes) <= len(variants):
+        return by_regime, by_variant
+    return by_variant, by_regime
 
 
 def _panels(panels: _Names, lines: _Names) -> go.Figure:
-    """Return an empty panel for each of the one, with the others as lines, the first on top."""
-    fig = make_subplots(
-        rows=1,
-        cols=len(panels.names) or 1,
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        subplot_titles=style.panel_titles(panels.names),
-    )
-    fig.update_yaxes(
-        tickvals=list(range(len(lines.names))),
-        zeroline=False,
-        ticktext=[paragraph(name, 36, 20) for name in lines.names],
-        range=[len(lines.names) - 0.4, -0.6],
-    )
+    """Return an empty panel for each name of `panels`, its lines named by `lines`."""
+    fig = style.side_by_side(panels.names)
+    fig.update_yaxes(style.lines_axis([paragraph(name, 36, 20) for name in lines.names]))
     fig.update_yaxes(title_text=lines.field, col=1)
     fig.update_annotations(font={"size": 13})
     return fig
@@ -439,7 +415,7 @@ def _dose(
 
     first = next(cell for (variant, _), cell in cells.items() if variant == row.variant)
     found = knobs(cells[row.variant, row.regime])
-    line = knobs(first) | along | {knob: found[knob]}
+    line = {**knobs(first), **along, knob: found[knob]}
     return found[knob] if found == line else None
 
 
@@ -447,7 +423,7 @@ def _counted(rows: Sequence[ExperimentRow]) -> str:
     """Return in words how many of the comparisons in primary measures are clear."""
     pairs = compared(rows)
     clear = [row for row in pairs if excludes_zero(row)]
-    up = sum(row.difference > 0 for row in clear)
+    up = sum(known(row.difference) > 0 for row in clear)
     return (
         f"Of {len(pairs)} comparisons in the {len(PRIMARY)} primary measures (sampled at the end, "
         f"first updates) over {_seeds(rows)} seeds {up} are above zero and {len(clear) - up} below "
@@ -456,9 +432,16 @@ def _counted(rows: Sequence[ExperimentRow]) -> str:
 
 
 def _bounds(row: ExperimentRow, difference: bool) -> tuple[float, float, float]:
+    """Return a value, or a difference, with the lower and upper end of its interval."""
     if difference:
-        return row.difference, row.difference_low, row.difference_high
+        return known(row.difference), known(row.difference_low), known(row.difference_high)
     return row.value, row.low, row.high
+
+
+def _error_bars(bounds: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    return style.error_bars(
+        [high - value for value, _, high in bounds], [value - low for value, low, _ in bounds]
+    )
 
 
 def _seeds(rows: Iterable[ExperimentRow]) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import plotly.graph_objects as go
 
 from finemem_lib.figures import style
 from finemem_lib.figures.selection import (
-    _clicks,
-    _faded,
-    _outcome_name,
-    _outline,
-    _score,
-    _selected_items,
+    clicks_on,
+    faded,
+    outcome_name,
+    outline,
+    score_text,
+    selected_items,
+    selecting_clicks,
 )
 from finemem_lib.figures.style import (
     BLUE,
-    CATEGORIES,
     GREEN,
     GREY,
     OPERATION_STYLE,
@@ -31,7 +32,14 @@ from finemem_lib.figures.style import (
     paragraph,
 )
 from finemem_lib.text import TOKENIZER, count_tokens
-from finemem_lib.trajectory import OPERATION_KINDS, MemoryDelta, Trajectory, creation_key
+from finemem_lib.trajectory import (
+    OPERATION_KINDS,
+    AnsweredQuestion,
+    MemoryDelta,
+    MemoryItem,
+    Trajectory,
+    creation_key,
+)
 
 if TYPE_CHECKING:
     from finemem_lib.data.questions import AuditRow
@@ -40,7 +48,8 @@ if TYPE_CHECKING:
 def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
     """Show what became of the candidate questions of each chunk: kept, or rejected and why.
 
-    Counts of candidates, stacked per step.
+    Args:
+        rows: one row per candidate question, of any number of streams.
     """
     rows = list(rows)
     steps = sorted({row.step for row in rows})
@@ -61,7 +70,7 @@ def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
             y=[rejected[step, reason] for step in steps],
             name=label(f"rejected: {reason}"),
             marker={
-                "color": CATEGORIES[number % len(CATEGORIES)],
+                "color": style.series_color(number),
                 "pattern": style.pattern(number),
             },
         )
@@ -88,8 +97,12 @@ def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
 def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
     """Show, step by step, items and tokens in memory and the operations that made them.
 
-    Tokens are L(M_t) in the trajectory's own token unit. `step` marks one step, and lets a click
-    choose another.
+    Tokens are L(M_t) in the token unit of the trajectory.
+
+    Args:
+        trajectory: the trajectory.
+        step: the step that is marked, from 1; a click chooses another one. `None` for a figure
+            without selection.
     """
     steps = [record.step for record in trajectory.steps]
     counts: list[int] = []
@@ -123,8 +136,7 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
         },
     ]
     kinds = [
-        Counter(_outcome_name(outcome) for outcome in record.outcomes)
-        for record in trajectory.steps
+        Counter(outcome_name(outcome) for outcome in record.outcomes) for record in trajectory.steps
     ]
     traces += [
         {
@@ -155,7 +167,7 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
         }
         for name, title, low in panels
     }
-    return style.made(
+    return style.from_traces(
         traces,
         f"Memory of {label(trajectory.manager, 24)}, step by step",
         f"After {len(steps)} steps the memory holds {counts[-1] if counts else 0} items and "
@@ -163,15 +175,13 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
         "operations were valid.",
         "Three panels over steps: items in memory, tokens in memory, and operations by kind.",
         560,
-        step
-        if step is None
-        else {"control": "step", "points": {str(number): steps for number in range(len(traces))}},
+        None if step is None else clicks_on("step", dict.fromkeys(range(len(traces)), steps)),
         barmode="stack",
         xaxis=style.count_axis(len(steps)) | {"anchor": "y3"},
         **axes,
         shapes=[]
         if step is None
-        else [_outline(x0=step - 0.4, x1=step + 0.4, yref="paper", y0=0, y1=1)],
+        else [outline(x0=step - 0.4, x1=step + 0.4, yref="paper", y0=0, y1=1)],
     )
 
 
@@ -183,15 +193,19 @@ MEMORY_STATES = {
     "deleted at this step": RED,
     "evicted at this step": PINK,
 }
-"""What `memory_state` tells apart, each by colour, pattern and a word."""
+"""The states of an item in `memory_state`, each with its colour."""
 
 
 def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.Figure:
     """Show M_t, the memory after one step: its items, their length, what this step did to them.
 
     Lengths are tokens, as `text.count_tokens` counts them. An item that this step removed is shown
-    a last time; an item that no question of the whole trajectory retrieved is grey. Where more than
-    `max_items` ever lived, those this step touched and the last written are shown.
+    a last time; an item that no question of the whole trajectory retrieved is grey.
+
+    Args:
+        trajectory: the trajectory.
+        step: the step t in 0..T; 0 is the empty memory at the start.
+        max_items: most items shown; those that this step touched come first, then the last written.
 
     Raises:
         ValueError: `step` is outside 0..T.
@@ -199,33 +213,18 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     now = {item.item_id: item for item in trajectory.memory_at(step)}
     before = {item.item_id: item for item in trajectory.memory_at(max(0, step - 1))}
     hits = {
-        found.item_id
-        for answered in (
-            *(one for record in trajectory.steps for one in record.chunk_questions),
-            *trajectory.questions,
-        )
-        for found in answered.retrieved
+        found.item_id for answered in _all_questions(trajectory) for found in answered.retrieved
     }
-    delta = trajectory.steps[step - 1].delta if step else MemoryDelta()
-    touched = {
-        item.item_id: f"{'updated' if item.item_id in before else 'inserted'} at this step"
-        for item in delta.written
-    }
-    touched |= {item_id: "deleted at this step" for item_id in delta.removed}
-    touched |= {item_id: "evicted at this step" for item_id in delta.evicted}
+    touched = _touched(trajectory.steps[step - 1].delta if step else MemoryDelta(), before)
     ever = {item.item_id: item for record in trajectory.steps for item in record.delta.written}
-
-    def order(item_id: str) -> tuple[int, int]:
-        return creation_key(ever[item_id])
-
-    shown = sorted(ever, key=order)
-    if len(shown) > max_items:
-        there = sorted(
-            now | before,
-            key=lambda item_id: (item_id not in touched, -(now | before)[item_id].last_step),
+    chosen = sorted(ever, key=lambda item_id: creation_key(ever[item_id]))
+    if len(chosen) > max_items:
+        there = now | before
+        first = sorted(
+            there, key=lambda item_id: (item_id not in touched, -there[item_id].last_step)
         )[:max_items]
-        shown = sorted(there, key=order)
-    lanes = {item_id: lane for lane, item_id in enumerate(shown)}
+        chosen = [item_id for item_id in chosen if item_id in first]
+    lanes = {item_id: lane for lane, item_id in enumerate(chosen)}
     bars: dict[str, list[tuple[int, int, str]]] = {state: [] for state in MEMORY_STATES}
     for item_id, lane in lanes.items():
         item = now.get(item_id) or (before.get(item_id) if item_id in touched else None)
@@ -263,15 +262,17 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
         f"#{label(item_id, 8)} {label(item.content, 30)}" if item else f"#{label(item_id, 8)}"
         for item_id, item in contents.items()
     ]
-    did = Counter(touched.values())
     longest = max((count_tokens(item.content) for item in ever.values()), default=1)
     idle = sum(1 for item_id in now if item_id not in hits)
     cut = "" if len(lanes) == len(ever) else f" ({len(lanes)} shown)"
     happened = (
-        ", ".join(f"{count} {state.removesuffix(' at this step')}" for state, count in did.items())
+        ", ".join(
+            f"{count} {state.removesuffix(' at this step')}"
+            for state, count in Counter(touched.values()).items()
+        )
         or "nothing changed"
     )
-    return style.made(
+    return style.from_traces(
         traces,
         f"Memory after step {step} of {trajectory.num_steps}",
         f"{len(now)} items{cut}, {sum(count_tokens(item.content) for item in now.values())} "
@@ -290,174 +291,97 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     )
 
 
+def _all_questions(trajectory: Trajectory) -> Iterable[AnsweredQuestion]:
+    for record in trajectory.steps:
+        yield from record.chunk_questions
+    yield from trajectory.questions
+
+
+def _touched(delta: MemoryDelta, before: Mapping[str, MemoryItem]) -> dict[str, str]:
+    """Return the state in `memory_state` of every item that a step changed."""
+    touched = {
+        item.item_id: f"{'updated' if item.item_id in before else 'inserted'} at this step"
+        for item in delta.written
+    }
+    touched |= {item_id: "deleted at this step" for item_id in delta.removed}
+    touched |= {item_id: "evicted at this step" for item_id in delta.evicted}
+    return touched
+
+
 def operation_timeline(
     trajectory: Trajectory, max_items: int = 24, selected: str | None = None
 ) -> go.Figure:
-    """Show the life of every memory item: who wrote it when, when it ended, when it was retrieved.
+    """Show the life of every memory item: its operations, its end, and its retrievals.
 
-    One lane per item (the `max_items` most retrieved, then the oldest), a line for its lifetime, a
-    marker per operation, a tick per retrieval; global questions stand after the last step.
+    One lane per item, a line for its lifetime, a marker per operation, a tick per retrieval; global
+    questions stand after the last step.
+
+    Args:
+        trajectory: the trajectory.
+        max_items: most lanes shown: the most retrieved items, then the oldest.
+        selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
+            `selection`); `None` for a figure without selection.
     """
     start = trajectory.num_steps + 0.55  # of the room that the global questions take
     end = start + max(1.0, 0.2 * trajectory.num_steps)
-    born: dict[str, int] = {}
-    contents: dict[str, str] = {}
-    order: dict[str, tuple[int, int]] = {}
-    gone: dict[str, tuple[int, str]] = {}
-    for step in trajectory.steps:
-        for item in step.delta.written:
-            born.setdefault(item.item_id, item.created_step)
-            contents[item.item_id] = item.content
-            order[item.item_id] = creation_key(item)
-        gone |= {item_id: (step.step, "DELETE") for item_id in step.delta.removed}
-        gone |= {item_id: (step.step, "evicted") for item_id in step.delta.evicted}
-    asked = [
-        (style.number(left + room * place / (len(group) + 1)), when, answered)
-        for left, room, when, group in [
-            *((step.step + 0.1, 0.8, step.step, step.chunk_questions) for step in trajectory.steps),
-            (start, end - start, "after the last", trajectory.questions),
-        ]
-        for place, answered in enumerate(group, start=1)
-    ]
+    lives = _lives(trajectory)
+    asked = _times_of_questions(trajectory, start, end)
     hits = Counter(found.item_id for *_, answered in asked for found in answered.retrieved)
-    chosen = _selected_items(trajectory, selected)
+    chosen = selected_items(trajectory, selected)
     shown = sorted(
-        born, key=lambda item_id: (item_id not in chosen, -hits[item_id], order[item_id])
+        lives, key=lambda item_id: (item_id not in chosen, -hits[item_id], lives[item_id].order)
     )[:max_items]
-    lanes = {item_id: lane for lane, item_id in enumerate(sorted(shown, key=order.__getitem__))}
-    nowhere = len(lanes)
-
-    life_x: list[float | None] = []
-    life_y: list[int | None] = []
-    for item_id, lane in lanes.items():
-        life_x += [born[item_id], gone[item_id][0] if item_id in gone else end, None]
-        life_y += [lane, lane, None]
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "x": life_x,
-            "y": life_y,
-            "mode": "lines",
-            "name": "in memory",
-            "hoverinfo": "skip",
-            "line": {"color": PALE, "width": 8},
-        }
-    ]
-    done = {_outcome_name(outcome) for step in trajectory.steps for outcome in step.outcomes}
-    ended = {how for _, how in gone.values()}
-    marks: dict[str, list[tuple[float, int, str, int | str]]] = {
-        name: [] for name in OPERATION_STYLE if name in done | ended
+    lanes = {
+        item_id: lane
+        for lane, item_id in enumerate(sorted(shown, key=lambda item_id: lives[item_id].order))
     }
-    for item_id, lane in lanes.items():
-        if item_id in gone and gone[item_id][1] == "evicted":
-            marks["evicted"].append(
-                (
-                    gone[item_id][0],
-                    lane,
-                    f"pushed out: {paragraph(contents[item_id])}",
-                    gone[item_id][0],
-                )
-            )
-    for step in trajectory.steps:
-        for outcome in step.outcomes:
-            name = _outcome_name(outcome)
-            item_id = outcome.item_id if outcome.applied else None
-            if item_id is not None and item_id not in lanes:
-                continue
-            content = outcome.operation.content if outcome.operation else outcome.raw
-            reason = f" ({label(outcome.reason, 60)})" if outcome.reason else ""
-            marks[name].append(
-                (
-                    step.step,
-                    nowhere if item_id is None else lanes[item_id],
-                    f"step {step.step}: {name}{reason}<br>{paragraph(content or '')}",
-                    step.step,
-                )
-            )
-    retrieved = {"retrieved, answer right": [], "retrieved, answer not right": []}
-    for x, when, answered in asked:
-        name = "retrieved, answer right" if answered.score else "retrieved, answer not right"
-        retrieved[name] += [
-            (
-                x,
-                lanes[found.item_id],
-                f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}"
-                f"<br>score: {_score(answered)}",
-                when,
-            )
-            for found in answered.retrieved
-            if found.item_id in lanes
-        ]
+    nowhere = len(lanes)  # the lane of operations that touched no item
+    marks = _operation_marks(trajectory, lives, lanes)
     owners = [f"item {item_id}" for item_id in lanes]
     clicks: dict[int, list[str | None]] = {}
-    ticks = {
-        "retrieved, answer right": (BLUE, "line-ns-open"),
-        "retrieved, answer not right": (GREY, "line-ne-open"),
-    }
-    for name, points in {**marks, **retrieved}.items():
+    traces: list[dict[str, Any]] = [_lifetimes(lives, lanes, end)]
+    for name, points in {**marks, **_retrieval_marks(asked, lanes)}.items():
         if not points and selected is None:
             continue  # else a selection changes which items are shown, but not the traces
-        color, symbol = (OPERATION_STYLE | ticks)[name]
-        xs, ys, hover, when = ([point[place] for point in points] for place in range(4))
-        marker = {"color": color, "symbol": symbol, "size": 11}
-        told: dict[str, Any] = {}
-        if name in ticks:
-            marker["line"] = {"width": 2, "color": color}
-            told = {"meta": {"x": when}}
-        trace = told | {
-            "type": "scatter",
-            "x": xs,
-            "y": ys,
-            "customdata": hover,
-            "mode": "markers",
-            "name": name,
-            "hovertemplate": "%{customdata}<extra></extra>",
-            "marker": marker,
-        }
+        trace = _mark_trace(name, points)
         if selected is not None:
+            ys = trace["y"]
             clicks[len(traces)] = [None if y == nowhere else owners[y] for y in ys]
-            trace |= _faded(
-                [not selected or (y != nowhere and owners[y][5:] in chosen) for y in ys]
-            )
+            trace |= faded([not selected or (y != nowhere and owners[y][5:] in chosen) for y in ys])
         traces.append(trace)
-    shapes = [
-        _outline(
+    highlights = [
+        outline(
             xref="paper",
             x0=0,
             x1=1,
-            y0=lanes[item_id] - 0.5,
-            y1=lanes[item_id] + 0.5,
+            y0=lane - 0.5,
+            y1=lane + 0.5,
             fillcolor="rgba(0,114,178,0.08)",
         )
-        for item_id in lanes
+        for item_id, lane in lanes.items()
         if item_id in chosen
     ]
-    labels = [f"#{label(item_id, 8)} {label(contents[item_id], 24)}" for item_id in lanes]
+    labels = [f"#{label(item_id, 8)} {label(lives[item_id].content, 24)}" for item_id in lanes]
     axis = style.count_axis(trajectory.num_steps)
     ticked = [step.step for step in trajectory.steps if step.step % axis["dtick"] == 0]
-    bottom = bool(any(lane == nowhere for points in marks.values() for _, lane, *_ in points))
-    never = sum(1 for item_id in born if not hits[item_id])
-    cut = "" if len(lanes) == len(born) else f" ({len(lanes)} most retrieved shown)"
-    return style.made(
+    bottom = bool(any(mark.lane == nowhere for points in marks.values() for mark in points))
+    never = sum(1 for item_id in lives if not hits[item_id])
+    ended = sum(1 for life in lives.values() if life.end is not None)
+    cut = "" if len(lanes) == len(lives) else f" ({len(lanes)} most retrieved shown)"
+    return style.from_traces(
         traces,
         "Operations and retrievals per memory item",
-        f"Items: {len(born)}{cut}; ended before the last step: {len(gone)}; never retrieved: "
+        f"Items: {len(lives)}{cut}; ended before the last step: {ended}; never retrieved: "
         f"{never}. The {len(trajectory.questions)} global questions are asked after the last step.",
         f"Timeline with one lane for each of {len(lanes)} memory items over "
         f"{trajectory.num_steps} steps; marker shapes tell operations, ticks tell retrievals.",
         240 + 26 * (nowhere + bottom),
-        _clicks(selected, clicks),
+        selecting_clicks(selected, clicks),
         xaxis=axis | {"range": [0.4, end], "tickvals": ticked},
         margin={"t": 76},
-        yaxis={
-            "title": {"text": "memory item"},
-            "tickvals": list(range(nowhere + bottom)),
-            "ticktext": labels + ["no item"] * bottom,
-            "zeroline": False,
-            "range": [nowhere + bottom - 0.4, -0.6],
-        },
+        yaxis={"title": {"text": "memory item"}} | style.lines_axis(labels + ["no item"] * bottom),
         shapes=[
-            *shapes,
+            *highlights,
             {
                 "type": "line",
                 "x0": start,
@@ -480,3 +404,147 @@ def operation_timeline(
             }
         ],
     )
+
+
+@dataclass(slots=True)
+class _Life:
+    """What became of an item: its last content, its first step, and the step and way of its end."""
+
+    born: int
+    content: str
+    order: tuple[int, int]
+    end: tuple[int, str] | None = None
+
+
+class _Mark(NamedTuple):
+    """A point of the timeline: its place, its hover text, and the time it stands for."""
+
+    x: float
+    lane: int
+    hover: str
+    time: int | str
+
+
+Asked = tuple[float, int | str, AnsweredQuestion]
+"""A question with its place on the time axis and the time that this stands for."""
+
+
+def _lives(trajectory: Trajectory) -> dict[str, _Life]:
+    lives: dict[str, _Life] = {}
+    for step in trajectory.steps:
+        for item in step.delta.written:
+            life = lives.setdefault(item.item_id, _Life(item.created_step, "", (0, 0)))
+            life.content, life.order = item.content, creation_key(item)
+        for how, ids in (("DELETE", step.delta.removed), ("evicted", step.delta.evicted)):
+            for item_id in ids:
+                lives[item_id].end = step.step, how
+    return lives
+
+
+def _times_of_questions(trajectory: Trajectory, start: float, end: float) -> list[Asked]:
+    """Place chunk questions within their step, and global ones between `start` and `end`."""
+    groups: list[tuple[float, float, int | str, Sequence[AnsweredQuestion]]] = [
+        (step.step + 0.1, 0.8, step.step, step.chunk_questions) for step in trajectory.steps
+    ]
+    groups.append((start, end - start, "after the last", trajectory.questions))
+    return [
+        (style.number(left + room * place / (len(group) + 1)), time, answered)
+        for left, room, time, group in groups
+        for place, answered in enumerate(group, start=1)
+    ]
+
+
+def _lifetimes(lives: Mapping[str, _Life], lanes: Mapping[str, int], end: float) -> dict[str, Any]:
+    """Return the trace of a line from the first to the last step of every item."""
+    xs: list[float | None] = []
+    ys: list[int | None] = []
+    for item_id, lane in lanes.items():
+        life = lives[item_id]
+        xs += [life.born, life.end[0] if life.end else end, None]
+        ys += [lane, lane, None]
+    return {
+        "type": "scatter",
+        "x": xs,
+        "y": ys,
+        "mode": "lines",
+        "name": "in memory",
+        "hoverinfo": "skip",
+        "line": {"color": PALE, "width": 8},
+    }
+
+
+def _operation_marks(
+    trajectory: Trajectory, lives: Mapping[str, _Life], lanes: Mapping[str, int]
+) -> dict[str, list[_Mark]]:
+    """Return the marks of operations and evictions by name; an operation that touched no item is in
+    the lane below the items."""
+    done = {outcome_name(outcome) for step in trajectory.steps for outcome in step.outcomes}
+    ends = {life.end[1] for life in lives.values() if life.end}
+    marks: dict[str, list[_Mark]] = {name: [] for name in OPERATION_STYLE if name in done | ends}
+    for item_id, lane in lanes.items():
+        life = lives[item_id]
+        if life.end and life.end[1] == "evicted":
+            step = life.end[0]
+            hover = f"pushed out: {paragraph(life.content)}"
+            marks["evicted"].append(_Mark(step, lane, hover, step))
+    for record in trajectory.steps:
+        for outcome in record.outcomes:
+            name = outcome_name(outcome)
+            target = outcome.item_id if outcome.applied else None
+            if target is not None and target not in lanes:
+                continue
+            content = outcome.operation.content if outcome.operation else outcome.raw
+            reason = f" ({label(outcome.reason, 60)})" if outcome.reason else ""
+            marks[name].append(
+                _Mark(
+                    record.step,
+                    len(lanes) if target is None else lanes[target],
+                    f"step {record.step}: {name}{reason}<br>{paragraph(content or '')}",
+                    record.step,
+                )
+            )
+    return marks
+
+
+RETRIEVAL_STYLE = {
+    "retrieved, answer right": (BLUE, "line-ns-open"),
+    "retrieved, answer not right": (GREY, "line-ne-open"),
+}
+
+
+def _retrieval_marks(asked: Iterable[Asked], lanes: Mapping[str, int]) -> dict[str, list[_Mark]]:
+    """Return the marks of retrievals, by whether the answer was right."""
+    right, not_right = RETRIEVAL_STYLE
+    marks: dict[str, list[_Mark]] = {right: [], not_right: []}
+    for x, time, answered in asked:
+        marks[right if answered.score else not_right] += [
+            _Mark(
+                x,
+                lanes[found.item_id],
+                f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}"
+                f"<br>score: {score_text(answered)}",
+                time,
+            )
+            for found in answered.retrieved
+            if found.item_id in lanes
+        ]
+    return marks
+
+
+def _mark_trace(name: str, points: Sequence[_Mark]) -> dict[str, Any]:
+    color, symbol = (OPERATION_STYLE | RETRIEVAL_STYLE)[name]
+    marker: dict[str, Any] = {"color": color, "symbol": symbol, "size": 11}
+    trace: dict[str, Any] = {}
+    if name in RETRIEVAL_STYLE:
+        marker["line"] = {"width": 2, "color": color}
+        trace = {"meta": {"x": [mark.time for mark in points]}}
+    return trace | {
+        "type": "scatter",
+        "x": [mark.x for mark in points],
+        "y": [mark.lane for mark in points],
+        "customdata": [mark.hover for mark in points],
+        "mode": "markers",
+        "name": name,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "marker": marker,
+    }

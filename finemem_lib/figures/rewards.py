@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from finemem_lib.figures import style
-from finemem_lib.figures.selection import _outline
+from finemem_lib.figures.selection import clicks_on, outline
 from finemem_lib.figures.style import BLUE, CATEGORIES, GREY, INK, ORANGE, label, paragraph
 from finemem_lib.rewards import StepReward
 
@@ -26,6 +26,9 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
     """Show what each step is paid for: the weighted terms of the hybrid reward and their total.
 
     A term that could not be measured (`None`) has no bar.
+
+    Args:
+        rewards: the rewards of one trajectory, one per step.
     """
     steps = [reward.step for reward in rewards]
     fig = go.Figure()
@@ -80,31 +83,27 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
 def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure:
     """Show which rollout is reinforced at which step.
 
-    `advantages` has num_generations rows and T columns, as `group_relative` returns them. A step
-    whose group is dead (all advantages 0 or None) teaches nothing and is marked "no gradient".
+    A step whose group is dead (all advantages 0 or `None`) teaches nothing and is marked "no
+    gradient".
+
+    Args:
+        advantages: num_generations rows of T values, as `group_relative` returns them.
     """
     rows = [style.numbers(row) for row in advantages]
     num_steps = max((len(row) for row in rows), default=0)
     steps = list(range(1, num_steps + 1))
     dead = [step for step in steps if not any(row[step - 1] for row in rows if len(row) >= step)]
-    bound = max((abs(value) for row in rows for value in row if value is not None), default=0) or 1
+    bound = style.largest(rows)
     few = len(rows) * num_steps <= 160
     fig = go.Figure(
         go.Heatmap(
             x=steps,
             y=list(range(1, len(rows) + 1)),
             z=rows,
-            colorscale="PuOr",
-            zmid=0,
-            zmin=-bound,
-            zmax=bound,
-            xgap=1,
-            ygap=1,
+            **style.signed_heatmap(bound, "advantage A"),
             name="advantage",
             texttemplate="%{z:+.2f}" if few else None,
-            textfont={"size": 11},
             hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}<extra></extra>",
-            colorbar=style.colorbar("advantage A"),
         )
     )
     for step in dead:
@@ -147,13 +146,14 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
 
 
 def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
-    """Show what rules of credit pay each step of one trajectory, one row per rule.
+    """Show what each credit rule pays each step of one trajectory, one row per rule.
 
-    `credits` has T values per rule, in units of the outcome reward; `None` cells stay empty.
+    Args:
+        credits: name of each rule -> T values in units of the outcome reward; `None` leaves a cell
+            empty.
     """
     rows = [style.numbers(row) for row in credits.values()]
     num_steps = max((len(row) for row in rows), default=0)
-    bound = max((abs(value) for row in rows for value in row if value is not None), default=0) or 1
     sums = [math.fsum(value for value in row if value is not None) for row in credits.values()]
     spread = f"; their sums run from {min(sums):.3g} to {max(sums):.3g}" if sums else ""
     negative = sum(any(value is not None and value < 0 for value in row) for row in rows)
@@ -162,17 +162,10 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
             x=list(range(1, num_steps + 1)),
             y=[label(name) for name in credits],
             z=rows,
-            colorscale="PuOr",
-            zmid=0,
-            zmin=-bound,
-            zmax=bound,
-            xgap=1,
-            ygap=1,
+            **style.signed_heatmap(style.largest(rows), "credit (outcome reward)"),
             name="credit",
             texttemplate="%{z:.3~f}" if len(rows) * num_steps <= 160 else None,
-            textfont={"size": 11},
             hovertemplate="%{y}, step %{x}: %{z:.4~f}<extra></extra>",
-            colorbar=style.colorbar("credit (outcome reward)"),
         )
     )
     return style.finish(
@@ -197,9 +190,16 @@ def advantage_dumbbell(
 ) -> go.Figure:
     """Show how attribution moves the advantage of each rollout at each step.
 
-    `before` and `after` have num_generations rows and T columns; rollouts stand side by side within
-    a step, only those in `rollouts` (positions) where it is given. `measure` is what the numbers
-    are: "advantage", or "reward". `step` marks one step, and lets a click choose another.
+    The rollouts stand side by side within a step.
+
+    Args:
+        before: num_generations rows of T values, `None` for what could not be scored.
+        after: the same with attribution.
+        names: what `before` and `after` are called.
+        measure: what the numbers are, "advantage" or "reward".
+        rollouts: positions of the rollouts shown (`None`: all).
+        step: the step that is marked, from 1; a click chooses another one. `None` for a figure
+            without selection.
     """
     shown = list(range(len(before)) if rollouts is None else rollouts)
     num_steps = max((len(row) for row in before), default=0)
@@ -262,7 +262,7 @@ def advantage_dumbbell(
         else (f" over {len(points)} steps")
     )
     who = "" if rollouts is None else f" of rollout {', '.join(str(one + 1) for one in shown)}"
-    return style.made(
+    return style.from_traces(
         traces,
         f"{measure.capitalize()}s{who} before and after attribution",
         f"“{style.one_line(names[0], 40)}” against “{style.one_line(names[1], 40)}”: the {measure} "
@@ -271,7 +271,7 @@ def advantage_dumbbell(
         f"“{style.one_line(names[0], 28)}” at one end, “{style.one_line(names[1], 28)}” at the "
         "other.",
         420,
-        step if step is None else {"control": "step", "points": {"1": at, "2": at}},
+        None if step is None else clicks_on("step", {1: at, 2: at}),
         xaxis=style.count_axis(
             num_steps,
             "step t (rollouts side by side)" if len(shown) > 1 else "step t (chunk number)",
@@ -282,14 +282,20 @@ def advantage_dumbbell(
         },
         shapes=[]
         if step is None
-        else [_outline(x0=step - 0.5, x1=step + 0.5, yref="paper", y0=0, y1=1)],
+        else [outline(x0=step - 0.5, x1=step + 0.5, yref="paper", y0=0, y1=1)],
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One line of a formula: its symbols, the same with numbers, and what it comes to (`None`: not
-    measurable, left out). A result sums up what stands above it."""
+    """One line of a formula.
+
+    Attributes:
+        formula: the line in symbols.
+        numbers: the same with numbers.
+        value: its value; `None` where it cannot be measured and is left out.
+        result: whether the line is the result of those above it.
+    """
 
     formula: str
     numbers: str
@@ -300,7 +306,14 @@ class Term:
 def formula_card(
     terms: Sequence[Term], title: str, caption: str, units: str = "units of the reward"
 ) -> go.Figure:
-    """Show a formula with live numbers: a line and a bar for each term, in the `units` named."""
+    """Show a formula with its numbers: a line and a bar for each term.
+
+    Args:
+        terms: the lines of the formula, from top to bottom.
+        title: title of the figure.
+        caption: caption of the figure.
+        units: units of the bars.
+    """
     rows = list(range(len(terms)))
     lines = [
         f"{paragraph(term.formula, 240, 36)}<br>"
@@ -333,7 +346,7 @@ def formula_card(
     ends = [0.0, *(term.value for term in terms if term.value is not None)]
     room = 0.25 * ((max(ends) - min(ends)) or 1)
     most = max((line.count("<br>") + 1 for line in lines), default=2)
-    return style.made(
+    return style.from_traces(
         traces,
         title,
         caption,
@@ -351,11 +364,5 @@ def formula_card(
             "zeroline": True,
             "range": [min(ends) - (room if min(ends) < 0 else 0), max(ends) + room],
         },
-        yaxis={
-            "title": {"text": "term"},
-            "tickvals": rows,
-            "zeroline": False,
-            "range": [len(terms) - 0.4, -0.6],
-            "ticktext": lines,
-        },
+        yaxis={"title": {"text": "term"}} | style.lines_axis(lines),
     )

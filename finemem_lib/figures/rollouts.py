@@ -1,12 +1,11 @@
-"""Figures of training: what GRPO made of groups of rollouts, and what the manager learned.
+"""Groups of rollouts: what each did, what it was paid, and which groups carry a gradient.
 
-Pure builders in the manner of `plots`, of whose helpers they are made. Rewards and advantages are
-computed again from trajectories, so a figure needs no trainer. A completion is shown as HTML
-(`completion_view`) instead of a plotly figure: text that wraps, with a colour per token.
+Rewards and advantages are computed from trajectories, so a figure needs no trainer.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import plotly.graph_objects as go
 from finemem_lib.advantages import ScaleRewards, dead_groups, group_relative
 from finemem_lib.figures import style
 from finemem_lib.figures.rewards import TERM_NAMES
+from finemem_lib.figures.selection import outcome_name
 from finemem_lib.figures.style import CATEGORIES, INK, label
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.training.schemes import Scheme, reward_terms, scheme_of, scheme_weights
@@ -28,10 +28,14 @@ NO_GRADIENT = "no gradient"
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """The G rollouts of one instance, and what GRPO makes of them under a reward scheme.
+    """The G rollouts of one instance with their rewards and advantages under a reward scheme.
 
-    `terms`, `rewards` and `advantages` have G rows and T columns: the weighted terms that the
-    scheme adds up (`None`: not measurable), their sum (`None`: unscorable), and the advantage.
+    Attributes:
+        rollouts: the G trajectories, all of T steps.
+        terms: G rows of T mappings: the weighted terms that the scheme adds up (`None`: not
+            measurable).
+        rewards: G rows of T sums of the terms (`None`: unscorable).
+        advantages: G rows of T advantages (`None`: unscorable).
     """
 
     rollouts: tuple[Trajectory, ...]
@@ -41,11 +45,14 @@ class RolloutGroup:
 
     @property
     def num_steps(self) -> int:
+        """Number of steps T of each rollout."""
         return self.rollouts[0].num_steps
 
     def branches(self) -> list[list[int]]:
-        """Return G rows of T numbers: rollouts that did the same in every step so far share one,
-        the first rollout's is 0."""
+        """Return the branch of every rollout at every step, G rows of T numbers.
+
+        Rollouts that did the same in every step so far share a number, the first rollout has 0.
+        """
         histories: list[tuple[Any, ...]] = [() for _ in self.rollouts]
         columns = []
         for place in range(self.num_steps):
@@ -63,12 +70,12 @@ class RolloutGroup:
         return [list(row) for row in zip(*columns, strict=True)]
 
     def parted(self) -> int | None:
-        """Return the first step at which not all rollouts did the same, `None` if there is none."""
+        """Return the first step (from 1) at which not all rollouts did the same, if any."""
         columns = zip(*self.branches(), strict=True)
         return next((step for step, column in enumerate(columns, 1) if any(column)), None)
 
     def without_gradient(self) -> dict[int, str]:
-        """Return why a step carries no gradient, for every step that carries none.
+        """Return the steps (from 1) that carry no gradient, each with the reason.
 
         Either fewer than two rollouts could be scored, or the rewards are equal: because every
         term is, or because the terms that differ cancel out.
@@ -107,7 +114,7 @@ class RolloutGroup:
 
 
 TERMS = {"outcome": "outcome", **TERM_NAMES}
-"""What figures call the terms of a reward scheme."""
+"""Names of the terms of a reward scheme in figures."""
 
 
 def _rounded(value: float | None) -> float | None:
@@ -122,8 +129,14 @@ def rollout_groups(
 ) -> list[RolloutGroup]:
     """Return the groups of one update with their rewards and advantages, as training had them.
 
-    `groups` holds the rollouts of one instance each, all of the same number; they are one batch
-    for `scale_rewards` "batch". An update with an annealed w1 needs the settings of that update.
+    Args:
+        groups: the rollouts of one instance each, the same number in every group.
+        scheme: name of the reward scheme.
+        settings: settings of the rewards; an update with an annealed w1 needs those of the update.
+        scale_rewards: as for `group_relative`; for "batch" the groups are one batch.
+
+    Returns:
+        One group per instance, in their order.
 
     Raises:
         ValueError: a group is empty or mixes instances, or as `hybrid_reward` and
@@ -152,7 +165,7 @@ def rollout_groups(
             ]
         )
     rewards = [[[weighted_sum(step) for step in row] for row in terms] for terms in all_terms]
-    batch = [sum(rows, start=[]) for rows in zip(*rewards, strict=True)]
+    batch = [list(itertools.chain(*rows)) for rows in zip(*rewards, strict=True)]
     advantages = group_relative(batch, scale_rewards)
     found, start = [], 0
     for group, terms, rows in zip(groups, all_terms, rewards, strict=True):
@@ -173,16 +186,13 @@ SHORT = {"INSERT": "I", "UPDATE": "U", "DELETE": "D", "SKIP": "S", "invalid": "!
 """Operations where there is room for a letter each."""
 
 
-def _done(step: Step) -> str:
-    """Return what a step did in a few characters: "I2 S1"."""
-    names = Counter(
-        outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
-        for outcome in step.outcomes
-    )
+def _operation_counts(step: Step) -> str:
+    """Return the operations of a step in a few characters: "I2 S1"."""
+    names = Counter(map(outcome_name, step.outcomes))
     return " ".join(f"{short}{names[name]}" for name, short in SHORT.items() if names[name]) or "–"
 
 
-def _told(step: Step) -> str:
+def _operation_lines(step: Step) -> str:
     """Return the operations of a step for a hover box, one per line, equal ones once."""
     lines: Counter[str] = Counter()
     for outcome in step.outcomes:
@@ -207,45 +217,30 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
     """Show the G rollouts of one instance side by side: what each did, and its advantage.
 
     A cell holds the branch (rollouts with the same letter did the same so far) and the number of
-    operations of each kind; its colour is the advantage. The dotted line is where they part; a
-    step whose group carries no gradient is marked, and its cells say why. With `details`, hovering
-    shows the operations and the terms of the reward.
+    operations of each kind; its colour is the advantage. The dashed line is where they part; a
+    step whose group carries no gradient is marked, and its cells say why.
+
+    Args:
+        group: the rollouts.
+        details: whether hovering shows the operations and the terms of the reward.
     """
     steps = list(range(1, group.num_steps + 1))
     branches = group.branches()
     dead = group.without_gradient()
     parted = group.parted()
     advantages = [style.numbers(row) for row in group.advantages]
-    bound = max((abs(v) for row in advantages for v in row if v is not None), default=0) or 1
     few = len(advantages) * len(steps) <= 160
-    notes = (
-        [
-            [
-                f"branch {_branch(branches[i][t])}: {_told(step)}<br>"
-                f"reward {_shown(group.rewards[i][t])} = {_breakdown(group.terms[i][t])}"
-                + (f"<br>{NO_GRADIENT}: {dead[t + 1]}" if t + 1 in dead else "")
-                for t, step in enumerate(rollout.steps)
-            ]
-            for i, rollout in enumerate(group.rollouts)
-        ]
-        if few and details
-        else None
-    )
+    notes = _hover_notes(group, branches, dead) if few and details else None
     fig = go.Figure(
         go.Heatmap(
             x=steps,
             y=list(range(1, len(advantages) + 1)),
             z=advantages,
             name="advantage",
-            colorscale="PuOr",
-            zmid=0,
-            zmin=-bound,
-            zmax=bound,
-            xgap=1,
-            ygap=1,
+            **style.signed_heatmap(style.largest(advantages), "advantage A"),
             text=[
                 [
-                    f"{_branch(branches[i][t])} · {_done(step)}"
+                    f"{_branch(branches[i][t])} · {_operation_counts(step)}"
                     for t, step in enumerate(rollout.steps)
                 ]
                 for i, rollout in enumerate(group.rollouts)
@@ -253,12 +248,10 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
             if few
             else None,
             texttemplate="%{text}" if few else None,
-            textfont={"size": 11},
             customdata=notes,
             hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
             + ("<br>%{customdata}" if few and details else "")
             + "<extra></extra>",
-            colorbar=style.colorbar("advantage A"),
         )
     )
     for step in dead:
@@ -309,25 +302,47 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
             "showgrid": False,
             "tickvals": list(range(1, len(advantages) + 1)),
             "ticktext": [
-                f"{i} ({_shown(outcome, '.2f')})" for i, outcome in enumerate(outcomes, 1)
+                f"{i} ({reward_text(outcome, '.2f')})" for i, outcome in enumerate(outcomes, 1)
             ],
         },
     )
 
 
-def _shown(value: float | None, form: str = ".3g") -> str:
+def _hover_notes(
+    group: RolloutGroup, branches: Sequence[Sequence[int]], dead: Mapping[int, str]
+) -> list[list[str]]:
+    """Return for every cell the operations, the terms of the reward and why it has no gradient."""
+    return [
+        [
+            f"branch {_branch(branches[i][t])}: {_operation_lines(step)}<br>"
+            f"reward {reward_text(group.rewards[i][t])} = {_breakdown(group.terms[i][t])}"
+            + (f"<br>{NO_GRADIENT}: {dead[t + 1]}" if t + 1 in dead else "")
+            for t, step in enumerate(rollout.steps)
+        ]
+        for i, rollout in enumerate(group.rollouts)
+    ]
+
+
+def reward_text(value: float | None, form: str = ".3g") -> str:
+    """Return a reward in a number format, or that it was not scored."""
     return "not scored" if value is None else format(value, form)
 
 
 def _breakdown(terms: Mapping[str, float | None]) -> str:
-    return " + ".join(f"{TERMS.get(term, term)} {_shown(value)}" for term, value in terms.items())
+    return " + ".join(
+        f"{TERMS.get(term, term)} {reward_text(value)}" for term, value in terms.items()
+    )
 
 
 def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
     """Show what each step of one rollout was paid for under the scheme it was trained with.
 
-    The bars are the weighted terms, a term that could not be measured has none; the line is the
+    The bars are the weighted terms, a term that could not be measured has none; the mark is the
     mean reward of the group at that step, which the advantage is measured from.
+
+    Args:
+        group: the rollouts of the instance.
+        rollout: position of the rollout in the group.
     """
     steps = list(range(1, group.num_steps + 1))
     rows = group.terms[rollout]
@@ -372,10 +387,13 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
 
 
 def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
-    """Show which groups of one update teach something, and why the others do not.
+    """Show which groups of one update carry a gradient, and why the others do not.
 
     One row per instance, one column per step; the colour is the standard deviation of the group's
     rewards, a cross marks a group without gradient.
+
+    Args:
+        groups: the groups of the update.
     """
     num_steps = max((group.num_steps for group in groups), default=0)
     rows = [

@@ -1,9 +1,10 @@
 """What all figures share: colours, markers, template, safe text and the small parts of traces.
 
-Colours are Okabe and Ito's for categories, and a marker shape or pattern always says the same
-again. Text from data sets and models is untrusted: plotly renders a subset of HTML, ``%{...}``
-inside hover templates and TeX between dollar signs, so such text reaches a figure only through
-`label` and `paragraph`, and hover text only through `customdata`.
+Categories have the colours of Okabe and Ito, and a marker shape or a pattern in addition.
+Magnitudes are drawn in cividis, signed values in PuOr around 0. Text from data sets and models is
+untrusted: plotly renders a subset of HTML, ``%{...}`` inside hover templates and TeX between dollar
+signs, so such text reaches a figure only through `label` and `paragraph`, and hover text only
+through `customdata`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import re
 import statistics
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import plotly.graph_objects as go
-
-from finemem_lib.evaluation.tables import Estimate
+from plotly.subplots import make_subplots
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
@@ -103,6 +103,10 @@ def label(text: object, limit: int = 40) -> str:
 
     Non-printable characters (controls, lone surrogates, direction marks) become spaces.
 
+    Args:
+        text: anything; its `str` is shown.
+        limit: most characters, before they are escaped.
+
     >>> label("<script>alert('a $x$')</script>", limit=20)
     "&lt;script&gt;alert('a &#36;x…"
     """
@@ -111,7 +115,12 @@ def label(text: object, limit: int = 40) -> str:
 
 @remembered
 def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
-    """Return untrusted text for a hover box: at most `limit` characters in lines of `width`.
+    """Return untrusted text for a hover box, in several lines.
+
+    Args:
+        text: anything; its `str` is shown.
+        limit: most characters, before they are escaped.
+        width: most characters of a line.
 
     >>> paragraph("a < b " * 3, width=8)
     'a &lt; b a<br>&lt; b a &lt;<br>b'
@@ -130,8 +139,12 @@ def plain(text: object) -> str:
 
 
 def one_line(text: object, limit: int) -> str:
-    """Return text without line breaks and non-printable characters, at most `limit` long; it is
-    not yet escaped."""
+    """Return text without line breaks and non-printable characters; it is not yet escaped.
+
+    Args:
+        text: anything; its `str` is returned.
+        limit: most characters; a longer text ends in an ellipsis.
+    """
     head = str(text)[: 4 * limit + 1]
     line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
     if len(line) <= limit and len(head) <= 4 * limit:
@@ -156,16 +169,42 @@ def numbers(values: Iterable[Any]) -> list[Any]:
     return [number(value) for value in values]
 
 
+def known(value: float | None) -> float:
+    """Return a value of which it is certain that it was measured.
+
+    Raises:
+        ValueError: it is `None`.
+    """
+    if value is None:
+        raise ValueError("known: got None, expected a number; leave unmeasured rows out first")
+    return value
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are not `None`; `None` without any."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    measured = [value for value in values if value is not None]
+    return statistics.fmean(measured) if measured else None
+
+
+def largest(rows: Iterable[Iterable[float | None]]) -> float:
+    """Return the largest absolute value in rows of values, 1 where all are 0 or `None`."""
+    sizes = (abs(value) for row in rows for value in row if value is not None)
+    return max(sizes, default=0) or 1
 
 
 def finish(
     fig: go.Figure, title: str, caption: str, alt: str, height: int, **layout: Any
 ) -> go.Figure:
-    """Give a figure its title, height in pixels, caption and alt text, and return it."""
+    """Give a figure its title, height, caption and alt text, and return it.
+
+    Args:
+        fig: the figure, changed in place.
+        title: title above the figure, escaped.
+        caption: sentence with the numbers of this figure: what to see in it.
+        alt: sentence for screen readers: what kind of figure this is, of what.
+        height: height in pixels.
+        layout: further properties of the layout.
+    """
     fig.layout.template = TEMPLATE  # assigned: an update would merge it into plotly's 6.5 kB one
     fig.update_layout(
         title_text=title, height=height, **layout, meta={"caption": caption, "alt": alt}
@@ -173,7 +212,7 @@ def finish(
     return fig
 
 
-def made(
+def from_traces(
     traces: Sequence[Mapping[str, Any]],
     title: str,
     caption: str,
@@ -182,9 +221,19 @@ def made(
     clicks: Mapping[str, Any] | None = None,
     **layout: Any,
 ) -> go.Figure:
-    """Return a figure made at once from plain traces, which a control may draw again and again.
+    """Return a figure of plain traces, for figures that a control draws again and again.
 
-    Plotly checks each cell of a heatmap, 24 ms for 20,000; a test does that instead.
+    Nothing is validated: plotly checks each cell of a heatmap, which takes 24 ms for 20,000; a
+    test does that instead.
+
+    Args:
+        traces: the traces as plotly's JSON.
+        title: as for `finish`.
+        caption: as for `finish`.
+        alt: as for `finish`.
+        height: as for `finish`.
+        clicks: what a click on a point sets (`selection.clicks_on`).
+        layout: further properties of the layout.
     """
     meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
     return go.Figure(
@@ -212,6 +261,16 @@ def pattern(number: int) -> dict[str, Any]:
     }
 
 
+def series_color(number: int) -> str:
+    """Return the colour of series `number`."""
+    return CATEGORIES[number % len(CATEGORIES)]
+
+
+def series_marker(number: int, size: int) -> dict[str, Any]:
+    """Return the shape of the markers of series `number`, of a size in pixels."""
+    return {"symbol": MARKERS[number % len(MARKERS)], "size": size}
+
+
 def colorbar(title: str) -> dict[str, Any]:
     """Return a narrow colour bar with its title along it."""
     return {
@@ -222,8 +281,33 @@ def colorbar(title: str) -> dict[str, Any]:
     }
 
 
+def signed_heatmap(bound: float, bar_title: str, gap: int = 1) -> dict[str, Any]:
+    """Return the properties of a heatmap of signed values: purple above 0, orange below.
+
+    Args:
+        bound: the absolute value at both ends of the scale.
+        bar_title: title of the colour bar.
+        gap: pixels between cells.
+    """
+    return {
+        "colorscale": "PuOr",
+        "zmid": 0,
+        "zmin": -bound,
+        "zmax": bound,
+        "xgap": gap,
+        "ygap": gap,
+        "textfont": {"size": 11},
+        "colorbar": colorbar(bar_title),
+    }
+
+
 def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, Any]:
-    """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers."""
+    """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers.
+
+    Args:
+        count: the last number.
+        title: title of the axis.
+    """
     every = next(
         step
         for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
@@ -238,15 +322,47 @@ def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, An
     }
 
 
+def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
+    """Return the layout of an axis that names one thing on each line, the first on top.
+
+    Args:
+        texts: the names, escaped.
+        room: space above the first line, in lines.
+    """
+    return {
+        "tickvals": list(range(len(texts))),
+        "ticktext": list(texts),
+        "range": [len(texts) - 0.4, -room],
+        "zeroline": False,
+    }
+
+
 def panel_titles(titles: Sequence[object]) -> list[str]:
     """Return titles for panels that stand side by side, in lines that fit above them."""
     width = max(10, 40 // max(1, len(titles)))
     return [paragraph(title, min(36, 3 * width - 4), width) for title in titles]
 
 
+def side_by_side(titles: Sequence[object]) -> go.Figure:
+    """Return a figure of empty panels side by side with one y axis for all, named by `titles`."""
+    return make_subplots(
+        rows=1,
+        cols=len(titles) or 1,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        subplot_titles=panel_titles(titles),
+    )
+
+
 def name_panels(fig: go.Figure, title: str) -> None:
-    """Give panels side by side one title for their x axes, in the middle below all of them: a title
-    for each runs into the next where the page is narrow, and there slanted numbers into it."""
+    """Give panels side by side one title for their x axes, in the middle below all of them.
+
+    A title for each would run into the next where the page is narrow, and slanted numbers into it.
+
+    Args:
+        fig: the figure, changed in place.
+        title: the title, escaped.
+    """
     fig.update_xaxes(tickangle=0, nticks=4)
     fig.add_annotation(
         name="x title",
@@ -262,13 +378,47 @@ def name_panels(fig: go.Figure, title: str) -> None:
     )
 
 
-def interval(rows: Sequence[Estimate]) -> dict[str, Any]:
-    """Return error bars; a row without an interval has none."""
+class Measured(Protocol):
+    """A row of a table with a value and, where it could be drawn, an interval around it."""
+
+    @property
+    def value(self) -> float | None: ...
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+
+def interval(rows: Sequence[Measured]) -> dict[str, Any]:
+    """Return error bars for measured rows; a row without an interval has none."""
+    return error_bars(
+        [0 if row.high is None else row.high - known(row.value) for row in rows],
+        [0 if row.low is None else known(row.value) - row.low for row in rows],
+        width=5,
+    )
+
+
+def error_bars(
+    above: Iterable[float | None],
+    below: Iterable[float | None],
+    width: int = 4,
+    thickness: int = 2,
+) -> dict[str, Any]:
+    """Return error bars of different length to both sides.
+
+    Args:
+        above: length of each bar above its point, in units of the axis; `None` for no bar.
+        below: the same below it.
+        width: width of the caps in pixels.
+        thickness: thickness of the lines in pixels.
+    """
     return {
         "type": "data",
         "symmetric": False,
-        "thickness": 2,
-        "width": 5,
-        "array": [0 if row.high is None else number(row.high - row.value) for row in rows],
-        "arrayminus": [0 if row.low is None else number(row.value - row.low) for row in rows],
+        "thickness": thickness,
+        "width": width,
+        "array": numbers(above),
+        "arrayminus": numbers(below),
     }

@@ -1,4 +1,7 @@
-"""Completions with tokens coloured by advantage or by change of log-probability."""
+"""Completions with tokens coloured by advantage or by change of log-probability.
+
+A completion is shown as HTML, whose text wraps; explorers draw it as a plotly grid.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import plotly.graph_objects as go
 
 from finemem_lib.figures import style
 from finemem_lib.figures.notes import TOKEN_CSS, html_table
-from finemem_lib.figures.rollouts import RolloutGroup
 from finemem_lib.figures.style import label, paragraph, plain
 from finemem_lib.trajectory import Step
 
@@ -25,7 +27,13 @@ LEVELS = 4
 
 @dataclass(frozen=True, slots=True)
 class ColouredCompletion:
-    """A completion as tokens, with one value per token (`None`: not known) and a heading."""
+    """A completion with one value per token.
+
+    Attributes:
+        heading: heading above the completion.
+        tokens: the text of every token.
+        values: the value of every token (`None`: not known).
+    """
 
     heading: str
     tokens: tuple[str, ...]
@@ -34,8 +42,14 @@ class ColouredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class CompletionView:
-    """Completions with coloured tokens: HTML for notebooks and the report, its caption, its alt
-    text, and the same as table rows."""
+    """Completions with coloured tokens, for notebooks and the report.
+
+    Attributes:
+        html: the completions, their legend and their table, all texts escaped.
+        caption: sentence with the numbers of this view.
+        alt: sentence for screen readers.
+        table: the tokens as table rows.
+    """
 
     html: str
     caption: str
@@ -56,17 +70,29 @@ def completion_view(
     """Show completions with every token coloured by a signed value.
 
     Purple is above 0, orange and underlined below, in four shades up to the largest absolute
-    value, as the legend says; hovering shows the number, and the table lists all of them. Only the
-    first `max_tokens` tokens are shown, and the caption says so. All texts may be untrusted.
+    value, as the legend says; hovering shows the number, and the table lists all of them. All texts
+    may be untrusted.
+
+    Args:
+        completions: the completions, in reading order.
+        measure: name of the values.
+        unit: unit of the values, if they have one.
+        title: title of the view.
+        max_tokens: only so many tokens are shown, and the caption says so.
     """
     left = max_tokens
     shown = []
-    for one in completions:
+    for completion in completions:
         if left > 0:
-            shown.append(ColouredCompletion(one.heading, one.tokens[:left], one.values[:left]))
-            left -= len(one.tokens)
+            head = slice(left)
+            shown.append(
+                ColouredCompletion(
+                    completion.heading, completion.tokens[head], completion.values[head]
+                )
+            )
+            left -= len(completion.tokens)
     values = [value for one in shown for value in one.values if value is not None]
-    bound = max(map(abs, values), default=0.0) or 1.0
+    bound = style.largest([values])
     what = f"{measure} ({unit})" if unit else measure
     legend = "".join(
         _span(f" {_signed(bound * level / LEVELS)} ", bound * level / LEVELS, bound)
@@ -103,7 +129,7 @@ def completion_view(
         "purple above 0, orange and underlined below."
     )
     markup = (
-        f"<style>{TOKEN_CSS}</style>"
+        f"<style>\n{TOKEN_CSS}</style>"
         f'<div class="finemem-tokens" role="group" aria-label="{_text(alt, 400)}">'
         f"<p><strong>{_text(title, 120)}</strong></p>"
         f"<p>{_text(what, 80)}:</p><pre>{legend}</pre>{''.join(parts)}"
@@ -120,16 +146,23 @@ def completion_grid(
     title: str = "A completion, token by token",
     columns: int = 8,
 ) -> go.Figure:
-    """Show a completion as lines of `columns` tokens, coloured by a signed value.
+    """Show a completion as a grid of tokens, coloured by a signed value.
 
-    The figure for explorers, long tokens in two lines and cut; `completion_view` reads better.
+    The figure for explorers, with long tokens cut; `completion_view` reads better.
+
+    Args:
+        tokens: the text of every token.
+        values: the value of every token (`None`: not known).
+        measure: name of the values.
+        title: title of the figure.
+        columns: tokens per line.
     """
     missing = -len(tokens) % columns
     texts = [*map(visible, tokens), *[""] * missing]
     filled = [*values, *[None] * missing]
     lines = [slice(start, start + columns) for start in range(0, len(texts), columns)]
     known = [value for value in values if value is not None]
-    bound = style.number(max(map(abs, known), default=0.0)) or 1.0
+    highest = max(map(abs, known), default=0.0)
     fig = go.Figure(
         go.Heatmap(
             x=list(range(1, columns + 1)),
@@ -138,16 +171,10 @@ def completion_grid(
             name=label(measure),
             text=[[paragraph(token, 16, 8) for token in texts[line]] for line in lines],
             texttemplate="%{text}",
-            textfont={"size": 11, "family": "monospace"},
             customdata=[[label(token, 18) for token in texts[line]] for line in lines],
-            colorscale="PuOr",
-            zmid=0,
-            zmin=-bound,
-            zmax=bound,
-            xgap=2,
-            ygap=2,
             hovertemplate="%{customdata}<br>%{z:+.3g}<extra></extra>",
-            colorbar=style.colorbar(measure),
+            **style.signed_heatmap(style.number(highest) or 1.0, measure, gap=2)
+            | {"textfont": {"size": 11, "family": "monospace"}},
         )
     )
     up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
@@ -155,7 +182,7 @@ def completion_grid(
         fig,
         title,
         f"{len(tokens)} tokens, {up} above 0 and {down} below; the largest absolute value is "
-        f"{max(map(abs, known), default=0.0):.3g}."
+        f"{highest:.3g}."
         if known
         else f"{len(tokens)} tokens, none of which has a known value.",
         f"Grid of the {len(tokens)} tokens of a completion in reading order, coloured by the "
@@ -172,40 +199,22 @@ def completion_grid(
 
 
 def token_push(step: Step, advantage: float | None) -> tuple[float | None, ...]:
-    """Return ``A (1 - p)`` per completion token: how far a policy-gradient step on ``A log p``
-    pushes the token's own logit, p being the probability it was sampled with.
+    """Return how far a policy-gradient step pushes the logit of every completion token.
 
-    `None` where the advantage or the log-probabilities are not known.
+    The gradient of ``A log p`` in the token's logit is ``A (1 - p)``, p being the probability that
+    it was sampled with.
+
+    Args:
+        step: the step that wrote the completion.
+        advantage: its advantage A.
+
+    Returns:
+        One number per completion token, `None` where the advantage or the log-probabilities are
+        not known.
     """
     if advantage is None or step.logprobs is None:
         return (None,) * len(step.completion_ids or ())
     return tuple(advantage * -math.expm1(value) for value in step.logprobs)
-
-
-def advantage_view(
-    group: RolloutGroup, rollout: int, tokenizer: PreTrainedTokenizerBase
-) -> CompletionView:
-    """Show one rollout's completions with every token coloured by the advantage of its step.
-
-    GRPO gives all tokens of a completion the same advantage; what the update pushes further is
-    seen in `change_view`.
-    """
-    one = group.rollouts[rollout]
-    completions = []
-    for step, advantage in zip(one.steps, group.advantages[rollout], strict=True):
-        tokens = step_tokens(step, tokenizer)
-        completions.append(
-            ColouredCompletion(
-                f"step {step.step}, advantage {_signed(advantage)}",
-                tokens,
-                (style.number(advantage),) * len(tokens),
-            )
-        )
-    return completion_view(
-        completions,
-        "advantage A",
-        title=f"Rollout {rollout + 1}: what the update reinforces and suppresses",
-    )
 
 
 def change_view(
@@ -217,8 +226,13 @@ def change_view(
 ) -> CompletionView:
     """Show completions with every token coloured by the change of its log-probability.
 
-    `before` and `after` hold one row per step and one value in nats per completion token, as
-    `Step.logprobs` and `explore_training.token_logprobs` give them.
+    Args:
+        steps: the steps that wrote the completions.
+        before: log-probabilities before training, one row per step and one value in nats per
+            completion token, such as `Step.logprobs`.
+        after: the same after training, such as `explorers.token_logprobs`.
+        tokenizer: spells the tokens.
+        title: title of the view.
     """
     completions = []
     for step, old, new in zip(steps, before, after, strict=True):
@@ -238,12 +252,16 @@ def step_tokens(step: Step, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ..
     """Return the text of every token of a step's completion; a scripted step has none.
 
     A character that several tokens spell stands with the last of them, the others are empty.
+
+    Args:
+        step: the step.
+        tokenizer: spells the tokens.
     """
     texts: list[str] = []
     waiting: list[int] = []
     for token in step.completion_ids or ():
         waiting.append(token)
-        text = tokenizer.decode(waiting)
+        text = str(tokenizer.decode(waiting))
         if text.endswith("\ufffd") and len(waiting) < 8:
             texts.append("")
         else:
@@ -253,8 +271,9 @@ def step_tokens(step: Step, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ..
 
 
 def visible(token: str) -> str:
-    r"""Return a token so that it can be seen and does nothing: controls and direction marks by
-    their escapes, at most 80 characters.
+    r"""Return a token so that it can be seen and does nothing, in at most 80 characters.
+
+    Controls and direction marks are shown by their escapes.
 
     >>> visible("a\n\u202eb"), visible("")
     ('a⏎\\u202eb', '◌')
@@ -274,8 +293,8 @@ def visible(token: str) -> str:
 
 
 def _span(token: str, value: float | None, bound: float) -> str:
-    level = 0 if value is None else round(abs(value) / bound * LEVELS)
-    name = f"level-n{level} minus" if level and value < 0 else f"level-p{level}" if level else ""
+    level = round((value or 0.0) / bound * LEVELS)
+    name = f"level-n{-level} minus" if level < 0 else f"level-p{level}" if level else ""
     return f'<span class="{name}" title="{_signed(value)}">{html.escape(visible(token))}</span>'
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from finemem_lib.figures import style
-from finemem_lib.figures.style import CATEGORIES, MARKERS, label
+from finemem_lib.figures.style import label
 
 TRAINING_PANELS: Mapping[str, tuple[str, ...]] = {
     "reward (mean)": ("reward",),
@@ -22,7 +22,7 @@ TRAINING_PANELS: Mapping[str, tuple[str, ...]] = {
     "groups without gradient (share)": ("frac_reward_zero_std",),
     "entropy (nats per token)": ("entropy",),
 }
-"""What `training_curves` draws: panel title with unit -> patterns of record keys."""
+"""The panels of `training_curves`: title with unit -> patterns of record keys."""
 
 
 def training_keys(
@@ -30,6 +30,10 @@ def training_keys(
     panels: Mapping[str, Sequence[str]] = TRAINING_PANELS,
 ) -> dict[str, list[str]]:
     """Return the record keys of every panel that has any, in the order they are drawn.
+
+    Args:
+        records: the records of a training run, one per update.
+        panels: title of each panel -> patterns of record keys.
 
     >>> training_keys([{"step": 1, "reward": 0.5, "loss": 1.0}])
     {'reward (mean)': ['reward']}
@@ -54,7 +58,9 @@ def training_curves(
 ) -> go.Figure:
     """Show a training run as small multiples, one panel per quantity that the records hold.
 
-    `records` are those of `training.TrainingResult`, one per update, under TRL's names.
+    Args:
+        records: the records of `TrainingResult`, one per update, under TRL's names.
+        panels: title of each panel -> patterns of record keys.
     """
     numbers = [record["step"] for record in records]
     drawn = training_keys(records, panels)
@@ -83,8 +89,8 @@ def training_curves(
                 legendgrouptitle_text=title,
                 showlegend=len(found) > 1,
                 meta={"panel": title},
-                line_color=CATEGORIES[number % len(CATEGORIES)],
-                marker={"symbol": MARKERS[number % len(MARKERS)], "size": 7},
+                line_color=style.series_color(number),
+                marker=style.series_marker(number, 7),
             )
     fig.update_xaxes(title_text="update", row=lines)
     fig.update_annotations(font={"size": 13})

@@ -15,28 +15,18 @@ import ipywidgets
 import plotly.graph_objects as go
 import pytest
 
+from finemem_lib import explorers, figures
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit import counterfactual
 from finemem_lib.credit import group as group_rules
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.example import worked_example
-from finemem_lib.explorers import display, evidence, what_if
-from finemem_lib.explorers import explorer as explorer_module
 from finemem_lib.explorers.explorer import Control, Explorer
 from finemem_lib.explorers.live import Live
-from finemem_lib.figures import (
-    evidence as evidence_figures,
-)
-from finemem_lib.figures import (
-    frames as figure_frames,
-)
-from finemem_lib.figures import (
-    memory as memory_figures,
-)
-from finemem_lib.figures import (
-    rollouts,
-    style,
-)
+from finemem_lib.figures import style
+from finemem_lib.figures.evidence import STRONG
+from finemem_lib.figures.frames import at_frame, without_slider
+from finemem_lib.figures.memory import MEMORY_STATES
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.trajectory import creation_key
 from tests.helpers.figure_samples import make_trajectory
@@ -56,9 +46,9 @@ def make_group(poison: str = "") -> list[Any]:
 
 def make_explorers(poison: str = "") -> dict[str, Explorer]:
     return {
-        "evidence": evidence.evidence_explorer(make_trajectory(poison=poison)),
-        "memory_player": evidence.memory_player(make_trajectory(poison=poison)),
-        "what_if": what_if.what_if_explorer(make_group(poison)),
+        "evidence": explorers.evidence_explorer(make_trajectory(poison=poison)),
+        "memory_player": explorers.memory_player(make_trajectory(poison=poison)),
+        "what_if": explorers.what_if_explorer(make_group(poison)),
     }
 
 
@@ -261,17 +251,13 @@ def test_evidence_a_click_in_one_view_selects_in_all() -> None:
     retrieved = {found.item_id for found in trajectory.questions[question].retrieved}
     assert len(live.views["trail"].data[0].y) == len(retrieved)
     assert marks(live.views["heatmap"]) == len(
-        evidence_figures.evidence_parts(
+        figures.evidence_parts(
             dataclasses.replace(trajectory, questions=(trajectory.questions[question],))
         )
     )
     assert marks(live.views["timeline"]) == len(retrieved)
     assert live.views["heatmap"].data[2].selectedpoints == (question,)
-    strong = [
-        color
-        for color in live.views["flow"].data[0].link.color
-        if color.endswith(evidence_figures.STRONG)
-    ]
+    strong = [color for color in live.views["flow"].data[0].link.color if color.endswith(STRONG)]
     assert 0 < len(strong) < len(link.target)
     live.click("heatmap", 3, [2])
     assert live.state["selected"] == "step 3" and marks(live.views["heatmap"]) > 0
@@ -295,13 +281,9 @@ def test_trail_is_the_evidence_of_the_rewards() -> None:
     trajectory = make_trajectory()
     for settings in (RewardSettings(), RewardSettings(credited="used", attribution="lineage")):
         for j, answered in enumerate(trajectory.questions):
-            figure = evidence_figures.evidence_trail(
-                trajectory, settings, f"question {j + 1}", max_rows=99
-            )
+            figure = figures.evidence_trail(trajectory, settings, f"question {j + 1}", max_rows=99)
             parts = [
-                part
-                for part in evidence_figures.evidence_parts(trajectory, settings)
-                if part.question == j
+                part for part in figures.evidence_parts(trajectory, settings) if part.question == j
             ]
             earned = sum(part.share for part in parts) * (answered.score or 0)
             assert sum(figure.data[0].x) == pytest.approx(earned, abs=1e-3)
@@ -320,9 +302,9 @@ def test_memory_player_shows_what_each_step_did() -> None:
         for found in one.retrieved
     }
     for step in range(trajectory.num_steps + 1):
-        figure = memory_figures.memory_state(trajectory, step)
+        figure = figures.memory_state(trajectory, step)
         shown = {trace.name: len(trace.x) for trace in figure.data}
-        assert list(shown) == list(memory_figures.MEMORY_STATES)
+        assert list(shown) == list(MEMORY_STATES)
         alive = trajectory.memory_at(step)
         gone = shown["deleted at this step"] + shown["evicted at this step"]
         assert sum(shown.values()) - gone == len(alive)
@@ -333,14 +315,16 @@ def test_memory_player_shows_what_each_step_did() -> None:
             written = {item.item_id for item in delta.written}
             idle = [item for item in alive if item.item_id not in hits | written]
             assert shown["kept, never retrieved"] == len(idle)
-    assert memory_figures.memory_state(trajectory, 6, max_items=2).layout.yaxis.tickvals == (0, 1)
+    assert figures.memory_state(trajectory, 6, max_items=2).layout.yaxis.tickvals == (0, 1)
     with pytest.raises(ValueError, match="outside 0..6"):
-        memory_figures.memory_state(trajectory, 7)
+        figures.memory_state(trajectory, 7)
 
 
 def test_what_if_shows_the_rewards_and_advantages_of_the_library() -> None:
     group = make_group()
-    figures = what_if.what_if_explorer(group).figures(beta=0.25, w1=0.2, credited="used", rollout=1)
+    figures = explorers.what_if_explorer(group).figures(
+        beta=0.25, w1=0.2, credited="used", rollout=1
+    )
     settings = RewardSettings(beta=0.25, w1=0.2, credited="used")
     totals = [[reward.total for reward in hybrid_reward(one, settings)] for one in group]
     assert list(figures["rewards"].data[2].y) == pytest.approx(totals[1], rel=1e-3)
@@ -353,12 +337,12 @@ def test_what_if_shows_the_rewards_and_advantages_of_the_library() -> None:
 
 
 def test_what_if_credits_the_first_k_items_only() -> None:
-    explorer = what_if.what_if_explorer([worked_example()])
+    explorer = explorers.what_if_explorer([worked_example()])
     one, two = (explorer.figures(k=k, beta=1.0)["card"].data[0].x for k in (1, 2))
     assert one[1] == 0.5 and two[1] == 0.25
 
 
-@pytest.mark.parametrize("rule", [what_if.FINE_MEM, "eara", "eara-used"])
+@pytest.mark.parametrize("rule", [explorers.what_if.FINE_MEM, "eara", "eara-used"])
 def test_the_card_adds_up_to_the_reward(rule: str) -> None:
     explorer = EXPLORERS["what_if"]
     for step in range(1, 7):
@@ -382,8 +366,8 @@ def test_the_card_counts_the_rollouts_of_every_rule() -> None:
 def test_rules_that_need_the_reader_are_offered_with_it_only() -> None:
     group, agent = played_group()
     without, with_reader = (
-        what_if.what_if_explorer(group),
-        what_if.what_if_explorer(group, agent=agent),
+        explorers.what_if_explorer(group),
+        explorers.what_if_explorer(group, agent=agent),
     )
     rules = [[value for _, value in one.controls[2].options] for one in (without, with_reader)]
     assert "step-loo" not in rules[0] and "step-loo" in rules[1]
@@ -448,13 +432,13 @@ SWITCHES = [
     {"beta": 1.0, "credited": "used", "k": 2, "scale": "none"},
 ]
 START = RewardSettings(unretrieved="drop")
-RULE_NAMES = [what_if.FINE_MEM, *(name for name in RULES if name != "potential")]
+RULE_NAMES = [explorers.what_if.FINE_MEM, *(name for name in RULES if name != "potential")]
 
 
 @functools.cache
 def what_if_lab() -> Explorer:
     group, agent = played_group()
-    return what_if.what_if_explorer(group, START, agent=agent)
+    return explorers.what_if_explorer(group, START, agent=agent)
 
 
 def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, Any]) -> Any:
@@ -472,7 +456,7 @@ def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, 
             )
             for one in group
         ]
-    if rule == what_if.FINE_MEM:
+    if rule == explorers.what_if.FINE_MEM:
         paid = [[reward.total for reward in hybrid_reward(one, settings)] for one in group]
         return paid, group_relative(paid, scale)
     offered: dict[str, Any] = {}
@@ -533,17 +517,17 @@ def test_controls_that_a_rule_does_not_read_are_greyed_out_and_move_nothing(rule
         moved = by_the_library(rule, group, agent, {name: value}) != first
         idle = live.controls[name].disabled
         assert not (moved and idle), name
-        if rule == what_if.FINE_MEM or (rule == "eara" and name not in ("w1", "w2")):
+        if rule == explorers.what_if.FINE_MEM or (rule == "eara" and name not in ("w1", "w2")):
             assert moved and not idle, name
     buttons = live.box.children[1].children[8].children[1:]  # beside "credited"
     assert [one.disabled for one in buttons] == [live.controls["credited"].disabled] * 2
     assert not live.controls["scale"].disabled and not live.controls["rule"].disabled
     caption = live.views["card"].layout.meta["caption"]
     reads = ["β" if name == "beta" else name for name in moving if not live.controls[name].disabled]
-    assert rule == what_if.FINE_MEM or (
+    assert rule == explorers.what_if.FINE_MEM or (
         f"it reads {', '.join([*reads, 'scale_rewards'])} only." in caption
     )
-    live.set("rule", what_if.FINE_MEM)
+    live.set("rule", explorers.what_if.FINE_MEM)
     assert not any(widget.disabled for widget in live.controls.values())
 
 
@@ -551,7 +535,7 @@ def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeyp
     """Incident: β, which they do not take, cost the rules that replay steps seconds per move."""
     group, agent = played_group()
     counting = Counting(agent)
-    explorer = what_if.what_if_explorer(group, agent=counting)
+    explorer = explorers.what_if_explorer(group, agent=counting)
     monkeypatch.setattr(
         counterfactual, "Replayer", lambda *_: pytest.fail("replayed by each rule anew")
     )
@@ -564,7 +548,7 @@ def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeyp
     ]
     assert len(set(asked)) == len(asked)  # rules that ask the same share the answers
     alone = Counting(agent)
-    what_if.what_if_explorer(group[:1], agent=alone).figures(rule="step-loo")
+    explorers.what_if_explorer(group[:1], agent=alone).figures(rule="step-loo")
     held = {item.item_id: item.content for item in group[0].final_memory()}
     known = {
         (answered.question.text, *(held[found.item_id] for found in answered.retrieved))
@@ -619,7 +603,7 @@ def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
             name,
             lambda *a, name=name, function=function: (calls.update([name]), function(*a))[1],
         )
-    explorer = what_if.what_if_explorer(group)
+    explorer = explorers.what_if_explorer(group)
     for rule in ("gigpo", "attributed-dense"):
         explorer.figures(rule=rule)
     steps = sum(bool(step.chunk_questions) for one in group for step in one.steps)
@@ -643,14 +627,13 @@ def test_rollouts_taken_together_get_what_each_gets_alone(scale: str) -> None:
             assert state == (step.chunk.text, *(item.content for item in before))
 
 
-def test_hover_texts_that_no_cell_has_room_for_are_not_made(monkeypatch) -> None:
+def test_hover_texts_that_no_cell_has_room_for_are_not_made() -> None:
     """Incident: half of the 55 ms that a choice of rewards took for 8 rollouts of 200 steps."""
     large = [
         dataclasses.replace(make_trajectory(3, 60), instance_id="one", rollout=number)
         for number in range(3)
     ]
-    monkeypatch.setattr(rollouts, "_told", lambda step: pytest.fail("not shown"))
-    compared = rollouts.rollout_compare(rollouts.rollout_groups([large])[0])
+    compared = figures.rollout_compare(figures.rollout_groups([large])[0])
     assert compared.data[0].customdata is None
 
 
@@ -687,7 +670,7 @@ def test_the_formula_of_every_rule_stands_whole_in_its_card() -> None:
 def test_the_numbers_of_the_card_come_to_its_values(rule: str, scale: str) -> None:
     """Incident: "= -0.064, scaled -0.2645" did not say by what."""
     worked = {
-        what_if.FINE_MEM,
+        explorers.what_if.FINE_MEM,
         "eara",
         "eara-used",
         "csr",
@@ -726,13 +709,13 @@ def test_rewards_are_compared_with_rewards_of_the_same_sum() -> None:
         figure = what_if_lab().figures(beta=beta, rollout=1)["rewards"]
         assert sum(figure.data[1].y) == pytest.approx(sum(figure.data[2].y), abs=5e-3)
         caption = figure.layout.meta["caption"]
-        assert what_if.EVEN in caption
+        assert explorers.what_if.EVEN in caption
         moved.append(float(re.search(r"moves by ([\d.]+)", caption)[1]))
     assert moved[0] < moved[1] < moved[2]
     assert moved[2] == pytest.approx(4 * moved[0], rel=0.05)
     eara = what_if_lab().figures(rule="eara-used", rollout=1)["rewards"].data[1].y
     assert list(eara) == pytest.approx([outcome_reward(group[1]) / 6] * 6, rel=1e-3)
-    before = what_if_lab().figures(rule="csr", before=what_if.START)["rewards"]
+    before = what_if_lab().figures(rule="csr", before=explorers.what_if.START)["rewards"]
     assert "compare the advantages" in before.layout.meta["caption"]
 
 
@@ -740,7 +723,7 @@ def test_a_cut_that_takes_every_used_item_is_said() -> None:
     """Incident: k = 1 paid every step alike, as if nothing had been found, and did not say so."""
     one = worked_example()
     asked = dataclasses.replace(one.questions[0], used=("2",))
-    explorer = what_if.what_if_explorer([dataclasses.replace(one, questions=(asked,))])
+    explorer = explorers.what_if_explorer([dataclasses.replace(one, questions=(asked,))])
     for wanted, told in (
         ({"credited": "used", "k": 1}, True),
         ({"credited": "used"}, False),
@@ -768,7 +751,7 @@ def test_a_rule_that_reads_again_is_never_shown_fewer_items_than_were_scored() -
             for answered in played.questions
         ),
     )
-    explorer = what_if.what_if_explorer([one, one], agent=reader_for([one]))
+    explorer = explorers.what_if_explorer([one, one], agent=reader_for([one]))
     paid, cut = (
         str([view.to_plotly_json()["data"] for view in explorer.figures(**state).values()])
         for state in ({"rule": "evidence-loo"}, {"rule": "evidence-loo", "k": 1})
@@ -778,9 +761,9 @@ def test_a_rule_that_reads_again_is_never_shown_fewer_items_than_were_scored() -
 
 def test_what_if_refuses_rollouts_of_different_instances() -> None:
     with pytest.raises(ValueError, match="2 trajectories of 2 instances, expected the rollouts"):
-        what_if.what_if_explorer([make_trajectory(), worked_example()])
+        explorers.what_if_explorer([make_trajectory(), worked_example()])
     with pytest.raises(ValueError, match="0 trajectories"):
-        what_if.what_if_explorer([])
+        explorers.what_if_explorer([])
 
 
 # ---- untrusted text ------------------------------------------------------------------------------
@@ -835,17 +818,14 @@ def static_states(explorer: Explorer) -> list[dict[str, Any]]:
 def assert_frames_are_the_states(explorer: Explorer) -> None:
     """Any frame may follow any other, so each must undo what the others changed."""
     states = static_states(explorer)
-    specs = [
-        figure_frames.without_slider(json.loads(figure.to_json()))
-        for figure in explorer.static_figures()
-    ]
+    specs = [without_slider(json.loads(figure.to_json())) for figure in explorer.static_figures()]
     for place, state in enumerate(states):
         wanted = explorer.figures(**state).values()
         for view, (spec, want) in enumerate(zip(specs, wanted, strict=True)):
             frames = spec["layout"]["meta"]["states"]
-            other = figure_frames.at_frame(spec, frames[(place + 3) % len(states)])
-            after = figure_frames.at_frame(other | {"frames": spec["frames"]}, frames[place])
-            assert figure_frames.figure_table(after) == figure_frames.figure_table(want)
+            other = at_frame(spec, frames[(place + 3) % len(states)])
+            after = at_frame(other | {"frames": spec["frames"]}, frames[place])
+            assert figures.figure_table(after) == figures.figure_table(want)
             expected = json.loads(go.Figure(want.to_plotly_json()).to_json())
             layouts = after["layout"], expected["layout"]
             assert layouts[0]["meta"]["alt"] == layouts[1]["meta"]["alt"]
@@ -926,7 +906,7 @@ def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> 
     assert run.layout.meta["clicks"] == {"0": [0, 3]}
     assert step.layout.meta["clicks"] == {"0": [3, None]}  # token 2 of run bb has no frame
     shown = [
-        figure_frames.at_frame(json.loads(step.to_json()), number)["layout"]["meta"]["clicks"]
+        at_frame(json.loads(step.to_json()), number)["layout"]["meta"]["clicks"]
         for number in step.layout.meta["states"]
     ]
     assert shown[1] == shown[2] == {"0": [1, 2]}
@@ -957,9 +937,9 @@ def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_l
             ),
         )
 
-    toy_size = evidence.evidence_explorer(episode(12, 30))
+    toy_size = explorers.evidence_explorer(episode(12, 30))
     assert len(static_states(toy_size)) == len(toy_size.controls[0].options) == 1 + 12 + 6 + 30
-    trail = evidence.evidence_explorer(episode(20, 40)).static_figures()[0]
+    trail = explorers.evidence_explorer(episode(20, 40)).static_figures()[0]
     assert len(trail.layout.sliders[0].steps) == 1 + 16 + 6 + 32
     assert trail.layout.meta["caption"].endswith(
         " Without a kernel: left out 4 of 20 (question), 8 of 40 (item)."
@@ -1021,7 +1001,7 @@ def test_static_controls_are_thinned_out() -> None:
     control = Control("n", "n", [(str(n), n) for n in range(101)], 30, "slider", static=5)
     assert [value for _, value in control.frames({"n": 30})] == [0, 25, 30, 50, 75, 100]
     menu = dataclasses.replace(control, kind="menu", static=True)
-    assert len(menu.frames({"n": 0})) == explorer_module.MAX_FRAMES
+    assert len(menu.frames({"n": 0})) == explorers.explorer.MAX_FRAMES
 
 
 @pytest.mark.parametrize(
@@ -1039,19 +1019,19 @@ def test_the_form_follows_the_environment(monkeypatch, environment, live) -> Non
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert display.is_live() is live
+    assert explorers.is_live() is live
 
 
 def test_an_unknown_form_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("FINEMEM_EXPLORERS", "yes")
     with pytest.raises(ValueError, match="'yes', expected 'live' or 'static'"):
-        display.is_live()
+        explorers.is_live()
 
 
 def test_static_show_needs_no_widgets(monkeypatch, capsys) -> None:
     monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    display.show(EXPLORERS["memory_player"])
+    explorers.show(EXPLORERS["memory_player"])
     assert "items" in capsys.readouterr().out
 
 

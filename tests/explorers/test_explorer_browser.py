@@ -10,8 +10,8 @@ from typing import Any
 import nbformat.v4 as nb
 import pytest
 
+from finemem_lib import explorers
 from finemem_lib.cli import report
-from finemem_lib.explorers import evidence, what_if
 from tests.helpers.browser import click_at, opened
 from tests.helpers.figure_samples import make_trajectory
 from tests.helpers.lab import STATE, changed, move_every_control
@@ -273,14 +273,14 @@ def report_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataclasses.replace(make_trajectory(seed), instance_id="one", rollout=seed)
         for seed in range(3)
     ]
-    explorers = (
-        evidence.evidence_explorer(hostile),
-        evidence.memory_player(hostile),
-        what_if.what_if_explorer(group),
+    shown = (
+        explorers.evidence_explorer(hostile),
+        explorers.memory_player(hostile),
+        explorers.what_if_explorer(group),
     )
-    figures = [figure for one in explorers for figure in one.static_figures()]
+    static = [figure for one in shown for figure in one.static_figures()]
     folder = tmp_path_factory.mktemp("explorers") / "run"
-    return report.build_report(make_run(folder, figures=figures), folder / "report.html")
+    return report.build_report(make_run(folder, figures=static), folder / "report.html")
 
 
 REPORT_STATE = """group => JSON.stringify([...document.querySelectorAll("figure.plotly")]

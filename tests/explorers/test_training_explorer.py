@@ -8,16 +8,11 @@ import json
 import pytest
 import torch
 
+from finemem_lib import explorers, figures
 from finemem_lib.cli.execute import CHECKPOINTS
 from finemem_lib.data.planted import StreamSettings, planted_instances
-from finemem_lib.explorers import explorer as explorer_module
-from finemem_lib.explorers import training as et
 from finemem_lib.explorers.live import Live
-from finemem_lib.figures import display as figure_display
-from finemem_lib.figures import frames as figure_frames
 from finemem_lib.figures import style
-from finemem_lib.figures.rollouts import rollout_groups
-from finemem_lib.figures.training import training_curves
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -89,23 +84,23 @@ def shown(monkeypatch):
 
     monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
     monkeypatch.setattr("IPython.display.display", display)
-    monkeypatch.setattr(et, "SHARE_OF_TIME", 1.0)  # draw every record
+    monkeypatch.setattr(explorers.training, "SHARE_OF_TIME", 1.0)  # draw every record
     return bundles
 
 
 def test_curves_grow_with_the_records_and_end_as_the_plain_figure(shown) -> None:
-    live = et.LiveCurves(5)
+    live = explorers.LiveCurves(5)
     for record in RECORDS:
         live(record)
     assert live.error == ""
     assert [len(bundle[style.PLOTLY_MIME]["data"][0]["x"]) for bundle in shown] == [1, 2, 3, 4, 5]
     title = shown[2][style.PLOTLY_MIME]["layout"]["title"]["text"]
     assert title.startswith("Training, 3/5 updates, about ")
-    final = json.loads(training_curves(RECORDS).to_json())
+    final = json.loads(figures.training_curves(RECORDS).to_json())
     assert shown[-1][style.PLOTLY_MIME]["data"] == final["data"]
     figure = live.finish(RECORDS)
     assert shown[-2][style.PLOTLY_MIME] == {**final, "config": style.CONFIG}
-    assert tuple(shown[-2:]) == figure_display.shown(figure)
+    assert tuple(shown[-2:]) == figures.outputs(figure)
 
 
 def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
@@ -114,7 +109,7 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
     """Incident: JupyterLab showed the first update until the end, because it does not draw a plain
     figure again when its output is updated."""
     monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
-    live = et.LiveCurves(5)
+    live = explorers.LiveCurves(5)
     told = []
     for number, record in enumerate(RECORDS, 1):
         live(record)
@@ -126,7 +121,7 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
     assert len(shown[0].get_state("_esm")["_esm"]) < 3_000  # Incident: a FigureWidget loads 5 MB
     live.finish(RECORDS)
     assert shown[0].comm is None and style.PLOTLY_MIME in shown[1]
-    live = et.LiveCurves(2)
+    live = explorers.LiveCurves(2)
     shown.clear()
     live({"step": 1, "reward": 0.5})
     live({"step": 2, "reward": 0.5, "entropy": 1.0})
@@ -135,7 +130,7 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
 
 
 def test_a_quantity_that_comes_later_gets_its_panel(shown) -> None:
-    live = et.LiveCurves(2)
+    live = explorers.LiveCurves(2)
     live({"step": 1, "reward": 0.5})
     live({"step": 2, "reward": float("nan"), "entropy": 1.0})
     assert live.error == ""
@@ -148,12 +143,12 @@ def test_an_error_in_drawing_is_told_once_and_stops_nothing(monkeypatch, capsys)
         raise OSError("no front end")
 
     monkeypatch.setattr("IPython.display.display", broken)
-    live = et.LiveCurves(5)
+    live = explorers.LiveCurves(5)
     for record in RECORDS:
         live(record)
     live({})
     assert capsys.readouterr().err.count("training goes on") == 1
-    live = et.LiveCurves(5)
+    live = explorers.LiveCurves(5)
     with pytest.raises(KeyboardInterrupt):  # the stop button is no error
         monkeypatch.setattr(live, "_draw", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         live(RECORDS[0])
@@ -161,9 +156,9 @@ def test_an_error_in_drawing_is_told_once_and_stops_nothing(monkeypatch, capsys)
 
 def test_drawing_takes_no_more_than_its_share_of_the_time(shown, monkeypatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(et, "SHARE_OF_TIME", 0.05)
-    monkeypatch.setattr(et.time, "perf_counter", lambda: clock[0])
-    live = et.LiveCurves(1000)
+    monkeypatch.setattr(explorers.training, "SHARE_OF_TIME", 0.05)
+    monkeypatch.setattr(explorers.training.time, "perf_counter", lambda: clock[0])
+    live = explorers.LiveCurves(1000)
     draw = live._draw
 
     def slow():
@@ -207,7 +202,7 @@ def test_a_notebook_without_a_front_end_keeps_one_figure() -> None:
 
 def test_groups_are_those_of_the_trainer(trained) -> None:
     (record,) = trained.records
-    groups = rollout_groups(trained.trajectories[1], "+CSR")
+    groups = figures.rollout_groups(trained.trajectories[1], "+CSR")
     values = [abs(a) for group in groups for row in group.advantages for a in row]
     assert max(values) == pytest.approx(record["advantages/max_abs"], abs=1e-4)
     assert sum(values) / len(values) == pytest.approx(record["advantages/mean_abs"], abs=1e-4)
@@ -220,14 +215,14 @@ def test_groups_are_those_of_the_trainer(trained) -> None:
 def test_log_probabilities_are_those_recorded_when_sampling(manager, played) -> None:
     steps = [step for group in played for one in group for step in one.steps]
     manager.model.train()
-    for step, row in zip(steps, et.token_logprobs(manager, steps), strict=True):
+    for step, row in zip(steps, explorers.token_logprobs(manager, steps), strict=True):
         assert row == pytest.approx(step.logprobs, abs=1e-4)
     assert manager.model.training
     manager.model.eval()
 
 
 def test_what_training_changed_is_seen_in_the_tokens(played, trained) -> None:
-    view = et.log_prob_change(played[0][0], trained.manager)
+    view = explorers.log_prob_change(played[0][0], trained.manager)
     changes = [row["change of log-probability (nats)"] for row in view.table]
     assert len(changes) == sum(len(step.completion_ids) for step in played[0][0].steps)
     assert any(abs(change) > 1e-3 for change in changes)
@@ -235,7 +230,7 @@ def test_what_training_changed_is_seen_in_the_tokens(played, trained) -> None:
         played[0][0], steps=(dataclasses.replace(played[0][0].steps[0], completion_ids=None),)
     )
     with pytest.raises(ValueError, match="step 1 has no token ids"):
-        et.log_prob_change(scripted, trained.manager)
+        explorers.log_prob_change(scripted, trained.manager)
 
 
 def test_kept_rollouts_come_back_from_a_run(played, tmp_path, monkeypatch) -> None:
@@ -249,7 +244,10 @@ def test_kept_rollouts_come_back_from_a_run(played, tmp_path, monkeypatch) -> No
     }
     for old, new in zip(played[1], found[1][1], strict=True):
         assert dataclasses.replace(new, metadata={}) == dataclasses.replace(old, metadata={})
-    assert rollout_groups(found[1])[0].advantages == rollout_groups(played)[0].advantages
+    assert (
+        figures.rollout_groups(found[1])[0].advantages
+        == figures.rollout_groups(played)[0].advantages
+    )
 
 
 def test_scratch_is_kept_only_when_asked(tmp_path, monkeypatch) -> None:
@@ -279,7 +277,7 @@ def test_checkpoints_of_an_earlier_pass_are_never_removed(tmp_path, monkeypatch,
 # Explorers.
 
 
-def every_state(explorer: explorer_module.Explorer) -> list[dict]:
+def every_state(explorer: explorers.Explorer) -> list[dict]:
     """The figures of every value of every control, one changed at a time."""
     first = explorer.settle({})
     return [
@@ -291,16 +289,16 @@ def every_state(explorer: explorer_module.Explorer) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run_explorer(manager, played):
-    return et.training_explorer(RECORDS, {1: played, 5: played[:1]}, manager)
+    return explorers.training_explorer(RECORDS, {1: played, 5: played[:1]}, manager)
 
 
 def test_every_choice_of_every_explorer_has_its_figures(run_explorer, played) -> None:
-    for one in (run_explorer, et.compare_rollouts(played)):
-        for figures in every_state(one):
-            for figure in figures.values():
+    for one in (run_explorer, explorers.compare_rollouts(played)):
+        for views in every_state(one):
+            for figure in views.values():
                 meta = figure.layout.meta
                 assert figure.layout.title.text and meta["caption"] and meta["alt"]
-                assert figure_frames.figure_table(figure) or "update" in meta["alt"]
+                assert figures.figure_table(figure) or "update" in meta["alt"]
                 clicks = meta.get("clicks", {"points": {}})
                 names = [control.name for control in one.controls]
                 assert not clicks["points"] or clicks["control"] in names
@@ -310,8 +308,8 @@ def test_every_choice_of_every_explorer_has_its_figures(run_explorer, played) ->
 def test_it_starts_at_the_largest_advantage_of_the_last_update(manager, played, turned) -> None:
     """Incident: only the first group of the update was looked at."""
     groups = played[::turned]
-    state = et.training_explorer(RECORDS, {5: groups}, manager).settle({})
-    found = rollout_groups(groups)
+    state = explorers.training_explorer(RECORDS, {5: groups}, manager).settle({})
+    found = figures.rollout_groups(groups)
     largest = max(abs(a) for group in found for row in group.advantages for a in row)
     chosen = found[state["instance"]].advantages[state["rollout"]][state["step"] - 1]
     assert abs(chosen) == largest and state["update"] == 5
@@ -355,19 +353,19 @@ def test_without_a_kernel_the_way_from_the_run_to_the_step_is_left(run_explorer,
         in (found[0].layout.meta["caption"])
     )
     assert sum(len(figure.to_json()) for figure in found) < 60_000
-    assert len(et.compare_rollouts(played).static_figures()) == 2
+    assert len(explorers.compare_rollouts(played).static_figures()) == 2
 
 
 def test_frames_are_the_states(run_explorer, played) -> None:
     assert_frames_are_the_states(run_explorer)
-    assert_frames_are_the_states(et.compare_rollouts(played))
+    assert_frames_are_the_states(explorers.compare_rollouts(played))
 
 
 def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, played) -> None:
-    [group] = rollout_groups(played[:1])
+    [group] = figures.rollout_groups(played[:1])
     own = [state for state in run_explorer.linked if (state["update"], state["instance"]) == (5, 0)]
     by_size = sorted(range(3), key=lambda row: -max(map(abs, group.advantages[row])))
-    assert {state["rollout"] for state in own} == {*by_size[: et.STATIC_ROLLOUTS]}
+    assert {state["rollout"] for state in own} == {*by_size[: explorers.training.STATIC_ROLLOUTS]}
     assert [state["step"] for state in own if state["rollout"] == by_size[0]] == [1, 2, 3]
     [other] = [state["step"] for state in own if state["rollout"] == by_size[1]]
     sizes = [abs(advantage) for advantage in group.advantages[by_size[1]]]
@@ -375,26 +373,26 @@ def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, pla
 
 
 def test_another_scheme_pays_other_advantages(played) -> None:
-    explorer = et.compare_rollouts(played)
+    explorer = explorers.compare_rollouts(played)
     first, other = (
         explorer.figures(scheme=name)["rollouts"].data[0].z for name in ("Fine-Mem", "outcome-only")
     )
     assert first != other
     assert [list(row) for row in other] == [
         [style.number(a) for a in row]
-        for row in rollout_groups(played, "outcome-only")[0].advantages
+        for row in figures.rollout_groups(played, "outcome-only")[0].advantages
     ]
 
 
 def test_an_annealed_weight_is_the_one_of_its_update(manager, played) -> None:
     records = [{"step": 1, "reward": 0.5, "w1": 0.5}, {"step": 2, "reward": 0.5, "w1": 0.0}]
-    explorer = et.training_explorer(records, {1: played, 2: played}, manager)
+    explorer = explorers.training_explorer(records, {1: played, 2: played}, manager)
 
     def paid(update: int) -> set[float]:
-        figures = [explorer.figures(update=update, rollout=row)["rollout"] for row in range(3)]
+        shown = [explorer.figures(update=update, rollout=row)["rollout"] for row in range(3)]
         return {
             y
-            for figure in figures
+            for figure in shown
             for bar in figure.data
             if bar.name == "chunk step"
             for y in bar.y
@@ -406,13 +404,13 @@ def test_an_annealed_weight_is_the_one_of_its_update(manager, played) -> None:
 
 def test_nothing_kept_is_refused_and_no_record_is_no_error(manager, played) -> None:
     with pytest.raises(ValueError, match="train with keep_updates"):
-        et.training_explorer(RECORDS, {}, manager)
-    stopped = et.training_explorer([], {0: played}, manager)
+        explorers.training_explorer(RECORDS, {}, manager)
+    stopped = explorers.training_explorer([], {0: played}, manager)
     assert len(stopped.static_figures()) == 5
 
 
 def test_hostile_rollouts_are_text(manager) -> None:
-    explorer = et.training_explorer(RECORDS, {1: [rollouts(POISON)]}, manager)
+    explorer = explorers.training_explorer(RECORDS, {1: [rollouts(POISON)]}, manager)
     for figure in explorer.figures(colour="advantage").values():
         spec = json.loads(figure.to_json())
         del spec["layout"]["meta"]
@@ -433,7 +431,7 @@ def test_with_a_kernel_every_stored_update_can_be_looked_at(manager, tmp_path, m
     )
 
     def explorer():
-        return et.training_explorer(
+        return explorers.training_explorer(
             done.records, done.trajectories, manager, "+CSR", stored=done.updates
         )
 

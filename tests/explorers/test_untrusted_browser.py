@@ -14,35 +14,15 @@ import nbformat
 import nbformat.v4 as nb
 import pytest
 
-from finemem_lib import figures
+from finemem_lib import explorers, figures
 from finemem_lib.cli import report
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
 from finemem_lib.experiments.tables import ACCURACIES, table
-from finemem_lib.explorers import evidence, explorer, what_if
-from finemem_lib.explorers import training as et
-from finemem_lib.figures import (
-    credit_rules,
-    tokens,
-)
-from finemem_lib.figures import (
-    display as figure_display,
-)
-from finemem_lib.figures import (
-    evidence as evidence_figures,
-)
-from finemem_lib.figures import (
-    experiments as experiment_figures,
-)
-from finemem_lib.figures import (
-    memory as memory_figures,
-)
-from finemem_lib.figures import (
-    rewards as reward_figures,
-)
+from finemem_lib.explorers.explorer import Explorer
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME
 from tests.experiments.test_experiment_tables import grid
 from tests.figures.test_training_figures import Spelling, rollouts
-from tests.figures.test_training_figures import make_figures as training_figures
+from tests.figures.test_training_figures import make_figures as make_training_figures
 from tests.helpers.browser import opened
 from tests.helpers.figure_samples import make_figures, make_trajectory
 
@@ -69,14 +49,14 @@ class Manager:
         self.tokenizer = Spelling(*(f"{poison}{word}" for word in ("[", "op", "SKIP", "}", "]")))
 
 
-def explorers(poison: str) -> dict[str, explorer.Explorer]:
+def make_explorers(poison: str) -> dict[str, Explorer]:
     records = [{"step": step, "reward": step / 10, "entropy": 1 / step} for step in (1, 2)]
     return {
-        "evidence": evidence.evidence_explorer(make_trajectory(poison=poison)),
-        "memory_player": evidence.memory_player(make_trajectory(poison=poison)),
-        "what_if": what_if.what_if_explorer(rollouts(poison)),
-        "compare_rollouts": et.compare_rollouts([rollouts(poison)]),
-        "training_explorer": et.training_explorer(
+        "evidence": explorers.evidence_explorer(make_trajectory(poison=poison)),
+        "memory_player": explorers.memory_player(make_trajectory(poison=poison)),
+        "what_if": explorers.what_if_explorer(rollouts(poison)),
+        "compare_rollouts": explorers.compare_rollouts([rollouts(poison)]),
+        "training_explorer": explorers.training_explorer(
             records, {1: [rollouts(poison)]}, Manager(poison)
         ),
     }
@@ -108,35 +88,33 @@ def views(poison: str = "") -> dict[str, Any]:
     texts = tuple(f"{poison}{word}" for word in ("a", "b", "", "d"))
     made = (
         make_figures(poison)
-        | training_figures(poison)
+        | make_training_figures(poison)
         | {
-            "memory_state": memory_figures.memory_state(trajectory, 4),
-            "evidence_trail": evidence_figures.evidence_trail(trajectory, selected="question 1"),
-            "formula_card": reward_figures.formula_card(
-                [reward_figures.Term(f"{poison}w r", f"{poison}2 x 3", 6.0, True)],
+            "memory_state": figures.memory_state(trajectory, 4),
+            "evidence_trail": figures.evidence_trail(trajectory, selected="question 1"),
+            "formula_card": figures.formula_card(
+                [figures.Term(f"{poison}w r", f"{poison}2 x 3", 6.0, True)],
                 "Formula",
                 "1 term.",
             ),
-            "measure_intervals": experiment_figures.measure_intervals(
+            "measure_intervals": figures.measure_intervals(
                 rows, ACCURACIES, "Accuracy", "accuracy"
             ),
-            "difference_heatmap": experiment_figures.difference_heatmap(rows),
-            "dose_response": experiment_figures.dose_response(
-                rows, results, {f"{poison}k": ("top_k", {})}
-            ),
-            "learning_curves": experiment_figures.learning_curves(results),
-            "edit_bars": experiment_figures.edit_bars(results),
-            "credit_by_regime": credit_rules.credit_by_regime(credit, "causal"),
-            "differences_by_regime": credit_rules.differences_by_regime(credit, "causal"),
-            "credit_per_call": credit_rules.credit_per_call(credit, "causal"),
-            "credit_measures": credit_rules.credit_measures(credit),
-            "completion_view": tokens.completion_view(
-                [tokens.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
+            "difference_heatmap": figures.difference_heatmap(rows),
+            "dose_response": figures.dose_response(rows, results, {f"{poison}k": ("top_k", {})}),
+            "learning_curves": figures.learning_curves(results),
+            "edit_bars": figures.edit_bars(results),
+            "credit_by_regime": figures.credit_by_regime(credit, "causal"),
+            "differences_by_regime": figures.differences_by_regime(credit, "causal"),
+            "credit_per_call": figures.credit_per_call(credit, "causal"),
+            "credit_measures": figures.credit_measures(credit),
+            "completion_view": figures.completion_view(
+                [figures.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
                 "advantage A",
             ),
         }
     )
-    for name, one in explorers(poison).items():
+    for name, one in make_explorers(poison).items():
         made |= {f"{name}: {view}": figure for view, figure in one.figures().items()}
     return made
 
@@ -161,7 +139,7 @@ def test_every_builder_is_here() -> None:
         for name, one in vars(figures).items()
         if getattr(one, "__annotations__", {}).get("return") in ("go.Figure", "CompletionView")
     }
-    assert builders - {"advantage_view", "change_view"} <= {*NAMES}  # they are completion_view
+    assert builders - {"change_view"} <= {*NAMES}  # it is completion_view
 
 
 def output(view: Any) -> Any:
@@ -315,7 +293,7 @@ def test_jupyterlab_keeps_what_stands_below_a_figure(lab: Any, trusted: bool) ->
     """Its sanitizer drops roles and labels from a notebook that is not trusted, not the texts."""
     poison = KINDS["markup"] + KINDS["right-to-left"]
     figure = make_figures(poison)["operation_timeline"]
-    bundles = figure_display.shown(figure)
+    bundles = figures.outputs(figure)
     code = (
         "from IPython.display import display\n"
         f"for bundle in {bundles!r}:\n    display(bundle, raw=True)"

@@ -13,33 +13,11 @@ import bs4
 import plotly.graph_objects as go
 import pytest
 
+from finemem_lib import explorers, figures
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
 from finemem_lib.example import worked_example
-from finemem_lib.explorers import evidence
-from finemem_lib.figures import (
-    benchmark as benchmark_figures,
-)
-from finemem_lib.figures import (
-    credit_rules,
-    frames,
-    notes,
-    style,
-)
-from finemem_lib.figures import (
-    display as figure_display,
-)
-from finemem_lib.figures import (
-    evidence as evidence_figures,
-)
-from finemem_lib.figures import (
-    memory as memory_figures,
-)
-from finemem_lib.figures import (
-    rewards as reward_figures,
-)
-from finemem_lib.figures import (
-    training as training_figures,
-)
+from finemem_lib.figures import style
+from finemem_lib.figures.notes import MAX_TABLE_ROWS
 from finemem_lib.rewards import (
     RewardSettings,
     evidence_contribution,
@@ -50,7 +28,7 @@ from finemem_lib.trajectory import Trajectory
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.patience import LAST_RESORT, execute
 
-figures = functools.cache(make_figures)
+samples = functools.cache(make_figures)
 FIGURES, AGAIN = make_figures(), make_figures()
 POISON = "<script>ran=1</script><a href='javascript:1'>x</a>%{x} $x^2$ \ud800\u202e &lt; "
 OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
@@ -111,7 +89,7 @@ def nothing_empty(value: object) -> object:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_has_a_table(name: str) -> None:
-    rows = frames.figure_table(FIGURES[name])
+    rows = figures.figure_table(FIGURES[name])
     assert rows
     assert all(len(row) >= 3 for row in rows)
     assert not any("<" in key or "&" in key for row in rows for key in row)
@@ -130,18 +108,18 @@ def test_a_table_names_what_an_axis_names(name: str) -> None:
         for key, texts in named.items()
         if layout[key].get("title", {}).get("text")
     }
-    for row in frames.figure_table(FIGURES[name]):
+    for row in figures.figure_table(FIGURES[name]):
         for column in columns.keys() & row.keys():
             assert row[column] in columns[column]
 
 
 def test_tables_tell_the_step_beside_which_something_is_drawn() -> None:
-    rows = frames.figure_table(
-        reward_figures.advantage_dumbbell([[0.5, -0.5], [-0.5, 0.5]], [[1.0, -1.0], [-1.0, 1.0]])
+    rows = figures.figure_table(
+        figures.advantage_dumbbell([[0.5, -0.5], [-0.5, 0.5]], [[1.0, -1.0], [-1.0, 1.0]])
     )
     assert [row["step t (rollouts side by side)"] for row in rows] == [1, 1, 2, 2] * 2
     trajectory = make_trajectory()
-    rows = frames.figure_table(memory_figures.operation_timeline(trajectory))
+    rows = figures.figure_table(figures.operation_timeline(trajectory))
     asked = Counter(
         row["step t (chunk number)"] for row in rows if row["series"].startswith("retrieved")
     )
@@ -174,17 +152,17 @@ def test_tables_of_credit_rules_tell_rules_and_calls() -> None:
         for place in ("all", *itertools.chain(*REGIMES.values()))
         for rule, calls in rules.items()
     ]
-    for builder in (credit_rules.credit_by_regime, credit_rules.differences_by_regime):
-        table = frames.figure_table(builder(rows, "causal"))
+    for builder in (figures.credit_by_regime, figures.differences_by_regime):
+        table = figures.figure_table(builder(rows, "causal"))
         assert {row["credit rule"] for row in table} == {*rules}
-    table = frames.figure_table(credit_rules.credit_per_call(rows, "causal"))
+    table = figures.figure_table(figures.credit_per_call(rows, "causal"))
     (column,) = {key for row in table for key in row if key.startswith("reader calls")}
     assert {float(row[column]) for row in table if column in row} == {0.0, 26.04, 812.5}
 
 
 def test_tables_tell_the_panel_where_series_repeat() -> None:
-    figure = training_figures.training_curves([{"step": 1, "reward": 0.5, "entropy": 0.2}])
-    assert [row["panel"] for row in frames.figure_table(figure)] == [
+    figure = figures.training_curves([{"step": 1, "reward": 0.5, "entropy": 0.2}])
+    assert [row["panel"] for row in figures.figure_table(figure)] == [
         "reward (mean)",
         "entropy (nats per token)",
     ]
@@ -192,7 +170,7 @@ def test_tables_tell_the_panel_where_series_repeat() -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_untrusted_text_is_shown_literally(name: str) -> None:
-    spec = json.loads(figures(POISON)[name].to_json())
+    spec = json.loads(samples(POISON)[name].to_json())
     del spec["layout"]["meta"]  # plain text, escaped by whoever shows it
     for text in strings(spec):
         assert "<" not in OWN_MARKUP.sub("", text)
@@ -208,7 +186,7 @@ def test_untrusted_text_is_shown_literally(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_long_words_do_not_break_a_figure(name: str) -> None:
-    spec = json.loads(figures("x" * 10_000)[name].to_json())
+    spec = json.loads(samples("x" * 10_000)[name].to_json())
     assert len(json.dumps(spec)) < 40_000
     assert all(len(text) < 400 for text in strings(spec["layout"].pop("meta")))
     assert all(len(line) < 100 for text in strings(spec) for line in text.split("<br>"))
@@ -229,7 +207,7 @@ def test_evidence_parts_sum_to_the_evidence_matrix(
     trajectory = make_trajectory(seed)
     settings = RewardSettings(attribution=attribution, credited=credited, unretrieved="drop")
     cells: Counter[tuple[int, int]] = Counter()
-    for part in evidence_figures.evidence_parts(trajectory, settings):
+    for part in figures.evidence_parts(trajectory, settings):
         score = trajectory.questions[part.question].score
         cells[part.step - 1, part.question] += part.share * (score or 0.0)
     for t, row in enumerate(evidence_matrix(trajectory, settings)):
@@ -239,7 +217,7 @@ def test_evidence_parts_sum_to_the_evidence_matrix(
 
 def test_sankey_widths_are_what_the_questions_earned() -> None:
     trajectory = make_trajectory()
-    rows = frames.figure_table(evidence_figures.evidence_sankey(trajectory, max_questions=99))
+    rows = figures.figure_table(figures.evidence_sankey(trajectory, max_questions=99))
     last = [row for row in rows if re.match(r"[✓✗?] ", row["to"])]
     scores = [answered.score for answered in trajectory.questions]
     n = sum(score is not None for score in scores)
@@ -253,15 +231,15 @@ def test_sankey_widths_are_what_the_questions_earned() -> None:
 
 def test_sankey_shows_chosen_questions_only() -> None:
     trajectory = make_trajectory()
-    figure = evidence_figures.evidence_sankey(trajectory, questions=[2])
-    asked = {row["to"] for row in frames.figure_table(figure) if row["to"][0] in "✓✗?"}
+    figure = figures.evidence_sankey(trajectory, questions=[2])
+    asked = {row["to"] for row in figures.figure_table(figure) if row["to"][0] in "✓✗?"}
     assert len(asked) == 1
     assert "1 of 1 questions" in figure.layout.meta["caption"]
     assert f"(1 of {len(trajectory.questions)} questions shown)" in figure.layout.meta["caption"]
 
 
 def test_heatmap_holds_the_worked_example() -> None:
-    figure = evidence_figures.evidence_heatmap(worked_example())
+    figure = figures.evidence_heatmap(worked_example())
     heat, zeros, scores, margin = figure.data
     assert heat.z == ([0.25, None], [None, None], [0.25, 0.25], [None, None])
     assert zeros.x == ()
@@ -272,7 +250,7 @@ def test_heatmap_holds_the_worked_example() -> None:
 
 def test_heatmap_tells_wrong_answers_from_no_evidence() -> None:
     trajectory = make_trajectory()
-    figure = evidence_figures.evidence_heatmap(trajectory)
+    figure = figures.evidence_heatmap(trajectory)
     heat, zeros, _, margin = figure.data
     assert len(zeros.x) > 0
     for step, j in zip(zeros.y, zeros.x, strict=True):
@@ -284,7 +262,7 @@ def test_heatmap_tells_wrong_answers_from_no_evidence() -> None:
 
 def test_timeline_marks_every_operation_and_every_retrieval() -> None:
     trajectory = make_trajectory()
-    figure = memory_figures.operation_timeline(trajectory)
+    figure = figures.operation_timeline(trajectory)
     marks = {trace.name: len(trace.x) for trace in figure.data if trace.mode == "markers"}
     kinds = Counter(
         outcome.operation.kind if outcome.applied else "invalid"
@@ -301,14 +279,14 @@ def test_timeline_marks_every_operation_and_every_retrieval() -> None:
 
 
 def test_timeline_keeps_to_its_number_of_lanes() -> None:
-    figure = memory_figures.operation_timeline(make_trajectory(), max_items=2)
+    figure = figures.operation_timeline(make_trajectory(), max_items=2)
     assert sum("#" in text for text in figure.layout.yaxis.ticktext) == 2
     assert "(2 most retrieved shown)" in figure.layout.meta["caption"]
 
 
 def test_memory_growth_counts_what_the_memory_holds() -> None:
     trajectory = make_trajectory()
-    items, tokens = memory_figures.memory_growth(trajectory).data[:2]
+    items, tokens = figures.memory_growth(trajectory).data[:2]
     steps = range(1, trajectory.num_steps + 1)
     assert list(items.y) == [len(trajectory.memory_at(step)) for step in steps]
     assert list(tokens.y) == [step.memory_tokens for step in trajectory.steps]
@@ -316,7 +294,7 @@ def test_memory_growth_counts_what_the_memory_holds() -> None:
 
 def test_bars_of_a_step_stack_up_to_its_total() -> None:
     rewards = hybrid_reward(worked_example(), RewardSettings(w1=0.7, w2=0.2))
-    *bars, totals = reward_figures.reward_decomposition(rewards).data
+    *bars, totals = figures.reward_decomposition(rewards).data
     for place, reward in enumerate(rewards):
         stacked = sum(bar.y[place] or 0.0 for bar in bars)
         assert stacked == pytest.approx(reward.total, abs=2e-3)
@@ -325,23 +303,21 @@ def test_bars_of_a_step_stack_up_to_its_total() -> None:
 
 
 def test_dead_groups_are_marked() -> None:
-    figure = reward_figures.advantage_heatmap([[1.0, 0.0, None], [-1.0, 0.0, None]])
+    figure = figures.advantage_heatmap([[1.0, 0.0, None], [-1.0, 0.0, None]])
     assert [note.x for note in figure.layout.annotations] == [2, 3]
     assert {note.text for note in figure.layout.annotations} == {"no gradient"}
     assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
 
 
 def test_dumbbell_leaves_out_what_has_no_advantage() -> None:
-    figure = reward_figures.advantage_dumbbell(
-        [[1.0, None], [-1.0, 0.5]], [[-0.5, 0.1], [-1.0, 0.5]]
-    )
+    figure = figures.advantage_dumbbell([[1.0, None], [-1.0, 0.5]], [[-0.5, 0.1], [-1.0, 0.5]])
     assert [len(trace.x) for trace in figure.data] == [9, 3, 3]
     assert "turns the sign of 1 of 3" in figure.layout.meta["caption"]
 
 
 def test_training_draws_what_the_records_hold() -> None:
     records = [{"step": 1, "reward": 0.25, "loss": 9.0}, {"step": 2, "reward": 0.75, "loss": 8.0}]
-    figure = training_figures.training_curves(records)
+    figure = figures.training_curves(records)
     assert [list(trace.y) for trace in figure.data] == [[0.25, 0.75]]
     assert "0.25 in the first third, 0.75 in the last" in figure.layout.meta["caption"]
 
@@ -360,75 +336,73 @@ def test_nothing_to_show_is_no_error() -> None:
     )
     for trajectory in (silent, unscored, empty_trajectory()):
         for builder in (
-            memory_figures.memory_growth,
-            memory_figures.operation_timeline,
-            evidence_figures.evidence_sankey,
-            evidence_figures.evidence_heatmap,
+            figures.memory_growth,
+            figures.operation_timeline,
+            figures.evidence_sankey,
+            figures.evidence_heatmap,
         ):
             assert builder(trajectory).layout.meta["caption"]
     for trajectory in (silent, unscored):
-        assert reward_figures.reward_decomposition(hybrid_reward(trajectory)).layout.meta["caption"]
+        assert figures.reward_decomposition(hybrid_reward(trajectory)).layout.meta["caption"]
     for builder in (
-        memory_figures.question_audit,
-        reward_figures.reward_decomposition,
-        reward_figures.advantage_heatmap,
-        training_figures.training_curves,
-        benchmark_figures.benchmark_accuracy,
-        benchmark_figures.memory_length,
+        figures.question_audit,
+        figures.reward_decomposition,
+        figures.advantage_heatmap,
+        figures.training_curves,
+        figures.benchmark_accuracy,
+        figures.memory_length,
     ):
         assert builder([]).layout.meta["caption"]
-    assert reward_figures.advantage_dumbbell([], []).layout.meta["caption"]
+    assert figures.advantage_dumbbell([], []).layout.meta["caption"]
 
 
 def test_a_long_trajectory_stays_small_enough_for_a_notebook() -> None:
     trajectory = make_trajectory(num_chunks=120)
     for builder in (
-        memory_figures.memory_growth,
-        memory_figures.operation_timeline,
-        evidence_figures.evidence_sankey,
-        evidence_figures.evidence_heatmap,
+        figures.memory_growth,
+        figures.operation_timeline,
+        figures.evidence_sankey,
+        figures.evidence_heatmap,
     ):
         assert len(builder(trajectory).to_json()) < 64_000
 
 
 def test_values_that_are_not_finite_leave_a_gap() -> None:
-    figure = training_figures.training_curves(
+    figure = figures.training_curves(
         [{"step": 1, "entropy": float("nan")}, {"step": 2, "entropy": float("inf")}]
     )
     assert list(figure.data[0].y) == [None, None]
 
 
 def test_table_reads_only_traces_it_knows() -> None:
-    assert frames.figure_table(go.Figure(go.Pie(values=[1, 2]))) == []
+    assert figures.figure_table(go.Figure(go.Pie(values=[1, 2]))) == []
 
 
 def below(figure: go.Figure) -> bs4.BeautifulSoup:
     """Return what `show` puts below a figure."""
-    return bs4.BeautifulSoup(figure_display.shown(figure)[1]["text/html"], "html.parser")
+    return bs4.BeautifulSoup(figures.outputs(figure)[1]["text/html"], "html.parser")
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_below_a_figure_stand_caption_description_and_table(name: str) -> None:
-    figure = figures(POISON)[name]
+    figure = samples(POISON)[name]
     meta, note = figure.layout.meta, below(figure)
     assert note.figure["role"] == "figure" and note.figure["aria-label"].endswith(meta["alt"])
-    assert note.figcaption.text == figure_display.shown(figure)[1]["text/plain"] == meta["caption"]
+    assert note.figcaption.text == figures.outputs(figure)[1]["text/plain"] == meta["caption"]
     assert not note.details.has_attr("open") and note.details.p.text == note.figure["aria-label"]
-    rows = frames.figure_table(figure)
-    assert len(note.select("tbody tr")) == min(len(rows), notes.MAX_TABLE_ROWS)
+    rows = figures.figure_table(figure)
+    assert len(note.select("tbody tr")) == min(len(rows), MAX_TABLE_ROWS)
     assert not note.select("script, a, style, img") and not note.find_all(onclick=True)
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
-    note = below(
-        reward_figures.reward_decomposition(hybrid_reward(make_trajectory(num_chunks=120)))
-    )
-    assert len(note.select("tbody tr")) == notes.MAX_TABLE_ROWS
+    note = below(figures.reward_decomposition(hybrid_reward(make_trajectory(num_chunks=120))))
+    assert len(note.select("tbody tr")) == MAX_TABLE_ROWS
     assert "rows are left out here" in note.details.text
 
 
 def test_below_a_slider_stands_the_state_shown_first_and_it_says_so() -> None:
-    [figure, *_] = evidence.memory_player(make_trajectory()).static_figures()
+    [figure, *_] = explorers.memory_player(make_trajectory()).static_figures()
     note = below(figure)
     assert note.tbody and "as it is at first" in note.details.text
     assert "as it is at first" not in below(FIGURES["memory_growth"]).text

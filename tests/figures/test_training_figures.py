@@ -10,15 +10,14 @@ from html.parser import HTMLParser
 import bleach
 import pytest
 
+from finemem_lib import figures
 from finemem_lib.advantages import group_relative
 from finemem_lib.cli import report as report_page
 from finemem_lib.data.sentences import sentences
-from finemem_lib.figures import episodes, notes
-from finemem_lib.figures import frames as figure_frames
-from finemem_lib.figures import rollouts as rollout_figures
-from finemem_lib.figures import tokens as token_figures
-from finemem_lib.figures import training as training_figures
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.figures.episodes import needed_sentences
+from finemem_lib.figures.notes import TOKEN_CSS
+from finemem_lib.figures.tokens import LEVELS
+from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, weighted_sum
 from finemem_lib.trajectory import Operation, OperationOutcome, Trajectory
 from tests.figures.test_figures import OWN_MARKUP, POISON, strings
 from tests.helpers.figure_samples import make_trajectory
@@ -68,16 +67,14 @@ PLAIN = Spelling("[", '{"op"', "SKIP", "}", "]")
 
 def make_figures(poison: str = "") -> dict:
     group = rollouts(poison)
-    groups = rollout_figures.rollout_groups([group, group])
+    groups = figures.rollout_groups([group, group])
     texts = [f"{poison}{word}" for word in ("a", "b", "", "d")]
     return {
-        "gradient_map": rollout_figures.gradient_map(groups),
-        "rollout_compare": rollout_figures.rollout_compare(groups[0]),
-        "step_terms": rollout_figures.step_terms(groups[0], 1),
-        "episode_before_after": episodes.episode_before_after(group[:2], group[1:]),
-        "completion_grid": token_figures.completion_grid(
-            texts, [0.5, -1.0, None, 0.0], "advantage A"
-        ),
+        "gradient_map": figures.gradient_map(groups),
+        "rollout_compare": figures.rollout_compare(groups[0]),
+        "step_terms": figures.step_terms(groups[0], 1),
+        "episode_before_after": figures.episode_before_after(group[:2], group[1:]),
+        "completion_grid": figures.completion_grid(texts, [0.5, -1.0, None, 0.0], "advantage A"),
     }
 
 
@@ -98,7 +95,7 @@ def test_figure_says_what_it_shows_is_small_and_has_a_table(name: str) -> None:
         )
     assert len(text) < 12_000 and "bdata" not in text
     assert make_figures()[name].to_json() == text
-    rows = figure_frames.figure_table(FIGURES[name])
+    rows = figures.figure_table(FIGURES[name])
     assert rows and not any("<" in key or "&" in key for row in rows for key in row)
 
 
@@ -117,10 +114,10 @@ def test_untrusted_text_is_shown_literally(name: str) -> None:
 
 
 def test_a_long_token_stays_in_its_cell_and_whole_in_the_table() -> None:
-    figure = token_figures.completion_grid([',"op":"INSERT"}', " the"], [0.5, None], "push")
+    figure = figures.completion_grid([',"op":"INSERT"}', " the"], [0.5, None], "push")
     drawn = figure.data[0].text[0]
     assert drawn[0].split("<br>") == [',"op":"I', 'NSERT"}'] and drawn[1] == "the"
-    assert [row["note"] for row in figure_frames.figure_table(figure)] == [',"op":"INSERT"}']
+    assert [row["note"] for row in figures.figure_table(figure)] == [',"op":"INSERT"}']
 
 
 # Groups.
@@ -130,7 +127,7 @@ def test_a_long_token_stays_in_its_cell_and_whole_in_the_table() -> None:
 def test_advantages_are_those_of_the_rewards_that_the_scheme_adds_up(scale: str) -> None:
     group = rollouts()
     settings = RewardSettings(w1=0.7, w2=0.2)
-    (found,) = rollout_figures.rollout_groups([group], "+CSR", settings, scale)
+    (found,) = figures.rollout_groups([group], "+CSR", settings, scale)
     for rollout, terms in zip(group, found.terms, strict=True):
         for reward, term in zip(hybrid_reward(rollout, settings), terms, strict=True):
             assert list(term) == ["outcome", "format", "chunk", "compression"]
@@ -145,7 +142,7 @@ def test_groups_of_one_update_are_one_batch_and_may_differ_in_length() -> None:
         dataclasses.replace(one, instance_id="short", steps=one.steps[:5], questions=())
         for one in rollouts()
     ]
-    long, cut = rollout_figures.rollout_groups([rollouts(), short], scale_rewards="batch")
+    long, cut = figures.rollout_groups([rollouts(), short], scale_rewards="batch")
     assert [len(row) for row in cut.advantages] == [5, 5, 5]
     joined = group_relative(
         [[*a, *b] for a, b in zip(long.rewards, cut.rewards, strict=True)], "batch"
@@ -156,12 +153,12 @@ def test_groups_of_one_update_are_one_batch_and_may_differ_in_length() -> None:
 def test_a_group_of_two_instances_is_refused() -> None:
     one, two, _ = rollouts()
     with pytest.raises(ValueError, match="expected one instance"):
-        rollout_figures.rollout_groups([[one, dataclasses.replace(two, instance_id="other")]])
+        figures.rollout_groups([[one, dataclasses.replace(two, instance_id="other")]])
 
 
 def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
     group = rollouts()
-    (found,) = rollout_figures.rollout_groups([[*group, dataclasses.replace(group[1], rollout=3)]])
+    (found,) = figures.rollout_groups([[*group, dataclasses.replace(group[1], rollout=3)]])
     assert found.parted() == 2
     assert found.branches() == [
         [0, 0, 0, 0, 0, 0],
@@ -169,27 +166,27 @@ def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
         [0, 2, 2, 2, 2, 2],
         [0, 1, 1, 1, 1, 1],
     ]
-    figure = rollout_figures.rollout_compare(found)
+    figure = figures.rollout_compare(found)
     assert "They part at step 2." in figure.layout.meta["caption"]
     assert figure.data[0].text[2][1] == "C · S2"
     assert [round(v, 3) for v in figure.data[0].z[1]] == [round(v, 3) for v in found.advantages[1]]
     assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
-    (same,) = rollout_figures.rollout_groups([[group[0], group[0]]])
+    (same,) = figures.rollout_groups([[group[0], group[0]]])
     assert same.parted() is None
-    assert "never part" in rollout_figures.rollout_compare(same).layout.meta["caption"]
+    assert "never part" in figures.rollout_compare(same).layout.meta["caption"]
 
 
 def group_with(
     terms: list[dict[str, float | None]], different: bool = False
-) -> rollout_figures.RolloutGroup:
+) -> figures.RolloutGroup:
     """A group of one step, by its terms."""
     group = rollouts()
     cut = [
         dataclasses.replace(one, steps=one.steps[1:2] if different else one.steps[:1])
         for one in group
     ][: len(terms)]
-    rewards = tuple((rollout_figures._sum(row),) for row in terms)
-    return rollout_figures.RolloutGroup(
+    rewards = tuple((weighted_sum(row),) for row in terms)
+    return figures.RolloutGroup(
         tuple(cut),
         tuple((row,) for row in terms),
         rewards,
@@ -212,9 +209,9 @@ def test_it_says_why_a_group_carries_no_gradient() -> None:
     unscored = [equal, {"eara": None, "format": None}]
     assert group_with(unscored).without_gradient() == {1: "1 of 2 rollouts could be scored"}
     assert group_with([equal, equal | {"eara": 0.5}]).without_gradient() == {}
-    figure = rollout_figures.rollout_compare(group_with(cancelling))
+    figure = figures.rollout_compare(group_with(cancelling))
     assert "EARA and format differ and cancel out" in figure.layout.meta["caption"]
-    assert "no gradient" in figure_frames.figure_table(figure)[0]["note"]
+    assert "no gradient" in figures.figure_table(figure)[0]["note"]
 
 
 def test_the_map_counts_groups_without_gradient_by_reason() -> None:
@@ -224,15 +221,15 @@ def test_the_map_counts_groups_without_gradient_by_reason() -> None:
         group_with([equal, equal | {"eara": 0.5}]),
         group_with([equal, {"eara": 1.0, "format": 0.25}]),
     ]
-    figure = rollout_figures.gradient_map(groups)
+    figure = figures.gradient_map(groups)
     assert list(figure.data[1].y) == [1, 3]
     assert figure.layout.meta["caption"].startswith("2 of 3 groups carry no gradient: 1 for")
     assert [row[0] for row in figure.data[0].z] == pytest.approx([0, 0.25 / 2**0.5, 0], abs=1e-4)
 
 
 def test_the_terms_of_a_step_stack_up_to_its_reward() -> None:
-    (group,) = rollout_figures.rollout_groups([rollouts()])
-    *bars, mean = rollout_figures.step_terms(group, 1).data
+    (group,) = figures.rollout_groups([rollouts()])
+    *bars, mean = figures.step_terms(group, 1).data
     for t, reward in enumerate(group.rewards[1]):
         assert sum(bar.y[t] or 0.0 for bar in bars) == pytest.approx(reward, abs=2e-3)
         assert mean.y[t] == pytest.approx(sum(row[t] for row in group.rewards) / 3, rel=1e-3)
@@ -243,8 +240,8 @@ def test_the_terms_of_a_step_stack_up_to_its_reward() -> None:
 
 def test_an_episode_tells_what_was_kept_and_what_was_answered() -> None:
     one = make_trajectory()
-    figure = episodes.episode_before_after([one], [one])
-    rows = figure_frames.figure_table(figure)
+    figure = figures.episode_before_after([one], [one])
+    rows = figures.figure_table(figure)
     kept = [row for row in rows if row["series"] == "kept to the end"]
     lost = [row for row in rows if row["series"] == "stored, then lost"]
     final = {item.content for item in one.final_memory()}
@@ -258,7 +255,7 @@ def test_an_episode_tells_what_was_kept_and_what_was_answered() -> None:
 
 def test_needed_sentences_are_the_ones_that_state_the_answers() -> None:
     one = make_trajectory()
-    needed = episodes._needed(one)
+    needed = needed_sentences(one)
     texts = {
         (step.step, place): text
         for step in one.steps
@@ -275,17 +272,17 @@ def test_needed_sentences_are_the_ones_that_state_the_answers() -> None:
 
 def test_a_long_episode_shows_needed_sentences_first() -> None:
     one = make_trajectory(num_chunks=60)
-    figure = episodes.episode_before_after([one], [one], max_sentences=10)
+    figure = figures.episode_before_after([one], [one], max_sentences=10)
     labels = figure.layout.yaxis.ticktext
     assert len(labels) == 10
-    assert sum("◆" in text for text in labels) == min(10, len(episodes._needed(one)))
+    assert sum("◆" in text for text in labels) == min(10, len(needed_sentences(one)))
     assert "(10 of " in figure.layout.meta["caption"]
 
 
 def test_two_episodes_or_none_are_refused() -> None:
     for after in ([], [make_trajectory(seed=4)]):
         with pytest.raises(ValueError, match="at least one each of the same instance"):
-            episodes.episode_before_after([make_trajectory()], after)
+            figures.episode_before_after([make_trajectory()], after)
 
 
 # Tokens.
@@ -310,17 +307,15 @@ class Parts(HTMLParser):
             self.spans[-1][1] += data
 
 
-def view(tokens, values, **settings) -> token_figures.CompletionView:
-    one = token_figures.ColouredCompletion(
-        tokens[0] if tokens else "", tuple(tokens), tuple(values)
-    )
-    return token_figures.completion_view([one], "advantage A", **settings)
+def view(tokens, values, **settings) -> figures.CompletionView:
+    one = figures.ColouredCompletion(tokens[0] if tokens else "", tuple(tokens), tuple(values))
+    return figures.completion_view([one], "advantage A", **settings)
 
 
 def test_tokens_have_the_colour_that_the_legend_gives_their_value() -> None:
     found = view(["a", "b", "c", "d", "e"], [1.0, -1.0, 0.0, None, 0.26])
     spans = Parts(found.html).spans
-    legend, coloured = spans[: 2 * token_figures.LEVELS + 1], spans[2 * token_figures.LEVELS + 1 :]
+    legend, coloured = spans[: 2 * LEVELS + 1], spans[2 * LEVELS + 1 :]
     assert [name for name, _ in legend] == [
         *(f"level-n{n} minus" for n in (4, 3, 2, 1)),
         "",
@@ -393,7 +388,7 @@ def test_the_report_keeps_colours_and_table() -> None:
     before, after = Parts(found.html), Parts(cleaned)
     assert [name for name, _ in before.spans] == [name for name, _ in after.spans]
     assert "table" in after.tags and "details" in after.tags and "<i>" not in cleaned
-    assert ".level-n4" in notes.TOKEN_CSS and bleach.clean("<i>") in ("&lt;i&gt;", "<i></i>")
+    assert ".level-n4" in TOKEN_CSS and bleach.clean("<i>") in ("&lt;i&gt;", "<i></i>")
 
 
 def test_long_completions_are_cut_and_say_so() -> None:
@@ -404,7 +399,7 @@ def test_long_completions_are_cut_and_say_so() -> None:
 
 def test_every_token_of_a_step_has_its_text() -> None:
     step = with_tokens(make_trajectory()).steps[0]
-    assert token_figures.step_tokens(step, PLAIN) == PLAIN.texts
+    assert figures.step_tokens(step, PLAIN) == PLAIN.texts
 
     class Bytes(Spelling):
         def decode(self, ids):
@@ -412,26 +407,22 @@ def test_every_token_of_a_step_has_its_text() -> None:
             return raw.decode("utf-8", "replace")
 
     step = dataclasses.replace(step, completion_ids=tuple(range(7)))
-    assert token_figures.step_tokens(step, Bytes()) == ("", "é", "", "", "", "😀", "x")
-    assert token_figures.step_tokens(dataclasses.replace(step, completion_ids=None), PLAIN) == ()
+    assert figures.step_tokens(step, Bytes()) == ("", "é", "", "", "", "😀", "x")
+    assert figures.step_tokens(dataclasses.replace(step, completion_ids=None), PLAIN) == ()
 
 
 def test_a_certain_token_is_not_pushed() -> None:
     step = with_tokens(make_trajectory()).steps[0]
-    push = token_figures.token_push(step, -2.0)
+    push = figures.token_push(step, -2.0)
     assert push[2] == 0 and push[1] == pytest.approx(-2 * (1 - 2.718281828**-2))
     assert all(value <= 0 for value in push)
-    assert token_figures.token_push(step, None) == (None,) * 5
-    assert token_figures.token_push(dataclasses.replace(step, logprobs=None), 1.0) == (None,) * 5
+    assert figures.token_push(step, None) == (None,) * 5
+    assert figures.token_push(dataclasses.replace(step, logprobs=None), 1.0) == (None,) * 5
 
 
-def test_views_of_advantage_and_change_hold_the_numbers() -> None:
-    (group,) = rollout_figures.rollout_groups([rollouts()])
-    found = token_figures.advantage_view(group, 1, PLAIN)
-    assert len(found.table) == 5 * group.num_steps
-    assert found.table[5]["advantage A"] == pytest.approx(group.advantages[1][1], rel=1e-3)
-    step = group.rollouts[0].steps[0]
-    change = token_figures.change_view(
+def test_a_view_of_change_holds_the_numbers() -> None:
+    step = rollouts()[0].steps[0]
+    change = figures.change_view(
         [step], [(0.0, -1.0, -2.0, 0.0, 0.0)], [(0.0, -0.5, -3.0, 0, 0)], PLAIN
     )
     assert [row["change of log-probability (nats)"] for row in change.table] == [0, 0.5, -1, 0, 0]
@@ -439,8 +430,8 @@ def test_views_of_advantage_and_change_hold_the_numbers() -> None:
 
 
 def test_nothing_to_show_is_no_error() -> None:
-    assert training_figures.training_curves([]).layout.meta["caption"]
-    assert rollout_figures.gradient_map([]).layout.meta["caption"]
-    assert token_figures.completion_grid([], [], "advantage A").layout.meta["caption"]
-    scripted = rollout_figures.rollout_groups([[make_trajectory()] * 2])[0]
-    assert "No token" in token_figures.advantage_view(scripted, 0, PLAIN).caption
+    assert figures.training_curves([]).layout.meta["caption"]
+    assert figures.gradient_map([]).layout.meta["caption"]
+    assert figures.completion_grid([], [], "advantage A").layout.meta["caption"]
+    scripted = make_trajectory().steps[:1]
+    assert "No token" in figures.change_view(scripted, [()], [()], PLAIN).caption

@@ -7,23 +7,9 @@ from types import SimpleNamespace
 
 import plotly.graph_objects as go
 
+from finemem_lib import figures
 from finemem_lib.data.planted import StreamSettings, planted_stream
 from finemem_lib.evaluation.tables import ALL, Estimate
-from finemem_lib.figures import (
-    benchmark as benchmark_figures,
-)
-from finemem_lib.figures import (
-    evidence as evidence_figures,
-)
-from finemem_lib.figures import (
-    memory as memory_figures,
-)
-from finemem_lib.figures import (
-    rewards as reward_figures,
-)
-from finemem_lib.figures import (
-    training as training_figures,
-)
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.text import count_tokens, words
 from finemem_lib.trajectory import (
@@ -205,22 +191,22 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         )
     ]
     return {
-        "question_audit": memory_figures.question_audit(audit),
-        "memory_growth": memory_figures.memory_growth(trajectory),
-        "operation_timeline": memory_figures.operation_timeline(trajectory),
-        "evidence_sankey": evidence_figures.evidence_sankey(trajectory),
-        "evidence_heatmap": evidence_figures.evidence_heatmap(trajectory),
-        "reward_decomposition": reward_figures.reward_decomposition(
+        "question_audit": figures.question_audit(audit),
+        "memory_growth": figures.memory_growth(trajectory),
+        "operation_timeline": figures.operation_timeline(trajectory),
+        "evidence_sankey": figures.evidence_sankey(trajectory),
+        "evidence_heatmap": figures.evidence_heatmap(trajectory),
+        "reward_decomposition": figures.reward_decomposition(
             hybrid_reward(trajectory, RewardSettings())
         ),
-        "advantage_heatmap": reward_figures.advantage_heatmap(advantages),
-        "credit_by_rule": reward_figures.credit_by_rule(
+        "advantage_heatmap": figures.advantage_heatmap(advantages),
+        "credit_by_rule": figures.credit_by_rule(
             {f"{poison}even": [0.2] * 5, "leave-one-out": [0.5, None, 0.0, -0.25, 0.125]}
         ),
-        "advantage_dumbbell": reward_figures.advantage_dumbbell(
+        "advantage_dumbbell": figures.advantage_dumbbell(
             before, advantages, (f"{poison}outcome only", f"{poison}with attribution")
         ),
-        "training_curves": training_figures.training_curves(records),
-        "benchmark_accuracy": benchmark_figures.benchmark_accuracy(rows),
-        "memory_length": benchmark_figures.memory_length(rows),
+        "training_curves": figures.training_curves(records),
+        "benchmark_accuracy": figures.benchmark_accuracy(rows),
+        "memory_length": figures.memory_length(rows),
     }

@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from finemem_lib.cli.manifest import ProcessId
-from finemem_lib.figures import display as figure_display
 from tests.helpers.figure_samples import make_figures
 
 HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
@@ -66,7 +65,7 @@ def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None
                 "show(figure)",
                 execution_count=number,
                 outputs=[
-                    nb.new_output("display_data", bundle) for bundle in figure_display.shown(figure)
+                    nb.new_output("display_data", bundle) for bundle in figures.outputs(figure)
                 ],
             )
         )

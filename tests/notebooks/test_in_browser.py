@@ -14,8 +14,8 @@ from typing import Any
 import nbformat
 import pytest
 
+from finemem_lib import figures
 from finemem_lib.example import worked_example
-from finemem_lib.figures import evidence as evidence_figures
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
 from tests.helpers.browser import Watch, click_at, opened
@@ -85,9 +85,9 @@ def test_its_figures_show_what_the_run_holds(read, real_run: Path) -> None:
     if number == "05":  # the explorer draws the same quantities, and more beside them
         text = (real_run / "trajectories.jsonl").read_text("utf-8")
         [first, *_] = read_jsonl(Trajectory, text)
-        kept = [evidence_figures.evidence_heatmap(first, RewardSettings(), "").to_plotly_json()]
+        kept = [figures.evidence_heatmap(first, RewardSettings(), "").to_plotly_json()]
         assert found["Who earned which answer?"] == quantities(
-            evidence_figures.evidence_sankey(worked_example()).to_plotly_json()["data"]
+            figures.evidence_sankey(worked_example()).to_plotly_json()["data"]
         )
     for figure in kept:
         assert found[figure["layout"]["title"]["text"]] == quantities(figure["data"])

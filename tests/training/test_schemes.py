@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from finemem_lib.worked_example import worked_example
 
 from finemem_lib.credit.rules import assign
 from finemem_lib.rewards import RewardSettings, hybrid_reward
@@ -18,7 +19,6 @@ from finemem_lib.training.schemes import (
     scheme_record,
     scheme_weights,
 )
-from finemem_lib.worked_example import worked_example
 
 USED = RewardScheme("used items", {"eara-used": 1.0, "format": 0.5, "compression": "w2"})
 
