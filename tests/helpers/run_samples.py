@@ -64,9 +64,7 @@ def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None
             nb.new_code_cell(
                 "show(figure)",
                 execution_count=number,
-                outputs=[
-                    nb.new_output("display_data", bundle) for bundle in figures.outputs(figure)
-                ],
+                outputs=[nb.new_output("display_data", bundle) for bundle in outputs(figure)],
             )
         )
     frame = pd.DataFrame({"item": [f"{poison}Mia lives in Rome."], "score": [0.5]})
