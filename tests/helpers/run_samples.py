@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from finemem_lib.cli.manifest import ProcessId
+from finemem_lib.figures import outputs
 from tests.helpers.figure_samples import make_figures
 
 HEADINGS = "# 03 · Rewards\n\nWho earned it?\n\n## By hand\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
