@@ -9,11 +9,12 @@ never the same as a measured 0.0.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from finemem_lib.util.validation import parse_json, type_adapter
 
 SCHEMA_VERSION = 1
 OperationKind = Literal["INSERT", "UPDATE", "DELETE", "SKIP"]
@@ -243,13 +244,6 @@ def creation_key(item: MemoryItem) -> tuple[int, int]:
     return first.step, first.position
 
 
-@functools.cache
-def _adapter(record_type: type) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(record_type)
-
-
 def to_json(record: Any) -> str:
     """Return the JSON text of a record of this module.
 
@@ -268,9 +262,9 @@ def from_json(record_type: type, text: str) -> Any:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{record_type.__name__}: not readable as JSON ({error})") from error
+        data = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{record_type.__name__}: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(
             f"{record_type.__name__}: got a JSON {type(data).__name__}, expected an object; "
@@ -282,7 +276,7 @@ def from_json(record_type: type, text: str) -> Any:
             f"{record_type.__name__}: schema version {version!r}, this version of the library "
             f"reads {SCHEMA_VERSION}; write the artefact again with the notebook that made it"
         )
-    return _adapter(record_type).validate_python(data)
+    return type_adapter(record_type).validate_python(data)
 
 
 def write_jsonl(records: Iterable[Any]) -> str:

@@ -129,7 +129,7 @@ def with_faults(trajectory: Trajectory, faults: EvidenceFaults, seed: int) -> Tr
     yet (where there is none, the item stays), and it counts as used where the first one did. The
     same seed gives the same faults.
 
-    >>> from finemem_lib import worked_example
+    >>> from finemem_lib import evidence_contribution, outcome_reward, worked_example
     >>> faulty = with_faults(worked_example(), EvidenceFaults(swap=1.0), seed=0)
     >>> [[item.item_id for item in answered.retrieved] for answered in faulty.questions]
     [['1', '2'], ['1']]

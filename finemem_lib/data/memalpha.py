@@ -15,7 +15,6 @@ it with were written by a language model and are not in the row.
 from __future__ import annotations
 
 import ast
-import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from finemem_lib.scoring import metric_for
 from finemem_lib.text import clean_text, count_tokens, truncate_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question
 from finemem_lib.util.files import written_beside
+from finemem_lib.util.validation import check_depth, parse_json, type_adapter
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 PROSE_TOKENS = 2048
@@ -516,11 +516,13 @@ def _example_chunks(context: str) -> list[str]:
 def _session_chunks(context: str) -> list[str]:
     expected = "the Python literal of a list that alternates time and session"
     try:
-        timeline = _cleaned(ast.literal_eval(context))
+        timeline = ast.literal_eval(context)
+        check_depth(timeline)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise broken("context", expected, context) from error
     if not isinstance(timeline, (list, tuple)) or len(timeline) % 2:
         raise broken("context", expected, timeline)
+    timeline = _cleaned(list(timeline))
     segments = []
     for time, session in zip(timeline[::2], timeline[1::2], strict=True):
         turns = [
@@ -572,13 +574,15 @@ def json_value(raw: Any, field: str = "(whole row)") -> Any:
     what UTF-8 cannot carry.
 
     Raises:
-        ValueError: it is no JSON in UTF-8.
+        ValueError: it is no JSON in UTF-8, or nests too deep.
     """
-    if isinstance(raw, (bytes, str)):
-        try:
-            raw = json.loads(raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"field {field}: expected JSON in UTF-8, got {error}") from error
+    try:
+        if isinstance(raw, (bytes, str)):
+            raw = parse_json(raw)
+        else:
+            check_depth(raw)
+    except ValueError as error:
+        raise ValueError(f"field {field}: {error}") from error
     return _cleaned(raw)
 
 
@@ -593,13 +597,6 @@ def _cleaned(value: Any) -> Any:
     return value
 
 
-@functools.cache
-def _adapter(record_type: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(record_type)
-
-
 def validated(record_type: Any, value: Any, field: str = "") -> Any:
     """Return the value as the record type, which pydantic checks it against.
 
@@ -609,7 +606,7 @@ def validated(record_type: Any, value: Any, field: str = "") -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(record_type).validate_python(value)
+        return type_adapter(record_type).validate_python(value)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         place = _place(field, first["loc"])

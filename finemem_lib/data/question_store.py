@@ -74,7 +74,12 @@ def prepare_questions(
     """
     folder = Path(folder)
     recipe = recipe_of(teacher, verifier, k, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: no folder for questions ({error.strerror}); give another path"
+        ) from error
     busy = (
         f"{folder}: another process is making questions here; wait for it, or give another folder"
     )

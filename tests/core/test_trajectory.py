@@ -178,6 +178,7 @@ def test_memory_outside_the_trajectory_is_refused():
         "null",
         "7",
         "[" * 100_000,
+        '{"text": ' + "[" * 900 + "]" * 900 + ', "tokens": 2}',
         '{"text": "a"}',
         '{"text": 1, "tokens": 2}',
         '{"text": "a", "tokens": "many"}',
@@ -199,5 +200,5 @@ def test_another_schema_version_names_both_versions():
 
 def test_a_bad_line_is_named():
     lines = write_jsonl([Chunk("a", 1), Chunk("b", 2)]) + '\n{"text": "torn'
-    with pytest.raises(ValueError, match="line 4: Chunk: not readable as JSON"):
+    with pytest.raises(ValueError, match="line 4: Chunk: expected JSON in UTF-8"):
         read_jsonl(Chunk, lines)

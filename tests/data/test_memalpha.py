@@ -23,6 +23,7 @@ from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question, from_json, to_json
+from finemem_lib.util.validation import MAX_DEPTH
 from tests.helpers.hub_server import hub
 from tests.helpers.paths import SHARED_DATA
 from tests.helpers.patience import LAST_RESORT
@@ -149,7 +150,7 @@ DEEP = ("[" * 100_000).encode()
 BROKEN = {
     "not JSON": (b'{"chunks": [', "(whole row)", "JSON"),
     "not UTF-8": (b'{"chunks": "\xff"}', "(whole row)", "UTF-8"),
-    "too deep": (DEEP, "(whole row)", "JSON"),
+    "too deep": (DEEP, "(whole row)", "at most 100 lists and objects"),
     "a list": ([1], "(whole row)", "a JSON object"),
     "no chunks field": (without("chunks"), "chunks", "no such field"),
     "no questions field": (without("questions_and_answers"), "questions_and_answers", "no such"),
@@ -305,6 +306,66 @@ def test_empty_and_junk_files(tmp_path, name, content):
     for on_error in ("raise", "skip"):
         with pytest.raises(ValueError, match="data.json|data.parquet"):
             load_instances(path, on_error=on_error)
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, 900, 5_000])
+@pytest.mark.parametrize("as_text", [False, True], ids=["a value", "a text"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.parquet"])
+def test_metadata_nested_too_deep_is_refused(tmp_path, name, as_text, depth):
+    deep = f'{{"deep": {nested(depth)}}}'
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        columns = {field: [json.dumps(ROW[field])] for field in ("chunks", "questions_and_answers")}
+        pq.write_table(pa.table(columns | {"data_source": ["squad"], "metadata": [deep]}), path)
+    else:
+        row = json.dumps(changed(metadata=0))
+        path.write_text(row.replace(": 0", f": {json.dumps(deep) if as_text else deep}"))
+    for on_error in ("raise", "skip"):
+        with pytest.raises(
+            ValueError, match=rf"{name}.*field .*at most {MAX_DEPTH} lists.*flatten"
+        ):
+            load_instances(path, on_error=on_error)
+
+
+def test_metadata_within_the_limit_travels(write, tmp_path):
+    value = json.loads(nested(MAX_DEPTH - 2))
+    for metadata in ({"deep": value}, json.dumps({"deep": value})):
+        instance = load_one(write(changed(metadata=metadata)))
+        assert instance.metadata["deep"] == value
+        assert from_json(Instance, to_json(instance)) == instance
+    assert load_one(save_instances([instance], tmp_path / "saved.parquet")) == instance
+
+
+def test_columns_nested_too_deep_for_parquet_are_refused(tmp_path):
+    kind, value = pa.int64(), 1
+    for _ in range(150):
+        kind, value = pa.list_(kind), [value]
+    path = tmp_path / "deep.parquet"
+    pq.write_table(pa.table({"chunks": pa.array([value], kind)}), path)
+    with pytest.raises(ValueError, match="deep.parquet: cannot be read .*nested.*fetch it again"):
+        load_instances(path)
+
+
+@pytest.mark.parametrize("depth", [500, 50_000])
+def test_sessions_nested_too_deep_are_refused(write, depth):
+    row = changed(BENCH_ROW, context=nested(depth), metadata={"source": "longmemeval_s*"})
+    with pytest.raises(ValueError, match="line 1, field context: expected the Python literal"):
+        load_instances(write(row))
+
+
+def test_loops_of_links_are_refused(tmp_path):
+    for name in ("loop", "loop.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    (tmp_path / "self").symlink_to(tmp_path)
+    for place in ("loop.jsonl", "loop/data.jsonl"):
+        with pytest.raises(ValueError, match="no such file.*check the path"):
+            load_instances(tmp_path / place)
+    with pytest.raises(ValueError, match="self is a folder.*loop.jsonl"):
+        load_instances(tmp_path / "self")
 
 
 def test_blank_lines_only(write):

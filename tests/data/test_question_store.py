@@ -256,3 +256,14 @@ def test_a_broken_part_is_named(tmp_path):
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"{part.name}: not readable.*remove it"):
         prepare_questions(streams(1), tmp_path, ClozeTeacher(), READER)
+
+
+def test_a_store_that_is_no_folder_is_refused(tmp_path):
+    loop, file = tmp_path / "loop", tmp_path / "file"
+    loop.symlink_to(loop)
+    file.touch()
+    for folder in (loop, file):
+        with pytest.raises(ValueError, match=f"{folder.name}: no folder .*another path"):
+            prepare_questions(streams(1), folder, ClozeTeacher(), READER)
+        with pytest.raises(ValueError, match=f"{folder.name}: holds no questions"):
+            load_questions(streams(1), folder)
