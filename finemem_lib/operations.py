@@ -29,56 +29,13 @@ MALFORMED = (NO_OPERATIONS, NOT_JSON, TRUNCATED, UNKNOWN_OPERATION, BAD_CONTENT,
 RAW_LIMIT = 200
 """Characters of the offending text that an `InvalidOperation` keeps."""
 
-_FIELDS: dict[OperationKind, tuple[str, ...]] = {
+OPERATION_FIELDS: dict[OperationKind, tuple[str, ...]] = {
     "INSERT": ("content",),
     "UPDATE": ("id", "content"),
     "DELETE": ("id",),
     "SKIP": (),
 }
-
-OPERATION_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "items": {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {
-                    "op": {"const": kind},
-                    **{field: {"type": "string"} for field in fields},
-                },
-                "required": ["op", *fields],
-                "additionalProperties": False,
-            }
-            for kind, fields in _FIELDS.items()
-        ]
-    },
-}
-"""JSON schema of the list a memory manager is asked for, to be shown in prompts."""
-
-_WHAT: dict[OperationKind, str] = {
-    "INSERT": "Store a new item: a full statement that can be understood alone, with names instead "
-    "of pronouns, dates, numbers.",
-    "UPDATE": "Replace the content of an item that the new piece changes.",
-    "DELETE": "Remove an item that is no longer true.",
-    "SKIP": "Do nothing, because nothing is worth storing.",
-}
-
-OPERATION_TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": f"memory_{kind.lower()}",
-            "description": _WHAT[kind],
-            "parameters": {
-                "type": "object",
-                "properties": {field: {"type": "string"} for field in fields},
-                "required": list(fields),
-            },
-        },
-    }
-    for kind, fields in _FIELDS.items()
-]
-"""The same operations as functions, for the `tools` of a chat template."""
+"""The fields of every kind of operation, in the order they are written."""
 
 # Possessive quantifiers: a failed attempt is never retried with another split of the same text.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -157,7 +114,7 @@ def format_operations(operations: Iterable[Operation]) -> str:
     records = []
     for operation in operations:
         values = {"id": operation.item_id, "content": operation.content}
-        fields = {field: values[field] for field in _FIELDS[operation.kind]}
+        fields = {field: values[field] for field in OPERATION_FIELDS[operation.kind]}
         records.append({"op": operation.kind, **fields})
     return json.dumps(records, ensure_ascii=False, separators=(",", ":"))
 
@@ -188,11 +145,11 @@ def _read(raw: str) -> Operation | InvalidOperation:
     if kind not in OPERATION_KINDS:
         return InvalidOperation(UNKNOWN_OPERATION, _shortened(raw))
     content = item_id = None
-    if "content" in _FIELDS[kind]:
+    if "content" in OPERATION_FIELDS[kind]:
         if type(content := fields.get("content")) is not str:
             return InvalidOperation(BAD_CONTENT, _shortened(raw))
         content = clean_text(content)
-    if "id" in _FIELDS[kind]:
+    if "id" in OPERATION_FIELDS[kind]:
         if not isinstance(item_id := fields.get("id"), str):
             return InvalidOperation(BAD_ID, _shortened(raw))
         item_id = clean_text(str(item_id))

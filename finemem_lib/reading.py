@@ -6,14 +6,13 @@ A reasoning agent is whatever has `read`; the ones that ship are in `readers`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from finemem_lib.memory import Memory
 from finemem_lib.retrieval import Searchable
-from finemem_lib.scoring import metric_for, score
+from finemem_lib.scoring import score
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
 
 
@@ -56,25 +55,6 @@ class ReasoningAgent(Protocol):
     def query(self, question: str, data_source: str) -> str: ...
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]: ...
-
-
-_LABEL_LEAD = re.compile(r"^\s*(?:Sentence|Sample|Text):\s*")
-_LABEL_REQUEST = re.compile(r"\s*What (?:is|are) the labels? for the above[\w ]*\?\s*$")
-
-
-def retrieval_query(question: str, data_source: str) -> str:
-    r"""Return the part of a question that retrieval is asked: the bare sentence where its label is
-    asked for, else the whole question.
-
-    Raises:
-        ValueError: the data source has no metric.
-
-    >>> retrieval_query("Sentence: good day\nWhat are the labels for the above sentence?", "icl_x")
-    'good day'
-    """
-    if metric_for(data_source) == "label_match":
-        return _LABEL_REQUEST.sub("", _LABEL_LEAD.sub("", question))
-    return question
 
 
 class MemoisedAgent:

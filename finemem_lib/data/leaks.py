@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finemem_lib.data.cloze import statements
-from finemem_lib.data.sentences import labelled_examples
-from finemem_lib.reading import retrieval_query
+from finemem_lib.data.sentences import labelled_examples, retrieval_query
 from finemem_lib.scoring import metric_for, normalise, score
 from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Question

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from finemem_lib.scoring import metric_for
+
 STOPWORDS = frozenset(
     "a an the of in on at to for from by with as is are was were be been being am do does did done "
     "has have had having it its this that these those and or but if so such no not nor other there "
@@ -28,6 +30,9 @@ _ABBREVIATIONS = frozenset(
     "no nos vol fig figs ed eds pp approx ca cf dept est univ jan feb mar apr jun jul aug sep sept "
     "oct nov dec e.g i.e u.s u.k a.m p.m".split()
 )
+
+_LABEL_LEAD = re.compile(r"^\s*(?:Sentence|Sample|Text):\s*")
+_LABEL_REQUEST = re.compile(r"\s*What (?:is|are) the labels? for the above[\w ]*\?\s*$")
 
 
 def sentences(text: str) -> list[str]:
@@ -80,3 +85,18 @@ def units(text: str) -> list[str]:
         f"{match[1]}: {match[2].strip()}\nLabel: {match[3]}" for match in _LABELLED.finditer(text)
     ]
     return examples or sentences(text)
+
+
+def retrieval_query(question: str, data_source: str) -> str:
+    r"""Return the part of a question that retrieval is asked: the bare sentence where its label is
+    asked for, else the whole question.
+
+    Raises:
+        ValueError: the data source has no metric.
+
+    >>> retrieval_query("Sentence: good day\nWhat are the labels for the above sentence?", "icl_x")
+    'good day'
+    """
+    if metric_for(data_source) == "label_match":
+        return _LABEL_REQUEST.sub("", _LABEL_LEAD.sub("", question))
+    return question

@@ -23,10 +23,9 @@ from finemem_lib.managers.loading import (
 )
 from finemem_lib.managers.protocol import Completion, Observation
 from finemem_lib.managers.sampling import finite_or_none
+from finemem_lib.managers.schemas import OPERATION_SCHEMA, OPERATION_TOOLS
 from finemem_lib.memory import UNKNOWN_ID
 from finemem_lib.operations import (
-    OPERATION_SCHEMA,
-    OPERATION_TOOLS,
     format_operations,
     parse_operations,
 )

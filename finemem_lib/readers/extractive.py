@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from finemem_lib.data.planted import DATA_SOURCE, SYNONYMS
-from finemem_lib.data.sentences import STOPWORDS, labelled_examples, sentences
-from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask, retrieval_query
+from finemem_lib.data.sentences import STOPWORDS, labelled_examples, retrieval_query, sentences
+from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import words
 from finemem_lib.trajectory import Instance

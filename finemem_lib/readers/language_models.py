@@ -21,8 +21,9 @@ from string import Template
 from typing import Any, ClassVar
 
 from finemem_lib.data.cloze import FACT_METRICS, FACT_SOURCE
+from finemem_lib.data.sentences import retrieval_query
 from finemem_lib.readers.chat import Chat, ChatSettings, Messages, chat_settings
-from finemem_lib.reading import Reading, ReadingTask, retrieval_query
+from finemem_lib.reading import Reading, ReadingTask
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import clean_text
 from finemem_lib.trajectory import AnsweredQuestion, Question, Step, Trajectory

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finemem_lib.managers.schemas import OPERATION_SCHEMA
 from finemem_lib.operations import (
     BAD_CONTENT,
     BAD_ID,
     MALFORMED,
     NO_OPERATIONS,
     NOT_JSON,
-    OPERATION_SCHEMA,
-    OPERATION_TOOLS,
     RAW_LIMIT,
     TRUNCATED,
     UNKNOWN_OPERATION,
@@ -96,20 +95,6 @@ def test_tool_calls(names, as_text):
     # Llama names them parameters and puts no marks around.
     bare = [{"name": one["name"], "parameters": one["arguments"]} for one in blocks]
     assert parse_operations("; ".join(map(json.dumps, bare))) == ALL
-
-
-def test_tools_and_schema_describe_the_same_operations():
-    of_tools = {
-        tool["function"]["name"].removeprefix("memory_").upper(): tool["function"]["parameters"][
-            "required"
-        ]
-        for tool in OPERATION_TOOLS
-    }
-    of_schema = {
-        one["properties"]["op"]["const"]: one["required"][1:]
-        for one in OPERATION_SCHEMA["items"]["anyOf"]
-    }
-    assert of_tools == of_schema and len(of_tools) == 4
 
 
 @pytest.mark.parametrize(
