@@ -4,9 +4,9 @@ Worlds are all combinations of memory pressure (12 items, none), duplicates (ref
 changed facts (none, 40 %); in each, three managers play the same instances in groups of rollouts:
 one that keeps half of the sentences ("random"), one that keeps most and copies what it holds
 ("copying"), and the shipped tiny manager, sampled. The measures are those of
-`finemem_lib.evaluation.credit_truth`, with intervals over instances: those of a rate of change are
-played in all its worlds by all managers. Prints one table per truth; `--output`
-keeps all rows as JSON lines, with a card beside them.
+`finemem_lib.evaluation.credit_truth`, with intervals over instances; the instances of a rate of
+change are played in all its worlds by all managers. Prints one table per truth; `--output` keeps
+all rows as JSON lines, with a card next to them.
 
     python benchmarks/credit.py [--quick] [--instances N] [--seed N] [--output FILE.jsonl]
 """
@@ -124,7 +124,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one instance, two rollouts, no model")
     parser.add_argument("--instances", type=int, default=20, help="streams per rate of change")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="also write the rows, as JSON lines, anew")
+    parser.add_argument(
+        "--output", type=Path, help="also write the rows as JSON lines, to a new file"
+    )
     arguments = parser.parse_args()
     if arguments.output and arguments.output.exists():
         parser.error(f"{arguments.output} exists; name a new file or remove it")

@@ -1,11 +1,11 @@
 """Credit rules against the truth: does the step that earned an answer get the credit for it?
 
-On the planted stream two truths are known. *Planted*: the step whose chunk told the answer, which
-earned ``s_j / n`` of the outcome reward. *Causal*: what the reader would have scored without the
+On the planted stream two truths are known. *Planted*: the step whose chunk states the answer
+earned ``s_j / n`` of the outcome reward. *Causal*: the recorded score minus the score without the
 step (`credit.step_leave_one_out`), negative where the step did harm, 0 at every step where two
-tell the same. They differ, and neither is the other's error: a fact that the manager never stored
-was told but did not cause, a lucky answer from a stale item was caused by a step that told
-something else, and a step that only pushed an item out of a full memory told nothing and did harm.
+state the same fact. The two differ, and neither is wrong: a stated fact that the manager never
+stored causes nothing, a lucky answer from a stale item is caused by a step that states something
+else, and a step that only evicts an item from a full memory states nothing and does harm.
 
 Measures, one number per trajectory or per question:
 
@@ -20,12 +20,12 @@ Measures, one number per trajectory or per question:
 
 A question is judged by giving the rule the trajectory with this question alone. Where the truth has
 nothing to find (all equal, no true step), or the rule gives nothing to judge (precision without a
-credited step, noise without credit), the value is `None`: counted, and left out of the mean.
+credited step, noise without credit), the value is `None`: it is counted and left out of the mean.
 
-The cost of a rule is counted in reader calls beyond those of the outcome reward, which asks the
-global questions at the end: those that answered the chunk questions it reads, while the rollouts
-were played, and those that it makes itself afterwards. What was read for the outcome, by any
-rollout of the group, is known and never read again.
+The cost of a rule is its reader calls beyond those of the outcome reward, which asks the global
+questions at the end: calls for the chunk questions that it reads, made while the rollouts were
+played, and calls that it makes afterwards. What any rollout of the group read for the outcome is
+known and never read again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from finemem_lib.util.files import written_beside
 
 if TYPE_CHECKING:
     import pandas as pd
-
+    from numpy.typing import NDArray
 
 Truth = Literal["planted", "causal"]
 Measure = Literal["rank", "rank_rollouts", "precision", "recall", "noise", "sign"]
@@ -67,15 +67,18 @@ REGIMES: Mapping[str, tuple[str, str]] = {
     "duplicates": ("duplicates refused", "duplicates allowed"),
     "facts": ("facts stay", "facts change"),
 }
-"""The slices that a table compares, beside "all" and one per manager."""
+"""The slices that a table compares, in addition to "all" and one per manager."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A rule of `credit.RULES` with the settings it is judged with.
 
-    probes: the questions that "potential" asks on the way, the trajectory's global questions
-        ("global", as they will be asked at the end) or its chunk questions ("chunk").
+    Attributes:
+        rule: name in `credit.RULES`.
+        settings: keyword arguments of the rule.
+        probes: questions that "potential" asks after every step: the trajectory's global questions
+            ("global", as they will be asked at the end) or its chunk questions ("chunk").
     """
 
     rule: str
@@ -104,19 +107,25 @@ VARIANTS: dict[str, Variant] = {
     "potential, final questions": Variant("potential", probes="global"),
     "potential, chunk questions": Variant("potential", probes="chunk"),
 }
-"""What is compared. "potential, final questions" asks on the way what no manager may know."""
+"""What is compared. "potential, final questions" asks after every step what no manager may know."""
 
-TOLD: Mapping[Truth, tuple[str, ...]] = {
+PRIVILEGED: Mapping[Truth, tuple[str, ...]] = {
     "causal": ("step-loo", "step-loo, orphans stored", "potential, final questions"),
     "planted": ("hindsight", "potential, final questions"),
 }
-"""Rules that are a truth themselves but for a switch, or are told what no manager may know: shown,
-but no contestants."""
+"""Rules that equal the truth but for a switch, or read what no manager may know: they are shown and
+not ranked with the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One value of one measure, with where it was measured; `None`: there is nothing to judge."""
+    """One value of one measure, and where it was measured.
+
+    Attributes:
+        rule: name in the variants judged.
+        value: in [-1, 1] for rank correlations, else in [0, 1]; `None` where there is nothing to
+            judge.
+    """
 
     rule: str
     truth: Truth
@@ -126,8 +135,13 @@ class Judged:
 
 
 class Calls(NamedTuple):
-    """Reader calls beyond those of the outcome: asked for, made where the rollouts of an instance
-    share one memo, and the part of the made ones that was made while the rollouts were played."""
+    """Reader calls beyond those of the outcome.
+
+    Attributes:
+        asked: readings asked for.
+        made: readings that reached the reader, where the rollouts of an instance share one memo.
+        played: the part of `made` that was made while the rollouts were played.
+    """
 
     asked: int
     made: int
@@ -136,12 +150,16 @@ class Calls(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the table: the mean of a measure with its interval, and that of the difference
-    to `BASELINE` where both could be judged, drawn together.
+    """One cell of the table: a mean with its interval, and the paired difference to `BASELINE`.
 
-    `counted` is the number of trajectories, steps or questions in the mean, `left_out` of those in
-    which there was nothing to judge, `instances` that of the clusters behind the interval. The
-    calls are those of `Calls` per trajectory.
+    Attributes:
+        value: mean of the measure; `low` and `high` are the ends of its interval.
+        difference: mean difference to `BASELINE` where both could be judged, with its interval in
+            `difference_low` and `difference_high`.
+        counted: trajectories, steps or questions in the mean.
+        left_out: those in which there was nothing to judge.
+        instances: clusters behind the interval.
+        calls_asked: `Calls.asked` per trajectory; so are `calls_made` and `calls_played`.
     """
 
     slice: str
@@ -165,32 +183,35 @@ class Row:
 def planted_credit(trajectory: Trajectory) -> Credit:
     """Return what every step truly earned: ``(1/n) sum_j s_j [t in E_j] / |E_j|``.
 
-    E_j are the steps whose chunks told the answer; the sum is r_global. `None` at every step where
+    E_j are the steps whose chunks state the answer; the sum is r_global. `None` at every step where
     no question could be scored.
 
     Raises:
         ValueError: the evidence steps of a question are not known.
     """
-    scored = [answered for answered in trajectory.questions if answered.score is not None]
+    scored = [(one.question, one.score) for one in trajectory.questions if one.score is not None]
     credit = [0.0] * trajectory.num_steps
-    for answered in scored:
-        if not answered.question.evidence_steps:
+    for question, score in scored:
+        if not question.evidence_steps:
             raise ValueError(
                 f"planted credit of {trajectory.instance_id!r}: question "
-                f"{answered.question.question_id!r} has no evidence steps, expected a stream whose "
-                "truth is known; use planted.planted_stream"
+                f"{question.question_id!r} has no evidence steps, expected a stream whose truth is "
+                "known; use planted.planted_stream"
             )
-        for step in answered.question.evidence_steps:
-            credit[step - 1] += answered.score / (
-                len(answered.question.evidence_steps) * len(scored)
-            )
-    return credit if scored else [None] * trajectory.num_steps
+        for step in question.evidence_steps:
+            credit[step - 1] += score / (len(question.evidence_steps) * len(scored))
+    return [*credit] if scored else [None] * trajectory.num_steps
 
 
 def rank_correlation(credit: Credit, truth: Credit) -> float | None:
     """Return Spearman's rank correlation over the entries that both have, in [-1, 1].
 
-    `None` where the truth is constant, 0.0 where the credit is.
+    Args:
+        credit: what a rule pays, one entry per step (or per rollout); `None` is left out.
+        truth: what was earned, in the same places.
+
+    Returns:
+        The correlation; `None` where the truth is constant, 0.0 where only the credit is.
 
     >>> rank_correlation([0.1, 0.5, None, 0.2], [0.0, 0.6, 0.3, 0.1])
     1.0
@@ -199,19 +220,23 @@ def rank_correlation(credit: Credit, truth: Credit) -> float | None:
     """
     from scipy.stats import rankdata
 
-    credit, truth = _both(credit, truth)
-    if len(np.unique(truth)) < 2:
+    paid, true = _known_pairs(credit, truth)
+    if len(np.unique(true)) < 2:
         return None
-    if len(np.unique(credit)) < 2:
+    if len(np.unique(paid)) < 2:
         return 0.0
-    return round(float(np.corrcoef(rankdata(credit), rankdata(truth))[0, 1]), 12)
+    return round(float(np.corrcoef(rankdata(paid), rankdata(true))[0, 1]), 12)
 
 
 def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | None]:
     """Return precision and recall of the credited steps, in [0, 1].
 
-    Credited is a step whose credit is positive and above the mean, true one whose truth is
+    A step is credited when its credit is positive and above the mean, and true when its truth is
     positive. Both are `None` without a true step, precision also without a credited one.
+
+    Args:
+        credit: what a rule pays, one entry per step; `None` is left out.
+        truth: what each step earned.
 
     >>> at_true_steps([0.1, 0.4, 0.4, 0.1], [0.0, 1.0, 0.0, 0.0])
     (0.5, 1.0)
@@ -220,55 +245,64 @@ def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | 
     >>> at_true_steps([-0.1, -0.9, -0.9, -0.9], [1.0, 0.0, 0.0, 0.0])
     (None, 0.0)
     """
-    credit, truth = _both(credit, truth)
-    true = truth > 0
+    paid, earned = _known_pairs(credit, truth)
+    true = earned > 0
     if not true.any():
         return None, None
-    credited = credit > max(credit.mean(), 0.0) + _TIE
+    credited = paid > max(paid.mean(), 0.0) + _TIE
     hits = int((credited & true).sum())
     return hits / int(credited.sum()) if credited.any() else None, hits / int(true.sum())
 
 
 def noise_share(credit: Credit, truth: Credit) -> float | None:
-    """Return the share of absolute credit on steps whose truth is 0, in [0, 1]; `None` where no
-    truth differs from 0 or no credit was given.
+    """Return the share of absolute credit on steps whose truth is 0, in [0, 1].
+
+    Args:
+        credit: what a rule pays, one entry per step; `None` is left out.
+        truth: what each step earned.
+
+    Returns:
+        The share; `None` where no truth differs from 0 or no credit was given.
 
     >>> noise_share([0.1, 0.4, -0.3, 0.2], [0.0, 1.0, 0.0, 0.0])
     0.6
     """
-    credit, truth = _both(credit, truth)
-    total = np.abs(credit).sum()
-    if not truth.any() or total <= _TIE:
+    paid, true = _known_pairs(credit, truth)
+    total = np.abs(paid).sum()
+    if not true.any() or total <= _TIE:
         return None
-    return round(float(np.abs(credit[truth == 0]).sum() / total), 12)
+    return round(float(np.abs(paid[true == 0]).sum() / total), 12)
 
 
 def sign_errors(credit: Credit, truth: Credit) -> float | None:
-    """Return the share of the steps with a truth other than 0 whose credit has the other sign, in
-    [0, 1]; no credit is no sign. `None` where no truth differs from 0.
+    """Return the share of steps with a truth other than 0 whose credit has the other sign.
+
+    Args:
+        credit: what a rule pays, one entry per step; `None` is left out, and 0 has no sign.
+        truth: what each step earned.
+
+    Returns:
+        The share in [0, 1]; `None` where no truth differs from 0.
 
     >>> sign_errors([0.5, 0.5, 0.0, 0.5], [1.0, -1.0, 1.0, 0.0])
     0.3333333333333333
     """
-    credit, truth = _both(credit, truth)
-    if not truth.any():
+    paid, true = _known_pairs(credit, truth)
+    if not true.any():
         return None
-    opposite = np.sign(np.where(np.abs(credit) > _TIE, credit, 0)) * np.sign(truth) < 0
-    return float(opposite.sum() / (truth != 0).sum())
+    opposite = np.sign(np.where(np.abs(paid) > _TIE, paid, 0)) * np.sign(true) < 0
+    return float(opposite.sum() / (true != 0).sum())
 
 
 _TIE = 1e-12
 """Credits nearer than this are the same number, summed in another order."""
 
 
-def _both(credit: Credit, truth: Credit) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [
-        (one, other)
-        for one, other in zip(credit, truth, strict=True)
-        if one is not None and other is not None
-    ]
+def _known_pairs(credit: Credit, truth: Credit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    pairs = [pair for pair in zip(credit, truth, strict=True) if None not in pair]
     # Ranks must not tell apart what differs in the last bit only.
-    return tuple(np.round(np.array(pairs, dtype=float).reshape(-1, 2), 12).T)
+    paid, true = np.round(np.array(pairs, dtype=float).reshape(-1, 2), 12).T
+    return paid, true
 
 
 def judge(
@@ -278,50 +312,73 @@ def judge(
 ) -> tuple[list[Judged], dict[str, Calls]]:
     """Judge every variant on one group: the rollouts of one planted instance.
 
-    `agent` is the reasoning agent that answered. Returns the values, and per variant the reader
-    calls of the whole trajectories of the group.
+    Args:
+        group: the rollouts, of equal length and with equal questions.
+        agent: the reasoning agent that answered.
+        variants: what to judge, by name; by default `VARIANTS`.
+
+    Returns:
+        The values, and per variant the reader calls of the whole trajectories of the group.
 
     Raises:
         ValueError: a rule cannot be applied to the trajectories, see `credit`.
     """
-    variants = VARIANTS if variants is None else variants
-    agent = MemoisedAgent(agent)
-    for one in group:
-        agent.know(*outcome_readings(one))
-    replayers = [Replayer(one, agent) for one in group]
-    alone = [  # per question, the group with this question only
-        [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
-        for number in range(len(group[0].questions))
-    ]
-    groups = [group, *alone]
+    shared = _memoised(agent, group)
+    replayers = [Replayer(one, shared) for one in group]
+    groups = [group, *_by_question(group)]
     truths: dict[Truth, list[list[Credit]]] = {
-        "planted": [[planted_credit(one) for one in some] for some in groups],
+        "planted": [[planted_credit(one) for one in members] for members in groups],
         "causal": [
             [
-                step_leave_one_out(one, agent=agent, replay=replayer)
-                for one, replayer in zip(some, replayers, strict=True)
+                step_leave_one_out(one, agent=shared, replay=replayer)
+                for one, replayer in zip(members, replayers, strict=True)
             ]
-            for some in groups
+            for members in groups
         ],
     }
     judged: list[Judged] = []
     calls = {}
-    for name, variant in variants.items():
-        # A memo and scores of its own, so that each call counts, over what all rules share.
-        counter = MemoisedAgent(agent)
-        for one in group:
-            counter.know(*outcome_readings(one))
-        asked_anew = [replayer.through(counter) for replayer in replayers]
-        credits = [_credits(variant, group, group, counter, asked_anew)]
-        asked, played = calls_while_playing(variant.rule, group, **variant.settings)
-        calls[name] = Calls(asked + counter.calls_asked, played + counter.calls_made, played)
-        credits += [_credits(variant, some, group, counter, asked_anew) for some in alone]
-        for truth, true in truths.items():
-            judged += [
-                Judged(name, truth, measure, group[0].instance_id, value)
-                for measure, value in _values(credits, true)
-            ]
+    for name, variant in (VARIANTS if variants is None else variants).items():
+        credits, calls[name] = _apply(variant, groups, shared, replayers)
+        judged += [
+            Judged(name, truth, measure, group[0].instance_id, value)
+            for truth, true in truths.items()
+            for measure, value in _values(credits, true)
+        ]
     return judged, calls
+
+
+def _memoised(agent: ReasoningAgent, group: Sequence[Trajectory]) -> MemoisedAgent:
+    """Return an agent with its own memo, which knows what was read for the outcome."""
+    memoised = MemoisedAgent(agent)
+    for one in group:
+        memoised.know(*outcome_readings(one))
+    return memoised
+
+
+def _by_question(group: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Return, per question, the group with this question only."""
+    return [
+        [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
+        for number in range(len(group[0].questions))
+    ]
+
+
+def _apply(
+    variant: Variant,
+    groups: Sequence[Sequence[Trajectory]],
+    shared: MemoisedAgent,
+    replayers: Sequence[Replayer],
+) -> tuple[list[list[Credit]], Calls]:
+    """Return a variant's credit for every group, and its calls for the first, the whole one."""
+    whole = groups[0]
+    counter = _memoised(shared, whole)  # counts every call of this variant
+    counted = [replayer.through(counter) for replayer in replayers]
+    credits = [_credits(variant, whole, whole, counter, counted)]
+    asked, played = calls_while_playing(variant.rule, whole, **variant.settings)
+    calls = Calls(asked + counter.calls_asked, played + counter.calls_made, played)
+    credits += [_credits(variant, group, whole, counter, counted) for group in groups[1:]]
+    return credits, calls
 
 
 def _credits(
@@ -334,13 +391,13 @@ def _credits(
     rule = RULES[variant.rule]
     credits = []
     for one, full, replayer in zip(group, whole, replayers, strict=True):
-        there = {
+        offered = {
             "agent": agent,
             "group": group,
             "probes": _probes(variant, one, full),
             "replay": replayer,
         }
-        settings = {name: there[name] for name in rule.needs if name in there}
+        settings = {need: offered[need] for need in rule.needs if need in offered}
         credits.append(rule.function(one, **settings, **variant.settings))
     return credits
 
@@ -354,21 +411,19 @@ def _probes(variant: Variant, one: Trajectory, full: Trajectory) -> list[Questio
 def _values(
     credits: Sequence[Sequence[Credit]], truths: Sequence[Sequence[Credit]]
 ) -> Iterable[tuple[Measure, float | None]]:
-    """Yield all values of a rule against one truth: entry 0 of both is of the whole trajectories,
-    the others are of one question each; in each, one credit per rollout."""
-    whole = list(zip(credits[0], truths[0], strict=True))
-    for credit, truth in whole:
+    """Yield all values of a rule against one truth.
+
+    Entry 0 of both is of the whole trajectories, the others are of one question each; each holds
+    one credit per rollout.
+    """
+    for credit, truth in zip(credits[0], truths[0], strict=True):
         yield "rank", rank_correlation(credit, truth)
         yield "sign", sign_errors(credit, truth)
-    for step in range(len(whole[0][0])):
-        yield (
-            "rank_rollouts",
-            rank_correlation(
-                *zip(*((credit[step], truth[step]) for credit, truth in whole), strict=True)
-            ),
-        )
-    for some, true in zip(credits[1:], truths[1:], strict=True):
-        for credit, truth in zip(some, true, strict=True):
+    steps = zip(zip(*credits[0], strict=True), zip(*truths[0], strict=True), strict=True)
+    for over_rollouts, true_over_rollouts in steps:
+        yield "rank_rollouts", rank_correlation([*over_rollouts], [*true_over_rollouts])
+    for paid, true in zip(credits[1:], truths[1:], strict=True):
+        for credit, truth in zip(paid, true, strict=True):
             precision, recall = at_true_steps(credit, truth)
             yield "precision", precision
             yield "recall", recall
@@ -380,25 +435,27 @@ def truth_table(
 ) -> list[Row]:
     """Return one row per slice, rule, truth and measure.
 
-    A slice is a list of what `judge` returned, each with the number of trajectories judged.
-    Intervals are those of `evaluation.clustered_mean` with the instances as clusters.
+    Intervals are those of `intervals.clustered_mean` with the instances as clusters.
+
+    Args:
+        slices: by name, what `judge` returned for every group, each with the number of its
+            trajectories.
     """
     rows = []
     for name, groups in slices.items():
-        values: defaultdict[tuple, dict[str, list[float | None]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        total: defaultdict[str, Calls] = defaultdict(lambda: Calls(0, 0, 0))
+        values: defaultdict[tuple[str, Truth, Measure], dict[str, list[float | None]]]
+        values = defaultdict(lambda: defaultdict(list))
+        totals: defaultdict[str, Calls] = defaultdict(lambda: Calls(0, 0, 0))
         trajectories = 0
         for judged, calls, size in groups:
             trajectories += size
-            for rule, some in calls.items():
-                total[rule] = Calls(*map(sum, zip(total[rule], some, strict=True)))
+            for rule, added in calls.items():
+                totals[rule] = Calls(*map(sum, zip(totals[rule], added, strict=True)))
             for one in judged:
                 values[one.rule, one.truth, one.measure][one.instance_id].append(one.value)
         for (rule, truth, measure), samples in values.items():
             base = values.get((BASELINE, truth, measure)) if rule != BASELINE else None
-            known = [value for some in samples.values() for value in some if value is not None]
+            known = [sum(v is not None for v in sample) for sample in samples.values()]
             rows.append(
                 Row(
                     name,
@@ -407,24 +464,27 @@ def truth_table(
                     measure,
                     *clustered_mean(samples),
                     *(clustered_mean(samples, base) if base else (None, None, None)),
-                    counted=len(known),
-                    left_out=sum(map(len, samples.values())) - len(known),
-                    instances=sum(any(v is not None for v in some) for some in samples.values()),
-                    calls_asked=total[rule].asked / trajectories,
-                    calls_made=total[rule].made / trajectories,
-                    calls_played=total[rule].played / trajectories,
+                    sum(known),
+                    sum(map(len, samples.values())) - sum(known),
+                    sum(map(bool, known)),
+                    *(count / trajectories for count in totals[rule]),
                 )
             )
     return rows
 
 
 def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.DataFrame:
-    """Return all measures of every variant against one truth in one slice as a pandas frame, the
-    cheapest variant first.
+    """Return all measures of every variant against one truth, the cheapest variant first.
 
-    A cell is a mean with its interval, "–" where there was nothing to judge; "calls" are reader
-    calls per trajectory beyond those of the outcome, and "rank per call" is the rank correlation
-    over steps beyond that of `BASELINE`, for each of them.
+    Args:
+        rows: rows of `truth_table`.
+        truth: the truth that credit is compared with.
+        name: the slice to show.
+
+    Returns:
+        A pandas frame. A cell is a mean with its interval, "–" where there was nothing to judge;
+        "calls" are reader calls per trajectory beyond those of the outcome, and "rank per call" is
+        the gain in rank correlation over `BASELINE` for each of them.
     """
     import pandas as pd
 
@@ -460,7 +520,11 @@ def _cell(row: Row) -> str:
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four decimals, whole or not at all."""
+    """Write rows as JSON lines with four decimals, whole or not at all.
+
+    Raises:
+        OSError: they could not be written; what was there before is unchanged.
+    """
     with written_beside(path) as beside:
         beside.write_text(
             "".join(

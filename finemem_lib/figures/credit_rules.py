@@ -15,8 +15,8 @@ from plotly.subplots import make_subplots
 from finemem_lib.evaluation.credit_truth import (
     BASELINE,
     MEASURES,
+    PRIVILEGED,
     REGIMES,
-    TOLD,
     TRUTHS,
     Measure,
     Row,
@@ -195,7 +195,9 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
             "color": CATEGORIES[place],
             "size": 9,
             "line": {"width": 2, "color": CATEGORIES[place]},
-            "symbol": [MARKERS[place] + "-open" * (row.rule in TOLD[truth]) for row in chosen],
+            "symbol": [
+                MARKERS[place] + "-open" * (row.rule in PRIVILEGED[truth]) for row in chosen
+            ],
         }
         shared = {
             "y": lines,
@@ -352,7 +354,9 @@ def _clear_sign(row: Row | None) -> int:
 
 
 def _not_contestants(truth: Truth) -> str:
-    return f"No contestants, for they are told the truth or the exam: {'; '.join(TOLD[truth])}."
+    return (
+        f"No contestants, for they are told the truth or the exam: {'; '.join(PRIVILEGED[truth])}."
+    )
 
 
 def _log_calls(calls: float) -> float:
@@ -385,7 +389,7 @@ def _best_first(table: Mapping[tuple[str, str], Row], measure: Measure) -> list[
 
 def _top(rows: Iterable[Row], measure: Measure) -> list[Row]:
     """Return the best row of a rule that does not know the truth, if there is one."""
-    rows = [row for row in rows if row.rule not in TOLD[row.truth]]
+    rows = [row for row in rows if row.rule not in PRIVILEGED[row.truth]]
     pick = min if measure in LESS_IS_BETTER else max
     return [pick(rows, key=lambda row: known(row.value))] if rows else []
 

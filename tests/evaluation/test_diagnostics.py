@@ -11,9 +11,9 @@ import torch
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances
 from finemem_lib.evaluation.diagnostics import (
     REFERENCE,
-    _policy_gradients,
     credit_at_evidence,
     gradient_alignment,
+    policy_gradients,
     term_spread,
 )
 from finemem_lib.example import worked_example
@@ -92,24 +92,25 @@ def streams():
 def test_the_gradient_is_that_of_a_plain_loop(manager, streams):
     groups = play(streams[:2], manager, ROLLOUT, reader_for(streams), 0)
     steps = [step for group in groups for one in group for step in one.steps]
+    ids = [(step.prompt_ids, step.completion_ids) for step in steps]
     values = np.random.default_rng(0).normal(size=len(steps)).tolist()
     model = manager.model
     loss = 0.0
     for step, value in zip(steps, values, strict=True):
-        ids = torch.tensor([[*step.prompt_ids, *step.completion_ids]])
-        logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        for place in range(len(step.prompt_ids), ids.shape[1]):
-            loss = loss + value * logprobs[place - 1, ids[0, place]]
+        row = torch.tensor([[*step.prompt_ids, *step.completion_ids]])
+        logprobs = model(input_ids=row).logits[0, :-1].log_softmax(-1)
+        for place in range(len(step.prompt_ids), row.shape[1]):
+            loss = loss + value * logprobs[place - 1, row[0, place]]
     tokens = sum(len(step.completion_ids) for step in steps)
     expected = torch.autograd.grad(loss / tokens, list(model.parameters()))
     expected = torch.cat([part.flatten() for part in expected]).numpy()
-    found = _policy_gradients(model, steps, {"a": values, "b": [0.0] * len(steps)})
+    found = policy_gradients(model, ids, {"a": values, "b": [0.0] * len(steps)})
     np.testing.assert_allclose(found["a"], expected, atol=1e-5 * np.abs(expected).max())
     assert not found["b"].any()
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_every_scheme_is_held_against_the_same_rollouts(manager, streams):
+def test_every_scheme_is_compared_on_the_same_rollouts(manager, streams):
     plain = RewardSettings(w1=0.0, w2=0.0)
     schemes = {"outcome": ("outcome-only", plain), "csr": ("+CSR", RewardSettings(w1=5.0))}
     found = gradient_alignment(
