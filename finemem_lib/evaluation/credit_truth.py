@@ -44,7 +44,7 @@ from finemem_lib.credit.counterfactual import step_leave_one_out
 from finemem_lib.credit.needs import Credit
 from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, calls_while_playing, outcome_readings
-from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.evaluation.intervals import clustered_mean, interval_text
 from finemem_lib.reading import MemoisedAgent, ReasoningAgent
 from finemem_lib.trajectory import Question, Trajectory
 from finemem_lib.util.files import written_beside
@@ -499,7 +499,11 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
         pd.DataFrame(
             [
                 {"rule": row.rule, "calls": f"{row.calls_made:.1f}"}
-                | {measure: _cell(cells[row.rule, measure]) for measure in MEASURES}
+                | {
+                    measure: interval_text(cell.value, cell.low, cell.high, ".2f")
+                    for measure in MEASURES
+                    for cell in [cells[row.rule, measure]]
+                }
                 | {
                     "rank per call": "–"
                     if row.difference is None or not row.calls_made
@@ -511,12 +515,6 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
         .set_index("rule")
         .rename_axis(index=None, columns="rule")
     )  # one line of headings
-
-
-def _cell(row: Row) -> str:
-    if row.value is None:
-        return "–"
-    return f"{row.value:.2f}" + ("" if row.low is None else f" [{row.low:.2f}, {row.high:.2f}]")
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:

@@ -169,7 +169,7 @@ def gradient_alignment(
 
 def _advantage_rows(
     groups: Sequence[Sequence[Trajectory]],
-    schemes: Mapping[str, tuple[RewardScheme, RewardSettings]],
+    schemes: Mapping[str, tuple[Scheme, RewardSettings]],
 ) -> dict[str, list[float]]:
     """Return the advantages of `REFERENCE` and of every scheme, in the order of the steps."""
 

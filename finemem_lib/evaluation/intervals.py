@@ -1,9 +1,49 @@
-"""Means with confidence intervals over clusters."""
+"""Means with confidence intervals, and how an interval is written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def percentile_ends(
+    draws: NDArray[np.float64], level: float, axis: int | None = None
+) -> NDArray[np.float64]:
+    """Return the ends of the percentile interval of bootstrap draws, lower end first.
+
+    Args:
+        draws: resampled values.
+        level: coverage, between 0 and 1.
+        axis: the axis of the draws; by default all values are draws.
+    """
+    import numpy as np
+
+    tail = 50 * (1 - level)
+    ends: NDArray[np.float64] = np.percentile(draws, [tail, 100 - tail], axis=axis)
+    return ends
+
+
+def interval_text(
+    value: float | None, low: float | None, high: float | None, form: str = ".3f"
+) -> str:
+    """Return a value with its interval as text, "–" without a value.
+
+    Args:
+        value: the estimate.
+        low: lower end of its interval, `None` where there is none; so is `high`.
+        form: format specification of all three.
+
+    >>> interval_text(0.5, 0.25, 0.75, "+.2f"), interval_text(0.5, None, None)
+    ('+0.50 [+0.25, +0.75]', '0.500')
+    """
+    if value is None:
+        return "–"
+    return f"{value:{form}}" + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
 
 
 def clustered_mean(
@@ -11,12 +51,16 @@ def clustered_mean(
     baseline: Mapping[str, Sequence[float | None]] | None = None,
     level: float = 0.95,
 ) -> tuple[float | None, float | None, float | None]:
-    """Return the mean of all values with the ends of its interval, over whole clusters.
+    """Return the mean of all values and the ends of its interval, over whole clusters.
 
-    `samples` holds the values of every cluster (an instance, say); `None` is left out. With a
-    `baseline` the mean and interval are those of the difference, over the places where both have a
-    value. The mean is `None` where there is no value, the ends where there are fewer than two
-    clusters.
+    Args:
+        samples: the values of every cluster (an instance, say); `None` is left out.
+        baseline: values to subtract, in the same places; both must be known.
+        level: coverage of the interval.
+
+    Returns:
+        Mean, lower and upper end. The mean is `None` where there is no value, the ends where there
+        are fewer than two clusters.
 
     The interval is Student's t over m clusters: with sums s_i of c_i values and mean r, the squared
     standard error is ``m / (m - 1) sum_i (s_i - r c_i)^2 / (sum_i c_i)^2``, with m - 1 degrees of

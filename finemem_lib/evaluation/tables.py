@@ -1,13 +1,13 @@
 """Tables over trajectories: accuracy, memory length and operations by method, with intervals.
 
 Trajectories of the same instance (its rollouts) stay together in the bootstrap. Strata are the
-data sources: they are held fixed, and the instances within each are drawn anew, so an interval
+data sources: they are held fixed, and the instances within each are resampled, so an interval
 speaks of other instances of the same sources. An unscored question is counted and shown, never
 taken as 0. Retrieval over raw chunks or over labelled examples needs nothing here: it is a
 scripted manager that inserts each of them as one item, so every reward and figure works on it.
 
-Differs from the paper: every average says over what it runs. "pooled" counts each scored question
-once, whatever source it came from; "macro" is the mean of the pooled values of the data sources.
+Differs from the paper: each average states what it averages over. "pooled" counts each scored
+question once, whatever its source; "macro" is the mean of the pooled values of the data sources.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from finemem_lib.evaluation.intervals import interval_text, percentile_ends
 from finemem_lib.rewards import compression_reward
 from finemem_lib.seeds import stable_seed
 from finemem_lib.trajectory import OPERATION_KINDS, OperationOutcome, Trajectory
@@ -40,9 +41,13 @@ UNPARSED = "unparsed"
 class BootstrapSettings:
     """How intervals are made: percentile bootstrap.
 
-    resample: what is drawn with replacement within a data source. "instance" answers for other
-        instances; "question" for other questions on these very instances, the only choice where
-        a source has one instance. Memory measures are always drawn by instance.
+    Attributes:
+        resample: what is drawn with replacement within a data source. "instance" speaks of other
+            instances; "question" of other questions on the same instances, the only choice where a
+            source has one instance. Memory measures are always drawn by instance.
+        num_resamples: number of draws, at least 100.
+        level: coverage of the interval, between 0 and 1.
+        seed: of the draws.
 
     Raises:
         ValueError: a value is out of range.
@@ -67,13 +72,21 @@ class BootstrapSettings:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One cell of a table with its interval and what it is an average over.
+    """One cell of a table, its interval, and what it averages over.
 
-    `category` and `data_source` are "all" where the value runs over several. `value` is None when
-    nothing could be measured, `low` and `high` when there is too little to draw from; `interval`
-    says how they were made or why not. `counted` is the number of scored answers (or, for memory,
-    of trajectories; for a difference, of pairs), `left_out` the number that could not be scored
-    (or paired). Accuracy and memory share are fractions, memory tokens are L(M_T).
+    Attributes:
+        method: name of the method; "A - B" for a difference.
+        category: category of the data source; "all" over several.
+        data_source: "all" over several.
+        measure: accuracy and memory share are fractions, memory tokens are L(M_T).
+        average: how questions and sources are weighted.
+        value: `None` where nothing could be measured.
+        low: lower end of the interval, `None` where there is too little to draw from; so is `high`.
+        instances: number of instances behind the value.
+        counted: scored answers (for memory, trajectories; for a difference, pairs).
+        left_out: those that could not be scored (or paired).
+        over: what the value averages over, in words.
+        interval: how the interval was made, or why there is none.
     """
 
     method: str
@@ -95,8 +108,10 @@ class Estimate:
 class OperationCount:
     """How often a method emitted a kind of operation, and what became of it.
 
-    `kind` is "unparsed" for what could not be read as an operation; `per_step` is emitted / steps;
-    `reasons` counts the invalid ones by reason, most frequent first.
+    Attributes:
+        kind: one of `OPERATION_KINDS`, or "unparsed" for text that is no operation.
+        per_step: emitted / steps.
+        reasons: number of invalid ones by reason, most frequent first.
     """
 
     method: str
@@ -113,11 +128,19 @@ def benchmark_table(
     settings: BootstrapSettings | None = None,
     measures: Sequence[Measure] = get_args(Measure),
 ) -> list[Estimate]:
-    """Return, per method and measure, one row per data source and two (macro, pooled) per
-    category and over all.
+    """Return accuracy and memory of every method by data source, by category and over all.
 
     accuracy: mean score of the scored global questions. memory_tokens: mean L(M_T) over
     trajectories. memory_share: mean of L(M_T) / sum_t L(c_t), which is 1 - r_comp.
+
+    Args:
+        methods: trajectories of every method by its name.
+        settings: how intervals are made.
+        measures: what to measure.
+
+    Returns:
+        Per method and measure, one row per data source and two (macro, pooled) per category and
+        over all.
 
     Raises:
         ValueError: a method without trajectories, or lengths counted by different tokenizers.
@@ -140,8 +163,14 @@ def paired_differences(
 ) -> list[Estimate]:
     """Return the rows of `benchmark_table` for every method minus the baseline, pair by pair.
 
-    Both are read on the same questions (the same instances, for memory), those scored for both,
-    and are drawn together, so that what makes an instance hard for both cancels out.
+    Both are compared on the questions (for memory, the instances) that were scored for both, and
+    are drawn together, so that the difficulty of an instance cancels out.
+
+    Args:
+        methods: trajectories of every method by its name.
+        baseline: the name of the method to subtract.
+        settings: how intervals are made.
+        measure: what to compare.
 
     Raises:
         ValueError: no such baseline, or methods played on different instances.
@@ -152,7 +181,7 @@ def paired_differences(
             f"baseline {baseline!r} is not among the methods, expected one of {', '.join(methods)}"
         )
     settings = settings or BootstrapSettings()
-    rows = []
+    rows: list[Estimate] = []
     for method, trajectories in methods.items():
         if method == baseline:
             continue
@@ -193,8 +222,15 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
 
 
 def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
-    """Return one line per method for a reader: accuracy by category and over all (each the macro
-    mean over data sources), memory, and the number of unscored questions, as text."""
+    """Return one line of text cells per method.
+
+    Args:
+        rows: what `benchmark_table` returned.
+
+    Returns:
+        Per method: accuracy by category and over all (each the macro mean over data sources),
+        memory, and the number of unscored questions, by the name of the column.
+    """
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
         line = lines.setdefault(row.method, {"method": row.method})
@@ -214,10 +250,7 @@ def format_estimate(row: Estimate) -> str:
     if row.value is None:
         return "–"
     digits = ",.0f" if row.measure == "memory_tokens" else ".3f"
-    text = f"{row.value:{digits}}"
-    if row.low is None:
-        return text
-    return f"{text} [{row.low:{digits}}, {row.high:{digits}}]"
+    return interval_text(row.value, row.low, row.high, digits)
 
 
 def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
@@ -245,13 +278,13 @@ class _Stratum:
 
     @property
     def clusters(self) -> int:
-        return self.numerators.shape[1]
+        return int(self.numerators.shape[1])
 
 
 def _observations(
     trajectory: Trajectory, measure: Measure
 ) -> Iterator[tuple[str | None, float | None]]:
-    """Yield (question id or None, value or None) for everything a trajectory tells of a measure."""
+    """Yield (question id or None, value or None) for every value of a measure in a trajectory."""
     if measure == "accuracy":
         for answered in trajectory.questions:
             yield answered.question.question_id, answered.score
@@ -345,20 +378,20 @@ def _estimate(
     method, category, data_source, measure = place
     measured = [stratum for stratum in members if stratum.clusters]
     single = [stratum.data_source for stratum in measured if stratum.draws is None]
+    draws = [stratum.draws for stratum in measured if stratum.draws is not None]
     value = low = high = None
     if measured:
-        exact = np.stack(
-            [np.stack([s.numerators.sum(axis=1), s.denominators.sum(axis=1)]) for s in measured]
-        )
-        value = float(_average(exact, average))
+        exact = [np.stack([s.numerators.sum(axis=1), s.denominators.sum(axis=1)]) for s in measured]
+        value = float(_average(np.stack(exact), average))
     if not measured:
         interval = "none: nothing was scored"
     elif single:
         unit = _unit(settings, measure)
         interval = f"none: one {unit} is too few to draw from ({', '.join(single)})"
     else:
-        draws = _average(np.stack([s.draws for s in measured], axis=1), average)
-        low, high = _ends(draws, settings)
+        low, high = map(
+            float, percentile_ends(_average(np.stack(draws, axis=1), average), settings.level)
+        )
         interval = (
             f"{100 * settings.level:g} % percentile bootstrap over {_unit(settings, measure)}s "
             f"within data sources, {settings.num_resamples} resamples, seed {settings.seed}"
@@ -383,17 +416,11 @@ def _estimate(
     )
 
 
-def _ends(draws: NDArray[np.float64], settings: BootstrapSettings) -> tuple[float, float]:
-    tail = 50 * (1 - settings.level)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return float(low), float(high)
-
-
 def _average(sums: NDArray[np.float64], average: Average) -> NDArray[np.float64]:
     """Average sums of shape (..., strata, 2, M); with two methods return their difference."""
     if average == "pooled":
         sums = sums.sum(axis=-3, keepdims=True)
-    values = (sums[..., 0, :] / sums[..., 1, :]).mean(axis=-2)
+    values: NDArray[np.float64] = (sums[..., 0, :] / sums[..., 1, :]).mean(axis=-2)
     return values[..., 0] - values[..., 1] if values.shape[-1] == 2 else values[..., 0]
 
 
