@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -441,7 +442,7 @@ def _joined(units: Sequence[Character]) -> list[Character]:
 
 
 def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix in _READERS:
         if not path.is_file():
             raise ValueError(f"{source}: no such file; check the path")

@@ -116,6 +116,7 @@ def sweep_command(options: argparse.Namespace) -> int:
         )
 
     folder = Path(options.output)
+    prepare.check_output_folder(folder)
     try:
         # Not once: Python drops an interrupt that arrives while an object is being deleted.
         with interruptible(once=False):

@@ -117,7 +117,7 @@ def questions_command(options: argparse.Namespace) -> int:
     """Make the chunk questions that a folder lacks, print what became of them; return the exit
     code."""
     folder = Path(options.output)
-    _check_output(folder)
+    check_output_folder(folder)
     try:
         models = Models(load_roles(Path(options.models), folder) if options.models else None)
         instances = _loaded(options.data, options.split, options.on_error, options.max_chunk_tokens)
@@ -179,7 +179,7 @@ def build_command(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--output {path} exists and is kept; give another path or remove it first"
         )
-    _check_output(path.parent)
+    check_output_folder(path.parent)
     try:
         built = build_instances(
             options.raw_set,
@@ -209,11 +209,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+def check_output_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Args:
+        folder: That of ``--output``.
+
+    Raises:
+        UsageError: it, or the folder it would be made in, is none that files can be written to.
+    """
+    places = (folder.absolute(), *folder.absolute().parents)
+    there = next(place for place in places if os.path.lexists(place))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "cannot be written to" if there.is_dir() else "is a file"
+        what = "cannot be written to" if there.is_dir() else "is no folder"
         raise UsageError(
             f"--output: {there} {what}, expected a folder that files can be written to; choose "
             "another one"

@@ -25,6 +25,7 @@ from finemem_lib.runs import artefacts
 from finemem_lib.runs import run as run_module
 from finemem_lib.runs.parameters import CHECKS, parameter_problems
 from finemem_lib.util.console import UsageError
+from finemem_lib.util.files import real_path
 from finemem_lib.util.provenance import repository_root
 from finemem_lib.util.yaml_files import parse_yaml, read_yaml
 
@@ -69,7 +70,7 @@ def load_profile(folder: Path, name: str) -> Profile:
         card: str = ""
 
     if os.sep in name or name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
     else:
         path = folder / f"{name}.yaml"
         known = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -173,7 +174,7 @@ def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[st
     Raises:
         UsageError: there is no such profile or notebook, or a setting has another form.
     """
-    folder = Path(options.notebooks_dir or repository_root() / "notebooks").resolve()
+    folder = real_path(options.notebooks_dir or repository_root() / "notebooks")
     profile = load_profile(folder / "profiles", options.profile)
     notebooks = select_notebooks(folder, options.notebooks or profile.notebooks)
     return profile, notebooks, _given(options.set, options.data)
@@ -191,10 +192,7 @@ def _given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any
         given[name] = value
     if data:
         given["data"] = [
-            str(Path(source).expanduser().resolve())
-            if Path(source).expanduser().exists()
-            else source
-            for source in data
+            str(path) if (path := real_path(source)).exists() else source for source in data
         ]
     return given
 

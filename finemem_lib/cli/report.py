@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import html
+import importlib.resources
 import itertools
 import json
 import logging
@@ -22,6 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from finemem_lib.cli.manifest import Manifest, read_manifest
 from finemem_lib.figures.frames import at_frame, figure_table, without_slider
 from finemem_lib.figures.notes import (
     MAX_TABLE_ROWS,
@@ -32,10 +37,14 @@ from finemem_lib.figures.notes import (
     meta_of,
 )
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME, plain
+from finemem_lib.util.console import plain as one_line
+from finemem_lib.util.console import problems_in_words
 from finemem_lib.util.files import written_beside
 
 if TYPE_CHECKING:
+    import jinja2
     import plotly.graph_objects as go
+    from markupsafe import Markup
 
 
 _TAGS = frozenset(
@@ -50,237 +59,119 @@ _ATTRIBUTES = {
     "td": ["colspan", "rowspan"],
 }
 
-_DRAW = """
-const waiting = [...document.querySelectorAll("figure.plotly")];
-const instant = {mode: "immediate", transition: {duration: 0}, frame: {duration: 0, redraw: true}};
-function draw() {  // one after the other, so that the page answers while it fills
-  const figure = waiting.shift();
-  if (!figure) { document.body.dataset.drawn = "all"; return; }
-  const spec = figure.spec = JSON.parse(figure.querySelector("script").textContent);
-  spec.config = {...spec.config, responsive: true, displayModeBar: false};
-  const plot = figure.querySelector(".plot");
-  const own = structuredClone(spec);  // plotly writes into what it is given
-  Plotly.newPlot(plot, own).then(() => {
-    if (!spec.frames) return;
-    const group = document.getElementById(figure.dataset.explorer);
-    plot.on("plotly_click", event => {
-      const {curveNumber, pointNumber} = event.points[0];
-      const values = meta(figure, group.at).clicks?.[curveNumber];
-      const [place, row] = [pointNumber].flat().reverse();
-      const to = (Array.isArray(values?.[row]) ? values[row] : values)?.[place];
-      if (to != null) setTimeout(() => move(group, to));
-    });
-    return show(figure, group.at);
-  }).finally(() => setTimeout(draw));
-}
-function frame(figure, at) { return figure.spec.frames[figure.spec.layout.meta.states[at]]; }
-function meta(figure, at) {
-  return {...figure.spec.layout.meta, ...frame(figure, at).layout?.meta};
-}
-function show(figure, at) {  // drawing, caption, description and table of one state
-  const plot = figure.querySelector(".plot");
-  const {caption, alt} = meta(figure, at);
-  const {name, layout} = frame(figure, at);
-  figure.querySelector("figcaption").textContent = caption;
-  plot.setAttribute("aria-label", `${plot.dataset.title}. ${alt}`);
-  const tables = [...figure.querySelectorAll("[data-states]")];
-  for (const table of tables) table.hidden = !table.dataset.states.split(" ").includes(name);
-  plot.style.height = `${layout?.height ?? figure.spec.layout.height}px`;
-  return Plotly.animate(plot, [name], instant);
-}
-function texts(group, level) {  // what a slider goes through: what there is below those before it
-  const now = group.paths[group.at];
-  return [...new Set(group.paths.filter(path => now.slice(0, level).every(
-    (text, above) => path[above] === text)).map(path => path[level]))];
-}
-function nearest(group, wanted) {  // the state that keeps what it can of a path
-  let left = group.paths.map((_, state) => state);
-  wanted.forEach((text, level) => {
-    const kept = left.filter(state => group.paths[state][level] === text);
-    const first = group.paths[left[0]][level];
-    left = kept.length ? kept : left.filter(state => group.paths[state][level] === first);
-  });
-  return left[0];
-}
-function turn(group, level, place) {
-  const there = texts(group, level);
-  const wanted = [...group.paths[group.at]];
-  wanted[level] = there[Math.max(0, Math.min(place, there.length - 1))];
-  move(group, nearest(group, wanted));
-}
-function move(group, at) {
-  group.at = at;
-  group.querySelectorAll("input").forEach((slider, level) => {
-    const there = texts(group, level), now = group.paths[at][level];
-    slider.max = there.length - 1;
-    slider.value = there.indexOf(now);
-    slider.setAttribute("aria-valuetext", now);
-    group.querySelectorAll("output")[level].textContent = now;
-  });
-  for (const figure of document.querySelectorAll("figure.plotly"))
-    if (figure.dataset.explorer === group.id && figure.spec) show(figure, at);
-}
-for (const group of document.querySelectorAll(".explorer")) {
-  group.at = Number(group.dataset.start);
-  group.paths = JSON.parse(group.dataset.paths);
-  group.querySelectorAll("input").forEach((slider, level) => {
-    slider.addEventListener("input", () => turn(group, level, Number(slider.value)));
-    for (const button of slider.parentElement.querySelectorAll("button"))
-      button.addEventListener("click", () => turn(
-        group, level, Number(slider.value) + Number(button.dataset.by)));
-  });
-}
-draw();
-"""
+_OUTPUT_TYPES = [
+    PLOTLY_MIME,
+    "text/html",
+    "text/markdown",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/plain",
+]
+"""Of an output with several, the first of these is shown."""
 
-_CELLS = """
-{%- extends 'basic/index.html.j2' -%}
-{% block in_prompt %}{% endblock %}
-{% block empty_in_prompt %}{% endblock %}
-{% block output_area_prompt %}{% endblock %}
-{% block data_html %}<div class="scroll" tabindex="0" role="region" aria-label="output">
-{{ output.data['text/html'] | clean_html }}</div>{% endblock %}
-{% block data_other %}{{ output.data | figure }}{% endblock %}
-"""
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
- form-action 'none'; img-src data:; style-src 'unsafe-inline'; script-src {{ script_hashes }}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Run {{ run.run_id }}: {{ run.status }} · Fine-Mem workbench</title>
-<style>
-{{ pygments | safe }}
-:root { color-scheme: light; }
-body { font: 1rem/1.55 system-ui, sans-serif; color: #222; background: white; margin: 0 auto;
-  max-width: 60rem; padding: 0 1rem 4rem; overflow-wrap: anywhere; }
-h1, h2, h3, h4 { line-height: 1.25; margin-top: 2rem; }
-h2 { border-top: 2px solid #ccc; padding-top: 1.5rem; }
-a { color: #005a9c; }
-a:focus-visible, summary:focus-visible, [tabindex]:focus-visible { outline: 3px solid #0072b2; }
-.skip { position: absolute; left: -100rem; } .skip:focus { position: static; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; margin: 1rem 0; overflow-wrap: normal; }
-caption { text-align: left; font-weight: bold; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.75rem 0.25rem 0; text-align: left;
-  vertical-align: top; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; margin: 0.5rem 0; }
-.input pre { background: #f5f5f5; border-left: 3px solid #bbb; padding: 0.5rem 0.75rem; }
-.output_stderr pre, .output_error pre, pre.error { background: #fff3e0; padding: 0.5rem; }
-figure { margin: 1rem 0; } figure .plot { min-width: 36rem; }
-figcaption { font-size: 0.95rem; color: #333; }
-{{ token_css | safe }}
-.output_area { display: contents; }  /* so that a slider stays in sight of all its figures */
-.explorer { position: sticky; top: 0; z-index: 10; background: white; padding: 0.5rem 0;
-  border-bottom: 2px solid #ccc; }
-.explorer input { width: 60%; min-width: 12rem; vertical-align: middle; }
-.explorer output { display: block; }
-math { font-size: 1.1em; line-height: normal; } math[display="block"] { margin: 1rem 0; }
-@media print { nav, .skip { display: none; } h2 { break-before: page; } }
-</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the content</a>
-<header>
-<h1>Run {{ run.run_id }}</h1>
-<p>Fine-Mem workbench, profile <b>{{ run.profile }}</b>, seed <b>{{ run.seed }}</b>. Status:
-<b>{{ run.status }}</b>. Started {{ run.started }}, ended {{ run.ended or "not yet" }}.</p>
-{% if run.error %}<pre class="error">{{ run.error }}</pre>{% endif %}
-</header>
-<nav aria-label="Contents"><ul>
-<li><a href="#results">Results</a></li>
-{% for notebook in notebooks %}
-<li><a href="#{{ notebook.anchor }}">{{ notebook.name }}</a>: {{ notebook.status }}</li>
-{% endfor %}
-<li><a href="#provenance">Parameters and provenance</a></li>
-</ul></nav>
-<main id="main">
-<h2 id="results">Results</h2>
-{{ table("Notebooks", notebook_rows) }}
-{{ table("Metrics", metric_rows) }}
-{% for notebook in notebooks %}
-<section aria-labelledby="{{ notebook.anchor }}">
-<h2 id="{{ notebook.anchor }}">{{ notebook.name }}</h2>
-{% if notebook.error %}<pre class="error">{{ notebook.error }}</pre>{% endif %}
-{% if notebook.body is none %}<p>This notebook left no executed copy in the run folder.</p>
-{% else %}{{ notebook.body | safe }}{% endif %}
-</section>
-{% endfor %}
-<h2 id="provenance">Parameters and provenance</h2>
-{{ table("Parameters", parameter_rows) }}
-{{ table("Versions", version_rows) }}
-</main>
-{% for script in scripts %}<script>{{ script | safe }}</script>
-{% endfor %}
-</body>
-</html>
-"""
+@functools.cache
+def _templates() -> jinja2.Environment:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("finemem_lib.cli"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _template_text(name: str) -> str:
+    return (importlib.resources.files("finemem_lib.cli") / "templates" / name).read_text("utf-8")
 
 
 def build_report(run_dir: Path, output: Path) -> Path:
-    """Write the report of a run to `output` and return that path.
+    """Write the report of a run and return its path.
 
-    Reads ``manifest.json``, ``metrics.json`` where there is one, and the executed notebook
-    ``<name>.ipynb`` of every notebook the manifest lists, anywhere in the run folder. A run that
-    failed or is still running gets a report of what there is. The file appears whole or not at
-    all, opens from disk and asks the network for nothing.
+    A run that failed or is still running gets a report of what there is. The file appears whole or
+    not at all, opens from disk and asks the network for nothing.
+
+    Args:
+        run_dir: Folder with ``manifest.json``, ``metrics.json`` where there is one, and the
+            executed notebooks, anywhere in it.
+        output: The HTML file to write.
 
     Raises:
-        ValueError: the manifest is missing or not readable.
+        ValueError: the manifest or the metrics are missing or cannot be read.
+        OSError: the report could not be written.
     """
-    import jinja2
+    from markupsafe import Markup
     from pygments.formatters import HtmlFormatter
 
-    run = _read_json(run_dir / "manifest.json")
-    metrics = _read_json(run_dir / "metrics.json") if (run_dir / "metrics.json").exists() else {}
-    listed = run.get("notebooks", [])
-    links = {f"{entry['name']}.ipynb": f"#{_anchor(entry['name'])}" for entry in listed}
-    notebooks = [
-        entry
-        | {"anchor": _anchor(entry["name"]), "body": _notebook_body(run_dir, entry["name"], links)}
-        for entry in listed
-    ]
-    scripts = [_plotlyjs(), _DRAW]
-    environment = jinja2.Environment(autoescape=True)
-    environment.globals |= {"table": html_table, "token_css": TOKEN_CSS}
-    page = environment.from_string(_PAGE).render(
-        run=run,
-        notebooks=notebooks,
-        scripts=scripts,
-        script_hashes=jinja2.utils.markupsafe.Markup(" ".join(map(_hash, scripts))),
-        # of pygments' styles one whose colours all have a contrast of 4.5 on the grey of cells
-        pygments=HtmlFormatter(style="xcode").get_style_defs(".highlight"),
-        notebook_rows=[
+    run = read_manifest(run_dir)
+    scripts = [_plotlyjs(), _template_text("report.js")]
+    page = (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            notebooks=_notebooks(run_dir, run),
+            scripts=scripts,
+            script_hashes=Markup(" ".join(map(_hash, scripts))),
+            # of pygments' styles one whose colours all have a contrast of 4.5 on the grey of cells
+            pygments=HtmlFormatter(style="xcode").get_style_defs(".highlight"),
+            table=html_table,
+            token_css=TOKEN_CSS,
+            **_summary_rows(run, _read_metrics(run_dir)),
+        )
+    )
+    return _write(output, page.encode("utf-8", "replace"))
+
+
+def _notebooks(run_dir: Path, run: Manifest) -> list[dict[str, Any]]:
+    """Return what the page says of every notebook; one that fails stops no other."""
+    links = {f"{entry.name}.ipynb": f"#{_anchor(entry.name)}" for entry in run.notebooks}
+    shown = []
+    for entry in run.notebooks:
+        body = problem = None
+        try:
+            body = _notebook_body(run_dir, entry.name, links)
+        except Exception as error:  # json, nbformat, nbconvert and jinja2 each raise their own
+            problem = f"{type(error).__name__}: {one_line(str(error))[:300]}"
+        shown.append(
+            {"entry": entry, "anchor": _anchor(entry.name), "body": body, "problem": problem}
+        )
+    return shown
+
+
+def _summary_rows(
+    run: Manifest, metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of the page's tables."""
+    return {
+        "notebook_rows": [
             {
-                "notebook": entry["name"],
-                "status": entry.get("status"),
-                "seconds": cell_text(entry.get("seconds")),
-                "reads": cell_text(entry.get("reads")),
-                "writes": cell_text(entry.get("writes")),
+                "notebook": entry.name,
+                "status": entry.status,
+                "seconds": cell_text(entry.seconds),
+                "reads": cell_text(entry.reads),
+                "writes": cell_text(entry.writes),
             }
-            for entry in listed
+            for entry in run.notebooks
         ],
-        metric_rows=[
+        "metric_rows": [
             {"notebook": name, "metric": metric, "value": cell_text(value)}
             for name, values in metrics.items()
             for metric, value in values.items()
         ],
-        parameter_rows=[
-            {"notebook": entry["name"], "parameter": name, "value": cell_text(value)}
-            for entry in listed
-            for name, value in (entry.get("parameters") or {}).items()
+        "parameter_rows": [
+            {"notebook": entry.name, "parameter": name, "value": cell_text(value)}
+            for entry in run.notebooks
+            for name, value in entry.parameters.items()
         ],
-        version_rows=[
+        "version_rows": [
             {"what": name, "version": cell_text(value)}
-            for name, value in [
-                *(run.get("git") or {}).items(),
-                *(run.get("versions") or {}).items(),
-            ]
+            for name, value in [*run.git.items(), *run.versions.items()]
         ],
-    )
-    return _write(output, page.encode("utf-8", "replace"))
+    }
 
 
 def save_figures(figures: Mapping[Path, go.Figure], width: int = 900) -> list[Path]:
@@ -362,18 +253,18 @@ def _fixed_ids(image: bytes) -> bytes:
     return image.replace(found[1], b"figure") if found else image
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
+    path = run_dir / "metrics.json"
+    if not path.exists():
+        return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if isinstance(found, dict):
-            return found
-        reason = f"it holds a {type(found).__name__}, expected an object"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise ValueError(
-        f"{path.name} of run {path.parent.name} is not readable ({reason}); give the folder of a "
-        "run, as `finemem list` shows it"
-    )
+        return TypeAdapter(dict[str, dict[str, Any]]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = problems_in_words(error) if isinstance(error, ValidationError) else error.strerror
+        raise ValueError(
+            f"metrics.json of run {run_dir.name!r} cannot be read ({why}); remove it, or make it "
+            "again with `finemem resume`"
+        ) from error
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -389,16 +280,17 @@ def _hash(script: str) -> str:
 def _plotlyjs() -> str:
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs()
+    return str(get_plotlyjs())
 
 
 def _anchor(name: str) -> str:
     return "nb-" + re.sub(r"\W+", "-", name)
 
 
-def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | None:
+def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> Markup | None:
     """Return the cells of an executed notebook as HTML, `None` when there is no such file."""
     import nbformat
+    from markupsafe import Markup
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import MarkdownWithMath
     from traitlets.config import Config
@@ -412,23 +304,9 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
     numbers = itertools.count(1)
     explorers: dict[str, str] = {}
     exporter = HTMLExporter(
-        raw_template=_CELLS,
+        raw_template=_template_text("cells.html.j2"),
         sanitize_html=True,
-        config=Config(
-            {
-                "NbConvertBase": {
-                    "display_data_priority": [
-                        PLOTLY_MIME,
-                        "text/html",
-                        "text/markdown",
-                        "image/svg+xml",
-                        "image/png",
-                        "image/jpeg",
-                        "text/plain",
-                    ]
-                }
-            }
-        ),
+        config=Config({"NbConvertBase": {"display_data_priority": _OUTPUT_TYPES}}),
         filters={
             "clean_html": _clean,
             "markdown2html": markdown.render,
@@ -441,7 +319,7 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> str | 
     body = _formulas(body)
     for file, anchor in links.items():
         body = body.replace(f'href="{file}"', f'href="{anchor}"')
-    return body
+    return Markup(body)
 
 
 def _drop_notes(notebook: Any) -> None:
@@ -456,75 +334,76 @@ def _drop_notes(notebook: Any) -> None:
 
 
 def _figure(spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) -> str:
-    """Return a plotly spec as a figure: data block, place to draw, caption and table.
+    """Return a plotly spec as HTML: data block, place to draw, caption and table.
 
-    The role "img" sits on the drawing only: an image has no readable content, so on the whole
-    figure it would hide caption and table from screen readers. A figure with frames also gets the
-    controls of its explorer in front, once per explorer: `explorers` holds their ids by title.
+    A figure with frames also gets the controls of its explorer in front, once per explorer:
+    `explorers` holds their ids by title.
     """
+    from markupsafe import Markup
+
     meta = meta_of(spec)
-    controls = group = ""
+    controls, group = None, ""
     if spec.get("frames") and "explorer" in meta:
         group = explorers.setdefault(meta["explorer"], f"{figure_id}-states")
         if group == f"{figure_id}-states":
             controls = _controls(meta, spec["layout"]["sliders"][0], group)
-        spec = without_slider(spec)
-    title = plain(((spec.get("layout") or {}).get("title") or {}).get("text") or "Figure")
-    data = json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
-    alt = html.escape(f"{title}. {meta.get('alt', '')}")
-    caption = html.escape(str(meta.get("caption", title)))
-    height = int((spec.get("layout") or {}).get("height") or 450)
+        spec = without_slider(spec)  # which also makes it less high
+    layout = spec.get("layout") or {}
+    title = plain((layout.get("title") or {}).get("text") or "Figure")
     return (
-        f'{controls}<figure class="plotly" id="{figure_id}" data-explorer="{group}"><div '
-        f'class="scroll" tabindex="0" role="region" aria-label="{html.escape(title)}"><div '
-        f'class="plot" role="img" aria-label="{alt}" data-title="{html.escape(title)}" '
-        f'style="height:{height}px"></div></div><script type="application/json">{data}</script>'
-        f"<figcaption>{caption}</figcaption><details><summary>Show as table</summary>"
-        f"{_tables(title, spec)}</details></figure>"
+        _templates()
+        .get_template("figure.html.j2")
+        .render(
+            id=figure_id,
+            controls=controls,
+            group=group,
+            title=title,
+            alt=meta.get("alt", ""),
+            caption=meta.get("caption", title),
+            height=int(layout.get("height") or 450),
+            data=Markup(json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")),
+            tables=_tables(title, spec),
+        )
     )
 
 
-def _controls(meta: Mapping[str, Any], slider: Mapping[str, Any], group: str) -> str:
-    """Return the sliders of an explorer, one for each level of the paths to its states; plotly's
-    own cannot be reached by keyboard."""
+def _controls(meta: Mapping[str, Any], slider: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return an explorer's sliders, one for each level of the paths to its states."""
     paths = meta.get("paths") or [[step["label"]] for step in slider["steps"]]
     paths = [[plain(text) for text in path] for path in paths]
-    title, start = html.escape(meta["explorer"]), meta["start"]
-    rows = []
+    first = paths[meta["start"]]
+    sliders = []
     for level, name in enumerate(meta.get("levels") or [meta["explorer"]]):
-        now, name = html.escape(paths[start][level]), html.escape(name)
-        own = f"{group}-slider-{level}"
-        there = list(
-            dict.fromkeys(path[level] for path in paths if path[:level] == paths[start][:level])
+        below = [path[level] for path in paths if path[:level] == first[:level]]
+        texts = list(dict.fromkeys(below))
+        sliders.append(
+            {
+                "id": f"{group}-slider-{level}",
+                "name": name,
+                "now": first[level],
+                "value": texts.index(first[level]),
+                "last": len(texts) - 1,
+            }
         )
-        rows.append(
-            f'<div><label for="{own}">{name}</label> <button type="button" data-by="-1" '
-            f'aria-label="{name}: previous">◀</button> <input type="range" id="{own}" min="0" '
-            f'max="{len(there) - 1}" value="{there.index(paths[start][level])}" '
-            f'aria-valuetext="{now}"> <button type="button" data-by="1" '
-            f'aria-label="{name}: next">▶</button><output for="{own}">{now}</output></div>'
-        )
-    return (
-        f'<div class="explorer" id="{group}" role="group" aria-label="{title}" '
-        f'data-start="{start}" data-paths="{html.escape(json.dumps(paths))}">'
-        f"{''.join(rows)}</div>"
-    )
+    return {
+        "title": meta["explorer"],
+        "start": meta["start"],
+        "paths": json.dumps(paths),
+        "sliders": sliders,
+    }
 
 
-def _tables(title: str, spec: Mapping[str, Any]) -> str:
-    """Return the table twin of a figure, one for every frame in which it differs."""
+def _tables(title: str, spec: Mapping[str, Any]) -> dict[Any, list[str]]:
+    """Return the table twins of a figure, each with the names of the frames it belongs to."""
     if not spec.get("frames"):
-        return str(html_table(title, figure_table(spec), MAX_TABLE_ROWS))
-    frames: dict[str, list[str]] = {}
+        return {html_table(title, figure_table(spec), MAX_TABLE_ROWS): []}
+    frames: dict[Any, list[str]] = {}
     for number, frame in enumerate(spec["frames"]):
         shown = at_frame(spec, number)
         name = plain(shown["layout"]["title"]["text"])
-        table = str(html_table(name, figure_table(shown), MAX_TABLE_ROWS))
+        table = html_table(name, figure_table(shown), MAX_TABLE_ROWS)
         frames.setdefault(table, []).append(frame["name"])
-    return "".join(
-        f'<div data-states="{" ".join(names)}"{"" if "0" in names else " hidden"}>{table}</div>'
-        for table, names in frames.items()
-    )
+    return frames
 
 
 def _clean(markup: Any) -> str:
@@ -535,7 +414,7 @@ def _clean(markup: Any) -> str:
     soup = bs4.BeautifulSoup(str(markup), "html.parser")
     for style in soup("style"):
         style.decompose()
-    return bleach.clean(str(soup), tags=_TAGS, attributes=_ATTRIBUTES)
+    return str(bleach.clean(str(soup), tags=_TAGS, attributes=_ATTRIBUTES))
 
 
 def _renderer() -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ def raw_rows(
     Raises:
         ValueError: there is no such source, or it cannot be read.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)
         raise ValueError(

@@ -29,7 +29,7 @@ from finemem_lib.readers.memo import Memo
 from finemem_lib.readers.roles import REPLIES, Models, load_roles, usage_line
 from finemem_lib.runs.artefacts import _READERS, _WRITERS, _artefact
 from finemem_lib.runs.parameters import CHECKS, Check, parameter_problems
-from finemem_lib.util.files import write_json, written_beside
+from finemem_lib.util.files import real_path, write_json, written_beside
 from finemem_lib.util.provenance import repository_root, versions
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ RECORD_VERSION = 1
 
 def runs_folder() -> Path:
     """Return the folder of all runs: FINEMEM_RUNS_DIR, else ``data/runs`` of the repository."""
-    return Path(os.environ.get("FINEMEM_RUNS_DIR") or repository_root() / "data" / "runs").resolve()
+    return real_path(os.environ.get("FINEMEM_RUNS_DIR") or repository_root() / "data" / "runs")
 
 
 def run_folder(run_id: str) -> Path:
@@ -104,7 +104,7 @@ def locate_questions(source: str) -> str:
 
 
 def _absolute(source: str) -> Path:
-    return Path(repository_root(), Path(source).expanduser()).resolve()
+    return real_path(repository_root() / os.path.expanduser(source))
 
 
 def _what(path: Path) -> str:
@@ -389,9 +389,10 @@ def read_record(folder: Path, notebook: str) -> dict[str, Any]:
     """Return a notebook's record in a run, empty where there is none or it has another version."""
     try:
         record = json.loads(_record_file(folder, notebook).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return record if record.get("schema_version") == RECORD_VERSION else {}
+    usable = isinstance(record, dict) and record.get("schema_version") == RECORD_VERSION
+    return record if usable else {}
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:

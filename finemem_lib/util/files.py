@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 
+def real_path(path: str | Path) -> Path:
+    """Return an absolute path without links, also where links lead in a circle.
+
+    Args:
+        path: May begin with ``~``, or name nothing that exists.
+    """
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 @contextmanager
 def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file, which the system releases when the process ends, however it ends.

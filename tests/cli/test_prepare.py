@@ -304,8 +304,8 @@ def test_questions_that_cannot_be_made_start_nothing(data, tmp_path, capsys):
     broken = write_data(tmp_path / "broken.jsonl", chunks=[3])
     for arguments, said in [
         (["--data", str(tmp_path / "none.jsonl"), "--output", str(folder)], "no such file"),
-        (["--data", data, "--output", data], f"{data} is a file, expected a folder"),
-        (["--data", data, "--output", f"{data}/q"], f"{data} is a file, expected a folder"),
+        (["--data", data, "--output", data], f"{data} is no folder, expected a folder"),
+        (["--data", data, "--output", f"{data}/q"], f"{data} is no folder, expected a folder"),
         (["--data", broken, "--output", str(folder)], "line 1, field chunks"),
         (["--data", data, "--training", broken, "--output", str(folder)], "line 1, field chunks"),
     ]:
@@ -420,7 +420,10 @@ def test_what_cannot_be_built_leaves_nothing(tmp_path, capsys):
         (["squad", str(tmp_path / "no.json"), "--output", path], "no such file"),
         (["trec_fine", bad, "--output", path], "line 2, field (whole row): expected COARSE:fine"),
         (["squad", hotpot, "--output", str(tmp_path / "x.csv")], "'.csv', expected .parquet"),
-        (["squad", hotpot, "--output", f"{tmp_path}/file/x.parquet"], "file is a file, expected"),
+        (
+            ["squad", hotpot, "--output", f"{tmp_path}/file/x.parquet"],
+            "is no folder, expected",
+        ),
     ]:
         assert main(["build", *arguments]) == 2, arguments
         assert said in capsys.readouterr().err

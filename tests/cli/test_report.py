@@ -17,7 +17,7 @@ from tests.explorers.test_explorer import drill, static_states
 from tests.helpers.browser import CHROMIUM, opened
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.patience import eventually, wait_until
-from tests.helpers.run_samples import make_run
+from tests.helpers.run_samples import make_bare_run, make_run
 
 POISON = (
     '<script>window.ran = 1</script><img src="https://example.org/x" onerror="window.ran = 1">'
@@ -136,15 +136,7 @@ def test_long_tables_say_what_they_leave_out() -> None:
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(
-        json.dumps(
-            {
-                "run_id": "r",
-                "status": "running",
-                "notebooks": [{"name": "01_x", "status": "waiting"}],
-            }
-        )
-    )
+    make_bare_run(tmp_path, status="starting")
     text = report.build_report(tmp_path, tmp_path / "report.html").read_text("utf-8")
     assert "ended not yet" in text and "left no executed copy" in text
 
@@ -153,9 +145,40 @@ def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
 def test_unreadable_manifest_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=r"manifest\.json of run .* is not readable .* folder of"):
+    with pytest.raises(ValueError, match=r"run .* has no readable manifest\.json .*; choose"):
         report.build_report(tmp_path, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"{", "NotJSONError: Notebook does not appear to be JSON"),
+        (b"", "NotJSONError"),
+        (b"\xff", "UnicodeDecodeError"),
+        (b"[" * 100_000, "RecursionError"),
+        (b"5", "Error"),
+        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": 5}', "Error"),
+        (None, "IsADirectoryError"),
+    ],
+)
+def test_a_notebook_that_cannot_be_shown_stops_no_other(
+    tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    broken = run / "notebooks" / "04_next.ipynb"
+    broken.parent.mkdir()
+    broken.mkdir() if content is None else broken.write_bytes(content)
+    text = report.build_report(run, tmp_path / "report.html").read_text("utf-8")
+    assert "The executed copy of this notebook cannot be shown" in text and why in text
+    assert "Who earned it?" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"01_x": 5}', "[" * 100_000])
+def test_metrics_that_cannot_be_read_are_named(tmp_path: Path, content: str) -> None:
+    (make_bare_run(tmp_path) / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.json of run .* cannot be read .*; remove it"):
+        report.build_report(tmp_path, tmp_path / "report.html")
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch) -> None:

@@ -788,14 +788,24 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
         (["--profile", "../none"], "profile ../none: cannot be read (No such file or directory)"),
         (["--profile", "/"], "profile /: cannot be read (Is a directory); check the path"),
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--data", "~none/x.jsonl"], "~none/x.jsonl does not exist"),
+        (["--data", "{loop}.jsonl"], "loop.jsonl does not exist"),
+        (["--data", "{loop}/x.jsonl"], "loop/x.jsonl does not exist"),
+        (["--set", "data={loop}.jsonl"], "loop.jsonl does not exist"),
+        (["--profile", "{loop}.yaml"], "loop.yaml: cannot be read (Too many levels"),
+        (["--notebooks-dir", "{loop}"], "no profile 'default' in"),
+        (["--set", 'data=[["a"],"b"]'], "data"),
         (["--reuse", "nothing"], "run 'nothing' has no readable manifest"),
         (["--run-id", "a/b"], "run id 'a/b'"),
         (["--run-id", "taken"], "exists; give another --run-id"),
     ],
 )
 def test_bad_usage_is_refused_before_a_kernel_starts(
-    notebooks, runs_dir, capsys, arguments, reason
+    notebooks, runs_dir, tmp_path, capsys, arguments, reason
 ):
+    for name in ("loop", "loop.jsonl", "loop.yaml"):
+        (tmp_path / name).symlink_to(name)
+    arguments = [one.replace("{loop}", str(tmp_path / "loop")) for one in arguments]
     lab_run(runs_dir / "bare")
     (runs_dir / "taken").mkdir(parents=True)
     (runs_dir / "taken" / "mine.txt").write_text("mine")
@@ -884,6 +894,17 @@ def test_a_runs_folder_that_cannot_be_written_is_bad_usage(
     assert "FINEMEM_RUNS_DIR" in capsys.readouterr().err
 
 
+def test_a_runs_folder_whose_links_lead_in_a_circle_is_none(
+    notebooks, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "runs").symlink_to("runs")
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "runs"))
+    assert main(["list"]) == 0
+    assert "no runs in" in capsys.readouterr().out
+    assert run(notebooks, execute=no_kernel) == 2
+    assert "cannot be written (Too many levels of symbolic links); allow" in capsys.readouterr().err
+
+
 def test_list_survives_folders_that_are_no_runs(runs_dir, capsys):
     assert main(["list"]) == 0
     assert "no runs in" in capsys.readouterr().out
@@ -895,3 +916,9 @@ def test_list_survives_folders_that_are_no_runs(runs_dir, capsys):
     (runs_dir / "up").symlink_to("..")
     assert main(["list"]) == 0
     assert "no runs in" in capsys.readouterr().out
+    for name, text in {"a": "[]", "b": "[" * 100_000, "c": '{"schema_version": 1}'}.items():
+        record = runs_dir / "lab" / "records" / f"{name}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(text)
+    assert main(["list"]) == 0
+    assert re.search("lab +JupyterLab +0/1", capsys.readouterr().out)

@@ -25,6 +25,7 @@ from tests.figures.test_training_figures import Spelling, rollouts
 from tests.figures.test_training_figures import make_figures as make_training_figures
 from tests.helpers.browser import opened
 from tests.helpers.figure_samples import make_figures, make_trajectory
+from tests.helpers.run_samples import make_bare_run, notebook_entry
 
 pytestmark = pytest.mark.browser
 
@@ -160,15 +161,7 @@ def opened_page(
             nb.new_code_cell("shown", outputs=[output(view)]) for view in views(poison).values()
         ]
         nbformat.write(nb.new_notebook(cells=cells), folder / f"{kind}.ipynb")
-    (folder / "manifest.json").write_text(
-        json.dumps(
-            {
-                "run_id": "r",
-                "status": "ok",
-                "notebooks": [{"name": kind, "status": "ok"} for kind in KINDS],
-            }
-        )
-    )
+    make_bare_run(folder, notebooks=[notebook_entry(kind, status="ok") for kind in KINDS])
     with opened(report.build_report(folder, folder / "report.html")) as (page, errors, requests):
         yield page, errors, requests
 
