@@ -1,4 +1,4 @@
-"""Write and read the rows of an experiment and the card that says how they were made."""
+"""Write and read the rows of an experiment and the card that records how they were made."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from finemem_lib.util.provenance import git_state, repository_root, versions
 
 
 def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any]) -> None:
-    """Write results as ``<name>.jsonl``, knobs as they are and measured numbers with four
-    significant digits (three in curves), and their card as ``<name>.json``.
+    """Write results as JSON lines, and their card next to them.
+
+    Args:
+        results: what to write. Settings stay exact, measured numbers get four significant digits
+            (three in curves).
+        path: the file ``<name>.jsonl``; the card becomes ``<name>.json``.
+        card: what `experiment_card` returned.
 
     Raises:
         OSError: they could not be written; what was there before is unchanged.
@@ -46,18 +51,18 @@ def read_rows(path: Path) -> list[CellResult]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Read the card beside the rows in `path`.
+    """Read the card of the rows in `path`.
 
     Raises:
         ValueError: it is missing or cannot be read.
     """
     card = path.with_suffix(".json")
     try:
-        return json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(card.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{card} is not the card of an experiment ({error}); `finemem sweep` writes it beside "
-            "the rows"
+            f"{card} is not the card of an experiment ({error}); `finemem sweep` writes it next "
+            "to the rows"
         ) from error
 
 
@@ -67,9 +72,19 @@ def experiment_card(
     failures: Sequence[FailedCell],
     command: str,
 ) -> dict[str, Any]:
-    """Return how rows were made: design, command and the commit it ran at, how many cells each
-    commit made ("made_by"), hardware in words, versions, seconds of all cells together (each on one
-    thread)."""
+    """Return how rows were made.
+
+    Args:
+        design: the experiment.
+        results: its cells.
+        failures: cells without a result.
+        command: the command that made them, without names of this machine.
+
+    Returns:
+        Description and baseline, command and the commit it ran at, the number of cells trained at
+        each commit ("made_by"), hardware in words, versions, and the seconds of all cells together
+        (each on one thread).
+    """
     import psutil
 
     cells = {result.key: result for result in results}

@@ -1,7 +1,7 @@
 """Tables over the results of an experiment: intervals over seeds and streams, paired differences.
 
-Equal seeds mean equal streams, so a variant is compared with the baseline pair by pair: both are
-read on the same seeds and the same streams, in every draw of the bootstrap.
+Equal seeds mean equal streams, so a variant is compared with the baseline pair by pair: every draw
+of the bootstrap takes both at the same seeds and the same streams.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finemem_lib.evaluation.intervals import interval_text, percentile_ends
 from finemem_lib.evaluation.operation_truth import RIGHT_EDITS, WRONG_EDITS
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments.cells import FAULTY, Cell, CellResult
 from finemem_lib.seeds import stable_seed
+
+Measures = Callable[[CellResult], Mapping[str, Sequence[float]]]
 
 FIRST_UPDATES = 10
 
@@ -30,15 +33,20 @@ ACCURACIES = (
 """The accuracies of `measures`, in the order of training."""
 
 PRIMARY = ("accuracy, sampled", ACCURACIES[0])
-"""What an experiment is about, the end and the start of training: findings speak of these two only,
-because among many measures some differ by chance."""
+"""The two measures that findings speak of, the end and the start of training; among many measures
+some differ by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow:
-    """One measure of one variant in one regime, over all its seeds and their streams, and its
-    difference to the baseline on the same seeds and streams (`None` for the baseline itself, and
-    where the two share no seed). `low` and `high` bound the interval."""
+    """One measure of one variant in one regime.
+
+    Attributes:
+        value: mean over all seeds and their streams; `low` and `high` bound its interval.
+        difference: to the baseline on the same seeds and streams; `None` for the baseline itself,
+            and where the two share no seed. Its interval is `difference_low`, `difference_high`.
+        seeds: number of seeds of the variant.
+    """
 
     regime: str
     variant: str
@@ -56,58 +64,63 @@ def table(
     results: Iterable[CellResult],
     baseline: str = "outcome-only",
     settings: BootstrapSettings | None = None,
-    of: Callable[[CellResult], Mapping[str, Sequence[float]]] | None = None,
+    of: Measures | None = None,
 ) -> list[ExperimentRow]:
     """Return every measure of every variant with intervals and paired differences.
 
-    `of` returns the measures of a cell: `measures`, or `diagnostic_measures`, whose unit is not the
-    stream but the update.
+    The percentile bootstrap draws seeds, then streams within each drawn seed, and takes variant and
+    baseline at the same draw. Over few seeds it is too narrow (see `chance_of_clear`). A measure
+    that variant and baseline have different numbers of (of updates, say) cannot be paired and has
+    no difference. "first 10 updates" and "area under curve" are means over the streams trained on,
+    each played before the update that learns from it.
 
-    The percentile bootstrap draws seeds, then streams within each drawn seed, and reads variant and
-    baseline on the same draw. Over few seeds it is too narrow (see `chance_of_clear`). A measure
-    whose values cannot be paired, because variant and baseline have different numbers of them (of
-    updates, say), has no difference.
-    "first 10 updates" and "area under curve" are means over the streams trained on, each played
-    before the update that learns from it.
+    Args:
+        results: the cells of one experiment.
+        baseline: the variant that the others are compared with, within each regime.
+        settings: number of resamples, level and seed of the bootstrap.
+        of: returns the measures of a cell: by default `measures`; `diagnostic_measures` has one
+            value per update instead of one per stream.
     """
     settings, of = settings or BootstrapSettings(), of or measures
-    found: defaultdict[tuple[str, str], dict[int, dict[str, list[float]]]] = defaultdict(dict)
+    by_place: defaultdict[tuple[str, str], dict[int, Mapping[str, Sequence[float]]]]
+    by_place = defaultdict(dict)
     for result in results:
         cell = result.cell
-        found[cell.regime, cell.variant][cell.seed] = of(result)
+        by_place[cell.regime, cell.variant][cell.seed] = of(result)
     rows = []
-    for (regime, variant), seeds in found.items():
-        others = {} if variant == baseline else found.get((regime, baseline), {})
+    for (regime, variant), seeds in by_place.items():
+        base = {} if variant == baseline else by_place.get((regime, baseline), {})
         for measure in dict.fromkeys(name for one in seeds.values() for name in one):
-            mine = {seed: one[measure] for seed, one in seeds.items() if measure in one}
-            theirs = {
-                seed: others[seed][measure]
-                for seed in sorted(mine)
-                if len(others.get(seed, {}).get(measure, ())) == len(mine[seed])
-            }
-            paired = {
-                seed: [a - b for a, b in zip(mine[seed], values, strict=True)]
-                for seed, values in theirs.items()
-            }
+            values = {seed: one[measure] for seed, one in seeds.items() if measure in one}
+            paired = _differences(
+                values, {seed: one[measure] for seed, one in base.items() if measure in one}
+            )
+            value, low, high = seed_interval(values, settings)
+            difference = seed_interval(paired, settings) if paired else (None, None, None)
             rows.append(
                 ExperimentRow(
-                    regime,
-                    variant,
-                    measure,
-                    *_interval(mine, settings),
-                    *(_interval(paired, settings) if paired else (None, None, None)),
-                    len(mine),
+                    regime, variant, measure, value, low, high, *difference, seeds=len(values)
                 )
             )
     return rows
 
 
+def _differences(
+    values: Mapping[int, Sequence[float]], base: Mapping[int, Sequence[float]]
+) -> dict[int, list[float]]:
+    """Return values minus baseline at every seed where they can be paired."""
+    return {
+        seed: [a - b for a, b in zip(values[seed], base[seed], strict=True)]
+        for seed in sorted(values)
+        if len(base.get(seed, ())) == len(values[seed])
+    }
+
+
 def measures(result: CellResult) -> dict[str, list[float]]:
-    """Return the measures of a cell, each as one value per stream."""
-    found: dict[str, list[float]] = {}
+    """Return the measures of a cell, each as one value per stream (not a number: not measured)."""
+    found: dict[str, Sequence[float | None]] = {}
     for name, test in result.tests.items():
-        columns = test.columns
-        found[f"accuracy, {name}"] = columns["accuracy"]
+        found[f"accuracy, {name}"] = test.columns["accuracy"]
     sampled = result.tests["sampled"]
     if result.episodes:
         found[f"accuracy, first {FIRST_UPDATES} updates"] = [
@@ -119,7 +132,7 @@ def measures(result: CellResult) -> dict[str, list[float]]:
     found["memory tokens"] = sampled.columns["memory_tokens"]
     found["memory items"] = sampled.columns["memory_items"]
     found["valid share"] = sampled.columns["valid_share"]
-    groups = {
+    groups: dict[str, Sequence[str]] = {
         **{
             f"{kind}s per step": [name for name in sampled.columns if name.startswith(f"{kind} ")]
             for kind in ("INSERT", "UPDATE", "DELETE")
@@ -129,7 +142,7 @@ def measures(result: CellResult) -> dict[str, list[float]]:
     }
     for measure, names in groups.items():
         found[measure] = [
-            sum(counts) / sampled.chunks
+            sum(count or 0 for count in counts) / sampled.chunks
             for counts in zip(*(sampled.columns[name] for name in names), strict=True)
         ]
     for name, values in result.alignment.items():
@@ -139,10 +152,12 @@ def measures(result: CellResult) -> dict[str, list[float]]:
 
 
 def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
-    """Return what was measured of the rollouts that were trained on, one value per update: spread
-    of each term within its group, credit at the evidence step (both of the evidence as it was;
-    ", faulty evidence" of that which credit was attributed by), duplicates per step, and the share
-    of groups without gradient."""
+    """Return what was measured of the rollouts that were trained on, one value per update.
+
+    These are the spread of each term within its group, the share of credit at the evidence step
+    (both of the evidence as it was; ", faulty evidence" of the evidence that credit followed),
+    duplicates per step, and the share of groups without gradient.
+    """
     curve = result.curve
     names = {f"spread of {name.partition('/')[2]}": name for name in curve if "spread/" in name}
     names |= {
@@ -152,10 +167,12 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
         for credited, faulty, _ in [name.partition("/")[2].partition(FAULTY)]
     }
     names["groups without gradient"] = "frac_reward_zero_std"
-    found = {measure: curve[name] for measure, name in names.items() if name in curve}
+    found: dict[str, Sequence[float | None]] = {
+        measure: curve[name] for measure, name in names.items() if name in curve
+    }
     if curve:
         found["duplicates per step"] = [
-            inserted + updated
+            (inserted or 0) + (updated or 0)
             for inserted, updated in zip(
                 curve["truth/INSERT duplicate"], curve["truth/UPDATE duplicate"], strict=True
             )
@@ -164,8 +181,11 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
 
 
 def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | float | None]]:
-    """Return one row per held-out stream of every test of every cell: its names, its seed, the
-    test, the stream's place, and everything that was measured of it."""
+    """Return one row per held-out stream of every test of every cell.
+
+    A row holds the cell's names and seed, the test, the number of the stream, and everything that
+    was measured of it.
+    """
     return [
         {
             "variant": result.cell.variant,
@@ -190,10 +210,16 @@ def _with_nan(found: Mapping[str, Sequence[float | None]]) -> dict[str, list[flo
     }
 
 
-def _interval(
+def seed_interval(
     values: Mapping[int, Sequence[float]], settings: BootstrapSettings
 ) -> tuple[float, float, float]:
-    """Return mean and interval of values by seed and stream; the draw depends on the shape only."""
+    """Return the mean of all values and the ends of its interval.
+
+    Args:
+        values: by seed, one value per stream, of equal number.
+        settings: number of resamples, level and seed. The draw depends on the shape only, so that
+            a variant and its difference share random numbers.
+    """
     rows = np.array([values[seed] for seed in sorted(values)], dtype=float)
     rng = np.random.default_rng(stable_seed(settings.seed, "experiment", *rows.shape))
     seeds = rng.integers(len(rows), size=(settings.num_resamples, len(rows), 1))
@@ -201,36 +227,43 @@ def _interval(
         rows.shape[1], size=(settings.num_resamples, len(rows), rows.shape[1]), dtype=np.int32
     )
     mean = np.nanmean if np.isnan(rows).any() else np.mean  # the first is several times slower
-    draws = mean(rows[seeds, streams], axis=(1, 2))
-    tail = 50 * (1 - settings.level)
-    low, high = np.percentile(draws, [tail, 100 - tail])
+    low, high = percentile_ends(mean(rows[seeds, streams], axis=(1, 2)), settings.level)
     return float(np.nanmean(rows)), float(low), float(high)
 
 
 def format_interval(row: ExperimentRow) -> str:
     """Return a value with its interval as text."""
-    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    return interval_text(row.value, row.low, row.high)
 
 
 def format_difference(row: ExperimentRow) -> str:
     """Return the difference to the baseline with its interval as text, "–" where there is none."""
-    if row.difference is None:
-        return "–"
-    return f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]"
+    return interval_text(row.difference, row.difference_low, row.difference_high, "+.3f")
 
 
 def excludes_zero(row: ExperimentRow) -> bool:
     """Return whether there is a difference and its interval does not hold zero."""
-    return row.difference is not None and (row.difference_low > 0 or row.difference_high < 0)
+    return _direction(row) != 0
+
+
+def _direction(row: ExperimentRow) -> int:
+    """Return 1 where the difference is clearly above zero, -1 where below, else 0."""
+    if row.difference_low is None or row.difference_high is None:
+        return 0
+    return (row.difference_low > 0) - (row.difference_high < 0)
 
 
 @functools.cache
 def chance_of_clear(seeds: int, level: float = 0.95) -> float:
-    """Return the share of true differences of zero whose interval excludes zero, in [0, 1], where
-    only the seed makes runs differ.
+    """Return how often the interval of a true difference of zero excludes zero, in [0, 1].
 
-    Simulated with normal differences; where streams differ more than seeds it is nearer to
-    ``1 - level``. With two seeds the interval is their range, which leaves zero out half the time.
+    Simulated with normal differences between seeds and none between streams; where streams differ
+    more than seeds it is nearer to ``1 - level``. With two seeds the interval is their range, which
+    excludes zero half the time.
+
+    Args:
+        seeds: number of seeds of each variant.
+        level: coverage that the interval is made for.
 
     >>> [round(chance_of_clear(seeds), 1) for seeds in (1, 2, 3)]
     [1.0, 0.5, 0.3]
@@ -238,12 +271,11 @@ def chance_of_clear(seeds: int, level: float = 0.95) -> float:
     rng = np.random.default_rng(stable_seed("chance of clear", seeds))
     values = rng.normal(size=(2000, seeds))
     draws = rng.multinomial(seeds, [1 / seeds] * seeds, size=1000) / seeds
-    tail = 50 * (1 - level)
-    low, high = np.percentile(values @ draws.T, [tail, 100 - tail], axis=1)
+    low, high = percentile_ends(values @ draws.T, level, axis=1)
     return float(np.mean((low > 0) | (high < 0)))
 
 
-def kept_together(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list[str]]:
+def regimes_and_variants(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list[str]]:
     """Return the regimes and the variants that occur, each once, in their order."""
     rows = list(rows)
     return (
@@ -258,11 +290,16 @@ def compared(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
 
 
 def findings(rows: Sequence[ExperimentRow], baseline: str = "outcome-only") -> list[str]:
-    """Return what the rows say of the primary measures, as three sentences: which variants end
-    above or below the baseline in each regime (or, where there are more regimes, in which regimes
-    each variant does), which start above or below it, and how sure that is.
+    """Return three sentences about the primary measures.
 
-    A difference counts when its interval excludes zero; nothing is said of why.
+    The first names the variants that end above or below the baseline in each regime (or, where
+    there are more regimes than variants, the regimes in which each variant does), the second those
+    that start above or below it, the third how many of these comparisons would look clear by
+    chance. A difference counts when its interval excludes zero; causes are not named.
+
+    Args:
+        rows: what `table` returned.
+        baseline: the variant that the others were compared with.
     """
     pairs = compared(rows)
     seeds = sorted({row.seeds for row in pairs})
@@ -282,14 +319,14 @@ def findings(rows: Sequence[ExperimentRow], baseline: str = "outcome-only") -> l
 
 def _verdict(rows: Sequence[ExperimentRow], baseline: str) -> str:
     pairs = [row for row in rows if row.difference is not None]
-    regimes, variants = kept_together(pairs)
+    regimes, variants = regimes_and_variants(pairs)
     parts = []
     if len(regimes) > len(variants):
         for variant in variants:
             up, down, rest = _sides({row.regime: row for row in pairs if row.variant == variant})
             parts.append(f"{variant}: above {baseline} in {up}, below it in {down}, {rest}")
         return "; ".join(parts)
-    for regime in kept_together(rows)[0]:
+    for regime in regimes_and_variants(rows)[0]:
         up, down, rest = _sides({row.variant: row for row in pairs if row.regime == regime})
         base = [
             f" ({row.value:.3f})" for row in rows if (row.regime, row.variant) == (regime, baseline)
@@ -303,15 +340,13 @@ def _sides(rows: Mapping[str, ExperimentRow]) -> tuple[str, str, str]:
     difference first, and how many are not."""
     clear = sorted(
         ((name, row) for name, row in rows.items() if excludes_zero(row)),
-        key=lambda pair: -pair[1].difference,
+        key=lambda pair: -(pair[1].difference or 0.0),
     )
     up, down = (
         ", ".join(
-            f"{name} ({format_difference(row)})"
-            for name, row in clear
-            if (row.difference > 0) is positive
+            f"{name} ({format_difference(row)})" for name, row in clear if _direction(row) == side
         )
         or "nothing"
-        for positive in (True, False)
+        for side in (1, -1)
     )
     return up, down, f"{len(rows) - len(clear)} not told apart"

@@ -20,7 +20,7 @@ from finemem_lib.experiments.tables import (
     excludes_zero,
     format_difference,
     format_interval,
-    kept_together,
+    regimes_and_variants,
 )
 from finemem_lib.figures import style
 from finemem_lib.figures.style import (
@@ -198,7 +198,7 @@ def dose_response(
     """
     cells = {(one.cell.variant, one.cell.regime): one.cell for one in results}
     pairs = compared(rows)
-    _, variants = kept_together(pairs)
+    _, variants = regimes_and_variants(pairs)
     fig = style.side_by_side(PRIMARY)
     drawn: list[ExperimentRow] = []
     lines = [(variant, kind) for variant in variants for kind in kinds]
@@ -267,7 +267,7 @@ def learning_curves(
         unit: title of the y axis.
     """
     results = [result for result in results if curve in result.curve]
-    regimes, variants = kept_together(result.cell for result in results)
+    regimes, variants = regimes_and_variants(result.cell for result in results)
     fig = style.side_by_side(regimes)
     ends = {}
     for panel, regime in enumerate(regimes):
@@ -388,7 +388,7 @@ class _Names:
 
 def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
     """Return the names of the panels and of the lines: the fewer names stand side by side."""
-    regimes, variants = kept_together(rows)
+    regimes, variants = regimes_and_variants(rows)
     by_regime, by_variant = _Names("regime", regimes), _Names("variant", variants)
     if len(regimes) <= len(variants):
         return by_regime, by_variant

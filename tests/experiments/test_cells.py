@@ -493,7 +493,7 @@ def test_rows_that_cannot_be_read_name_the_command_that_makes_them(tmp_path, tex
         path.write_text(text)
     with pytest.raises(ValueError, match="finemem sweep DESIGN --output FOLDER"):
         read_rows(path)
-    with pytest.raises(ValueError, match="`finemem sweep` writes it beside the rows"):
+    with pytest.raises(ValueError, match="`finemem sweep` writes it next to the rows"):
         read_card(path)
 
 

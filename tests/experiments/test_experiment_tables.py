@@ -119,7 +119,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_is_said_to(seeds, spread, 
     covered = 0
     for _ in range(300):
         values = rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.15, (seeds, 64))
-        _, low, high = experiment_tables._interval(dict(enumerate(values.tolist())), settings)
+        _, low, high = experiment_tables.seed_interval(dict(enumerate(values.tolist())), settings)
         covered += low <= 0 <= high
     assert least <= covered / 300 <= 0.99
 
@@ -152,7 +152,7 @@ def test_few_seeds_leave_zero_out_as_often_as_they_agree_by_luck(seeds, share):
     clear = 0
     for _ in range(300):
         values = np.repeat(rng.normal(size=(seeds, 1)), 4, axis=1)
-        _, low, high = experiment_tables._interval(
+        _, low, high = experiment_tables.seed_interval(
             dict(enumerate(values.tolist())), BootstrapSettings(num_resamples=200)
         )
         clear += low > 0 or high < 0
