@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
-from finemem_lib.training.schemes import Scheme, scheme_weights
+from finemem_lib.training.schemes import RewardScheme, Scheme, reward_terms, scheme_weights
 from finemem_lib.training.trl_adapter import ROWS_OF_LIKE_LENGTH
 from finemem_lib.trajectory import Instance, Trajectory
 
@@ -159,7 +159,7 @@ def gradient_alignment(
             for one in group
             for step in one.steps
         ]
-        rows = _advantage_rows(groups, schemes)
+        rows = _advantage_rows(groups, schemes, agent)
         for name, gradient in policy_gradients(manager.model, steps, rows).items():
             gradients[name].append(gradient)
     reference = np.array(gradients[REFERENCE])
@@ -170,17 +170,20 @@ def gradient_alignment(
 def _advantage_rows(
     groups: Sequence[Sequence[Trajectory]],
     schemes: Mapping[str, tuple[Scheme, RewardSettings]],
+    agent: ReasoningAgent,
 ) -> dict[str, list[float]]:
     """Return the advantages of `REFERENCE` and of every scheme, in the order of the steps."""
-
-    def rows(*arguments: Any) -> list[float]:
-        return [
-            value for group in groups for one in _advantages(group, *arguments) for value in one
+    scaled: dict[str, tuple[Scheme, RewardSettings | None, ScaleRewards]]
+    scaled = {REFERENCE: (RewardScheme(REFERENCE, {"outcome": 1.0}), None, "none")}
+    scaled |= {name: (scheme, settings, "group") for name, (scheme, settings) in schemes.items()}
+    return {
+        name: [
+            value
+            for group in groups
+            for row in _advantages(group, *arguments, agent)
+            for value in row
         ]
-
-    return {REFERENCE: rows({"outcome": 1.0}, None, "none")} | {
-        name: rows(scheme_weights(scheme, settings), settings, "group")
-        for name, (scheme, settings) in schemes.items()
+        for name, arguments in scaled.items()
     }
 
 
@@ -198,19 +201,20 @@ def _alignment(
 
 def _advantages(
     group: Sequence[Trajectory],
-    weights: Mapping[str, float],
+    scheme: Scheme,
     settings: RewardSettings | None,
     scale_rewards: ScaleRewards,
+    agent: ReasoningAgent,
 ) -> list[list[float]]:
-    """Return the advantage of every step of every rollout under weighted terms of the reward."""
+    """Return the advantage of every step of every rollout under a reward scheme."""
+    weights = scheme_weights(scheme, settings)
+    answered = [name for name in _ANSWERED if weights[name]]
     rewards = [
         [
-            weighted_sum({name: getattr(step, name) for name in weights}, weights)
-            if all(getattr(step, name) is not None for name in _ANSWERED if weights.get(name))
-            else None
-            for step in hybrid_reward(trajectory, settings)
+            None if any(step[name] is None for name in answered) else weighted_sum(step, weights)
+            for step in row
         ]
-        for trajectory in group
+        for row in reward_terms(group, scheme, settings, agent)
     ]
     advantages = group_relative(rewards, scale_rewards=scale_rewards)
     known = [[value for value in row if value is not None] for row in advantages]

@@ -1,13 +1,9 @@
-"""Experiments: a grid of training runs, each a cell that is made once and kept.
+"""The cells of an experiment: each is one training run and its tests.
 
-A cell names every knob of one training run and its seed. Its key is a hash of them and of the warm
-start's weights, not of the names that a design gives to variants and regimes, so that designs share
-cells. A cell's result is one file, written whole when it is done; what is there is not made again,
-so an experiment goes on where it was interrupted. Cells run in processes through joblib, on this
-machine or, with the address of a Dask scheduler, on its workers.
-
-Equal seeds mean equal training streams and equal held-out streams, so cells can be compared in
-pairs (see `experiment_table`).
+A cell holds every setting of one training run and its seed. Its key is a hash of them and of the
+warm start's weights, not of the names that a design gives to variants and regimes, so that designs
+share cells. Equal seeds mean equal training streams and equal held-out streams, so cells can be
+compared in pairs (see `tables`).
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
 from finemem_lib.data.planted import StreamSettings, planted_instances
@@ -47,22 +43,23 @@ from finemem_lib.rewards import (
 )
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.run import TrainingResult, train_manager
-from finemem_lib.training.schemes import SCHEMES
+from finemem_lib.training.schemes import SCHEMES, Scheme, scheme_of
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.provenance import git_state, repository_root
 
 KEY_VERSION = 1
-"""Part of every key: count it up when equal knobs begin to mean another training run or result."""
+"""Part of every key. Increment when the same settings would produce different results."""
 
 TERM_KNOBS = {
     "chunk": ("w1", "w1_until", "wrong_questions", "verified"),
     "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
 }
-"""Knobs that act through one term of the reward only; a scheme without it trains the same.
-`alignment_batches` measures all schemes: with it, those away from their default count."""
+"""Settings that act through one term of the reward only; a scheme without it trains the same.
+`alignment_batches` measures all schemes: with it, those that differ from their default count."""
 
 LATER_KNOBS = ("alignment_batches", "dense_model")
-"""Knobs that are younger than kept results: they enter a key only away from their default."""
+"""Settings that are younger than kept results: they enter a key only where they differ from their
+default."""
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -78,8 +75,8 @@ TOKENIZER = (
 )
 
 FIRST_TOKENIZER = "7a5aa0f1bf2d91cdcf7a1bf7572180827376c2c56af9da35cc95692446415653"
-"""What `_files_hash` makes of tokenizer and configuration of the warm start that results were
-kept for before these were part of a key; they enter one only where they differ."""
+"""`files_hash` of the tokenizer and configuration that the first results were kept with, before
+these were part of a key; they enter a key only where they differ."""
 
 CURVES = (
     "reward",
@@ -106,7 +103,7 @@ CURVES = (
     "seconds/generation",
     "seconds/environment",
 )
-"""What is kept of the record of every update, where it is there."""
+"""What is kept of the record of every update, where it has been measured."""
 
 OF_EVIDENCE = (
     "spread/evidence",
@@ -115,26 +112,43 @@ OF_EVIDENCE = (
     "credit_at_evidence/used",
 )
 
+"""Measures of a curve that depend on the evidence."""
+
 FAULTY = ", faulty evidence"
+"""Ends the name of a measure of faulty evidence."""
 
 
-class _Strict(BaseModel):
+class FrozenModel(BaseModel):
+    """A pydantic model that refuses unknown fields and never changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Cell(_Strict):
-    """One training run and how it is tested: two names, every knob, and the seed.
+class Cell(FrozenModel):
+    """One training run and its tests: two names, every setting, and the seed.
 
-    `variant` and `regime` are a design's names and change nothing. `capacity` None is no limit.
-    `w1_until`, `evidence_drop`, `evidence_swap`, `wrong_questions` and `verified` are what
-    `train_manager`, `EvidenceFaults`, `questions.wrong_questions` and `questions.verified` make of
-    them; `config` holds any other field of TRL's GRPOConfig. `updates` 0 tests the warm start.
-    `held_out` streams of `num_chunks` are tested at the end, and `test_streams` of each length in
-    `test_chunks`. `alignment_batches` (0: none) batches of the size of an update measure gradient
-    alignment after training. `dense_model` is the sentence encoder of dense retrieval.
+    Fields that are not listed here are those of the same name in `RewardSettings`,
+    `RolloutSettings` or `train_manager`.
+
+    Attributes:
+        variant: the design's name for the training; it changes nothing, as does `regime`.
+        scheme: name of a reward scheme.
+        w1_until: update at which w1 has fallen to 0; `None` keeps it.
+        evidence_drop: share of evidence dropped while credit is assigned; `evidence_swap` is the
+            share swapped.
+        wrong_questions: share of chunk questions with a wrong answer.
+        verified: whether a verifier removes wrong chunk questions before training.
+        capacity: most items in the memory; `None` is no limit.
+        dense_model: sentence encoder of dense retrieval.
+        updates: GRPO updates; 0 tests the warm start.
+        config: any other field of TRL's GRPOConfig.
+        held_out: streams of `num_chunks` chunks that the manager is tested on.
+        test_chunks: further lengths to test, each on `test_streams` streams.
+        alignment_batches: batches, of the size of an update, that measure gradient alignment after
+            training; 0 for none.
 
     Raises:
-        ValueError: an unknown field, or a value that cannot be used.
+        ValueError: an unknown field, or a value out of range.
     """
 
     variant: str
@@ -172,6 +186,11 @@ class Cell(_Strict):
     test_streams: int = Field(16, ge=1)
     alignment_batches: int = Field(0, ge=0)
 
+    @field_validator("scheme")
+    @classmethod
+    def _scheme_is_known(cls, scheme: str) -> str:
+        return scheme_of(scheme).name
+
     @model_validator(mode="after")
     def _faults_are_possible(self) -> Self:
         EvidenceFaults(self.evidence_drop, self.evidence_swap)
@@ -179,8 +198,11 @@ class Cell(_Strict):
 
     @property
     def key(self) -> str:
-        """16 hex digits, the same for the same training: the knobs that count under the scheme,
-        the seed, and the files of the warm start and of the sentence encoder where one is used."""
+        """16 hex digits, the same for the same training.
+
+        They hash the settings that count under the scheme, the seed, and the files of the warm
+        start and of the sentence encoder where one is used.
+        """
         idle = {
             knob
             for term, knobs in TERM_KNOBS.items()
@@ -191,23 +213,25 @@ class Cell(_Strict):
             idle -= _unless_default(self, *idle).keys()
         idle |= set(LATER_KNOBS) - _unless_default(self, *LATER_KNOBS).keys()
         files = []
-        if (tokenizer := _files_hash(self.checkpoint, *TOKENIZER)) != FIRST_TOKENIZER:
+        if (tokenizer := files_hash(self.checkpoint, *TOKENIZER)) != FIRST_TOKENIZER:
             files.append(tokenizer)
         if self.retriever == "dense":
-            files.append(_files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
+            files.append(files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
         else:
             idle.add("dense_model")
         knobs = self.model_dump(mode="json", exclude={"variant", "regime"} | idle)
-        weights = _files_hash(self.checkpoint, *WEIGHTS)
+        weights = files_hash(self.checkpoint, *WEIGHTS)
         text = json.dumps([KEY_VERSION, weights, knobs, *files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def stream(self) -> StreamSettings:
+        """Settings of the planted streams to train on."""
         return StreamSettings(num_chunks=self.num_chunks)
 
     @property
     def rewards(self) -> RewardSettings:
+        """Settings of the reward terms."""
         return RewardSettings(
             beta=self.beta,
             w1=self.w1,
@@ -218,6 +242,7 @@ class Cell(_Strict):
         )
 
     def rollout(self, num_generations: int) -> RolloutSettings:
+        """Return how streams are played, with so many rollouts of each."""
         return RolloutSettings(
             num_generations=num_generations,
             top_k=self.top_k,
@@ -228,22 +253,36 @@ class Cell(_Strict):
         )
 
 
-class HeldOut(_Strict):
-    """One test of a trained manager: `columns` hold one value per stream, in their order:
-    "accuracy" (r_global), "memory_tokens", "memory_items", "valid_share" (of the operations), and
-    the counts of `operation_truth`."""
+class HeldOut(FrozenModel):
+    """One test of a trained manager.
+
+    Attributes:
+        chunks: T of the streams.
+        temperature: of sampling; 0 is greedy.
+        columns: one value per stream, in their order: "accuracy" (r_global), "memory_tokens",
+            "memory_items", "valid_share" (of the operations), and the counts of `operation_truth`.
+    """
 
     chunks: int
     temperature: float
     columns: dict[str, list[float | None]]
 
 
-class CellResult(_Strict):
-    """What a cell gave: `curve` has one value per update, `episodes` per update the accuracy of
-    every stream it was trained on (mean over its rollouts), `tests` by "sampled" and "greedy", with
-    the length where it is not that of training, `alignment` the cosines of every batch by scheme
-    and, as "agreement/<scheme>", the mean cosine between batches (see `gradient_alignment`).
-    `commit` and `dirty` are the checkout's when training began (`None`: not recorded)."""
+class CellResult(FrozenModel):
+    """The result of a cell.
+
+    Attributes:
+        cell: what was trained.
+        key: its key.
+        curve: measures of training, one value per update.
+        episodes: per update, the accuracy of every stream trained on (mean over its rollouts).
+        tests: by "sampled" and "greedy", with the length where it is not that of training.
+        seconds: of training and of testing.
+        alignment: by scheme, the cosine of every batch, and as "agreement/<scheme>" the mean cosine
+            between batches (see `gradient_alignment`).
+        commit: the checkout's when training began, `None` where it was not recorded.
+        dirty: whether files differed from that commit.
+    """
 
     cell: Cell
     key: str
@@ -257,12 +296,18 @@ class CellResult(_Strict):
 
 
 @functools.cache
-def _files_hash(model: str, *patterns: str) -> str:
-    """Return the hash of what the files of a model's folder hold, that of the name for one on the
-    hub."""
+def files_hash(model: str, *patterns: str) -> str:
+    """Return the hash of the content of a model's files, or of its name where it is on the hub.
+
+    Args:
+        model: a checkpoint's name or folder.
+        patterns: globs of file names to hash, in this order.
+    """
     folder = checkpoint_folder(model)
-    digest = hashlib.sha256(model.encode() if folder is None else b"")
-    for pattern in () if folder is None else patterns:
+    if folder is None:
+        return hashlib.sha256(model.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -278,6 +323,9 @@ def _unless_default(cell: Cell, *names: str) -> dict[str, Any]:
 def run_cell(cell: Cell) -> CellResult:
     """Train one manager and test it on streams it has never read, on one torch thread.
 
+    Args:
+        cell: the training and its tests.
+
     Raises:
         ValueError: as `train_manager`.
     """
@@ -285,7 +333,7 @@ def run_cell(cell: Cell) -> CellResult:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    code = git_state(repository_root())
+    code: dict[str, Any] = {**git_state(repository_root())}
     try:
         started = time.perf_counter()
         instances = _training_streams(cell)
@@ -331,6 +379,7 @@ def _training_streams(cell: Cell) -> list[Instance]:
 
 
 def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
+    config: dict[str, Any] = {**cell.config}
     more = _unless_default(cell, "w1_until", "entropy_coef", "scale_rewards")
     if cell.evidence_drop or cell.evidence_swap:
         more["evidence_faults"] = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
@@ -346,7 +395,7 @@ def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
         seed=cell.seed,
         keep_updates=range(1, cell.updates + 1),
         **more,
-        **cell.config,
+        **config,
     )
     if trained.interrupted:  # half a training run must not pass for a cell
         raise KeyboardInterrupt
@@ -356,10 +405,13 @@ def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
 def _curve(
     cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
 ) -> dict[str, list[float | None]]:
-    """Return what is measured of every update: TRL's records, and the rollouts against the truth:
-    "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>". Where evidence
-    was faulty, those of `OF_EVIDENCE` are there twice: of the evidence as it was and, with `FAULTY`
-    at the end of the name, of that which credit was attributed by."""
+    """Return what is measured of every update.
+
+    These are TRL's records, and the rollouts compared with the truth: "truth/<what>" per step,
+    "spread/<term>" and "credit_at_evidence/<credited>". Where evidence was faulty, the measures of
+    `OF_EVIDENCE` occur twice: of the evidence as it was and, with `FAULTY` at the end of the name,
+    of the faulty evidence that credit followed.
+    """
     by_id = {instance.instance_id: instance for instance in instances}
     curve: defaultdict[str, list[float | None]] = defaultdict(list)
     for record in trained.records:
@@ -368,7 +420,7 @@ def _curve(
                 curve[name].append(_rounded(record.get(name)))
         groups = trained.trajectories[int(record["step"])]
         flat = [one for group in groups for one in group]
-        truth = Counter()
+        truth: Counter[str] = Counter()
         for one in flat:
             truth.update(operation_truth(one, by_id[one.instance_id]))
         steps = sum(one.num_steps for one in flat)
@@ -435,7 +487,9 @@ def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
     streams = planted_instances(
         "held-out", cell.alignment_batches * size, stable_seed(cell.seed, "alignment"), cell.stream
     )
-    schemes = {scheme: (scheme, cell.rewards) for scheme in SCHEMES}
+    schemes: dict[str, tuple[Scheme, RewardSettings]] = {
+        scheme: (scheme, cell.rewards) for scheme in SCHEMES
+    }
     used = dataclasses.replace(cell.rewards, credited="used")
     schemes |= {f"{scheme}, used items": (scheme, used) for scheme in ("+EARA", "Fine-Mem")}
     found = gradient_alignment(

@@ -7,14 +7,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finemem_lib.experiments.cells import Cell, _Strict
+from finemem_lib.experiments.cells import Cell, FrozenModel
 from finemem_lib.util.yaml_files import read_yaml
 
 
-class Design(_Strict):
-    """A grid: every variant in every regime at every seed. `common` knobs hold in all cells, a
-    regime's over them, a variant's over both. `baseline` is the variant that the others are
-    compared with, within each regime."""
+class Design(FrozenModel):
+    """A grid: every variant in every regime at every seed.
+
+    Attributes:
+        description: one sentence, shown with the results.
+        baseline: the variant that the others are compared with, within each regime.
+        common: settings of all cells, fields of `cells.Cell`.
+        regimes: by name, settings that replace common ones.
+        variants: by name, settings that replace those of the regime.
+        seeds: one training run for each.
+    """
 
     description: str
     baseline: str
@@ -25,6 +32,11 @@ class Design(_Strict):
 
     @property
     def cells(self) -> list[Cell]:
+        """All cells, seed by seed.
+
+        Raises:
+            ValueError: a setting is unknown or out of range.
+        """
         return [
             Cell(
                 **{
@@ -43,10 +55,13 @@ class Design(_Strict):
 
 
 def load_design(path: Path) -> Design:
-    """Read a design file and check all its cells.
+    """Read a design and check all its cells.
+
+    Args:
+        path: a YAML file with the fields of `Design`.
 
     Raises:
-        ValueError: it is missing, no YAML, or a name or a value in it is not usable.
+        ValueError: the file is missing or no YAML, or a name or a value in it is not usable.
     """
     try:
         design = Design.model_validate(read_yaml(path))
@@ -62,13 +77,15 @@ def load_design(path: Path) -> Design:
 
 
 def _in_words(error: ValidationError) -> str:
-    """Return what pydantic found wrong in a design: where, what it got, what it expects."""
+    """Return what pydantic refused in a design: where, what it got, what it expects."""
     known = (Design if error.title == "Design" else Cell).model_fields
     found = []
     for one in error.errors(include_url=False):
         name = ".".join(map(str, one["loc"]))
         if one["type"] == "extra_forbidden":
             found.append(f"{name} is no field, expected one of {', '.join(known)}")
+        elif one["type"] == "value_error":
+            found.append(str(one["ctx"]["error"]))
         else:
             found.append(f"{name} is {one['input']!r}: {one['msg']}" if name else one["msg"])
     return "; ".join(found)

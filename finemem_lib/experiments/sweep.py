@@ -135,7 +135,8 @@ def _on_dask(cells: dict[str, Cell], scheduler: str, run: Run) -> Generator[Atte
         keys = {
             client.submit(_attempt, key, cell, run, pure=False): key for key, cell in cells.items()
         }
-        for future in as_completed(keys, loop=client.loop):
+        ended = as_completed(keys, loop=client.loop)  # type: ignore[no-untyped-call]  # untyped
+        for future in ended:
             try:
                 yield future.result()
             except KilledWorker:

@@ -96,12 +96,11 @@ def table(
                 values, {seed: one[measure] for seed, one in base.items() if measure in one}
             )
             value, low, high = seed_interval(values, settings)
-            difference = seed_interval(paired, settings) if paired else (None, None, None)
-            rows.append(
-                ExperimentRow(
-                    regime, variant, measure, value, low, high, *difference, seeds=len(values)
-                )
-            )
+            gap: tuple[float | None, float | None, float | None] = (None, None, None)
+            if paired:
+                gap = seed_interval(paired, settings)
+            row = ExperimentRow(regime, variant, measure, value, low, high, *gap, len(values))
+            rows.append(row)
     return rows
 
 

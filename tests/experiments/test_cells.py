@@ -102,10 +102,10 @@ def started(tmp_path, monkeypatch):
 def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
     """A change of this key makes every kept result useless; increment KEY_VERSION instead when
     the same settings would produce different results."""
-    files = cells._files_hash("tiny", *cells.TOKENIZER)
+    files = cells.files_hash("tiny", *cells.TOKENIZER)
     monkeypatch.setattr(
         cells,
-        "_files_hash",
+        "files_hash",
         lambda model, *patterns: "weights" if patterns == cells.WEIGHTS else files,
     )
     assert cell(scheme="Fine-Mem", capacity=12).key == "550924cd45727caf"
@@ -124,7 +124,7 @@ def test_the_key_follows_what_changes_the_training_and_nothing_else(monkeypatch)
     }.items():
         assert base.model_copy(update={knob: value}).key != base.key, knob
     former = base.key
-    monkeypatch.setattr(cells, "_files_hash", lambda model, *patterns: "other files")
+    monkeypatch.setattr(cells, "files_hash", lambda model, *patterns: "other files")
     assert base.key != former
 
 
@@ -169,7 +169,7 @@ def test_the_files_of_the_warm_start_are_those_that_would_be_loaded(tmp_path, mo
         ("trainer_state.json", b"6"),
     ):
         Path("mine", name).write_bytes(content)
-        cells._files_hash.cache_clear()
+        cells.files_hash.cache_clear()
         keys.append(cell(checkpoint="mine").key)
     assert len(set(keys)) == 5 and keys[-1] == keys[-2], "a trainer's log changes no training"
 
@@ -191,7 +191,7 @@ def test_every_design_is_a_whole_grid_with_its_baseline(path):
         ),
         (
             {"variants": {"a": {"scheme": "EARA"}}, "baseline": "a"},
-            "scheme is 'EARA': .*'Fine-Mem'",
+            "scheme is 'EARA', expected one of outcome-only, .*Fine-Mem",
         ),
         ({"variants": {"a": {"evidence_drop": 0.6, "evidence_swap": 0.6}}}, "drop . swap"),
         ({"variants": {"a": {"w1_until": 1}}}, "w1_until"),
