@@ -33,9 +33,9 @@ from finemem_lib.managers.prompts import (
     PromptBuilder,
     prompt_builder,
 )
-from finemem_lib.readers.chat import ChatSettings
-from finemem_lib.readers.language_models import load_prompt
+from finemem_lib.readers.prompts import load_prompt
 from finemem_lib.readers.roles import load_roles
+from finemem_lib.readers.settings import ChatSettings
 from finemem_lib.runs import run as run_module
 from finemem_lib.text import count_tokens
 from finemem_lib.training import estimates

@@ -274,11 +274,12 @@ def _read(part: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(part).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(part).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{part}: not readable as parquet ({error}); remove it and make the questions again"
         ) from error
+    return rows
 
 
 def _part(folder: Path, instance: Instance, key: str) -> Path:

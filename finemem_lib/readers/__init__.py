@@ -1,5 +1,6 @@
 """Readers: who answers questions from the memory.
 
-`extractive.reader_for` returns the reader that needs no model; `roles.load_roles` reads which
-language models take the part of reader, teacher, verifier and judge.
+`extractive.reader_for` returns the reader that needs no model. `roles.load_roles` reads which
+language models act as reader, verifier, teacher and judge (`model_reader`, `model_teacher`,
+`model_judge`); `chat.Chat` asks them, on a server or in this process.
 """

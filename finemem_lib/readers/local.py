@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from finemem_lib.readers.chat import Call, Chat, ChatSettings
+from finemem_lib.readers.chat import Call, Chat
 from finemem_lib.readers.memo import Reply
+from finemem_lib.readers.settings import ChatSettings
 from finemem_lib.seeds import stable_seed
 from finemem_lib.text import clean_text
 
@@ -15,6 +17,9 @@ class LocalChat(Chat):
 
     Prompts of like length share a forward pass, padded on the left. With a temperature above 0 the
     draws are seeded per pass and so depend on which prompts share it; the memo keeps them.
+
+    Args:
+        settings: Which model is loaded, and how it samples.
 
     Raises:
         ValueError: the model has no chat template, or the memo cannot be used.
@@ -26,7 +31,7 @@ class LocalChat(Chat):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"local model {settings.model!r} has no chat template, expected one that was "
@@ -34,7 +39,7 @@ class LocalChat(Chat):
             )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto")
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:

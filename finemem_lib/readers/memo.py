@@ -12,8 +12,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply as it arrived, `cut` where it did not end before max_tokens; the counts are `None`
-    where the server does not say."""
+    """A reply as it arrived.
+
+    Attributes:
+        text: What the model wrote, reasoning included.
+        refused: Whether the model or a filter refused.
+        tokens_in, tokens_out: Tokens of prompt and reply; `None` where the server does not count.
+        cut: Whether the reply was cut off at max_tokens.
+    """
 
     text: str
     refused: bool = False
@@ -24,6 +30,9 @@ class Reply:
 
 class Memo:
     """Replies on disk by key and round; several processes may share the file.
+
+    Args:
+        path: File to keep them in, made if it is missing; `None` keeps them in this process.
 
     Raises:
         ValueError: the file is there and is no memo.
@@ -36,7 +45,7 @@ class Memo:
 
     @property
     def _file(self) -> sqlite3.Connection:
-        """The file, opened again after `close`: a notebook's cells run in any order."""
+        """The connection, opened again after `close`: a notebook's cells run in any order."""
         if self._connection is None:
             self._connection = self._opened()
         return self._connection
@@ -62,6 +71,7 @@ class Memo:
         return file
 
     def get(self, key: str, round_: int) -> Reply | None:
+        """Return the reply to a key in a round, `None` where there is none yet."""
         found = self._file.execute(
             "SELECT reply FROM replies WHERE key = ? AND round = ?", (key, round_)
         ).fetchone()
@@ -75,11 +85,12 @@ class Memo:
         )
 
     def copy_to(self, path: str | Path) -> None:
-        """Write all replies to a new file, also while others add to this one."""
+        """Write all replies to a new file, also while other processes add to this one."""
         with contextlib.closing(sqlite3.connect(path)) as copy:
             self._file.backup(copy)
 
     def close(self) -> None:
+        """Close the file; `get` and `put` open it again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

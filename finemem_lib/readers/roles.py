@@ -1,7 +1,8 @@
-"""Which language models are reader, verifier, teacher and judge: a YAML file, a mapping per role.
+"""Language models in the roles of reader, verifier, teacher and judge, chosen in a YAML file.
 
-A role that the file leaves out is played without a model: reader and verifier are extractive, the
-teacher blanks out words, nobody judges. Roles with equal settings share a client.
+A role that the file leaves out needs no model: reader and verifier are extractive, the teacher
+blanks out words, and answers without a metric stay unscored. Roles with equal settings share a
+client.
 """
 
 from __future__ import annotations
@@ -11,28 +12,28 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.questions import Teacher
-from finemem_lib.readers.chat import Chat, ChatSettings, chat_settings, check_usable
+from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.extractive import reader_for
-from finemem_lib.readers.language_models import (
-    ModelJudge,
-    ModelReader,
-    ModelTeacher,
-    judged,
-    reader_settings,
-)
 from finemem_lib.readers.local import LocalChat
+from finemem_lib.readers.model_judge import ModelJudge, judged
+from finemem_lib.readers.model_reader import ModelReader
+from finemem_lib.readers.model_teacher import ModelTeacher
 from finemem_lib.readers.server import ChatClient
+from finemem_lib.readers.settings import ChatSettings, chat_settings, check_usable
 from finemem_lib.reading import MemoisedAgent
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.yaml_files import read_yaml
 
 
 def make_chat(settings: ChatSettings) -> Chat:
-    """Return the client that settings describe.
+    """Return the client of a language model.
+
+    Args:
+        settings: Which model is asked, and how.
 
     Raises:
         ValueError, ImportError, OSError: as `ChatClient` and `LocalChat`.
@@ -45,6 +46,8 @@ ROLES = ("reader", "verifier", "teacher", "judge")
 REPLIES = "replies.sqlite"
 """Memo of the language models in a folder of questions or of a run, unless settings name one."""
 
+_Agent = TypeVar("_Agent", ModelReader, ModelTeacher, ModelJudge)
+
 _EXPECTED = (
     f"expected one or more of the mappings {', '.join(ROLES)}, each with the settings of a "
     "language model (kind, model, base_url, key_env and so on)"
@@ -53,14 +56,44 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class ModelRole:
-    """The language model of a role; `cite` as in `ModelReader`, for the reader only."""
+    """The language model of a role.
+
+    Attributes:
+        chat: Which model is asked, and how.
+        cite: Whether answers name the items they rest on (reader only).
+    """
 
     chat: ChatSettings
     cite: bool = False
 
 
+def reader_role(options: Mapping[str, Any]) -> ModelRole:
+    """Return the reader that a mapping describes.
+
+    Args:
+        options: Names and values of `ChatSettings`, and `cite`.
+
+    Raises:
+        ValueError: a setting is unknown, missing or out of range.
+    """
+    options = dict(options)
+    cite = options.pop("cite", False)
+    if not isinstance(cite, bool):
+        raise ValueError(
+            f"reader settings: cite is a {type(cite).__name__}, expected true or false"
+        )
+    return ModelRole(chat_settings(options), cite)
+
+
 def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
-    """Read which language models to ask; their memo is in `folder` unless they name one.
+    """Read which language models to ask.
+
+    Args:
+        path: A YAML file with a mapping of `ChatSettings` per role.
+        folder: Where models that name no memo keep theirs; `None` keeps it in this process.
+
+    Returns:
+        The roles of the file, by name.
 
     Raises:
         ValueError: the file or a setting in it is not usable. The message shows no value, because
@@ -82,7 +115,7 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
             )
         try:
             found[role] = (
-                ModelRole(*reader_settings(memo | given))
+                reader_role(memo | given)
                 if role == "reader"
                 else ModelRole(chat_settings(memo | given))
             )
@@ -92,7 +125,10 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
 
 
 def check_roles(path: Path) -> None:
-    """Refuse a file of models that could not be asked from here, before anything is.
+    """Refuse a file of models that could not be asked from this process, before any is asked.
+
+    Args:
+        path: A YAML file as `load_roles` reads it.
 
     Raises:
         ValueError: the file or a setting is not usable, or the variable of a key is not set.
@@ -106,17 +142,27 @@ def check_roles(path: Path) -> None:
 
 
 class Models:
-    """The language models of some roles, made when they are first needed; `asked` is called after
-    each batch that one was asked, also one that failed."""
+    """The language models of the roles, loaded when they are first needed.
+
+    Args:
+        roles: Settings by role; a role that is missing is played without a model.
+
+    Attributes:
+        roles: The same.
+        after_batch: Called after each batch of questions to a model, also one that failed.
+    """
 
     def __init__(self, roles: Mapping[str, ModelRole] | None = None) -> None:
         self.roles = dict(roles or {})
         self._chats: dict[str, Chat] = {}
         self._played: dict[str, Any] = {}
-        self.asked: Callable[[], None] = lambda: None
+        self.after_batch: Callable[[], None] = lambda: None
 
     def reader(self, instances: Iterable[Instance]) -> MemoisedAgent:
         """Return the reasoning agent that answers questions on the memory, memoised.
+
+        Args:
+            instances: What is to be read; without a model their words choose the reader.
 
         Raises:
             ValueError, ImportError, OSError: as `make_chat`; so do the other roles.
@@ -124,18 +170,28 @@ class Models:
         return self._agent("reader", instances)
 
     def verifier(self, instances: Iterable[Instance]) -> MemoisedAgent:
-        """Return the reasoning agent that verifies chunk questions, memoised."""
+        """Return the reasoning agent that verifies chunk questions, memoised.
+
+        Args:
+            instances: As for `reader`.
+        """
         return self._agent("verifier", instances)
 
     def teacher(self, number: int = 5) -> Teacher:
-        """Return what writes `number` candidate questions per chunk; without a model, as many as
-        its rules find."""
+        """Return the teacher of chunk questions.
+
+        Args:
+            number: Candidates per chunk; without a model there are as many as the rules find.
+        """
         if "teacher" not in self.roles:
             return ClozeTeacher()
         return self._plays("teacher", ModelTeacher(self._chat("teacher"), number))
 
     def judged(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         """Return the trajectories, with the judge's scores where only a judge can score.
+
+        Args:
+            trajectories: What was played; returned as it is where no judge is chosen.
 
         Raises:
             ModelError: the judge could not be asked.
@@ -145,9 +201,11 @@ class Models:
         return judged(trajectories, self._plays("judge", ModelJudge(self._chat("judge"))))
 
     def record(self) -> list[dict[str, Any]]:
-        """Return one entry per language model that was put to use: which and where, under `roles`
-        what each role's replies depend on (settings, prompts by version and hash), and its
-        `client.Usage`."""
+        """Return one entry per language model that was used.
+
+        An entry holds name, kind and address, under `roles` what the replies of each role depend
+        on (settings, prompts by version and hash), and `Usage`.
+        """
         return [
             {
                 "model": chat.name,
@@ -179,16 +237,19 @@ class Models:
             settings = self.roles[role].chat
             same = (chat for chat in self._chats.values() if chat.settings == settings)
             self._chats[role] = next(same, None) or make_chat(settings)
-            self._chats[role].asked = lambda: self.asked()
+            self._chats[role].after_batch = lambda: self.after_batch()
         return self._chats[role]
 
-    def _plays(self, role: str, agent: Any) -> Any:
+    def _plays(self, role: str, agent: _Agent) -> _Agent:
         self._played[role] = json.loads(agent.settings)
         return agent
 
 
 def usage_line(entry: Mapping[str, Any]) -> str:
-    """Say in one line what a language model of `Models.record` was asked.
+    """Return in one line how much a language model was asked.
+
+    Args:
+        entry: An entry of `Models.record`.
 
     >>> usage_line({"model": "m", "roles": {"reader": {}}, "usage": {"calls": 3, "tokens_in": 40}})
     'asked m as reader: calls 3, tokens in 40'

@@ -10,15 +10,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib.readers.chat import (
-    Call,
-    Chat,
-    ChatSettings,
-    ModelError,
-    check_usable,
-    json_schema,
-)
+from finemem_lib.readers.chat import Call, Chat, ModelError
 from finemem_lib.readers.memo import Reply
+from finemem_lib.readers.settings import ChatSettings, check_usable
+from finemem_lib.readers.structured import json_schema
 from finemem_lib.seeds import generator
 from finemem_lib.text import clean_text
 
@@ -37,11 +32,16 @@ UNREACHED_ATTEMPTS, CONNECT_WAIT = 3, 3.0
 class ChatClient(Chat):
     """A language model behind an OpenAI-compatible server.
 
-    At most `concurrency` calls are under way at a time. What fails on the way (no connection, a
-    timeout, a body that is cut off or no completion, statuses 408, 409, 429 and 5xx) is tried again
-    after the server's Retry-After, else after a doubling pause; an address where nobody has ever
-    answered is given up after `UNREACHED_ATTEMPTS`. The calls run in an event loop of their own
-    thread, so `ask` works where one is running already, as in Jupyter.
+    At most `concurrency` calls are under way at a time. A call that fails on the way (no
+    connection, a timeout, a body that is cut off or no completion, statuses 408, 409, 429 and 5xx)
+    is repeated after the server's Retry-After, else after a doubling pause; an address that has
+    never answered is given up after `UNREACHED_ATTEMPTS`. The retries of the openai package are
+    switched off: it neither repeats a call whose body is no completion nor limits the time of a
+    whole call, and it treats an address that does not exist like one that does. The calls run in
+    an event loop in another thread, so `ask` works where one is running already, as in Jupyter.
+
+    Args:
+        settings: Which server and model are asked, and how.
 
     Raises:
         ValueError: the key's variable is not set, or the memo cannot be used.
@@ -79,9 +79,10 @@ class ChatClient(Chat):
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         secret = self.settings.secret
-        waiting, failures = deque(calls), []
+        waiting = deque(calls)
+        failures: list[str] = []
 
-        async def work() -> None:
+        async def make_calls() -> None:
             while waiting and not failures:
                 call = waiting.popleft()
                 try:
@@ -101,48 +102,57 @@ class ChatClient(Chat):
             asyncio.TaskGroup() as group,
         ):
             for _ in range(min(self.settings.concurrency, len(calls))):
-                group.create_task(work())
+                group.create_task(make_calls())
         return _without_key(failures[0], secret) if failures else None
 
     async def _send(self, server: AsyncOpenAI, secret: str | None, call: Call) -> Reply:
-        from httpx2 import ConnectError, ConnectTimeout
-        from openai import APIConnectionError, APIError
-
+        """Return the reply of a call, repeated as often as the settings allow."""
         settings = self.settings
         for attempt in range(1, settings.attempts + 1):
             try:
-                # The package's own timeout is for each read: a trickle would pass it for ever.
-                async with asyncio.timeout(settings.timeout):
-                    completion = await server.chat.completions.create(**self._request(call))
-                self._reached = True
-                return _reply(completion)
-            except TimeoutError:
-                self._reached = True  # connecting has a shorter limit
-                failed, asked_for, final = f"no reply in {settings.timeout:g} s", None, False
-            except (_NoCompletion, APIConnectionError) as error:
-                cause = f" ({error.__cause__!r})" if error.__cause__ else ""
-                failed, asked_for, final = f"{error}{cause}", None, False
-                self._reached |= not isinstance(error.__cause__, ConnectError | ConnectTimeout)
-            except APIError as error:
-                self._reached = True
-                status = getattr(error, "status_code", 0)
-                failed, asked_for = str(error), _retry_after(error)
-                passing = status in (408, 409, 429) or status >= 500
-                final = not passing or error.code == "insufficient_quota"
-            except ValueError as error:
-                failed, asked_for, final = f"a reply that is not JSON ({error})", None, False
+                return await self._attempt(server, call)
+            except _AttemptFailed as error:
+                failure = error
             # Masked before it is cut: what a cut leaves of a key would not be found.
-            failed = f"{_without_key(failed, secret):.300}"
-            if asked_for is not None and asked_for > LONGEST_WAIT:
-                final, failed = True, f"{failed} (asks to wait {asked_for:g} s)"
+            failed = f"{_without_key(str(failure), secret):.300}"
+            wait = failure.wait or 0.0
+            if wait > LONGEST_WAIT:
+                failed += f" (asks to wait {wait:g} s)"
             attempts = min(settings.attempts, math.inf if self._reached else UNREACHED_ATTEMPTS)
-            if final or attempt >= attempts:
+            if failure.final or wait > LONGEST_WAIT or attempt >= attempts:
                 break
             self.usage.retries += 1
             pause = min(settings.backoff * 2.0 ** (attempt - 1), LONGEST_WAIT)
             pause *= generator(call.key, call.round, attempt).uniform(0.5, 1)
-            await asyncio.sleep(max(pause, asked_for or 0.0))
+            await asyncio.sleep(max(pause, wait))
         raise _CallFailed(f"attempt {attempt} of {attempts} failed: {failed}")
+
+    async def _attempt(self, server: AsyncOpenAI, call: Call) -> Reply:
+        """Make a call once; note whether the server was reached."""
+        from httpx2 import ConnectError, ConnectTimeout
+        from openai import APIConnectionError, APIError
+
+        try:
+            # The package's own timeout is for each read: a trickle would pass it for ever.
+            async with asyncio.timeout(self.settings.timeout):
+                completion = await server.chat.completions.create(**self._request(call))
+            self._reached = True
+            return _reply(completion)
+        except TimeoutError:
+            self._reached = True  # connecting has a shorter limit
+            raise _AttemptFailed(f"no reply in {self.settings.timeout:g} s") from None
+        except APIConnectionError as error:
+            cause = f" ({error.__cause__!r})" if error.__cause__ else ""
+            self._reached |= not isinstance(error.__cause__, ConnectError | ConnectTimeout)
+            raise _AttemptFailed(f"{error}{cause}") from None
+        except APIError as error:
+            self._reached = True
+            status = getattr(error, "status_code", 0)
+            passing = status in (408, 409, 429) or status >= 500
+            final = not passing or error.code == "insufficient_quota"
+            raise _AttemptFailed(str(error), _retry_after(error), final) from None
+        except ValueError as error:
+            raise _AttemptFailed(f"a reply that is not JSON ({error})") from None
 
     def _request(self, call: Call) -> dict[str, Any]:
         settings = self.settings
@@ -167,18 +177,24 @@ class ChatClient(Chat):
         return {name: value for name, value in request.items() if value is not None}
 
 
-class _NoCompletion(Exception):
-    """The server answered with something else than a completion."""
+class _AttemptFailed(Exception):
+    """A call failed once; `wait` is how many seconds the server asks to wait, `final` whether
+    another attempt would fail too."""
+
+    def __init__(self, message: str, wait: float | None = None, final: bool = False) -> None:
+        super().__init__(message)
+        self.wait = wait
+        self.final = final
 
 
 class _CallFailed(Exception):
     """A call failed for good."""
 
 
-def _without_key(said: str, secret: str | None) -> str:
+def _without_key(text: str, secret: str | None) -> str:
     """Return a text with the key masked, which servers repeat in what they refuse."""
-    said = clean_text(said)
-    return said.replace(secret, "***") if secret else said
+    text = clean_text(text)
+    return text.replace(secret, "***") if secret else text
 
 
 def _reply(completion: Any) -> Reply:
@@ -186,15 +202,15 @@ def _reply(completion: Any) -> Reply:
     try:
         message, usage = completion.choices[0].message, completion.usage
         finish = completion.choices[0].finish_reason
-        refused = bool(message.refusal) or finish == "content_filter"
-        counts = (
-            (None, None)
-            if usage is None
-            else (int(usage.prompt_tokens), int(usage.completion_tokens))
+        return Reply(
+            clean_text(message.content or ""),
+            refused=bool(message.refusal) or finish == "content_filter",
+            tokens_in=None if usage is None else int(usage.prompt_tokens),
+            tokens_out=None if usage is None else int(usage.completion_tokens),
+            cut=finish == "length",
         )
-        return Reply(clean_text(message.content or ""), refused, *counts, finish == "length")
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise _NoCompletion("a reply that is no completion") from None
+        raise _AttemptFailed("a reply that is no completion") from None
 
 
 def _retry_after(error: Any) -> float | None:
@@ -202,14 +218,14 @@ def _retry_after(error: Any) -> float | None:
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 
-    said = getattr(error, "response", None) and error.response.headers.get("retry-after")
-    if not said:
+    header = getattr(error, "response", None) and error.response.headers.get("retry-after")
+    if not header:
         return None
     try:
-        seconds = float(said)
+        seconds = float(header)
     except ValueError:
         try:
-            date = parsedate_to_datetime(said)
+            date = parsedate_to_datetime(header)
         except ValueError:
             return None
         seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
@@ -218,7 +234,7 @@ def _retry_after(error: Any) -> float | None:
 
 @functools.cache
 def _certificates() -> SSLContext:
-    """Return what connections are checked by; reading it anew takes longer than a small batch."""
+    """Return the certificates, read once: reading them takes longer than a small batch."""
     from httpx2 import create_ssl_context
 
     return create_ssl_context()

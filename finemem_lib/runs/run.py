@@ -146,7 +146,7 @@ class Run:
     ) -> None:
         self.folder = folder
         self.models = models
-        models.asked = self._keep_record  # a notebook that fails has said what it paid
+        models.after_batch = self._keep_record  # a notebook that fails has said what it paid
         # replies that an earlier pass paid for stay in the sums
         self._paid_before = [one for one in record["models"] if one["usage"]["calls"]]
         self.questions = questions

@@ -60,13 +60,17 @@ def _too_deep() -> ValueError:
     )
 
 
-@functools.cache
 def type_adapter(record_type: Any) -> TypeAdapter[Any]:
     """Return pydantic's validator of a type, built once per type.
 
     Args:
         record_type: A dataclass or any other type that pydantic knows.
     """
+    return _built_adapter(record_type)
+
+
+@functools.cache
+def _built_adapter(record_type: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(record_type)

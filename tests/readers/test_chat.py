@@ -18,15 +18,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from finemem_lib.readers.chat import (
-    ChatSettings,
-    ModelError,
-    chat_settings,
-    structured,
-    without_thinking,
-)
+from finemem_lib.readers.chat import ModelError
 from finemem_lib.readers.memo import Memo, Reply
 from finemem_lib.readers.server import ChatClient
+from finemem_lib.readers.settings import ChatSettings, chat_settings
+from finemem_lib.readers.structured import structured, without_thinking
 from tests.helpers.fault_server import FAULTS, FaultServer, completion
 from tests.helpers.patience import LAST_RESORT
 
@@ -389,8 +385,8 @@ def test_text_that_utf8_cannot_carry_comes_back_replaced(tmp_path):
 ASKING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what the background started
-from finemem_lib.readers.chat import ChatSettings
 from finemem_lib.readers.server import ChatClient
+from finemem_lib.readers.settings import ChatSettings
 chat = ChatClient(ChatSettings("m", base_url=sys.argv[1], memo=sys.argv[2], concurrency=4))
 chat.ask([[{"role": "user", "content": f"question {n}"}] for n in range(60)])
 """

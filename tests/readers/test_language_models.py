@@ -23,28 +23,21 @@ from finemem_lib.data.questions import make_chunk_questions
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.memory import FlatMemory
-from finemem_lib.readers.chat import ChatSettings
-from finemem_lib.readers.language_models import (
-    ModelJudge,
-    ModelReader,
-    ModelTeacher,
-    content_rewards,
-    judged,
-    load_prompt,
-    reader_settings,
-)
 from finemem_lib.readers.local import LocalChat
-from finemem_lib.readers.roles import ModelRole, Models, make_chat
+from finemem_lib.readers.model_judge import ModelJudge, judged
+from finemem_lib.readers.model_reader import ModelReader
+from finemem_lib.readers.model_teacher import ModelTeacher
+from finemem_lib.readers.prompts import load_prompt
+from finemem_lib.readers.roles import Models, make_chat, reader_role
 from finemem_lib.readers.server import ChatClient
+from finemem_lib.readers.settings import ChatSettings
 from finemem_lib.reading import Inquiry, Reading, ReadingTask, answer_questions
 from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     Chunk,
-    InvalidOperation,
     MemoryDelta,
     Operation,
-    OperationOutcome,
     Question,
     Step,
     Trajectory,
@@ -80,7 +73,7 @@ def nothing_hangs():
 
 
 def reader_of(options):
-    return Models({"reader": ModelRole(*reader_settings(options))}).reader([])
+    return Models({"reader": reader_role(options)}).reader([])
 
 
 def chat(server, **settings):
@@ -243,33 +236,6 @@ def test_a_judge_scores_what_has_no_metric_and_nothing_else():
         assert dataclasses.replace(after, questions=before.questions, steps=before.steps) == before
 
 
-def test_content_rewards_are_the_share_of_operations_worth_keeping():
-    def verdict(request):
-        entry = said(request).removeprefix("Entry: ")
-        return json.dumps({"verdict": entry != "bad"}) if entry != "?" else "?"
-
-    def outcome(content, kind="INSERT", applied=True):
-        return OperationOutcome(Operation(kind, content), applied, None if applied else "full")
-
-    refused = OperationOutcome(None, False, "no operation", raw=InvalidOperation("x", "y").raw)
-    steps = [
-        (outcome("good"), outcome("bad"), outcome("fine", "UPDATE"), outcome(None, "DELETE")),
-        (outcome("good"), outcome("?")),
-        (outcome("?"),),
-        (),
-        (outcome(None, "SKIP"),),
-        (outcome("good", applied=False), refused),
-    ]
-    one = trajectory(
-        steps=[
-            Step(number, Chunk("c", 1), "", outcomes, MemoryDelta(), 0)
-            for number, outcomes in enumerate(steps, start=1)
-        ]
-    )
-    with FaultServer(verdict) as server:
-        assert content_rewards(one, ModelJudge(chat(server))) == [0.5, 1.0, None, 0.0, 0.0, 0.0]
-
-
 def test_a_rollout_is_the_same_with_faults_and_when_it_is_played_again(tmp_path):
     """The reader answers with the last word of the first item; 30 % of the calls fail."""
 
@@ -310,18 +276,18 @@ def test_a_rollout_is_the_same_with_faults_and_when_it_is_played_again(tmp_path)
         ({"kind": "nearby", "model": "m"}, "'server' or 'local'"),
         (
             {"kind": "server", "model": "m", "cite": "no"},
-            "cite is no switch, expected true or false",
+            "cite is a str, expected true or false",
         ),
     ],
 )
 def test_reader_settings_that_cannot_be_are_refused_in_words(settings, said_):
     with pytest.raises(ValueError, match=said_):
-        reader_settings(settings)
+        reader_role(settings)
 
 
 def test_every_prompt_keeps_what_others_wrote_apart_and_has_a_version():
     names = [path.stem for path in (ROOT / "finemem_lib/prompts").iterdir()]
-    assert len(names) == 5
+    assert len(names) == 4
     for name in names:
         prompt = load_prompt(name)
         assert prompt.version >= 1 and "$" not in prompt.system

@@ -12,7 +12,7 @@ from finemem_lib.data.planted import planted_stream
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.chat import ModelError
-from finemem_lib.readers.language_models import ModelReader
+from finemem_lib.readers.model_reader import ModelReader
 from finemem_lib.readers.roles import (
     ROLES,
     ModelRole,
@@ -71,7 +71,7 @@ def settings(server, **more):
         ("teacher: {model: m, base_url: 'http://h/v1', cite: true}", "teacher: .*cite: Unexpected"),
         (
             f"reader: {{model: m, base_url: 'http://h/v1', cite: {KEY}}}",
-            "reader: .*cite is no switch",
+            "reader: .*cite is a str",
         ),
         (
             f"verifier: {{model: m, base_url: 'http://h/v1', key_env: {KEY}}}",

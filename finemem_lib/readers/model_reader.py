@@ -1,0 +1,104 @@
+"""A reasoning agent that answers questions with a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from finemem_lib.data.sentences import retrieval_query
+from finemem_lib.readers.chat import Chat
+from finemem_lib.readers.prompts import load_prompt, settings_json
+from finemem_lib.reading import Reading, ReadingTask
+
+
+@dataclass(frozen=True, slots=True)
+class CitedAnswer:
+    """An answer with its evidence, as a citing reader writes it.
+
+    Attributes:
+        answer: The answer in words.
+        items: Numbers of the items that the answer rests on; 1 is the first shown.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    answer: str
+    items: list[int]
+
+
+class ModelReader:
+    """A reasoning agent that answers with a language model, all tasks of a batch at once.
+
+    It serves as verifier of chunk questions, too. Items are shown oldest write first where the
+    steps of the writes are known, else best match first.
+
+    Args:
+        chat: The model to ask.
+        cite: Whether the answer names the items it rests on; without it `Reading.used` is `None`.
+            A number that no item has is passed over.
+    """
+
+    def __init__(self, chat: Chat, cite: bool = False) -> None:
+        self.chat = chat
+        self.cite = cite
+        self._prompt = load_prompt("read_citing" if cite else "read")
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.chat.name
+
+    @property
+    def settings(self) -> str:
+        """What the replies depend on, as JSON."""
+        return settings_json(self.chat, self._prompt)
+
+    def query(self, question: str, data_source: str) -> str:
+        """Return what to search the memory for."""
+        return retrieval_query(question, data_source)
+
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        """Answer a batch.
+
+        Args:
+            tasks: Questions with the memory items to answer them from.
+
+        Returns:
+            One reading per task, in order; its answer is `None` where the model refused or could
+            not be understood twice.
+
+        Raises:
+            ModelError: the model could not be asked; what it answered so far is in the memo.
+        """
+        shown = [_in_order(task) for task in tasks]
+        conversations = [
+            self._prompt.messages(
+                question=task.question,
+                order="oldest first" if task.written else "best match first",
+                items=_numbered([content for _, content in items]),
+            )
+            for task, items in zip(tasks, shown, strict=True)
+        ]
+        if not self.cite:
+            return [Reading(reply, None) for reply in self.chat.ask(conversations)]
+        replies = self.chat.ask(conversations, CitedAnswer)
+        return [_cited(reply, items) for reply, items in zip(replies, shown, strict=True)]
+
+
+def _in_order(task: ReadingTask) -> list[tuple[str, str]]:
+    """Return the items of a task in the order the model sees them."""
+    if not task.written:
+        return list(task.items)
+    places = sorted(range(len(task.items)), key=task.written.__getitem__)
+    return [task.items[place] for place in places]
+
+
+def _numbered(contents: Sequence[str]) -> str:
+    return "\n\n".join(f"[{n}] {content}" for n, content in enumerate(contents, 1)) or "(none)"
+
+
+def _cited(reply: CitedAnswer | None, items: Sequence[tuple[str, str]]) -> Reading:
+    if reply is None:
+        return Reading(None, None)
+    cited = dict.fromkeys(number for number in reply.items if 1 <= number <= len(items))
+    return Reading(reply.answer.strip(), tuple(items[number - 1][0] for number in cited))

@@ -1,0 +1,110 @@
+"""A teacher that writes chunk questions with a language model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from finemem_lib.data.cloze import FACT_METRICS, FACT_SOURCE
+from finemem_lib.readers.chat import Chat
+from finemem_lib.readers.prompts import load_prompt, settings_json
+from finemem_lib.scoring import metric_for
+from finemem_lib.trajectory import Question
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenQuestion:
+    """A question with its answer, as a teacher writes it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenQuestions:
+    """What a teacher writes about one chunk."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    questions: list[WrittenQuestion]
+
+
+class ModelTeacher:
+    """A teacher that has a language model write questions about a chunk.
+
+    A chunk that the model would not write about has no candidates.
+
+    Args:
+        chat: The model to ask.
+        number: Candidates per chunk, at least 1.
+
+    Raises:
+        ValueError: `number` is less than 1.
+    """
+
+    def __init__(self, chat: Chat, number: int = 5) -> None:
+        if number < 1:
+            raise ValueError(f"ModelTeacher: number is {number}, expected at least 1")
+        self.chat = chat
+        self.number = number
+        self._prompt = load_prompt("teach")
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.chat.name
+
+    @property
+    def settings(self) -> str:
+        """What the replies depend on, as JSON."""
+        return settings_json(self.chat, self._prompt, number=self.number)
+
+    def prepare(self, chunk_texts: Sequence[str]) -> None:
+        """Ask about many chunks at once, so that `write` finds the replies in the memo.
+
+        Args:
+            chunk_texts: The texts that `write` is going to ask about.
+
+        Raises:
+            ModelError: the model could not be asked; what it answered so far is in the memo.
+        """
+        self._written(chunk_texts)
+
+    def write(
+        self, chunk_text: str, step: int, data_source: str, rng: random.Random
+    ) -> list[Question]:
+        """Return candidates in the model's order, the chunk's step as their evidence.
+
+        Args:
+            chunk_text: The text to ask about.
+            step: The chunk's step, from 1.
+            data_source: The instance's; a source without facts gives way to `FACT_SOURCE`.
+            rng: Not used; the model draws.
+
+        Raises:
+            ValueError: the data source has no metric.
+            ModelError: the model could not be asked.
+        """
+        source = data_source if metric_for(data_source) in FACT_METRICS else FACT_SOURCE
+        [written] = self._written([chunk_text])
+        questions = written.questions[: self.number] if written else []
+        return [
+            Question(
+                f"{self.name}-{step}-{number}",
+                one.question.strip(),
+                (one.answer.strip(),),
+                source,
+                step,
+                (step,),
+            )
+            for number, one in enumerate(questions, start=1)
+            if one.question.strip() and one.answer.strip()
+        ]
+
+    def _written(self, chunk_texts: Sequence[str]) -> list[WrittenQuestions | None]:
+        return self.chat.ask(
+            [self._prompt.messages(number=str(self.number), text=text) for text in chunk_texts],
+            WrittenQuestions,
+        )

@@ -1,0 +1,86 @@
+"""Prompts for reading, writing questions and judging: package data with a version each.
+
+Differs from the paper: Fine-Mem (arXiv 2601.08435) and Mem-alpha (arXiv 2509.25911) publish other
+prompts. These are worded for a flat memory, and each says that the text in it was written by
+others. Name, version and hash of a prompt are recorded in every trajectory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from finemem_lib.readers.chat import Chat, Messages
+from finemem_lib.text import clean_text
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as its file holds it.
+
+    Attributes:
+        name: Name of the file in `prompts/`, without suffix.
+        version: Version that the file states.
+        system: The system message.
+        user: The user message, with a $name where a value goes.
+        digest: 12 hexadecimal digits of the file's SHA-256.
+    """
+
+    name: str
+    version: int
+    system: str
+    user: str
+    digest: str
+
+    @property
+    def identity(self) -> str:
+        """Name, version and digest."""
+        return f"{self.name} v{self.version} {self.digest}"
+
+    def messages(self, **values: str) -> Messages:
+        """Return the conversation with the values in their places; nothing in them is replaced.
+
+        Args:
+            values: The text for each $name.
+
+        Raises:
+            KeyError: a $name has no value.
+        """
+        user = clean_text(Template(self.user).substitute(values))
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
+def load_prompt(name: str) -> Prompt:
+    """Return a prompt of the library.
+
+    Args:
+        name: Name of its file in `prompts/`, without suffix.
+
+    >>> load_prompt("teach").messages(number="5", text="Costs $items.")[1]["content"]
+    'Write 5 questions about this text:\\n\\nCosts $items.'
+    """
+    text = files("finemem_lib").joinpath("prompts", f"{name}.txt").read_text(encoding="utf-8")
+    version, system, user = text.split("\n---\n")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Prompt(name, int(version.removeprefix("version: ")), system, user.strip(), digest)
+
+
+def settings_json(chat: Chat, *prompts: Prompt, **more: Any) -> str:
+    """Return what the replies of a role depend on, as JSON.
+
+    Args:
+        chat: The model that is asked.
+        prompts: The prompts that are sent.
+        more: Further settings of the role.
+    """
+    return json.dumps(
+        {
+            "chat": json.loads(chat.settings.identity),
+            "prompts": [prompt.identity for prompt in prompts],
+            **more,
+        }
+    )

@@ -1,0 +1,184 @@
+"""Settings of a language model: where it runs, how it samples, what a call may cost in time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from finemem_lib.util.validation import type_adapter
+
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """Which language model is asked, and how.
+
+    Attributes:
+        model: Its name on the server, or the name or folder that transformers loads.
+        kind: "server" (any OpenAI-compatible one, at `base_url`) or "local" (transformers, in this
+            process).
+        base_url: Address of the server, without user, password or query.
+        key_env: Name of the environment variable that holds the key, in capitals; `None`: no key.
+        temperature, max_tokens, seed: Sampling; `None` is not sent. The second round of a question
+            adds 1 to the seed.
+        chat_template_kwargs: Options of the chat template; `None` for servers that refuse the
+            field.
+        schema: Send the JSON schema of a structured answer; off for servers that refuse it.
+        price_in, price_out: Price of a million tokens, in any one currency.
+        memo: File that keeps every reply; `None` keeps them for the life of the client.
+        concurrency: Calls under way at a time (servers only).
+        timeout: Seconds for one call, from first to last byte (servers only).
+        attempts: Attempts at a call that fails on the way, at least 1; fewer until the server is
+            reached for the first time (servers only).
+        backoff: Seconds before the second attempt, doubled for each further one (servers only).
+        batch_size: Prompts per forward pass (local models only).
+
+    Raises:
+        ValueError: a setting is out of range, or a part that one kind needs is missing.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    model: str
+    kind: Literal["server", "local"] = "server"
+    base_url: str | None = None
+    key_env: str | None = None
+    temperature: float | None = 0.1
+    max_tokens: int = 2048
+    seed: int | None = 0
+    chat_template_kwargs: Mapping[str, Any] | None = field(
+        default_factory=lambda: {"enable_thinking": False}
+    )
+    schema: bool = True
+    price_in: float = 0.0
+    price_out: float = 0.0
+    memo: str | None = None
+    concurrency: int = 16
+    timeout: float = 300.0
+    attempts: int = 10
+    backoff: float = 0.5
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "concurrency", "attempts", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("temperature", "price_in", "price_out", "backoff"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}, expected a finite number of at least 0")
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout is {self.timeout}, expected seconds, more than 0")
+        if not self.model:
+            raise ValueError("model is empty, expected the name of a language model")
+        # What stands where a secret does not belong may be one: no message repeats it.
+        if self.key_env is not None and not _VARIABLE.fullmatch(self.key_env):
+            raise ValueError(
+                "key_env is not the name of an environment variable, expected one in capitals, "
+                "such as OPENAI_API_KEY; the key itself belongs in that variable and nowhere else"
+            )
+        if self.kind == "server":
+            parts = urlsplit(self.base_url or "")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(
+                    "base_url is missing or no address, expected such as http://127.0.0.1:8000/v1"
+                )
+            if parts.username or parts.password or parts.query:
+                raise ValueError(
+                    "base_url holds a user, password or query, expected a bare address; put the "
+                    "key into an environment variable and its name into key_env"
+                )
+
+    @property
+    def identity(self) -> str:
+        """The settings that a reply depends on, as JSON.
+
+        Where the model runs is left out, so that it may move: different weights need different
+        names.
+        """
+        names = (
+            "kind",
+            "model",
+            "temperature",
+            "max_tokens",
+            "seed",
+            "chat_template_kwargs",
+            "schema",
+        )
+        return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
+
+    @property
+    def secret(self) -> str | None:
+        """The key, read from its variable at each use so that no object holds it.
+
+        Raises:
+            ValueError: the variable is not set, or holds what no key does.
+        """
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env, "").strip()
+        if not (key and key.isascii() and key.isprintable()):
+            raise ValueError(
+                f"the environment variable {self.key_env} is {'no key' if key else 'not set'}, "
+                f"expected the key of {self.base_url}; set it, or leave key_env out for a server "
+                "that needs none"
+            )
+        return key
+
+
+def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
+    """Return validated settings from a mapping, such as a role's in a file of models.
+
+    Args:
+        options: Names and values of `ChatSettings`.
+
+    Raises:
+        ValueError: a field is unknown, missing, of another type or out of range.
+
+    >>> chat_settings({"model": "m", "base_url": "http://127.0.0.1:8000/v1"}).concurrency
+    16
+    >>> chat_settings({"model": "m", "api_key": "..."})
+    Traceback (most recent call last):
+    ValueError: language model settings: api_key: Unexpected keyword argument; the fields are ...
+    """
+    from pydantic import ValidationError
+
+    try:
+        settings: ChatSettings = type_adapter(ChatSettings).validate_python(dict(options))
+        return settings
+    except ValidationError as error:
+        # Values are not shown: one of them may be a key in the wrong place.
+        found = "; ".join(
+            f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}".removeprefix(": Value error, ")
+            for entry in error.errors(include_url=False, include_input=False)
+        )
+    names = ", ".join(one.name for one in dataclasses.fields(ChatSettings))
+    raise ValueError(f"language model settings: {found}; the fields are {names}")
+
+
+def check_usable(settings: ChatSettings) -> None:
+    """Refuse a server that could not be asked from this process, before anything is asked.
+
+    Args:
+        settings: Those of the client that is to be made.
+
+    Raises:
+        ValueError: the key's variable is not set.
+        ImportError: the openai package is not installed.
+    """
+    import importlib.util
+
+    if settings.kind == "server" and importlib.util.find_spec("openai") is None:
+        raise ImportError(
+            "a language model on a server needs the openai package, which is not installed; "
+            "install the workbench with it: pip install -e .[server]"
+        )
+    _ = settings.secret  # refuses to start without it
