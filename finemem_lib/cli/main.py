@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finemem_lib import __version__
 from finemem_lib.cli import plan, prepare
@@ -24,10 +23,15 @@ from finemem_lib.runs import run as run_module
 from finemem_lib.util.console import (
     BAD_USAGE,
     EXIT_CODES,
+    StepLog,
     UsageError,
     interruptible,
     print_table,
 )
+
+if TYPE_CHECKING:
+    from finemem_lib.experiments.cells import Cell
+    from finemem_lib.experiments.tables import ExperimentRow
 
 
 def list_command(options: argparse.Namespace) -> int:
@@ -97,31 +101,25 @@ def sweep_command(options: argparse.Namespace) -> int:
     """
     from finemem_lib.experiments import rows, sweep
     from finemem_lib.experiments import tables as experiment_tables
-    from finemem_lib.experiments.cells import Cell
     from finemem_lib.experiments.design import load_design
 
     try:
         design = load_design(Path(options.design))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    cells = design.cells
-    print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
-    started = time.monotonic()
-
-    def say(done: int, total: int, cell: Cell, what: str) -> None:
-        print(
-            f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {cell.regime}, "
-            f"{cell.variant}, seed {cell.seed}: {what}",
-            flush=True,
-        )
-
     folder = Path(options.output)
     prepare.check_output_folder(folder)
+    cells = design.cells
+    print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
         # Not once: Python drops an interrupt that arrives while an object is being deleted.
-        with interruptible(once=False):
+        with interruptible(once=False), StepLog() as log:
             results, failures = sweep.run_cells(
-                cells, folder, jobs=options.jobs, scheduler=options.scheduler, progress=say
+                cells,
+                folder,
+                jobs=options.jobs,
+                scheduler=options.scheduler,
+                progress=lambda done, total, cell, end: log(done, total, f"{_label(cell)}: {end}"),
             )
     except (ValueError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
@@ -131,6 +129,21 @@ def sweep_command(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         raise
+    _print_effects(experiment_tables.table(results, design.baseline))
+    path = folder / f"{Path(options.design).stem}.jsonl"
+    command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
+        "--scheduler ADDRESS" if options.scheduler else f"--jobs {options.jobs}"
+    )
+    rows.write_rows(results, path, rows.experiment_card(design, results, failures, command))
+    print(f"rows: {path}")
+    for failure in failures:
+        print(f"failed: {_label(failure.cell)}: {failure.error}", file=sys.stderr)
+    return EXIT_CODES["failed" if failures else "ok"]
+
+
+def _print_effects(effects: Sequence[ExperimentRow]) -> None:
+    from finemem_lib.experiments.tables import format_difference, format_interval
+
     print_table(
         [
             ("regime", "variant", "measure", "value", "difference", "seeds"),
@@ -139,28 +152,18 @@ def sweep_command(options: argparse.Namespace) -> int:
                     row.regime,
                     row.variant,
                     row.measure,
-                    experiment_tables.format_interval(row),
-                    experiment_tables.format_difference(row),
+                    format_interval(row),
+                    format_difference(row),
                     str(row.seeds),
                 )
-                for row in experiment_tables.table(results, design.baseline)
+                for row in effects
             ),
         ]
     )
-    name = Path(options.design).stem
-    command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
-        "--scheduler ADDRESS" if options.scheduler else f"--jobs {options.jobs}"
-    )
-    card = rows.experiment_card(design, results, failures, command)
-    rows.write_rows(results, folder / f"{name}.jsonl", card)
-    print(f"rows: {folder / f'{name}.jsonl'}")
-    for failure in failures:
-        print(
-            f"failed: {failure.cell.regime}, {failure.cell.variant}, seed {failure.cell.seed}: "
-            f"{failure.error}",
-            file=sys.stderr,
-        )
-    return EXIT_CODES["failed" if failures else "ok"]
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.regime}, {cell.variant}, seed {cell.seed}"
 
 
 def _parser(execute: Executor) -> argparse.ArgumentParser:

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib import __version__
 from finemem_lib.runs import run as run_module
-from finemem_lib.util.console import UsageError, problems_in_words
+from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, repository_root, versions
+from finemem_lib.util.validation import problems_in_words
 
 MANIFEST_VERSION = 1
 

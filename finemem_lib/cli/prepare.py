@@ -1,7 +1,7 @@
 """The commands that make data: chunk questions ahead of training, instances from public raw sets.
 
-Everything a user can get wrong is looked at before a question is asked; what was made stays where
-it is, also when the command is interrupted, and the same command goes on from it.
+Options are checked before a question is asked. Questions are kept when the command is interrupted,
+and the same command goes on from them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,16 +30,27 @@ from finemem_lib.data.questions import audit_counts
 from finemem_lib.readers.chat import ModelError
 from finemem_lib.readers.roles import Models, load_roles
 from finemem_lib.trajectory import Instance
-from finemem_lib.util.console import EXIT_CODES, UsageError, interruptible, plain, print_table
+from finemem_lib.util.console import (
+    EXIT_CODES,
+    StepLog,
+    UsageError,
+    interruptible,
+    plain,
+    print_table,
+)
 
 SHOWN_LEAKS = 3
 SHOWN_PROBLEMS = 20
 SHOWN_LETTERS = 80
 
 
-def add_commands(commands: Any) -> None:
-    """Add `finemem questions` and `finemem build` to the command line."""
-    rows = {
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `finemem questions` and `finemem build` to the command line.
+
+    Args:
+        commands: The subparsers of `finemem`.
+    """
+    rows: dict[str, Any] = {
         "choices": ("raise", "skip"),
         "default": "raise",
         "help": "what to do with a broken row (default: raise)",
@@ -114,8 +124,14 @@ def add_commands(commands: Any) -> None:
 
 
 def questions_command(options: argparse.Namespace) -> int:
-    """Make the chunk questions that a folder lacks, print what became of them; return the exit
-    code."""
+    """Make the chunk questions that a folder lacks, print their audit, and return the exit code.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: data, models or folder are not usable; nothing was asked.
+    """
     folder = Path(options.output)
     check_output_folder(folder)
     try:
@@ -132,44 +148,49 @@ def questions_command(options: argparse.Namespace) -> int:
         f"{verifier.name}",
         flush=True,
     )
-    started, finished = time.monotonic(), 0
+    finished = 0
 
     def say(done: int, total: int) -> None:
         nonlocal finished
         finished = done
-        name = plain(instances[done - 1].instance_id)[:SHOWN_LETTERS]
-        print(f"{done:4}/{total} {time.monotonic() - started:7.0f} s  {name}", flush=True)
-
-    def stopped(how: str) -> None:
-        print(
-            f"{how}; {finished} of {len(instances)} instances are done and kept in {folder}, the "
-            "same command goes on from them",
-            file=sys.stderr,
-        )
+        log(done, total, plain(instances[done - 1].instance_id)[:SHOWN_LETTERS])
 
     try:
-        with interruptible(once=False):
-            made = prepare_questions(
+        with interruptible(once=False), StepLog() as log:
+            asked = prepare_questions(
                 instances, folder, teacher, verifier, options.k, options.seed, progress=say
             )
-        _print_audit(made, folder, recipe)
-        _print_leaks(leaks(made, training), len(training))
+        _print_audit(asked, folder, recipe)
+        _print_leaks(leaks(asked, training), len(training))
     except ValueError as error:
         raise UsageError(plain(str(error))) from error
-    except (ModelError, OSError) as error:
-        stopped(f"failed: {plain(str(error))}")
+    except (ModelError, OSError, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print(
+            "interrupted" if interrupted else f"failed: {plain(str(error))}",
+            f"; {finished} of {len(instances)} instances are done and kept in {folder}, the same "
+            "command goes on from them",
+            sep="",
+            file=sys.stderr,
+        )
+        if interrupted:
+            raise
         return EXIT_CODES["failed"]
-    except KeyboardInterrupt:
-        stopped("interrupted")
-        raise
     finally:
-        _end(models)
+        _print_usage(models)
+        models.close()
     return EXIT_CODES["ok"]
 
 
 def build_command(options: argparse.Namespace) -> int:
-    """Make instances from a raw set, print their sizes beside the published; return the exit
-    code."""
+    """Make instances from a raw set, compare their sizes with the published, return the exit code.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: the raw set or the output path is not usable; nothing was written.
+    """
     path = Path(options.output)
     if path.suffix != ".parquet":
         raise UsageError(
@@ -250,8 +271,8 @@ def _print_problems(problems: Sequence[str]) -> None:
         print(f"and {len(problems) - SHOWN_PROBLEMS} more like these", file=sys.stderr)
 
 
-def _print_audit(made: Sequence[Instance], folder: Path, recipe: Recipe) -> None:
-    asked = [questions for instance in made for questions in instance.chunk_questions or ()]
+def _print_audit(instances: Sequence[Instance], folder: Path, recipe: Recipe) -> None:
+    asked = [questions for instance in instances for questions in instance.chunk_questions or ()]
     print(f"{sum(map(len, asked))} questions on {len(asked)} chunks, recipe {recipe.key}")
     named = dataclasses.asdict(recipe)
     audit = audit_of([row for row in stored_rows(folder) if named.items() <= row.items()])
@@ -268,10 +289,10 @@ def _print_audit(made: Sequence[Instance], folder: Path, recipe: Recipe) -> None
 
 
 def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
-    compared = f"beside {num_training} of training" if num_training else "no training to compare"
+    compared = f"with {num_training} of training" if num_training else "no training to compare"
     counts = Counter(leak.kind for leak in found)
-    said = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    print(f"leaks ({compared}): {said or 'none'}")
+    summary = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+    print(f"leaks ({compared}): {summary or 'none'}")
     print_table(
         [
             ("leak, for example", "instance", "step", "share", "text"),
@@ -284,19 +305,17 @@ def _print_leaks(found: Sequence[Leak], num_training: int) -> None:
                     plain(leak.text)[:SHOWN_LETTERS],
                 )
                 for kind in counts
-                for leak in [one for one in found if one.kind == kind][:SHOWN_LEAKS]
+                for leak in [leak for leak in found if leak.kind == kind][:SHOWN_LEAKS]
             ),
         ]
     )
 
 
-def _end(models: Models) -> None:
-    """Print what the language models were asked and close their memos."""
+def _print_usage(models: Models) -> None:
     rows = [
-        {"asked as": " and ".join(entry["roles"]), "model": plain(entry["model"])}
+        {"asked as": " and ".join(entry["roles"]), "model": entry["model"]}
         | {name.replace("_", " "): str(round(value, 6)) for name, value in entry["usage"].items()}
         for entry in models.record()
     ]
-    models.close()
     if rows:
         print_table([list(rows[0]), *(list(row.values()) for row in rows)])

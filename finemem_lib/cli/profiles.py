@@ -27,6 +27,7 @@ from finemem_lib.runs.parameters import CHECKS, parameter_problems
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import real_path
 from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.validation import problems_in_words
 from finemem_lib.util.yaml_files import parse_yaml, read_yaml
 
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
@@ -83,7 +84,7 @@ def load_profile(folder: Path, name: str) -> Profile:
     try:
         return Profile(name=name, **File.model_validate(read_yaml(path)).model_dump())
     except ValidationError as error:
-        raise UsageError(f"profile {path} is not usable: {error}") from error
+        raise UsageError(f"profile {path} is not usable: {problems_in_words(error)}") from error
     except ValueError as error:
         raise UsageError(f"profile {error}") from error
 

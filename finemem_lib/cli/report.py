@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from finemem_lib.cli.manifest import Manifest, read_manifest
 from finemem_lib.figures.frames import at_frame, figure_table, without_slider
@@ -38,8 +38,8 @@ from finemem_lib.figures.notes import (
 )
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME, plain
 from finemem_lib.util.console import plain as one_line
-from finemem_lib.util.console import problems_in_words
 from finemem_lib.util.files import written_beside
+from finemem_lib.util.validation import problems_in_words, type_adapter
 
 if TYPE_CHECKING:
     import jinja2
@@ -258,7 +258,10 @@ def _read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        return TypeAdapter(dict[str, dict[str, Any]]).validate_json(path.read_bytes())
+        metrics: dict[str, dict[str, Any]] = type_adapter(dict[str, dict[str, Any]]).validate_json(
+            path.read_bytes()
+        )
+        return metrics
     except (OSError, ValidationError) as error:
         why = problems_in_words(error) if isinstance(error, ValidationError) else error.strerror
         raise ValueError(

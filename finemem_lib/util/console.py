@@ -7,15 +7,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
 BAD_USAGE = 2
@@ -139,6 +136,42 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
         self.close()
 
 
+class StepLog(contextlib.AbstractContextManager["StepLog"]):
+    """A line for every step that is done, and on a terminal a bar and the time left below them."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._begun = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=terminal(),
+            transient=True,
+            disable=not terminal().is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> StepLog:
+        self._bar.start()
+        return self
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Say that another step is done.
+
+        Args:
+            done: How many are done.
+            total: How many there are.
+            text: What was done, text of anyone.
+        """
+        line = f"{done:4}/{total} {time.monotonic() - self._begun:7.0f} s  {plain(text)}"
+        print(line, flush=True)  # rich prints it above the bar
+        self._bar.update(self._task, completed=done, total=total, visible=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
 def plain(text: str) -> str:
     r"""Return text of others in one line, without the characters a terminal would obey.
 
@@ -150,19 +183,3 @@ def plain(text: str) -> str:
     """
     line = " ".join(text.split())
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
-
-
-def problems_in_words(error: ValidationError, limit: int = 3) -> str:
-    """Return what a pydantic model refused, in one line.
-
-    Args:
-        error: Of a model's validation.
-        limit: How many problems to name.
-    """
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    named = [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else one["msg"]
-        for one in problems[:limit]
-    ]
-    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
-    return plain("; ".join([*named, *more]))

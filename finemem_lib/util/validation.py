@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
 MAX_DEPTH = 100
 """How many lists and objects of a file may lie within each other."""
@@ -74,3 +74,19 @@ def _built_adapter(record_type: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(record_type)
+
+
+def problems_in_words(error: ValidationError, limit: int = 3) -> str:
+    """Return what a pydantic model refused, in one line.
+
+    Args:
+        error: Of a model's validation.
+        limit: How many problems to name.
+    """
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    named = [
+        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else one["msg"]
+        for one in problems[:limit]
+    ]
+    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    return "; ".join([*named, *more])

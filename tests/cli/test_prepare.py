@@ -116,7 +116,7 @@ def test_what_training_has_too_is_reported(data, tmp_path, capsys):
         == 0
     )
     printed = capsys.readouterr().out
-    assert "leaks (beside 1 of training): 1 question in both, 2 text in both" in printed
+    assert "leaks (with 1 of training): 1 question in both, 2 text in both" in printed
     assert re.search(r"question in both +one-0 +1.00 +Where does Mia live\?", printed)
 
 

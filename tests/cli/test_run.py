@@ -707,7 +707,7 @@ def test_a_running_notebook_shows_how_far_it_has_come(
             tick()
         return execution.Outcome("ok")
 
-    monkeypatch.setattr("sys.stdout.isatty", lambda: live, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1" if live else "")
     monkeypatch.setattr("finemem_lib.util.console.SECONDS_A_LINE", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
