@@ -58,8 +58,9 @@ class ModelSettings:
     `lora_alpha` / rank (default 2 x rank). `gradient_checkpointing` computes activations again
     instead of keeping them. `fast_inference` samples the rollouts of training with vLLM inside
     Unsloth, which then holds `gpu_memory_utilization` of the card. Outside training, in tests and
-    benchmarks, completions do not come from vLLM: `batch_size` prompts at a time (default 8, the
-    tiny manager's own 128) are sampled in memory beside its share.
+    benchmarks, completions do not come from vLLM: the model's own `generate` samples `batch_size`
+    prompts at a time (default 8, the tiny manager's own 128) in the rest of the card. It shares the
+    weights with vLLM and applies the adapter of the moment. A saved manager is loaded without vLLM.
 
     `max_prompt_tokens` and `max_new_tokens` are the model's own tokens (default 4096 and 1024, the
     tiny manager's own lengths). What a prompt cannot hold is chosen by `memory_rule` and
@@ -245,7 +246,7 @@ def load_model(
         raise ValueError(
             f"load_manager: the adapter in {str(path_or_name)!r} was trained on "
             f"{held['base_model_name_or_path']}@{held['revision']}, and commit {commit} was "
-            "loaded; take loader transformers, which loads that commit"
+            "loaded: vLLM inside Unsloth loads the default branch; take fast_inference false"
         )
     if commit and not held and settings.lora_rank:
         model.peft_config["default"].revision = commit
@@ -326,12 +327,10 @@ def _with_transformers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    base, revision = (
-        (held["base_model_name_or_path"], held.get("revision")) if held else (source, revision)
-    )
+    base, revision = _base(source, revision, held)
     with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint_folder(base) or base), revision=revision, **_weights(settings.precision)
+            base, revision=revision, **_weights(settings.precision)
         )
     if settings.precision != "4bit":  # which transformers has put where it belongs
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -393,14 +392,19 @@ def _with_unsloth(
     settings: ModelSettings,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model and put an adapter on it, a new one or the weights of the held one.
+
+    Unsloth's own loader of adapters ignores the revision of the model they were trained on.
+    """
     unsloth = import_unsloth()
     import torch
 
+    base, revision = _base(source, revision, held)
     rank = held["r"] if held else settings.lora_rank
     four_bits = settings.precision == "4bit"
     checkpointing = "unsloth" if settings.gradient_checkpointing else False
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        model_name=source,
+        model_name=base,
         revision=revision,
         use_exact_model_name=True,  # else another checkpoint than the one named is fetched
         max_seq_length=(settings.max_prompt_tokens or MAX_PROMPT_TOKENS)
@@ -418,12 +422,27 @@ def _with_unsloth(
         max_lora_rank=rank or 64,  # vLLM's room for one; without an adapter it holds none
         random_state=seed,
     )
-    if not held and settings.lora_rank:
+    if rank:
+        new = _lora(settings)
         model = unsloth.FastLanguageModel.get_peft_model(
             model,
-            **_lora(settings),
+            **{name: held.get(name, value) for name, value in new.items()} if held else new,
             use_gradient_checkpointing=checkpointing,
             random_state=seed,
             loftq_config={},
         )
+    if held:
+        from peft.utils import load_peft_weights, set_peft_model_state_dict
+        from transformers import AutoTokenizer
+
+        set_peft_model_state_dict(model, load_peft_weights(source, device="cpu"))
+        tokenizer = AutoTokenizer.from_pretrained(source)
     return model, tokenizer
+
+
+def _base(source: str, revision: str | None, held: dict[str, Any] | None) -> tuple[str, str | None]:
+    """Return the model to load and its revision: that of an adapter is named in the adapter."""
+    if held is None:
+        return source, revision
+    base = held["base_model_name_or_path"]
+    return str(checkpoint_folder(base) or base), held.get("revision")

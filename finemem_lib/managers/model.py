@@ -44,8 +44,8 @@ class ModelManager:
 
     Sampling is from the whole distribution at `temperature` (0: greedy), in batches of at most
     `batch_size` prompts padded on the left; the pad token is never sampled. Every completion
-    carries its prompt ids, its completion ids (with the end token where there is one) and, unless
-    `sample` is `generate_completions`, their log-probabilities at that temperature.
+    carries its prompt ids, its completion ids (with the end token where there is one) and their
+    log-probabilities at that temperature.
     """
 
     def __init__(
@@ -172,10 +172,11 @@ def load_manager(
     `seed` draws the weights of a new adapter; `settings` go to `ModelManager`. A folder that holds
     an adapter is loaded as the model it was trained on with the adapter on it.
 
-    Under Unsloth completions come from its own `generate`, without log-probabilities: it keeps keys
-    and values in a form of its own. That holds with `fast_inference` too: only the rollouts of
-    training are sampled by vLLM, which otherwise would not know the adapter of the moment, and what
-    this manager samples takes memory beside vLLM's share, `batch_size` prompts at a time.
+    Under Unsloth completions come from its own `generate`, because it keeps keys and values in a
+    form of its own, and their log-probabilities from a forward pass. That holds with
+    `fast_inference` too: vLLM samples the rollouts of training only, and what this manager samples
+    takes memory in addition to vLLM's share, `batch_size` prompts at a time. Without `model`, a
+    saved manager is loaded without vLLM.
 
     Raises:
         ValueError: there is no such checkpoint, it cannot be loaded, or the settings do not fit it.
@@ -189,7 +190,9 @@ def load_manager(
     """
     folder = checkpoint_folder(path_or_name)
     if model is None and folder is not None and (folder / SETTINGS_FILE).is_file():
-        model = ModelSettings(**json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8")))
+        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        # vLLM samples rollouts of training only; a saved manager is loaded to be used.
+        model = ModelSettings(**saved | {"fast_inference": False})
     model = model or ModelSettings()
     loaded, tokenizer = load_model(path_or_name, model, seed)
     if tokenizer.pad_token_id is None:

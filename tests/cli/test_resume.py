@@ -31,8 +31,7 @@ from finemem_lib.training.record import StoredUpdates, update_file
 from finemem_lib.training.run import train_manager
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
-from tests.training.test_interrupts import same_records
-from tests.training.test_training import assert_equal, manager
+from tests.helpers.training_runs import assert_equal, manager, same_records
 
 KILLS, UPDATES, SAVE_EVERY = 20, 100, 2
 STREAM = StreamSettings(num_chunks=2)

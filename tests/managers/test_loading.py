@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
@@ -22,13 +21,13 @@ from finemem_lib.managers.loading import (
     TARGET_MODULES,
     ModelSettings,
     import_unsloth,
-    load_model,
 )
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.managers.sampling import generate_completions, sample_completions
 from finemem_lib.training.config import grpo_config
 from finemem_lib.util.provenance import repository_root
+from tests.helpers import fake_unsloth
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 
@@ -167,35 +166,9 @@ def test_what_needs_a_card_is_refused_without_one(folders, settings, said):
 # Unsloth: what it is called with.
 
 
-class Recorder:
-    """Stands in for unsloth.FastLanguageModel: writes calls down, loads through transformers."""
-
-    def __init__(self, folder):
-        self.folder, self.calls = folder, []
-
-    def from_pretrained(self, **arguments):
-        self.calls.append(("from_pretrained", arguments))
-        return load_model(self.folder, ModelSettings(), 0)
-
-    def get_peft_model(self, model, **arguments):
-        self.calls.append(("get_peft_model", arguments))
-        return model
-
-
 @pytest.fixture
 def unsloth(folders, monkeypatch):
-    recorder = Recorder(folders["qwen3"])
-    module = types.ModuleType("unsloth")
-    module.FastLanguageModel = recorder
-    monkeypatch.setitem(sys.modules, "unsloth", module)
-    cuda = torch.cuda.is_available
-    # Only the question whether Unsloth can be imported is answered otherwise.
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_available",
-        lambda: sys._getframe(1).f_code.co_name == "import_unsloth" or cuda(),
-    )
-    return recorder
+    return fake_unsloth.install(monkeypatch, folders["qwen3"])
 
 
 def test_what_cannot_be_trained_is_refused_and_a_held_adapter_is_not(unsloth, folders, tmp_path):
@@ -281,10 +254,12 @@ def test_an_adapter_comes_back_on_the_commit_that_it_was_trained_on(
     assert (held["base_model_name_or_path"], held["revision"]) == ("owner/name", cached["old"])
     again = load_manager(tmp_path / "saved")
     assert again.commit == cached["old"] and again.model.config.model_type == "qwen3"
-    # Unsloth puts an adapter on the default branch, whatever it was trained on.
+    # vLLM loads the default branch, whatever the adapter was trained on.
     unsloth.folder = "owner/name"
     with pytest.raises(ValueError, match=f"trained on owner/name@{'a' * 40}, and commit b"):
         load_manager(tmp_path / "saved", model=ModelSettings("unsloth", lora_rank=4))
+    assert unsloth.calls[0][1]["model_name"] == "owner/name"
+    assert unsloth.calls[0][1]["revision"] == cached["old"]
 
 
 def test_unsloth_is_told_the_revision_and_vllm_which_would_not_heed_it_is_refused(unsloth):
@@ -365,12 +340,31 @@ def test_precision_and_rank_decide_what_unsloth_loads(unsloth, settings, expecte
     assert [name for name, _ in unsloth.calls[1:]] == ["get_peft_model"] * ("lora_rank" in settings)
 
 
-def test_unsloth_puts_a_held_adapter_on_by_itself(unsloth, folders, tmp_path):
-    load_manager(folders["qwen3"], model=LORA).save(tmp_path)
-    load_manager(tmp_path, model=ModelSettings("unsloth", lora_rank=4))
-    [(_, loaded)] = unsloth.calls
-    assert loaded["model_name"] == str(tmp_path) and loaded["max_lora_rank"] == 4
+def test_a_held_adapter_comes_back_under_unsloth_on_its_own_base(unsloth, folders, tmp_path):
+    saved = load_manager(folders["qwen3"], model=LORA, seed=3)
+    with torch.no_grad():
+        for name, value in saved.model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(generator=torch.Generator().manual_seed(1))
+    saved.save(tmp_path)
+    again = load_manager(tmp_path, model=ModelSettings("unsloth", lora_rank=4))
+    (_, loaded), (_, adapter) = unsloth.calls
+    assert loaded["model_name"] == str(folders["qwen3"]) and loaded["max_lora_rank"] == 4
     assert loaded["full_finetuning"] is False
+    assert (adapter["r"], adapter["lora_alpha"]) == (4, 8)
+    before, after = weights(saved.model), weights(again.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(value.requires_grad for value in again.model.parameters())
+
+
+def test_a_saved_manager_is_loaded_without_vllm(unsloth, folders, tmp_path):
+    """Incident: notebook 06 started vLLM for the adapter that notebook 04 had trained with it."""
+    settings = ModelSettings("unsloth", lora_rank=4, fast_inference=True)
+    load_manager(folders["qwen3"], model=settings).save(tmp_path)
+    assert unsloth.calls[0][1]["fast_inference"] is True
+    assert load_manager(tmp_path).loaded_as == dataclasses.replace(settings, fast_inference=False)
+    assert unsloth.calls[2][1]["fast_inference"] is False
 
 
 def test_unsloth_comes_before_what_it_rewrites(tmp_path):
@@ -409,37 +403,6 @@ def test_a_missing_unsloth_names_the_extra(monkeypatch):
         import_unsloth()
 
 
-UNSLOTH_VALUES = {
-    "logging_nan_inf_filter": False,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "weight_decay": 0.001,
-    "seed": 3407,
-    "optim": "adamw_8bit",
-    "learning_rate": 5e-5,
-    "per_device_eval_batch_size": 4,
-    "eval_accumulation_steps": 2,
-    "torch_empty_cache_steps": 250,
-    "logging_steps": 1,
-    "num_generations": 8,
-    "vllm_mode": "colocate",
-    "generation_kwargs": {},
-    "bf16": False,
-    "fp16": False,
-    "report_to": "none",
-    "auto_find_batch_size": False,
-    "dataloader_pin_memory": True,
-    "warmup_steps": 0.1,
-    "lr_scheduler_type": "linear",
-    "loss_type": None,
-    "beta": None,
-    "vllm_importance_sampling_correction": False,
-    "router_aux_loss_coef": 0.0,
-    "mask_truncated_completions": None,
-}
-"""Defaults of the GRPOConfig that unsloth 2026.10.7 makes of TRL 1.14.2's (its models/rl.py)."""
-
-
 def test_no_value_of_the_configuration_is_left_to_unsloth(tmp_path, monkeypatch):
     import trl
 
@@ -457,7 +420,7 @@ def test_no_value_of_the_configuration_is_left_to_unsloth(tmp_path, monkeypatch)
 
     class Changed(trl.GRPOConfig):
         def __init__(self, **given):
-            values = UNSLOTH_VALUES | given
+            values = fake_unsloth.FACTS["changed_defaults"] | given
             if values["loss_type"] == "dapo" and "loss_type" in given:
                 for name, value in (("mask_truncated_completions", True), ("epsilon_high", 0.28)):
                     values[name] = value if values.get(name) is None else values[name]

@@ -37,7 +37,7 @@ from finemem_lib.training.stops import (
 )
 from finemem_lib.training.trl_adapter import load_trainer_class
 from tests.helpers.patience import LAST_RESORT
-from tests.training.test_training import assert_equal, manager
+from tests.helpers.training_runs import assert_equal, manager, same_records
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 
@@ -212,19 +212,6 @@ def test_an_interrupt_keeps_what_was_done_and_resuming_loses_nothing(
     assert same_records(resumed.records, whole.records)
     assert_equal(resumed.manager.model.state_dict(), whole.manager.model.state_dict())
     assert resumed.trajectories[UPDATES] == whole.trajectories[UPDATES]
-
-
-def same_records(records, others):
-    """Whether records agree in all but the seconds that something took."""
-
-    def untimed(record):
-        return {
-            name: value
-            for name, value in record.items()
-            if "seconds" not in name and "time" not in name
-        }
-
-    return list(map(untimed, records)) == list(map(untimed, others))
 
 
 def test_without_a_folder_an_interrupt_returns_what_there_is(whole):

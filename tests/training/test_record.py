@@ -15,7 +15,7 @@ from finemem_lib.example import worked_example
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.training.record import PlayedUpdate, StoredUpdates, read_update, update_file
 from finemem_lib.training.schemes import SCHEMES, TERMS, scheme_weights
-from tests.training.test_training import mixed_instances, run
+from tests.helpers.training_runs import mixed_instances, run
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
 

@@ -1,7 +1,6 @@
 """Per-step GRPO: advantages and gradient against hand-written ones, resume, and what is refused.
 
-The model is the tiny architecture with random weights, which never emits valid JSON. The builder
-here reads any completion as operations, so that memory, retrieval, answers and rewards are real.
+Random weights are trained, see `tests.helpers.training_runs`.
 """
 
 from __future__ import annotations
@@ -16,49 +15,39 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 import trl
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import assign
 from finemem_lib.data.faults import EvidenceFaults, with_faults
-from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances, planted_stream
+from finemem_lib.data.planted import StreamSettings, planted_instances
 from finemem_lib.example import worked_example
-from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import ModelSettings
-from finemem_lib.managers.model import ModelManager
 from finemem_lib.managers.prompts import CompactPromptBuilder
 from finemem_lib.managers.rollout import RolloutSettings
-from finemem_lib.readers.extractive import ExtractiveReader
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training import run as training_run
 from finemem_lib.training.checkpoints import hold_settings
-from finemem_lib.training.config import grpo_config
 from finemem_lib.training.run import train_manager
 from finemem_lib.training.schemes import SCHEMES, TERMS, RewardScheme
 from finemem_lib.training.trainer import trajectory_metrics
 from finemem_lib.training.trl_adapter import load_trainer_class
-from finemem_lib.trajectory import Chunk, Instance, Operation
 from tests.helpers.paths import ROOT
+from tests.helpers.training_runs import (
+    LIMIT,
+    G,
+    SentencePicker,
+    assert_equal,
+    manager,
+    mixed_instances,
+    rows_in_loss,
+    run,
+)
 
 torch.set_num_threads(1)  # the models are too small to share, and tests run side by side
 
 pytestmark = pytest.mark.usefixtures("frozen_imports")
-
-G, LIMIT = 4, 6
-
-
-class SentencePicker(CompactPromptBuilder):
-    """Reads every word of a completion as the INSERT of one of the chunk's sentences."""
-
-    def parse(self, completion, prompt):
-        chunk = prompt.text.split(tiny.CHUNK)[1].split(tiny.OPERATIONS)[0]
-        sentences = [part.strip() for part in chunk.split(tiny.STOP) if part.strip()]
-        return tuple(
-            Operation("INSERT", sentences[len(word) % len(sentences)])
-            for word in completion.split()
-            if sentences
-        )
 
 
 class DistinctPicker(SentencePicker):
@@ -75,111 +64,12 @@ class Silent(CompactPromptBuilder):
         return ()
 
 
-def manager(builder_type=SentencePicker):
-    tokenizer, model = tiny.tiny_tokenizer(), tiny.tiny_model(seed=1)
-    model.generation_config.suppress_tokens = None  # the trainer must see to that
-    return ModelManager(
-        model,
-        tokenizer,
-        builder_type(tokenizer, tiny.MAX_PROMPT_TOKENS),
-        name="random weights",
-        max_new_tokens=LIMIT,
-    )
-
-
 def benchmark(name):
     path = ROOT / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def mixed_instances():
-    """Streams of 2, 4 and 3 chunks, the last without global questions, and one whose only
-    measurable term is the chunk-level step reward."""
-    streams = [
-        planted_stream(number, StreamSettings(num_chunks=length))
-        for number, length in enumerate((2, 4, 3))
-    ]
-    streams[2] = dataclasses.replace(streams[2], questions=())
-    asked = streams[0].chunk_questions
-    blank = Instance("blank", "planted", "AR", (Chunk("", 0),) * 2, (), asked)
-    return [*streams, blank]
-
-
-@dataclasses.dataclass
-class Run:
-    """One training run with what passed through its loss and the gradient of its last update."""
-
-    trainer: object
-    model: torch.nn.Module
-    inputs: list
-    gradient: dict
-
-
-def run(
-    tmp_path,
-    instances,
-    *,
-    updates=1,
-    builder_type=SentencePicker,
-    scheme="Fine-Mem",
-    rewards=None,
-    capacity=None,
-    w1_until=None,
-    evidence_faults=None,
-    updates_folder=None,
-    **config,
-):
-    actor = manager(builder_type)
-    inputs, gradient = [], {}
-
-    class Capture(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, model=None, **others):
-            gradient.update(
-                (name, weight.grad.clone()) for name, weight in model.named_parameters()
-            )
-
-    class Watched(load_trainer_class()):
-        def _compute_loss(self, model, batch):
-            inputs.append(batch)
-            return super()._compute_loss(model, batch)
-
-    trainer = Watched(
-        actor.model,
-        grpo_config(
-            **{
-                "output_dir": tmp_path,
-                "updates": updates,
-                "instances_per_update": len(instances),
-                "num_generations": G,
-                "max_completion_length": LIMIT,
-                "learning_rate": 1e-3,
-                "seed": 3,
-                "max_grad_norm": 0.0,
-                **config,
-            }
-        ),
-        instances=instances,
-        builder=actor.builder,
-        agent=ExtractiveReader(synonyms=SYNONYMS),
-        rollout=RolloutSettings(num_generations=G, capacity=capacity),
-        scheme=scheme,
-        rewards=rewards,
-        w1_until=w1_until,
-        evidence_faults=evidence_faults,
-        keep_updates=range(1, updates + 1),
-        updates_folder=updates_folder,
-        callbacks=[Capture()],
-    )
-    trainer.train()
-    return Run(trainer, actor.model, inputs, gradient)
-
-
-def assert_equal(weights, others):
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
 
 
 def scheme_total(reward, scheme, settings):
@@ -210,18 +100,6 @@ def expected_rows(groups, scheme, settings):
                 for step, advantage in zip(one.steps, advantages, strict=True)
             ]
     return rows
-
-
-def rows_in_loss(inputs):
-    return [
-        (
-            tuple(batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()),
-            tuple(batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()),
-            batch["advantages"][row].item(),
-        )
-        for batch in inputs
-        for row in range(len(batch["advantages"]))
-    ]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
