@@ -6,9 +6,9 @@ import dataclasses
 import json
 
 import pytest
-from finemem_lib.worked_example import worked_example
 
 from finemem_lib.credit.rules import assign
+from finemem_lib.example import worked_example
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.training.schemes import (
     SCHEMES,
