@@ -47,6 +47,8 @@ from finemem_lib.trajectory import (
     Step,
     Trajectory,
     Write,
+    from_json,
+    to_json,
 )
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import versions
@@ -120,8 +122,8 @@ def measure(steps: int, questions: int, repeats: int) -> dict[str, Any]:
     group = [random_trajectory(steps, questions, rollout) for rollout in range(ROLLOUTS)]
     one = group[0]
     settings = RewardSettings(attribution="lineage", credited="retrieved")
-    text = one.to_json()
-    Trajectory.from_json(text)  # builds the reader of records once, outside the timing
+    text = to_json(one)
+    from_json(Trajectory, text)  # builds the reader of records once, outside the timing
 
     def recompute() -> None:
         hybrid_reward(one, settings)
@@ -141,7 +143,7 @@ def measure(steps: int, questions: int, repeats: int) -> dict[str, Any]:
         "one recompute": recompute,
         "group_relative": lambda: group_relative(rewards),
         "group of 8": whole_group,
-        "(read JSON)": lambda: Trajectory.from_json(text),
+        "(read JSON)": lambda: from_json(Trajectory, text),
     }
     times = {name: median_ms(work, repeats) for name, work in parts.items()}
     return {

@@ -28,12 +28,18 @@ def group_relative(
 ) -> list[list[float | None]]:
     """Return ``A_{t,i} = (r_{t,i} - mean_i) / (std_i + 1e-4)``, normalised per step over rollouts.
 
-    `rewards` has one row per rollout (num_generations) and one column per step; the result has the
-    same shape. "group" divides by the standard deviation of the step's group, "batch" by that of
-    all rewards given, "none" not at all. Several instances form one batch when their columns are
-    put side by side. An unscorable reward (`None`) stays `None` and enters neither mean nor
-    standard deviation; a group whose rewards are all equal, or that has one only, is dead and gets
-    0.0. Source: Fine-Mem (arXiv 2601.08435), advantage; TRL's GRPOTrainer, "sum_then_normalize".
+    Source: Fine-Mem (arXiv 2601.08435), advantage; TRL's GRPOTrainer, "sum_then_normalize".
+
+    Args:
+        rewards: One row per rollout (num_generations), one column per step. An unscorable reward
+            (`None`) enters neither mean nor standard deviation. Several instances form one batch
+            when their columns are put side by side.
+        scale_rewards: "group" divides by the standard deviation of the step's group, "batch" by
+            that of all rewards given, "none" not at all.
+
+    Returns:
+        Advantages in the shape of `rewards`, `None` where the reward is; 0.0 in a dead group,
+        whose rewards are all equal or one only.
 
     Raises:
         ValueError: rollouts of different length, a reward that is not finite, or an unknown name.
@@ -61,8 +67,12 @@ def group_relative(
 
 
 def dead_groups(rewards: Sequence[Sequence[float | None]]) -> list[bool]:
-    """Return per step whether its group is dead: no two scorable rollouts differ (their standard
-    deviation is at most 1e-8), so that the step gives no gradient whatever `scale_rewards` is.
+    """Return per step whether its group is dead, so that the step gives no gradient.
+
+    A group is dead when no two scorable rollouts differ: their standard deviation is at most 1e-8.
+
+    Args:
+        rewards: As for `group_relative`.
 
     Raises:
         ValueError: rollouts of different length, or a reward that is not finite.
@@ -71,7 +81,7 @@ def dead_groups(rewards: Sequence[Sequence[float | None]]) -> list[bool]:
     [False, True, True]
     """
     values, scored = _as_array(rewards)
-    return (_std(values, scored, axis=0) <= DEAD_STD).tolist()
+    return [bool(std <= DEAD_STD) for std in _std(values, scored, axis=0)]
 
 
 def _as_array(
@@ -114,5 +124,6 @@ def _std(
     values: NDArray[np.float64], scored: NDArray[np.bool_], axis: int | None
 ) -> NDArray[np.float64]:
     """Return the unbiased standard deviation of the scored values (0 for fewer than two)."""
-    count = scored.sum(axis=axis)
-    return np.sqrt((_centred(values, scored, axis) ** 2).sum(axis=axis) / np.maximum(count - 1, 1))
+    squares = (_centred(values, scored, axis) ** 2).sum(axis=axis)
+    std: NDArray[np.float64] = np.sqrt(squares / np.maximum(scored.sum(axis=axis) - 1, 1))
+    return std

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from finemem_lib.memory import FlatMemory
 from finemem_lib.text import TOKENIZER, count_tokens
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     Chunk,
-    MemoryDelta,
-    MemoryItem,
     Operation,
-    OperationOutcome,
     Question,
     Retrieved,
     Step,
     Trajectory,
-    Write,
 )
 
 
@@ -29,20 +26,6 @@ def worked_example() -> Trajectory:
     >>> [item.content for item in example.final_memory()]
     ['Mia lives in Rome.', 'Mia adopted cats.']
     """
-    texts = ("Mia lives in Rome.", "It rained.", "Mia adopted cats. Ben saw cats.", "Buses left.")
-    first = MemoryItem("1", "Mia lives in Rome.", (Write(1, "INSERT", 0),))
-    second = MemoryItem("2", "Mia adopted cats.", (Write(3, "INSERT", 0),))
-    unknown = Operation("UPDATE", "Ben saw cats.", "9")
-    outcomes = (
-        (OperationOutcome(Operation("INSERT", first.content), True, item_id="1"),),
-        (OperationOutcome(Operation("SKIP"), True),),
-        (
-            OperationOutcome(Operation("INSERT", second.content), True, item_id="2"),
-            OperationOutcome(unknown, False, "unknown id"),
-        ),
-        (),
-    )
-    deltas = (MemoryDelta((first,)), MemoryDelta(), MemoryDelta((second,)), MemoryDelta())
     one, two = Retrieved("1", 1.2, (1,)), Retrieved("2", 0.8, (3,))
 
     def asked(
@@ -58,6 +41,15 @@ def worked_example() -> Trajectory:
         return AnsweredQuestion(question, step or 4, items, gold if score else "", used, score)
 
     home, pet = "Where does Mia live?", "Which pets does Mia keep?"
+    emitted: tuple[tuple[str, list[Operation]], ...] = (
+        ("Mia lives in Rome.", [Operation("INSERT", "Mia lives in Rome.")]),
+        ("It rained.", [Operation("SKIP")]),
+        (
+            "Mia adopted cats. Ben saw cats.",
+            [Operation("INSERT", "Mia adopted cats."), Operation("UPDATE", "Ben saw cats.", "9")],
+        ),
+        ("Buses left.", []),
+    )
     chunk_questions = (
         (asked("chunk-1-1", home, "Rome", 1.0, (one,), 1),),
         (),
@@ -67,19 +59,20 @@ def worked_example() -> Trajectory:
         ),
         (asked("chunk-4-1", "What left?", "Buses", 0.0, (), 4),),
     )
-    memory_tokens = (5, 5, 9, 9)
+    memory, steps = FlatMemory(), []
+    for number, ((text, operations), questions) in enumerate(
+        zip(emitted, chunk_questions, strict=True), start=1
+    ):
+        chunk = Chunk(text, count_tokens(text))
+        outcomes, delta = memory.apply(operations, number)
+        steps.append(Step(number, chunk, "", outcomes, delta, memory.tokens, questions))
     return Trajectory(
         instance_id="worked-example",
         data_source="planted",
         category="AR",
         manager="by hand",
         rollout=0,
-        steps=tuple(
-            Step(number, Chunk(text, count_tokens(text)), "", outcome, delta, tokens, questions)
-            for number, (text, outcome, delta, tokens, questions) in enumerate(
-                zip(texts, outcomes, deltas, memory_tokens, chunk_questions, strict=True), start=1
-            )
-        ),
+        steps=tuple(steps),
         questions=(
             asked("q-1", home, "Rome", 1.0, (one, two)),
             asked("q-2", pet, "cats and dogs", 0.5, (two,)),

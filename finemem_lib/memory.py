@@ -40,32 +40,36 @@ REASONS = (
 
 
 class Memory(Protocol):
-    """What a rollout needs of a memory.
-
-    `items` are in order of creation; `tokens` is L(M), the summed length of their contents.
-    """
+    """What a rollout needs of a memory."""
 
     @property
-    def items(self) -> tuple[MemoryItem, ...]: ...
+    def items(self) -> tuple[MemoryItem, ...]:
+        """All items, in order of creation."""
 
     @property
-    def tokens(self) -> int: ...
+    def tokens(self) -> int:
+        """L(M), the summed length of the items' contents in tokens."""
 
-    def get(self, item_id: str) -> MemoryItem | None: ...
+    def get(self, item_id: str) -> MemoryItem | None:
+        """Return the item of this id, or `None`."""
 
     def apply(
         self, operations: Sequence[Operation | InvalidOperation], step: int
-    ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]: ...
+    ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
+        """Carry out the operations of one step; return their outcomes and the net change."""
 
 
 class FlatMemory:
     """One store of items with ids "1", "2", ... that are never used again.
 
-    `capacity` bounds the number of items. An INSERT into a full memory evicts the item created
-    first ("oldest"), the item whose last write lies furthest back ("least_recent"), or is refused
-    ("refuse"). `max_item_tokens` bounds the length of one item. With ``duplicates="refuse"`` a
-    write whose content equals that of an item in the memory is invalid, also where the item is the
-    one to be updated: a write that changes nothing must not move credit to its step.
+    Args:
+        capacity: Most items it holds, at least 1; `None` for no limit.
+        eviction: What an INSERT into a full memory does: evict the item created first ("oldest") or
+            the item whose last write lies furthest back ("least_recent"), or be refused ("refuse").
+        max_item_tokens: Most tokens of one item, at least 1; `None` for no limit.
+        duplicates: "refuse" makes a write invalid whose content equals that of an item in the
+            memory, also of the one to be updated: a write that changes nothing must not move credit
+            to its step. "allow" stores it.
 
     Raises:
         ValueError: a setting is out of range.
@@ -110,13 +114,16 @@ class FlatMemory:
 
     @property
     def items(self) -> tuple[MemoryItem, ...]:
+        """All items, in order of creation."""
         return tuple(self._items.values())
 
     @property
     def tokens(self) -> int:
+        """L(M), the summed length of the items' contents in tokens."""
         return self._tokens
 
     def get(self, item_id: str) -> MemoryItem | None:
+        """Return the item of this id, or `None`."""
         return self._items.get(item_id)
 
     def apply(
@@ -124,14 +131,17 @@ class FlatMemory:
     ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
         """Carry out the operations of one step in their order.
 
-        An INSERT that names an id creates its item under it; only `replay` makes such a one.
+        Args:
+            operations: All operations of the step. An INSERT that names an id creates its item
+                under it; only a replay emits such operations.
+            step: Number of the step, greater than in the call before.
 
         Returns:
-            one outcome per operation, and the net change of the step: an item that came and went
+            One outcome per operation, and the net change of the step: an item that came and went
             within it does not appear, and `written` is in the order of the last writes.
 
         Raises:
-            ValueError: `step` is not greater than that of the call before.
+            ValueError: `step` is not greater than in the call before.
         """
         if step <= self._last_step:
             raise ValueError(
@@ -152,7 +162,7 @@ class FlatMemory:
             if reason is not None:
                 outcomes.append(OperationOutcome(operation, False, reason))
                 continue
-            item_id = operation.item_id
+            item_id = operation.item_id or ""
             if operation.kind == "INSERT":
                 if self.capacity is not None and len(self._items) >= self.capacity:
                     oldest = next(iter(self._queue))
@@ -162,15 +172,15 @@ class FlatMemory:
                 item_id = item_id or str(self._last_id)
                 created.add(item_id)
             if operation.kind in ("INSERT", "UPDATE"):
-                self._write(item_id, operation.content, Write(step, operation.kind, position))
+                content = operation.content or ""
+                self._write(item_id, content, Write(step, operation.kind, position))
                 written.pop(item_id, None)
                 written[item_id] = None
             elif operation.kind == "DELETE":
                 self._remove(item_id)
                 removed.append(item_id)
-            else:
-                item_id = None
-            outcomes.append(OperationOutcome(operation, True, item_id=item_id))
+            named = None if operation.kind == "SKIP" else item_id
+            outcomes.append(OperationOutcome(operation, True, item_id=named))
         delta = MemoryDelta(
             written=tuple(self._items[item_id] for item_id in written if item_id in self._items),
             removed=tuple(item_id for item_id in removed if item_id not in created),

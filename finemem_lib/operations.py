@@ -55,16 +55,22 @@ _SEPARATORS = " \t\r\n,`"
 
 
 def parse_operations(completion: str) -> tuple[Operation | InvalidOperation, ...]:
-    r"""Read the operations of a completion, in the order they were written.
+    r"""Read the operations of a completion.
 
     Accepted are a JSON list, one object, and tool calls, Qwen's blocks as well as Llama's bare
     objects (`name` holds one of the four kinds as in ``memory_insert``, `arguments` or, in Llama's,
     `parameters` an object or its JSON text), each also inside a code fence, after prose or after a
     thinking block. Keys come in any order, unknown keys are ignored, integer ids become strings. A
-    malformed or cut-off piece never takes whole operations around it along. What asks for an
-    operation without being one is an `InvalidOperation` whose reason is one of `MALFORMED`; the
-    result is empty only for an empty completion or an empty list. Never raises, never evaluates,
-    linear in the length of the completion.
+    malformed or cut-off piece never spoils whole operations around it. Never raises, never
+    evaluates, linear in the length of the completion.
+
+    Args:
+        completion: Text of the memory manager; nothing in it is trusted.
+
+    Returns:
+        The operations in the order they were written. A piece that asks for an operation without
+        being one is an `InvalidOperation` whose reason is one of `MALFORMED`; the result is empty
+        only for an empty completion or an empty list.
 
     >>> parse_operations('Sure: [{"op":"DELETE","id":3}, {"op":"INSERT","content":"Mia li')
     (Operation(kind='DELETE', content=None, item_id='3'),
@@ -123,7 +129,7 @@ class _Integer(str):
     """A JSON integer as it was written: of any length, and told apart from a JSON string."""
 
 
-def _load(raw: str) -> dict[str, Any]:
+def _load(raw: str) -> Any:
     return json.loads(raw, strict=False, parse_int=_Integer)
 
 

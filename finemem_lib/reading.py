@@ -1,6 +1,6 @@
 """Ask questions on a memory: retrieve items, let a reasoning agent read them, score the answer.
 
-A reasoning agent is whatever has `read`; the ones that ship are in `readers`.
+Any class with the methods of `ReasoningAgent` will do; those that ship are in `readers`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from finemem_lib.memory import Memory
 from finemem_lib.retrieval import Searchable
 from finemem_lib.scoring import score
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
+from finemem_lib.util.validation import parse_json, type_adapter
 
 
 @dataclass(frozen=True, slots=True)
 class ReadingTask:
-    """One question with the items retrieved for it, as (item_id, content), best first.
+    """One question with the items retrieved for it.
 
-    `written` ranks the items by their last write, 0 the oldest, one rank per item; empty when
-    nobody knows. It lets an agent prefer the newer of two items that disagree.
+    Attributes:
+        question: What is asked.
+        data_source: Where the question comes from.
+        items: (item_id, content) of the retrieved items, best first.
+        written: Ranks of the items by their last write, 0 the oldest; empty where it is not known.
+            They let an agent prefer the newer of two items that disagree.
     """
 
     question: str
@@ -32,29 +37,37 @@ class ReadingTask:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An answer ("" when the agent abstains, `None` when it failed to give one) and the ids of the
-    task's items it rests on (`None`: the agent does not say)."""
+    """What a reasoning agent answers.
+
+    Attributes:
+        answer: "" where the agent abstains, `None` where it failed to give one.
+        used: Ids of the task's items that it rests on, `None` where the agent does not say.
+    """
 
     answer: str | None
     used: tuple[str, ...] | None
 
 
 class ReasoningAgent(Protocol):
-    """What answers questions from retrieved items; it is frozen, only the manager learns.
-
-    `settings` identifies everything the answers depend on beside the task. `query` turns a
-    question into what retrieval is asked. `read` answers a batch, one reading per task in order.
-    """
+    """Answers questions from retrieved items; it is frozen, only the manager learns."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name in records."""
 
     @property
-    def settings(self) -> str: ...
+    def settings(self) -> str:
+        """Identifies everything the answers depend on, except for the task."""
 
-    def query(self, question: str, data_source: str) -> str: ...
+    def query(self, question: str, data_source: str) -> str:
+        """Return what retrieval is asked for a question."""
 
-    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]: ...
+    def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
+        """Answer a batch, one reading per task in order."""
+
+
+_Key = tuple[str, str, str, tuple[str, ...], tuple[int, ...]]
+_Answer = tuple[str | None, tuple[int, ...] | None]
 
 
 class MemoisedAgent:
@@ -62,14 +75,19 @@ class MemoisedAgent:
 
     Two tasks are the same when agent settings, question, data source, and contents and write
     order of the retrieved items agree; item ids may differ, and `used` comes back with the ids of
-    the task at hand. `calls_asked` counts the tasks received, `calls_made` those passed on.
+    the task at hand.
+
+    Attributes:
+        agent: The reasoning agent that is asked what is not known.
+        calls_asked: Number of tasks received.
+        calls_made: Number of tasks passed on.
     """
 
     def __init__(self, agent: ReasoningAgent) -> None:
         self.agent = agent
         self.calls_asked = 0
         self.calls_made = 0
-        self._memo: dict[tuple[object, ...], tuple[str | None, tuple[int, ...] | None]] = {}
+        self._memo: dict[_Key, _Answer] = {}
 
     @property
     def name(self) -> str:
@@ -95,19 +113,25 @@ class MemoisedAgent:
         self.calls_made += len(new)
         self.know(new.values(), _read_batch(self.agent, list(new.values())))
         return [
-            Reading(answer, places and tuple(task.items[place][0] for place in places))
+            Reading(
+                answer, None if places is None else tuple(task.items[place][0] for place in places)
+            )
             for task, (answer, places) in zip(tasks, map(self._memo.__getitem__, keys), strict=True)
         ]
 
     def know(self, tasks: Iterable[ReadingTask], readings: Iterable[Reading]) -> None:
-        """Take readings made before as known, one per task, beside what is known already; they
-        count neither as asked nor as made."""
+        """Add readings that were made before; they count neither as asked nor as made.
+
+        Args:
+            tasks: What was read; tasks that are known already keep their answer.
+            readings: One per task.
+        """
         for task, reading in zip(tasks, readings, strict=True):
             ids = [item_id for item_id, _ in task.items]
             places = None if reading.used is None else tuple(map(ids.index, reading.used))
             self._memo.setdefault(self._key(task), (reading.answer, places))
 
-    def _key(self, task: ReadingTask) -> tuple[object, ...]:
+    def _key(self, task: ReadingTask) -> _Key:
         return (
             self.agent.settings,
             task.question,
@@ -121,27 +145,19 @@ class MemoisedAgent:
         return json.dumps([*self._memo.items()])
 
     def memo_from_json(self, text: str) -> None:
-        """Know again what was answered when `text` was made, beside what is known already.
+        """Add what was answered when `text` was made to what is known already.
 
         Raises:
             ValueError: the text is not that of a memo.
         """
         try:
-            known = {
-                (settings, question, source, tuple(contents), tuple(written)): (
-                    answer,
-                    None if places is None else tuple(places),
-                )
-                for (settings, question, source, contents, written), (answer, places) in json.loads(
-                    text
-                )
-            }
-        except (TypeError, ValueError) as error:
+            known = type_adapter(list[tuple[_Key, _Answer]]).validate_python(parse_json(text))
+        except ValueError as error:
             raise ValueError(
                 f"MemoisedAgent: not readable as a memo ({error}), expected what memo_to_json "
-                "returned; leave it out to ask anew"
+                "returned; leave it out to ask again"
             ) from error
-        self._memo = known | self._memo
+        self._memo = dict(known) | self._memo
 
 
 def _read_batch(agent: ReasoningAgent, tasks: Sequence[ReadingTask]) -> list[Reading]:
@@ -164,7 +180,7 @@ def _read_batch(agent: ReasoningAgent, tasks: Sequence[ReadingTask]) -> list[Rea
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """Questions to ask on one memory after `step`; the retriever indexes that memory."""
+    """Questions to ask on one memory after `step`; `retriever` is the index of that memory."""
 
     questions: Sequence[Question]
     memory: Memory
@@ -177,9 +193,16 @@ def answer_questions(
 ) -> list[tuple[AnsweredQuestion, ...]]:
     """Retrieve M_j = Retrieve(q_j, M) for every question, read all of them in one batch, score.
 
-    Returns one tuple per inquiry, in the order of its questions. The agent sees the question, its
-    data source and the items; the accepted answers meet its answer only in the score. A failed
-    answer is recorded as "" without a score.
+    The agent sees the question, its data source and the items, never the accepted answers.
+
+    Args:
+        inquiries: The questions of each memory.
+        agent: Reads the retrieved items.
+        top_k: Most items retrieved per question.
+
+    Returns:
+        One tuple per inquiry, in the order of its questions; a failed answer is recorded as ""
+        without a score.
 
     Raises:
         ValueError: the retriever names an item the memory does not hold, a data source has no
@@ -228,7 +251,7 @@ def _held(memory: Memory, item_id: str) -> MemoryItem:
 
 
 def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
-    """Return what a reasoning agent is shown of a question and the items retrieved for it."""
+    """Return the task of reading a question with the items retrieved for it, best first."""
     lasts = [(item.last_step, item.lineage[-1].position) for item in items]
     oldest_first = sorted(lasts)
     return ReadingTask(

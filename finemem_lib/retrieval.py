@@ -5,17 +5,17 @@ BM25 is the default; dense retrieval needs the optional package sentence-transfo
 
 from __future__ import annotations
 
-import functools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem
+from finemem_lib.util import sentence_encoder
 
 DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """Sentence encoder of dense retrieval where none is named."""
@@ -69,7 +69,9 @@ class BM25Retriever:
         self._lengths = array("q")
         self._written = array("q")  # running number of the last write: greater is more recent
         self._writes = 0
-        self._postings: dict[str, tuple[array, array]] = {}  # word -> slots, counts in them
+        self._postings: dict[
+            str, tuple[array[int], array[int]]
+        ] = {}  # word -> slots, counts in them
         self._words_by_df: Counter[int] = Counter()
         self._total_length = 0
         self._mean_idf = 0.0
@@ -120,15 +122,13 @@ class BM25Retriever:
             raise ValueError(f"BM25Retriever.search: k is {k}, expected at least 1")
         scores, shared = self._score(query)
         found = np.flatnonzero(shared)
+        if self._mean_idf > 0 and len(found) > k:  # only the k best, with ties, are sorted
+            costs = -scores[found]
+            found = found[costs <= np.partition(costs, k - 1)[k - 1]]
+        keys = [-np.array(self._written)[found], -scores[found]]  # the last key sorts first
         if self._mean_idf <= 0:
-            keys = (-scores[found], -shared[found])
-        else:
-            keys = (-scores[found],)
-            if len(found) > k:
-                found = found[keys[0] <= np.partition(keys[0], k - 1)[k - 1]]
-                keys = (-scores[found],)
-        newest_first = -np.array(self._written)[found]
-        best = found[np.lexsort((newest_first, *keys))][:k]
+            keys.append(-shared[found])
+        best = found[np.lexsort(keys)][:k]
         return [(self._ids[slot], float(scores[slot])) for slot in best]
 
     def _score(self, query: str) -> tuple[np.ndarray, np.ndarray]:
@@ -213,9 +213,11 @@ class BM25Retriever:
 class DenseRetriever:
     """Retrieves by the cosine of sentence embeddings; equal ones by the most recently written.
 
-    Unlike BM25 it always returns k items where there are k, however far they are. `model_name` is
-    a folder or a name on the hub, as sentence-transformers takes it; a text is embedded once, all
-    indexes of a model share what is known.
+    Unlike BM25 it always returns k items where there are k, however far they are. A text is
+    embedded once, all indexes of a model share what is known.
+
+    Args:
+        model_name: A folder or a name on the hub, as sentence-transformers takes it.
 
     Raises:
         RuntimeError: sentence-transformers is not installed.
@@ -223,7 +225,9 @@ class DenseRetriever:
     """
 
     def __init__(self, model_name: str = DENSE_MODEL) -> None:
-        load_encoder(model_name)  # what is missing is missed before anything is played
+        sentence_encoder.load_encoder(
+            model_name
+        )  # fails here if it fails, before anything is played
         self.model_name = model_name
         self._vectors: dict[str, np.ndarray] = {}  # by item id, most recently written last
 
@@ -237,7 +241,7 @@ class DenseRetriever:
             del self._vectors[item_id]
         for item in sorted(delta.written, key=_last_write):
             self._vectors.pop(item.item_id, None)
-            self._vectors[item.item_id] = _embedding(self.model_name, item.content)
+            self._vectors[item.item_id] = sentence_encoder.embedding(self.model_name, item.content)
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
         """Return (item id, cosine in [-1, 1]) of at most `k` items, best first.
@@ -252,13 +256,17 @@ class DenseRetriever:
         ids = list(reversed(self._vectors))
         rows = np.stack([self._vectors[item_id] for item_id in ids])
         # Not a matrix product, which may round equal rows differently and so break their tie.
-        scores = (rows * _embedding(self.model_name, query)).sum(axis=1)
+        scores = (rows * sentence_encoder.embedding(self.model_name, query)).sum(axis=1)
         best = np.argsort(-scores, kind="stable")[:k]
         return [(ids[place], float(scores[place])) for place in best]
 
 
 def make_retriever(name: str, dense_model: str = DENSE_MODEL) -> Retriever:
-    """Return an empty retriever: "bm25", or "dense" with a sentence encoder.
+    """Return an empty retriever.
+
+    Args:
+        name: "bm25", or "dense" for sentence embeddings.
+        dense_model: The sentence encoder of "dense".
 
     Raises:
         ValueError: no retriever of that name, or as `DenseRetriever`.
@@ -267,39 +275,6 @@ def make_retriever(name: str, dense_model: str = DENSE_MODEL) -> Retriever:
     if name not in ("bm25", "dense"):
         raise ValueError(f"retriever is {name!r}, expected 'bm25' or 'dense'")
     return DenseRetriever(dense_model) if name == "dense" else BM25Retriever()
-
-
-@functools.cache
-def load_encoder(model_name: str) -> Callable[[str], np.ndarray]:
-    """Return what embeds one text, shape (dimensions,), with length 1.
-
-    One at a time, because padding in a batch makes an embedding depend on its neighbours.
-
-    Raises:
-        RuntimeError: sentence-transformers is not installed.
-        ValueError: the model cannot be loaded.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise RuntimeError(
-            f"dense retrieval needs sentence-transformers ({error}); install the dense extra: "
-            "pip install --constraint constraints.txt -e '.[dense]', or retrieve with bm25"
-        ) from error
-    try:
-        model = SentenceTransformer(model_name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"dense retrieval: {model_name!r} could not be loaded ({str(error).splitlines()[0]}); "
-            "expected a folder that sentence-transformers wrote, or a model's name on the hub "
-            "while there is a network; name another dense_model, or retrieve with bm25"
-        ) from error
-    return functools.partial(model.encode, normalize_embeddings=True, show_progress_bar=False)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _embedding(model_name: str, text: str) -> np.ndarray:
-    return load_encoder(model_name)(text)
 
 
 def _last_write(item: MemoryItem) -> tuple[int, int]:

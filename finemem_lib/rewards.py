@@ -32,16 +32,18 @@ Unretrieved = Literal["spread", "drop"]
 class RewardSettings:
     """The weights of the hybrid reward and the choices that the paper leaves open.
 
-    beta: share of the outcome reward that is paid by evidence, in [0, 1]; 0 splits it evenly.
-    w1, w2: weights of the chunk-level step reward and of the compression reward, at least 0.
-    attribution: the step phi(m) that an item's evidence goes to. "last_write" wrote its present
-        content, "creation" created it, "lineage" gives every write of it an equal part.
-    credited: the items of M_j. "retrieved" takes all that were retrieved, "used" only those the
-        reasoning agent names; where it names none at all (`used` is None) all retrieved ones.
-    unretrieved: the evidence of a question without a credited item. "spread" gives s_j/(T n) to
-        every step and keeps ``sum_t r_EARA = r_global``; "drop" loses beta s_j/n of that sum.
-    empty_format: format reward of a step that emits no operation, in [0, 1], or None to leave
-        the term out of that step.
+    Attributes:
+        beta: Share of the outcome reward that is paid by evidence, in [0, 1]; 0 splits it evenly.
+        w1: Weight of the chunk-level step reward, at least 0.
+        w2: Weight of the compression reward, at least 0.
+        attribution: The step phi(m) that an item's evidence goes to. "last_write" wrote its
+            present content, "creation" created it, "lineage" gives all its writes equal parts.
+        credited: The items of M_j. "retrieved" takes all that were retrieved, "used" only those
+            that the reasoning agent names (all where its `used` is None).
+        unretrieved: The evidence of a question without a credited item. "spread" gives s_j/(T n)
+            to every step and keeps ``sum_t r_EARA = r_global``; "drop" loses beta s_j/n of it.
+        empty_format: Format reward of a step that emits no operation, in [0, 1], or None to leave
+            the term out of that step.
 
     Raises:
         ValueError: a value is out of range.
@@ -92,9 +94,15 @@ def _refuse(name: str, value: object, expected: str) -> None:
 class StepReward:
     """Every component of one step's reward, unweighted, and their weighted sum.
 
-    `outcome` and `compression` belong to the whole trajectory and are the same at every step;
-    `outcome` and `evidence` enter `total` only through `eara`. `None`: not measurable, left out
-    of `total`; `total` is None when every term is.
+    `None` means that a component could not be measured; it is left out of `total`.
+
+    Attributes:
+        step: From 1 to T.
+        outcome, compression: Of the whole trajectory, the same at every step.
+        evidence: N_t; like the outcome it enters `total` only through `eara`.
+        eara, format, chunk: The rewards of this step.
+        total: Weighted sum of the terms in `weights`.
+        weights: The weight of every term by its name.
     """
 
     step: int
@@ -377,8 +385,8 @@ def item_shares(
 ) -> list[tuple[int, str, float]]:
     """Return the parts of a question's evidence as (step, item id, share).
 
-    Shares sum to 1 over the credited items, and are none where the question has no such item.
-    Source: Fine-Mem, the inner sum of N_t without s_j / n.
+    The shares sum to 1; there are none where the question has no credited item. Source: Fine-Mem,
+    the inner sum of N_t without s_j / n.
 
     Raises:
         ValueError: an item names a step outside 1..T.

@@ -23,7 +23,7 @@ _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def normalise(text: str) -> str:
-    """Return the form both sides of a comparison are brought to.
+    """Return the normal form in which two texts are compared.
 
     Compatibility forms folded (NFKC), lower case, no punctuation or symbols, no English articles,
     single spaces; this is MemoryAgentBench's normalisation carried over to Unicode. A text of
@@ -38,7 +38,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""1.0 when the reply (the text of its first ``\boxed{}`` if it has one) equals an answer.
+    r"""Return 1.0 when the reply equals an answer: its first ``\boxed{}``, or all of it.
 
     >>> exact_match("the Brandt couple.", ["The Brandt Couple"])
     1.0
@@ -48,9 +48,9 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def substring_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when an answer occurs in the reply (SubEM of Mem-alpha table 6 and MemoryAgentBench).
+    """Return 1.0 when an answer occurs in the reply.
 
-    As in the benchmarks the occurrence may begin or end inside a word; an empty answer never
+    SubEM of Mem-alpha table 6 and MemoryAgentBench. As there the occurrence may begin or end inside a word; an empty answer never
     occurs.
 
     >>> substring_match("It was signed in the year 1629.", ["1685", "1629"])
@@ -60,8 +60,9 @@ def substring_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def part_match(prediction: str, answers: Sequence[str]) -> float:
-    """Share of an answer's ";"-separated parts that occur in the reply, best answer counts
-    (PerLTQA in Mem-alpha table 6).
+    """Return the share of an answer's ";"-separated parts that occur in the reply.
+
+    The best answer counts (PerLTQA in Mem-alpha table 6).
 
     >>> part_match("philips and OSRAM", ["Philips; Osram; Midea; ABB"])
     0.5
@@ -70,8 +71,10 @@ def part_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def keyword_hit(prediction: str, answers: Sequence[str]) -> float:
-    """Share of the keywords that occur in the reply (BookSum and InfBench-Sum in Mem-alpha
-    table 6): one answer is a ","-separated list, several answers are one keyword each.
+    """Return the share of the keywords that occur in the reply.
+
+    One answer is a ","-separated list, several answers are one keyword each (BookSum and
+    InfBench-Sum in Mem-alpha table 6).
 
     >>> keyword_hit("A cook grows algae.", ["algae, ketchup, Mars, cook"])
     0.5
@@ -80,8 +83,9 @@ def keyword_hit(prediction: str, answers: Sequence[str]) -> float:
 
 
 def label_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""1.0 when the text of the first ``\boxed{}`` (the whole reply if it has none) is the label,
-    character for character (the TTL sources of Mem-alpha table 6).
+    r"""Return 1.0 when the reply (its first ``\boxed{}``, or all of it) is exactly the label.
+
+    The metric of the TTL sources in Mem-alpha table 6.
 
     >>> label_match(r"The label is \boxed{3}.", ["3"]), label_match("13", ["3"])
     (1.0, 0.0)
@@ -90,7 +94,7 @@ def label_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def word_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 when an answer occurs in the reply as whole words; the metric of the planted stream.
+    """Return 1.0 when an answer occurs in the reply as whole words (planted streams).
 
     >>> word_match("Mia lives in Rome", ["rome"]), word_match("Mia met Romeo", ["Rome"])
     (1.0, 0.0)
@@ -99,9 +103,10 @@ def word_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Harmonic mean of word precision and recall, best answer counts (SQuAD, arXiv 1606.05250).
+    """Return the harmonic mean of word precision and recall of the best answer.
 
-    Unlike the substring metrics it charges for every word too many.
+    Unlike the substring metrics it charges for every word too many. Source: SQuAD, arXiv
+    1606.05250.
 
     >>> round(f1("in Cape Town", ["Cape Town"]), 3)
     0.8
@@ -116,18 +121,17 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """ROUGE-L F-measure without stemming, best answer counts (rouge-score's implementation).
+    """Return the ROUGE-L F-measure of the best answer, without stemming, by rouge-score.
 
     >>> round(rouge_l("a cook grows algae", ["the cook grows steak"]), 2)
     0.5
     """
     scorer = _rouge_scorer()
-    return max(scorer.score(answer, prediction)["rougeL"].fmeasure for answer in answers)
+    return max(float(scorer.score(gold, prediction)["rougeL"].fmeasure) for gold in answers)
 
 
 def unscored(prediction: str, answers: Sequence[str]) -> None:
-    """No score: the source needs a language model as judge (LongMemEval's rubrics) or a table
-    that is not part of the instance (ReDial's film names)."""
+    """Return no score: the source needs a judge (LongMemEval) or a table (ReDial's films)."""
 
 
 METRICS: dict[str, Metric] = {
@@ -198,8 +202,9 @@ def metric_for(data_source: str) -> str:
 def score(prediction: str | None, answers: Sequence[str], data_source: str) -> float | None:
     """Score a prediction against the accepted answers with the metric of its data source.
 
-    Returns a value in [0, 1], or `None` where it cannot be scored: the source needs a judge, no
-    answer is known, or there is no prediction.
+    Returns:
+        A value in [0, 1], or `None` where it cannot be scored: the source needs a judge, no answer
+        is known, or there is no prediction.
 
     Raises:
         ValueError: the data source is not in `SOURCES`.

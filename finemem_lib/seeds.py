@@ -21,5 +21,5 @@ def stable_seed(*parts: object) -> int:
 
 
 def generator(*parts: object) -> random.Random:
-    """Return a random generator of its own, seeded from the parts."""
+    """Return a new random generator, seeded from the parts as by `stable_seed`."""
     return random.Random(stable_seed(*parts))

@@ -44,7 +44,10 @@ def count_tokens(text: str) -> int:
 
 
 def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
-    """Keep the first `limit` tokens ("head" rule); return the text and how many were cut.
+    """Keep the first `limit` tokens of a text (the "head" rule).
+
+    Returns:
+        The text that is kept and the number of tokens cut.
 
     >>> truncate_tokens("one two three four", 3)
     ('one two three', 1)

@@ -12,11 +12,12 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from finemem_lib.util.validation import parse_json, type_adapter
 
 SCHEMA_VERSION = 1
+Record = TypeVar("Record")
 OperationKind = Literal["INSERT", "UPDATE", "DELETE", "SKIP"]
 OPERATION_KINDS: tuple[OperationKind, ...] = ("INSERT", "UPDATE", "DELETE", "SKIP")
 
@@ -25,8 +26,10 @@ OPERATION_KINDS: tuple[OperationKind, ...] = ("INSERT", "UPDATE", "DELETE", "SKI
 class Chunk:
     """One piece of history, read by the memory manager at one step.
 
-    `tokens` is the length L(c_t) in the units of the trajectory's `tokenizer`; `truncated_tokens`
-    counts what a named rule cut away because the prompt could not hold the whole chunk.
+    Attributes:
+        text: What the manager reads.
+        tokens: The length L(c_t), in the units of the trajectory's `tokenizer`.
+        truncated_tokens: Tokens cut away when the data were loaded.
     """
 
     text: str
@@ -38,9 +41,13 @@ class Chunk:
 class Question:
     """A question with its accepted answers; a prediction is right when it meets any of them.
 
-    `data_source` selects the metric. `step` is the step of the chunk that a chunk question was
-    written from and `None` for a global question. `evidence_steps` are the steps known to have
-    carried the answer, `None` where nobody knows.
+    Attributes:
+        question_id: Unique within its instance.
+        text: What is asked.
+        answers: Accepted answers; none where no answer is known.
+        data_source: Selects the metric, see `scoring.SOURCES`.
+        step: Step of the chunk that a chunk question was written from, `None` for a global one.
+        evidence_steps: Steps whose chunks hold the answer, `None` where they are not known.
     """
 
     question_id: str
@@ -53,8 +60,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One input of the workbench: chunks in reading order, the global questions asked at the end,
-    and, where there are any, the chunk questions of each step (one tuple per chunk)."""
+    """One input of the workbench.
+
+    Attributes:
+        instance_id: Unique among instances that are played together.
+        data_source: Where it comes from.
+        category: Its group in tables of results: "AR", "TTL" or "LRU" in Mem-alpha.
+        chunks: In reading order.
+        questions: Global questions, asked at the end.
+        chunk_questions: One tuple per chunk, or `None` where there are none.
+        metadata: Plain JSON, such as the planted facts.
+    """
 
     instance_id: str
     data_source: str
@@ -76,7 +92,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class InvalidOperation:
-    """A piece of a completion that asked for something but is no operation, and why."""
+    """A piece of a completion (`raw`) that asks for an operation without being one, and why."""
 
     reason: str
     raw: str
@@ -86,8 +102,12 @@ class InvalidOperation:
 class OperationOutcome:
     """What became of one emitted operation.
 
-    `operation` is `None` when the completion could not be parsed into one. `item_id` names the
-    item that was written or removed. `reason` is set exactly when `applied` is false.
+    Attributes:
+        operation: `None` where the completion could not be parsed into one.
+        applied: Whether the memory carried it out.
+        reason: Why it was not applied; set exactly when `applied` is false.
+        item_id: The item that was written or removed.
+        raw: The text that could not be parsed.
     """
 
     operation: Operation | None
@@ -116,17 +136,24 @@ class MemoryItem:
 
     @property
     def created_step(self) -> int:
+        """The step that created the item."""
         return self.lineage[0].step
 
     @property
     def last_step(self) -> int:
+        """The step that last wrote the item."""
         return self.lineage[-1].step
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryDelta:
-    """How one step changed the memory: `written` holds new and updated items in their new state,
-    `removed` the ids that were deleted, `evicted` the ids that capacity pushed out."""
+    """How one step changed the memory.
+
+    Attributes:
+        written: New and updated items in their new state.
+        removed: Ids of deleted items.
+        evicted: Ids of items that had to make room for others.
+    """
 
     written: tuple[MemoryItem, ...] = ()
     removed: tuple[str, ...] = ()
@@ -144,8 +171,10 @@ class MemoryDelta:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """One retrieved item, best first: id, retrieval score, and the steps that wrote it (oldest
-    first, so ``steps[0]`` created it and ``steps[-1]`` last wrote it)."""
+    """One retrieved item: its id, its retrieval score, and the steps that wrote it, oldest first.
+
+    ``steps[0]`` created the item and ``steps[-1]`` last wrote it.
+    """
 
     item_id: str
     score: float
@@ -154,10 +183,15 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredQuestion:
-    """A question asked on the memory after `asked_step`.
+    """A question, and how it was answered.
 
-    `used` lists the ids the reasoning agent says it answered from (`None`: it does not say).
-    `score` lies in [0, 1]; `None` means it cannot be scored.
+    Attributes:
+        question: What was asked.
+        asked_step: It was asked on the memory after this step.
+        retrieved: M_j, best first.
+        answer: Of the reasoning agent; "" where it gave none.
+        used: Ids that the agent says it answered from, `None` where it does not say.
+        score: In [0, 1], `None` where it cannot be scored.
     """
 
     question: Question
@@ -172,9 +206,17 @@ class AnsweredQuestion:
 class Step:
     """One step: the chunk, what the manager emitted, and what it did to the memory.
 
-    `prompt_ids`, `completion_ids` and `logprobs` are there only when a model wrote the completion.
-    `memory_tokens` is L(M_t). `prompt_truncated_tokens` counts the end of the chunk that the prompt
-    could not hold, in the model's tokens, and `prompt_omitted_items` the oldest items not shown.
+    Attributes:
+        step: From 1 to T.
+        chunk: c_t.
+        completion: Text that the manager emitted.
+        outcomes: One per emitted operation.
+        delta: Net change of the memory.
+        memory_tokens: L(M_t).
+        chunk_questions: Asked on M_t.
+        prompt, prompt_ids, completion_ids, logprobs: Set only where a model wrote the completion.
+        prompt_truncated_tokens: Model tokens of the chunk's end that the prompt could not hold.
+        prompt_omitted_items: Oldest items that the prompt did not show.
     """
 
     step: int
@@ -194,7 +236,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One pass of a memory manager over all chunks of an instance, with every answer and score."""
+    """One pass of a memory manager over all chunks of an instance, with every answer and score.
+
+    Attributes:
+        instance_id, data_source, category: Those of the instance.
+        manager: Name of the memory manager.
+        rollout: Number of the rollout within its group, from 0.
+        steps: One per chunk.
+        questions: The global questions, asked on M_T.
+        tokenizer: Unit of all token counts.
+        seed: Seed of the manager's sampling.
+        metadata: How it was played.
+        schema_version: Of this record.
+    """
 
     instance_id: str
     data_source: str
@@ -230,16 +284,9 @@ class Trajectory:
         """Rebuild M_T, the memory that the global questions were asked on."""
         return self.memory_at(self.num_steps)
 
-    def to_json(self) -> str:
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Trajectory:
-        return from_json(cls, text)
-
 
 def creation_key(item: MemoryItem) -> tuple[int, int]:
-    """Sort key that puts items in the order they were created."""
+    """Return the key that sorts items in the order of their creation."""
     first = item.lineage[0]
     return first.step, first.position
 
@@ -253,10 +300,11 @@ def to_json(record: Any) -> str:
     return json.dumps(dataclasses.asdict(record), ensure_ascii=True, separators=(",", ":"))
 
 
-def from_json(record_type: type, text: str) -> Any:
-    """Read back what `to_json` wrote; every field must fit its declared type.
+def from_json(record_type: type[Record], text: str) -> Record:
+    """Read back what `to_json` wrote.
 
-    The fit is pydantic's: the text "5" passes for the number 5, unknown fields are ignored.
+    Every field must fit its declared type, as pydantic judges it: the text "5" passes for the
+    number 5, unknown fields are ignored.
 
     Raises:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
@@ -276,7 +324,8 @@ def from_json(record_type: type, text: str) -> Any:
             f"{record_type.__name__}: schema version {version!r}, this version of the library "
             f"reads {SCHEMA_VERSION}; write the artefact again with the notebook that made it"
         )
-    return type_adapter(record_type).validate_python(data)
+    record: Record = type_adapter(record_type).validate_python(data)
+    return record
 
 
 def write_jsonl(records: Iterable[Any]) -> str:
@@ -284,8 +333,12 @@ def write_jsonl(records: Iterable[Any]) -> str:
     return "".join(to_json(record) + "\n" for record in records)
 
 
-def read_jsonl(record_type: type, text: str) -> list[Any]:
+def read_jsonl(record_type: type[Record], text: str) -> list[Record]:
     """Read back what `write_jsonl` wrote.
+
+    Args:
+        record_type: Class of the records, such as `Trajectory`.
+        text: One JSON record per line; blank lines are skipped.
 
     Raises:
         ValueError: a line cannot be read; the message carries its number.

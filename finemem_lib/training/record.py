@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finemem_lib.trajectory import Trajectory
+from finemem_lib.trajectory import Trajectory, from_json, to_json
 from finemem_lib.util.files import written_beside
 
 COLUMNS = ("update", "instance", "group", "rollout", "step")
@@ -66,7 +66,7 @@ class PlayedUpdate:
                 "reward": reward,
                 "advantage": advantage,
                 **more,
-                "trajectory": _bare(one).to_json() if step == 0 else None,
+                "trajectory": to_json(_bare(one)) if step == 0 else None,
             }
             for (group, one, step), terms, reward, advantage in zip(
                 places, self.terms, self.rewards, self.advantages, strict=True
@@ -180,7 +180,7 @@ def _bare(one: Trajectory) -> Trajectory:
 
 
 def _whole(rows: Sequence[Mapping[str, Any]]) -> Trajectory:
-    bare = Trajectory.from_json(rows[0]["trajectory"])
+    bare = from_json(Trajectory, rows[0]["trajectory"])
     steps = tuple(
         dataclasses.replace(
             step,

@@ -17,6 +17,7 @@ from finemem_lib.memory import FlatMemory
 from finemem_lib.retrieval import BM25Retriever, DenseRetriever
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem, Operation, Write
+from finemem_lib.util import sentence_encoder
 from tests.helpers.memory_strategies import CONTENTS, MEMORY_SETTINGS, STEPS, played
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import LAST_RESORT
@@ -213,10 +214,10 @@ def letters(monkeypatch):
         vector = np.array([1e-3 + text.count(letter) for letter in "abc"])
         return vector / np.linalg.norm(vector)
 
-    monkeypatch.setattr(retrieval, "load_encoder", lambda model_name: encode)
-    retrieval._embedding.cache_clear()
+    monkeypatch.setattr(sentence_encoder, "load_encoder", lambda model_name: encode)
+    sentence_encoder.embedding.cache_clear()
     yield read
-    retrieval._embedding.cache_clear()
+    sentence_encoder.embedding.cache_clear()
 
 
 DENSE_SETTINGS = settings(
@@ -231,7 +232,7 @@ def test_dense_search_is_by_cosine_then_newest_whatever_the_history(
 ):
     run = played(FlatMemory(**settings), steps)
     retriever = DenseRetriever("letters")
-    encode = retrieval.load_encoder("letters")
+    encode = sentence_encoder.load_encoder("letters")
     for items, delta in zip(run.states[1:], run.deltas, strict=True):
         retriever.update(delta)
         for query in queries:

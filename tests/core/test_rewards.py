@@ -22,7 +22,15 @@ from finemem_lib.rewards import (
     hybrid_reward,
     outcome_reward,
 )
-from finemem_lib.trajectory import Chunk, MemoryItem, Retrieved, Trajectory, Write
+from finemem_lib.trajectory import (
+    Chunk,
+    MemoryItem,
+    Retrieved,
+    Trajectory,
+    Write,
+    from_json,
+    to_json,
+)
 from tests.helpers.trajectory_strategies import trajectories
 
 reward_settings = st.builds(
@@ -84,7 +92,7 @@ def test_worked_example() -> None:
 
 def test_worked_example_is_a_consistent_record() -> None:
     example = worked_example()
-    assert Trajectory.from_json(example.to_json()) == example
+    assert from_json(Trajectory, to_json(example)) == example
     for question in example.questions:
         for item in question.retrieved:
             (kept,) = [kept for kept in example.final_memory() if kept.item_id == item.item_id]

@@ -35,6 +35,8 @@ from finemem_lib.trajectory import (
     Question,
     Step,
     Trajectory,
+    from_json,
+    to_json,
 )
 from tests.helpers.memory_strategies import MEMORY_SETTINGS, STEPS, played
 from tests.helpers.trajectory_strategies import trajectories
@@ -1022,7 +1024,7 @@ def test_all_rules_run_on_one_played_group_and_agree_with_assign():
         assert list(found.credit) == rule.function(group[0], **needed)
         assert len(found.credit) == 6 and any(found.credit), name
         assert found.calls_made <= found.calls_asked
-        read = Trajectory.from_json(group[0].to_json())
+        read = from_json(Trajectory, to_json(group[0]))
         if "group" not in rule.needs:
             assert tuple(rule.function(read, **needed)) == found.credit
 

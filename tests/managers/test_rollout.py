@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from finemem_lib import retrieval
 from finemem_lib.credit.replay import replay
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_stream
 from finemem_lib.managers.protocol import Completion
@@ -16,7 +15,8 @@ from finemem_lib.managers.scripted import FactsOnly, InsertAll, RandomManager
 from finemem_lib.operations import parse_operations
 from finemem_lib.readers.extractive import ExtractiveReader
 from finemem_lib.rewards import format_rewards, hybrid_reward, outcome_reward
-from finemem_lib.trajectory import Trajectory
+from finemem_lib.trajectory import Trajectory, from_json, to_json
+from finemem_lib.util import sentence_encoder
 from tests.helpers.paths import SHARED_DATA
 
 HAYSTACK = SHARED_DATA / "long_hotpot_haystack_420k.jsonl"
@@ -156,7 +156,7 @@ def test_the_retriever_that_is_chosen_finds_the_items(monkeypatch):
         angle = len(text) / 50
         return np.array([np.cos(angle), np.sin(angle)])
 
-    monkeypatch.setattr(retrieval, "load_encoder", lambda name: encoder)
+    monkeypatch.setattr(sentence_encoder, "load_encoder", lambda name: encoder)
     settings = RolloutSettings(
         num_generations=1, top_k=2, retriever="dense", dense_model="by length"
     )
@@ -175,7 +175,7 @@ def test_the_retriever_that_is_chosen_finds_the_items(monkeypatch):
 def test_trajectories_survive_json_and_their_memory_can_be_replayed(manager):
     settings = RolloutSettings(num_generations=2, capacity=4)
     for one in play(streams(6), manager, settings, reader(), seed=3)[0]:
-        again = Trajectory.from_json(one.to_json())
+        again = from_json(Trajectory, to_json(one))
         assert again == one
         memory = replay(again, settings.new_memory(), 6)
         assert memory.items == one.final_memory()
@@ -221,7 +221,7 @@ def test_a_manager_that_emits_nothing_is_played_to_the_end(text):
 def test_what_utf8_cannot_carry_is_cleaned_before_it_is_recorded():
     text = '[{"op":"INSERT","content":"Mia \ud800 lives in Rome"}]'
     [[one]] = play(streams(1), Saying(text), RolloutSettings(num_generations=1), reader(), seed=0)
-    one.to_json().encode()
+    to_json(one).encode()
     assert "\ufffd" in one.steps[0].completion
     assert one.final_memory()[0].content.encode()
 
