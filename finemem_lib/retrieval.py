@@ -9,13 +9,16 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem
 from finemem_lib.util import sentence_encoder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """Sentence encoder of dense retrieval where none is named."""
@@ -131,7 +134,7 @@ class BM25Retriever:
         best = found[np.lexsort(keys)][:k]
         return [(self._ids[slot], float(scores[slot])) for slot in best]
 
-    def _score(self, query: str) -> tuple[np.ndarray, np.ndarray]:
+    def _score(self, query: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return (num_slots,) scores and (num_slots,) numbers of different query words shared."""
         scores = np.zeros(len(self._ids))
         shared = np.zeros(len(self._ids), dtype=np.int64)
@@ -225,11 +228,10 @@ class DenseRetriever:
     """
 
     def __init__(self, model_name: str = DENSE_MODEL) -> None:
-        sentence_encoder.load_encoder(
-            model_name
-        )  # fails here if it fails, before anything is played
+        # If it fails, then before anything is played.
+        sentence_encoder.load_encoder(model_name)
         self.model_name = model_name
-        self._vectors: dict[str, np.ndarray] = {}  # by item id, most recently written last
+        self._vectors: dict[str, NDArray[np.float32]] = {}  # by item id, most recently written last
 
     def update(self, delta: MemoryDelta) -> None:
         """Follow one change of the memory.

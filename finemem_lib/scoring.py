@@ -50,8 +50,8 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 def substring_match(prediction: str, answers: Sequence[str]) -> float:
     """Return 1.0 when an answer occurs in the reply.
 
-    SubEM of Mem-alpha table 6 and MemoryAgentBench. As there the occurrence may begin or end inside a word; an empty answer never
-    occurs.
+    SubEM of Mem-alpha table 6 and MemoryAgentBench. As there the occurrence may begin or end inside
+    a word; an empty answer never occurs.
 
     >>> substring_match("It was signed in the year 1629.", ["1685", "1629"])
     1.0
