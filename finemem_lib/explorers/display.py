@@ -8,11 +8,16 @@ from collections.abc import Collection
 
 from finemem_lib.explorers.explorer import Explorer
 from finemem_lib.explorers.live import Live
-from finemem_lib.figures import display as figure_display
+from finemem_lib.figures.display import display_bundle
+from finemem_lib.figures.display import show as show_figure
 
 
 def is_live() -> bool:
-    """Return whether `show` makes widgets: see the head of this module.
+    """Return whether `show` makes widgets.
+
+    A kernel cannot see who displays its output, so this follows the environment variable
+    FINEMEM_EXPLORERS, "live" or "static", which the command line and the tests of notebooks set.
+    Without it, widgets are made in kernels that a Jupyter server or VS Code started.
 
     Raises:
         ValueError: FINEMEM_EXPLORERS is set to something else.
@@ -24,10 +29,12 @@ def is_live() -> bool:
 
 
 def show(explorer: Explorer, frames: Collection[str] | None = None) -> None:
-    """Display an explorer, live or static; a figure's caption stands below it.
+    """Display an explorer, live or static, each figure with its caption.
 
-    frames: the controls that have frames in the static form, of those with `static` (`None`: all
-    of them); each frame adds some kB to a notebook.
+    Args:
+        explorer: the explorer.
+        frames: names of the controls that have frames in the static form, of those with `static`
+            (`None`: all of them); each frame adds some kB to a notebook.
     """
     if frames is not None:
         explorer = dataclasses.replace(
@@ -38,9 +45,7 @@ def show(explorer: Explorer, frames: Collection[str] | None = None) -> None:
             ),
         )
     if is_live():
-        from IPython.display import display
-
-        display(Live(explorer).box)
+        display_bundle(Live(explorer).box, raw=False)
     else:
         for figure in explorer.static_figures():
-            figure_display.show(figure)
+            show_figure(figure)

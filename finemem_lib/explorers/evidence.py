@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections import Counter
 
 from finemem_lib.explorers.explorer import Control, Explorer, Views
-from finemem_lib.figures import memory as memory_figures
 from finemem_lib.figures.evidence import evidence_heatmap, evidence_sankey, evidence_trail
+from finemem_lib.figures.memory import memory_growth, memory_state, operation_timeline
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory
 
 EVIDENCE_FRAMES = {"question": 16, "step": 16, "item": 32}
-"""Selections that the evidence explorer has frames for: a toy episode is whole."""
+"""Most selections of each kind with frames in the static form; all of a toy episode have them."""
 
 
 def evidence_explorer(
     trajectory: Trajectory, settings: RewardSettings | None = None, max_questions: int = 10
 ) -> Explorer:
-    """Return the explorer of who earned which answer: a question, step or item is selected by the
-    menu or by a click, and every figure shows what belongs to it.
+    """Return the explorer of evidence: who earned which answer.
 
-    The Sankey diagram draws the first `max_questions` questions, and the selected one.
+    A question, step or item is selected in the menu or by a click, and every figure highlights what
+    belongs to it.
+
+    Args:
+        trajectory: the trajectory.
+        settings: how evidence is attributed.
+        max_questions: most questions in the Sankey diagram, in addition to the selected one.
 
     Raises:
         ValueError: as `rewards.evidence_contribution`.
@@ -53,7 +58,7 @@ def evidence_explorer(
             "trail": evidence_trail(trajectory, settings, selected),
             "flow": evidence_sankey(trajectory, shown, settings, selected=selected),
             "heatmap": evidence_heatmap(trajectory, settings, selected),
-            "timeline": memory_figures.operation_timeline(trajectory, selected=selected),
+            "timeline": operation_timeline(trajectory, selected=selected),
         }
 
     return Explorer(
@@ -64,12 +69,16 @@ def evidence_explorer(
 
 
 def memory_player(trajectory: Trajectory) -> Explorer:
-    """Return the explorer of the memory M_t, step by step from the empty start to M_T."""
+    """Return the explorer of the memory M_t, step by step from the empty start to M_T.
+
+    Args:
+        trajectory: the trajectory.
+    """
 
     def build(step: int) -> Views:
         return {
-            "memory": memory_figures.memory_state(trajectory, step),
-            "growth": memory_figures.memory_growth(trajectory, step),
+            "memory": memory_state(trajectory, step),
+            "growth": memory_growth(trajectory, step),
         }
 
     return Explorer(

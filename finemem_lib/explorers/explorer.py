@@ -1,18 +1,14 @@
-"""Explorers: controls over the pure builders of `plots`, and what remains of them without a kernel.
+"""Explorers: controls and the figures they choose, as widgets or as figures with a slider.
 
 An `Explorer` is a list of controls and one function from their values to named figures. Every
 selection is the value of a control, so a click on a figure and a key pressed on a widget do the
-same. `show` displays it in one of two forms:
+same. `display.show` displays it in one of two forms:
 
 live    ipywidgets, and a drawing that follows the figures. An error of a callback appears in a box
         above them, and they keep their last state.
 static  one figure per view with a plotly slider over frames that are computed now, one changed
         control at a time. It needs no kernel and no network; the report adds a slider that the
         keyboard reaches, joins the views of an explorer, and lets clicks move them.
-
-A kernel cannot see who displays its output, so the form follows the environment variable
-FINEMEM_EXPLORERS ("live" or "static"), which the command line and the tests of the notebooks set;
-without it, it is live in kernels that a Jupyter server or VS Code started, else static.
 """
 
 from __future__ import annotations
@@ -29,27 +25,34 @@ if TYPE_CHECKING:
 
 
 State = Mapping[str, Any]
+"""The value of every control by name."""
+
 Options = Sequence[tuple[str, Any]]
+"""The text and the value of every option of a control."""
+
 Views = Mapping[str, "go.Figure"]
+"""The figures of an explorer by name."""
 
 MAX_FRAMES = 40
-"""Frames of a control in the static form: what a notebook can hold, and a slider can tell apart."""
+"""Most frames of a control in the static form: a notebook has room for them, a slider too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
     """One value that a reader chooses.
 
-    name: the keyword under which `Explorer.build` receives the value.
-    label: what the widget says, with the unit where there is one.
-    options: (text, value) pairs, or a function of the controls before this one that returns them;
-        a value that is no longer among them falls back to the first. Texts may be untrusted.
-    value: the value at first; by default that of the first option.
-    kind: "slider" for ordered values, "menu" for names.
-    static: whether the static form has frames for its values, or for how many of them (a menu's
-        first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`), or for how many of
-        each kind, which is the first word of a value.
-    idle: whether it moves nothing in a state, so that a live explorer greys it out.
+    Attributes:
+        name: the keyword under which `Explorer.build` receives the value.
+        label: label of the widget, with the unit where there is one.
+        options: (text, value) pairs, or a function of the controls before this one that returns
+            them; a value that is no longer among them falls back to the first. Texts may be
+            untrusted.
+        value: the value at first; by default that of the first option.
+        kind: "slider" for ordered values, "menu" for names.
+        static: whether the static form has frames for its values, or for how many of them (a
+            menu's first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`), or for
+            how many of each kind, which is the first word of a value.
+        idle: whether the control moves nothing in a state, so that a live explorer greys it out.
     """
 
     name: str
@@ -61,12 +64,20 @@ class Control:
     idle: Callable[[State], bool] = lambda state: False
 
     def choices(self, state: State) -> list[tuple[str, Any]]:
-        """Return the options in a state, their texts short and on one line."""
+        """Return the options in a state, their texts short and on one line.
+
+        Args:
+            state: the values of the controls before this one.
+        """
         found = self.options(state) if callable(self.options) else self.options
         return [(style.plain(style.label(text, 60)), value) for text, value in found]
 
     def frames(self, state: State) -> list[tuple[str, Any]]:
-        """Return the options that the static form has frames for, with the one of the state."""
+        """Return the options with frames in the static form, and the option of the state.
+
+        Args:
+            state: the value of every control.
+        """
         options = self.choices(state)
         most = MAX_FRAMES if self.static is True else self.static
         if isinstance(most, Mapping):
@@ -87,7 +98,7 @@ class Control:
         ]
 
     def kind_of(self, value: Any) -> str:
-        """Return what a value is called when values are counted."""
+        """Return the kind of a value, by which values are counted."""
         return str(value).partition(" ")[0] if isinstance(self.static, Mapping) else self.label
 
 
@@ -102,9 +113,13 @@ class Explorer:
     of a heatmap one value per column, or a list of them per row) sets that control when one of its
     points is clicked.
 
-    `linked` lists the states of the static form where controls lead to one another: each state
-    names the first controls, and their values in the order of the sliders. Without it the static
-    form changes one control at a time.
+    Attributes:
+        title: title above the controls.
+        controls: the controls, in their order.
+        build: the function from the values of the controls to the figures.
+        linked: the states of the static form where controls lead to one another: each names the
+            first controls, and their values in the order of the sliders. Without it the static form
+            changes one control at a time.
 
     Raises:
         ValueError: two controls share a name, or a control has no options.
@@ -122,8 +137,13 @@ class Explorer:
         self.settle({})
 
     def settle(self, wanted: State) -> dict[str, Any]:
-        """Return a value for every control: the one wanted where it is an option, else its value
-        at first, else the first option.
+        """Return a value for every control.
+
+        It is the one wanted where that is an option, else the control's value at first, else the
+        first option.
+
+        Args:
+            wanted: values by name of the control, any number of them.
 
         Raises:
             ValueError: a control has no options.
@@ -141,13 +161,19 @@ class Explorer:
         return state
 
     def figures(self, **wanted: Any) -> dict[str, go.Figure]:
-        """Return the figures of one state; controls not named have their value at first."""
+        """Return the figures of one state.
+
+        Args:
+            wanted: values of controls; those not named have their value at first.
+        """
         return dict(self.build(**self.settle(wanted)))
 
     def static_figures(self) -> list[go.Figure]:
-        """Return one figure per view with a slider over frames: the `linked` states, or all values
-        of every control with `static`, one control at a time. An explorer without either has no
-        slider. The first caption says what there are no frames for.
+        """Return one figure per view with a slider over frames.
+
+        The frames are the `linked` states, or all values of every control with `static`, one
+        control at a time. An explorer without either has no slider. The first caption says which
+        values have no frames.
 
         Raises:
             ValueError: a view changes its traces between states.
@@ -161,10 +187,10 @@ class Explorer:
         ]
         if not states:
             return list(self.build(**first).values())
-        places: dict[Any, int] = {}  # of the first state at each end of a way down the controls
+        places: dict[Path, int] = {}  # of the first state at the end of each path of values
         for place, (chain, state) in enumerate(states):
             for depth in range(1, len(chain) + 1):
-                places.setdefault(_way(chain[:depth], state), place)
+                places.setdefault(_path(chain[:depth], state), place)
         between = " " if levels else ": "
         paths = [
             [f"{control.label}{between}{_text(control, state)}" for control in chain]
@@ -195,8 +221,8 @@ class Explorer:
         """Return the controls that lead from one to the next in the static form."""
         return [one for one in self.controls if self.linked and one.name in self.linked[0]]
 
-    def _specs(self, state: State, places: Mapping[Any, int]) -> dict[str, dict[str, Any]]:
-        """Return the views of a state, their clicks naming states by their places."""
+    def _specs(self, state: State, places: Mapping[Path, int]) -> dict[str, dict[str, Any]]:
+        """Return the views of a state as JSON, their clicks naming states by their places."""
         specs = {view: figure.to_plotly_json() for view, figure in self.build(**state).items()}
         for spec in specs.values():
             meta = spec["layout"]["meta"]
@@ -204,19 +230,17 @@ class Explorer:
                 [clicked] = [one for one in self.controls if one.name == clicks["control"]]
                 levels = self._levels()
                 chain = levels[: levels.index(clicked) + 1] if clicked in levels else [clicked]
+
+                def place(value: Any, name: str = clicked.name, chain: Any = chain) -> int | None:
+                    return places.get(_path(chain, {**state, name: value}))
+
                 meta["clicks"] = {
-                    trace: _each(
-                        values,
-                        lambda value, clicked=clicked, chain=chain: places.get(
-                            _way(chain, {**state, clicked.name: value})
-                        ),
-                    )
-                    for trace, values in clicks["points"].items()
+                    trace: _each(values, place) for trace, values in clicks["points"].items()
                 }
         return specs
 
     def _left_out(self, first: State, states: Sequence[State]) -> str:
-        """Return a sentence about what the static form has no frames for, empty when it has all."""
+        """Return a sentence about values without frames in the static form, if there are any."""
         levels = self._levels()
         every: list[dict[str, Any]] = [{}]  # states as far as the levels so far lead
         few, fixed = [], []
@@ -228,7 +252,7 @@ class Explorer:
                     for state in every
                     for _, value in control.choices(state)
                 ]
-                have = Counter({control.label: len({_way(chain, state) for state in states})})
+                have = Counter({control.label: len({_path(chain, state) for state in states})})
                 there = Counter({control.label: len(every)})
             else:
                 have = Counter(map(control.kind_of, {state[control.name] for state in states}))
@@ -241,16 +265,19 @@ class Explorer:
                     for kind, count in there.items()
                     if have[kind] < count
                 ]
-        told = "; ".join(
+        limits = "; ".join(
             f"{name} {', '.join(those)}"
             for name, those in (("left out", few), ("fixed", fixed))
             if those
         )
-        return f" Without a kernel: {told}." if told else ""
+        return f" Without a kernel: {limits}." if limits else ""
 
 
-def _way(chain: Sequence[Control], state: State) -> tuple[tuple[str, str], ...]:
-    """Return the values that lead to a state, control by control."""
+Path = tuple[tuple[str, str], ...]
+"""Names and values of the controls that lead to a state."""
+
+
+def _path(chain: Sequence[Control], state: State) -> Path:
     return tuple((control.name, str(state[control.name])) for control in chain)
 
 

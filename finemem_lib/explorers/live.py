@@ -22,10 +22,15 @@ MAX_TABLE_ROWS = 200
 
 
 class Live:
-    """The live form of an explorer, and what a test or a notebook may reach of it.
+    """The live form of an explorer: widgets, and figures that follow them.
 
-    box: the widget to display. controls: the widget of each control by name. views: the figure
-    shown in each view by name. error: the text of the last error, empty when there is none.
+    Attributes:
+        explorer: the explorer.
+        box: the widget to display.
+        controls: the widget of each control by name.
+        state: the value of each control by name.
+        views: the figure shown in each view by name.
+        error: the text of the last error, empty when there is none.
     """
 
     def __init__(self, explorer: Explorer) -> None:
@@ -36,7 +41,7 @@ class Live:
         self.error = ""
         self.views: dict[str, go.Figure] = {}
         self._boxes: dict[str, tuple[Any, ...]] = {}  # drawing, caption, button, table
-        self._buttons: dict[str, list[Any]] = {}  # beside a menu
+        self._buttons: dict[str, list[Any]] = {}  # next to a menu
         self._settling = False
         self._alert = widgets.HTML()
         self._figures = widgets.VBox()
@@ -55,7 +60,12 @@ class Live:
         self._guarded(self._draw)
 
     def set(self, name: str, value: Any) -> None:
-        """Set a control as its widget does; a value that is no option is ignored."""
+        """Set a control as its widget does; a value that is no option is ignored.
+
+        Args:
+            name: name of the control.
+            value: its new value.
+        """
         self._guarded(lambda: self._change({name: value}))
 
     def _widget(self, control: Control) -> Any:
@@ -78,7 +88,7 @@ class Live:
         return widget
 
     def _reachable(self, control: Control) -> Any:
-        """Return the widget of a control; a menu with buttons beside it, because JupyterLab keeps
+        """Return the widget of a control; a menu with buttons next to it, because JupyterLab keeps
         the arrow keys that would move it."""
         import ipywidgets as widgets
 
@@ -100,13 +110,13 @@ class Live:
         place = values.index(self.state[name]) + by
         self._change({name: values[max(0, min(place, len(values) - 1))]})
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """Do the work of a callback; an error is shown, since the front end would swallow it."""
+    def _guarded(self, callback: Callable[[], None]) -> None:
+        """Run a callback and show its error, since the front end would swallow it."""
         try:
-            work()
+            callback()
             self.error = ""
             self._alert.value = ""
-        except Exception as error:  # whatever a builder raises belongs before the reader's eyes
+        except Exception as error:  # the reader is shown whatever a builder raises
             self.error = f"{type(error).__name__}: {error}"
             trace = html.escape(traceback.format_exc())
             self._alert.value = (
@@ -127,8 +137,8 @@ class Live:
                     widget.options = options
                 if widget.value != self.state[control.name]:
                     widget.value = self.state[control.name]
-                for one in (widget, *self._buttons.get(control.name, ())):
-                    one.disabled = control.idle(self.state)
+                for part in (widget, *self._buttons.get(control.name, ())):
+                    part.disabled = control.idle(self.state)
         finally:
             self._settling = False
         self._draw()
@@ -152,7 +162,7 @@ class Live:
         return widgets.VBox(self._boxes[name])
 
     def _note(self, name: str) -> None:
-        """Write what stands below a figure; the table only where its reader asked for it."""
+        """Write the caption of a figure, and its table where the reader asked for it."""
         _, caption, button, table = self._boxes[name]
         layout = self.views[name].layout
         caption.value = f"<p>{html.escape(layout.meta['caption'])}</p>"
@@ -169,7 +179,13 @@ class Live:
         )
 
     def click(self, view: str, trace: int, points: Sequence[Any]) -> None:
-        """Do what a click on points of a view's trace does."""
+        """Set the control that a click on points of a view sets.
+
+        Args:
+            view: name of the view.
+            trace: number of the trace.
+            points: numbers of the points; of a heatmap the row and column of each.
+        """
         clicks = self.views[view].layout.meta.get("clicks") or {"points": {}}
         values = clicks["points"].get(str(trace), ())
         for point in points:
@@ -180,13 +196,15 @@ class Live:
 
 
 def drawing(spec: Mapping[str, Any], clicked: Callable[[int, Any], None] | None = None) -> Any:
-    """Return the widget that draws a plotly spec, and another one when its `spec` is set.
+    """Return a widget that draws a figure, and draws again when its `spec` is set.
 
-    clicked: what to do with the trace number and the point of a click.
-
-    Plotly's own FigureWidget brings 5 MB per figure, of which a busy or slow machine does not load
+    Plotly's FigureWidget brings 5 MB per figure, of which a busy or slow machine does not load
     several in the two seconds that anywidget gives each; such a figure then stays as it is, or
-    empty. This one loads plotly.js once per page, and its state is always the whole figure.
+    empty. This widget loads plotly.js once per page, and its state is always the whole figure.
+
+    Args:
+        spec: the figure as plotly's JSON.
+        clicked: called with the number of the trace and the point of each click.
     """
     return _drawing_class()(
         spec=dict(spec),

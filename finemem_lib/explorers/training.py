@@ -1,9 +1,6 @@
 """Explorers of training: curves that grow while it trains, groups of rollouts, and a whole run.
 
-`LiveCurves` is one output of a cell that is replaced as records come in, so a notebook run without
-a front end keeps exactly the last state, as a plain figure. JupyterLab does not draw a plain figure
-again when its output is updated, so there it is the explorers' widget until `finish`. The explorers
-stand on `explore`, their figures on `plots_training`; they need what training kept and no trainer.
+They need the records and rollouts that training kept, and no trainer.
 """
 
 from __future__ import annotations
@@ -15,15 +12,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.advantages import ScaleRewards
 from finemem_lib.explorers.display import is_live
 from finemem_lib.explorers.explorer import Control, Explorer
 from finemem_lib.explorers.live import drawing
-from finemem_lib.figures import display as figure_display
 from finemem_lib.figures import style
+from finemem_lib.figures.display import display_bundle, figure_bundle, outputs
 from finemem_lib.figures.rollouts import (
     RolloutGroup,
     gradient_map,
@@ -31,6 +28,7 @@ from finemem_lib.figures.rollouts import (
     rollout_groups,
     step_terms,
 )
+from finemem_lib.figures.selection import clicks_on
 from finemem_lib.figures.tokens import (
     CompletionView,
     change_view,
@@ -61,14 +59,29 @@ class LiveCurves:
     """Curves of a training run that grow below the cell that trains.
 
     Give it to `train_manager` as `on_update`, and call `finish` with the result's records. The
-    title says how many of `updates` are done and about what time is left; `say`, such as
-    `Run.progress`, is told the same line. Every
-    record costs a few milliseconds at most: the figure is made once and then only its numbers are
-    replaced, and where drawing takes longer than `SHARE_OF_TIME` of the time, records are drawn
-    together. An error in drawing is printed once and never reaches the training.
+    title says how many updates are done and about how much time is left. Every record costs a few
+    milliseconds at most: the figure is made once and then only its numbers are replaced, and where
+    drawing takes longer than `SHARE_OF_TIME` of the time, several records are drawn together. An
+    error in drawing is printed once and never reaches the training.
+
+    The curves are one output of the cell, replaced as records come in, so a notebook that is run
+    without a front end keeps the last state as a plain figure. JupyterLab does not draw a plain
+    figure again when its output is updated, so there the curves are the explorers' widget until
+    `finish`.
+
+    Attributes:
+        line: progress and remaining time, as in the title.
+        records: the records so far.
+        error: the text of the last error, empty when there is none.
     """
 
     def __init__(self, updates: int, say: Callable[[str], Any] | None = None) -> None:
+        """Start without records.
+
+        Args:
+            updates: number of updates of the whole run.
+            say: called with `line` at every record, such as `Run.progress`.
+        """
         self.say = say
         self.progress = Progress(updates, "updates")
         self.line = ""
@@ -81,6 +94,7 @@ class LiveCurves:
         self._next = 0.0
 
     def __call__(self, record: Record) -> None:
+        """Add the record of an update and draw it, unless drawing took too long lately."""
         try:
             self.records.append(dict(record))
             self.line = self.progress(record["step"])
@@ -103,23 +117,21 @@ class LiveCurves:
             self.error = f"{type(error).__name__}: {error}"
 
     def finish(self, records: Sequence[Record]) -> go.Figure:
-        """Put the final figure in the place of the live one, its caption and table below, and
-        return it.
+        """Replace the live figure by the final one with its caption and table, and return it.
 
-        `records` are those of the whole run: a resumed one has more than were seen here.
+        Args:
+            records: the records of the whole run; a resumed run has more than were seen here.
         """
-        from IPython.display import display
-
         figure = training_curves(records)
-        drawn, below = figure_display.outputs(figure)
-        self._show(drawn, raw=True)
+        drawn, below = outputs(figure)
+        self._show(drawn)
         if self._widget is not None:
             self._widget.close()
-        display(below, raw=True)
+        display_bundle(below)
         return figure
 
     def _draw(self) -> None:
-        """Show the records so far."""
+        """Draw the records so far."""
         drawn = [key for keys in training_keys(self.records).values() for key in keys]
         if drawn != self._keys:
             self._spec = json.loads(training_curves(self.records).to_json())
@@ -128,38 +140,34 @@ class LiveCurves:
             trace["y"] = [style.number(record.get(key)) for record in self.records]
         self._spec["layout"]["title"]["text"] = f"Training, {self.line}"
         if not is_live():
-            self._show_plain(self._spec)
+            self._show(figure_bundle(self._spec))
         elif self._widget is None:
             self._widget = drawing(copy.deepcopy(self._spec))
-            self._show(self._widget)
+            self._show(self._widget, raw=False)
         else:
             self._widget.spec = copy.deepcopy(self._spec)  # an equal one would not be sent
         self._keys = drawn
 
-    def _show_plain(self, spec: Mapping[str, Any]) -> None:
-        title, meta = style.plain(spec["layout"]["title"]["text"]), spec["layout"]["meta"]
-        self._show(
-            {
-                style.PLOTLY_MIME: {**spec, "config": style.CONFIG},
-                "text/plain": f"[figure] {title}: {meta['alt']}",
-            },
-            raw=True,
-        )
-
-    def _show(self, output: Any, **form: Any) -> None:
-        from IPython.display import display
-
+    def _show(self, output: Any, raw: bool = True) -> None:
+        """Display an output, or put it in the place of the one displayed before."""
         if self._handle is None:
-            self._handle = display(output, display_id=True, **form)
+            self._handle = display_bundle(output, display_id=True, raw=raw)
         else:
-            self._handle.update(output, **form)
+            self._handle.update(output, raw=raw)
 
 
 def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[float, ...] | None]:
-    """Return the log-probability, in nats, that a manager gives every token of recorded
-    completions after their prompts: one row per step, one value per completion token.
+    """Return the log-probability that a manager gives every token of recorded completions.
 
     For the manager that sampled them these are `Step.logprobs`, up to rounding.
+
+    Args:
+        manager: the manager.
+        steps: steps that a language model wrote.
+
+    Returns:
+        One row per step with one value in nats per completion token, after its prompt; `None` for a
+        step whose log-probabilities are unknown.
 
     Raises:
         ValueError: a step has no token ids, because no model wrote it.
@@ -176,9 +184,14 @@ def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[f
 
 
 def log_prob_change(trajectory: Trajectory, after: ModelManager) -> CompletionView:
-    """Show a trajectory's completions with every token coloured by how much more (purple) or less
-    (orange) likely `after` writes it than the manager that did; tokens whose log-probability is
+    """Show a trajectory's completions with every token coloured by its change of log-probability.
+
+    Purple tokens are more likely after training, orange ones less; tokens whose log-probability is
     unknown have no colour.
+
+    Args:
+        trajectory: a trajectory of the manager before training.
+        after: the trained manager.
 
     Raises:
         ValueError: the completions were not written by a language model.
@@ -186,10 +199,10 @@ def log_prob_change(trajectory: Trajectory, after: ModelManager) -> CompletionVi
     new = token_logprobs(after, trajectory.steps)
     old = [step.logprobs for step in trajectory.steps]
     unknown = [(math.nan,) * len(step.completion_ids or ()) for step in trajectory.steps]
-    before, after_ = (
+    before, trained = (
         [row or blank for row, blank in zip(rows, unknown, strict=True)] for rows in (old, new)
     )
-    return change_view(trajectory.steps, before, after_, after.tokenizer)
+    return change_view(trajectory.steps, before, trained, after.tokenizer)
 
 
 def compare_rollouts(
@@ -198,20 +211,26 @@ def compare_rollouts(
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
 ) -> Explorer:
-    """Return the explorer of one update's groups: which of them teach, and how the rollouts of one
-    instance differ, under any reward scheme.
+    """Return the explorer of one update's groups under any reward scheme.
 
-    `groups` holds the rollouts of one instance each. A click on the map chooses the instance.
+    It shows which groups carry a gradient, and how the rollouts of one instance differ. A click on
+    the map chooses the instance.
+
+    Args:
+        groups: the rollouts of one instance each.
+        scheme: the reward scheme at first.
+        settings: settings of the rewards.
+        scale_rewards: scaling of the advantages at first.
     """
 
     @functools.cache
-    def made(scheme: str, scale: ScaleRewards) -> list[RolloutGroup]:
+    def scored(scheme: str, scale: ScaleRewards) -> list[RolloutGroup]:
         return rollout_groups(groups, scheme, settings, scale)
 
     def build(scheme: str, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
-        found = made(scheme, scale)
+        found = scored(scheme, scale)
         return {
-            "groups": _clicks(gradient_map(found), "instance", _rows_of(found)),
+            "groups": _clickable(gradient_map(found), "instance", _rows_of(found)),
             "rollouts": rollout_compare(found[instance]),
         }
 
@@ -244,12 +263,18 @@ def training_explorer(
 ) -> Explorer:
     """Return the explorer of a training run: run, update, group, rollout, step, token.
 
-    `records` and `kept` are those of a `TrainingResult` or of a run's artefacts "training" and
-    "training_rollouts"; `manager` is the trained one, which spells the tokens and gives them its
-    log-probabilities. Every figure chooses in the next: click a kept update (dotted lines), a
-    group, a rollout, a step's bar. It starts at the largest advantage of the last kept update.
-    With `stored`, all updates as training wrote them (`TrainingResult.updates`, or
-    `StoredUpdates` of the artefact "training_updates"), a kernel offers every one of them.
+    Every figure chooses in the next: click a kept update (dotted lines), a group, a rollout, a
+    step's bar. It starts at the largest advantage of the last kept update.
+
+    Args:
+        records: the records of a `TrainingResult`, or the run's artefact "training".
+        kept: its trajectories, or the run's artefact "training_rollouts".
+        manager: the trained manager, which spells the tokens and gives them log-probabilities.
+        scheme: the reward scheme of the run.
+        settings: settings of the rewards.
+        scale_rewards: scaling of the advantages.
+        stored: all updates as training wrote them (`TrainingResult.updates`, or `StoredUpdates` of
+            the artefact "training_updates"); with it, a kernel offers every one of them.
 
     Raises:
         ValueError: no update's trajectories were kept.
@@ -274,46 +299,26 @@ def training_explorer(
 
     @functools.cache
     def of_run(update: int) -> go.Figure:
-        figure = training_curves(records, RUN_PANELS)
-        for number in kept:
-            chosen = number == update
-            for axis in ("x", "x2")[: len(training_keys(records, RUN_PANELS))]:
-                figure.add_shape(
-                    type="line",
-                    x0=number,
-                    x1=number,
-                    y0=0,
-                    y1=1,
-                    xref=axis,
-                    yref="paper",
-                    layer="below",
-                    line={
-                        "dash": "solid" if chosen else "dot",
-                        "color": style.INK,
-                        "width": 2 if chosen else 1,
-                    },
-                )
-        points = [record["step"] if record["step"] in offered else None for record in records]
-        return _clicks(figure, "update", {str(place): points for place in range(len(figure.data))})
+        return _run_curves(records, offered, kept, update)
 
     @functools.cache
     def of_update(update: int) -> go.Figure:
-        return _clicks(gradient_map(groups(update)), "instance", _rows_of(groups(update)))
+        return _clickable(gradient_map(groups(update)), "instance", _rows_of(groups(update)))
 
     @functools.cache
     def of_group(update: int, instance: int) -> go.Figure:
         group = groups(update)[instance]  # its details are what the next views show
-        return _clicks(
+        return _clickable(
             rollout_compare(group, details=False),
             "rollout",
-            {"0": [[row] * group.num_steps for row in range(len(group.rollouts))]},
+            {0: [[row] * group.num_steps for row in range(len(group.rollouts))]},
         )
 
     @functools.cache
     def of_rollout(update: int, instance: int, rollout: int) -> go.Figure:
         figure = step_terms(groups(update)[instance], rollout)
-        return _clicks(
-            figure, "step", {str(place): list(trace.x) for place, trace in enumerate(figure.data)}
+        return _clickable(
+            figure, "step", {place: list(trace.x) for place, trace in enumerate(figure.data)}
         )
 
     def build(
@@ -386,19 +391,19 @@ def training_explorer(
 
 
 STATIC_ROLLOUTS, STATIC_STEPS = 2, 3
-"""Rollouts of every group, and steps of the first of them, that have frames without a kernel: as
-much as a notebook can hold."""
+"""Rollouts of every group, and steps of the first of them, with frames in the static form: a
+notebook has no room for more."""
 
 RUN_PANELS = {title: TRAINING_PANELS[title] for title in ("reward (mean)", "accuracy (mean score)")}
-"""What `training_explorer` shows of the run: enough to choose an update by."""
+"""Panels of the run in `training_explorer`: enough to choose an update by."""
 
 TOKEN_COLOURS = {
     "push": "push A(1 − p)",
     "advantage": "advantage A",
     "change": "change of log-probability (nats)",
 }
-"""What the tokens of a step can be coloured by: how far the update pushes a token's logit, the
-advantage, and how much more likely the trained manager writes the token."""
+"""Colours of the tokens of a step: how far the update pushes a token's logit, the advantage, and
+how much more likely the trained manager writes the token."""
 
 
 def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
@@ -412,8 +417,8 @@ def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
 
 
 def _shown_steps(group: RolloutGroup) -> dict[int, list[int]]:
-    """Return the rollouts and steps of a group that have frames in the static form: all steps of
-    the rollout with the largest advantage, and one of the next ones."""
+    """Return the rollouts and steps of a group with frames in the static form: the steps around the
+    largest advantage, and one step of each of the next rollouts."""
     (_, first, strongest), *others = _strongest(group)[:STATIC_ROLLOUTS]
     near = sorted(range(1, group.num_steps + 1), key=lambda step: abs(step - strongest))
     return {first: sorted(near[:STATIC_STEPS])} | {row: [step] for _, row, step in others}
@@ -442,13 +447,41 @@ def _instances(groups: Sequence[Sequence[Trajectory]]) -> list[tuple[str, int]]:
     ]
 
 
-def _rows_of(groups: Sequence[RolloutGroup]) -> dict[str, list[Any]]:
-    """Return what a click on `gradient_map` chooses: the instance of the row."""
+def _run_curves(
+    records: Sequence[Record], offered: Collection[int], kept: Collection[int], update: int
+) -> go.Figure:
+    """Return the curves of the run with a line at every kept update, solid at the chosen one."""
+    figure = training_curves(records, RUN_PANELS)
+    for number in kept:
+        chosen = number == update
+        for axis in ("x", "x2")[: len(training_keys(records, RUN_PANELS))]:
+            figure.add_shape(
+                type="line",
+                x0=number,
+                x1=number,
+                y0=0,
+                y1=1,
+                xref=axis,
+                yref="paper",
+                layer="below",
+                line={
+                    "dash": "solid" if chosen else "dot",
+                    "color": style.INK,
+                    "width": 2 if chosen else 1,
+                },
+            )
+    points = [record["step"] if record["step"] in offered else None for record in records]
+    return _clickable(figure, "update", dict.fromkeys(range(len(figure.data)), points))
+
+
+def _rows_of(groups: Sequence[RolloutGroup]) -> dict[int, list[Any]]:
+    """Return the instance that a click on `gradient_map` chooses, for its cells and crosses."""
     width = max(group.num_steps for group in groups)
     crosses = [row for row, group in enumerate(groups) for _ in group.without_gradient()]
-    return {"0": [[row] * width for row in range(len(groups))], "1": crosses}
+    return {0: [[row] * width for row in range(len(groups))], 1: crosses}
 
 
-def _clicks(figure: go.Figure, control: str, points: Mapping[str, list[Any]]) -> go.Figure:
-    figure.layout.meta = {**figure.layout.meta, "clicks": {"control": control, "points": points}}
+def _clickable(figure: go.Figure, control: str, points: Mapping[int, Sequence[Any]]) -> go.Figure:
+    """Let clicks on the points of a figure set a control, and return it."""
+    figure.layout.meta = {**figure.layout.meta, "clicks": clicks_on(control, points)}
     return figure

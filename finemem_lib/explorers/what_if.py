@@ -1,4 +1,4 @@
-"""The credit laboratory: one group, any rule, any setting, recomputed at every move."""
+"""The explorer of credit: one group of rollouts under any rule and any setting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,10 +15,10 @@ from finemem_lib.advantages import EPSILON, ScaleRewards, group_relative
 from finemem_lib.credit.group import CachedGroup
 from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, outcome_readings
-from finemem_lib.explorers.explorer import Control, Explorer, Views
-from finemem_lib.figures import rewards as reward_figures
+from finemem_lib.explorers.explorer import Control, Explorer, Options, Views
 from finemem_lib.figures import style
-from finemem_lib.figures.rewards import Term
+from finemem_lib.figures.rewards import Term, advantage_dumbbell, formula_card
+from finemem_lib.figures.style import known
 from finemem_lib.reading import MemoisedAgent
 from finemem_lib.rewards import (
     Attribution,
@@ -36,15 +36,18 @@ if TYPE_CHECKING:
     from finemem_lib.reading import ReasoningAgent
 
 FINE_MEM = "Fine-Mem"
-"""The hybrid reward, beside the rules of `credit.RULES`."""
+"""The hybrid reward, in addition to the rules of `credit.RULES`."""
 
 BROADCAST, START = "outcome reward only", "as it starts"
 
+Credits = list[list[float | None]]
+"""A number per rollout and step (G x T), `None` where there is none."""
+
 EVEN = "outcome split evenly"
-"""What rewards are compared with where advantages are with `BROADCAST`."""
+"""The rewards that rewards are compared with, where advantages are compared with `BROADCAST`."""
 
 READ_RETRIEVED = (FINE_MEM, "eara", "eara-used", "hindsight", "attributed-dense")
-"""What k moves: a rule that reads again takes the recorded score as that of all items retrieved."""
+"""Rules that k moves; a rule that reads again takes the recorded score as that of all items."""
 
 
 def what_if_explorer(
@@ -55,10 +58,15 @@ def what_if_explorer(
 ) -> Explorer:
     """Return the explorer of credit: other weights, switches and rules on the same rollouts.
 
-    trajectories: the rollouts of one instance. settings, scale_rewards: where the controls start.
-    agent: the reasoning agent that answered; with it the rules that read again can be chosen too.
-    What they need is read when they are first chosen, and remembered; nothing else calls a model: a
-    change costs milliseconds. A control that the chosen rule does not read is greyed out.
+    The readings that a rule needs are made when it is first chosen, and remembered; nothing else
+    calls a model, so a change takes milliseconds. A control that the chosen rule does not read is
+    greyed out.
+
+    Args:
+        trajectories: the rollouts of one instance.
+        settings: reward settings at which the controls start.
+        scale_rewards: scaling of the advantages at which the control starts.
+        agent: the reasoning agent that answered; with it the rules that read again are offered.
 
     Raises:
         ValueError: there is no rollout, or they are not of one instance and length.
@@ -79,48 +87,31 @@ def what_if_explorer(
         rollout: int,
         step: int,
         rule: str,
-        beta: float,
-        w1: float,
-        w2: float,
         k: int,
-        attribution: str,
-        credited: str,
-        scale: str,
+        scale: ScaleRewards,
         before: str,
+        **switches: Any,
     ) -> Views:
-        chosen = _Choice(
-            rule,
-            dataclasses.replace(
-                start, beta=beta, w1=w1, w2=w2, attribution=attribution, credited=credited
-            ),
-            k,
-            scale,
-        )
-        other = first if before == START else _Choice("outcome-broadcast", start, most, scale)
-        # Rewards are compared with rewards that have the same terms, and the same sum.
-        even = (
-            _Choice("uniform-split", start, most, scale)
-            if rule != FINE_MEM
-            else dataclasses.replace(chosen, settings=dataclasses.replace(chosen.settings, beta=0))
-        )
-        name = rule if rule != FINE_MEM else f"{FINE_MEM}, β = {beta:g}"
+        chosen = _Choice(rule, dataclasses.replace(start, **switches), k, scale)
+        name = rule if rule != FINE_MEM else f"{FINE_MEM}, β = {chosen.settings.beta:g}"
+        if before == START:
+            other = even = first
+        else:
+            other = _Choice("outcome-broadcast", start, most, scale)
+            even = lab.split_evenly(chosen)
         few = len(group) * group[0].num_steps <= 40  # more are a crowd, and too much for a frame
+        rewards = advantage_dumbbell(
+            lab.paid(even),
+            lab.paid(chosen),
+            (before if before == START else EVEN, name),
+            "reward",
+            [rollout],
+            step,
+        )
         return {
             "card": _card(lab, chosen, rollout, step),
-            "rewards": _noted(
-                rule,
-                before,
-                rollout,
-                reward_figures.advantage_dumbbell(
-                    lab.paid(first if before == START else even),
-                    lab.paid(chosen),
-                    (before if before == START else EVEN, name),
-                    "reward",
-                    [rollout],
-                    step,
-                ),
-            ),
-            "advantages": reward_figures.advantage_dumbbell(
+            "rewards": _with_reservation(rule, before, rollout, rewards),
+            "advantages": advantage_dumbbell(
                 lab.advantages(other),
                 lab.advantages(chosen),
                 (before, name),
@@ -130,95 +121,66 @@ def what_if_explorer(
             ),
         }
 
-    def steps(low: float, high: float, by: float, own: float) -> list[tuple[str, float]]:
-        count = round((high - low) / by)
-        grid = {round(low + by * number, 6) for number in range(count + 1)} | {own}
-        return [(f"{value:g}", value) for value in sorted(grid)]
+    return Explorer("What-if credit", _controls(lab, start, scale_rewards, most), build)
 
-    def names(choice: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in get_args(choice)]
 
-    def unread(name: str) -> dict[str, Any]:
-        return {"idle": lambda state: name not in lab.reads(state["rule"])}
+def _controls(
+    lab: _CreditLab, start: RewardSettings, scale_rewards: ScaleRewards, most: int
+) -> tuple[Control, ...]:
+    """Return the controls; a switch that the chosen rule does not read is idle."""
 
-    return Explorer(
-        "What-if credit",
-        (
-            Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(group))]),
-            Control(
-                "step", "step t", [(str(s.step), s.step) for s in group[0].steps], kind="slider"
-            ),
-            Control("rule", "rule", [(name, name) for name in lab.rules], static=True),
-            Control(
-                "beta",
-                "β, share paid by evidence",
-                steps(0, 1, 0.05, start.beta),
-                start.beta,
-                "slider",
-                static=5,
-                **unread("beta"),
-            ),
-            Control(
-                "w1",
-                "w1, chunk step reward",
-                steps(0, 1, 0.1, start.w1),
-                start.w1,
-                "slider",
-                **unread("w1"),
-            ),
-            Control(
-                "w2",
-                "w2, compression",
-                steps(0, 0.5, 0.05, start.w2),
-                start.w2,
-                "slider",
-                **unread("w2"),
-            ),
-            Control(
-                "k",
-                "k, retrieved items credited",
-                [(str(n), n) for n in range(1, most + 1)] or [("0", 0)],
-                most,
-                "slider",
-                static=True,
-                **unread("k"),
-            ),
-            Control(
-                "attribution",
-                "attribution",
-                names(Attribution),
-                start.attribution,
-                static=True,
-                **unread("attribution"),
-            ),
-            Control(
-                "credited",
-                "credited",
-                names(Credited),
-                start.credited,
-                static=True,
-                **unread("credited"),
-            ),
-            Control("scale", "scale_rewards", names(ScaleRewards), scale_rewards, static=True),
-            Control("before", "compare with", [(BROADCAST, BROADCAST), (START, START)]),
+    def choices(names: Iterable[str]) -> list[tuple[str, str]]:
+        return [(name, name) for name in names]
+
+    def switch(name: str, text: str, options: Options, **more: Any) -> Control:
+        value = more.pop("value", None) or getattr(start, name, None)
+        return Control(
+            name,
+            text,
+            options,
+            value,
+            idle=lambda state: name not in lab.reads(state["rule"]),
+            **more,
+        )
+
+    def slider(name: str, text: str, high: float, by: float, static: int = 0) -> Control:
+        grid = {round(by * number, 6) for number in range(round(high / by) + 1)}
+        values = sorted(grid | {getattr(start, name)})
+        options = [(f"{value:g}", value) for value in values]
+        return switch(name, text, options, kind="slider", static=static)
+
+    numbers = [(str(n), n) for n in range(1, most + 1)] or [("0", 0)]
+    steps = [(str(step.step), step.step) for step in lab.group[0].steps]
+    return (
+        Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(lab.group))]),
+        Control("step", "step t", steps, kind="slider"),
+        Control("rule", "rule", choices(lab.rules), static=True),
+        slider("beta", "β, share paid by evidence", 1, 0.05, static=5),
+        slider("w1", "w1, chunk step reward", 1, 0.1),
+        slider("w2", "w2, compression", 0.5, 0.05),
+        switch("k", "k, retrieved items credited", numbers, value=most, kind="slider", static=True),
+        switch("attribution", "attribution", choices(get_args(Attribution)), static=True),
+        switch("credited", "credited", choices(get_args(Credited)), static=True),
+        Control(
+            "scale", "scale_rewards", choices(get_args(ScaleRewards)), scale_rewards, static=True
         ),
-        build,
+        Control("before", "compare with", choices([BROADCAST, START])),
     )
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """What decides the credit: rule, reward settings, retrieved items credited, scale_rewards."""
+    """A rule and its settings: the number k of retrieved items credited, and scale_rewards."""
 
     rule: str
     settings: RewardSettings
     k: int
-    scale: str
+    scale: ScaleRewards
 
 
 class _CreditLab:
-    """Rewards and advantages of a group under any choice, computed again only for what the rule
-    reads."""
+    """Rewards and advantages of a group under any choice; a change that the chosen rule does not
+    read computes nothing."""
 
     def __init__(self, group: list[Trajectory], agent: ReasoningAgent | None) -> None:
         self.group = CachedGroup(group)
@@ -234,13 +196,15 @@ class _CreditLab:
         if agent is not None:
             have |= {"agent", "replay"}
         self.rules = [FINE_MEM, *(name for name, rule in RULES.items() if have >= {*rule.needs})]
-        self._known: dict[Any, Any] = {}
+        self._known: dict[tuple[Any, ...], Credits] = {}
         self._cut: dict[int, CachedGroup] = {}
 
     @functools.cached_property
-    def agents(self) -> list[ReasoningAgent]:
-        """The reasoning agent for each rollout: nothing is asked twice, nor what the
-        rollout's outcome was read from."""
+    def agents(self) -> list[MemoisedAgent]:
+        """The reasoning agent for each rollout, which asks nothing twice and knows the readings of
+        the rollout's outcome."""
+        if self._agent is None:
+            raise ValueError("what_if: a rule reads again, expected an agent; give one")
         shared = MemoisedAgent(self._agent)
         own = [MemoisedAgent(shared) for _ in self.group]
         for agent, one in zip(own, self.group, strict=True):
@@ -249,7 +213,7 @@ class _CreditLab:
 
     @functools.cached_property
     def replayers(self) -> list[Replayer]:
-        """What each rollout was played with, for the rules that replay it."""
+        """The replayer of each rollout, for the rules that play it again."""
         return list(map(Replayer, self.group, self.agents))
 
     @staticmethod
@@ -259,8 +223,8 @@ class _CreditLab:
 
     @staticmethod
     def reads(rule: str) -> list[str]:
-        """Return the names of the controls that move what a rule gives, beside scale_rewards,
-        which every advantage has been through."""
+        """Return the controls that move the credit of a rule, without scale_rewards, which moves
+        every advantage."""
         accepts = (
             ["w1", "w2", "switches"]
             if rule == FINE_MEM
@@ -294,24 +258,32 @@ class _CreditLab:
             )
         return self._cut[k]
 
-    def paid(self, choice: _Choice) -> list[list[float | None]]:
-        """Return what each rollout is paid per step (G x T), `None` by a rule that does not pay."""
+    def split_evenly(self, choice: _Choice) -> _Choice:
+        """Return the choice that pays the same sum as the chosen one, without evidence."""
+        if choice.rule == FINE_MEM:
+            return dataclasses.replace(
+                choice, settings=dataclasses.replace(choice.settings, beta=0)
+            )
+        return dataclasses.replace(choice, rule="uniform-split")
+
+    def paid(self, choice: _Choice) -> Credits:
+        """Return the reward of each rollout per step (G x T), `None` by a rule without rewards."""
         if self.pays(choice.rule):
             return self._given(choice)
         return [[None] * one.num_steps for one in self.group]
 
-    def advantages(self, choice: _Choice) -> list[list[float | None]]:
+    def advantages(self, choice: _Choice) -> Credits:
         """Return the advantages (G x T)."""
         if not self.pays(choice.rule):
             return self._given(choice)
         key = *self._key(choice), choice.scale
         return self._once(key, lambda: group_relative(self._given(choice), choice.scale))
 
-    def _given(self, choice: _Choice) -> list[list[float | None]]:
+    def _given(self, choice: _Choice) -> Credits:
         return self._once(self._key(choice), lambda: self._by_rule(choice))
 
     def _key(self, choice: _Choice) -> tuple[Any, ...]:
-        """Return all that a rule reads of a choice."""
+        """Return everything that a rule reads of a choice."""
         values = dataclasses.asdict(choice.settings) | {"k": choice.k}
         return (
             choice.rule,
@@ -319,13 +291,13 @@ class _CreditLab:
             *(() if self.pays(choice.rule) else (choice.scale,)),
         )
 
-    def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[Any, ...], compute: Callable[[], Credits]) -> Credits:
         if key not in self._known:
             self._known = dict([*self._known.items()][-256:])
             self._known[key] = compute()
         return self._known[key]
 
-    def _by_rule(self, choice: _Choice) -> list[list[float | None]]:
+    def _by_rule(self, choice: _Choice) -> Credits:
         group = self.cut(choice.k) if "k" in self.reads(choice.rule) else self.group
         if choice.rule == FINE_MEM:
             return [
@@ -333,39 +305,46 @@ class _CreditLab:
             ]
         rule = RULES[choice.rule]
         accepts = inspect.signature(rule.function).parameters
-        offered = {
-            "group": lambda _: group,
-            "agent": lambda place: self.agents[place],
-            "replay": lambda place: self.replayers[place],
-            "scale_rewards": lambda _: choice.scale,
-            "attribution": lambda _: choice.settings.attribution,
+        switches = dataclasses.asdict(choice.settings)
+        arguments: dict[str, Any] = {
+            "group": group,
+            "scale_rewards": choice.scale,
+            "attribution": switches["attribution"],
         }
-        settings = {name: value for name, value in offered.items() if name in accepts}
+        arguments = {name: value for name, value in arguments.items() if name in accepts}
         if "switches" in accepts:  # the rule takes those of RewardSettings
-            settings |= {
-                name: lambda _, name=name: getattr(choice.settings, name)
-                for name in ("beta", "attribution", "credited", "unretrieved")
+            arguments |= {
+                name: switches[name] for name in ("beta", "attribution", "credited", "unretrieved")
             }
-        return [
-            list(rule.function(one, **{name: value(place) for name, value in settings.items()}))
+        return [  # calls are not counted here
+            list(rule.function(one, **arguments, **self._own_arguments(place, accepts)))
             for place, one in enumerate(group)
-        ]  # nobody counts calls here
+        ]
+
+    def _own_arguments(self, place: int, accepts: Collection[str]) -> dict[str, Any]:
+        """Return the arguments of a rule that differ from rollout to rollout."""
+        own: dict[str, Any] = {}
+        if "agent" in accepts:
+            own["agent"] = self.agents[place]
+        if "replay" in accepts:
+            own["replay"] = self.replayers[place]
+        return own
 
 
-def _noted(rule: str, before: str, rollout: int, figure: go.Figure) -> go.Figure:
-    """Say in the figure of rewards what keeps them from being compared."""
+def _with_reservation(rule: str, before: str, rollout: int, figure: go.Figure) -> go.Figure:
+    """Return the figure of rewards with a note where they cannot be compared."""
     meta = dict(figure.layout.meta)
     figure.update_layout(yaxis_showticklabels=_CreditLab.pays(rule))
     if not _CreditLab.pays(rule):
-        said = (
+        note = (
             f"The rule {rule} gives the advantages of rollout {rollout + 1} directly: there is "
             "no reward before them."
         )
         figure.update_layout(
-            meta={**meta, "caption": said, "alt": f"No rewards. {said}"},
+            meta={**meta, "caption": note, "alt": f"No rewards. {note}"},
             annotations=[
                 {
-                    "text": style.paragraph(said, width=44),
+                    "text": style.paragraph(note, width=44),
                     "showarrow": False,
                     "x": 0.5,
                     "y": 0.5,
@@ -395,7 +374,9 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
     paid, advantage = rewards[rollout][step - 1], advantages[rollout][step - 1]
     first = paid if is_reward else advantage
     column = [
-        row[step - 1] for row in (rewards if is_reward else advantages) if row[step - 1] is not None
+        value
+        for row in (rewards if is_reward else advantages)
+        if (value := row[step - 1]) is not None
     ]
     terms, numbers = _terms(lab, choice, rollout, step)
     formula = "sum of the terms" if rule == FINE_MEM else RULES[rule].formula
@@ -417,7 +398,7 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
         if rule == FINE_MEM
         else (f" Of the controls above it reads {', '.join([*read, 'scale_rewards'])} only.")
     )
-    return reward_figures.formula_card(
+    return formula_card(
         terms,
         f"Formula with numbers: rollout {rollout + 1}, step {step}",
         f"By the rule {rule} ({source}), step {step} of rollout {rollout + 1} "
@@ -426,11 +407,11 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
     )
 
 
-def _terms(
-    lab: _CreditLab, choice: _Choice, rollout: int, step: int
-) -> tuple[list[reward_figures.Term], str]:
-    """Return the terms of what a step is given, and the numbers of a formula that has one term;
-    neither for a rule whose terms nobody kept."""
+def _terms(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> tuple[list[Term], str]:
+    """Return the terms of a step's credit, and the numbers of a formula that has a single term.
+
+    Both are empty for a rule whose terms are not recorded.
+    """
     rule, settings, one = choice.rule, choice.settings, lab.group[rollout]
     outcome, T = outcome_reward(one), one.num_steps
     if rule in (FINE_MEM, "eara", "eara-used"):
@@ -446,7 +427,7 @@ def _terms(
             Term(
                 "β N_t",
                 f"{beta:g} × {part.evidence or 0:.4g}",
-                None if outcome is None else beta * part.evidence,
+                None if outcome is None else beta * known(part.evidence),
             ),
         ]
         return terms + (
@@ -468,16 +449,15 @@ def _terms(
     if given is None:
         return [], ""
     if rule in ("mt-grpo", "gigpo"):
-        [whole] = group_relative([[outcome_reward(each)] for each in lab.group], choice.scale)[
-            rollout
-        ]
+        outcomes = [[outcome_reward(each)] for each in lab.group]
+        whole = known(group_relative(outcomes, choice.scale)[rollout][0])
         local = "c A(r_chunk(t))" if rule == "mt-grpo" else "ω A(γ^(T-t) r_global)"
         return [
             Term("A(r_global)", f"{whole:.4g}", whole),
             Term(local, f"{given - whole:.4g}", given - whole),
         ], ""
     if rule == "step-loo":
-        return [], f"{outcome:.4g} - {outcome - given:.4g}"
+        return [], f"{outcome:.4g} - {known(outcome) - given:.4g}"
     if rule == "uniform-split":
         return [], f"{outcome:.4g} / {T}"
     if rule in ("csr", "outcome-broadcast"):
@@ -493,8 +473,8 @@ def _standardised(
     column: Sequence[float],
     paid: float | None,
     advantage: float | None,
-    scale: str,
-) -> reward_figures.Term:
+    scale: ScaleRewards,
+) -> Term:
     """Return the line that leads from a reward to its advantage."""
     formula = (
         "A_t = r_t - mean"
@@ -519,7 +499,7 @@ def _standardised(
 
 
 def _cut_away(lab: _CreditLab, choice: _Choice, rollout: int) -> str:
-    """Return a sentence about used items that k cuts away, where they alone are credited."""
+    """Return a sentence about used items that k cuts away, where only used items are credited."""
     reads, settings = lab.reads(choice.rule), choice.settings
     if choice.rule != "eara-used" and not ("credited" in reads and settings.credited == "used"):
         return ""

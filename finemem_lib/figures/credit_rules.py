@@ -34,7 +34,7 @@ MEASURE_NAMES: Mapping[Measure, str] = {
     "sign": "sign errors (share of steps)",
 }
 
-LESS_IS_BETTER = ("noise", "sign")
+LESS_IS_BETTER: tuple[Measure, ...] = ("noise", "sign")
 
 
 def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:

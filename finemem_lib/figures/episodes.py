@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -23,12 +23,18 @@ def episode_before_after(
     max_sentences: int = 32,
     max_questions: int = 12,
 ) -> go.Figure:
-    """Show rollouts of one instance side by side, from before and after training: which sentences
-    of the stream each kept, and which questions it could answer then.
+    """Show rollouts of one instance side by side, from before and after training.
 
-    An item stands for the sentence of its chunk that it shares most words with. A sentence is
+    They show which sentences of the stream each rollout kept, and which questions it could answer
+    then. An item stands for the sentence of its chunk that it shares most words with. A sentence is
     needed (◆) when it holds an accepted answer of a global question and its step is among the
-    known evidence. Where there are too many sentences, the needed ones are shown first.
+    known evidence.
+
+    Args:
+        before: rollouts of the manager before training.
+        after: rollouts of the trained manager.
+        max_sentences: most sentences shown, the needed ones first.
+        max_questions: most questions shown, the first ones.
 
     Raises:
         ValueError: the trajectories are not all of one instance, or there are none.
@@ -49,23 +55,9 @@ def episode_before_after(
     chosen = sorted(sorted(read, key=lambda row: row[:2] not in needed)[:max_sentences])
     rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
     xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
-    marks: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _FATES}
     asked = [answered.question for answered in columns[0].questions][:max_questions]
     fates = [_fates(trajectory) for trajectory in columns]
-    for x, trajectory, fate in zip(xs, columns, fates, strict=True):
-        for key, row in rows.items():
-            name, note = fate.get(key, ("not stored", ""))
-            marks[name].append((x, row, note))
-        for j in range(len(asked)):
-            answered = trajectory.questions[j]
-            name = (
-                "not scored"
-                if answered.score is None
-                else "answer right"
-                if answered.score >= 0.5
-                else "answer not right"
-            )
-            marks[name].append((x, j, f"answer: {label(answered.answer, 60)}"))
+    marks = _marks(columns, xs, fates, rows, len(asked))
     fig = make_subplots(
         rows=2,
         cols=1,
@@ -114,40 +106,20 @@ def episode_before_after(
     fig.update_xaxes(
         showticklabels=False, title_text="rollout (r: its outcome reward)", row=2, col=1
     )
-    fig.update_yaxes(
-        title_text="step and sentence",
-        tickvals=list(range(len(chosen))),
-        row=1,
-        col=1,
-        ticktext=[
-            f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
-            for step, place, text in chosen
-        ],
-        range=[len(chosen) - 0.4, -0.6],
-        zeroline=False,
-    )
-    fig.update_yaxes(
-        title_text="question",
-        tickvals=list(range(len(asked))),
-        row=2,
-        col=1,
-        ticktext=[label(question.text, 38) for question in asked],
-        range=[len(asked) - 0.4, -0.6],
-        zeroline=False,
-    )
-    sides = []
-    for name, part in (("before", slice(0, len(before))), ("after", slice(len(before), None))):
-        kept = [
-            [key for key, (fate, _) in found.items() if fate == "kept to the end"]
-            for found in fates[part]
-        ]
-        useful = style.mean(len([key for key in keys if key in needed]) for keys in kept) or 0.0
-        other = style.mean(len([key for key in keys if key not in needed]) for keys in kept) or 0.0
-        reward = style.mean(outcome_reward(trajectory) for trajectory in columns[part])
-        sides.append(
-            f"{name} training {useful:.3g} of {len(needed)} needed sentences and "
-            f"{other:.3g} others were kept, outcome reward {reward_text(reward, '.2f')}"
-        )
+    names_of_sentences = [
+        f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
+        for step, place, text in chosen
+    ]
+    names_of_questions = [label(question.text, 38) for question in asked]
+    for row, title, names in (
+        (1, "step and sentence", names_of_sentences),
+        (2, "question", names_of_questions),
+    ):
+        fig.update_yaxes(style.lines_axis(names), title_text=title, row=row, col=1)
+    sides = [
+        f"{name} training {_average(columns[part], fates[part], needed)}"
+        for name, part in (("before", slice(len(before))), ("after", slice(len(before), None)))
+    ]
     cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
     return style.finish(
         fig,
@@ -161,6 +133,54 @@ def episode_before_after(
     )
 
 
+def _marks(
+    columns: Sequence[Trajectory],
+    xs: Sequence[float],
+    fates: Sequence[Fates],
+    rows: Mapping[Place, int],
+    questions: int,
+) -> dict[str, list[tuple[float, int, str]]]:
+    """Return by name of `_FATES` the marks of sentences and answers: x, y and hover text."""
+    marks: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _FATES}
+    for x, trajectory, fate in zip(xs, columns, fates, strict=True):
+        for place, row in rows.items():
+            name, note = fate.get(place, ("not stored", ""))
+            marks[name].append((x, row, note))
+        for j, answered in enumerate(trajectory.questions[:questions]):
+            name = (
+                "not scored"
+                if answered.score is None
+                else "answer right"
+                if answered.score >= 0.5
+                else "answer not right"
+            )
+            marks[name].append((x, j, f"answer: {label(answered.answer, 60)}"))
+    return marks
+
+
+def _average(
+    trajectories: Sequence[Trajectory], fates: Sequence[Fates], needed: Collection[Place]
+) -> str:
+    """Return in words the sentences that rollouts kept on average, and their outcome reward."""
+    kept = [
+        [place for place, (fate, _) in found.items() if fate == "kept to the end"]
+        for found in fates
+    ]
+    useful = style.mean(sum(place in needed for place in places) for places in kept) or 0.0
+    other = style.mean(sum(place not in needed for place in places) for places in kept) or 0.0
+    reward = style.mean(outcome_reward(trajectory) for trajectory in trajectories)
+    return (
+        f"{useful:.3g} of {len(needed)} needed sentences and {other:.3g} others were kept, "
+        f"outcome reward {reward_text(reward, '.2f')}"
+    )
+
+
+Place = tuple[int, int]
+"""A sentence of the stream: its step from 1, and its place in the chunk from 0."""
+
+Fates = Mapping[Place, tuple[str, str]]
+"""What became of every sentence that was stored: a name of `_FATES`, and a note."""
+
 _FATES = {
     "kept to the end": (BLUE, "circle", 11, 1),
     "stored, then lost": (ORANGE, "x-thin", 9, 1),
@@ -169,13 +189,22 @@ _FATES = {
     "answer not right": (ORANGE, "x-thin", 9, 2),
     "not scored": (GREY, "square-open", 9, 2),
 }
-"""What became of a sentence or an answer: colour, symbol, size, panel."""
+"""Fates of a sentence or an answer: colour, symbol, size, panel."""
 
 
-def needed_sentences(trajectory: Trajectory) -> set[tuple[int, int]]:
-    """Return (step, place) of the sentences that hold what the global questions ask for: one for
-    each question and evidence step, or one in all where the evidence is not known."""
-    found = set()
+def needed_sentences(trajectory: Trajectory) -> set[Place]:
+    """Return the sentences that hold the answers of the global questions.
+
+    There is one for each question and evidence step, or one per question where the evidence is not
+    known.
+
+    Args:
+        trajectory: the trajectory.
+
+    Returns:
+        The step (from 1) and the place in its chunk (from 0) of each sentence.
+    """
+    found: set[Place] = set()
     for question in (answered.question for answered in trajectory.questions):
         wanted = set(words(f"{question.text} {' '.join(question.answers)}"))
         holding = [
@@ -197,10 +226,9 @@ def needed_sentences(trajectory: Trajectory) -> set[tuple[int, int]]:
     return found
 
 
-def _fates(trajectory: Trajectory) -> dict[tuple[int, int], tuple[str, str]]:
-    """Return what became of every sentence (step, place) that was stored, with a note."""
+def _fates(trajectory: Trajectory) -> Fates:
     final = {item.item_id: item for item in trajectory.final_memory()}
-    found: dict[tuple[int, int], tuple[str, str]] = {}
+    found: dict[Place, tuple[str, str]] = {}
     for step in trajectory.steps:
         texts = sentences(step.chunk.text)
         for item in step.delta.written:

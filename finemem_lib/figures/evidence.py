@@ -1,18 +1,12 @@
-"""Figures of memory, evidence, rewards and benchmarks: pure functions that return a plotly Figure.
-
-Every builder sets a title, axis titles with units, and ``layout.meta`` with a `caption` (what to
-see, with the numbers of this figure) and an `alt` sentence for screen readers; nothing is
-displayed until `show`. Magnitude is drawn in cividis, signed values in PuOr centred on 0; the rest
-of the style, and how untrusted text is made safe, is in `plot_style`.
-"""
+"""Evidence: which step and which item earned which answer."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -34,14 +28,19 @@ from finemem_lib.rewards import (
     item_shares,
 )
 from finemem_lib.text import words
-from finemem_lib.trajectory import Trajectory
+from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Retrieved, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class EvidencePart:
-    """One credited item's way from a step to a question (a position in the trajectory).
+    """The credit of one item for one question.
 
-    `share` is 1/(|M_j| n), what the step earns of the outcome reward when the answer is right.
+    Attributes:
+        step: the step that is credited for the item, from 1.
+        item_id: the item that was retrieved.
+        question: position of the question in the trajectory, from 0.
+        share: 1/(|M_j| n), the share of the outcome reward that the step earns when the answer is
+            right.
     """
 
     step: int
@@ -57,6 +56,10 @@ def evidence_parts(
 
     Questions without a credited item have no part. A question that cannot be scored has parts (it
     retrieved something) although it earns nothing.
+
+    Args:
+        trajectory: the trajectory.
+        settings: how evidence is attributed.
     """
     settings = settings or RewardSettings()
     n = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
@@ -71,6 +74,10 @@ def evidence_parts(
 def source_sentence(content: str, chunk_text: str) -> str:
     """Return the sentence of a chunk that shares most words with an item's content.
 
+    Args:
+        content: content of the item.
+        chunk_text: text of the chunk it was written from.
+
     >>> source_sentence("Mia: Rome", "It rained. Mia lives in Rome. Ana sails.")
     'Mia lives in Rome.'
     """
@@ -81,7 +88,8 @@ def source_sentence(content: str, chunk_text: str) -> str:
 
 
 STRONG, FAINT = ("73", "40"), ("1A", "12")
-"""Opacity (hexadecimal) of links that earned something and of those that did not."""
+"""Opacity (hexadecimal) of links that earned something and of those that did not: selected ones,
+and others."""
 
 
 def evidence_sankey(
@@ -95,144 +103,30 @@ def evidence_sankey(
 
     The width of a link is the item's share of the outcome reward, 1/(|M_j| n) for each credited
     item, of which s_j is coloured (earned) and 1 - s_j grey (retrieved for an answer that was not
-    right, or cannot be scored). `questions` are positions in ``trajectory.questions``, by default
-    the first `max_questions`.
+    right, or cannot be scored).
+
+    Args:
+        trajectory: the trajectory.
+        questions: positions of the questions shown (`None`: the first `max_questions`).
+        settings: how evidence is attributed.
+        max_questions: most questions shown where `questions` is `None`.
+        selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
+            `selection`); `None` for a figure without selection.
     """
     chosen = list(range(len(trajectory.questions)))[:max_questions]
     if questions is not None:
         chosen = list(questions)
-    nodes: dict[tuple[str, Any], int] = {}
-    texts: list[str] = []
-    hovers: list[str] = []
-    colors: list[str] = []
-    links: dict[tuple[int, int, bool], float] = {}
-    lit: set[tuple[int, int]] = set()  # links by their ends that are selected
-    link_text: dict[tuple[int, int], str] = {}
-
-    def node(kind: str, key: Any, text: str, hover: str, color: str) -> int:
-        if (kind, key) not in nodes:
-            nodes[kind, key] = len(texts)
-            texts.append(text)
-            hovers.append(hover)
-            colors.append(color)
-        return nodes[kind, key]
-
-    def link(
-        source: int, target: int, share: float, score: float | None, hover: str, chosen: bool
-    ) -> None:
-        link_text[source, target] = hover
-        if chosen:
-            lit.add((source, target))
-        for earned, part in ((True, share * (score or 0.0)), (False, share * (1 - (score or 0.0)))):
-            if part > 0:
-                links[source, target, earned] = links.get((source, target, earned), 0.0) + part
-
-    contents = {item.item_id: item.content for item in trajectory.final_memory()}
-    parts = evidence_parts(trajectory, settings)
-    scored = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
-    earners: Counter[int] = Counter()
-    for j in chosen:
-        answered = trajectory.questions[j]
-        target = node(
-            "question",
-            j,
-            f"{verdict(answered)} {label(answered.question.text, 18)}",
-            f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 80)}"
-            f"<br>score s_j = {score_text(answered)}",
-            BLUE if answered.score else GREY,
-        )
-        if not any(part.question == j for part in parts):
-            empty = node("item", None, "no item", "no item was credited", PALE)
-            link(
-                empty,
-                target,
-                1 / scored,
-                answered.score,
-                "no item was credited",
-                belongs(selected, None, None, j),
-            )
-    for part in parts:
-        if part.question not in chosen:
-            continue
-        own = belongs(selected, part.step, part.item_id, part.question)
-        answered = trajectory.questions[part.question]
-        content = contents.get(part.item_id, "")
-        item = node(
-            "item",
-            part.item_id,
-            f"#{label(part.item_id, 8)} {label(content, 14)}",
-            f"item #{label(part.item_id, 8)}<br>{paragraph(content)}",
-            ORANGE,
-        )
-        chunk = trajectory.steps[part.step - 1].chunk.text
-        step = node(
-            "step",
-            part.step,
-            f"step {part.step}",
-            f"step {part.step} reads<br>{paragraph(chunk)}",
-            GREEN,
-        )
-        link(
-            step,
-            item,
-            part.share,
-            answered.score,
-            f"step {part.step} wrote it from<br>{paragraph(source_sentence(content, chunk))}",
-            own,
-        )
-        link(
-            item,
-            nodes["question", part.question],
-            part.share,
-            answered.score,
-            f"#{label(part.item_id, 8)} was retrieved for<br>{paragraph(answered.question.text)}",
-            own,
-        )
-        earners[part.step] += part.share * (answered.score or 0.0)
-    keys = sorted(links, key=lambda key: (not key[2], key[0], key[1]))
+    flow, earners = _evidence_flow(trajectory, chosen, settings, selected)
+    keys = sorted(flow.links, key=lambda key: (not key[2], key[0], key[1]))
     names = [
-        f"question {key + 1}" if kind == "question" else f"{kind} {key}" for kind, key in nodes
+        f"question {key + 1}" if kind == "question" else f"{kind} {key}" for kind, key in flow.nodes
     ]
     # A click says only the number of what was clicked, be it node or link: unused nodes in front
     # keep the two apart.
     ahead = 0 if selected is None else len(keys)
     clicks = [names[key[1]] for key in keys] + [
-        None if key[1] is None else name for name, key in zip(names, nodes, strict=True)
+        None if key[1] is None else name for name, key in zip(names, flow.nodes, strict=True)
     ]
-    link_colors = [
-        (BLUE if key[2] else GREY) + opacity[0 if key[2] else 1]
-        for key in keys
-        for opacity in [STRONG if selected in (None, "") or key[:2] in lit else FAINT]
-    ]
-    trace = {
-        # nodes that can be dragged are not clicked: plotly takes them out of the page on the way
-        "type": "sankey",
-        "arrangement": "snap" if selected is None else "fixed",
-        "textfont": {"size": 11},
-        "node": {
-            "label": [""] * ahead + texts,
-            "customdata": [""] * ahead + hovers,
-            "color": [PALE] * ahead + colors,
-            "pad": 14,
-            "thickness": 14,
-            "hovertemplate": "%{customdata}<extra></extra>",
-            "align": "right",
-            "line": {"color": INK, "width": 0.5},
-        },
-        "link": {
-            "source": [ahead + key[0] for key in keys],
-            "target": [ahead + key[1] for key in keys],
-            "value": style.numbers(links[key] for key in keys),
-            "color": link_colors,
-            "label": ["earned" if key[2] else "not earned" for key in keys],
-            "customdata": [
-                f"{link_text[key[0], key[1]]}<br>"
-                f"{'earns' if key[2] else 'earns nothing of'} {links[key]:.4g}"
-                for key in keys
-            ],
-            "hovertemplate": "%{customdata}<extra></extra>",
-        },
-    }
     headings = [
         {
             "x": x,
@@ -252,20 +146,20 @@ def evidence_sankey(
         )
     ]
     right = sum(1 for j in chosen if trajectory.questions[j].score)
-    best = earners.most_common(1)
+    best = max(earners, key=earners.__getitem__, default=0)
     who = (
-        f" Step {best[0][0]} earned most: {best[0][1]:.3g} of the outcome reward."
-        if best and best[0][1]
+        f" Step {best} earned most: {earners[best]:.3g} of the outcome reward."
+        if earners.get(best)
         else " No step earned anything."
     )
     cut = (
         ""
         if len(chosen) == len(trajectory.questions)
-        else (f" ({len(chosen)} of {len(trajectory.questions)} questions shown)")
+        else f" ({len(chosen)} of {len(trajectory.questions)} questions shown)"
     )
-    rows = max(Counter(kind for kind, _ in nodes).values(), default=1)
+    rows = max(Counter(kind for kind, _ in flow.nodes).values(), default=1)
     return style.from_traces(
-        [trace],
+        [flow.trace(keys, ahead, selected)],
         "Who earned which answer?",
         f"{right} of {len(chosen)} questions were answered with a score above 0{cut}.{who} Grey is "
         "what was retrieved without earning.",
@@ -278,6 +172,141 @@ def evidence_sankey(
     )
 
 
+@dataclass(slots=True)
+class _Flow:
+    """Nodes and links of a Sankey diagram, while they are collected."""
+
+    nodes: dict[tuple[str, Any], int] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    hovers: list[str] = field(default_factory=list)
+    colors: list[str] = field(default_factory=list)
+    links: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+    link_hovers: dict[tuple[int, int], str] = field(default_factory=dict)
+    highlighted: set[tuple[int, int]] = field(default_factory=set)
+
+    def node(self, kind: str, key: Any, text: str, hover: str, color: str) -> int:
+        """Add a node unless it is there, and return its number."""
+        if (kind, key) not in self.nodes:
+            self.nodes[kind, key] = len(self.texts)
+            self.texts.append(text)
+            self.hovers.append(hover)
+            self.colors.append(color)
+        return self.nodes[kind, key]
+
+    def link(
+        self, source: int, target: int, share: float, score: float | None, hover: str, own: bool
+    ) -> None:
+        """Add a share to a link, of which the score is earned; `own`: it is selected."""
+        self.link_hovers[source, target] = hover
+        if own:
+            self.highlighted.add((source, target))
+        for earned, part in ((True, share * (score or 0.0)), (False, share * (1 - (score or 0.0)))):
+            if part > 0:
+                key = source, target, earned
+                self.links[key] = self.links.get(key, 0.0) + part
+
+    def trace(
+        self, keys: Sequence[tuple[int, int, bool]], ahead: int, selected: str | None
+    ) -> dict[str, Any]:
+        """Return the plotly trace of the links `keys`, with `ahead` unused nodes in front."""
+        link_colors = [
+            (BLUE if key[2] else GREY) + opacity[0 if key[2] else 1]
+            for key in keys
+            for opacity in [
+                STRONG if selected in (None, "") or key[:2] in self.highlighted else FAINT
+            ]
+        ]
+        return {
+            # nodes that can be dragged are not clicked: plotly takes them out of the page on the
+            # way
+            "type": "sankey",
+            "arrangement": "snap" if selected is None else "fixed",
+            "textfont": {"size": 11},
+            "node": {
+                "label": [""] * ahead + self.texts,
+                "customdata": [""] * ahead + self.hovers,
+                "color": [PALE] * ahead + self.colors,
+                "pad": 14,
+                "thickness": 14,
+                "hovertemplate": "%{customdata}<extra></extra>",
+                "align": "right",
+                "line": {"color": INK, "width": 0.5},
+            },
+            "link": {
+                "source": [ahead + key[0] for key in keys],
+                "target": [ahead + key[1] for key in keys],
+                "value": style.numbers(self.links[key] for key in keys),
+                "color": link_colors,
+                "label": ["earned" if key[2] else "not earned" for key in keys],
+                "customdata": [
+                    f"{self.link_hovers[key[0], key[1]]}<br>"
+                    f"{'earns' if key[2] else 'earns nothing of'} {self.links[key]:.4g}"
+                    for key in keys
+                ],
+                "hovertemplate": "%{customdata}<extra></extra>",
+            },
+        }
+
+
+def _evidence_flow(
+    trajectory: Trajectory,
+    chosen: Sequence[int],
+    settings: RewardSettings | None,
+    selected: str | None,
+) -> tuple[_Flow, dict[int, float]]:
+    """Return the flow from steps over items to the chosen questions, and each step's earnings."""
+    flow = _Flow()
+    earners: dict[int, float] = {}
+    contents = {item.item_id: item.content for item in trajectory.final_memory()}
+    parts = evidence_parts(trajectory, settings)
+    scored = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
+    for j in chosen:
+        answered = trajectory.questions[j]
+        target = flow.node(
+            "question",
+            j,
+            f"{verdict(answered)} {label(answered.question.text, 18)}",
+            f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 80)}"
+            f"<br>score s_j = {score_text(answered)}",
+            BLUE if answered.score else GREY,
+        )
+        if not any(part.question == j for part in parts):
+            nothing = "no item was credited"
+            empty = flow.node("item", None, "no item", nothing, PALE)
+            own = belongs(selected, None, None, j)
+            flow.link(empty, target, 1 / scored, answered.score, nothing, own)
+    for part in parts:
+        if part.question not in chosen:
+            continue
+        own = belongs(selected, part.step, part.item_id, part.question)
+        answered = trajectory.questions[part.question]
+        content = contents.get(part.item_id, "")
+        chunk = trajectory.steps[part.step - 1].chunk.text
+        name = f"#{label(part.item_id, 8)}"
+        item = flow.node(
+            "item",
+            part.item_id,
+            f"{name} {label(content, 14)}",
+            f"item {name}<br>{paragraph(content)}",
+            ORANGE,
+        )
+        step = flow.node(
+            "step",
+            part.step,
+            f"step {part.step}",
+            f"step {part.step} reads<br>{paragraph(chunk)}",
+            GREEN,
+        )
+        written = f"step {part.step} wrote it from<br>{paragraph(source_sentence(content, chunk))}"
+        found = f"{name} was retrieved for<br>{paragraph(answered.question.text)}"
+        question = flow.nodes["question", part.question]
+        flow.link(step, item, part.share, answered.score, written, own)
+        flow.link(item, question, part.share, answered.score, found, own)
+        earned = part.share * (answered.score or 0.0)
+        earners[part.step] = earners.get(part.step, 0.0) + earned
+    return flow, earners
+
+
 def evidence_trail(
     trajectory: Trajectory,
     settings: RewardSettings | None = None,
@@ -287,8 +316,14 @@ def evidence_trail(
     """Show where credit came from, line by line: question, item, operation, sentence of the chunk.
 
     Every retrieved item of the selected questions has a line for each step that shares its credit
-    (with 0 where it has none); blue is what flowed back to that step, grey what a wrong answer left
-    unearned, in shares of the outcome reward. Beyond `max_rows` the smallest are left out.
+    (with 0 where it has none); blue is the share of the outcome reward that flowed back to that
+    step, grey the share that a wrong answer left unearned.
+
+    Args:
+        trajectory: the trajectory.
+        settings: how evidence is attributed.
+        selected: "question j", "step t" or "item id" to show only what belongs to it; "" for all.
+        max_rows: most lines shown; the smallest are left out.
     """
     settings = settings or RewardSettings()
     shares: dict[tuple[int, str], list[tuple[int, float]]] = {}
@@ -296,46 +331,18 @@ def evidence_trail(
         shares.setdefault((part.question, part.item_id), []).append((part.step, part.share))
     items = {item.item_id: item for item in trajectory.final_memory()}
     rows = [
-        (j, answered, rank, found, step, share)
+        _TrailRow(j, answered, rank, found, step, share)
         for j, answered in enumerate(trajectory.questions)
         for rank, found in enumerate(answered.retrieved, start=1)
         for step, share in shares.get((j, found.item_id), [(found.steps[-1], 0.0)])
         if belongs(selected, step, found.item_id, j)
     ]
-    kept = sorted(range(len(rows)), key=lambda n: (-rows[n][5] * (rows[n][1].score or 0), n))
+    kept = sorted(range(len(rows)), key=lambda n: (-rows[n].earned, n))
     drawn = [rows[n] for n in sorted(kept[:max_rows])]
-    ticks, notes = [], []
-    for j, answered, rank, found, step, _ in drawn:
-        item = items.get(found.item_id)
-        content = item.content if item else ""
-        kind = (
-            next((write.kind for write in item.lineage if write.step == step), "?") if item else "?"
-        )
-        source = source_sentence(content, trajectory.steps[step - 1].chunk.text)
-        used = answered.used is not None and found.item_id in answered.used
-        ticks.append(
-            f"question {j + 1} ← #{label(found.item_id, 8)} {label(content, 26)}"
-            f"{' <b>(used)</b>' if used else ''}<br>{kind} at step {step} “"
-            f"{label(source, 34)}”"
-        )
-        said = (
-            "used by the reader"
-            if used
-            else (
-                "not used" if answered.used is not None else "the reader does not say what it used"
-            )
-        )
-        notes.append(
-            f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
-            f"{score_text(answered)}<br>place {rank} of {len(answered.retrieved)}, retrieval score "
-            f"{found.score:.2f}, {said}<br>written at steps {', '.join(map(str, found.steps))}<br>"
-            f"{paragraph(source)}"
-        )
     lines = list(range(len(drawn)))
-    parts = [
-        (row[5] * (row[1].score or 0.0), row[5] * (1 - (row[1].score or 0.0))) for row in drawn
-    ]
-    traces = [
+    texts = [_trail_texts(row, items.get(row.found.item_id), trajectory) for row in drawn]
+    parts = [(row.earned, row.share * (1 - (row.answered.score or 0.0))) for row in drawn]
+    traces: list[dict[str, Any]] = [
         {
             "type": "bar",
             "orientation": "h",
@@ -346,10 +353,13 @@ def evidence_trail(
         }
         for number, (name, color) in enumerate((("earned", BLUE), ("not earned", PALE)))
     ]
-    traces[0] |= {"customdata": notes, "hovertemplate": "%{customdata}<br>%{x}<extra></extra>"}
+    traces[0] |= {
+        "customdata": [note for _, note in texts],
+        "hovertemplate": "%{customdata}<br>%{x}<extra></extra>",
+    }
     traces[1] |= {"hovertemplate": "not earned: %{x}<extra></extra>"}
-    owners = [f"item {row[3].item_id}" for row in drawn]
-    earned = math.fsum(row[5] * (row[1].score or 0.0) for row in rows)
+    owners = [f"item {row.found.item_id}" for row in drawn]
+    earned = math.fsum(row.earned for row in rows)
     cut = "" if len(drawn) == len(rows) else f" ({len(drawn)} with most credit shown)"
     what = f": {label(selected, 24)}" if selected else ""
     asked = ""
@@ -373,10 +383,49 @@ def evidence_trail(
         yaxis={
             "title": {"text": "evidence"},
             "tickvals": lines,
-            "ticktext": ticks,
+            "ticktext": [tick for tick, _ in texts],
             "zeroline": False,
             "range": [max(1, len(drawn)) - 0.4, -0.6],
         },
+    )
+
+
+class _TrailRow(NamedTuple):
+    """A line of the trail: a question, an item found at `rank` from 1, and a step that wrote it."""
+
+    question: int
+    answered: AnsweredQuestion
+    rank: int
+    found: Retrieved
+    step: int
+    share: float
+
+    @property
+    def earned(self) -> float:
+        return self.share * (self.answered.score or 0.0)
+
+
+def _trail_texts(
+    row: _TrailRow, item: MemoryItem | None, trajectory: Trajectory
+) -> tuple[str, str]:
+    """Return the name of a line of the trail, and its hover text."""
+    answered, found, step = row.answered, row.found, row.step
+    content = item.content if item else ""
+    kind = next((write.kind for write in item.lineage if write.step == step), "?") if item else "?"
+    source = source_sentence(content, trajectory.steps[step - 1].chunk.text)
+    if answered.used is None:
+        mark, use = "", "the reader does not say what it used"
+    elif found.item_id in answered.used:
+        mark, use = " <b>(used)</b>", "used by the reader"
+    else:
+        mark, use = "", "not used"
+    return (
+        f"question {row.question + 1} ← #{label(found.item_id, 8)} {label(content, 26)}{mark}"
+        f"<br>{kind} at step {step} “{label(source, 34)}”",
+        f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
+        f"{score_text(answered)}<br>place {row.rank} of {len(answered.retrieved)}, retrieval score "
+        f"{found.score:.2f}, {use}<br>written at steps {', '.join(map(str, found.steps))}<br>"
+        f"{paragraph(source)}",
     )
 
 
@@ -388,6 +437,12 @@ def evidence_heatmap(
     Cells are shares of the outcome reward; the row sums on the right are N_t (normalised evidence
     contribution), the bars on top the scores s_j. Blank: no evidence; cross: retrieved, earned
     nothing.
+
+    Args:
+        trajectory: the trajectory.
+        settings: how evidence is attributed.
+        selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
+            `selection`); `None` for a figure without selection.
     """
     asked = trajectory.questions
     matrix = evidence_matrix(trajectory, settings)
@@ -399,8 +454,8 @@ def evidence_heatmap(
     cells = [[style.number(value) if value else None for value in row] for row in matrix]
     zeros = sorted((step, j + 1) for step, j in touched if not matrix[step - 1][j])
     few = len(steps) * len(asked) <= 160
-    bars = {"type": "bar", "marker": {"color": BLUE}}
-    heat = {
+    bars: dict[str, Any] = {"type": "bar", "marker": {"color": BLUE}}
+    heat: dict[str, Any] = {
         "type": "heatmap",
         "x": numbers,
         "y": steps,
@@ -424,7 +479,7 @@ def evidence_heatmap(
             "textfont": {"size": 11},
             "customdata": [[paragraph(answered.question.text) for answered in asked]] * len(steps),
         }
-    traces = [
+    traces: list[dict[str, Any]] = [
         heat,
         {
             "type": "scatter",
@@ -462,8 +517,8 @@ def evidence_heatmap(
     if selected is not None:
         own = [part for part in parts if belongs(selected, part.step, part.item_id, part.question)]
         lit = {part.step for part in own}, {part.question + 1 for part in own}
-        for trace, places, those in ((traces[2], numbers, lit[1]), (traces[3], steps, lit[0])):
-            trace |= faded([not selected or place in those for place in places])
+        for trace, places, own_places in ((2, numbers, lit[1]), (3, steps, lit[0])):
+            traces[trace] |= faded([not selected or place in own_places for place in places])
         outlines = (
             [
                 outline(

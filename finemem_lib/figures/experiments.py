@@ -336,7 +336,7 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
         for panel, title in enumerate(panels.names):
             values = [
                 style.mean(
-                    sum(test.columns[count][stream] for count in counts) / test.chunks
+                    sum(known(test.columns[count][stream]) for count in counts) / test.chunks
                     for result in results
                     for test in [result.tests["sampled"]]
                     if (panels.of(result.cell), lines.of(result.cell)) == (title, line)

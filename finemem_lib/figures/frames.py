@@ -1,4 +1,4 @@
-"""Beside the picture: a figure's data as a table, and figures whose states are precomputed frames.
+"""A figure's data as a table, and figures whose states are precomputed frames.
 
 A framed figure needs no kernel and no network: its states are plotly frames that a slider, or the
 script of the report, moves through.
@@ -17,64 +17,74 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from finemem_lib.figures.style import INK, TEMPLATE, label, plain
+from finemem_lib.figures.style import INK, TEMPLATE_MARGIN, label, plain
 
 
 def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the data of a figure as rows, for readers who do not see it and for tests.
 
-    Reads the kinds of traces that the builders make; others have no rows. What a trace is drawn at
-    need not be what it tells (series stand beside each other, an axis counts in logarithms): then
-    its ``meta`` holds under "x" or "y" what its points stand for, and under "panel" the title that
-    its panel has.
+    Where the place of a point is not its value (series stand next to each other, an axis counts in
+    logarithms), the ``meta`` of its trace holds the values under "x" or "y"; under "panel" it holds
+    the title of the panel.
+
+    Args:
+        figure: a figure of this package, or its JSON.
+
+    Returns:
+        One row per point, cell or link, the columns named after the axes. Kinds of traces that this
+        package does not use have no rows.
 
     >>> figure_table(go.Figure(go.Bar(x=[1, 2], y=[3.0, None], name="a")))
     [{'series': 'a', 'x': 1, 'y': 3.0}]
     """
     spec = figure.to_plotly_json() if isinstance(figure, go.Figure) else figure
     layout = spec.get("layout", {})
-    rows: list[dict[str, Any]] = []
-    for trace in spec.get("data", ()):
-        name = plain(trace.get("name", ""))
-        if trace["type"] == "sankey":
-            names = [plain(text) for text in trace["node"]["label"]]
-            columns = (trace["link"][key] for key in ("source", "target", "value", "label"))
-            rows += [
-                {"from": names[source], "to": names[target], "share": value, "kind": kind}
-                for source, target, value, kind in zip(*columns, strict=True)
-            ]
-            continue
-        told = trace.get("meta") or {}
-        xs, ys = told.get("x", trace.get("x")), told.get("y", trace.get("y"))
-        panel = {"panel": plain(told["panel"])} if "panel" in told else {}
-        listed = isinstance(xs, list | tuple) and isinstance(ys, list | tuple)
-        if not listed or trace.get("hoverinfo") == "skip":
-            continue
-        x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
-        y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
-        if trace["type"] == "heatmap":
-            notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
-            rows += [
-                {"series": name, **panel, x_name: x, y_name: y_text.get(y, y), "value": value}
-                | ({} if note is None else {"note": plain(note)})
-                for y, line, beside in zip(ys, trace["z"], notes, strict=True)
-                for x, value, note in itertools.zip_longest(xs, line, beside)
-                if value is not None
-            ]
-            continue
-        notes = trace.get("customdata") or [None] * len(xs)
-        rows += [
-            {"series": name, **panel, x_name: x_text.get(x, x), y_name: y_text.get(y, y)}
-            | ({} if note is None else {"note": plain(note)})
-            for x, y, note in zip(xs, ys, notes, strict=True)
-            if x is not None and y is not None
+    return [row for trace in spec.get("data", ()) for row in _trace_rows(trace, layout)]
+
+
+def _trace_rows(trace: Mapping[str, Any], layout: Mapping[str, Any]) -> list[dict[str, Any]]:
+    name = plain(trace.get("name", ""))
+    if trace["type"] == "sankey":
+        names = [plain(text) for text in trace["node"]["label"]]
+        columns = (trace["link"][key] for key in ("source", "target", "value", "label"))
+        return [
+            {"from": names[source], "to": names[target], "share": value, "kind": kind}
+            for source, target, value, kind in zip(*columns, strict=True)
         ]
-    return rows
+    meant = trace.get("meta") or {}
+    xs, ys = meant.get("x", trace.get("x")), meant.get("y", trace.get("y"))
+    if not isinstance(xs, list | tuple) or not isinstance(ys, list | tuple):
+        return []
+    if trace.get("hoverinfo") == "skip":
+        return []
+    series = {"series": name} | ({"panel": plain(meant["panel"])} if "panel" in meant else {})
+    x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
+    y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
+    if trace["type"] == "heatmap":
+        notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
+        return [
+            series | {x_name: x, y_name: y_text.get(y, y), "value": value} | _note(note)
+            for y, line, line_notes in zip(ys, trace["z"], notes, strict=True)
+            for x, value, note in itertools.zip_longest(xs, line, line_notes)
+            if value is not None
+        ]
+    notes = trace.get("customdata") or [None] * len(xs)
+    return [
+        series | {x_name: x_text.get(x, x), y_name: y_text.get(y, y)} | _note(note)
+        for x, y, note in zip(xs, ys, notes, strict=True)
+        if x is not None and y is not None
+    ]
+
+
+def _note(note: object) -> dict[str, str]:
+    return {} if note is None else {"note": plain(note)}
 
 
 def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, dict[Any, str]]:
-    """Return the name of an axis and the texts that stand for its values; panels that share an
-    axis are named on one of them only, or all together (`plot_style.name_panels`)."""
+    """Return the name of an axis and the texts that stand for its values.
+
+    Panels that share an axis are named on one of them only, or all together (`style.name_panels`).
+    """
     axes = {
         key.replace("axis", ""): spec
         for key, spec in layout.items()
@@ -97,6 +107,10 @@ def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, di
 def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not entered.
 
+    Args:
+        spec: the mapping.
+        prefix: beginning of every path.
+
     >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
     {'line.color': 'red', 'x': [1, 2]}
     """
@@ -110,7 +124,7 @@ def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return by dotted path what `after` has that `before` has not; `None` for what is gone.
+    """Return the values that differ in `after`, by dotted path; `None` for what is gone.
 
     >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
     {'line.color': None, 'line.width': 2}
@@ -120,10 +134,10 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
 
 
 DRAWN = ("shapes", "annotations")
-"""What plotly merges place by place into what stands there, taking none away."""
+"""Lists of the layout that plotly merges place by place, removing nothing."""
 
 SLIDER_ROOM = 64
-"""Pixels that `framed` puts between the title and the drawing, for its slider."""
+"""Pixels between title and drawing for the slider of `framed`."""
 
 
 def framed(
@@ -131,13 +145,16 @@ def framed(
 ) -> go.Figure:
     """Join states of one figure into one with a plotly slider, which needs no kernel.
 
-    states: the path to each state (what its levels are called, one text each) and the spec it
-    shows, in the order of the slider. start: the position of the one shown first. explorer: what
-    figures that move together have in common; the report puts its controls above all of them.
+    Frame 0 is the first state, with everything that any other state changes. The other frames hold
+    their changes to it, equal ones once; ``layout.meta["states"]`` names the frame of every state.
+    The slider goes as deep into the paths as the figure depends on them.
 
-    Frame 0 is the first state with all that any other changes. The others hold what they change
-    in it, equal ones once; ``layout.meta["states"]`` names the frame of every state. The slider
-    goes as deep into the paths as the figure depends on them.
+    Args:
+        states: the path to each state (one text per level) and the JSON of the figure there, in
+            the order of the slider.
+        start: position of the state shown first.
+        explorer: name that figures which move together have in common; the report puts its
+            controls above all of them.
 
     Raises:
         ValueError: two states have other traces (number or types).
@@ -154,6 +171,19 @@ def framed(
         _make_room(spec["layout"], SLIDER_ROOM)
     for drawn in DRAWN:
         _alike([spec["layout"] for spec in specs], drawn)
+    frames, numbers = _frames(specs, start)
+    base = specs[start]
+    layout = base["layout"] | {
+        "meta": base["layout"]["meta"] | {"explorer": explorer, "states": numbers, "start": start},
+        "sliders": [_slider([tuple(path) for path, _ in states], numbers, start, base["layout"])],
+    }
+    return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
+
+
+def _frames(
+    specs: Sequence[Mapping[str, Any]], start: int
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the frames of states, and the number of the frame of every state."""
     base = specs[start]
     parts = [(*spec["data"], spec["layout"]) for spec in specs]
     changed = [[changes(*pair) for pair in zip(parts[start], part, strict=True)] for part in parts]
@@ -168,16 +198,11 @@ def framed(
     moved = [
         {path for column in changed for path in column[place]} for place in range(len(parts[start]))
     ]
-    frames = [
-        _frame(
-            0,
-            base["data"],
-            [
-                {path: leaves(part).get(path) for path in paths}
-                for part, paths in zip(parts[start], moved, strict=True)
-            ],
-        )
+    whole = [
+        {path: leaves(part).get(path) for path in paths}
+        for part, paths in zip(parts[start], moved, strict=True)
     ]
+    frames = [_frame(0, base["data"], whole)]
     known = {json.dumps(changed[start]): 0}
     numbers = []
     for column in changed:
@@ -185,47 +210,44 @@ def framed(
         if number == len(frames):
             frames.append(_frame(number, base["data"], column) | {"baseframe": "0"})
         numbers.append(number)
-    paths = [tuple(path) for path, _ in states]
+    return frames, numbers
+
+
+def _slider(
+    paths: Sequence[tuple[str, ...]], numbers: Sequence[int], start: int, layout: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a slider with a step for each beginning of a path that the figure depends on."""
+    pairs = list(zip(paths, numbers, strict=True))
     depth = next(
         depth
         for depth in range(1, len(paths[start]) + 1)
         if depth == len(paths[start])
         or len({path[:depth] for path in paths})
-        == len({(path[:depth], number) for path, number in zip(paths, numbers, strict=True)})
+        == len({(path[:depth], number) for path, number in pairs})
     )
-    shown = dict(zip((path[:depth] for path in paths), numbers, strict=True))
+    shown = {path[:depth]: number for path, number in pairs}
     # plotly gives a transition no more time than its frame has
     instant = {"mode": "immediate", "frame": {"duration": 0}}
-    margin = base["layout"]["margin"]["t"] - SLIDER_ROOM
-    layout = base["layout"] | {
-        "meta": base["layout"]["meta"] | {"explorer": explorer, "states": numbers, "start": start},
-        "sliders": [
+    return {
+        "active": [*shown].index(paths[start][:depth]),
+        "x": 0,
+        "len": 1,
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"t": 0, "b": max(0, layout["margin"]["t"] - SLIDER_ROOM - 40)},
+        "minorticklen": 0,
+        "ticklen": 4,
+        "font": {"color": "rgba(0,0,0,0)", "size": 6},  # the name of the current step is enough
+        "currentvalue": {"font": {"color": INK, "size": 13}},
+        "steps": [
             {
-                "active": [*shown].index(paths[start][:depth]),
-                "x": 0,
-                "len": 1,
-                "y": 1,
-                "yanchor": "bottom",
-                "pad": {"t": 0, "b": max(0, margin - 40)},
-                "minorticklen": 0,
-                "ticklen": 4,
-                "font": {
-                    "color": "rgba(0,0,0,0)",
-                    "size": 6,
-                },  # one name is enough, the current one
-                "currentvalue": {"font": {"color": INK, "size": 13}},
-                "steps": [
-                    {
-                        "label": label(plain(", ".join(path)), 80),
-                        "method": "animate",
-                        "args": [[str(number)], instant],
-                    }
-                    for path, number in shown.items()
-                ],
+                "label": label(plain(", ".join(path)), 80),
+                "method": "animate",
+                "args": [[str(number)], instant],
             }
+            for path, number in shown.items()
         ],
     }
-    return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
 
 
 def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
@@ -251,7 +273,7 @@ def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
 def _frame(
     number: int, data: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return a frame from what it changes in each trace and, last, in the layout."""
+    """Return a frame from its changes in each trace and, last, in the layout."""
     moving = [place for place in range(len(data)) if changed[place]]
     return {
         "name": str(number),
@@ -262,28 +284,37 @@ def _frame(
 
 
 def _make_room(layout: dict[str, Any], pixels: int) -> None:
-    margin = layout.get("margin") or {}
-    layout["margin"] = margin | {"t": margin.get("t", TEMPLATE["layout"]["margin"]["t"]) + pixels}
+    margin = {**TEMPLATE_MARGIN, **(layout.get("margin") or {})}
+    layout["margin"] = (layout.get("margin") or {}) | {"t": margin["t"] + pixels}
     layout["height"] += pixels
 
 
 def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the spec of a framed figure without its slider and the room for it, for a page that
-    moves the frames by other means."""
-    spec = json.loads(json.dumps(spec))
-    spec["layout"].pop("sliders")
-    _make_room(spec["layout"], -SLIDER_ROOM)
-    for frame in spec["frames"]:
+    """Return the JSON of a framed figure without its slider and the room for it.
+
+    For a page that moves the frames by other means.
+
+    Args:
+        spec: the JSON of the framed figure.
+    """
+    copy: dict[str, Any] = json.loads(json.dumps(spec))
+    copy["layout"].pop("sliders")
+    _make_room(copy["layout"], -SLIDER_ROOM)
+    for frame in copy["frames"]:
         layout = frame.get("layout", {})
         for part in (layout, layout.get("margin") or {}):
             for name in {"height", "t"} & {*part}:
                 part[name] -= SLIDER_ROOM
-    return spec
+    return copy
 
 
 def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the spec of a framed figure in one of its states, without frames; `number` is the
-    position of the frame."""
+    """Return the JSON of a framed figure in one of its states, without frames.
+
+    Args:
+        spec: the JSON of the framed figure.
+        number: position of the frame.
+    """
     data, layout = list(spec["data"]), spec["layout"]
     for frame in (spec["frames"][0], spec["frames"][number]):
         for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):
@@ -293,26 +324,26 @@ def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _merged(base: Any, delta: Mapping[str, Any]) -> dict[str, Any]:
-    made = dict(base or {})
+    merged = dict(base or {})
     for key, value in delta.items():
         if key in DRAWN:
-            pairs = itertools.zip_longest(made.get(key) or (), value, fillvalue={})
-            made[key] = [_merged(*pair) for pair in pairs]
+            olds, nothing = list(merged.get(key) or ()), dict[str, Any]()
+            pairs = itertools.zip_longest(olds, value, fillvalue=nothing)
+            merged[key] = [_merged(old, new) for old, new in pairs]
+        elif isinstance(value, Mapping) and key != "clicks":
+            merged[key] = _merged(merged.get(key), value)
         else:
-            made[key] = (
-                _merged(made.get(key), value)
-                if isinstance(value, Mapping) and key != "clicks"
-                else value
-            )
-    return made
+            merged[key] = value
+    return merged
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    """Return a nested mapping from its values by dotted path."""
+    nested: dict[str, Any] = {}
     for path in sorted(values):
         *above, last = path.split(".")
-        place = made
+        place = nested
         for key in above:
             place = place.setdefault(key, {})
         place[last] = values[path]
-    return made
+    return nested

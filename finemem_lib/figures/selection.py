@@ -48,7 +48,7 @@ def selected_items(trajectory: Trajectory, selected: str | None) -> set[str]:
     return {key} if kind else set()
 
 
-def clicks_on(control: str, points: Mapping[int | str, Sequence[Any]]) -> dict[str, Any]:
+def clicks_on(control: str, points: Mapping[int, Sequence[Any]]) -> dict[str, Any]:
     """Return what ``layout.meta["clicks"]`` of a figure says: which control a click sets, to what.
 
     Args:

@@ -60,6 +60,9 @@ _AXIS = {
     "title": {"standoff": 8, "font": {"size": 13}},
 }
 
+TEMPLATE_MARGIN = {"l": 64, "r": 24, "t": 56, "b": 56}
+"""Pixels around the drawing of a figure that has no other margins."""
+
 TEMPLATE = {
     "layout": {
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
@@ -76,7 +79,7 @@ TEMPLATE = {
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(CATEGORIES),
-        "margin": {"l": 64, "r": 24, "t": 56, "b": 56},
+        "margin": TEMPLATE_MARGIN,
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
         "xaxis": _AXIS,
