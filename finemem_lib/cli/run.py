@@ -51,7 +51,7 @@ from finemem_lib.util.console import (
     print_table,
 )
 from finemem_lib.util.files import exclusive_lock, write_json
-from finemem_lib.util.provenance import git_state, repository_root
+from finemem_lib.util.provenance import cpu_threads, git_state, repository_root
 
 RESUMABLE = (*MEMORY_ONLY, "jobs", "report_to", "save_every")
 """The parameters that change nothing that is trained or found, so that `finemem resume` may be
@@ -60,6 +60,7 @@ given others. Under another batch_size the tests draw other completions."""
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",  # a second thread costs twice the CPU and saves no time here
     "PLOTLY_RENDERER": "plotly_mimetype",
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -415,6 +416,7 @@ def _kernel_environment(folder: Path, manifest: Manifest) -> dict[str, str]:
         or str(folder / "tensorboard"),
         "WANDB_DIR": os.environ.get("WANDB_DIR") or str(folder),
         "HF_HUB_OFFLINE": str(int(offline)),
+        "OMP_NUM_THREADS": str(cpu_threads() or 1),
         "JUPYTER_PATH": os.pathsep.join(filter(None, (str(scratch), inherited))),
         "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
     }

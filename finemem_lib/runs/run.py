@@ -30,7 +30,7 @@ from finemem_lib.readers.roles import REPLIES, Models, load_roles, usage_line
 from finemem_lib.runs.artefacts import _READERS, _WRITERS, _artefact
 from finemem_lib.runs.parameters import CHECKS, Check, parameter_problems
 from finemem_lib.util.files import real_path, write_json, written_beside
-from finemem_lib.util.provenance import repository_root, versions
+from finemem_lib.util.provenance import cpu_threads, repository_root, versions
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -364,6 +364,7 @@ def start_run(
         "seed": seed,
         "parameters": parameters,
         "versions": versions(),
+        "threads": cpu_threads(),
         "data": data,
         "checkpoint": checkpoint,
         "reads": {},

@@ -33,6 +33,7 @@ from finemem_lib.training.schemes import Scheme, scheme_record
 from finemem_lib.training.stops import check_reporter, is_out_of_memory, memory_advice
 from finemem_lib.training.trl_adapter import Record, StepGRPO, load_trainer_class
 from finemem_lib.trajectory import Instance, Trajectory, write_jsonl
+from finemem_lib.util.provenance import cpu_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ def train_manager(
     output_dir: str | Path | None = None,
     save_every: int = 20,
     resume: bool = False,
-    threads: int = 1,
+    threads: int | None = None,
     **config: Any,
 ) -> TrainingResult:
     """Train a memory manager with GRPO and return it with the curves.
@@ -293,8 +294,9 @@ def train_manager(
         output_dir: Folder of checkpoints and updates; `None` keeps nothing on disk.
         save_every: Updates between checkpoints.
         resume: Continue the run in `output_dir`.
-        threads: CPU threads of torch while training. On the tiny manager a second thread saves no
-            time and costs twice the CPU; more pay for larger models without a GPU.
+        threads: CPU threads of torch while training (default: OMP_NUM_THREADS, or 1). On the tiny
+            manager a second thread saves no time and costs twice the CPU; more pay for larger
+            models without a GPU.
         config: Further arguments of `grpo_config`, among them `report_to` ("none", "tensorboard",
             "trackio" or "wandb") and `loss_type`.
 
@@ -328,7 +330,7 @@ def train_manager(
         output_dir=None if output_dir is None else Path(output_dir),
         save_every=save_every,
         resume=resume,
-        threads=threads,
+        threads=threads or cpu_threads() or 1,
         config=config,
     ).train()
 

@@ -34,6 +34,12 @@ def repository_root() -> Path:
     return root
 
 
+def cpu_threads() -> int | None:
+    """Return the CPU threads that OMP_NUM_THREADS asks for, `None` where it names no number."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() and int(threads) else None
+
+
 def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
     """Return the version of Python and of every installed package that results depend on.
 

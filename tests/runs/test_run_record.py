@@ -21,6 +21,7 @@ import pytest
 from finemem_lib.runs import artefacts, parameters
 from finemem_lib.runs import run as run_module
 from finemem_lib.trajectory import AnsweredQuestion, Chunk, Instance, Question, Trajectory
+from finemem_lib.util.provenance import cpu_threads
 from tests.helpers.paths import ROOT
 
 FIRST, SECOND, THIRD = "01_question_generation", "02_memory_and_retrieval", "03_rewards_and_credit"
@@ -174,6 +175,7 @@ def test_the_record_says_how_the_artefacts_were_made(tmp_path):
         run.folder / "instances.jsonl"
     )
     assert record["versions"]["python"] == sys.version.split()[0]
+    assert record["threads"] == cpu_threads()
 
 
 def test_the_record_says_which_checkpoint_was_given(tmp_path):

@@ -498,6 +498,20 @@ def test_seeds_decide_the_run_and_watching_does_not_change_it(monkeypatch):
     assert_equal(first.manager.model.state_dict(), second.manager.model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("asked", "variable", "used"), [(None, None, 1), (None, "2", 2), (3, "2", 3)]
+)
+def test_training_computes_on_one_thread_unless_more_are_asked_for(
+    monkeypatch, asked, variable, used
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    seen, before = [], torch.get_num_threads()
+    trained(monkeypatch, threads=asked, on_update=lambda _: seen.append(torch.get_num_threads()))
+    assert set(seen) == {used} and torch.get_num_threads() == before
+
+
 def test_planted_splits_share_no_instance():
     train = planted_instances("train", 20, seed=0)
     held_out = planted_instances("held-out", 20, seed=0)
@@ -512,6 +526,8 @@ def test_misuse_is_refused_before_anything_is_played(tmp_path, monkeypatch):
         run(tmp_path, mixed_instances(), micro_batches=3)
     with pytest.raises(ValueError, match="got 1 instances, expected at least 2"):
         trained(monkeypatch, instances=mixed_instances()[:1])
+    with pytest.raises(ValueError, match="threads is -1, expected a whole number from 1"):
+        trained(monkeypatch, threads=-1)
     with pytest.raises(ValueError, match="w1_until is 1, expected an update from 2 on"):
         trained(monkeypatch, w1_until=1)
     with pytest.raises(ValueError, match="no checkpoint in"):
