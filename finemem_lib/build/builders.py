@@ -1,17 +1,17 @@
 """Memalpha instances from the public raw sets.
 
-Three builders make instances of units (raw_sets): of texts with questions, of labelled examples, of
-books. The sizes and wrappers are those of Mem-alpha (arXiv 2509.25911, appendix, tables 6 to 8, and
-its public preparation script).
+The builders turn units (raw_sets) into instances: texts with questions, characters with events,
+labelled examples, books. The sizes and wrappers are those of Mem-alpha (arXiv 2509.25911, appendix,
+tables 6 to 8, and its public preparation script).
 
-Differs from the paper: no language model is asked unless one is given. Which questions a model
-answers without any text is found by `closed_book`; without it none is dropped. PerLTQA answers are
-the raw set's own anchors of at most three words that stand in the text and not in the question,
-where Mem-alpha has GPT-4.1 shorten the answers and check that the text answers them; its questions
-about relationships are left out, because nothing says which event answers them. BookSum's keywords
-are words of the summary that stand in the text, names first, where GPT-4.1 picks them. Chunk sizes
-are measured in this library's tokens unless `count` is a model's. Lead-ins and replies of the
-wrappers are our own sentences. Sentences asked for their label are drawn for every instance; the
+Differs from the paper: no language model is asked unless one is given. `closed_book` finds the
+questions that a model answers without any text; without it none is dropped. PerLTQA answers are the
+raw set's own anchors of at most three words that stand in the text and not in the question, where
+Mem-alpha has GPT-4.1 shorten the answers and check that the text answers them; its questions about
+relationships are left out, because nothing says which event answers them. BookSum's keywords are
+words of the summary that stand in the text, names first, where GPT-4.1 picks them. Chunk sizes are
+measured in this library's tokens unless `count` is a model's. Lead-ins and replies of the wrappers
+are sentences of this library. Sentences asked for their label are drawn for every instance; the
 published ones ask the hundred of MemoryAgentBench.
 """
 
@@ -64,19 +64,25 @@ REPLIES = (
 )
 
 MAX_KEYWORDS = 20
-"""Keywords of a summary; how many Mem-alpha's are is not published."""
+"""Keywords of a summary; Mem-alpha does not publish how many keywords it keeps per summary."""
 
 
 @dataclass(frozen=True, slots=True)
 class FactRule:
     """Texts in reading order with the questions about them.
 
-    A chunk is closed before the text that would exceed a size drawn from `chunk_tokens`, an
-    instance when it has `num_chunks` chunks or sizes that sum to `instance_tokens`. With
-    `cut_texts` a text longer than the chunk is cut at a sentence end, else it is a chunk of its
-    own. An answer has at most `answer_tokens` tokens and stands in the chunks, unless it is yes or
-    no. An instance is dropped with fewer than `min_asked` questions before the questions are
-    filtered or `min_kept` after; of more than `max_kept` a sample is kept.
+    Attributes:
+        data_source: Data source of the instances and their questions.
+        chunk_tokens: Smallest and largest size of a chunk; a chunk is closed before the text that
+            would exceed a size drawn between them.
+        num_chunks: Chunks of an instance, at most.
+        instance_tokens: An instance is closed when the sizes of its chunks sum to this.
+        cut_texts: Whether a text longer than its chunk is cut at a sentence end; otherwise it is a
+            chunk by itself.
+        answer_tokens: Longest answer; an answer must stand in the chunks, unless it is yes or no.
+        min_asked: Questions that an instance needs before they are filtered.
+        min_kept: Questions that it needs after.
+        max_kept: Of more questions than this a sample is kept.
     """
 
     data_source: str
@@ -92,7 +98,14 @@ class FactRule:
 
 @dataclass(frozen=True, slots=True)
 class CharacterRule:
-    """One event with its dialogues is a chunk, at most `max_chunks`; questions as in `FactRule`."""
+    """One event with its dialogues per chunk.
+
+    Attributes:
+        data_source: Data source of the instances and their questions.
+        max_chunks: Chunks of an instance, at most.
+        min_kept: Usable questions that an instance needs.
+        max_kept: Of more questions than this a sample is kept.
+    """
 
     data_source: str = "perltqa"
     max_chunks: int = 30
@@ -104,11 +117,20 @@ class CharacterRule:
 class ExampleRule:
     """Labelled examples drawn without repetition, then unseen ones that are asked.
 
-    A chunk is closed before the example that would exceed a size drawn from `chunk_tokens`, which
-    counts rendered examples or, with `text_only`, their bare texts. `num_chunks` of them are filled
-    or, with `None`, as many as `shots` examples fill, drawn evenly over the labels. `every_label`
-    appends one example of each label to the first chunk. Labels are numbered as in `labels`, where
-    there are any, else at random. `num_instances` are made unless a number is asked for.
+    Attributes:
+        data_source: Data source of the instances and their questions.
+        chunk_tokens: Smallest and largest size of a chunk; a chunk is closed before the example
+            that would exceed a size drawn between them.
+        num_chunks: Chunks of an instance; `None`: as many as `shots` examples fill.
+        shots: Examples of an instance, drawn evenly over the labels; `None`: any number.
+        text_only: Whether a size counts the bare texts instead of the rendered examples.
+        every_label: Whether one example of each label is appended to the first chunk.
+        labels: Labels in the order of their numbers; `None`: they are numbered at random.
+        num_instances: Instances to build, unless the caller gives a number.
+        num_asked: Questions of an instance.
+        shown_as: Template of an example, with {text} and {label}.
+        asked_as: Template of a question, with {text}.
+        before: Text at the beginning of every chunk.
     """
 
     data_source: str
@@ -127,8 +149,13 @@ class ExampleRule:
 
 @dataclass(frozen=True, slots=True)
 class BookRule:
-    """Sentences packed into chunks of at most `chunk_tokens`, with 1 to 3 days from one to the
-    next; a text with fewer than `min_chunks` or more than `max_chunks` chunks is dropped."""
+    """Sentences packed into chunks, with 1 to 3 days from one to the next.
+
+    Attributes:
+        data_source: Data source of the instances and their questions.
+        chunk_tokens: Largest size of a chunk.
+        min_chunks, max_chunks: A text with fewer or more chunks is dropped.
+    """
 
     data_source: str = "booksum"
     chunk_tokens: int = PROSE_TOKENS
@@ -140,8 +167,8 @@ Rule = FactRule | CharacterRule | ExampleRule | BookRule
 
 
 @dataclass(frozen=True, slots=True)
-class _Making:
-    """What every builder needs beside the units and the rule."""
+class _Build:
+    """The arguments that every builder needs in addition to units and rule, and its messages."""
 
     raw_set: str
     seed: int
@@ -150,7 +177,7 @@ class _Making:
     closed_book: ReasoningAgent | None
     problems: list[str]
 
-    def say(self, place: str, problem: str) -> None:
+    def report(self, place: str, problem: str) -> None:
         self.problems.append(f"{self.raw_set}, {place}: {problem}")
 
     def rng(self, *parts: object) -> random.Random:
@@ -199,7 +226,7 @@ class _Filling:
     """Chunks of given sizes being filled with texts; `steps` says where each text went."""
 
     sizes: Sequence[int]
-    making: _Making
+    build: _Build
     cut_texts: bool
     chunks: list[list[str]] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
@@ -216,14 +243,14 @@ class _Filling:
         return True
 
     def _place_one(self, text: str) -> bool:
-        placed, tokens = text, self.making.count(text)
+        placed, tokens = text, self.build.count(text)
         if not self.chunks or tokens > self.left:
             if len(self.chunks) == len(self.sizes):
                 return False
             self.left = self.sizes[len(self.chunks)]
             self.chunks.append([])
             if self.cut_texts:
-                placed = _head(text, self.left, self.making.count)
+                placed = _head(text, self.left, self.build.count)
         self.chunks[-1].append(placed)
         self.steps[text] = len(self.chunks)
         self.left -= tokens
@@ -242,12 +269,12 @@ def _head(text: str, limit: int, count: Callable[[str], int]) -> str:
 
 
 def _from_facts(
-    facts: Sequence[Fact], rule: FactRule, making: _Making, number: int | None
+    facts: Sequence[Fact], rule: FactRule, build: _Build, number: int | None
 ) -> Iterator[Instance]:
     start = made = 0
     while start < len(facts) and made != number:
-        rng = making.rng(start)
-        filling = _Filling(_drawn_sizes(rule, rng), making, rule.cut_texts)
+        rng = build.rng(start)
+        filling = _Filling(_drawn_sizes(rule, rng), build, rule.cut_texts)
         end = start
         while end < len(facts) and filling.place(facts[end].texts):
             end += 1
@@ -257,23 +284,23 @@ def _from_facts(
         kept = [
             fact
             for fact in facts[start:end]
-            if making.count(fact.answer) <= rule.answer_tokens
+            if build.count(fact.answer) <= rule.answer_tokens
             and (
                 fact.answer.lower() in ("yes", "no")
                 or score(whole, (fact.answer,), rule.data_source)
             )
         ]
         if end - start >= rule.min_asked and len(kept) >= rule.min_kept:
-            kept = making.unknown(kept, rule.data_source)
+            kept = build.unknown(kept, rule.data_source)
         if end - start < rule.min_asked or len(kept) < rule.min_kept:
-            making.say(
+            build.report(
                 f"questions {start + 1} to {end}",
                 f"{end - start} on {len(texts)} chunks, {len(kept)} of them usable, expected at "
                 f"least {rule.min_asked} and {rule.min_kept}; left out",
             )
         else:
             made += 1
-            yield making.instance(
+            yield build.instance(
                 str(start + 1),
                 rule,
                 "AR",
@@ -300,7 +327,7 @@ def _drawn_sizes(rule: FactRule, rng: random.Random) -> list[int]:
 
 
 def _from_characters(
-    characters: Sequence[Character], rule: CharacterRule, making: _Making, number: int | None
+    characters: Sequence[Character], rule: CharacterRule, build: _Build, number: int | None
 ) -> Iterator[Instance]:
     made = 0
     for one in characters:
@@ -320,28 +347,28 @@ def _from_characters(
             if event in steps and parts:
                 asked.append((question, "; ".join(parts), (steps[event],)))
         if len(asked) < rule.min_kept:
-            making.say(
+            build.report(
                 f"character {one.name}",
                 f"{len(asked)} of {len(one.asked)} questions usable on {len(events)} events, "
                 f"expected at least {rule.min_kept}; left out",
             )
             continue
         made += 1
-        yield making.instance(
+        yield build.instance(
             one.name,
             rule,
             "AR",
             list(events.values()),
-            _sampled(asked, rule.max_kept, making.rng(one.name)),
+            _sampled(asked, rule.max_kept, build.rng(one.name)),
         )
 
 
 def _from_examples(
-    examples: Sequence[Example], rule: ExampleRule, making: _Making, number: int | None
+    examples: Sequence[Example], rule: ExampleRule, build: _Build, number: int | None
 ) -> Iterator[Instance]:
     names = list(rule.labels or sorted({one.label for one in examples}))
     if not rule.labels:
-        making.rng("labels").shuffle(names)
+        build.rng("labels").shuffle(names)
     labels = {name: str(number) for number, name in enumerate(names)}
     pool = [one for one in examples if one.shown]
     unseen = [one for one in examples if not one.shown]
@@ -350,59 +377,65 @@ def _from_examples(
         return rule.shown_as.format(text=one.text, label=labels[one.label])
 
     for place in range(rule.num_instances if number is None else number):
-        rng = making.rng(place)
+        rng = build.rng(place)
         drawn = _drawn(pool, rng)
         chunks, shown = _filled(
             drawn if rule.shots is None else _balanced(pool, rule.shots, rng),
             rendered,
             rule,
-            making,
+            build,
             rng,
         )
         if not chunks or rule.num_chunks not in (None, len(chunks)):
-            making.say(
+            build.report(
                 f"instance {place + 1} and all after it",
                 f"{len(pool)} examples fill {len(chunks)} chunks, expected "
                 f"{rule.num_chunks or 'one'}; left out",
             )
             return
         if rule.shots is not None and len(shown) < rule.shots:
-            making.say(
+            build.report(
                 f"instance {place + 1}", f"shows {len(shown)} examples, expected {rule.shots}"
             )
         if rule.every_label:
             each_label = {one.label: one for one in _drawn(pool, rng)}.values()
             shown += each_label
             chunks[0] += map(rendered, each_label)
-        texts, meant = {normalise(one.text) for one in shown}, {one.label for one in shown}
-        asked = []
-        for one in _drawn(unseen, rng) if unseen else drawn:
-            if len(asked) == rule.num_asked:
-                break
-            if normalise(one.text) not in texts and one.label in meant:
-                texts.add(normalise(one.text))
-                asked.append((rule.asked_as.format(text=one.text), labels[one.label], None))
+        asked = _unshown(_drawn(unseen, rng) if unseen else drawn, shown, rule.num_asked)
         if len(asked) < rule.num_asked:
-            making.say(
+            build.report(
                 f"instance {place + 1} and all after it",
                 f"{len(asked)} examples are left to ask, expected {rule.num_asked}; left out",
             )
             return
-        yield making.instance(
+        yield build.instance(
             str(place + 1),
             rule,
             "TTL",
             _wrapped([rule.before + "\n\n".join(chunk) for chunk in chunks], EXAMPLE_LEAD_INS, rng),
-            asked,
+            [(rule.asked_as.format(text=one.text), labels[one.label], None) for one in asked],
             label_map=labels,
         )
+
+
+def _unshown(examples: Iterable[Example], shown: Sequence[Example], number: int) -> list[Example]:
+    """Return the first `number` examples with a text that was not shown and a label that was."""
+    texts, labels = {normalise(one.text) for one in shown}, {one.label for one in shown}
+    found: list[Example] = []
+    for one in examples:
+        if len(found) == number:
+            break
+        if normalise(one.text) not in texts and one.label in labels:
+            texts.add(normalise(one.text))
+            found.append(one)
+    return found
 
 
 def _filled(
     examples: Iterable[Example],
     rendered: Callable[[Example], str],
     rule: ExampleRule,
-    making: _Making,
+    build: _Build,
     rng: random.Random,
 ) -> tuple[list[list[str]], list[Example]]:
     """Return rendered examples chunk by chunk, and the examples; the last chunk may stay short only
@@ -411,7 +444,7 @@ def _filled(
     shown: list[Example] = []
     left = 0
     for one in examples:
-        tokens = making.count(one.text if rule.text_only else rendered(one))
+        tokens = build.count(one.text if rule.text_only else rendered(one))
         if not chunks or tokens > left:
             if len(chunks) == rule.num_chunks:
                 return chunks, shown
@@ -446,27 +479,27 @@ def _balanced(pool: Sequence[Example], shots: int, rng: random.Random) -> list[E
 
 
 def _from_books(
-    books: Sequence[Book], rule: BookRule, making: _Making, number: int | None
+    books: Sequence[Book], rule: BookRule, build: _Build, number: int | None
 ) -> Iterator[Instance]:
     made = 0
     for place, book in enumerate(books, start=1):
         if made == number:
             return
-        texts = packed(sentences(book.text), rule.chunk_tokens, " ", count=making.count)
+        texts = packed(sentences(book.text), rule.chunk_tokens, " ", count=build.count)
         found = keywords(book.summary, book.text)
         if not rule.min_chunks <= len(texts) <= rule.max_chunks or not found:
-            making.say(
+            build.report(
                 f"text {place} ({book.title:.40})",
                 f"{len(texts)} chunks and {len(found)} keywords, expected {rule.min_chunks} to "
                 f"{rule.max_chunks} and at least 1; left out",
             )
             continue
-        rng = making.rng(place)
+        rng = build.rng(place)
         days = [0]
         for _ in texts[1:]:
             days.append(days[-1] + rng.randint(1, 3))
         made += 1
-        yield making.instance(
+        yield build.instance(
             str(place),
             rule,
             "LRU",
@@ -478,7 +511,12 @@ def _from_books(
 
 
 def keywords(summary: str, text: str, limit: int = MAX_KEYWORDS) -> list[str]:
-    """Return words of a summary that stand in the text: names first, then what is said most often.
+    """Return words of a summary that stand in the text: names first, then the most frequent words.
+
+    Args:
+        summary: Where the words are taken from.
+        text: Where they must occur.
+        limit: Words to return, at most.
 
     >>> keywords("Captain Ahab hunts a whale. The whale wins.", "the whale and Captain Ahab")
     ['Captain', 'Ahab', 'whale']
@@ -509,8 +547,17 @@ def _sampled(items: Sequence[Any], limit: int, rng: random.Random) -> list[Any]:
     return [items[one] for one in sorted(rng.sample(places, min(limit, len(items))))]
 
 
-_SHORT = {"chunk_tokens": (200, 200), "text_only": True, "every_label": True}
-_LONG = {"chunk_tokens": (1024, 1024), "num_chunks": None}
+def _short_chunks(data_source: str, num_instances: int) -> ExampleRule:
+    """Return the rule of Memalpha's intents and question types."""
+    return ExampleRule(
+        data_source, (200, 200), text_only=True, every_label=True, num_instances=num_instances
+    )
+
+
+def _all_shots(data_source: str, shots: int) -> ExampleRule:
+    """Return MemoryAgentBench's rule, with all shots in one instance."""
+    return ExampleRule(data_source, (1024, 1024), num_chunks=None, shots=shots)
+
 
 RULES: dict[str, Rule] = {
     "squad": FactRule("squad"),
@@ -532,14 +579,14 @@ RULES: dict[str, Rule] = {
         before="\n",
         asked_as="Sentence: {text}\n\nWhat are the labels for the above medical abstract sentence?",
     ),
-    "nlu": ExampleRule("icl_nlu_8296shot_balance", num_instances=69, **_SHORT),
-    "trec_coarse": ExampleRule("icl_trec_coarse_6600shot_balance", num_instances=71, **_SHORT),
-    "trec_fine": ExampleRule("icl_trec_fine_6400shot_balance", shots=6400, **_LONG),
-    "clinc150": ExampleRule("icl_clinic150_7050shot_balance", shots=7050, **_LONG),
-    "banking77": ExampleRule("icl_banking77_5900shot_balance", shots=5900, **_LONG),
+    "nlu": _short_chunks("icl_nlu_8296shot_balance", num_instances=69),
+    "trec_coarse": _short_chunks("icl_trec_coarse_6600shot_balance", num_instances=71),
+    "trec_fine": _all_shots("icl_trec_fine_6400shot_balance", shots=6400),
+    "clinc150": _all_shots("icl_clinic150_7050shot_balance", shots=7050),
+    "banking77": _all_shots("icl_banking77_5900shot_balance", shots=5900),
     "booksum": BookRule(),
 }
-"""The rule by raw set that gives the published sizes; `dataclasses.replace` one for another. SQuAD,
+"""The rule by raw set that gives the published sizes; `dataclasses.replace` changes one. SQuAD,
 HotpotQA, PerLTQA, PubMed-RCT, NLU, TREC coarse and BookSum are those of Memalpha; TREC fine,
 CLINC150 and Banking77 are those of MemoryAgentBench, with all shots in one instance."""
 
@@ -559,41 +606,31 @@ def build_instances(
 ) -> Loaded:
     """Turn a public raw set into Memalpha instances.
 
-    raw_set: a name of `RULES`.
-    sources: its files (JSON, JSON lines, parquet, CSV, or lines of text) or hub names.
-    asked: files of what is asked, where that is apart: PerLTQA's questions, the test half of a
-        labelled set. Without them labelled examples are asked that the instance does not show.
-    rule: another rule than the set's own.
-    num_instances: at most so many; `None`: what the texts give, or what the rule says.
-    count, tokenizer: what counts the tokens that chunks are cut by, and its name.
-    closed_book: a reader; questions it answers without any text are dropped.
+    The same arguments give the same instances.
 
-    `Loaded.problems` says of every row and every draft of an instance that was left out why. The
-    same arguments give the same instances.
+    Args:
+        raw_set: A name of `RULES`.
+        sources: Its files (JSON, JSON lines, parquet, CSV, or lines of text) or hub names.
+        asked: Files of what is asked, where the set keeps it apart: PerLTQA's questions, the test
+            half of a labelled set. Without them the examples are asked that an instance does not
+            show.
+        rule: Sizes and wrappers; `None`: the set's own.
+        num_instances: At most so many, at least 1; `None`: as many as the texts or the rule give.
+        seed: Seed of sizes, samples and labels.
+        count, tokenizer: What counts the tokens that chunks are cut by, and its name.
+        closed_book: A reader; questions that it answers without any text are dropped.
+        on_error: Whether a broken row raises or is skipped with a message.
+
+    Returns:
+        The instances; `problems` says why a row or an unfinished instance was left out.
 
     Raises:
         ValueError: the name is unknown, a file is missing or cannot be read, nothing could be
             built, or (unless `on_error` is "skip") a row is broken; the message names file, row and
             field.
     """
-    if raw_set not in RULES:
-        raise ValueError(
-            f"build_instances: raw set {raw_set!r}, expected one of {', '.join(RULES)}"
-        )
-    rule = rule or RULES[raw_set]
-    if type(rule) is not type(RULES[raw_set]):
-        raise ValueError(
-            f"build_instances: rule of {raw_set} is a {type(rule).__name__}, expected a "
-            f"{type(RULES[raw_set]).__name__}; change the set's own with dataclasses.replace"
-        )
-    needs, takes = isinstance(rule, CharacterRule), isinstance(rule, (CharacterRule, ExampleRule))
-    if not sources or needs > bool(asked) or bool(asked) > takes:
-        raise ValueError(
-            f"build_instances: got {len(sources)} sources and {len(asked)} files of what is asked; "
-            f"{raw_set} needs at least one source and "
-            + ("at least one" if needs else "may have some" if takes else "no")
-            + " file in `asked`"
-        )
+    rule = _checked_rule(raw_set, rule)
+    _check_files(raw_set, rule, sources, asked)
     if num_instances is not None and num_instances < 1:
         raise ValueError(
             f"build_instances: num_instances is {num_instances!r}, expected 1 or more, or None"
@@ -601,14 +638,14 @@ def build_instances(
     if on_error not in ("raise", "skip"):
         raise ValueError(f'build_instances: on_error is {on_error!r}, expected "raise" or "skip"')
     units, problems = raw_units(raw_set, sources, asked, on_error)
-    making = _Making(raw_set, seed, count, tokenizer, closed_book, problems)
+    build = _Build(raw_set, seed, count, tokenizer, closed_book, problems)
     builder: Any = {
         FactRule: _from_facts,
         CharacterRule: _from_characters,
         ExampleRule: _from_examples,
         BookRule: _from_books,
     }[type(rule)]
-    instances = tuple(builder(units, rule, making, num_instances))
+    instances = tuple(builder(units, rule, build, num_instances))
     if not instances:
         raise ValueError(
             "; ".join(
@@ -623,20 +660,29 @@ def build_instances(
     return Loaded(instances, tuple(problems))
 
 
-def split_instances(
-    instances: Sequence[Instance], train_share: float = 0.9, max_train: int = 100, seed: int = 42
-) -> tuple[tuple[Instance, ...], tuple[Instance, ...]]:
-    """Return training and validation instances as Mem-alpha splits a processed file: at random by
-    instance, then at most `max_train` for training.
-
-    Raises:
-        ValueError: `train_share` is outside [0, 1].
-    """
-    if not 0 <= train_share <= 1:
+def _checked_rule(raw_set: str, rule: Rule | None) -> Rule:
+    if raw_set not in RULES:
         raise ValueError(
-            f"split_instances: train_share is {train_share!r}, expected a number from 0 to 1"
+            f"build_instances: raw set {raw_set!r}, expected one of {', '.join(RULES)}"
         )
-    order = list(instances)
-    generator("split", seed).shuffle(order)
-    cut = round(train_share * len(order))
-    return tuple(order[:cut][:max_train]), tuple(order[cut:])
+    if rule is None:
+        return RULES[raw_set]
+    if type(rule) is not type(RULES[raw_set]):
+        raise ValueError(
+            f"build_instances: rule of {raw_set} is a {type(rule).__name__}, expected a "
+            f"{type(RULES[raw_set]).__name__}; change the set's own with dataclasses.replace"
+        )
+    return rule
+
+
+def _check_files(
+    raw_set: str, rule: Rule, sources: Sequence[str | Path], asked: Sequence[str | Path]
+) -> None:
+    needs, takes = isinstance(rule, CharacterRule), isinstance(rule, (CharacterRule, ExampleRule))
+    if not sources or needs > bool(asked) or bool(asked) > takes:
+        raise ValueError(
+            f"build_instances: got {len(sources)} sources and {len(asked)} files of what is asked; "
+            f"{raw_set} needs at least one source and "
+            + ("at least one" if needs else "may have some" if takes else "no")
+            + " file in `asked`"
+        )

@@ -1,4 +1,4 @@
-"""The public raw sets that benchmarks are built from: what a row holds, and the units it gives.
+"""The public raw sets that benchmarks are built from: their rows, and the units read from them.
 
 One record type per raw set says what a row must hold and one reader turns rows into units: facts
 with the texts that hold them (SQuAD, HotpotQA), characters with their events (PerLTQA), labelled
@@ -28,7 +28,13 @@ ANCHOR_WORDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A question with the texts that hold its answer."""
+    """A question with the texts that hold its answer.
+
+    Attributes:
+        question: The question.
+        answer: Its answer.
+        texts: All that is needed to answer it, in reading order.
+    """
 
     question: str
     answer: str
@@ -37,8 +43,13 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Character:
-    """A person's events, each with its dialogues as one chunk; by event what is asked about it, as
-    (question, possible short answers)."""
+    """A person of PerLTQA.
+
+    Attributes:
+        name: Name of the person.
+        chunks: Each event with its dialogues as one chunk, by event.
+        asked: Event, question and possible short answers of every question.
+    """
 
     name: str
     chunks: Mapping[str, str]
@@ -47,7 +58,14 @@ class Character:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text with its label; `shown` or else asked, unless nothing is apart."""
+    """A text with its label.
+
+    Attributes:
+        text: One line.
+        label: Name of the label.
+        shown: Whether the set keeps it for showing; the rest is asked. Where all examples are for
+            showing, those are asked that an instance does not show.
+    """
 
     text: str
     label: str
@@ -56,7 +74,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """A text that is read over days, and its summary."""
+    """A text that is read over days, and its summary.
+
+    Attributes:
+        title: Title of the book.
+        text: The text.
+        summary: A summary that people wrote.
+    """
 
     title: str
     text: str
@@ -67,15 +91,17 @@ Unit = Fact | Character | Example | Book
 
 
 def _fact(question: str, answer: str, texts: Sequence[str]) -> Fact:
-    return Fact(_said(question, "question"), answer, tuple(_said(text, "text") for text in texts))
+    return Fact(
+        _nonempty(question, "question"), answer, tuple(_nonempty(text, "text") for text in texts)
+    )
 
 
 def _example(text: str, label: str, asked: bool) -> Example:
     # A line break inside a text could pass for another example.
-    return Example(" ".join(_said(text, "text").split()), label, not asked)
+    return Example(" ".join(_nonempty(text, "text").split()), label, not asked)
 
 
-def _said(text: str, field: str) -> str:
+def _nonempty(text: str, field: str) -> str:
     if not text.strip():
         raise broken(field, "text", text)
     return text.strip()
@@ -254,9 +280,9 @@ def _perlt_chunk(
         for when, messages in talk.items():
             lines += ["", f"Dialogue happened at {when}"]
             for message in messages:
-                speaker, *said = message.split(": ")
-                if len(said) == 1:
-                    lines.append(f"<{speaker}> {said[0]}")
+                speaker, *words_after = message.split(": ")
+                if len(words_after) == 1:
+                    lines.append(f"<{speaker}> {words_after[0]}")
     return "\n".join(lines)
 
 
@@ -371,7 +397,7 @@ def _booksum(row: Any, asked: bool) -> Iterator[Book]:
     one = validated(_BookRow, row)
     summaries = [summary.text for summary in one.summary if summary.text]
     if summaries:
-        yield Book(one.book_title, _said(one.text, "text"), summaries[0])
+        yield Book(one.book_title, _nonempty(one.text, "text"), summaries[0])
 
 
 READERS: dict[str, Callable[[Any, bool], Iterator[Unit]]] = {
@@ -395,8 +421,17 @@ def raw_units(
     asked: Sequence[str | Path] = (),
     on_error: Literal["raise", "skip"] = "raise",
 ) -> tuple[list[Any], list[str]]:
-    """Return the units of a raw set's files, those of `asked` last, and a message per row that was
-    skipped; a character comes with what the question file asks about it.
+    """Read the files of a raw set.
+
+    Args:
+        raw_set: A name of `READERS`.
+        sources: Files, or hub names, of what is shown.
+        asked: Files, or hub names, of what is asked.
+        on_error: Whether a broken row raises or is skipped with a message.
+
+    Returns:
+        The units, those of `asked` last, and a message per row that was skipped. A character comes
+        with its questions from the question file.
 
     Raises:
         ValueError: a file is missing or cannot be read, or (unless `on_error` is "skip") a row is
@@ -433,7 +468,7 @@ def _by_character(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 def _joined(units: Sequence[Character]) -> list[Character]:
     """Give every character with chunks the questions the question file has of that name."""
-    asked = defaultdict(list)
+    asked: dict[str, list[tuple[str, str, tuple[str, ...]]]] = defaultdict(list)
     for unit in units:
         asked[unit.name] += unit.asked
     return [

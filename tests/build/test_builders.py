@@ -16,9 +16,8 @@ from finemem_lib.build.builders import (
     RULES,
     build_instances,
     keywords,
-    split_instances,
 )
-from finemem_lib.build.published_sizes import PUBLISHED, as_markdown, size_table, sizes
+from finemem_lib.build.published_sizes import as_markdown, published_sizes, size_table, sizes
 from finemem_lib.build.raw_sets import PUBMED_LABELS
 from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.leaks import leaks
@@ -319,22 +318,6 @@ def test_settings_out_of_range(settings_):
         build_instances("squad", ["a"], **settings_)
 
 
-def test_split_is_by_instance_and_limited(tmp_path):
-    rows = list(squad_rows(200, random.Random(1), longest=60))
-    many = build_instances(
-        "squad",
-        lines(tmp_path / "a.jsonl", rows),
-        rule=rule("squad", num_chunks=1, min_asked=1, min_kept=1),
-    ).instances
-    train, validation = split_instances(many, 0.9, max_train=5)
-    assert len(train) == 5 and len(validation) == len(many) - round(0.9 * len(many))
-    assert not {one.instance_id for one in train} & {one.instance_id for one in validation}
-    assert (train, validation) == split_instances(many, 0.9, max_train=5)
-    assert split_instances(many, 1.0)[1] == () and leaks(validation, train) == ()
-    with pytest.raises(ValueError, match="train_share is 1.5"):
-        split_instances(many, 1.5)
-
-
 # On the real samples: what they can show. None of them is large enough for every rule, and there
 # is no sample of BookSum; PerLTQA's two samples are about different people.
 
@@ -393,7 +376,7 @@ def test_real_samples_become_instances(raw_set, tmp_path):
     assert len(instances) == number
     assert {len(one.chunks) for one in instances} == {chunks}
     assert {len(one.questions) for one in instances} == {questions}
-    assert {one.data_source for one in instances} <= set(PUBLISHED)
+    assert {one.data_source for one in instances} <= set(published_sizes())
     for instance in instances:
         assert from_json(Instance, to_json(instance)) == instance
         assert [leak for leak in leaks([instance]) if leak.kind != "answer in question"] == []
@@ -520,18 +503,18 @@ def test_the_published_sizes_add_up():
     """Mem-alpha's training column sums to the 567 instances and about 6,043 chunks of Fine-Mem."""
     train = [
         tables["arXiv 2509.25911, table 7, train"]
-        for tables in PUBLISHED.values()
+        for tables in published_sizes().values()
         if "arXiv 2509.25911, table 7, train" in tables
     ]
     assert sum(one.instances for one in train) == 567
     assert round(sum(one.instances * one.chunks for one in train)) == 6039
     eight = [
         tables["arXiv 2509.25911, table 8"]
-        for tables in PUBLISHED.values()
+        for tables in published_sizes().values()
         if "arXiv 2509.25911, table 8" in tables
     ]
     assert sum(one.instances for one in eight) == 112
-    assert {one.data_source for one in RULES.values()} <= set(PUBLISHED)
+    assert {one.data_source for one in RULES.values()} <= set(published_sizes())
 
 
 def test_a_table_keeps_its_cells():
