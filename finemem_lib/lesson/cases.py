@@ -26,6 +26,8 @@ from finemem_lib.trajectory import (
 
 
 class _ByHand(ScriptedManager):
+    """Emits one given operation per step."""
+
     name = "by hand"
 
     def __init__(self, operations: Sequence[Operation]) -> None:
@@ -98,6 +100,7 @@ def toy() -> Trajectory:
 def lucky_guess() -> Trajectory:
     """Return `toy` as if retrieval had found nothing for q-3 and the agent had guessed right.
 
+    >>> from finemem_lib import outcome_reward
     >>> outcome_reward(lucky_guess())
     0.75
     """
@@ -111,6 +114,7 @@ def lucky_guess() -> Trajectory:
 def duplicates() -> Trajectory:
     """Return the trajectory of the last exercise: T = 4, two of whose records say the same.
 
+    >>> from finemem_lib import outcome_reward
     >>> outcome_reward(duplicates())
     1.0
     """
@@ -128,11 +132,14 @@ def duplicates() -> Trajectory:
 
 
 def disagreement(top_k: int = 2) -> Trajectory:
-    """Return the trajectory on which rules of credit disagree, for reasons one can see: T = 9.
+    """Return the trajectory of nine steps on which the credit rules disagree for visible reasons.
 
     Step 4 says again what step 1 stored, step 5 updates what step 2 created, step 6 stores a new
     value and leaves the stale record of step 3, step 7 stores noise about a person who is asked
     about, and step 9 deletes what step 8 stored and a question needs.
+
+    Args:
+        top_k: Items retrieved per question.
 
     >>> [answered.score for answered in disagreement().questions]
     [1.0, 1.0, 1.0, 0.0]
@@ -161,8 +168,12 @@ def disagreement(top_k: int = 2) -> Trajectory:
 
 
 def story(trajectory: Trajectory) -> str:
-    """Return a trajectory as text: a line per operation, then a line per global question with the
-    items retrieved for it (and the steps that wrote them), those the agent used, and its score.
+    """Return a trajectory as text: a line per operation, then two per global question.
+
+    The latter state the score, the items retrieved (and the steps that wrote them) and those used.
+
+    Args:
+        trajectory: What was played.
 
     >>> print(story(duplicates()).splitlines()[2])
     step 3  INSERT item 3: Mia settled near Rome.
@@ -181,7 +192,7 @@ def story(trajectory: Trajectory) -> str:
         used = "unknown" if answered.used is None else ", ".join(answered.used) or "none"
         lines.append(
             f"{answered.question.question_id}  {_short(answered.question.text)} "
-            f"score {_shown(answered.score)}\n     retrieved {found or 'nothing'}; used {used}"
+            f"score {as_text(answered.score)}\n     retrieved {found or 'nothing'}; used {used}"
         )
     return "\n".join(lines)
 
@@ -201,12 +212,15 @@ def _short(text: str) -> str:
     return textwrap.shorten(clean_text(text), 60, placeholder="…")
 
 
-def _shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value as the lesson prints it: numbers with at most four decimals.
 
-    >>> _shown([0.25, None, 1 / 3])
+    Args:
+        value: A number, `None`, a text, or a list of these.
+
+    >>> as_text([0.25, None, 1 / 3])
     '[0.25, None, 0.3333]'
     """
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(as_text, value))}]"
     return f"{round(value, 4) + 0.0:g}" if isinstance(value, float) else str(value)

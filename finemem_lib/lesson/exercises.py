@@ -1,10 +1,8 @@
-"""What the lesson of notebook 03 and page 08, where the rules disagree, need beside the library:
-trajectories to work by hand, predictions that are revealed, exercises that are checked.
+"""Predictions that are revealed and exercises that are checked, for notebooks 03 and 08.
 
-The trajectories are played, not written down: scripted operations on a real memory, real retrieval
-and the extractive reader. Solutions are computed by the library when an answer is checked, and so
-are the wrong answers that a diagnosis recognises; none is stored. A diagnosis repeats the learner's
-own numbers and no others, so that it cannot tell the answer.
+The library computes the solutions when an answer is checked, and also the wrong answers that a
+diagnosis recognises; none is stored. A diagnosis repeats the learner's numbers and no others, so
+that it cannot give the answer away.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any
 
 from finemem_lib.advantages import EPSILON, group_relative
 from finemem_lib.credit.counterfactual import evidence_leave_one_out, evidence_shapley
-from finemem_lib.lesson.cases import _shown, duplicates, lucky_guess, toy
+from finemem_lib.lesson.cases import as_text, duplicates, lucky_guess, toy
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import (
     RewardSettings,
@@ -26,6 +24,7 @@ from finemem_lib.rewards import (
     evidence_contribution,
     outcome_reward,
 )
+from finemem_lib.trajectory import Trajectory
 
 Answer = Sequence[float | None]
 
@@ -46,15 +45,21 @@ LESSON_GROUP: tuple[tuple[float | None, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Revelation:
-    """A value that stays folded away until the reader has predicted it, or opens it."""
+    """A value that stays folded away until the reader has predicted it, or opens it.
+
+    Attributes:
+        predicted: The reader's prediction, `None` where there is none yet.
+        actual: The value.
+        because: Why the value is what it is, in one sentence.
+    """
 
     predicted: Any
     actual: Any
     because: str
 
     def __str__(self) -> str:
-        said = "no prediction" if self.predicted is None else f"predicted {_shown(self.predicted)}"
-        return f"{said}; it is {_shown(self.actual)}: {self.because}"
+        said = "no prediction" if self.predicted is None else f"predicted {as_text(self.predicted)}"
+        return f"{said}; it is {as_text(self.actual)}: {self.because}"
 
     __repr__ = __str__
 
@@ -62,12 +67,12 @@ class Revelation:
         summary = (
             "No prediction yet. Write yours above and run again, or open to see."
             if self.predicted is None
-            else f"You predicted {_shown(self.predicted)}."
+            else f"You predicted {as_text(self.predicted)}."
         )
         return (
             f"<details{'' if self.predicted is None else ' open'}>"
             f"<summary>{html.escape(summary)}</summary>"
-            f"<p>It is <b>{html.escape(_shown(self.actual))}</b>: {html.escape(self.because)}</p>"
+            f"<p>It is <b>{html.escape(as_text(self.actual))}</b>: {html.escape(self.because)}</p>"
             "</details>"
         )
 
@@ -96,8 +101,13 @@ REASONS = {
 
 
 def reveal(name: str, predicted: Any, actual: Any, **numbers: float) -> Revelation:
-    """Return what a cell ends with to set a prediction (`None`: none was made) against the value;
-    `numbers` fill the sentence of `REASONS` that says why.
+    """Return a prediction next to the value, for the end of a cell.
+
+    Args:
+        name: Key of the explanation in `REASONS`.
+        predicted: The reader's prediction, `None` where there is none yet.
+        actual: The value.
+        **numbers: Fill the explanation.
 
     Raises:
         KeyError: there is no prediction of this name, or a number is missing.
@@ -110,7 +120,12 @@ def reveal(name: str, predicted: Any, actual: Any, **numbers: float) -> Revelati
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether an answer is right (`None`: there is none yet), and a sentence for the learner."""
+    """The result of a check.
+
+    Attributes:
+        right: Whether the answer is right, `None` where there is none yet.
+        message: A sentence for the learner.
+    """
 
     right: bool | None
     message: str
@@ -121,9 +136,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """What a check compares with: the right numbers, `per` what each of them stands, the sum they
-    must have with its name (`None`: the rule promises none), and wrong answers with what each
-    of them got wrong."""
+    """What a check compares an answer with.
+
+    Attributes:
+        right: The right numbers.
+        per: What each number is for, such as "step".
+        total: The sum that the numbers must have, with its name; `None` where there is no such sum.
+        mistakes: Wrong answers, each with the mistake that leads to it.
+        praise: What the learner reads about a right answer.
+    """
 
     right: Answer
     per: str
@@ -132,10 +153,20 @@ class Exercise:
     praise: str
 
 
+def _measured(values: Answer) -> list[float]:
+    """Return the values that are known: all of them, in the toy cases."""
+    return [value for value in values if value is not None]
+
+
+def _outcome(case: Trajectory) -> float:
+    [outcome] = _measured([outcome_reward(case)])
+    return outcome
+
+
 def _evidence() -> Exercise:
     case = toy()
-    right = evidence_contribution(case)
-    outcome, steps, n = outcome_reward(case), case.num_steps, len(case.questions)
+    right = _measured(evidence_contribution(case))
+    outcome, steps, n = _outcome(case), case.num_steps, len(case.questions)
     scored = sum(bool(answered.score) for answered in case.questions)
 
     def under(**choice: Any) -> Answer:
@@ -143,7 +174,7 @@ def _evidence() -> Exercise:
 
     whole = [
         math.fsum(
-            answered.score / n
+            (answered.score or 0.0) / n
             for answered in case.questions
             for item in answered.retrieved
             if item.steps[-1] == step
@@ -175,7 +206,7 @@ def _evidence() -> Exercise:
             (
                 [n * part for part in right],
                 "every question counts as if it were the only one; "
-                "what does the formula divide by beside |M_j|?",
+                "what else than |M_j| does the formula divide by?",
             ),
             (
                 [n * part / scored for part in right],
@@ -202,8 +233,8 @@ def _evidence() -> Exercise:
 
 def _eara() -> Exercise:
     case, beta = toy(), LESSON_BETA
-    evidence = evidence_contribution(case)
-    outcome, steps = outcome_reward(case), case.num_steps
+    evidence = _measured(evidence_contribution(case))
+    outcome, steps = _outcome(case), case.num_steps
 
     def under(**choice: Any) -> Answer:
         return eara_rewards(case, RewardSettings(**{"beta": beta, **choice}))
@@ -246,8 +277,8 @@ def _eara() -> Exercise:
 
 def _conservation() -> Exercise:
     case, settings = lucky_guess(), RewardSettings(unretrieved="drop")
-    outcome, n = outcome_reward(case), len(case.questions)
-    paid = math.fsum(eara_rewards(case, settings))
+    outcome, n = _outcome(case), len(case.questions)
+    paid = math.fsum(_measured(eara_rewards(case, settings)))
     lost = outcome - paid
     return Exercise(
         [lost],
@@ -283,7 +314,7 @@ def _conservation() -> Exercise:
 
 def _advantages() -> Exercise:
     rewards = [row[0] for row in LESSON_GROUP]
-    known = [reward for reward in rewards if reward is not None]
+    known = _measured(rewards)
     mean, std = statistics.fmean(known), statistics.stdev(known)
 
     def at_step_one(rows: Sequence[Answer], scale: Any = "group") -> Answer:
@@ -293,7 +324,8 @@ def _advantages() -> Exercise:
     own = [
         None
         if row[0] is None
-        else (row[0] - statistics.fmean(row)) / (statistics.stdev(row) + EPSILON)
+        else (row[0] - statistics.fmean(_measured(row)))
+        / (statistics.stdev(_measured(row)) + EPSILON)
         for row in LESSON_GROUP
     ]
 
@@ -344,7 +376,7 @@ def _advantages() -> Exercise:
 def _contribution() -> Exercise:
     case = duplicates()
     agent = reader_for([case])
-    right = evidence_leave_one_out(case, agent=agent)
+    right = _measured(evidence_leave_one_out(case, agent=agent))
     n = len(case.questions)
     holders = [
         sum(answered.question.answers[0] in item.content for answered in case.questions) / n
@@ -392,8 +424,10 @@ EXERCISES: dict[str, Callable[[], Exercise]] = {
 def check_exercise(name: str, answer: Any) -> Verdict:
     """Say whether an answer is right and, if not, what kind of mistake it looks like.
 
-    `answer` is a list of numbers (`None` where nothing can be measured), or one number where one
-    is asked for; each may be off by 0.005. `None` stands for no answer yet.
+    Args:
+        name: Key of the exercise in `EXERCISES`.
+        answer: A list of numbers (`None` where nothing can be measured), or one number where one
+            is asked for; each may be off by 0.005. `None` stands for no answer yet.
 
     Raises:
         ValueError: there is no exercise of this name.
@@ -455,8 +489,7 @@ def _diagnosis(answer: Answer, exercise: Exercise) -> str | None:
             "None stands where nothing could be measured, and only there; look at what could "
             "be measured."
         )
-    ours = [value for value in answer if value is not None]
-    exact = [value for value in right if value is not None]
+    ours, exact = _measured(answer), _measured(right)
     if _same([-value for value in ours], exact):
         return "the sign is the wrong way round."
     if len(ours) > 1:
@@ -478,7 +511,7 @@ def _diagnosis(answer: Answer, exercise: Exercise) -> str | None:
     if exercise.total is not None:
         total, name = exercise.total
         if abs(math.fsum(ours) - total) > TOLERANCE * len(ours):
-            return f"your numbers sum to {_shown(math.fsum(ours))} instead of {name}."
+            return f"your numbers sum to {as_text(math.fsum(ours))} instead of {name}."
         return f"the sum is right, but not yet what each {exercise.per} gets of it."
     return f"work it out again, one {exercise.per} after the other."
 

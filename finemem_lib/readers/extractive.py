@@ -21,7 +21,7 @@ from finemem_lib.data.sentences import STOPWORDS, labelled_examples, retrieval_q
 from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import words
-from finemem_lib.trajectory import Instance
+from finemem_lib.trajectory import Instance, Trajectory
 
 CONTEXT_WEIGHT = 0.4
 """What a question word found only in the sentence before counts, relative to one in it."""
@@ -296,7 +296,7 @@ class ExtractiveReader:
         return concepts, frozenset(required)
 
 
-def reader_for(instances: Iterable[Instance]) -> MemoisedAgent:
+def reader_for(instances: Iterable[Instance | Trajectory]) -> MemoisedAgent:
     """Return the extractive reader for some instances, memoised; on the planted stream it knows
     the verbs that answer each question.
 
