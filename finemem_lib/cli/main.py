@@ -19,7 +19,7 @@ from finemem_lib.cli.execute import Executor, execute_notebook
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.profiles import add_arguments
 from finemem_lib.cli.run import RESUMABLE, resume_command, run_command, write_report
-from finemem_lib.runs import run as run_module
+from finemem_lib.runs.run import recorded, run_folder, runs_folder
 from finemem_lib.util.console import (
     BAD_USAGE,
     EXIT_CODES,
@@ -40,7 +40,7 @@ def list_command(options: argparse.Namespace) -> int:
     Args:
         options: The command line; this command has no options.
     """
-    root = run_module.runs_folder()
+    root = runs_folder()
     rows = [row for folder in root.glob("[!.]*/") if (row := _run_row(folder))]
     print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
     if not rows:
@@ -55,7 +55,7 @@ def _run_row(folder: Path) -> tuple[str, ...] | None:
     except ValueError:
         if (folder / "manifest.json").exists():
             return "", folder.name, "unreadable", "", "", ""
-        if not (records := run_module.recorded(folder)):
+        if not (records := recorded(folder)):
             return None
         done = sum(record.get("status") == "ok" for record in records)
         started = min(str(record.get("started", "")) for record in records)
@@ -81,7 +81,7 @@ def report_command(options: argparse.Namespace) -> int:
         UsageError: there is no such run, or its manifest cannot be read.
     """
     try:
-        folder = run_module.run_folder(options.run)
+        folder = run_folder(options.run)
         read_manifest(folder, settle=True)
         report = write_report(folder, options.figures)
     except ValueError as error:

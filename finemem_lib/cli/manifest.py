@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib import __version__
-from finemem_lib.runs import run as run_module
+from finemem_lib.runs.run import locate, now, read_record, recorded, sha256
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, repository_root, versions
@@ -105,7 +105,7 @@ class NotebookEntry(_Stored):
         Args:
             folder: That of the run.
         """
-        record = run_module.read_record(folder, self.name)
+        record = read_record(folder, self.name)
         self.reads = list(record.get("reads", ()))
         self.writes = list(record.get("writes", ()))
         self.peak_memory_mb = record.get("peak_memory_mb")
@@ -211,7 +211,7 @@ class Manifest(_Stored):
         self.error = "the process of this run was killed"
         if self.status == "starting":
             self.error += " before its first notebook"
-        self.status, self.exit_code, self.ended = "failed", None, run_module.now()
+        self.status, self.exit_code, self.ended = "failed", None, now()
         for entry in self.notebooks:
             if entry.status == "running":
                 entry.status, entry.error = "failed", self.error
@@ -249,7 +249,7 @@ def read_manifest(folder: Path, settle: bool = False) -> Manifest:
     except ValidationError as error:
         raise _unreadable(folder, problems_in_words(error)) from None
     except OSError as error:
-        if not path.exists() and run_module.recorded(folder):
+        if not path.exists() and recorded(folder):
             raise ValueError(
                 f"run {folder.name!r} was made in JupyterLab, where each notebook keeps its own "
                 "outputs, so there are no executed copies to make a report of: `finemem run` makes "
@@ -339,7 +339,7 @@ def new_manifest(
         status="starting",
         exit_code=None,
         error=None,
-        started=run_module.now(),
+        started=now(),
         ended=None,
         seconds=None,
         command=["finemem", *command],
@@ -384,8 +384,8 @@ def data_hash(source: str) -> str | None:
         UsageError: the file is missing or cannot be read.
     """
     try:
-        path = run_module.locate(source)
-        return None if path is None else run_module.sha256(path)
+        path = locate(source)
+        return None if path is None else sha256(path)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
 

@@ -1,10 +1,9 @@
 """One offline HTML page per run, and single figures as image files.
 
-The page is made from the executed notebooks with nbconvert. Everything in it that came from data,
-models or parameters is text: figures carry plotly's JSON in a data block, HTML outputs and
-Markdown pass through an allowlist (nbconvert's own `sanitize_html` has no headings, paragraphs or
-table heads on its list and would escape those), and a content security policy lets exactly two
-scripts run, plotly.js and the one that draws the figures, and nothing leave the page.
+Everything in the page that came from data, models or parameters is text: figures carry plotly's
+JSON in a data block, HTML outputs and Markdown pass through an allowlist (nbconvert's own has no
+headings, paragraphs or table heads), and a content security policy lets only plotly.js and
+``report.js`` run, and nothing leave the page.
 """
 
 from __future__ import annotations
@@ -175,10 +174,17 @@ def _summary_rows(
 
 
 def save_figures(figures: Mapping[Path, go.Figure], width: int = 900) -> list[Path]:
-    """Write figures as ``<stem>.svg`` (small, text stays text), and return the paths.
+    """Write figures as SVG, and return the paths.
 
-    Where kaleido or a browser for it is missing, a small HTML page is written instead of each, with
-    plotly.js beside it (4.8 MB, once per folder), and the reason is given as a warning.
+    Where kaleido or a browser for it is missing, each becomes a small HTML page instead, with one
+    plotly.js (4.8 MB) in its folder, and a warning gives the reason.
+
+    Args:
+        figures: By the path of their file without its suffix.
+        width: Of the images, in pixels.
+
+    Raises:
+        OSError: a file could not be written.
     """
     import warnings
 
@@ -206,8 +212,7 @@ def save_figures(figures: Mapping[Path, go.Figure], width: int = 900) -> list[Pa
 
 
 def _images(figures: Sequence[go.Figure], width: int) -> list[bytes | Exception]:
-    """Return the SVG of every figure, drawn one after the other by one browser, or why there is
-    none."""
+    """Return the SVG of every figure, or the error that prevented it."""
     specs = [figure.to_dict() for figure in figures]
     for spec in specs:
         for number, trace in enumerate(spec["data"]):
@@ -217,7 +222,7 @@ def _images(figures: Sequence[go.Figure], width: int) -> list[bytes | Exception]
     async def draw() -> None:
         import kaleido
 
-        logging.getLogger("choreographer.channels.pipe").addFilter(_is_no_farewell)
+        logging.getLogger("choreographer.channels.pipe").addFilter(_is_real_error)
         # mathjax: its default is fetched from the network
         async with kaleido.Kaleido(n=1, mathjax=False) as browser:
             for figure, spec in zip(figures, specs, strict=True):
@@ -240,9 +245,12 @@ def _images(figures: Sequence[go.Figure], width: int) -> list[bytes | Exception]
     return images
 
 
-def _is_no_farewell(record: logging.LogRecord) -> bool:
-    """Say no to one traceback: kaleido's helper says "{bye}" when its browser ends, and where that
-    arrives together with the last answer it is read, and reported, as broken JSON."""
+def _is_real_error(record: logging.LogRecord) -> bool:
+    """Return whether a log record of kaleido's helper is an error.
+
+    The helper sends "{bye}" when its browser ends; where that arrives together with the last
+    answer, it is logged as broken JSON with a traceback.
+    """
     cause = record.exc_info and getattr(record.exc_info[1], "__cause__", None)
     return getattr(cause, "doc", None) != "{bye}\n"
 

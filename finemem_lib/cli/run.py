@@ -39,8 +39,17 @@ from finemem_lib.cli.profiles import (
     resolve_parameters,
     unusable_sources,
 )
-from finemem_lib.runs import run as run_module
 from finemem_lib.runs.parameters import parameter_problems
+from finemem_lib.runs.run import (
+    format_metric,
+    locate,
+    now,
+    peak_memory_mb,
+    progress_line,
+    read_record,
+    recorded,
+    run_folder,
+)
 from finemem_lib.training.checkpoints import MEMORY_ONLY
 from finemem_lib.util.console import (
     EXIT_CODES,
@@ -83,9 +92,9 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
     try:
-        folder = run_module.run_folder(run_id)
-        if options.reuse and not run_module.recorded(run_module.run_folder(options.reuse)):
-            read_manifest(run_module.run_folder(options.reuse))  # says what is wrong with it
+        folder = run_folder(run_id)
+        if options.reuse and not recorded(run_folder(options.reuse)):
+            read_manifest(run_folder(options.reuse))  # says what is wrong with it
     except ValueError as error:
         raise UsageError(str(error)) from error
     resolved = resolve_parameters(notebooks, profile, given, run_id)
@@ -110,7 +119,7 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
 def _check_sources(sources: Sequence[str]) -> None:
     for source in sources:
         try:
-            run_module.locate(source)
+            locate(source)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from error
 
@@ -132,7 +141,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         UsageError: the run cannot be resumed; nothing was started or written.
     """
     try:
-        folder = run_module.run_folder(options.run)
+        folder = run_folder(options.run)
         if not folder.is_dir():
             read_manifest(folder)  # says what is wrong with it
         busy = (
@@ -172,7 +181,7 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Man
     manifest.process = ProcessId.current()
     manifest.resumed.append(
         Resumption(
-            at=run_module.now(),
+            at=now(),
             process=manifest.process,
             git=git_state(repository_root()),
             after=after,
@@ -291,7 +300,7 @@ class RunExecution:
             environment = _kernel_environment(self.folder, manifest)
             for path, entry in zip(self.notebooks, manifest.notebooks, strict=True):
                 if entry.status == "ok":
-                    record = run_module.read_record(self.folder, entry.name)
+                    record = read_record(self.folder, entry.name)
                     self.metrics[entry.name] = record.get("metrics", {})
                     continue
                 self._run_notebook(path, entry, environment)
@@ -315,7 +324,7 @@ class RunExecution:
 
         def line() -> str:
             said = f"{entry.name:<32} {entry.status:<11} {time.monotonic() - started:7.1f} s"
-            progress = run_module.progress_line(self.folder, path.stem)
+            progress = progress_line(self.folder, path.stem)
             return f"{said}  {plain(progress)}" if progress and entry.status == "running" else said
 
         entry.status = "running"
@@ -358,10 +367,10 @@ class RunExecution:
         """End the manifest, write the last files, and return the path of the report."""
         manifest = self.manifest
         manifest.status, manifest.error, manifest.exit_code = status, error, EXIT_CODES[status]
-        manifest.ended = run_module.now()
+        manifest.ended = now()
         manifest.seconds = round((manifest.seconds or 0) + time.monotonic() - self._begun, 1)
         manifest.peak_memory_mb = max(
-            manifest.peak_memory_mb or 0, run_module.peak_memory_mb(resource.RUSAGE_CHILDREN)
+            manifest.peak_memory_mb or 0, peak_memory_mb(resource.RUSAGE_CHILDREN)
         )
         if status != "ok":
             manifest.explain_not_run()
@@ -383,7 +392,7 @@ class RunExecution:
         print_table(
             [("notebook", "metric", "value")]
             + [
-                (name, metric, run_module.format_metric(value))
+                (name, metric, format_metric(value))
                 for name, values in self.metrics.items()
                 for metric, value in values.items()
             ]

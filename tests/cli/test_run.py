@@ -19,7 +19,7 @@ from finemem_lib.cli import manifest
 from finemem_lib.cli import report as report_page
 from finemem_lib.cli import run as run_command_module
 from finemem_lib.cli.main import main
-from finemem_lib.runs import run as run_module
+from finemem_lib.runs.run import sha256, start_run
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.patience import LAST_RESORT, wait_until
 from tests.helpers.run_samples import make_bare_run
@@ -153,10 +153,10 @@ def test_the_manifest_says_what_was_run_and_on_what(good):
     assert found["command"][:2] == ["finemem", "run"]
     shipped = repository_root() / "data" / "tiny_manager"
     assert found["inputs"] == {
-        str(data): run_module.sha256(data),
-        "tiny": run_module.sha256(shipped),
+        str(data): sha256(data),
+        "tiny": sha256(shipped),
     }
-    assert found["outputs"]["rewards"]["sha256"] == run_module.sha256(folder / "rewards.parquet")
+    assert found["outputs"]["rewards"]["sha256"] == sha256(folder / "rewards.parquet")
     assert set(found["git"]) == {"commit", "dirty"}
     assert found["versions"]["papermill"] and found["platform"] and found["peak_memory_mb"] > 50
     assert found["started"] <= found["ended"] and found["seconds"] > 0
@@ -224,8 +224,8 @@ def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys
     assert run(notebooks, *again, "reusing", "--reuse", "good", "--set", "beta=1") == 0
     found = manifest_of(folder.parent / "reusing")
     assert found["inputs"] == {
-        "good/question_audit": run_module.sha256(folder / "question_audit.parquet"),
-        "tiny": run_module.sha256(repository_root() / "data" / "tiny_manager"),
+        "good/question_audit": sha256(folder / "question_audit.parquet"),
+        "tiny": sha256(repository_root() / "data" / "tiny_manager"),
     }
     assert json.loads((folder.parent / "reusing" / "metrics.json").read_text())[THIRD] == {
         "reward": 6.0,
@@ -234,7 +234,7 @@ def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys
 
 def lab_run(folder, **artefacts):
     """Leave what a notebook opened in JupyterLab leaves: records and artefacts, no manifest."""
-    part = run_module.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
+    part = start_run(FIRST, run_id=folder.name, seed=0, parameters={})
     for name, value in artefacts.items():
         part.save(name, value)
     part.finish()
@@ -414,7 +414,7 @@ def test_a_command_killed_before_its_first_notebook_leaves_a_run_that_can_be_res
     assert main(["resume", "early"], DONE) == 0
     found = manifest_of(folder)
     assert found["status"] == "ok" and found["versions"]["finemem"] and found["platform"]
-    assert found["inputs"] == {str(data): run_module.sha256(data)}
+    assert found["inputs"] == {str(data): sha256(data)}
     assert "the process of this run was killed" in found["resumed"][0]["after"]["error"]
 
 
@@ -702,7 +702,7 @@ def test_a_running_notebook_shows_how_far_it_has_come(
     def execute(source, parameters, folder, environment, deadline, tick):
         tick()
         for done in (1, 2):
-            part = run_module.start_run(FIRST, run_id=folder.name, seed=0, parameters={})
+            part = start_run(FIRST, run_id=folder.name, seed=0, parameters={})
             part.progress(f"{done}/75 updates, about {3 - done} min left\x1b[2J")
             tick()
         return execution.Outcome("ok")
