@@ -21,6 +21,7 @@ from finemem_lib.rewards import (
     format_rewards,
     hybrid_reward,
     outcome_reward,
+    weighted_sum,
 )
 from finemem_lib.trajectory import (
     Chunk,
@@ -213,6 +214,13 @@ def test_an_unscorable_question_is_as_if_it_had_not_been_asked(trajectory, chose
 def test_doubling_every_question_changes_nothing(trajectory, chosen) -> None:
     twice = with_questions(trajectory, trajectory.questions * 2)
     assert same(eara_rewards(twice, chosen), eara_rewards(trajectory, chosen))
+
+
+def test_unknown_terms_are_left_out_of_a_weighted_sum_and_never_count_as_zero() -> None:
+    terms = {"eara": 0.25, "chunk": None, "format": 1.0}
+    assert weighted_sum(terms, {"eara": 2.0, "chunk": 1.0, "format": 0.5}) == 1.0
+    assert weighted_sum(terms) == 1.25
+    assert weighted_sum({"chunk": None}) is None and weighted_sum({}) is None
 
 
 @given(trajectories(), reward_settings)
