@@ -42,12 +42,12 @@ _TAG = re.compile(
 
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 
-_DATE = re.compile(
+DATE = re.compile(
     rf"\b(?:{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:,\s\d{{4}})?|\d{{1,2}}\s{_MONTH}(?:\s\d{{4}})?|"
     rf"{_MONTH}\s\d{{4}})\b"
 )
 
-_NUMBER = re.compile(
+NUMBER = re.compile(
     r"[$£€]?(?<![\w./:-])\d(?:[\d,.]*\d)(?:%|\s(?:percent|million|billion)\b)?(?![\w/:-])|"
     r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|fifty|hundred|"
     r"thousand)(?=\s[a-z]+s\b)"
@@ -63,7 +63,7 @@ _LAST_WORD = re.compile(r"\b([^\W\d_]{3,})\W*$")
 _SUBJECT_VERB = re.compile(r"\s(?:is|are|was|were|has|had|became|[a-z]{2,}ed)\s")
 
 _STRAY = re.compile(r"[^.!…](?:[\"'”’)\]]*)$|\*\*|\(shares ")
-"""Marks of text that is no sentence of its own: no full stop at the end, bold type, a caption."""
+"""Marks of text that is no whole sentence: no full stop at the end, bold type, a caption."""
 
 _PARTICIPLE = re.compile(
     r"(?:\w+ly |not |also |first |later )?(?:[a-z-]+ed|born|built|made|known|found|held|written|"
@@ -79,7 +79,12 @@ _TITLES = frozenset({"mr", "mrs", "ms", "dr", "prof", "sir", "lord", "lady", "st
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A declarative sentence of a chunk; `speaker` is who says it, "" in running text."""
+    """A declarative sentence of a chunk.
+
+    Attributes:
+        text: The sentence.
+        speaker: Who says it; "" in running text.
+    """
 
     text: str
     speaker: str
@@ -89,16 +94,20 @@ class ClozeTeacher:
     """Writes questions whose answer is a span of one sentence, by rules for English text.
 
     Labelled examples are asked for in the question form of their source, where the source is
-    scored by label. In every other chunk a sentence of at most `max_words` words gives up to two
-    questions. The answer is a date, a number or a capitalised name; where a chunk has too few of
-    them, also the subject or the last word of a sentence. Where a rule can turn the sentence, the
-    question is "In what year ...?", "By whom or what ...?", "Who or what ...?" and the like, else
-    "Fill the blank: ...", in dialogues with the speaker's name. Sentences that lean on their
-    context (pronouns, "yesterday") come late, doubtful ones ("perhaps") not at all; headers,
-    lead-ins and acknowledgements of the published wrappers are skipped.
+    scored by label. In every other chunk a sentence gives up to two questions. The answer is a
+    date, a number or a capitalised name; where a chunk has too few of them, also the subject or
+    the last word of a sentence. Where a rule can turn the sentence, the question is "In what year
+    ...?", "By whom or what ...?", "Who or what ...?" and the like, else "Fill the blank: ...", in
+    dialogues with the speaker's name. Sentences that lean on their context (pronouns,
+    "yesterday") come late, doubtful ones ("perhaps") not at all; headers, lead-ins and
+    acknowledgements of the published wrappers are skipped.
 
-    At most `max_candidates` per chunk are written. Where the instance's own metric cannot score a
-    fact, the questions have the data source `FACT_SOURCE`.
+    Where the instance's own metric cannot score a fact, the questions have the data source
+    `FACT_SOURCE`.
+
+    Args:
+        max_candidates: Questions per chunk, at most.
+        max_words: Longer sentences are left out.
 
     Raises:
         ValueError: a limit is less than 1.
@@ -120,15 +129,22 @@ class ClozeTeacher:
 
     @property
     def settings(self) -> str:
+        """What the questions depend on in addition to the chunk, as JSON."""
         return json.dumps([self.name, self.max_candidates, self.max_words])
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Nothing is to be prepared: a chunk costs milliseconds."""
+        """Do nothing: a chunk costs milliseconds."""
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
         """Return candidates, the chunk's step as their evidence; see `Teacher`.
+
+        Args:
+            chunk_text: The text to ask about.
+            step: The chunk's step, from 1.
+            data_source: The instance's data source.
+            rng: Orders what the rules rank equal.
 
         Raises:
             ValueError: the data source has no metric.
@@ -152,10 +168,10 @@ class ClozeTeacher:
     def _facts(self, chunk_text: str, rng: random.Random) -> list[tuple[str, str]]:
         """Return (question, answer) pairs: strong answers first, then sentences that stand alone,
         then one question per sentence, then questions over blanks, then at random."""
-        said = list(statements(chunk_text))
-        speakers = set(words(" ".join({statement.speaker for statement in said})))
+        stated = list(statements(chunk_text))
+        speakers = set(words(" ".join({statement.speaker for statement in stated})))
         ranked = []
-        for statement in said:
+        for statement in stated:
             terms = words(statement.text)
             if not 3 <= len(terms) <= self.max_words or not _DOUBT_WORDS.isdisjoint(terms):
                 continue
@@ -177,6 +193,9 @@ class ClozeTeacher:
 
 def statements(chunk_text: str) -> Iterator[Statement]:
     """Yield the declarative sentences of a chunk without the wrapper around them.
+
+    Args:
+        chunk_text: Running text, or one of the published wrappers.
 
     >>> [one.text for one in statements("[Dialogue at noon]\\n<User>Note:\\nIt ran.")]
     ['It ran.']
@@ -224,7 +243,7 @@ def _spans(statement: Statement) -> list[tuple[int, int, int]]:
         if all(end <= other[0] or start >= other[1] for other in found):
             found.append((start, end, rank))
 
-    for pattern in (_DATE, _NUMBER):
+    for pattern in (DATE, NUMBER):
         for match in pattern.finditer(sentence):
             add(*match.span(), 0)
     for match in _NAME.finditer(sentence):
@@ -234,7 +253,7 @@ def _spans(statement: Statement) -> list[tuple[int, int, int]]:
             continue
         before = sentence[: match.start()].rstrip()
         called = spoken and before.endswith(",") and sentence[match.end() :][:1] in ",.!?"
-        if called:  # "Thanks, Mel!" names whom one talks to
+        if called:  # "Thanks, Mel!" names the listener
             continue
         if before and (before[-1].isalnum() or before[-1] in ",(’'"):
             add(match.start(), match.start() + len(name), 0)
@@ -247,8 +266,8 @@ def _spans(statement: Statement) -> list[tuple[int, int, int]]:
 
 
 def _blank(statement: Statement, start: int, end: int) -> str:
-    said = f" in what {statement.speaker} said" if statement.speaker else ""
-    return f"Fill the blank{said}: {statement.text[:start]}____{statement.text[end:]}"
+    place = f" in what {statement.speaker} said" if statement.speaker else ""
+    return f"Fill the blank{place}: {statement.text[:start]}____{statement.text[end:]}"
 
 
 def _turned(sentence: str, start: int, end: int) -> str | None:
@@ -299,10 +318,10 @@ def _is_auxiliary(parts: Sequence[str], place: int) -> bool:
 
 
 def _asked_for(answer: str, preposition: str) -> str | None:
-    """Return what asks for "PREPOSITION answer", or `None` where that is not clear."""
+    """Return the words that ask for "PREPOSITION answer", or `None` where that is not clear."""
     if _YEAR.fullmatch(answer):
         return f"{preposition.capitalize()} what year" if preposition != "at" else None
-    if _DATE.fullmatch(answer):
+    if DATE.fullmatch(answer):
         return {"on": "On what date", "in": "When"}.get(preposition)
     if answer[0].isupper() and preposition in ("by", "from", "to", "with", "for"):
         return f"{preposition.capitalize()} whom or what"

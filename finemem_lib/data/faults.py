@@ -1,4 +1,4 @@
-"""Planted faults: wrong chunk questions, and lost or swapped evidence."""
+"""Deliberate faults: wrong chunk questions, and lost or swapped evidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finemem_lib.data.cloze import _DATE, _NUMBER
+from finemem_lib.data.cloze import DATE, NUMBER
 from finemem_lib.data.planted import ATTRIBUTES
 from finemem_lib.data.planted import DATA_SOURCE as PLANTED
 from finemem_lib.scoring import score
@@ -23,12 +23,16 @@ from finemem_lib.trajectory import (
 
 
 def wrong_questions(instance: Instance, share: float, seed: int) -> Instance:
-    """Return the instance with a wrong accepted answer in that share of its chunk questions.
+    """Return the instance with wrong accepted answers in a share of its chunk questions.
 
-    The number is rounded; with one seed, a greater share makes the same questions wrong and some
-    more. The wrong answer is a value of the same attribute on the planted stream; elsewhere the
+    On the planted stream the wrong answer is a value of the same attribute; elsewhere it is the
     answer of another question of the instance, of the same form (date, number, name, other) where
-    there is one. Nothing is known to have carried it, so `evidence_steps` becomes `None`.
+    there is one. No step is known to have stated it, so `evidence_steps` becomes `None`.
+
+    Args:
+        instance: Returned as it is where it has no chunk questions.
+        share: Share of its chunk questions, from 0 to 1; the number is rounded.
+        seed: With one seed, a greater share includes the wrong questions of a smaller one.
 
     Raises:
         ValueError: `share` is outside [0, 1], or the instance has no other answer to give.
@@ -88,19 +92,22 @@ def _wrong_answer(question: Question, instance: Instance, rng: random.Random) ->
 
 def _form(answer: str) -> str:
     """Return what an answer looks like: date, number, name or other."""
-    if _DATE.fullmatch(answer):
+    if DATE.fullmatch(answer):
         return "date"
-    if _NUMBER.fullmatch(answer):
+    if NUMBER.fullmatch(answer):
         return "number"
     return "name" if answer[:1].isupper() else "other"
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFaults:
-    """How far the evidence that credit is attributed by is wrong: a test of robustness.
+    """How often the evidence that credit is attributed by is wrong: a test of robustness.
 
-    drop, swap: probabilities that a retrieved item is lost, or replaced by another item of M_T;
-        one of the two at most happens to an item, so together at most 1.
+    At most one of the two happens to an item, so together they are at most 1.
+
+    Attributes:
+        drop: Probability that a retrieved item is lost.
+        swap: Probability that it is replaced by another item of M_T.
 
     Raises:
         ValueError: a probability, or their sum, is outside [0, 1].
@@ -126,8 +133,12 @@ def with_faults(trajectory: Trajectory, faults: EvidenceFaults, seed: int) -> Tr
 
     Scores, answers and everything else stay, so only what is attributed by evidence changes. A
     swapped item keeps its place and score; the other item is one that the question does not list
-    yet (where there is none, the item stays), and it counts as used where the first one did. The
-    same seed gives the same faults.
+    yet (where there is none, the item stays), and it counts as used where the first one did.
+
+    Args:
+        trajectory: What was played.
+        faults: How often an item is lost or replaced.
+        seed: The same seed gives the same faults.
 
     >>> from finemem_lib import evidence_contribution, outcome_reward, worked_example
     >>> faulty = with_faults(worked_example(), EvidenceFaults(swap=1.0), seed=0)

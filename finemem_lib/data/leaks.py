@@ -1,4 +1,4 @@
-"""What must not be known already: answers in their questions, test text and questions in training.
+"""Detect leaked answers and overlap between training and test.
 
 It is the check of a data set before anything is trained on it; it reports and removes nothing.
 """
@@ -16,20 +16,27 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Question
 
 LeakKind = Literal["answer in question", "asked example shown", "question in both", "text in both"]
-"""A question whose repetition would score; a labelled example that is shown and asked; a question
-with its answers, or a share of a chunk's pieces, that training has too."""
+"""A question whose repetition would score; a labelled example that is both shown and asked; a
+question with its answers that training has too; a chunk of which training has a share."""
 
 SHARED_TEXT = 0.5
 """Share of a chunk's pieces found in training from which the chunk is reported."""
 
 PIECE_WORDS = 4
-"""Pieces with fewer words ("He agreed.") stand in every text and are not looked at."""
+"""Pieces with fewer words ("He agreed.") stand in every text and are not compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One finding: in which instance, at which step (`None`: a global question), the question or
-    the head of the chunk, and, for what is in both, the share of it that is (1.0: all)."""
+    """One finding.
+
+    Attributes:
+        kind: What was found.
+        instance_id: In which instance.
+        step: At which step; `None`: a global question.
+        text: The question, or the head of the chunk.
+        share: Share of the chunk's pieces that training has too; 1.0 for questions.
+    """
 
     kind: LeakKind
     instance_id: str
@@ -39,10 +46,17 @@ class Leak:
 
 
 def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> tuple[Leak, ...]:
-    """Return what gives itself away in `instances` and, with `training`, what is in both.
+    """Return leaked answers and, with `training`, overlap with the training data.
 
-    Global and chunk questions are looked at, in the order of the instances. Text is compared by its
-    pieces, sentences or labelled examples, without the wrapper around them.
+    Global and chunk questions are checked. Text is compared by its pieces, sentences or labelled
+    examples, without the wrapper around them.
+
+    Args:
+        instances: The data to check.
+        training: What a manager is or was trained on.
+
+    Returns:
+        The findings, in the order of the instances.
 
     Raises:
         ValueError: a data source has no metric.
@@ -52,21 +66,21 @@ def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> t
     >>> leaks([Instance("one", "squad", "AR", (Chunk("Mia lives in Rome.", 5),), (asked,))])
     (Leak(kind='answer in question', instance_id='one', step=None, text='Which city is Rome?', ...
     """
-    known = _Known.of(training)
+    known = _TrainingText.of(training)
     return tuple(
         leak
         for instance in instances
-        for leak in (*_given_away(instance), *_in_both(instance, known))
+        for leak in (*_leaked_answers(instance), *_overlap(instance, known))
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _TrainingText:
     questions: frozenset[tuple[str, frozenset[str]]]
     pieces: frozenset[str]
 
     @classmethod
-    def of(cls, training: Sequence[Instance]) -> _Known:
+    def of(cls, training: Sequence[Instance]) -> _TrainingText:
         return cls(
             frozenset(_asked(question) for one in training for question in _questions(one)),
             frozenset(
@@ -75,7 +89,7 @@ class _Known:
         )
 
 
-def _given_away(instance: Instance) -> Iterator[Leak]:
+def _leaked_answers(instance: Instance) -> Iterator[Leak]:
     shown = {
         normalise(text) for chunk in instance.chunks for text, _ in labelled_examples(chunk.text)
     }
@@ -92,7 +106,7 @@ def _given_away(instance: Instance) -> Iterator[Leak]:
             yield Leak("asked example shown", *place)
 
 
-def _in_both(instance: Instance, known: _Known) -> Iterator[Leak]:
+def _overlap(instance: Instance, known: _TrainingText) -> Iterator[Leak]:
     for question in _questions(instance):
         if _asked(question) in known.questions:
             yield Leak("question in both", instance.instance_id, question.step, question.text)

@@ -7,8 +7,8 @@ of a parquet file. MemoryAgentBench (arXiv 2507.05257): `context`, `questions`, 
 
 Differs from the paper: chunk sizes are counted in this library's tokens (text.TOKENIZER), which are
 longer than a language model's. The lead-in and reply that wrap a MemoryAgentBench chunk are fixed
-sentences of our own, and each chunk is one day later than the one before. A summary row keeps its
-reference summary as answer (source "infbench_reference"), because the keywords Mem-alpha scores
+sentences of this library, and each chunk is one day later than the one before. A summary row keeps
+its reference summary as answer (source "infbench_reference"), because the keywords Mem-alpha scores
 it with were written by a language model and are not in the row.
 """
 
@@ -53,8 +53,13 @@ _REMEDY = 'correct it, or load with on_error="skip" to leave it out'
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a source held: its instances, one message per row or text that was left out, and, for a
-    data set on the hub, the commit that was read (`None` for files)."""
+    """The instances of a source.
+
+    Attributes:
+        instances: In the order of the source.
+        problems: One message per row or text that was left out.
+        commit: The commit that was read of a data set on the hub; `None` for files.
+    """
 
     instances: tuple[Instance, ...]
     problems: tuple[str, ...]
@@ -113,16 +118,22 @@ def load_instances(
 ) -> Loaded:
     """Load instances from a local file or, where there is no such file, from the hub by name.
 
-    A file is JSON lines, one JSON value (a row or a list of rows) or parquet, by its suffix. A hub
-    name may carry its revision ("owner/name@COMMIT"), a branch, a tag or, to pin the data, a full
-    commit; what was read is `Loaded.commit`. `split` and `revision` are the hub's. `data_source`
-    keeps only the instances of that source; `limit` is the number of instances. Of a chunk with
-    more than `max_chunk_tokens` tokens the head is kept (text.truncate_tokens);
-    `Chunk.truncated_tokens` and `metadata["truncated"]` say what was cut.
-
     The instance's data source, which selects the metric, is a row's `format_as` where it has one;
-    what the text is goes to `metadata["text_source"]`. Where that source can be scored by a judge
-    only, but the row names a metric that needs none, the row's own `data_source` is taken.
+    the row's `data_source` then goes to `metadata["text_source"]`. Where only a judge can score
+    that source, but the row names a metric that needs none, the row's own `data_source` is taken.
+
+    Args:
+        source: A file of JSON lines, one JSON value (a row or a list of rows) or parquet, by its
+            suffix; or a hub name, with or without a revision ("owner/name@COMMIT"): a branch, a
+            tag or, to pin the data, a full commit.
+        split: Split of a data set on the hub.
+        data_source: Keep only the instances of this data source; `None`: all.
+        limit: Number of instances, at least 1; `None`: all.
+        on_error: Whether a broken row raises or is skipped with a message.
+        max_chunk_tokens: Longest chunk in tokens, at least 1; of a longer one the head is kept
+            (text.truncate_tokens), and `Chunk.truncated_tokens` and `metadata["truncated"]` say
+            what was cut. `None`: no limit.
+        revision: Revision of a data set on the hub, instead of the one in its name.
 
     Raises:
         ValueError: the source cannot be read or holds no instance, the hub is out of reach and the
@@ -136,30 +147,19 @@ def load_instances(
         raise ValueError(f'load_instances: on_error is {on_error!r}, expected "raise" or "skip"')
     instances: list[Instance] = []
     problems: list[str] = []
-    places: dict[str, str] = {}  # instance id -> the row that has it
     other_sources: set[str] = set()
     rows, commit = raw_rows(source, split, revision)
-    for number, (where, raw) in enumerate(rows):
-        try:
-            instance = _instance(raw, number, max_chunk_tokens)
-            if instance.instance_id in places:
-                raise broken(
-                    "instance_id",
-                    f"an id of its own ({places[instance.instance_id]} has this)",
-                    instance.instance_id,
-                )
-        except ValueError as error:
+    for loaded in _parsed(rows, max_chunk_tokens):
+        if isinstance(loaded, ValueError):
             if on_error == "raise":
-                raise ValueError(f"{where}, {error}; {_REMEDY}") from error
-            problems.append(f"{where}, {error}")
-            continue
-        places[instance.instance_id] = where
-        if data_source not in (None, instance.data_source):
-            other_sources.add(instance.data_source)
-            continue
-        instances.append(instance)
-        if len(instances) == limit:
-            break
+                raise ValueError(f"{loaded}; {_REMEDY}") from loaded
+            problems.append(str(loaded))
+        elif data_source not in (None, loaded.data_source):
+            other_sources.add(loaded.data_source)
+        else:
+            instances.append(loaded)
+            if len(instances) == limit:
+                break
     if not instances:
         if other_sources:
             found = f"no instance of data source {data_source!r}, only {sorted(other_sources)}"
@@ -169,11 +169,39 @@ def load_instances(
     return Loaded(tuple(instances), tuple(problems), commit)
 
 
+def _parsed(
+    rows: Iterable[tuple[str, Any]], max_chunk_tokens: int | None
+) -> Iterator[Instance | ValueError]:
+    """Yield the instance of every row, or the error that says where and how the row is broken."""
+    places: dict[str, str] = {}  # instance id -> the row that has it
+    for number, (where, raw) in enumerate(rows):
+        try:
+            instance = _instance(raw, number, max_chunk_tokens)
+            if instance.instance_id in places:
+                raise broken(
+                    "instance_id",
+                    f"an id that no other row has ({places[instance.instance_id]} has this)",
+                    instance.instance_id,
+                )
+        except ValueError as error:
+            yield ValueError(f"{where}, {error}")
+            continue
+        places[instance.instance_id] = where
+        yield instance
+
+
 def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
     """Write instances as parquet in Memalpha's published columns; `load_instances` reads it back.
 
     `instance_id` is the row number as published; the id itself, the category and the prompt travel
     in `metadata`. Chunk questions are no part of the layout and are left out.
+
+    Args:
+        instances: What to write.
+        path: The file to write; it must not exist.
+
+    Returns:
+        The path.
 
     Raises:
         FileExistsError: there is something at `path`; nothing is overwritten.
@@ -229,10 +257,15 @@ def _published_row(number: int, instance: Instance) -> dict[str, Any]:
 def raw_rows(
     source: str | Path, split: str = "train", revision: str | None = None
 ) -> tuple[Iterator[tuple[str, Any]], str | None]:
-    """Return the rows of a file or of a data set on the hub, each as (place to name, row), and the
-    hub's commit.
+    """Return the rows of a file or of a data set on the hub.
 
-    A line of JSON comes as its bytes, see `json_value`.
+    Args:
+        source: As for `load_instances`.
+        split, revision: The hub's.
+
+    Returns:
+        Pairs of a place for messages and a row, and the hub's commit. A line of JSON comes as its
+        bytes, see `json_value`.
 
     Raises:
         ValueError: there is no such source, or it cannot be read.
@@ -264,7 +297,15 @@ def raw_rows(
 def readable(
     path: Path, reader: Callable[[Path], Iterator[tuple[str, Any]]]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield what a reader makes of a file, or say that the file is empty or cannot be read."""
+    """Yield the rows of a file.
+
+    Args:
+        path: The file.
+        reader: Yields pairs of a place for messages and a row.
+
+    Raises:
+        ValueError: the file is empty or cannot be read.
+    """
     try:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty, expected at least one row; fetch the file again")
@@ -356,7 +397,7 @@ def _from_memalpha(row: _MemalphaRow, number: int, max_chunk_tokens: int | None)
     if row.prompt:
         metadata["prompt"] = row.prompt
     instance_id = row.instance_id if row.instance_id is not None else f"{source}-{number}"
-    # The published id is a row number; what `save_instances` put beside it takes precedence.
+    # The published id is a row number; an id that `save_instances` put into the metadata wins.
     instance_id = str(metadata.pop("instance_id", instance_id))
     category = row.category or str(metadata.pop("category", _category(source)))
     questions = [
@@ -486,8 +527,14 @@ def packed(
     enough: int | None = None,
     count: Callable[[str], int] = count_tokens,
 ) -> list[str]:
-    """Join pieces in order into texts of at most `limit` tokens, each closed early once it has
-    `enough`; a longer piece is a text of its own.
+    """Join pieces in order into texts.
+
+    Args:
+        pieces: The pieces; one longer than `limit` becomes a text by itself.
+        limit: Longest text in tokens, without the joints.
+        joint: What stands between two pieces.
+        enough: Tokens from which a text is closed early; `None`: never.
+        count: Counts the tokens of a piece.
 
     >>> packed(["one two.", "three.", "four."], limit=5, joint=" ")
     ['one two. three.', 'four.']
@@ -542,7 +589,14 @@ def _dialogues(lead_in: str, texts: Sequence[str]) -> list[str]:
 
 
 def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
-    """Return a chunk in which the user gives a text to keep, `day` days after 2024-01-01."""
+    """Return a chunk in which the user gives a text to keep.
+
+    Args:
+        day: Days after 2024-01-01, at least 0.
+        lead_in: What the user says before the text.
+        text: The text.
+        reply: What the assistant says after it.
+    """
     return (
         f"[Dialogue between User and Assistant on {_date(day)} 00:00]\n"
         f"<User>{lead_in}\n{text}\n<Assistant>{reply}"
@@ -550,7 +604,12 @@ def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
 
 
 def book_page(day: int, text: str) -> str:
-    """Return a chunk in which the user reads on in a book, `day` days after 2024-01-01."""
+    """Return a chunk in which the user reads on in a book.
+
+    Args:
+        day: Days after 2024-01-01, at least 0.
+        text: The pages.
+    """
     return (
         f"[Event happened on {_date(day)} The user is reading a book]\n<User> {text}\n\n"
         f"<System> Remember what was read on {_date(day)}, the details and the story so far."
@@ -558,7 +617,10 @@ def book_page(day: int, text: str) -> str:
 
 
 def book_question(last_day: int) -> str:
-    """Return what is asked about a book read from 2024-01-01 to `last_day` days later.
+    """Return the question about a book that was read from 2024-01-01 on.
+
+    Args:
+        last_day: Days from then to the last page, at least 0.
 
     >>> book_question(2)
     'Summarize the content of the book I read from 2024-01-01 to 2024-01-03'
@@ -571,8 +633,11 @@ def _date(day: int) -> str:
 
 
 def json_value(raw: Any, field: str = "(whole row)") -> Any:
-    """Return the JSON value of a line or field that may still be text, every string of it without
-    what UTF-8 cannot carry.
+    """Return a value in which every string can be written as UTF-8.
+
+    Args:
+        raw: JSON as text or bytes, or a value that was parsed before.
+        field: Name of the field for messages.
 
     Raises:
         ValueError: it is no JSON in UTF-8, or nests too deep.
@@ -599,7 +664,12 @@ def _cleaned(value: Any) -> Any:
 
 
 def validated(record_type: Any, value: Any, field: str = "") -> Any:
-    """Return the value as the record type, which pydantic checks it against.
+    """Return a value as a record.
+
+    Args:
+        record_type: The type that pydantic validates against.
+        value: The value.
+        field: Name of the field for messages; "": the whole row.
 
     Raises:
         ValueError: it does not fit; the message names the field, what it holds and what fits.
@@ -630,7 +700,13 @@ def _place(field: str, location: tuple[int | str, ...]) -> str:
 
 
 def broken(field: str, expected: str, got: Any) -> ValueError:
-    """Return the error for a field that holds something else than expected."""
+    """Return the error for a field that holds something else than expected.
+
+    Args:
+        field: Path of the field.
+        expected: What fits, in words.
+        got: What it holds.
+    """
     shown = f"{got!r:.60}"
     return ValueError(f"field {field}: expected {expected}, got {type(got).__name__} {shown}")
 
@@ -638,7 +714,15 @@ def broken(field: str, expected: str, got: Any) -> ValueError:
 def held_out_split(
     instances: Sequence[Instance], held_out: int, instances_per_update: int
 ) -> tuple[list[Instance], list[Instance]]:
-    """Return the instances to train on and the last `held_out` ones, to test on.
+    """Split instances into those to train on and those to test on.
+
+    Args:
+        instances: All instances.
+        held_out: How many to test on, the last ones.
+        instances_per_update: How many an update needs.
+
+    Returns:
+        The instances to train on, and those to test on.
 
     Raises:
         ValueError: too few are left to train on.

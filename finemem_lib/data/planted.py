@@ -1,4 +1,4 @@
-"""A generated stream whose truth is known: facts, changed facts, noise and questions.
+"""Generated streams whose truth is known: facts, changed facts, noise and questions.
 
 Each chunk mixes fact sentences about people with noise sentences. A fact fills a slot (person,
 attribute) or changes it; a question asks for the latest value of a slot, so the step that wrote
@@ -9,6 +9,7 @@ word.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +28,14 @@ NAMES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One kind of fact: how it is said, how it is asked, and the values it can take."""
+    """One kind of fact.
+
+    Attributes:
+        verbs: Verb phrases that state it.
+        question: What asks for it, with {person}.
+        cue: The word of the question that the verbs are synonyms of.
+        values: The values it can take.
+    """
 
     verbs: tuple[str, ...]
     question: str
@@ -73,15 +81,21 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     attribute.cue: tuple(verb.split()[0] for verb in attribute.verbs)
     for attribute in ATTRIBUTES.values()
 }
-"""What a reader of this stream may know about English: the verbs that answer each question."""
+"""The verbs that answer each question: what a reader of this stream may know about English."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
     """Shape of a planted stream.
 
-    `people` x 3 attributes bound the number of live slots; `change_rate` is the probability that a
-    fact changes a live slot instead of filling a new one (always when none is free).
+    Attributes:
+        num_chunks: Chunks, at least 1.
+        people: People, at least 1; with 3 attributes each they bound the number of slots.
+        max_facts: Facts per chunk, drawn from 1 to this (at most 3).
+        max_noise: Noise sentences per chunk, drawn from 1 to this (at most 20).
+        change_rate: Probability that a fact changes a filled slot instead of filling a new one
+            (always when none is free).
+        names: Names that the people are drawn from.
     """
 
     num_chunks: int = 6
@@ -94,7 +108,14 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact sentence and the slot it sets; `changed` when the slot had another value before."""
+    """One fact sentence and the slot it sets.
+
+    Attributes:
+        sentence: The sentence, without full stop.
+        person, attribute: The slot.
+        value: What the slot holds from now on.
+        changed: Whether the slot had another value before.
+    """
 
     sentence: str
     person: str
@@ -108,7 +129,11 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
 
     The chunk questions of step t ask for the facts of chunk t; the global questions ask for the
     latest value of every slot ever filled. `metadata["facts"]` holds, per chunk, one record per
-    fact sentence. The same seed and settings give the same instance on every machine.
+    fact sentence.
+
+    Args:
+        seed: The same seed and settings give the same instance on every machine.
+        settings: Shape of the stream; `None`: the defaults.
 
     Raises:
         ValueError: a setting is out of range.
@@ -138,18 +163,7 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
                 for number, fact in enumerate(facts, start=1)
             )
         )
-        facts_by_chunk.append(
-            [
-                {
-                    "sentence": fact.sentence,
-                    "person": fact.person,
-                    "attribute": fact.attribute,
-                    "value": fact.value,
-                    "changed": fact.changed,
-                }
-                for fact in facts
-            ]
-        )
+        facts_by_chunk.append([dataclasses.asdict(fact) for fact in facts])
     questions = tuple(
         _question(f"q-{number}", person, attribute, value, step, None)
         for number, ((person, attribute), (value, step)) in enumerate(state.items(), start=1)
@@ -233,5 +247,12 @@ def planted_instances(
     seed: int,
     stream: StreamSettings | None = None,
 ) -> list[Instance]:
-    """Return `count` planted streams of their own seeds; the two splits share none."""
+    """Return planted streams with different seeds.
+
+    Args:
+        split: Which of the two sets of seeds; they share none.
+        count: Number of streams.
+        seed: Seed of the set.
+        stream: Shape of the streams; `None`: the defaults.
+    """
     return [planted_stream(stable_seed(seed, split, number), stream) for number in range(count)]

@@ -1,9 +1,9 @@
-"""Chunk questions made ahead of training: kept as parquet, resumed where they stopped, loaded back.
+"""Chunk questions made before training: stored as parquet, resumed, loaded.
 
-A store is a folder with one part per text and recipe. The part's name says which: the hash of the
-chunks, then the hash of the recipe (teacher, verifier, k and seed), so what is there is never made
-again and questions of other text are never loaded. A part is written whole or not at all and holds
-one row per candidate with its verdict; an interruption costs the instance that was being made.
+A store is a folder with one part per text and recipe. The part's name is the hash of the chunks,
+then the hash of the recipe (teacher, verifier, k and seed), so a part is never made twice and
+questions about other text are never loaded. A part is written whole or not at all and holds one row
+per candidate with its verdict; an interruption costs the instance that was in progress.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from finemem_lib.trajectory import Instance, Question
 from finemem_lib.util.files import exclusive_lock, written_beside
 
 STORE_VERSION = 1
-"""Part of every recipe: count it up when the same settings would give other questions."""
+"""Part of every recipe: increment when the same settings would give other questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything the questions of a text depend on beside the text.
+    """Everything that the questions depend on in addition to the text.
 
-    `teacher_settings` and `verifier_settings` are hashes of what those say of themselves.
+    Attributes:
+        teacher, verifier: Their names.
+        teacher_settings, verifier_settings: Hashes of their settings.
+        k: Questions per chunk, at most.
+        seed: Seed of the teacher's choices.
+        version: Version of the making of questions.
     """
 
     teacher: str
@@ -48,7 +53,13 @@ class Recipe:
 
 
 def recipe_of(teacher: Teacher, verifier: ReasoningAgent, k: int = 5, seed: int = 0) -> Recipe:
-    """Return the recipe of a teacher and a verifier."""
+    """Return the recipe of a teacher and a verifier.
+
+    Args:
+        teacher, verifier: As for `make_chunk_questions`.
+        k: Questions per chunk, at most.
+        seed: Seed of the teacher's choices.
+    """
     return Recipe(
         teacher.name, _hash(teacher.settings), verifier.name, _hash(verifier.settings), k, seed
     )
@@ -63,14 +74,22 @@ def prepare_questions(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Instance, ...]:
-    """Make the chunk questions that the store in `folder` lacks; return the instances with theirs.
+    """Make the chunk questions that a store lacks.
 
-    Interrupted and called again, it goes on where it was: what is in the store is not asked again.
-    `progress` is told how many of how many instances are done, after each.
+    After an interruption a second call continues: what is in the store is not asked again.
+
+    Args:
+        instances: Their chunks are asked about.
+        folder: The store; made if it is missing.
+        teacher, verifier, k, seed: As for `make_chunk_questions`.
+        progress: Called after each instance with the number done and the total.
+
+    Returns:
+        The instances with their questions.
 
     Raises:
-        ValueError: `k` is less than 1, another process is at work in the folder, a part of it
-            cannot be read, or a data source has no metric.
+        ValueError: `k` is less than 1, another process is at work in the folder, there can be no
+            such folder, a part of it cannot be read, or a data source has no metric.
     """
     folder = Path(folder)
     recipe = recipe_of(teacher, verifier, k, seed)
@@ -96,8 +115,13 @@ def prepare_questions(
 
 @dataclass(frozen=True, slots=True)
 class StoredQuestions:
-    """What a store holds for some instances: these with their questions, their audits, the one
-    recipe all were made by."""
+    """What a store holds for some instances.
+
+    Attributes:
+        instances: The instances with their questions.
+        audits: The verdicts on all candidates, per instance.
+        recipe: What all of them were made by.
+    """
 
     instances: tuple[Instance, ...]
     audits: tuple[tuple[AuditRow, ...], ...]
@@ -109,8 +133,11 @@ def load_questions(
 ) -> StoredQuestions:
     """Return what a store holds for the text of some instances, all by one recipe.
 
-    `source` is the store's folder, or FOLDER@KEY with the key of a recipe, which is only needed
-    where the store holds questions by several; `k` is what the recipe's is expected to be.
+    Args:
+        instances: Their questions are looked up by the text of their chunks.
+        source: The store's folder, or FOLDER@KEY with the key of a recipe, which is only needed
+            where the store holds questions by several.
+        k: What the recipe's `k` must be; `None`: any.
 
     Raises:
         ValueError: as `with_questions`; the instances have several recipes, or another `k`.
@@ -138,7 +165,10 @@ def load_questions(
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
-    """Return the folder and the recipe's key that FOLDER or FOLDER@KEY names.
+    """Return the folder and the key of the recipe.
+
+    Args:
+        source: FOLDER or FOLDER@KEY.
 
     >>> split_source("no/such/folder@0123456789abcdef")
     (PosixPath('no/such/folder'), '0123456789abcdef')
@@ -148,7 +178,11 @@ def split_source(source: str | Path) -> tuple[Path, str | None]:
 
 
 def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
-    """Return the audit that rows of a store tell."""
+    """Return the audit that rows of a store record.
+
+    Args:
+        rows: Rows of one part.
+    """
     return tuple(
         AuditRow(
             row["step"],
@@ -165,9 +199,12 @@ def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
 def with_questions(
     instances: Sequence[Instance], folder: str | Path, key: str | None = None
 ) -> tuple[Instance, ...]:
-    """Return the instances with the accepted chunk questions that the store holds for their text.
+    """Return the instances with the accepted chunk questions that a store holds for their text.
 
-    `key` is that of a recipe; it is only needed where the store holds questions by several.
+    Args:
+        instances: Their questions are looked up by the text of their chunks.
+        folder: The store.
+        key: Key of a recipe; only needed where the store holds questions by several.
 
     Raises:
         ValueError: the store lacks the questions of a text, holds several recipes and none was
@@ -179,8 +216,14 @@ def with_questions(
 
 
 def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the audit of a whole store, one record per candidate: its place, question and answers,
-    whether it was accepted, why not, what the verifier replied, and the recipe.
+    """Return the audit of a whole store.
+
+    Args:
+        folder: The store.
+
+    Returns:
+        One record per candidate: its place, question and answers, whether it was accepted, why
+        not, the verifier's reply, and the recipe.
 
     Raises:
         ValueError: a part cannot be read.

@@ -45,31 +45,47 @@ NEAR_DUPLICATE = 0.8
 
 
 class Teacher(Protocol):
-    """What writes candidate questions from one chunk.
-
-    `settings` identifies everything the questions depend on beside the chunk. `prepare` is told the
-    chunks that `write` will be asked about, so that it may ask for all of them at once. `write`
-    returns candidates, preferred ones first, with `step` and `evidence_steps` set to the chunk's
-    step and a data source whose metric needs no judge. It sees nothing but the chunk.
-    """
+    """A writer of candidate questions about one chunk."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in tables and recipes."""
 
     @property
-    def settings(self) -> str: ...
+    def settings(self) -> str:
+        """Everything that the questions depend on in addition to the chunk."""
 
-    def prepare(self, chunk_texts: Sequence[str]) -> None: ...
+    def prepare(self, chunk_texts: Sequence[str]) -> None:
+        """Receive the chunks that `write` will be asked about, to ask for all of them at once.
+
+        Args:
+            chunk_texts: Texts of one instance, in order.
+        """
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
-    ) -> list[Question]: ...
+    ) -> list[Question]:
+        """Return candidates, preferred ones first.
+
+        Args:
+            chunk_text: All that the teacher may see.
+            step: The chunk's step, from 1; it becomes `step` and `evidence_steps`.
+            data_source: The instance's; the questions have one whose metric needs no judge.
+            rng: Source of random choices.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """What became of one candidate; `reason` is `None` exactly when it was accepted, `reply` is
-    what the verifier answered from the chunk (`None`: it was not asked)."""
+    """The verdict on one candidate.
+
+    Attributes:
+        step: Step of the chunk.
+        question, answer: The candidate; several accepted answers are joined by "; ".
+        accepted: Whether it became a chunk question.
+        reason: Why it was rejected; `None` exactly when it was accepted.
+        reply: The verifier's answer from the chunk; `None`: it was not asked.
+    """
 
     step: int
     question: str
@@ -85,8 +101,17 @@ def make_chunk_questions(
     """Return the instance with at most `k` verified questions per chunk, and the audit.
 
     Candidates are verified in the teacher's order, in rounds of one batch for all chunks, and no
-    more of them than are needed. The audit is ordered by step, then as the teacher wrote. The same
-    seed gives the same questions where teacher and verifier are deterministic.
+    more of them than are needed.
+
+    Args:
+        instance: Its chunks are asked about; chunk questions it has are replaced.
+        teacher: Writes the candidates.
+        verifier: Must answer a question from its chunk and must not from an empty memory.
+        k: Questions per chunk, at most; at least 1.
+        seed: The same seed gives the same questions where teacher and verifier are deterministic.
+
+    Returns:
+        The instance, and one row per candidate, ordered by step, then as the teacher wrote.
 
     Raises:
         ValueError: `k` is less than 1, or a data source has no metric.
@@ -135,8 +160,11 @@ def make_chunk_questions(
 def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
     """Return the instance with those chunk questions that the verifier answers from their chunk.
 
-    This is the check of `make_chunk_questions` on questions that are there already; the others
-    are dropped. An instance without chunk questions comes back as it is.
+    This is the check of `make_chunk_questions` on existing questions; the others are dropped.
+
+    Args:
+        instance: Returned as it is where it has no chunk questions.
+        verifier: Must answer each question from its chunk.
     """
     if instance.chunk_questions is None:
         return instance
@@ -153,9 +181,13 @@ def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
 def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
     """Return the instance with a random share of its global questions, in their order.
 
-    The number is rounded, at least one. All rollouts that are given the same seed are asked the
-    same questions, so that their rewards can be compared; Fine-Mem trains on 20 % (arXiv
-    2601.08435).
+    Fine-Mem trains on 20 % (arXiv 2601.08435).
+
+    Args:
+        instance: Whose global questions are sampled.
+        share: More than 0 and at most 1; the number is rounded and at least one.
+        seed: Rollouts with the same seed are asked the same questions, so that their rewards can
+            be compared.
 
     Raises:
         ValueError: `share` is not above 0 and at most 1.
@@ -174,7 +206,11 @@ def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
 
 
 def audit_counts(audit: Sequence[AuditRow], num_steps: int) -> list[dict[str, int]]:
-    """Return one record per step 1..num_steps: candidates, accepted, and the count of every reason.
+    """Return one record per step: candidates, accepted, and the count of every reason.
+
+    Args:
+        audit: The verdicts.
+        num_steps: The records are for the steps 1 to this.
 
     >>> rows = [AuditRow(1, "Q?", "A", True, None), AuditRow(1, "Q?", "A", False, "duplicate")]
     >>> audit_counts(rows, num_steps=2)[0]["duplicate"], audit_counts(rows, 2)[1]["candidates"]
@@ -230,7 +266,7 @@ def _ask(
     otherwise: Reason,
 ) -> None:
     """Ask the open candidates of every chunk on its memory, in one batch; reject those that are
-    not answered as wanted (1.0 rightly, 0.0 without any score) or not at all (`None`)."""
+    not answered as wanted (1.0: correctly, 0.0: not) or not at all (`None`)."""
     asked = [_open([batch]) for batch in batches]
     answers = answer_questions(
         [

@@ -40,6 +40,9 @@ def sentences(text: str) -> list[str]:
 
     Initials, decimals and common abbreviations do not end a sentence.
 
+    Args:
+        text: Any text.
+
     >>> sentences("Dr. Okoye left at 5 p.m. on Monday. It rained!")
     ['Dr. Okoye left at 5 p.m. on Monday.', 'It rained!']
     """
@@ -65,6 +68,9 @@ def _is_initial(word: str) -> bool:
 def labelled_examples(text: str) -> list[tuple[str, str]]:
     r"""Return (sentence, label) of every labelled example of a test-time-learning chunk.
 
+    Args:
+        text: Any text; it may hold none.
+
     >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
     [('good day', '3'), ('bye', '4')]
     >>> labelled_examples("Sample: bye; Label: 4")
@@ -75,6 +81,9 @@ def labelled_examples(text: str) -> list[tuple[str, str]]:
 
 def units(text: str) -> list[str]:
     r"""Cut a chunk into the pieces worth storing: labelled examples whole, else sentences.
+
+    Args:
+        text: Text of the chunk.
 
     >>> units("Sentence: good day\nLabel: 3")
     ['Sentence: good day\nLabel: 3']
@@ -88,8 +97,14 @@ def units(text: str) -> list[str]:
 
 
 def retrieval_query(question: str, data_source: str) -> str:
-    r"""Return the part of a question that retrieval is asked: the bare sentence where its label is
-    asked for, else the whole question.
+    r"""Return the part of a question to search the memory for.
+
+    Args:
+        question: Text of the question.
+        data_source: Selects the metric.
+
+    Returns:
+        The bare sentence where its label is asked for, else the whole question.
 
     Raises:
         ValueError: the data source has no metric.
