@@ -11,10 +11,10 @@ slowest    build, after moving that control, of all, which took longest; each va
 
 The budget of 50 ms is for all but "live"; the ratio is processor time over budget. Medians in
 milliseconds of processor time ("cpu"), which other work on the machine changes little, and of wall
-time, in one run. The browser's own drawing is no part of this. The rules that read again are in a
-table of their own, of streams of 24 steps with 12 questions and 4 rollouts: choosing one asks the
-reader, here the extractive one, once for every set of items or steps that the rule takes away, so
-that it takes what the reader takes. What was read is remembered, and moving is as for the others.
+time, in one run. The time in which the browser draws is not included. The rules that read again
+are measured on streams of 24 steps with 12 questions and 4 rollouts: choosing one asks the reader,
+here the extractive one, once for every set of items or steps that the rule takes away, so it takes
+as long as the reader. What was read is remembered, and other moves cost as much as with any rule.
 
     python benchmarks/explore.py [--quick] [--output FILE]
 """
@@ -38,11 +38,15 @@ from rewards import BUDGET_MS, random_trajectory
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
 from finemem_lib.data.planted import StreamSettings, planted_stream
-from finemem_lib.explorers import evidence, what_if
-from finemem_lib.explorers import training as training_explorers
-from finemem_lib.explorers.explorer import Explorer
-from finemem_lib.explorers.live import Live
-from finemem_lib.figures.evidence import evidence_parts
+from finemem_lib.explorers import (
+    Explorer,
+    Live,
+    compare_rollouts,
+    evidence_explorer,
+    memory_player,
+    what_if_explorer,
+)
+from finemem_lib.figures import evidence_parts
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -55,11 +59,11 @@ from finemem_lib.util.provenance import versions
 ROLLOUTS, ROLLOUTS_READ, STEPS_READ = 8, 4, 24
 
 
-def medians_ms(work: Callable[[Any], object], states: Sequence[Any]) -> dict[str, float]:
+def medians_ms(move: Callable[[Any], object], states: Sequence[Any]) -> dict[str, float]:
     spent = []
     for state in states:
         wall, cpu = time.perf_counter(), time.process_time()
-        work(state)
+        move(state)
         spent.append((time.process_time() - cpu, time.perf_counter() - wall))
     cpu, wall = (1000 * statistics.median(column) for column in zip(*spent, strict=True))
     return {"cpu_ms": cpu, "wall_ms": wall, "of_budget": cpu / BUDGET_MS}
@@ -106,12 +110,12 @@ def moving(explorer: Explorer, fixed: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_choice(
-    name: str, made: Callable[[], Explorer], control: str, options: Sequence[str], repeats: int
+    name: str, make: Callable[[], Explorer], control: str, options: Sequence[str], repeats: int
 ) -> list[dict[str, Any]]:
     """Return the cost of choosing each option in a new explorer, and of moving the rest then."""
     rows = []
     for option in options:
-        explorers = [made() for _ in range(repeats)]
+        explorers = [make() for _ in range(repeats)]
         for explorer in explorers:
             explorer.build(**explorer.settle({}))
         row = {"explorer": f"{name}, {option}"}
@@ -126,7 +130,7 @@ def by_choice(
                     explorers,
                 )
             )
-        rows.append(row | moving(made(), {control: option}))
+        rows.append(row | moving(make(), {control: option}))
     return rows
 
 
@@ -149,52 +153,48 @@ def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
     cases: list[tuple[str, Callable[[], Explorer], str, list[Any], Callable[[Any], object]]] = [
         (
             "evidence",
-            lambda: evidence.evidence_explorer(one),
+            lambda: evidence_explorer(one),
             "selected",
             [f"question {number % questions + 1}" for number in range(repeats)],
             select,
         ),
         (
             "memory player",
-            lambda: evidence.memory_player(one),
+            lambda: memory_player(one),
             "step",
             [number % steps + 1 for number in range(repeats)],
             lambda step: one.memory_at(step),
         ),
         (
             "what-if",
-            lambda: what_if.what_if_explorer(group),
+            lambda: what_if_explorer(group),
             "beta",
             [round(0.05 * number, 2) for number in range(1, 1 + repeats)],
             credit,
         ),
     ]
     rows = []
-    for name, made, control, values, recompute in cases:
-        explorer, live = made(), Live(made())
+    for name, make, control, values, recompute in cases:
+        explorer, live = make(), Live(make())
         explorer.build(**explorer.settle({}))
         states = [explorer.settle({control: value}) for value in values]
-        for part, work, arguments in (
+        for part, move, arguments in (
             ("recompute", recompute, values),
             ("build", lambda state, explorer=explorer: explorer.build(**state), states),
             ("live", lambda value, live=live, control=control: live.set(control, value), values),
         ):
-            rows.append({"explorer": name, "part": part} | medians_ms(work, arguments))
+            rows.append({"explorer": name, "part": part} | medians_ms(move, arguments))
         if live.error:
             raise RuntimeError(live.error)
-    rules = [value for _, value in what_if.what_if_explorer(group).controls[2].choices({})]
-    rows += by_choice("what-if", lambda: what_if.what_if_explorer(group), "rule", rules, 5)
-    schemes = [
-        value for _, value in training_explorers.compare_rollouts([group]).controls[0].choices({})
-    ]
-    rows += by_choice(
-        "compare", lambda: training_explorers.compare_rollouts([group]), "scheme", schemes, 5
-    )
+    rules = [value for _, value in what_if_explorer(group).controls[2].choices({})]
+    rows += by_choice("what-if", lambda: what_if_explorer(group), "rule", rules, 5)
+    schemes = [value for _, value in compare_rollouts([group]).controls[0].choices({})]
+    rows += by_choice("compare", lambda: compare_rollouts([group]), "scheme", schemes, 5)
     return rows
 
 
 def measure_read() -> list[dict[str, Any]]:
-    """Return the rows of the rules that read again, on what can be replayed."""
+    """Return the rows of the rules that read again, on a group that can be replayed."""
     instance = planted_stream(0, StreamSettings(num_chunks=STEPS_READ))
     agent: ReasoningAgent = reader_for([instance])
     [group] = play(
@@ -203,9 +203,7 @@ def measure_read() -> list[dict[str, Any]]:
     rules = [
         name for name, rule in RULES.items() if "agent" in rule.needs and "probes" not in rule.needs
     ]
-    return by_choice(
-        "reads again", lambda: what_if.what_if_explorer(group, agent=agent), "rule", rules, 1
-    )
+    return by_choice("reads again", lambda: what_if_explorer(group, agent=agent), "rule", rules, 1)
 
 
 def main() -> None:
