@@ -61,7 +61,7 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
         _dots(table, rules, MEASURE_NAMES[measure]),
         f"Credit rules against the {truth} truth, by regime",
         f"{_sense(measure)}. Best per slice: {best or 'nothing (0 variants)'}. "
-        f"{_not_contestants(truth)} {_intervals_note(table.values())}",
+        f"{_not_comparable(truth)} {_intervals_note(table.values())}",
         f"Dot plots of {len(rules)} variants of credit rules in {len(REGIMES)} regimes of two "
         "slices each, with intervals.",
         max(360, 260 + 30 * len(rules)),
@@ -108,7 +108,7 @@ def differences_by_regime(
         f"{name[0].upper()}{name[1:]} less that of {BASELINE}; {'less' if sign < 0 else 'more'} is "
         f"better. Of {len(rules)} variants, with intervals that exclude 0 in all {len(places)} "
         f"slices, better: {'; '.join(wins[True]) or 'none'}. Worse: "
-        f"{'; '.join(wins[False]) or 'none'}. {_not_contestants(truth)} "
+        f"{'; '.join(wins[False]) or 'none'}. {_not_comparable(truth)} "
         f"{_intervals_note(table.values())}",
         f"Dot plots of the differences of {len(rules)} variants of credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
@@ -179,7 +179,7 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
     """
     part = _cheapest_first(_judged(rows, truth, measure))
     series = {
-        "no call more": [row for row in part if not row.calls_made],
+        "no further call": [row for row in part if not row.calls_made],
         "calls while playing": [
             row for row in part if row.calls_made and row.calls_made == row.calls_played
         ],
@@ -247,8 +247,8 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
         fig,
         f"What a reader call buys, against the {truth} truth",
         f"{_sense(measure)}; calls are per trajectory, beyond those of the outcome; "
-        f"{'; '.join(best) or '0 variants were judged'}. {_not_contestants(truth)} They are "
-        f"hollow. {_intervals_note(part)}",
+        f"{'; '.join(best) or '0 variants were judged'}. {_not_comparable(truth)} Their markers "
+        f"are hollow. {_intervals_note(part)}",
         f"Two dot plots with a line for each of {len(part)} variants of credit rules, the cheapest "
         f"on top: reader calls per trajectory, and {name} with intervals.",
         max(360, 190 + 26 * len(part)),
@@ -326,7 +326,7 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
         f"{' and '.join(MEASURE_NAMES[measure] for measure in LESS_IS_BETTER)}, more for all "
         "others. "
         + " ".join(
-            f"Best against the {truth} truth: {found or 'none'}. {_not_contestants(truth)}"
+            f"Best against the {truth} truth: {found or 'none'}. {_not_comparable(truth)}"
             for truth, found in best.items()
         )
         + f" {_intervals_note(row for table in tables.values() for row in table.values())}",
@@ -341,7 +341,7 @@ def _intervals_note(rows: Iterable[Row]) -> str:
     """Return a sentence about what the lines through the dots are."""
     counts = sorted({row.instances for row in rows if row.low is not None})
     if not counts:
-        return "There are no intervals: they take two instances."
+        return "There are no intervals: they need two instances."
     among = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     return f"Lines are 95 % intervals over {among} instances."
 
@@ -353,9 +353,9 @@ def _clear_sign(row: Row | None) -> int:
     return 1 if known(row.value) > 0 else -1
 
 
-def _not_contestants(truth: Truth) -> str:
+def _not_comparable(truth: Truth) -> str:
     return (
-        f"No contestants, for they are told the truth or the exam: {'; '.join(PRIVILEGED[truth])}."
+        f"Not comparable, because they know the truth or the exam: {'; '.join(PRIVILEGED[truth])}."
     )
 
 

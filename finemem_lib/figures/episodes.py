@@ -124,7 +124,7 @@ def episode_before_after(
     return style.finish(
         fig,
         "One episode before and after training",
-        f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks what a question needs.",
+        f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks sentences that a question needs.",
         f"Dot matrix of {len(chosen)} sentences and {len(asked)} questions by {len(before)} "
         f"rollouts before and {len(after)} after training: kept, lost or not stored; answered "
         "right or not.",

@@ -371,10 +371,10 @@ def evidence_trail(
         )
     return style.from_traces(
         traces,
-        f"What was it answered from{what}",
-        f"{asked}{len(rows)} ways of evidence{cut}, through which {earned:.3g} of the outcome "
+        f"Where the answers come from{what}",
+        f"{asked}{len(rows)} paths of evidence{cut}, through which {earned:.3g} of the outcome "
         "reward flowed back.",
-        f"Bars for {len(drawn)} ways from a question over a retrieved item to the step and the "
+        f"Bars for {len(drawn)} paths from a question over a retrieved item to the step and the "
         "sentence it was written from.",
         170 + 46 * max(1, len(drawn)),
         selecting_clicks(selected, {0: owners, 1: owners}),

@@ -167,7 +167,7 @@ def difference_heatmap(
     return style.finish(
         fig,
         "Differences to the baseline, paired",
-        f"{_counted(drawn)} Intervals that hold zero stand in brackets.",
+        f"{_counted(drawn)} Values in brackets have intervals that include zero.",
         f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
         "purple above and orange below zero.",
         230 + max(120, 36 * len(lines.names)),

@@ -66,7 +66,9 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
         )
     missing = sum(1 for reward in rewards if reward.chunk is None)
     if missing:
-        caption += f" {missing} of {len(steps)} steps have no chunk term: nothing to score there."
+        caption += (
+            f" {missing} of {len(steps)} steps have no chunk term: no question to score there."
+        )
     return style.finish(
         fig,
         "What is each step paid for?",
@@ -171,7 +173,7 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
     return style.finish(
         fig,
         "What each rule pays each step",
-        f"{len(rows)} rules{spread}; {negative} of them pay some step less than nothing.",
+        f"{len(rows)} rules{spread}; {negative} of them give some step negative credit.",
         f"Heatmap of {len(rows)} rules by {num_steps} steps: credit in units of the outcome "
         "reward, purple above and orange below zero.",
         190 + max(150, min(34 * len(rows), 600)),
