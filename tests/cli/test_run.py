@@ -316,7 +316,7 @@ def test_a_killed_kernel_fails_the_run_and_leaves_no_half_artefact(tmp_path, run
 
 SLEEP = (
     "from pathlib import Path\nimport os, time\n"
-    "Path(run.folder, 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
+    "Path(run.folder, 'pid').write_text(str(os.getpid()))\ntime.sleep(3600)"
 )
 
 
@@ -874,6 +874,13 @@ def test_a_profile_that_does_not_fit_is_refused(notebooks, runs_dir, capsys, tex
     write_profile(notebooks, "odd", text)
     assert run(notebooks, "--profile", "odd", execute=no_kernel) == 2
     assert reason in capsys.readouterr().err
+    assert not runs_dir.exists()
+
+
+@pytest.mark.parametrize("value", ['[["a"],"b"]', "[{a: 1}]", "[a, [" + "[" * 50 + "]"])
+def test_a_list_within_a_list_is_no_name(runs_dir, capsys, value):
+    assert main(["run", "--notebooks", "01,02", "--set", f"managers={value}"], no_kernel) == 2
+    assert "02_memory_and_retrieval: managers" in capsys.readouterr().err
     assert not runs_dir.exists()
 
 
