@@ -89,7 +89,7 @@ def notebook_claims() -> list[str]:
         f"in which facts stay and {card['clusters']['facts change']} in which they change.",
         "crediting only what the reader used is closer to the cause than crediting all that was "
         f"retrieved, {said(used)} against {said(cell('eara', 'rank'))}, a difference of "
-        f"{difference(used)}, and takes no call more.",
+        f"{difference(used)}, and takes no additional call.",
         f"All rules that follow evidence lose {lost[0]:.2f} to {lost[-1]:.2f} under pressure",
         f'Of the credit of "eara", {noise("eara")} lies on steps that told nothing, of that of '
         f'"eara-used" {noise("eara-used")}, of leave-one-out of the evidence '
@@ -98,8 +98,8 @@ def notebook_claims() -> list[str]:
         f'{hits("csr")}, "eara-used" in {hits("eara-used")}.',
         f'Of the steps that did good or harm, "eara" pays {signs("eara")} with the wrong sign, '
         f'leave-one-out of the evidence {signs("evidence-loo")}, "mt-grpo" {signs("mt-grpo")}.',
-        f'In that order "{free.rule}" reaches {said(free)} without a call more, the chunk-level '
-        f"step reward {said(csr)} for {csr.calls_played:.1f} calls while playing, and "
+        f'In that order "{free.rule}" reaches {said(free)} without an additional call, '
+        f"the chunk-level step reward {said(csr)} for {csr.calls_played:.1f} calls while playing, and "
         f"leave-one-out of the evidence {said(loo)} for {loo.calls_made:.1f} calls afterwards.",
     ]
 
