@@ -1,8 +1,7 @@
-r"""Reasoning agents: the frozen answerer that reads retrieved items, and the asking of questions.
+"""The extractive reader: it answers from the retrieved text, without a language model.
 
-Differs from the paper: Fine-Mem (arXiv 2601.08435) answers with Qwen3-32B. The agents here share
-one batched protocol, so a language model fits it; the one in this module needs no model. A
-`ReadingTask` never holds the accepted answers, so no agent can see them.
+Differs from the paper: Fine-Mem (arXiv 2601.08435) answers with Qwen3-32B. Readers share one
+batched protocol (reading.ReasoningAgent), so `model_reader.ModelReader` can replace this one.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ _SUMMARY_METRICS = ("keyword_hit", "rouge_l")
 
 
 class ExtractiveReader:
-    r"""Answers from the retrieved text alone, without a model: what it returns stands there.
+    r"""A reader whose answers are parts of the retrieved text.
 
     The data source chooses how it reads:
 
@@ -97,22 +96,25 @@ class ExtractiveReader:
       the question vote, weighted by likeness over the square root of their item's rank; the
       answer is ``\boxed{label}``. With one example retrieved this is 1-NN.
     - summaries (sources scored by keywords or ROUGE): the retrieved text in the order it was
-      written, at most `summary_words` words, shared evenly among the items.
+      written, the words shared evenly among the items.
     - questions: the sentence of the retrieved items with the largest share of the question's
       words, each weighted by its rarity there, counting words of the sentence before at
       `CONTEXT_WEIGHT` and favouring a sentence with a span of the type asked for. Among equals
       the item written last wins (unknown: the one retrieved first), then the later sentence.
 
-    `answer` "sentence" returns that sentence, "span" the date, number or name in it that lies
-    nearest to the question's words, or what little the question does not already say, else still
-    the sentence. The substring metrics never punish a long answer, so sentences score higher and
-    say less: report the length of answers beside the score.
+    Where no sentence has enough support, the reader abstains: answer "", used ().
 
-    `synonyms` maps a question word to the words that may answer it. They are added to the query,
-    and a question that holds such a word is answered only from a sentence that has the word or a
-    synonym, not stemmed, and every name of the question. Any other question needs a sentence that
-    reaches `min_support`, a share of weighted question words in [0, 1]. Otherwise the reader
-    abstains: answer "", used ().
+    Args:
+        synonyms: The words that may answer a question word. They are added to the query, and a
+            question that holds such a word is answered only from a sentence that has the word or a
+            synonym, not stemmed, and every name of the question.
+        answer: "sentence" returns the sentence; "span" the date, number or name in it that lies
+            nearest to the question's words, or the few words that the question does not have,
+            else still the sentence. The substring metrics never punish a long answer, so sentences
+            score higher and say less: report the length of answers with the score.
+        min_support: Share of the weighted question words, in [0, 1], that a sentence must reach
+            where no synonym decides.
+        summary_words: Words of a summary, at most; at least 1.
 
     Raises:
         ValueError: a setting is out of range.
@@ -149,13 +151,21 @@ class ExtractiveReader:
 
     @property
     def settings(self) -> str:
+        """What the answers depend on in addition to the task, as JSON."""
         return json.dumps(
             [self.name, self.answer, self.min_support, self.summary_words, self.synonyms]
         )
 
     def query(self, question: str, data_source: str) -> str:
-        r"""Return what to ask retrieval: for labelled sources the bare sentence, else the question
-        followed by the synonyms of its words.
+        r"""Return what to search the memory for.
+
+        Args:
+            question: Text of the question.
+            data_source: Selects the metric.
+
+        Returns:
+            The bare sentence for sources scored by label, else the question followed by the
+            synonyms of its words.
 
         >>> reader = ExtractiveReader(synonyms={"live": ("moved",)})
         >>> reader.query("Where does Mia live?", "planted")
@@ -170,7 +180,13 @@ class ExtractiveReader:
         return " ".join([question, *itertools.chain.from_iterable(others)])
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task on its own; time is linear in the words of its items.
+        """Answer every task by itself, in time linear in the words of its items.
+
+        Args:
+            tasks: Questions with the retrieved items.
+
+        Returns:
+            One reading per task, in order.
 
         Raises:
             ValueError: a task's data source has no metric.
@@ -297,8 +313,11 @@ class ExtractiveReader:
 
 
 def reader_for(instances: Iterable[Instance | Trajectory]) -> MemoisedAgent:
-    """Return the extractive reader for some instances, memoised; on the planted stream it knows
-    the verbs that answer each question.
+    """Return the extractive reader, memoised.
+
+    Args:
+        instances: What is to be read. Where all are planted streams, the reader knows the verbs
+            that answer each question.
 
     >>> from finemem_lib.data.planted import planted_stream
     >>> reader_for([planted_stream(seed=1)]).query("Where does Mia live?", "planted")

@@ -36,20 +36,6 @@ class Capital:
     city: str
 
 
-@pytest.fixture(autouse=True)
-def nothing_hangs():
-    """Every test ends in time or fails."""
-
-    def too_long(*_):
-        raise TimeoutError(f"the test took more than {LAST_RESORT:.0f} s")
-
-    former = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(int(LAST_RESORT))
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, former)
-
-
 def client(server, **settings):
     """Return a client of a server with quick retries."""
     return ChatClient(

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +43,6 @@ from finemem_lib.trajectory import (
 )
 from tests.helpers.fault_server import FaultServer, completion
 from tests.helpers.paths import ROOT
-from tests.helpers.patience import LAST_RESORT
 
 pytest.importorskip("openai", reason="the server extra is not installed")
 
@@ -56,20 +54,6 @@ CHAT_TEMPLATE = (
 )
 ITEMS = (("a1", "Mia lives in Oslo."), ("b2", "Mia moved to Rome."))
 TASK = ReadingTask("Where does Mia live?", "squad", ITEMS, (1, 0))
-
-
-@pytest.fixture(autouse=True)
-def nothing_hangs():
-    """Every test ends in time or fails."""
-
-    def too_long(*_):
-        raise TimeoutError(f"the test took more than {LAST_RESORT:.0f} s")
-
-    former = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(int(LAST_RESORT))
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, former)
 
 
 def reader_of(options):
