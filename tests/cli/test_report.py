@@ -13,8 +13,8 @@ import pytest
 from finemem_lib.cli import report
 from finemem_lib.explorers import evidence
 from finemem_lib.figures import frames, notes
-from tests.explorers.test_explorer import drill, static_states
 from tests.helpers.browser import CHROMIUM, opened
+from tests.helpers.explorer_samples import drill, static_states
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.patience import eventually, wait_until
 from tests.helpers.run_samples import make_bare_run, make_run

@@ -45,7 +45,7 @@ from finemem_lib.managers.scripted import Oracle, RandomManager
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.util.provenance import repository_root
-from tests.figures.test_figures import strings
+from tests.helpers.figure_samples import strings
 from tests.helpers.patience import LAST_RESORT
 
 COMMITTED = repository_root() / "data" / "experiments" / "credit_truth.jsonl"

@@ -25,16 +25,16 @@ from finemem_lib.explorers.explorer import Control, Explorer
 from finemem_lib.explorers.live import Live
 from finemem_lib.figures import style
 from finemem_lib.figures.evidence import STRONG
-from finemem_lib.figures.frames import at_frame, without_slider
+from finemem_lib.figures.frames import at_frame
 from finemem_lib.figures.memory import MEMORY_STATES
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
 from finemem_lib.trajectory import creation_key
-from tests.helpers.figure_samples import make_trajectory
+from tests.helpers.explorer_samples import assert_frames_are_the_states, bar, drill, static_states
+from tests.helpers.figure_samples import OWN_MARKUP, make_trajectory, strings
 from tests.helpers.patience import LAST_RESORT
 
 POISON = "<script>ran=1</script> $x$ \u202eעברית العربية 🧠 "
 LONG = "w" * 10_000 + " "
-OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
 
 
 def make_group(poison: str = "") -> list[Any]:
@@ -53,18 +53,6 @@ def make_explorers(poison: str = "") -> dict[str, Explorer]:
 
 
 EXPLORERS = make_explorers()
-
-
-def bar(heights: list[float], clicks: list[Any] | None = None) -> go.Figure:
-    meta = {"caption": f"Sum {sum(heights)}.", "alt": "Bars."}
-    if clicks:
-        meta["clicks"] = {"control": "n", "points": {"0": clicks}}
-    return go.Figure(
-        {
-            "data": [{"type": "bar", "x": [1, 2], "y": heights}],
-            "layout": {"title": {"text": "Bars"}, "height": 300, "meta": meta},
-        }
-    )
 
 
 def toy(build: Any = None, **control: Any) -> Explorer:
@@ -780,7 +768,7 @@ def test_text_from_data_stays_text(name: str, poison: str) -> None:
         spec = json.loads(figure.to_json())
         clicks = spec["layout"].pop("meta").get("clicks", {})
         assert len(json.dumps(clicks)) < 10_000
-        for text in _strings(spec):
+        for text in strings(spec):
             assert "<" not in OWN_MARKUP.sub("", text) and "$" not in text
             assert max(map(len, text.split("<br>"))) < 130
     boxes = live.box.children[-1].children
@@ -791,106 +779,12 @@ def test_text_from_data_stays_text(name: str, poison: str) -> None:
     assert "<script" not in live.box.children[0].value
 
 
-def _strings(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value
-    return (
-        [text for part in parts for text in _strings(part)]
-        if isinstance(value, dict | list | tuple)
-        else []
-    )
-
-
 # ---- the static form -----------------------------------------------------------------------------
-
-
-def static_states(explorer: Explorer) -> list[dict[str, Any]]:
-    """What each position of the static form shows."""
-    first = explorer.settle({})
-    return [explorer.settle(state) for state in explorer.linked] or [
-        explorer.settle(first | {control.name: value})
-        for control in explorer.controls
-        for _, value in control.frames(first)
-    ]
-
-
-def assert_frames_are_the_states(explorer: Explorer) -> None:
-    """Any frame may follow any other, so each must undo what the others changed."""
-    states = static_states(explorer)
-    specs = [without_slider(json.loads(figure.to_json())) for figure in explorer.static_figures()]
-    for place, state in enumerate(states):
-        wanted = explorer.figures(**state).values()
-        for view, (spec, want) in enumerate(zip(specs, wanted, strict=True)):
-            frames = spec["layout"]["meta"]["states"]
-            other = at_frame(spec, frames[(place + 3) % len(states)])
-            after = at_frame(other | {"frames": spec["frames"]}, frames[place])
-            assert figures.figure_table(after) == figures.figure_table(want)
-            expected = json.loads(go.Figure(want.to_plotly_json()).to_json())
-            layouts = after["layout"], expected["layout"]
-            assert layouts[0]["meta"]["alt"] == layouts[1]["meta"]["alt"]
-            note = layouts[0]["meta"]["caption"].removeprefix(layouts[1]["meta"]["caption"])
-            assert not note or (view == 0 and note.startswith(" Without a kernel: "))
-            for key in ("height", "title", "yaxis"):
-                assert _without_none(layouts[0].get(key)) == _without_none(layouts[1].get(key))
-            for drawn in ("shapes", "annotations"):
-                assert _drawn(layouts[0], drawn) == _drawn(layouts[1], drawn)
-            for trace, wanted in zip(after["data"], expected["data"], strict=True):
-                assert _without_none(trace) == _without_none(wanted)
-
-
-def _drawn(layout: dict[str, Any], what: str) -> list[str]:
-    return sorted(
-        json.dumps({**one, "visible": True}, sort_keys=True)
-        for one in layout.get(what, ())
-        if one.get("visible", True)
-    )
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_frames_are_the_states(name: str) -> None:
     assert_frames_are_the_states(EXPLORERS[name])
-
-
-def drill() -> Explorer:
-    """Three levels of which not every state has frames: a view for each, and one that is fixed."""
-
-    def build(run: str, step: int, token: int, colour: str) -> dict[str, go.Figure]:
-        return {
-            "run": bar([len(run), 5]).update_layout(
-                meta={
-                    "caption": "Runs.",
-                    "alt": "Bars.",
-                    "clicks": {"control": "run", "points": {"0": ["a", "bb"]}},
-                }
-            ),
-            "step": bar([len(run), step]).update_layout(
-                meta={
-                    "caption": "Steps.",
-                    "alt": "Bars.",
-                    "clicks": {"control": "token", "points": {"0": [1, 2]}},
-                }
-            ),
-            "token": bar([step, token]),
-        }
-
-    ways = {"a": {1: (1,), 2: (1, 2)}, "bb": {2: (1,), 3: (1,)}}
-    return Explorer(
-        "Drill",
-        (
-            Control("run", "run", [("first", "a"), ("second", "bb")], "bb"),
-            Control("step", "step", lambda state: [(str(n), n) for n in ways[state["run"]]]),
-            Control("token", "token", [(str(n), n) for n in (1, 2)]),
-            Control("colour", "colour", [("red", "r"), ("blue", "b")]),
-        ),
-        build,
-        [
-            {"run": run, "step": step, "token": token}
-            for run, steps in ways.items()
-            for step, tokens in steps.items()
-            for token in tokens
-        ],
-    )
 
 
 def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> None:
@@ -946,12 +840,6 @@ def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_l
     )
     whole = EXPLORERS["evidence"].static_figures()[0]
     assert "Without a kernel" not in whole.layout.meta["caption"]
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return value
 
 
 @pytest.mark.parametrize("name", EXPLORERS)

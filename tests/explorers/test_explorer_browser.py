@@ -30,7 +30,7 @@ CELLS = {
     "set up": f"""import dataclasses, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.helpers.figure_samples import make_trajectory
-from tests.figures.test_training_figures import rollouts
+from tests.helpers.rollout_samples import rollouts
 from finemem_lib import explorers, figures
 from finemem_lib.managers.model import load_manager
 hostile = make_trajectory(poison={HOSTILE!r})

@@ -18,10 +18,10 @@ from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.runs import run as run_module
 from finemem_lib.training.run import train_manager
-from tests.explorers.test_explorer import assert_frames_are_the_states
-from tests.figures.test_figures import POISON
-from tests.figures.test_training_figures import rollouts, strings
+from tests.helpers.explorer_samples import assert_frames_are_the_states
+from tests.helpers.figure_samples import POISON, strings
 from tests.helpers.patience import execute
+from tests.helpers.rollout_samples import rollouts
 
 torch.set_num_threads(1)
 

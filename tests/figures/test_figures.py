@@ -25,22 +25,17 @@ from finemem_lib.rewards import (
     hybrid_reward,
 )
 from finemem_lib.trajectory import Trajectory
-from tests.helpers.figure_samples import make_figures, make_trajectory
+from tests.helpers.figure_samples import (
+    OWN_MARKUP,
+    POISON,
+    make_figures,
+    make_trajectory,
+    strings,
+)
 from tests.helpers.patience import LAST_RESORT, execute
 
 samples = functools.cache(make_figures)
 FIGURES, AGAIN = make_figures(), make_figures()
-POISON = "<script>ran=1</script><a href='javascript:1'>x</a>%{x} $x^2$ \ud800\u202e &lt; "
-OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
-
-
-def strings(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value
-    return (
-        [text for part in parts for text in strings(part)] if isinstance(value, dict | list) else []
-    )
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -18,67 +18,16 @@ from finemem_lib.figures.episodes import needed_sentences
 from finemem_lib.figures.notes import TOKEN_CSS
 from finemem_lib.figures.tokens import LEVELS
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, weighted_sum
-from finemem_lib.trajectory import Operation, OperationOutcome, Trajectory
-from tests.figures.test_figures import OWN_MARKUP, POISON, strings
-from tests.helpers.figure_samples import make_trajectory
+from tests.helpers.figure_samples import OWN_MARKUP, POISON, make_trajectory, strings
+from tests.helpers.rollout_samples import (
+    PLAIN,
+    Spelling,
+    make_training_figures,
+    rollouts,
+    with_tokens,
+)
 
-SKIP = OperationOutcome(Operation("SKIP"), True)
-
-
-def rollouts(poison: str = "", number: int = 3) -> list[Trajectory]:
-    """Rollouts of one instance that part at step 2, and are paid differently there."""
-    one = with_tokens(make_trajectory(poison=poison))
-    found = [one]
-    for rollout in range(1, number):
-        steps = list(one.steps)
-        asked = tuple(dataclasses.replace(a, score=float(rollout % 2)) for a in one.questions)
-        steps[1] = dataclasses.replace(steps[1], outcomes=(SKIP,) * rollout, chunk_questions=())
-        found.append(dataclasses.replace(one, rollout=rollout, steps=tuple(steps), questions=asked))
-    return found
-
-
-def with_tokens(trajectory: Trajectory) -> Trajectory:
-    return dataclasses.replace(
-        trajectory,
-        steps=tuple(
-            dataclasses.replace(
-                step,
-                prompt_ids=(1,),
-                completion_ids=tuple(range(5)),
-                logprobs=(-0.1, -2.0, 0.0, -0.5, -1e-6),
-            )
-            for step in trajectory.steps
-        ),
-    )
-
-
-class Spelling:
-    """A tokenizer whose token i is spelled by `texts[i]`."""
-
-    def __init__(self, *texts: str) -> None:
-        self.texts = texts
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(self.texts[i] for i in ids)
-
-
-PLAIN = Spelling("[", '{"op"', "SKIP", "}", "]")
-
-
-def make_figures(poison: str = "") -> dict:
-    group = rollouts(poison)
-    groups = figures.rollout_groups([group, group])
-    texts = [f"{poison}{word}" for word in ("a", "b", "", "d")]
-    return {
-        "gradient_map": figures.gradient_map(groups),
-        "rollout_compare": figures.rollout_compare(groups[0]),
-        "step_terms": figures.step_terms(groups[0], 1),
-        "episode_before_after": figures.episode_before_after(group[:2], group[1:]),
-        "completion_grid": figures.completion_grid(texts, [0.5, -1.0, None, 0.0], "advantage A"),
-    }
-
-
-FIGURES = make_figures()
+FIGURES = make_training_figures()
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -94,20 +43,20 @@ def test_figure_says_what_it_shows_is_small_and_has_a_table(name: str) -> None:
             if key.startswith(f"{letter}axis")
         )
     assert len(text) < 12_000 and "bdata" not in text
-    assert make_figures()[name].to_json() == text
+    assert make_training_figures()[name].to_json() == text
     rows = figures.figure_table(FIGURES[name])
     assert rows and not any("<" in key or "&" in key for row in rows for key in row)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_untrusted_text_is_shown_literally(name: str) -> None:
-    spec = json.loads(make_figures(POISON)[name].to_json())
+    spec = json.loads(make_training_figures(POISON)[name].to_json())
     del spec["layout"]["meta"]
     for text in strings(spec):
         assert "<" not in OWN_MARKUP.sub("", text)
         assert "$" not in text
         assert not re.search("[\ud800-\udfff\u202e]", text)
-    long = json.loads(make_figures("x" * 10_000)[name].to_json())
+    long = json.loads(make_training_figures("x" * 10_000)[name].to_json())
     assert len(json.dumps(long)) < 40_000
     assert all(len(text) < 700 for text in strings(long["layout"].pop("meta")))
     assert all(len(line) < 140 for text in strings(long) for line in text.split("<br>"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import plotly.graph_objects as go
@@ -210,3 +211,21 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "benchmark_accuracy": figures.benchmark_accuracy(rows),
         "memory_length": figures.memory_length(rows),
     }
+
+
+POISON = "<script>ran=1</script><a href='javascript:1'>x</a>%{x} $x^2$ \ud800\u202e &lt; "
+
+
+OWN_MARKUP = re.compile(r"</?(b|br|sub|extra)>")
+
+
+def strings(value: object) -> list[str]:
+    """Return all texts in nested lists and mappings."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return (
+        [text for part in parts for text in strings(part)]
+        if isinstance(value, dict | list | tuple)
+        else []
+    )
