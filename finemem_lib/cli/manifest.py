@@ -274,6 +274,10 @@ def _unreadable(folder: Path, why: str) -> ValueError:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest into the folder of its run, whole or not at all.
 
+    Args:
+        folder: That of the run.
+        manifest: Replaces the one that is there.
+
     Raises:
         OSError: it could not be written; what was there before is unchanged.
     """
@@ -371,7 +375,8 @@ def data_sources(parameters: Iterable[Mapping[str, Any]]) -> list[str]:
     Args:
         parameters: Those of every notebook.
     """
-    return list(dict.fromkeys(str(one) for values in parameters for one in values.get("data", ())))
+    sources = (str(source) for values in parameters for source in values.get("data", ()))
+    return list(dict.fromkeys(sources))
 
 
 def data_hash(source: str) -> str | None:

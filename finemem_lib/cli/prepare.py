@@ -50,12 +50,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     Args:
         commands: The subparsers of `finemem`.
     """
-    rows: dict[str, Any] = {
-        "choices": ("raise", "skip"),
-        "default": "raise",
-        "help": "what to do with a broken row (default: raise)",
-    }
+    _add_questions(commands)
+    _add_build(commands)
 
+
+def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     questions = commands.add_parser("questions", help="make chunk questions ahead of training")
     questions.set_defaults(command=questions_command)
     questions.add_argument(
@@ -103,8 +102,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="training instances, looked through for what is in both; of a hub "
         "data set the split train",
     )
-    questions.add_argument("--on-error", **rows)
+    _add_on_error(questions)
 
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     build = commands.add_parser("build", help="make instances from a public raw set")
     build.set_defaults(command=build_command)
     build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
@@ -120,7 +121,16 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     build.add_argument("--output", required=True, metavar="X.parquet", help="must not exist yet")
     build.add_argument("--instances", type=_positive, metavar="N", help="at most so many")
     build.add_argument("--seed", type=int, default=0, metavar="N")
-    build.add_argument("--on-error", **rows)
+    _add_on_error(build)
+
+
+def _add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with a broken row (default: raise)",
+    )
 
 
 def questions_command(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,6 +136,7 @@ def _notebooks(run_dir: Path, run: Manifest) -> list[dict[str, Any]]:
             body = _notebook_body(run_dir, entry.name, links)
         except Exception as error:  # json, nbformat, nbconvert and jinja2 each raise their own
             problem = f"{type(error).__name__}: {one_line(str(error))[:300]}"
+            print(f"{entry.name}: its executed copy cannot be shown: {problem}", file=sys.stderr)
         shown.append(
             {"entry": entry, "anchor": _anchor(entry.name), "body": body, "problem": problem}
         )

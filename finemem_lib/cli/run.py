@@ -323,9 +323,10 @@ class RunExecution:
         started = time.monotonic()
 
         def line() -> str:
-            said = f"{entry.name:<32} {entry.status:<11} {time.monotonic() - started:7.1f} s"
+            state = f"{entry.name:<32} {entry.status:<11} {time.monotonic() - started:7.1f} s"
             progress = progress_line(self.folder, path.stem)
-            return f"{said}  {plain(progress)}" if progress and entry.status == "running" else said
+            shown = progress and entry.status == "running"
+            return f"{state}  {plain(progress)}" if shown else state
 
         entry.status = "running"
         with StatusLine() as shown:

@@ -99,9 +99,8 @@ def _check_limits(text: str) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in opened):
                 refuse(event, "an alias lies within the value it stands for", "write it out")
-            size, depth = sizes.get(
-                event.anchor or "", (1, 0)
-            )  # an unknown one is refused on loading
+            # an unknown one is refused on loading
+            size, depth = sizes.get(event.anchor or "", (1, 0))
             nodes += size
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1

@@ -163,7 +163,7 @@ def test_unreadable_manifest_is_named(tmp_path: Path, content: str | None) -> No
     ],
 )
 def test_a_notebook_that_cannot_be_shown_stops_no_other(
-    tmp_path: Path, content: bytes | None, why: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, why: str
 ) -> None:
     run = make_run(tmp_path / "run")
     broken = run / "notebooks" / "04_next.ipynb"
@@ -171,6 +171,7 @@ def test_a_notebook_that_cannot_be_shown_stops_no_other(
     broken.mkdir() if content is None else broken.write_bytes(content)
     text = report.build_report(run, tmp_path / "report.html").read_text("utf-8")
     assert "The executed copy of this notebook cannot be shown" in text and why in text
+    assert "04_next: its executed copy cannot be shown: " in capsys.readouterr().err
     assert "Who earned it?" in text
 
 
