@@ -329,7 +329,7 @@ def _print_training(
         batch_size=model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
         tested=max(values["held_out"], played),
     )
-    mean = estimates.work(streams, training, assumed)
+    mean = estimates.average_work(streams, training, assumed)
     adapter = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
     print(
         f"\nmodel {plain(values['checkpoint'])}: {shape.parameters:,} parameters ({found}), "

@@ -1,10 +1,10 @@
-"""Loading a causal language model to be trained: transformers or Unsloth, whole or with LoRA.
+"""Load a causal language model for training, by transformers or Unsloth, whole or with LoRA.
 
 A folder with ``adapter_config.json`` holds an adapter only; the model it was trained on is loaded
 from where that file says, and the adapter put on it.
 
 Unsloth rewrites transformers, peft and TRL when it is imported, so `import_unsloth` comes before
-anything here touches them. Its two calls are told everything that decides what is loaded: its
+anything here touches them. Its two calls get every argument that decides what is loaded: its
 defaults (4 bits, rank 16, seed 3407, another checkpoint than the one named) are not ours.
 """
 
@@ -51,24 +51,30 @@ OperationsAs = Literal["json", "tools"]
 class ModelSettings:
     """How a language model is loaded as memory manager, prompted and trained.
 
-    `loader` and `precision` say by what and in which weights: "auto" as the checkpoint stores them,
-    "bf16", or "4bit" (NF4, frozen, so that it is trained with an adapter only; needs CUDA). What is
-    trained, adapter or all weights, is held in single precision whatever they say.
-    `lora_rank` 0 trains all weights, else an adapter of that rank on every linear layer, scaled by
-    `lora_alpha` / rank (default 2 x rank). `gradient_checkpointing` computes activations again
-    instead of keeping them. `fast_inference` samples the rollouts of training with vLLM inside
-    Unsloth, which then holds `gpu_memory_utilization` of the card. Outside training, in tests and
-    benchmarks, completions do not come from vLLM: the model's own `generate` samples `batch_size`
-    prompts at a time (default 8, the tiny manager's own 128) in the rest of the card. It shares the
-    weights with vLLM and applies the adapter of the moment. A saved manager is loaded without vLLM.
+    Whatever `precision` says, the weights that are trained are held in single precision.
 
-    `max_prompt_tokens` and `max_new_tokens` are the model's own tokens (default 4096 and 1024, the
-    tiny manager's own lengths). What a prompt cannot hold is chosen by `memory_rule` and
-    `chunk_rule` (see `PromptBuilder`); operations are asked for as a JSON list or as the tool calls
-    of the model's chat template.
+    Attributes:
+        loader: "transformers" or "unsloth".
+        precision: "auto" as the checkpoint stores the weights, "bf16", or "4bit" (NF4, frozen, so
+            that only an adapter is trained; needs CUDA).
+        lora_rank: Rank of the adapter on every linear layer; 0 trains all weights.
+        lora_alpha: The adapter is scaled by lora_alpha / lora_rank (default 2 x rank).
+        gradient_checkpointing: Compute activations again instead of keeping them.
+        fast_inference: Sample the rollouts of training with vLLM inside Unsloth. Outside training,
+            in tests and benchmarks, completions do not come from vLLM: the model's own `generate`
+            samples them in the rest of the card. It shares the weights with vLLM and applies the
+            adapter of the moment. A saved manager is loaded without vLLM.
+        gpu_memory_utilization: vLLM's share of the card, above 0 and below 1.
+        max_prompt_tokens: Longest prompt in the model's own tokens (default 4096, the tiny manager
+            has its own).
+        max_new_tokens: Longest completion (default 1024, the tiny manager has its own).
+        batch_size: Prompts sampled at a time outside training (default 8, the tiny manager's 128).
+        memory_rule: Which items a prompt shows when not all fit, see `PromptBuilder`.
+        chunk_rule: Which part of a chunk it shows when it is too long, see `PromptBuilder`.
+        operations_as: Operations are a JSON list or tool calls of the model's chat template.
 
     Raises:
-        ValueError: a setting is out of range, or two of them contradict each other.
+        ValueError: A setting is out of range, or two of them contradict each other.
 
     >>> ModelSettings(lora_alpha=16)
     Traceback (most recent call last):
@@ -120,8 +126,8 @@ class ModelSettings:
 
     def _check(self, name: str, expected: object, fits: bool) -> None:
         if not fits:
-            said = " or ".join(map(repr, expected)) if isinstance(expected, tuple) else expected
-            raise ValueError(f"ModelSettings: {name} is {getattr(self, name)!r}, expected {said}")
+            range_ = " or ".join(map(repr, expected)) if isinstance(expected, tuple) else expected
+            raise ValueError(f"ModelSettings: {name} is {getattr(self, name)!r}, expected {range_}")
 
     def trainer_arguments(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return the fields of TRL's GRPOConfig that follow from how this model was loaded.
@@ -185,7 +191,7 @@ def import_unsloth() -> Any:
     """Return the module unsloth, imported for the first time where it was not yet.
 
     Raises:
-        RuntimeError: there is no CUDA device, or it is not installed.
+        RuntimeError: There is no CUDA device, or Unsloth is not installed.
     """
     import torch
 
@@ -205,16 +211,21 @@ def import_unsloth() -> Any:
 def load_model(
     path_or_name: str | Path, settings: ModelSettings, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer, on the GPU where there is one, with the adapter that the folder
-    holds or the settings ask for; an adapter stays trainable. `seed` draws a new one's weights.
+    """Return model and tokenizer, on the GPU where there is one.
 
-    A name on the hub may carry its revision ("owner/name@COMMIT"); an adapter keeps the commit that
-    it was made for, and is not put on another.
+    The adapter that the folder holds or the settings ask for is on the model and trainable. An
+    adapter keeps the commit that it was trained on, and is not put on another.
+
+    Args:
+        path_or_name: "tiny", a folder, or a name on the hub, which may carry its revision
+            ("owner/name@COMMIT").
+        settings: How the model is loaded.
+        seed: Draws the weights of a new adapter.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be loaded, it does not go with the
+        ValueError: There is no such checkpoint, it cannot be loaded, it does not go with the
             settings (`check_checkpoint`), or its adapter was trained on another commit.
-        RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
+        RuntimeError: Unsloth or 4 bits is asked for and not available here.
         MemoryError: vLLM has no room on the card.
     """
     check_checkpoint(path_or_name, settings)
@@ -264,9 +275,14 @@ VLLM_HAS_NO_ROOM = (
 def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
     """Check that a checkpoint can be loaded as the settings say, without loading it.
 
+    Args:
+        path_or_name: As for `load_model`.
+        settings: How the model is to be loaded.
+
     Raises:
-        ValueError: the adapter it holds has another rank; there is none, held or asked for, where
-            the weights cannot be trained themselves; or vLLM would load another revision.
+        ValueError: The adapter that it holds has another rank; or there is no adapter, held or
+            asked for, where the weights themselves cannot be trained; or vLLM would load another
+            revision.
 
     >>> check_checkpoint("owner/name", ModelSettings(precision="4bit"))
     Traceback (most recent call last):
@@ -373,7 +389,7 @@ def _weights(precision: Precision) -> dict[str, Any]:
 
 
 def _lora(settings: ModelSettings) -> dict[str, Any]:
-    """Return what peft and Unsloth are both told of a new adapter."""
+    """Return the arguments of a new adapter that peft and Unsloth share."""
     return {
         "r": settings.lora_rank,
         "lora_alpha": settings.lora_alpha or 2 * settings.lora_rank,

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SETTINGS_FILE = "manager_settings.json"
-"""Beside a saved manager: how it was loaded and prompted, where that is not the default."""
+"""File in a saved manager's folder: how it was loaded and prompted, unless by default."""
+
+Sample = Callable[..., tuple[list[tuple[int, ...]], Sequence[tuple[float, ...] | None]]]
+"""A function with the arguments of `sample_completions`."""
 
 
 class ModelManager:
@@ -58,7 +61,7 @@ class ModelManager:
         temperature: float = 1.0,
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = tiny.BATCH_SIZE,
-        sample: Callable[..., tuple] = sample_completions,
+        sample: Sample = sample_completions,
         loaded_as: ModelSettings | None = None,
     ) -> None:
         self.model = model
@@ -73,6 +76,7 @@ class ModelManager:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Settings that are recorded in its trajectories."""
         return {
             **self.builder.settings,
             "max_new_tokens": self.max_new_tokens,
@@ -85,11 +89,16 @@ class ModelManager:
         return getattr(self.model.config, "_commit_hash", None)
 
     def save(self, folder: Path) -> None:
-        """Write model and tokenizer where `load_manager` finds them again, with the settings it was
-        loaded with; of a model with an adapter the adapter only, which names its checkpoint."""
+        """Write model, tokenizer and settings, so that `load_manager` loads them again.
+
+        Of a model with an adapter only the adapter is written, which names its checkpoint.
+
+        Args:
+            folder: Folder to write into.
+        """
         adapter = hasattr(self.model, "peft_config")
         # Left to itself peft asks the hub whether the vocabulary was resized.
-        own = {"save_embedding_layers": False} if adapter else {}
+        own: dict[str, Any] = {"save_embedding_layers": False} if adapter else {}
         with no_progress_bars():
             self.model.save_pretrained(folder, **own)
         self.tokenizer.save_pretrained(folder)
@@ -99,8 +108,12 @@ class ModelManager:
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
         """Return one completion per observation; the same seed and batch give the same ones.
 
+        Args:
+            observations: What is seen at this step, one per rollout.
+            seed: Seed of the sampling.
+
         Raises:
-            ValueError: the tiny manager cannot read a chunk.
+            ValueError: The tiny manager cannot read a chunk.
         """
         prompts = [self.builder.render(observation) for observation in observations]
         completions: list[Completion] = []

@@ -1,4 +1,4 @@
-"""What a memory manager sees, what it answers, and the protocol all managers follow."""
+"""Observations, completions, and the protocol that all memory managers follow."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from finemem_lib.trajectory import Chunk, Instance, InvalidOperation, MemoryItem
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a manager sees at one step: the memory M_{t-1} and the chunk c_t.
+    """What a manager sees at one step.
 
-    The instance is there for scripted managers that are told the planted truth; a model is shown
-    the items and the chunk only.
+    Attributes:
+        instance: The instance; only scripted managers that know the planted truth read it.
+        items: The memory M_{t-1}.
+        chunk: The chunk c_t.
+        step: t, from 1.
     """
 
     instance: Instance
@@ -25,11 +28,17 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a manager emitted, and the operations read from it, with the items' real ids.
+    """A manager's output at one step and the operations read from it.
 
-    The token fields are set only by a model: `logprobs` are natural logarithms, one per completion
-    id. `truncated_tokens` counts the tokens of the chunk that the prompt could not hold, and
-    `omitted_items` the items it did not show.
+    Attributes:
+        text: The completion's text.
+        operations: The operations, with the items' real ids.
+        prompt: Text of the prompt; `None`, like all that follows, where no model wrote it.
+        prompt_ids: Token ids of the prompt.
+        completion_ids: Token ids of the completion, with its end token where there is one.
+        logprobs: Log-probabilities of the completion's tokens, in nats; `None` where unknown.
+        truncated_tokens: Tokens of the chunk that the prompt could not hold.
+        omitted_items: Items of the memory that the prompt did not show.
     """
 
     text: str
@@ -43,13 +52,23 @@ class Completion:
 
 
 class MemoryManager(Protocol):
-    """A policy: one completion per observation, the same ones for the same seed. `settings` are
-    what a record of its trajectories says about it, beside its name."""
+    """A policy that edits the memory."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in trajectories and tables."""
+        ...
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """Settings that are recorded in its trajectories."""
+        ...
 
-    def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]: ...
+    def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
+        """Return one completion per observation; the same seed gives the same ones.
+
+        Args:
+            observations: What is seen at this step, one per rollout.
+            seed: Seed of every random choice.
+        """
+        ...

@@ -23,7 +23,7 @@ from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.retrieval import DENSE_MODEL, Retriever, make_retriever
 from finemem_lib.seeds import stable_seed
 from finemem_lib.text import TOKENIZER, clean_text
-from finemem_lib.trajectory import Instance, Question, Step, Trajectory
+from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Step, Trajectory
 
 RetrieverName = Literal["bm25", "dense"]
 
@@ -32,15 +32,20 @@ RetrieverName = Literal["bm25", "dense"]
 class RolloutSettings:
     """How instances are played.
 
-    num_generations: G, the rollouts per instance.
-    top_k: items retrieved per question.
-    capacity, eviction, duplicates, max_item_tokens: the memory's, see `FlatMemory`.
-    question_fraction: share of the global questions that are asked, in (0, 1], at least one.
-    ask_chunk_questions: whether the chunk questions are asked, where an instance has any.
-    retriever: "bm25", or "dense" with the sentence encoder `dense_model`, see `DenseRetriever`.
+    Attributes:
+        num_generations: G, rollouts per instance.
+        top_k: Items retrieved per question.
+        capacity: Most items of the memory; `None` for no limit.
+        eviction: Which item leaves a full memory, see `FlatMemory`.
+        duplicates: How the memory treats an item it holds already, see `FlatMemory`.
+        max_item_tokens: Longest item; `None` for no limit.
+        question_fraction: Share of the global questions that are asked, in (0, 1], at least one.
+        ask_chunk_questions: Whether the chunk questions are asked, where an instance has any.
+        retriever: "bm25", or "dense" with the sentence encoder `dense_model`.
+        dense_model: Name or folder of the sentence encoder, see `DenseRetriever`.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: A setting is out of range.
     """
 
     num_generations: int = 8
@@ -73,9 +78,11 @@ class RolloutSettings:
         self.new_memory()  # refuses what it cannot use, before anything is played
 
     def new_memory(self) -> FlatMemory:
+        """Return an empty memory."""
         return FlatMemory(self.capacity, self.eviction, self.max_item_tokens, self.duplicates)
 
     def new_retriever(self) -> Retriever:
+        """Return a retriever over an empty memory."""
         return make_retriever(self.retriever, self.dense_model)
 
 
@@ -94,14 +101,22 @@ class _Rollout:
 
 
 class LockstepRollouts:
-    """G rollouts of every instance, moved one step at a time by whoever writes the completions.
+    """G rollouts of every instance, moved one step at a time.
 
-    Ask `observations`, hand one completion for each to `advance`, until there are none; `finish`
-    then asks the global questions. Instances may differ in length: those that have ended drop out.
-    The manager's name and settings go into the trajectories.
+    Call `observations`, pass one completion for each to `advance`, and repeat until there are none;
+    `finish` then asks the global questions. Instances may differ in length: a rollout that has
+    ended drops out.
+
+    Args:
+        instances: Instances with ids that differ.
+        settings: How they are played.
+        agent: Answers the questions.
+        manager_name: Written into the trajectories.
+        seed: Seed of the sample of global questions.
+        manager_settings: Written into the trajectories.
 
     Raises:
-        ValueError: two instances share an id, or one has no chunks.
+        ValueError: Two instances share an id, or one has no chunks.
     """
 
     def __init__(
@@ -154,10 +169,13 @@ class LockstepRollouts:
         ]
 
     def advance(self, completions: Sequence[Completion]) -> None:
-        """Carry out one completion per observation, in their order, and ask the chunk questions.
+        """Apply one completion per observation to its memory, and ask the chunk questions.
+
+        Args:
+            completions: One per observation, in the order of `observations`.
 
         Raises:
-            ValueError: the number of completions is not that of the observations.
+            ValueError: The number of completions is not that of the observations.
         """
         live = self._live()
         if len(completions) != len(live):
@@ -235,7 +253,9 @@ class LockstepRollouts:
     def _live(self) -> list[_Rollout]:
         return [one for one in self._rollouts if one.live]
 
-    def _ask(self, asked: Sequence[tuple[_Rollout, tuple[Question, ...]]]) -> list[tuple]:
+    def _ask(
+        self, asked: Sequence[tuple[_Rollout, tuple[Question, ...]]]
+    ) -> list[tuple[AnsweredQuestion, ...]]:
         inquiries = [
             Inquiry(questions, one.memory, one.retriever, len(one.steps))
             for one, questions in asked
@@ -251,13 +271,21 @@ def play(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Trajectory]]:
-    """Let a manager play instances to their end; return num_generations trajectories of each.
+    """Let a manager play instances to their end.
 
-    The result is a function of the arguments: the same seed gives the same trajectories.
-    `progress` is told the chunks read so far and in all, after every step.
+    Args:
+        instances: Instances with ids that differ.
+        manager: The memory manager.
+        settings: How they are played.
+        agent: Answers the questions.
+        seed: The same seed gives the same trajectories.
+        progress: Called after every step with the chunks read so far and in all.
+
+    Returns:
+        Per instance num_generations trajectories.
 
     Raises:
-        ValueError: as `LockstepRollouts`.
+        ValueError: As `LockstepRollouts`.
     """
     rollouts = LockstepRollouts(instances, settings, agent, manager.name, seed, manager.settings)
     total = settings.num_generations * sum(len(instance.chunks) for instance in instances)

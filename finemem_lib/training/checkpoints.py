@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: finding the newest, holding a run to its settings, going on.
+"""Find the latest checkpoint of a training run, verify its settings, resume.
 
 A checkpoint ``checkpoint-<update>`` is TRL's: weights or adapter, optimizer, scheduler, random
 states, and the number of the update, from which its instances and seeds follow. What the reader
@@ -21,14 +21,16 @@ from finemem_lib.util.files import write_json
 READER_MEMO = "reader_memo.json"
 
 MEMORY_ONLY = ("batch_size", "gradient_checkpointing", "gpu_memory_utilization", "micro_batches")
-"""Settings that change how much memory is taken, and what is trained by rounding only."""
+"""Settings that change how much memory a run takes; they change the result by rounding only."""
 
 
 def last_checkpoint(folder: str | Path | None) -> Path | None:
     """Return the newest checkpoint in a folder, `None` where there is none."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    found = get_last_checkpoint(str(folder)) if folder and Path(folder).is_dir() else None
+    if not folder or not Path(folder).is_dir():
+        return None
+    found = get_last_checkpoint(str(folder))  # type: ignore[no-untyped-call]  # it has no types
     return None if found is None else Path(found)
 
 
@@ -42,17 +44,21 @@ def update_of(checkpoint: Path | None) -> int:
 
 
 def checkpoint_to_resume(folder: str | Path | None, resume: bool) -> Path | None:
-    """Return the checkpoint that a run goes on from, `None` for a new run.
+    """Return the checkpoint that a run continues from, `None` for a new run.
+
+    Args:
+        folder: Folder of the checkpoints; `None` for a run that keeps none.
+        resume: Whether the run is to be resumed.
 
     Raises:
-        ValueError: there is none to resume from.
-        FileExistsError: there is one, and a new run would write over it.
+        ValueError: There is no checkpoint to resume from.
+        FileExistsError: There is one, and a new run would overwrite it.
     """
     found = last_checkpoint(folder)
     if resume and found is None:
         raise ValueError(
             f"train_manager: there is no checkpoint in {str(folder)!r} to resume from; "
-            "leave resume out to start anew"
+            "leave resume out to start a new run"
         )
     if found is not None and not resume:
         raise FileExistsError(
@@ -63,11 +69,15 @@ def checkpoint_to_resume(folder: str | Path | None, resume: bool) -> Path | None
 
 
 def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a run beside its checkpoints, or, resuming, compare them; those of
-    `MEMORY_ONLY` may differ.
+    """Write the settings of a new run next to its checkpoints, or compare those of a resumed one.
+
+    Args:
+        folder: Folder of the checkpoints.
+        resume: Whether the run is resumed.
+        settings: The run's settings by name; those in `MEMORY_ONLY` may differ.
 
     Raises:
-        ValueError: the run was trained with other settings, or nothing says with which.
+        ValueError: The run was trained with other settings, or its settings cannot be read.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings, default=str))
@@ -77,7 +87,7 @@ def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> No
         except (OSError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"train_manager: {path} is not readable ({error}), so nothing says how the run "
-                "was trained; put the file back, or start anew in another output_dir"
+                "was trained; put the file back, or start a new run in another output_dir"
             ) from error
         settings = _deciding(settings)
         for name in sorted({*before, *settings}):
@@ -103,23 +113,28 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
     """Write the reader's memo into a checkpoint where only this process holds it."""
-    if _holds_memo(agent):
-        (checkpoint / READER_MEMO).write_text(agent.memo_to_json(), encoding="utf-8")
+    if (memoised := _memoised(agent)) is not None:
+        (checkpoint / READER_MEMO).write_text(memoised.memo_to_json(), encoding="utf-8")
 
 
 def restore_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
-    """Give the reader what it knew when the checkpoint was written.
+    """Give the reader the memo it had when the checkpoint was written.
+
+    Args:
+        agent: The reader.
+        checkpoint: Folder of the checkpoint.
 
     Raises:
-        ValueError: the memo cannot be read.
+        ValueError: The memo cannot be read.
     """
     path = checkpoint / READER_MEMO
-    if _holds_memo(agent) and path.is_file():
-        agent.memo_from_json(path.read_text(encoding="utf-8"))
+    if (memoised := _memoised(agent)) is not None and path.is_file():
+        memoised.memo_from_json(path.read_text(encoding="utf-8"))
 
 
-def _holds_memo(agent: ReasoningAgent) -> bool:
+def _memoised(agent: ReasoningAgent) -> MemoisedAgent | None:
+    """Return the reader where its memo is held by this process only and cannot be recomputed."""
     if not isinstance(agent, MemoisedAgent) or isinstance(agent.agent, ExtractiveReader):
-        return False
+        return None
     memo = getattr(getattr(agent.agent, "chat", None), "memo", None)
-    return memo is None or memo.path is None
+    return agent if memo is None or memo.path is None else None

@@ -1,4 +1,4 @@
-"""What a training run will take: parameters, tokens, memory of the card, hours. Formulas only.
+"""Estimate a training run's parameters, tokens, memory of the card and hours, by formulas only.
 
 Sizes that follow from the architecture (parameters, adapter, keys and values) are exact. The rest
 are estimates: what autograd keeps is counted tensor by tensor, and times come from a roofline, the
@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from finemem_lib.managers.loading import BATCH_SIZE, ModelSettings
-
-GIB = 2**30
 
 NF4_BYTES = 0.516
 """Bytes of a weight in NF4 with double quantisation: 4 bits and 0.127 bits of its block's scale
@@ -60,7 +58,7 @@ class ModelShape:
     def linear_layers(self) -> tuple[tuple[int, int], ...]:
         """Return (inputs, outputs) of the linear layers of one block: q, k, v, o, gate, up, down.
 
-        They are those that an adapter is put on (`model_loading.TARGET_MODULES`).
+        They are those that an adapter is put on (`managers.loading.TARGET_MODULES`).
         """
         heads = self.num_attention_heads * self.head_dim
         groups = self.num_key_value_heads * self.head_dim
@@ -78,8 +76,8 @@ class ModelShape:
     @property
     def linear_parameters(self) -> int:
         """Return the parameters of all blocks' linear layers, which 4 bits apply to."""
-        one = sum(inputs * outputs for inputs, outputs in self.linear_layers)
-        return self.num_hidden_layers * one
+        per_block = sum(inputs * outputs for inputs, outputs in self.linear_layers)
+        return self.num_hidden_layers * per_block
 
     @property
     def parameters(self) -> int:
@@ -174,17 +172,24 @@ CARDS: dict[str, Card] = {
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What nobody knows before the run; every one is printed and can be given.
+    """Quantities that are unknown before the run; each is printed and can be given.
 
-    completion_tokens: mean length of a completion (at most max_new_tokens).
-    memory_share: tokens of the memory per token of history read so far, until the prompt is full.
-    item_tokens: length of an item, as a reader is shown it.
-    answer_tokens: length of a reader's reply.
-    reader_seconds, reader_concurrency: of one call, and calls at a time.
-    arithmetic_share, traffic_share: of the card's bf16 and memory speed that is reached.
-    step_seconds: what one step of decoding takes however little it computes (launching kernels);
-    fast_step_seconds: the same with vLLM, which captures them as graphs.
-    runtime_gb: CUDA context, allocator's fragments, compiled kernels.
+    Attributes:
+        completion_tokens: Mean length of a completion (at most max_new_tokens).
+        memory_share: Tokens of the memory per token of history read so far, until the prompt is
+            full.
+        item_tokens: Length of an item, as a reader is shown it.
+        answer_tokens: Length of a reader's reply.
+        reader_seconds: Seconds of one call of the reader.
+        reader_concurrency: Calls of the reader at a time.
+        arithmetic_share: Share of the card's bf16 speed that is reached.
+        traffic_share: Share of the card's memory speed that is reached.
+        step_seconds: Least seconds of one step of decoding (launching kernels).
+        fast_step_seconds: The same with vLLM, which captures the kernels as graphs.
+        runtime_gb: CUDA context, fragments of the allocator, compiled kernels.
+
+    Raises:
+        ValueError: A value is not above 0, or a share is above 1.
     """
 
     completion_tokens: float = 256
@@ -253,11 +258,17 @@ def prompt_lengths(stream: Stream, training: Training, assumed: Assumptions) -> 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an average update, and the longest possible one, make the card do.
+    """The work of an average update, and the sizes of the longest possible one.
 
-    rows: prompts with their completions. prompt_tokens, completion_tokens: of all rows.
-    steps: the longest instance's, one batched generation each. longest_rows: rows of the longest
-    possible micro-batch. longest_prompt, longest_completion: tokens. sequences: rollouts at a time.
+    Attributes:
+        rows: Prompts with their completions.
+        prompt_tokens: Tokens of all rows' prompts.
+        completion_tokens: Tokens of all rows' completions.
+        steps: Steps of the longest instance, one batched generation each.
+        longest_rows: Rows of the longest possible micro-batch.
+        longest_prompt: Tokens of the longest prompt.
+        longest_completion: Tokens of the longest completion.
+        sequences: Rollouts at a time.
     """
 
     rows: float
@@ -270,7 +281,7 @@ class Work:
     sequences: int
 
 
-def work(streams: Sequence[Stream], training: Training, assumed: Assumptions) -> Work:
+def average_work(streams: Sequence[Stream], training: Training, assumed: Assumptions) -> Work:
     """Return the work of an update over these instances.
 
     Micro-batches are `grpo_config`'s: num_generations of them, so that one holds as many rows as
@@ -369,10 +380,11 @@ def gpu_memory(
     wide = 1 if model.lora_rank else 2
     one_cache = wide * shape.cache_bytes * (most.longest_prompt + most.longest_completion)
     one_prefill = wide * shape.prefill_bytes * most.longest_prompt
-    cache, prefill = most.sequences * one_cache, most.sequences * one_prefill
+    cache: float = most.sequences * one_cache
+    prefill: float = most.sequences * one_prefill
     if model.fast_inference:
-        prefill = 0
-        cache = max(0, model.gpu_memory_utilization * card.gb * 1e9 - weights)
+        prefill = 0.0
+        cache = max(0.0, model.gpu_memory_utilization * card.gb * 1e9 - weights)
     return GpuMemory(
         weights=weights + (0 if model.lora_rank else 2 * shape.linear_parameters),
         adapter=4 * trained if model.lora_rank else 0,
@@ -413,29 +425,29 @@ def what_would_fit(
     text of several that do together; empty where nothing helps."""
 
     def ok(one: Training, its: ModelShape = shape) -> bool:
-        most = work(streams, one, assumed)
+        most = average_work(streams, one, assumed)
         return fits(gpu_memory(its, one, most, card, assumed), its, most, card)
 
     kinds: dict[str, list[tuple[str, Training]]] = {}
     for name, changed in changes(training):
         kinds.setdefault(_kind(name), []).append((name, changed))
-    alone = [next((name for name, one in of_kind if ok(one)), None) for of_kind in kinds.values()]
+    mildest = [next((name for name, one in of_kind if ok(one)), None) for of_kind in kinds.values()]
     smaller = [
         name
         for name, its in SHAPES.items()
         if its.parameters < shape.parameters and ok(training, its)
     ]
-    if found := [name for name in alone if name] + [f"checkpoint={name}" for name in smaller]:
+    if found := [name for name in mildest if name] + [f"checkpoint={name}" for name in smaller]:
         return found
-    together: list[str] = []
+    combined: list[str] = []
     one, seen = training, set()
     while left := [each for each in changes(one) if _kind(each[0]) not in seen]:
         kind = _kind(left[0][0])
         seen.add(kind)
         name, one = [each for each in left if _kind(each[0]) == kind][-1]
-        together.append(name)
+        combined.append(name)
         if ok(one):
-            return [" ".join(together)]
+            return [" ".join(combined)]
     return []
 
 
@@ -509,7 +521,7 @@ def playing_seconds(
     one = dataclasses.replace(
         _with_model(training, fast_inference=False), instances_per_update=rows, num_generations=1
     )
-    found = update_seconds(shape, one, work(streams, one, assumed), card, assumed, 0)
+    found = update_seconds(shape, one, average_work(streams, one, assumed), card, assumed, 0)
     return math.ceil(instances / rows) * (found.reading + found.writing)
 
 

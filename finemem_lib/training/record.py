@@ -1,4 +1,4 @@
-"""What every update of a training run was: one parquet file per update, written whole.
+"""A record of every update of a training run: one parquet file per update, written whole.
 
 A row is one step of one rollout: its prompt and completion, every term of the reward, the reward
 and the advantage that entered the loss. The first row of a rollout carries the rest of its
@@ -18,8 +18,8 @@ from finemem_lib.trajectory import Trajectory, from_json, to_json
 from finemem_lib.util.files import written_beside
 
 COLUMNS = ("update", "instance", "group", "rollout", "step")
-"""Where a row belongs: the update, the instance's id and its place in the update (from 0), the
-rollout (from 0) and the step (from 1). Rows are ordered by group, step, rollout, as TRL's are."""
+"""Columns that identify a row: the update, the instance's id and its place in the update (from 0),
+the rollout (from 0) and the step (from 1). Rows are ordered by group, step, rollout, as in TRL."""
 
 _OWN_COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "logprobs")
 """Fields of a `Step` that are columns and left out of the trajectory's JSON."""
@@ -29,8 +29,12 @@ _OWN_COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "logprob
 class PlayedUpdate:
     """An update as it was played and scored.
 
-    groups: trajectories per instance and rollout. terms: per row the terms of its reward by name,
-    `None` where one is unknown. rewards and advantages: per row, `None` where no term is known.
+    Attributes:
+        update: Number of the update, from 1.
+        groups: Trajectories per instance and rollout.
+        terms: Per row the unweighted terms of its reward by name, `None` where one is unknown.
+        rewards: Per row the weighted sum, `None` where no term is known.
+        advantages: Per row the advantage that entered the loss, `None` where no term is known.
     """
 
     update: int
@@ -40,10 +44,14 @@ class PlayedUpdate:
     advantages: Sequence[float | None]
 
     def write(self, path: Path, **more: str | float) -> None:
-        """Write the update as parquet, whole or not at all; `more` are columns of one value.
+        """Write the update as parquet, whole or not at all.
+
+        Args:
+            path: File to write.
+            more: Further columns with one value each.
 
         Raises:
-            OSError: it could not be written; what was there before is unchanged.
+            OSError: It could not be written; an earlier file at `path` is unchanged.
         """
         import pyarrow
         import pyarrow.parquet
@@ -107,8 +115,12 @@ def update_file(folder: Path, update: int) -> Path:
 def read_update(folder: Path, update: int) -> list[list[Trajectory]]:
     """Return the trajectories of an update, per instance and rollout.
 
+    Args:
+        folder: Folder of a run's updates.
+        update: Number of the update, from 1.
+
     Raises:
-        ValueError: the folder holds no such update, or its file cannot be read.
+        ValueError: The folder holds no such update, or its file cannot be read.
     """
     import pyarrow
     import pyarrow.parquet
@@ -137,10 +149,14 @@ def read_update(folder: Path, update: int) -> list[list[Trajectory]]:
 
 
 class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
-    """The updates in a folder by number, read when they are looked at.
+    """The updates in a folder by number, each read when it is looked up.
+
+    Args:
+        folder: Folder of a run's updates.
 
     Raises:
-        KeyError: there is no such update. ValueError: as `read_update`.
+        KeyError: There is no such update.
+        ValueError: Its file cannot be read; see `read_update`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -152,7 +168,7 @@ class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
             shutil.copy2(update_file(self.folder, number), folder)
 
     def drop_after(self, update: int) -> None:
-        """Remove later updates than `update`: those a stopped run had made and lost again."""
+        """Remove the updates after `update`, which a stopped run wrote after its checkpoint."""
         for number in self:
             if number > update:
                 update_file(self.folder, number).unlink()
@@ -174,21 +190,18 @@ class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
 
 
 def _bare(one: Trajectory) -> Trajectory:
-    empty = dict.fromkeys(_OWN_COLUMNS) | {"completion": ""}
+    empty: dict[str, Any] = dict.fromkeys(_OWN_COLUMNS) | {"completion": ""}
     steps = tuple(dataclasses.replace(step, **empty) for step in one.steps)
     return dataclasses.replace(one, steps=steps)
 
 
 def _whole(rows: Sequence[Mapping[str, Any]]) -> Trajectory:
     bare = from_json(Trajectory, rows[0]["trajectory"])
-    steps = tuple(
-        dataclasses.replace(
-            step,
-            **{
-                name: tuple(row[name]) if isinstance(row[name], list) else row[name]
-                for name in _OWN_COLUMNS
-            },
-        )
-        for step, row in zip(bare.steps, rows, strict=True)
-    )
-    return dataclasses.replace(bare, steps=steps)
+    steps = []
+    for step, row in zip(bare.steps, rows, strict=True):
+        own: dict[str, Any] = {
+            name: tuple(row[name]) if isinstance(row[name], list) else row[name]
+            for name in _OWN_COLUMNS
+        }
+        steps.append(dataclasses.replace(step, **own))
+    return dataclasses.replace(bare, steps=tuple(steps))

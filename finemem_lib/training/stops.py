@@ -1,4 +1,4 @@
-"""What stops a training run: an interrupt at a bad moment, and memory that is too small."""
+"""Interrupts that come at a bad moment, advice when memory is too small, and missing reporters."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._note)
 
     def release(self) -> None:
-        """Raise the interrupt that came meanwhile."""
+        """Stop holding interrupts back, and raise the one that came, if any."""
         handler = self._handler
         self.restore()
         if handler is not None and self._came:
             handler(signal.SIGINT, None)
 
     def restore(self) -> None:
-        """Forget what came meanwhile."""
+        """Stop holding interrupts back, and forget the one that came, if any."""
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
@@ -57,7 +57,7 @@ _TOO_SMALL = ("out of memory", "can't allocate memory", *map(str.lower, VLLM_HAS
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory of a device or of the machine was too small.
+    """Return whether an error says that memory of a device or of the machine was too small.
 
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(KeyError(1))
     (True, False)
@@ -74,10 +74,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advising_on_memory(
     doing: Literal["loading", "testing"], model: ModelSettings
 ) -> Iterator[None]:
-    """Say what to turn when what is done with a manager outside `train_manager` is out of memory.
+    """Name the settings to change when loading or testing a manager runs out of memory.
+
+    Args:
+        doing: What the block does, for the message.
+        model: How the manager is loaded.
 
     Raises:
-        MemoryError: it is; the message names the settings to change.
+        MemoryError: The block ran out of memory.
     """
     try:
         yield
@@ -117,11 +121,19 @@ def memory_advice(
     model: ModelSettings,
     checkpoint: str | Path | None,
 ) -> str:
-    """Return what to turn after a run was out of memory: every knob with its present value, the
-    one that costs least first, and those that are at their end left out. A run goes on from its
-    checkpoint with the first of them (`checkpoints.MEMORY_ONLY`) changed; the others change what
-    is trained."""
-    size, parts = arguments.num_generations, arguments.steps_per_generation
+    """Return which settings to change after a run was out of memory.
+
+    The one that costs least comes first; settings that are at their end are left out. A run
+    continues from its checkpoint with the first of them (`checkpoints.MEMORY_ONLY`) changed; the
+    others change what is trained.
+
+    Args:
+        arguments: TRL's configuration of the run.
+        builder: Renders the run's prompts.
+        model: How the manager was loaded.
+        checkpoint: The last checkpoint; `None` where there is none yet.
+    """
+    size, parts = arguments.num_generations or 1, arguments.steps_per_generation or 1
     instances = arguments.per_device_train_batch_size * parts // size
     # A 4-bit base cannot be trained whole, and without CUDA there is none.
     four_bit = model.precision != "4bit" and arguments.use_cpu is False
@@ -167,11 +179,11 @@ REPORTERS = {
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
-"""Where a run can be reported to, and the packages one of which is needed for it."""
+"""Experiment trackers that a run can be reported to, and the packages of which each needs one."""
 
 
 def can_report(report_to: str) -> bool:
-    """Whether a run can be reported there: it is "none", or known and its package installed.
+    """Return whether a run can be reported there: "none", or a tracker that is installed.
 
     >>> can_report("none"), can_report("paper")
     (True, False)
@@ -181,11 +193,14 @@ def can_report(report_to: str) -> bool:
 
 
 def check_reporter(report_to: str) -> None:
-    """Check that what a run is to be reported to is installed.
+    """Check that an experiment tracker is known and installed.
+
+    Args:
+        report_to: Its name, or "none".
 
     Raises:
-        ValueError: it is unknown.
-        ModuleNotFoundError: its package is missing.
+        ValueError: It is unknown.
+        ModuleNotFoundError: Its package is missing.
 
     >>> check_reporter("none")
     >>> check_reporter("paper")

@@ -207,7 +207,7 @@ def test_another_family_has_no_plan():
 
 
 def test_an_update_counted_by_hand():
-    found = estimates.work([Stream((100, 200), 3)], TRAINING, Assumptions(memory_share=0.5))
+    found = estimates.average_work([Stream((100, 200), 3)], TRAINING, Assumptions(memory_share=0.5))
     assert (found.rows, found.steps, found.sequences) == (32, 2, 16)
     # Two instances of 8 rollouts; prompts of 400 + 100 and 400 + 50 + 200.
     assert found.prompt_tokens == 16 * (500 + 650) and found.completion_tokens == 32 * 256
@@ -215,9 +215,9 @@ def test_an_update_counted_by_hand():
 
 
 def test_micro_batches_hold_the_longest_instances_of_an_update():
-    found = estimates.work([*STREAMS, Stream((100,) * 5, 1)], TRAINING, ASSUMED)
+    found = estimates.average_work([*STREAMS, Stream((100,) * 5, 1)], TRAINING, ASSUMED)
     assert found.longest_rows == 30
-    assert estimates.work(STREAMS, TRAINING, ASSUMED).rows == 16 * 15
+    assert estimates.average_work(STREAMS, TRAINING, ASSUMED).rows == 16 * 15
 
 
 @given(
@@ -236,7 +236,7 @@ def test_memory_falls_with_every_change_that_is_offered(instances, rank, prompt,
     )
 
     def peak(one):
-        most = estimates.work(STREAMS, one, ASSUMED)
+        most = estimates.average_work(STREAMS, one, ASSUMED)
         return estimates.gpu_memory(QWEN, one, most, CARDS["A100 80GB"], ASSUMED).peak
 
     for name, changed in estimates.changes(training):
@@ -245,7 +245,7 @@ def test_memory_falls_with_every_change_that_is_offered(instances, rank, prompt,
 
 def memory(settings, card="RTX 4090", **changes):
     training = dataclasses.replace(TRAINING, model=settings, **changes)
-    most = estimates.work(STREAMS, training, ASSUMED)
+    most = estimates.average_work(STREAMS, training, ASSUMED)
     return estimates.gpu_memory(QWEN, training, most, CARDS[card], ASSUMED), most
 
 
@@ -287,7 +287,7 @@ def test_tests_count_and_fewer_prompts_at_a_time_make_them_fit(fast):
     training = dataclasses.replace(
         TRAINING, model=model, instances_per_update=1, tested=64, batch_size=64
     )
-    most = estimates.work(STREAMS, training, ASSUMED)
+    most = estimates.average_work(STREAMS, training, ASSUMED)
 
     def of(one):
         return estimates.gpu_memory(QWEN, one, most, card, ASSUMED)
@@ -328,7 +328,7 @@ def test_what_would_fit_fits_and_the_step_before_it_does_not():
     card = CARDS["RTX 4090"]
 
     def fits(one):
-        most = estimates.work(STREAMS, one, ASSUMED)
+        most = estimates.average_work(STREAMS, one, ASSUMED)
         return estimates.fits(
             estimates.gpu_memory(QWEN, one, most, card, ASSUMED), QWEN, most, card
         )
@@ -362,7 +362,7 @@ def test_where_no_single_change_helps_several_are_named():
 
 
 def test_times_by_hand():
-    mean = estimates.work([Stream((100, 200), 3)], TRAINING, ASSUMED)
+    mean = estimates.average_work([Stream((100, 200), 3)], TRAINING, ASSUMED)
     card = dataclasses.replace(CARDS["RTX 4090"], tflops=100.0, gb_per_s=1000.0)
     assumed = Assumptions(arithmetic_share=0.5, traffic_share=0.5)
     found = estimates.update_seconds(QWEN, TRAINING, mean, card, assumed, 32)

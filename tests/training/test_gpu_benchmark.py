@@ -102,7 +102,7 @@ def test_every_update_is_measured_within_its_limit_on_every_card_that_holds_it(g
             full.completion_tokens,
         )
         stream = estimates.Stream((full.chunk_tokens,) * full.num_chunks, 1)
-        work = estimates.work([stream], training, assumed)
+        work = estimates.average_work([stream], training, assumed)
         seconds = estimates.update_seconds(full.model, training, work, card, assumed, 0).total
         assert training.updates * seconds < 0.8 * gpu.PARTS[loader].limit
         memory = estimates.gpu_memory(full.model, training, work, card, assumed)

@@ -374,7 +374,9 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="is not readable .*nothing says how the run was"):
             trained(monkeypatch, output_dir=tmp_path, resume=True)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match="put the file back, or start anew in another output_dir"):
+    with pytest.raises(
+        ValueError, match="put the file back, or start a new run in another output_dir"
+    ):
         trained(monkeypatch, output_dir=tmp_path, resume=True, learning_rate=1.0)
     assert not (tmp_path / "settings.json").exists()
 
