@@ -99,7 +99,8 @@ def notebook_claims() -> list[str]:
         f'Of the steps that did good or harm, "eara" pays {signs("eara")} with the wrong sign, '
         f'leave-one-out of the evidence {signs("evidence-loo")}, "mt-grpo" {signs("mt-grpo")}.',
         f'In that order "{free.rule}" reaches {said(free)} without an additional call, '
-        f"the chunk-level step reward {said(csr)} for {csr.calls_played:.1f} calls while playing, and "
+        f"the chunk-level step reward {said(csr)} for {csr.calls_played:.1f} calls while "
+        "playing, and "
         f"leave-one-out of the evidence {said(loo)} for {loo.calls_made:.1f} calls afterwards.",
     ]
 
