@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from finemem_lib.cli.manifest import ACTIVE, NotebookStatus, read_manifest
+from finemem_lib.runs.notebooks import RUNNING
 from finemem_lib.util.files import discard
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _execute_in_worker(
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)
+    os.environ[RUNNING] = str(source)
     threading.Thread(target=_clean_up_after_command, args=(folder,), daemon=True).start()
     import papermill
 

@@ -1,21 +1,21 @@
-"""The command that says what a run will take, before anything starts: `finemem plan`.
+"""`finemem plan`: estimate what a run takes, before anything starts.
 
-Parameters are resolved as `finemem run` resolves them; the sizes are `planner`'s.
+Parameters are resolved as `finemem run` resolves them; the sizes come from `training.estimates`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from finemem_lib.cli.profiles import (
     add_arguments,
     check_reads,
-    model_settings,
     requested,
     resolve_parameters,
+    typed_parameters,
 )
 from finemem_lib.data.memalpha import held_out_split, load_instances
 from finemem_lib.data.planted import StreamSettings, planted_instances
@@ -36,23 +36,29 @@ from finemem_lib.managers.prompts import (
 from finemem_lib.readers.prompts import load_prompt
 from finemem_lib.readers.roles import load_roles
 from finemem_lib.readers.settings import ChatSettings
-from finemem_lib.runs import run as run_module
+from finemem_lib.runs import run as runs
+from finemem_lib.runs.parameters import (
+    BenchmarkEvaluation,
+    GRPOTraining,
+    MemoryAndRetrieval,
+    NotebookParameters,
+    QuestionGeneration,
+)
 from finemem_lib.text import count_tokens
 from finemem_lib.training import estimates
 from finemem_lib.trajectory import Instance
 from finemem_lib.util.console import EXIT_CODES, UsageError, plain, print_table
 
-QUESTIONS, WALK, TRAINING, BENCHMARK = (
-    "01_question_generation",
-    "02_memory_and_retrieval",
-    "04_grpo_training",
-    "06_benchmark_evaluation",
-)
+P = TypeVar("P", bound=NotebookParameters)
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem plan` to the command line."""
-    plan = commands.add_parser("plan", help="say what a run will take, before anything starts")
+    """Add `finemem plan` to the command line.
+
+    Args:
+        commands: The subparsers of the command line.
+    """
+    plan = commands.add_parser("plan", help="estimate what a run takes, before anything starts")
     plan.set_defaults(command=plan_command)
     add_arguments(plan)
     plan.add_argument(
@@ -72,10 +78,21 @@ def add_command(commands: Any) -> None:
 
 
 def plan_command(options: argparse.Namespace) -> int:
-    """Print what a run will take; return the exit code, "failed" for a plan that cannot fit."""
+    """Print what a run will take.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit code; that of "failed" for a plan that cannot fit its card.
+
+    Raises:
+        UsageError: the options, or the parameters they lead to, cannot be planned.
+    """
     profile, notebooks, given = requested(options)
-    resolved = resolve_parameters(notebooks, profile, given, "plan", to_run=False)
-    check_reads(notebooks, resolved, None)
+    values = resolve_parameters(notebooks, profile, given, "plan", to_run=False)
+    check_reads(notebooks, values, None)
+    resolved = typed_parameters(notebooks, values)
     assumed = _assumptions(options.assume)
     card = estimates.CARDS.get(options.card or profile.card)
     if profile.card and card is None:
@@ -84,9 +101,9 @@ def plan_command(options: argparse.Namespace) -> int:
             f"{', '.join(estimates.CARDS)}; correct it, or give --card"
         )
     instances = _instances(resolved)
-    values = resolved.get(TRAINING)
-    sizes = values and _shape(values["checkpoint"])
-    count, counted_by, prompts = _tokens(values)
+    training = _of(resolved, GRPOTraining)
+    sizes = None if training is None else _shape(training.checkpoint)
+    count, counted_by, prompts = _tokens(training)
 
     def as_streams(instances: Sequence[Instance]) -> list[estimates.Stream]:
         return [
@@ -95,26 +112,11 @@ def plan_command(options: argparse.Namespace) -> int:
         ]
 
     streams = as_streams(instances)
-    trained_on = streams if values is None else as_streams(_training_instances(values, instances))
-    print(f"profile {profile.name}: {' '.join(profile.description.split())}\n")
-    print_table(
-        [
-            ("notebook", "parameters"),
-            *(
-                (
-                    stem,
-                    plain(
-                        ", ".join(
-                            f"{name} {value!r}"
-                            for name, value in values.items()
-                            if name != "run_id"
-                        )
-                    ),
-                )
-                for stem, values in resolved.items()
-            ),
-        ]
+    trained_on = (
+        streams if training is None else as_streams(_training_instances(training, instances))
     )
+    print(f"profile {profile.name}: {' '.join(profile.description.split())}\n")
+    _print_parameters(resolved)
     chunks = [tokens for one in streams for tokens in one.chunks]
     print(
         f"\n{len(streams)} instances, {len(chunks)} chunks, {sum(chunks):,} tokens (longest "
@@ -123,14 +125,32 @@ def plan_command(options: argparse.Namespace) -> int:
     )
     calls = _print_calls(resolved, instances, streams, trained_on, assumed)
     code = EXIT_CODES["ok"]
-    if values is not None:
-        played = len(streams) if resolved.get(BENCHMARK, {}).get("trained") else 0
-        code = _print_training(values, sizes, trained_on, prompts, card, assumed, calls, played)
+    if training is not None and sizes is not None:
+        benchmark = _of(resolved, BenchmarkEvaluation)
+        played = len(streams) if benchmark and benchmark.trained else 0
+        code = _print_training(training, sizes, trained_on, prompts, card, assumed, calls, played)
     print(
         "\nassumptions (--assume NAME=VALUE): "
         + ", ".join(f"{name}={value:g}" for name, value in dataclasses.asdict(assumed).items())
     )
     return code
+
+
+def _of(resolved: Mapping[str, NotebookParameters], model: type[P]) -> P | None:
+    """Return the parameters of the chosen notebook that has this model, `None` without one."""
+    return next((one for one in resolved.values() if isinstance(one, model)), None)
+
+
+def _stem_of(resolved: Mapping[str, NotebookParameters], parameters: NotebookParameters) -> str:
+    return next(stem for stem, one in resolved.items() if one is parameters)
+
+
+def _print_parameters(resolved: Mapping[str, NotebookParameters]) -> None:
+    rows = [("notebook", "parameters")]
+    for stem, values in resolved.items():
+        each = values.model_dump(exclude={"run_id"}).items()
+        rows.append((stem, plain(", ".join(f"{name} {value!r}" for name, value in each))))
+    print_table(rows)
 
 
 def _assumptions(given: Sequence[str]) -> estimates.Assumptions:
@@ -148,45 +168,50 @@ def _assumptions(given: Sequence[str]) -> estimates.Assumptions:
     return estimates.Assumptions(**found)
 
 
-def _instances(resolved: Mapping[str, Mapping[str, Any]]) -> list[Instance]:
+def _instances(resolved: Mapping[str, NotebookParameters]) -> list[Instance]:
     """Return what notebook 01 would load, or planted streams like those it would make."""
-    first = resolved.get(QUESTIONS) or next(iter(resolved.values()))
+    made_by = _of(resolved, QuestionGeneration)
+    if made_by is None:
+        training = _of(resolved, GRPOTraining)
+        made_by = QuestionGeneration.read({"num_chunks": training.num_chunks} if training else {})
     found: list[Instance] = []
-    for source in first.get("data", ()):
+    for source in made_by.data:
         try:
             found += load_instances(
-                run_module.locate(source) or source,
-                split=first["split"],
-                limit=first["max_instances"],
-                on_error=first["on_error"],
-                max_chunk_tokens=first["max_chunk_tokens"],
+                runs.locate(source) or source,
+                split=made_by.split,
+                limit=made_by.max_instances,
+                on_error=made_by.on_error,
+                max_chunk_tokens=made_by.max_chunk_tokens,
             ).instances
         except (ValueError, ImportError, OSError) as error:
             raise UsageError(plain(str(error))) from error
-    stream = StreamSettings(num_chunks=first.get("num_chunks", StreamSettings().num_chunks))
-    return found or planted_instances("held-out", first.get("max_instances", 8), 0, stream)
+    stream = StreamSettings(num_chunks=made_by.num_chunks)
+    return found or planted_instances("held-out", made_by.max_instances, 0, stream)
 
 
 def _training_instances(
-    values: Mapping[str, Any], instances: Sequence[Instance]
+    training: GRPOTraining, instances: Sequence[Instance]
 ) -> Sequence[Instance]:
     """Return the instances that notebook 04 trains on, or planted ones like them."""
-    if values["train_on"] == "planted":
-        stream = StreamSettings(num_chunks=values["num_chunks"])
-        return planted_instances("train", values["instances_per_update"], 0, stream)
+    if training.train_on == "planted":
+        stream = StreamSettings(num_chunks=training.num_chunks)
+        return planted_instances("train", training.instances_per_update, 0, stream)
     try:
-        return held_out_split(instances, values["held_out"], values["instances_per_update"])[0]
+        return held_out_split(instances, training.held_out, training.instances_per_update)[0]
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _tokens(values: Mapping[str, Any] | None) -> tuple[Any, str, PromptBuilder | None]:
+def _tokens(
+    training: GRPOTraining | None,
+) -> tuple[Callable[[str], int], str, PromptBuilder | None]:
     """Return how tokens are counted, in words too, and the builder of prompts where the tokenizer
     can be loaded without a network."""
-    if values is not None:
+    if training is not None:
         from transformers import AutoTokenizer
 
-        source, revision = _source(values["checkpoint"])
+        source, revision = _source(training.checkpoint)
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=revision, local_files_only=True
@@ -195,19 +220,78 @@ def _tokens(values: Mapping[str, Any] | None) -> tuple[Any, str, PromptBuilder |
             tokenizer = None
         if tokenizer is not None:
             try:
-                builder = prompt_builder(tokenizer, model_settings(values))
+                builder = prompt_builder(tokenizer, training.model_settings())
             except ValueError as error:
                 raise UsageError(str(error)) from error
             return (
                 lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-                f"those of {values['checkpoint']}",
+                f"those of {training.checkpoint}",
                 builder,
             )
     return count_tokens, "words and marks; the model's own are usually more", None
 
 
+class _CallTable:
+    """The calls of language models, row by row, with their cost."""
+
+    def __init__(self, resolved: Mapping[str, NotebookParameters]) -> None:
+        self.rows = [
+            (
+                "calls of language models, at most",
+                "role",
+                "calls",
+                "tokens in",
+                "tokens out",
+                "cost",
+            )
+        ]
+        self.number: dict[str, float] = {}
+        self._resolved = resolved
+        self._total: list[tuple[estimates.Calls, float]] = []
+        self._roles: dict[str, dict[str, ChatSettings]] = {}
+        for stem, values in resolved.items():
+            if path := runs.locate_models(getattr(values, "models", "")):
+                self._roles[stem] = {role: one.chat for role, one in load_roles(path).items()}
+
+    def add(
+        self,
+        asked_by: NotebookParameters,
+        what: str,
+        role: str,
+        calls: estimates.Calls,
+        *,
+        counts: bool = True,
+    ) -> None:
+        """Add the calls of a role, where a model of this notebook has it."""
+        chat = self._roles.get(_stem_of(self._resolved, asked_by), {}).get(role)
+        if chat and calls.calls:
+            cost = calls.cost(chat.price_in, chat.price_out)
+            self.rows.append((what, f"{role} {plain(chat.model)}", *self._figures(calls, cost)))
+            self.number[what] = calls.calls
+            if counts:
+                self._total.append((calls, cost))
+
+    def finish(self) -> None:
+        """Add the sums and print the table."""
+        if self._total:
+            calls, costs = zip(*self._total, strict=True)
+            columns = zip(*map(dataclasses.astuple, calls), strict=True)
+            all_calls = estimates.Calls(*map(sum, columns))
+            self.rows.append(("in all", "", *self._figures(all_calls, sum(costs))))
+        print_table(self.rows)
+        if len(self.rows) == 1:
+            print(
+                "no language model is asked: questions are made by rule, the reader is extractive"
+            )
+
+    @staticmethod
+    def _figures(calls: estimates.Calls, cost: float) -> tuple[str, str, str, str]:
+        number, tokens_in, tokens_out = (f"{value:,.0f}" for value in dataclasses.astuple(calls))
+        return number, tokens_in, tokens_out, f"{cost:,.2f}" if cost else "no price"
+
+
 def _print_calls(
-    resolved: Mapping[str, Mapping[str, Any]],
+    resolved: Mapping[str, NotebookParameters],
     instances: Sequence[Instance],
     streams: Sequence[estimates.Stream],
     trained_on: Sequence[estimates.Stream],
@@ -215,82 +299,62 @@ def _print_calls(
 ) -> dict[str, float]:
     """Print what language models are asked, as a mean and at most: a question whose items are the
     same as before is not asked again. Return the calls by what they are for."""
-    roles, asked_for = {}, {}
-    total: list[tuple[estimates.Calls, float]] = []
-    rows = [
-        ("calls of language models, at most", "role", "calls", "tokens in", "tokens out", "cost")
-    ]
-    for stem, values in resolved.items():
-        if path := run_module.locate_models(values.get("models", "")):
-            roles[stem] = {role: one.chat for role, one in load_roles(path).items()}
-    k = resolved.get(QUESTIONS, {}).get("questions_per_chunk", 0)
+    table = _CallTable(resolved)
     asked = [count_tokens(question.text) for one in instances for question in one.questions]
-    question = sum(asked) / max(len(asked), 1)
-    reads = _template("read") + question
+    reads = _template("read") + sum(asked) / max(len(asked), 1)
+    chunks = sum(len(one.chunks) for one in streams)
+    global_questions = sum(one.questions for one in streams)
+    questions = _of(resolved, QuestionGeneration)
+    k = questions.questions_per_chunk if questions else 0
 
     def on_memory(top_k: int) -> estimates.Calls:
         return estimates.Calls(1, reads + top_k * assumed.item_tokens, assumed.answer_tokens)
 
-    def shown(calls: estimates.Calls, cost: float) -> tuple[str, ...]:
-        figures = [f"{value:,.0f}" for value in dataclasses.astuple(calls)]
-        return (*figures, f"{cost:,.2f}" if cost else "no price")
+    if questions and not questions.questions:
+        tokens = sum(sum(one.chunks) for one in streams)
+        teach = chunks * _template("teach") + tokens
+        calls = estimates.Calls(chunks, teach, chunks * k * assumed.item_tokens)
+        table.add(questions, "01 chunk questions", "teacher", calls)
+        verify = k * (chunks * reads + tokens)
+        calls = estimates.Calls(chunks * k, verify, chunks * k * assumed.answer_tokens)
+        table.add(questions, "01 verified on the chunk alone", "verifier", calls)
+    if scripted := _of(resolved, MemoryAndRetrieval):
+        number = len(scripted.managers) * (chunks * k + global_questions)
+        calls = on_memory(scripted.top_k).times(number)
+        table.add(scripted, "02 scripted managers", "reader", calls)
+    if training := _of(resolved, GRPOTraining):
+        _add_training_calls(table, training, k, trained_on, on_memory(training.top_k))
+    if benchmark := _of(resolved, BenchmarkEvaluation):
+        number = (len(benchmark.managers) + benchmark.trained) * global_questions
+        calls = on_memory(benchmark.top_k).times(number)
+        table.add(benchmark, "06 benchmark", "reader", calls)
+    table.finish()
+    return table.number
 
-    def say(stem: str, what: str, role: str, calls: estimates.Calls, counts: bool = True) -> None:
-        chat: ChatSettings | None = roles.get(stem, {}).get(role)
-        if chat and calls.calls:
-            cost = calls.cost(chat.price_in, chat.price_out)
-            rows.append((what, f"{role} {plain(chat.model)}", *shown(calls, cost)))
-            asked_for[what] = calls.calls
-            if counts:
-                total.append((calls, cost))
 
-    chunks = sum(len(one.chunks) for one in streams)
-    total_chunk = sum(sum(one.chunks) for one in streams)
-    globals_ = sum(one.questions for one in streams)
-    if (values := resolved.get(QUESTIONS)) and not values.get("questions"):
-        teach = chunks * _template("teach") + total_chunk
-        say(
-            QUESTIONS,
-            "01 chunk questions",
-            "teacher",
-            estimates.Calls(chunks, teach, chunks * k * assumed.item_tokens),
-        )
-        verify = k * (chunks * reads + total_chunk)
-        say(
-            QUESTIONS,
-            "01 verified on the chunk alone",
-            "verifier",
-            estimates.Calls(chunks * k, verify, chunks * k * assumed.answer_tokens),
-        )
-    if values := resolved.get(WALK):
-        number = len(values["managers"]) * (chunks * k + globals_)
-        say(WALK, "02 scripted managers", "reader", on_memory(values["top_k"]).times(number))
-    if values := resolved.get(TRAINING):
-        per_chunk = 0 if values["train_on"] == "planted" else k  # planted streams have none
-        of_chunks = per_chunk * sum(len(one.chunks) for one in trained_on)
-        sampled, of_all = (
-            of_chunks + sum(estimates.asked_globally(one.questions, share) for one in trained_on)
-            for share in (values["question_fraction"], 1.0)
-        )
-        rollouts = values["instances_per_update"] * values["num_generations"]
-        one = on_memory(values["top_k"]).times(rollouts * sampled / len(trained_on))
-        say(TRAINING, "04 per update", "reader", one, counts=False)
-        say(TRAINING, f"04 {values['updates']} updates", "reader", one.times(values["updates"]))
-        # The manager before and after, on one of them three times more, and two scripted ones.
-        played = 2 * values["held_out"] + 6 + 2 * values["held_out"]
-        tests = on_memory(values["top_k"]).times(played * of_all / len(trained_on))
-        say(TRAINING, "04 tests before and after", "reader", tests)
-    if values := resolved.get(BENCHMARK):
-        number = (len(values["managers"]) + values["trained"]) * globals_
-        say(BENCHMARK, "06 benchmark", "reader", on_memory(values["top_k"]).times(number))
-    if total:
-        calls, costs = zip(*total, strict=True)
-        columns = zip(*map(dataclasses.astuple, calls), strict=True)
-        rows.append(("in all", "", *shown(estimates.Calls(*map(sum, columns)), sum(costs))))
-    print_table(rows)
-    if len(rows) == 1:
-        print("no language model is asked: questions are made by rule, the reader is extractive")
-    return asked_for
+def _add_training_calls(
+    table: _CallTable,
+    training: GRPOTraining,
+    k: int,
+    trained_on: Sequence[estimates.Stream],
+    answer: estimates.Calls,
+) -> None:
+    """Add the calls of notebook 04; `answer` is one call, `k` the questions of a chunk."""
+    per_chunk = 0 if training.train_on == "planted" else k  # planted streams have none
+    of_chunks = per_chunk * sum(len(one.chunks) for one in trained_on)
+    sampled, of_all = (
+        of_chunks + sum(estimates.asked_globally(one.questions, share) for one in trained_on)
+        for share in (training.question_fraction, 1.0)
+    )
+    rollouts = training.instances_per_update * training.num_generations
+    update = answer.times(rollouts * sampled / len(trained_on))
+    table.add(training, "04 per update", "reader", update, counts=False)
+    whole = update.times(training.updates)
+    table.add(training, f"04 {training.updates} updates", "reader", whole)
+    # The manager before and after, on one of them three times more, and two scripted ones.
+    played = 2 * training.held_out + 6 + 2 * training.held_out
+    tests = answer.times(played * of_all / len(trained_on))
+    table.add(training, "04 tests before and after", "reader", tests)
 
 
 def _template(name: str) -> int:
@@ -299,7 +363,7 @@ def _template(name: str) -> int:
 
 
 def _print_training(
-    values: Mapping[str, Any],
+    values: GRPOTraining,
     sizes: tuple[estimates.ModelShape, str],
     streams: Sequence[estimates.Stream],
     prompts: PromptBuilder | None,
@@ -313,26 +377,12 @@ def _print_training(
     `played` are the instances that notebook 06 plays the trained manager on.
     """
     shape, found = sizes
-    model = model_settings(values)
-    compact = isinstance(prompts, CompactPromptBuilder)
-    training = estimates.Training(
-        model=model,
-        updates=values["updates"],
-        instances_per_update=values["instances_per_update"],
-        num_generations=values["num_generations"],
-        question_fraction=values["question_fraction"],
-        top_k=values["top_k"],
-        instruction_tokens=prompts.instruction_tokens if prompts else count_tokens(INSTRUCTION),
-        max_prompt_tokens=model.max_prompt_tokens
-        or (tiny.MAX_PROMPT_TOKENS if compact else MAX_PROMPT_TOKENS),
-        max_new_tokens=model.max_new_tokens or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
-        batch_size=model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
-        tested=max(values["held_out"], played),
-    )
+    training = _planned_training(values, prompts, played)
     mean = estimates.average_work(streams, training, assumed)
-    adapter = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
+    rank = training.model.lora_rank
+    adapter = shape.lora_parameters(rank) if rank else shape.parameters
     print(
-        f"\nmodel {plain(values['checkpoint'])}: {shape.parameters:,} parameters ({found}), "
+        f"\nmodel {plain(values.checkpoint)}: {shape.parameters:,} parameters ({found}), "
         f"{adapter:,} trained"
     )
     print(
@@ -342,38 +392,86 @@ def _print_training(
         f"{mean.completion_tokens / mean.rows:,.0f} (at most {training.max_new_tokens:,}); "
         f"micro-batches of up to {mean.longest_rows} rows"
     )
+    vllm = ", sampled without vLLM, in memory beside its share"
     print(
         f"tests{' and 06' if played else ''}: {training.batch_size} prompts at a time"
-        + (", sampled without vLLM, in memory beside its share" if model.fast_inference else "")
+        + (vllm if training.model.fast_inference else "")
     )
     if card is None:
         print("no card is named, so neither its memory nor hours are estimated: give --card")
         return EXIT_CODES["ok"]
     memory = estimates.gpu_memory(shape, training, mean, card, assumed)
-    fits = estimates.fits(memory, shape, mean, card)
+    _print_memory(memory, card)
+    _print_hours(shape, training, streams, mean, card, assumed, calls, values.held_out, played)
+    if estimates.fits(memory, shape, mean, card):
+        print(f"\nfits: {memory.peak / 1e9:.1f} of {card.gb:g} GB")
+        return EXIT_CODES["ok"]
+    changes = estimates.what_would_fit(shape, streams, training, card, assumed)
+    print(
+        f"\ndoes not fit: {memory.peak / 1e9:.1f} of {card.gb:g} GB. "
+        + (
+            f"What would, each by itself: {', '.join(changes)}"
+            if changes
+            else "No change of the parameters makes it fit; take a larger card"
+        )
+    )
+    return EXIT_CODES["failed"]
+
+
+def _planned_training(
+    values: GRPOTraining, prompts: PromptBuilder | None, played: int
+) -> estimates.Training:
+    """Return the sizes of the training, with the model's defaults where a parameter is 0."""
+    model = values.model_settings()
+    compact = isinstance(prompts, CompactPromptBuilder)
+    return estimates.Training(
+        model=model,
+        updates=values.updates,
+        instances_per_update=values.instances_per_update,
+        num_generations=values.num_generations,
+        question_fraction=values.question_fraction,
+        top_k=values.top_k,
+        instruction_tokens=prompts.instruction_tokens if prompts else count_tokens(INSTRUCTION),
+        max_prompt_tokens=model.max_prompt_tokens
+        or (tiny.MAX_PROMPT_TOKENS if compact else MAX_PROMPT_TOKENS),
+        max_new_tokens=model.max_new_tokens or (tiny.MAX_NEW_TOKENS if compact else MAX_NEW_TOKENS),
+        batch_size=model.batch_size or (tiny.BATCH_SIZE if compact else BATCH_SIZE),
+        tested=max(values.held_out, played),
+    )
+
+
+def _print_memory(memory: estimates.GpuMemory, card: estimates.Card) -> None:
     parts = {
         name.removesuffix("_"): value
         for name, value in dataclasses.asdict(memory).items()
         if name != "cache_stays"
     }
+    rows = [("memory of the card, estimated", "GB")]
+    rows += [(name, f"{value / 1e9:.1f}") for name, value in parts.items()]
+    rows += [("peak", f"{memory.peak / 1e9:.1f}"), (f"{card.name} has", f"{card.gb:.1f}")]
     print()
-    print_table(
-        [
-            ("memory of the card, estimated", "GB"),
-            *(
-                (name, f"{value / 1e9:.1f}")
-                for name, value in [*parts.items(), ("peak", memory.peak)]
-            ),
-            (f"{card.name} has", f"{card.gb:.1f}"),
-        ]
-    )
+    print_table(rows)
+
+
+def _print_hours(
+    shape: estimates.ModelShape,
+    training: estimates.Training,
+    streams: Sequence[estimates.Stream],
+    mean: estimates.Work,
+    card: estimates.Card,
+    assumed: estimates.Assumptions,
+    calls: Mapping[str, float],
+    held_out: int,
+    played: int,
+) -> None:
+    """Print the time of an update by part, and the hours of everything."""
     seconds = estimates.update_seconds(
         shape, training, mean, card, assumed, calls.get("04 per update", 0)
     )
-    # Beside the updates: the manager's own seconds, and the calls of language models.
+    # In addition to the updates: the manager's own seconds, and the calls of language models.
     others = {what: 0.0 for what in calls if what[:2] in ("01", "02")}
     for what, times, number in (
-        ("04 tests before and after", 2, values["held_out"]),
+        ("04 tests before and after", 2, held_out),
         ("06 benchmark", 1, played),
     ):
         if number:
@@ -386,35 +484,19 @@ def _print_training(
         if not what.startswith("04") or what in others
     }
     total = training.updates * seconds.total + sum(others.values())
+    per_update = {
+        **dataclasses.asdict(seconds),
+        f"04 {training.updates} updates": seconds.total,
+    }
+    rows = [("time, estimated", "seconds per update", "hours in all")]
+    rows += [
+        (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
+        for name, value in per_update.items()
+    ]
+    rows += [(what, "", f"{value / 3600:.1f}") for what, value in others.items()]
     print()
-    print_table(
-        [
-            ("time, estimated", "seconds per update", "hours in all"),
-            *(
-                (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
-                for name, value in [
-                    *dataclasses.asdict(seconds).items(),
-                    (f"04 {training.updates} updates", seconds.total),
-                ]
-            ),
-            *((what, "", f"{value / 3600:.1f}") for what, value in others.items()),
-            ("in all", "", f"{total / 3600:.1f}"),
-        ]
-    )
+    print_table([*rows, ("in all", "", f"{total / 3600:.1f}")])
     print("not in these hours: loading and saving, retrieval, and answers by rule")
-    if fits:
-        print(f"\nfits: {memory.peak / 1e9:.1f} of {card.gb:g} GB")
-        return EXIT_CODES["ok"]
-    help_ = estimates.what_would_fit(shape, streams, training, card, assumed)
-    print(
-        f"\ndoes not fit: {memory.peak / 1e9:.1f} of {card.gb:g} GB. "
-        + (
-            f"What would, each by itself: {', '.join(help_)}"
-            if help_
-            else "No change of the parameters makes it fit; take a larger card"
-        )
-    )
-    return EXIT_CODES["failed"]
 
 
 def _shape(checkpoint: str) -> tuple[estimates.ModelShape, str]:

@@ -1,14 +1,10 @@
-"""What a run runs: a profile, the notebooks chosen, their parameters, and what they read.
-
-All of it is found out before any kernel starts, from the notebooks' parameters cells and source.
-"""
+"""Resolve a run's profile, notebooks, parameters and artefacts before any kernel starts."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import os
@@ -19,25 +15,40 @@ from pathlib import Path
 from typing import Any
 
 from finemem_lib.managers import loading
-from finemem_lib.managers.loading import ModelSettings, check_checkpoint, split_revision
+from finemem_lib.managers.loading import split_revision
 from finemem_lib.readers.roles import check_roles
-from finemem_lib.runs import artefacts
-from finemem_lib.runs import run as run_module
-from finemem_lib.runs.parameters import CHECKS, parameter_problems
+from finemem_lib.runs import run as runs
+from finemem_lib.runs.artefacts import ARTEFACTS
+from finemem_lib.runs.notebooks import (
+    Notebook,
+    notebooks_in,
+    numbered,
+    read_notebook,
+    writers_of,
+)
+from finemem_lib.runs.parameters import LoadsCheckpoint, NotebookParameters, ParameterError
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import real_path
 from finemem_lib.util.provenance import repository_root
 from finemem_lib.util.validation import problems_in_words
-from finemem_lib.util.yaml_files import parse_yaml, read_yaml
+from finemem_lib.util.yaml_files import read_yaml
 
 _SECRET = re.compile(r"(^|_)(key|token|secret|password|credentials?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A named set of parameters: which notebooks run, parameters for all of them that declare the
-    name, parameters for single notebooks by number, parameters the user must give, and the graphics
-    card it is made for, by its name in `planner.CARDS`."""
+    """A named set of parameters.
+
+    Attributes:
+        name: As it was given.
+        description: What it is for.
+        notebooks: A selection, as `select_notebooks` takes it.
+        parameters: Values for every notebook that has the parameter.
+        notebook_parameters: Values for single notebooks, by number or stem.
+        requires: Parameters that the user must give.
+        card: The graphics card it is made for, a name in `estimates.CARDS`; "" for none.
+    """
 
     name: str
     description: str
@@ -90,59 +101,44 @@ def load_profile(folder: Path, name: str) -> Profile:
 
 
 def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
-    """Return the notebooks ``NN_*.ipynb`` of a folder that a selection names, in their order.
+    """Return the notebooks of a folder that a selection names, in the order of their file names.
 
-    A selection is numbers and ranges, as in ``01,03-05``.
+    Args:
+        folder: Where they lie.
+        selection: Numbers, ranges and stems, as in ``01,03-05`` or ``04_short``. A number is the
+            order in a notebook's metadata, so an extra notebook whose file name begins with the
+            same digits, or that copied the metadata, runs only when its stem is given.
 
     Raises:
-        UsageError: a part is no number or range, or names no notebook.
+        UsageError: a part is none of these, or names no notebook.
     """
-    found = {int(path.name[:2]): path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    chosen: set[int] = set()
-    for part in ",".join(selection).split(","):
-        match = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
+    try:
+        found = {one.order: one.path for one in numbered(folder)}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    chosen: set[Path] = set()
+    for part in map(str.strip, ",".join(selection).split(",")):
+        if (path := folder / f"{part}.ipynb").is_file():
+            chosen.add(path)
+            continue
+        match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part)
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
         if not numbers or not {numbers[0], numbers[-1]} <= set(found):
-            have = ", ".join(path.stem for path in found.values()) or "none"
+            have = ", ".join(sorted(one.stem for one in notebooks_in(folder))) or "none"
             raise UsageError(
-                f"notebooks {part!r}: expected numbers and ranges of notebooks as in 01,03-05; "
-                f"{folder} has: {have}"
+                f"notebooks {part!r}: expected numbers and ranges of notebooks as in 01,03-05, or "
+                f"the name of one as in 04_short; {folder} has: {have}"
             )
-        chosen.update(number for number in numbers if number in found)
-    return [found[number] for number in sorted(chosen)]
-
-
-def coerce(value: Any, annotation: str) -> Any:
-    """Return a value in the type a parameters cell declares; text is read as that type.
-
-    Raises:
-        ValueError: the value does not fit, or the annotation is not bool, int, float, str or a
-            list of these.
-
-    >>> coerce("1e-5", "float"), coerce("007", "str"), coerce("true", "bool")
-    (1e-05, '007', True)
-    >>> coerce("0, 0.5", "list[float]"), coerce("a b", "list"), coerce(2, "float")
-    ([0.0, 0.5], ['a b'], 2.0)
-    """
-    from pydantic import FiniteFloat, TypeAdapter
-
-    if match := re.fullmatch(r"list(?:\[(\w+)\])?", annotation):
-        if isinstance(value, str):
-            value = parse_yaml(value if value.lstrip().startswith("[") else f"[{value}]")
-        if not isinstance(value, list):
-            raise ValueError("not a list")
-        return [coerce(item, match[1]) for item in value] if match[1] else value
-    kinds = {"bool": bool, "int": int, "float": FiniteFloat, "str": str}
-    if annotation not in kinds:
-        raise ValueError(f"declared as {annotation}, which cannot be given from outside")
-    adapter = TypeAdapter(kinds[annotation])
-    if isinstance(value, str):
-        return adapter.validate_strings(value)
-    return adapter.validate_python(value, strict=True)
+        chosen.update(found[number] for number in numbers if number in found)
+    return sorted(chosen)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what a run runs."""
+    """Add the options that choose profile, notebooks and parameters.
+
+    Args:
+        parser: That of a command.
+    """
     parser.add_argument(
         "--profile", default="default", help="a profile: a name in notebooks/profiles, or a path"
     )
@@ -151,13 +147,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of every notebook that has it; NN.NAME for one notebook",
+        help="a parameter of every notebook that has it; NN.NAME or STEM.NAME for one notebook",
     )
     parser.add_argument(
         "--notebooks",
         action="append",
         metavar="01,03-05",
-        help="which notebooks (default: the profile's)",
+        help="numbers of notebooks, or the file name of an extra one (default: the profile's)",
     )
     parser.add_argument(
         "--data",
@@ -170,7 +166,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[str, Any]]:
-    """Return the profile, the notebooks and the parameters that these options ask for.
+    """Return the profile, the notebooks and the parameters that options ask for.
+
+    Args:
+        options: Those of `add_arguments`.
 
     Raises:
         UsageError: there is no such profile or notebook, or a setting has another form.
@@ -186,7 +185,7 @@ def _given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals or not re.fullmatch(r"(\d\d\.)?[A-Za-z_]\w*", name):
+        if not equals or not re.fullmatch(r"([\w-]+\.)?[A-Za-z_]\w*", name):
             raise UsageError(f"--set {setting!r}: expected NAME=VALUE or NN.NAME=VALUE")
         if name.rpartition(".")[2] == "run_id":
             raise UsageError("--set run_id: give --run-id ID")
@@ -206,119 +205,153 @@ def resolve_parameters(
     *,
     to_run: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Return every parameter of every notebook (by name): what the user gave, else the profile,
-    else the notebook's own default. A name may carry a notebook's number, as in ``04.updates``.
+    """Return every parameter of every notebook, by the notebook's stem.
+
+    The user's value wins over the profile's, that over the one in the parameters cell, and that
+    over the model's default.
+
+    Args:
+        notebooks: Those that are chosen.
+        profile: Values for all notebooks and for single ones.
+        given: The user's values by name; a name may carry a notebook's number or stem, as in
+            ``04.updates``.
+        run_id: The run's id, a parameter of every notebook.
+        to_run: Whether what this machine cannot load is refused too.
 
     Raises:
-        UsageError: a name is unknown, a value has the wrong type or is refused by its check, two
-            contradict each other, or the file of models is not usable from here; where it is
-            `to_run`, also what this machine cannot load.
+        UsageError: a name is unknown, a value is refused, two contradict each other, or the file
+            of models is not usable from here. All problems are named.
     """
-    declared = {path.stem: _declared(path) for path in notebooks}
-    of_profile = select_notebooks(notebooks[0].parent, profile.notebooks)
-    known = {path.stem: declared.get(path.stem) or _declared(path) for path in of_profile}
+    try:
+        chosen = [read_notebook(path) for path in notebooks]
+        models = {one.stem: one.model() for one in chosen}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     for_one = {
         f"{number}.{name}": value
         for number, parameters in profile.notebook_parameters.items()
         for name, value in parameters.items()
     }
-    problems, resolved = [], {}
-    for stem, parameters in declared.items():
-        values = {name: default for name, (_, default) in parameters.items()}
+    problems: list[str] = []
+    resolved: dict[str, NotebookParameters] = {}
+    for notebook in chosen:
+        stem, model = notebook.stem, models[notebook.stem]
+        values = cell_values(notebook.path)
         for layer in (profile.parameters, for_one, given):  # later ones win, and NN.NAME over NAME
             for full_name in sorted(layer, key=lambda name: "." in name):
-                number, _, name = full_name.rpartition(".")
-                if name in parameters and number in ("", stem[:2]):
-                    annotation = parameters[name][0]
-                    try:
-                        values[name] = coerce(layer[full_name], annotation)
-                    except ValueError:
-                        problems.append(
-                            f"{stem}: {name} is {layer[full_name]!r}, expected {annotation}"
-                        )
+                prefix, _, name = full_name.rpartition(".")
+                if name in model.model_fields and notebook.answers_to(prefix):
+                    values[name] = layer[full_name]
         problems += [
             f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
             "environment variable"
-            for name in values
+            for name in model.model_fields
             if _SECRET.search(name)
         ]
-        checked = {name: value for name, value in values.items() if name in CHECKS}
-        problems += [f"{stem}: {problem}" for problem in parameter_problems(checked)]
-        problems += unusable_sources(values)
-        resolved[stem] = values | {"run_id": run_id}
-    if not problems:  # else a value may not even have the type that the settings expect
-        problems += contradictions(resolved)
+        try:
+            resolved[stem] = model.read(values | {"run_id": run_id}, texts=True)
+        except ParameterError as error:
+            problems += [f"{stem}: {problem}" for problem in error.problems]
+        else:
+            problems += unusable_sources(resolved[stem].model_dump())
     if to_run and not problems:
-        problems += cannot_load(resolved, hub_offline(resolved.values()))
-    problems += _unknown(given, declared, notebooks[0].parent)
-    problems += _unknown([*profile.parameters, *for_one], known | declared, notebooks[0].parent)
+        offline = hub_offline(one.model_dump() for one in resolved.values())
+        problems += cannot_load(resolved, offline)
+    folder = notebooks[0].parent
+    problems += _unknown(given, chosen, folder)
+    of_profile = [read_notebook(path) for path in select_notebooks(folder, profile.notebooks)]
+    known = [*chosen, *(one for one in of_profile if one.stem not in models)]
+    problems += _unknown([*profile.parameters, *for_one], known, folder)
     for name in profile.requires:
-        if not any(values.get(name) for values in resolved.values()):
+        if not any(getattr(values, name, None) for values in resolved.values()):
             option = "--data PATH" if name == "data" else f"--set {name}=VALUE"
             problems.append(f"profile {profile.name} needs {name}: give {option}")
     if problems:
         raise UsageError("\n  ".join(["parameters are refused:", *dict.fromkeys(problems)]))
-    return resolved
+    return {stem: values.model_dump() for stem, values in resolved.items()}
+
+
+def typed_parameters(
+    notebooks: Iterable[Path], values: Mapping[str, Mapping[str, Any]]
+) -> dict[str, NotebookParameters]:
+    """Return stored or resolved values as parameters, by the notebook's stem.
+
+    Args:
+        notebooks: Notebooks of a run.
+        values: All parameters by stem; a notebook that has none here is left out.
+
+    Raises:
+        ValueError: a notebook cannot be read, or its model refuses the values.
+    """
+    typed = {}
+    for path in notebooks:
+        if path.stem in values:
+            try:
+                typed[path.stem] = read_notebook(path).model().read(values[path.stem])
+            except ParameterError as error:
+                raise ValueError(f"{path.stem}: {error}") from error
+    return typed
+
+
+def cell_values(path: Path) -> dict[str, Any]:
+    """Return the values in a notebook's parameters cell, as a reader left them.
+
+    Args:
+        path: The notebook.
+
+    Raises:
+        UsageError: there is no such cell, or a value in it is no literal.
+    """
+    import papermill
+
+    try:
+        found = {
+            name: ast.literal_eval(entry["default"])
+            for name, entry in papermill.inspect_notebook(str(path)).items()
+        }
+    except Exception as error:  # nbformat, papermill and ast each raise their own
+        raise UsageError(f"the parameters of {path} are not readable: {error}") from error
+    if "run_id" not in found:
+        raise UsageError(f"{path.name} has no parameter run_id in a cell tagged 'parameters'")
+    return found
 
 
 def unusable_sources(values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the language models and the chunk questions that parameters name,
-    a key that is not set included."""
+    """Return why the language models or chunk questions that parameters name cannot be used.
+
+    Args:
+        values: The parameters of a notebook by name.
+
+    Returns:
+        One sentence per problem, for example that the variable of a key is not set.
+    """
     problems = []
     try:
-        run_module.locate_questions(values.get("questions", ""))
+        runs.locate_questions(values.get("questions", ""))
     except ValueError as error:
         problems.append(str(error))
     try:
-        if path := run_module.locate_models(values.get("models", "")):
+        if path := runs.locate_models(values.get("models", "")):
             check_roles(path)
     except (ValueError, ImportError) as error:
         problems.append(str(error))
     return problems
 
 
-def model_settings(values: Mapping[str, Any]) -> ModelSettings:
-    """Return how a notebook with these parameters loads its manager; there 0 stands for `None`.
+def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> list[str]:
+    """Return why managers cannot be loaded on this machine.
 
-    Raises:
-        ValueError: a setting is out of range, or two contradict each other.
+    There may be no CUDA device, a package may be missing, or a checkpoint.
+
+    Args:
+        parameters: Those of the notebooks, by stem.
+        offline: Whether a checkpoint on the hub must have been fetched already.
     """
-    return ModelSettings(
-        **{
-            one.name: (values[one.name] or None) if one.default is None else values[one.name]
-            for one in dataclasses.fields(ModelSettings)
-            if one.name in values
-        }
-    )
-
-
-def contradictions(resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return which notebooks' parameters cannot all hold together."""
     problems = []
-    for stem, values in resolved.items():
-        try:
-            settings = model_settings(values)
-            if "checkpoint" in values:
-                check_checkpoint(values["checkpoint"], settings)
-        except ValueError as error:
-            problems.append(f"{stem}: {error}")
-        parts, size = values.get("micro_batches", 0), values.get("num_generations", 0)
-        if parts and size % parts:
-            problems.append(
-                f"{stem}: micro_batches is {parts}, expected a divisor of "
-                f"num_generations ({size}), or 0 for that number"
-            )
-    return problems
-
-
-def cannot_load(resolved: Mapping[str, Mapping[str, Any]], offline: bool) -> list[str]:
-    """Return why the managers of these notebooks cannot be loaded on this machine: there is no CUDA
-    device, a package is missing, or a checkpoint that is not fetched where the hub is `offline`."""
-    problems = []
-    for stem, values in resolved.items():
-        if "checkpoint" not in values:
+    for stem, values in parameters.items():
+        if not isinstance(values, LoadsCheckpoint):
             continue
-        model = model_settings(values)
+        model = values.model_settings()
         asked = {
             "loader 'unsloth'": "unsloth" if model.loader == "unsloth" else "",
             "precision '4bit'": "bitsandbytes" if model.precision == "4bit" else "",
@@ -337,7 +370,7 @@ def cannot_load(resolved: Mapping[str, Mapping[str, Any]], offline: bool) -> lis
             for what, package in needed.items()
             if importlib.util.find_spec(package) is None
         ]
-        if problem := _missing_checkpoint(values["checkpoint"], offline):
+        if problem := _missing_checkpoint(values.checkpoint, offline):
             problems.append(f"{stem}: {problem}")
     return problems
 
@@ -382,13 +415,18 @@ def _missing_checkpoint(checkpoint: str, offline: bool) -> str | None:
 
 
 def hub_offline(parameters: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a run's kernels may not reach the hub, from the parameters of all its
-    notebooks: never where data comes from it, else as HF_HUB_OFFLINE says, else they may not."""
+    """Return whether a run's kernels may not reach the hub.
+
+    They may where data comes from it; else HF_HUB_OFFLINE decides, and without it they may not.
+
+    Args:
+        parameters: Those of every notebook of the run, by name.
+    """
     from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 
     for source in {source for values in parameters for source in values.get("data", ())}:
         with contextlib.suppress(ValueError):  # no such file, which is said elsewhere
-            if run_module.locate(source) is None:
+            if runs.locate(source) is None:
                 return False
     return os.environ.get("HF_HUB_OFFLINE", "1").upper() in ENV_VARS_TRUE_VALUES
 
@@ -399,38 +437,21 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _declared(path: Path) -> dict[str, tuple[str, Any]]:
-    """Return annotation and default of every parameter in a notebook's parameters cell."""
-    import papermill
-
-    try:
-        found = {
-            name: (entry["inferred_type_name"], ast.literal_eval(entry["default"]))
-            for name, entry in papermill.inspect_notebook(str(path)).items()
-        }
-    except Exception as error:  # nbformat, json, papermill and ast each raise their own
-        raise UsageError(f"the parameters of {path} are not readable: {error}") from error
-    if "run_id" not in found:
-        raise UsageError(f"{path.name} has no parameter run_id in a cell tagged 'parameters'")
-    return found
-
-
-def _unknown(
-    names: Iterable[str], declared: Mapping[str, Mapping[str, Any]], folder: Path
-) -> list[str]:
+def _unknown(names: Iterable[str], notebooks: Sequence[Notebook], folder: Path) -> list[str]:
+    """Return which names of parameters no notebook has."""
     problems = []
     for full_name in names:
-        number, _, name = full_name.rpartition(".")
-        places = [parameters for stem, parameters in declared.items() if number in ("", stem[:2])]
-        if not places:
+        prefix, _, name = full_name.rpartition(".")
+        fields = [one.model().model_fields for one in notebooks if one.answers_to(prefix)]
+        if not fields:
             problems.append(
-                f"{full_name}: notebook {number} is not chosen, only "
-                f"{', '.join(stem[:2] for stem in declared)}; choose it with --notebooks, or leave "
-                "the parameter out"
+                f"{full_name}: notebook {prefix} is not chosen, only "
+                f"{', '.join(_short_name(one) for one in notebooks)}; choose it with --notebooks, "
+                "or leave the parameter out"
             )
-        elif not any(name in parameters for parameters in places):
-            have = sorted({each for parameters in places for each in parameters} - {"run_id"})
-            owners = () if number else _who_declares(name, folder, but=declared)
+        elif not any(name in each for each in fields):
+            have = sorted({each for names in fields for each in names} - {"run_id"})
+            owners = [] if prefix else _owners(name, folder)
             problems.append(
                 f"unknown parameter {name}: it is one of {', '.join(owners)}, not of a notebook "
                 "that is chosen; choose it with --notebooks, or leave it out"
@@ -440,87 +461,79 @@ def _unknown(
     return problems
 
 
-def _who_declares(name: str, folder: Path, but: Iterable[str]) -> list[str]:
-    """Return the notebooks of a folder that have a parameter, leaving some out."""
+def _short_name(notebook: Notebook) -> str:
+    """Return what a notebook is chosen by: its number, or its stem."""
+    order = notebook.order
+    return f"{order:02}" if order and notebook.is_numbered(order) else notebook.stem
+
+
+def _owners(name: str, folder: Path) -> list[str]:
+    """Return the notebooks of a folder that have a parameter."""
     found = []
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        with contextlib.suppress(UsageError):  # one that is not chosen need not be readable
-            if path.stem not in but and name in _declared(path):
-                found.append(path.stem)
+    for one in notebooks_in(folder):
+        with contextlib.suppress(ValueError):  # one that is not chosen need not be usable
+            if name in one.model().model_fields:
+                found.append(one.stem)
     return found
 
 
 def check_reads(
     notebooks: Sequence[Path], resolved: Mapping[str, Mapping[str, Any]], reuse: str | None
 ) -> None:
-    """Check that what every notebook will load is written before it, or lies in the run `reuse`.
+    """Check that what every notebook will load is written before it, with the same seed.
+
+    Args:
+        notebooks: Those that are chosen, in order.
+        resolved: Their parameters, by stem.
+        reuse: A run that may hold what no chosen notebook writes. Its artefacts may have another
+            seed: they were chosen on purpose.
 
     Raises:
-        UsageError: an artefact would be missing.
+        UsageError: an artefact would be missing, or would have been made with another seed.
     """
     problems = []
-    for place, path in enumerate(notebooks):
-        before = {one.stem for one in notebooks[:place]}
-        for name, because in sorted(_reads(path, resolved[path.stem]).items()):
-            artefact = artefacts.ARTEFACTS.get(name)
-            if artefact is None or artefact.notebook in before:
-                continue  # a name that nobody writes is the notebook's mistake; it says so itself
-            if reuse and run_module.written_entry(run_module.run_folder(reuse), name):
-                continue
-            number, writer = path.stem[:2], artefact.notebook[:2]
-            other = "".join(
-                f", or set {number}.{each} (it is {resolved[path.stem][each]!r}) to something else"
-                for each in sorted(because)
-            )
-            where = f" and run {reuse!r} does not hold" if reuse else ""
-            problems.append(
-                f"{path.stem} reads {name}, which {artefact.notebook} writes{where}: choose it too "
-                f"(--notebooks {writer},{number}), or take it from a run that has it (--reuse RUN; "
-                f"`finemem list` shows the runs){other}"
-            )
+    written: dict[str, Notebook] = {}
+    for reader in map(read_notebook, notebooks):
+        values = resolved[reader.stem]
+        for name, because in sorted(reader.reads_under(values).items()):
+            if name not in ARTEFACTS:
+                problems.append(
+                    f"{reader.stem} reads {name}, according to its metadata; there is no such "
+                    f"artefact, expected one of {', '.join(ARTEFACTS)}"
+                )
+            elif writer := written.get(name):
+                seeds = resolved[writer.stem]["seed"], values["seed"]
+                if seeds[0] != seeds[1]:
+                    problems.append(
+                        f"{reader.stem} with seed {seeds[1]} reads {name}, which {writer.stem} "
+                        f"writes with seed {seeds[0]}; give both the same seed, or take it from "
+                        "another run with --reuse RUN"
+                    )
+            elif not (reuse and runs.written_entry(runs.run_folder(reuse), name)):
+                problems.append(_missing_artefact(reader, name, because, values, reuse))
+        written |= dict.fromkeys(reader.writes, reader)
     if problems:
         raise UsageError("\n  ".join(["artefacts would be missing:", *problems]))
 
 
-def _reads(path: Path, parameters: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Return the artefacts that a notebook's cells load by name, each with the parameters that an
-    `if` around it asks for. Branches that these parameters rule out are left out."""
-    found: dict[str, set[str]] = {}
-
-    def look(nodes: Iterable[ast.AST], because: frozenset[str]) -> None:
-        for node in nodes:
-            match node:
-                case ast.If(test=test, body=body, orelse=orelse):
-                    asked = {each.id for each in ast.walk(test) if isinstance(each, ast.Name)}
-                    if (answer := _answer(test, parameters)) is None:
-                        look([test, *body, *orelse], because)
-                    else:
-                        look(body if answer else orelse, because | asked)
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="run"), attr="load"),
-                    args=[ast.Constant(value=str(name))],
-                ):
-                    found.setdefault(name, set()).update(because)
-                case _:
-                    look(ast.iter_child_nodes(node), because)
-
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            with contextlib.suppress(SyntaxError):  # a cell with IPython's own syntax
-                look(ast.parse("".join(cell["source"])).body, frozenset())
-    return found
-
-
-def _answer(test: ast.expr, parameters: Mapping[str, Any]) -> bool | None:
-    """Return what a test that is a parameter, or compares one with a value, comes to under these
-    parameters, `None` for any other test."""
-    match test:
-        case ast.Name(id=name) if name in parameters:
-            return bool(parameters[name])
-        case ast.Compare(
-            left=ast.Name(id=name),
-            ops=[ast.Eq() | ast.NotEq() as equal],
-            comparators=[ast.Constant(value=value)],
-        ) if name in parameters:
-            return (parameters[name] == value) == isinstance(equal, ast.Eq)
-    return None
+def _missing_artefact(
+    reader: Notebook,
+    name: str,
+    because: Sequence[str],
+    values: Mapping[str, Any],
+    reuse: str | None,
+) -> str:
+    """Return which notebook writes an artefact, and what to do about it."""
+    number = _short_name(reader)
+    other = "".join(
+        f", or set {number}.{each} (it is {values[each]!r}) to something else" for each in because
+    )
+    writers = [one for one in writers_of(name, reader.path.parent) if one.stem != reader.stem]
+    if not writers:
+        return f"{reader.stem} reads {name}, which no notebook of its folder writes{other}"
+    where = f" and run {reuse!r} does not hold" if reuse else ""
+    return (
+        f"{reader.stem} reads {name}, which {writers[0].stem} writes{where}: choose it too "
+        f"(--notebooks {_short_name(writers[0])},{number}), or take it from a run that has it "
+        f"(--reuse RUN; `finemem list` shows the runs){other}"
+    )

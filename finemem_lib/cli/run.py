@@ -33,13 +33,14 @@ from finemem_lib.cli.manifest import (
 from finemem_lib.cli.profiles import (
     cannot_load,
     check_reads,
-    coerce,
     hub_offline,
     requested,
     resolve_parameters,
+    typed_parameters,
     unusable_sources,
 )
-from finemem_lib.runs.parameters import parameter_problems
+from finemem_lib.runs.notebooks import read_notebook
+from finemem_lib.runs.parameters import ParameterError
 from finemem_lib.runs.run import (
     format_metric,
     locate,
@@ -172,7 +173,8 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Man
         )
     place = Path(manifest.notebooks_dir or repository_root() / "notebooks")
     notebooks = [place / f"{entry.name}.ipynb" for entry in manifest.notebooks]
-    problems = _change_parameters(left, options.set) + _obstacles(manifest, notebooks)
+    problems = _obstacles(manifest, notebooks)
+    problems += [] if problems else _change_parameters(place, left, options.set)
     if problems:
         raise UsageError(
             "\n  ".join([f"run {options.run!r} cannot be resumed:", *dict.fromkeys(problems)])
@@ -211,35 +213,45 @@ def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
     ]
     problems += [what for parameters in left.values() for what in unusable_sources(parameters)]
     offline = hub_offline(entry.parameters for entry in manifest.notebooks)
-    return problems + cannot_load(left, offline)
+    try:
+        there = [path for path in notebooks if path.is_file()]
+        problems += cannot_load(typed_parameters(there, left), offline)
+    except ValueError as error:  # a notebook or its model has changed since the run began
+        problems.append(str(error))
+    return problems
 
 
-def _change_parameters(left: Sequence[NotebookEntry], settings: Sequence[str]) -> list[str]:
-    """Put ``NAME=VALUE`` or ``NN.NAME=VALUE`` into the parameters of the notebooks that are left;
-    return what cannot be."""
+def _change_parameters(
+    folder: Path, left: Sequence[NotebookEntry], settings: Sequence[str]
+) -> list[str]:
+    """Put ``NAME=VALUE`` or ``NN.NAME=VALUE`` into the parameters of the notebooks of `folder` that
+    are left; return what cannot be."""
     problems = []
     for setting in settings:
-        full_name, _, text = setting.partition("=")
-        number, _, name = full_name.rpartition(".")
-        having = [
-            entry.parameters
-            for entry in left
-            if number in ("", entry.name[:2]) and name in entry.parameters
-        ]
+        full_name, equals, text = setting.partition("=")
+        prefix, _, name = full_name.rpartition(".")
+        if not equals:
+            problems.append(f"--set {setting}: expected NAME=VALUE")
+            continue
         if name not in RESUMABLE:
             problems.append(
                 f"--set {setting}: a resumed run keeps its parameters but for "
                 f"{', '.join(sorted(RESUMABLE))}; start a new run for others"
             )
-        elif not having:
-            problems.append(f"--set {setting}: no notebook that is left has this parameter")
-        for parameters in having if name in RESUMABLE else ():
-            kind = type(parameters[name]).__name__
+            continue
+        found = False
+        for entry in left:
+            notebook = read_notebook(folder / f"{entry.name}.ipynb")
+            if not (notebook.answers_to(prefix) and name in entry.parameters):
+                continue
+            found = True
             try:
-                parameters[name] = coerce(text, kind)
-            except ValueError:
-                problems.append(f"--set {setting}: expected NAME=VALUE with a value of type {kind}")
-            problems += parameter_problems({name: parameters[name]})
+                changed = notebook.model().read(entry.parameters | {name: text}, texts=True)
+                entry.parameters = changed.model_dump()
+            except ParameterError as error:
+                problems += [f"--set {setting}: {problem}" for problem in error.problems]
+        if not found:
+            problems.append(f"--set {setting}: no notebook that is left has this parameter")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Artefacts by name: their files, their kinds, and the notebook that writes each."""
+"""Artefacts by name: their files, their kinds, and how each kind is written and read."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ Kind = Literal["instances", "trajectories", "updates", "table", "folder"]
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A thing notebooks hand over: its file, what is in it, the notebook that writes it, and the
-    version of its layout (count it up when a reader of the old layout would be misled)."""
+    """A file or folder that one notebook saves and others load.
+
+    Attributes:
+        file: Its name in the run's folder.
+        kind: What is in it, which decides how it is written and read.
+        version: Of its layout; increment it when a reader of the old layout would be misled.
+    """
 
     file: str
     kind: Kind
-    notebook: str
     version: int = 1
 
 
 ARTEFACTS: dict[str, Artefact] = {
-    "instances": Artefact("instances.jsonl", "instances", "01_question_generation"),
-    "question_audit": Artefact("question_audit.parquet", "table", "01_question_generation"),
-    "trajectories": Artefact("trajectories.jsonl", "trajectories", "02_memory_and_retrieval"),
-    "rewards": Artefact("rewards.parquet", "table", "03_rewards_and_credit"),
-    "training": Artefact("training.parquet", "table", "04_grpo_training"),
-    "training_updates": Artefact("training_updates", "folder", "04_grpo_training"),
-    "training_rollouts": Artefact("training_rollouts.jsonl", "updates", "04_grpo_training"),
-    "trained_manager": Artefact("trained_manager", "folder", "04_grpo_training"),
-    "trained_trajectories": Artefact(
-        "trained_trajectories.jsonl", "trajectories", "04_grpo_training"
-    ),
-    "evidence": Artefact("evidence.parquet", "table", "05_evidence_tracing"),
-    "benchmark": Artefact("benchmark.parquet", "table", "06_benchmark_evaluation"),
-    "experiment": Artefact("experiment.parquet", "table", "07_ablations_and_robustness"),
-    "experiment_streams": Artefact(
-        "experiment_streams.parquet", "table", "07_ablations_and_robustness"
-    ),
-    "rule_credits": Artefact("rule_credits.parquet", "table", "08_rules_disagree"),
+    "instances": Artefact("instances.jsonl", "instances"),
+    "question_audit": Artefact("question_audit.parquet", "table"),
+    "trajectories": Artefact("trajectories.jsonl", "trajectories"),
+    "rewards": Artefact("rewards.parquet", "table"),
+    "training": Artefact("training.parquet", "table"),
+    "training_updates": Artefact("training_updates", "folder"),
+    "training_rollouts": Artefact("training_rollouts.jsonl", "updates"),
+    "trained_manager": Artefact("trained_manager", "folder"),
+    "trained_trajectories": Artefact("trained_trajectories.jsonl", "trajectories"),
+    "evidence": Artefact("evidence.parquet", "table"),
+    "benchmark": Artefact("benchmark.parquet", "table"),
+    "experiment": Artefact("experiment.parquet", "table"),
+    "experiment_streams": Artefact("experiment_streams.parquet", "table"),
+    "rule_credits": Artefact("rule_credits.parquet", "table"),
 }
+"""Every artefact by name. Which notebook writes one stands in the metadata of that notebook."""
 
 
 def _write_records(record_type: type, path: Path, records: Any) -> None:
@@ -93,7 +94,7 @@ def _fill_folder(path: Path, fill: Callable[[Path], Any]) -> None:
     fill(path)
 
 
-_WRITERS: dict[Kind, Callable[[Path, Any], None]] = {
+WRITERS: dict[Kind, Callable[[Path, Any], None]] = {
     "instances": lambda path, value: _write_records(Instance, path, value),
     "trajectories": lambda path, value: _write_records(Trajectory, path, value),
     "updates": _write_updates,
@@ -101,7 +102,7 @@ _WRITERS: dict[Kind, Callable[[Path, Any], None]] = {
     "folder": _fill_folder,
 }
 
-_READERS: dict[Kind, Callable[[Path], Any]] = {
+READERS: dict[Kind, Callable[[Path], Any]] = {
     "instances": lambda path: read_jsonl(Instance, path.read_text(encoding="utf-8")),
     "trajectories": lambda path: read_jsonl(Trajectory, path.read_text(encoding="utf-8")),
     "updates": _read_updates,
@@ -110,7 +111,12 @@ _READERS: dict[Kind, Callable[[Path], Any]] = {
 }
 
 
-def _artefact(name: str) -> Artefact:
+def find_artefact(name: str) -> Artefact:
+    """Return an artefact by name.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
     if name not in ARTEFACTS:
         raise ValueError(f"no artefact is called {name!r}; there are {', '.join(ARTEFACTS)}")
     return ARTEFACTS[name]

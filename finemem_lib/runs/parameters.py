@@ -1,163 +1,679 @@
-"""One check per notebook parameter."""
+"""The parameters of the notebooks: one model each, with names, types, bounds, help and defaults.
+
+The parameters cell, the checks, the command line, the table of all parameters and a run's record
+come from these models.
+"""
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from finemem_lib.managers.loading import ChunkRule, Loader, MemoryRule, OperationsAs, Precision
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from finemem_lib.managers.loading import (
+    ChunkRule,
+    Loader,
+    MemoryRule,
+    ModelSettings,
+    OperationsAs,
+    Precision,
+    check_checkpoint,
+)
 from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.training.schemes import SCHEMES
 from finemem_lib.training.stops import REPORTERS, can_report
+from finemem_lib.util.yaml_files import parse_yaml
+
+MANAGERS = (*sorted(SCRIPTED), "tiny")
+MAIN = "Main parameters"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What a parameter may be: a phrase that follows "expected", and the test."""
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a value that a type and bounds cannot say.
+
+    Attributes:
+        expected: A phrase that follows "expected" in the refusal.
+        accepts: Whether a value of the right type is allowed.
+    """
 
     expected: str
     accepts: Callable[[Any], bool]
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
 
-def whole(low: int, high: int) -> Check:
-    """Accept whole numbers from `low` to `high`.
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
 
-    >>> whole(1, 9).accepts(9), whole(1, 9).accepts(0), whole(0, 1).accepts(True)
-    (True, False, False)
+    def _check(self, value: Any) -> Any:
+        if not self.accepts(value):
+            raise ValueError(self.expected)
+        return value
+
+
+@dataclass(frozen=True)
+class Rare:
+    """Marks a parameter that the parameters cell leaves out.
+
+    Attributes:
+        group: The heading above it in the table of all parameters.
     """
-    return Check(
-        f"a whole number from {low} to {high}",
-        lambda value: type(value) is int and low <= value <= high,
+
+    group: str
+
+
+class ParameterError(ValueError):
+    """Parameters are refused.
+
+    Attributes:
+        problems: One sentence per problem.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class NotebookParameters(BaseModel):
+    """The parameters of one notebook, checked; subclasses add fields to these two.
+
+    A field marked with `Rare` does not stand in the parameters cell. It is set by papermill, by the
+    command line, or by a line that a reader adds to that cell.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    run_id: Annotated[str, Field(description="folder under data/runs that the notebooks share")] = (
+        "notebook"
     )
+    seed: Annotated[
+        int, Field(ge=0, le=2**32 - 1, description="every random choice follows from it")
+    ] = 0
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Self:
+        if problems := self.contradictions():
+            raise ValueError(*problems)
+        return self
+
+    def contradictions(self) -> list[str]:
+        """Return one sentence per group of parameters that cannot hold together."""
+        return []
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], *, texts: bool = False) -> Self:
+        """Check values and return them as parameters.
+
+        Args:
+            values: Values by name; a parameter that is left out takes its default.
+            texts: Whether a text may stand for a number, a switch or a list, as on the command
+                line and in YAML, where 2e-5 is a text.
+
+        Raises:
+            ParameterError: values are refused; every problem has its sentence.
+
+        >>> RewardsAndCredit.read({"beta": "0.25"}, texts=True).beta
+        0.25
+        >>> RewardsAndCredit.read({"beta": 2.0, "top_k": True})
+        Traceback (most recent call last):
+        ...
+        finemem_lib.runs.parameters.ParameterError: beta is 2.0, expected a number from 0 to 1; \
+top_k is True, expected a whole number from 1 to 1000
+        """
+        if texts:
+            values = {name: cls._from_text(name, value) for name, value in values.items()}
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ParameterError(cls._problems(error, values)) from None
+
+    @classmethod
+    def _from_text(cls, name: str, value: Any) -> Any:
+        """Return what a text stands for in a field, the text itself where it stands for nothing."""
+        field = cls.model_fields.get(name)
+        if field is None or not isinstance(value, str):
+            return value
+        kind = _kind(field.annotation)
+        try:
+            if kind is list:
+                return parse_yaml(value if value.lstrip().startswith("[") else f"[{value}]")
+            return value if kind is str else TypeAdapter(kind).validate_strings(value)
+        except ValueError:  # refused with the others
+            return value
+
+    @classmethod
+    def _problems(cls, error: ValidationError, values: Mapping[str, Any]) -> list[str]:
+        problems: dict[str, None] = {}
+        for one in error.errors(include_url=False, include_input=False):
+            name = str(one["loc"][0]) if one["loc"] else ""
+            if not name:  # of `contradictions`
+                problems |= dict.fromkeys(map(str, one["ctx"]["error"].args))
+            elif name in cls.model_fields:
+                wanted = expected(cls.model_fields[name])
+                problems[f"{name} is {values[name]!r}, expected {wanted}"] = None
+            else:
+                have = ", ".join(sorted(set(cls.model_fields) - {"run_id"}))
+                problems[f"unknown parameter {name}; there are: {have}"] = None
+        return list(problems)
+
+    @classmethod
+    def main(cls) -> dict[str, FieldInfo]:
+        """Return the fields that stand in the parameters cell."""
+        return {name: field for name, field in cls.model_fields.items() if group_of(field) == MAIN}
+
+    @classmethod
+    def cell(cls) -> str:
+        """Return the source of the parameters cell, one line per main parameter.
+
+        >>> print(RulesDisagree.cell())
+        run_id: str = "notebook"  # folder under data/runs that the notebooks share
+        seed: int = 0  # every random choice follows from it
+        beta: float = 1.0  # share of the outcome that follows the evidence
+        top_k: int = 2  # items retrieved per question
+        """
+        return "\n".join(
+            f"{name}: {_kind(field.annotation).__name__} = {_literal(field.get_default())}"
+            f"  # {field.description}"
+            for name, field in cls.main().items()
+        )
 
 
-def real(low: float, high: float) -> Check:
-    """Accept numbers from `low` to `high`; NaN is in no range.
+def expected(field: FieldInfo) -> str:
+    """Return what a parameter may be, as a phrase that follows "expected".
 
-    >>> real(0, 1).accepts(0.5), real(0, 1).accepts(1), real(0, 1).accepts(float("nan"))
-    (True, True, False)
+    >>> expected(GRPOTraining.model_fields["question_fraction"])
+    'a number above 0 and at most 1'
     """
-    return Check(
-        f"a number from {low} to {high}",
-        lambda value: type(value) in (int, float) and low <= value <= high,
+    for rule in field.metadata:
+        if isinstance(rule, Rule):
+            return rule.expected
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(get_args(field.annotation))}"
+    kind = _kind(field.annotation)
+    if kind not in (int, float):
+        return {bool: "True or False", str: "a text", list: "a list of texts"}[kind]
+    bounds = {
+        name: getattr(each, name)
+        for each in field.metadata
+        for name in ("ge", "gt", "le")
+        if hasattr(each, name)
+    }
+    number = "a whole number" if kind is int else "a number"
+    if "gt" in bounds:
+        return f"{number} above {bounds['gt']} and at most {bounds['le']}"
+    return f"{number} from {bounds['ge']} to {bounds['le']}" if "ge" in bounds else number
+
+
+def group_of(field: FieldInfo) -> str:
+    """Return the heading of a parameter in the table of all parameters."""
+    return next((each.group for each in field.metadata if isinstance(each, Rare)), MAIN)
+
+
+def _kind(annotation: Any) -> type:
+    """Return bool, int, float, str or list."""
+    if get_origin(annotation) is Literal:
+        return str
+    kind: type = get_origin(annotation) or annotation
+    return kind
+
+
+def _literal(value: Any) -> str:
+    """Return a value as Python, texts in double quotes."""
+    is_number = isinstance(value, (bool, int, float))
+    return repr(value) if is_number else json.dumps(value, ensure_ascii=False)
+
+
+class ParameterTable:
+    """All parameters of a notebook by group: a folded table in a browser, lines elsewhere."""
+
+    def __init__(self, parameters: NotebookParameters) -> None:
+        """Take the values to show.
+
+        Args:
+            parameters: Those of the notebook.
+        """
+        self._groups: dict[str, list[tuple[str, str, str, str]]] = {}
+        for name, field in type(parameters).model_fields.items():
+            value, default = (_literal(v) for v in (getattr(parameters, name), field.get_default()))
+            row = (name, value, default, str(field.description))
+            self._groups.setdefault(group_of(field), []).append(row)
+
+    def __repr__(self) -> str:
+        lines = []
+        for group, rows in self._groups.items():
+            lines.append(group)
+            lines += [f"  {name} = {value}  # {text}" for name, value, _, text in rows]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        number = sum(map(len, self._groups.values()))
+        rare = [rows for group, rows in self._groups.items() if group != MAIN]
+        first = f"{rare[0][0][0]} = {rare[0][0][1]}" if rare else ""
+        left_out = (
+            f", with the {sum(map(len, rare))} that the parameters cell leaves out. To set one of "
+            f"them, add a line to that cell, for example <code>{html.escape(first)}</code>"
+            if rare
+            else ""
+        )
+        parts = [
+            f"<details><summary>All {number} parameters of this notebook{left_out}</summary>",
+            "<table><thead><tr><th>parameter</th><th>value</th><th>default</th><th>meaning</th>"
+            "</tr></thead>",
+        ]
+        for group, rows in self._groups.items():
+            parts.append(
+                f'<tbody><tr><th colspan="4" scope="rowgroup">{html.escape(group)}</th></tr>'
+            )
+            parts += [
+                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+                for row in rows
+            ]
+            parts.append("</tbody>")
+        return "".join([*parts, "</table></details>"])
+
+
+# ---- parameters that several notebooks share -----------------------------------------------------
+
+_UNIT = {"ge": 0, "le": 1}
+
+Texts = list[str]
+Models = Annotated[
+    str, Field(description="file that names language models by role; empty for none")
+]
+Capacity = Annotated[
+    int, Field(ge=0, le=1_000_000, description="most items the memory may hold; 0 for no limit")
+]
+TopK = Annotated[int, Field(ge=1, le=1_000, description="items retrieved per question")]
+Beta = Annotated[
+    float, Field(**_UNIT, description="share of the outcome that follows the evidence")
+]
+NumChunks = Annotated[int, Field(ge=1, le=10_000, description="chunks of a planted stream")]
+Attribution = Annotated[
+    Literal["last_write", "creation", "lineage"],
+    Field(description="the step an item speaks for; or creation, lineage"),
+]
+Credited = Annotated[
+    Literal["retrieved", "used"], Field(description="the items that share the credit; or used")
+]
+NumGenerations = Annotated[int, Field(ge=2, le=256, description="G, rollouts of each instance")]
+Updates = Annotated[int, Field(ge=0, le=100_000, description="GRPO updates")]
+PerUpdate = Annotated[int, Field(ge=1, le=1_000, description="streams or instances per update")]
+LearningRate = Annotated[float, Field(**_UNIT, description="of Adam")]
+KLCoef = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=100,
+        description="pull back to the warm start, TRL's beta; the paper has none",
+    ),
+]
+HeldOut = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=100_000,
+        description="streams or instances the managers are tested on, never trained on",
+    ),
+]
+Managers = Annotated[
+    Texts,
+    Rule(
+        f"a list of one or more of {', '.join(sorted(MANAGERS))}",
+        lambda names: bool(names) and {*names} <= {*MANAGERS},
+    ),
+]
+Resamples = Annotated[int, Field(ge=10, le=1_000_000, description="bootstrap resamples")]
+
+
+class LoadsCheckpoint(NotebookParameters):
+    """A notebook that loads a manager from the parameter `checkpoint`."""
+
+    checkpoint: Annotated[
+        str,
+        Field(
+            description="the warm start shipped with the project, a folder, or a name on the hub"
+        ),
+    ] = "tiny"
+
+    def model_settings(self) -> ModelSettings:
+        """Return how the manager is loaded, prompted and trained.
+
+        Raises:
+            ValueError: two settings contradict each other.
+        """
+        return ModelSettings()
+
+    def contradictions(self) -> list[str]:
+        try:
+            check_checkpoint(self.checkpoint, self.model_settings())
+        except ValueError as error:
+            return [str(error)]
+        return []
+
+
+# ---- the notebooks -------------------------------------------------------------------------------
+
+
+class QuestionGeneration(NotebookParameters):
+    """Notebook 01: instances and their chunk questions."""
+
+    data: Annotated[
+        Texts, Field(description="files with real instances; empty for the planted stream")
+    ] = []
+    split: Annotated[str, Field(description="split of a data set on the hub; a file has none")] = (
+        "test"
     )
+    on_error: Annotated[
+        Literal["raise", "skip"],
+        Field(description="a line that cannot be read stops the run; or skip"),
+    ] = "raise"
+    max_instances: Annotated[
+        int, Field(ge=1, le=100_000, description="instances per file, or planted streams")
+    ] = 8
+    num_chunks: NumChunks = 6
+    max_chunk_tokens: Annotated[
+        int,
+        Field(ge=16, le=1_000_000, description="a longer chunk is cut after this many tokens"),
+    ] = 4096
+    questions_per_chunk: Annotated[int, Field(ge=0, le=100, description="K of the paper")] = 5
+    models: Models = ""
+    questions: Annotated[
+        str,
+        Field(description="folder of chunk questions made ahead; empty to make them here"),
+    ] = ""
 
 
-def one_of(*choices: str) -> Check:
-    """Accept one of the given texts.
+class MemoryAndRetrieval(NotebookParameters):
+    """Notebook 02: scripted managers on the instances."""
 
-    >>> one_of("group", "batch").accepts("batch"), one_of("group").accepts("Group")
-    (True, False)
-    """
-    return Check(f"one of {', '.join(choices)}", lambda value: value in choices)
+    managers: Annotated[Managers, Field(description="scripted managers to play")] = [
+        "facts-only",
+        "insert-all",
+        "keyword",
+        "random",
+    ]
+    capacity: Capacity = 0
+    top_k: TopK = 3
+    models: Models = ""
 
 
-SWITCH = Check("True or False", lambda value: type(value) is bool)
-TEXT = Check("a text", lambda value: type(value) is str)
+class RewardsAndCredit(NotebookParameters):
+    """Notebook 03: rewards and advantages."""
 
-TEXTS = Check(
-    "a list of texts", lambda value: type(value) is list and all(type(v) is str for v in value)
+    beta: Beta = 0.5
+    w1: Annotated[
+        float, Field(ge=0, le=100, description="weight of the chunk-level step reward")
+    ] = 0.5
+    w2: Annotated[float, Field(ge=0, le=100, description="weight of the compression reward")] = 0.05
+    attribution: Attribution = "last_write"
+    credited: Credited = "retrieved"
+    unretrieved: Annotated[
+        Literal["spread", "drop"], Field(description="a question that found nothing; or drop")
+    ] = "spread"
+    scale_rewards: Annotated[
+        Literal["group", "batch", "none"],
+        Field(description="what the advantage is divided by; or batch, none"),
+    ] = "group"
+    num_generations: NumGenerations = 8
+    top_k: TopK = 3
+
+
+_TASK, _LOADING, _MEMORY, _PROMPTS, _RUN = map(
+    Rare,
+    (
+        "Task and rewards",
+        "Loading the manager",
+        "Memory of the device",
+        "Prompts and completions",
+        "Checkpoints and reports",
+    ),
 )
 
-CHECKS: dict[str, Check] = {
-    "seed": whole(0, 2**32 - 1),
-    "data": TEXTS,
-    "models": TEXT,
-    "questions": TEXT,
-    "max_instances": whole(1, 100_000),
-    "num_chunks": whole(1, 10_000),
-    "max_chunk_tokens": whole(16, 1_000_000),
-    "questions_per_chunk": whole(0, 100),
-    "managers": Check(
-        f"a list of one or more of {', '.join(sorted([*SCRIPTED, 'tiny']))}",
-        lambda value: type(value) is list and bool(value) and {*value} <= {*SCRIPTED, "tiny"},
-    ),
-    "on_error": one_of("raise", "skip"),
-    "split": TEXT,
-    "capacity": whole(0, 1_000_000),
-    "top_k": whole(1, 1_000),
-    "beta": real(0, 1),
-    "w1": real(0, 100),
-    "w2": real(0, 100),
-    "attribution": one_of("last_write", "creation", "lineage"),
-    "credited": one_of("retrieved", "used"),
-    "unretrieved": one_of("spread", "drop"),
-    "scale_rewards": one_of("group", "batch", "none"),
-    "num_generations": whole(2, 256),
-    "checkpoint": TEXT,
-    "loader": one_of(*get_args(Loader)),
-    "precision": one_of(*get_args(Precision)),
-    "max_prompt_tokens": whole(0, 1_000_000),
-    "max_new_tokens": whole(0, 1_000_000),
-    "batch_size": whole(0, 4_096),
-    "memory_rule": one_of(*get_args(MemoryRule)),
-    "chunk_rule": one_of(*get_args(ChunkRule)),
-    "operations_as": one_of(*get_args(OperationsAs)),
-    "scheme": one_of(*SCHEMES),
-    "schemes": Check(
-        f"a list of two or more different ones of {', '.join(SCHEMES)}",
-        lambda value: (
-            type(value) is list
-            and all(type(one) is str for one in value)
-            and len(value) == len({*value}) > 1
-            and {*value} <= {*SCHEMES}
+
+class GRPOTraining(LoadsCheckpoint):
+    """Notebook 04: GRPO training of a memory manager."""
+
+    train_on: Annotated[
+        Literal["planted", "instances"],
+        Field(description="planted streams, or the instances of notebook 01"),
+    ] = "planted"
+    scheme: Annotated[
+        str,
+        Rule(f"one of {', '.join(SCHEMES)}", lambda name: name in SCHEMES),
+        Field(description="reward scheme; or +CSR, +EARA, Fine-Mem"),
+    ] = "outcome-only"
+    updates: Updates = 75
+    instances_per_update: PerUpdate = 8
+    num_generations: NumGenerations = 8
+    learning_rate: LearningRate = 0.0015
+    kl_coef: KLCoef = 0.02
+    capacity: Capacity = 12
+    held_out: HeldOut = 64
+
+    entropy_coef: Annotated[
+        float,
+        _TASK,
+        Field(**_UNIT, description="weight of the entropy bonus, TRL's; the paper has none"),
+    ] = 0.02
+    beta: Annotated[Beta, _TASK] = 0.5
+    num_chunks: Annotated[NumChunks, _TASK] = 6
+    top_k: Annotated[TopK, _TASK] = 3
+    question_fraction: Annotated[
+        float,
+        _TASK,
+        Field(gt=0, le=1, description="share of the global questions asked while training"),
+    ] = 1.0
+    models: Annotated[Models, _TASK] = ""
+
+    loader: Annotated[
+        Loader,
+        _LOADING,
+        Field(description="what loads the manager; or unsloth, on a CUDA device"),
+    ] = "transformers"
+    precision: Annotated[
+        Precision, _LOADING, Field(description="of the weights; or bf16, 4bit")
+    ] = "auto"
+    lora_rank: Annotated[
+        int,
+        _LOADING,
+        Field(ge=0, le=1_024, description="rank of the adapter that is trained; 0 for all weights"),
+    ] = 0
+    lora_alpha: Annotated[
+        int,
+        _LOADING,
+        Field(ge=0, le=4_096, description="scale of the adapter; 0 for twice the rank"),
+    ] = 0
+
+    micro_batches: Annotated[
+        int,
+        _MEMORY,
+        Field(
+            ge=0,
+            le=4_096,
+            description="parts of an update's backward pass; 0 for num_generations",
         ),
-    ),
-    "num_seeds": whole(1, 1_000),
-    "jobs": whole(1, 1_024),
-    "experiments": TEXT,
-    "updates": whole(0, 100_000),
-    "instances_per_update": whole(1, 1_000),
-    "learning_rate": real(0, 1),
-    "entropy_coef": real(0, 1),
-    "kl_coef": real(0, 100),
-    "train_on": one_of("planted", "instances"),
-    "question_fraction": Check(
-        "a number above 0 and at most 1", lambda value: real(0, 1).accepts(value) and value > 0
-    ),
-    "lora_rank": whole(0, 1_024),
-    "lora_alpha": whole(0, 4_096),
-    "gradient_checkpointing": SWITCH,
-    "micro_batches": whole(0, 4_096),
-    "fast_inference": SWITCH,
-    "gpu_memory_utilization": real(0.05, 0.95),
-    "save_every": whole(1, 100_000),
-    "report_to": Check(
-        f"none, or one of {', '.join(REPORTERS)} with its package installed by pip",
-        lambda value: type(value) is str and can_report(value),
-    ),
-    "resume": SWITCH,
-    "held_out": whole(1, 100_000),
-    "source": one_of("trajectories", "trained_trajectories"),
-    "index": whole(0, 1_000_000),
-    "max_questions": whole(1, 1_000),
-    "baseline": TEXT,
-    "trained": SWITCH,
-    "resamples": whole(10, 1_000_000),
+    ] = 0
+    gradient_checkpointing: Annotated[
+        bool, _MEMORY, Field(description="compute activations again instead of keeping them")
+    ] = False
+    fast_inference: Annotated[
+        bool, _MEMORY, Field(description="sample with vLLM inside Unsloth")
+    ] = False
+    gpu_memory_utilization: Annotated[
+        float, _MEMORY, Field(ge=0.05, le=0.95, description="vLLM's share of the device")
+    ] = 0.5
+    batch_size: Annotated[
+        int,
+        _MEMORY,
+        Field(
+            ge=0,
+            le=4_096,
+            description="prompts sampled at a time in tests; 0 for the model's default",
+        ),
+    ] = 0
+
+    max_prompt_tokens: Annotated[
+        int,
+        _PROMPTS,
+        Field(ge=0, le=1_000_000, description="longest prompt; 0 for the model's default"),
+    ] = 0
+    max_new_tokens: Annotated[
+        int,
+        _PROMPTS,
+        Field(ge=0, le=1_000_000, description="longest completion; 0 for the model's default"),
+    ] = 0
+    memory_rule: Annotated[
+        MemoryRule,
+        _PROMPTS,
+        Field(description="items shown when not all fit; or relevant, recent+relevant"),
+    ] = "recent"
+    chunk_rule: Annotated[
+        ChunkRule,
+        _PROMPTS,
+        Field(description="part of a chunk shown when it is too long; or head+tail"),
+    ] = "head"
+    operations_as: Annotated[
+        OperationsAs, _PROMPTS, Field(description="how operations are asked for; or tools")
+    ] = "json"
+
+    save_every: Annotated[
+        int, _RUN, Field(ge=1, le=100_000, description="updates between checkpoints")
+    ] = 10
+    report_to: Annotated[
+        str,
+        _RUN,
+        Rule(
+            f"none, or one of {', '.join(REPORTERS)} with its package installed by pip",
+            can_report,
+        ),
+        Field(description="where curves are sent; or tensorboard, trackio, wandb"),
+    ] = "none"
+    resume: Annotated[
+        bool, _RUN, Field(description="go on from the checkpoint of a run that was stopped")
+    ] = False
+
+    def model_settings(self) -> ModelSettings:
+        return ModelSettings(
+            loader=self.loader,
+            precision=self.precision,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha or None,
+            gradient_checkpointing=self.gradient_checkpointing,
+            fast_inference=self.fast_inference,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            max_prompt_tokens=self.max_prompt_tokens or None,
+            max_new_tokens=self.max_new_tokens or None,
+            batch_size=self.batch_size or None,
+            memory_rule=self.memory_rule,
+            chunk_rule=self.chunk_rule,
+            operations_as=self.operations_as,
+        )
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.micro_batches and self.num_generations % self.micro_batches:
+            problems.append(
+                f"micro_batches is {self.micro_batches}, expected a divisor of num_generations "
+                f"({self.num_generations}), or 0 for that number"
+            )
+        return problems
+
+
+class EvidenceTracing(NotebookParameters):
+    """Notebook 05: from an answer back to the step that wrote its evidence."""
+
+    source: Annotated[
+        Literal["trajectories", "trained_trajectories"],
+        Field(description="whose trajectories; or trained_trajectories"),
+    ] = "trajectories"
+    index: Annotated[int, Field(ge=0, le=1_000_000, description="which of them to look at")] = 0
+    attribution: Attribution = "last_write"
+    credited: Credited = "retrieved"
+    max_questions: Annotated[
+        int, Field(ge=1, le=1_000, description="questions drawn in the Sankey diagram")
+    ] = 10
+    models: Models = ""
+
+
+class BenchmarkEvaluation(NotebookParameters):
+    """Notebook 06: managers compared."""
+
+    managers: Annotated[Managers, Field(description="who is compared")] = [
+        "raw-chunks",
+        "insert-all",
+        "facts-only",
+        "random",
+        "tiny",
+    ]
+    baseline: Annotated[str, Field(description="whom the others are compared with")] = "raw-chunks"
+    trained: Annotated[bool, Field(description="also the manager that notebook 04 trained")] = True
+    capacity: Capacity = 0
+    top_k: TopK = 3
+    resamples: Resamples = 1000
+    models: Models = ""
+
+    def contradictions(self) -> list[str]:
+        if self.baseline in self.managers:
+            return []
+        return [f"baseline is {self.baseline!r}, expected one of {', '.join(self.managers)}"]
+
+
+_DETAILS = Rare("Details")
+
+
+class AblationsAndRobustness(LoadsCheckpoint):
+    """Notebook 07: reward schemes trained side by side."""
+
+    schemes: Annotated[
+        Texts,
+        Rule(
+            f"a list of two or more different ones of {', '.join(SCHEMES)}",
+            lambda names: len(names) == len({*names}) > 1 and {*names} <= {*SCHEMES},
+        ),
+        Field(description="reward schemes trained here; the first is the baseline"),
+    ] = ["outcome-only", "+CSR"]
+    num_seeds: Annotated[
+        int, Field(ge=1, le=1_000, description="training runs of each, at seed, seed + 1, ...")
+    ] = 2
+    updates: Updates = 12
+    instances_per_update: PerUpdate = 8
+    num_generations: NumGenerations = 8
+    learning_rate: LearningRate = 0.0015
+    held_out: HeldOut = 32
+    capacity: Capacity = 12
+    jobs: Annotated[int, Field(ge=1, le=1_024, description="training runs at a time")] = 2
+
+    kl_coef: Annotated[KLCoef, _DETAILS] = 0.02
+    top_k: Annotated[TopK, _DETAILS] = 3
+    resamples: Annotated[Resamples, _DETAILS] = 1000
+    experiments: Annotated[
+        str, _DETAILS, Field(description="folder with the rows of the full experiments")
+    ] = "data/experiments"
+
+
+class RulesDisagree(NotebookParameters):
+    """Notebook 08: rules of credit compared on one trajectory."""
+
+    beta: Beta = 1.0
+    top_k: TopK = 2
+
+
+MODELS: dict[str, type[NotebookParameters]] = {
+    model.__name__: model
+    for model in (
+        QuestionGeneration,
+        MemoryAndRetrieval,
+        RewardsAndCredit,
+        GRPOTraining,
+        EvidenceTracing,
+        BenchmarkEvaluation,
+        AblationsAndRobustness,
+        RulesDisagree,
+    )
 }
-"""One check per parameter name, whichever notebook has it; the command line applies the same."""
-
-
-def parameter_problems(
-    parameters: Mapping[str, Any], checks: Mapping[str, Check] = CHECKS
-) -> list[str]:
-    """Return one sentence per parameter that its check refuses.
-
-    >>> parameter_problems({"beta": 2.0, "top_k": 3})
-    ['beta is 2.0, expected a number from 0 to 1']
-    """
-    problems = []
-    for name, value in parameters.items():
-        if name not in checks:
-            problems.append(f"{name} has no check; add a line for it to CHECKS in runs.py")
-        elif not _accepted(checks[name], value):
-            problems.append(f"{name} is {value!r}, expected {checks[name].expected}")
-    return problems
-
-
-def _accepted(check: Check, value: Any) -> bool:
-    try:
-        return check.accepts(value)
-    except TypeError:  # a list within a list has no hash, and is no name
-        return False
+"""The models by name, as the metadata of notebooks name them."""

@@ -10,7 +10,6 @@ last, so a notebook that was killed leaves nothing that a later one could take f
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,9 @@ from finemem_lib.data.question_store import split_source
 from finemem_lib.managers.loading import checkpoint_folder
 from finemem_lib.readers.memo import Memo
 from finemem_lib.readers.roles import REPLIES, Models, load_roles, usage_line
-from finemem_lib.runs.artefacts import _READERS, _WRITERS, _artefact
-from finemem_lib.runs.parameters import CHECKS, Check, parameter_problems
+from finemem_lib.runs.artefacts import READERS, WRITERS, find_artefact
+from finemem_lib.runs.notebooks import RUNNING, Notebook, find_notebook, read_json, writers_of
+from finemem_lib.runs.parameters import ParameterError, ParameterTable
 from finemem_lib.util.files import real_path, write_json, written_beside
 from finemem_lib.util.provenance import cpu_threads, repository_root, versions
 
@@ -136,15 +136,28 @@ def peak_memory_mb(who: int) -> float:
 class Run:
     """One notebook's part in a run; `start_run` makes it.
 
-    `data` holds the sources of the parameter `data`, files as absolute paths, `questions` that of
-    the parameter of this name; `models` are the language models of its parameter `models`, whose
-    replies all notebooks of the run share.
+    Attributes:
+        folder: The run's folder.
+        notebook: The name of the notebook, and of its record.
+        parameters: The notebook's parameters, checked.
+        data: The sources of the parameter `data`, files as absolute paths.
+        questions: The source of the parameter `questions`, "" where there is none.
+        models: The language models of the parameter `models`; all notebooks of the run share their
+            replies.
     """
 
     def __init__(
-        self, folder: Path, record: dict[str, Any], models: Models, questions: str = ""
+        self,
+        folder: Path,
+        source: Notebook,
+        parameters: Any,
+        record: dict[str, Any],
+        models: Models,
+        questions: str = "",
     ) -> None:
+        """Open the record; `start_run` has checked everything."""
         self.folder = folder
+        self.parameters = parameters
         self.models = models
         models.after_batch = self._keep_record  # a notebook that fails has said what it paid
         # replies that an earlier pass paid for stay in the sums
@@ -152,69 +165,118 @@ class Run:
         self.questions = questions
         self.notebook: str = record["notebook"]
         self.data = tuple(source["source"] for source in record["data"])
+        self._source = source
         self._record = record
         self._begun = time.monotonic()
         self._written: list[str] = []
         self._keep_record()
 
+    def show_parameters(self) -> ParameterTable:
+        """Return all parameters of the notebook with values, defaults and help, as a table."""
+        return ParameterTable(self.parameters)
+
     def load(self, name: str) -> Any:
-        """Return an artefact: records as a list, kept trajectories as groups by update, a table as
-        a DataFrame, a folder as its path. What this run lacks is taken from the run that
-        ``--reuse`` names.
+        """Return an artefact that an earlier notebook saved.
+
+        An artefact of this run must have been made with this notebook's seed, and from what lies in
+        the run now. One that this run lacks is taken from the run that ``--reuse`` names, where
+        another seed is allowed: that run was chosen for what it holds.
+
+        Args:
+            name: One of `ARTEFACTS`.
+
+        Returns:
+            Records as a list, kept trajectories as groups by update, a table as a DataFrame, a
+            folder as its path.
 
         Raises:
-            ValueError: there is no artefact of this name, or it has another version or is broken.
-            FileNotFoundError: its notebook has not written it; the message names that notebook.
+            ValueError: there is no artefact of this name, or it has another version, is broken, or
+                was made with another seed or from an artefact that has been replaced since.
+            FileNotFoundError: no notebook has written it; the message names those that do.
         """
-        artefact = _artefact(name)
+        artefact = find_artefact(name)
         reused = os.environ.get("FINEMEM_REUSE_RUN")
         for folder in (self.folder, *([run_folder(reused)] if reused else [])):
             path = folder / artefact.file
             if written := written_entry(folder, name):
                 break
         else:
-            raise FileNotFoundError(
-                f"artefact {name!r} is not in run {self.folder.name!r}; notebook "
-                f"{artefact.notebook} writes it: run that notebook first, or on the command line "
-                "choose it too with --notebooks, or name a run that has it with --reuse"
-            )
-        again = f"run notebook {artefact.notebook} again"
+            raise FileNotFoundError(self._who_writes(name))
+        again = f"run notebook {written['notebook']} again"
         if written["version"] != artefact.version:
             raise ValueError(
                 f"artefact {name!r} of run {folder.name!r} has version {written['version']}, "
                 f"expected {artefact.version}; {again}"
             )
+        self._check_origin(name, written, folder)
         try:
-            value = _READERS[artefact.kind](path)
+            value = READERS[artefact.kind](path)
         except (ValueError, OSError) as error:
             raise ValueError(f"artefact {path} cannot be read ({error}); {again}") from error
         self._record["reads"][name] = {"run_id": folder.name, "sha256": sha256(path)}
         self._keep_record()
         return value
 
-    def save(self, name: str, value: Any) -> None:
-        """Write an artefact, whole or not at all; one that this notebook wrote before is replaced.
+    def _who_writes(self, name: str) -> str:
+        writers = [one.stem for one in writers_of(name, self._source.path.parent)]
+        return f"artefact {name!r} is not in run {self.folder.name!r}; " + (
+            f"notebook {' or '.join(writers)} writes it: run that notebook first, or on the "
+            "command line choose it too with --notebooks, or name a run that has it with --reuse"
+            if writers
+            else f"no notebook in {self._source.path.parent} writes it: name one in its metadata"
+        )
 
-        `value` is a sequence of records, groups of trajectories by update, rows or a DataFrame,
-        or, for a folder, a function that fills the empty folder it is given.
+    def _check_origin(self, name: str, written: Mapping[str, Any], folder: Path) -> None:
+        """Refuse an artefact that another seed, or a replaced artefact, has gone into."""
+        writer, seed = written["notebook"], self._record["seed"]
+        made = f"artefact {name!r} of run {folder.name!r} was written by {writer}"
+        if folder == self.folder and written.get("seed", seed) != seed:
+            raise ValueError(
+                f"{made} with seed {written['seed']}, and {self.notebook} runs with seed {seed}; "
+                f"run {writer} with seed {seed} first, or give both another run_id. Nothing was "
+                "changed"
+            )
+        if found := replaced_input(folder, name):
+            replaced, user = found
+            raise ValueError(
+                f"{made}, and since then {replaced!r}, from which {user} made its artefacts, has "
+                f"been replaced in this run; run {user} and the notebooks after it again, or give "
+                f"another run_id to what {replaced!r} was made with. Nothing was changed"
+            )
+
+    def save(self, name: str, value: Any) -> None:
+        """Write an artefact, whole or not at all; one that is there already is replaced.
+
+        Args:
+            name: One of `ARTEFACTS` that the notebook's metadata name under "writes".
+            value: A sequence of records, groups of trajectories by update, rows or a DataFrame, or,
+                for a folder, a function that fills the empty folder it is given.
 
         Raises:
-            ValueError: there is no artefact of this name, or another notebook writes it.
+            ValueError: there is no artefact of this name, or the metadata do not name it.
             OSError: it could not be written; what was there before is unchanged.
         """
-        artefact = _artefact(name)
-        if artefact.notebook != self.notebook:
+        artefact = find_artefact(name)
+        if name not in self._source.writes:
             raise ValueError(
-                f"artefact {name!r} is written by {artefact.notebook}, not by {self.notebook}; "
-                "change ARTEFACTS in runs.py to move it"
+                f"artefact {name!r} is not one that {self.notebook} writes, according to its "
+                f"metadata ({', '.join(self._source.writes) or 'none'}); name it there under "
+                "finemem.writes"
             )
         path = self.folder / artefact.file
         with written_beside(path) as beside:
-            _WRITERS[artefact.kind](beside, value)
+            WRITERS[artefact.kind](beside, value)
         self._record["writes"][name] = {
             "file": artefact.file,
             "version": artefact.version,
             "sha256": sha256(path),
+            "saved": datetime.now(UTC).isoformat(),
+            "seed": self._record["seed"],
+            "reads": {
+                read: entry["sha256"]
+                for read, entry in self._record["reads"].items()
+                if entry["run_id"] == self.folder.name
+            },
         }
         self._written.append(name)
         self._keep_record()
@@ -308,72 +370,93 @@ class Run:
         write_json(_record_file(self.folder, self.notebook), self._record)
 
 
-def start_run(
-    notebook: str,
-    *,
-    run_id: str,
-    seed: int,
-    parameters: Mapping[str, Any],
-    checks: Mapping[str, Check] | None = None,
-) -> Run:
-    """Check a notebook's parameters and open its part of the run `run_id`.
+def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
+    """Check a notebook's parameters and open its part of a run.
 
-    Every parameter has a check in `CHECKS`, or in `checks` where one notebook needs its own.
+    Args:
+        notebook: The name of the notebook's file without ``.ipynb``. Its metadata name the model of
+            its parameters and its artefacts.
+        variables: Values by name, `globals()` in a notebook. Only the names of parameters are read;
+            one that is left out takes its default. A name that papermill injected and that is no
+            parameter is refused: IPython's list of cells (`In`) holds the injected cell. A line
+            with a misspelt name that a reader adds cannot be told from other code.
+
+    Returns:
+        The notebook's part in the run `run_id`; `parameters` holds the values.
 
     Raises:
         ValueError: parameters are refused (all are named at once), or a data file is missing, or
-            the file of models is not usable.
+            the file of models is not usable, or there is no such notebook.
         OSError: the run's folder cannot be written.
     """
-    parameters = {"seed": seed, **parameters}
-    problems = parameter_problems(parameters, CHECKS | dict(checks or {}))
-    if problems:
+    source = find_notebook(notebook)
+    name = source.stem if RUNNING in os.environ else notebook
+    model = source.model()
+    given = {one: variables[one] for one in model.model_fields if one in variables}
+    given |= {one: variables.get(one) for one in _injected(variables.get("In", ()))}
+    try:
+        parameters = model.read(given)
+    except ParameterError as error:
         raise ValueError(
-            f"{notebook}: {'; '.join(problems)}. Change it in the parameters cell, or with "
-            "--set NAME=VALUE on the command line"
-        )
-    data = []
-    for source in parameters.get("data", ()):
-        path = locate(source)
-        data.append(
-            {
-                "source": source if path is None else str(path),
-                "sha256": None if path is None else sha256(path),
-            }
-        )
-    if checkpoint := parameters.get("checkpoint"):
-        source = checkpoint_folder(checkpoint)
-        checkpoint = {
-            "source": checkpoint,
-            "sha256": None if source is None else sha256(source),
-            "commit": None,
-        }
-    folder = run_folder(run_id)
-    questions = locate_questions(parameters.get("questions", ""))
+            f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
+            "command line"
+        ) from None
+    values = parameters.model_dump(exclude={"run_id"})
+    folder = run_folder(parameters.run_id)
+    data = [_source_entry(one) for one in values.get("data", ())]
+    checkpoint = values.get("checkpoint")
+    questions = locate_questions(values.get("questions", ""))
     roles = None
-    if path := locate_models(parameters.get("models", "")):
+    if path := locate_models(values.get("models", "")):
         roles = load_roles(path, folder)
         _take_replies(folder)
-    earlier = read_record(folder, notebook)
+    earlier = read_record(folder, name)
     record = {
         "schema_version": RECORD_VERSION,
-        "notebook": notebook,
-        "run_id": run_id,
+        "notebook": name,
+        "run_id": parameters.run_id,
         "status": "running",
         "started": now(),
-        "seed": seed,
-        "parameters": parameters,
+        "seed": parameters.seed,
+        "parameters": values,
         "versions": versions(),
         "threads": cpu_threads(),
         "data": data,
-        "checkpoint": checkpoint,
+        "checkpoint": _checkpoint_entry(checkpoint) if checkpoint else None,
         "reads": {},
         "metrics": {},
         "models": earlier.get("models", []),
         # what an earlier pass wrote stays valid until it is replaced
         "writes": earlier.get("writes", {}),
     }
-    return Run(folder, record, Models(roles), questions)
+    return Run(folder, source, parameters, record, Models(roles), questions)
+
+
+def _injected(cells: Sequence[str]) -> set[str]:
+    """Return the names in the cells of a kernel that papermill injected."""
+    return {
+        name
+        for cell in cells
+        if cell.startswith("# Parameters\n")
+        for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)
+    }
+
+
+def _source_entry(source: str) -> dict[str, Any]:
+    path = locate(source)
+    return {
+        "source": source if path is None else str(path),
+        "sha256": None if path is None else sha256(path),
+    }
+
+
+def _checkpoint_entry(checkpoint: str) -> dict[str, Any]:
+    folder = checkpoint_folder(checkpoint)
+    return {
+        "source": checkpoint,
+        "sha256": None if folder is None else sha256(folder),
+        "commit": None,
+    }
 
 
 def _take_replies(folder: Path) -> None:
@@ -389,11 +472,11 @@ def _take_replies(folder: Path) -> None:
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
     """Return a notebook's record in a run, empty where there is none or it has another version."""
     try:
-        record = json.loads(_record_file(folder, notebook).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(_record_file(folder, notebook))
+    except ValueError:
         return {}
-    usable = isinstance(record, dict) and record.get("schema_version") == RECORD_VERSION
-    return record if usable else {}
+    known = isinstance(record, dict) and record.get("schema_version") == RECORD_VERSION
+    return record if known else {}
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
@@ -403,15 +486,55 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 
 def written_entry(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return what the record in a run says of an artefact (file, version, sha256), `None` where
-    its notebook has not written it there.
+    """Return what the records of a run say of an artefact.
+
+    Args:
+        folder: The run's folder.
+        name: One of `ARTEFACTS`.
+
+    Returns:
+        Notebook, file, version, sha256, seed and inputs, those of the notebook that saved it last;
+        `None` where no record lists it or the file is gone.
 
     Raises:
         ValueError: there is no artefact of this name.
     """
-    artefact = _artefact(name)
-    entry = read_record(folder, artefact.notebook).get("writes", {}).get(name)
-    return entry if entry and (folder / artefact.file).exists() else None
+    if not (folder / find_artefact(name).file).exists():
+        return None
+    entries = [
+        {**record["writes"][name], "notebook": record["notebook"]}
+        for record in recorded(folder)
+        if name in record["writes"]
+    ]
+    return max(entries, key=lambda entry: entry.get("saved", ""), default=None)
+
+
+def replaced_input(
+    folder: Path, name: str, seen: frozenset[str] = frozenset()
+) -> tuple[str, str] | None:
+    """Return an artefact that went into another one and has been replaced since.
+
+    Args:
+        folder: The run's folder.
+        name: The artefact whose inputs, and theirs, are compared with what lies in the run.
+        seen: Artefacts that have been compared already.
+
+    Returns:
+        The replaced artefact and the notebook that had read it; `None` where there is none.
+    """
+    entry = written_entry(folder, name)
+    if entry is None:
+        return None
+    seen |= {name}  # a notebook may replace what it has read
+    for read, digest in entry.get("reads", {}).items():
+        if read in seen:
+            continue
+        now_there = written_entry(folder, read)
+        if now_there is not None and now_there["sha256"] != digest:
+            return read, entry["notebook"]
+        if found := replaced_input(folder, read, seen):
+            return found
+    return None
 
 
 def format_metric(value: float | int | str | None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 
 from finemem_lib.cli.main import main
 from finemem_lib.cli.profiles import load_profile
-from finemem_lib.runs import parameters
+from finemem_lib.managers.loading import ModelSettings
+from finemem_lib.runs.parameters import GRPOTraining
 from finemem_lib.training import estimates
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.small_models import save_model
@@ -190,7 +192,6 @@ def test_hours_count_what_models_are_asked_and_the_trained_manager_on_every_inst
 
 def test_notebooks_04_and_06_and_the_plan_sample_as_many_prompts_at_a_time(capsys, data, tmp_path):
     """The plan's number is the loaded manager's, and that of the manager it saves for 06."""
-    from finemem_lib.cli.profiles import model_settings
     from finemem_lib.managers import tiny
     from finemem_lib.managers.model import load_manager
 
@@ -210,7 +211,7 @@ def test_notebooks_04_and_06_and_the_plan_sample_as_many_prompts_at_a_time(capsy
             f"batch_size={given}",
         )
         assert f"tests and 06: {rows} prompts at a time\n" in said
-        manager = load_manager(folder, model=model_settings({"batch_size": given, "lora_rank": 2}))
+        manager = load_manager(folder, model=ModelSettings(batch_size=given or None, lora_rank=2))
         manager.save(tmp_path / f"saved-{given}")
         assert manager.batch_size == load_manager(tmp_path / f"saved-{given}").batch_size == rows
     assert load_manager("tiny").batch_size == tiny.BATCH_SIZE == 128
@@ -299,13 +300,10 @@ def test_lengths_that_leave_no_room_are_refused(capsys, data, tmp_path):
     assert code == 2 and "max_prompt_tokens is 64, expected at least" in error
 
 
-def test_model_settings_of_the_notebook_are_all_read():
-    """A parameter of notebook 04 that the plan did not know would be planned wrongly."""
-    from dataclasses import fields
-
-    from finemem_lib.cli.profiles import _declared
-    from finemem_lib.managers.loading import ModelSettings
-
-    declared = _declared(repository_root() / "notebooks" / "04_grpo_training.ipynb")
-    assert {field.name for field in fields(ModelSettings)} <= declared.keys()
-    assert {field.name for field in fields(ModelSettings)} <= parameters.CHECKS.keys()
+def test_model_settings_are_all_parameters_of_training():
+    """A setting that could not be given would be planned wrongly."""
+    settings = {field.name for field in fields(ModelSettings)}
+    assert settings <= GRPOTraining.model_fields.keys()
+    values = {name: 2 for name in settings if GRPOTraining.model_fields[name].annotation is int}
+    given = GRPOTraining.read(values | {"gradient_checkpointing": True}).model_settings()
+    assert all(getattr(given, name) == 2 for name in values) and given.gradient_checkpointing

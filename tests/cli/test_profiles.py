@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 
-import nbformat
 import pytest
 
 from finemem_lib.cli import profiles
 from finemem_lib.cli.main import main
-from finemem_lib.cli.profiles import coerce
-from finemem_lib.runs import artefacts, parameters
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.small_notebooks import FIRST, PASS_ON, THIRD, make_notebooks, write_notebook
@@ -55,28 +51,6 @@ def test_what_the_user_gives_wins_over_the_profile_and_that_over_the_notebook(no
 
 def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebooks):
     assert resolve(notebooks, select="01", parameters={"beta": 0.1}).keys() == {FIRST}
-
-
-@pytest.mark.parametrize(
-    "code, reads",
-    [
-        ('run.load("rewards")', {"rewards": set()}),
-        ('x = make(run.load("rewards"), 1)', {"rewards": set()}),
-        (
-            'if source == "a":\n    run.load("rewards")\nelse:\n    run.load("evidence")',
-            {"rewards": {"source"}},
-        ),
-        ('if source != "a":\n    run.load("rewards")\nelif trained:\n    run.load("evidence")', {}),
-        ('if trained:\n    run.load("rewards")', {}),
-        ('if len(other) > 1:\n    run.load("rewards")', {"rewards": set()}),
-        ("%matplotlib inline", {}),
-        ("name = 'rewards'", {}),
-    ],
-)
-def test_what_a_notebook_reads_is_seen_before_it_runs(tmp_path, code, reads):
-    write_notebook(tmp_path, THIRD, "", [code])
-    parameters = {"source": "a", "trained": False, "other": [1]}
-    assert profiles._reads(tmp_path / f"{THIRD}.ipynb", parameters) == reads
 
 
 def test_evidence_of_the_trained_manager_needs_notebook_04_before_it():
@@ -124,8 +98,6 @@ def test_models_and_questions_that_cannot_be_used_are_refused_once(tmp_path, mon
     "given, said",
     [
         ({"lora_alpha": "16"}, "lora_alpha is 16 and lora_rank is 0"),
-        ({"fast_inference": "true"}, "fast_inference needs loader 'unsloth'"),
-        ({"precision": "4bit"}, "precision 4bit"),
         ({"micro_batches": "3"}, "micro_batches is 3, expected a divisor of num_generations .8."),
     ],
 )
@@ -277,86 +249,114 @@ def test_a_parameter_of_a_notebook_that_is_not_chosen_is_said_to_be_one(notebook
         resolve(notebooks, {"betta": "0.5"}, select="01")
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+SAYS = {"name": FIRST, "order": 1, "parameters": "QuestionGeneration"}
+
+
+def bare_notebook(**metadata):
+    return json.dumps(
+        {"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    ).replace('"DEEP"', DEEP)
+
+
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ("{", "are not readable"),
-        (None, "has no parameter run_id"),
+        ("{", "expected JSON"),
+        (DEEP, "within each other"),
+        ("[]", "its metadata have no entry 'finemem'"),
+        (bare_notebook(), "its metadata have no entry 'finemem'"),
+        (bare_notebook(finemem="x"), "its metadata have no entry 'finemem'"),
+        (bare_notebook(finemem=SAYS, other="DEEP"), "within each other"),
+        (bare_notebook(finemem={"name": FIRST}), "is not usable .parameters: Field required"),
+        (bare_notebook(finemem=SAYS | {"order": "1"}), "order: Input should be a valid integer"),
+        (bare_notebook(finemem=SAYS | {"parameters": "Best"}), "name the parameters 'Best', expec"),
+        (bare_notebook(finemem=SAYS | {"parameters": "no.py:Best"}), "FILE.py:CLASS"),
+        (bare_notebook(finemem=SAYS), "has no parameter run_id|are not readable"),
     ],
 )
 def test_a_notebook_that_cannot_be_parameterised_is_refused(tmp_path, content, reason):
-    if content is None:
-        content = nbformat.writes(
-            nbformat.v4.new_notebook(
-                metadata={
-                    "kernelspec": {"name": "python3", "language": "python", "display_name": "x"}
-                }
-            )
-        )
     (tmp_path / f"{FIRST}.ipynb").write_text(content)
     with pytest.raises(UsageError, match=reason):
-        resolve(tmp_path, select="01", notebooks=["01"])
+        resolve(tmp_path, select=FIRST, notebooks=[FIRST])
+
+
+def test_a_value_in_the_parameters_cell_wins_over_the_default(tmp_path):
+    write_notebook(tmp_path, THIRD, "beta: float = 0.5  # b\ncapacity: int = 0  # c\n")
+    path = tmp_path / f"{THIRD}.ipynb"
+    path.write_text(path.read_text().replace("beta: float = 0.5", "beta: float = 0.125"))
+    assert resolve(tmp_path, select="03", notebooks=["03"])[THIRD]["beta"] == 0.125
+    path.write_text(path.read_text().replace("beta: float", "betta: float"))
+    with pytest.raises(UsageError, match=f"{THIRD}: unknown parameter betta; there are: beta"):
+        resolve(tmp_path, select="03", notebooks=["03"])
 
 
 @pytest.mark.parametrize(
     "selection, expected",
     [
-        (["1"], [1]),
-        (["01,03-05"], [1, 3, 5]),
-        (["05", "01"], [1, 5]),
-        (["01-05,03"], [1, 3, 5]),
-        ([" 01 , 03 "], [1, 3]),
+        (["1"], ["01_a"]),
+        (["01,03-05"], ["01_a", "03_c", "05_e"]),
+        (["05", "01"], ["01_a", "05_e"]),
+        (["01-05,03"], ["01_a", "03_c", "05_e"]),
+        ([" 01 , 03 "], ["01_a", "03_c"]),
+        (["03_short"], ["03_short"]),
+        (["03_copy,1"], ["01_a", "03_copy"]),
+        (["03_c,3"], ["03_c"]),
     ],
 )
 def test_selections_name_notebooks_in_their_order(tmp_path, selection, expected):
-    for name in ("05_e.ipynb", "01_a.ipynb", "03_c.ipynb", "scratch.ipynb", "03_c.txt"):
-        (tmp_path / name).touch()
+    """Incident: 04_short.ipynb ran in place of 04_grpo_training.ipynb."""
+    for stem in ("05_e", "01_a", "03_c"):
+        write_notebook(tmp_path, stem)
+    write_notebook(tmp_path, "03_short", order=None)
+    write_notebook(tmp_path, "03_copy", name="03_c")
+    (tmp_path / "03_c.txt").touch()
+    (tmp_path / "scratch.ipynb").touch()
     found = profiles.select_notebooks(tmp_path, selection)
-    assert [int(path.name[:2]) for path in found] == expected
+    assert [path.stem for path in found] == expected
 
 
-@pytest.mark.parametrize(
-    "value, annotation",
-    [
-        (True, "int"),
-        (1, "bool"),
-        (1.5, "int"),
-        ("1.5", "int"),
-        (3, "str"),
-        ("x", "float"),
-        (float("nan"), "float"),
-        ("nan", "float"),
-        ("1,x", "list[int]"),
-        (3, "list"),
-        (None, "int"),
-        ("{a: b", "list"),
-        ("x", "None"),
-        ("x", "dict[str, int]"),
-        ("[1, 2", "list[int]"),
-    ],
-)
-def test_values_that_do_not_fit_the_annotation_are_refused(value, annotation):
-    with pytest.raises(ValueError):
-        coerce(value, annotation)
+def test_two_notebooks_with_the_same_number_are_refused(tmp_path):
+    for stem in ("03_c", "03_short"):
+        write_notebook(tmp_path, stem)
+    with pytest.raises(UsageError, match="03_c and 03_short .* both have the order 3"):
+        profiles.select_notebooks(tmp_path, ["03"])
 
 
-@pytest.mark.parametrize(
-    "value, annotation, expected",
-    [
-        ("12", "str", "12"),
-        ("1e-5", "float", 1e-5),
-        (1, "float", 1.0),
-        ("false", "bool", False),
-        (["a"], "list[str]", ["a"]),
-        ("[0.5, 1]", "list[float]", [0.5, 1.0]),
-        ("", "list", []),
-        (["1e-5"], "list[float]", [1e-5]),
-        ("a.jsonl", "list[str]", ["a.jsonl"]),
-    ],
-)
-def test_values_take_the_type_of_the_annotation(value, annotation, expected):
-    found = coerce(value, annotation)
-    assert found == expected and type(found) is type(expected)
+def test_an_extra_notebook_has_its_own_artefacts_and_parameters(tmp_path):
+    folder = make_notebooks(tmp_path, PASS_ON)
+    cells = ['run.save("question_audit", [])', 'run.load("instances")']
+    write_notebook(folder, "01_short", "num_chunks: int = 2  # c\n", cells, order=None)
+    found = resolve(folder, {"01.num_chunks": "3", "01_short.num_chunks": "1"}, "01,01_short")
+    assert (found[FIRST]["num_chunks"], found["01_short"]["num_chunks"]) == (3, 1)
+    chosen = profiles.select_notebooks(folder, ["01_short", "03"])
+    values = resolve(folder, select="01_short,03")
+    with pytest.raises(UsageError, match="01_short reads instances, which no notebook of its fold"):
+        profiles.check_reads(chosen, values, None)
+    write_notebook(folder, "01_short", "num_chunks: int = 2  # c\n", cells[:1], order=None)
+    profiles.check_reads(chosen, values, None)
+
+
+def test_a_copy_that_carries_the_metadata_keeps_its_own_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path / "runs"))
+    folder = make_notebooks(tmp_path / "notebooks", PASS_ON)
+    copy = folder / "01_copy.ipynb"
+    copy.write_text((folder / f"{FIRST}.ipynb").read_text())
+    start = ["run", "--notebooks-dir", str(folder), "--run-id"]
+    assert main([*start, "copied", "--notebooks", "01_copy", "--notebooks", "03"]) == 0
+    records = tmp_path / "runs" / "copied" / "records"
+    assert {path.stem for path in records.iterdir()} == {"01_copy", THIRD}
+    assert main([*start, "shipped", "--notebooks", "01"]) == 0
+    assert [path.stem for path in (tmp_path / "runs/shipped/records").iterdir()] == [FIRST]
+
+
+def test_notebooks_that_hand_over_have_the_same_seed(notebooks):
+    chosen = profiles.select_notebooks(notebooks, ["01,03"])
+    with pytest.raises(
+        UsageError,
+        match=f"{THIRD} with seed 0 reads question_audit, which {FIRST} writes with seed 6",
+    ):
+        profiles.check_reads(chosen, resolve(notebooks, {"01.seed": "6"}), None)
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=str)
@@ -367,17 +367,3 @@ def test_the_profiles_of_the_project_fit_its_notebooks(path):
     resolved = profiles.resolve_parameters(chosen, profile, given, "r", to_run=False)
     assert resolved.keys() == {notebook.stem for notebook in chosen}
     profiles.check_reads(chosen, resolved, None)
-
-
-def test_every_parameter_of_the_project_has_its_check_and_every_check_its_parameter():
-    declared = [set(profiles._declared(path)) for path in PROJECT.glob("[0-9][0-9]_*.ipynb")]
-    assert set.union(*declared) - {"run_id"} == set(parameters.CHECKS)
-
-
-def test_the_registry_names_the_notebook_that_saves_each_artefact():
-    saved = {}
-    for path in PROJECT.glob("[0-9][0-9]_*.ipynb"):
-        for cell in nbformat.read(path, as_version=4).cells:
-            names = re.findall(r"run\.save\(\s*\"(\w+)\"", cell.source)
-            saved |= dict.fromkeys(names, path.stem)
-    assert saved == {name: artefact.notebook for name, artefact in artefacts.ARTEFACTS.items()}

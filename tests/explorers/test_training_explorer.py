@@ -235,7 +235,7 @@ def test_what_training_changed_is_seen_in_the_tokens(played, trained) -> None:
 
 def test_kept_rollouts_come_back_from_a_run(played, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
-    run = run_module.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    run = run_module.start_run("04_grpo_training", {"run_id": "r"})
     run.save("training_rollouts", {1: played, 20: played[:1]})
     found = run.load("training_rollouts")
     assert {update: [len(group) for group in groups] for update, groups in found.items()} == {
@@ -252,7 +252,7 @@ def test_kept_rollouts_come_back_from_a_run(played, tmp_path, monkeypatch) -> No
 
 def test_scratch_is_kept_only_when_asked(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
-    run = run_module.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    run = run_module.start_run("04_grpo_training", {"run_id": "r"})
     folder = run.scratch("checkpoints")
     folder.mkdir(parents=True)
     (folder / "file").write_text("kept")
@@ -263,7 +263,7 @@ def test_scratch_is_kept_only_when_asked(tmp_path, monkeypatch) -> None:
 def test_checkpoints_of_an_earlier_pass_are_never_removed(tmp_path, monkeypatch, capsys) -> None:
     """Incident: Run All after a crash, with `resume` still False, destroyed the training so far."""
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
-    run = run_module.start_run("04_grpo_training", run_id="r", seed=0, parameters={})
+    run = run_module.start_run("04_grpo_training", {"run_id": "r"})
     for step in (10, 20, 30):
         (run.scratch("checkpoints", keep=True) / f"checkpoint-{step}").mkdir(parents=True)
         folder = run.scratch("checkpoints")

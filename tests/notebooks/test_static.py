@@ -6,11 +6,15 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import nbformat
 import papermill
 import pytest
 
+from finemem_lib.managers.loading import ModelSettings
+from finemem_lib.runs.artefacts import ARTEFACTS
+from finemem_lib.runs.notebooks import read_notebook, readme_table
 from tests.helpers.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -68,23 +72,57 @@ def test_at_most_two_code_cells_stand_between_prose(notebook):
     assert "ccc" not in kinds[4:]
 
 
-def test_papermill_sees_every_parameter_with_type_and_help_and_it_is_read(notebook):
-    """Incident elsewhere: a sweep ran with a declared parameter that nothing read."""
+def test_the_parameters_cell_is_the_models_and_papermill_sees_all_of_it(notebook):
+    """`python -m finemem_lib.runs.notebooks NOTEBOOK` prints the cell of a notebook's model."""
     (cell,) = tagged(notebook, "parameters")
-    declared = {
-        node.target.id for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)
-    }
-    assert len(declared) == len(cell.source.splitlines()), "one annotated parameter per line"
+    described = read_notebook(notebook["path"])
+    model = described.model()
+    assert cell.source == model.cell()
     seen = papermill.inspect_notebook(str(notebook["path"]))
-    assert set(seen) == declared
+    assert list(seen) == list(model.main())
     assert all(entry["inferred_type_name"] not in ("", "None") for entry in seen.values())
     assert all(entry["help"] for entry in seen.values())
     start = next(c for c in code_cells(notebook) if "start_run(" in c.source)
-    later = "\n".join(c.source for c in code_cells(notebook) if c is not cell)
-    names = [node.id for node in ast.walk(ast.parse(later)) if isinstance(node, ast.Name)]
-    assert not [name for name in declared if name not in names]
-    in_start = {n.id for n in ast.walk(ast.parse(start.source)) if isinstance(n, ast.Name)}
-    assert declared <= in_start, "every parameter goes through start_run, which checks it"
+    shown = ["run.show_parameters()"] if len(model.main()) < len(model.model_fields) else []
+    assert start.source.splitlines() == [
+        f'run = start_run("{described.stem}", globals())',
+        "p = run.parameters",
+        *shown,
+    ]
+
+
+def test_every_parameter_is_read_and_none_is_the_name_of_another_variable(notebook):
+    """Incident elsewhere: a sweep ran with a declared parameter that nothing read. And a variable
+    that is called like a parameter would be read as one when the notebook is run again."""
+    (cell,) = tagged(notebook, "parameters")
+    model = read_notebook(notebook["path"]).model()
+    nodes = [
+        node
+        for other in code_cells(notebook)
+        if other is not cell
+        for node in ast.walk(ast.parse(other.source))
+    ]
+    read = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "p"
+    }
+    by_the_run = {"run_id", "seed", "data", "models", "questions"}
+    by_settings = (
+        {field.name for field in fields(ModelSettings)} if "model_settings" in read else set()
+    )
+    assert set(model.model_fields) - by_the_run <= read | by_settings
+    assert read <= {*model.model_fields, "model_settings"}
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    imported = {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not (names | imported) & set(model.model_fields)
+    assigned = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    assert sum(node.id == "p" for node in assigned) == 1
 
 
 def header(notebook, word):
@@ -92,10 +130,26 @@ def header(notebook, word):
     return set(re.findall(r"`(\w+)`", match[1])) if match else set()
 
 
-def test_header_says_what_the_cells_load_and_save(notebook):
+def test_the_metadata_say_what_the_cells_load_and_save_and_the_header_says_it_too(notebook):
+    described = read_notebook(notebook["path"])
     source = "\n".join(cell.source for cell in code_cells(notebook))
-    assert header(notebook, "Reads") == set(re.findall(r"run\.load\(\s*\"(\w+)\"", source))
-    assert header(notebook, "Writes") == set(re.findall(r"run\.save\(\s*\"(\w+)\"", source))
+    loads = set(re.findall(r"run\.load\(\s*\"(\w+)\"", source))
+    saves = set(re.findall(r"run\.save\(\s*\"(\w+)\"", source))
+    assert set(described.reads) == loads == header(notebook, "Reads")
+    assert set(described.writes) == saves == header(notebook, "Writes")
+    assert loads | saves <= set(ARTEFACTS)
+    conditions = {name for each in described.reads.values() for name in each}
+    assert conditions <= set(described.model().model_fields)
+    title, question = notebook.cells[0].source.splitlines()[0:3:2]
+    assert title == f"# {described.order:02} · {described.title}"
+    assert question == described.question and described.name == described.stem
+    assert f"**Needs** {described.minutes} minute" in notebook.cells[0].source
+    assert f"on {described.hardware}, no GPU" in notebook.cells[0].source
+
+
+def test_every_artefact_is_written_by_one_notebook():
+    writes = [name for path in NOTEBOOKS for name in read_notebook(path).writes]
+    assert sorted(writes) == sorted(ARTEFACTS)
 
 
 def test_every_figure_cell_is_followed_by_a_sentence_that_says_what_to_see(notebook):
@@ -105,23 +159,9 @@ def test_every_figure_cell_is_followed_by_a_sentence_that_says_what_to_see(noteb
             assert position + 1 < len(cells) and cells[position + 1].cell_type == "markdown"
 
 
-def test_readme_table_equals_the_folder():
-    rows = re.findall(
-        r"^\| (\d\d) \| \[([^\]]+)\]\(notebooks/([^)]+)\) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| "
-        r"(.+?) \|$",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-    assert [row[2] for row in rows] == [path.name for path in NOTEBOOKS]
-    for row, path in zip(rows, NOTEBOOKS, strict=True):
-        loaded = nbformat.read(path, as_version=4)
-        title, question = loaded.cells[0].source.splitlines()[0:3:2]
-        assert title == f"# {row[0]} · {row[1]}"
-        assert question == row[3]
-        assert set(re.findall(r"`(\w+)`", row[4])) == header(loaded, "Reads")
-        assert set(re.findall(r"`(\w+)`", row[5])) == header(loaded, "Writes")
-        needs = re.search(r"\*\*Needs\*\* (\d+) minutes? on (.+), no GPU", loaded.cells[0].source)
-        assert (row[6], row[7]) == (needs[1], needs[2])
+def test_readme_table_is_made_from_the_metadata():
+    """`python -m finemem_lib.runs.notebooks` prints it."""
+    assert readme_table(ROOT / "notebooks") in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_unsloth_can_be_imported_before_what_it_rewrites():

@@ -164,7 +164,7 @@ def test_a_run_keeps_replies_and_a_run_that_reuses_it_asks_nothing(tmp_path, mon
     instance = planted_stream(seed=2)
 
     def one_pass(run_id):
-        run = start_run(NOTEBOOK, run_id=run_id, seed=0, parameters={"models": str(path)})
+        run = start_run(NOTEBOOK, {"run_id": run_id, "models": str(path)})
         reader = run.models.reader([instance])
         played = play(
             [instance], make_manager("insert-all"), RolloutSettings(num_generations=1), reader, 0
@@ -223,7 +223,7 @@ def test_a_notebook_that_fails_has_said_what_it_paid(tmp_path):
 
     with FaultServer(fails_later) as server:
         path = write(tmp_path / "models.yaml", {"reader": settings(server, concurrency=1)})
-        run = start_run(NOTEBOOK, run_id="r", seed=0, parameters={"models": str(path)})
+        run = start_run(NOTEBOOK, {"run_id": "r", "models": str(path)})
         with pytest.raises(ModelError):
             play(
                 [planted_stream(seed=2)],
@@ -240,7 +240,7 @@ def test_the_usage_of_a_run_sums_its_notebooks(tmp_path):
     with FaultServer(lambda request: "Rome") as server:
         path = write(tmp_path / "models.yaml", {"reader": settings(server)})
         for seed, notebook in enumerate((NOTEBOOK, "06_benchmark_evaluation")):
-            run = start_run(notebook, run_id="r", seed=0, parameters={"models": str(path)})
+            run = start_run(notebook, {"run_id": "r", "models": str(path)})
             instance = planted_stream(seed=seed)
             play(
                 [instance],
@@ -262,15 +262,13 @@ def test_a_run_refuses_models_and_questions_that_are_not_there(tmp_path):
         ("models", 3, "models is 3, expected a text"),
     ]:
         with pytest.raises(ValueError, match=said):
-            start_run(NOTEBOOK, run_id="r", seed=0, parameters={name: value})
+            start_run(NOTEBOOK, {"run_id": "r", name: value})
     assert not (tmp_path / "runs").exists()
 
 
 def test_relative_models_are_looked_for_from_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = start_run(
-        NOTEBOOK, run_id="r", seed=0, parameters={"models": "notebooks/models/server.yaml"}
-    )
+    run = start_run(NOTEBOOK, {"run_id": "r", "models": "notebooks/models/server.yaml"})
     assert run.models.roles["reader"].chat.model == "Qwen/Qwen3-32B"
     assert run.models.roles["reader"].chat.memo == str(run.folder / "replies.sqlite")
     assert isinstance(run.models.roles["judge"], ModelRole)

@@ -18,11 +18,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from finemem_lib.runs import artefacts, parameters
+from finemem_lib.runs import artefacts
 from finemem_lib.runs import run as run_module
 from finemem_lib.trajectory import AnsweredQuestion, Chunk, Instance, Question, Trajectory
 from finemem_lib.util.provenance import cpu_threads
 from tests.helpers.paths import ROOT
+from tests.helpers.patience import LAST_RESORT
+from tests.helpers.small_notebooks import PASS_ON, make_notebooks, write_notebook
 
 FIRST, SECOND, THIRD = "01_question_generation", "02_memory_and_retrieval", "03_rewards_and_credit"
 FOURTH = "04_grpo_training"
@@ -40,36 +42,7 @@ def runs_folder(tmp_path, monkeypatch):
 
 
 def start(notebook=FIRST, run_id="notebook", **parameters):
-    return run_module.start_run(notebook, run_id=run_id, seed=7, parameters=parameters)
-
-
-def test_every_refused_parameter_is_named_at_once_with_what_was_expected(runs_folder):
-    with pytest.raises(ValueError) as caught:
-        start(beta=2.0, top_k=True, attribution="newest", data="file.jsonl", num_chunks=3)
-    message = str(caught.value)
-    for part in (
-        "beta is 2.0, expected a number from 0 to 1",
-        "top_k is True",
-        "one of last_write",
-        "data is 'file.jsonl', expected a list of texts",
-        "--set",
-    ):
-        assert part in message
-    assert "num_chunks" not in message
-    assert not runs_folder.exists()
-
-
-def test_a_parameter_nobody_checks_is_refused_and_a_notebook_can_bring_its_own_check():
-    with pytest.raises(ValueError, match="colour has no check"):
-        start(colour="red")
-    with pytest.raises(ValueError, match="colour is 'red', expected one of blue"):
-        run_module.start_run(
-            FIRST,
-            run_id="notebook",
-            seed=0,
-            parameters={"colour": "red"},
-            checks={"colour": parameters.one_of("blue")},
-        )
+    return run_module.start_run(notebook, {"run_id": run_id, "seed": 7, **parameters})
 
 
 @pytest.mark.parametrize("run_id", ["", "../else", "a/b", ".hidden", "x" * 101, "a b"])
@@ -135,7 +108,7 @@ def test_another_version_or_a_broken_file_says_which_notebook_to_run_again(monke
     (later.folder / "instances.jsonl").write_text('{"instance_id": 3}\n')
     with pytest.raises(ValueError, match=f"(?s)cannot be read.*line 1.*run notebook {FIRST} again"):
         later.load("instances")
-    changed = artefacts.Artefact("instances.jsonl", "instances", FIRST, version=2)
+    changed = artefacts.Artefact("instances.jsonl", "instances", version=2)
     monkeypatch.setitem(artefacts.ARTEFACTS, "instances", changed)
     with pytest.raises(ValueError, match=f"version 1, expected 2; run notebook {FIRST} again"):
         later.load("instances")
@@ -144,7 +117,10 @@ def test_another_version_or_a_broken_file_says_which_notebook_to_run_again(monke
 def test_names_and_writers_are_held_to_the_registry():
     with pytest.raises(ValueError, match="no artefact is called 'rewrads'; there are .*rewards"):
         start().load("rewrads")
-    with pytest.raises(ValueError, match=f"'rewards' is written by {THIRD}, not by {FIRST}"):
+    with pytest.raises(
+        ValueError,
+        match=f"'rewards' is not one that {FIRST} writes.*instances, question_audit.*name it there",
+    ):
         start().save("rewards", [])
     with pytest.raises(TypeError, match="got a Chunk, expected Instance only"):
         start().save("instances", [Chunk("x", 1)])
@@ -169,7 +145,13 @@ def test_the_record_says_how_the_artefacts_were_made(tmp_path):
     run.finish()
     record = run_module.read_record(run.folder, FIRST)
     assert record["status"] == "ok" and record["seconds"] >= 0 and record["peak_memory_mb"] > 10
-    assert record["parameters"] == {"seed": 7, "data": [str(data), "owner/name"], "num_chunks": 4}
+    values = run.parameters.model_dump(exclude={"run_id"})
+    assert record["parameters"] == values and values["max_instances"] == 8
+    assert (values["seed"], values["data"], values["num_chunks"]) == (
+        7,
+        [str(data), "owner/name"],
+        4,
+    )
     assert [source["sha256"] for source in record["data"]] == [run_module.sha256(data), None]
     assert record["writes"]["instances"]["sha256"] == run_module.sha256(
         run.folder / "instances.jsonl"
@@ -248,6 +230,103 @@ def test_figures_are_kept_under_the_notebook_and_a_plain_name():
     assert kept["data"][0]["y"] == [1, 2]
     with pytest.raises(ValueError, match="figure name"):
         run.figure("../audit", go.Figure())
+
+
+# Whose artefact is it?
+
+
+def seeded(notebook, seed, run_id="notebook"):
+    return run_module.start_run(notebook, {"run_id": run_id, "seed": seed})
+
+
+def test_an_artefact_made_with_another_seed_is_refused_with_a_way_out():
+    """Incident: notebook 02 with seed 3 read the instances of seed 0 and replaced trajectories."""
+    seeded(FIRST, 0).save("instances", [INSTANCE])
+    with pytest.raises(
+        ValueError,
+        match=f"'instances' of run 'notebook' was written by {FIRST} with seed 0, and {SECOND} "
+        f"runs with seed 3; run {FIRST} with seed 3 first, or give both another run_id",
+    ):
+        seeded(SECOND, 3).load("instances")
+    assert seeded(SECOND, 0).load("instances") == [INSTANCE]
+
+
+def test_what_an_earlier_pass_with_another_seed_wrote_keeps_its_seed():
+    seeded(SECOND, 0).save("trajectories", [TRAJECTORY])
+    seeded(SECOND, 3)  # starts, and stops before it saves
+    with pytest.raises(ValueError, match=f"written by {SECOND} with seed 0"):
+        seeded(THIRD, 3).load("trajectories")
+    assert seeded(THIRD, 0).load("trajectories") == [TRAJECTORY]
+
+
+def test_an_artefact_made_from_one_that_was_replaced_is_refused():
+    start(FIRST).save("instances", [INSTANCE])
+    second = start(SECOND)
+    second.load("instances")
+    second.save("trajectories", [TRAJECTORY])
+    start(FIRST).save("instances", [INSTANCE])  # the same bytes: nothing has been replaced
+    assert start(THIRD).load("trajectories") == [TRAJECTORY]
+    start(FIRST).save("instances", [INSTANCE, INSTANCE])
+    with pytest.raises(
+        ValueError,
+        match=f"since then 'instances', from which {SECOND} made its artefacts, has been replaced "
+        f"in this run; run {SECOND} and the notebooks after it again",
+    ):
+        start(THIRD).load("trajectories")
+
+
+def test_replaced_inputs_are_found_through_the_artefacts_between():
+    start(FIRST).save("instances", [INSTANCE])
+    fourth = start(FOURTH)
+    fourth.load("instances")
+    fourth.save("trained_trajectories", [TRAJECTORY])
+    fifth = start("05_evidence_tracing")
+    fifth.load("trained_trajectories")
+    fifth.save("evidence", [{"step": 1}])
+    start(FIRST).save("instances", [])
+    assert run_module.replaced_input(fifth.folder, "evidence") == ("instances", FOURTH)
+
+
+def test_a_reused_run_may_have_another_seed(monkeypatch):
+    seeded(FIRST, 0, "earlier").save("instances", [INSTANCE])
+    monkeypatch.setenv("FINEMEM_REUSE_RUN", "earlier")
+    assert seeded(SECOND, 3, "later").load("instances") == [INSTANCE]
+
+
+def test_the_notebook_that_saved_an_artefact_last_is_its_writer(tmp_path, monkeypatch):
+    write_notebook(tmp_path, "02_short", cells=['run.save("trajectories", [])'])
+    monkeypatch.chdir(tmp_path)
+    start(SECOND).save("trajectories", [TRAJECTORY])
+    start("02_short").save("trajectories", [])
+    found = run_module.written_entry(start(THIRD).folder, "trajectories")
+    assert found["notebook"] == "02_short"
+    assert start(THIRD).load("trajectories") == []
+
+
+def papermill(folder, stem, *arguments):
+    """Run papermill by itself from the folder of the notebooks."""
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", f"{stem}.ipynb", f"out-{stem}.ipynb", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LAST_RESORT,
+    )
+
+
+def test_bare_papermill_mixes_no_runs_and_refuses_what_is_no_parameter(tmp_path, runs_folder):
+    folder = make_notebooks(tmp_path / "notebooks", PASS_ON)
+    assert papermill(folder, FIRST).returncode == 0
+    assert papermill(folder, THIRD).returncode == 0
+    before = run_module.sha256(runs_folder / "notebook" / "rewards.parquet")
+    other_seed = papermill(folder, THIRD, "-p", "seed", "3", "-p", "beta", "1.0")
+    assert other_seed.returncode == 1
+    assert f"written by {FIRST} with seed 0, and {THIRD} runs with seed 3" in other_seed.stderr
+    assert run_module.sha256(runs_folder / "notebook" / "rewards.parquet") == before
+    misspelt = papermill(folder, THIRD, "-p", "betta", "1.0")
+    assert misspelt.returncode == 1
+    assert "unknown parameter betta; there are: beta, capacity" in misspelt.stderr
 
 
 # Nothing half-written.

@@ -1,0 +1,244 @@
+"""What each notebook says of itself in its metadata, under the key ``finemem``.
+
+Order, parameters, artefacts read and written, minutes and hardware stand there only; the command
+line and the README's table take them from it. ``python -m finemem_lib.runs.notebooks`` prints the
+table, with a notebook's path its parameters cell.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finemem_lib.runs.artefacts import ARTEFACTS
+from finemem_lib.runs.parameters import MODELS, NotebookParameters
+from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.validation import parse_json, problems_in_words
+
+RUNNING = "FINEMEM_NOTEBOOK"
+"""The environment variable by which the command line tells a kernel its notebook's path."""
+
+
+class Notebook(BaseModel):
+    """A notebook's own description.
+
+    Attributes:
+        path: Its file.
+        name: Its name; numbers on the command line mean it only while this is the file's stem.
+        parameters: Its model: a name in `parameters.MODELS`, or ``FILE.py:CLASS`` for a file in the
+            notebook's folder.
+        order: Its number on the command line and in the README; None for an extra notebook, which
+            runs only when its stem is given.
+        title: Its title.
+        question: The question that it answers.
+        reads: Artefacts it loads, each with the parameter values under which it does; none are
+            "always".
+        writes: Artefacts it saves.
+        minutes: About how long it takes with its defaults.
+        hardware: On what.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    path: Path
+    name: str
+    parameters: str
+    order: int | None = Field(None, ge=1, le=99)
+    title: str = ""
+    question: str = ""
+    reads: dict[str, dict[str, bool | int | float | str]] = {}
+    writes: list[str] = []
+    minutes: int = Field(0, ge=0)
+    hardware: str = ""
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    def is_numbered(self, number: int) -> bool:
+        """Return whether a number on the command line means this notebook."""
+        return self.order == number and self.name == self.stem
+
+    def answers_to(self, prefix: str) -> bool:
+        """Return whether a parameter given as ``PREFIX.NAME`` is for this notebook.
+
+        Args:
+            prefix: Two digits, a notebook's stem, or "" for every notebook.
+        """
+        return prefix in ("", self.stem) or (prefix.isdigit() and self.is_numbered(int(prefix)))
+
+    def reads_under(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return the artefacts that the notebook loads under some parameters.
+
+        Args:
+            values: Every parameter of the notebook by name.
+
+        Returns:
+            By artefact, the parameters that decide that it is loaded.
+        """
+        return {
+            artefact: sorted(conditions)
+            for artefact, conditions in self.reads.items()
+            if all(values.get(name) == value for name, value in conditions.items())
+        }
+
+    def model(self) -> type[NotebookParameters]:
+        """Return the model of the parameters.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        file, colon, name = self.parameters.rpartition(":")
+        found = _load_class(self.path.parent / file, name) if colon else MODELS.get(name)
+        if isinstance(found, type) and issubclass(found, NotebookParameters):
+            return found
+        raise ValueError(
+            f"notebook {self.path}: its metadata name the parameters {self.parameters!r}, expected "
+            f"one of {', '.join(MODELS)}, or FILE.py:CLASS with a subclass of NotebookParameters "
+            "in a file beside the notebook"
+        )
+
+
+def _load_class(path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        return None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name, None)
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, is no JSON or is nested too deep to be read.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_notebook(path: Path) -> Notebook:
+    """Return what a notebook's metadata say.
+
+    Args:
+        path: An ``.ipynb`` file.
+
+    Raises:
+        ValueError: it cannot be read, or has no such metadata, or they are not usable.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"notebook {error}") from None
+    held = content.get("metadata") if isinstance(content, dict) else None
+    said = held.get("finemem") if isinstance(held, dict) else None
+    if not isinstance(said, dict):
+        raise ValueError(
+            f"notebook {path}: its metadata have no entry 'finemem', which names its parameters "
+            "and artefacts; copy that of a notebook like it and change the name"
+        )
+    try:
+        return Notebook.model_validate({**said, "path": path})
+    except ValidationError as error:
+        raise ValueError(
+            f"notebook {path}: the entry 'finemem' of its metadata is not usable "
+            f"({problems_in_words(error)}); "
+            "correct it"
+        ) from None
+
+
+def notebooks_in(folder: Path) -> list[Notebook]:
+    """Return the notebooks of a folder that have such metadata, in the order of their names."""
+    found = []
+    for path in sorted(folder.glob("*.ipynb")):
+        try:
+            found.append(read_notebook(path))
+        except ValueError:  # a scratch notebook; said where it is chosen
+            continue
+    return found
+
+
+def numbered(folder: Path) -> list[Notebook]:
+    """Return the notebooks of a folder that have a number, in the order of their numbers.
+
+    Raises:
+        ValueError: two have the same number.
+    """
+    found: dict[int, Notebook] = {}
+    for one in notebooks_in(folder):
+        if one.order is None or not one.is_numbered(one.order):
+            continue
+        if one.order in found:
+            raise ValueError(
+                f"notebooks {found[one.order].stem} and {one.stem} in {folder} both have the order "
+                f"{one.order} in their metadata; leave it out of the extra one"
+            )
+        found[one.order] = one
+    return [found[order] for order in sorted(found)]
+
+
+def writers_of(artefact: str, folder: Path) -> list[Notebook]:
+    """Return the notebooks of a folder that save an artefact, those with a number first."""
+    found = [one for one in notebooks_in(folder) if artefact in one.writes]
+    return sorted(found, key=lambda one: (one.name != one.stem, one.order or 100, one.stem))
+
+
+def find_notebook(name: str) -> Notebook:
+    """Return a notebook by name, seen from its kernel.
+
+    Args:
+        name: Its stem. Under the command line, which says which notebook is running, it is not
+            looked at.
+
+    Raises:
+        ValueError: there is no such notebook in the working directory or among the project's.
+    """
+    if running := os.environ.get(RUNNING):
+        return read_notebook(Path(running))
+    places = [Path.cwd() / f"{name}.ipynb", repository_root() / "notebooks" / f"{name}.ipynb"]
+    for path in places:
+        if path.is_file():
+            return read_notebook(path)
+    raise ValueError(
+        f"no notebook {name}.ipynb in {' or '.join(str(path.parent) for path in places)}; give "
+        "start_run the name of the notebook's own file"
+    )
+
+
+def readme_table(folder: Path) -> str:
+    """Return the README's table of the numbered notebooks of a folder, in Markdown."""
+    rows = [
+        "| # | Notebook | Question | Reads | Writes | Minutes | Hardware |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in numbered(folder):
+        reads = ", ".join(
+            f"`{artefact}`" + "".join(f" if {n} is {v}" for n, v in conditions.items())
+            for artefact, conditions in sorted(
+                one.reads.items(), key=lambda read: list(ARTEFACTS).index(read[0])
+            )
+        )
+        writes = ", ".join(f"`{name}`" for name in one.writes)
+        rows.append(
+            f"| {one.order:02} | [{one.title}](notebooks/{one.path.name}) | {one.question} | "
+            f"{reads or 'nothing'} | {writes or 'nothing'} | {one.minutes} | {one.hardware} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(read_notebook(Path(sys.argv[1])).model().cell())
+    else:
+        print(readme_table(repository_root() / "notebooks"))
