@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from finemem_lib.figures import style
 from finemem_lib.figures.selection import clicks_on, outline
-from finemem_lib.figures.style import BLUE, CATEGORIES, GREY, INK, ORANGE, label, paragraph
+from finemem_lib.figures.style import BLUE, GREY, INK, ORANGE, label, paragraph
 from finemem_lib.rewards import StepReward
 
 TERM_NAMES = {
@@ -31,31 +31,14 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
         rewards: the rewards of one trajectory, one per step.
     """
     steps = [reward.step for reward in rewards]
-    fig = go.Figure()
-    means: dict[str, float] = {}
-    for number, (term, weight) in enumerate(rewards[0].weights.items() if rewards else ()):
-        name = TERM_NAMES[term] if weight == 1 else f"{weight:g} × {TERM_NAMES[term]}"
-        values = [reward.weighted[term] for reward in rewards]
-        means[name] = style.mean(values) or 0.0
-        fig.add_bar(
-            x=steps,
-            y=style.numbers(values),
-            name=name,
-            marker={"color": CATEGORIES[number], "pattern": style.pattern(number)},
-        )
+    terms = {
+        TERM_NAMES[term] if weight == 1 else f"{weight:g} × {TERM_NAMES[term]}": [
+            reward.weighted[term] for reward in rewards
+        ]
+        for term, weight in (rewards[0].weights.items() if rewards else ())
+    }
+    means = {name: style.mean(values) or 0.0 for name, values in terms.items()}
     totals = [reward.total for reward in rewards]
-    fig.add_scatter(
-        x=steps,
-        y=style.numbers(totals),
-        name="total",
-        mode="markers",
-        marker={
-            "color": INK,
-            "symbol": "line-ew-open",
-            "size": 16,
-            "line": {"width": 3, "color": INK},
-        },
-    )
     known = [total for total in totals if total is not None]
     caption = "No step could be rewarded."
     if known:
@@ -69,12 +52,57 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
         caption += (
             f" {missing} of {len(steps)} steps have no chunk term: no question to score there."
         )
-    return style.finish(
-        fig,
+    return stacked_terms(
+        steps,
+        terms,
+        ("total", totals, 16),
         "What is each step paid for?",
         caption,
         f"Stacked bars of {len(means)} weighted reward terms for {len(steps)} steps with a mark at "
         "the total.",
+    )
+
+
+def stacked_terms(
+    steps: Sequence[int],
+    terms: Mapping[str, Sequence[float | None]],
+    mark: tuple[str, Sequence[float | None], int],
+    title: str,
+    caption: str,
+    alt: str,
+) -> go.Figure:
+    """Return bars of weighted reward terms stacked at every step, and a mark at each.
+
+    Args:
+        steps: the steps, from 1.
+        terms: name of each term -> its value at every step (`None`: no bar).
+        mark: name, values and width in pixels of the marks.
+        title: title of the figure.
+        caption: caption of the figure.
+        alt: alt text of the figure.
+    """
+    fig = go.Figure()
+    for number, (name, values) in enumerate(terms.items()):
+        fig.add_bar(
+            x=steps,
+            y=style.numbers(values),
+            name=name,
+            marker={"color": style.series_color(number), "pattern": style.pattern(number)},
+        )
+    name, values, size = mark
+    line = {"width": 3, "color": INK}
+    fig.add_scatter(
+        x=steps,
+        y=style.numbers(values),
+        name=name,
+        mode="markers",
+        marker={"color": INK, "symbol": "line-ew-open", "size": size, "line": line},
+    )
+    return style.finish(
+        fig,
+        title,
+        caption,
+        alt,
         400,
         barmode="relative",
         xaxis=style.count_axis(len(steps)),

@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 
 from finemem_lib.advantages import ScaleRewards, dead_groups, group_relative
 from finemem_lib.figures import style
-from finemem_lib.figures.rewards import TERM_NAMES
+from finemem_lib.figures.rewards import TERM_NAMES, stacked_terms
 from finemem_lib.figures.selection import outcome_name
-from finemem_lib.figures.style import CATEGORIES, INK, label
+from finemem_lib.figures.style import INK, label
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.training.schemes import Scheme, reward_terms, scheme_of, scheme_weights
 from finemem_lib.trajectory import Step, Trajectory
@@ -346,43 +346,24 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
     """
     steps = list(range(1, group.num_steps + 1))
     rows = group.terms[rollout]
-    fig = go.Figure()
-    for number, term in enumerate(rows[0] if rows else ()):
-        fig.add_bar(
-            x=steps,
-            y=style.numbers(terms[term] for terms in rows),
-            name=TERMS.get(term, term),
-            marker={"color": CATEGORIES[number], "pattern": style.pattern(number)},
-        )
+    terms = {
+        TERMS.get(term, term): [paid[term] for paid in rows] for term in (rows[0] if rows else ())
+    }
     means = [style.mean(rewards[t] for rewards in group.rewards) for t in range(group.num_steps)]
-    fig.add_scatter(
-        x=steps,
-        y=style.numbers(means),
-        name="mean of the group",
-        mode="markers",
-        marker={
-            "color": INK,
-            "symbol": "line-ew-open",
-            "size": 18,
-            "line": {"width": 3, "color": INK},
-        },
-    )
     above = [
         step
         for step, advantage in zip(steps, group.advantages[rollout], strict=True)
         if advantage is not None and advantage > 0
     ]
-    return style.finish(
-        fig,
+    return stacked_terms(
+        steps,
+        terms,
+        ("mean of the group", means, 18),
         f"Rollout {rollout + 1}: what each step is paid for",
         f"{len(above)} of {len(steps)} steps earned more than the mean of their group"
         f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.",
         f"Stacked bars of the weighted reward terms of {len(steps)} steps, with a mark at the mean "
         "of the group.",
-        400,
-        barmode="relative",
-        xaxis=style.count_axis(len(steps)),
-        yaxis={"title_text": "reward r<sub>t</sub> (weighted terms)"},
     )
 
 
