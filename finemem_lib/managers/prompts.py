@@ -237,7 +237,9 @@ class PromptBuilder:
             logprobs: Log-probabilities (nats) of their tokens, where the sampler knows them; those
                 of a completion with a value that is not finite are left out.
         """
-        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            [list(ids) for ids in completion_ids], skip_special_tokens=True
+        )
         return [
             Completion(
                 text,
@@ -279,17 +281,20 @@ class PromptBuilder:
         return self._count(chunk)
 
     def _render(self, lines: Sequence[str], chunk: str) -> str:
-        return self.tokenizer.apply_chat_template(
+        tools: Any = OPERATION_TOOLS if self.operations_as == "tools" else None
+        prompt: Any = self.tokenizer.apply_chat_template(
             self._messages(lines, chunk),
             tokenize=False,
             add_generation_prompt=True,
-            tools=OPERATION_TOOLS if self.operations_as == "tools" else None,
+            tools=tools,
             enable_thinking=False,
             date_string="26 Jul 2024",  # Llama's template would write today's into every prompt
         )
+        return str(prompt)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _uncached_count(self, text: str) -> int:
         return len(self._encode(text))
@@ -347,7 +352,7 @@ def prompt_builder(
         ValueError: `max_prompt_tokens` leaves no room, or the tiny manager is to call tools.
     """
     settings = settings or ModelSettings()
-    rules = {
+    rules: dict[str, Any] = {
         "memory_rule": settings.memory_rule,
         "chunk_rule": settings.chunk_rule,
         "operations_as": settings.operations_as,

@@ -82,7 +82,8 @@ def _planted_facts(observation: Observation) -> list[list[dict[str, Any]]]:
             "oracle managers need; use insert-all or keyword here (on the command line: "
             "--profile real)"
         )
-    return facts[: observation.step]
+    known: list[list[dict[str, Any]]] = facts[: observation.step]
+    return known
 
 
 class FactsOnly(ScriptedManager):

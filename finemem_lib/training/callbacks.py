@@ -34,7 +34,8 @@ class WholeUpdates(TrainerCallback):
     def on_train_begin(self, *arguments: Any, **settings: Any) -> None:
         self.begun = True
 
-    def on_pre_optimizer_step(self, *arguments: Any, model: Any, **settings: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **settings: Any) -> None:
+        model = settings["model"]
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         scaled = self.trainer.accelerator.scaler is not None  # fp16 skips such updates itself
         if not scaled:

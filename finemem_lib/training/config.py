@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 
 
 def grpo_config(
@@ -48,7 +48,7 @@ def grpo_config(
         ValueError: `micro_batches` does not divide num_generations.
     """
     import torch
-    from trl import GRPOConfig
+    from trl import GRPOConfig  # type: ignore[attr-defined]  # TRL exports its names lazily
 
     micro_batches = micro_batches or num_generations
     if num_generations % micro_batches:

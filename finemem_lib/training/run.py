@@ -195,7 +195,7 @@ class TrainingRun:
     def _run(self, trainer: StepGRPO, last: Path | None) -> bool:
         """Train until the end or a stop; return whether an interrupt ended it."""
         try:
-            trainer.train(resume_from_checkpoint=last and str(last))
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         except (KeyboardInterrupt, Exception) as stop:
             begun = trainer.whole_updates.begun
             if begun and self.output_dir is not None:

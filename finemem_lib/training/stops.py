@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finemem_lib.managers.loading import VLLM_HAS_NO_ROOM, ModelSettings, first_line
 
 if TYPE_CHECKING:
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 
     from finemem_lib.managers.prompts import PromptBuilder
 

@@ -55,11 +55,10 @@ from finemem_lib.trajectory import Instance, Step, Trajectory
 
 if TYPE_CHECKING:
     import torch
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
 
-    _GRPOTrainer = GRPOTrainer
-else:
-    _GRPOTrainer = object  # TRL's class is put in its place by `load_trainer_class`
+# TRL's GRPOTrainer is put in its place by `trainer_class`; its own types are partly missing.
+_GRPOTrainer: Any = object
 
 READ_FROM = "1.14.2"
 """The version of TRL whose private methods are overridden here."""
@@ -122,7 +121,7 @@ def load_trainer_class(unsloth: bool = False) -> type[StepGRPO]:
 @functools.cache
 def trainer_class(unsloth: bool) -> type[StepGRPO]:
     """Make the trainer class on TRL's present GRPOTrainer; see `load_trainer_class`."""
-    from trl import GRPOTrainer
+    from trl import GRPOTrainer  # type: ignore[attr-defined]  # TRL exports its names lazily
 
     # Unsloth computes log-probabilities its own way, without padding.
     bases = (StepGRPO, GRPOTrainer) if unsloth else (StepGRPO, LikeLengthRows, GRPOTrainer)
@@ -182,7 +181,7 @@ class StepGRPO(_GRPOTrainer):
 
         from finemem_lib.training.callbacks import WholeUpdates
 
-        needed = args.generation_batch_size // args.num_generations
+        needed = (args.generation_batch_size or 1) // (args.num_generations or 1)
         if len(instances) < needed:
             raise ValueError(
                 f"StepGRPOTrainer: got {len(instances)} instances, expected at least "
@@ -229,7 +228,7 @@ class StepGRPO(_GRPOTrainer):
         self.whole_updates = WholeUpdates(self)
         self.add_callback(self.whole_updates)
 
-    def _prepare_sampling(self, args: GRPOConfig, tokenizer: Any) -> bool:
+    def _prepare_sampling(self, args: Any, tokenizer: Any) -> bool:
         """Return whether `sample_completions` samples; where TRL does, forbid the pad token.
 
         A sampled pad token would be masked out by Unsloth, which knows no other padding.
