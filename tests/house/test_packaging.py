@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,18 @@ def test_every_declared_dependency_is_pinned_inside_its_range():
         version = pins().get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} has no line in constraints.txt"
         assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
+
+
+def test_every_dependency_is_imported_by_the_library_or_a_notebook():
+    """What only tests import belongs to the test extra; JupyterLab is started, never imported."""
+    modules = {"beautifulsoup4": "bs4", "pyyaml": "yaml"}
+    paths = [*ROOT.glob("finemem_lib/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    for line in PYPROJECT["project"]["dependencies"]:
+        name = canonicalize_name(Requirement(line).name)
+        module = modules.get(name, name.replace("-", "_"))
+        used = re.search(rf"\b(?:import|from) {module}\b", source)
+        assert used or name == "jupyterlab", f"nothing imports {name}"
 
 
 def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
