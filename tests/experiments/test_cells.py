@@ -15,15 +15,15 @@ import yaml
 from finemem_lib.cli import main
 from finemem_lib.data.faults import EvidenceFaults, with_faults
 from finemem_lib.evaluation.diagnostics import credit_at_evidence
-from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS
 from finemem_lib.experiments import cells, rows
-from finemem_lib.experiments.cells import Cell, CellResult, HeldOut, run_cell
+from finemem_lib.experiments.cells import run_cell
 from finemem_lib.experiments.design import Design, load_design
 from finemem_lib.experiments.rows import read_card, read_rows, write_rows
 from finemem_lib.experiments.sweep import run_cells
 from finemem_lib.experiments.tables import table
 from finemem_lib.seeds import stable_seed
 from finemem_lib.util import console
+from tests.helpers.experiment_samples import cell, result
 from tests.helpers.paths import ROOT
 
 DESIGNS = sorted((ROOT / "notebooks" / "designs").glob("*.yaml"))
@@ -35,10 +35,6 @@ COMMITTED = [
 STARTED = "FINEMEM_TEST_STARTED"
 
 
-def cell(variant="outcome-only", regime="pressure", seed=0, **knobs):
-    return Cell(variant=variant, regime=regime, seed=seed, **knobs)
-
-
 def grid(seeds=range(3)):
     return [
         cell(scheme, seed=seed, scheme=scheme)
@@ -47,23 +43,14 @@ def grid(seeds=range(3)):
     ]
 
 
-def result(of, accuracy=(0.5, 0.25), episodes=((0.25, 0.5),)):
-    counts = {name: [6, 0] for name in OPERATION_TRUTHS}
-    columns = {
-        "accuracy": list(accuracy),
-        "memory_tokens": [30, 40],
-        "memory_items": [8, 9],
-        "valid_share": [1.0, 0.5],
-        **counts,
-    }
-    test = HeldOut(chunks=6, temperature=1.0, columns=columns)
-    return CellResult(
-        cell=of,
+def finished(of, accuracy=(0.5, 0.25)):
+    return result(
+        of,
+        accuracy,
         key=of.key,
         curve={"reward": [1.0 / 3]},
-        episodes=[list(e) for e in episodes],
-        tests={"sampled": test, "greedy": test},
         seconds={"training": 1.5},
+        alignment={},
     )
 
 
@@ -74,7 +61,7 @@ def cheap(of):
     if of.learning_rate > 0.5:
         raise RuntimeError("learning rate out of hand")
     rng = np.random.default_rng(of.seed)
-    return result(of, accuracy=rng.random(2).round(3).tolist())
+    return finished(of, accuracy=rng.random(2).round(3).tolist())
 
 
 def dying(of):
@@ -466,7 +453,7 @@ def test_rows_come_back_short_and_with_their_card(tmp_path):
         variants={"outcome-only": {}},
         seeds=[0],
     )
-    made = [result(cell(learning_rate=0.00123456, config={"beta": 0.0}))]
+    made = [finished(cell(learning_rate=0.00123456, config={"beta": 0.0}))]
     card = rows.experiment_card(design, made, [], "finemem sweep schemes.yaml")
     write_rows(made, path, card)
     (row,) = read_rows(path)
@@ -475,7 +462,7 @@ def test_rows_come_back_short_and_with_their_card(tmp_path):
     assert card["cells"] == 1 and card["commit"] and "cores" in card["hardware"]
     assert card["made_by"] == {"no recorded commit": 1}
     made = [
-        result(cell(seed=seed)).model_copy(update={"commit": "c", "dirty": seed == 2})
+        finished(cell(seed=seed)).model_copy(update={"commit": "c", "dirty": seed == 2})
         for seed in range(3)
     ]
     card = rows.experiment_card(design, made, [], "finemem sweep schemes.yaml")

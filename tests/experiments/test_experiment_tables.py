@@ -8,10 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments import tables as experiment_tables
-from finemem_lib.experiments.cells import Cell, CellResult, HeldOut
 from finemem_lib.experiments.tables import (
     ACCURACIES,
     diagnostic_measures,
@@ -22,60 +20,7 @@ from finemem_lib.experiments.tables import (
 )
 from finemem_lib.figures import experiments as experiment_figures
 from finemem_lib.figures import frames
-
-SCHEMES = ("outcome-only", "+CSR", "+EARA", "Fine-Mem")
-
-
-def cell(variant="outcome-only", regime="pressure", seed=0, **knobs):
-    return Cell(variant=variant, regime=regime, seed=seed, **knobs)
-
-
-def result(of, accuracy=(0.5, 0.25), episodes=((0.25, 0.5),), updates=1):
-    counts = {name: [6, 0] for name in OPERATION_TRUTHS}
-    columns = {
-        "accuracy": list(accuracy),
-        "memory_tokens": [30, 40],
-        "memory_items": [8, 9],
-        "valid_share": [1.0, 0.5],
-        **counts,
-    }
-    test = HeldOut(chunks=6, temperature=1.0, columns=columns)
-    curve = {
-        "accuracy": [0.2 + 0.01 * update for update in range(updates)],
-        "spread/chunk": [0.25] * updates,
-        "credit_at_evidence/used": [None] * updates,
-        "truth/INSERT duplicate": [0.25] * updates,
-        "truth/UPDATE duplicate": [0.5] * updates,
-        "frac_reward_zero_std": [0.0] * updates,
-    }
-    return CellResult(
-        cell=of,
-        key="",
-        curve=curve,
-        episodes=[list(e) for e in episodes],
-        tests={"sampled": test, "greedy": test},
-        seconds={},
-        alignment={"+CSR": [0.5, 0.25], "agreement/+CSR": [0.75]},
-    )
-
-
-def grid(poison=""):
-    """Four schemes in two regimes; +CSR gains, +EARA loses, Fine-Mem differs by chance alone."""
-    rng = np.random.default_rng(0)
-    made = []
-    for regime in (f"{poison}pressure", "no pressure"):
-        for seed in range(4):
-            base = rng.uniform(0.2, 0.4, 2)
-            for scheme, more in zip(SCHEMES, (0, 0.2, -0.2, rng.normal(0, 0.05, 2)), strict=True):
-                made.append(
-                    result(
-                        cell(f"{poison}{scheme}", regime, seed, scheme=scheme),
-                        (base + more).tolist(),
-                        [(base + more / 2).tolist()] * 12,
-                        updates=12,
-                    )
-                )
-    return made
+from tests.helpers.experiment_samples import SCHEMES, cell, grid, result
 
 
 def found(rows, variant, measure):

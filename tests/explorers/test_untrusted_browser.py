@@ -20,8 +20,8 @@ from finemem_lib.evaluation.credit_truth import REGIMES, Row
 from finemem_lib.experiments.tables import ACCURACIES, table
 from finemem_lib.explorers.explorer import Explorer
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME
-from tests.experiments.test_experiment_tables import grid
 from tests.helpers.browser import opened
+from tests.helpers.experiment_samples import grid
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.rollout_samples import Spelling, make_training_figures, rollouts
 from tests.helpers.run_samples import make_bare_run, notebook_entry

@@ -289,7 +289,7 @@ def test_the_scripts_score_what_the_readme_says(readme):
     told_small, told_unlimited = scripted("facts-only")
     claim = (
         f"storing every sentence scores {small:.2f} with 12 items and {unlimited:.2f} without a "
-        "limit, a script that is told which sentences are facts "
+        "limit, a script that knows which sentences are facts "
         f"{told_small:.2f} and {told_unlimited:.2f}."
     )
     assert claim in " ".join(readme.split())
