@@ -10,6 +10,7 @@ import nbformat
 
 from finemem_lib.evaluation.credit_truth import REGIMES, VARIANTS, Row, read_table
 from finemem_lib.lesson.cases import disagreement
+from finemem_lib.runs.parameters import RulesDisagree
 from finemem_lib.util.provenance import repository_root
 
 ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
@@ -157,7 +158,7 @@ def test_the_seed_of_the_page_moves_what_is_sampled_and_nothing_else():
     code = {one.id: one.source for one in page() if one.cell_type == "code"}
 
     def paid(seed: int) -> dict[str, tuple[float, ...]]:
-        names = {"seed": seed, "beta": 1.0, "top_k": 2}
+        names = {"p": RulesDisagree(seed=seed)}
         for one in ("db5890ab", "b1c7099b", "e0cbda20"):  # imports, settings, pay
             names["trajectory"] = disagreement()
             exec(code[one], names)
