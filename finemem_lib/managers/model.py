@@ -118,7 +118,7 @@ class ModelManager:
         prompts = [self.builder.render(observation) for observation in observations]
         completions: list[Completion] = []
         training = self.model.training
-        self.model.eval()
+        self.model.train(False)
         try:
             for start in range(0, len(prompts), self.batch_size):
                 batch = prompts[start : start + self.batch_size]
@@ -151,7 +151,7 @@ class ModelManager:
         """
         pad, ends = self.tokenizer.pad_token_id, self.end_token_ids
         training = self.model.training
-        self.model.eval()
+        self.model.train(False)
         try:
             return completion_logprobs(
                 self.model,

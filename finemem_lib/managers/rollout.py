@@ -209,7 +209,7 @@ class LockstepRollouts:
             if self.settings.ask_chunk_questions and one.instance.chunk_questions
         ]
         answers = self._ask(
-            [(one, one.instance.chunk_questions[len(one.steps) - 1]) for one in asked]
+            [(one, (one.instance.chunk_questions or ())[len(one.steps) - 1]) for one in asked]
         )
         for one, answered in zip(asked, answers, strict=True):
             one.steps[-1] = dataclasses.replace(one.steps[-1], chunk_questions=answered)

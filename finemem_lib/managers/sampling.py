@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +139,8 @@ def generate_completions(
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        generated = model.generate(
+        generate: Any = model.generate
+        generated = generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,

@@ -105,7 +105,7 @@ class TrainingRun:
             trainer = self._trainer(manager, stored, last, self.output_dir or Path(scratch))
             interrupted = self._run(trainer, last)
         manager.model.zero_grad()
-        manager.model.eval()
+        manager.model.train(False)
         return TrainingResult(
             manager=manager,
             records=tuple(entry for entry in trainer.state.log_history if "reward" in entry),

@@ -128,7 +128,7 @@ def trainer_class(unsloth: bool) -> type[StepGRPO]:
     return type("StepGRPOTrainer", bases, {"unsloth": unsloth, "__doc__": StepGRPO.__doc__})
 
 
-class StepGRPO(_GRPOTrainer):
+class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     """GRPO whose groups are the rollouts of one instance at one step.
 
     One process only: a group must not be split.
@@ -263,7 +263,7 @@ class StepGRPO(_GRPOTrainer):
             list(self.player.weights(done).values()), dtype=torch.float32
         )
         self.replayed = [step for _, step in rollouts.rows]
-        output = super()._generate_and_score_completions(as_columns(rollouts.rows))
+        output: dict[str, Any] = super()._generate_and_score_completions(as_columns(rollouts.rows))
         output["advantages"] = output["advantages"].float()
         if training:
             self._keep(done + 1, rollouts, output["advantages"])
@@ -349,7 +349,7 @@ class StepGRPO(_GRPOTrainer):
 
     def training_step(self, *arguments: Any) -> torch.Tensor:
         """Return TRL's loss of one part of the update, after it is found finite."""
-        loss = super().training_step(*arguments)
+        loss: torch.Tensor = super().training_step(*arguments)
         self.check_finite("loss", loss)
         return loss
 
@@ -437,7 +437,7 @@ class StepGRPO(_GRPOTrainer):
             self.interrupts.restore()
 
 
-class LikeLengthRows(_GRPOTrainer):
+class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     """Computes TRL's log-probabilities on rows of like length at a time."""
 
     def _get_per_token_logps_and_entropies(
@@ -461,7 +461,7 @@ class LikeLengthRows(_GRPOTrainer):
         order = lengths.argsort(stable=True)
         ends = input_ids.shape[1] - logits_to_keep
         parts = []
-        for rows in order.split(ROWS_OF_LIKE_LENGTH):
+        for rows in torch.split(order, ROWS_OF_LIKE_LENGTH):
             used = attention_mask[rows].any(dim=0).nonzero()
             first, last = int(used.min()), max(int(used.max()) + 1, ends + 1)
             values = compute(

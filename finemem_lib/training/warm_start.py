@@ -262,8 +262,8 @@ def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstratio
             places.setdefault(head, []).append((row, query, key))
     total = torch.zeros(())
     for (layer, head), where in places.items():
-        row, query, key = torch.tensor(where).T
-        total = total - attentions[layer][row, head, query, key].clamp_min(1e-6).log().mean()
+        rows, query, key = torch.tensor(where).T
+        total = total - attentions[layer][rows, head, query, key].clamp_min(1e-6).log().mean()
     return total
 
 
@@ -347,7 +347,7 @@ def slot_of(content: str) -> tuple[str, str] | None:
     person, *verb, value = content.split() if len(content.split()) > 2 else ("", "", "")
     attribute = _ATTRIBUTE_OF.get(" ".join(verb))
     known = attribute is not None and value in ATTRIBUTES[attribute].values
-    return (person, attribute) if known else None
+    return (person, attribute) if known and attribute is not None else None
 
 
 def held_out_observation(
