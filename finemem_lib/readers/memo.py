@@ -71,21 +71,35 @@ class Memo:
         return file
 
     def get(self, key: str, round_: int) -> Reply | None:
-        """Return the reply to a key in a round, `None` where there is none yet."""
+        """Return a reply, `None` where there is none yet.
+
+        Args:
+            key: The hash of everything that the reply depends on.
+            round_: 1, or 2 where the first reply was refused or malformed.
+        """
         found = self._file.execute(
             "SELECT reply FROM replies WHERE key = ? AND round = ?", (key, round_)
         ).fetchone()
         return Reply(**json.loads(found[0])) if found else None
 
     def put(self, key: str, round_: int, reply: Reply) -> None:
-        """Keep a reply; where another process was first, its reply stays."""
+        """Keep a reply; where another process was first, its reply stays.
+
+        Args:
+            key, round_: As for `get`.
+            reply: What arrived.
+        """
         self._file.execute(
             "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
             (key, round_, json.dumps(dataclasses.asdict(reply))),
         )
 
     def copy_to(self, path: str | Path) -> None:
-        """Write all replies to a new file, also while other processes add to this one."""
+        """Write all replies to a new file, also while other processes add to this one.
+
+        Args:
+            path: The new file.
+        """
         with contextlib.closing(sqlite3.connect(path)) as copy:
             self._file.backup(copy)
 

@@ -54,7 +54,12 @@ class ModelReader:
         return settings_json(self.chat, self._prompt)
 
     def query(self, question: str, data_source: str) -> str:
-        """Return what to search the memory for."""
+        """Return what to search the memory for.
+
+        Args:
+            question: Text of the question.
+            data_source: Selects the metric.
+        """
         return retrieval_query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:

@@ -262,7 +262,7 @@ def test_a_run_refuses_models_and_questions_that_are_not_there(tmp_path):
         ("models", 3, "models is 3, expected a text"),
     ]:
         with pytest.raises(ValueError, match=said):
-            start_run(NOTEBOOK, {"run_id": "r", name: value})
+            start_run("01_question_generation", {"run_id": "r", name: value})
     assert not (tmp_path / "runs").exists()
 
 
