@@ -324,8 +324,7 @@ def from_json(record_type: type[Record], text: str) -> Record:
             f"{record_type.__name__}: schema version {version!r}, this version of the library "
             f"reads {SCHEMA_VERSION}; write the artefact again with the notebook that made it"
         )
-    adapter = type_adapter(record_type)  # type: ignore[arg-type]  # mypy: a class is hashable
-    record: Record = adapter.validate_python(data)
+    record: Record = type_adapter(record_type).validate_python(data)
     return record
 
 
