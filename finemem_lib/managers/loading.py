@@ -153,12 +153,12 @@ def no_progress_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
 
 
 def checkpoint_folder(path_or_name: str | Path) -> Path | None:
@@ -260,7 +260,8 @@ def load_model(
             "loaded: vLLM inside Unsloth loads the default branch; take fast_inference false"
         )
     if commit and not held and settings.lora_rank:
-        model.peft_config["default"].revision = commit
+        adapters: Any = model.peft_config
+        adapters["default"].revision = commit
     return model, tokenizer
 
 
@@ -345,7 +346,7 @@ def _with_transformers(
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     base, revision = _base(source, revision, held)
     with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             base, revision=revision, **_weights(settings.precision)
         )
     if settings.precision != "4bit":  # which transformers has put where it belongs
@@ -374,7 +375,7 @@ def _weights(precision: Precision) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     try:
-        quantization = BitsAndBytesConfig(
+        quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # it has no types
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,

@@ -101,7 +101,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_tokens(
         [AddedToken(token, normalized=False, special=token in special) for token in unspaced]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
         tokenizer_object=tokenizer,
         pad_token=PAD,
         unk_token=UNKNOWN,
@@ -149,7 +149,7 @@ def tiny_model(seed: int) -> Qwen3ForCausalLM:
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(tiny_config())
+        model = Qwen3ForCausalLM(tiny_config())  # type: ignore[no-untyped-call]  # it has no types
         for layer in model.model.layers:
             layer.self_attn.q_norm.weight.mul_(1.5)
             layer.self_attn.k_norm.weight.mul_(1.5)

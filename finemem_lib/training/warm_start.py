@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finemem_lib.data.planted import (
     ATTRIBUTES,
@@ -208,7 +208,7 @@ def _render(
         for offset in range(len(sentence.words) + 1):
             for head in COPY:
                 demo.guide(head, header + offset, copied + offset)
-        record = latest.get(sentence.slot, nowhere)
+        record = nowhere if sentence.slot is None else latest.get(sentence.slot, nowhere)
         pieces, draw = [tiny.INSERT], rng.random()
         if rng.random() > kept:
             pieces = [tiny.SKIP]
@@ -258,8 +258,8 @@ def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstratio
 
     places: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for row, demo in enumerate(batch):
-        for head, query, key in demo.guides:
-            places.setdefault(head, []).append((row, query, key))
+        for guided, query, key in demo.guides:
+            places.setdefault(guided, []).append((row, query, key))
     total = torch.zeros(())
     for (layer, head), where in places.items():
         rows, query, key = torch.tensor(where).T
@@ -301,7 +301,7 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
         losses.append(loss.item())
         guidance = guidance_loss(out.attentions, batch) if weight else 0.0
         optimiser.zero_grad()
-        (loss + weight * guidance).backward()
+        torch.autograd.backward(loss + weight * guidance)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
@@ -323,7 +323,7 @@ def _embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
     from torch.nn.functional import normalize
 
     with torch.no_grad():
-        table = model.get_input_embeddings().weight
+        table: Any = model.get_input_embeddings().weight
         names = table[[_IDS[name] for name in NAMES]]
         apart = names - names.mean(0)
         chance = torch.Generator("cpu").manual_seed(seed)
@@ -440,7 +440,7 @@ def evaluate(
                 has_record = about is not None and about in slots.values()
                 tally["without_record"].append(not has_record)
                 if has_record:
-                    tally["right_record"].append(slots.get(operation.item_id) == about)
+                    tally["right_record"].append(slots.get(operation.item_id or "") == about)
         for sentence in sentences:
             tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
     figures: dict[str, float | int | None] = {
@@ -580,7 +580,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--output {given.output} exists; name a new folder, or remove this one first")
     if min(given.steps, given.samples) < 1:
         parser.error("--steps and --samples: expected at least 1")
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.output.parent, suffix=".tmp") as beside:
         folder = Path(beside) / given.output.name
