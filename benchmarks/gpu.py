@@ -47,12 +47,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from finemem_lib.data.planted import planted_stream
+from finemem_lib.managers.prompts import INSTRUCTION
 from finemem_lib.seeds import generator
 from finemem_lib.training.estimates import SHAPES, ModelShape
 from finemem_lib.trajectory import Chunk, Instance, Operation, Question
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import versions
-from tests.helpers.small_models import save_model
 
 Figures = dict[str, Any]
 
@@ -213,18 +214,65 @@ def model_folder(folder: Path) -> Path:
     return folder / "model"
 
 
+def qwen3_tokenizer(vocabulary: int) -> Any:
+    """Return a byte-level BPE tokenizer with Qwen3's special tokens and chat template.
+
+    It learns at most 2,000 tokens; words that no text is cut into fill it up to `vocabulary`, so
+    that every token of the model can be read.
+    """
+    import trl
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    stream = [chunk.text for chunk in planted_stream(0).chunks]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([INSTRUCTION, *stream, *[" ".join(WORDS)] * 2], trainer)
+    parts = json.loads(tokenizer.to_str())
+    fillers = range(tokenizer.get_vocab_size(), vocabulary - len(marks))
+    parts["model"]["vocab"] |= {f"\u0120word{number}": number for number in fillers}
+    tokenizer = Tokenizer.from_str(json.dumps(parts))
+    tokenizer.add_tokens([AddedToken(mark, normalized=False, special=False) for mark in marks])
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        chat_template=template.read_text(encoding="utf-8"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def write_model(setting: Setting, folder: Path, note: Callable[[Figures], None]) -> None:
     """Write the checkpoint with random weights that both trainers load."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
     started = time.perf_counter()
+    tokenizer = qwen3_tokenizer(setting.model.vocab_size)
     sizes = dataclasses.asdict(setting.model)
     del sizes["qk_norm"]  # of every Qwen3
-    save_model(
-        model_folder(folder),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype="bfloat16" if setting.precision == "bf16" else "float32",
-        texts=[" ".join(WORDS)] * 2,
-        **sizes,
+    config = Qwen3Config(
+        **sizes | {"vocab_size": len(tokenizer)},
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(model_folder(folder))
+    tokenizer.save_pretrained(model_folder(folder))
     written = sum(path.stat().st_size for path in model_folder(folder).iterdir())
     note({"bytes": written, "write_seconds": time.perf_counter() - started})
 
