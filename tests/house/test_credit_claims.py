@@ -65,7 +65,7 @@ def signs(rule: str) -> str:
 
 
 def best_without_a_call() -> Row:
-    """Return the best row between rollouts of a rule that takes no call more than the outcome."""
+    """Return the best row between rollouts of a rule that needs as few calls as the outcome."""
     rows = [cell(rule, "rank_rollouts") for rule in CONTESTANTS]
     return max((row for row in rows if not row.calls_made), key=lambda row: row.value)
 
@@ -115,8 +115,8 @@ def readme_claims() -> list[str]:
         f"fifteen rules, in nineteen variants, judged on {card['rollouts']:,} rollouts of "
         f"{card['clusters']['all']} planted streams against what each step caused",
         f"attribution to all retrieved items reaches {said(eara)}, to those the reader used "
-        f"{said(used)} at no call more, and Shapley values of the evidence {said(shapley)} for "
-        f"{shapley.calls_made:.1f} reader calls per trajectory.",
+        f"{said(used)} without an additional call, and Shapley values of the evidence "
+        f"{said(shapley)} for {shapley.calls_made:.1f} reader calls per trajectory.",
         f"the chunk-level step reward ({said(csr)}, {csr.calls_played:.1f} calls while playing) "
         f"is above evidence-anchored attribution ({said(gap)}, none), by {difference(csr)}.",
     ]
