@@ -224,7 +224,7 @@ def _images(figures: Sequence[go.Figure], width: int) -> list[bytes | Exception]
     async def draw() -> None:
         import kaleido
 
-        logging.getLogger("choreographer.channels.pipe").addFilter(_is_real_error)
+        logging.getLogger("choreographer.channels.pipe").addFilter(is_real_error)
         # mathjax: its default is fetched from the network
         async with kaleido.Kaleido(n=1, mathjax=False) as browser:
             for figure, spec in zip(figures, specs, strict=True):
@@ -247,7 +247,7 @@ def _images(figures: Sequence[go.Figure], width: int) -> list[bytes | Exception]
     return images
 
 
-def _is_real_error(record: logging.LogRecord) -> bool:
+def is_real_error(record: logging.LogRecord) -> bool:
     """Return whether a log record of kaleido's helper is an error.
 
     The helper sends "{bye}" when its browser ends; where that arrives together with the last
@@ -321,7 +321,7 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> Markup
         sanitize_html=True,
         config=Config({"NbConvertBase": {"display_data_priority": _OUTPUT_TYPES}}),
         filters={
-            "clean_html": _clean,
+            "clean_html": clean_html,
             "markdown2html": markdown.render,
             "figure": lambda data: _figure(
                 data[PLOTLY_MIME], f"{_anchor(name)}-{next(numbers)}", explorers
@@ -329,7 +329,7 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> Markup
         },
     )
     body, _ = exporter.from_notebook_node(notebook)
-    body = _formulas(body)
+    body = draw_formulas(body)
     for file, anchor in links.items():
         body = body.replace(f'href="{file}"', f'href="{anchor}"')
     return Markup(body)
@@ -419,7 +419,7 @@ def _tables(title: str, spec: Mapping[str, Any]) -> dict[Any, list[str]]:
     return frames
 
 
-def _clean(markup: Any) -> str:
+def clean_html(markup: Any) -> str:
     """Keep allowlisted tags of an HTML fragment, escape all others, drop pandas' style block."""
     import bleach
     import bs4
@@ -448,7 +448,7 @@ def _renderer() -> Any:
     return Renderer(escape=False)
 
 
-def _formulas(body: str) -> str:
+def draw_formulas(body: str) -> str:
     """Turn marked TeX into MathML, which browsers draw without a script.
 
     Runs on cleaned HTML. latex2mathml does not escape what it copies, so the TeX is given to it

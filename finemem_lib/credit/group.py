@@ -242,7 +242,7 @@ def attributed_dense(
         lambda: group_relative(
             [
                 [
-                    None if reward is None else _unspoilt(step, length_weight) * reward
+                    None if reward is None else valid_and_short(step, length_weight) * reward
                     for step, reward in zip(one.steps, chunk_step_reward(one), strict=True)
                 ]
                 for one in rollouts
@@ -260,8 +260,13 @@ def attributed_dense(
     ]
 
 
-def _unspoilt(step: Step, length_weight: float) -> float:
-    """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`."""
+def valid_and_short(step: Step, length_weight: float) -> float:
+    """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`.
+
+    Args:
+        step: The step that is paid.
+        length_weight: lambda, the weight of the length.
+    """
     valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
     written = sum(count_tokens(item.content) for item in step.delta.written)
     return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))

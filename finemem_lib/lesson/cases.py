@@ -37,13 +37,21 @@ class _ByHand(ScriptedManager):
         return [self.operations[observation.step - 1]]
 
 
-def _played(
+def play_script(
     name: str,
     script: Sequence[tuple[str, Operation]],
     asked: Sequence[tuple[str, str, str, int | None]],
     top_k: int,
 ) -> Trajectory:
-    """Play (chunk, operation) pairs, then ask for (person, attribute, value, step that told it)."""
+    """Play operations written by hand, then ask questions.
+
+    Args:
+        name: Id of the instance.
+        script: (chunk, operation) of every step.
+        asked: (person, attribute, value, step that told it) of every question; the step is `None`
+            where no chunk told the value.
+        top_k: Most items retrieved per question, at least 1.
+    """
     questions = tuple(
         Question(
             f"q-{number}",
@@ -62,11 +70,18 @@ def _played(
     return trajectory
 
 
-def _insert(sentence: str) -> tuple[str, Operation]:
+def insert(sentence: str) -> tuple[str, Operation]:
+    """Return a step that stores its chunk."""
     return sentence, Operation("INSERT", sentence)
 
 
-def _update(sentence: str, item_id: str) -> tuple[str, Operation]:
+def update(sentence: str, item_id: str) -> tuple[str, Operation]:
+    """Return a step that overwrites an item with its chunk.
+
+    Args:
+        sentence: The chunk, and the item's new content.
+        item_id: The item to overwrite.
+    """
     return sentence, Operation("UPDATE", sentence, item_id)
 
 
@@ -77,14 +92,14 @@ def toy() -> Trajectory:
     >>> [answered.score for answered in toy().questions]
     [1.0, 1.0, 0.0, 0.0]
     """
-    return _played(
+    return play_script(
         "toy",
         [
-            _insert("Ana owns cats."),
-            _insert("Leo studies law."),
+            insert("Ana owns cats."),
+            insert("Leo studies law."),
             ("Buses left for Oslo.", Operation("SKIP")),
-            _update("Ana adopted dogs.", "1"),
-            _insert("Perhaps Ana painted geese."),
+            update("Ana adopted dogs.", "1"),
+            insert("Perhaps Ana painted geese."),
         ],
         [
             ("Ana", "pet", "dogs", 4),
@@ -118,13 +133,13 @@ def duplicates() -> Trajectory:
     >>> outcome_reward(duplicates())
     1.0
     """
-    return _played(
+    return play_script(
         "duplicates",
         [
-            _insert("Mia lives in Rome."),
-            _insert("Ben owns cats."),
-            _insert("Mia settled near Rome."),
-            _insert("Perhaps Ben painted geese."),
+            insert("Mia lives in Rome."),
+            insert("Ben owns cats."),
+            insert("Mia settled near Rome."),
+            insert("Perhaps Ben painted geese."),
         ],
         [("Mia", "home", "Rome", 3), ("Ben", "pet", "cats", 2)],
         top_k=2,
@@ -144,17 +159,17 @@ def disagreement(top_k: int = 2) -> Trajectory:
     >>> [answered.score for answered in disagreement().questions]
     [1.0, 1.0, 1.0, 0.0]
     """
-    return _played(
+    return play_script(
         "disagreement",
         [
-            _insert("Mia lives in Rome."),
-            _insert("Ben owns cats."),
-            _insert("Leo studies law."),
-            _insert("Mia settled near Rome."),
-            _update("Ben adopted dogs.", "2"),
-            _insert("Leo researches optics."),
-            _insert("Perhaps Ben painted geese."),
-            _insert("Eva feeds goats."),
+            insert("Mia lives in Rome."),
+            insert("Ben owns cats."),
+            insert("Leo studies law."),
+            insert("Mia settled near Rome."),
+            update("Ben adopted dogs.", "2"),
+            insert("Leo researches optics."),
+            insert("Perhaps Ben painted geese."),
+            insert("Eva feeds goats."),
             ("Buses left for Oslo.", Operation("DELETE", item_id="7")),
         ],
         [

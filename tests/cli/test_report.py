@@ -111,7 +111,7 @@ def test_formulas_become_mathml(soup: bs4.BeautifulSoup) -> None:
     ],
 )
 def test_odd_formulas_make_no_markup(tex: str) -> None:
-    made = report._formulas(f'<code class="formula-inline">{report.html.escape(tex)}</code>')
+    made = report.draw_formulas(f'<code class="formula-inline">{report.html.escape(tex)}</code>')
     tags = {tag.name for tag in bs4.BeautifulSoup(made, "html.parser").find_all(True)}
     assert not tags & {"script", "b"}
 
@@ -121,12 +121,12 @@ def test_links_between_notebooks_stay_inside_the_page(soup: bs4.BeautifulSoup) -
 
 
 def test_cleaning_keeps_tables_and_escapes_the_rest() -> None:
-    kept = report._clean(
+    kept = report.clean_html(
         "<style scoped>.x{}</style><table><thead><tr><th>a</th></tr></thead>"
         "</table><p onclick='x()'>p</p><a href='javascript:x()'>l</a>"
     )
     assert kept == "<table><thead><tr><th>a</th></tr></thead></table><p>p</p><a>l</a>"
-    assert "<script" not in report._clean(POISON) and "<img" not in report._clean(POISON)
+    assert "<script" not in report.clean_html(POISON) and "<img" not in report.clean_html(POISON)
 
 
 def test_long_tables_say_what_they_leave_out() -> None:
@@ -357,7 +357,7 @@ def test_saved_images_are_small_and_the_same_every_time(tmp_path: Path) -> None:
 def test_a_browser_that_says_goodbye_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     """Incident: the export of figures was complete and ended with a traceback."""
     pipe = pytest.importorskip("choreographer.channels.pipe", reason="kaleido is not installed")
-    pipe._logger.addFilter(report._is_real_error)
+    pipe._logger.addFilter(report.is_real_error)
     for read in ("{bye}\n", '{"id": 1'):
         try:
             pipe.wire.deserialize(read)

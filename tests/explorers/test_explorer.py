@@ -584,7 +584,7 @@ def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
     """Incident: gigpo took 600 ms a move, because each of 8 rollouts worked out all 8 again."""
     group, _ = played_group()
     calls = Counter()
-    for name in ("states_seen", "_unspoilt"):
+    for name in ("states_seen", "valid_and_short"):
         function = getattr(group_rules, name)
         monkeypatch.setattr(
             group_rules,
@@ -595,7 +595,7 @@ def test_a_group_is_computed_once_for_all_its_rollouts(monkeypatch) -> None:
     for rule in ("gigpo", "attributed-dense"):
         explorer.figures(rule=rule)
     steps = sum(bool(step.chunk_questions) for one in group for step in one.steps)
-    assert calls == {"states_seen": len(group), "_unspoilt": steps}
+    assert calls == {"states_seen": len(group), "valid_and_short": steps}
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])

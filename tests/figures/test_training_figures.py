@@ -333,7 +333,7 @@ def test_hostile_tokens_are_text() -> None:
 
 def test_the_report_keeps_colours_and_table() -> None:
     found = view(["a", "<i>b</i>"], [1.0, -1.0])
-    cleaned = report_page._clean(found.html)
+    cleaned = report_page.clean_html(found.html)
     before, after = Parts(found.html), Parts(cleaned)
     assert [name for name, _ in before.spans] == [name for name, _ in after.spans]
     assert "table" in after.tags and "details" in after.tags and "<i>" not in cleaned

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.lesson.cases import (
-    _insert,
-    _played,
     disagreement,
     duplicates,
+    insert,
     lucky_guess,
+    play_script,
     story,
     toy,
 )
@@ -275,9 +275,9 @@ def test_the_disagreement_has_a_duplicate_an_update_a_stale_record_a_distractor_
 def test_the_instructor_is_told_of_harm_what_holds():
     """Incident: "only rules that replay steps can be negative" holds on this page, not at large."""
     here = disagreement()
-    misled = _played(
+    misled = play_script(
         "misled",
-        [_insert("Leo studies optics."), _insert("Leo studies law.")],
+        [insert("Leo studies optics."), insert("Leo studies law.")],
         [("Leo", "study", "optics", 1)],
         2,
     )

@@ -21,26 +21,13 @@ from finemem_lib.managers.protocol import Observation
 from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.memory import FlatMemory
 from finemem_lib.trajectory import (
-    Chunk,
-    Instance,
     InvalidOperation,
-    MemoryItem,
     Operation,
-    Write,
 )
+from tests.helpers.observations import observe
 from tests.helpers.small_models import small_tokenizer
 
 torch.set_num_threads(1)  # more of them wait for each other where other work is running
-
-
-def observe(text: str, items: tuple[str, ...] = (), first_id: int = 1) -> Observation:
-    chunk = Chunk(text, 1)
-    instance = Instance("i", "squad", "AR", (chunk,), ())
-    held = tuple(
-        MemoryItem(str(number), content, (Write(1, "INSERT", number),))
-        for number, content in enumerate(items, start=first_id)
-    )
-    return Observation(instance, held, chunk, 1)
 
 
 def play(name: str, seed: int, **memory_settings):

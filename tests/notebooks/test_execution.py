@@ -2,57 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.helpers.paths import ROOT
-from tests.helpers.patience import LAST_RESORT
-
-SHARED = ROOT.parent / "shared" / "data"
-SMALL = [
-    "max_instances=2",
-    "num_chunks=4",
-    "resamples=100",
-    "04.updates=1",
-    "04.held_out=4",
-    "04.instances_per_update=2",
-    "04.num_generations=2",
-    "07.updates=1",
-    "07.held_out=4",
-    "07.instances_per_update=2",
-    "07.num_generations=2",
-    "07.num_seeds=1",
-]
+from tests.helpers.notebook_runs import SMALL, finemem, settings
+from tests.helpers.paths import SHARED_DATA
 
 pytestmark = pytest.mark.notebook
-
-
-def finemem(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
-    """Run the command and return the metrics of the run, by notebook number."""
-    done = subprocess.run(
-        [sys.executable, "-m", "finemem_lib", "run", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "FINEMEM_RUNS_DIR": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=LAST_RESORT,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    run_id = arguments[arguments.index("--run-id") + 1]
-    manifest = json.loads((folder / run_id / "manifest.json").read_text())
-    assert manifest["status"] == "ok"
-    assert (folder / run_id / "report.html").stat().st_size > 1_000_000
-    metrics = json.loads((folder / run_id / "metrics.json").read_text())
-    return {name[:2]: values for name, values in metrics.items()}
-
-
-def settings(values: list[str]) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +73,7 @@ DECLARED = {
 
 def test_the_real_profile_walks_through_every_kind_of_file(tmp_path):
     names = ("squad", "clinc150", "banking77", "trec_coarse", "locomo", "squality")
-    files = [SHARED / f"{name}.jsonl" for name in names]
+    files = [SHARED_DATA / f"{name}.jsonl" for name in names]
     if not all(path.is_file() for path in files):
         pytest.skip(f"needs the sample files {', '.join(names)} in ../shared/data")
     metrics = finemem(

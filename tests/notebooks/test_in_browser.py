@@ -20,7 +20,8 @@ from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
 from tests.helpers.browser import Watch, click_at, opened
 from tests.helpers.lab import REAL_RUN, Lab, move_every_control
-from tests.notebooks.test_execution import ROOT, SMALL, finemem, settings
+from tests.helpers.notebook_runs import SMALL, finemem, settings
+from tests.helpers.paths import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.notebook]
 

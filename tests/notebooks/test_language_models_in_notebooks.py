@@ -12,12 +12,12 @@ import pytest
 
 from finemem_lib.data.memalpha import load_instances
 from tests.helpers.fault_server import FAULTS, FaultServer, completion
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, SHARED_DATA
 from tests.helpers.patience import LAST_RESORT
 
 pytest.importorskip("openai", reason="the server extra is not installed")
 
-LOCOMO = ROOT.parent / "shared" / "data" / "locomo.jsonl"
+LOCOMO = SHARED_DATA / "locomo.jsonl"
 KEY = "sk-never-shown-0123456789"
 SETTINGS = [
     "01.questions_per_chunk=2",

@@ -21,7 +21,7 @@ from finemem_lib.training.warm_start import (
     slot_of,
 )
 from finemem_lib.util.provenance import repository_root
-from tests.managers.test_managers import observe
+from tests.helpers.observations import observe
 
 torch.set_num_threads(1)  # more of them wait for each other where other work is running
 
@@ -164,7 +164,7 @@ def test_the_command_writes_a_folder_that_loads_and_never_overwrites_one(
 def test_only_never_seen_names_get_new_embeddings_and_none_is_taken_for_another():
     model = tiny.tiny_model(seed=3)
     before = model.get_input_embeddings().weight.detach().clone()
-    warm_start._embed_unseen_names(model, seed=3)
+    warm_start.embed_unseen_names(model, seed=3)
     after = model.get_input_embeddings().weight.detach()
     changed = [tiny.vocabulary()[row] for row in (before != after).any(1).nonzero().flatten()]
     assert changed == list(tiny.UNSEEN_NAMES)
