@@ -16,7 +16,13 @@ Player = TypeVar("Player", bound=Hashable)
 
 
 class Marginal(NamedTuple, Generic[Player]):
-    """``weight (v(others and player) - v(others))`` goes to the player."""
+    """``weight (v(others and player) - v(others))`` goes to the player.
+
+    Attributes:
+        player: The item or step that is paid.
+        weight: Share of this marginal in the player's value, in (0, 1].
+        others: The players that are present without it.
+    """
 
     player: Player
     weight: float

@@ -32,7 +32,13 @@ def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
 
 
 def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
-    """Return the error that says what a trajectory lacks and how to get it."""
+    """Return the error that says what a trajectory lacks and how to get it.
+
+    Args:
+        trajectory: Named in the error.
+        what: What is missing, with its article.
+        remedy: How to get it.
+    """
     return ValueError(
         f"credit of {trajectory.instance_id!r}, rollout {trajectory.rollout}: this rule needs "
         f"{what}, which the trajectory lacks; {remedy}"
@@ -51,6 +57,10 @@ def need_questions(trajectory: Trajectory) -> None:
 def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
     """Refuse a reasoning agent whose settings are not those of the one that answered.
 
+    Args:
+        trajectory: Its metadata hold the settings of the agent that answered.
+        agent: The agent that would be asked again.
+
     Raises:
         ValueError: another agent answered the trajectory's questions.
     """
@@ -65,6 +75,10 @@ def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
 
 def answered_again(value: Known | None, trajectory: Trajectory) -> Known:
     """Return what was read again, refusing `None`.
+
+    Args:
+        value: What the agent read; `None` where it failed.
+        trajectory: Named in the error.
 
     Raises:
         ValueError: the reasoning agent failed.

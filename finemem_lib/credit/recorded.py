@@ -90,6 +90,10 @@ def evidence_anchored(trajectory: Trajectory, **switches: Any) -> Credit:
 def evidence_anchored_used(trajectory: Trajectory, **switches: Any) -> Credit:
     """Return `evidence_anchored` with the credit going to the used items only.
 
+    Args:
+        trajectory: The rollout; its reader says which items it used.
+        **switches: As in `evidence_anchored`; `credited` is always "used".
+
     Raises:
         ValueError: as `evidence_anchored`.
     """

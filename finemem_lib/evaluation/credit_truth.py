@@ -520,6 +520,10 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
 def write_table(rows: Iterable[Row], path: Path) -> None:
     """Write rows as JSON lines with four decimals, whole or not at all.
 
+    Args:
+        rows: The rows of the table, one per line.
+        path: File to write or replace.
+
     Raises:
         OSError: they could not be written; what was there before is unchanged.
     """

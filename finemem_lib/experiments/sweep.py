@@ -40,7 +40,13 @@ class FailedCell:
 
 
 class Attempt(NamedTuple):
-    """One try at a cell: its key, and a result or (where that is `None`) an error."""
+    """One try at a cell: its key, and a result or (where that is `None`) an error.
+
+    Attributes:
+        key: Key of the cell.
+        result: What the cell measured; `None` where it failed.
+        error: Why it failed; empty where it did not.
+    """
 
     key: str
     result: CellResult | None

@@ -126,6 +126,10 @@ def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ in `after`, by dotted path; `None` for what is gone.
 
+    Args:
+        before: Nested values, such as the JSON of a figure.
+        after: The values to reach.
+
     >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
     {'line.color': None, 'line.width': 2}
     """

@@ -324,7 +324,12 @@ def _hover_notes(
 
 
 def reward_text(value: float | None, form: str = ".3g") -> str:
-    """Return a reward in a number format, or that it was not scored."""
+    """Return a reward in a number format, or that it was not scored.
+
+    Args:
+        value: The reward; `None` where it was not scored.
+        form: A format specification of Python.
+    """
     return "not scored" if value is None else format(value, form)
 
 

@@ -270,7 +270,12 @@ def series_color(number: int) -> str:
 
 
 def series_marker(number: int, size: int) -> dict[str, Any]:
-    """Return the shape of the markers of series `number`, of a size in pixels."""
+    """Return the shape of the markers of series `number`, of a size in pixels.
+
+    Args:
+        number: Position of the series, from 0; shapes repeat.
+        size: Size of the markers in pixels.
+    """
     return {"symbol": MARKERS[number % len(MARKERS)], "size": size}
 
 

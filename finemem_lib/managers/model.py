@@ -45,10 +45,20 @@ Sample = Callable[..., tuple[list[tuple[int, ...]], Sequence[tuple[float, ...] |
 class ModelManager:
     """A causal language model as memory manager: prompt, sample, decode, JSON or tool calls.
 
-    Sampling is from the whole distribution at `temperature` (0: greedy), in batches of at most
-    `batch_size` prompts padded on the left; the pad token is never sampled. Every completion
-    carries its prompt ids, its completion ids (with the end token where there is one) and their
-    log-probabilities at that temperature.
+    Sampling is from the whole distribution; prompts of a batch are padded on the left, and the pad
+    token is never sampled. Every completion carries its prompt ids, its completion ids (with the
+    end token where there is one) and their log-probabilities at the temperature.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        builder: Renders the prompts and reads the completions.
+        name: Name in records.
+        temperature: Of the sampling, at least 0; 0 is greedy.
+        max_new_tokens: Most tokens of a completion.
+        batch_size: Most prompts sampled at a time.
+        sample: Samples the completions.
+        loaded_as: How the model was loaded; `save` writes it into the folder.
     """
 
     def __init__(
@@ -179,17 +189,20 @@ def load_manager(
 ) -> ModelManager:
     """Load a causal language model as memory manager, on the GPU where there is one.
 
-    `path_or_name` is a folder (a relative one is also looked for in the repository), a name on the
-    hub, which may carry its revision (NAME@COMMIT), or "tiny" for the shipped warm start. `model`
-    says how it is loaded and prompted (default: as the manager that `save` wrote into the folder);
-    `seed` draws the weights of a new adapter; `settings` go to `ModelManager`. A folder that holds
-    an adapter is loaded as the model it was trained on with the adapter on it.
+    A folder that holds an adapter is loaded as the model it was trained on with the adapter on it.
 
     Under Unsloth completions come from its own `generate`, because it keeps keys and values in a
     form of its own, and their log-probabilities from a forward pass. That holds with
     `fast_inference` too: vLLM samples the rollouts of training only, and what this manager samples
     takes memory in addition to vLLM's share, `batch_size` prompts at a time. Without `model`, a
     saved manager is loaded without vLLM.
+
+    Args:
+        path_or_name: A folder (a relative one is also looked for in the repository), a name on the
+            hub, which may carry its revision (NAME@COMMIT), or "tiny" for the shipped warm start.
+        model: How it is loaded and prompted; default: as the manager that `save` wrote there.
+        seed: Seed of the weights of a new adapter.
+        **settings: As in `ModelManager`, such as `temperature`.
 
     Raises:
         ValueError: there is no such checkpoint, it cannot be loaded, or the settings do not fit it.
@@ -229,6 +242,10 @@ def load_manager(
 
 def make_manager(name: str, **settings: Any) -> MemoryManager:
     """Return the manager of that name: a scripted one, or "tiny" with `load_manager`'s settings.
+
+    Args:
+        name: One of `SCRIPTED`, or "tiny".
+        **settings: As in `load_manager`; for "tiny" only.
 
     Raises:
         ValueError: there is no manager of that name.

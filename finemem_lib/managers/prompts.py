@@ -71,10 +71,14 @@ CUT = "\n[...]\n"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered prompt; `aliases` maps the short ids shown to the items' real ids.
+    """A rendered prompt.
 
-    `truncated_tokens` were cut from the chunk and `omitted_items` are not shown, because the prompt
-    could not hold them.
+    Attributes:
+        text: The prompt as text.
+        ids: Its token ids.
+        aliases: Real id of every item shown, by its short id.
+        truncated_tokens: Tokens cut from the chunk, because the prompt could not hold them.
+        omitted_items: Items left out, because the prompt could not hold them.
     """
 
     text: str
@@ -87,23 +91,28 @@ class Prompt:
 class PromptBuilder:
     """Renders an observation through the tokenizer's chat template and reads completions back.
 
-    Items are shown oldest first under short aliases #0, #1, ... A prompt never exceeds
-    `max_prompt_tokens`. When it would, the chunk keeps at least half of the room beside the
-    instruction and the memory gets the rest; both losses are counted.
-
-    `memory_rule` chooses the items, until the next one does not fit: "recent" the most recent
-    first, "relevant" those that BM25 finds with the chunk as query, best first (the others follow,
-    most recent first), "recent+relevant" the most recent in half of the memory's room, then the
-    relevant in what is left. `chunk_rule` keeps a chunk's "head", or "head+tail", half of the
-    tokens each. `operations_as` asks for a JSON list, or for calls of the functions in
-    `OPERATION_TOOLS` in whatever form the model's chat template says.
+    Items are shown oldest first under short aliases #0, #1, ... Where a prompt would be too long,
+    the chunk keeps at least half of the room that the instruction leaves, and the memory gets the
+    rest; both losses are counted.
 
     Thinking is turned off where the template knows it. Tokens that the tokenizer adds to its
     vocabulary are broken up inside the history, so that text cannot pass for a turn of the
     conversation or for a call.
 
+    Args:
+        tokenizer: The model's tokenizer, with a chat template.
+        max_prompt_tokens: Most tokens of a prompt.
+        memory_rule: Chooses the items, until the next one does not fit: "recent" the most recent
+            first, "relevant" those that BM25 finds with the chunk as query, best first (the others
+            follow, most recent first), "recent+relevant" the most recent in half of the memory's
+            room, then the relevant in the rest.
+        chunk_rule: Keeps the "head" of a chunk that is too long, or "head+tail", half of the tokens
+            each.
+        operations_as: Asks for a JSON list, or for calls of the functions in `OPERATION_TOOLS` in
+            the form of the model's chat template.
+
     Raises:
-        ValueError: `max_prompt_tokens` leaves no room beside the instruction.
+        ValueError: `max_prompt_tokens` leaves no room after the instruction.
     """
 
     max_items: int | None = None
@@ -210,6 +219,10 @@ class PromptBuilder:
 
         An id that the prompt did not show is an `InvalidOperation`, also where an item of that
         real id exists.
+
+        Args:
+            completion: Text that the model wrote.
+            prompt: The prompt that it answers.
         """
         found: list[Operation | InvalidOperation] = []
         for operation in parse_operations(completion):
@@ -347,6 +360,10 @@ def prompt_builder(
 ) -> PromptBuilder:
     """Return the builder that suits a tokenizer: compact for the tiny manager's own, else the one
     with the instruction.
+
+    Args:
+        tokenizer: The model's tokenizer; the tiny manager's is marked as compact.
+        settings: Lengths and rules of the prompts; default: the builder's own.
 
     Raises:
         ValueError: `max_prompt_tokens` leaves no room, or the tiny manager is to call tools.

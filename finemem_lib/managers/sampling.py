@@ -125,7 +125,15 @@ def generate_completions(
     """Return completions as `sample_completions` does, sampled by the model's own `generate`.
 
     Their log-probabilities come from one forward pass per completion (`completion_logprobs`).
-    Arguments are those of `sample_completions`.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids of every prompt.
+        max_new_tokens: Most tokens of a completion.
+        pad_token_id: Fills the prompts up on the left; it is not sampled, unless it ends one.
+        end_token_ids: Tokens that end a completion.
+        seed: Seed of the sampling.
+        temperature: At least 0; 0 is greedy.
     """
     import torch
 

@@ -20,6 +20,10 @@ class ScriptedManager(ABC):
     """A manager that follows a rule; a rule that wants nothing done emits SKIP.
 
     Rules emit edits before INSERTs, because an INSERT may evict the item that an edit names.
+
+    Attributes:
+        name: Its name on the command line and in records.
+        settings: Recorded in its trajectories.
     """
 
     name: str
@@ -27,7 +31,12 @@ class ScriptedManager(ABC):
 
     @abstractmethod
     def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
-        """Return the operations of one step."""
+        """Return the operations of one step.
+
+        Args:
+            observation: The step: chunk and memory.
+            rng: Source of the rule's random choices.
+        """
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
         completions = []

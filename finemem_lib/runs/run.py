@@ -155,7 +155,16 @@ class Run:
         models: Models,
         questions: str = "",
     ) -> None:
-        """Open the record; `start_run` has checked everything."""
+        """Open the record; `start_run` has checked everything.
+
+        Args:
+            folder: The run's folder.
+            source: The notebook as found on disk.
+            parameters: The checked parameters.
+            record: The new record of the notebook.
+            models: The language models of the run.
+            questions: Source of the chunk questions, "" where there is none.
+        """
         self.folder = folder
         self.parameters = parameters
         self.models = models
@@ -282,9 +291,15 @@ class Run:
         self._keep_record()
 
     def scratch(self, name: str, *, keep: bool = False) -> Path:
-        """Return a folder of the run for what only this notebook needs, such as checkpoints;
-        what an earlier pass left there is removed unless `keep`, but never checkpoints: these are
-        moved aside, and where to is printed."""
+        """Return a folder of the run for what only this notebook needs, such as checkpoints.
+
+        What an earlier pass left there is removed unless `keep`. Checkpoints are never removed:
+        they are moved to another folder, whose name is printed.
+
+        Args:
+            name: Last part of the folder's name.
+            keep: Leave what an earlier pass wrote there, in order to go on from it.
+        """
         folder = self.folder / "scratch" / f"{self.notebook}-{name}"
         if not keep and any(folder.glob("checkpoint-*")):
             stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
@@ -312,6 +327,10 @@ class Run:
     def metric(self, name: str, value: float | int | str | None) -> None:
         """Note a key figure of this notebook; `None` says that it could not be measured.
 
+        Args:
+            name: Key of the figure in the record.
+            value: A finite number, a text, or `None`.
+
         Raises:
             ValueError: the value is NaN or infinite.
         """
@@ -322,8 +341,13 @@ class Run:
         self._record["metrics"][name] = value
 
     def figure(self, name: str, figure: go.Figure) -> None:
-        """Keep a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run;
+        """Keep a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run.
+
         ``finemem report RUN --figures`` makes images of those that were kept.
+
+        Args:
+            name: Letters, digits and "_".
+            figure: The figure to keep.
 
         Raises:
             ValueError: the name is not a plain word.
@@ -470,7 +494,12 @@ def _take_replies(folder: Path) -> None:
 
 
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
-    """Return a notebook's record in a run, empty where there is none or it has another version."""
+    """Return a notebook's record in a run, empty where there is none or it has another version.
+
+    Args:
+        folder: The run's folder.
+        notebook: Name of the notebook, without ending.
+    """
     try:
         record = read_json(_record_file(folder, notebook))
     except ValueError:
@@ -553,7 +582,12 @@ def _record_file(folder: Path, notebook: str) -> Path:
 
 
 def progress_line(folder: Path, notebook: str) -> str:
-    """Return what a running notebook said last of how far it has come, "" before it said any."""
+    """Return the last line of a running notebook on its progress, "" before the first.
+
+    Args:
+        folder: The run's folder.
+        notebook: Name of the notebook, without ending.
+    """
     try:
         return _progress_file(folder, notebook).read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -112,7 +112,12 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
-    """Write the reader's memo into a checkpoint where only this process holds it."""
+    """Write the reader's memo into a checkpoint where only this process holds it.
+
+    Args:
+        agent: The reader; one without a memo is left out.
+        checkpoint: Folder of the checkpoint.
+    """
     if (memoised := _memoised(agent)) is not None:
         (checkpoint / READER_MEMO).write_text(memoised.memo_to_json(), encoding="utf-8")
 

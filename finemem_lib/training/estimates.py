@@ -24,7 +24,16 @@ NF4_BYTES = 0.516
 class ModelShape:
     """The sizes of a decoder of the Qwen3 or Llama family, by the names in its config.json.
 
-    `qk_norm` says whether every head's queries and keys are normalised, as in Qwen3.
+    Attributes:
+        vocab_size: Tokens that the embedding and the head know.
+        hidden_size: Width of a hidden state.
+        intermediate_size: Width of an MLP's inside.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Query heads of a block.
+        num_key_value_heads: Key and value heads of a block.
+        head_dim: Width of a head.
+        tie_word_embeddings: Whether the head shares the embedding's weights.
+        qk_norm: Whether queries and keys of every head are normalised, as in Qwen3.
     """
 
     vocab_size: int
@@ -150,7 +159,14 @@ SHAPES: dict[str, ModelShape] = {
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A graphics card: memory in GB (1e9 bytes), TFLOP/s in bf16 (dense), GB/s of its memory."""
+    """A graphics card.
+
+    Attributes:
+        name: As sold.
+        gb: Memory in GB (1e9 bytes).
+        tflops: Dense bf16 arithmetic in TFLOP/s.
+        gb_per_s: Traffic of its memory in GB/s.
+    """
 
     name: str
     gb: float
@@ -216,7 +232,12 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An instance as a plan sees it: tokens of every chunk, and the number of global questions."""
+    """An instance as a plan sees it.
+
+    Attributes:
+        chunks: Tokens of every chunk.
+        questions: Number of global questions.
+    """
 
     chunks: tuple[int, ...]
     questions: int
@@ -224,8 +245,21 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The parameters of notebook 04 that a plan depends on, and `tested`, the most instances that
-    are played at once outside training; `batch_size` prompts of them are sampled at a time."""
+    """The parameters of notebook 04 that a plan depends on.
+
+    Attributes:
+        model: How the model is loaded and prompted.
+        updates: Number of updates.
+        instances_per_update: Instances per update.
+        num_generations: Rollouts per instance.
+        question_fraction: Share of the global questions asked, in (0, 1].
+        top_k: Most items retrieved per question.
+        instruction_tokens: Tokens of a prompt without memory and chunk.
+        max_prompt_tokens: Most tokens of a prompt.
+        max_new_tokens: Most tokens of a completion.
+        batch_size: Prompts sampled at a time outside training.
+        tested: Most instances played at once outside training.
+    """
 
     model: ModelSettings
     updates: int
@@ -241,8 +275,14 @@ class Training:
 
 
 def prompt_lengths(stream: Stream, training: Training, assumed: Assumptions) -> list[int]:
-    """Return the tokens of the prompt at every step: instruction, memory so far, chunk, cut at
-    `max_prompt_tokens`.
+    """Return the tokens of the prompt at every step, cut at `max_prompt_tokens`.
+
+    A prompt holds the instruction, the memory so far and the chunk.
+
+    Args:
+        stream: The instance.
+        training: Parameters of the training.
+        assumed: Measured or assumed shares and sizes.
 
     >>> small = Training(ModelSettings(), 1, 1, 8, 1.0, 3, 400, 1000, 128)
     >>> prompt_lengths(Stream((200, 200, 2000), 5), small, Assumptions(memory_share=0.5))
@@ -286,6 +326,11 @@ def average_work(streams: Sequence[Stream], training: Training, assumed: Assumpt
 
     Micro-batches are `grpo_config`'s: num_generations of them, so that one holds as many rows as
     the update's instances have steps.
+
+    Args:
+        streams: The instances, at least one.
+        training: Parameters of the training.
+        assumed: Measured or assumed shares and sizes.
     """
     lengths = [prompt_lengths(stream, training, assumed) for stream in streams]
     taken = training.instances_per_update
@@ -323,7 +368,21 @@ def _mean_of_largest(values: Sequence[int], taken: int) -> float:
 class GpuMemory:
     """Estimated bytes on the card by part; generation, learning and tests take turns, so `peak`
     counts the largest of them. With vLLM the cache is there all the time, inside its share of the
-    card, also while tests are sampled without it."""
+    card, also while tests are sampled without it.
+
+    Attributes:
+        weights: The frozen or trained model.
+        adapter: Weights of the LoRA adapter.
+        gradients: Gradients of what is trained.
+        optimizer: Adam's two moments.
+        activations: Kept for the backward pass.
+        logits: Scores of the completion's tokens and their gradients.
+        cache: Keys and values of the rollouts.
+        prefill: Activations of reading the prompts.
+        tests: Cache and prefill of sampling outside training.
+        runtime: CUDA and its libraries.
+        cache_stays: Whether vLLM holds the cache all the time.
+    """
 
     weights: float
     adapter: float
@@ -365,6 +424,13 @@ def gpu_memory(
     prefill: `prefill_bytes` of all rollouts' prompts; vLLM's are in its share.
     tests: cache and prefill of the prompts that are sampled at a time outside training, never by
     vLLM. What is sampled from weights in single precision takes twice as much.
+
+    Args:
+        shape: Sizes of the model.
+        training: Parameters of the training.
+        most: The largest update.
+        card: The card that it runs on.
+        assumed: Measured or assumed shares and sizes.
     """
     model, unsloth = training.model, training.model.loader == "unsloth"
     weights = _weight_bytes(shape, model)
@@ -408,7 +474,14 @@ def _weight_bytes(shape: ModelShape, model: ModelSettings) -> float:
 
 
 def fits(memory: GpuMemory, shape: ModelShape, most: Work, card: Card) -> bool:
-    """Say whether the card holds it all, and vLLM's share one rollout at its longest."""
+    """Return whether the card holds it all, and vLLM's share one rollout at its longest.
+
+    Args:
+        memory: The estimate of `gpu_memory`.
+        shape: Sizes of the model.
+        most: The largest update.
+        card: The card that it runs on.
+    """
     longest = shape.cache_bytes * (most.longest_prompt + most.longest_completion)
     room = not memory.cache_stays or memory.cache >= longest
     return room and memory.peak <= card.gb * 1e9
@@ -421,8 +494,18 @@ def what_would_fit(
     card: Card,
     assumed: Assumptions,
 ) -> list[str]:
-    """Return the mildest single change of each kind with which the plan fits; where none does, one
-    text of several that do together; empty where nothing helps."""
+    """Return changes with which the plan fits, as texts.
+
+    These are the mildest single change of each kind. Where none is enough, one text names several
+    changes that are enough together; where nothing helps, the list is empty.
+
+    Args:
+        shape: Sizes of the model.
+        streams: The instances.
+        training: Parameters that do not fit.
+        card: The card that it runs on.
+        assumed: Measured or assumed shares and sizes.
+    """
 
     def ok(one: Training, its: ModelShape = shape) -> bool:
         most = average_work(streams, one, assumed)
@@ -457,7 +540,14 @@ def _kind(change: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UpdateSeconds:
-    """Estimated seconds of one update by part."""
+    """Estimated seconds of one update by part.
+
+    Attributes:
+        reading: Passes over the prompts.
+        writing: Sampling of the completions.
+        learning: Forward and backward.
+        answering: Calls of the reader.
+    """
 
     reading: float
     writing: float
@@ -486,6 +576,14 @@ def update_seconds(
     and token, 2 more for the weights' own gradients without an adapter, 2 more for activations
     that are computed again.
     answering: the reader's calls, `reader_concurrency` at a time; 0 calls take no time.
+
+    Args:
+        shape: Sizes of the model.
+        training: Parameters of the training.
+        mean: The average update.
+        card: The card that it runs on.
+        assumed: Measured or assumed shares and speeds.
+        reader_calls: Calls of a model reader per update.
     """
     model = training.model
     per_token = 2 * shape.parameters
@@ -515,8 +613,18 @@ def playing_seconds(
     assumed: Assumptions,
     instances: int,
 ) -> float:
-    """Return how long the manager takes to play so many instances like these once, `batch_size` at
-    a time and without vLLM: reading and writing, no reader's answers."""
+    """Return the seconds that the manager takes to play instances once, without vLLM.
+
+    Reading and writing count, the reader's answers do not; `batch_size` are played at a time.
+
+    Args:
+        shape: Sizes of the model.
+        streams: Instances like those that are played.
+        training: Parameters of the training.
+        card: The card that it runs on.
+        assumed: Measured or assumed shares and speeds.
+        instances: How many are played, at least 1.
+    """
     rows = min(training.batch_size, instances)
     one = dataclasses.replace(
         _with_model(training, fast_inference=False), instances_per_update=rows, num_generations=1
@@ -527,7 +635,13 @@ def playing_seconds(
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Calls of a language model and their tokens, in and out."""
+    """Calls of a language model and their tokens.
+
+    Attributes:
+        calls: Number of calls.
+        tokens_in: Tokens sent.
+        tokens_out: Tokens received.
+    """
 
     calls: float = 0
     tokens_in: float = 0
@@ -537,7 +651,11 @@ class Calls:
         return Calls(self.calls * number, self.tokens_in * number, self.tokens_out * number)
 
     def cost(self, price_in: float, price_out: float) -> float:
-        """Return the price of these calls, by prices of a million tokens.
+        """Return the price of these calls.
+
+        Args:
+            price_in: Price of a million tokens sent.
+            price_out: Price of a million tokens received.
 
         >>> Calls(10, 2_000_000, 500_000).cost(0.15, 0.6)
         0.6
@@ -547,6 +665,10 @@ class Calls:
 
 def asked_globally(questions: int, fraction: float) -> int:
     """Return how many global questions a rollout is asked (`questions.sampled_questions`).
+
+    Args:
+        questions: Global questions of the instance.
+        fraction: Share that is asked, in (0, 1].
 
     >>> asked_globally(12, 0.2), asked_globally(2, 0.2), asked_globally(0, 0.2)
     (2, 1, 0)

@@ -106,6 +106,10 @@ class PlayedUpdate:
 def update_file(folder: Path, update: int) -> Path:
     """Return the file of an update in the folder of a run's updates.
 
+    Args:
+        folder: Folder of the run's updates.
+        update: Number of the update, from 1.
+
     >>> update_file(Path("updates"), 12).as_posix()
     'updates/000012.parquet'
     """

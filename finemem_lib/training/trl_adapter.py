@@ -356,6 +356,10 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     def check_finite(self, name: str, value: torch.Tensor) -> None:
         """Check a loss or gradient norm, and write the update's batch where it is not finite.
 
+        Args:
+            name: Named in the error: "loss" or "gradient".
+            value: The loss or the norm, shape ().
+
         Raises:
             FloatingPointError: It is not finite.
         """
@@ -377,7 +381,12 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log an update, write it and report it; an interrupt that came during it ends here."""
+        """Log an update, write it and report it; an interrupt that came during it ends here.
+
+        Args:
+            logs: Quantities of the update by name.
+            start_time: When training began; TRL counts tokens per second from it.
+        """
         super().log(logs, start_time)
         if self.updates_folder is not None and self.played is not None and "reward" in logs:
             self.played.write(update_file(self.updates_folder, self.played.update))

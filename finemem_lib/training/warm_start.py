@@ -73,9 +73,12 @@ _IDS = {token: number for number, token in enumerate(tiny.vocabulary())}
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence as words; `person` is the position of its person or subject, followed by its verb.
+    """A sentence as words.
 
-    `slot` is (person, attribute) for a fact and `None` for noise.
+    Attributes:
+        words: The words in order.
+        person: Position of the person or subject, which the verb follows.
+        slot: (person, attribute) of a fact, `None` for noise.
     """
 
     words: tuple[str, ...]
@@ -107,6 +110,13 @@ class Demonstration:
         return position
 
     def guide(self, head: tuple[int, int], query: int, key: int) -> None:
+        """Note where a head should look, if the demonstration is guided.
+
+        Args:
+            head: (layer, head) of the attention.
+            query: Position that looks.
+            key: Position to look at.
+        """
         if self.guided:
             self.guides.append((head, query, key))
 
@@ -122,12 +132,24 @@ class Demonstration:
 
 
 def fact(rng: random.Random, slot: tuple[str, str]) -> Sentence:
+    """Return a sentence that states a random value of a slot.
+
+    Args:
+        rng: Source of the verb and the value.
+        slot: (person, attribute).
+    """
     person, attribute = slot
     spec = ATTRIBUTES[attribute]
     return Sentence((person, *rng.choice(spec.verbs).split(), rng.choice(spec.values)), 0, slot)
 
 
 def noise(rng: random.Random, people: list[str]) -> Sentence:
+    """Return a sentence that states no fact.
+
+    Args:
+        rng: Source of the words.
+        people: Persons that it may be about.
+    """
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
     if rng.random() < 0.8:
         verb = rng.choice(NOISE_VERBS).split()
@@ -138,9 +160,12 @@ def noise(rng: random.Random, people: list[str]) -> Sentence:
 def demonstration(rng: random.Random, progress: float) -> Demonstration:
     """Draw a memory, a chunk, and what a manager without any sense for worth writes.
 
-    `progress` in [0, 1] is the share of the training done: memories grow from 4 to 24 records,
-    records about an already recorded slot appear (then the latest counts), and the share of
-    sentences kept falls to its final level.
+    With `progress` memories grow from 4 to 24 records, records about an already recorded slot
+    appear (then the latest counts), and the share of sentences kept falls to its final level.
+
+    Args:
+        rng: Source of all draws.
+        progress: Share of the training done, in [0, 1].
     """
     limit = 4 + round(8 * min(1.0, progress / GUIDED)) + round(12 * min(1.0, progress / 0.7))
     people = rng.sample(NAMES, rng.randint(2, 6))
@@ -227,7 +252,12 @@ def _render(
 
 
 def batches(seed: int, steps: int) -> Iterator[list[Demonstration]]:
-    """Yield `steps` batches; demonstrations of similar length share a batch."""
+    """Yield `steps` batches; demonstrations of similar length share a batch.
+
+    Args:
+        seed: Seed of all demonstrations.
+        steps: Number of batches.
+    """
     rng = generator("warm-start", seed)
     for pool_start in range(0, steps, POOL):
         pool = [demonstration(rng, pool_start / steps) for _ in range(POOL * BATCH)]
@@ -253,7 +283,12 @@ def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstration]) -> torch.Tensor:
-    """Sum over the guided heads of the mean of -log attention paid to the guided position."""
+    """Sum over the guided heads of the mean of -log attention paid to the guided position.
+
+    Args:
+        attentions: One tensor per layer, shape (batch, heads, length, length).
+        batch: The demonstrations, in the rows' order.
+    """
     import torch
 
     places: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
@@ -268,7 +303,13 @@ def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstratio
 
 
 def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM, list[float]]:
-    """Train the tiny model from scratch; return it with the completion loss of every update."""
+    """Train the tiny model from scratch; return it with the completion loss of every update.
+
+    Args:
+        seed: Seed of the weights and the demonstrations.
+        steps: Number of updates.
+        log_every: Updates between printed lines; 0 prints none.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -311,14 +352,20 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    _embed_unseen_names(model, seed)
+    embed_unseen_names(model, seed)
     return model, losses
 
 
-def _embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
-    """Give the never-seen names embeddings as tokens added to a vocabulary get them: drawn from the
-    normal distribution that the trained names span, of many draws the one least like any name.
-    Training itself only pushed them away."""
+def embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
+    """Give the never-seen names new embeddings, as tokens added to a vocabulary get them.
+
+    Each is drawn from the normal distribution that the trained names span: of many draws the one
+    least like any name. Training itself only pushed them away.
+
+    Args:
+        model: Changed in place.
+        seed: Seed of the draws.
+    """
     import torch
     from torch.nn.functional import normalize
 
@@ -353,9 +400,16 @@ def slot_of(content: str) -> tuple[str, str] | None:
 def held_out_observation(
     rng: random.Random, records: int, names: tuple[str, ...]
 ) -> Observation | None:
-    """Return a step of a planted stream with `records` of its earlier sentences in the memory,
-    stale ones and noise among them, and at least one about a slot that the chunk speaks of; `None`
-    when the draw did not come out so."""
+    """Return a step of a planted stream with `records` of its earlier sentences in the memory.
+
+    Stale sentences and noise are among them, and at least one is about a slot that the chunk speaks
+    of; `None` where the draw did not come out so.
+
+    Args:
+        rng: Source of all draws.
+        records: Number of sentences in the memory.
+        names: Persons of the stream.
+    """
     stream = planted_stream(
         rng.getrandbits(40),
         StreamSettings(
@@ -394,6 +448,13 @@ def evaluate(
     contents; `right_record` over the UPDATEs and DELETEs whose sentence has a record (a DELETE
     speaks about the sentence inserted just before it), `without_record` over all of them. `None`
     where nothing was counted.
+
+    Args:
+        manager: The manager to measure.
+        samples: Number of completions.
+        seed: Seed of the sampling and the steps.
+        records: Items in the memory of every step.
+        names: Persons of the streams.
     """
     rng = generator("warm-start card", seed, records)
     observations: list[Observation] = []
@@ -522,7 +583,17 @@ def write_card(
     cpu_seconds: float,
     samples: int,
 ) -> str:
-    """Measure the checkpoint in `folder` and return its card."""
+    """Measure the checkpoint in `folder` and return its card.
+
+    Args:
+        folder: Folder of the checkpoint.
+        seed: Seed of the training; the next one draws the steps that are measured.
+        steps: Updates that it was trained for.
+        losses: Completion loss of every update.
+        seconds: Duration of the training.
+        cpu_seconds: Processor time of the training.
+        samples: Completions measured per row.
+    """
     import torch
 
     manager = load_manager(folder)

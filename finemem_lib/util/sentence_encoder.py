@@ -41,5 +41,10 @@ def load_encoder(model_name: str) -> Callable[[str], NDArray[np.float32]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def embedding(model_name: str, text: str) -> NDArray[np.float32]:
-    """Return the embedding of a text, shape (dimensions,); each is computed once."""
+    """Return the embedding of a text, shape (dimensions,); each is computed once.
+
+    Args:
+        model_name: As in `load_encoder`.
+        text: The text to embed.
+    """
     return load_encoder(model_name)(text)
