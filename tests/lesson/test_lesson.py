@@ -306,7 +306,7 @@ def test_the_lesson_moves_the_rollouts_it_has_shown_with_the_rules_it_has_taught
     """Incident: four of the eight rollouts made other advantages, and leave-one-out was missing."""
     [cell] = [source for source in code_cells("03") if "explorers.what_if_explorer(" in source]
     assert re.search(
-        r"what_if_explorer\(group, settings, scale_rewards,\s+agent=reader_for\(", cell
+        r"what_if_explorer\(group, settings, p\.scale_rewards,\s+agent=reader_for\(", cell
     )
 
 
