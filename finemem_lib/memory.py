@@ -56,7 +56,12 @@ class Memory(Protocol):
     def apply(
         self, operations: Sequence[Operation | InvalidOperation], step: int
     ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
-        """Carry out the operations of one step; return their outcomes and the net change."""
+        """Carry out the operations of one step; return their outcomes and the net change.
+
+        Args:
+            operations: In the order in which the manager wrote them.
+            step: Number of the step, from 1.
+        """
 
 
 class FlatMemory:

@@ -60,7 +60,12 @@ class ReasoningAgent(Protocol):
         """Identifies everything the answers depend on, except for the task."""
 
     def query(self, question: str, data_source: str) -> str:
-        """Return what retrieval is asked for a question."""
+        """Return what retrieval is asked for a question.
+
+        Args:
+            question: Text of the question.
+            data_source: Its data source.
+        """
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
         """Answer a batch, one reading per task in order."""
@@ -180,7 +185,14 @@ def _read_batch(agent: ReasoningAgent, tasks: Sequence[ReadingTask]) -> list[Rea
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """Questions to ask on one memory after `step`; `retriever` is the index of that memory."""
+    """Questions to ask on one memory.
+
+    Attributes:
+        questions: The questions.
+        memory: The memory they are asked on.
+        retriever: The index of that memory.
+        step: The step after which they are asked.
+    """
 
     questions: Sequence[Question]
     memory: Memory
@@ -251,7 +263,12 @@ def _held(memory: Memory, item_id: str) -> MemoryItem:
 
 
 def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
-    """Return the task of reading a question with the items retrieved for it, best first."""
+    """Return the task of reading a question with the items retrieved for it.
+
+    Args:
+        question: The question.
+        items: Items retrieved for it, best first.
+    """
     lasts = [(item.last_step, item.lineage[-1].position) for item in items]
     oldest_first = sorted(lasts)
     return ReadingTask(

@@ -28,7 +28,12 @@ class Searchable(Protocol):
     """An index of a memory."""
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        """Return (item id, score) of at most `k` items, best first."""
+        """Return (item id, score) of at most `k` items, best first.
+
+        Args:
+            query: Text to compare with the items.
+            k: Most items to return, at least 1.
+        """
 
 
 class Retriever(Searchable, Protocol):
@@ -58,6 +63,11 @@ class BM25Retriever:
     An update costs time in proportion to the words of the changed items, a search in proportion to
     the items that hold a query word, in numpy. (Robertson and Zaragoza, 2009; the floor is
     Trotman et al., 2014, as in rank-bm25.)
+
+    Args:
+        k1: How slowly repeated words saturate, at least 0.
+        b: Weight of the length, in [0, 1].
+        epsilon: Share of the mean idf that replaces a negative one.
     """
 
     def __init__(self, k1: float = 1.5, b: float = 0.75, epsilon: float = 0.25) -> None:
@@ -81,7 +91,12 @@ class BM25Retriever:
 
     @classmethod
     def from_items(cls, items: Iterable[MemoryItem], **parameters: float) -> BM25Retriever:
-        """Return a retriever over items; the parameters are those of the class."""
+        """Return a retriever over items.
+
+        Args:
+            items: Items in any order.
+            **parameters: As in the class: k1, b, epsilon.
+        """
         retriever = cls(**parameters)
         retriever.update(MemoryDelta(written=tuple(items)))
         return retriever
@@ -117,6 +132,10 @@ class BM25Retriever:
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
         """Return (item id, score) of at most `k` items, best first.
+
+        Args:
+            query: Text to compare with the items.
+            k: Most items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.
@@ -247,6 +266,10 @@ class DenseRetriever:
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
         """Return (item id, cosine in [-1, 1]) of at most `k` items, best first.
+
+        Args:
+            query: Text to compare with the items.
+            k: Most items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.

@@ -166,6 +166,10 @@ def evidence_contribution(
     unless `unretrieved` is "drop". In [0, 1]; `None` at every step where `outcome_reward` is.
     Source: Fine-Mem, evidence-anchored reward attribution (EARA).
 
+    Args:
+        trajectory: The rollout to score.
+        settings: Switches of the rewards; default: `RewardSettings()`.
+
     Raises:
         ValueError: a score is out of range, or an item names a step outside 1..T.
 
@@ -192,6 +196,10 @@ def evidence_matrix(
     j to s_j/n (to 0 where `unretrieved` is "drop" and the question has no credited item). The
     column of a question that could not be scored is `None`.
 
+    Args:
+        trajectory: The rollout to score.
+        settings: Switches of the rewards; default: `RewardSettings()`.
+
     Raises:
         ValueError: as `evidence_contribution`.
 
@@ -215,6 +223,10 @@ def eara_rewards(
     with "drop" the sum lacks ``beta s_j / n`` for each question without a credited item. In
     [0, 1]; `None` at every step where `outcome_reward` is. Source: Fine-Mem, EARA.
 
+    Args:
+        trajectory: The rollout to score.
+        settings: Switches of the rewards; default: `RewardSettings()`.
+
     Raises:
         ValueError: as `evidence_contribution`.
 
@@ -234,6 +246,10 @@ def format_rewards(
 
     Valid means that the memory applied it; what could not be parsed counts as emitted. In [0, 1];
     a step that emitted nothing gets `settings.empty_format`. Source: Fine-Mem, format reward.
+
+    Args:
+        trajectory: The rollout to score.
+        settings: Switches of the rewards; default: `RewardSettings()`.
 
     >>> from finemem_lib import worked_example
     >>> format_rewards(worked_example())
@@ -268,6 +284,10 @@ def hybrid_reward(
     """Return every component of ``r_t = r_EARA(t) + r_fmt(t) + w1 r_chunk(t) + w2 r_comp``.
 
     Source: Fine-Mem, hybrid reward.
+
+    Args:
+        trajectory: The rollout to score.
+        settings: Switches of the rewards; default: `RewardSettings()`.
 
     Raises:
         ValueError: as `evidence_contribution`.
@@ -388,6 +408,11 @@ def item_shares(
     The shares sum to 1; there are none where the question has no credited item. Source: Fine-Mem,
     the inner sum of N_t without s_j / n.
 
+    Args:
+        answered: The question with its retrieved items.
+        num_steps: T.
+        settings: Switches of the rewards.
+
     Raises:
         ValueError: an item names a step outside 1..T.
 
@@ -410,7 +435,12 @@ def item_shares(
 
 
 def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retrieved, ...]:
-    """Return M_j, the items of a question that share its credit."""
+    """Return M_j, the items of a question that share its credit.
+
+    Args:
+        answered: The question with its retrieved items.
+        credited: Whether "retrieved" or only "used" items share.
+    """
     if credited == "used" and answered.used is not None:
         return tuple(item for item in answered.retrieved if item.item_id in answered.used)
     return answered.retrieved
@@ -418,6 +448,10 @@ def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retr
 
 def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
     """Return phi(m), the steps that an item's evidence goes to, in equal parts.
+
+    Args:
+        item: A retrieved item.
+        attribution: Which of its writes are paid; "lineage" pays all.
 
     >>> attributed_steps(Retrieved("1", 0.5, (2, 5)), "creation")
     (2,)

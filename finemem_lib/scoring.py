@@ -202,6 +202,11 @@ def metric_for(data_source: str) -> str:
 def score(prediction: str | None, answers: Sequence[str], data_source: str) -> float | None:
     """Score a prediction against the accepted answers with the metric of its data source.
 
+    Args:
+        prediction: The reader's reply; `None` where there is none.
+        answers: The accepted answers, any of which will do.
+        data_source: Name in `SOURCES` that decides the metric.
+
     Returns:
         A value in [0, 1], or `None` where it cannot be scored: the source needs a judge, no answer
         is known, or there is no prediction.

@@ -46,6 +46,10 @@ def count_tokens(text: str) -> int:
 def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
     """Keep the first `limit` tokens of a text (the "head" rule).
 
+    Args:
+        text: Any text.
+        limit: Most tokens to keep.
+
     Returns:
         The text that is kept and the number of tokens cut.
 

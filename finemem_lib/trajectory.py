@@ -119,7 +119,13 @@ class OperationOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write of an item: the step, the operation, and its position among the step's outcomes."""
+    """One write of an item.
+
+    Attributes:
+        step: Number of the step, from 1.
+        kind: The operation.
+        position: Place among the outcomes of the step, from 0.
+    """
 
     step: int
     kind: OperationKind
@@ -128,7 +134,13 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """A memory item with its lineage: every write, oldest first."""
+    """A memory item with its lineage.
+
+    Attributes:
+        item_id: Its id, never used again.
+        content: Its text.
+        lineage: Every write of it, oldest first.
+    """
 
     item_id: str
     content: str
@@ -171,9 +183,13 @@ class MemoryDelta:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """One retrieved item: its id, its retrieval score, and the steps that wrote it, oldest first.
+    """One retrieved item.
 
-    ``steps[0]`` created the item and ``steps[-1]`` last wrote it.
+    Attributes:
+        item_id: Its id in the memory.
+        score: Score of the retriever.
+        steps: Steps that wrote it, oldest first: ``steps[0]`` created it, ``steps[-1]`` wrote it
+            last.
     """
 
     item_id: str
@@ -305,6 +321,10 @@ def from_json(record_type: type[Record], text: str) -> Record:
 
     Every field must fit its declared type, as pydantic judges it: the text "5" passes for the
     number 5, unknown fields are ignored.
+
+    Args:
+        record_type: Class of the record.
+        text: What `to_json` returned.
 
     Raises:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
