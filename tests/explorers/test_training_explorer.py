@@ -148,9 +148,13 @@ def test_an_error_in_drawing_is_told_once_and_stops_nothing(monkeypatch, capsys)
         live(record)
     live({})
     assert capsys.readouterr().err.count("training goes on") == 1
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("IPython.display.display", stopped)
     live = explorers.LiveCurves(5)
     with pytest.raises(KeyboardInterrupt):  # the stop button is no error
-        monkeypatch.setattr(live, "_draw", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         live(RECORDS[0])
 
 
