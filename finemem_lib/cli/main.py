@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 a notebook failed (or the report or a file of the run could 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ from finemem_lib.util.console import (
     EXIT_CODES,
     StepLog,
     UsageError,
+    check_output_folder,
     interruptible,
+    positive,
     print_table,
 )
 
@@ -78,14 +81,20 @@ def report_command(options: argparse.Namespace) -> int:
         options: The command line.
 
     Raises:
-        UsageError: there is no such run, or its manifest cannot be read.
+        UsageError: there is no such run, its manifest cannot be read, or figures cannot be
+            written where ``--figures`` says.
     """
+    if options.figures:
+        check_output_folder(Path(options.figures), "--figures")
     try:
         folder = run_folder(options.run)
         read_manifest(folder, settle=True)
         report = write_report(folder, options.figures)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        print(f"failed: {error.strerror or error}", file=sys.stderr)
+        return EXIT_CODES["failed"]
     print(f"report: {report}")
     return EXIT_CODES["ok"]
 
@@ -108,7 +117,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     folder = Path(options.output)
-    prepare.check_output_folder(folder)
+    check_output_folder(folder)
     cells = design.cells
     print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
@@ -217,7 +226,9 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="one file per finished cell; those that are there are not run again",
     )
-    sweep.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="processes (default: 2)")
+    sweep.add_argument(
+        "--jobs", type=positive, default=2, metavar="N", help="processes (default: 2)"
+    )
     sweep.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the cells (extra dask)"
     )
@@ -233,17 +244,11 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError
-    return seconds
-
-
-def _jobs(text: str) -> int:
-    jobs = int(text)
-    if jobs < 1:
-        raise ValueError
-    return jobs
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r:.40}, expected a number of seconds above 0")
 
 
 def main(arguments: Sequence[str] | None = None, execute: Executor = execute_notebook) -> int:

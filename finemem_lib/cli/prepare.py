@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -34,8 +33,10 @@ from finemem_lib.util.console import (
     EXIT_CODES,
     StepLog,
     UsageError,
+    check_output_folder,
     interruptible,
     plain,
+    positive,
     print_table,
 )
 
@@ -74,7 +75,7 @@ def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     questions.add_argument(
         "--k",
-        type=_positive,
+        type=positive,
         default=5,
         metavar="N",
         help="questions per chunk at most (default: 5)",
@@ -82,7 +83,7 @@ def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     questions.add_argument("--seed", type=int, default=0, metavar="N")
     questions.add_argument(
         "--max-chunk-tokens",
-        type=_positive,
+        type=positive,
         default=4096,
         metavar="N",
         help="a longer chunk is cut, as notebook 01 cuts it (default: 4096)",
@@ -119,7 +120,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what is asked, where that is apart: PerLTQA's questions, a test half",
     )
     build.add_argument("--output", required=True, metavar="X.parquet", help="must not exist yet")
-    build.add_argument("--instances", type=_positive, metavar="N", help="at most so many")
+    build.add_argument("--instances", type=positive, metavar="N", help="at most so many")
     build.add_argument("--seed", type=int, default=0, metavar="N")
     _add_on_error(build)
 
@@ -232,31 +233,6 @@ def build_command(options: argparse.Namespace) -> int:
     print(as_markdown(size_table(built.instances)))
     print(f"written: {path}")
     return EXIT_CODES["ok"]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
-    return int(text)
-
-
-def check_output_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to.
-
-    Args:
-        folder: That of ``--output``.
-
-    Raises:
-        UsageError: it, or the folder it would be made in, is none that files can be written to.
-    """
-    places = (folder.absolute(), *folder.absolute().parents)
-    there = next(place for place in places if os.path.lexists(place))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "cannot be written to" if there.is_dir() else "is no folder"
-        raise UsageError(
-            f"--output: {there} {what}, expected a folder that files can be written to; choose "
-            "another one"
-        )
 
 
 def _loaded(

@@ -6,7 +6,6 @@ import argparse
 import ast
 import contextlib
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +109,7 @@ def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
             same digits, or that copied the metadata, runs only when its stem is given.
 
     Raises:
-        UsageError: a part is none of these, or names no notebook.
+        UsageError: a part is none of these, or names no notebook or one that cannot be read.
     """
     try:
         found = {one.order: one.path for one in numbered(folder)}
@@ -123,6 +122,7 @@ def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
             continue
         match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part)
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        _check_readable(folder, [number for number in numbers if number not in found])
         if not numbers or not {numbers[0], numbers[-1]} <= set(found):
             have = ", ".join(sorted(one.stem for one in notebooks_in(folder))) or "none"
             raise UsageError(
@@ -131,6 +131,17 @@ def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
             )
         chosen.update(found[number] for number in numbers if number in found)
     return sorted(chosen)
+
+
+def _check_readable(folder: Path, numbers: Iterable[int]) -> None:
+    """Refuse numbers whose notebook is there but cannot be read: a range would leave it out."""
+    for path in (
+        path for number in numbers for path in sorted(folder.glob(f"{number:02}_*.ipynb"))
+    ):
+        try:
+            read_notebook(path)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -375,16 +386,22 @@ def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> 
     return problems
 
 
-def _missing_checkpoint(checkpoint: str, offline: bool) -> str | None:
-    """Return why a checkpoint, or what an adapter was trained on, cannot be found."""
+def _missing_checkpoint(
+    checkpoint: str, offline: bool, seen: frozenset[Path] = frozenset()
+) -> str | None:
+    """Return why a checkpoint, or what an adapter was trained on, cannot be found.
+
+    `seen` are the folders of adapters on the way to it.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     if folder := loading.checkpoint_folder(checkpoint):
-        adapter = folder / "adapter_config.json"
-        if adapter.is_file():
-            held = json.loads(adapter.read_text(encoding="utf-8"))
+        if held := loading.held_adapter(folder):
+            if (place := real_path(folder)) in seen:
+                return f"the adapter in {folder} names itself as the model it was trained on"
             of_commit = f"@{held['revision']}" if held.get("revision") else ""
-            return _missing_checkpoint(held["base_model_name_or_path"] + of_commit, offline)
+            base = held["base_model_name_or_path"] + of_commit
+            return _missing_checkpoint(base, offline, seen | {place})
         found, why = (folder / "config.json").is_file(), "this folder holds neither"
     else:
         name, revision = split_revision(checkpoint)

@@ -336,7 +336,7 @@ def _notebook_body(run_dir: Path, name: str, links: Mapping[str, str]) -> Markup
 
 
 def _drop_notes(notebook: Any) -> None:
-    """Remove what `plots.show` puts below a figure: the page has the same inside the figure."""
+    """Remove what `figures.show` puts below a figure: the page has the same inside the figure."""
     for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = [

@@ -56,6 +56,7 @@ from finemem_lib.util.console import (
     EXIT_CODES,
     StatusLine,
     UsageError,
+    check_output_folder,
     interruptible,
     plain,
     print_table,
@@ -89,6 +90,8 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     Raises:
         UsageError: the options cannot be carried out; nothing was started or written.
     """
+    if options.figures:
+        check_output_folder(Path(options.figures), "--figures")
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
@@ -141,6 +144,8 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
     Raises:
         UsageError: the run cannot be resumed; nothing was started or written.
     """
+    if options.figures:
+        check_output_folder(Path(options.figures), "--figures")
     try:
         folder = run_folder(options.run)
         if not folder.is_dir():
@@ -151,7 +156,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         )
         with exclusive_lock(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     with interruptible():
         status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()

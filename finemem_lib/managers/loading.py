@@ -10,7 +10,6 @@ defaults (4 bits, rank 16, seed 3407, another checkpoint than the one named) are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -231,7 +231,7 @@ def load_model(
     check_checkpoint(path_or_name, settings)
     folder = checkpoint_folder(path_or_name)
     source, revision = (str(folder), None) if folder else split_revision(path_or_name)
-    held = None if folder is None else _held_adapter(folder)
+    held = None if folder is None else held_adapter(folder)
     load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
     try:
         model, tokenizer = load(source, revision, held, settings, seed)
@@ -291,7 +291,7 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
     ValueError: load_manager: precision 4bit keeps the weights frozen, and ...
     """
     folder = checkpoint_folder(path_or_name)
-    held = None if folder is None else _held_adapter(folder)
+    held = None if folder is None else held_adapter(folder)
     if held is not None and settings.lora_rank not in (0, held["r"]):
         raise ValueError(
             f"load_manager: {str(path_or_name)!r} holds an adapter of rank {held['r']}, got "
@@ -327,10 +327,34 @@ def single_precision(model: PreTrainedModel) -> None:
             value.data = value.data.float()
 
 
-def _held_adapter(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of the adapter that a folder holds, `None` where it holds none."""
+def held_adapter(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of the adapter that a folder holds, `None` where it holds none.
+
+    Args:
+        folder: A checkpoint.
+
+    Raises:
+        ValueError: The configuration cannot be read, or is not that of a LoRA adapter.
+    """
     path = folder / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        held = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"load_manager: {path} cannot be read ({error}); save the adapter again"
+        ) from error
+    if (
+        not isinstance(held, dict)
+        or not isinstance(held.get("base_model_name_or_path"), str)
+        or type(held.get("r")) is not int
+    ):
+        raise ValueError(
+            f"load_manager: {path} lacks base_model_name_or_path, a text, or r, a whole number; "
+            "expected the configuration of a LoRA adapter, as peft writes it"
+        )
+    return held
 
 
 def _with_transformers(

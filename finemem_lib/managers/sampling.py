@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 LIVE_SHARE = 0.75
@@ -57,13 +58,7 @@ def sample_completions(
     import torch
 
     device = model.device
-    width = max(map(len, prompts))
-    ids = torch.tensor(
-        [[pad_token_id] * (width - len(row)) + list(row) for row in prompts], device=device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device
-    )
+    ids, mask = _left_padded(prompts, pad_token_id, device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     ends = torch.tensor(sorted(end_token_ids), device=device, dtype=ids.dtype)
     draw = torch.Generator(device).manual_seed(seed)
@@ -137,13 +132,7 @@ def generate_completions(
     """
     import torch
 
-    width = max(map(len, prompts))
-    ids = torch.tensor(
-        [[pad_token_id] * (width - len(row)) + list(row) for row in prompts], device=model.device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device
-    )
+    ids, mask = _left_padded(prompts, pad_token_id, model.device)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -158,7 +147,7 @@ def generate_completions(
             **(how if temperature > 0 else {"do_sample": False}),
         )
     completions: list[tuple[int, ...]] = []
-    for row in generated[:, width:].tolist():
+    for row in generated[:, ids.shape[1] :].tolist():
         end = next((place for place, token in enumerate(row, 1) if token in end_token_ids), None)
         completions.append(tuple(row[:end]))
     logprobs = completion_logprobs(
@@ -169,6 +158,18 @@ def generate_completions(
         temperature=temperature,
     )
     return completions, logprobs
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and attention mask of prompts, both (prompts, longest prompt)."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompts]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def completion_logprobs(

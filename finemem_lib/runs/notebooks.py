@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +72,8 @@ class Notebook(BaseModel):
         Args:
             prefix: Two digits, a notebook's stem, or "" for every notebook.
         """
-        return prefix in ("", self.stem) or (prefix.isdigit() and self.is_numbered(int(prefix)))
+        number = re.fullmatch(r"[0-9]{1,2}", prefix)
+        return prefix in ("", self.stem) or bool(number and self.is_numbered(int(prefix)))
 
     def reads_under(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the artefacts that the notebook loads under some parameters.
@@ -92,7 +94,7 @@ class Notebook(BaseModel):
         """Return the model of the parameters.
 
         Raises:
-            ValueError: there is no such model.
+            ValueError: there is no such model, or its file cannot be imported.
         """
         file, colon, name = self.parameters.rpartition(":")
         found = _load_class(self.path.parent / file, name) if colon else MODELS.get(name)
@@ -110,7 +112,13 @@ def _load_class(path: Path, name: str) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         return None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a file of the user's may raise anything
+        raise ValueError(
+            f"{path}: the parameters' model {name} cannot be imported "
+            f"({type(error).__name__}: {error}); correct the file"
+        ) from error
     return getattr(module, name, None)
 
 

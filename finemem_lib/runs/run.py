@@ -358,9 +358,12 @@ class Run:
             beside.write_text(figure.to_json(), encoding="utf-8")
 
     def model_usage(self) -> dict[str, float]:
-        """Return what the language models did for all notebooks of this run so far, summed by the
-        fields of `client.Usage`; empty where none was asked. Passes of a notebook that ran again
-        count each."""
+        """Return what the language models did for all notebooks of this run so far.
+
+        Returns:
+            Sums of the fields of `readers.chat.Usage`; empty where none was asked. Passes of a
+            notebook that ran again count each.
+        """
         self._keep_record()
         total: dict[str, float] = {}
         for record in recorded(self.folder):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -23,6 +27,42 @@ SECONDS_A_LINE = 60.0
 
 class UsageError(Exception):
     """The command cannot be carried out as given; nothing was started or written."""
+
+
+def positive(text: str) -> int:
+    """Return the whole number of at least 1 that a word of the command line stands for.
+
+    Args:
+        text: Decimal digits.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no such number.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.40}, expected a whole number from 1 to 999,999,999"
+        )
+    return int(text)
+
+
+def check_output_folder(folder: Path, option: str = "--output") -> None:
+    """Refuse a folder that cannot be made or written to.
+
+    Args:
+        folder: Where files will be written.
+        option: The option that names it.
+
+    Raises:
+        UsageError: it, or the folder it would be made in, is none that files can be written to.
+    """
+    places = (folder.absolute(), *folder.absolute().parents)
+    there = next(place for place in places if os.path.lexists(place))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is no folder"
+        raise UsageError(
+            f"{option}: {there} {what}, expected a folder that files can be written to; choose "
+            "another one"
+        )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def problems_in_words(error: ValidationError, limit: int = 3) -> str:
         limit: How many problems to name.
     """
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    named = [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else one["msg"]
-        for one in problems[:limit]
-    ]
+    named = []
+    for one in problems[:limit]:
+        what = re.sub(r" or instance of \w+", "", one["msg"])  # a class of ours tells nobody
+        named.append(f"{'.'.join(map(str, one['loc']))}: {what}" if one["loc"] else what)
     more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
     return "; ".join([*named, *more])

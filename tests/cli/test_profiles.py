@@ -185,6 +185,24 @@ def test_a_folder_without_a_model_and_an_adapter_without_its_base_are_refused(tm
         train({"checkpoint": str(folder), "lora_rank": "4"})
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("{", "adapter_config.json cannot be read"),
+        ("[" * 10_000, "adapter_config.json cannot be read"),
+        ("[]", "expected the configuration of a LoRA adapter"),
+        ('{"base_model_name_or_path": null, "r": 8}', "expected the configuration of a LoRA"),
+        ('{"base_model_name_or_path": "owner/name"}', "expected the configuration of a LoRA"),
+        ('{"base_model_name_or_path": "HERE", "r": 8}', "names itself as the model"),
+    ],
+)
+def test_a_broken_adapter_is_refused_in_a_sentence(tmp_path, content, said):
+    text = content.replace("HERE", str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        train({"checkpoint": str(tmp_path)})
+
+
 def test_a_run_starts_and_goes_on_only_with_its_checkpoint_and_says_its_commit(
     tmp_path, hub_cache, monkeypatch, capsys
 ):
@@ -314,6 +332,30 @@ def test_selections_name_notebooks_in_their_order(tmp_path, selection, expected)
     (tmp_path / "scratch.ipynb").touch()
     found = profiles.select_notebooks(tmp_path, selection)
     assert [path.stem for path in found] == expected
+
+
+@pytest.mark.parametrize("selection", ["03", "01-05"])
+def test_a_numbered_notebook_that_cannot_be_read_is_refused_not_left_out(tmp_path, selection):
+    for stem in ("01_a", "03_c", "05_e"):
+        write_notebook(tmp_path, stem)
+    (tmp_path / "03_c.ipynb").write_text('{"cells": [')
+    with pytest.raises(UsageError, match="03_c.ipynb: expected JSON"):
+        profiles.select_notebooks(tmp_path, [selection])
+
+
+@pytest.mark.parametrize("source", ["import nosuchmodule", "x = (", "1 / 0"])
+def test_a_model_whose_file_cannot_be_imported_is_refused(tmp_path, source):
+    write_notebook(tmp_path, "01_a")
+    (tmp_path / "parameters_01_a.py").write_text(source)
+    with pytest.raises(UsageError, match="parameters_01_a.py: .* cannot be imported .*; correct"):
+        resolve(tmp_path, select="01")
+
+
+@pytest.mark.parametrize("prefix", ["²", "1" * 5000])
+def test_a_prefix_that_is_no_number_of_a_notebook_names_none(tmp_path, prefix):
+    folder = make_notebooks(tmp_path, PASS_ON)
+    with pytest.raises(UsageError, match=f"notebook {prefix} is not chosen"):
+        resolve(folder, {f"{prefix}.beta": "1"})
 
 
 def test_two_notebooks_with_the_same_number_are_refused(tmp_path):

@@ -797,6 +797,7 @@ def test_an_error_is_an_error_also_in_a_cell_that_may_raise(tmp_path):
         (["--set", 'data=[["a"],"b"]'], "data"),
         (["--reuse", "nothing"], "run 'nothing' has no readable manifest"),
         (["--run-id", "a/b"], "run id 'a/b'"),
+        (["--figures", "{loop}"], "--figures: "),
         (["--run-id", "taken"], "exists; give another --run-id"),
     ],
 )
@@ -834,6 +835,30 @@ def test_an_unreadable_command_line_is_bad_usage(arguments, capsys):
     assert caught.value.code == 2
 
 
+def test_an_option_that_is_no_number_says_what_is_expected(capsys):
+    for arguments, said in (
+        (["run", "--timeout", "soon"], "'soon', expected a number of seconds above 0"),
+        (["sweep", "x.yaml", "--output", "o", "--jobs", "0"], "'0', expected a whole number from"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["report.html", "figures"])
+def test_a_report_that_cannot_be_written_is_a_sentence(runs_dir, tmp_path, capsys, target):
+    folder = make_bare_run(runs_dir / "fine")
+    command = ["report", "fine"]
+    if target == "figures":
+        (tmp_path / "file").touch()
+        command += ["--figures", str(tmp_path / "file")]
+    else:
+        (folder / "report.html").mkdir()
+    assert main(command) == (2 if target == "figures" else 1)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("--figures: " in said or "report.html could not be" in said)
+
+
 @pytest.mark.parametrize("command", [["report", "nothing"], ["report", "../x"]])
 def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
     assert main(command) == 2
@@ -846,6 +871,7 @@ def test_a_report_of_no_run_is_bad_usage(command, runs_dir, capsys):
         ("description: d\nnotebooks: ['01']\nparameter: {}\n", "parameter"),
         ("description: d\n", "notebooks"),
         ("description: d\nnotebooks: 1\n", "notebooks"),
+        ("- 1\n", "is not usable: Input should be a valid dictionary\n"),
         ("description: [\n", "odd.yaml, line 2: no YAML"),
         ("description: d\nnotebooks: " + "[" * 5000, "odd.yaml, line 2: nested deeper than 20"),
         (
