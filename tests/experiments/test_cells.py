@@ -354,6 +354,15 @@ def test_a_scheduler_that_does_not_answer_is_refused(tmp_path, started):
     assert not started()
 
 
+@pytest.mark.parametrize("address", ["nowhere", "tcp://host", "carrier-pigeon://host:1"])
+def test_an_address_that_is_none_is_refused_before_a_client_is_made(tmp_path, monkeypatch, address):
+    """Incident: the client that could not be made took a minute to go, and left a traceback."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(distributed, "Client", None)
+    with pytest.raises(ValueError, match=f"answers at '{address}'.* expected an address such as"):
+        run_cells([cell()], tmp_path, scheduler=address, run=cheap)
+
+
 # One real cell.
 
 
