@@ -119,13 +119,7 @@ class OperationOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write of an item.
-
-    Attributes:
-        step: Number of the step, from 1.
-        kind: The operation.
-        position: Place among the outcomes of the step, from 0.
-    """
+    """One write of an item: the step, the operation, and its position among the step's outcomes."""
 
     step: int
     kind: OperationKind
@@ -134,13 +128,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """A memory item with its lineage.
-
-    Attributes:
-        item_id: Its id, never used again.
-        content: Its text.
-        lineage: Every write of it, oldest first.
-    """
+    """A memory item with its lineage: every write, oldest first. No id is used twice."""
 
     item_id: str
     content: str

@@ -108,8 +108,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     Raises:
         UsageError: the design, the folder or the scheduler is not usable.
     """
-    from finemem_lib.experiments import rows, sweep
-    from finemem_lib.experiments import tables as experiment_tables
+    from finemem_lib.experiments import rows, sweep, tables as experiment_tables
     from finemem_lib.experiments.design import load_design
 
     try:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finemem_lib.data.cloze import DATE, NUMBER
-from finemem_lib.data.planted import ATTRIBUTES
-from finemem_lib.data.planted import DATA_SOURCE as PLANTED
+from finemem_lib.data.planted import ATTRIBUTES, DATA_SOURCE as PLANTED
 from finemem_lib.scoring import score
 from finemem_lib.seeds import generator
 from finemem_lib.trajectory import (

@@ -8,8 +8,7 @@ from collections.abc import Collection
 
 from finemem_lib.explorers.explorer import Explorer
 from finemem_lib.explorers.live import Live
-from finemem_lib.figures.display import display_bundle
-from finemem_lib.figures.display import show as show_figure
+from finemem_lib.figures.display import display_bundle, show as show_figure
 
 
 def is_live() -> bool:

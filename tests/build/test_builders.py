@@ -7,8 +7,7 @@ import json
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from finemem_lib.build.builders import (
     EXAMPLE_LEAD_INS,

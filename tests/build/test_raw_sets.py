@@ -6,8 +6,7 @@ import copy
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from finemem_lib.build.raw_sets import READERS, Book, Character, Example, Fact, raw_units
 from tests.helpers.paths import SHARED_DATA

@@ -14,10 +14,12 @@ import nbformat
 import psutil
 import pytest
 
-from finemem_lib.cli import execute as execution
-from finemem_lib.cli import manifest
-from finemem_lib.cli import report as report_page
-from finemem_lib.cli import run as run_command_module
+from finemem_lib.cli import (
+    execute as execution,
+    manifest,
+    report as report_page,
+    run as run_command_module,
+)
 from finemem_lib.cli.main import main
 from finemem_lib.runs.run import sha256, start_run
 from finemem_lib.util.provenance import repository_root

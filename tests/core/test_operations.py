@@ -5,8 +5,7 @@ import time
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from finemem_lib.managers.schemas import OPERATION_SCHEMA
 from finemem_lib.operations import (

@@ -6,8 +6,7 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from finemem_lib.data.faults import EvidenceFaults, with_faults
 from finemem_lib.example import worked_example

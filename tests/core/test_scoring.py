@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from finemem_lib.scoring import METRICS, SOURCES, f1, metric_for, normalise, rouge_l, score
 

@@ -8,11 +8,9 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from finemem_lib.credit import counterfactual, marginals, recorded, rules
-from finemem_lib.credit import group as group_rules
+from finemem_lib.credit import counterfactual, group as group_rules, marginals, recorded, rules
 from finemem_lib.credit.replay import Replayer, replay
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.data.planted import StreamSettings, planted_stream

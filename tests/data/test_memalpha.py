@@ -13,8 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from finemem_lib.data.leaks import leaks
 from finemem_lib.data.memalpha import PROSE_TOKENS, load_instances, save_instances

@@ -8,8 +8,7 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from finemem_lib.data.cloze import FACT_METRICS, FACT_SOURCE, ClozeTeacher
 from finemem_lib.data.faults import wrong_questions

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from finemem_lib.credit.counterfactual import owen_values, potential_shaping, step_leave_one_out
 from finemem_lib.credit.rules import RULES, outcome_readings

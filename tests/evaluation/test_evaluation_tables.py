@@ -7,8 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from finemem_lib.data.planted import planted_stream
 from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS, operation_truth

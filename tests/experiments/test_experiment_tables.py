@@ -18,8 +18,7 @@ from finemem_lib.experiments.tables import (
     stream_rows,
     table,
 )
-from finemem_lib.figures import experiments as experiment_figures
-from finemem_lib.figures import frames
+from finemem_lib.figures import experiments as experiment_figures, frames
 from tests.helpers.experiment_samples import SCHEMES, cell, grid, result
 
 

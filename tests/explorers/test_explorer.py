@@ -17,8 +17,7 @@ import pytest
 
 from finemem_lib import explorers, figures
 from finemem_lib.advantages import group_relative
-from finemem_lib.credit import counterfactual
-from finemem_lib.credit import group as group_rules
+from finemem_lib.credit import counterfactual, group as group_rules
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.example import worked_example
 from finemem_lib.explorers.explorer import Control, Explorer

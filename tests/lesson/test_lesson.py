@@ -9,8 +9,7 @@ import re
 import nbformat
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.lesson.cases import (

@@ -7,8 +7,7 @@ import functools
 import itertools
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from finemem_lib.data import planted
 from finemem_lib.data.sentences import units

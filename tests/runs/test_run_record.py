@@ -18,8 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from finemem_lib.runs import artefacts
-from finemem_lib.runs import run as run_module
+from finemem_lib.runs import artefacts, run as run_module
 from finemem_lib.trajectory import AnsweredQuestion, Chunk, Instance, Question, Trajectory
 from finemem_lib.util.provenance import cpu_threads
 from tests.helpers.paths import ROOT

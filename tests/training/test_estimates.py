@@ -7,8 +7,7 @@ import types
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, Qwen3Config
 
 from finemem_lib.managers.loading import TARGET_MODULES, ModelSettings

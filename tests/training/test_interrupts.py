@@ -22,8 +22,7 @@ from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
-from finemem_lib.training import run as training_run
-from finemem_lib.training import schemes, stops
+from finemem_lib.training import run as training_run, schemes, stops
 from finemem_lib.training.checkpoints import READER_MEMO, restore_reader, save_reader
 from finemem_lib.training.record import StoredUpdates
 from finemem_lib.training.run import train_manager
