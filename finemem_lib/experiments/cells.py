@@ -42,7 +42,7 @@ from finemem_lib.rewards import (
     outcome_reward,
 )
 from finemem_lib.seeds import stable_seed
-from finemem_lib.training.run import TrainingResult, train_manager
+from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
 from finemem_lib.training.schemes import SCHEMES, Scheme, scheme_of
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.provenance import git_state, repository_root
@@ -329,12 +329,8 @@ def run_cell(cell: Cell) -> CellResult:
     Raises:
         ValueError: as `train_manager`.
     """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     code: dict[str, Any] = {**git_state(repository_root())}
-    try:
+    with torch_threads(1):
         started = time.perf_counter()
         instances = _training_streams(cell)
         if cell.updates:
@@ -353,8 +349,6 @@ def run_cell(cell: Cell) -> CellResult:
         }
         alignment = _alignment(cell, manager) if cell.alignment_batches else {}
         seconds = {"training": training, "testing": time.perf_counter() - started - training}
-    finally:
-        torch.set_num_threads(threads)
     return CellResult(
         cell=cell,
         key=cell.key,
@@ -394,6 +388,7 @@ def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
         learning_rate=cell.learning_rate,
         seed=cell.seed,
         keep_updates=range(1, cell.updates + 1),
+        threads=1,
         **more,
         **config,
     )

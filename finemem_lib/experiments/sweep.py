@@ -152,7 +152,7 @@ def _on_dask(cells: dict[str, Cell], scheduler: str, run: Run) -> Generator[Atte
 def _client(scheduler: str) -> Client:
     try:
         from distributed import Client
-        from distributed.comm import get_address_host_port
+        from distributed.comm.addressing import get_address_host_port
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "run_cells: a scheduler needs dask.distributed, which is not installed; install the "
@@ -160,7 +160,7 @@ def _client(scheduler: str) -> Client:
         ) from error
     try:
         # A client whose address is none takes a minute to go, and ends with a traceback.
-        get_address_host_port(scheduler)  # type: ignore[no-untyped-call]  # untyped
+        get_address_host_port(scheduler)
         return Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]  # untyped
     except (OSError, ValueError) as error:
         raise ValueError(

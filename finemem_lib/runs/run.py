@@ -400,6 +400,8 @@ class Run:
 def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     """Check a notebook's parameters and open its part of a run.
 
+    From then on torch computes on as many CPU threads as OMP_NUM_THREADS says, without it on one.
+
     Args:
         notebook: The name of the notebook's file without ``.ipynb``. Its metadata name the model of
             its parameters and its artefacts.
@@ -428,6 +430,7 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
             f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
             "command line"
         ) from None
+    _compute_on_one_thread()
     values = parameters.model_dump(exclude={"run_id"})
     folder = run_folder(parameters.run_id)
     data = [_source_entry(one) for one in values.get("data", ())]
@@ -457,6 +460,13 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         "writes": earlier.get("writes", {}),
     }
     return Run(folder, source, parameters, record, Models(roles), questions)
+
+
+def _compute_on_one_thread() -> None:
+    """Let torch compute on one CPU thread, in JupyterLab too, unless OMP_NUM_THREADS says more."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if torch := sys.modules.get("torch"):  # which has read the variable already
+        torch.set_num_threads(cpu_threads() or torch.get_num_threads())
 
 
 def _injected(cells: Sequence[str]) -> set[str]:

@@ -330,7 +330,7 @@ def train_manager(
         output_dir=None if output_dir is None else Path(output_dir),
         save_every=save_every,
         resume=resume,
-        threads=threads or cpu_threads() or 1,
+        threads=(cpu_threads() or 1) if threads is None else threads,
         config=config,
     ).train()
 

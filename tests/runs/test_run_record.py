@@ -159,6 +159,24 @@ def test_the_record_says_how_the_artefacts_were_made(tmp_path):
     assert record["threads"] == cpu_threads()
 
 
+@pytest.mark.parametrize("variable, threads", [(None, 1), ("3", 3)])
+def test_a_notebook_computes_on_one_thread_unless_more_are_asked_for(
+    monkeypatch, variable, threads
+):
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", variable or "")
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    try:
+        run = start()
+        assert torch.get_num_threads() == threads
+        assert run_module.read_record(run.folder, run.notebook)["threads"] == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_record_says_which_checkpoint_was_given(tmp_path):
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()

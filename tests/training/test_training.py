@@ -528,8 +528,8 @@ def test_misuse_is_refused_before_anything_is_played(tmp_path, monkeypatch):
         run(tmp_path, mixed_instances(), micro_batches=3)
     with pytest.raises(ValueError, match="got 1 instances, expected at least 2"):
         trained(monkeypatch, instances=mixed_instances()[:1])
-    with pytest.raises(ValueError, match="threads is -1, expected a whole number from 1"):
-        trained(monkeypatch, threads=-1)
+    with pytest.raises(ValueError, match="threads is 0, expected a whole number from 1"):
+        trained(monkeypatch, threads=0)
     with pytest.raises(ValueError, match="w1_until is 1, expected an update from 2 on"):
         trained(monkeypatch, w1_until=1)
     with pytest.raises(ValueError, match="no checkpoint in"):
