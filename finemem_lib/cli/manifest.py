@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib import __version__
+from finemem_lib.runs.notebooks import read_json
 from finemem_lib.runs.run import locate, now, read_record, recorded, sha256
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import write_json
@@ -400,7 +401,13 @@ def source_hash(path: Path) -> str:
 
     Args:
         path: The notebook.
+
+    Raises:
+        ValueError: it cannot be read, or has no cells.
     """
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    source = [[cell["cell_type"], "".join(cell["source"])] for cell in cells]
+    content = read_json(path)
+    try:
+        source = [[cell["cell_type"], "".join(cell["source"])] for cell in content["cells"]]
+    except (KeyError, TypeError):
+        raise ValueError(f"notebook {path} has no readable cells; restore it") from None
     return hashlib.sha256(json.dumps(source).encode()).hexdigest()

@@ -148,8 +148,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         check_output_folder(Path(options.figures), "--figures")
     try:
         folder = run_folder(options.run)
-        if not folder.is_dir():
-            read_manifest(folder)  # says what is wrong with it
+        read_manifest(folder)  # says what is wrong with it, before a lock lies there
         busy = (
             f"run {folder.name!r} is just being resumed by another process; `finemem list` "
             "shows how it is"

@@ -17,10 +17,6 @@ from typing import Any
 from finemem_lib.trajectory import Trajectory, from_json, to_json
 from finemem_lib.util.files import written_beside
 
-COLUMNS = ("update", "instance", "group", "rollout", "step")
-"""Columns that identify a row: the update, the instance's id and its place in the update (from 0),
-the rollout (from 0) and the step (from 1). Rows are ordered by group, step, rollout, as in TRL."""
-
 _OWN_COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "logprobs")
 """Fields of a `Step` that are columns and left out of the trajectory's JSON."""
 
@@ -45,6 +41,9 @@ class PlayedUpdate:
 
     def write(self, path: Path, **more: str | float) -> None:
         """Write the update as parquet, whole or not at all.
+
+        "update", "instance" (its id), "group" (its place in the update, from 0), "rollout" (from 0)
+        and "step" (from 1) identify a row. Rows are ordered by group, step, rollout, as in TRL.
 
         Args:
             path: File to write.

@@ -497,6 +497,22 @@ def test_a_run_whose_processes_are_all_gone_is_shown_as_failed(good, tmp_path, r
     assert manifest_of(runs_dir / "cut")["notebooks"][1]["status"] == "failed"
 
 
+@pytest.mark.parametrize("content", ['{"metadata": {}}', '{"cells": 5}', "[]", "5", '{"cells": ['])
+def test_a_notebook_without_cells_has_no_hash(tmp_path, content):
+    path = tmp_path / "x.ipynb"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="x.ipynb"):
+        manifest.source_hash(path)
+
+
+def test_a_run_that_cannot_be_resumed_gets_no_file(runs_dir, capsys):
+    lab_run(runs_dir / "lab")
+    before = sorted(runs_dir.rglob("*"))
+    assert main(["resume", "lab"], no_kernel) == 2
+    assert "was made in JupyterLab" in capsys.readouterr().err
+    assert sorted(runs_dir.rglob("*")) == before
+
+
 def test_a_process_id_used_again_is_not_taken_for_the_run(good, runs_dir):
     found = manifest_of(good[0]) | {"status": "running"}
     process = psutil.Process()
