@@ -216,7 +216,7 @@ def _tokens(
             tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=revision, local_files_only=True
             )
-        except (OSError, ValueError, KeyError):
+        except Exception:  # a broken file leads transformers to errors of any kind
             tokenizer = None
         if tokenizer is not None:
             try:
@@ -506,7 +506,7 @@ def _shape(checkpoint: str) -> tuple[estimates.ModelShape, str]:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
         return estimates.ModelShape.of(config), "its config.json"
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken file leads transformers to errors of any kind
         last = source.rpartition("/")[2]  # copies by other owners have the same sizes
         known = next(
             (its for name, its in estimates.SHAPES.items() if name.endswith(f"/{last}")), None

@@ -282,6 +282,13 @@ def test_what_cannot_be_planned_is_refused(capsys, data, arguments, reason):
     assert code == 2 and reason in error
 
 
+@pytest.mark.parametrize("config", ["[]", "5", "{", '{"model_type": []}', "[" * 10_000])
+def test_a_checkpoint_whose_configuration_is_broken_is_refused(capsys, tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    code, _, error = plan(capsys, "--set", f"04.checkpoint={tmp_path}")
+    assert code == 2 and "its sizes are not known here" in error
+
+
 def test_lengths_that_leave_no_room_are_refused(capsys, data, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     code, _, error = plan(
