@@ -380,6 +380,7 @@ def test_unsloth_comes_before_what_it_rewrites(tmp_path):
     imports = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     script = f"""{imports}
 import torch
+from finemem_lib.managers.loading import ModelSettings
 torch.cuda.is_available = lambda: True
 try:
     load_manager("owner/name", model=ModelSettings("unsloth", lora_rank=4))
