@@ -203,7 +203,8 @@ def completion_logprobs(
         for prompt, completion in zip(prompts, completions, strict=True):
             ids = torch.tensor([[*prompt, *completion]], device=model.device)
             count = len(completion)
-            logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, :-1]
+            # The slice holds for a model that ignores logits_to_keep, too.
+            logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, -count - 1 : -1]
             values: list[float] = []
             for start in range(0, count, LOGITS_AT_A_TIME):  # a large vocabulary in float32 is big
                 part = logits[start : start + LOGITS_AT_A_TIME].float()
