@@ -313,7 +313,7 @@ def test_questions_that_cannot_be_made_start_nothing(data, tmp_path, capsys):
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["questions", "--data", data, "--output", str(folder), "--k", "0"])
-    assert "'0', expected a whole number of at least 1" in capsys.readouterr().err
+    assert "'0', expected a whole number from 1" in capsys.readouterr().err
     assert not folder.exists()
     assert (
         main(
