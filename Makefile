@@ -29,7 +29,7 @@ coverage: $(READY)  ## which lines the tests reach; shown, not enforced
 lint: $(READY)  ## formatter, linter, and the contracts of who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff format .
