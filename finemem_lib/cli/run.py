@@ -129,7 +129,7 @@ def _check_sources(sources: Sequence[str]) -> None:
 
 
 def resume_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
-    """Run again, in its folder and with its parameters, what a run has not finished.
+    """Run the unfinished notebooks of a run, in its folder and with its parameters.
 
     Notebooks that are ok are kept, and training goes on from its last checkpoint. Parameters of
     `RESUMABLE` may get other values.

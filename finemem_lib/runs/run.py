@@ -408,7 +408,7 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         variables: Values by name, `globals()` in a notebook. Only the names of parameters are read;
             one that is left out takes its default. A name that papermill injected and that is no
             parameter is refused: IPython's list of cells (`In`) holds the injected cell. A line
-            with a misspelt name that a reader adds cannot be told from other code.
+            with a misspelt name that a reader adds looks like any other code.
 
     Returns:
         The notebook's part in the run `run_id`; `parameters` holds the values.
@@ -497,7 +497,7 @@ def _checkpoint_entry(checkpoint: str) -> dict[str, Any]:
 
 
 def _take_replies(folder: Path) -> None:
-    """Give a run that reuses another a copy of that one's replies, so that it asks nothing anew."""
+    """Copy the replies of the reused run, so that no question is paid for again."""
     reused, mine = os.environ.get("FINEMEM_REUSE_RUN"), folder / REPLIES
     if reused and not mine.exists() and (earlier := run_folder(reused) / REPLIES).exists():
         memo = Memo(earlier)
