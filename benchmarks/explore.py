@@ -201,7 +201,9 @@ def measure_read() -> list[dict[str, Any]]:
         [instance], make_manager("random"), RolloutSettings(num_generations=ROLLOUTS_READ), agent, 0
     )
     rules = [
-        name for name, rule in RULES.items() if "agent" in rule.needs and "probes" not in rule.needs
+        name
+        for name, rule in RULES.items()
+        if "agent" in rule.arguments and "probes" not in rule.arguments
     ]
     return by_choice("reads again", lambda: what_if_explorer(group, agent=agent), "rule", rules, 1)
 

@@ -6,7 +6,7 @@ source of each, what it conserves and what it needs; `assign` applies one by nam
 reader calls that it takes beyond those of the outcome: the answers to the global questions at the
 end, which every rule may read, count for none. T is the number of steps, n the number of global
 questions that could be scored; a question that could not be scored is left out, as in `rewards`.
-A rule that needs what a trajectory lacks raises a ValueError that says what is missing and how to
+A rule that reads what a trajectory lacks raises a ValueError that says what is missing and how to
 get it.
 
 Rules that ask "and without it?" need the reasoning agent that answered. The score with everything
@@ -26,7 +26,7 @@ are halved again and again. These are the rules carried over, not reproductions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,8 +68,11 @@ class Rule:
         formula: What it returns at step t.
         source: Where it was published.
         conserves: What its values sum to.
-        needs: Settings without a default, and what must be recorded in the trajectory.
+        arguments: What the caller offers where it has it: names of `REQUIRED` or `OPTIONAL`.
+        records: What must be recorded in the trajectory.
         cost: Reader calls per trajectory beyond those of the outcome, at most.
+        measures: Quantities of the update that the rule computes on the way, by name, for the
+            record of training; called with the arguments of `function`.
     """
 
     function: Callable[..., Credit]
@@ -77,8 +80,18 @@ class Rule:
     formula: str
     source: str
     conserves: str
-    needs: tuple[str, ...]
+    arguments: tuple[str, ...]
+    records: tuple[str, ...]
     cost: str
+    measures: Callable[..., Mapping[str, float]] | None = None
+
+
+REQUIRED = frozenset({"agent", "group", "probes"})
+"""Arguments without which a rule that names them cannot be applied."""
+
+OPTIONAL = frozenset({"replay", "batch", "previous"})
+"""Arguments that save work or let a rule see more: a `Replayer` of the trajectory, the groups of
+the whole update, and the rule's `measures` of the update before."""
 
 
 _SPLIT = "sum over steps = r_global"
@@ -93,6 +106,7 @@ RULES: dict[str, Rule] = {
         "GRPO, arXiv 2402.03300",
         "mean over steps = r_global",
         (),
+        (),
         "0",
     ),
     "uniform-split": Rule(
@@ -102,6 +116,7 @@ RULES: dict[str, Rule] = {
         "even split, the rule to beat",
         _SPLIT,
         (),
+        (),
         "0",
     ),
     "csr": Rule(
@@ -110,6 +125,7 @@ RULES: dict[str, Rule] = {
         "(1/K) sum_k score(q_k read from M_t)",
         "Fine-Mem, arXiv 2601.08435",
         "nothing",
+        (),
         ("chunk questions",),
         "K T while playing",
     ),
@@ -120,6 +136,7 @@ RULES: dict[str, Rule] = {
         "Fine-Mem, arXiv 2601.08435",
         f"{_SPLIT} (not with unretrieved='drop')",
         (),
+        (),
         "0",
     ),
     "eara-used": Rule(
@@ -128,6 +145,7 @@ RULES: dict[str, Rule] = {
         "eara, M_j being the items that the reader used",
         "Fine-Mem, arXiv 2601.08435, with a switch of ours",
         f"{_SPLIT} (not with unretrieved='drop')",
+        (),
         ("used items",),
         "0",
     ),
@@ -138,6 +156,7 @@ RULES: dict[str, Rule] = {
         "leave-one-out",
         "nothing",
         ("agent",),
+        (),
         "n k",
     ),
     "evidence-shapley": Rule(
@@ -147,6 +166,7 @@ RULES: dict[str, Rule] = {
         "Shapley (1953)",
         "sum over steps = mean_j (s_j - s_j read from nothing)",
         ("agent",),
+        (),
         "n (2^k - 1), 3n at k = 2; above k = 4: n P k",
     ),
     "step-loo": Rule(
@@ -156,6 +176,7 @@ RULES: dict[str, Rule] = {
         "leave-one-out, by replay",
         "nothing",
         ("agent", "replay"),
+        (),
         "n T",
     ),
     "step-shapley": Rule(
@@ -165,6 +186,7 @@ RULES: dict[str, Rule] = {
         "Shapley (1953); Castro et al. (2009)",
         _GAIN,
         ("agent", "replay"),
+        (),
         "n P T; up to T = 4: n (2^T - 1)",
     ),
     "owen": Rule(
@@ -174,6 +196,7 @@ RULES: dict[str, Rule] = {
         "SCAR, arXiv 2505.20417; Owen (1977)",
         "sum over steps = r_global - alpha r_global(empty memory)",
         ("agent", "replay"),
+        (),
         "n T^2",
     ),
     "mt-grpo": Rule(
@@ -182,7 +205,8 @@ RULES: dict[str, Rule] = {
         "A(r_global) + c A(r_chunk(t)), the latter at step 1 only",
         "MT-GRPO, arXiv 2505.11821",
         _ZERO,
-        ("group", "chunk questions"),
+        ("group",),
+        ("chunk questions",),
         "K while playing; K T with turns='all'",
     ),
     "gigpo": Rule(
@@ -192,6 +216,7 @@ RULES: dict[str, Rule] = {
         "GiGPO, arXiv 2505.10978",
         _ZERO,
         ("group",),
+        (),
         "0",
     ),
     "hindsight": Rule(
@@ -200,7 +225,8 @@ RULES: dict[str, Rule] = {
         "(1/n) sum_j ([t in E_j] + lambda [t wrote into M_j]) A(s_j)",
         "Mem-T",
         "at lambda = 0, sum over rollouts = 0 where all of them wrote",
-        ("group", "evidence steps"),
+        ("group",),
+        ("evidence steps",),
         "0",
     ),
     "attributed-dense": Rule(
@@ -209,7 +235,8 @@ RULES: dict[str, Rule] = {
         "w_t A(valid_t r_chunk(t) (1 - lambda l_t)), w_t = alpha where retrieved most, else 1",
         "MemBuilder, arXiv 2601.05488",
         f"at alpha = 1, {_ZERO}",
-        ("group", "chunk questions"),
+        ("group",),
+        ("chunk questions",),
         "K T while playing",
     ),
     "potential": Rule(
@@ -219,6 +246,7 @@ RULES: dict[str, Rule] = {
         "Ng, Harada and Russell (1999)",
         "sum_t gamma^(t-1) r_t = gamma^(T-1) r_global - Phi(M_0)",
         ("agent", "probes", "replay"),
+        (),
         "K' T for K' probes",
     ),
 }
@@ -274,9 +302,8 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     """
     if rule not in RULES:
         raise ValueError(f"credit rule is {rule!r}, expected one of {', '.join(RULES)}")
-    settable = {"agent", "group", "probes"}
-    missing = [n for n in RULES[rule].needs if n in settable and settings.get(n) is None]
-    if missing:
+    needed = [name for name in RULES[rule].arguments if name in REQUIRED]
+    if missing := [name for name in needed if settings.get(name) is None]:
         raise ValueError(f"credit rule {rule!r} needs {', '.join(missing)}; pass it as a setting")
     played = calls_while_playing(rule, [trajectory], **settings)
     agent: ReasoningAgent = settings.get("agent") or _NoReader()
@@ -311,7 +338,7 @@ def calls_while_playing(
     Raises:
         ValueError: a trajectory does not hold the items that it retrieved.
     """
-    if "chunk questions" not in RULES[rule].needs:
+    if "chunk questions" not in RULES[rule].records:
         return 0, 0
     first = rule == "mt-grpo" and settings.get("turns", "first") == "first"
     tasks = []

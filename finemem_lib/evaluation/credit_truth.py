@@ -397,7 +397,7 @@ def _credits(
             "probes": _probes(variant, one, full),
             "replay": replayer,
         }
-        settings = {need: offered[need] for need in rule.needs if need in offered}
+        settings = {name: offered[name] for name in rule.arguments if name in offered}
         credits.append(rule.function(one, **settings, **variant.settings))
     return credits
 

@@ -217,5 +217,5 @@ def _credit(
 ) -> Sequence[float | None]:
     """Return a credit rule's value per step, giving the rule the group and agent that it needs."""
     offered = {"group": group, "agent": agent}
-    needed = {name: offered[name] for name in RULES[rule].needs if name in offered}
+    needed = {name: offered[name] for name in RULES[rule].arguments if name in offered}
     return assign(rule, trajectory, **needed, **settings).credit

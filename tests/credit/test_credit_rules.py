@@ -608,14 +608,14 @@ class Watch(MemoisedAgent):
         return super().read(tasks)
 
 
-AGENT_RULES = [name for name, rule in RULES.items() if "agent" in rule.needs]
+AGENT_RULES = [name for name, rule in RULES.items() if "agent" in rule.arguments]
 
 
 @pytest.mark.parametrize("name", AGENT_RULES)
 def test_what_the_outcome_read_is_never_read_again(name):
     one, *_ = played_group()
     probes = {"probes": [answered.question for answered in one.questions]}
-    extra = probes if "probes" in RULES[name].needs else {}
+    extra = probes if "probes" in RULES[name].arguments else {}
     outcome = Watch(reader_for([planted_stream(5)]))
     held = {item.item_id: item for item in one.final_memory()}
     outcome.read(
@@ -630,7 +630,7 @@ def test_what_the_outcome_read_is_never_read_again(name):
     assert counted.calls_asked == len(alone.asked)
     assert counted.calls_made == len(below.asked)
     assert set(below.asked) == set(alone.asked) - set(outcome.asked)
-    if "replay" in RULES[name].needs and name != "potential":  # some step moved no evidence
+    if "replay" in RULES[name].arguments and name != "potential":  # some step moved no evidence
         assert set(alone.asked) & set(outcome.asked)
 
 
@@ -679,7 +679,7 @@ def test_no_rule_asks_for_more_than_its_card_says():
     }
     for name, rule in RULES.items():
         there = {"agent": reader_for([planted_stream(5)]), "group": group, "probes": probes}
-        needed = {need: there[need] for need in rule.needs if need in there}
+        needed = {need: there[need] for need in rule.arguments if need in there}
         assert assign(name, one, **needed).calls_asked <= most.get(name, 0), name
 
 
@@ -693,9 +693,9 @@ def test_chunk_questions_read_while_playing_are_the_cost_of_the_rules_that_read_
     one, *_ = group = played_group()
     sizes = [len(step.chunk_questions) for step in one.steps]
     counts = {
-        name: assign(name, one, **({"group": group} if "group" in rule.needs else {}), **extra)
+        name: assign(name, one, **({"group": group} if "group" in rule.arguments else {}), **extra)
         for name, rule, extra in (
-            *((name, rule, {}) for name, rule in RULES.items() if "agent" not in rule.needs),
+            *((name, rule, {}) for name, rule in RULES.items() if "agent" not in rule.arguments),
         )
     }
     asked_ = {name: found.calls_asked for name, found in counts.items() if found.calls_asked}
@@ -731,7 +731,7 @@ def test_what_is_counted_is_what_moves_the_credit(name, extra):
     one, other, _ = group = played_group()
 
     def paid(*some: Trajectory) -> list[tuple[float | None, ...]]:
-        together = {"group": some} if "group" in RULES[name].needs else {}
+        together = {"group": some} if "group" in RULES[name].arguments else {}
         return assign(name, some[0], **together, **extra).credit
 
     def moves(asked_: Trajectory, step: Step) -> int:
@@ -742,7 +742,7 @@ def test_what_is_counted_is_what_moves_the_credit(name, extra):
             for number in range(len(step.chunk_questions))
         )
 
-    together = {"group": group} if "group" in RULES[name].needs else {}
+    together = {"group": group} if "group" in RULES[name].arguments else {}
     # What a spoilt step answers is multiplied by 0, and was asked all the same.
     spoilt = [
         step
@@ -938,7 +938,7 @@ def test_every_rule_says_what_is_missing_and_what_to_do():
     ]
     for name, one, given_settings, words in cases:
         rule = RULES[name]
-        allowed = {n: value for n, value in given_settings.items() if n in rule.needs}
+        allowed = {n: value for n, value in given_settings.items() if n in rule.arguments}
         with pytest.raises(ValueError, match=words):
             rule.function(one, **allowed)
 
@@ -978,8 +978,8 @@ def test_unscorable_is_none_and_left_out():
     nothing = dataclasses.replace(one, questions=one.questions[1:])
     settings_ = {"agent": Echo(), "group": [nothing], "probes": [HOME]}
     for name, rule in RULES.items():
-        if "chunk questions" not in rule.needs:
-            needed = {n: settings_[n] for n in rule.needs if n in settings_}
+        if "chunk questions" not in rule.records:
+            needed = {n: settings_[n] for n in rule.arguments if n in settings_}
             assert rule.function(nothing, **needed) == [None], name
 
 
@@ -1017,13 +1017,13 @@ def test_all_rules_run_on_one_played_group_and_agree_with_assign():
     probes = [question for asked_ in instance.chunk_questions for question in asked_]
     for name, rule in RULES.items():
         there = {"agent": agent, "group": group, "probes": probes}
-        needed = {n: there[n] for n in rule.needs if n in there}
+        needed = {n: there[n] for n in rule.arguments if n in there}
         found = assign(name, group[0], **needed)
         assert list(found.credit) == rule.function(group[0], **needed)
         assert len(found.credit) == 6 and any(found.credit), name
         assert found.calls_made <= found.calls_asked
         read = from_json(Trajectory, to_json(group[0]))
-        if "group" not in rule.needs:
+        if "group" not in rule.arguments:
             assert tuple(rule.function(read, **needed)) == found.credit
 
 

@@ -432,7 +432,7 @@ def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, 
     """Rewards (None: it gives advantages) and advantages, with nothing of the explorer."""
     kept = {name: value for name, value in switches.items() if name not in ("scale", "k")}
     settings, scale = dataclasses.replace(START, **kept), switches.get("scale", "group")
-    if "agent" not in (RULES[rule].needs if rule in RULES else ()):
+    if "agent" not in (RULES[rule].arguments if rule in RULES else ()):
         group = [
             dataclasses.replace(
                 one,
@@ -454,9 +454,9 @@ def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, 
         }
     if rule.startswith("evidence-"):
         offered = {"attribution": settings.attribution}
-    if "agent" in RULES[rule].needs:
+    if "agent" in RULES[rule].arguments:
         offered["agent"] = Counting(agent)  # `assign` makes an own memo for what is none
-    if "group" in RULES[rule].needs:
+    if "group" in RULES[rule].arguments:
         offered |= {"group": group, "scale_rewards": scale}
     given = [
         assign(rule, one, **offered).credit

@@ -287,15 +287,15 @@ def test_the_instructor_is_told_of_harm_what_holds():
         harm[name] = {
             rule
             for rule, what in RULES.items()
-            if "chunk questions" not in what.needs
+            if "chunk questions" not in what.records
             and min(
                 assign(
-                    rule, one, **{key: offered[key] for key in offered if key in what.needs}
+                    rule, one, **{key: offered[key] for key in offered if key in what.arguments}
                 ).credit
             )
             < 0
         }
-    assert harm["here"] and all("replay" in RULES[rule].needs for rule in harm["here"])
+    assert harm["here"] and all("replay" in RULES[rule].arguments for rule in harm["here"])
     assert {"evidence-loo", "evidence-shapley"} <= harm["misled"]
     note = (NOTEBOOKS / "INSTRUCTOR.md").read_text()
     assert "here only rules that replay steps are negative" in note
