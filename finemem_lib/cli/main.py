@@ -138,7 +138,7 @@ def sweep_command(options: argparse.Namespace) -> int:
         )
         raise
     _print_effects(experiment_tables.table(results, design.baseline))
-    path = folder / f"{Path(options.design).stem}.jsonl"
+    path = folder / f"{Path(options.design).stem.removesuffix('.design')}.jsonl"
     command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
         "--scheduler ADDRESS" if options.scheduler else f"--jobs {options.jobs}"
     )

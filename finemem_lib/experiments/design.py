@@ -2,37 +2,120 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from finemem_lib.experiments.cells import Cell, FrozenModel
+from finemem_lib.experiments.tables import ACCURACIES, PRIMARY
 from finemem_lib.util.yaml_files import read_yaml
 
 
+class Regime(FrozenModel):
+    """The settings of a regime, fields of `cells.Cell`, and what it has of the grid.
+
+    Attributes:
+        seeds: the seeds of this regime; `None` for those of the design.
+        variants: names of the variants in this regime; `None` for all.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    seeds: list[int] | None = None
+    variants: list[str] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that replace common ones."""
+        return dict(self.model_extra or {})
+
+
 class Design(FrozenModel):
-    """A grid: every variant in every regime at every seed.
+    """A grid, every variant in every regime at every seed, and how its results are judged.
 
     Attributes:
         description: one sentence, shown with the results.
-        baseline: the variant that the others are compared with, within each regime.
+        baselines: the variants that the others are compared with, within each regime; a file may
+            name a single one as ``baseline``.
         common: settings of all cells, fields of `cells.Cell`.
-        regimes: by name, settings that replace common ones.
+        regimes: by name, settings that replace common ones, and the seeds and variants of the
+            regime where it has not all of them.
         variants: by name, settings that replace those of the regime.
         seeds: one training run for each.
+        excluded_seeds: by reason, seeds that no regime may use (those of pilot runs, say).
+        primary: the measures that findings speak of, names in `tables.ACCURACIES`.
+        correction: how p-values are corrected within a family of comparisons.
+        family: comparisons belong to one family where they agree in these; none for one family.
+        pairs: which pairs of variants are compared: "all" within a regime, or only those of which
+            one is among the baselines.
+        not_beaten: in words, when a variant counts as not beaten.
+        budget: in words, what a cell may use, by kind.
+
+    Raises:
+        ValueError: a name or a value is not usable, or a seed is excluded.
     """
 
     description: str
-    baseline: str
+    baselines: list[str] = Field(min_length=1)
     common: dict[str, Any] = {}
-    regimes: dict[str, dict[str, Any]]
+    regimes: dict[str, Regime]
     variants: dict[str, dict[str, Any]]
     seeds: list[int]
+    excluded_seeds: dict[str, list[int]] = {}
+    primary: list[str] = list(PRIMARY)
+    correction: Literal["holm"] = "holm"
+    family: list[Literal["measure", "regime"]] = ["measure"]
+    pairs: Literal["all", "baselines"] = "all"
+    not_beaten: str = ""
+    budget: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_baseline(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or "baseline" not in fields:
+            return fields
+        return {"baselines": [fields["baseline"]]} | {
+            name: value for name, value in fields.items() if name != "baseline"
+        }
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        named = {
+            "baseline": (self.baselines, list(self.variants)),
+            "primary measure": (self.primary, list(ACCURACIES)),
+            **{
+                f"in regime {name!r} variant": (regime.variants or [], list(self.variants))
+                for name, regime in self.regimes.items()
+            },
+        }
+        for what, (names, known) in named.items():
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"{what} {unknown[0]!r} is not among {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_seed_is_excluded(self) -> Self:
+        for reason, excluded in self.excluded_seeds.items():
+            if found := sorted(set(self.all_seeds) & set(excluded)):
+                raise ValueError(f"seed {found[0]} is excluded ({reason}); choose another one")
+        return self
+
+    @property
+    def baseline(self) -> str:
+        """The first of the baselines."""
+        return self.baselines[0]
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of the design and of its regimes, each once."""
+        own = (regime.seeds or [] for regime in self.regimes.values())
+        return list(dict.fromkeys([*self.seeds, *itertools.chain.from_iterable(own)]))
 
     @property
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed.
+        """All cells, seed by seed, so that what is there before the end is balanced.
 
         Raises:
             ValueError: a setting is unknown or out of range.
@@ -41,16 +124,17 @@ class Design(FrozenModel):
             Cell(
                 **{
                     **self.common,
-                    **regime,
-                    **variant,
-                    "variant": variant_name,
-                    "regime": regime_name,
+                    **regime.settings,
+                    **self.variants[variant],
+                    "variant": variant,
+                    "regime": name,
                     "seed": seed,
                 }
             )
-            for seed in self.seeds
-            for regime_name, regime in self.regimes.items()
-            for variant_name, variant in self.variants.items()
+            for seed in self.all_seeds
+            for name, regime in self.regimes.items()
+            if seed in (self.seeds if regime.seeds is None else regime.seeds)
+            for variant in (self.variants if regime.variants is None else regime.variants)
         ]
 
 
@@ -61,13 +145,12 @@ def load_design(path: Path) -> Design:
         path: a YAML file with the fields of `Design`.
 
     Raises:
-        ValueError: the file is missing or no YAML, or a name or a value in it is not usable.
+        ValueError: the file is missing or no YAML, a name or a value in it is not usable, or it
+            uses a seed that it excludes.
     """
     try:
         design = Design.model_validate(read_yaml(path))
         design.cells  # noqa: B018 - a wrong knob is refused before anything runs
-        if design.baseline not in design.variants:
-            raise ValueError(f"baseline {design.baseline!r} is none of its variants")
     except ValueError as error:
         why = _in_words(error) if isinstance(error, ValidationError) else error
         raise ValueError(

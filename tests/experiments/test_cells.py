@@ -182,8 +182,17 @@ def test_every_design_is_a_whole_grid_with_its_baseline(path):
         ),
         ({"variants": {"a": {"evidence_drop": 0.6, "evidence_swap": 0.6}}}, "drop . swap"),
         ({"variants": {"a": {"w1_until": 1}}}, "w1_until"),
-        ({"baseline": "b"}, "baseline"),
+        ({"baseline": "b"}, "baseline 'b' is not among a"),
+        ({"baselines": []}, "baselines"),
         ({"seeds": "all"}, "seeds"),
+        ({"excluded_seeds": {"of the pilots": [3, 0]}}, "seed 0 is excluded .of the pilots"),
+        (
+            {"regimes": {"r": {"seeds": [4]}}, "excluded_seeds": {"of the pilots": [4]}},
+            "seed 4 is excluded",
+        ),
+        ({"regimes": {"r": {"variants": ["b"]}}}, "in regime 'r' variant 'b' is not among a"),
+        ({"primary": ["reward"]}, "primary measure 'reward' is not among accuracy, first 10"),
+        ({"correction": "bonferroni"}, "correction is 'bonferroni'"),
     ],
 )
 def test_a_wrong_design_is_refused_with_what_is_wrong_in_it(tmp_path, change, named):
@@ -199,6 +208,32 @@ def test_a_wrong_design_is_refused_with_what_is_wrong_in_it(tmp_path, change, na
     with pytest.raises(ValueError, match=rf"(?s){named}.*notebooks/designs") as refused:
         load_design(path)
     assert "pydantic" not in str(refused.value)
+
+
+def test_a_regime_may_have_fewer_variants_and_other_seeds():
+    design = Design(
+        description="d",
+        baselines=["a", "b"],
+        common={"capacity": 12},
+        regimes={
+            "short": {},
+            "long": {"num_chunks": 24, "capacity": 6, "seeds": [21, 30], "variants": ["b"]},
+        },
+        variants={"a": {}, "b": {"scheme": "+CSR"}},
+        seeds=[20, 21],
+        excluded_seeds={"the pilots' seeds": [0, 1]},
+    )
+    assert [(cell.seed, cell.regime, cell.variant) for cell in design.cells] == [
+        (20, "short", "a"),
+        (20, "short", "b"),
+        (21, "short", "a"),
+        (21, "short", "b"),
+        (21, "long", "b"),
+        (30, "long", "b"),
+    ]
+    long = design.cells[-1]
+    assert (long.num_chunks, long.capacity, long.scheme) == (24, 6, "+CSR")
+    assert design.baseline == "a"
 
 
 # Many cells.
