@@ -54,6 +54,22 @@ def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int
     Raises:
         ValueError: the instance is not that of the trajectory, or its facts are not known.
     """
+    counts = Counter(dict.fromkeys(OPERATION_TRUTHS, 0))
+    for step in step_truth(trajectory, instance):
+        counts.update(step)
+    return dict(counts)
+
+
+def step_truth(trajectory: Trajectory, instance: Instance) -> list[dict[str, int]]:
+    """Return the counts of `operation_truth` of every step.
+
+    Args:
+        trajectory: one rollout of the stream.
+        instance: the planted stream that was played, with its facts.
+
+    Raises:
+        ValueError: as `operation_truth`.
+    """
     facts_by_chunk = instance.metadata.get("facts")
     if facts_by_chunk is None or instance.instance_id != trajectory.instance_id:
         raise ValueError(
@@ -62,22 +78,24 @@ def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int
             "expected the planted stream that was played"
         )
     ledger = _Ledger()
-    for step, facts in zip(trajectory.steps, facts_by_chunk, strict=True):
+    return [
         ledger.count_step(step, facts)
-    return dict(ledger.counts)
+        for step, facts in zip(trajectory.steps, facts_by_chunk, strict=True)
+    ]
 
 
 class _Ledger:
-    """What the stream has told and the memory holds so far, and the counts of `operation_truth`."""
+    """What the stream has told and the memory holds so far, and the counts of one step."""
 
     def __init__(self) -> None:
-        self.counts = Counter(dict.fromkeys(OPERATION_TRUTHS, 0))
+        self.counts: Counter[str] = Counter()
         self.slots: dict[str, tuple[str, str]] = {}  # of every fact sentence read so far
         self.values: dict[str, str] = {}
         self.latest: dict[tuple[str, str], str] = {}  # the values that are true now
         self.contents: dict[str | None, str] = {}
 
-    def count_step(self, step: Step, facts: Iterable[Mapping[str, Any]]) -> None:
+    def count_step(self, step: Step, facts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+        self.counts = Counter(dict.fromkeys(OPERATION_TRUTHS, 0))
         stated = set()
         for fact in facts:
             sentence, slot = fact["sentence"], (fact["person"], fact["attribute"])
@@ -96,6 +114,7 @@ class _Ledger:
             self.contents.pop(item_id, None)
         self.counts["SKIP noise"] += len(sentences - stated - carried)
         self.counts["SKIP fact"] += len(stated - carried)
+        return dict(self.counts)
 
     def _count(
         self, outcome: OperationOutcome, stated: set[str], sentences: set[str]

@@ -23,11 +23,11 @@ from finemem_lib.evaluation.tables import (
 )
 from finemem_lib.example import worked_example
 from finemem_lib.managers.model import make_manager
-from finemem_lib.managers.protocol import Completion
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.trajectory import Chunk, Instance, InvalidOperation, Operation, Trajectory
+from tests.helpers.streams_by_hand import CHANGE, DROP, WRITE, Scripted, stream_of, told
 from tests.helpers.trajectory_strategies import trajectories
 
 FEW = BootstrapSettings(num_resamples=200)
@@ -335,58 +335,12 @@ def test_what_cannot_be_tabled_is_refused() -> None:
         BootstrapSettings(level=1)
 
 
-class Scripted:
-    """Says the given operations, step by step."""
-
-    name = "scripted"
-    settings = {}
-
-    def __init__(self, *steps):
-        self.steps = steps
-
-    def act(self, observations, seed):
-        return [Completion("", self.steps[one.step - 1]) for one in observations]
-
-
-def told(person, value, attribute="home"):
-    return {
-        "sentence": f"{person} lives in {value}",
-        "person": person,
-        "attribute": attribute,
-        "value": value,
-        "changed": False,
-    }
-
-
-def stream_of(*chunks):
-    """An instance whose chunks are given as (facts, noise sentences)."""
-    texts = [
-        " ".join(f"{line}." for line in [*(f["sentence"] for f in facts), *noise])
-        for facts, noise in chunks
-    ]
-    return Instance(
-        "by-hand",
-        "planted",
-        "AR",
-        tuple(Chunk(text, len(text.split())) for text in texts),
-        (),
-        metadata={"facts": [facts for facts, _ in chunks]},
-    )
-
-
 def truth_of(instance, *steps, **memory):
     settings = RolloutSettings(num_generations=1, **memory)
     ((one,),) = play([instance], Scripted(*steps), settings, reader_for([instance]), 0)
     counts = operation_truth(one, instance)
     assert tuple(counts) == OPERATION_TRUTHS
     return {name: count for name, count in counts.items() if count}
-
-
-WRITE, CHANGE, DROP = (
-    lambda content: Operation("INSERT", content),
-    lambda item, content: Operation("UPDATE", content, item),
-    lambda item: Operation("DELETE", item_id=item),
-)
 
 
 def test_operations_are_counted_against_the_truth_by_hand() -> None:
