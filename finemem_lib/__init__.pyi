@@ -9,7 +9,7 @@ from .evaluation.evaluate import evaluate as evaluate
 from .example import worked_example as worked_example
 from .managers.model import load_manager as load_manager, make_manager as make_manager
 from .managers.rollout import RolloutSettings as RolloutSettings, play as play
-from .memory import FlatMemory as FlatMemory, Memory as Memory
+from .memory import FlatMemory as FlatMemory
 from .operations import format_operations as format_operations, parse_operations as parse_operations
 from .readers.extractive import ExtractiveReader as ExtractiveReader, reader_for as reader_for
 from .reading import MemoisedAgent as MemoisedAgent, ReasoningAgent as ReasoningAgent

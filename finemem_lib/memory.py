@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from finemem_lib.operations import MALFORMED, UNKNOWN_OPERATION
 from finemem_lib.text import count_tokens
@@ -18,7 +18,7 @@ from finemem_lib.trajectory import (
     Write,
 )
 
-Eviction = Literal["oldest", "least_recent", "refuse"]
+Eviction = Literal["oldest", "first_created", "least_recent", "refuse"]
 Duplicates = Literal["refuse", "allow"]
 UNKNOWN_ID = "unknown id"
 ID_IN_USE = "id in use"
@@ -39,42 +39,19 @@ REASONS = (
 """Every reason an invalid `OperationOutcome` can carry; the malformed ones are the parser's."""
 
 
-class Memory(Protocol):
-    """What a rollout needs of a memory."""
-
-    @property
-    def items(self) -> tuple[MemoryItem, ...]:
-        """All items, in order of creation."""
-
-    @property
-    def tokens(self) -> int:
-        """L(M), the summed length of the items' contents in tokens."""
-
-    def get(self, item_id: str) -> MemoryItem | None:
-        """Return the item of this id, or `None`."""
-
-    def apply(
-        self, operations: Sequence[Operation | InvalidOperation], step: int
-    ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
-        """Carry out the operations of one step; return their outcomes and the net change.
-
-        Args:
-            operations: In the order in which the manager wrote them.
-            step: Number of the step, from 1.
-        """
-
-
 class FlatMemory:
     """One store of items with ids "1", "2", ... that are never used again.
 
     Args:
         capacity: Most items it holds, at least 1; `None` for no limit.
-        eviction: What an INSERT into a full memory does: evict the item created first ("oldest") or
-            the item whose last write lies furthest back ("least_recent"), or be refused ("refuse").
+        eviction: A write that does not fit evicts other items until it does, first the one whose
+            last write ("oldest"), whose creation ("first_created"), or whose last write or
+            retrieval ("least_recent") lies furthest back; or it is refused ("refuse").
         max_item_tokens: Most tokens of one item, at least 1; `None` for no limit.
         duplicates: "refuse" makes a write invalid whose content equals that of an item in the
             memory, also of the one to be updated: a write that changes nothing must not move credit
             to its step. "allow" stores it.
+        token_budget: Most tokens of all items together, at least 1; `None` for no limit.
 
     Raises:
         ValueError: a setting is out of range.
@@ -92,22 +69,23 @@ class FlatMemory:
         eviction: Eviction = "oldest",
         max_item_tokens: int | None = None,
         duplicates: Duplicates = "refuse",
+        token_budget: int | None = None,
     ) -> None:
-        for name, limit in (("capacity", capacity), ("max_item_tokens", max_item_tokens)):
-            if limit is not None and limit < 1:
-                raise ValueError(
-                    f"FlatMemory: {name} is {limit}, expected at least 1 (None: no limit)"
-                )
-        for name, value, kinds in (
-            ("eviction", eviction, get_args(Eviction)),
-            ("duplicates", duplicates, get_args(Duplicates)),
-        ):
-            if value not in kinds:
-                raise ValueError(f"FlatMemory: {name} is {value!r}, expected one of {kinds}")
         self.capacity = capacity
         self.eviction = eviction
         self.max_item_tokens = max_item_tokens
         self.duplicates = duplicates
+        self.token_budget = token_budget
+        for name in ("capacity", "max_item_tokens", "token_budget"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise ValueError(
+                    f"FlatMemory: {name} is {limit}, expected at least 1 (None: no limit)"
+                )
+        for name, kinds in (("eviction", Eviction), ("duplicates", Duplicates)):
+            value = getattr(self, name)
+            if value not in (names := get_args(kinds)):
+                raise ValueError(f"FlatMemory: {name} is {value!r}, expected one of {names}")
         self._items: dict[str, MemoryItem] = {}
         # Next to be evicted first. An OrderedDict finds its first key in constant time, also after
         # many removals at the front; a dict walks over every one of them.
@@ -169,16 +147,16 @@ class FlatMemory:
                 continue
             item_id = operation.item_id or ""
             if operation.kind == "INSERT":
-                if self.capacity is not None and len(self._items) >= self.capacity:
-                    oldest = next(iter(self._queue))
-                    self._remove(oldest)
-                    evicted.append(oldest)
                 self._last_id += 1
                 item_id = item_id or str(self._last_id)
                 created.add(item_id)
             if operation.kind in ("INSERT", "UPDATE"):
                 content = operation.content or ""
                 self._write(item_id, content, Write(step, operation.kind, position))
+                while self._overfull(len(self._items), self._tokens):
+                    oldest = next(other for other in self._queue if other != item_id)
+                    self._remove(oldest)
+                    evicted.append(oldest)
                 written.pop(item_id, None)
                 written[item_id] = None
             elif operation.kind == "DELETE":
@@ -193,6 +171,22 @@ class FlatMemory:
         )
         return tuple(outcomes), delta
 
+    def touch(self, item_ids: Iterable[str]) -> None:
+        """Note that items were retrieved together: "least_recent" evicts them later.
+
+        Args:
+            item_ids: Items of equal age from now on; those no longer present are passed over.
+        """
+        if self.eviction == "least_recent":
+            found = {*item_ids} & self._items.keys()
+            for item_id in sorted(found, key=lambda name: self._items[name].lineage):
+                self._queue.move_to_end(item_id)
+
+    def _overfull(self, items: int, tokens: int) -> bool:
+        return (self.capacity is not None and items > self.capacity) or (
+            self.token_budget is not None and tokens > self.token_budget
+        )
+
     def _objection(self, operation: Operation) -> str | None:
         """Return why the operation cannot be applied to the memory as it is, or `None`."""
         if operation.kind not in OPERATION_KINDS:
@@ -205,13 +199,17 @@ class FlatMemory:
             content = operation.content or ""
             if not content.strip():
                 return EMPTY_CONTENT
-            if self.max_item_tokens is not None and count_tokens(content) > self.max_item_tokens:
-                return TOO_LONG
+            tokens = count_tokens(content)
+            for limit in (self.max_item_tokens, self.token_budget):
+                if limit is not None and tokens > limit:
+                    return TOO_LONG
             if self.duplicates == "refuse" and content in self._contents:
                 return EXACT_DUPLICATE
-        full = self.capacity is not None and len(self._items) >= self.capacity
-        if operation.kind == "INSERT" and full and self.eviction == "refuse":
-            return OVER_CAPACITY
+            if self.eviction == "refuse":
+                old = self._items.get(operation.item_id or "")
+                more = tokens - (count_tokens(old.content) if old else 0)
+                if self._overfull(len(self._items) + (old is None), self._tokens + more):
+                    return OVER_CAPACITY
         return None
 
     def _write(self, item_id: str, content: str, write: Write) -> None:
@@ -224,7 +222,7 @@ class FlatMemory:
         self._contents.add(content)
         self._tokens += count_tokens(content)
         self._queue.setdefault(item_id)
-        if self.eviction == "least_recent":
+        if self.eviction != "first_created":
             self._queue.move_to_end(item_id)
 
     def _remove(self, item_id: str) -> None:

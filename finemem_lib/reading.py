@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from finemem_lib.memory import Memory
+from finemem_lib.memory import FlatMemory
 from finemem_lib.retrieval import Searchable
 from finemem_lib.scoring import score
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
@@ -195,7 +195,7 @@ class Inquiry:
     """
 
     questions: Sequence[Question]
-    memory: Memory
+    memory: FlatMemory
     retriever: Searchable
     step: int
 
@@ -252,7 +252,7 @@ def answer_questions(
     ]
 
 
-def _held(memory: Memory, item_id: str) -> MemoryItem:
+def _held(memory: FlatMemory, item_id: str) -> MemoryItem:
     item = memory.get(item_id)
     if item is None:
         raise ValueError(

@@ -117,7 +117,7 @@ class OperationOutcome:
     raw: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Write:
     """One write of an item: the step, the operation, and its position among the step's outcomes."""
 

@@ -6,10 +6,10 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 from finemem_lib.credit.needs import need, need_agent
-from finemem_lib.memory import FlatMemory, Memory
+from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.retrieval import Searchable, make_retriever
 from finemem_lib.trajectory import (
@@ -23,8 +23,6 @@ from finemem_lib.trajectory import (
 
 Orphaned = Literal["refuse", "insert"]
 """What becomes of an UPDATE of an item that a missing step created, see `replay`."""
-
-AnyMemory = TypeVar("AnyMemory", bound=Memory)
 
 
 class Replayer:
@@ -59,6 +57,7 @@ class Replayer:
             recorded[name] for name in ("retriever", "dense_model") if name in recorded
         ] or ["bm25"]
         *self._settings, self._top_k = (recorded[name] for name in names)
+        self._settings.append(recorded.get("token_budget"))  # younger than kept trajectories
         self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
         self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, Searchable]] = {}
         need(
@@ -153,18 +152,19 @@ class _CachedSearch:
 
 def replay(
     trajectory: Trajectory,
-    memory: AnyMemory,
+    memory: FlatMemory,
     step: int,
     *,
     without: Collection[int] = (),
     orphaned: Orphaned = "refuse",
-) -> AnyMemory:
+) -> FlatMemory:
     """Apply the recorded operations of steps 1 to `step` to `memory` again and return it.
 
     An empty memory with the settings of the recorded one ends as M_t of the trajectory. Refused
     operations are applied as well and may be valid now: a duplicate whose first copy is missing is
     stored. Items keep the ids of the recording, so an operation never hits another item than it
     named. Where that item is missing because a step left out created it, a later DELETE is refused.
+    What the recorded chunk questions retrieved counts as retrieved again, also at steps left out.
 
     Args:
         trajectory: What was recorded.
@@ -208,11 +208,14 @@ def replay(
     for record in trajectory.steps[:step]:
         if record.step not in without:
             memory.apply(tuple(_emitted(record, memory, orphaned, spare)), record.step)
+        memory.touch(
+            found.item_id for answered in record.chunk_questions for found in answered.retrieved
+        )
     return memory
 
 
 def _emitted(
-    record: Step, memory: Memory, orphaned: Orphaned, spare: Iterator[str]
+    record: Step, memory: FlatMemory, orphaned: Orphaned, spare: Iterator[str]
 ) -> Iterator[Operation | InvalidOperation]:
     """Yield what a recorded step emitted, for a memory from which items may be missing."""
     created: set[str | None] = set()

@@ -47,7 +47,7 @@ from finemem_lib.training.schemes import SCHEMES, Scheme, scheme_of
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.provenance import git_state, repository_root
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Part of every key. Increment when the same settings would produce different results."""
 
 TERM_KNOBS = {
@@ -57,7 +57,7 @@ TERM_KNOBS = {
 """Settings that act through one term of the reward only; a scheme without it trains the same.
 `alignment_batches` measures all schemes: with it, those that differ from their default count."""
 
-LATER_KNOBS = ("alignment_batches", "dense_model")
+LATER_KNOBS = ("alignment_batches", "dense_model", "token_budget")
 """Settings that are younger than kept results: they enter a key only where they differ from their
 default."""
 
@@ -139,6 +139,7 @@ class Cell(FrozenModel):
         wrong_questions: share of chunk questions with a wrong answer.
         verified: whether a verifier removes wrong chunk questions before training.
         capacity: most items in the memory; `None` is no limit.
+        token_budget: most tokens in the memory; `None` is no limit.
         dense_model: sentence encoder of dense retrieval.
         updates: GRPO updates; 0 tests the warm start.
         config: any other field of TRL's GRPOConfig.
@@ -168,7 +169,8 @@ class Cell(FrozenModel):
     wrong_questions: float = Field(0.0, ge=0, le=1)
     verified: bool = False
     capacity: int | None = Field(None, ge=1)
-    eviction: Literal["oldest", "least_recent", "refuse"] = "oldest"
+    eviction: Literal["oldest", "first_created", "least_recent", "refuse"] = "oldest"
+    token_budget: int | None = Field(None, ge=1)
     duplicates: Literal["refuse", "allow"] = "refuse"
     top_k: int = Field(3, ge=1)
     retriever: Literal["bm25", "dense"] = "bm25"
@@ -249,7 +251,7 @@ class Cell(FrozenModel):
             capacity=self.capacity,
             eviction=self.eviction,
             duplicates=self.duplicates,
-            **_unless_default(self, "retriever", "dense_model"),
+            **_unless_default(self, "retriever", "dense_model", "token_budget"),
         )
 
 

@@ -43,6 +43,7 @@ class RolloutSettings:
         ask_chunk_questions: Whether the chunk questions are asked, where an instance has any.
         retriever: "bm25", or "dense" with the sentence encoder `dense_model`.
         dense_model: Name or folder of the sentence encoder, see `DenseRetriever`.
+        token_budget: Most tokens of all items together; `None` for no limit.
 
     Raises:
         ValueError: A setting is out of range.
@@ -58,6 +59,7 @@ class RolloutSettings:
     ask_chunk_questions: bool = True
     retriever: RetrieverName = "bm25"
     dense_model: str = DENSE_MODEL
+    token_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "top_k"):
@@ -79,7 +81,13 @@ class RolloutSettings:
 
     def new_memory(self) -> FlatMemory:
         """Return an empty memory."""
-        return FlatMemory(self.capacity, self.eviction, self.max_item_tokens, self.duplicates)
+        return FlatMemory(
+            self.capacity,
+            self.eviction,
+            self.max_item_tokens,
+            self.duplicates,
+            self.token_budget,
+        )
 
     def new_retriever(self) -> Retriever:
         """Return a retriever over an empty memory."""
@@ -213,6 +221,7 @@ class LockstepRollouts:
         )
         for one, answered in zip(asked, answers, strict=True):
             one.steps[-1] = dataclasses.replace(one.steps[-1], chunk_questions=answered)
+            one.memory.touch(found.item_id for answer in answered for found in answer.retrieved)
 
     def finish(self) -> list[list[Trajectory]]:
         """Ask the global questions on M_T; return num_generations trajectories per instance.

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, strategies as st
 
 from finemem_lib.credit.replay import replay
 from finemem_lib.memory import (
@@ -18,7 +19,7 @@ from finemem_lib.memory import (
 from finemem_lib.operations import UNKNOWN_OPERATION, parse_operations
 from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import MemoryDelta, Operation, Write
-from tests.helpers.memory_strategies import MEMORY_SETTINGS, STEPS, played
+from tests.helpers.memory_strategies import ITEM_IDS, MEMORY_SETTINGS, STEPS, played
 
 
 def insert(content: str) -> Operation:
@@ -108,8 +109,8 @@ def test_malformed_operations_keep_the_reason_and_the_text_of_the_parser():
 def test_a_content_is_free_again_once_its_item_is_gone_or_changed():
     memory = FlatMemory(capacity=2)
     memory.apply([insert("a"), insert("b"), delete("1"), insert("a"), update("2", "c")], 1)
-    assert reasons(memory, [insert("b"), insert("c")], 2) == [None, None]  # "c" was pushed out
-    assert contents(memory) == ["b", "c"]
+    assert reasons(memory, [insert("b"), insert("a")], 2) == [None, None]  # "a" was pushed out
+    assert contents(memory) == ["b", "a"]
 
 
 def test_duplicates_may_be_allowed():
@@ -123,8 +124,9 @@ def test_duplicates_may_be_allowed():
 @pytest.mark.parametrize(
     ("eviction", "left", "evicted"),
     [
-        ("oldest", ["b", "c", "d"], ("1",)),
-        ("least_recent", ["a2", "c", "d"], ("2",)),
+        ("oldest", ["a2", "c", "d"], ("2",)),  # the UPDATE made the first item young
+        ("first_created", ["b", "c", "d"], ("1",)),
+        ("least_recent", ["a2", "b", "d"], ("3",)),  # the second was retrieved
         ("refuse", ["a2", "b", "c"], ()),
     ],
 )
@@ -132,10 +134,70 @@ def test_eviction_rules(eviction, left, evicted):
     memory = FlatMemory(capacity=3, eviction=eviction)
     memory.apply([insert("a"), insert("b"), insert("c")], 1)
     memory.apply([update("1", "a2")], 2)
+    memory.touch(["2"])
     outcomes, delta = memory.apply([insert("d")], 3)
     assert contents(memory) == left
     assert delta.evicted == evicted
     assert outcomes[0].applied is (eviction != "refuse")
+
+
+def test_of_items_retrieved_together_the_one_created_earlier_goes_first():
+    memory = FlatMemory(capacity=3, eviction="least_recent")
+    memory.apply([insert("a"), insert("b"), insert("c")], 1)
+    memory.touch(["3", "gone", "1", "3"])
+    _, delta = memory.apply([insert("d"), insert("e")], 2)
+    assert delta.evicted == ("2", "1")
+    assert contents(memory) == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("eviction", "evicted", "left"),
+    [
+        ("oldest", [("2",), ("3",)], ["Mia owns two cats", "Leo is old", "Uma dives"]),
+        ("first_created", [("2",), ("1",)], ["Ben", "Leo is old", "Uma dives"]),
+        ("least_recent", [("3",), ("4",)], ["Mia owns two cats", "Ana sails", "Uma dives"]),
+    ],
+)
+def test_a_token_budget_evicts_other_items_until_the_write_fits(eviction, evicted, left):
+    """The items have 3 + 2 + 1 + 3 = 9 tokens and the UPDATE adds one: without the second item 8
+    are left, without the third 9. The INSERT brings two."""
+    memory = FlatMemory(token_budget=9, eviction=eviction)
+    memory.apply([insert("Mia owns cats"), insert("Ana sails"), insert("Ben")], 1)
+    memory.apply([insert("Leo is old")], 2)
+    memory.touch(["2"])
+    _, third = memory.apply([update("1", "Mia owns two cats")], 3)
+    _, fourth = memory.apply([insert("Uma dives")], 4)
+    assert [third.evicted, fourth.evicted] == evicted
+    assert contents(memory) == left
+
+
+def test_a_full_token_budget_may_refuse_and_takes_what_is_no_longer():
+    memory = FlatMemory(token_budget=5, eviction="refuse")
+    assert reasons(
+        memory,
+        [
+            insert("Mia owns cats"),
+            insert("Ana sails"),
+            insert("Ben"),
+            update("2", "Ana still sails"),
+            update("1", "Mia sails"),
+            insert("Ben"),
+        ],
+        1,
+    ) == [None, None, OVER_CAPACITY, OVER_CAPACITY, None, None]
+    assert contents(memory) == ["Mia sails", "Ana sails", "Ben"]
+
+
+def test_an_item_longer_than_the_budget_is_too_long_and_evicts_nothing():
+    memory = FlatMemory(token_budget=3)
+    memory.apply([insert("Mia owns cats")], 1)
+    long = "Mia owns cats now"
+    assert reasons(memory, [insert(long), update("1", long), insert("Ana sails now")], 2) == [
+        TOO_LONG,
+        TOO_LONG,
+        None,
+    ]
+    assert contents(memory) == ["Ana sails now"]
 
 
 def test_invalid_insert_evicts_nothing():
@@ -231,9 +293,11 @@ def test_deltas_replay_and_live_memory_agree(steps, settings):
 def test_invariants_of_any_run(steps, settings):
     run = played(FlatMemory(**settings), steps)
     capacity = settings["capacity"] or sys.maxsize
+    budget = settings["token_budget"] or sys.maxsize
     limit = settings["max_item_tokens"] or sys.maxsize
     for items in run.states:
         assert len(items) <= capacity
+        assert sum(count_tokens(item.content) for item in items) <= budget
         assert all(item.content.strip() and count_tokens(item.content) <= limit for item in items)
         if settings["duplicates"] == "refuse":
             assert len({item.content for item in items}) == len(items)
@@ -253,6 +317,31 @@ def test_invariants_of_any_run(steps, settings):
                     if item.item_id == outcome.item_id:
                         assert Write(step, kind, position) in item.lineage
     assert inserted == [str(number) for number in range(1, len(inserted) + 1)]
+
+
+@given(STEPS, MEMORY_SETTINGS, st.lists(st.lists(ITEM_IDS, max_size=3), min_size=8, max_size=8))
+def test_no_item_is_evicted_before_one_that_is_older(steps, settings, retrieved):
+    """One operation per step, so that what an eviction chose from can be seen from outside."""
+    memory = FlatMemory(**settings)
+    last_retrieved: dict[str, float] = {}
+    age = {
+        "oldest": lambda item: item.last_step,
+        "first_created": lambda item: item.created_step,
+        "least_recent": lambda item: max(item.last_step, last_retrieved.get(item.item_id, 0)),
+        "refuse": lambda item: 0,
+    }[settings["eviction"]]
+    for step, operation in enumerate(itertools.chain.from_iterable(steps), start=1):
+        before = memory.items
+        [outcome], delta = memory.apply([operation], step)
+        others = [item for item in before if item.item_id != outcome.item_id]
+        by_age = [item.item_id for item in sorted(others, key=age)]  # equal: created first
+        gone = delta.evicted
+        assert settings["eviction"] != "refuse" or not gone
+        assert outcome.item_id not in gone
+        assert list(gone) == by_age[: len(gone)]
+        now = retrieved[step % len(retrieved)]
+        memory.touch(now)
+        last_retrieved |= dict.fromkeys(now, step + 0.5)  # asked after the step's operations
 
 
 def test_work_per_operation_does_not_grow_with_the_memory():
@@ -287,6 +376,7 @@ def test_bad_settings_and_steps_are_refused():
     for settings in (
         {"capacity": 0},
         {"max_item_tokens": 0},
+        {"token_budget": 0},
         {"eviction": "newest"},
         {"duplicates": "merge"},
     ):

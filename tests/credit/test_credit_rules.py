@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 import statistics
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -18,7 +19,7 @@ from finemem_lib.example import worked_example
 from finemem_lib.lesson.cases import disagreement
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import FactsOnly, InsertAll, Oracle, RandomManager
-from finemem_lib.memory import FlatMemory
+from finemem_lib.memory import Eviction, FlatMemory
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import Inquiry, MemoisedAgent, Reading, answer_questions, reading_task
 from finemem_lib.retrieval import BM25Retriever
@@ -1027,14 +1028,17 @@ def test_all_rules_run_on_one_played_group_and_agree_with_assign():
             assert tuple(rule.function(read, **needed)) == found.credit
 
 
-def test_replaying_everything_gives_the_recorded_memory():
+@pytest.mark.parametrize("eviction", get_args(Eviction))
+@pytest.mark.parametrize("limit", [{"capacity": 5}, {"token_budget": 15}, {}], ids=str)
+def test_replaying_everything_gives_the_recorded_memory(eviction, limit):
     instance = planted_stream(9, StreamSettings(num_chunks=12))
-    settings_ = RolloutSettings(num_generations=2, capacity=5, eviction="least_recent")
+    settings_ = RolloutSettings(num_generations=2, eviction=eviction, **limit)
     for manager in (FactsOnly(), RandomManager()):
         (group,) = play([instance], manager, settings_, reader_for([instance]), 2)
         for one in group:
             again = replay(one, settings_.new_memory(), 12, orphaned="insert")
             assert again.items == one.final_memory()
+            assert Replayer(one, reader_for([instance])).memory(frozenset()).items == again.items
 
 
 @quick

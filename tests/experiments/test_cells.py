@@ -95,7 +95,7 @@ def test_the_key_of_a_cell_is_the_one_that_results_were_kept_under(monkeypatch):
         "files_hash",
         lambda model, *patterns: "weights" if patterns == cells.WEIGHTS else files,
     )
-    assert cell(scheme="Fine-Mem", capacity=12).key == "550924cd45727caf"
+    assert cell(scheme="Fine-Mem", capacity=12).key == "2edc099cd258957e"
 
 
 def test_the_key_follows_what_changes_the_training_and_nothing_else(monkeypatch):
@@ -533,7 +533,9 @@ def test_committed_rows_are_the_cells_of_their_design(path):
     design = load_design(next(each for each in DESIGNS if each.stem == path.stem))
     rows, card = read_rows(path), read_card(path)
     assert [row.cell for row in rows] == design.cells
-    assert {row.key for row in rows} == {each.key for each in design.cells}
+    assert card["key_version"] <= cells.KEY_VERSION
+    if card["key_version"] == cells.KEY_VERSION:  # older rows were played under older rules
+        assert {row.key for row in rows} == {each.key for each in design.cells}
     assert all(len(row.episodes) == row.cell.updates for row in rows)
     assert (card["cells"], card["failed"]) == (len({row.key for row in rows}), 0)
     assert card["baseline"] == design.baseline and "finemem sweep" in card["command"]

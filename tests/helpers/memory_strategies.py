@@ -43,9 +43,10 @@ STEPS = st.lists(st.lists(EMITTED, max_size=7), max_size=8)
 MEMORY_SETTINGS = st.fixed_dictionaries(
     {
         "capacity": st.one_of(st.none(), st.integers(1, 5)),
-        "eviction": st.sampled_from(["oldest", "least_recent", "refuse"]),
+        "eviction": st.sampled_from(["oldest", "first_created", "least_recent", "refuse"]),
         "max_item_tokens": st.one_of(st.none(), st.integers(1, 6)),
         "duplicates": st.sampled_from(["refuse", "allow"]),
+        "token_budget": st.one_of(st.none(), st.integers(1, 12)),
     }
 )
 

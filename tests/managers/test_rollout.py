@@ -135,7 +135,35 @@ def test_settings_reach_memory_retrieval_and_metadata():
     assert one.seed == 0
 
 
-def test_settings_saved_before_there_was_a_choice_of_retriever_are_still_read():
+def test_what_chunk_questions_retrieve_stays_longer_where_eviction_is_by_use():
+    settings = RolloutSettings(num_generations=1, top_k=2, capacity=6, eviction="least_recent")
+    [[one]] = play(streams(12), InsertAll(), settings, reader(), seed=0)
+    last_retrieved: dict[str, float] = {}
+    spared = 0
+    for step in one.steps:
+        before = sorted(
+            one.memory_at(step.step - 1),
+            key=lambda item: max(item.last_step, last_retrieved.get(item.item_id, 0)),
+        )
+        gone = step.delta.evicted
+        assert [item.item_id for item in before[: len(gone)]] == list(gone)
+        by_write = sorted(before, key=lambda item: item.lineage[-1])
+        spared += {item.item_id for item in by_write[: len(gone)]} != set(gone)
+        for answered in step.chunk_questions:
+            for found in answered.retrieved:
+                last_retrieved[found.item_id] = step.step + 0.5  # after the step's operations
+    assert spared
+
+
+def test_a_token_budget_holds_at_every_step_and_is_recorded():
+    settings = RolloutSettings(num_generations=1, token_budget=20)
+    [[one]] = play(streams(8), InsertAll(), settings, reader(), seed=0)
+    assert 15 < one.steps[-1].memory_tokens <= 20
+    assert max(step.memory_tokens for step in one.steps) <= 20
+    assert one.metadata["rollout"]["token_budget"] == 20
+
+
+def test_settings_saved_before_there_was_a_retriever_or_token_budget_are_still_read():
     saved = {
         "num_generations": 2,
         "top_k": 3,
@@ -280,6 +308,7 @@ def test_misuse_says_what_to_do():
         {"question_fraction": 0.0},
         {"question_fraction": 1.5},
         {"capacity": 0},
+        {"token_budget": 0},
         {"eviction": "newest"},
         {"retriever": "bm"},
     ],
