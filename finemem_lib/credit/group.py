@@ -17,12 +17,8 @@ from finemem_lib.trajectory import Step, Trajectory, creation_key
 Known = TypeVar("Known")
 
 
-class CachedGroup(tuple[Trajectory, ...]):
-    """The rollouts of one group, with what rules computed from all of them.
-
-    A rule that is applied to each rollout with the same `CachedGroup` as its group computes what
-    the rollouts share once, instead of once for each.
-    """
+class _Cached:
+    """Remembers what rules computed from all of its parts."""
 
     def once(self, key: Hashable, compute: Callable[[], Known]) -> Known:
         """Return what was computed under this key, computing it the first time.
@@ -36,6 +32,18 @@ class CachedGroup(tuple[Trajectory, ...]):
             known[key] = compute()
         result: Known = known[key]
         return result
+
+
+class CachedGroup(_Cached, tuple[Trajectory, ...]):
+    """The rollouts of one group, with what rules computed from all of them.
+
+    A rule that is applied to each rollout with the same `CachedGroup` as its group computes what
+    the rollouts share once, instead of once for each.
+    """
+
+
+class CachedUpdate(_Cached, tuple[CachedGroup, ...]):
+    """The groups of one update, with what rules computed from all of them."""
 
 
 def turn_level(

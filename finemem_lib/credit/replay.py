@@ -11,7 +11,7 @@ from typing import Literal
 from finemem_lib.credit.needs import need, need_agent
 from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
-from finemem_lib.retrieval import Searchable, make_retriever
+from finemem_lib.retrieval import Retriever, Searchable, make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
     MemoryDelta,
@@ -44,20 +44,8 @@ class Replayer:
         need_agent(trajectory, agent)
         self.trajectory = trajectory
         self.agent = agent
-        recorded = trajectory.metadata.get("rollout", {})
-        names = ("capacity", "eviction", "max_item_tokens", "duplicates", "top_k")
-        missing = [name for name in names if name not in recorded]
-        need(
-            not missing,
-            trajectory,
-            f"the settings it was played with ({', '.join(missing)})",
-            "play it again with rollout.play, which records them in metadata['rollout']",
-        )
-        self._retrieval = [
-            recorded[name] for name in ("retriever", "dense_model") if name in recorded
-        ] or ["bm25"]
-        *self._settings, self._top_k = (recorded[name] for name in names)
-        self._settings.append(recorded.get("token_budget"))  # younger than kept trajectories
+        recorded_memory(trajectory)  # refuses a trajectory that does not say how it was played
+        self._top_k = trajectory.metadata["rollout"]["top_k"]
         self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
         self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, Searchable]] = {}
         need(
@@ -76,7 +64,7 @@ class Replayer:
         """
         return replay(
             self.trajectory,
-            FlatMemory(*self._settings),
+            recorded_memory(self.trajectory),
             self.trajectory.num_steps,
             without=without,
             orphaned=orphaned,
@@ -131,10 +119,46 @@ class Replayer:
     ) -> tuple[FlatMemory, Searchable]:
         if (without, orphaned) not in self._left:
             memory = self.memory(without, orphaned)
-            index = make_retriever(*self._retrieval)
+            index = recorded_retriever(self.trajectory)
             index.update(MemoryDelta(written=memory.items))
             self._left[without, orphaned] = memory, _CachedSearch(index)
         return self._left[without, orphaned]
+
+
+def recorded_memory(trajectory: Trajectory) -> FlatMemory:
+    """Return an empty memory with the settings of the one that a trajectory was played with.
+
+    Args:
+        trajectory: Played by `rollout.play`, which records them in ``metadata["rollout"]``.
+
+    Raises:
+        ValueError: They are not recorded.
+    """
+    recorded = trajectory.metadata.get("rollout", {})
+    names = ("capacity", "eviction", "max_item_tokens", "duplicates", "top_k")
+    missing = [name for name in names if name not in recorded]
+    need(
+        not missing,
+        trajectory,
+        f"the settings it was played with ({', '.join(missing)})",
+        "play it again with rollout.play, which records them in metadata['rollout']",
+    )
+    budget = recorded.get("token_budget")  # younger than kept trajectories
+    return FlatMemory(*(recorded[name] for name in names[:-1]), budget)
+
+
+def recorded_retriever(trajectory: Trajectory) -> Retriever:
+    """Return an empty index of the kind that a trajectory was played with (BM25 by default).
+
+    Args:
+        trajectory: What was played.
+
+    Raises:
+        ValueError: The recorded kind is unknown.
+    """
+    recorded = trajectory.metadata.get("rollout", {})
+    kind = [recorded[name] for name in ("retriever", "dense_model") if name in recorded]
+    return make_retriever(*kind or ["bm25"])
 
 
 class _CachedSearch:
@@ -208,10 +232,32 @@ def replay(
     for record in trajectory.steps[:step]:
         if record.step not in without:
             memory.apply(tuple(_emitted(record, memory, orphaned, spare)), record.step)
-        memory.touch(
-            found.item_id for answered in record.chunk_questions for found in answered.retrieved
-        )
+        _touch(record, memory)
     return memory
+
+
+def replayed_operations(
+    trajectory: Trajectory, memory: FlatMemory
+) -> Iterator[tuple[int, MemoryDelta]]:
+    """Apply the recorded operations to `memory` one at a time; yield step and change of each.
+
+    Args:
+        trajectory: What was recorded.
+        memory: Changed in place; it counts operations, from 1, where it would count steps.
+    """
+    number = itertools.count(1)
+    spare = map("new {}".format, itertools.count(1))
+    for record in trajectory.steps:
+        for operation in _emitted(record, memory, "refuse", spare):
+            yield record.step, memory.apply([operation], next(number))[1]
+        _touch(record, memory)
+
+
+def _touch(record: Step, memory: FlatMemory) -> None:
+    """Retrieve again what the chunk questions of a step retrieved."""
+    memory.touch(
+        found.item_id for answered in record.chunk_questions for found in answered.retrieved
+    )
 
 
 def _emitted(

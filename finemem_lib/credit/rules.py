@@ -26,6 +26,7 @@ are halved again and again. These are the rules carried over, not reproductions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,7 +39,15 @@ from finemem_lib.credit.counterfactual import (
     step_leave_one_out,
     step_shapley,
 )
-from finemem_lib.credit.group import anchored_groups, attributed_dense, hindsight, turn_level
+from finemem_lib.credit.group import (
+    CachedGroup,
+    CachedUpdate,
+    anchored_groups,
+    attributed_dense,
+    hindsight,
+    turn_level,
+)
+from finemem_lib.credit.lost_evidence import slot_price, slot_price_measures, two_sided_evidence
 from finemem_lib.credit.needs import Credit, need_agent, retrieved_items
 from finemem_lib.credit.recorded import (
     chunk_step_reward,
@@ -68,7 +77,9 @@ class Rule:
         formula: What it returns at step t.
         source: Where it was published.
         conserves: What its values sum to.
-        arguments: What the caller offers where it has it: names of `REQUIRED` or `OPTIONAL`.
+        arguments: What a caller passes who has it: the reasoning "agent", the "group", "probes"
+            (questions to ask), a "replay" (`Replayer` of the trajectory), the "batch" (all groups
+            of the update), and as "previous" the rule's `measures` of the update before.
         records: What must be recorded in the trajectory.
         cost: Reader calls per trajectory beyond those of the outcome, at most.
         measures: Quantities of the update that the rule computes on the way, by name, for the
@@ -85,13 +96,11 @@ class Rule:
     cost: str
     measures: Callable[..., Mapping[str, float]] | None = None
 
-
-REQUIRED = frozenset({"agent", "group", "probes"})
-"""Arguments without which a rule that names them cannot be applied."""
-
-OPTIONAL = frozenset({"replay", "batch", "previous"})
-"""Arguments that save work or let a rule see more: a `Replayer` of the trajectory, the groups of
-the whole update, and the rule's `measures` of the update before."""
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The arguments without which the rule cannot be applied; the others save work."""
+        parameters = inspect.signature(self.function).parameters
+        return tuple(n for n in self.arguments if parameters[n].default is inspect.Parameter.empty)
 
 
 _SPLIT = "sum over steps = r_global"
@@ -249,6 +258,27 @@ RULES: dict[str, Rule] = {
         (),
         "K' T for K' probes",
     ),
+    "two-sided-evidence": Rule(
+        two_sided_evidence,
+        "reward",
+        "N_t (used items) - sum of what the items it helped to push out would have scored",
+        "ours",
+        "sum over steps = r_global - value of all losses",
+        ("agent", "group", "batch"),
+        ("used items",),
+        "n",
+    ),
+    "slot-price": Rule(
+        slot_price,
+        "reward",
+        "N_t (used items) - p INSERTs_t, p = value lost by evictions / INSERTs, over the update",
+        "ours",
+        "sum over the update = sum of r_global - value lost by evictions (per='write')",
+        ("agent", "group", "batch", "previous"),
+        ("used items",),
+        "n",
+        slot_price_measures,
+    ),
 }
 """Every credit rule by name. T steps, n questions, k items retrieved for each, K questions per
 chunk, P permutations."""
@@ -302,8 +332,7 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     """
     if rule not in RULES:
         raise ValueError(f"credit rule is {rule!r}, expected one of {', '.join(RULES)}")
-    needed = [name for name in RULES[rule].arguments if name in REQUIRED]
-    if missing := [name for name in needed if settings.get(name) is None]:
+    if missing := [name for name in RULES[rule].required if settings.get(name) is None]:
         raise ValueError(f"credit rule {rule!r} needs {', '.join(missing)}; pass it as a setting")
     played = calls_while_playing(rule, [trajectory], **settings)
     agent: ReasoningAgent = settings.get("agent") or _NoReader()
@@ -318,6 +347,69 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     credit = RULES[rule].function(trajectory, **settings)
     asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
     return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1])
+
+
+@dataclass(frozen=True, slots=True)
+class CreditedUpdate:
+    """The credit of all rollouts of an update.
+
+    Attributes:
+        credit: Per group, rollout and step.
+        calls_asked: Readings that the rule asked for, beyond the outcome and the chunk questions.
+        calls_made: Those that reached the reasoning agent.
+        measures: What `Rule.measures` returned; empty where the rule has none.
+    """
+
+    credit: list[list[Credit]]
+    calls_asked: int
+    calls_made: int
+    measures: Mapping[str, float]
+
+
+def credit_update(
+    rule: str,
+    groups: Sequence[Sequence[Trajectory]],
+    *,
+    agent: ReasoningAgent | None = None,
+    previous: Mapping[str, float] | None = None,
+    **settings: Any,
+) -> CreditedUpdate:
+    """Apply a rule to every rollout of an update and count its reader calls.
+
+    Args:
+        rule: A name in `RULES`.
+        groups: The groups of the update; a `CachedUpdate` lets rules share what they compute.
+        agent: The reasoning agent that answered, for rules that read again.
+        previous: The rule's measures of the update before.
+        **settings: The rule's own. The probe questions of a rule that asks some are the chunk
+            questions of each trajectory.
+
+    Raises:
+        ValueError: As `assign`.
+    """
+    update = groups if isinstance(groups, CachedUpdate) else CachedUpdate(map(CachedGroup, groups))
+    card = RULES[rule]
+    if "agent" in card.required and agent is None:
+        raise ValueError(f"credit rule {rule!r} needs agent; pass it as a setting")
+    counter = agent if isinstance(agent, MemoisedAgent) else MemoisedAgent(agent or _NoReader())
+    before = counter.calls_asked, counter.calls_made
+    credit: list[list[Credit]] = []
+    measures: Mapping[str, float] = {}
+    for group in update:
+        credit.append([])
+        for one in group:
+            offered: dict[str, Any] = {"group": group, "batch": update, "previous": previous}
+            if "agent" in card.arguments:
+                need_agent(one, counter)
+                counter.know(*outcome_readings(one))
+                offered["agent"] = counter
+            offered["probes"] = [a.question for step in one.steps for a in step.chunk_questions]
+            given = {name: offered[name] for name in card.arguments if name in offered} | settings
+            credit[-1].append(card.function(one, **given))
+            if card.measures and not measures:
+                measures = card.measures(one, **given)
+    asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
+    return CreditedUpdate(credit, asked, made, measures)
 
 
 def calls_while_playing(

@@ -106,6 +106,10 @@ VARIANTS: dict[str, Variant] = {
     "attributed-dense": Variant("attributed-dense"),
     "potential, final questions": Variant("potential", probes="global"),
     "potential, chunk questions": Variant("potential", probes="chunk"),
+    "two-sided-evidence": Variant("two-sided-evidence"),
+    "two-sided-evidence, evicting step": Variant("two-sided-evidence", {"responsible": "evicting"}),
+    "slot-price": Variant("slot-price"),
+    "slot-price, per eviction": Variant("slot-price", {"per": "eviction"}),
 }
 """What is compared. "potential, final questions" asks after every step what no manager may know."""
 

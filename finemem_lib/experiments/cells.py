@@ -11,15 +11,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from finemem_lib.advantages import group_relative
+from finemem_lib.credit.rules import RULES
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
 from finemem_lib.data.planted import StreamSettings, planted_instances
 from finemem_lib.data.questions import verified
@@ -28,6 +31,7 @@ from finemem_lib.evaluation.diagnostics import (
     gradient_alignment,
     term_spread,
 )
+from finemem_lib.evaluation.noise_price import noise_price
 from finemem_lib.evaluation.operation_truth import operation_truth
 from finemem_lib.managers.loading import checkpoint_folder
 from finemem_lib.managers.model import ModelManager, load_manager
@@ -40,10 +44,19 @@ from finemem_lib.rewards import (
     RewardSettings,
     Unretrieved,
     outcome_reward,
+    weighted_sum,
 )
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
-from finemem_lib.training.schemes import SCHEMES, Scheme, scheme_of
+from finemem_lib.training.schemes import (
+    SCHEMES,
+    RewardScheme,
+    Scheme,
+    scheme_of,
+    scheme_weights,
+    update_terms,
+)
+from finemem_lib.training.trl_adapter import MEASURED
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.provenance import git_state, repository_root
 
@@ -132,7 +145,7 @@ class Cell(FrozenModel):
 
     Attributes:
         variant: the design's name for the training; it changes nothing, as does `regime`.
-        scheme: name of a reward scheme.
+        scheme: name of a reward scheme, or a scheme in full.
         w1_until: update at which w1 has fallen to 0; `None` keeps it.
         evidence_drop: share of evidence dropped while credit is assigned; `evidence_swap` is the
             share swapped.
@@ -156,7 +169,7 @@ class Cell(FrozenModel):
     regime: str
     seed: int = Field(ge=0)
     checkpoint: str = "tiny"
-    scheme: str = "outcome-only"
+    scheme: str | RewardScheme = "outcome-only"
     beta: float = Field(0.5, ge=0, le=1)
     w1: float = Field(0.5, ge=0)
     w2: float = Field(0.05, ge=0)
@@ -190,8 +203,9 @@ class Cell(FrozenModel):
 
     @field_validator("scheme")
     @classmethod
-    def _scheme_is_known(cls, scheme: str) -> str:
-        return scheme_of(scheme).name
+    def _scheme_is_known(cls, scheme: Scheme) -> Scheme:
+        scheme_of(scheme)
+        return scheme
 
     @model_validator(mode="after")
     def _faults_are_possible(self) -> Self:
@@ -205,10 +219,11 @@ class Cell(FrozenModel):
         They hash the settings that count under the scheme, the seed, and the files of the warm
         start and of the sentence encoder where one is used.
         """
+        scheme = scheme_of(self.scheme)
         idle = {
             knob
             for term, knobs in TERM_KNOBS.items()
-            if term not in SCHEMES[self.scheme].terms
+            if term not in scheme.terms and not scheme.rules  # a rule may read what they change
             for knob in knobs
         }
         if self.alignment_batches:
@@ -221,7 +236,8 @@ class Cell(FrozenModel):
             files.append(files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
         else:
             idle.add("dense_model")
-        knobs = self.model_dump(mode="json", exclude={"variant", "regime"} | idle)
+        knobs = self.model_dump(mode="json", exclude={"variant", "regime", "scheme"} | idle)
+        knobs["scheme"] = {**dataclasses.asdict(scheme), "name": None}
         weights = files_hash(self.checkpoint, *WEIGHTS)
         text = json.dumps([KEY_VERSION, weights, knobs, *files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -279,7 +295,10 @@ class CellResult(FrozenModel):
         curve: measures of training, one value per update.
         episodes: per update, the accuracy of every stream trained on (mean over its rollouts).
         tests: by "sampled" and "greedy", with the length where it is not that of training.
-        seconds: of training and of testing.
+        seconds: of "training" and of "testing", and "training_cpu", the processor's seconds of
+            training, which do not depend on what else the machine does.
+        price: by update ("1", "14" and the last one) and "fact" or "noise", what the cell's own
+            advantage pays per stored sentence, and its standard error (`evaluation.noise_price`).
         alignment: by scheme, the cosine of every batch, and as "agreement/<scheme>" the mean cosine
             between batches (see `gradient_alignment`).
         commit: the checkout's when training began, `None` where it was not recorded.
@@ -292,6 +311,7 @@ class CellResult(FrozenModel):
     episodes: list[list[float | None]]
     tests: dict[str, HeldOut]
     seconds: dict[str, float]
+    price: dict[str, dict[str, tuple[float | None, float | None]]] = {}
     alignment: dict[str, list[float]] = {}
     commit: str | None = None
     dirty: bool | None = None
@@ -333,15 +353,17 @@ def run_cell(cell: Cell) -> CellResult:
     """
     code: dict[str, Any] = {**git_state(repository_root())}
     with torch_threads(1):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         instances = _training_streams(cell)
         if cell.updates:
             trained = _train(cell, instances)
+            training, training_cpu = time.perf_counter() - started, time.process_time() - cpu
             curve, episodes = _curve(cell, trained, instances), _episodes(trained)
+            price = _price(cell, trained, instances)
             manager = trained.manager
         else:
+            training, training_cpu, price = 0.0, 0.0, {}
             curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
-        training = time.perf_counter() - started
         tests = {
             name + (f" T={chunks}" if chunks != cell.num_chunks else ""): _test(
                 cell, manager, chunks, temperature
@@ -350,7 +372,11 @@ def run_cell(cell: Cell) -> CellResult:
             for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
         }
         alignment = _alignment(cell, manager) if cell.alignment_batches else {}
-        seconds = {"training": training, "testing": time.perf_counter() - started - training}
+        seconds = {
+            "training": training,
+            "testing": time.perf_counter() - started - training,
+            "training_cpu": training_cpu,
+        }
     return CellResult(
         cell=cell,
         key=cell.key,
@@ -358,6 +384,7 @@ def run_cell(cell: Cell) -> CellResult:
         episodes=episodes,
         tests=tests,
         seconds={name: round(value, 1) for name, value in seconds.items()},
+        price=price,
         alignment=alignment,
         **code,
     )
@@ -404,19 +431,20 @@ def _curve(
 ) -> dict[str, list[float | None]]:
     """Return what is measured of every update.
 
-    These are TRL's records, and the rollouts compared with the truth: "truth/<what>" per step,
-    "spread/<term>" and "credit_at_evidence/<credited>". Where evidence was faulty, the measures of
-    `OF_EVIDENCE` occur twice: of the evidence as it was and, with `FAULTY` at the end of the name,
-    of the faulty evidence that credit followed.
+    These are TRL's records, "reader_calls" (beyond those of the outcome), and the rollouts compared
+    with the truth: "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>".
+    Where evidence was faulty, the measures of `OF_EVIDENCE` occur twice: of the evidence as it was
+    and, with `FAULTY` at the end of the name, of the faulty evidence that credit followed.
     """
     by_id = {instance.instance_id: instance for instance in instances}
     curve: defaultdict[str, list[float | None]] = defaultdict(list)
     for record in trained.records:
-        for name in CURVES:
-            if name in trained.records[0]:
+        for name in trained.records[0]:
+            if name in CURVES or name.startswith(MEASURED):
                 curve[name].append(_rounded(record.get(name)))
         groups = trained.trajectories[int(record["step"])]
         flat = [one for group in groups for one in group]
+        curve["reader_calls"].append(_reader_calls(cell.scheme, record, flat))
         truth: Counter[str] = Counter()
         for one in flat:
             truth.update(operation_truth(one, by_id[one.instance_id]))
@@ -433,6 +461,41 @@ def _curve(
         for name, value in measured.items():
             curve[name].append(_rounded(value))
     return dict(curve)
+
+
+def _price(
+    cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
+) -> dict[str, dict[str, tuple[float | None, float | None]]]:
+    """Return what the advantage of the cell's scheme paid per stored fact and noise sentence."""
+    by_id = {instance.instance_id: instance for instance in instances}
+    agent, weights = reader_for(instances), scheme_weights(cell.scheme, cell.rewards)
+    found = {}
+    for number in sorted({1, min(14, cell.updates), cell.updates}):
+        groups = trained.trajectories[number]
+        terms = update_terms(groups, cell.scheme, cell.rewards, agent).terms
+        rewards = [[[weighted_sum(step, weights) for step in row] for row in of] for of in terms]
+        together = [list(itertools.chain(*rows)) for rows in zip(*rewards, strict=True)]
+        flat = [iter(row) for row in group_relative(together, cell.scale_rewards)]
+        advantages = [
+            [[next(values) for _ in row] for values, row in zip(flat, of, strict=True)]
+            for of in rewards
+        ]
+        found[str(number)] = {
+            name: (_rounded(slope), _rounded(error))
+            for name, (slope, error) in noise_price(groups, advantages, by_id).items()
+        }
+    return found
+
+
+def _reader_calls(
+    scheme: Scheme, record: Mapping[str, Any], trajectories: Iterable[Trajectory]
+) -> int:
+    """Return the readings that the credit of an update asked for, beyond those of the outcome."""
+    scheme = scheme_of(scheme)
+    calls = sum(int(record[f"{MEASURED}{rule}/calls_asked"]) for rule in scheme.rules)
+    if "chunk" in scheme.terms or any("chunk questions" in RULES[r].records for r in scheme.rules):
+        calls += sum(len(step.chunk_questions) for one in trajectories for step in one.steps)
+    return calls
 
 
 def _credit(cell: Cell, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float | None]:

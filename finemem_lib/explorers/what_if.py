@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from finemem_lib.advantages import EPSILON, ScaleRewards, group_relative
 from finemem_lib.credit.group import CachedGroup
 from finemem_lib.credit.replay import Replayer
-from finemem_lib.credit.rules import OPTIONAL, RULES, outcome_readings
+from finemem_lib.credit.rules import RULES, outcome_readings
 from finemem_lib.explorers.explorer import Control, Explorer, Options, Views
 from finemem_lib.figures import style
 from finemem_lib.figures.rewards import Term, advantage_dumbbell, formula_card
@@ -197,11 +197,7 @@ class _CreditLab:
             have.add("agent")
         self.rules = [
             FINE_MEM,
-            *(
-                name
-                for name, rule in RULES.items()
-                if have >= {*rule.arguments} - OPTIONAL | {*rule.records}
-            ),
+            *(name for name, rule in RULES.items() if have >= {*rule.required, *rule.records}),
         ]
         self._known: dict[tuple[Any, ...], Credits] = {}
         self._cut: dict[int, CachedGroup] = {}

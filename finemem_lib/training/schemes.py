@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from finemem_lib.credit.rules import RULES, assign
+from finemem_lib.advantages import ScaleRewards, group_relative
+from finemem_lib.credit.group import CachedGroup, CachedUpdate
+from finemem_lib.credit.rules import RULES, credit_update
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.trajectory import Trajectory
@@ -30,11 +32,18 @@ class RewardScheme:
     again costs reader calls in every update (`Rule.cost`). "eara" is the reward term, which follows
     the run's `RewardSettings`; other credit rules have settings of their own.
 
+    Terms meet in one of two ways: as they are (the paper: summed, then standardised), or each
+    standardised on its own before the sum (`normalised`: IGPO, GiGPO, GDPO), so that no term
+    drowns another whatever their scales.
+
     Attributes:
         name: What records and figures call the scheme.
         terms: Weight of every term: a number, or "w1" or "w2" for that field of `RewardSettings`,
             which may fall during training (see `w1_at`).
         rule_settings: Further arguments of a credit rule, by term.
+        normalised: Terms whose value is centred over the rollouts of a step, and divided by their
+            standard deviation ("group"), by that of all steps of the update ("batch"), or not at
+            all ("none"), before it is weighted.
 
     Raises:
         ValueError: A term or a named weight is unknown, or there is no term.
@@ -48,6 +57,7 @@ class RewardScheme:
     name: str
     terms: Mapping[str, float | str]
     rule_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    normalised: Mapping[str, ScaleRewards] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = dict.fromkeys((*TERMS, *RULES))
@@ -69,6 +79,12 @@ class RewardScheme:
                 f"reward scheme {self.name!r}: rule_settings name {', '.join(sorted(strange))}, "
                 "expected credit rules among its terms"
             )
+        for term, scale in self.normalised.items():
+            if term not in self.terms or scale not in get_args(ScaleRewards):
+                raise ValueError(
+                    f"reward scheme {self.name!r}: normalised has {term!r}: {scale!r}, expected "
+                    f"one of its terms with one of {', '.join(get_args(ScaleRewards))}"
+                )
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -137,57 +153,115 @@ def scheme_weights(scheme: Scheme, settings: RewardSettings | None = None) -> di
     return {term: weights.get(term, 0.0) for term in (*TERMS, *scheme.rules)}
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateTerms:
+    """The reward terms of an update.
+
+    Attributes:
+        terms: Per group, rollout and step the unweighted terms by name (`TERMS`, then the scheme's
+            rules), normalised where the scheme says so; `None` where a term is unknown. A step
+            with no known term of the scheme has `None` for all terms.
+        measures: By ``<rule>/calls_asked``, ``<rule>/calls_made`` and ``<rule>/<measure>``, see
+            `credit.rules.CreditedUpdate`.
+    """
+
+    terms: list[list[list[dict[str, float | None]]]]
+    measures: dict[str, float]
+
+
+def update_terms(
+    groups: Sequence[Sequence[Trajectory]],
+    scheme: Scheme,
+    settings: RewardSettings | None = None,
+    agent: ReasoningAgent | None = None,
+    previous: Mapping[str, float] | None = None,
+) -> UpdateTerms:
+    """Return the value of every logged term at every step of an update's rollouts.
+
+    Args:
+        groups: Rollouts per instance, equally many of each; rules that compare rollouts see the
+            group or the whole update.
+        scheme: A reward scheme or the name of a shipped one.
+        settings: Settings of the reward terms (default: the paper's).
+        agent: The reasoning agent that answered, for rules that read again.
+        previous: `UpdateTerms.measures` of the update before, for rules that smooth.
+
+    Raises:
+        ValueError: as `rewards.hybrid_reward`, or a trajectory lacks what a credit rule needs.
+    """
+    scheme = scheme_of(scheme)
+    update = CachedUpdate(map(CachedGroup, groups))
+    terms = [
+        [
+            [{term: getattr(reward, term) for term in TERMS} for reward in rewards]
+            for rewards in (hybrid_reward(one, settings) for one in group)
+        ]
+        for group in update
+    ]
+    measures: dict[str, float] = {}
+    for rule in scheme.rules:
+        known = {
+            name.removeprefix(f"{rule}/"): value
+            for name, value in (previous or {}).items()
+            if name.startswith(f"{rule}/")
+        }
+        found = credit_update(
+            rule, update, agent=agent, previous=known or None, **scheme.rule_settings.get(rule, {})
+        )
+        for of_group, credited in zip(terms, found.credit, strict=True):
+            for row, credit in zip(of_group, credited, strict=True):
+                for step, value in zip(row, credit, strict=True):
+                    step[rule] = value
+        calls = {"calls_asked": found.calls_asked, "calls_made": found.calls_made}
+        measures |= {f"{rule}/{name}": v for name, v in (calls | {**found.measures}).items()}
+    for of_group in terms:
+        for row in of_group:
+            for step in row:
+                if all(step[term] is None for term in scheme.terms):
+                    step.update(dict.fromkeys(step, None))
+    for term, scale in scheme.normalised.items():
+        _normalise(terms, term, scale)
+    return UpdateTerms(terms, measures)
+
+
+def _normalise(
+    terms: Sequence[Sequence[Sequence[dict[str, float | None]]]], term: str, scale: ScaleRewards
+) -> None:
+    """Put a term's group-relative value in its place."""
+    rollouts = [
+        [step for row in rows for step in row] for rows in zip(*terms, strict=True)
+    ]  # the steps of all groups side by side
+    relative = group_relative([[step[term] for step in row] for row in rollouts], scale)
+    for row, values in zip(rollouts, relative, strict=True):
+        for step, value in zip(row, values, strict=True):
+            step[term] = value
+
+
 def reward_terms(
     group: Sequence[Trajectory],
     scheme: Scheme,
     settings: RewardSettings | None = None,
     agent: ReasoningAgent | None = None,
 ) -> list[list[dict[str, float | None]]]:
-    """Return the value of every logged term at every step of a group's rollouts.
+    """Return `update_terms` of one group: the terms by rollout and step.
 
     Args:
-        group: Rollouts of one instance; rules that compare rollouts are given all of them.
+        group: Rollouts of one instance.
         scheme: A reward scheme or the name of a shipped one.
         settings: Settings of the reward terms (default: the paper's).
         agent: The reasoning agent that answered, for rules that read again.
 
-    Returns:
-        Per rollout and step the unweighted terms by name (`TERMS`, then the scheme's rules); `None`
-        where a term is unknown. A step with no known term of the scheme has `None` for all terms.
-
     Raises:
-        ValueError: As `rewards.hybrid_reward`, or a trajectory lacks what a credit rule needs.
+        ValueError: as `update_terms`.
     """
-    scheme = scheme_of(scheme)
-    rows = []
-    for trajectory in group:
-        credit = {
-            rule: _credit(rule, trajectory, group, agent, scheme.rule_settings.get(rule, {}))
-            for rule in scheme.rules
-        }
-        rows.append(
-            [
-                {term: getattr(reward, term) for term in TERMS}
-                | {rule: values[place] for rule, values in credit.items()}
-                for place, reward in enumerate(hybrid_reward(trajectory, settings))
-            ]
-        )
-    return [
-        [
-            terms
-            if any(terms[term] is not None for term in scheme.terms)
-            else dict.fromkeys(terms, None)
-            for terms in row
-        ]
-        for row in rows
-    ]
+    return update_terms([group], scheme, settings, agent).terms[0]
 
 
 def scheme_record(scheme: Scheme) -> str | dict[str, Any]:
     """Return how a run's settings record a scheme: a shipped one by its name, others in full.
 
     >>> scheme_record(RewardScheme("used", {"eara-used": 1.0}))
-    {'name': 'used', 'terms': {'eara-used': 1.0}, 'rule_settings': {}}
+    {'name': 'used', 'terms': {'eara-used': 1.0}, 'rule_settings': {}, 'normalised': {}}
     """
     scheme = scheme_of(scheme)
     shipped = SCHEMES.get(scheme.name) == scheme
@@ -206,16 +280,3 @@ def w1_at(update: int, w1: float, until: int | None) -> float:
     ([0.5, 0.25, 0.0, 0.0], 0.5)
     """
     return w1 if until is None else w1 * max(0.0, (until - update) / (until - 1))
-
-
-def _credit(
-    rule: str,
-    trajectory: Trajectory,
-    group: Sequence[Trajectory],
-    agent: ReasoningAgent | None,
-    settings: Mapping[str, Any],
-) -> Sequence[float | None]:
-    """Return a credit rule's value per step, giving the rule the group and agent that it needs."""
-    offered = {"group": group, "agent": agent}
-    needed = {name: offered[name] for name in RULES[rule].arguments if name in offered}
-    return assign(rule, trajectory, **needed, **settings).credit

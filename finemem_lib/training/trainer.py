@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.record import PlayedUpdate
-from finemem_lib.training.schemes import Scheme, reward_terms, scheme_weights, w1_at
+from finemem_lib.training.schemes import Scheme, scheme_weights, update_terms, w1_at
 from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
 
 Terms = dict[str, float | None]
@@ -37,11 +37,15 @@ class Rollouts:
         groups: Trajectories per instance and rollout, as they were played.
         rows: Reward terms and `Step`, ordered (instance, step, rollout), as TRL's rows are.
         sampling_seconds: Seconds spent in sampling completions.
+        credit_seconds: Seconds spent in rewards and credit, after playing.
+        measures: `schemes.UpdateTerms.measures`.
     """
 
     groups: list[list[Trajectory]]
     rows: list[tuple[Terms, Step]]
     sampling_seconds: float
+    credit_seconds: float
+    measures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,12 @@ class UpdatePlayer:
         return scheme_weights(self.scheme, dataclasses.replace(self.rewards, w1=w1))
 
     def play(
-        self, instances: Sequence[Instance], size: int, done: int, sample: Sampler
+        self,
+        instances: Sequence[Instance],
+        size: int,
+        done: int,
+        sample: Sampler,
+        previous: Mapping[str, float] | None = None,
     ) -> Rollouts:
         """Play an update and reward its steps.
 
@@ -102,6 +111,7 @@ class UpdatePlayer:
             size: Rollouts per instance.
             done: Finished updates, which seeds follow from.
             sample: Samples the completions of a step.
+            previous: `Rollouts.measures` of the update before.
         """
         rollouts = LockstepRollouts(
             instances,
@@ -119,7 +129,17 @@ class UpdatePlayer:
             seconds += time.perf_counter() - started
             rollouts.advance(self.builder.complete(prompts, *sampled))
         groups = rollouts.finish()
-        return Rollouts(groups, self._rows(self._attributed(groups, done)), seconds)
+        started = time.perf_counter()
+        found = update_terms(
+            self._attributed(groups, done), self.scheme, self.rewards, self.agent, previous
+        )
+        rows = [
+            (terms[place], played.steps[place])
+            for group, of_group in zip(groups, found.terms, strict=True)
+            for place in range(group[0].num_steps)
+            for played, terms in zip(group, of_group, strict=True)
+        ]
+        return Rollouts(groups, rows, seconds, time.perf_counter() - started, found.measures)
 
     def record(
         self, update: int, rollouts: Rollouts, weights: Sequence[float], advantages: Sequence[float]
@@ -148,18 +168,6 @@ class UpdatePlayer:
             return groups
         seed = stable_seed(self.seed, done)
         return [[with_faults(played, faults, seed) for played in group] for group in groups]
-
-    def _rows(self, groups: Sequence[Sequence[Trajectory]]) -> list[tuple[Terms, Step]]:
-        """Return terms and step of every row, ordered (instance, step, rollout)."""
-        rows = []
-        for group in groups:
-            terms = reward_terms(group, self.scheme, self.rewards, self.agent)
-            for place in range(group[0].num_steps):
-                rows += [
-                    (of_rollout[place], played.steps[place])
-                    for played, of_rollout in zip(group, terms, strict=True)
-                ]
-        return rows
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

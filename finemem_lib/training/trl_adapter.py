@@ -100,7 +100,11 @@ Record = dict[str, Any]
 "completions/mean_length" (tokens), "step_time" (seconds) and others; and ours:
 `trajectory_metrics`, "w1" (the weight of the chunk-level step reward), "advantages/mean_abs",
 "advantages/max_abs", "seconds/generation" (sampling), "seconds/environment" (prompts, memory,
-answers, rewards); the rest of "step_time" is learning."""
+answers, rewards; of it "seconds/credit" for rewards and credit); the rest of "step_time" is
+learning; and "credit/<rule>/..." (reader calls and measures of every credit rule of the scheme)."""
+
+MEASURED = "credit/"
+"""Begins the names of what credit rules measured of an update."""
 
 
 def load_trainer_class(unsloth: bool = False) -> type[StepGRPO]:
@@ -257,7 +261,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         # An update depends on its number, not on what was drawn before: resuming is exact.
         torch.manual_seed(stable_seed(self.args.seed, "update", done))
         instances = [self.instances[row["instance"]] for row in inputs[::size]]
-        rollouts = self.player.play(instances, size, done, self._sample)
+        rollouts = self.player.play(instances, size, done, self._sample, self._last_measures())
         self.model.train(training)
         self.reward_weights = torch.tensor(
             list(self.player.weights(done).values()), dtype=torch.float32
@@ -269,6 +273,16 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             self._keep(done + 1, rollouts, output["advantages"])
         self._note_metrics(rollouts, output["advantages"], training, started)
         return output
+
+    def _last_measures(self) -> dict[str, float] | None:
+        """Return what rules measured of the update before; the log survives a resume."""
+        updates: list[Record] = [entry for entry in self.state.log_history if "reward" in entry]
+        measures = {
+            name.removeprefix(MEASURED): value
+            for name, value in (updates[-1] if updates else {}).items()
+            if name.startswith(MEASURED)
+        }
+        return measures or None
 
     def _keep(self, update: int, rollouts: Rollouts, advantages: torch.Tensor) -> None:
         """Keep what was played until it is written, and for good where `keep_updates` asks."""
@@ -291,6 +305,8 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             ("advantages/max_abs", advantages.abs().max().item()),
             ("seconds/generation", rollouts.sampling_seconds),
             ("seconds/environment", seconds - rollouts.sampling_seconds),
+            ("seconds/credit", rollouts.credit_seconds),
+            *((MEASURED + name, value) for name, value in rollouts.measures.items()),
         ):
             metrics[name].append(value)
 

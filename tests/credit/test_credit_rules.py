@@ -677,6 +677,8 @@ def test_no_rule_asks_for_more_than_its_card_says():
         "step-shapley": n * 16 * t,
         "owen": n * t**2,
         "potential": len(probes) * t,
+        "two-sided-evidence": n * len(group),
+        "slot-price": n * len(group),
     }
     for name, rule in RULES.items():
         there = {"agent": reader_for([planted_stream(5)]), "group": group, "probes": probes}

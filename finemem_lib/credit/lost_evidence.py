@@ -1,0 +1,343 @@
+"""Rules that charge a step for what its writes pushed out of the memory.
+
+A question that failed is asked again of a memory that never lost anything. Where it is answered
+then, the score that was missed is the value of the lost items that the answer rests on. Two-sided
+evidence charges that value to the steps responsible for the loss. The slot price charges every
+write the same: under a capacity each further INSERT pushes one more item out at the end, whatever
+it stores, so the harm of a write is the value of the item at the boundary, and one estimate over a
+whole update is better than many small ones. It is the shadow price of the capacity: 0 where nothing
+of value is lost, so also where there is no limit.
+
+Differs from the paper: Fine-Mem (arXiv 2601.08435) pays evidence that is there and charges memory
+by a chosen weight (the compression reward); both rules are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finemem_lib.credit.group import CachedGroup, CachedUpdate
+from finemem_lib.credit.needs import Credit, need_agent, need_questions
+from finemem_lib.credit.replay import recorded_memory, recorded_retriever, replayed_operations
+from finemem_lib.memory import FlatMemory
+from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.rewards import RewardSettings, evidence_contribution
+from finemem_lib.text import count_tokens
+from finemem_lib.trajectory import MemoryDelta, MemoryItem, Operation, Question, Trajectory
+
+Responsible = Literal["holding", "evicting"]
+"""Who is charged for an evicted item: the last writes of all items that the memory holds when it
+leaves (without any one of them it had stayed), or the write that evicted it."""
+
+Per = Literal["write", "eviction", "token"]
+Over = Literal["update", "group", "trajectory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A content that left the memory and did not come back.
+
+    Attributes:
+        how: "evicted", "overwritten" by an UPDATE, or "deleted".
+        step: The step that did it.
+        holding: Steps of the last writes of the items that the memory held then, one entry per
+            item; `step` alone where it was overwritten or deleted.
+    """
+
+    how: Literal["evicted", "overwritten", "deleted"]
+    step: int
+    holding: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Losses:
+    """What one trajectory lost, and the value of it.
+
+    Attributes:
+        lost: The last loss of every content that is not in the final memory, by content.
+        written: The content of every applied write, oldest first; the last write counts.
+        evictions: How many items were evicted in all.
+        values: Losses that made a question fail, with the part of r_global that each cost.
+    """
+
+    lost: dict[str, Loss] = field(default_factory=dict)
+    written: dict[str, None] = field(default_factory=dict)
+    evictions: int = 0
+    values: list[tuple[Loss, float]] = field(default_factory=list)
+
+
+def losses(trajectory: Trajectory) -> Losses:
+    """Return what a trajectory lost, by applying its operations again one at a time.
+
+    Args:
+        trajectory: Played by `rollout.play`, which records the memory's settings.
+
+    Raises:
+        ValueError: It does not say how it was played.
+    """
+    found = Losses()
+    memory = recorded_memory(trajectory)
+    held: dict[str, MemoryItem] = {}
+    steps = [0]  # by the number of the operation, from 1, by which this memory counts
+    for step, delta in replayed_operations(trajectory, memory):
+        steps.append(step)
+        for item_id in delta.removed:
+            found.lost[held.pop(item_id).content] = Loss("deleted", step, (step,))
+        for item in delta.written:
+            before = held.get(item.item_id)
+            if before is not None and before.content != item.content:
+                found.lost[before.content] = Loss("overwritten", step, (step,))
+            held[item.item_id] = item
+            found.written.pop(item.content, None)
+            found.written[item.content] = None
+        if delta.evicted:
+            holding = tuple(steps[item.last_step] for item in memory.items)
+            found.evictions += len(delta.evicted)
+            for item_id in delta.evicted:
+                found.lost[held.pop(item_id).content] = Loss("evicted", step, holding)
+    for item in held.values():
+        found.lost.pop(item.content, None)
+    return found
+
+
+def valued_losses(trajectories: Sequence[Trajectory], agent: ReasoningAgent) -> list[Losses]:
+    """Return what every trajectory lost and what each loss cost, read in one batch.
+
+    Every failed question of a trajectory that lost something is asked again of the memory that
+    holds all that was ever written, with the recorded retriever. What the answer scores more than
+    it did is shared evenly by the lost items that it used (by those retrieved, where the agent
+    does not say), and divided by the number of questions.
+
+    Args:
+        trajectories: Played by `rollout.play`.
+        agent: The reasoning agent that answered their questions.
+
+    Raises:
+        ValueError: A trajectory does not say how it was played, or another agent answered it.
+    """
+    found = [losses(one) for one in trajectories]
+    asked, inquiries = [], []
+    for one, lost in zip(trajectories, found, strict=True):
+        failed = [a for a in one.questions if a.score is not None and a.score < 1]
+        if lost.lost and failed:
+            need_agent(one, agent)
+            asked.append((one, lost, failed))
+            inquiries.append(_everything_written(one, lost, [a.question for a in failed]))
+    by_top_k = {one.metadata["rollout"]["top_k"] for one, _, _ in asked}
+    top_k = by_top_k.pop() if len(by_top_k) == 1 else None
+    if by_top_k or (asked and top_k is None):
+        raise ValueError(
+            "lost evidence: the trajectories were played with different top_k, expected one; "
+            "credit them apart"
+        )
+    answers = answer_questions(inquiries, agent, top_k or 1)
+    for (one, lost, failed), inquiry, again in zip(asked, inquiries, answers, strict=True):
+        scored = sum(answered.score is not None for answered in one.questions)
+        for answered, now in zip(failed, again, strict=True):
+            gain = (now.score or 0.0) - (answered.score or 0.0)
+            ids = [item.item_id for item in now.retrieved] if now.used is None else now.used
+            contents = [item.content for name in ids if (item := inquiry.memory.get(name))]
+            gone = [lost.lost[content] for content in contents if content in lost.lost]
+            if gain > 0:
+                lost.values += [(loss, gain / scored / len(gone)) for loss in gone]
+    return found
+
+
+def two_sided_evidence(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    group: Sequence[Trajectory] | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+    responsible: Responsible = "holding",
+) -> Credit:
+    """Return ``N_t - H_t``: the evidence that a step left, less the evidence that it pushed out.
+
+    N_t is the normalised evidence contribution of the items that the reader used, H_t the value of
+    the losses that step t is responsible for, in equal parts where several steps are; an
+    overwritten or deleted item is charged to the step that did it. `None` where r_global is.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        group: All rollouts of the instance, whose failed questions are then read in one batch.
+        batch: The groups of the whole update; as `group`.
+        responsible: Who is charged for an evicted item.
+
+    Raises:
+        ValueError: As `valued_losses`.
+    """
+    need_questions(trajectory)
+    update = _update(trajectory, group, batch)
+    harm = [0.0] * trajectory.num_steps
+    for loss, value in _valued(update, agent)[_key(trajectory)].values:
+        steps = loss.holding if responsible == "holding" else (loss.step,)
+        for step in steps:
+            harm[step - 1] += value / len(steps)
+    return [
+        None if paid is None else paid - lost
+        for paid, lost in zip(_evidence(trajectory), harm, strict=True)
+    ]
+
+
+def slot_price(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    group: Sequence[Trajectory] | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+    previous: dict[str, float] | None = None,
+    per: Per = "write",
+    over: Over = "update",
+    smoothing: float = 0.0,
+) -> Credit:
+    """Return ``N_t - p u_t``: the evidence that a step left, less the price of the room it took.
+
+    p is the value lost by evictions over the units used, ``u_t`` the units of step t. N_t is the
+    normalised evidence contribution of the items that the reader used. `None` where r_global is.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        group: All rollouts of the instance.
+        batch: The groups of the whole update.
+        previous: What `slot_price_measures` returned for the update before.
+        per: The unit: an applied INSERT ("write"); an INSERT of a trajectory that evicted
+            something, p being the value lost per evicted item ("eviction"); or a token of an
+            INSERT's content ("token").
+        over: What one price is estimated over; "update" is the group where no batch is given.
+        smoothing: Weight of the price of the update before, in [0, 1).
+
+    Raises:
+        ValueError: As `valued_losses`, or `smoothing` is out of range.
+    """
+    need_questions(trajectory)
+    price = slot_price_measures(
+        trajectory,
+        agent=agent,
+        group=group,
+        batch=batch,
+        previous=previous,
+        per=per,
+        over=over,
+        smoothing=smoothing,
+    )["price"]
+    update = _update(trajectory, group, batch)
+    overflowed = _valued(update, agent)[_key(trajectory)].evictions > 0
+    units = (
+        _units(trajectory, per) if per != "eviction" or overflowed else [0] * len(trajectory.steps)
+    )
+    return [
+        None if paid is None else paid - price * number
+        for paid, number in zip(_evidence(trajectory), units, strict=True)
+    ]
+
+
+def slot_price_measures(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    group: Sequence[Trajectory] | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+    previous: dict[str, float] | None = None,
+    per: Per = "write",
+    over: Over = "update",
+    smoothing: float = 0.0,
+) -> dict[str, float]:
+    """Return the price that `slot_price` charges, in parts of r_global per unit, as "price".
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        group: All rollouts of the instance.
+        batch: The groups of the whole update.
+        previous: What this function returned for the update before; `None` at the first.
+        per: See `slot_price`.
+        over: See `slot_price`.
+        smoothing: Weight of the price of the update before, in [0, 1).
+
+    Raises:
+        ValueError: As `slot_price`.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"slot price: smoothing is {smoothing!r}, expected at least 0 and below 1")
+    update = _update(trajectory, group, batch)
+    valued = _valued(update, agent)
+    own = next(some for some in update if any(_key(one) == _key(trajectory) for one in some))
+    among: Iterable[Trajectory] = (
+        (trajectory,) if over == "trajectory" else own if over == "group" else _flat(update)
+    )
+
+    def price() -> float:
+        lost = [valued[_key(one)] for one in among]
+        value = math.fsum(v for one in lost for loss, v in one.values if loss.how == "evicted")
+        if per == "eviction":
+            return value / max(sum(one.evictions for one in lost), 1)
+        return value / max(sum(sum(_units(one, per)) for one in among), 1)
+
+    place = {"trajectory": _key(trajectory), "group": trajectory.instance_id, "update": None}[over]
+    now = update.once(("price", agent.settings, per, over, place), price)
+    before = now if previous is None else previous["price"]
+    return {"price": smoothing * before + (1 - smoothing) * now}
+
+
+def _units(trajectory: Trajectory, per: Per) -> list[int]:
+    """Return the units of room that every step took."""
+    inserted = [
+        [
+            outcome.operation.content or ""
+            for outcome in step.outcomes
+            if outcome.applied and outcome.operation and outcome.operation.kind == "INSERT"
+        ]
+        for step in trajectory.steps
+    ]
+    if per == "token":
+        return [sum(map(count_tokens, contents)) for contents in inserted]
+    return [len(contents) for contents in inserted]
+
+
+def _evidence(trajectory: Trajectory) -> list[float | None]:
+    return evidence_contribution(trajectory, RewardSettings(credited="used"))
+
+
+def _everything_written(one: Trajectory, lost: Losses, questions: Sequence[Question]) -> Inquiry:
+    """Return questions for a memory that holds every content that was written, by age."""
+    memory = FlatMemory()
+    for number, content in enumerate(lost.written, start=1):
+        memory.apply([Operation("INSERT", content)], number)
+    retriever = recorded_retriever(one)
+    retriever.update(MemoryDelta(written=memory.items))
+    return Inquiry(questions, memory, retriever, one.num_steps)
+
+
+def _update(
+    trajectory: Trajectory,
+    group: Sequence[Trajectory] | None,
+    batch: Sequence[Sequence[Trajectory]] | None,
+) -> CachedUpdate:
+    """Return the update that the trajectory is one of: its group alone, or itself, if need be."""
+    if isinstance(batch, CachedUpdate):
+        return batch
+    groups = (group or (trajectory,),) if batch is None else batch
+    if batch is None and isinstance(group, CachedGroup):
+        return group.once("update", lambda: CachedUpdate((group,)))
+    return CachedUpdate(map(CachedGroup, groups))
+
+
+def _valued(update: CachedUpdate, agent: ReasoningAgent) -> dict[tuple[str, int], Losses]:
+    flat = _flat(update)
+    return update.once(
+        ("losses", agent.settings),
+        lambda: dict(zip(map(_key, flat), valued_losses(flat, agent), strict=True)),
+    )
+
+
+def _flat(update: CachedUpdate) -> list[Trajectory]:
+    return [one for group in update for one in group]
+
+
+def _key(trajectory: Trajectory) -> tuple[str, int]:
+    return trajectory.instance_id, trajectory.rollout
