@@ -143,8 +143,10 @@ def recorded_memory(trajectory: Trajectory) -> FlatMemory:
         f"the settings it was played with ({', '.join(missing)})",
         "play it again with rollout.play, which records them in metadata['rollout']",
     )
-    budget = recorded.get("token_budget")  # younger than kept trajectories
-    return FlatMemory(*(recorded[name] for name in names[:-1]), budget)
+    return FlatMemory(
+        **{name: recorded[name] for name in names[:-1]},
+        token_budget=recorded.get("token_budget"),  # younger than kept trajectories
+    )
 
 
 def recorded_retriever(trajectory: Trajectory) -> Retriever:

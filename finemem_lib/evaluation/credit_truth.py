@@ -107,7 +107,7 @@ VARIANTS: dict[str, Variant] = {
     "potential, final questions": Variant("potential", probes="global"),
     "potential, chunk questions": Variant("potential", probes="chunk"),
     "two-sided-evidence": Variant("two-sided-evidence"),
-    "two-sided-evidence, evicting step": Variant("two-sided-evidence", {"responsible": "evicting"}),
+    "two-sided-evidence, evicting": Variant("two-sided-evidence", {"responsible": "evicting"}),
     "slot-price": Variant("slot-price"),
     "slot-price, per eviction": Variant("slot-price", {"per": "eviction"}),
 }

@@ -104,7 +104,12 @@ def experiment_card(
         "cells": len(cells),
         "failed": len(failures),
         "cell_seconds": round(
-            sum(one.seconds["training"] + one.seconds["testing"] for one in cells.values())
+            sum(
+                value
+                for one in cells.values()
+                for name, value in one.seconds.items()
+                if not name.endswith("_cpu")
+            )
         ),
     }
 
