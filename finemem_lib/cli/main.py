@@ -174,6 +174,14 @@ def _label(cell: Cell) -> str:
     return f"{cell.regime}, {cell.variant}, seed {cell.seed}"
 
 
+_FIGURES: dict[str, Any] = {
+    "nargs": "?",
+    "const": "",
+    "metavar": "FOLDER",
+    "help": "export the figures the notebooks kept (default: figures/RUN)",
+}
+
+
 def _parser(execute: Executor) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="finemem",
@@ -182,13 +190,20 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True)
-    figures: dict[str, Any] = {
-        "nargs": "?",
-        "const": "",
-        "metavar": "FOLDER",
-        "help": "export the figures the notebooks kept (default: figures/RUN)",
-    }
+    _add_run(commands, execute)
+    _add_resume(commands, execute)
+    commands.add_parser("list", help="show the runs").set_defaults(command=list_command)
+    _add_sweep(commands)
+    prepare.add_commands(commands)
+    plan.add_command(commands)
+    report = commands.add_parser("report", help="make the report of a run again")
+    report.set_defaults(command=report_command)
+    report.add_argument("run", metavar="RUN")
+    report.add_argument("--figures", **_FIGURES)
+    return parser
 
+
+def _add_run(commands: Any, execute: Executor) -> None:
     run = commands.add_parser("run", help="run notebooks and make the report")
     run.set_defaults(command=functools.partial(run_command, execute=execute))
     add_arguments(run)
@@ -199,8 +214,10 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
         help="take artefacts that the chosen notebooks do not write from this run",
     )
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
-    run.add_argument("--figures", **figures)
+    run.add_argument("--figures", **_FIGURES)
 
+
+def _add_resume(commands: Any, execute: Executor) -> None:
     resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
     resume.set_defaults(command=functools.partial(resume_command, execute=execute))
     resume.add_argument("run", metavar="RUN")
@@ -212,10 +229,10 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
         help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}",
     )
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
-    resume.add_argument("--figures", **figures)
+    resume.add_argument("--figures", **_FIGURES)
 
-    commands.add_parser("list", help="show the runs").set_defaults(command=list_command)
 
+def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser("sweep", help="run an experiment cell by cell, in parallel")
     sweep.set_defaults(command=sweep_command)
     sweep.add_argument("design", metavar="DESIGN", help="a file as in notebooks/designs")
@@ -231,15 +248,6 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
     sweep.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the cells (extra dask)"
     )
-
-    prepare.add_commands(commands)
-    plan.add_command(commands)
-
-    report = commands.add_parser("report", help="make the report of a run again")
-    report.set_defaults(command=report_command)
-    report.add_argument("run", metavar="RUN")
-    report.add_argument("--figures", **figures)
-    return parser
 
 
 def _seconds(text: str) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib.advantages import ScaleRewards
 from finemem_lib.explorers.display import is_live
-from finemem_lib.explorers.explorer import Control, Explorer
+from finemem_lib.explorers.explorer import Control, Explorer, Options, State
 from finemem_lib.explorers.live import drawing
 from finemem_lib.figures import style
 from finemem_lib.figures.display import display_bundle, figure_bundle, outputs
@@ -285,108 +285,128 @@ def training_explorer(
             "training_explorer: no trajectories were kept, expected those of at least one update; "
             "train with keep_updates"
         )
-    settings = settings or RewardSettings()
-    weights = {record["step"]: record["w1"] for record in records if "w1" in record}
+    views = _RunViews(
+        records, offered, kept, manager, scheme, settings or RewardSettings(), scale_rewards
+    )
+    last = max(kept or offered)
+    strongest = [_strongest(group) for group in views.groups(last)]
+    instance = max(range(len(strongest)), key=lambda place: strongest[place][0][0])
+    _, rollout, step = strongest[instance][0]
+    start = {"update": last, "instance": instance, "rollout": rollout, "step": step}
+    with_frames = sorted(kept) if offered is kept else []  # with a kernel, none are needed
+    return Explorer(
+        "Training, from the run to the token",
+        _run_controls(sorted(offered), views.played, start),
+        views.build,
+        [state for update in with_frames for state in views.linked(update)],
+    )
 
-    @functools.lru_cache(maxsize=8)  # of hundreds of updates, each may be large
-    def played(update: int) -> Sequence[Sequence[Trajectory]]:
-        return offered[update]
 
-    @functools.lru_cache(maxsize=8)
-    def groups(update: int) -> list[RolloutGroup]:
-        then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
-        return rollout_groups(played(update), scheme, then, scale_rewards)
+class _RunViews:
+    """The figures of `training_explorer`; what they share is computed once."""
 
-    @functools.cache
-    def of_run(update: int) -> go.Figure:
-        return _run_curves(records, offered, kept, update)
+    def __init__(
+        self,
+        records: Sequence[Record],
+        offered: Updates,
+        kept: Updates,
+        manager: ModelManager,
+        scheme: Scheme,
+        settings: RewardSettings,
+        scale_rewards: ScaleRewards,
+    ) -> None:
+        self._manager = manager
+        weights = {record["step"]: record["w1"] for record in records if "w1" in record}
 
-    @functools.cache
-    def of_update(update: int) -> go.Figure:
-        return _clickable(gradient_map(groups(update)), "instance", _rows_of(groups(update)))
+        @functools.lru_cache(maxsize=8)  # of hundreds of updates, each may be large
+        def played(update: int) -> Sequence[Sequence[Trajectory]]:
+            return offered[update]
 
-    @functools.cache
-    def of_group(update: int, instance: int) -> go.Figure:
-        group = groups(update)[instance]  # its details are what the next views show
-        return _clickable(
-            rollout_compare(group, details=False),
-            "rollout",
-            {0: [[row] * group.num_steps for row in range(len(group.rollouts))]},
-        )
+        @functools.lru_cache(maxsize=8)
+        def groups(update: int) -> list[RolloutGroup]:
+            then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
+            return rollout_groups(played(update), scheme, then, scale_rewards)
 
-    @functools.cache
-    def of_rollout(update: int, instance: int, rollout: int) -> go.Figure:
-        figure = step_terms(groups(update)[instance], rollout)
-        return _clickable(
-            figure, "step", {place: list(trace.x) for place, trace in enumerate(figure.data)}
-        )
+        self.played, self.groups = played, groups
+        self._run = functools.cache(lambda update: _run_curves(records, offered, kept, update))
+        self._update = functools.cache(self._groups_of_update)
+        self._group = functools.cache(self._rollouts_of_group)
+        self._rollout = functools.cache(self._steps_of_rollout)
 
     def build(
-        update: int, instance: int, rollout: int, step: int, colour: str
+        self, update: int, instance: int, rollout: int, step: int, colour: str
     ) -> dict[str, go.Figure]:
-        group = groups(update)[instance]
+        """Return the views of one state of the controls."""
+        group = self.groups(update)[instance]
         one = group.rollouts[rollout].steps[step - 1]
-        values, measure = _token_values(colour, one, group.advantages[rollout][step - 1], manager)
+        values, measure = _token_values(
+            colour, one, group.advantages[rollout][step - 1], self._manager
+        )
         return {
-            "run": of_run(update),
-            "update": of_update(update),
-            "group": of_group(update, instance),
-            "rollout": of_rollout(update, instance, rollout),
+            "run": self._run(update),
+            "update": self._update(update),
+            "group": self._group(update, instance),
+            "rollout": self._rollout(update, instance, rollout),
             "step": completion_grid(
-                step_tokens(one, manager.tokenizer),
+                step_tokens(one, self._manager.tokenizer),
                 values,
                 measure,
                 f"Update {update}, rollout {rollout + 1}, step {step}",
             ),
         }
 
-    last = max(kept or offered)
-    strongest = [_strongest(group) for group in groups(last)]
-    instance = max(range(len(strongest)), key=lambda place: strongest[place][0][0])
-    _, rollout, step = strongest[instance][0]
-    linked = [
-        {"update": update, "instance": place, "rollout": row, "step": step}
-        for update in (sorted(kept) if offered is kept else ())  # with a kernel, none are needed
-        for place, group in enumerate(groups(update))
-        for row, steps in sorted(_shown_steps(group).items())
-        for step in steps
-    ]
-    return Explorer(
-        "Training, from the run to the token",
-        (
-            Control(
-                "update",
-                "update",
-                [(str(number), number) for number in sorted(offered)],
-                last,
-                kind="slider",
-            ),
-            Control(
-                "instance", "instance", lambda state: _instances(played(state["update"])), instance
-            ),
-            Control(
-                "rollout",
-                "rollout",
-                lambda state: [
-                    (str(row + 1), row)
-                    for row in range(len(played(state["update"])[state["instance"]]))
-                ],
-                rollout,
-            ),
-            Control(
-                "step",
-                "step t",
-                lambda state: [
-                    (str(one.step), one.step)
-                    for one in played(state["update"])[state["instance"]][state["rollout"]].steps
-                ],
-                step,
-                kind="slider",
-            ),
-            Control("colour", "colour of tokens", [(name, name) for name in TOKEN_COLOURS]),
-        ),
-        build,
-        linked,
+    def linked(self, update: int) -> list[dict[str, int]]:
+        """Return the states of an update that have frames in the static form."""
+        return [
+            {"update": update, "instance": place, "rollout": row, "step": step}
+            for place, group in enumerate(self.groups(update))
+            for row, steps in sorted(_shown_steps(group).items())
+            for step in steps
+        ]
+
+    def _groups_of_update(self, update: int) -> go.Figure:
+        found = self.groups(update)
+        return _clickable(gradient_map(found), "instance", _rows_of(found))
+
+    def _rollouts_of_group(self, update: int, instance: int) -> go.Figure:
+        group = self.groups(update)[instance]
+        figure = rollout_compare(group, details=False)  # the next views show the details
+        rows = [[row] * group.num_steps for row in range(len(group.rollouts))]
+        return _clickable(figure, "rollout", {0: rows})
+
+    def _steps_of_rollout(self, update: int, instance: int, rollout: int) -> go.Figure:
+        figure = step_terms(self.groups(update)[instance], rollout)
+        steps = {place: list(trace.x) for place, trace in enumerate(figure.data)}
+        return _clickable(figure, "step", steps)
+
+
+def _run_controls(
+    updates: Sequence[int],
+    played: Callable[[int], Sequence[Sequence[Trajectory]]],
+    start: Mapping[str, int],
+) -> tuple[Control, ...]:
+    """Return the controls of `training_explorer`, each offering what the ones before it allow."""
+
+    def rollouts(state: State) -> Options:
+        return [
+            (str(row + 1), row) for row in range(len(played(state["update"])[state["instance"]]))
+        ]
+
+    def steps(state: State) -> Options:
+        trajectory = played(state["update"])[state["instance"]][state["rollout"]]
+        return [(str(one.step), one.step) for one in trajectory.steps]
+
+    def instances(state: State) -> Options:
+        return _instances(played(state["update"]))
+
+    numbers = [(str(number), number) for number in updates]
+    colours = [(name, name) for name in TOKEN_COLOURS]
+    return (
+        Control("update", "update", numbers, start["update"], kind="slider"),
+        Control("instance", "instance", instances, start["instance"]),
+        Control("rollout", "rollout", rollouts, start["rollout"]),
+        Control("step", "step t", steps, start["step"], kind="slider"),
+        Control("colour", "colour of tokens", colours),
     )
 
 

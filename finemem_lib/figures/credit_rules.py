@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -190,51 +191,14 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, column_widths=[0.42, 0.58]
     )
     for place, (how, chosen) in enumerate(series.items()):
-        lines = [part.index(row) for row in chosen]
-        marker = {
-            "color": CATEGORIES[place],
-            "size": 9,
-            "line": {"width": 2, "color": CATEGORIES[place]},
-            "symbol": [
-                MARKERS[place] + "-open" * (row.rule in PRIVILEGED[truth]) for row in chosen
-            ],
-        }
-        shared = {
-            "y": lines,
-            "mode": "markers",
-            "name": how,
-            "legendgroup": how,
-            "marker": marker,
-            "customdata": list(map(_hover, chosen)),
-            "cliponaxis": False,
-            "hovertemplate": "%{customdata}<extra></extra>",
-            "row": 1,
-        }
-        fig.add_scatter(
-            x=style.numbers(_log_calls(row.calls_made) for row in chosen),
-            col=1,
-            **shared,
-            meta={"x": style.numbers(row.calls_made for row in chosen)},
-        )
-        fig.add_scatter(
-            x=style.numbers(row.value for row in chosen),
-            col=2,
-            showlegend=False,
-            error_x=style.interval(chosen),
-            **shared,
-        )
-    ticks = [
-        calls
-        for calls in (0, 1, 3, 10, 30, 100, 300, 1000)
-        if calls <= 1.5 * max([row.calls_made for row in part], default=0) + 1
-    ]
-    # Not rounded, so that no number of calls can be taken for a place on the axis.
-    fig.update_xaxes(
-        title_text="reader calls (log)",
-        col=1,
-        ticktext=list(map(str, ticks)),
-        tickvals=list(map(_log_calls, ticks)),
-    )
+        shared = _call_markers(how, place, chosen, part, truth)
+        calls = [row.calls_made for row in chosen]
+        x = style.numbers(map(_log_calls, calls))
+        fig.add_scatter(**shared, x=x, meta={"x": style.numbers(calls)}, row=1, col=1)
+        x = style.numbers(row.value for row in chosen)
+        error_x = style.interval(chosen)
+        fig.add_scatter(**shared, x=x, error_x=error_x, showlegend=False, row=1, col=2)
+    _calls_axis(fig, max([row.calls_made for row in part], default=0))
     fig.update_xaxes(title_text=style.paragraph(name, 60, 18), col=2)
     _one_per_line(fig, [row.rule for row in part])
     best = [
@@ -256,6 +220,41 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
     )
 
 
+def _call_markers(
+    how: str, place: int, chosen: Sequence[Row], order: Sequence[Row], truth: Truth
+) -> dict[str, Any]:
+    """Return the markers of the variants that ask in one way, each on its line of `order`."""
+    color, symbol = CATEGORIES[place], MARKERS[place]
+    hollow = [row.rule in PRIVILEGED[truth] for row in chosen]
+    return {
+        "y": [order.index(row) for row in chosen],
+        "mode": "markers",
+        "name": how,
+        "legendgroup": how,
+        "marker": {
+            "color": color,
+            "size": 9,
+            "line": {"width": 2, "color": color},
+            "symbol": [f"{symbol}-open" if open_ else symbol for open_ in hollow],
+        },
+        "customdata": list(map(_hover, chosen)),
+        "cliponaxis": False,
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
+
+
+def _calls_axis(fig: go.Figure, most: float) -> None:
+    """Name the axis of reader calls, which reaches to `most` on a scale of log10(1 + calls)."""
+    ticks = [calls for calls in (0, 1, 3, 10, 30, 100, 300, 1000) if calls <= 1.5 * most + 1]
+    # Not rounded, so that no number of calls can be taken for a place on the axis.
+    fig.update_xaxes(
+        title_text="reader calls (log)",
+        col=1,
+        ticktext=list(map(str, ticks)),
+        tickvals=list(map(_log_calls, ticks)),
+    )
+
+
 def credit_measures(rows: Iterable[Row]) -> go.Figure:
     """Show all measures of every variant over all worlds against both truths, a panel per measure.
 
@@ -269,41 +268,7 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
         (truth, measure): _judged(rows, truth, measure) for measure in MEASURES for truth in TRUTHS
     }
     order = _cheapest_first({("all", row.rule): row for row in rows})
-    places = {row.rule: place for place, row in enumerate(order)}
-    columns = 3
-    names = [MEASURE_NAMES[measure] for measure in MEASURES]
-    fig = make_subplots(
-        rows=-(-len(MEASURES) // columns),
-        cols=columns,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        vertical_spacing=0.13,
-        subplot_titles=[
-            title
-            for start in range(0, len(MEASURES), columns)
-            for title in style.panel_titles(names[start : start + columns])
-        ],
-    )
-    for number, measure in enumerate(MEASURES):
-        for series, truth in enumerate(TRUTHS):
-            part = list(tables[truth, measure].values())
-            at = [places[row.rule] for row in part]
-            fig.add_scatter(
-                x=style.numbers(row.value for row in part),
-                error_x=style.interval(part),
-                y=[style.number(place + 0.36 * series - 0.18) for place in at],
-                meta={"y": at, "panel": MEASURE_NAMES[measure]},
-                mode="markers",
-                name=f"{truth} truth",
-                legendgroup=truth,
-                showlegend=not number,
-                cliponaxis=False,
-                marker={"color": CATEGORIES[series], "size": 7, "symbol": MARKERS[series]},
-                text=[label(row.rule, 28) for row in part],
-                hovertemplate="%{text}: %{x}",
-                row=1 + number // columns,
-                col=1 + number % columns,
-            )
+    fig = _measure_panels(tables, [row.rule for row in order])
     fig.update_annotations(font={"size": 13})
     _one_per_line(
         fig,
@@ -335,6 +300,48 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
         max(660, 280 + 2 * 22 * len(order)),
         margin={"t": 96, "b": 84, "r": 12},
     )
+
+
+def _measure_panels(
+    tables: Mapping[tuple[Truth, Measure], Mapping[tuple[str, str], Row]], rules: Sequence[str]
+) -> go.Figure:
+    """Return a panel per measure with a line per rule; a truth is a series of dots."""
+    columns = 3
+    names = [MEASURE_NAMES[measure] for measure in MEASURES]
+    starts = range(0, len(names), columns)
+    fig = make_subplots(
+        rows=len(starts),
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.13,
+        subplot_titles=[
+            title
+            for start in starts
+            for title in style.panel_titles(names[start : start + columns])
+        ],
+    )
+    for number, measure in enumerate(MEASURES):
+        for series, truth in enumerate(TRUTHS):
+            part = list(tables[truth, measure].values())
+            at = [rules.index(row.rule) for row in part]
+            fig.add_scatter(
+                x=style.numbers(row.value for row in part),
+                error_x=style.interval(part),
+                y=[style.number(place + 0.36 * series - 0.18) for place in at],
+                meta={"y": at, "panel": MEASURE_NAMES[measure]},
+                mode="markers",
+                name=f"{truth} truth",
+                legendgroup=truth,
+                showlegend=not number,
+                cliponaxis=False,
+                marker={"color": CATEGORIES[series], "size": 7, "symbol": MARKERS[series]},
+                text=[label(row.rule, 28) for row in part],
+                hovertemplate="%{text}: %{x}",
+                row=1 + number // columns,
+                col=1 + number % columns,
+            )
+    return fig
 
 
 def _intervals_note(rows: Iterable[Row]) -> str:

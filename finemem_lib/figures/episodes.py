@@ -57,7 +57,6 @@ def episode_before_after(
     xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
     asked = [answered.question for answered in columns[0].questions][:max_questions]
     fates = [_fates(trajectory) for trajectory in columns]
-    marks = _marks(columns, xs, fates, rows, len(asked))
     fig = make_subplots(
         rows=2,
         cols=1,
@@ -65,57 +64,18 @@ def episode_before_after(
         vertical_spacing=0.05,
         row_heights=[max(len(rows), 1), max(len(asked), 1)],
     )
-    for name, points in marks.items():
+    for name, points in _marks(columns, xs, fates, rows, len(asked)).items():
         if points:
-            color, symbol, size, row = _FATES[name]
-            fig.add_scatter(
-                x=[x for x, _, _ in points],
-                y=[y for _, y, _ in points],
-                mode="markers",
-                name=name,
-                row=row,
-                col=1,
-                customdata=[note for *_, note in points] if points[0][2] else None,
-                hovertemplate="%{customdata}<extra></extra>" if points[0][2] else None,
-                marker={
-                    "color": color,
-                    "symbol": symbol,
-                    "size": size,
-                    "line": {"width": 2, "color": color},
-                },
-            )
-    groups = (
-        (f"before {i}" for i in range(1, len(before) + 1)),
-        (f"after {i}" for i in range(1, len(after) + 1)),
-    )
-    heads = [
-        f"{name}<br>r = {reward_text(outcome_reward(one), '.2f')}"
-        for name, one in zip((name for group in groups for name in group), columns, strict=True)
-    ]
-    middle = len(before) + 0.75
-    fig.add_vline(x=middle, line={"color": GREY, "dash": "dot", "width": 1})
-    axis = {
-        "tickvals": xs,
-        "ticktext": heads,
-        "range": [0.4, xs[-1] + 0.6],
-        "showgrid": False,
-        "zeroline": False,
-    }
-    fig.update_xaxes(**axis)
-    fig.update_xaxes(showticklabels=True, side="top", row=1, col=1)
-    fig.update_xaxes(
-        showticklabels=False, title_text="rollout (r: its outcome reward)", row=2, col=1
-    )
-    names_of_sentences = [
+            _draw_marks(fig, name, points)
+    fig.add_vline(x=len(before) + 0.75, line={"color": GREY, "dash": "dot", "width": 1})
+    _name_rollouts(fig, xs, before, after)
+    sentence_names = [
         f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
         for step, place, text in chosen
     ]
-    names_of_questions = [label(question.text, 38) for question in asked]
-    for row, title, names in (
-        (1, "step and sentence", names_of_sentences),
-        (2, "question", names_of_questions),
-    ):
-        fig.update_yaxes(style.lines_axis(names), title_text=title, row=row, col=1)
+    questions = [label(question.text, 38) for question in asked]
+    fig.update_yaxes(style.lines_axis(sentence_names), title_text="step and sentence", row=1, col=1)
+    fig.update_yaxes(style.lines_axis(questions), title_text="question", row=2, col=1)
     sides = [
         f"{name} training {_average(columns[part], fates[part], needed)}"
         for name, part in (("before", slice(len(before))), ("after", slice(len(before), None)))
@@ -130,6 +90,53 @@ def episode_before_after(
         "right or not.",
         210 + 22 * (len(chosen) + len(asked)),
         margin={"t": 110, "b": 76},
+    )
+
+
+def _draw_marks(fig: go.Figure, name: str, points: Sequence[tuple[float, int, str]]) -> None:
+    """Draw the marks of one name of `_FATES`: x, y and hover text of each."""
+    color, symbol, size, row = _FATES[name]
+    has_notes = bool(points[0][2])
+    fig.add_scatter(
+        x=[x for x, _, _ in points],
+        y=[y for _, y, _ in points],
+        mode="markers",
+        name=name,
+        row=row,
+        col=1,
+        customdata=[note for *_, note in points] if has_notes else None,
+        hovertemplate="%{customdata}<extra></extra>" if has_notes else None,
+        marker={
+            "color": color,
+            "symbol": symbol,
+            "size": size,
+            "line": {"width": 2, "color": color},
+        },
+    )
+
+
+def _name_rollouts(
+    fig: go.Figure,
+    xs: Sequence[float],
+    before: Sequence[Trajectory],
+    after: Sequence[Trajectory],
+) -> None:
+    """Write each rollout's name and outcome reward above its column."""
+    heads = [
+        f"{side} {number}<br>r = {reward_text(outcome_reward(trajectory), '.2f')}"
+        for side, trajectories in (("before", before), ("after", after))
+        for number, trajectory in enumerate(trajectories, start=1)
+    ]
+    fig.update_xaxes(
+        tickvals=list(xs),
+        ticktext=heads,
+        range=[0.4, xs[-1] + 0.6],
+        showgrid=False,
+        zeroline=False,
+    )
+    fig.update_xaxes(showticklabels=True, side="top", row=1, col=1)
+    fig.update_xaxes(
+        showticklabels=False, title_text="rollout (r: its outcome reward)", row=2, col=1
     )
 
 

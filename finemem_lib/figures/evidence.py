@@ -127,24 +127,6 @@ def evidence_sankey(
     clicks = [names[key[1]] for key in keys] + [
         None if key[1] is None else name for name, key in zip(names, flow.nodes, strict=True)
     ]
-    headings = [
-        {
-            "x": x,
-            "y": 1,
-            "xref": "paper",
-            "yref": "paper",
-            "xanchor": anchor,
-            "yanchor": "bottom",
-            "text": f"<b>{heading}</b>",
-            "showarrow": False,
-            "yshift": 4,
-        }
-        for x, anchor, heading in (
-            (0, "left", "step"),
-            (0.5, "center", "memory item"),
-            (1, "right", "question (score s<sub>j</sub>)"),
-        )
-    ]
     right = sum(1 for j in chosen if trajectory.questions[j].score)
     best = max(earners, key=earners.__getitem__, default=0)
     who = (
@@ -167,9 +149,28 @@ def evidence_sankey(
         "the width of a band is a share of the outcome reward, grey bands earned nothing.",
         150 + 30 * rows,
         selecting_clicks(selected, {0: clicks}),
-        annotations=headings,
+        annotations=[
+            _heading(0, "left", "step"),
+            _heading(0.5, "center", "memory item"),
+            _heading(1, "right", "question (score s<sub>j</sub>)"),
+        ],
         margin={"l": 8, "r": 8, "t": 84, "b": 24},
     )
+
+
+def _heading(x: float, anchor: str, text: str) -> dict[str, Any]:
+    """Return the heading of a column of nodes, at x from 0 to 1."""
+    return {
+        "x": x,
+        "y": 1,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": anchor,
+        "yanchor": "bottom",
+        "text": f"<b>{text}</b>",
+        "showarrow": False,
+        "yshift": 4,
+    }
 
 
 @dataclass(slots=True)
@@ -325,39 +326,11 @@ def evidence_trail(
         selected: "question j", "step t" or "item id" to show only what belongs to it; "" for all.
         max_rows: most lines shown; the smallest are left out.
     """
-    settings = settings or RewardSettings()
-    shares: dict[tuple[int, str], list[tuple[int, float]]] = {}
-    for part in evidence_parts(trajectory, settings):
-        shares.setdefault((part.question, part.item_id), []).append((part.step, part.share))
-    items = {item.item_id: item for item in trajectory.final_memory()}
-    rows = [
-        _TrailRow(j, answered, rank, found, step, share)
-        for j, answered in enumerate(trajectory.questions)
-        for rank, found in enumerate(answered.retrieved, start=1)
-        for step, share in shares.get((j, found.item_id), [(found.steps[-1], 0.0)])
-        if belongs(selected, step, found.item_id, j)
-    ]
+    rows = _trail_rows(trajectory, settings, selected)
     kept = sorted(range(len(rows)), key=lambda n: (-rows[n].earned, n))
     drawn = [rows[n] for n in sorted(kept[:max_rows])]
-    lines = list(range(len(drawn)))
+    items = {item.item_id: item for item in trajectory.final_memory()}
     texts = [_trail_texts(row, items.get(row.found.item_id), trajectory) for row in drawn]
-    parts = [(row.earned, row.share * (1 - (row.answered.score or 0.0))) for row in drawn]
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": lines,
-            "x": style.numbers(part[number] for part in parts),
-            "marker": {"color": color, "pattern": style.pattern(number)},
-        }
-        for number, (name, color) in enumerate((("earned", BLUE), ("not earned", PALE)))
-    ]
-    traces[0] |= {
-        "customdata": [note for _, note in texts],
-        "hovertemplate": "%{customdata}<br>%{x}<extra></extra>",
-    }
-    traces[1] |= {"hovertemplate": "not earned: %{x}<extra></extra>"}
     owners = [f"item {row.found.item_id}" for row in drawn]
     earned = math.fsum(row.earned for row in rows)
     cut = "" if len(drawn) == len(rows) else f" ({len(drawn)} with most credit shown)"
@@ -370,7 +343,7 @@ def evidence_trail(
             f"{style.one_line(answered.answer, 60)!r}, score {score_text(answered)}. "
         )
     return style.from_traces(
-        traces,
+        _trail_bars(drawn, [note for _, note in texts]),
         f"Where the answers come from{what}",
         f"{asked}{len(rows)} paths of evidence{cut}, through which {earned:.3g} of the outcome "
         "reward flowed back.",
@@ -380,13 +353,7 @@ def evidence_trail(
         selecting_clicks(selected, {0: owners, 1: owners}),
         barmode="stack",
         xaxis={"title": {"text": "share of r<sub>global</sub>"}, "rangemode": "tozero"},
-        yaxis={
-            "title": {"text": "evidence"},
-            "tickvals": lines,
-            "ticktext": [tick for tick, _ in texts],
-            "zeroline": False,
-            "range": [max(1, len(drawn)) - 0.4, -0.6],
-        },
+        yaxis={"title": {"text": "evidence"}} | style.lines_axis([tick for tick, _ in texts]),
     )
 
 
@@ -403,6 +370,41 @@ class _TrailRow(NamedTuple):
     @property
     def earned(self) -> float:
         return self.share * (self.answered.score or 0.0)
+
+
+def _trail_rows(
+    trajectory: Trajectory, settings: RewardSettings | None, selected: str
+) -> list[_TrailRow]:
+    """Return the lines of what is selected, in the order of the questions."""
+    shares: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for part in evidence_parts(trajectory, settings):
+        shares.setdefault((part.question, part.item_id), []).append((part.step, part.share))
+    return [
+        _TrailRow(j, answered, rank, found, step, share)
+        for j, answered in enumerate(trajectory.questions)
+        for rank, found in enumerate(answered.retrieved, start=1)
+        for step, share in shares.get((j, found.item_id), [(found.steps[-1], 0.0)])
+        if belongs(selected, step, found.item_id, j)
+    ]
+
+
+def _trail_bars(rows: Sequence[_TrailRow], notes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the bars of what each line earned, with its hover text, and of what it did not."""
+    earned: dict[str, Any] = {
+        "name": "earned",
+        "x": style.numbers(row.earned for row in rows),
+        "marker": {"color": BLUE, "pattern": style.pattern(0)},
+        "customdata": list(notes),
+        "hovertemplate": "%{customdata}<br>%{x}<extra></extra>",
+    }
+    missed = {
+        "name": "not earned",
+        "x": style.numbers(row.share * (1 - (row.answered.score or 0.0)) for row in rows),
+        "marker": {"color": PALE, "pattern": style.pattern(1)},
+        "hovertemplate": "not earned: %{x}<extra></extra>",
+    }
+    shared = {"type": "bar", "orientation": "h", "y": list(range(len(rows)))}
+    return [shared | earned, shared | missed]
 
 
 def _trail_texts(
@@ -444,95 +446,31 @@ def evidence_heatmap(
         selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
             `selection`); `None` for a figure without selection.
     """
+    steps = list(range(1, trajectory.num_steps + 1))
     asked = trajectory.questions
+    numbers = list(range(1, len(asked) + 1))
     matrix = evidence_matrix(trajectory, settings)
     row_sums = [total or 0.0 for total in evidence_contribution(trajectory, settings)]
     parts = evidence_parts(trajectory, settings)
-    touched = {(part.step, part.question) for part in parts}
-    steps = list(range(1, trajectory.num_steps + 1))
-    numbers = list(range(1, len(asked) + 1))
-    cells = [[style.number(value) if value else None for value in row] for row in matrix]
-    zeros = sorted((step, j + 1) for step, j in touched if not matrix[step - 1][j])
+    zeros = sorted({(p.step, p.question + 1) for p in parts if not matrix[p.step - 1][p.question]})
     few = len(steps) * len(asked) <= 160
-    bars: dict[str, Any] = {"type": "bar", "marker": {"color": BLUE}}
-    heat: dict[str, Any] = {
-        "type": "heatmap",
-        "x": numbers,
-        "y": steps,
-        "z": cells,
-        "colorscale": "Cividis",
-        "reversescale": True,
-        "zmin": 0,
-        "xgap": 1,
-        "ygap": 1,
-        "name": "share earned",
-        "zmax": max((value for row in cells for value in row if value is not None), default=1),
-        "hovertemplate": "step %{y}, question %{x}: %{z}"
-        + ("<br>%{customdata}" if few else "")
-        + "<extra></extra>",
-        "colorbar": style.colorbar("share of r<sub>global</sub>")
-        | {"len": 0.76, "y": 0, "yanchor": "bottom"},
-    }
-    if few:
-        heat |= {
-            "texttemplate": "%{z:.2~g}",
-            "textfont": {"size": 11},
-            "customdata": [[paragraph(answered.question.text) for answered in asked]] * len(steps),
-        }
-    traces: list[dict[str, Any]] = [
-        heat,
-        {
-            "type": "scatter",
-            "x": [j for _, j in zeros],
-            "y": [step for step, _ in zeros],
-            "mode": "markers",
-            "name": "retrieved, earned nothing",
-            "marker": {
-                "symbol": "x-thin",
-                "size": 8 if few else 4,
-                "line": {"color": GREY, "width": 1},
-            },
-            "hovertemplate": "step %{y}, question %{x}: retrieved, earned nothing<extra></extra>",
-        },
-        bars
-        | {
-            "x": numbers,
-            "y": style.numbers(a.score for a in asked),
-            "yaxis": "y2",
-            "name": "score s_j",
-            "hovertemplate": "question %{x}: score %{y}<extra></extra>",
-        },
-        bars
-        | {
-            "x": style.numbers(row_sums),
-            "y": steps,
-            "xaxis": "x2",
-            "orientation": "h",
-            "name": "N_t",
-            "marker": {"color": ORANGE},
-            "hovertemplate": "step %{y}: N_t = %{x}<extra></extra>",
-        },
+    traces = [
+        _share_cells(matrix, asked, few),
+        _unearned_crosses(zeros, few),
+        *_margin_bars([answered.score for answered in asked], row_sums),
     ]
-    outlines: list[dict[str, Any]] = []
+    own = [p for p in parts if belongs(selected, p.step, p.item_id, p.question)]
     if selected is not None:
-        own = [part for part in parts if belongs(selected, part.step, part.item_id, part.question)]
-        lit = {part.step for part in own}, {part.question + 1 for part in own}
-        for trace, places, own_places in ((2, numbers, lit[1]), (3, steps, lit[0])):
-            traces[trace] |= faded([not selected or place in own_places for place in places])
-        outlines = (
-            [
-                outline(
-                    x0=part.question + 0.5,
-                    x1=part.question + 1.5,
-                    y0=part.step - 0.5,
-                    y1=part.step + 0.5,
-                )
-                for part in own
-            ]
-            if selected
-            else []
-        )
-    rows = style.count_axis(len(steps), "step t") | {"showgrid": False}
+        own_questions, own_steps = {p.question + 1 for p in own}, {p.step for p in own}
+        traces[2] |= faded([not selected or j in own_questions for j in numbers])
+        traces[3] |= faded([not selected or step in own_steps for step in steps])
+    columns = [f"question {j}" for j in numbers]
+    clicks = {
+        0: columns,
+        1: [columns[j - 1] for _, j in zeros],
+        2: columns,
+        3: [f"step {step}" for step in steps],
+    }
     best = max(range(len(steps)), key=row_sums.__getitem__, default=0)
     total = sum(row_sums)
     top = f"Step {steps[best]} contributes most, N_t = {row_sums[best]:.3g}. " if total else ""
@@ -545,25 +483,109 @@ def evidence_heatmap(
         f"Heatmap of {len(steps)} steps by {len(asked)} questions with the scores as bars on top "
         "and the normalised evidence contribution N_t of each step as bars on the right.",
         260 + max(160, min(16 * len(steps), 600)),
-        selecting_clicks(
-            selected,
-            {
-                0: (columns := [f"question {j}" for j in numbers]),
-                1: [columns[j - 1] for _, j in zeros],
-                2: columns,
-                3: [f"step {step}" for step in steps],
-            },
-        ),
+        selecting_clicks(selected, clicks),
         showlegend=False,
-        shapes=outlines,
-        xaxis=style.count_axis(len(asked), "question j") | {"showgrid": False, "domain": [0, 0.76]},
-        yaxis=rows | {"range": rows["range"][::-1], "domain": [0, 0.73]},
-        xaxis2={
+        shapes=[_cell_outline(p.step, p.question + 1) for p in own] if selected else [],
+        **_evidence_axes(len(steps), len(asked)),
+    )
+
+
+def _share_cells(
+    matrix: Sequence[Sequence[float | None]], asked: Sequence[AnsweredQuestion], few: bool
+) -> dict[str, Any]:
+    """Return the heatmap of earned shares; with `few` cells it shows numbers and questions."""
+    cells = [[style.number(value) if value else None for value in row] for row in matrix]
+    heat = {
+        "type": "heatmap",
+        "x": list(range(1, len(asked) + 1)),
+        "y": list(range(1, len(matrix) + 1)),
+        "z": cells,
+        "colorscale": "Cividis",
+        "reversescale": True,
+        "zmin": 0,
+        "zmax": max((value for row in cells for value in row if value is not None), default=1),
+        "xgap": 1,
+        "ygap": 1,
+        "name": "share earned",
+        "hovertemplate": "step %{y}, question %{x}: %{z}<extra></extra>",
+        "colorbar": style.colorbar("share of r<sub>global</sub>")
+        | {"len": 0.76, "y": 0, "yanchor": "bottom"},
+    }
+    if not few:
+        return heat
+    return heat | {
+        "texttemplate": "%{z:.2~g}",
+        "textfont": {"size": 11},
+        "customdata": [[paragraph(answered.question.text) for answered in asked]] * len(matrix),
+        "hovertemplate": "step %{y}, question %{x}: %{z}<br>%{customdata}<extra></extra>",
+    }
+
+
+def _unearned_crosses(zeros: Sequence[tuple[int, int]], few: bool) -> dict[str, Any]:
+    """Return crosses at (step, question), both from 1, that were retrieved and earned nothing."""
+    return {
+        "type": "scatter",
+        "x": [j for _, j in zeros],
+        "y": [step for step, _ in zeros],
+        "mode": "markers",
+        "name": "retrieved, earned nothing",
+        "marker": {
+            "symbol": "x-thin",
+            "size": 8 if few else 4,
+            "line": {"color": GREY, "width": 1},
+        },
+        "hovertemplate": "step %{y}, question %{x}: retrieved, earned nothing<extra></extra>",
+    }
+
+
+def _margin_bars(
+    scores: Sequence[float | None], row_sums: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the bars of the scores above the heatmap and those of N_t on its right."""
+    return (
+        {
+            "type": "bar",
+            "x": list(range(1, len(scores) + 1)),
+            "y": style.numbers(scores),
+            "yaxis": "y2",
+            "name": "score s_j",
+            "marker": {"color": BLUE},
+            "hovertemplate": "question %{x}: score %{y}<extra></extra>",
+        },
+        {
+            "type": "bar",
+            "x": style.numbers(row_sums),
+            "y": list(range(1, len(row_sums) + 1)),
+            "xaxis": "x2",
+            "orientation": "h",
+            "name": "N_t",
+            "marker": {"color": ORANGE},
+            "hovertemplate": "step %{y}: N_t = %{x}<extra></extra>",
+        },
+    )
+
+
+def _cell_outline(step: int, question: int) -> dict[str, Any]:
+    return outline(x0=question - 0.5, x1=question + 0.5, y0=step - 0.5, y1=step + 0.5)
+
+
+def _evidence_axes(num_steps: int, num_questions: int) -> dict[str, Any]:
+    """Return the axes of the heatmap, and of the bars above it and on its right."""
+    rows = style.count_axis(num_steps, "step t") | {"showgrid": False}
+    columns = style.count_axis(num_questions, "question j") | {"showgrid": False}
+    return {
+        "xaxis": columns | {"domain": [0, 0.76]},
+        "yaxis": rows | {"range": rows["range"][::-1], "domain": [0, 0.73]},
+        "xaxis2": {
             "title": {"text": "N<sub>t</sub>"},
             "domain": [0.79, 1],
             "rangemode": "tozero",
             "nticks": 4,
             "tickangle": 0,
         },
-        yaxis2={"title": {"text": "score s<sub>j</sub>"}, "domain": [0.77, 1], "range": [0, 1.05]},
-    )
+        "yaxis2": {
+            "title": {"text": "score s<sub>j</sub>"},
+            "domain": [0.77, 1],
+            "range": [0, 1.05],
+        },
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from finemem_lib.figures.selection import (
     score_text,
     selected_items,
     selecting_clicks,
+    step_outline,
 )
 from finemem_lib.figures.style import (
     BLUE,
@@ -105,43 +106,69 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
             without selection.
     """
     steps = [record.step for record in trajectory.steps]
+    counts = _item_counts(trajectory)
+    tokens = [record.memory_tokens for record in trajectory.steps]
+    kinds = [Counter(map(outcome_name, record.outcomes)) for record in trajectory.steps]
+    traces = [
+        _growth_line("items", "y", BLUE, "circle", counts),
+        _growth_line("tokens", "y2", ORANGE, "diamond", tokens),
+        *_operation_bars(kinds),
+    ]
+    for trace in traces:
+        trace["x"] = steps
+    total = sum(kinds, Counter())
+    read = sum(record.chunk.tokens for record in trajectory.steps)
+    length = tokens[-1] if tokens else 0
+    kept = f" ({length / read:.0%} of the text read)" if read else ""
+    return style.from_traces(
+        traces,
+        f"Memory of {label(trajectory.manager, 24)}, step by step",
+        f"After {len(steps)} steps the memory holds {counts[-1] if counts else 0} items and "
+        f"{length} tokens{kept}; {total.total() - total['invalid']} of {total.total()} emitted "
+        "operations were valid.",
+        "Three panels over steps: items in memory, tokens in memory, and operations by kind.",
+        560,
+        None if step is None else clicks_on("step", dict.fromkeys(range(len(traces)), steps)),
+        barmode="stack",
+        xaxis=style.count_axis(len(steps)) | {"anchor": "y3"},
+        yaxis=_growth_axis("items", [0.736, 1]),
+        yaxis2=_growth_axis(f"tokens ({label(trajectory.tokenizer, 12)})", [0.412, 0.676]),
+        yaxis3=_growth_axis("operations", [0, 0.352]),
+        shapes=[] if step is None else [step_outline(step, 0.4)],
+    )
+
+
+def _item_counts(trajectory: Trajectory) -> list[int]:
+    """Return the number of items in memory after every step."""
     counts: list[int] = []
     alive: set[str] = set()
     for record in trajectory.steps:
         alive -= {*record.delta.removed, *record.delta.evicted}
         alive |= {item.item_id for item in record.delta.written}
         counts.append(len(alive))
-    line = {
+    return counts
+
+
+def _growth_line(
+    name: str, axis: str, color: str, symbol: str, values: Sequence[int]
+) -> dict[str, Any]:
+    return {
         "type": "scatter",
-        "mode": "lines+markers" if len(steps) <= 40 else "lines",
+        "mode": "lines+markers" if len(values) <= 40 else "lines",
         "showlegend": False,
-        "x": steps,
+        "y": list(values),
+        "name": name,
+        "yaxis": axis,
+        "line": {"color": color},
+        "marker": {"symbol": symbol},
     }
-    traces: list[dict[str, Any]] = [
-        line
-        | {
-            "y": counts,
-            "name": "items",
-            "yaxis": "y",
-            "line": {"color": BLUE},
-            "marker": {"symbol": "circle"},
-        },
-        line
-        | {
-            "y": [record.memory_tokens for record in trajectory.steps],
-            "name": "tokens",
-            "yaxis": "y2",
-            "line": {"color": ORANGE},
-            "marker": {"symbol": "diamond"},
-        },
-    ]
-    kinds = [
-        Counter(outcome_name(outcome) for outcome in record.outcomes) for record in trajectory.steps
-    ]
-    traces += [
+
+
+def _operation_bars(kinds: Sequence[Counter[str]]) -> list[dict[str, Any]]:
+    """Return bars of the operations of every step, for the kinds that occur."""
+    return [
         {
             "type": "bar",
-            "x": steps,
             "y": [kind[name] for kind in kinds],
             "name": name,
             "yaxis": "y3",
@@ -150,39 +177,10 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
         for number, name in enumerate((*OPERATION_KINDS, "invalid"))
         if any(kind[name] for kind in kinds)
     ]
-    total = sum(kinds, Counter())
-    read = sum(record.chunk.tokens for record in trajectory.steps)
-    tokens = trajectory.steps[-1].memory_tokens if steps else 0
-    kept = f" ({tokens / read:.0%} of the text read)" if read else ""
-    panels = (
-        ("yaxis", "items", 0.736),
-        ("yaxis2", f"tokens ({label(trajectory.tokenizer, 12)})", 0.412),
-        ("yaxis3", "operations", 0),
-    )
-    axes = {
-        name: {
-            "title": {"text": title},
-            "rangemode": "tozero",
-            "domain": [low, low + (0.264 if low else 0.352)],
-        }
-        for name, title, low in panels
-    }
-    return style.from_traces(
-        traces,
-        f"Memory of {label(trajectory.manager, 24)}, step by step",
-        f"After {len(steps)} steps the memory holds {counts[-1] if counts else 0} items and "
-        f"{tokens} tokens{kept}; {total.total() - total['invalid']} of {total.total()} emitted "
-        "operations were valid.",
-        "Three panels over steps: items in memory, tokens in memory, and operations by kind.",
-        560,
-        None if step is None else clicks_on("step", dict.fromkeys(range(len(traces)), steps)),
-        barmode="stack",
-        xaxis=style.count_axis(len(steps)) | {"anchor": "y3"},
-        **axes,
-        shapes=[]
-        if step is None
-        else [outline(x0=step - 0.4, x1=step + 0.4, yref="paper", y0=0, y1=1)],
-    )
+
+
+def _growth_axis(title: str, domain: Sequence[float]) -> dict[str, Any]:
+    return {"title": {"text": title}, "rangemode": "tozero", "domain": list(domain)}
 
 
 MEMORY_STATES = {
@@ -217,54 +215,27 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     }
     touched = _touched(trajectory.steps[step - 1].delta if step else MemoryDelta(), before)
     ever = {item.item_id: item for record in trajectory.steps for item in record.delta.written}
+    there = before | now
     chosen = sorted(ever, key=lambda item_id: creation_key(ever[item_id]))
     if len(chosen) > max_items:
-        there = now | before
         first = sorted(
             there, key=lambda item_id: (item_id not in touched, -there[item_id].last_step)
         )[:max_items]
         chosen = [item_id for item_id in chosen if item_id in first]
-    lanes = {item_id: lane for lane, item_id in enumerate(chosen)}
-    bars: dict[str, list[tuple[int, int, str]]] = {state: [] for state in MEMORY_STATES}
-    for item_id, lane in lanes.items():
-        item = now.get(item_id) or (before.get(item_id) if item_id in touched else None)
-        if item is None:
-            continue
-        state = touched.get(item_id) or ("kept" if item_id in hits else "kept, never retrieved")
-        writes = ", ".join(f"{write.kind} at step {write.step}" for write in item.lineage)
-        bars[state].append(
-            (
-                count_tokens(item.content),
-                lane,
-                f"#{label(item_id, 8)}: {paragraph(item.content)}<br>{writes}<br>"
-                f"{'retrieved' if item_id in hits else 'never retrieved'}",
-            )
-        )
-    traces = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": state,
-            "x": [bar[0] for bar in bars[state]],
-            "y": [bar[1] for bar in bars[state]],
-            "customdata": [bar[2] for bar in bars[state]],
-            "hovertemplate": "%{customdata}<br>%{x} tokens<extra></extra>",
-            "marker": {
-                "color": color,
-                "pattern": style.pattern(number),
-                "line": {"color": GREY, "width": 1},
-            },
-        }
-        for number, (state, color) in enumerate(MEMORY_STATES.items())
-    ]
-    contents = {item_id: (now.get(item_id) or before.get(item_id)) for item_id in lanes}
+    bars: dict[str, list[tuple[int, MemoryItem]]] = {state: [] for state in MEMORY_STATES}
+    for lane, item_id in enumerate(chosen):
+        if item_id in there:
+            unchanged = "kept" if item_id in hits else "kept, never retrieved"
+            bars[touched.get(item_id, unchanged)].append((lane, there[item_id]))
     texts = [
-        f"#{label(item_id, 8)} {label(item.content, 30)}" if item else f"#{label(item_id, 8)}"
-        for item_id, item in contents.items()
+        f"#{label(item_id, 8)} {label(there[item_id].content, 30)}"
+        if item_id in there
+        else f"#{label(item_id, 8)}"
+        for item_id in chosen
     ]
     longest = max((count_tokens(item.content) for item in ever.values()), default=1)
     idle = sum(1 for item_id in now if item_id not in hits)
-    cut = "" if len(lanes) == len(ever) else f" ({len(lanes)} shown)"
+    cut = "" if len(chosen) == len(ever) else f" ({len(chosen)} shown)"
     happened = (
         ", ".join(
             f"{count} {state.removesuffix(' at this step')}"
@@ -273,22 +244,46 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
         or "nothing changed"
     )
     return style.from_traces(
-        traces,
+        [
+            _state_bars(number, state, items, hits)
+            for number, (state, items) in enumerate(bars.items())
+        ],
         f"Memory after step {step} of {trajectory.num_steps}",
         f"{len(now)} items{cut}, {sum(count_tokens(item.content) for item in now.values())} "
         f"tokens; at this step: {happened}. {idle} of the items are never retrieved (grey).",
         f"One bar per memory item; colour, pattern and legend tell what step {step} did to it.",
-        200 + 24 * max(1, len(lanes)),
+        200 + 24 * max(1, len(chosen)),
         barmode="overlay",
         xaxis={"title": {"text": f"length ({label(TOKENIZER, 12)})"}, "range": [0, longest * 1.08]},
-        yaxis={
-            "title": {"text": "memory item"},
-            "tickvals": list(lanes.values()),
-            "ticktext": texts,
-            "zeroline": False,
-            "range": [max(1, len(lanes)) - 0.4, -0.6],
-        },
+        yaxis={"title": {"text": "memory item"}} | style.lines_axis(texts),
     )
+
+
+def _state_bars(
+    number: int, state: str, items: Sequence[tuple[int, MemoryItem]], hits: Collection[str]
+) -> dict[str, Any]:
+    """Return the bars of the items in one state, given as (lane, item); `hits` were retrieved."""
+    notes = []
+    for _, item in items:
+        writes = ", ".join(f"{write.kind} at step {write.step}" for write in item.lineage)
+        notes.append(
+            f"#{label(item.item_id, 8)}: {paragraph(item.content)}<br>{writes}<br>"
+            f"{'retrieved' if item.item_id in hits else 'never retrieved'}"
+        )
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": state,
+        "x": [count_tokens(item.content) for _, item in items],
+        "y": [lane for lane, _ in items],
+        "customdata": notes,
+        "hovertemplate": "%{customdata}<br>%{x} tokens<extra></extra>",
+        "marker": {
+            "color": MEMORY_STATES[state],
+            "pattern": style.pattern(number),
+            "line": {"color": GREY, "width": 1},
+        },
+    }
 
 
 def _all_questions(trajectory: Trajectory) -> Iterable[AnsweredQuestion]:
@@ -331,36 +326,22 @@ def operation_timeline(
     shown = sorted(
         lives, key=lambda item_id: (item_id not in chosen, -hits[item_id], lives[item_id].order)
     )[:max_items]
-    lanes = {
-        item_id: lane
-        for lane, item_id in enumerate(sorted(shown, key=lambda item_id: lives[item_id].order))
-    }
+    shown = sorted(shown, key=lambda item_id: lives[item_id].order)
+    lanes = {item_id: lane for lane, item_id in enumerate(shown)}
     nowhere = len(lanes)  # the lane of operations that touched no item
     marks = _operation_marks(trajectory, lives, lanes)
-    owners = [f"item {item_id}" for item_id in lanes]
+    owners = [*(f"item {item_id}" for item_id in lanes), None]
+    lit = [not selected or item_id in chosen for item_id in lanes] + [not selected]
     clicks: dict[int, list[str | None]] = {}
-    traces: list[dict[str, Any]] = [_lifetimes(lives, lanes, end)]
+    traces = [_lifetimes(lives, lanes, end)]
     for name, points in {**marks, **_retrieval_marks(asked, lanes)}.items():
         if not points and selected is None:
             continue  # else a selection changes which items are shown, but not the traces
         trace = _mark_trace(name, points)
         if selected is not None:
-            ys = trace["y"]
-            clicks[len(traces)] = [None if y == nowhere else owners[y] for y in ys]
-            trace |= faded([not selected or (y != nowhere and owners[y][5:] in chosen) for y in ys])
+            clicks[len(traces)] = [owners[lane] for lane in trace["y"]]
+            trace |= faded([lit[lane] for lane in trace["y"]])
         traces.append(trace)
-    highlights = [
-        outline(
-            xref="paper",
-            x0=0,
-            x1=1,
-            y0=lane - 0.5,
-            y1=lane + 0.5,
-            fillcolor="rgba(0,114,178,0.08)",
-        )
-        for item_id, lane in lanes.items()
-        if item_id in chosen
-    ]
     labels = [f"#{label(item_id, 8)} {label(lives[item_id].content, 24)}" for item_id in lanes]
     axis = style.count_axis(trajectory.num_steps)
     ticked = [step.step for step in trajectory.steps if step.step % axis["dtick"] == 0]
@@ -381,29 +362,41 @@ def operation_timeline(
         margin={"t": 76},
         yaxis={"title": {"text": "memory item"}} | style.lines_axis(labels + ["no item"] * bottom),
         shapes=[
-            *highlights,
-            {
-                "type": "line",
-                "x0": start,
-                "x1": start,
-                "yref": "y domain",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": GREY, "dash": "dot", "width": 1},
-            },
+            *(_lane_highlight(lane) for item_id, lane in lanes.items() if item_id in chosen),
+            _start_of_questions(start),
         ],
-        annotations=[
-            {
-                "x": (start + end) / 2,
-                "y": 1,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "text": "global<br>questions",
-                "showarrow": False,
-                "font": {"size": 11},
-            }
-        ],
+        annotations=[_heading_of_questions((start + end) / 2)],
     )
+
+
+def _lane_highlight(lane: int) -> dict[str, Any]:
+    fill = "rgba(0,114,178,0.08)"
+    return outline(xref="paper", x0=0, x1=1, y0=lane - 0.5, y1=lane + 0.5, fillcolor=fill)
+
+
+def _start_of_questions(x: float) -> dict[str, Any]:
+    """Return the line between the last step and the global questions."""
+    return {
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "yref": "y domain",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": GREY, "dash": "dot", "width": 1},
+    }
+
+
+def _heading_of_questions(x: float) -> dict[str, Any]:
+    return {
+        "x": x,
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "bottom",
+        "text": "global<br>questions",
+        "showarrow": False,
+        "font": {"size": 11},
+    }
 
 
 @dataclass(slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
 from finemem_lib.figures import style
-from finemem_lib.figures.selection import clicks_on, outline
+from finemem_lib.figures.selection import clicks_on, step_outline
 from finemem_lib.figures.style import BLUE, GREY, INK, ORANGE, label, paragraph
 from finemem_lib.rewards import StepReward
 
@@ -137,23 +137,7 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
         )
     )
     for step in dead:
-        fig.add_shape(
-            type="rect",
-            x0=step - 0.5,
-            x1=step + 0.5,
-            y0=0.5,
-            y1=len(rows) + 0.5,
-            line={"color": GREY, "dash": "dot"},
-            fillcolor="white",
-        )
-        fig.add_annotation(
-            x=step,
-            y=(len(rows) + 1) / 2,
-            text="no gradient",
-            textangle=-90,
-            showarrow=False,
-            font={"color": INK},
-        )
+        _cover_dead_step(fig, step, len(rows))
     return style.finish(
         fig,
         "Advantage per rollout and step",
@@ -172,6 +156,27 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
             "autorange": "reversed",
             "showgrid": False,
         },
+    )
+
+
+def _cover_dead_step(fig: go.Figure, step: int, num_rows: int) -> None:
+    """Cover the cells of a step that carries no gradient, and say so."""
+    fig.add_shape(
+        type="rect",
+        x0=step - 0.5,
+        x1=step + 0.5,
+        y0=0.5,
+        y1=num_rows + 0.5,
+        line={"color": GREY, "dash": "dot"},
+        fillcolor="white",
+    )
+    fig.add_annotation(
+        x=step,
+        y=(num_rows + 1) / 2,
+        text="no gradient",
+        textangle=-90,
+        showarrow=False,
+        font={"color": INK},
     )
 
 
@@ -233,67 +238,22 @@ def advantage_dumbbell(
     """
     shown = list(range(len(before)) if rollouts is None else rollouts)
     num_steps = max((len(row) for row in before), default=0)
-    points = [
-        (
-            style.number(at + (place - (len(shown) - 1) / 2) / (len(shown) + 1)),
-            old,
-            new,
-            f"step {at}, rollout {rollout + 1}: {old:+.2f} → {new:+.2f}",
-            at,
-        )
-        for at in range(1, num_steps + 1)
-        for place, rollout in enumerate(shown)
-        if at <= len(before[rollout])
-        and at <= len(after[rollout])
-        and (old := before[rollout][at - 1]) is not None
-        and (new := after[rollout][at - 1]) is not None
-    ]
-    xs, at = [point[0] for point in points], [point[4] for point in points]
-    ends = style.numbers(point[1] for point in points), style.numbers(point[2] for point in points)
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "line": {"color": GREY, "width": 2},
-            "name": "change",
-            "showlegend": False,
-            "hoverinfo": "skip",
-            "x": [value for x in xs for value in (x, x, None)],
-            "y": [value for pair in zip(*ends, strict=True) for value in (*pair, None)],
-        }
-    ]
-    traces += [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": label(name),
-            "x": xs,
-            "y": ys,
-            "customdata": [point[3] for point in points],
-            "meta": {"x": at},
-            "hovertemplate": "%{customdata}<extra></extra>",
-            "marker": {
-                "color": color,
-                "symbol": symbol,
-                "size": 9,
-                "line": {"width": 2, "color": color},
-            },
-        }
-        for name, ys, color, symbol in (
-            (names[0], ends[0], ORANGE, "circle-open"),
-            (names[1], ends[1], BLUE, "diamond"),
-        )
-    ]
-    moved = style.mean(abs(point[2] - point[1]) for point in points) or 0.0
-    turned = sum(1 for point in points if point[1] * point[2] < 0)
+    pairs = _moves(before, after, shown, num_steps)
+    steps = [pair.step for pair in pairs]
+    moved = style.mean(abs(pair.after - pair.before) for pair in pairs) or 0.0
+    turned = sum(1 for pair in pairs if pair.before * pair.after < 0)
     sign = (
-        f" and turns the sign of {turned} of {len(points)}"
+        f" and turns the sign of {turned} of {len(pairs)}"
         if measure == "advantage"
-        else (f" over {len(points)} steps")
+        else f" over {len(pairs)} steps"
     )
     who = "" if rollouts is None else f" of rollout {', '.join(str(one + 1) for one in shown)}"
     return style.from_traces(
-        traces,
+        [
+            _connections(pairs),
+            _dumbbell_ends(names[0], pairs, [pair.before for pair in pairs], ORANGE, "circle-open"),
+            _dumbbell_ends(names[1], pairs, [pair.after for pair in pairs], BLUE, "diamond"),
+        ],
         f"{measure.capitalize()}s{who} before and after attribution",
         f"“{style.one_line(names[0], 40)}” against “{style.one_line(names[1], 40)}”: the {measure} "
         f"moves by {moved:.3g} on average{sign}.",
@@ -301,7 +261,7 @@ def advantage_dumbbell(
         f"“{style.one_line(names[0], 28)}” at one end, “{style.one_line(names[1], 28)}” at the "
         "other.",
         420,
-        None if step is None else clicks_on("step", {1: at, 2: at}),
+        None if step is None else clicks_on("step", {1: steps, 2: steps}),
         xaxis=style.count_axis(
             num_steps,
             "step t (rollouts side by side)" if len(shown) > 1 else "step t (chunk number)",
@@ -310,10 +270,76 @@ def advantage_dumbbell(
             "title": {"text": "advantage A" if measure == "advantage" else "reward r<sub>t</sub>"},
             "zeroline": True,
         },
-        shapes=[]
-        if step is None
-        else [outline(x0=step - 0.5, x1=step + 0.5, yref="paper", y0=0, y1=1)],
+        shapes=[] if step is None else [step_outline(step)],
     )
+
+
+class _Move(NamedTuple):
+    """A value of one rollout at one step before and after, and its place on the x axis."""
+
+    x: float
+    step: int
+    rollout: int
+    before: float
+    after: float
+
+
+def _moves(
+    before: Sequence[Sequence[float | None]],
+    after: Sequence[Sequence[float | None]],
+    shown: Sequence[int],
+    num_steps: int,
+) -> list[_Move]:
+    """Return the values that are known before and after, step by step, for the rollouts shown."""
+    return [
+        _Move(style.number(x), step, rollout, old, new)
+        for step in range(1, num_steps + 1)
+        for place, rollout in enumerate(shown)
+        if step <= min(len(before[rollout]), len(after[rollout]))
+        and (old := before[rollout][step - 1]) is not None
+        and (new := after[rollout][step - 1]) is not None
+        for x in [step + (place - (len(shown) - 1) / 2) / (len(shown) + 1)]
+    ]
+
+
+def _connections(pairs: Sequence[_Move]) -> dict[str, Any]:
+    """Return the trace of the lines between the two ends."""
+    ends = (style.numbers((pair.before, pair.after)) for pair in pairs)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "line": {"color": GREY, "width": 2},
+        "name": "change",
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "x": [value for pair in pairs for value in (pair.x, pair.x, None)],
+        "y": [value for pair in ends for value in (*pair, None)],
+    }
+
+
+def _dumbbell_ends(
+    name: str, pairs: Sequence[_Move], values: Sequence[float], color: str, symbol: str
+) -> dict[str, Any]:
+    """Return the trace of the markers at one end."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": label(name),
+        "x": [pair.x for pair in pairs],
+        "y": style.numbers(values),
+        "customdata": [
+            f"step {pair.step}, rollout {pair.rollout + 1}: {pair.before:+.2f} → {pair.after:+.2f}"
+            for pair in pairs
+        ],
+        "meta": {"x": [pair.step for pair in pairs]},
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "marker": {
+            "color": color,
+            "symbol": symbol,
+            "size": 9,
+            "line": {"width": 2, "color": color},
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)

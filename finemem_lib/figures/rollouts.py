@@ -6,7 +6,7 @@ Rewards and advantages are computed from trajectories, so a figure needs no trai
 from __future__ import annotations
 
 import itertools
-import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -230,7 +230,6 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
     parted = group.parted()
     advantages = [style.numbers(row) for row in group.advantages]
     few = len(advantages) * len(steps) <= 160
-    notes = _hover_notes(group, branches, dead) if few and details else None
     fig = go.Figure(
         go.Heatmap(
             x=steps,
@@ -238,40 +237,16 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
             z=advantages,
             name="advantage",
             **style.signed_heatmap(style.largest(advantages), "advantage A"),
-            text=[
-                [
-                    f"{_branch(branches[i][t])} · {_operation_counts(step)}"
-                    for t, step in enumerate(rollout.steps)
-                ]
-                for i, rollout in enumerate(group.rollouts)
-            ]
-            if few
-            else None,
+            text=_cell_texts(group, branches) if few else None,
             texttemplate="%{text}" if few else None,
-            customdata=notes,
+            customdata=_hover_notes(group, branches, dead) if few and details else None,
             hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
             + ("<br>%{customdata}" if few and details else "")
             + "<extra></extra>",
         )
     )
     for step in dead:
-        fig.add_annotation(
-            x=step,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            text="no<br>gradient",
-            showarrow=False,
-            font={"size": 11},
-        )
-        fig.add_shape(
-            type="rect",
-            x0=step - 0.48,
-            x1=step + 0.48,
-            y0=0.52,
-            y1=len(advantages) + 0.48,
-            line={"color": INK, "dash": "dot", "width": 1},
-        )
+        _mark_dead_step(fig, step, len(advantages))
     if parted is not None:
         fig.add_vline(x=parted - 0.5, line={"color": INK, "dash": "dash", "width": 2})
     outcomes = [outcome_reward(rollout) for rollout in group.rollouts]
@@ -305,6 +280,38 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
                 f"{i} ({reward_text(outcome, '.2f')})" for i, outcome in enumerate(outcomes, 1)
             ],
         },
+    )
+
+
+def _cell_texts(group: RolloutGroup, branches: Sequence[Sequence[int]]) -> list[list[str]]:
+    """Return the branch and the operations of every cell."""
+    return [
+        [
+            f"{_branch(branches[i][t])} · {_operation_counts(step)}"
+            for t, step in enumerate(rollout.steps)
+        ]
+        for i, rollout in enumerate(group.rollouts)
+    ]
+
+
+def _mark_dead_step(fig: go.Figure, step: int, num_rollouts: int) -> None:
+    """Frame the cells of a step that carries no gradient, and say so above them."""
+    fig.add_annotation(
+        x=step,
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        text="no<br>gradient",
+        showarrow=False,
+        font={"size": 11},
+    )
+    fig.add_shape(
+        type="rect",
+        x0=step - 0.48,
+        x1=step + 0.48,
+        y0=0.52,
+        y1=num_rollouts + 0.48,
+        line={"color": INK, "dash": "dot", "width": 1},
     )
 
 
@@ -382,13 +389,6 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
         groups: the groups of the update.
     """
     num_steps = max((group.num_steps for group in groups), default=0)
-    rows = [
-        [
-            _spread([rewards[t] for rewards in group.rewards]) if t < group.num_steps else None
-            for t in range(num_steps)
-        ]
-        for group in groups
-    ]
     dead = [
         (step, row, why)
         for row, group in enumerate(groups, 1)
@@ -398,7 +398,7 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
         go.Heatmap(
             x=list(range(1, num_steps + 1)),
             y=list(range(1, len(groups) + 1)),
-            z=[style.numbers(row) for row in rows],
+            z=[_spreads(group, num_steps) for group in groups],
             name="standard deviation",
             colorscale="Cividis",
             zmin=0,
@@ -417,16 +417,7 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
         customdata=[why for _, _, why in dead],
         hovertemplate="instance %{y}, step %{x}: %{customdata}<extra></extra>",
     )
-    kinds = Counter(
-        "cancelling terms"
-        if why.endswith("cancel out")
-        else "equal rewards for the same operations"
-        if why.endswith("the same operations")
-        else "equal rewards for different operations"
-        if why.endswith("different operations")
-        else "fewer than two scored rollouts"
-        for _, _, why in dead
-    )
+    kinds = Counter(_kind_of_reason(why) for *_, why in dead)
     total = sum(group.num_steps for group in groups)
     because = "; ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
     return style.finish(
@@ -450,9 +441,22 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
     )
 
 
-def _spread(rewards: Sequence[float | None]) -> float | None:
-    known = [reward for reward in rewards if reward is not None]
-    if len(known) < 2:
-        return None
-    mean = math.fsum(known) / len(known)
-    return math.sqrt(math.fsum((reward - mean) ** 2 for reward in known) / (len(known) - 1))
+def _spreads(group: RolloutGroup, num_steps: int) -> list[float | None]:
+    """Return the standard deviation of the rewards at every step, `None` with fewer than two."""
+    columns = [
+        [reward for reward in rewards if reward is not None]
+        for rewards in zip(*group.rewards, strict=True)
+    ]
+    columns += [[]] * (num_steps - len(columns))
+    return [style.number(statistics.stdev(known)) if len(known) > 1 else None for known in columns]
+
+
+def _kind_of_reason(why: str) -> str:
+    """Return which kind of reason `RolloutGroup.without_gradient` gave."""
+    if why.endswith("cancel out"):
+        return "cancelling terms"
+    if why.endswith("the same operations"):
+        return "equal rewards for the same operations"
+    if why.endswith("different operations"):
+        return "equal rewards for different operations"
+    return "fewer than two scored rollouts"

@@ -97,6 +97,16 @@ def outline(**corners: Any) -> dict[str, Any]:
     return {"type": "rect", "line": {"color": INK, "width": 2}, "layer": "above", **corners}
 
 
+def step_outline(step: int, half: float = 0.5) -> dict[str, Any]:
+    """Return the `outline` of a step over the whole height of a figure.
+
+    Args:
+        step: the step, from 1.
+        half: half of its width, in steps.
+    """
+    return outline(x0=step - half, x1=step + half, yref="paper", y0=0, y1=1)
+
+
 def outcome_name(outcome: OperationOutcome) -> str:
     """Return the kind of an operation that was applied, "invalid" of any other."""
     return outcome.operation.kind if outcome.operation and outcome.applied else "invalid"

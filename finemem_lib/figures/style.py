@@ -340,7 +340,7 @@ def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
     return {
         "tickvals": list(range(len(texts))),
         "ticktext": list(texts),
-        "range": [len(texts) - 0.4, -room],
+        "range": [max(1, len(texts)) - 0.4, -room],
         "zeroline": False,
     }
 

@@ -5,6 +5,7 @@ A completion is shown as HTML, whose text wraps; explorers draw it as a plotly g
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
 from collections.abc import Sequence
@@ -80,40 +81,10 @@ def completion_view(
         title: title of the view.
         max_tokens: only so many tokens are shown, and the caption says so.
     """
-    left = max_tokens
-    shown = []
-    for completion in completions:
-        if left > 0:
-            head = slice(left)
-            shown.append(
-                ColouredCompletion(
-                    completion.heading, completion.tokens[head], completion.values[head]
-                )
-            )
-            left -= len(completion.tokens)
+    shown = _first_tokens(completions, max_tokens)
     values = [value for one in shown for value in one.values if value is not None]
     bound = style.largest([values])
     what = f"{measure} ({unit})" if unit else measure
-    legend = "".join(
-        _span(f" {_signed(bound * level / LEVELS)} ", bound * level / LEVELS, bound)
-        for level in range(-LEVELS, LEVELS + 1)
-    )
-    parts = []
-    table = []
-    for one in shown:
-        text = "".join(
-            _span(token, value, bound) for token, value in zip(one.tokens, one.values, strict=True)
-        )
-        parts.append(f"<p><b>{_text(one.heading, 120)}</b></p><pre>{text or 'no tokens'}</pre>")
-        table += [
-            {
-                "completion": plain(label(one.heading, 60)),
-                "token": number,
-                "text": visible(token),
-                what: style.number(value),
-            }
-            for number, (token, value) in enumerate(zip(one.tokens, one.values, strict=True), 1)
-        ]
     total = sum(len(one.tokens) for one in completions)
     cut = "" if total <= max_tokens else f" The first {max_tokens} of {total} tokens are shown."
     up, down = sum(value > 0 for value in values), sum(value < 0 for value in values)
@@ -128,15 +99,60 @@ def completion_view(
         f"{title}: the text of {len(shown)} completions, each token coloured by its {what}, "
         "purple above 0, orange and underlined below."
     )
+    table = _token_rows(shown, what)
+    parts = "".join(_coloured(one, bound) for one in shown)
     markup = (
         f"<style>\n{TOKEN_CSS}</style>"
         f'<div class="finemem-tokens" role="group" aria-label="{_text(alt, 400)}">'
         f"<p><strong>{_text(title, 120)}</strong></p>"
-        f"<p>{_text(what, 80)}:</p><pre>{legend}</pre>{''.join(parts)}"
+        f"<p>{_text(what, 80)}:</p><pre>{_legend(bound)}</pre>{parts}"
         f"<p>{_text(caption, 400)}</p>"
         f"<details><summary>Show as table</summary>{html_table(title, table)}</details></div>"
     )
     return CompletionView(markup, caption, alt, tuple(table))
+
+
+def _first_tokens(
+    completions: Sequence[ColouredCompletion], max_tokens: int
+) -> list[ColouredCompletion]:
+    """Return the completions cut to so many tokens together."""
+    left = max_tokens
+    shown = []
+    for one in completions:
+        if left > 0:
+            shown.append(
+                dataclasses.replace(one, tokens=one.tokens[:left], values=one.values[:left])
+            )
+            left -= len(one.tokens)
+    return shown
+
+
+def _legend(bound: float) -> str:
+    """Return every shade with the value it stands for, from -bound to bound."""
+    values = [bound * level / LEVELS for level in range(-LEVELS, LEVELS + 1)]
+    return "".join(_span(f" {_signed(value)} ", value, bound) for value in values)
+
+
+def _coloured(one: ColouredCompletion, bound: float) -> str:
+    """Return a completion as HTML, its tokens coloured."""
+    text = "".join(
+        _span(token, value, bound) for token, value in zip(one.tokens, one.values, strict=True)
+    )
+    return f"<p><b>{_text(one.heading, 120)}</b></p><pre>{text or 'no tokens'}</pre>"
+
+
+def _token_rows(completions: Sequence[ColouredCompletion], what: str) -> list[dict[str, Any]]:
+    """Return the rows of the table of tokens; `what` is the heading of their values."""
+    return [
+        {
+            "completion": plain(label(one.heading, 60)),
+            "token": number,
+            "text": visible(token),
+            what: style.number(value),
+        }
+        for one in completions
+        for number, (token, value) in enumerate(zip(one.tokens, one.values, strict=True), 1)
+    ]
 
 
 def completion_grid(

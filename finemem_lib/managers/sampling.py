@@ -98,8 +98,15 @@ def sample_completions(
                 ids, mask, positions, rows, ended = (
                     values[kept] for values in (ids, mask, positions, rows, ended)
                 )
-    tokens: list[list[int]] = [[] for _ in prompts]
-    values: list[list[float]] = [[] for _ in prompts]
+    return _rows_of(columns, len(prompts))
+
+
+def _rows_of(
+    columns: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], count: int
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+    """Return tokens and log-probabilities by row, sampled as columns of rows, tokens and values."""
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    values: list[list[float]] = [[] for _ in range(count)]
     for column in columns:
         for row, token, value in zip(*(part.tolist() for part in column), strict=True):
             tokens[row].append(token)
