@@ -99,8 +99,24 @@ class Replayer:
         Returns:
             One row per set, one score in [0, 1] per question, `None` where it cannot be scored.
         """
+        return self.ask([(questions, without) for without in withouts], orphaned)
+
+    def ask(
+        self,
+        asked: Sequence[tuple[Sequence[Question], frozenset[int]]],
+        orphaned: Orphaned = "refuse",
+    ) -> list[list[float | None]]:
+        """Return the scores of questions, each list of them asked without its own set of steps.
+
+        Args:
+            asked: Questions, and the steps that emit nothing before they are asked.
+            orphaned: As in `scores`.
+
+        Returns:
+            One row per entry, as `scores` returns them.
+        """
         inquiries, keys = [], []
-        for without in withouts:
+        for questions, without in asked:
             new = [q for q in questions if (without, orphaned, q) not in self._scores]
             if new:
                 memory, index = self._searchable(without, orphaned)
@@ -111,7 +127,7 @@ class Replayer:
             self._scores[key] = answer.score
         return [
             [self._scores[without, orphaned, question] for question in questions]
-            for without in withouts
+            for questions, without in asked
         ]
 
     def _searchable(

@@ -56,6 +56,12 @@ from finemem_lib.credit.recorded import (
     outcome_broadcast,
     uniform_split,
 )
+from finemem_lib.credit.values import (
+    delta_belief,
+    information_gain,
+    later_chunk_reward,
+    value_difference,
+)
 from finemem_lib.reading import (
     MemoisedAgent,
     Reading,
@@ -279,6 +285,46 @@ RULES: dict[str, Rule] = {
         "n",
         slot_price_measures,
     ),
+    "value-difference": Rule(
+        value_difference,
+        "reward",
+        "sum_{u>=t} lambda^(u-t) (Phi(M_u) - Phi(M_{u-1})), Phi(M_T) = r_global",
+        "lambda-returns of potentials, Ng, Harada and Russell (1999)",
+        "at lambda = 0, sum over steps = r_global - Phi(M_0)",
+        ("agent", "replay"),
+        (),
+        "n T",
+    ),
+    "igpo": Rule(
+        information_gain,
+        "reward",
+        "Phi(M_t) - Phi(M_{t-1}), at T: r_global; with lambda, of later steps too",
+        "IGPO, arXiv 2510.14967",
+        "at lambda = 0, sum over steps = r_global + Phi(M_{T-1}) - Phi(M_0)",
+        ("agent", "replay"),
+        (),
+        "n T",
+    ),
+    "delta-belief": Rule(
+        delta_belief,
+        "reward",
+        "(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))",
+        "delta-belief, arXiv 2602.12342",
+        "sum over steps >= r_global - Phi(M_0)",
+        ("agent", "replay"),
+        (),
+        "n T",
+    ),
+    "csr-later": Rule(
+        later_chunk_reward,
+        "reward",
+        "(1/K) sum_k score(q_k of step t, read from M_{t+d}), d = 'end': from M_T",
+        "Fine-Mem, arXiv 2601.08435, with a switch of ours",
+        "nothing",
+        ("agent", "replay"),
+        ("chunk questions",),
+        "K (T - 1), and K while playing",
+    ),
 }
 """Every credit rule by name. T steps, n questions, k items retrieved for each, K questions per
 chunk, P permutations."""
@@ -419,7 +465,8 @@ def calls_while_playing(
 
     They are the readings that each trajectory records, made once where they agree, also with one
     of the outcome, as `MemoisedAgent` compares them. A rule that compares a group reads the chunk
-    questions of all its rollouts; each rollout counts those that it was asked.
+    questions of all its rollouts; each rollout counts those that it was asked. A rule that asks
+    them later reads those of the last step only.
 
     Args:
         rule: A name in `RULES`.
@@ -432,17 +479,22 @@ def calls_while_playing(
     """
     if "chunk questions" not in RULES[rule].records:
         return 0, 0
-    first = rule == "mt-grpo" and settings.get("turns", "first") == "first"
+    read = slice(None)  # the steps whose recorded answers move the credit
+    if rule == "mt-grpo" and settings.get("turns", "first") == "first":
+        read = slice(1)
+    if rule == "csr-later" and settings.get("delay", "end") != 0:
+        read = slice(-1, None)
     tasks = []
     counter = MemoisedAgent(_NoReader())
     for one in trajectories:
         counter.know(*outcome_readings(one))
         held: dict[str, MemoryItem] = {}
-        for step in one.steps[:1] if first else one.steps:
+        counted = {step.step for step in one.steps[read]}
+        for step in one.steps:
             held = step.delta.applied_to(held)
             tasks += [
                 reading_task(answered.question, list(retrieved_items(one, held, answered).values()))
-                for answered in step.chunk_questions
+                for answered in (step.chunk_questions if step.step in counted else ())
             ]
     counter.read(tasks)
     return counter.calls_asked, counter.calls_made

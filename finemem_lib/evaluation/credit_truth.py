@@ -110,12 +110,31 @@ VARIANTS: dict[str, Variant] = {
     "two-sided-evidence, evicting": Variant("two-sided-evidence", {"responsible": "evicting"}),
     "slot-price": Variant("slot-price"),
     "slot-price, per eviction": Variant("slot-price", {"per": "eviction"}),
+    "value-difference": Variant("value-difference"),
+    "value-difference, lambda 0.7": Variant("value-difference", {"lambda_": 0.7}),
+    "value-difference, lambda 0": Variant("value-difference", {"lambda_": 0.0}),
+    "igpo": Variant("igpo"),
+    "igpo, lambda 1": Variant("igpo", {"lambda_": 1.0}),
+    "delta-belief": Variant("delta-belief"),
+    "csr-later, 1 step": Variant("csr-later", {"delay": 1}),
+    "csr-later, end": Variant("csr-later"),
 }
-"""What is compared. "potential, final questions" asks after every step what no manager may know."""
+"""What is compared."""
+
+EARLY: tuple[str, ...] = (
+    "potential, final questions",
+    "value-difference",
+    "value-difference, lambda 0.7",
+    "value-difference, lambda 0",
+    "igpo",
+    "igpo, lambda 1",
+    "delta-belief",
+)
+"""Variants that ask after every step what no manager may know yet: the questions of the end."""
 
 PRIVILEGED: Mapping[Truth, tuple[str, ...]] = {
-    "causal": ("step-loo", "step-loo, orphans stored", "potential, final questions"),
-    "planted": ("hindsight", "potential, final questions"),
+    "causal": ("step-loo", "step-loo, orphans stored", *EARLY),
+    "planted": ("hindsight", *EARLY),
 }
 """Rules that equal the truth but for a switch, or read what no manager may know: they are shown and
 not ranked with the others."""

@@ -21,12 +21,11 @@ from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import FactsOnly, InsertAll, Oracle, RandomManager
 from finemem_lib.memory import Eviction, FlatMemory
 from finemem_lib.readers.extractive import reader_for
-from finemem_lib.reading import Inquiry, MemoisedAgent, Reading, answer_questions, reading_task
+from finemem_lib.reading import MemoisedAgent, Reading, reading_task
 from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.scoring import score
 from finemem_lib.trajectory import (
-    AnsweredQuestion,
     Chunk,
     MemoryDelta,
     Operation,
@@ -37,48 +36,23 @@ from finemem_lib.trajectory import (
     from_json,
     to_json,
 )
+from tests.helpers.credit_cases import (
+    HOME,
+    PETS,
+    PLAYED_WITH,
+    Echo,
+    Guess,
+    asked,
+    groups,
+    insert,
+    known,
+    recorded_steps,
+    single,
+)
 from tests.helpers.memory_strategies import MEMORY_SETTINGS, STEPS, played
 from tests.helpers.trajectory_strategies import trajectories
 
 quick = settings(max_examples=25, deadline=None)
-PLAYED_WITH = {
-    "capacity": None,
-    "eviction": "oldest",
-    "max_item_tokens": None,
-    "duplicates": "allow",
-    "top_k": 2,
-}
-
-
-class Echo:
-    """Answers with everything it was given, newest last, so a score can be read off by eye."""
-
-    name = settings = "echo"
-
-    def query(self, question: str, data_source: str) -> str:
-        return question
-
-    def read(self, tasks):
-        return [
-            Reading(" ".join(content for _, content in task.items), tuple(i for i, _ in task.items))
-            for task in tasks
-        ]
-
-
-class Guess(Echo):
-    """Echoes, but has a guess where it was given nothing, which is right for some questions."""
-
-    name = settings = "guess"
-
-    def read(self, tasks):
-        return [
-            reading if reading.used else dataclasses.replace(reading, answer="rome")
-            for reading in super().read(tasks)
-        ]
-
-
-def asked(name: str, text: str, *answers: str, evidence: int = 1) -> Question:
-    return Question(name, text, answers, "planted", evidence_steps=(evidence,))
 
 
 def from_nothing(agent: Echo, asked_: list[Question]) -> float:
@@ -89,55 +63,6 @@ def from_nothing(agent: Echo, asked_: list[Question]) -> float:
         for question, reading in zip(asked_, readings, strict=True)
     )
     return math.fsum(scores) / len(scores) if scores else 0.0
-
-
-def recorded_steps(
-    steps: list[list[Operation]],
-    questions: list[Question],
-    settings: dict | None = None,
-    rollout: int = 0,
-    chunk_scores: list[float | None] | None = None,
-    agent: Echo | None = None,
-) -> Trajectory:
-    """Apply operations and ask the questions at the end, with the echo agent or another."""
-    agent = agent or Echo()
-    settings = PLAYED_WITH | (settings or {})
-    top_k = settings["top_k"]
-    memory = FlatMemory(**{name: value for name, value in settings.items() if name != "top_k"})
-    one = played(memory, steps).trajectory
-    index = BM25Retriever.from_items(memory.items)
-    inquiry = Inquiry(questions, memory, index, len(steps))
-    (answers,) = answer_questions([inquiry], agent, top_k)
-    done = [
-        dataclasses.replace(
-            step,
-            chunk_questions=()
-            if value is None
-            else (
-                AnsweredQuestion(asked(f"c-{step.step}", "?", "a"), step.step, (), "", None, value),
-            ),
-        )
-        for step, value in zip(one.steps, chunk_scores or [None] * len(steps), strict=True)
-    ]
-    return dataclasses.replace(
-        one,
-        steps=tuple(done),
-        questions=answers,
-        rollout=rollout,
-        metadata={"rollout": settings, "agent_settings": agent.settings},
-    )
-
-
-def insert(content: str) -> Operation:
-    return Operation("INSERT", content)
-
-
-HOME = asked("q-1", "mia lives where", "rome")
-PETS = asked("q-2", "ana keeps which pets", "cats and dogs", evidence=2)
-
-
-def known(values) -> list[float]:
-    return [value for value in values if value is not None]
 
 
 # ---- examples by hand ----------------------------------------------------------------------------
@@ -365,40 +290,6 @@ def test_the_weight_of_attributed_dense_outlives_standardising():
 
 
 # ---- what each rule conserves --------------------------------------------------------------------
-
-questions = st.lists(
-    st.sampled_from(
-        [
-            asked("q-1", "mia lives", "rome"),
-            asked("q-2", "ana sails", "ana", "oslo"),
-            asked("q-3", "cats in the", "cats"),
-            asked("q-4", "oslo"),  # nobody can score the last
-        ]
-    ),
-    min_size=1,
-    max_size=4,
-    unique=True,
-)
-
-
-@st.composite
-def groups(draw: st.DrawFn, size: int = 1, agent: Echo | None = None) -> list[Trajectory]:
-    """Rollouts of one instance, of random operations."""
-    settings = draw(MEMORY_SETTINGS) | {"top_k": draw(st.integers(1, 6))}
-    rows = draw(st.lists(STEPS.filter(bool), min_size=size, max_size=size))
-    length = min(map(len, rows))
-    scores = st.lists(st.sampled_from([1.0, 0.5, 0.0, None]), min_size=length, max_size=length)
-    here = draw(questions)
-    return [
-        recorded_steps(row[:length], here, settings, rollout, [1.0, *draw(scores)[1:]], agent)
-        for rollout, row in enumerate(rows)
-    ]
-
-
-single = st.sampled_from([Echo(), Guess()]).flatmap(
-    lambda agent: st.tuples(groups(agent=agent).map(lambda group: group[0]), st.just(agent))
-)
-"""A trajectory and the agent that answered it; one of them scores even on an empty memory."""
 
 
 @quick
@@ -628,8 +519,9 @@ def test_what_the_outcome_read_is_never_read_again(name):
     alone, below = Watch(reader_for([planted_stream(5)])), Watch(reader_for([planted_stream(5)]))
     RULES[name].function(one, agent=alone, **extra)
     counted = assign(name, one, agent=MemoisedAgent(below), **extra)
-    assert counted.calls_asked == len(alone.asked)
-    assert counted.calls_made == len(below.asked)
+    played_ = rules.calls_while_playing(name, [one])[0]
+    assert counted.calls_asked - played_ == len(alone.asked)
+    assert counted.calls_made - counted.calls_played == len(below.asked)
     assert set(below.asked) == set(alone.asked) - set(outcome.asked)
     if "replay" in RULES[name].arguments and name != "potential":  # some step moved no evidence
         assert set(alone.asked) & set(outcome.asked)
@@ -679,6 +571,10 @@ def test_no_rule_asks_for_more_than_its_card_says():
         "potential": len(probes) * t,
         "two-sided-evidence": n * len(group),
         "slot-price": n * len(group),
+        "value-difference": n * t,
+        "igpo": n * t,
+        "delta-belief": n * t,
+        "csr-later": chunk * t,
     }
     for name, rule in RULES.items():
         there = {"agent": reader_for([planted_stream(5)]), "group": group, "probes": probes}
@@ -923,14 +819,16 @@ def test_every_rule_says_what_is_missing_and_what_to_do():
                 "a global question",
             )
             for name in RULES
-            if name != "csr"
+            if name not in ("csr", "csr-later")
         ),
         ("csr", unchunked, {}, "chunk questions"),
+        ("csr-later", unchunked, agent, "chunk questions"),
         ("attributed-dense", unchunked, {"group": [unchunked]}, "chunk questions"),
         ("mt-grpo", unchunked, {"group": [unchunked]}, "chunk questions"),
         ("eara-used", nameless, {}, "name the items they used"),
         ("hindsight", untold, {"group": [untold]}, "evidence steps"),
         ("step-loo", silent, agent, "settings it was played with"),
+        ("value-difference", silent, agent, "settings it was played with"),
         ("owen", changed, agent, "operations that lead to its final memory"),
         ("potential", unknown, agent | {"probes": [HOME]}, "retriever is 'sparse'"),
         ("potential", good, agent | {"probes": [asked("q", "who")]}, "probe question that can be"),
@@ -952,7 +850,7 @@ def test_an_agent_that_fails_is_no_score_of_zero():
             return [Reading(None, ()) for _ in tasks]
 
     good, _ = group_of_two()
-    for rule in ("evidence-loo", "step-loo", "owen"):
+    for rule in ("evidence-loo", "step-loo", "owen", "value-difference"):
         with pytest.raises(ValueError, match="reasoning agent failed"):
             assign(rule, good, agent=Failing())
     with pytest.raises(ValueError, match="probe question that can be scored"):

@@ -1,0 +1,201 @@
+"""Rules that ask questions of the memory after a step: what a step changed, and what was kept.
+
+Phi(M) is the mean score of the trajectory's own global questions, read from what is retrieved from
+the memory M. Phi(M_T) is r_global, which is recorded and costs nothing; the memories before it are
+replayed and asked, the empty one too, for a reader may guess. A step's gain is
+``delta_t = Phi(M_t) - Phi(M_{t-1})``.
+
+Differs from the papers: IGPO (arXiv 2510.14967) and delta-belief (arXiv 2602.12342) measure how
+much a turn raised the policy's own probability of the gold answer. Here another model answers, from
+what is retrieved, and a trajectory has n questions instead of one, whose gains are averaged. Both
+are for agents that see the question; a manager that is paid for the global questions after every
+step is paid, in training, for what it cannot know. IGPO normalises gains and outcomes apart before
+it sums them with a discount; that is the business of the reward scheme, so `information_gain` sums
+them as they are. Delta-belief clips per turn; with n questions, each of which has a belief of its
+own, gains are clipped per question, and a loss on one does not hide behind a gain on another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from finemem_lib.credit.needs import (
+    Credit,
+    answered_again,
+    mean_of_known,
+    need_questions,
+)
+from finemem_lib.credit.recorded import chunk_step_reward
+from finemem_lib.credit.replay import Replayer
+from finemem_lib.reading import ReasoningAgent
+from finemem_lib.trajectory import Trajectory
+
+
+def value_difference(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    lambda_: float = 1.0,
+    replay: Replayer | None = None,
+) -> Credit:
+    """Return ``sum_{u >= t} lambda^(u-t) delta_u``, where ``delta_u = Phi(M_u) - Phi(M_{u-1})``.
+
+    At lambda 1 this is ``r_global - Phi(M_{t-1})``, the value still to come; at lambda 0 it is the
+    gain delta_t, and the sum over the steps is ``r_global - Phi(M_0)``. `None` where r_global is.
+    Source: the return TD(lambda) on the potential of Ng, Harada and Russell (1999), without a
+    learned value.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        lambda_: Share of the gain of the next step that a step is paid, in [0, 1].
+        replay: Knows scores of this trajectory from other rules; a new one by default.
+
+    Raises:
+        ValueError: `lambda_` is out of range, no global question was asked, the trajectory cannot
+            be replayed, or `agent` is not the one that answered or fails.
+    """
+    gains = _gains(trajectory, agent, lambda_, replay)
+    if gains is None:
+        return [None] * trajectory.num_steps
+    return _returns([_mean(step) for step in gains], lambda_)
+
+
+def information_gain(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    lambda_: float = 0.0,
+    replay: Replayer | None = None,
+) -> Credit:
+    """Return the gain delta_t at steps 1 to T-1 and r_global at step T.
+
+    With lambda above 0, each step is also paid ``lambda^(u-t)`` of what step u is paid. At lambda 0
+    the sum over the steps is ``r_global + Phi(M_{T-1}) - Phi(M_0)``. Source: IGPO (arXiv
+    2510.14967), information gain of a turn and outcome of the last; see "Differs" in this module.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        lambda_: Discount of what later steps are paid, in [0, 1]; the paper's gamma.
+        replay: As in `value_difference`.
+
+    Raises:
+        ValueError: as `value_difference`.
+    """
+    gains = _gains(trajectory, agent, lambda_, replay)
+    if gains is None:
+        return [None] * trajectory.num_steps
+    outcome = _mean([answered.score for answered in trajectory.questions])
+    return _returns([*map(_mean, gains[:-1]), outcome], lambda_)
+
+
+def delta_belief(
+    trajectory: Trajectory, *, agent: ReasoningAgent, replay: Replayer | None = None
+) -> Credit:
+    """Return ``(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))``: gains, and never a loss.
+
+    The sum over the steps is at least ``r_global - Phi(M_0)``, and more by all that was lost on the
+    way. In [0, 1]. Source: delta-belief (arXiv 2602.12342); see "Differs" in this module.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        replay: As in `value_difference`.
+
+    Raises:
+        ValueError: as `value_difference`.
+    """
+    gains = _gains(trajectory, agent, 0.0, replay)
+    if gains is None:
+        return [None] * trajectory.num_steps
+    return [_mean([max(0.0, gain) for gain in step]) for step in gains]
+
+
+def later_chunk_reward(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    delay: int | Literal["end"] = "end",
+    replay: Replayer | None = None,
+) -> Credit:
+    """Return the mean score of the chunk questions of step t, read from M_{t+d} instead of M_t.
+
+    ``M_{t+d}`` is M_T where t + d goes beyond the end. At d = 0 this is the chunk-level step reward
+    as recorded. What a later step pushed out is missed, and a fact that nobody asked for at the end
+    still counts. In [0, 1]; `None` where the step has no chunk question that can be scored. Source:
+    Fine-Mem (arXiv 2601.08435), CSR, with the delay ours.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        delay: d, in steps, at least 0; "end" asks all of them on M_T.
+        replay: As in `value_difference`.
+
+    Raises:
+        ValueError: `delay` is negative, no step was asked a chunk question, the trajectory cannot
+            be replayed, or `agent` is not the one that answered.
+    """
+    if delay != "end" and delay < 0:
+        raise ValueError(f"csr-later: delay is {delay}, expected at least 0 steps or 'end'")
+    credit = chunk_step_reward(trajectory)
+    last = trajectory.num_steps
+    asked = {  # the steps whose questions meet another memory than they met while playing
+        step.step: last if delay == "end" else min(last, step.step + delay)
+        for step in trajectory.steps
+        if step.chunk_questions and delay and step.step < last
+    }
+    if not asked:
+        return credit
+    replay = replay or Replayer(trajectory, agent)
+    rows = replay.ask(
+        [
+            (
+                [one.question for one in trajectory.steps[step - 1].chunk_questions],
+                frozenset(range(after + 1, last + 1)),
+            )
+            for step, after in asked.items()
+        ]
+    )
+    for step, row in zip(asked, rows, strict=True):
+        credit[step - 1] = mean_of_known(row)
+    return credit
+
+
+def _gains(
+    trajectory: Trajectory, agent: ReasoningAgent, lambda_: float, replay: Replayer | None
+) -> list[list[float]] | None:
+    """Return how much every step changed the score of each question; `None` without an outcome."""
+    if not 0 <= lambda_ <= 1:
+        raise ValueError(f"value differences: lambda_ is {lambda_}, expected 0 to 1")
+    need_questions(trajectory)
+    scored = [answered for answered in trajectory.questions if answered.score is not None]
+    if not scored:
+        return None
+    steps = range(1, trajectory.num_steps + 1)
+    rows = (replay or Replayer(trajectory, agent)).scores(
+        [answered.question for answered in scored],
+        [frozenset(steps[after:]) for after in range(trajectory.num_steps)],
+    )
+    values = [[answered_again(value, trajectory) for value in row] for row in rows]
+    values.append([answered.score for answered in scored if answered.score is not None])
+    return [
+        [now - before for now, before in zip(after, earlier, strict=True)]
+        for earlier, after in itertools.pairwise(values)
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known)
+
+
+def _returns(rewards: Sequence[float], lambda_: float) -> Credit:
+    """Return, per step, its reward and the discounted ones of the steps after it."""
+    returns = [0.0]
+    for reward in reversed(rewards):
+        returns.append(reward + lambda_ * returns[-1])
+    return [*reversed(returns[1:])]
