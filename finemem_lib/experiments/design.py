@@ -113,6 +113,15 @@ class Design(FrozenModel):
         own = (regime.seeds or [] for regime in self.regimes.values())
         return list(dict.fromkeys([*self.seeds, *itertools.chain.from_iterable(own)]))
 
+    def variants_in(self, regime: str) -> list[str]:
+        """Return the names of the variants of a regime.
+
+        Args:
+            regime: name of the regime.
+        """
+        named = self.regimes[regime].variants
+        return list(self.variants) if named is None else named
+
     @property
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, so that what is there before the end is balanced.
@@ -134,7 +143,7 @@ class Design(FrozenModel):
             for seed in self.all_seeds
             for name, regime in self.regimes.items()
             if seed in (self.seeds if regime.seeds is None else regime.seeds)
-            for variant in (self.variants if regime.variants is None else regime.variants)
+            for variant in self.variants_in(name)
         ]
 
 

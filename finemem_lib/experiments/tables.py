@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from finemem_lib.evaluation.operation_truth import RIGHT_EDITS, WRONG_EDITS
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments.cells import FAULTY, Cell, CellResult
 from finemem_lib.seeds import stable_seed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Measures = Callable[[CellResult], Mapping[str, Sequence[float]]]
 
@@ -216,18 +220,45 @@ def seed_interval(
 
     Args:
         values: by seed, one value per stream, of equal number.
-        settings: number of resamples, level and seed. The draw depends on the shape only, so that
-            a variant and its difference share random numbers.
+        settings: number of resamples, level and seed.
     """
     rows = np.array([values[seed] for seed in sorted(values)], dtype=float)
-    rng = np.random.default_rng(stable_seed(settings.seed, "experiment", *rows.shape))
-    seeds = rng.integers(len(rows), size=(settings.num_resamples, len(rows), 1))
-    streams = rng.integers(
-        rows.shape[1], size=(settings.num_resamples, len(rows), rows.shape[1]), dtype=np.int32
-    )
-    mean = np.nanmean if np.isnan(rows).any() else np.mean  # the first is several times slower
-    low, high = percentile_ends(mean(rows[seeds, streams], axis=(1, 2)), settings.level)
+    low, high = percentile_ends(hierarchical_draws(rows[None], settings)[:, 0], settings.level)
     return float(np.nanmean(rows)), float(low), float(high)
+
+
+def hierarchical_draws(
+    rows: NDArray[np.float64], settings: BootstrapSettings
+) -> NDArray[np.float64]:
+    """Return bootstrap draws of the mean of every row, all at the same seeds and streams.
+
+    Each draw takes as many seeds as there are, with replacement, and within each drawn seed as many
+    streams. Source: Davison and Hinkley (1997), section 3.8.
+
+    Args:
+        rows: rows x seeds x streams; a stream that is not a number in any row is left out.
+        settings: number of resamples and seed. The draw depends on the number of seeds and streams
+            only, so that all comparisons share random numbers.
+
+    Returns:
+        Draws x rows.
+    """
+    num_rows, n, k = rows.shape
+    rng = np.random.default_rng(stable_seed(settings.seed, "experiment", n, k))
+    seeds = rng.integers(n, size=(settings.num_resamples, n, 1)).ravel()
+    streams = rng.integers(k, size=(settings.num_resamples, n, k), dtype=np.int32).reshape(-1, k)
+    places = streams + np.arange(len(seeds))[:, None] * k
+    counts = np.bincount(places.ravel(), minlength=places.size).reshape(-1, k).astype(float)
+    known = np.asarray(~np.isnan(rows).any(axis=0))
+    values = np.where(known, rows, 0.0)
+    sums, number = np.empty((len(seeds), num_rows)), np.empty(len(seeds))
+    for seed in range(n):
+        drawn = counts[seeds == seed]
+        sums[seeds == seed] = drawn @ values[:, seed].T
+        number[seeds == seed] = drawn @ known[seed]
+    means: NDArray[np.float64] = sums.reshape(-1, n, num_rows).sum(axis=1)
+    means /= number.reshape(-1, n).sum(axis=1)[:, None]
+    return means
 
 
 def format_interval(row: ExperimentRow) -> str:

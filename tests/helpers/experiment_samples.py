@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS
 from finemem_lib.experiments.cells import Cell, CellResult, HeldOut
+from finemem_lib.experiments.design import Design
 
 SCHEMES = ("outcome-only", "+CSR", "+EARA", "Fine-Mem")
 
@@ -66,4 +68,49 @@ def grid(poison=""):
                         updates=12,
                     )
                 )
+    return made
+
+
+def arena_design(**fields: Any) -> Design:
+    """Return a design of three variants in two regimes, two of them baselines, six seeds."""
+    return Design(
+        **{
+            "description": "Three rules side by side",
+            "baselines": ["outcome-only", "Fine-Mem"],
+            "regimes": {"short": {"capacity": 12}, "long": {"num_chunks": 24}},
+            "variants": {name: {"scheme": name} for name in ("outcome-only", "Fine-Mem", "+CSR")},
+            "seeds": list(range(20, 26)),
+            "primary": ["accuracy, greedy", "accuracy, first 10 updates"],
+            **fields,
+        }
+    )
+
+
+def arena_results(design: Design, gains: Mapping[str, float], seed: int = 0, streams: int = 16):
+    """Return a result for every cell: a level of the seed and streams that all variants share, a
+    variant's gain, and noise of its own."""
+    shared = {at: np.random.default_rng([seed, at]).uniform(0.3, 0.5, streams) for at in range(99)}
+    made = []
+    for place, of in enumerate(design.cells):
+        rng = np.random.default_rng([seed, 7, place])
+        own = rng.normal(0, 0.01) + rng.normal(0, 0.03, streams)
+        accuracy = (shared[of.seed] + gains.get(of.variant, 0.0) + own).tolist()
+        columns = {
+            "accuracy": accuracy,
+            "memory_tokens": [30] * streams,
+            "memory_items": [8] * streams,
+            "valid_share": [1.0] * streams,
+            **{name: [1] * streams for name in OPERATION_TRUTHS},
+        }
+        test = HeldOut(chunks=of.num_chunks, temperature=1.0, columns=columns)
+        made.append(
+            result(
+                of,
+                episodes=[accuracy[:8]] * 12,
+                updates=12,
+                tests={"sampled": test, "greedy": test},
+                seconds={"training": 9.0, "testing": 1.0, "training_cpu": 8.0 + place % 3},
+            )
+        )
+        made[-1].curve["reader_calls"] = [10.0 * (of.scheme != "outcome-only")] * 12
     return made

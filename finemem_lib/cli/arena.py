@@ -1,0 +1,81 @@
+"""`finemem arena`: print which rule of credit is beaten where, from the rows of the experiment."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.util.console import EXIT_CODES, UsageError, plain, positive, print_table
+from finemem_lib.util.provenance import repository_root
+
+DESIGN = "arena.design.yaml"
+
+
+def add_command(commands: Any) -> None:
+    """Add `finemem arena` to the command line.
+
+    Args:
+        commands: The subparsers of the command line.
+    """
+    arena = commands.add_parser("arena", help="compare the rules of credit that were trained")
+    arena.set_defaults(command=arena_command)
+    arena.add_argument(
+        "--rows",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="rows of `finemem sweep` (default: data/experiments/arena*.jsonl)",
+    )
+    arena.add_argument(
+        "--design",
+        type=Path,
+        metavar="FILE",
+        help=f"what was planned (default: data/experiments/{DESIGN})",
+    )
+    arena.add_argument(
+        "--resamples", type=positive, metavar="N", help="draws of the bootstrap (default: 10,000)"
+    )
+    arena.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def arena_command(options: argparse.Namespace) -> int:
+    """Print the tables of the arena.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: the design or the rows cannot be read, or there are too few resamples.
+    """
+    from finemem_lib.evaluation.tables import BootstrapSettings
+    from finemem_lib.experiments.arena import (
+        RESAMPLES,
+        arena,
+        arena_json,
+        arena_notes,
+        arena_tables,
+    )
+    from finemem_lib.experiments.design import load_design
+    from finemem_lib.experiments.rows import read_rows
+
+    folder = repository_root() / "data" / "experiments"
+    files = options.rows or sorted(folder.glob("arena*.jsonl"))
+    try:
+        found = arena(
+            [row for file in files for row in read_rows(file)],
+            load_design(options.design or folder / DESIGN),
+            BootstrapSettings(num_resamples=options.resamples or RESAMPLES),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.json:
+        print(json.dumps(arena_json(found)))
+        return EXIT_CODES["ok"]
+    print(found.design.description)
+    for title, rows in arena_tables(found).items():
+        print(f"\n{title}")
+        print_table(rows)
+    print("", *map(plain, arena_notes(found)), sep="\n")
+    return EXIT_CODES["ok"]

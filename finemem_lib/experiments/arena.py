@@ -1,0 +1,546 @@
+"""Judge the variants of a design against each other: means, intervals, ranks, verdicts.
+
+Equal seeds mean equal streams, so variants are compared in pairs on the seeds that both have.
+Differs from the paper, which reports one run of each method without intervals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finemem_lib.evaluation.intervals import (
+    expanded_level,
+    holm,
+    interval_text,
+    percentile_ends,
+)
+from finemem_lib.evaluation.tables import BootstrapSettings
+from finemem_lib.experiments.cells import Cell, CellResult
+from finemem_lib.experiments.design import Design
+from finemem_lib.experiments.tables import hierarchical_draws, measures
+
+RESAMPLES = 10_000
+
+STATUSES = ("not beaten", "open", "beaten")
+
+NOT_BEATEN = (
+    "in no regime and no primary measure is the interval of the difference to {} below zero."
+)
+
+Values = Mapping[str, Mapping[int, Sequence[float]]]
+"""By variant and seed, one value per stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One measure of one variant in one regime.
+
+    Attributes:
+        value: mean over the seeds and their streams; `low` and `high` bound its interval.
+        seeds: the seeds behind it.
+        rank: 1 for the greatest mean, over the seeds that all variants in the regime have; `None`
+            where they share none.
+        reader_calls: calls of the reader that credit asked for while one cell was trained, beyond
+            those of the outcome; mean over cells, `None` where they were not counted.
+        cpu_seconds: the processor's seconds to train one cell, likewise.
+        beaten_by: variants above it with a corrected p-value below ``1 - level``.
+        trusted: whether the seeds are enough for the interval (see `enough_seeds`).
+    """
+
+    regime: str
+    variant: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    rank: int | None
+    reader_calls: float | None
+    cpu_seconds: float | None
+    beaten_by: tuple[str, ...]
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The paired difference ``variant - other`` in one measure and regime.
+
+    Attributes:
+        seeds: the seeds that both have; without any, the numbers are `None`.
+        difference: mean over these seeds and their streams; `low` and `high` bound its interval.
+        p: of no difference, two-sided; `None` with fewer than two seeds.
+        corrected: p, corrected within its family.
+        trusted: whether the seeds are enough for the interval (see `enough_seeds`).
+    """
+
+    regime: str
+    measure: str
+    variant: str
+    other: str
+    seeds: tuple[int, ...] = ()
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    corrected: float | None = None
+    trusted: bool = False
+
+    def of(self, variant: str) -> Comparison:
+        """Return the comparison as one of this variant with the other.
+
+        Args:
+            variant: one of the two.
+        """
+        if variant == self.variant:
+            return self
+        difference, low, high = (
+            None if value is None else -value for value in (self.difference, self.high, self.low)
+        )
+        return dataclasses.replace(
+            self, variant=variant, other=self.variant, difference=difference, low=low, high=high
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a variant is beaten by a baseline.
+
+    Attributes:
+        below: comparisons with a baseline whose whole interval is below zero.
+        above: comparisons with a baseline whose whole interval is above zero.
+        level: comparisons whose interval holds zero.
+        missing: comparisons of the design that could not be made.
+    """
+
+    variant: str
+    below: tuple[Comparison, ...]
+    above: tuple[Comparison, ...]
+    level: tuple[Comparison, ...]
+    missing: tuple[Comparison, ...]
+
+    @property
+    def status(self) -> str:
+        """One of "beaten", "not beaten", and "open" where that depends on what is missing."""
+        return "beaten" if self.below else "open" if self.missing else "not beaten"
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the intervals that decide the status are over enough seeds."""
+        return all(one.trusted for one in self.below or self.above + self.level)
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """What the results say of a design.
+
+    Attributes:
+        design: what was planned.
+        level: coverage of the intervals.
+        standings: one for each measure, regime and variant with results, by rank.
+        comparisons: of all pairs of the design's families, made or not.
+        verdicts: one per variant.
+        missing: cells of the design without a result.
+        foreign: number of results that are of no cell of the design.
+    """
+
+    design: Design
+    level: float
+    standings: tuple[Standing, ...]
+    comparisons: tuple[Comparison, ...]
+    verdicts: tuple[Verdict, ...]
+    missing: tuple[Cell, ...]
+    foreign: int
+
+
+def arena(
+    results: Iterable[CellResult], design: Design, settings: BootstrapSettings | None = None
+) -> Arena:
+    """Return every variant's standing in every regime, and which are beaten by the baselines.
+
+    Intervals are percentiles of a bootstrap over seeds and then over streams within each drawn seed
+    (`tables.hierarchical_draws`), at the level that makes up for few seeds (`expanded_level`); with
+    one seed they are over streams only. p is Student's t of the mean difference over its bootstrap
+    standard error, with n - 1 degrees of freedom for n seeds, and corrected over all comparisons of
+    the family that are planned, those not made yet included.
+
+    Args:
+        results: rows of any number of files; of equal cells the last one counts.
+        design: variants, regimes, seeds and how they are judged.
+        settings: number of resamples, level and seed of the bootstrap; 10,000 resamples by default.
+    """
+    settings = settings or BootstrapSettings(num_resamples=RESAMPLES)
+    planned = {(cell.regime, cell.variant, cell.seed): cell for cell in design.cells}
+    found: dict[tuple[str, str, int], CellResult] = {}
+    foreign = 0
+    for result in results:
+        place = (result.cell.regime, result.cell.variant, result.cell.seed)
+        if planned.get(place) == result.cell:
+            found[place] = result
+        else:
+            foreign += 1
+    values: defaultdict[tuple[str, str], dict[str, dict[int, list[float]]]]
+    values = defaultdict(lambda: {variant: {} for variant in design.variants})
+    for (regime, variant, seed), result in found.items():
+        for measure, streams in measures(result).items():
+            values[measure, regime][variant][seed] = streams
+    draws = {
+        (measure, regime): _Draws(values[measure, regime], settings)
+        for measure in design.primary
+        for regime in design.regimes
+    }
+    comparisons = _corrected(
+        [draws[pair.measure, pair.regime].compare(pair) for pair in _pairs(design)], design.family
+    )
+    return Arena(
+        design=design,
+        level=settings.level,
+        standings=tuple(_standings(draws, comparisons, found)),
+        comparisons=tuple(comparisons),
+        verdicts=tuple(_verdict(name, comparisons, design.baselines) for name in design.variants),
+        missing=tuple(cell for place, cell in planned.items() if place not in found),
+        foreign=foreign,
+    )
+
+
+def enough_seeds(seeds: int, level: float = 0.95) -> bool:
+    """Return whether the range of so many seeds covers the truth as often as `level` asks.
+
+    Where seeds differ much more than streams, no percentile interval is wider than the range of
+    the seeds, which misses the middle of their distribution with chance ``2^(1 - n)``.
+
+    Args:
+        seeds: n.
+        level: coverage of the interval.
+
+    >>> [n for n in range(9) if enough_seeds(n)]
+    [6, 7, 8]
+    """
+    return seeds > 0 and 1 - 2.0 ** (1 - seeds) >= level
+
+
+def arena_tables(of: Arena) -> dict[str, list[tuple[str, ...]]]:
+    """Return the tables as text: one per measure, then "verdict", each with its header first.
+
+    A star marks an interval over too few seeds.
+
+    Args:
+        of: what `arena` returned.
+    """
+    head = ("regime", "rule", "rank", "mean", "seeds", "reader calls", "CPU seconds", "beaten by")
+    tables: dict[str, list[tuple[str, ...]]] = {measure: [head] for measure in of.design.primary}
+    for one in of.standings:
+        tables[one.measure].append(
+            (
+                one.regime,
+                one.variant,
+                "–" if one.rank is None else str(one.rank),
+                interval_text(one.value, one.low, one.high) + "*" * (not one.trusted),
+                seeds_text(one.seeds),
+                *("–" if n is None else f"{n:.0f}" for n in (one.reader_calls, one.cpu_seconds)),
+                ", ".join(one.beaten_by) or "–",
+            )
+        )
+    against = " or ".join(of.design.baselines)
+    verdicts: list[tuple[str, ...]] = [
+        ("rule", "verdict", f"below {against}", "above", "level", "missing")
+    ]
+    for verdict in sorted(of.verdicts, key=lambda one: STATUSES.index(one.status)):
+        verdicts.append(
+            (
+                verdict.variant,
+                verdict.status + "*" * (not verdict.trusted),
+                "; ".join(map(_comparison_text, verdict.below)) or "–",
+                *(str(len(part)) for part in (verdict.above, verdict.level, verdict.missing)),
+            )
+        )
+    return tables | {"verdict": verdicts}
+
+
+def arena_notes(of: Arena) -> list[str]:
+    """Return in sentences what the tables rest on, what is missing, and how to read them.
+
+    Args:
+        of: what `arena` returned.
+    """
+    design = of.design
+    planned = len(design.cells)
+    by_place: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for cell in of.missing:
+        by_place[cell.regime, cell.variant].append(cell.seed)
+    gaps = [
+        f"{regime}, {variant}: seeds {seeds_text(seeds)}"
+        for (regime, variant), seeds in by_place.items()
+    ]
+    few = sorted({len(one.seeds) for one in of.standings if not one.trusted})
+    apart = " and ".join(design.family)
+    notes = [
+        f"{planned - len(of.missing)} of {planned} cells have a row; missing: "
+        f"{'; '.join(gaps) or 'none'}.",
+        f"Intervals ({of.level:.0%}) are over seeds, then streams within each seed. Rules are "
+        "compared in pairs on the seeds that both have.",
+        f'"Beaten by" names rules with a greater mean and p < {1 - of.level:.2g} after Holm\'s '
+        f"correction over {len(of.comparisons)} comparisons"
+        + (f", one family for each {apart}" if apart else "")
+        + ("." if design.pairs == "all" else "; only pairs with a baseline are compared."),
+        f'"Not beaten": {design.not_beaten or NOT_BEATEN.format(" or ".join(design.baselines))}',
+    ]
+    if few:
+        notes.append(
+            f"* {' or '.join(map(str, few))} seeds are too few: where seeds differ more than "
+            f"streams, an interval over n seeds covers at most 1 - 2^(1-n)."
+        )
+    if of.foreign:
+        notes.append(f"{of.foreign} rows are of no cell of the design and were left out.")
+    return notes
+
+
+def arena_json(of: Arena) -> dict[str, Any]:
+    """Return everything as plain JSON.
+
+    Args:
+        of: what `arena` returned.
+    """
+    return {
+        "design": of.design.model_dump(mode="json"),
+        "level": of.level,
+        "cells": {
+            "planned": len(of.design.cells),
+            "missing": [
+                {"regime": cell.regime, "variant": cell.variant, "seed": cell.seed}
+                for cell in of.missing
+            ],
+            "foreign": of.foreign,
+        },
+        "standings": [dataclasses.asdict(one) for one in of.standings],
+        "comparisons": [dataclasses.asdict(one) for one in of.comparisons],
+        "verdicts": [
+            {**dataclasses.asdict(one), "status": one.status, "trusted": one.trusted}
+            for one in of.verdicts
+        ],
+    }
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return seeds in short.
+
+    >>> seeds_text([20, 21, 22, 25])
+    '20-22, 25'
+    """
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _comparison_text(one: Comparison) -> str:
+    gap = interval_text(one.difference, one.low, one.high, "+.3f") + "*" * (not one.trusted)
+    return f"{one.regime}, {one.measure.removeprefix('accuracy, ')}: {gap} to {one.other}"
+
+
+class _Draws:
+    """Bootstrap draws of the variants of one regime in one measure, each set of seeds once."""
+
+    def __init__(self, values: Values, settings: BootstrapSettings) -> None:
+        self.values = {variant: by_seed for variant, by_seed in values.items() if by_seed}
+        self.level = settings.level
+        self._settings = settings
+        self._draw = functools.cache(self._draw_once)
+
+    def _draw_once(
+        self, seeds: tuple[int, ...], streams: int
+    ) -> dict[str, tuple[float, np.ndarray]]:
+        """Return the mean and the draws of every variant that has these seeds."""
+        rows = {
+            variant: [by_seed[seed] for seed in seeds]
+            for variant, by_seed in self.values.items()
+            if all(len(by_seed.get(seed, ())) == streams for seed in seeds)
+        }
+        stacked = np.array(list(rows.values()), dtype=float)
+        stacked[:, np.isnan(stacked).any(axis=0)] = math.nan
+        drawn = hierarchical_draws(stacked, self._settings)
+        return {
+            variant: (float(np.nanmean(stacked[place])), drawn[:, place])
+            for place, variant in enumerate(rows)
+        }
+
+    def interval(self, variant: str) -> tuple[tuple[int, ...], float, float, float]:
+        """Return the seeds of a variant, its mean, and the ends of its interval."""
+        seeds = tuple(sorted(self.values[variant]))
+        mean, draws = self._draw(seeds, len(self.values[variant][seeds[0]]))[variant]
+        return seeds, mean, *self._ends(draws, len(seeds))
+
+    def compare(self, pair: Comparison) -> Comparison:
+        """Return a pair with its numbers, or as it is where the two share no seed."""
+        ours, others = (self.values.get(name, {}) for name in (pair.variant, pair.other))
+        seeds = tuple(seed for seed in sorted(ours) if len(ours[seed]) == len(others.get(seed, ())))
+        if not seeds:
+            return pair
+        drawn = self._draw(seeds, len(ours[seeds[0]]))
+        (ours_mean, ours_draws), (other_mean, other_draws) = drawn[pair.variant], drawn[pair.other]
+        difference, draws = ours_mean - other_mean, ours_draws - other_draws
+        low, high = self._ends(draws, len(seeds))
+        return dataclasses.replace(
+            pair,
+            seeds=seeds,
+            difference=difference,
+            low=low,
+            high=high,
+            p=_p_value(difference, draws, len(seeds)),
+            trusted=enough_seeds(len(seeds), self.level),
+        )
+
+    def _ends(self, draws: np.ndarray, seeds: int) -> tuple[float, float]:
+        level = expanded_level(self.level, seeds) if seeds > 1 else self.level
+        low, high = percentile_ends(draws, level)
+        return float(low), float(high)
+
+    def ranks(self) -> dict[str, int | None]:
+        """Return the rank of every variant over the seeds that all of them have."""
+        shared = set.intersection(*(set(by_seed) for by_seed in self.values.values()))
+        if not shared:
+            return dict.fromkeys(self.values)
+        means = {
+            variant: np.nanmean([value for seed in shared for value in by_seed[seed]])
+            for variant, by_seed in self.values.items()
+        }
+        return {
+            variant: 1 + int(sum(other > mean for other in means.values()))
+            for variant, mean in means.items()
+        }
+
+
+def _p_value(difference: float, draws: np.ndarray, seeds: int) -> float | None:
+    from scipy.special import stdtr
+
+    if seeds < 2:
+        return None
+    error = float(np.std(draws)) * math.sqrt(seeds / (seeds - 1))
+    if error <= 1e-12:  # the same difference on every stream, up to rounding
+        return float(abs(difference) <= 1e-12)
+    return float(2 * stdtr(seeds - 1, -abs(difference) / error))
+
+
+def _pairs(design: Design) -> list[Comparison]:
+    """Return the planned comparisons without numbers; a baseline is the second of its pair."""
+    order = [name for name in design.variants if name not in design.baselines]
+    order += reversed(design.baselines)
+    return [
+        Comparison(regime, measure, variant, other)
+        for measure in design.primary
+        for regime in design.regimes
+        for variant, other in itertools.combinations(order, 2)
+        if {variant, other} <= set(design.variants_in(regime))
+        if design.pairs == "all" or other in design.baselines
+    ]
+
+
+def _corrected(comparisons: Sequence[Comparison], family: Iterable[str]) -> list[Comparison]:
+    members: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, one in enumerate(comparisons):
+        members[tuple(getattr(one, field) for field in family)].append(place)
+    corrected = {
+        place: p
+        for places in members.values()
+        for place, p in zip(places, holm([comparisons[place].p for place in places]), strict=True)
+    }
+    return [
+        dataclasses.replace(one, corrected=corrected[place])
+        for place, one in enumerate(comparisons)
+    ]
+
+
+def _standings(
+    draws: Mapping[tuple[str, str], _Draws],
+    comparisons: Iterable[Comparison],
+    found: Mapping[tuple[str, str, int], CellResult],
+) -> Iterable[Standing]:
+    costs = _costs(found)
+    for (measure, regime), drawn in draws.items():
+        if not drawn.values:
+            continue
+        here = [one for one in comparisons if (one.measure, one.regime) == (measure, regime)]
+        standings = []
+        for variant, rank in drawn.ranks().items():
+            seeds, mean, low, high = drawn.interval(variant)
+            beaten_by = tuple(
+                one.other
+                for pair in here
+                if variant in (pair.variant, pair.other)
+                for one in [pair.of(variant)]
+                if (one.difference or 0) < 0
+                and one.corrected is not None
+                and one.corrected < 1 - drawn.level
+            )
+            standings.append(
+                Standing(
+                    regime,
+                    variant,
+                    measure,
+                    mean,
+                    low,
+                    high,
+                    seeds,
+                    rank,
+                    *costs[regime, variant],
+                    beaten_by,
+                    enough_seeds(len(seeds), drawn.level),
+                )
+            )
+        yield from sorted(standings, key=lambda one: one.rank or 0)
+
+
+def _costs(
+    found: Mapping[tuple[str, str, int], CellResult],
+) -> dict[tuple[str, str], tuple[float | None, float | None]]:
+    """Return reader calls and processor seconds of a cell, by regime and variant."""
+    of: defaultdict[tuple[str, str], list[CellResult]] = defaultdict(list)
+    for (regime, variant, _), result in found.items():
+        of[regime, variant].append(result)
+    return {
+        place: (
+            _mean(
+                sum(calls or 0 for calls in one.curve["reader_calls"])
+                for one in cells
+                if "reader_calls" in one.curve
+            ),
+            _mean(one.seconds["training_cpu"] for one in cells if "training_cpu" in one.seconds),
+        )
+        for place, cells in of.items()
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return math.fsum(known) / len(known) if known else None
+
+
+def _verdict(variant: str, comparisons: Iterable[Comparison], baselines: Sequence[str]) -> Verdict:
+    with_baselines = [
+        one
+        for pair in comparisons
+        if variant in (pair.variant, pair.other)
+        for one in [pair.of(variant)]
+        if one.other in baselines
+    ]
+    made = [one for one in with_baselines if one.low is not None and one.high is not None]
+    below = tuple(one for one in made if (one.high or 0) < 0)
+    above = tuple(one for one in made if (one.low or 0) > 0)
+    return Verdict(
+        variant,
+        below,
+        above,
+        tuple(one for one in made if one not in below + above),
+        tuple(one for one in with_baselines if one not in made),
+    )
