@@ -298,7 +298,7 @@ RULES: dict[str, Rule] = {
     "igpo": Rule(
         information_gain,
         "reward",
-        "Phi(M_t) - Phi(M_{t-1}), at T: r_global; with lambda, of later steps too",
+        "sum_{u>=t} lambda^(u-t) g_u, g_u = Phi(M_u) - Phi(M_{u-1}), g_T = r_global",
         "IGPO, arXiv 2510.14967",
         "at lambda = 0, sum over steps = r_global + Phi(M_{T-1}) - Phi(M_0)",
         ("agent", "replay"),

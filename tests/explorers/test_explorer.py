@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import re
 import subprocess
@@ -457,7 +458,9 @@ def by_the_library(rule: str, group: list[Any], agent: Any, switches: dict[str, 
     if "agent" in RULES[rule].arguments:
         offered["agent"] = Counting(agent)  # `assign` makes an own memo for what is none
     if "group" in RULES[rule].arguments:
-        offered |= {"group": group, "scale_rewards": scale}
+        offered["group"] = group
+    if "scale_rewards" in inspect.signature(RULES[rule].function).parameters:
+        offered["scale_rewards"] = scale
     given = [
         assign(rule, one, **offered).credit
         if "agent" in offered  # knows what was read
