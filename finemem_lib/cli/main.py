@@ -117,12 +117,21 @@ def sweep_command(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     folder = Path(options.output)
     check_output_folder(folder)
-    cells = design.cells
+    if unknown := {*(options.regimes or ())} - {*design.regimes}:
+        raise UsageError(
+            f"--regimes has {sorted(unknown)[0]!r}, expected some of {', '.join(design.regimes)}"
+        )
+    cells = [
+        cell
+        for cell in design.cells
+        if (options.regimes is None or cell.regime in options.regimes)
+        and (options.seeds is None or cell.seed in options.seeds)
+    ]
     print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
         # Not once: Python drops an interrupt that arrives while an object is being deleted.
         with interruptible(once=False), StepLog() as log:
-            results, failures = sweep.run_cells(
+            _, failures = sweep.run_cells(
                 cells,
                 folder,
                 jobs=options.jobs,
@@ -137,6 +146,7 @@ def sweep_command(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         raise
+    results = sweep.kept_results(design.cells, folder)  # also those of other regimes and seeds
     _print_effects(experiment_tables.table(results, design.baseline))
     path = folder / f"{Path(options.design).stem.removesuffix('.design')}.jsonl"
     command = f"finemem sweep {Path(options.design).name} --output FOLDER " + (
@@ -242,6 +252,18 @@ def _add_sweep(commands: Any) -> None:
         required=True,
         metavar="FOLDER",
         help="one file per finished cell; those that are there are not run again",
+    )
+    sweep.add_argument(
+        "--regimes",
+        type=lambda text: text.split(","),
+        metavar="NAME[,NAME]",
+        help="only cells of these regimes; rows and table hold all that the folder has",
+    )
+    sweep.add_argument(
+        "--seeds",
+        type=lambda text: [int(seed) for seed in text.split(",")],
+        metavar="N[,N]",
+        help="only cells of these seeds",
     )
     sweep.add_argument(
         "--jobs", type=positive, default=2, metavar="N", help="processes (default: 2)"

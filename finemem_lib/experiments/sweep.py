@@ -85,7 +85,7 @@ def run_cells(
     """
     folder = Path(folder)
     by_key = {cell.key: cell for cell in reversed(cells)}
-    results = {key: _read_result(folder, key) for key in by_key if _file(folder, key).exists()}
+    results = {one.key: one for one in kept_results(list(by_key.values()), folder)}
     todo = {cell.key: cell for cell in cells if cell.key not in results}
     errors: dict[str, str] = {}
 
@@ -115,6 +115,24 @@ def run_cells(
         [results[key].model_copy(update={"cell": cell}) for cell, key in named if key in results],
         [FailedCell(cell, errors[key]) for cell, key in named if key in errors],
     )
+
+
+def kept_results(cells: Sequence[Cell], folder: Path) -> list[CellResult]:
+    """Return the results that a folder holds, in the order of `cells` and under their names.
+
+    Args:
+        cells: What may have been trained.
+        folder: Where results are kept.
+
+    Raises:
+        ValueError: a result in the folder cannot be read.
+    """
+    named = [(cell, cell.key) for cell in cells]
+    return [
+        _read_result(folder, key).model_copy(update={"cell": cell})
+        for cell, key in named
+        if _file(folder, key).exists()
+    ]
 
 
 def _on_processes(cells: dict[str, Cell], jobs: int, run: Run) -> Generator[Attempt]:

@@ -478,6 +478,34 @@ def test_sweep_makes_a_table_and_rows_and_goes_on_from_what_is_there(tmp_path, c
     assert "finemem sweep" in (tmp_path / "out" / "small.json").read_text()
 
 
+def test_sweep_trains_the_regimes_and_seeds_that_are_named_and_keeps_the_rest(tmp_path, capsys):
+    design = tmp_path / "two.yaml"
+    design.write_text(
+        yaml.safe_dump(
+            {
+                "description": "The warm start in two regimes.",
+                "baseline": "start",
+                "common": {"updates": 0, "num_chunks": 2, "held_out": 2},
+                "regimes": {"pressure": {"capacity": 2}, "no limit": {}},
+                "seeds": [0, 1],
+                "variants": {"start": {}},
+            }
+        )
+    )
+    command = ["sweep", str(design), "--output", str(tmp_path / "out"), "--jobs", "1"]
+    assert main.main([*command, "--regimes", "no limit", "--seeds", "1"]) == 0
+    assert main.main([*command, "--regimes", "pressure"]) == 0
+    assert capsys.readouterr().out.count(": done") == 3
+    kept = read_rows(tmp_path / "out" / "two.jsonl")
+    assert {(one.cell.regime, one.cell.seed) for one in kept} == {
+        ("pressure", 0),
+        ("pressure", 1),
+        ("no limit", 1),
+    }
+    assert main.main([*command, "--regimes", "presure"]) == 2
+    assert "--regimes has 'presure', expected some of no limit, pressure" in capsys.readouterr().err
+
+
 def test_sweep_refuses_a_missing_design(tmp_path, capsys):
     command = ["sweep", str(tmp_path / "none.yaml"), "--output", str(tmp_path / "out")]
     assert main.main(command) == console.BAD_USAGE

@@ -7,8 +7,12 @@ import json
 
 import pytest
 
-from finemem_lib.credit.rules import assign
+from finemem_lib.credit.rules import assign, credit_update
+from finemem_lib.data.planted import planted_stream
 from finemem_lib.example import worked_example
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.managers.scripted import InsertAll
+from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.training.schemes import (
     SCHEMES,
@@ -18,6 +22,7 @@ from finemem_lib.training.schemes import (
     scheme_of,
     scheme_record,
     scheme_weights,
+    update_terms,
 )
 
 USED = RewardScheme("used items", {"eara-used": 1.0, "format": 0.5, "compression": "w2"})
@@ -66,6 +71,50 @@ def test_a_rule_may_have_settings_of_its_own():
     assert [row["eara-used"] for row in rows] == list(expected)
 
 
+def test_terms_may_be_standardised_on_their_own_before_they_are_added():
+    """By hand: two rollouts of outcome 0.75 and 0.25 deviate by 0.25 from their mean."""
+    example = worked_example()
+    worse = dataclasses.replace(
+        example,
+        rollout=1,
+        questions=tuple(dataclasses.replace(a, score=a.score / 3) for a in example.questions),
+    )
+    groups = [
+        [example, worse],
+        [dataclasses.replace(one, instance_id="j") for one in (example, worse)],
+    ]
+    for scale, deviation in {"none": 1.0, "group": 0.125**0.5 + 1e-4, "batch": 0.25}.items():
+        scheme = RewardScheme(
+            "apart", {"outcome": 1.0, "format": 1.0}, normalised={"outcome": scale}
+        )
+        found = update_terms(groups, scheme).terms
+        value = found[0][0][0]["outcome"]
+        if scale == "batch":  # all sixteen values, unbiased
+            deviation = (16 * 0.25**2 / 15) ** 0.5 + 1e-4
+        assert value == pytest.approx(0.25 / deviation)
+        assert found[0][1][0]["outcome"] == pytest.approx(-value) and found[1] == found[0]
+        assert found[0][0][0]["format"] == 1.0  # what is not named stays as it is
+
+
+def test_a_rule_sees_the_whole_update_and_its_calls_and_measures_are_reported():
+    agent = reader_for([planted_stream(1)])
+    rollout = RolloutSettings(num_generations=2, capacity=2)
+    groups = play([planted_stream(1), planted_stream(2)], InsertAll(), rollout, agent, 0)
+    scheme = RewardScheme(
+        "price", {"slot-price": 1.0}, rule_settings={"slot-price": {"smoothing": 0.5}}
+    )
+    first = update_terms(groups, scheme, agent=agent)
+    found = credit_update("slot-price", groups, agent=agent)
+    price = first.measures["slot-price/price"]
+    assert price == found.measures["price"] > 0
+    assert first.measures["slot-price/calls_asked"] == found.calls_asked > 0
+    assert [
+        [[step["slot-price"] for step in row] for row in of] for of in first.terms
+    ] == found.credit
+    again = update_terms(groups, scheme, agent=agent, previous={"slot-price/price": 3 * price})
+    assert again.measures["slot-price/price"] == pytest.approx(2 * price)
+
+
 @pytest.mark.parametrize(
     ("terms", "settings", "said"),
     [
@@ -78,6 +127,12 @@ def test_a_rule_may_have_settings_of_its_own():
 def test_an_impossible_scheme_is_refused(terms, settings, said):
     with pytest.raises(ValueError, match=said):
         RewardScheme("mine", terms, settings)
+
+
+def test_only_terms_of_the_scheme_are_normalised_and_by_a_known_scale():
+    for normalised in ({"eara": "group"}, {"chunk": "step"}):
+        with pytest.raises(ValueError, match="expected one of its terms with one of group, batch"):
+            RewardScheme("mine", {"chunk": 1.0}, normalised=normalised)
 
 
 def test_an_unknown_name_lists_the_shipped_schemes():
