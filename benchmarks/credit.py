@@ -39,7 +39,7 @@ from finemem_lib.evaluation.credit_truth import (
     truth_table,
     write_table,
 )
-from finemem_lib.managers.loading import TINY_MANAGER
+from finemem_lib.managers.loading import TINY_MANAGERS
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import MemoryManager, Observation
 from finemem_lib.managers.rollout import RolloutSettings, play
@@ -135,7 +135,7 @@ def main() -> None:
     start, git = time.perf_counter(), git_state(repository_root())
     instances, num_generations = (1, 2) if arguments.quick else (arguments.instances, GENERATIONS)
     managers: list[MemoryManager] = [RandomManager(), CopyingManager()]
-    checkpoint = repository_root() / TINY_MANAGER
+    checkpoint = repository_root() / TINY_MANAGERS["tiny"]
     if not arguments.quick:
         managers.append(load_manager(checkpoint))
     rows = measure(instances, num_generations, arguments.seed, managers)

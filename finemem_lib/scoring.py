@@ -94,12 +94,13 @@ def label_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def word_match(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1.0 when an answer occurs in the reply as whole words (planted streams).
+    """Return 1.0 when all ";"-separated parts of an answer occur as whole words (planted streams).
 
     >>> word_match("Mia lives in Rome", ["rome"]), word_match("Mia met Romeo", ["Rome"])
     (1.0, 0.0)
     """
-    return float(any(_occurs(answer, prediction, edge=" ") for answer in answers))
+    split = [_parts([answer], ";") or [answer] for answer in answers]
+    return float(any(all(_occurs(part, prediction, " ") for part in parts) for parts in split))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -152,6 +153,7 @@ METRICS: dict[str, Metric] = {
 
 SOURCES: dict[str, str] = {
     "planted": "word_match",
+    "planted-paraphrased": "word_match",
     "squad": "substring_match",
     "hotpotqa": "substring_match",
     "perltqa": "part_match",

@@ -186,7 +186,7 @@ def _instances(resolved: Mapping[str, NotebookParameters]) -> list[Instance]:
             ).instances
         except (ValueError, ImportError, OSError) as error:
             raise UsageError(plain(str(error))) from error
-    stream = StreamSettings(num_chunks=made_by.num_chunks)
+    stream = StreamSettings(num_chunks=made_by.num_chunks, world=made_by.world)
     return found or planted_instances("held-out", made_by.max_instances, 0, stream)
 
 
@@ -195,7 +195,7 @@ def _training_instances(
 ) -> Sequence[Instance]:
     """Return the instances that notebook 04 trains on, or planted ones like them."""
     if training.train_on == "planted":
-        stream = StreamSettings(num_chunks=training.num_chunks)
+        stream = StreamSettings(num_chunks=training.num_chunks, world=training.world)
         return planted_instances("train", training.instances_per_update, 0, stream)
     try:
         return held_out_split(instances, training.held_out, training.instances_per_update)[0]

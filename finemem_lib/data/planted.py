@@ -2,15 +2,20 @@
 
 Each chunk mixes fact sentences about people with noise sentences. A fact fills a slot (person,
 attribute) or changes it; a question asks for the latest value of a slot, so the step that wrote
-that value is the step that truly earned the answer. Sentences are short, and noise can be told
-from fact by its first word, because a causal copier of a few layers chooses a sentence by that
-word.
+that value is the step that truly earned the answer. Sentences are short.
+
+There are two worlds. In the plain one noise can be told from fact by its first word, because a
+causal copier of a few layers chooses a sentence by that word, and every question asks for one slot.
+In the paraphrased one facts and noise begin alike and take the same word orders, so that only the
+verb tells them apart, and some questions ask for the slots of two people at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +23,10 @@ from finemem_lib.seeds import generator, stable_seed
 from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question
 
-DATA_SOURCE = "planted"
+World = Literal["plain", "paraphrased"]
+
+DATA_SOURCES: dict[World, str] = {"plain": "planted", "paraphrased": "planted-paraphrased"}
+DATA_SOURCE = DATA_SOURCES["plain"]
 
 NAMES = tuple(
     "Mia Ana Leo Ben Eva Ida Max Tom Zoe Kai Uma Raj Liv Sam Ada Gus Fay Hal Joy Ned Ola Pia Rex "
@@ -31,14 +39,18 @@ class Attribute:
     """One kind of fact.
 
     Attributes:
-        verbs: Verb phrases that state it.
+        verbs: Verb phrases that state it in the plain world.
+        paraphrases: Sentences that state it in the paraphrased world, see `wording`.
         question: What asks for it, with {person}.
-        cue: The word of the question that the verbs are synonyms of.
+        pair_question: What asks for it of two people, with {person} for "Mia and Ana".
+        cue: The word of the questions that the verbs are synonyms of.
         values: The values it can take.
     """
 
     verbs: tuple[str, ...]
+    paraphrases: tuple[str, ...]
     question: str
+    pair_question: str
     cue: str
     values: tuple[str, ...]
 
@@ -46,7 +58,15 @@ class Attribute:
 ATTRIBUTES: dict[str, Attribute] = {
     "home": Attribute(
         verbs=("lives in", "moved to", "settled near"),
+        paraphrases=(
+            "{person} lives in {value}",
+            "{person} moved to {value}",
+            "{person} settled near {value}",
+            "{others} welcome {person} in {value}",
+            "{adverb} {value} houses {person}",
+        ),
         question="Where does {person} live?",
+        pair_question="Where do {person} live?",
         cue="live",
         values=tuple(
             "Rome Oslo Lima Cairo Delhi Paris Quito Tokyo Perth Milan Dakar Turin Seoul Berlin "
@@ -55,7 +75,15 @@ ATTRIBUTES: dict[str, Attribute] = {
     ),
     "study": Attribute(
         verbs=("studies", "researches", "lectures on"),
+        paraphrases=(
+            "{person} studies {value}",
+            "{person} researches {value}",
+            "{person} lectures on {value}",
+            "{others} hear {person} on {value}",
+            "{adverb} {value} occupies {person}",
+        ),
         question="What does {person} study?",
+        pair_question="What do {person} study?",
         cue="study",
         values=tuple(
             "physics law music botany history logic geology optics ethics poetry algebra anatomy "
@@ -64,7 +92,15 @@ ATTRIBUTES: dict[str, Attribute] = {
     ),
     "pet": Attribute(
         verbs=("owns", "adopted", "feeds"),
+        paraphrases=(
+            "{person} owns {value}",
+            "{person} adopted {value}",
+            "{person} feeds {value}",
+            "{others} meet {person} with {value}",
+            "{adverb} {value} obey {person}",
+        ),
         question="Which pet does {person} keep?",
+        pair_question="Which pets do {person} keep?",
         cue="keep",
         values=tuple(
             "cats dogs geese parrots rabbits ponies lizards hamsters turtles ferrets goats finches "
@@ -77,11 +113,68 @@ NOISE_ADVERBS = ("Yesterday", "Once", "Today", "Perhaps")
 NOISE_VERBS = ("visited", "saw", "mentioned", "discussed", "painted", "dreamt about")
 NOISE_SUBJECTS = ("Buses left for", "Trains passed", "Rumours reached", "Letters praised")
 
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    attribute.cue: tuple(verb.split()[0] for verb in attribute.verbs)
-    for attribute in ATTRIBUTES.values()
+ADVERBS = ("Lately", "Finally", "Today", "Apparently")
+OTHERS = ("Friends", "Students", "Neighbours")
+PARAPHRASED_NOISE = (
+    "{person} visited {value}",
+    "{person} saw {value}",
+    "{person} mentioned {value}",
+    "{person} discussed {value}",
+    "{person} painted {value}",
+    "{person} dreamt about {value}",
+    "{others} told {person} about {value}",
+    "{others} asked {person} about {value}",
+    "{adverb} {value} bored {person}",
+    "{adverb} {value} amused {person}",
+)
+"""Noise of the paraphrased world, in the word orders of the facts and as often in each."""
+
+
+def verb_of(template: str) -> str:
+    """Return the word that says what a sentence is about: the first that no placeholder fills.
+
+    >>> verb_of("{others} welcome {person} in {value}")
+    'welcome'
+    """
+    return next(word for word in template.split() if not word.startswith("{"))
+
+
+def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
+    """Return every template twice; the second one that begins with the person has an adverb there.
+
+    >>> with_adverbs(["{person} owns {value}"])
+    ('{person} owns {value}', '{adverb} {person} owns {value}')
+    """
+    return tuple(
+        front + template
+        for template in templates
+        for front in ("", "{adverb} " if template.startswith("{person}") else "")
+    )
+
+
+TEMPLATES: dict[World, dict[str, tuple[str, ...]]] = {
+    "plain": {
+        name: tuple(f"{{person}} {verb} {{value}}" for verb in attribute.verbs)
+        for name, attribute in ATTRIBUTES.items()
+    },
+    "paraphrased": {
+        name: with_adverbs(attribute.paraphrases) for name, attribute in ATTRIBUTES.items()
+    },
 }
-"""The verbs that answer each question: what a reader of this stream may know about English."""
+"""The sentences that state a fact, by world and attribute, see `wording`."""
+
+VERBS: dict[str, dict[str, tuple[str, ...]]] = {
+    DATA_SOURCES[world]: {
+        ATTRIBUTES[name].cue: tuple(dict.fromkeys(map(verb_of, templates)))
+        for name, templates in facts.items()
+    }
+    for world, facts in TEMPLATES.items()
+}
+"""The verbs that answer each question, by data source: what a reader of a stream may know about
+English."""
+
+SYNONYMS = VERBS[DATA_SOURCE]
+"""Those of the plain world."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +189,7 @@ class StreamSettings:
         change_rate: Probability that a fact changes a filled slot instead of filling a new one
             (always when none is free).
         names: Names that the people are drawn from.
+        world: "plain" or "paraphrased", see above.
     """
 
     num_chunks: int = 6
@@ -104,6 +198,7 @@ class StreamSettings:
     max_noise: int = 3
     change_rate: float = 0.4
     names: tuple[str, ...] = NAMES
+    world: World = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +223,10 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
     """Generate one instance of the stream.
 
     The chunk questions of step t ask for the facts of chunk t; the global questions ask for the
-    latest value of every slot ever filled. `metadata["facts"]` holds, per chunk, one record per
-    fact sentence.
+    latest value of every slot ever filled, once each: in the paraphrased world the slots of two
+    people with different values of an attribute are asked together, where there are two, and the
+    answer must hold both values. `metadata["facts"]` holds, per chunk, one record per fact
+    sentence.
 
     Args:
         seed: The same seed and settings give the same instance on every machine.
@@ -150,7 +247,8 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
     chunks, chunk_questions, facts_by_chunk = [], [], []
     for step in range(1, settings.num_chunks + 1):
         facts = _facts(rng, settings, people, state, step)
-        noise = [_noise(rng, people) for _ in range(rng.randint(1, settings.max_noise))]
+        number = rng.randint(1, settings.max_noise)
+        noise = [noise_sentence(rng, people, settings.world) for _ in range(number)]
         lines = [fact.sentence for fact in facts] + noise
         rng.shuffle(lines)
         text = " ".join(f"{line}." for line in lines)
@@ -158,19 +256,27 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
         chunk_questions.append(
             tuple(
                 _question(
-                    f"chunk-{step}-{number}", fact.person, fact.attribute, fact.value, step, step
+                    f"chunk-{step}-{number}",
+                    fact.attribute,
+                    {fact.person: (fact.value, step)},
+                    settings.world,
+                    step,
                 )
                 for number, fact in enumerate(facts, start=1)
             )
         )
         facts_by_chunk.append([dataclasses.asdict(fact) for fact in facts])
+    asked = [(attribute, {person: held}) for (person, attribute), held in state.items()]
+    if settings.world == "paraphrased":
+        asked = _paired(rng, asked)
     questions = tuple(
-        _question(f"q-{number}", person, attribute, value, step, None)
-        for number, ((person, attribute), (value, step)) in enumerate(state.items(), start=1)
+        _question(f"q-{number}", attribute, held, settings.world)
+        for number, (attribute, held) in enumerate(asked, start=1)
     )
+    source = DATA_SOURCES[settings.world]
     return Instance(
-        instance_id=f"planted-{seed}",
-        data_source=DATA_SOURCE,
+        instance_id=f"{source}-{seed}",
+        data_source=source,
         category="AR",
         chunks=tuple(chunks),
         questions=questions,
@@ -200,30 +306,83 @@ def _facts(
         old = state[slot][0] if change else None
         spec = ATTRIBUTES[attribute]
         value = rng.choice([value for value in spec.values if value != old])
-        sentence = f"{person} {rng.choice(spec.verbs)} {value}"
+        sentence = wording(rng, TEMPLATES[settings.world][attribute], person, value)
         facts.append(Fact(sentence, person, attribute, value, change))
         state[slot] = (value, step)
         touched.add(slot)
     return facts
 
 
-def _noise(rng: random.Random, people: list[str]) -> str:
+def wording(rng: random.Random, templates: tuple[str, ...], person: str, value: str) -> str:
+    """Return one of the templates with its places filled; {others} and {adverb} are drawn.
+
+    Args:
+        rng: Source of all draws.
+        templates: Sentences with {person} and {value}, and perhaps {adverb} or {others}.
+        person: Whom the sentence is about.
+        value: What it says.
+
+    >>> wording(random.Random(1), ("{others} hear {person} on {value}",), "Mia", "law")
+    'Friends hear Mia on law'
+    """
+    template = rng.choice(templates)
+    draws = {
+        name: rng.choice(words)
+        for name, words in (("adverb", ADVERBS), ("others", OTHERS))
+        if f"{{{name}}}" in template
+    }
+    return template.format(person=person, value=value, **draws)
+
+
+def noise_sentence(rng: random.Random, people: list[str], world: World) -> str:
+    """Return a sentence that states no fact.
+
+    Args:
+        rng: Source of all draws.
+        people: Persons that it may be about.
+        world: How it is worded.
+    """
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
+    if world == "paraphrased":
+        return wording(rng, with_adverbs(PARAPHRASED_NOISE), rng.choice(people), value)
     if rng.random() < 0.8:
         return f"{rng.choice(NOISE_ADVERBS)} {rng.choice(people)} {rng.choice(NOISE_VERBS)} {value}"
     return f"{rng.choice(NOISE_SUBJECTS)} {value}"
 
 
+def _paired(
+    rng: random.Random, asked: list[tuple[str, dict[str, tuple[str, int]]]]
+) -> list[tuple[str, dict[str, tuple[str, int]]]]:
+    """Merge, per attribute, the questions about two people, where two differ; draw whom."""
+    for attribute in ATTRIBUTES:
+        places = [place for place, (name, _) in enumerate(asked) if name == attribute]
+        value = {place: next(iter(asked[place][1].values()))[0] for place in places}
+        differ = [
+            two for two in itertools.combinations(places, 2) if len({*map(value.get, two)}) > 1
+        ]
+        if differ:
+            first, second = rng.choice(differ)
+            asked[first][1].update(asked.pop(second)[1])
+    return asked
+
+
 def _question(
-    name: str, person: str, attribute: str, value: str, evidence: int, step: int | None
+    name: str,
+    attribute: str,
+    held: dict[str, tuple[str, int]],
+    world: World,
+    step: int | None = None,
 ) -> Question:
+    """Ask for an attribute of the people in `held`, with the value and the step that stated it."""
+    spec = ATTRIBUTES[attribute]
+    text = spec.question if len(held) == 1 else spec.pair_question
     return Question(
         question_id=name,
-        text=ATTRIBUTES[attribute].question.format(person=person),
-        answers=(value,),
-        data_source=DATA_SOURCE,
+        text=text.format(person=" and ".join(held)),
+        answers=("; ".join(value for value, _ in held.values()),),
+        data_source=DATA_SOURCES[world],
         step=step,
-        evidence_steps=(evidence,),
+        evidence_steps=tuple(sorted({told for _, told in held.values()})),
     )
 
 

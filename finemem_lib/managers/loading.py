@@ -22,8 +22,16 @@ from finemem_lib.util.validation import parse_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TINY_MANAGER = "data/tiny_manager"
-"""Folder of the shipped warm start, relative to the repository root."""
+    from finemem_lib.data.planted import World
+
+TINY_MANAGERS = {
+    "tiny": "data/tiny_manager",
+    "tiny-paraphrased": "data/tiny_manager_paraphrased",
+}
+"""Folders of the shipped warm starts by name, relative to the repository root."""
+
+TINY_WORLDS: dict[str, World] = {"tiny": "plain", "tiny-paraphrased": "paraphrased"}
+"""The planted world that each of them reads."""
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
 """Lengths of prompt and completion, and prompts sampled at a time outside training, where the
@@ -163,7 +171,7 @@ def no_progress_bars() -> Iterator[None]:
 
 def checkpoint_folder(path_or_name: str | Path) -> Path | None:
     """Return the folder that `load_model` loads from, `None` for a name on the hub."""
-    source = TINY_MANAGER if path_or_name == "tiny" else path_or_name
+    source = TINY_MANAGERS.get(str(path_or_name), path_or_name)
     folders = (Path(source), repository_root() / source)
     return next((folder for folder in folders if folder.is_dir()), None)
 
@@ -217,8 +225,8 @@ def load_model(
     adapter keeps the commit that it was trained on, and is not put on another.
 
     Args:
-        path_or_name: "tiny", a folder, or a name on the hub, which may carry its revision
-            ("owner/name@COMMIT").
+        path_or_name: One of `TINY_MANAGERS`, a folder, or a name on the hub, which may carry its
+            revision ("owner/name@COMMIT").
         settings: How the model is loaded.
         seed: Draws the weights of a new adapter.
 

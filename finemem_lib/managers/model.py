@@ -16,6 +16,7 @@ from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import (
     BATCH_SIZE,
     MAX_NEW_TOKENS,
+    TINY_MANAGERS,
     ModelSettings,
     checkpoint_folder,
     load_model,
@@ -199,7 +200,8 @@ def load_manager(
 
     Args:
         path_or_name: A folder (a relative one is also looked for in the repository), a name on the
-            hub, which may carry its revision (NAME@COMMIT), or "tiny" for the shipped warm start.
+            hub, which may carry its revision (NAME@COMMIT), or one of the warm starts that are
+            shipped: "tiny" for the plain planted world, "tiny-paraphrased" for the other.
         model: How it is loaded and prompted; default: as the manager that `save` wrote there.
         seed: Seed of the weights of a new adapter.
         **settings: As in `ModelManager`, such as `temperature`.
@@ -241,11 +243,11 @@ def load_manager(
 
 
 def make_manager(name: str, **settings: Any) -> MemoryManager:
-    """Return the manager of that name: a scripted one, or "tiny" with `load_manager`'s settings.
+    """Return the manager of that name: a scripted one, or a tiny one.
 
     Args:
-        name: One of `SCRIPTED`, or "tiny".
-        **settings: As in `load_manager`; for "tiny" only.
+        name: One of `SCRIPTED` or of `TINY_MANAGERS`.
+        **settings: As in `load_manager`; for the tiny ones only.
 
     Raises:
         ValueError: there is no manager of that name.
@@ -259,9 +261,9 @@ def make_manager(name: str, **settings: Any) -> MemoryManager:
     """
     if name in SCRIPTED:
         return SCRIPTED[name]()
-    if name == "tiny":
+    if name in TINY_MANAGERS:
         return load_manager(name, **settings)
     raise ValueError(
         f"make_manager: {name!r} is not a manager; expected one of "
-        f"{', '.join(sorted([*SCRIPTED, 'tiny']))} (any other language model: load_manager)"
+        f"{', '.join(sorted([*SCRIPTED, *TINY_MANAGERS]))} (other language models: load_manager)"
     )

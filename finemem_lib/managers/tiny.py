@@ -1,11 +1,12 @@
 """The tiny memory manager's own parts: vocabulary, tokenizer, chat template, architecture.
 
-A Qwen3 of about 0.15 million parameters reads and writes the planted stream through the code path
-a Qwen3-4B takes: chat template, token ids, `generate`, decode, JSON. What makes that affordable is
-the tokenizer: one token per word of the stream, per alias (#0..#31) and per fixed piece of the
-JSON list. The warm start takes the sentences of a chunk in turn and writes the content before the
-operation's word and the alias last, ``{"content":"...","op":"UPDATE","id":"#3"}``: a causal model
-has then read the sentence when it decides what to do with it (SKIP too), and to which record.
+A Qwen3 of about 0.15 million parameters reads and writes one world of the planted stream through
+the code path a Qwen3-4B takes: chat template, token ids, `generate`, decode, JSON. What makes that
+affordable is the tokenizer: one token per word of that world, per alias (#0..#31) and per fixed
+piece of the JSON list. The warm start takes the sentences of a chunk in turn and writes the content
+before the operation's word and the alias last, ``{"content":"...","op":"UPDATE","id":"#3"}``: a
+causal model has then read the sentence when it decides what to do with it (SKIP too), and to which
+record.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finemem_lib.data.planted import (
+    ADVERBS,
     ATTRIBUTES,
     NAMES,
     NOISE_ADVERBS,
     NOISE_SUBJECTS,
     NOISE_VERBS,
+    OTHERS,
+    PARAPHRASED_NOISE,
+    TEMPLATES,
+    World,
 )
 
 if TYPE_CHECKING:
@@ -60,17 +66,23 @@ _CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> tuple[str, ...]:
+def vocabulary(world: World = "plain") -> tuple[str, ...]:
     """Return every token in the order of its id: specials, JSON pieces, marks, aliases, words."""
-    spoken = [*NAMES, *UNSEEN_NAMES, *NOISE_ADVERBS, *NOISE_VERBS, *NOISE_SUBJECTS]
-    for attribute in ATTRIBUTES.values():
-        spoken += [*attribute.verbs, *attribute.values]
-    words = dict.fromkeys(word for phrase in spoken for word in phrase.split())
+    spoken = [*NAMES, *UNSEEN_NAMES]
+    if world == "plain":
+        spoken += [*NOISE_ADVERBS, *NOISE_VERBS, *NOISE_SUBJECTS]
+    else:
+        spoken += [*ADVERBS, *OTHERS, *PARAPHRASED_NOISE]
+    for name, attribute in ATTRIBUTES.items():
+        spoken += [*TEMPLATES[world][name], *attribute.values]
+    words = dict.fromkeys(
+        word for phrase in spoken for word in phrase.split() if not word.startswith("{")
+    )
     return (PAD, UNKNOWN, BOS, EOS, OPERATIONS, *PIECES, STOP, MEMORY, CHUNK, *ALIASES, *words)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the word-level tokenizer of the planted stream.
+def tiny_tokenizer(world: World = "plain") -> PreTrainedTokenizerFast:
+    """Return the word-level tokenizer of one world of the planted stream.
 
     A word outside the vocabulary becomes `<unk>`; decoding gives back the text with one space
     between words and none inside the JSON.
@@ -82,7 +94,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     unspaced = (*special, *PIECES, STOP)
     ids = {
         token if token in unspaced else _SPACE + token: number
-        for number, token in enumerate(vocabulary())
+        for number, token in enumerate(vocabulary(world))
     }
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -115,7 +127,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config() -> Qwen3Config:
+def tiny_config(world: World = "plain") -> Qwen3Config:
     """Return the architecture: a plain Qwen3 of two layers.
 
     Rotary base, initial spread and head size are chosen for lookup: a head must be able to tell
@@ -123,7 +135,7 @@ def tiny_config() -> Qwen3Config:
     """
     from transformers import Qwen3Config
 
-    tokens = vocabulary()
+    tokens = vocabulary(world)
     return Qwen3Config(
         vocab_size=len(tokens),
         hidden_size=64,
@@ -142,14 +154,14 @@ def tiny_config() -> Qwen3Config:
     )
 
 
-def tiny_model(seed: int) -> Qwen3ForCausalLM:
+def tiny_model(seed: int, world: World = "plain") -> Qwen3ForCausalLM:
     """Return the architecture with random weights of its own seed."""
     import torch
     from transformers import Qwen3ForCausalLM
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(tiny_config())  # type: ignore[no-untyped-call]  # it has no types
+        model = Qwen3ForCausalLM(tiny_config(world))  # type: ignore[no-untyped-call]  # it has none
         for layer in model.model.layers:
             layer.self_attn.q_norm.weight.mul_(1.5)
             layer.self_attn.k_norm.weight.mul_(1.5)

@@ -6,6 +6,7 @@ batched protocol (reading.ReasoningAgent), so `model_reader.ModelReader` can rep
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from finemem_lib.data.planted import DATA_SOURCE, SYNONYMS
+from finemem_lib.data.planted import VERBS
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, retrieval_query, sentences
 from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.scoring import metric_for
@@ -33,6 +34,8 @@ NEIGHBOURS = 5
 
 MAX_SENTENCE_WORDS = 60
 """Longer sentences are read in pieces of this many words, which bounds the answer's length."""
+
+_PAIR = re.compile(r"\b([A-Z]\w*) and ([A-Z]\w*)\b")
 
 _NAME = r"[A-Z][\w'’-]*(?:(?: (?:of|the|de|du|la|van|von|der))? [A-Z][\w'’-]*)*"
 
@@ -107,7 +110,8 @@ class ExtractiveReader:
     Args:
         synonyms: The words that may answer a question word. They are added to the query, and a
             question that holds such a word is answered only from a sentence that has the word or a
-            synonym, not stemmed, and every name of the question.
+            synonym, not stemmed, and every name of the question. Where it asks about two ("Where do
+            Mia and Ana live?"), each is answered by itself.
         answer: "sentence" returns the sentence; "span" the date, number or name in it that lies
             nearest to the question's words, or the few words that the question does not have,
             else still the sentence. The substring metrics never punish a long answer, so sentences
@@ -199,7 +203,23 @@ class ExtractiveReader:
             return self._classify(task)
         if metric in _SUMMARY_METRICS:
             return self._summarise(task)
-        return self._extract(task)
+        pair = _PAIR.search(task.question)
+        if pair is None or self.synonyms.keys().isdisjoint(words(task.question)):
+            return self._extract(task)
+        start, end = pair.span()
+        readings = [
+            self._extract(
+                dataclasses.replace(
+                    task, question=f"{task.question[:start]}{name}{task.question[end:]}"
+                )
+            )
+            for name in pair.groups()
+        ]
+        used = itertools.chain.from_iterable(reading.used or () for reading in readings)
+        return Reading(
+            "; ".join(reading.answer.rstrip(".") for reading in readings if reading.answer),
+            tuple(dict.fromkeys(used)),
+        )
 
     def _classify(self, task: ReadingTask) -> Reading:
         """Let the nearest labelled examples vote."""
@@ -316,15 +336,16 @@ def reader_for(instances: Iterable[Instance | Trajectory]) -> MemoisedAgent:
     """Return the extractive reader, memoised.
 
     Args:
-        instances: What is to be read. Where all are planted streams, the reader knows the verbs
-            that answer each question.
+        instances: What is to be read. Where all are planted streams of one world, the reader knows
+            the verbs that answer each question there.
 
     >>> from finemem_lib.data.planted import planted_stream
     >>> reader_for([planted_stream(seed=1)]).query("Where does Mia live?", "planted")
     'Where does Mia live? lives moved settled'
     """
-    planted = all(instance.data_source == DATA_SOURCE for instance in instances)
-    return MemoisedAgent(ExtractiveReader(synonyms=SYNONYMS if planted else None))
+    sources = {instance.data_source for instance in instances}
+    known = VERBS.get(sources.pop()) if len(sources) == 1 else None
+    return MemoisedAgent(ExtractiveReader(synonyms=known))
 
 
 def _rarity(candidates: int, df: Mapping[_Key, int]) -> Callable[[_Key], float]:

@@ -15,7 +15,10 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from finemem_lib.data.planted import World
 from finemem_lib.managers.loading import (
+    TINY_MANAGERS,
+    TINY_WORLDS,
     ChunkRule,
     Loader,
     MemoryRule,
@@ -29,7 +32,7 @@ from finemem_lib.training.schemes import SCHEMES
 from finemem_lib.training.stops import REPORTERS, can_report
 from finemem_lib.util.yaml_files import parse_yaml
 
-MANAGERS = (*sorted(SCRIPTED), "tiny")
+MANAGERS = (*sorted(SCRIPTED), *TINY_MANAGERS)
 MAIN = "Main parameters"
 
 
@@ -288,9 +291,16 @@ Models = Annotated[
 Capacity = Annotated[
     int, Field(ge=0, le=1_000_000, description="most items the memory may hold; 0 for no limit")
 ]
+TokenBudget = Annotated[
+    int,
+    Field(ge=0, le=100_000_000, description="most tokens the memory may hold; 0 for no limit"),
+]
 TopK = Annotated[int, Field(ge=1, le=1_000, description="items retrieved per question")]
 Beta = Annotated[
     float, Field(**_UNIT, description="share of the outcome that follows the evidence")
+]
+PlantedWorld = Annotated[
+    World, Field(description="wording of planted streams; or paraphrased, told by the verb alone")
 ]
 NumChunks = Annotated[int, Field(ge=1, le=10_000, description="chunks of a planted stream")]
 Attribution = Annotated[
@@ -353,6 +363,12 @@ class LoadsCheckpoint(NotebookParameters):
             check_checkpoint(self.checkpoint, self.model_settings())
         except ValueError as error:
             return [str(error)]
+        world = getattr(self, "world", "plain")
+        if TINY_WORLDS.get(self.checkpoint, world) != world:
+            return [
+                f"world is {world!r}, which checkpoint {self.checkpoint!r} does not read; expected "
+                "checkpoint tiny for the plain world and tiny-paraphrased for the paraphrased one"
+            ]
         return []
 
 
@@ -376,6 +392,7 @@ class QuestionGeneration(NotebookParameters):
         int, Field(ge=1, le=100_000, description="instances per file, or planted streams")
     ] = 8
     num_chunks: NumChunks = 6
+    world: PlantedWorld = "plain"
     max_chunk_tokens: Annotated[
         int,
         Field(ge=16, le=1_000_000, description="a longer chunk is cut after this many tokens"),
@@ -398,6 +415,7 @@ class MemoryAndRetrieval(NotebookParameters):
         "random",
     ]
     capacity: Capacity = 0
+    token_budget: TokenBudget = 0
     top_k: TopK = 3
     models: Models = ""
 
@@ -462,6 +480,8 @@ class GRPOTraining(LoadsCheckpoint):
     ] = 0.02
     beta: Annotated[Beta, _TASK] = 0.5
     num_chunks: Annotated[NumChunks, _TASK] = 6
+    world: Annotated[PlantedWorld, _TASK] = "plain"
+    token_budget: Annotated[TokenBudget, _TASK] = 0
     top_k: Annotated[TopK, _TASK] = 3
     question_fraction: Annotated[
         float,
@@ -613,6 +633,7 @@ class BenchmarkEvaluation(NotebookParameters):
     baseline: Annotated[str, Field(description="whom the others are compared with")] = "raw-chunks"
     trained: Annotated[bool, Field(description="also the manager that notebook 04 trained")] = True
     capacity: Capacity = 0
+    token_budget: TokenBudget = 0
     top_k: TopK = 3
     resamples: Resamples = 1000
     models: Models = ""
@@ -649,6 +670,8 @@ class AblationsAndRobustness(LoadsCheckpoint):
     jobs: Annotated[int, Field(ge=1, le=1_024, description="training runs at a time")] = 2
 
     kl_coef: Annotated[KLCoef, _DETAILS] = 0.02
+    world: Annotated[PlantedWorld, _DETAILS] = "plain"
+    token_budget: Annotated[TokenBudget, _DETAILS] = 0
     top_k: Annotated[TopK, _DETAILS] = 3
     resamples: Annotated[Resamples, _DETAILS] = 1000
     experiments: Annotated[

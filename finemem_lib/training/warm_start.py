@@ -1,6 +1,6 @@
 """The seeded command that makes the tiny manager's warm start, and the figures of its card.
 
-    python -m finemem_lib.training.warm_start --output DIR --seed 0
+    python -m finemem_lib.training.warm_start --output DIR --seed 0 --world plain
 
 Supervised demonstrations teach three things and no more: the JSON format, copying a sentence of
 the chunk exactly, and addressing the record about the same person and attribute. Which sentences
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from finemem_lib.data.planted import (
     ATTRIBUTES,
@@ -27,8 +27,14 @@ from finemem_lib.data.planted import (
     NOISE_ADVERBS,
     NOISE_SUBJECTS,
     NOISE_VERBS,
+    PARAPHRASED_NOISE,
+    TEMPLATES,
     StreamSettings,
+    World,
     planted_stream,
+    verb_of,
+    with_adverbs,
+    wording,
 )
 from finemem_lib.data.sentences import units
 from finemem_lib.managers import tiny
@@ -68,7 +74,14 @@ distance: it competes with names that training has sharpened."""
 PERSON, VERB, VALUE, PREVIOUS = (0, 0), (0, 1), (0, 2), (0, 3)
 
 RECORD, COPY = ((1, 0), (1, 3)), ((1, 1), (1, 2))
-_IDS = {token: number for number, token in enumerate(tiny.vocabulary())}
+_IDS: dict[World, dict[str, int]] = {
+    world: {token: number for number, token in enumerate(tiny.vocabulary(world))}
+    for world in get_args(World)
+}
+_PAD = _IDS["plain"][tiny.PAD]  # specials come first in every vocabulary
+_VERBS = {verb_of(template) for template in PARAPHRASED_NOISE} | {
+    verb_of(template) for templates in TEMPLATES["paraphrased"].values() for template in templates
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +90,16 @@ class Sentence:
 
     Attributes:
         words: The words in order.
-        person: Position of the person or subject, which the verb follows.
+        person: Position of the person, or of the subject where there is none.
+        verb: Position of the verb's first word.
+        value: Position of the value.
         slot: (person, attribute) of a fact, `None` for noise.
     """
 
     words: tuple[str, ...]
     person: int
+    verb: int
+    value: int
     slot: tuple[str, str] | None = None
 
 
@@ -92,8 +109,9 @@ class Demonstration:
     `guides` holds (head, query position, key position); it stays empty unless `guided`.
     """
 
-    def __init__(self, guided: bool) -> None:
+    def __init__(self, guided: bool, world: World = "plain") -> None:
         self.guided = guided
+        self.world: World = world
         self.ids: list[int] = []
         self.guides: list[tuple[tuple[int, int], int, int]] = []
         self.prompt_length = 0
@@ -102,7 +120,7 @@ class Demonstration:
     def add(self, token: str) -> int:
         """Append a token, guided to the nearest person, verb and value; return its position."""
         position = len(self.ids)
-        self.ids.append(_IDS[token])
+        self.ids.append(_IDS[self.world][token])
         for head, place in self._nearest.items():
             self.guide(head, position, place)
         if position:
@@ -123,7 +141,7 @@ class Demonstration:
     def add_sentence(self, sentence: Sentence) -> int:
         """Append the words of a sentence; return the position of the first."""
         start = len(self.ids)
-        parts = {sentence.person: PERSON, sentence.person + 1: VERB, len(sentence.words) - 1: VALUE}
+        parts = {sentence.person: PERSON, sentence.verb: VERB, sentence.value: VALUE}
         for offset, word in enumerate(sentence.words):
             if offset in parts:
                 self._nearest[parts[offset]] = start + offset
@@ -131,33 +149,52 @@ class Demonstration:
         return start
 
 
-def fact(rng: random.Random, slot: tuple[str, str]) -> Sentence:
+def fact(rng: random.Random, slot: tuple[str, str], world: World) -> Sentence:
     """Return a sentence that states a random value of a slot.
 
     Args:
         rng: Source of the verb and the value.
         slot: (person, attribute).
+        world: How it is worded.
     """
     person, attribute = slot
     spec = ATTRIBUTES[attribute]
-    return Sentence((person, *rng.choice(spec.verbs).split(), rng.choice(spec.values)), 0, slot)
+    if world == "paraphrased":
+        value = rng.choice(spec.values)
+        return _parsed(
+            wording(rng, TEMPLATES[world][attribute], person, value), person, value, slot
+        )
+    words = (person, *rng.choice(spec.verbs).split(), rng.choice(spec.values))
+    return Sentence(words, 0, 1, len(words) - 1, slot)
 
 
-def noise(rng: random.Random, people: list[str]) -> Sentence:
+def noise(rng: random.Random, people: list[str], world: World) -> Sentence:
     """Return a sentence that states no fact.
 
     Args:
         rng: Source of the words.
         people: Persons that it may be about.
+        world: How it is worded.
     """
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
+    if world == "paraphrased":
+        person = rng.choice(people)
+        return _parsed(wording(rng, with_adverbs(PARAPHRASED_NOISE), person, value), person, value)
     if rng.random() < 0.8:
         verb = rng.choice(NOISE_VERBS).split()
-        return Sentence((rng.choice(NOISE_ADVERBS), rng.choice(people), *verb, value), 1)
-    return Sentence((*rng.choice(NOISE_SUBJECTS).split(), value), 0)
+        words = (rng.choice(NOISE_ADVERBS), rng.choice(people), *verb, value)
+        return Sentence(words, 1, 2, len(words) - 1)
+    words = (*rng.choice(NOISE_SUBJECTS).split(), value)
+    return Sentence(words, 0, 1, len(words) - 1)
 
 
-def demonstration(rng: random.Random, progress: float) -> Demonstration:
+def _parsed(text: str, person: str, value: str, slot: tuple[str, str] | None = None) -> Sentence:
+    words = tuple(text.split())
+    verb = next(place for place, word in enumerate(words) if word in _VERBS)
+    return Sentence(words, words.index(person), verb, words.index(value), slot)
+
+
+def demonstration(rng: random.Random, progress: float, world: World = "plain") -> Demonstration:
     """Draw a memory, a chunk, and what a manager without any sense for worth writes.
 
     With `progress` memories grow from 4 to 24 records, records about an already recorded slot
@@ -166,6 +203,7 @@ def demonstration(rng: random.Random, progress: float) -> Demonstration:
     Args:
         rng: Source of all draws.
         progress: Share of the training done, in [0, 1].
+        world: How its sentences are worded.
     """
     limit = 4 + round(8 * min(1.0, progress / GUIDED)) + round(12 * min(1.0, progress / 0.7))
     people = rng.sample(NAMES, rng.randint(2, 6))
@@ -178,26 +216,29 @@ def demonstration(rng: random.Random, progress: float) -> Demonstration:
     for _ in range(rng.randint(0, limit)):
         draw = rng.random()
         if draw < noisy or (recorded == len(slots) and not repeated):
-            records.append(noise(rng, people))
+            records.append(noise(rng, people, world))
         elif recorded and (draw > 1 - repeated or recorded == len(slots)):
-            records.append(fact(rng, slots[rng.randrange(recorded)]))
+            records.append(fact(rng, slots[rng.randrange(recorded)], world))
         else:
-            records.append(fact(rng, slots[recorded]))
+            records.append(fact(rng, slots[recorded], world))
             recorded += 1
     rng.shuffle(records)
 
     known, new = slots[:recorded], slots[recorded:]
     rng.shuffle(known)
-    chunk = [noise(rng, people) for _ in range(rng.randint(0, 3))]
+    chunk = [noise(rng, people, world) for _ in range(rng.randint(0, 3))]
     for _ in range(rng.randint(1, 3)):
         pool = known if known and (not new or rng.random() < 0.6) else new
         if pool:
-            chunk.append(fact(rng, pool.pop()))
+            chunk.append(fact(rng, pool.pop(), world))
     rng.shuffle(chunk)
+    # Beginning, memory and chunk marks, end; an alias or a full stop after every sentence.
+    while 4 + sum(len(one.words) + 1 for one in records + chunk) > tiny.MAX_PROMPT_TOKENS:
+        records.pop(0)
     aliases = list(tiny.ALIASES)
     if rng.random() < 0.5:
         rng.shuffle(aliases)
-    demo = Demonstration(guided=progress < GUIDED)
+    demo = Demonstration(guided=progress < GUIDED, world=world)
     _render(demo, rng, records, aliases, chunk, KEPT if progress >= KEPT_FROM else KEPT_AT_FIRST)
     return demo
 
@@ -251,16 +292,17 @@ def _render(
     demo.add(tiny.EOS)
 
 
-def batches(seed: int, steps: int) -> Iterator[list[Demonstration]]:
+def batches(seed: int, steps: int, world: World = "plain") -> Iterator[list[Demonstration]]:
     """Yield `steps` batches; demonstrations of similar length share a batch.
 
     Args:
         seed: Seed of all demonstrations.
         steps: Number of batches.
+        world: How their sentences are worded.
     """
     rng = generator("warm-start", seed)
     for pool_start in range(0, steps, POOL):
-        pool = [demonstration(rng, pool_start / steps) for _ in range(POOL * BATCH)]
+        pool = [demonstration(rng, pool_start / steps, world) for _ in range(POOL * BATCH)]
         pool.sort(key=lambda demo: len(demo.ids))
         parts = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
         rng.shuffle(parts)
@@ -272,7 +314,7 @@ def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     longest = max(len(demo.ids) for demo in batch)
-    ids = torch.full((len(batch), longest), _IDS[tiny.PAD])
+    ids = torch.full((len(batch), longest), _PAD)
     labels = torch.full_like(ids, -100)
     for row, demo in enumerate(batch):
         ids[row, : len(demo.ids)] = torch.tensor(demo.ids)
@@ -302,18 +344,21 @@ def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstratio
     return total
 
 
-def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM, list[float]]:
+def train(
+    seed: int, steps: int, log_every: int = 200, world: World = "plain"
+) -> tuple[Qwen3ForCausalLM, list[float]]:
     """Train the tiny model from scratch; return it with the completion loss of every update.
 
     Args:
         seed: Seed of the weights and the demonstrations.
         steps: Number of updates.
         log_every: Updates between printed lines; 0 prints none.
+        world: The world that it is to read.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
-    model = tiny.tiny_model(seed)
+    model = tiny.tiny_model(seed, world)
     model.set_attn_implementation("eager")
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
@@ -323,16 +368,16 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
         lambda step: min((step + 1) / 50, 1.0, max(0.02, 1 - (step / steps - 0.4) / 0.6 * 0.98)),
     )
     weights = torch.ones(model.config.vocab_size)
-    weights[[_IDS[alias] for alias in tiny.ALIASES]] = ID_WEIGHT
+    weights[[_IDS[world][alias] for alias in tiny.ALIASES]] = ID_WEIGHT
     losses, started = [], time.perf_counter()
-    for step, batch in enumerate(batches(seed, steps)):
+    for step, batch in enumerate(batches(seed, steps, world)):
         weight = min(1.0, max(0.0, (GUIDED - step / steps) / (0.4 * GUIDED)))
         if weight == 0 and model.config._attn_implementation == "eager":
             model.set_attn_implementation("sdpa")
         ids, labels = _collate(batch)
         out = model.model(
             input_ids=ids,
-            attention_mask=(ids != _IDS[tiny.PAD]).long(),
+            attention_mask=(ids != _PAD).long(),
             use_cache=False,
             output_attentions=weight > 0,
         )
@@ -352,11 +397,11 @@ def train(seed: int, steps: int, log_every: int = 200) -> tuple[Qwen3ForCausalLM
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    embed_unseen_names(model, seed)
+    embed_unseen_names(model, seed, world)
     return model, losses
 
 
-def embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
+def embed_unseen_names(model: Qwen3ForCausalLM, seed: int, world: World = "plain") -> None:
     """Give the never-seen names new embeddings, as tokens added to a vocabulary get them.
 
     Each is drawn from the normal distribution that the trained names span: of many draws the one
@@ -365,13 +410,16 @@ def embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
     Args:
         model: Changed in place.
         seed: Seed of the draws.
+        world: The world that the model reads.
     """
     import torch
     from torch.nn.functional import normalize
 
+    ids = _IDS[world]
+
     with torch.no_grad():
         table: Any = model.get_input_embeddings().weight
-        names = table[[_IDS[name] for name in NAMES]]
+        names = table[[ids[name] for name in NAMES]]
         apart = names - names.mean(0)
         chance = torch.Generator("cpu").manual_seed(seed)
         draws = torch.randn(4096, len(NAMES), generator=chance, device="cpu").to(apart.device)
@@ -379,26 +427,35 @@ def embed_unseen_names(model: Qwen3ForCausalLM, seed: int) -> None:
         for name in tiny.UNSEEN_NAMES:
             direction = draws[(draws @ taken.T).amax(1).argmin()]
             taken = torch.cat([taken, direction[None]])
-            table[_IDS[name]] = names.mean(0) + UNSEEN_SPREAD * apart.norm(dim=1).mean() * direction
+            table[ids[name]] = names.mean(0) + UNSEEN_SPREAD * apart.norm(dim=1).mean() * direction
 
 
-_ATTRIBUTE_OF = {verb: name for name, spec in ATTRIBUTES.items() for verb in spec.verbs}
+_PERSONS = {*NAMES, *tiny.UNSEEN_NAMES}
+_ATTRIBUTE_OF = {
+    verb_of(template): name
+    for facts in TEMPLATES.values()
+    for name, templates in facts.items()
+    for template in templates
+}
 
 
 def slot_of(content: str) -> tuple[str, str] | None:
-    """Return (person, attribute) of a fact sentence, `None` for anything else.
+    """Return (person, attribute) of a sentence with the parts of a fact, `None` for others.
 
-    >>> slot_of("Mia settled near Rome"), slot_of("Once Mia saw Rome")
-    (('Mia', 'home'), None)
+    >>> slot_of("Today dogs obey Mia"), slot_of("Once Mia saw Rome")
+    (('Mia', 'pet'), None)
     """
-    person, *verb, value = content.split() if len(content.split()) > 2 else ("", "", "")
-    attribute = _ATTRIBUTE_OF.get(" ".join(verb))
-    known = attribute is not None and value in ATTRIBUTES[attribute].values
-    return (person, attribute) if known and attribute is not None else None
+    words = content.split()
+    persons = [word for word in words if word in _PERSONS]
+    attributes = [_ATTRIBUTE_OF[word] for word in words if word in _ATTRIBUTE_OF]
+    if len(persons) != 1 or len(attributes) != 1:
+        return None
+    known = not {*words}.isdisjoint(ATTRIBUTES[attributes[0]].values)
+    return (persons[0], attributes[0]) if known else None
 
 
 def held_out_observation(
-    rng: random.Random, records: int, names: tuple[str, ...]
+    rng: random.Random, records: int, names: tuple[str, ...], world: World = "plain"
 ) -> Observation | None:
     """Return a step of a planted stream with `records` of its earlier sentences in the memory.
 
@@ -409,6 +466,7 @@ def held_out_observation(
         rng: Source of all draws.
         records: Number of sentences in the memory.
         names: Persons of the stream.
+        world: How the stream is worded.
     """
     stream = planted_stream(
         rng.getrandbits(40),
@@ -416,6 +474,7 @@ def held_out_observation(
             num_chunks=12,
             people=rng.randint(2, 6),
             names=names,
+            world=world,
         ),
     )
     step = rng.randint(2, 12)
@@ -441,6 +500,7 @@ def evaluate(
     seed: int,
     records: int,
     names: tuple[str, ...] = NAMES,
+    world: World = "plain",
 ) -> dict[str, float | int | None]:
     """Sample `samples` completions on held-out steps and return the shares of the card.
 
@@ -455,11 +515,12 @@ def evaluate(
         seed: Seed of the sampling and the steps.
         records: Items in the memory of every step.
         names: Persons of the streams.
+        world: How the streams are worded.
     """
     rng = generator("warm-start card", seed, records)
     observations: list[Observation] = []
     while len(observations) < samples:
-        drawn = held_out_observation(rng, records, names)
+        drawn = held_out_observation(rng, records, names, world)
         observations += [drawn] if drawn else []
     tally: dict[str, list[bool]] = {
         name: []
@@ -525,12 +586,12 @@ pipeline_tag: text-generation
 # Tiny memory manager: warm start
 
 A Qwen3 of {parameters:,} parameters ({megabytes:.2f} MB) with a word-level tokenizer of its own, to
-start GRPO on the planted stream from. It writes valid operations, copies sentences and finds the
-record about the same person and attribute. It has **no** sense for what is worth keeping: it was
-shown random choices, and choosing is left to GRPO. Greedy decoding therefore skips everything;
-sample from it.
+start GRPO on the {world} world of the planted stream from. It writes valid operations, copies
+sentences and finds the record about the same person and attribute. It has **no** sense for what is
+worth keeping: it was shown random choices, and choosing is left to GRPO. Greedy decoding therefore
+skips everything; sample from it.
 
-Made by `python -m finemem_lib.training.warm_start --output DIR --seed {seed}{steps_flag}`:
+Made by `python -m finemem_lib.training.warm_start --output DIR --seed {seed}{flags}`:
 {steps} updates
 of {batch} demonstrations in {seconds:.0f} s ({cpu_seconds:.0f} s of processor time, {threads}
 thread(s)), mean completion loss of the last updates {loss:.3f}.
@@ -543,8 +604,8 @@ answered with SKIP. A kept fact whose slot has a record updates the latest one (
 and the record deleted (20 %), or is only inserted (30 %). In the first {guided:.0%} of the updates
 the attention of all eight heads is guided.
 
-**Text it can read.** The planted stream. A chunk with more than {unknown:.0%} unknown words is
-refused.
+**Text it can read.** The {world} world of the planted stream. A chunk with more than {unknown:.0%}
+unknown words is refused.
 
 ## Measured
 
@@ -582,6 +643,7 @@ def write_card(
     seconds: float,
     cpu_seconds: float,
     samples: int,
+    world: World = "plain",
 ) -> str:
     """Measure the checkpoint in `folder` and return its card.
 
@@ -593,6 +655,7 @@ def write_card(
         seconds: Duration of the training.
         cpu_seconds: Processor time of the training.
         samples: Completions measured per row.
+        world: The world that it reads.
     """
     import torch
 
@@ -603,7 +666,7 @@ def write_card(
         ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
     ):
         for records in sizes:
-            figures = evaluate(manager, samples, seed + 1, records, names)
+            figures = evaluate(manager, samples, seed + 1, records, names, world)
             cells = ["-" if figures[name] is None else f"{figures[name]:.3f}" for name in _COLUMNS]
             cells[3] += f" ({figures['edits_with_record']})"
             rows.append(f"| {title} | {records} | {' | '.join(cells)} |")
@@ -614,7 +677,9 @@ def write_card(
         steps=steps,
         batch=BATCH,
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
-        steps_flag="" if steps == STEPS else f" --steps {steps}",
+        world=world,
+        flags=("" if world == "plain" else f" --world {world}")
+        + ("" if steps == STEPS else f" --steps {steps}"),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         threads=torch.get_num_threads(),
@@ -645,6 +710,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help="updates (default: %(default)s)")
+    parser.add_argument("--world", choices=get_args(World), default="plain", help="what it reads")
     parser.add_argument("--samples", type=int, default=1000, help="completions per row of the card")
     given = parser.parse_args(arguments)
     if given.output.exists():
@@ -656,12 +722,19 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=given.output.parent, suffix=".tmp") as beside:
         folder = Path(beside) / given.output.name
         started, cpu_started = time.perf_counter(), time.process_time()
-        model, losses = train(given.seed, given.steps)
+        model, losses = train(given.seed, given.steps, world=given.world)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         model.save_pretrained(folder)
-        tiny.tiny_tokenizer().save_pretrained(folder)
+        tiny.tiny_tokenizer(given.world).save_pretrained(folder)
         card = write_card(
-            folder, given.seed, given.steps, losses, seconds, cpu_seconds, given.samples
+            folder,
+            given.seed,
+            given.steps,
+            losses,
+            seconds,
+            cpu_seconds,
+            given.samples,
+            given.world,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         folder.rename(given.output)

@@ -40,7 +40,9 @@ def test_every_source_names_a_metric() -> None:
 
 @pytest.mark.parametrize("unknown", ["", "squadron", "Squad", "lme", "icl"])
 def test_unknown_source_is_refused_with_the_known_ones(unknown: str) -> None:
-    with pytest.raises(ValueError, match=r"expected one of planted, squad.*icl_\*.*recsys\*"):
+    with pytest.raises(
+        ValueError, match=r"expected one of planted, planted-paraphrased, squad.*icl_\*.*recsys\*"
+    ):
         score("Rome", ["Rome"], unknown)
 
 

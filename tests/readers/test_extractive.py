@@ -13,6 +13,7 @@ from finemem_lib.data import planted
 from finemem_lib.data.sentences import units
 from finemem_lib.readers.extractive import MAX_SENTENCE_WORDS, ExtractiveReader
 from finemem_lib.reading import Inquiry, Reading, ReadingTask, answer_questions
+from finemem_lib.scoring import score
 from finemem_lib.trajectory import Instance
 from tests.helpers.reading import remembered, task
 
@@ -286,8 +287,9 @@ def kept(instance: Instance, what: str) -> list[list[str]]:
 
 
 @functools.cache
-def stream_inquiries(what: str) -> list[Inquiry]:
-    instances = [planted.planted_stream(seed) for seed in range(200)]
+def stream_inquiries(what: str, world: planted.World = "plain") -> list[Inquiry]:
+    shape = planted.StreamSettings(world=world)
+    instances = [planted.planted_stream(seed, shape) for seed in range(200)]
     return [
         Inquiry(instance.questions, *remembered(kept(instance, what)), len(instance.chunks))
         for instance in instances
@@ -314,10 +316,36 @@ def test_the_planted_stream_is_answered_from_what_retrieval_finds(
             assert one.answer == one.question.answers[0]
 
 
-def test_a_memory_without_the_facts_earns_almost_nothing() -> None:
+@pytest.mark.parametrize(("top_k", "least"), [(3, 0.85), (6, 0.99)])
+def test_the_paraphrased_stream_is_answered_two_facts_at_a_time(top_k: int, least: float) -> None:
+    reader = ExtractiveReader(planted.VERBS["planted-paraphrased"])
+    by_stream = answer_questions(stream_inquiries("everything", "paraphrased"), reader, top_k)
+    answered = list(itertools.chain.from_iterable(by_stream))
+    mean = sum(one.score for one in answered) / len(answered)
+    assert mean >= least, mean
+    pairs = [one for one in answered if ";" in one.question.answers[0]]
+    assert len(pairs) > 0.3 * len(answered)
+    assert all(len(one.used) == 2 for one in pairs if one.score)
+
+
+def test_a_question_about_two_people_is_answered_for_each_by_itself() -> None:
+    reader = ExtractiveReader(planted.VERBS["planted-paraphrased"])
+    question = "Where do Mia and Ana live?"
+    said = ["Mia visited Oslo", "Lately Rome houses Mia", "Friends welcome Ana in Lima"]
+    reading = read(reader, task(question, *said, data_source="planted-paraphrased"))
+    assert reading == Reading("Lately Rome houses Mia; Friends welcome Ana in Lima", ("i1", "i2"))
+    reading = read(reader, task(question, *said[:2], data_source="planted-paraphrased"))
+    assert reading == Reading("Lately Rome houses Mia", ("i1",))
+    assert score(reading.answer, ["Rome; Lima"], "planted-paraphrased") == 0.0
+    nothing = task(question, said[0], data_source="planted-paraphrased")
+    assert read(reader, nothing) == Reading("", ())
+
+
+@pytest.mark.parametrize("world", ["plain", "paraphrased"])
+def test_a_memory_without_the_facts_earns_almost_nothing(world: planted.World) -> None:
     """Noise sentences name people and values, so a reader that guessed would score here."""
     for seed in range(50):
-        instance = planted.planted_stream(seed)
+        instance = planted.planted_stream(seed, planted.StreamSettings(world=world))
         noise = [
             [
                 line
@@ -329,7 +357,7 @@ def test_a_memory_without_the_facts_earns_almost_nothing() -> None:
         memory, retriever = remembered(noise)
         [answered] = answer_questions(
             [Inquiry(instance.questions, memory, retriever, 6)],
-            ExtractiveReader(planted.SYNONYMS),
+            ExtractiveReader(planted.VERBS[instance.data_source]),
             3,
         )
         assert [one.answer for one in answered] == [""] * len(answered)
