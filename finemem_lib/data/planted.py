@@ -323,7 +323,7 @@ def wording(rng: random.Random, templates: tuple[str, ...], person: str, value: 
         value: What it says.
 
     >>> wording(random.Random(1), ("{others} hear {person} on {value}",), "Mia", "law")
-    'Friends hear Mia on law'
+    'Neighbours hear Mia on law'
     """
     template = rng.choice(templates)
     draws = {

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
-from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.data.planted import StreamSettings, World, planted_instances
 from finemem_lib.data.questions import verified
 from finemem_lib.evaluation.diagnostics import (
     credit_at_evidence,
@@ -70,7 +70,7 @@ TERM_KNOBS = {
 """Settings that act through one term of the reward only; a scheme without it trains the same.
 `alignment_batches` measures all schemes: with it, those that differ from their default count."""
 
-LATER_KNOBS = ("alignment_batches", "dense_model", "token_budget")
+LATER_KNOBS = ("alignment_batches", "dense_model", "token_budget", "world")
 """Settings that are younger than kept results: they enter a key only where they differ from their
 default."""
 
@@ -153,6 +153,7 @@ class Cell(FrozenModel):
         verified: whether a verifier removes wrong chunk questions before training.
         capacity: most items in the memory; `None` is no limit.
         token_budget: most tokens in the memory; `None` is no limit.
+        world: of the planted streams, see `StreamSettings`; `checkpoint` must read it.
         dense_model: sentence encoder of dense retrieval.
         updates: GRPO updates; 0 tests the warm start.
         config: any other field of TRL's GRPOConfig.
@@ -189,6 +190,7 @@ class Cell(FrozenModel):
     retriever: Literal["bm25", "dense"] = "bm25"
     dense_model: str = DENSE_MODEL
     num_chunks: int = Field(6, ge=1)
+    world: World = "plain"
     updates: int = Field(60, ge=0)
     instances_per_update: int = Field(8, ge=1)
     num_generations: int = Field(8, ge=2)
@@ -245,7 +247,7 @@ class Cell(FrozenModel):
     @property
     def stream(self) -> StreamSettings:
         """Settings of the planted streams to train on."""
-        return StreamSettings(num_chunks=self.num_chunks)
+        return StreamSettings(num_chunks=self.num_chunks, world=self.world)
 
     @property
     def rewards(self) -> RewardSettings:
@@ -517,7 +519,8 @@ def _episodes(trained: TrainingResult) -> list[list[float | None]]:
 
 def _test(cell: Cell, manager: ModelManager, chunks: int, temperature: float) -> HeldOut:
     number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
-    streams = planted_instances("held-out", number, cell.seed, StreamSettings(num_chunks=chunks))
+    shape = dataclasses.replace(cell.stream, num_chunks=chunks)
+    streams = planted_instances("held-out", number, cell.seed, shape)
     before, manager.temperature = manager.temperature, temperature
     try:
         played = play(

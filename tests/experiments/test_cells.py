@@ -128,6 +128,13 @@ def test_the_sentence_encoder_counts_where_retrieval_is_dense(tmp_path):
     assert (dense.retriever, dense.dense_model) == ("dense", "other/encoder")
 
 
+def test_the_world_and_the_token_budget_make_other_cells_and_reach_streams_and_memory():
+    base, other = cell(), cell(world="paraphrased", token_budget=40)
+    keys = {base.key, cell(world="paraphrased").key, cell(token_budget=40).key, other.key}
+    assert len(keys) == 4 and cell(world="plain", token_budget=None).key == base.key
+    assert (other.stream.world, other.rollout(2).token_budget) == ("paraphrased", 40)
+
+
 def test_a_knob_of_a_term_that_the_scheme_leaves_out_does_not_make_another_cell():
     base = cell()
     assert base.model_copy(update={"wrong_questions": 0.5, "beta": 1.0}).key == base.key
