@@ -19,8 +19,8 @@ from finemem_lib.cli import arena, plan, prepare
 from finemem_lib.cli.execute import Executor, execute_notebook
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.profiles import add_arguments
-from finemem_lib.cli.run import RESUMABLE, resume_command, run_command, write_report
-from finemem_lib.runs.run import recorded, run_folder, runs_folder
+from finemem_lib.cli.run import resume_command, run_command, write_report
+from finemem_lib.runs.run import RESUMABLE, recorded, run_folder, runs_folder
 from finemem_lib.util.console import (
     BAD_USAGE,
     EXIT_CODES,

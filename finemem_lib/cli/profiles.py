@@ -485,9 +485,14 @@ def _short_name(notebook: Notebook) -> str:
 
 
 def _owners(name: str, folder: Path) -> list[str]:
-    """Return the notebooks of a folder that have a parameter."""
+    """Return the numbered notebooks of a folder that have a parameter.
+
+    The parameters of an extra notebook may lie in a file, which is not executed for a message.
+    """
     found = []
     for one in notebooks_in(folder):
+        if one.order is None or not one.is_numbered(one.order):
+            continue
         with contextlib.suppress(ValueError):  # one that is not chosen need not be usable
             if name in one.model().model_fields:
                 found.append(one.stem)

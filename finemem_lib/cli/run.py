@@ -42,6 +42,7 @@ from finemem_lib.cli.profiles import (
 from finemem_lib.runs.notebooks import read_notebook
 from finemem_lib.runs.parameters import ParameterError
 from finemem_lib.runs.run import (
+    RESUMABLE,
     format_metric,
     locate,
     now,
@@ -51,7 +52,6 @@ from finemem_lib.runs.run import (
     recorded,
     run_folder,
 )
-from finemem_lib.training.checkpoints import MEMORY_ONLY
 from finemem_lib.util.console import (
     EXIT_CODES,
     StatusLine,
@@ -63,10 +63,6 @@ from finemem_lib.util.console import (
 )
 from finemem_lib.util.files import exclusive_lock, write_json
 from finemem_lib.util.provenance import cpu_threads, git_state, repository_root
-
-RESUMABLE = (*MEMORY_ONLY, "jobs", "report_to", "save_every")
-"""The parameters that change nothing that is trained or found, so that `finemem resume` may be
-given others. Under another batch_size the tests draw other completions."""
 
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",

@@ -7,7 +7,6 @@ so a scripted manager is judged by the same rules as a learned one.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from finemem_lib.managers.sampling import (
 from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.seeds import stable_seed
 from finemem_lib.util.files import write_json
+from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -207,7 +207,8 @@ def load_manager(
         **settings: As in `ModelManager`, such as `temperature`.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be loaded, or the settings do not fit it.
+        ValueError: there is no such checkpoint, it cannot be loaded, its own settings cannot be
+            read, or the settings do not fit it.
         RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
         MemoryError: vLLM has no room on the card.
 
@@ -217,11 +218,8 @@ def load_manager(
     ValueError: load_manager: 'no/such/folder/here' could not be loaded ...
     """
     folder = checkpoint_folder(path_or_name)
-    if model is None and folder is not None and (folder / SETTINGS_FILE).is_file():
-        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        # vLLM samples rollouts of training only; a saved manager is loaded to be used.
-        model = ModelSettings(**saved | {"fast_inference": False})
-    model = model or ModelSettings()
+    if model is None:
+        model = ModelSettings() if folder is None else _saved_settings(folder)
     loaded, tokenizer = load_model(path_or_name, model, seed)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -240,6 +238,27 @@ def load_manager(
         loaded_as=model,
         **(own | settings),
     )
+
+
+def _saved_settings(folder: Path) -> ModelSettings:
+    """Return how the manager in a folder was loaded when it was saved, the default without a file.
+
+    vLLM samples rollouts of training only; a saved manager is loaded to be used.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return ModelSettings()
+    try:
+        saved = parse_json(path.read_bytes())
+        if not isinstance(saved, dict):
+            raise ValueError(f"expected an object, got a {type(saved).__name__}")
+        return ModelSettings(**saved | {"fast_inference": False})
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"load_manager: {path} is not usable ({error}); expected the settings that "
+            "ModelManager.save wrote; save the manager again, or correct the file, or delete it to "
+            "load the manager with default settings"
+        ) from None
 
 
 def make_manager(name: str, **settings: Any) -> MemoryManager:

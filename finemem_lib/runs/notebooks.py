@@ -7,6 +7,7 @@ table, with a notebook's path its parameters cell.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -97,7 +98,7 @@ class Notebook(BaseModel):
             ValueError: there is no such model, or its file cannot be imported.
         """
         file, colon, name = self.parameters.rpartition(":")
-        found = _load_class(self.path.parent / file, name) if colon else MODELS.get(name)
+        found = _class_in(self.path.parent / file, name) if colon else MODELS.get(name)
         if isinstance(found, type) and issubclass(found, NotebookParameters):
             return found
         raise ValueError(
@@ -107,9 +108,15 @@ class Notebook(BaseModel):
         )
 
 
-def _load_class(path: Path, name: str) -> Any:
+def _class_in(path: Path, name: str) -> Any:
+    """Return a class of a file, which is executed once and again when it has changed."""
+    return _load_class(path, name, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.cache
+def _load_class(path: Path, name: str, modified: int) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if spec is None or spec.loader is None:
         return None
     module = importlib.util.module_from_spec(spec)
     try:

@@ -29,6 +29,7 @@ from finemem_lib.readers.roles import REPLIES, Models, load_roles, usage_line
 from finemem_lib.runs.artefacts import READERS, WRITERS, find_artefact
 from finemem_lib.runs.notebooks import RUNNING, Notebook, find_notebook, read_json, writers_of
 from finemem_lib.runs.parameters import ParameterError, ParameterTable
+from finemem_lib.training.checkpoints import MEMORY_ONLY
 from finemem_lib.util.files import real_path, write_json, written_beside
 from finemem_lib.util.provenance import cpu_threads, repository_root, versions
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from finemem_lib.managers.model import ModelManager
 
 RECORD_VERSION = 1
+
+RESUMABLE = (*MEMORY_ONLY, "jobs", "report_to", "save_every")
+"""The parameters that change nothing that is trained or found, so that `finemem resume` may be
+given others. Under another batch_size the tests draw other completions."""
 
 
 def runs_folder() -> Path:
@@ -281,6 +286,7 @@ class Run:
             "sha256": sha256(path),
             "saved": datetime.now(UTC).isoformat(),
             "seed": self._record["seed"],
+            "parameters": self._record["parameters"],
             "reads": {
                 read: entry["sha256"]
                 for read, entry in self._record["reads"].items()
@@ -414,8 +420,9 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         The notebook's part in the run `run_id`; `parameters` holds the values.
 
     Raises:
-        ValueError: parameters are refused (all are named at once), or a data file is missing, or
-            the file of models is not usable, or there is no such notebook.
+        ValueError: parameters are refused (all are named at once), or other notebooks of the run
+            have worked with what this one made under other parameters, or a data file is missing,
+            or the file of models is not usable, or there is no such notebook.
         OSError: the run's folder cannot be written.
     """
     source = find_notebook(notebook)
@@ -433,6 +440,8 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     _compute_on_one_thread()
     values = parameters.model_dump(exclude={"run_id"})
     folder = run_folder(parameters.run_id)
+    earlier = read_record(folder, name)
+    _check_replaces_nothing_used(folder, name, values, earlier)
     data = [_source_entry(one) for one in values.get("data", ())]
     checkpoint = values.get("checkpoint")
     questions = locate_questions(values.get("questions", ""))
@@ -440,7 +449,6 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     if path := locate_models(values.get("models", "")):
         roles = load_roles(path, folder)
         _take_replies(folder)
-    earlier = read_record(folder, name)
     record = {
         "schema_version": RECORD_VERSION,
         "notebook": name,
@@ -460,6 +468,41 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         "writes": earlier.get("writes", {}),
     }
     return Run(folder, source, parameters, record, Models(roles), questions)
+
+
+def _check_replaces_nothing_used(
+    folder: Path, notebook: str, values: Mapping[str, Any], earlier: Mapping[str, Any]
+) -> None:
+    """Refuse parameters under which a notebook would replace what others have worked with.
+
+    A notebook that resumes is asked to replace it, and may. `earlier` is its record so far.
+    """
+    if values.get("resume"):
+        return
+    others = [record for record in recorded(folder) if record["notebook"] != notebook]
+    for artefact, entry in earlier.get("writes", {}).items():
+        users = [
+            record["notebook"]
+            for record in others
+            if any(
+                written["reads"].get(artefact) == entry["sha256"]
+                for written in record["writes"].values()
+            )
+        ]
+        made_with = entry.get("parameters", {})
+        changed = [
+            f"{one} {made_with[one]!r} (now {value!r})"
+            for one, value in values.items()
+            if one in made_with and made_with[one] != value and one not in RESUMABLE
+        ]
+        if users and changed:
+            files = " and ".join(f"records/{user}.json" for user in users)
+            raise ValueError(
+                f"{notebook} made artefact {artefact!r} of run {folder.name!r} with "
+                f"{', '.join(changed)}, and {' and '.join(users)} made artefacts from it; give "
+                f"another run_id, or delete {files} in {folder} to give those up. Nothing was "
+                "changed"
+            )
 
 
 def _compute_on_one_thread() -> None:

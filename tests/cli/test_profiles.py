@@ -267,6 +267,20 @@ def test_a_parameter_of_a_notebook_that_is_not_chosen_is_said_to_be_one(notebook
         resolve(notebooks, {"betta": "0.5"}, select="01")
 
 
+def test_the_parameters_of_an_extra_notebook_are_read_once_and_not_for_a_message(tmp_path):
+    write_notebook(tmp_path, FIRST, "num_chunks: int = 4  # c\n")
+    write_notebook(tmp_path, "09_extra", "depth: int = 1  # d\n", order=None)
+    log = tmp_path / "executed"
+    for file in tmp_path.glob("*.py"):
+        file.write_text(file.read_text() + f"open({str(log)!r}, 'a').write({file.stem!r} + ' ')\n")
+    with pytest.raises(UsageError, match="unknown parameter depth; there are: num_chunks, seed"):
+        resolve(tmp_path, {"depth": "2"}, select="01", notebooks=["01"])
+    assert "09_extra" not in log.read_text()
+    for _ in range(2):
+        resolve(tmp_path, {"depth": "2"}, select="09_extra", notebooks=["01"])
+    assert log.read_text().split().count("parameters_09_extra") == 1
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 SAYS = {"name": FIRST, "order": 1, "parameters": "QuestionGeneration"}
 

@@ -599,3 +599,26 @@ def test_settings_reach_the_record_of_a_trajectory(folders):
         "max_new_tokens": 6,
         "temperature": 1.0,
     }
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("{", "expected JSON"),
+        ("[1]", "expected an object, got a list"),
+        ('{"lora": 4}', "unexpected keyword argument 'lora'"),
+        ('{"lora_rank": -1}', "lora_rank is -1, expected a whole number from 0"),
+        ('{"gpu_memory_utilization": "all"}', "gpu_memory_utilization|not supported"),
+    ],
+)
+def test_broken_settings_of_a_saved_manager_are_refused_with_a_way_out(
+    folders, tmp_path, content, reason
+):
+    folder = shutil.copytree(folders["qwen3"], tmp_path / "manager")
+    (folder / "manager_settings.json").write_text(content)
+    with pytest.raises(
+        ValueError,
+        match=rf"manager_settings.json is not usable \(.*{reason}.*\); expected the settings that "
+        "ModelManager.save wrote; save the manager again, or correct the file, or delete it",
+    ):
+        load_manager(folder)

@@ -1,4 +1,4 @@
-"""Tests of readers end in time or fail."""
+"""Tests of readers end in time or fail, and share a tiny language model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tests.helpers.chat_models import save_tiny_model
 from tests.helpers.patience import LAST_RESORT
 
 
@@ -21,3 +22,11 @@ def nothing_hangs():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, former)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The folder of a tiny language model that chats."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_model(folder)
+    return str(folder)

@@ -19,6 +19,7 @@ from finemem_lib.readers.roles import (
     Models,
     check_roles,
     load_roles,
+    reader_role,
     usage_line,
 )
 from finemem_lib.runs import run as run_module
@@ -272,3 +273,20 @@ def test_relative_models_are_looked_for_from_the_repository(tmp_path, monkeypatc
     assert run.models.roles["reader"].chat.model == "Qwen/Qwen3-32B"
     assert run.models.roles["reader"].chat.memo == str(run.folder / "replies.sqlite")
     assert isinstance(run.models.roles["judge"], ModelRole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "server", "model": "m"}, "base_url is missing"),
+        ({"kind": "server", "model": "m", "base_url": "http://h", "key": "x"}, "key: Unexpected"),
+        ({"kind": "nearby", "model": "m"}, "'server' or 'local'"),
+        (
+            {"kind": "server", "model": "m", "cite": "no"},
+            "cite is a str, expected true or false",
+        ),
+    ],
+)
+def test_reader_settings_that_cannot_be_are_refused_in_words(settings, said):
+    with pytest.raises(ValueError, match=said):
+        reader_role(settings)

@@ -304,6 +304,53 @@ def test_replaced_inputs_are_found_through_the_artefacts_between():
     assert run_module.replaced_input(fifth.folder, "evidence") == ("instances", FOURTH)
 
 
+def make_trajectories_from_instances(num_chunks=4):
+    start(FIRST, num_chunks=num_chunks).save("instances", [INSTANCE])
+    second = start(SECOND)
+    second.load("instances")
+    second.save("trajectories", [TRAJECTORY])
+    return second.folder
+
+
+@pytest.mark.parametrize("change", [{"num_chunks": 5}, {"seed": 8}])
+def test_what_others_worked_with_is_not_replaced_under_other_parameters(change):
+    """Incident: with another num_chunks notebook 01 replaced the instances first."""
+    folder = make_trajectories_from_instances()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (name, value), old = next(iter(change.items())), {"num_chunks": 4, "seed": 7}
+    with pytest.raises(
+        ValueError,
+        match=rf"{FIRST} made artefact 'instances' of run 'notebook' with {name} {old[name]} \(now "
+        rf"{value}\), and {SECOND} made artefacts from it; give another run_id, or delete "
+        rf"records/{SECOND}.json in ",
+    ):
+        start(FIRST, **{"num_chunks": 4} | change)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    start(FIRST, run_id="other", **change)
+    start(FIRST, num_chunks=4)  # the same again is no replacement
+    (folder / "records" / f"{SECOND}.json").unlink()
+    start(FIRST, **change).save("instances", [])
+
+
+def test_what_nobody_worked_with_is_replaced_under_any_parameters():
+    start(FIRST, num_chunks=4).save("instances", [INSTANCE])
+    start(SECOND).load("instances")  # and stops before it has made anything
+    start(FIRST, num_chunks=5).save("instances", [])
+    assert start(SECOND).load("instances") == []
+
+
+def test_a_resumed_training_replaces_its_manager():
+    fourth = start(FOURTH, updates=1)
+    fourth.save("trained_manager", lambda folder: (folder / "model").write_text("one"))
+    fifth = start("05_evidence_tracing")
+    fifth.load("trained_manager")
+    fifth.save("evidence", [{"step": 1}])
+    with pytest.raises(ValueError, match=r"with updates 1 \(now 2\)"):
+        start(FOURTH, updates=2)
+    start(FOURTH, updates=1, save_every=7)  # changes nothing that is trained
+    start(FOURTH, updates=2, resume=True)
+
+
 def test_a_reused_run_may_have_another_seed(monkeypatch):
     seeded(FIRST, 0, "earlier").save("instances", [INSTANCE])
     monkeypatch.setenv("FINEMEM_REUSE_RUN", "earlier")

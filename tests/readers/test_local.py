@@ -1,0 +1,51 @@
+"""A language model in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from finemem_lib.readers.local import LocalChat
+from tests.helpers.chat_models import local, talks
+
+
+def test_local_replies_do_not_depend_on_batch_or_order_and_sampling_is_seeded(tiny_model):
+    import torch
+
+    alone = LocalChat(local(tiny_model, batch_size=1)).ask(talks(5))
+    together = LocalChat(local(tiny_model, batch_size=5))
+    assert together.ask(talks(5)[::-1]) == alone[::-1]
+    assert together.ask(talks(5)) == alone and together.usage.memo_hits == 5
+
+    before = torch.random.get_rng_state()
+    drawn = [
+        LocalChat(local(tiny_model, temperature=1.0, seed=seed)).ask(talks(5)) for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_local_reply_that_does_not_end_is_malformed(tiny_model):
+    one = LocalChat(local(tiny_model))
+    one._model.generation_config.eos_token_id = 2  # which these weights do not write
+    assert one.ask(talks(1)) == [None]
+    assert (one.usage.malformed, one.usage.tokens_out) == (2, 24)
+
+
+def test_thinking_is_off_unless_asked_for(tiny_model):
+    counted = []
+    for arguments in ({"enable_thinking": False}, None):
+        one = LocalChat(local(tiny_model, chat_template_kwargs=arguments))
+        one.ask(talks(1))
+        counted.append(one.usage.tokens_in)
+    assert counted[0] - counted[1] == len("<think>\n\n</think>\n\n")
+
+
+def test_a_model_without_a_chat_template_is_refused(tiny_model, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no chat template.*instruction-tuned"):
+        LocalChat(local(str(tmp_path)))
