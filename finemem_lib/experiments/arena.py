@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,12 @@ from finemem_lib.experiments.tables import hierarchical_draws, measures
 
 RESAMPLES = 10_000
 
+Slope = tuple[float | None, float | None]
+"""Advantage per stored sentence and its standard error."""
+
 STATUSES = ("not beaten", "open", "beaten")
+
+PRICES = "advantage per stored sentence (standard error over seeds)"
 
 NOT_BEATEN = (
     "in no regime and no primary measure is the interval of the difference to {} below zero."
@@ -139,6 +145,28 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class NoisePrice:
+    """What the advantage of a variant paid at one update, in advantage per stored sentence.
+
+    Attributes:
+        update: number of the update, from 1.
+        fact: for a fact, mean over seeds; `None` where it could not be measured. `fact_error` is
+            the standard error over seeds, with one seed that of `evaluation.noise_price`.
+        noise: for a noise sentence, likewise, with `noise_error`.
+        seeds: the seeds at which either was measured.
+    """
+
+    regime: str
+    variant: str
+    update: int
+    fact: float | None
+    fact_error: float | None
+    noise: float | None
+    noise_error: float | None
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Arena:
     """What the results say of a design.
 
@@ -148,6 +176,7 @@ class Arena:
         standings: one for each measure, regime and variant with results, by rank.
         comparisons: of all pairs of the design's families, made or not.
         verdicts: one per variant.
+        prices: one for each regime, variant and update at which it was measured.
         missing: cells of the design without a result.
         foreign: number of results that are of no cell of the design.
     """
@@ -157,6 +186,7 @@ class Arena:
     standings: tuple[Standing, ...]
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[Verdict, ...]
+    prices: tuple[NoisePrice, ...]
     missing: tuple[Cell, ...]
     foreign: int
 
@@ -187,6 +217,7 @@ def arena(
             found[place] = result
         else:
             foreign += 1
+    found = {place: found[place] for place in planned if place in found}
     values: defaultdict[tuple[str, str], dict[str, dict[int, list[float]]]]
     values = defaultdict(lambda: {variant: {} for variant in design.variants})
     for (regime, variant, seed), result in found.items():
@@ -206,6 +237,7 @@ def arena(
         standings=tuple(_standings(draws, comparisons, found)),
         comparisons=tuple(comparisons),
         verdicts=tuple(_verdict(name, comparisons, design.baselines) for name in design.variants),
+        prices=tuple(_prices(found)),
         missing=tuple(cell for place, cell in planned.items() if place not in found),
         foreign=foreign,
     )
@@ -228,7 +260,7 @@ def enough_seeds(seeds: int, level: float = 0.95) -> bool:
 
 
 def arena_tables(of: Arena) -> dict[str, list[tuple[str, ...]]]:
-    """Return the tables as text: one per measure, then "verdict", each with its header first.
+    """Return the tables as text, each with its header first: one per measure, "verdict", `PRICES`.
 
     A star marks an interval over too few seeds.
 
@@ -262,7 +294,19 @@ def arena_tables(of: Arena) -> dict[str, list[tuple[str, ...]]]:
                 *(str(len(part)) for part in (verdict.above, verdict.level, verdict.missing)),
             )
         )
-    return tables | {"verdict": verdicts}
+    prices: list[tuple[str, ...]] = [("regime", "rule", "update", "fact", "noise", "seeds")]
+    for price in of.prices:
+        slopes = (price.fact, price.fact_error), (price.noise, price.noise_error)
+        prices.append(
+            (
+                price.regime,
+                price.variant,
+                str(price.update),
+                *(_slope_text(*slope) for slope in slopes),
+                seeds_text(price.seeds),
+            )
+        )
+    return tables | {"verdict": verdicts, PRICES: prices}
 
 
 def arena_notes(of: Arena) -> list[str]:
@@ -322,6 +366,7 @@ def arena_json(of: Arena) -> dict[str, Any]:
         },
         "standings": [dataclasses.asdict(one) for one in of.standings],
         "comparisons": [dataclasses.asdict(one) for one in of.comparisons],
+        "prices": [dataclasses.asdict(one) for one in of.prices],
         "verdicts": [
             {**dataclasses.asdict(one), "status": one.status, "trusted": one.trusted}
             for one in of.verdicts
@@ -342,6 +387,12 @@ def seeds_text(seeds: Sequence[int]) -> str:
         else:
             runs.append([seed])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _slope_text(slope: float | None, error: float | None) -> str:
+    if slope is None:
+        return "–"
+    return f"{slope:+.2f}" + ("" if error is None else f" ({error:.2f})")
 
 
 def _comparison_text(one: Comparison) -> str:
@@ -519,6 +570,27 @@ def _costs(
         )
         for place, cells in of.items()
     }
+
+
+def _prices(found: Mapping[tuple[str, str, int], CellResult]) -> Iterable[NoisePrice]:
+    measured: defaultdict[tuple[str, str, int], dict[int, dict[str, Slope]]] = defaultdict(dict)
+    for (regime, variant, seed), result in found.items():
+        for update, price in result.price.items():
+            measured[regime, variant, int(update)][seed] = price
+    order = list(dict.fromkeys(place[:2] for place in found))
+    for place, by_seed in sorted(measured.items(), key=lambda item: order.index(item[0][:2])):
+        fact, noise = (
+            _mean_slope([price[kind] for price in by_seed.values()]) for kind in ("fact", "noise")
+        )
+        yield NoisePrice(*place, *fact, *noise, tuple(sorted(by_seed)))
+
+
+def _mean_slope(slopes: Iterable[Slope]) -> Slope:
+    known = [(slope, error) for slope, error in slopes if slope is not None]
+    if len(known) < 2:
+        return known[0] if known else (None, None)
+    values = [slope for slope, _ in known]
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -233,7 +233,8 @@ def hierarchical_draws(
     """Return bootstrap draws of the mean of every row, all at the same seeds and streams.
 
     Each draw takes as many seeds as there are, with replacement, and within each drawn seed as many
-    streams. Source: Davison and Hinkley (1997), section 3.8.
+    streams. The mean of a seed already varies with its streams, so where streams differ more than
+    seeds the draws spread up to sqrt(2) times too far. Source: Davison and Hinkley (1997), 3.8.
 
     Args:
         rows: rows x seeds x streams; a stream that is not a number in any row is left out.

@@ -4,6 +4,7 @@ One file per subject. Notebooks call the functions from this package, say `evide
 `training_curves`, and `show` what they return.
 """
 
+from finemem_lib.figures.arena import arena_standings, noise_price_and_end
 from finemem_lib.figures.benchmark import benchmark_accuracy, memory_length
 from finemem_lib.figures.credit_rules import (
     credit_by_regime,
@@ -69,6 +70,7 @@ __all__ = [
     "Term",
     "advantage_dumbbell",
     "advantage_heatmap",
+    "arena_standings",
     "benchmark_accuracy",
     "change_view",
     "completion_grid",
@@ -94,6 +96,7 @@ __all__ = [
     "memory_growth",
     "memory_length",
     "memory_state",
+    "noise_price_and_end",
     "operation_timeline",
     "outputs",
     "question_audit",

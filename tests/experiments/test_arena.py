@@ -286,6 +286,18 @@ def test_twelve_rules_in_four_regimes_take_seconds():
     assert time.process_time() - started < 4  # 0.8 s measured
 
 
+def test_prices_are_means_over_seeds_with_their_error():
+    """Half of the seeds pay 0 and half 0.02 per noise sentence more than the negative gain."""
+    found = arena(arena_results(design := arena_design(), {"+CSR": 0.2}), design, FEW)
+    (price,) = (
+        one for one in found.prices if (one.regime, one.variant, one.update) == ("long", "+CSR", 14)
+    )
+    error = np.std([0, 0.02] * 3, ddof=1) / math.sqrt(6)
+    assert (price.noise, price.noise_error) == pytest.approx((-0.19, error))
+    assert (price.fact, price.fact_error, price.seeds) == (1, 0, tuple(range(20, 26)))
+    assert [one.update for one in found.prices[:3]] == [1, 14, 32]
+
+
 # The command.
 
 

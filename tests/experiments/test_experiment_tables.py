@@ -10,6 +10,7 @@ import pytest
 
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments import tables as experiment_tables
+from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.tables import (
     ACCURACIES,
     diagnostic_measures,
@@ -18,8 +19,15 @@ from finemem_lib.experiments.tables import (
     stream_rows,
     table,
 )
-from finemem_lib.figures import experiments as experiment_figures, frames
-from tests.helpers.experiment_samples import SCHEMES, cell, grid, result
+from finemem_lib.figures import arena as arena_figures, experiments as experiment_figures, frames
+from tests.helpers.experiment_samples import (
+    SCHEMES,
+    arena_design,
+    arena_results,
+    cell,
+    grid,
+    result,
+)
 
 
 def found(rows, variant, measure):
@@ -204,9 +212,30 @@ def test_findings_of_nothing_do_not_pretend():
 # Figures.
 
 
+def arena_of(results):
+    """Return the arena of results whose cells differ in their scheme and seed only."""
+    design = arena_design(
+        baselines=[results[0].cell.variant],
+        regimes={one.cell.regime: {} for one in results},
+        variants={one.cell.variant: {"scheme": one.cell.scheme} for one in results},
+        seeds=sorted({one.cell.seed for one in results}),
+    )
+    price = {"1": {"fact": (1.0, 0.1), "noise": (0.1, 0.05)}}
+    priced = [
+        one.model_copy(
+            update={"price": price | {"14": {"fact": (1.0, 0.1), "noise": (-place / 9, 0.05)}}}
+        )
+        for place, one in enumerate(results)
+    ]
+    return arena(priced, design, BootstrapSettings(num_resamples=200))
+
+
 def figures(results) -> dict[str, go.Figure]:
     rows = table(results, results[0].cell.variant)
+    of = arena_of(results)
     return {
+        "arena": arena_figures.arena_standings(of),
+        "price": arena_figures.noise_price_and_end(of, "accuracy, greedy"),
         "accuracy": experiment_figures.measure_intervals(
             rows, ACCURACIES[2:], "Accuracy at the end", "accuracy (mean score)"
         ),
@@ -286,3 +315,29 @@ def test_curves_average_blocks_of_updates_over_seeds():
 def test_edits_add_up_what_the_truth_counted():
     first = FIGURES["edits"].data[0]
     assert set(first.x) == {0.5}  # 6 and 0 facts on two streams of six chunks
+
+
+def test_the_arena_draws_the_best_rule_on_top_and_the_beaten_open():
+    design = arena_design()
+    of = arena(
+        arena_results(design, {"+CSR": 0.2, "Fine-Mem": -0.1}),
+        design,
+        BootstrapSettings(num_resamples=200),
+    )
+    figure = arena_figures.arena_standings(of)
+    assert list(figure.layout.yaxis.ticktext) == ["+CSR", "outcome-only", "Fine-Mem"]
+    first = figure.data[0]
+    assert list(first.marker.symbol) == ["circle", "circle-open", "circle-open"]
+    assert "36 of 36 cells" in figure.layout.meta["caption"]
+    price = arena_figures.noise_price_and_end(of, "accuracy, greedy")
+    by_rule = {trace.name: trace.x[0] for trace in price.data if trace.showlegend}
+    assert by_rule == {"outcome-only": 0.01, "Fine-Mem": 0.11, "+CSR": -0.19}
+    caption = price.layout.meta["caption"]
+    assert "Price at update 14" in caption and "short -1.00 (3 rules)" in caption
+
+
+def test_the_arena_draws_nothing_where_there_are_no_rows_yet():
+    of = arena([], arena_design(), BootstrapSettings(num_resamples=200))
+    assert "0 of 36 cells" in arena_figures.arena_standings(of).layout.meta["caption"]
+    nothing = arena_figures.noise_price_and_end(of, "accuracy, greedy")
+    assert nothing.layout.meta["caption"].startswith("Price at update –")

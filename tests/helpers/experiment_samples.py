@@ -110,6 +110,13 @@ def arena_results(design: Design, gains: Mapping[str, float], seed: int = 0, str
                 updates=12,
                 tests={"sampled": test, "greedy": test},
                 seconds={"training": 9.0, "testing": 1.0, "training_cpu": 8.0 + place % 3},
+                price={
+                    update: {
+                        "fact": (1.0, 0.1),
+                        "noise": (0.02 * (of.seed % 2) - gains.get(of.variant, 0.0), 0.05),
+                    }
+                    for update in ("1", "14", "32")
+                },
             )
         )
         made[-1].curve["reader_calls"] = [10.0 * (of.scheme != "outcome-only")] * 12

@@ -1,0 +1,184 @@
+"""Figures of the arena: every rule in every regime, and the price of noise against the end.
+
+They take what `experiments.arena.arena` returned.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from finemem_lib.evaluation.intervals import interval_text
+from finemem_lib.experiments.arena import Arena, NoisePrice, Standing, seeds_text
+from finemem_lib.figures import style
+from finemem_lib.figures.style import GREY, known, label, paragraph
+
+
+def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figure:
+    """Show the measures of every rule with their intervals, one panel per regime.
+
+    Rules are ordered by their mean rank over regimes in the first measure, the best on top. A
+    marker is open where another rule is clearly better (`Standing.beaten_by`).
+
+    Args:
+        of: what `experiments.arena.arena` returned.
+        measures: the measures shown, by default the primary ones.
+    """
+    measures = measures or of.design.primary
+    rules = _best_first(of.standings, measures[0])
+    regimes = list(of.design.regimes)
+    fig = style.side_by_side(regimes)
+    for place, measure in enumerate(measures):
+        shift = 0.6 * (place - (len(measures) - 1) / 2) / max(1, len(measures))
+        for panel, regime in enumerate(regimes):
+            part = [
+                one
+                for one in of.standings
+                if (one.measure, one.regime) == (measure, regime) and one.variant in rules
+            ]
+            at = [rules.index(one.variant) for one in part]
+            marker = style.series_marker(place, 9)
+            shape = marker.pop("symbol")
+            fig.add_scatter(
+                x=style.numbers(one.value for one in part),
+                y=style.numbers(line + shift for line in at),
+                meta={"panel": label(regime), "y": at},
+                error_x=style.interval(part),
+                mode="markers",
+                name=label(measure),
+                legendgroup=measure,
+                showlegend=not panel and len(measures) > 1,
+                marker={
+                    "color": style.series_color(place),
+                    "symbol": [f"{shape}-open" if one.beaten_by else shape for one in part],
+                    **marker,
+                },
+                customdata=[_hover(one) for one in part],
+                hovertemplate="%{customdata}<extra></extra>",
+                row=1,
+                col=panel + 1,
+            )
+    fig.update_yaxes(style.lines_axis([paragraph(rule, 36, 20) for rule in rules]))
+    fig.update_yaxes(title_text="rule", col=1)
+    fig.update_xaxes(matches="x")
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, "accuracy (mean score)")
+    best = "; ".join(
+        f"{style.one_line(one.regime, 28)} {style.one_line(one.variant, 28)} {one.value:.3f}"
+        for one in of.standings
+        if one.measure == measures[0] and one.rank == 1
+    )
+    done = len(of.design.cells) - len(of.missing)
+    return style.finish(
+        fig,
+        "The arena: every rule in every regime",
+        f"{of.level:.0%} intervals over seeds and streams, {done} of {len(of.design.cells)} cells; "
+        f"open markers are beaten by another rule. Best in {measures[0]}: {best or 'nothing yet'}.",
+        f"Dot plots with intervals of {len(measures)} measures for {len(rules)} rules in "
+        f"{len(regimes)} regimes.",
+        200 + max(130, (22 + 12 * len(measures)) * len(rules)),
+        margin={"t": 84, "b": 96},
+    )
+
+
+def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> go.Figure:
+    """Show the price of noise during training against a measure at its end, one point per rule.
+
+    Args:
+        of: what `experiments.arena.arena` returned.
+        measure: the measure on the y axis.
+        update: when the price was measured; by default each rule's second one, when training is
+            under way (the first is at the warm start).
+    """
+    prices = _prices_at(of, update)
+    ends = {
+        (one.regime, one.variant): one
+        for one in of.standings
+        if one.measure == measure and (one.regime, one.variant) in prices
+    }
+    regimes = [name for name in of.design.regimes if any(at[0] == name for at in ends)]
+    fig = style.side_by_side(regimes)
+    correlations, seen = [], set[str]()
+    for panel, regime in enumerate(regimes):
+        here = {at[1]: (prices[at], end) for at, end in ends.items() if at[0] == regime}
+        for place, rule in enumerate(of.design.variants):
+            if rule not in here:
+                continue
+            price, end = here[rule]
+            bar = [price.noise_error and 1.96 * price.noise_error]
+            fig.add_scatter(
+                x=style.numbers([price.noise]),
+                y=style.numbers([end.value]),
+                error_x=style.error_bars(bar, bar, thickness=1),
+                error_y=style.interval([end]) | {"thickness": 1},
+                mode="markers",
+                name=label(rule),
+                legendgroup=label(rule),
+                showlegend=rule not in seen,
+                meta={"panel": label(regime)},
+                marker={
+                    "color": style.series_color(place),
+                    **style.series_marker(place + place // len(style.MARKERS), 10),
+                },
+                customdata=[_hover(end)],
+                hovertemplate="noise %{x:+.2f}, %{customdata}<extra></extra>",
+                row=1,
+                col=panel + 1,
+            )
+        seen |= here.keys()
+        correlations.append(f"{style.one_line(regime, 28)} {_rank_correlation(here)}")
+    fig.add_vline(x=0, line={"color": GREY, "width": 1})
+    fig.update_yaxes(title_text=label(measure), col=1)
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, "advantage per stored noise sentence")
+    updates = sorted({price.update for price in prices.values()})
+    return style.finish(
+        fig,
+        "Who charges noise, and where that ends",
+        f"Price at update {' or '.join(map(str, updates)) or '–'}, bars of 95 %. Rank correlation "
+        f"over rules: {'; '.join(correlations) or 'none (0 rules)'}. Left of zero, storing noise "
+        "is punished.",
+        f"Scatter plots of {len(seen)} rules in {len(regimes)} regimes: advantage per stored noise "
+        "sentence and accuracy at the end, with error bars.",
+        480,
+        margin={"t": 84, "b": 150},
+    )
+
+
+def _best_first(standings: Sequence[Standing], measure: str) -> list[str]:
+    """Return the rules by their mean rank in a measure, then by their mean."""
+    ranks: dict[str, list[tuple[float, float]]] = {}
+    for one in standings:
+        if one.measure == measure:
+            rank = float("inf") if one.rank is None else one.rank
+            ranks.setdefault(one.variant, []).append((rank, -one.value))
+    return sorted(
+        ranks, key=lambda rule: tuple(map(statistics.fmean, zip(*ranks[rule], strict=True)))
+    )
+
+
+def _prices_at(of: Arena, update: int | None) -> dict[tuple[str, str], NoisePrice]:
+    """Return the price of noise of every regime and rule at an update, or at its second one."""
+    by_place: dict[tuple[str, str], list[NoisePrice]] = {}
+    for price in of.prices:
+        if price.noise is not None and update in (None, price.update):
+            by_place.setdefault((price.regime, price.variant), []).append(price)
+    return {place: prices[: 2 if update is None else 1][-1] for place, prices in by_place.items()}
+
+
+def _rank_correlation(here: Mapping[str, tuple[NoisePrice, Standing]]) -> str:
+    from scipy.stats import spearmanr
+
+    pairs = [(known(price.noise), end.value) for price, end in here.values()]
+    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+        return f"– ({len(pairs)} rules)"
+    return f"{spearmanr(*zip(*pairs, strict=True)).statistic:+.2f} ({len(pairs)} rules)"
+
+
+def _hover(one: Standing) -> str:
+    return (
+        f"{label(one.variant)}, {label(one.measure)}: "
+        f"{interval_text(one.value, one.low, one.high)}, seeds {seeds_text(one.seeds)}"
+    )
