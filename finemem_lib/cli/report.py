@@ -252,6 +252,9 @@ def is_real_error(record: logging.LogRecord) -> bool:
 
     The helper sends "{bye}" when its browser ends; where that arrives together with the last
     answer, it is logged as broken JSON with a traceback.
+
+    Args:
+        record: A record of the logger.
     """
     cause = record.exc_info and getattr(record.exc_info[1], "__cause__", None)
     return getattr(cause, "doc", None) != "{bye}\n"
@@ -420,7 +423,11 @@ def _tables(title: str, spec: Mapping[str, Any]) -> dict[Any, list[str]]:
 
 
 def clean_html(markup: Any) -> str:
-    """Keep allowlisted tags of an HTML fragment, escape all others, drop pandas' style block."""
+    """Keep allowlisted tags of an HTML fragment, escape all others, drop pandas' style block.
+
+    Args:
+        markup: An HTML fragment of a cell's output; untrusted.
+    """
     import bleach
     import bs4
 
@@ -453,6 +460,9 @@ def draw_formulas(body: str) -> str:
 
     Runs on cleaned HTML. latex2mathml does not escape what it copies, so the TeX is given to it
     without angle brackets and its result can hold no markup of the author's.
+
+    Args:
+        body: HTML in which a formula is code of the class formula-block or formula-inline.
     """
     from latex2mathml.converter import convert
 

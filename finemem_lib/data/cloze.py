@@ -133,7 +133,11 @@ class ClozeTeacher:
         return json.dumps([self.name, self.max_candidates, self.max_words])
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Do nothing: a chunk costs milliseconds."""
+        """Do nothing: a chunk costs milliseconds.
+
+        Args:
+            chunk_texts: The texts of the chunks that `write` will be called with.
+        """
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random

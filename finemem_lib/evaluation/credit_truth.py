@@ -209,6 +209,9 @@ def planted_credit(trajectory: Trajectory) -> Credit:
     E_j are the steps whose chunks state the answer; the sum is r_global. `None` at every step where
     no question could be scored.
 
+    Args:
+        trajectory: a trajectory of a planted stream, whose questions name their evidence steps.
+
     Raises:
         ValueError: the evidence steps of a question are not known.
     """
@@ -568,6 +571,9 @@ def write_table(rows: Iterable[Row], path: Path) -> None:
 
 def read_table(path: Path) -> list[Row]:
     """Read back what `write_table` wrote.
+
+    Args:
+        path: the file.
 
     Raises:
         ValueError: the file is missing, or a line of it is not a row.

@@ -77,7 +77,7 @@ def interval_text(
 
     Args:
         value: the estimate.
-        low: lower end of its interval, `None` where there is none; so is `high`.
+        low, high: ends of its interval, `None` where there is none.
         form: format specification of all three.
 
     >>> interval_text(0.5, 0.25, 0.75, "+.2f"), interval_text(0.5, None, None)

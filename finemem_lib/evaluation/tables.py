@@ -194,6 +194,9 @@ def paired_differences(
 def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[OperationCount]:
     """Return how many operations of each kind every method emitted, applied and invalid.
 
+    Args:
+        methods: name of each method -> its trajectories.
+
     Raises:
         ValueError: a method without trajectories.
     """
@@ -246,7 +249,11 @@ def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
 
 
 def format_estimate(row: Estimate) -> str:
-    """Return a value with its interval as text, "–" where nothing could be measured."""
+    """Return a value with its interval as text, "–" where nothing could be measured.
+
+    Args:
+        row: a row of a table of estimates.
+    """
     if row.value is None:
         return "–"
     digits = ",.0f" if row.measure == "memory_tokens" else ".3f"
@@ -254,7 +261,11 @@ def format_estimate(row: Estimate) -> str:
 
 
 def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
-    """Return table rows (dataclasses) as a pandas frame, one column per field."""
+    """Return table rows (dataclasses) as a pandas frame, one column per field.
+
+    Args:
+        rows: dataclasses of one type, any number.
+    """
     import pandas as pd
 
     return pd.DataFrame([dataclasses.asdict(row) for row in rows])

@@ -98,7 +98,11 @@ class Control:
         ]
 
     def kind_of(self, value: Any) -> str:
-        """Return the kind of a value, by which values are counted."""
+        """Return the kind of a value, by which values are counted.
+
+        Args:
+            value: the value of an option.
+        """
         return str(value).partition(" ")[0] if isinstance(self.static, Mapping) else self.label
 
 

@@ -108,17 +108,28 @@ def step_outline(step: int, half: float = 0.5) -> dict[str, Any]:
 
 
 def outcome_name(outcome: OperationOutcome) -> str:
-    """Return the kind of an operation that was applied, "invalid" of any other."""
+    """Return the kind of an operation that was applied, "invalid" of any other.
+
+    Args:
+        outcome: an operation as the memory took or refused it.
+    """
     return outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
 
 
 def score_text(answered: AnsweredQuestion) -> str:
-    """Return the score of an answer with two digits, or that it cannot be scored."""
+    """Return the score of an answer with two digits, or that it cannot be scored.
+
+    Args:
+        answered: an answered question.
+    """
     return "cannot be scored" if answered.score is None else f"{answered.score:.2f}"
 
 
 def verdict(answered: AnsweredQuestion) -> str:
     """Return a mark (right from a score of 0.5) and the score of an answer.
+
+    Args:
+        answered: an answered question.
 
     >>> from finemem_lib.example import worked_example
     >>> [verdict(answered) for answered in worked_example().questions]

@@ -135,6 +135,9 @@ def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
 def plain(text: object) -> str:
     """Undo `label` and `paragraph`, for places that do not render HTML.
 
+    Args:
+        text: an escaped text.
+
     >>> plain(label("a < b & c"))
     'a < b & c'
     """
@@ -160,7 +163,11 @@ def _escape(text: str) -> str:
 
 
 def number(value: Any) -> Any:
-    """Return a JSON number of four significant digits; `None` for what is not finite."""
+    """Return a JSON number of four significant digits; `None` for what is not finite.
+
+    Args:
+        value: any number, also of numpy, or `None`.
+    """
     if value is None or isinstance(value, int):
         return value
     value = float(value)
@@ -168,12 +175,19 @@ def number(value: Any) -> Any:
 
 
 def numbers(values: Iterable[Any]) -> list[Any]:
-    """Return `number` of every value."""
+    """Return `number` of every value.
+
+    Args:
+        values: as for `number`.
+    """
     return [number(value) for value in values]
 
 
 def known(value: float | None) -> float:
     """Return a value of which it is certain that it was measured.
+
+    Args:
+        value: a value that cannot be `None` here.
 
     Raises:
         ValueError: it is `None`.
@@ -184,13 +198,21 @@ def known(value: float | None) -> float:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not `None`; `None` without any."""
+    """Return the mean of the values that are not `None`; `None` without any.
+
+    Args:
+        values: measured values, `None` where nothing was measured.
+    """
     measured = [value for value in values if value is not None]
     return statistics.fmean(measured) if measured else None
 
 
 def largest(rows: Iterable[Iterable[float | None]]) -> float:
-    """Return the largest absolute value in rows of values, 1 where all are 0 or `None`."""
+    """Return the largest absolute value in rows of values, 1 where all are 0 or `None`.
+
+    Args:
+        rows: rows of values, of any length.
+    """
     sizes = (abs(value) for row in rows for value in row if value is not None)
     return max(sizes, default=0) or 1
 
@@ -255,7 +277,11 @@ def from_traces(
 
 
 def pattern(number: int) -> dict[str, Any]:
-    """Return the fill of the bars of series `number`, which tells them apart without colour."""
+    """Return the fill of the bars of series `number`, which tells them apart without colour.
+
+    Args:
+        number: position of the series, from 0; patterns repeat.
+    """
     return {
         "shape": PATTERNS[number % len(PATTERNS)],
         "fillmode": "overlay",
@@ -265,7 +291,11 @@ def pattern(number: int) -> dict[str, Any]:
 
 
 def series_color(number: int) -> str:
-    """Return the colour of series `number`."""
+    """Return the colour of series `number`.
+
+    Args:
+        number: position of the series, from 0; colours repeat.
+    """
     return CATEGORIES[number % len(CATEGORIES)]
 
 
@@ -280,7 +310,11 @@ def series_marker(number: int, size: int) -> dict[str, Any]:
 
 
 def colorbar(title: str) -> dict[str, Any]:
-    """Return a narrow colour bar with its title along it."""
+    """Return a narrow colour bar with its title along it.
+
+    Args:
+        title: title of the colour bar, escaped.
+    """
     return {
         "title": {"text": title, "side": "right", "font": {"size": 13}},
         "thickness": 12,
@@ -346,13 +380,21 @@ def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
 
 
 def panel_titles(titles: Sequence[object]) -> list[str]:
-    """Return titles for panels that stand side by side, in lines that fit above them."""
+    """Return titles for panels that stand side by side, in lines that fit above them.
+
+    Args:
+        titles: one untrusted title per panel.
+    """
     width = max(10, 40 // max(1, len(titles)))
     return [paragraph(title, min(36, 3 * width - 4), width) for title in titles]
 
 
 def side_by_side(titles: Sequence[object]) -> go.Figure:
-    """Return a figure of empty panels side by side with one y axis for all, named by `titles`."""
+    """Return a figure of empty panels side by side with one y axis for all, named by `titles`.
+
+    Args:
+        titles: as for `panel_titles`.
+    """
     return make_subplots(
         rows=1,
         cols=len(titles) or 1,
@@ -400,7 +442,11 @@ class Measured(Protocol):
 
 
 def interval(rows: Sequence[Measured]) -> dict[str, Any]:
-    """Return error bars for measured rows; a row without an interval has none."""
+    """Return error bars for measured rows; a row without an interval has none.
+
+    Args:
+        rows: measured rows, in the order of the points.
+    """
     return error_bars(
         [0 if row.high is None else row.high - known(row.value) for row in rows],
         [0 if row.low is None else known(row.value) - row.low for row in rows],

@@ -291,6 +291,9 @@ def visible(token: str) -> str:
 
     Controls and direction marks are shown by their escapes.
 
+    Args:
+        token: the text of a token.
+
     >>> visible("a\n\u202eb"), visible("")
     ('a⏎\\u202eb', '◌')
     """

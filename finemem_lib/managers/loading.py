@@ -141,6 +141,9 @@ class ModelSettings:
         """Return the fields of TRL's GRPOConfig that follow from how this model was loaded.
 
         Unsloth checkpoints gradients by itself, and its model must not be told to a second time.
+
+        Args:
+            model: The model that was loaded with these settings.
         """
         import torch
 
@@ -170,7 +173,12 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def checkpoint_folder(path_or_name: str | Path) -> Path | None:
-    """Return the folder that `load_model` loads from, `None` for a name on the hub."""
+    """Return the folder that `load_model` loads from, `None` for a name on the hub.
+
+    Args:
+        path_or_name: "tiny", a name on the hub, or a folder, of which a relative one is also looked
+            for in the repository.
+    """
     source = TINY_MANAGERS.get(str(path_or_name), path_or_name)
     folders = (Path(source), repository_root() / source)
     return next((folder for folder in folders if folder.is_dir()), None)
@@ -178,6 +186,9 @@ def checkpoint_folder(path_or_name: str | Path) -> Path | None:
 
 def split_revision(name: str | Path) -> tuple[str, str | None]:
     """Return a name on the hub and the revision that it carries: a commit, a branch or a tag.
+
+    Args:
+        name: NAME or NAME@REVISION.
 
     >>> split_revision("Qwen/Qwen3-4B@1cfa9a7"), split_revision("Qwen/Qwen3-4B")
     (('Qwen/Qwen3-4B', '1cfa9a7'), ('Qwen/Qwen3-4B', None))
@@ -188,6 +199,9 @@ def split_revision(name: str | Path) -> tuple[str, str | None]:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, its type where it has none.
+
+    Args:
+        error: Any error.
 
     >>> first_line(ValueError("too dark\\nreally")), first_line(KeyError())
     ('too dark', 'KeyError')
@@ -327,6 +341,9 @@ def single_precision(model: PreTrainedModel) -> None:
 
     In bf16 a step of Adam smaller than about 1/512 of a weight is rounded away, and with it most of
     training; and TRL casts adapters on a 4-bit model to bf16.
+
+    Args:
+        model: The model, changed in place.
     """
     import torch
 

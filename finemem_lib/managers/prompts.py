@@ -156,6 +156,9 @@ class PromptBuilder:
     def render(self, observation: Observation) -> Prompt:
         """Return the prompt for an observation.
 
+        Args:
+            observation: The step: chunk and memory.
+
         Raises:
             ValueError: the tiny manager's tokenizer cannot read the chunk.
         """

@@ -228,6 +228,9 @@ def finite_or_none(logprobs: Sequence[float | None] | None) -> tuple[float, ...]
 
     vLLM reports NaN, and TRL passes it on, for a token whose log-probability is unavailable.
 
+    Args:
+        logprobs: One value per token in nats; `None` where none were reported.
+
     >>> finite_or_none([-0.5, -1.0]), finite_or_none([-0.5, float("nan")])
     ((-0.5, -1.0), None)
     """

@@ -39,6 +39,12 @@ class ScriptedManager(ABC):
         """
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
+        """Return what the rule does about every observation, as `MemoryManager.act` says.
+
+        Args:
+            observations: What is seen at this step, one per rollout.
+            seed: Source of the rule's random choices.
+        """
         completions = []
         for row, observation in enumerate(observations):
             rng = generator(self.name, seed, row)

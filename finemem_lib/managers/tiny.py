@@ -67,7 +67,11 @@ _CHAT_TEMPLATE = (
 
 
 def vocabulary(world: World = "plain") -> tuple[str, ...]:
-    """Return every token in the order of its id: specials, JSON pieces, marks, aliases, words."""
+    """Return every token in the order of its id: specials, JSON pieces, marks, aliases, words.
+
+    Args:
+        world: one world of the planted stream.
+    """
     spoken = [*NAMES, *UNSEEN_NAMES]
     if world == "plain":
         spoken += [*NOISE_ADVERBS, *NOISE_VERBS, *NOISE_SUBJECTS]
@@ -86,6 +90,9 @@ def tiny_tokenizer(world: World = "plain") -> PreTrainedTokenizerFast:
 
     A word outside the vocabulary becomes `<unk>`; decoding gives back the text with one space
     between words and none inside the JSON.
+
+    Args:
+        world: one world of the planted stream.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -132,6 +139,9 @@ def tiny_config(world: World = "plain") -> Qwen3Config:
 
     Rotary base, initial spread and head size are chosen for lookup: a head must be able to tell
     two records apart by what they say from its first updates on.
+
+    Args:
+        world: the world whose vocabulary it has.
     """
     from transformers import Qwen3Config
 
@@ -155,7 +165,12 @@ def tiny_config(world: World = "plain") -> Qwen3Config:
 
 
 def tiny_model(seed: int, world: World = "plain") -> Qwen3ForCausalLM:
-    """Return the architecture with random weights of its own seed."""
+    """Return the architecture with random weights of its own seed.
+
+    Args:
+        seed: seed of the weights.
+        world: as for `tiny_config`.
+    """
     import torch
     from transformers import Qwen3ForCausalLM
 

@@ -114,6 +114,9 @@ READERS: dict[Kind, Callable[[Path], Any]] = {
 def find_artefact(name: str) -> Artefact:
     """Return an artefact by name.
 
+    Args:
+        name: one of `ARTEFACTS`.
+
     Raises:
         ValueError: there is none of this name.
     """

@@ -64,7 +64,11 @@ class Notebook(BaseModel):
         return self.path.stem
 
     def is_numbered(self, number: int) -> bool:
-        """Return whether a number on the command line means this notebook."""
+        """Return whether a number on the command line means this notebook.
+
+        Args:
+            number: The number, from 1.
+        """
         return self.order == number and self.name == self.stem
 
     def answers_to(self, prefix: str) -> bool:
@@ -132,6 +136,9 @@ def _load_class(path: Path, name: str, modified: int) -> Any:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
+    Args:
+        path: The file.
+
     Raises:
         ValueError: it cannot be read, is no JSON or is nested too deep to be read.
     """
@@ -174,7 +181,11 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def notebooks_in(folder: Path) -> list[Notebook]:
-    """Return the notebooks of a folder that have such metadata, in the order of their names."""
+    """Return the notebooks of a folder that have such metadata, in the order of their names.
+
+    Args:
+        folder: Folder with notebooks; those below it are not looked at.
+    """
     found = []
     for path in sorted(folder.glob("*.ipynb")):
         try:
@@ -186,6 +197,9 @@ def notebooks_in(folder: Path) -> list[Notebook]:
 
 def numbered(folder: Path) -> list[Notebook]:
     """Return the notebooks of a folder that have a number, in the order of their numbers.
+
+    Args:
+        folder: Folder with notebooks.
 
     Raises:
         ValueError: two have the same number.
@@ -237,7 +251,11 @@ def find_notebook(name: str) -> Notebook:
 
 
 def readme_table(folder: Path) -> str:
-    """Return the README's table of the numbered notebooks of a folder, in Markdown."""
+    """Return the README's table of the numbered notebooks of a folder, in Markdown.
+
+    Args:
+        folder: Folder with notebooks.
+    """
     rows = [
         "| # | Notebook | Question | Reads | Writes | Minutes | Hardware |",
         "|---|---|---|---|---|---|---|",

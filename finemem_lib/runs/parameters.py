@@ -189,6 +189,9 @@ top_k is True, expected a whole number from 1 to 1000
 def expected(field: FieldInfo) -> str:
     """Return what a parameter may be, as a phrase that follows "expected".
 
+    Args:
+        field: A field of a notebook's model.
+
     >>> expected(GRPOTraining.model_fields["question_fraction"])
     'a number above 0 and at most 1'
     """
@@ -213,7 +216,11 @@ def expected(field: FieldInfo) -> str:
 
 
 def group_of(field: FieldInfo) -> str:
-    """Return the heading of a parameter in the table of all parameters."""
+    """Return the heading of a parameter in the table of all parameters.
+
+    Args:
+        field: A field of a notebook's model.
+    """
     return next((each.group for each in field.metadata if isinstance(each, Rare)), MAIN)
 
 

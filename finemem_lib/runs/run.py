@@ -53,6 +53,9 @@ def runs_folder() -> Path:
 def run_folder(run_id: str) -> Path:
     """Return the folder of a run.
 
+    Args:
+        run_id: The run's id.
+
     Raises:
         ValueError: the id could not be the name of a folder.
     """
@@ -66,6 +69,9 @@ def run_folder(run_id: str) -> Path:
 def locate(source: str) -> Path | None:
     """Return the file a data source names, relative ones from the repository root; `None` for a
     name on the hub (owner/name or owner/name@REVISION, and no such file).
+
+    Args:
+        source: One entry of the parameter `data`.
 
     Raises:
         ValueError: it is neither an existing file with something in it nor the name of a data set.
@@ -86,13 +92,20 @@ def locate(source: str) -> Path | None:
 
 def locate_models(source: str) -> Path | None:
     """Return the file of models that a parameter names, a relative one from the repository root,
-    `None` where it names none."""
+    `None` where it names none.
+
+    Args:
+        source: The parameter `models`.
+    """
     return _absolute(source) if source else None
 
 
 def locate_questions(source: str) -> str:
     """Return a store of chunk questions as `question_store.load_questions` takes it, a relative
     one from the repository root; "" where none is named.
+
+    Args:
+        source: The parameter `questions`.
 
     Raises:
         ValueError: there is no such folder.
@@ -119,7 +132,11 @@ def _what(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's file names and contents."""
+    """Return the SHA-256 of a file, or of a folder's file names and contents.
+
+    Args:
+        path: A file or a folder.
+    """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]
@@ -133,7 +150,11 @@ def now() -> str:
 
 
 def peak_memory_mb(who: int) -> float:
-    """Return the largest resident size so far, in MB, as `resource.getrusage` counts it."""
+    """Return the largest resident size so far, in MB, as `resource.getrusage` counts it.
+
+    Args:
+        who: `resource.RUSAGE_SELF`, or `RUSAGE_CHILDREN` for processes that have ended.
+    """
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return round(resource.getrusage(who).ru_maxrss / unit, 1)
 
@@ -321,12 +342,20 @@ class Run:
 
     def loaded(self, manager: ModelManager) -> None:
         """Note which commit of the hub the parameter `checkpoint` was loaded from; the hash of a
-        folder is noted already."""
+        folder is noted already.
+
+        Args:
+            manager: The manager that was loaded.
+        """
         self._record["checkpoint"]["commit"] = manager.commit
         self._keep_record()
 
     def progress(self, line: str) -> None:
-        """Say how far this notebook has come; `finemem run` shows the line while it is running."""
+        """Say how far this notebook has come; `finemem run` shows the line while it is running.
+
+        Args:
+            line: One line of text.
+        """
         with written_beside(_progress_file(self.folder, self.notebook)) as beside:
             beside.write_text(line, encoding="utf-8")
 
@@ -565,7 +594,11 @@ def read_record(folder: Path, notebook: str) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of the notebooks that took part in a run, in the order of their names."""
+    """Return the records of the notebooks that took part in a run, in the order of their names.
+
+    Args:
+        folder: The run's folder.
+    """
     names = sorted(path.stem for path in (folder / "records").glob("*.json"))
     return [record for name in names if (record := read_record(folder, name))]
 
@@ -624,6 +657,9 @@ def replaced_input(
 
 def format_metric(value: float | int | str | None) -> str:
     """Return a metric as it is shown everywhere: four decimals, a dash for `None`.
+
+    Args:
+        value: The metric.
 
     >>> [format_metric(value) for value in (0.25, -1e-17, 3, None)]
     ['0.2500', '0.0000', '3', '–']

@@ -17,6 +17,9 @@ def load_encoder(model_name: str) -> Callable[[str], NDArray[np.float32]]:
 
     One at a time, because padding in a batch makes an embedding depend on its neighbours.
 
+    Args:
+        model_name: Name or folder of a model of sentence-transformers.
+
     Raises:
         RuntimeError: sentence-transformers is not installed.
         ValueError: the model cannot be loaded.
