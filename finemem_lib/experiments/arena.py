@@ -124,7 +124,7 @@ class Verdict:
         below: comparisons with a baseline whose whole interval is below zero.
         above: comparisons with a baseline whose whole interval is above zero.
         level: comparisons whose interval holds zero.
-        missing: comparisons of the design that could not be made.
+        missing: comparisons that lack seeds of the design, all or some.
     """
 
     variant: str
@@ -236,7 +236,7 @@ def arena(
         level=settings.level,
         standings=tuple(_standings(draws, comparisons, found)),
         comparisons=tuple(comparisons),
-        verdicts=tuple(_verdict(name, comparisons, design.baselines) for name in design.variants),
+        verdicts=tuple(_verdict(name, comparisons, design) for name in design.variants),
         prices=tuple(_prices(found)),
         missing=tuple(cell for place, cell in planned.items() if place not in found),
         foreign=foreign,
@@ -372,6 +372,65 @@ def arena_json(of: Arena) -> dict[str, Any]:
             for one in of.verdicts
         ],
     }
+
+
+def leaders(of: Arena, regime: str, others: int = 3) -> list[str]:
+    """Return the baselines and the best of the other variants of a regime, the best first.
+
+    Args:
+        of: what `arena` returned.
+        regime: name of the regime.
+        others: most variants beside the baselines.
+    """
+    ranked = [
+        one.variant
+        for one in of.standings
+        if (one.measure, one.regime) == (of.design.primary[0], regime)
+    ]
+    best = [name for name in ranked if name not in of.design.baselines][:others]
+    return [name for name in ranked if name in best or name in of.design.baselines]
+
+
+def limits(of: Arena, results: Iterable[CellResult]) -> list[str]:
+    """Return in sentences what no variant achieves.
+
+    The first says whether one variant is best everywhere; then each regime's best variant in the
+    first primary measure, how far from 1 it stays, and the edits that go with it: noise and other
+    wrong edits that the sampled manager still makes.
+
+    Args:
+        of: what `arena` returned.
+        results: the rows behind it.
+    """
+    measure = of.design.primary[0]
+    best = [one for one in of.standings if one.measure == measure and one.rank == 1]
+    names = list(dict.fromkeys(one.variant for one in best))
+    sentences = [
+        f"{names[0]} has the greatest mean in every regime."
+        if len(names) == 1
+        else "No rule has the greatest mean in every regime: "
+        + "; ".join(f"{one.regime} {one.variant}" for one in best)
+        + "."
+    ]
+    edits: defaultdict[tuple[str, str], list[Mapping[str, Sequence[float]]]] = defaultdict(list)
+    for result in results:
+        edits[result.cell.regime, result.cell.variant].append(measures(result))
+    for one in best:
+        right, wrong = (
+            statistics.fmean(
+                value
+                for cell in edits[one.regime, one.variant]
+                for value in cell[f"{kind} edits per step"]
+            )
+            for kind in ("right", "wrong")
+        )
+        sentences.append(
+            f"{one.regime}: {measure}, no rule's mean is above {one.value:.3f} "
+            f"({one.variant}, {interval_text(one.value, one.low, one.high)}, seeds "
+            f"{seeds_text(one.seeds)}); its manager makes {wrong:.2f} wrong edits per step and "
+            f"{right:.2f} right ones when it samples."
+        )
+    return sentences if best else []
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -598,13 +657,13 @@ def _mean(values: Iterable[float]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _verdict(variant: str, comparisons: Iterable[Comparison], baselines: Sequence[str]) -> Verdict:
+def _verdict(variant: str, comparisons: Iterable[Comparison], design: Design) -> Verdict:
     with_baselines = [
         one
         for pair in comparisons
         if variant in (pair.variant, pair.other)
         for one in [pair.of(variant)]
-        if one.other in baselines
+        if one.other in design.baselines
     ]
     made = [one for one in with_baselines if one.low is not None and one.high is not None]
     below = tuple(one for one in made if (one.high or 0) < 0)
@@ -614,5 +673,5 @@ def _verdict(variant: str, comparisons: Iterable[Comparison], baselines: Sequenc
         below,
         above,
         tuple(one for one in made if one not in below + above),
-        tuple(one for one in with_baselines if one not in made),
+        tuple(one for one in with_baselines if set(one.seeds) != {*design.seeds_in(one.regime)}),
     )

@@ -122,6 +122,15 @@ class Design(FrozenModel):
         named = self.regimes[regime].variants
         return list(self.variants) if named is None else named
 
+    def seeds_in(self, regime: str) -> list[int]:
+        """Return the seeds of a regime.
+
+        Args:
+            regime: name of the regime.
+        """
+        own = self.regimes[regime].seeds
+        return self.seeds if own is None else own
+
     @property
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, so that what is there before the end is balanced.
@@ -142,7 +151,7 @@ class Design(FrozenModel):
             )
             for seed in self.all_seeds
             for name, regime in self.regimes.items()
-            if seed in (self.seeds if regime.seeds is None else regime.seeds)
+            if seed in self.seeds_in(name)
             for variant in self.variants_in(name)
         ]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from finemem_lib.cli import main
 from finemem_lib.evaluation.intervals import holm
 from finemem_lib.evaluation.tables import BootstrapSettings
-from finemem_lib.experiments.arena import arena, arena_notes, arena_tables
+from finemem_lib.experiments.arena import arena, arena_notes, arena_tables, leaders, limits
 from finemem_lib.experiments.rows import write_rows
 from finemem_lib.experiments.tables import hierarchical_draws
 from tests.helpers.experiment_samples import arena_design, arena_results, result
@@ -229,6 +229,8 @@ def test_missing_cells_are_named_and_leave_the_verdict_open():
     assert csr.seeds == (20, 21, 23, 24, 25) and csr.difference == pytest.approx(0.2, abs=0.03)
     assert not csr.trusted, "five seeds"
     assert {one.status for one in found.verdicts} == {"open"}
+    verdict = next(one for one in found.verdicts if one.variant == "+CSR")
+    assert len(verdict.above) == 4 and len(verdict.missing) == 8, "five of six seeds are too few"
     missing = pair(found, "+CSR", "outcome-only", regime="long")
     assert (missing.difference, missing.p, missing.corrected) == (None, None, None)
     # what is missing counts in the family: 12 comparisons, not the six that could be made
@@ -296,6 +298,32 @@ def test_prices_are_means_over_seeds_with_their_error():
     assert (price.noise, price.noise_error) == pytest.approx((-0.19, error))
     assert (price.fact, price.fact_error, price.seeds) == (1, 0, tuple(range(20, 26)))
     assert [one.update for one in found.prices[:3]] == [1, 14, 32]
+
+
+def test_limits_name_the_best_rule_of_every_regime_and_its_edits():
+    design = arena_design()
+    results = arena_results(design, {"+CSR": 0.2})
+    same, short, long = limits(arena(results, design, FEW), results)
+    assert same == "+CSR has the greatest mean in every regime."
+    mean = np.mean(
+        [
+            one.tests["greedy"].columns["accuracy"]
+            for one in results
+            if (one.cell.variant, one.cell.regime) == ("+CSR", "short")
+        ]
+    )
+    assert short.startswith(f"short: accuracy, greedy, no rule's mean is above {mean:.3f} (+CSR, ")
+    # five kinds of right edits and nine of wrong ones, one each on a stream of six chunks
+    assert f"makes {9 / 6:.2f} wrong edits per step and {5 / 6:.2f} right ones" in short
+    assert "seeds 20-25" in long and f"{5 / 24:.2f} right ones" in long
+    assert limits(arena([], design, FEW), []) == []
+
+
+def test_leaders_are_the_baselines_and_the_best_others():
+    names = ("outcome-only", "Fine-Mem", "+CSR", "+EARA")
+    design = arena_design(variants={name: {"scheme": name} for name in names})
+    found = arena(arena_results(design, {"+CSR": 0.2, "+EARA": 0.1, "Fine-Mem": -0.1}), design, FEW)
+    assert leaders(found, "short", 1) == ["+CSR", "outcome-only", "Fine-Mem"]
 
 
 # The command.
