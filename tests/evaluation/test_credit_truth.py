@@ -127,6 +127,29 @@ def test_planted_credit_sums_to_the_outcome_and_needs_the_truth():
         planted_credit(dataclasses.replace(one, questions=(unknown,)))
 
 
+def test_an_answer_that_needs_two_facts_is_earned_by_both_steps():
+    """The oracle's memory holds one item per slot, and both are needed: the planted truth, the
+    items' Shapley values and the split among used items agree. What a step causes is the whole
+    answer, for each of the two."""
+    instances = [planted_stream(seed, StreamSettings(world="paraphrased")) for seed in range(4)]
+    reader = reader_for(instances)
+    shape = RolloutSettings(num_generations=1, top_k=4)
+    pairs = 0
+    for (one,) in play(instances, Oracle(), shape, reader, 0):
+        for answered in one.questions:
+            steps = answered.question.evidence_steps
+            if len(steps) == 2 and answered.score == 1.0:
+                pairs += 1
+                alone = dataclasses.replace(one, questions=(answered,))
+                halves = [0.5 if step.step in steps else 0.0 for step in one.steps]
+                assert planted_credit(alone) == halves
+                assert RULES["evidence-shapley"].function(alone, agent=reader) == halves
+                assert RULES["eara-used"].function(alone, beta=1.0) == halves
+                caused = step_leave_one_out(alone, agent=reader, orphaned="insert")
+                assert caused == [2 * half for half in halves]
+    assert pairs > 4
+
+
 def test_an_answer_told_twice_is_earned_by_halves():
     one = groups()[0][0]
     twice = tuple(

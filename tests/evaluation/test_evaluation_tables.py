@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from finemem_lib.data.planted import planted_stream
+from finemem_lib.data.planted import StreamSettings, World, planted_stream
 from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS, operation_truth
 from finemem_lib.evaluation.tables import (
     BootstrapSettings,
@@ -424,8 +424,11 @@ def test_what_capacity_pushed_out_is_no_duplicate_later() -> None:
         ),
     ],
 )
-def test_scripted_managers_are_counted_as_what_they_are(manager: str, never: tuple) -> None:
-    instances = [planted_stream(seed) for seed in range(10)]
+@pytest.mark.parametrize("world", ["plain", "paraphrased"])
+def test_scripted_managers_are_counted_as_what_they_are(
+    manager: str, never: tuple, world: World
+) -> None:
+    instances = [planted_stream(seed, StreamSettings(world=world)) for seed in range(10)]
     played = play(
         instances,
         make_manager(manager),
