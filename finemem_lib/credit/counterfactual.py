@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from finemem_lib.credit.marginals import (
@@ -22,7 +23,7 @@ from finemem_lib.credit.needs import (
     need_questions,
     retrieved_items,
 )
-from finemem_lib.credit.replay import Orphaned, Replayer
+from finemem_lib.credit.replay import Orphaned, Plan, Replayer, Rows, replayed_credit
 from finemem_lib.reading import ReasoningAgent, reading_task
 from finemem_lib.rewards import Attribution, attributed_steps, outcome_reward
 from finemem_lib.scoring import score
@@ -86,6 +87,7 @@ def step_leave_one_out(
     agent: ReasoningAgent,
     orphaned: Orphaned = "refuse",
     replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return ``r_global - r_global(the memory that all steps but t leave)``: what the step caused.
 
@@ -97,12 +99,58 @@ def step_leave_one_out(
         orphaned: Whether a later UPDATE of an item that the missing step created is refused (so
             that step earns, with the updating one, what the item says now) or stored all the same.
         replay: Knows scores of this trajectory from other rules; a new one by default.
+        batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
 
     Raises:
         ValueError: no global question was asked, the trajectory cannot be replayed, or `agent` is
             not the one that answered or fails.
     """
-    return _step_credit(trajectory, replay or Replayer(trajectory, agent), orphaned, leave_one_out)
+    return replayed_credit(
+        trajectory,
+        agent,
+        lambda one: _step_plan(one, leave_one_out),
+        replay=replay,
+        batch=batch,
+        key="step-loo",
+        orphaned=orphaned,
+    )
+
+
+def operation_leave_one_out(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    orphaned: Orphaned = "refuse",
+    replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+) -> OperationCredit:
+    """Return, per operation, ``r_global - r_global(without this operation)``, and the step sums.
+
+    In [-1, 1] per operation; 0.0 for one that was not applied and for SKIP, without which all is as
+    it is. Conserves nothing: a step's sum differs from `step_leave_one_out` where its operations do
+    the same twice, or need each other. Source: leave-one-out, by replay.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        orphaned: As in `step_leave_one_out`.
+        replay: As in `step_leave_one_out`.
+        batch: As in `step_leave_one_out`.
+
+    Raises:
+        ValueError: as `step_leave_one_out`.
+    """
+    credit = replayed_credit(
+        trajectory,
+        agent,
+        _operation_plan,
+        replay=replay,
+        batch=batch,
+        key="operation-loo",
+        orphaned=orphaned,
+    )
+    assert isinstance(credit, OperationCredit)
+    return credit
 
 
 def step_shapley(
@@ -113,6 +161,7 @@ def step_shapley(
     permutations: int = 16,
     seed: int = 0,
     replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return the Shapley value of every step; v(S) is r_global of the memory that S alone leaves.
 
@@ -127,16 +176,24 @@ def step_shapley(
         permutations: Random orders of more than 4 steps, at least 1.
         seed: Seed of these orders.
         replay: As in `step_leave_one_out`.
+        batch: As in `step_leave_one_out`.
 
     Raises:
         ValueError: as `step_leave_one_out`.
     """
-    rng = generator("step shapley", seed, trajectory.instance_id, trajectory.rollout)
-    return _step_credit(
+
+    def plan(one: Trajectory) -> Plan:
+        rng = generator("step shapley", seed, one.instance_id, one.rollout)
+        return _step_plan(one, lambda steps: shapley(steps, permutations, rng))
+
+    return replayed_credit(
         trajectory,
-        replay or Replayer(trajectory, agent),
-        orphaned,
-        lambda steps: shapley(steps, permutations, rng),
+        agent,
+        plan,
+        replay=replay,
+        batch=batch,
+        key=("step-shapley", permutations, seed),
+        orphaned=orphaned,
     )
 
 
@@ -147,6 +204,7 @@ def owen_values(
     orphaned: Orphaned = "refuse",
     alpha: float = 1.0,
     replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return ``alpha Owen_t + (1 - alpha) [t = T] r_global``.
 
@@ -161,13 +219,18 @@ def owen_values(
         orphaned: As in `step_leave_one_out`.
         alpha: Share of the Owen values, in [0, 1].
         replay: As in `step_leave_one_out`.
+        batch: As in `step_leave_one_out`.
 
     Raises:
         ValueError: as `step_leave_one_out`.
     """
-    steps = range(1, trajectory.num_steps + 1)  # also those that did nothing: halves of the stream
-    shared = _step_credit(
-        trajectory, replay or Replayer(trajectory, agent), orphaned, lambda _: owen(steps)
+
+    def plan(one: Trajectory) -> Plan:
+        steps = range(1, one.num_steps + 1)  # also those that did nothing: halves of the stream
+        return _step_plan(one, lambda _: owen(steps))
+
+    shared = replayed_credit(
+        trajectory, agent, plan, replay=replay, batch=batch, key="owen", orphaned=orphaned
     )
     outcome = outcome_reward(trajectory)
     return [
@@ -262,17 +325,65 @@ def _evidence_credit(
     return [*credit]
 
 
-def _step_credit(
-    trajectory: Trajectory,
-    replay: Replayer,
-    orphaned: Orphaned,
-    marginals_of: Callable[[Sequence[int]], list[Marginal[int]]],
-) -> Credit:
-    """Return the value of every step, v(S) being the outcome of the memory that S alone leaves."""
+class OperationCredit(list[float | None]):
+    """The credit of every step, with that of its operations.
+
+    Attributes:
+        operations: Per step, one value per entry of its `outcomes`; the step's is their sum.
+    """
+
+    def __init__(self, operations: Sequence[Sequence[float | None]]) -> None:
+        super().__init__(None if None in step else math.fsum(step) for step in operations)  # type: ignore[arg-type]
+        self.operations = [[*step] for step in operations]
+
+
+def _operation_plan(trajectory: Trajectory) -> Plan:
+    """Return the questions that leave-one-out asks without every operation that was applied."""
+    need_questions(trajectory)
+    outcome = outcome_reward(trajectory)
+    places = [
+        [
+            done.applied and done.operation is not None and done.operation.kind != "SKIP"
+            for done in step.outcomes
+        ]
+        for step in trajectory.steps
+    ]
+    if outcome is None:
+        return (), lambda rows: OperationCredit([[None] * len(step) or [None] for step in places])
+    questions = [a.question for a in trajectory.questions if a.score is not None]
+    asked = [
+        (questions, frozenset({(step, place)}))
+        for step, applied in enumerate(places, start=1)
+        for place, there in enumerate(applied)
+        if there
+    ]
+
+    def credit(rows: Rows) -> Credit:
+        without = iter(rows)
+        return OperationCredit(
+            [
+                [outcome - _answered(next(without), trajectory) if there else 0.0 for there in step]
+                for step in places
+            ]
+        )
+
+    return asked, credit
+
+
+def _answered(row: Sequence[float | None], trajectory: Trajectory) -> float:
+    """Return the mean of scores that were all read."""
+    return answered_again(None if None in row else mean_of_known(row), trajectory)
+
+
+def _step_plan(
+    trajectory: Trajectory, marginals_of: Callable[[Sequence[int]], list[Marginal[int]]]
+) -> Plan:
+    """Return what is asked for the value of every step, v(S) being the outcome of the memory that S
+    alone leaves."""
     need_questions(trajectory)
     outcome = outcome_reward(trajectory)
     if outcome is None:
-        return [None] * trajectory.num_steps
+        return (), lambda rows: [None] * trajectory.num_steps
     # A step that emitted nothing but SKIP is a player whose every marginal is 0.
     active = frozenset(
         step.step
@@ -280,12 +391,14 @@ def _step_credit(
         if any(o.operation is not None and o.operation.kind != "SKIP" for o in step.outcomes)
     )
     marginals = marginals_of(sorted(active))
-    values = {active: outcome}
     unread = [s for s in dict.fromkeys(s & active for s in coalitions(marginals)) if s != active]
     questions = [a.question for a in trajectory.questions if a.score is not None]
-    rows = replay.scores(questions, [active - some for some in unread], orphaned)
-    for some, row in zip(unread, rows, strict=True):
-        read = None if None in row else mean_of_known(row)
-        values[some] = answered_again(read, trajectory)
-    gains = player_values(marginals, lambda some: values[some & active])
-    return [gains.get(step.step, 0.0) for step in trajectory.steps]
+
+    def credit(rows: Rows) -> Credit:
+        values = {active: outcome}
+        for some, row in zip(unread, rows, strict=True):
+            values[some] = _answered(row, trajectory)
+        gains = player_values(marginals, lambda some: values[some & active])
+        return [gains.get(step.step, 0.0) for step in trajectory.steps]
+
+    return [(questions, active - some) for some in unread], credit

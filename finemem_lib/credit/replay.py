@@ -1,20 +1,27 @@
-"""Replay a trajectory without some of its steps and answer its questions on what is left."""
+"""Replay a trajectory without some of its steps and answer its questions on what is left.
+
+A memory after step t depends on what is left out up to t, so replays that agree up to a step share
+the memories to there; `replay` is the plain way, one replay at a time, and leads to the same.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Literal
 
-from finemem_lib.credit.needs import need, need_agent
+from finemem_lib.credit.asking import Asking, Memory
+from finemem_lib.credit.group import CachedGroup, CachedUpdate
+from finemem_lib.credit.needs import Credit, need, need_agent
 from finemem_lib.memory import FlatMemory
-from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
-from finemem_lib.retrieval import Retriever, Searchable, make_retriever
+from finemem_lib.reading import ReasoningAgent
+from finemem_lib.retrieval import Retriever, make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
     MemoryDelta,
+    MemoryItem,
     Operation,
     Question,
     Step,
@@ -24,51 +31,72 @@ from finemem_lib.trajectory import (
 Orphaned = Literal["refuse", "insert"]
 """What becomes of an UPDATE of an item that a missing step created, see `replay`."""
 
+Missing = int | tuple[int, int]
+"""What is left out: a step, or one operation of it as (step, place among its outcomes)."""
+
 
 class Replayer:
-    """Replays a trajectory without some of its steps and asks its questions on what is left.
+    """Replays a trajectory without some of its operations and asks its questions on what is left.
 
-    It remembers every score, so rules (and parts of the trajectory's questions) that share one
-    ask nothing twice.
+    It remembers every memory and every score, so rules (and parts of the trajectory's questions)
+    that share one replay and ask nothing twice.
 
     Args:
         trajectory: Played by `rollout.play`, which records how in ``metadata["rollout"]``.
         agent: The reasoning agent that answered its questions.
+        asking: Asks the agent, for rollouts of one instance that share what they read; a new one
+            by default.
 
     Raises:
         ValueError: the trajectory does not say how it was played, its operations do not lead to
             its memory, or `agent` is not the one that answered.
     """
 
-    def __init__(self, trajectory: Trajectory, agent: ReasoningAgent) -> None:
+    def __init__(
+        self, trajectory: Trajectory, agent: ReasoningAgent, asking: Asking | None = None
+    ) -> None:
         need_agent(trajectory, agent)
         self.trajectory = trajectory
         self.agent = agent
-        recorded_memory(trajectory)  # refuses a trajectory that does not say how it was played
-        self._top_k = trajectory.metadata["rollout"]["top_k"]
-        self._scores: dict[tuple[frozenset[int], Orphaned, Question], float | None] = {}
-        self._left: dict[tuple[frozenset[int], Orphaned], tuple[FlatMemory, Searchable]] = {}
+        self._named = _named(trajectory)
+        self._after: dict[tuple[int, frozenset[Missing], Orphaned], FlatMemory] = {}
+        self._left: dict[tuple[frozenset[Missing], Orphaned], Memory] = {}
+        everything = self.memory(frozenset())  # refuses one that does not say how it was played
         need(
-            self.memory(frozenset()).items == trajectory.final_memory(),
+            everything.items == trajectory.final_memory(),
             trajectory,
             "operations that lead to its final memory",
             "its settings or steps were changed; play the instance again",
         )
+        self.asking = asking or asking_of(trajectory, agent)
 
-    def memory(self, without: frozenset[int], orphaned: Orphaned = "refuse") -> FlatMemory:
-        """Return the final memory that the other steps leave, see `replay`.
+    def memory(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> FlatMemory:
+        """Return the final memory that all other operations leave, see `replay`.
 
         Args:
-            without: Steps that emit nothing.
-            orphaned: What becomes of updates of items that those steps created.
+            without: Steps or operations that are left out.
+            orphaned: What becomes of updates of items that those created.
         """
-        return replay(
-            self.trajectory,
-            recorded_memory(self.trajectory),
-            self.trajectory.num_steps,
-            without=without,
-            orphaned=orphaned,
-        )
+        return self._memory_after(self.trajectory.num_steps, without, orphaned)
+
+    def _memory_after(
+        self, step: int, without: frozenset[Missing], orphaned: Orphaned
+    ) -> FlatMemory:
+        """Return the memory after a step, from that after the step before: sets that agree up to a
+        step share all memories to there."""
+        if not step:
+            return recorded_memory(self.trajectory)
+        if without:
+            without = frozenset(
+                one for one in without if (one if isinstance(one, int) else one[0]) <= step
+            )
+        key = step, without, orphaned
+        if key not in self._after:
+            memory = _copied(self._memory_after(step - 1, without, orphaned))
+            record = self.trajectory.steps[step - 1]
+            _apply(record, memory, without, orphaned, self._named)
+            self._after[key] = memory
+        return self._after[key]
 
     def through(self, agent: ReasoningAgent) -> Replayer:
         """Return a replayer that knows no score and asks through another agent of equal settings.
@@ -80,65 +108,144 @@ class Replayer:
         """
         need_agent(self.trajectory, agent)
         other = copy.copy(self)
-        other.agent, other._scores = agent, {}
+        other.agent, other.asking = agent, self.asking.through(agent)
         return other
 
     def scores(
         self,
         questions: Sequence[Question],
-        withouts: Sequence[frozenset[int]],
+        withouts: Sequence[frozenset[Missing]],
         orphaned: Orphaned = "refuse",
     ) -> list[list[float | None]]:
         """Return the score of every question without each set of steps, read in one batch.
 
         Args:
             questions: Asked on every memory.
-            withouts: Sets of steps that emit nothing; a memory for each.
-            orphaned: What becomes of updates of items that those steps created.
+            withouts: Sets of steps or operations that are left out; a memory for each.
+            orphaned: What becomes of updates of items that those created.
 
         Returns:
             One row per set, one score in [0, 1] per question, `None` where it cannot be scored.
         """
         return self.ask([(questions, without) for without in withouts], orphaned)
 
-    def ask(
-        self,
-        asked: Sequence[tuple[Sequence[Question], frozenset[int]]],
-        orphaned: Orphaned = "refuse",
-    ) -> list[list[float | None]]:
+    def ask(self, asked: Sequence[Asked], orphaned: Orphaned = "refuse") -> Rows:
         """Return the scores of questions, each list of them asked without its own set of steps.
 
         Args:
-            asked: Questions, and the steps that emit nothing before they are asked.
+            asked: Questions, and the steps or operations left out before they are asked.
             orphaned: As in `scores`.
 
         Returns:
             One row per entry, as `scores` returns them.
         """
-        inquiries, keys = [], []
-        for questions, without in asked:
-            new = [q for q in questions if (without, orphaned, q) not in self._scores]
-            if new:
-                memory, index = self._searchable(without, orphaned)
-                inquiries.append(Inquiry(new, memory, index, self.trajectory.num_steps))
-                keys += [(without, orphaned, question) for question in new]
-        answered = answer_questions(inquiries, self.agent, self._top_k)
-        for key, answer in zip(keys, itertools.chain(*answered), strict=True):
-            self._scores[key] = answer.score
-        return [
-            [self._scores[without, orphaned, question] for question in questions]
-            for questions, without in asked
-        ]
+        return self.asking.scores(
+            [(questions, self.left(without, orphaned)) for questions, without in asked]
+        )
 
-    def _searchable(
-        self, without: frozenset[int], orphaned: Orphaned
-    ) -> tuple[FlatMemory, Searchable]:
-        if (without, orphaned) not in self._left:
-            memory = self.memory(without, orphaned)
-            index = recorded_retriever(self.trajectory)
-            index.update(MemoryDelta(written=memory.items))
-            self._left[without, orphaned] = memory, _CachedSearch(index)
-        return self._left[without, orphaned]
+    def left(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> Memory:
+        """Return the items of `memory`, the one written last at the end.
+
+        Args:
+            without: Steps or operations that are left out.
+            orphaned: What becomes of updates of items that those created.
+        """
+        key = without, orphaned
+        if key not in self._left:
+            items = self.memory(without, orphaned).items
+            self._left[key] = tuple(sorted(items, key=_last_write))
+        return self._left[key]
+
+
+Asked = tuple[Sequence[Question], frozenset[Missing]]
+Rows = list[list[float | None]]
+Plan = tuple[Sequence[Asked], Callable[[Rows], Credit]]
+"""What a rule asks of a trajectory, and its credit given the scores."""
+
+
+def replayed_credit(
+    trajectory: Trajectory,
+    agent: ReasoningAgent,
+    plan: Callable[[Trajectory], Plan],
+    *,
+    replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+    key: Hashable = None,
+    orphaned: Orphaned = "refuse",
+) -> Credit:
+    """Return the credit of a rule that asks questions of replayed memories.
+
+    With a `CachedUpdate` as its batch, the rule is worked out for the whole update at once: the
+    rollouts of an instance share what they read and are searched together.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        plan: Returns what the rule asks of a trajectory.
+        replay: Knows scores of this trajectory from other rules; then `batch` is not used.
+        batch: The groups of the whole update.
+        key: Names the rule, with every setting that it depends on.
+        orphaned: What becomes of updates of items that what is missing created.
+
+    Raises:
+        ValueError: as `Replayer`, or as `plan`.
+    """
+    if isinstance(batch, CachedUpdate) and replay is None:
+        credits = batch.once(
+            (key, orphaned, id(agent)), lambda: _of_update(batch, agent, plan, orphaned)
+        )
+        return credits[trajectory.instance_id, trajectory.rollout]
+    asked, credit = plan(trajectory)
+    rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned) if asked else []
+    return credit(rows)
+
+
+def _of_update(
+    update: CachedUpdate,
+    agent: ReasoningAgent,
+    plan: Callable[[Trajectory], Plan],
+    orphaned: Orphaned,
+) -> dict[tuple[str, int], Credit]:
+    """Return the credit of every rollout of an update, by instance and rollout."""
+    credits = {}
+    for group in update:
+        plans = [plan(one) for one in group]
+        replayers = _replayers(group, agent)
+        asked = [
+            (questions, replayer.left(without, orphaned))
+            for replayer, (entries, _) in zip(replayers, plans, strict=True)
+            for questions, without in entries
+        ]
+        rows = iter(replayers[0].asking.scores(asked))
+        for one, (entries, credit) in zip(group, plans, strict=True):
+            credits[one.instance_id, one.rollout] = credit([*itertools.islice(rows, len(entries))])
+    return credits
+
+
+def _replayers(group: CachedGroup, agent: ReasoningAgent) -> list[Replayer]:
+    """Return the replayer of every rollout; they share what they read."""
+
+    def new() -> list[Replayer]:
+        asking = asking_of(group[0], agent)
+        return [Replayer(one, agent, asking) for one in group]
+
+    return group.once(("replayers", id(agent)), new)
+
+
+def asking_of(trajectory: Trajectory, agent: ReasoningAgent) -> Asking:
+    """Return what asks an agent on memories as the trajectory's rollout asked it.
+
+    Args:
+        trajectory: Says how many items were retrieved for a question, and with which index.
+        agent: The reasoning agent that answered.
+
+    Raises:
+        ValueError: it does not say so, or the recorded index is unknown.
+    """
+    recorded_memory(trajectory)
+    recorded_retriever(trajectory)
+    top_k = trajectory.metadata["rollout"]["top_k"]
+    return Asking(agent, top_k, lambda: recorded_retriever(trajectory))
 
 
 def recorded_memory(trajectory: Trajectory) -> FlatMemory:
@@ -179,25 +286,12 @@ def recorded_retriever(trajectory: Trajectory) -> Retriever:
     return make_retriever(*kind or ["bm25"])
 
 
-class _CachedSearch:
-    """The index of a memory that does not change any more: it searches for nothing twice."""
-
-    def __init__(self, index: Searchable) -> None:
-        self._index = index
-        self._found: dict[tuple[str, int], list[tuple[str, float]]] = {}
-
-    def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        if (query, k) not in self._found:
-            self._found[query, k] = self._index.search(query, k)
-        return self._found[query, k]
-
-
 def replay(
     trajectory: Trajectory,
     memory: FlatMemory,
     step: int,
     *,
-    without: Collection[int] = (),
+    without: Collection[Missing] = (),
     orphaned: Orphaned = "refuse",
 ) -> FlatMemory:
     """Apply the recorded operations of steps 1 to `step` to `memory` again and return it.
@@ -212,7 +306,7 @@ def replay(
         trajectory: What was recorded.
         memory: Changed in place.
         step: The last step to apply, in 0..T.
-        without: Steps that emit nothing.
+        without: Steps, or operations of a step, that are not emitted.
         orphaned: A later UPDATE of an item that is missing is refused, content and all ("refuse"),
             or becomes an INSERT of its content under the same id ("insert": the manager would have
             stored it anyway).
@@ -238,19 +332,9 @@ def replay(
     """
     if not 0 <= step <= trajectory.num_steps:
         raise ValueError(f"replay: step {step} is outside 0..{trajectory.num_steps}")
-    named = {
-        name
-        for record in trajectory.steps
-        for outcome in record.outcomes
-        if outcome.operation
-        for name in (outcome.operation.item_id, outcome.item_id)
-    }
-    # For an INSERT that was refused then and is valid now: an id that nothing recorded can mean.
-    spare = (name for name in map("new {}".format, itertools.count(1)) if name not in named)
+    named = _named(trajectory)
     for record in trajectory.steps[:step]:
-        if record.step not in without:
-            memory.apply(tuple(_emitted(record, memory, orphaned, spare)), record.step)
-        _touch(record, memory)
+        _apply(record, memory, without, orphaned, named)
     return memory
 
 
@@ -263,34 +347,81 @@ def replayed_operations(
         trajectory: What was recorded.
         memory: Changed in place; it counts operations, from 1, where it would count steps.
     """
-    number = itertools.count(1)
-    spare = map("new {}".format, itertools.count(1))
+    number, named = itertools.count(1), _named(trajectory)
     for record in trajectory.steps:
-        for operation in _emitted(record, memory, "refuse", spare):
+        for operation in _emitted(record, memory, (), "refuse", named):
             yield record.step, memory.apply([operation], next(number))[1]
         _touch(record, memory)
 
 
-def _touch(record: Step, memory: FlatMemory) -> None:
-    """Retrieve again what the chunk questions of a step retrieved."""
-    memory.touch(
-        found.item_id for answered in record.chunk_questions for found in answered.retrieved
+def _named(trajectory: Trajectory) -> frozenset[str | None]:
+    """Return every id that a recorded operation can mean."""
+    return frozenset(
+        name
+        for record in trajectory.steps
+        for outcome in record.outcomes
+        if outcome.operation
+        for name in (outcome.operation.item_id, outcome.item_id)
     )
 
 
+def _last_write(item: MemoryItem) -> tuple[int, int]:
+    last = item.lineage[-1]
+    return last.step, last.position
+
+
+def _copied(memory: FlatMemory) -> FlatMemory:
+    """Return a memory with the same items that changes by itself; items never change."""
+    other = copy.copy(memory)
+    containers = {n: v.copy() for n, v in vars(memory).items() if isinstance(v, (dict, set))}
+    vars(other).update(containers)
+    return other
+
+
+def _apply(
+    record: Step,
+    memory: FlatMemory,
+    without: Collection[Missing],
+    orphaned: Orphaned,
+    named: Collection[str | None],
+) -> None:
+    """Apply what a recorded step emitted, unless it is left out, and what was retrieved then."""
+    if record.step not in without:
+        memory.apply(tuple(_emitted(record, memory, without, orphaned, named)), record.step)
+    _touch(record, memory)
+
+
+def _touch(record: Step, memory: FlatMemory) -> None:
+    """Retrieve again what the chunk questions of a step retrieved."""
+    if memory.eviction == "least_recent":
+        memory.touch(
+            found.item_id for answered in record.chunk_questions for found in answered.retrieved
+        )
+
+
 def _emitted(
-    record: Step, memory: FlatMemory, orphaned: Orphaned, spare: Iterator[str]
+    record: Step,
+    memory: FlatMemory,
+    without: Collection[Missing],
+    orphaned: Orphaned,
+    named: Collection[str | None],
 ) -> Iterator[Operation | InvalidOperation]:
     """Yield what a recorded step emitted, for a memory from which items may be missing."""
     created: set[str | None] = set()
-    for outcome in record.outcomes:
+    for place, outcome in enumerate(record.outcomes):
         operation = outcome.operation
+        if (record.step, place) in without:
+            continue
         if operation is None:
             yield InvalidOperation(outcome.reason or "", outcome.raw or "")
             continue
         if operation.kind == "INSERT":
-            operation = dataclasses.replace(operation, item_id=outcome.item_id or next(spare))
-            created.add(operation.item_id)
+            # One that was refused then and is valid now gets an id that nothing recorded can mean.
+            name = outcome.item_id or f"new {record.step}.{place}"
+            while outcome.item_id is None and name in named:
+                name += "'"
+            operation = Operation("INSERT", operation.content, name)
+            created.add(name)
         elif (
             orphaned == "insert"
             and operation.kind == "UPDATE"

@@ -27,13 +27,16 @@ are halved again and again. These are the rules carried over, not reproductions.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from finemem_lib.credit.counterfactual import (
+    OperationCredit,
     evidence_leave_one_out,
     evidence_shapley,
+    operation_leave_one_out,
     owen_values,
     potential_shaping,
     step_leave_one_out,
@@ -90,6 +93,8 @@ class Rule:
         cost: Reader calls per trajectory beyond those of the outcome, at most.
         measures: Quantities of the update that the rule computes on the way, by name, for the
             record of training; called with the arguments of `function`.
+        unit: "operation" where `function` returns an `OperationCredit`: the credit of the steps as
+            every rule's, and that of their operations.
     """
 
     function: Callable[..., Credit]
@@ -101,6 +106,7 @@ class Rule:
     records: tuple[str, ...]
     cost: str
     measures: Callable[..., Mapping[str, float]] | None = None
+    unit: Literal["step", "operation"] = "step"
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -190,9 +196,20 @@ RULES: dict[str, Rule] = {
         "r_global(all steps) - r_global(all but t)",
         "leave-one-out, by replay",
         "nothing",
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         (),
         "n T",
+    ),
+    "operation-loo": Rule(
+        operation_leave_one_out,
+        "reward",
+        "sum over the operations o of t: r_global(all) - r_global(all but o)",
+        "leave-one-out, by replay",
+        "nothing",
+        ("agent", "replay", "batch"),
+        (),
+        "n per applied operation",
+        unit="operation",
     ),
     "step-shapley": Rule(
         step_shapley,
@@ -200,7 +217,7 @@ RULES: dict[str, Rule] = {
         "Shapley_t(r_global of the memory that a set of steps leaves)",
         "Shapley (1953); Castro et al. (2009)",
         _GAIN,
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         (),
         "n P T; up to T = 4: n (2^T - 1)",
     ),
@@ -210,7 +227,7 @@ RULES: dict[str, Rule] = {
         "alpha Owen_t + (1-alpha) [t = T] r_global, steps halved repeatedly",
         "SCAR, arXiv 2505.20417; Owen (1977)",
         "sum over steps = r_global - alpha r_global(empty memory)",
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         (),
         "n T^2",
     ),
@@ -291,7 +308,7 @@ RULES: dict[str, Rule] = {
         "sum_{u>=t} lambda^(u-t) (Phi(M_u) - Phi(M_{u-1})), Phi(M_T) = r_global",
         "lambda-returns of potentials, Ng, Harada and Russell (1999)",
         "at lambda = 0, sum over steps = r_global - Phi(M_0)",
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         (),
         "n T",
     ),
@@ -301,7 +318,7 @@ RULES: dict[str, Rule] = {
         "sum_{u>=t} lambda^(u-t) g_u, g_u = Phi(M_u) - Phi(M_{u-1}), g_T = r_global",
         "IGPO, arXiv 2510.14967",
         "at lambda = 0, sum over steps = r_global + Phi(M_{T-1}) - Phi(M_0)",
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         (),
         "n T",
     ),
@@ -311,7 +328,7 @@ RULES: dict[str, Rule] = {
         "(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))",
         "delta-belief, arXiv 2602.12342",
         "sum over steps >= r_global - Phi(M_0)",
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         (),
         "n T",
     ),
@@ -321,7 +338,7 @@ RULES: dict[str, Rule] = {
         "(1/K) sum_k score(q_k of step t, read from M_{t+d}), d = 'end': from M_T",
         "Fine-Mem, arXiv 2601.08435, with a switch of ours",
         "nothing",
-        ("agent", "replay"),
+        ("agent", "replay", "batch"),
         ("chunk questions",),
         "K (T - 1), and K while playing",
     ),
@@ -342,6 +359,8 @@ class Assigned:
             reached the reasoning agent.
         calls_played: Those of `calls_made` that answered chunk questions while the trajectory was
             played; the rule itself made the others afterwards.
+        operations: Per step, one value per entry of its `outcomes`, which sum to the step's credit;
+            `None` for a rule whose unit is the step.
     """
 
     rule: str
@@ -349,6 +368,7 @@ class Assigned:
     calls_asked: int
     calls_made: int
     calls_played: int
+    operations: list[list[float | None]] | None = None
 
 
 def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
@@ -392,7 +412,8 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
             settings["replay"] = settings["replay"].through(counter)
     credit = RULES[rule].function(trajectory, **settings)
     asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
-    return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1])
+    operations = credit.operations if isinstance(credit, OperationCredit) else None
+    return Assigned(rule, tuple(credit), played[0] + asked, played[1] + made, played[1], operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +421,8 @@ class CreditedUpdate:
     """The credit of all rollouts of an update.
 
     Attributes:
-        credit: Per group, rollout and step.
+        credit: Per group, rollout and step; an `OperationCredit` where the rule's unit is the
+            operation.
         calls_asked: Readings that the rule asked for, beyond the outcome and the chunk questions.
         calls_made: Those that reached the reasoning agent.
         measures: What `Rule.measures` returned; empty where the rule has none.
@@ -439,6 +461,10 @@ def credit_update(
         raise ValueError(f"credit rule {rule!r} needs agent; pass it as a setting")
     counter = agent if isinstance(agent, MemoisedAgent) else MemoisedAgent(agent or _NoReader())
     before = counter.calls_asked, counter.calls_made
+    if "agent" in card.arguments:
+        for one in itertools.chain(*update):
+            need_agent(one, counter)
+            counter.know(*outcome_readings(one))
     credit: list[list[Credit]] = []
     measures: Mapping[str, float] = {}
     for group in update:
@@ -446,8 +472,6 @@ def credit_update(
         for one in group:
             offered: dict[str, Any] = {"group": group, "batch": update, "previous": previous}
             if "agent" in card.arguments:
-                need_agent(one, counter)
-                counter.know(*outcome_readings(one))
                 offered["agent"] = counter
             offered["probes"] = [a.question for step in one.steps for a in step.chunk_questions]
             given = {name: offered[name] for name in card.arguments if name in offered} | settings

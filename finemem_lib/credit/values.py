@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from finemem_lib.credit.needs import (
@@ -29,8 +29,9 @@ from finemem_lib.credit.needs import (
     need_questions,
 )
 from finemem_lib.credit.recorded import chunk_step_reward
-from finemem_lib.credit.replay import Replayer
+from finemem_lib.credit.replay import Asked, Plan, Replayer, Rows, replayed_credit
 from finemem_lib.reading import ReasoningAgent
+from finemem_lib.rewards import outcome_reward
 from finemem_lib.trajectory import Trajectory
 
 
@@ -40,6 +41,7 @@ def value_difference(
     agent: ReasoningAgent,
     lambda_: float = 1.0,
     replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return ``sum_{u >= t} lambda^(u-t) delta_u``, where ``delta_u = Phi(M_u) - Phi(M_{u-1})``.
 
@@ -53,15 +55,23 @@ def value_difference(
         agent: The reasoning agent that answered its questions.
         lambda_: Share of the gain of the next step that a step is paid, in [0, 1].
         replay: Knows scores of this trajectory from other rules; a new one by default.
+        batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
 
     Raises:
         ValueError: `lambda_` is out of range, no global question was asked, the trajectory cannot
             be replayed, or `agent` is not the one that answered or fails.
     """
-    gains = _gains(trajectory, agent, lambda_, replay)
-    if gains is None:
-        return [None] * trajectory.num_steps
-    return _returns([_mean(step) for step in gains], lambda_)
+    _check(lambda_)
+    return replayed_credit(
+        trajectory,
+        agent,
+        lambda one: _gains_plan(
+            one, lambda gains, _: _returns([_mean(step) for step in gains], lambda_)
+        ),
+        replay=replay,
+        batch=batch,
+        key=("value-difference", lambda_),
+    )
 
 
 def information_gain(
@@ -70,6 +80,7 @@ def information_gain(
     agent: ReasoningAgent,
     lambda_: float = 0.0,
     replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return the gain delta_t at steps 1 to T-1 and r_global at step T.
 
@@ -82,19 +93,30 @@ def information_gain(
         agent: The reasoning agent that answered its questions.
         lambda_: Discount of what later steps are paid, in [0, 1]; the paper's gamma.
         replay: As in `value_difference`.
+        batch: As in `value_difference`.
 
     Raises:
         ValueError: as `value_difference`.
     """
-    gains = _gains(trajectory, agent, lambda_, replay)
-    if gains is None:
-        return [None] * trajectory.num_steps
-    outcome = _mean([answered.score for answered in trajectory.questions])
-    return _returns([*map(_mean, gains[:-1]), outcome], lambda_)
+    _check(lambda_)
+    return replayed_credit(
+        trajectory,
+        agent,
+        lambda one: _gains_plan(
+            one, lambda gains, outcome: _returns([*map(_mean, gains[:-1]), outcome], lambda_)
+        ),
+        replay=replay,
+        batch=batch,
+        key=("igpo", lambda_),
+    )
 
 
 def delta_belief(
-    trajectory: Trajectory, *, agent: ReasoningAgent, replay: Replayer | None = None
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return ``(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))``: gains, and never a loss.
 
@@ -105,14 +127,21 @@ def delta_belief(
         trajectory: What was played.
         agent: The reasoning agent that answered its questions.
         replay: As in `value_difference`.
+        batch: As in `value_difference`.
 
     Raises:
         ValueError: as `value_difference`.
     """
-    gains = _gains(trajectory, agent, 0.0, replay)
-    if gains is None:
-        return [None] * trajectory.num_steps
-    return [_mean([max(0.0, gain) for gain in step]) for step in gains]
+    return replayed_credit(
+        trajectory,
+        agent,
+        lambda one: _gains_plan(
+            one, lambda gains, _: [_mean([max(0.0, gain) for gain in step]) for step in gains]
+        ),
+        replay=replay,
+        batch=batch,
+        key="delta-belief",
+    )
 
 
 def later_chunk_reward(
@@ -121,6 +150,7 @@ def later_chunk_reward(
     agent: ReasoningAgent,
     delay: int | Literal["end"] = "end",
     replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return the mean score of the chunk questions of step t, read from M_{t+d} instead of M_t.
 
@@ -134,6 +164,7 @@ def later_chunk_reward(
         agent: The reasoning agent that answered its questions.
         delay: d, in steps, at least 0; "end" asks all of them on M_T.
         replay: As in `value_difference`.
+        batch: As in `value_difference`.
 
     Raises:
         ValueError: `delay` is negative, no step was asked a chunk question, the trajectory cannot
@@ -141,56 +172,81 @@ def later_chunk_reward(
     """
     if delay != "end" and delay < 0:
         raise ValueError(f"csr-later: delay is {delay}, expected at least 0 steps or 'end'")
+    return replayed_credit(
+        trajectory,
+        agent,
+        lambda one: _later_plan(one, delay),
+        replay=replay,
+        batch=batch,
+        key=("csr-later", delay),
+    )
+
+
+def _later_plan(trajectory: Trajectory, delay: int | Literal["end"]) -> Plan:
+    """Return the chunk questions that meet another memory than they met while playing."""
     credit = chunk_step_reward(trajectory)
     last = trajectory.num_steps
-    asked = {  # the steps whose questions meet another memory than they met while playing
+    after = {
         step.step: last if delay == "end" else min(last, step.step + delay)
         for step in trajectory.steps
         if step.chunk_questions and delay and step.step < last
     }
-    if not asked:
-        return credit
-    replay = replay or Replayer(trajectory, agent)
-    rows = replay.ask(
-        [
-            (
-                [one.question for one in trajectory.steps[step - 1].chunk_questions],
-                frozenset(range(after + 1, last + 1)),
-            )
-            for step, after in asked.items()
-        ]
-    )
-    for step, row in zip(asked, rows, strict=True):
-        credit[step - 1] = mean_of_known(row)
-    return credit
-
-
-def _gains(
-    trajectory: Trajectory, agent: ReasoningAgent, lambda_: float, replay: Replayer | None
-) -> list[list[float]] | None:
-    """Return how much every step changed the score of each question; `None` without an outcome."""
-    if not 0 <= lambda_ <= 1:
-        raise ValueError(f"value differences: lambda_ is {lambda_}, expected 0 to 1")
-    need_questions(trajectory)
-    scored = [answered for answered in trajectory.questions if answered.score is not None]
-    if not scored:
-        return None
-    steps = range(1, trajectory.num_steps + 1)
-    rows = (replay or Replayer(trajectory, agent)).scores(
-        [answered.question for answered in scored],
-        [frozenset(steps[after:]) for after in range(trajectory.num_steps)],
-    )
-    values = [[answered_again(value, trajectory) for value in row] for row in rows]
-    values.append([answered.score for answered in scored if answered.score is not None])
-    return [
-        [now - before for now, before in zip(after, earlier, strict=True)]
-        for earlier, after in itertools.pairwise(values)
+    asked: list[Asked] = [
+        (
+            [one.question for one in trajectory.steps[step - 1].chunk_questions],
+            frozenset(range(then + 1, last + 1)),
+        )
+        for step, then in after.items()
     ]
 
+    def paid(rows: Rows) -> Credit:
+        for step, row in zip(after, rows, strict=True):
+            credit[step - 1] = mean_of_known(row)
+        return credit
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known)
+    return asked, paid
+
+
+def _gains_plan(
+    trajectory: Trajectory, credit_of: Callable[[list[list[float]], float], Credit]
+) -> Plan:
+    """Return the plan of a rule on the gains: how much every step changed each question's score.
+
+    Args:
+        trajectory: What was played.
+        credit_of: Returns the credit of the gains per step and question, and of r_global.
+    """
+    need_questions(trajectory)
+    outcome = outcome_reward(trajectory)
+    if outcome is None:
+        return (), lambda rows: [None] * trajectory.num_steps
+    scored = [
+        (answered.question, answered.score)
+        for answered in trajectory.questions
+        if answered.score is not None
+    ]
+    steps = range(1, trajectory.num_steps + 1)
+    questions = [question for question, _ in scored]
+
+    def credit(rows: Rows) -> Credit:
+        values = [[answered_again(value, trajectory) for value in row] for row in rows]
+        values.append([value for _, value in scored])
+        gains = [
+            [now - before for now, before in zip(after, earlier, strict=True)]
+            for earlier, after in itertools.pairwise(values)
+        ]
+        return credit_of(gains, outcome)
+
+    return [(questions, frozenset(steps[after:])) for after in range(len(steps))], credit
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _check(lambda_: float) -> None:
+    if not 0 <= lambda_ <= 1:
+        raise ValueError(f"value differences: lambda_ is {lambda_}, expected 0 to 1")
 
 
 def _returns(rewards: Sequence[float], lambda_: float) -> Credit:

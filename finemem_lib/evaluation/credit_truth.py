@@ -97,6 +97,7 @@ VARIANTS: dict[str, Variant] = {
     "evidence-shapley": Variant("evidence-shapley"),
     "step-loo": Variant("step-loo"),
     "step-loo, orphans stored": Variant("step-loo", {"orphaned": "insert"}),
+    "operation-loo": Variant("operation-loo"),
     "step-shapley": Variant("step-shapley"),
     "owen": Variant("owen"),
     "mt-grpo": Variant("mt-grpo"),

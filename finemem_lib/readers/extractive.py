@@ -153,7 +153,7 @@ class ExtractiveReader:
             cue.lower(): tuple(words(" ".join(others))) for cue, others in (synonyms or {}).items()
         }
 
-    @property
+    @functools.cached_property  # part of the key of every memoised task
     def settings(self) -> str:
         """What the answers depend on in addition to the task, as JSON."""
         return json.dumps(

@@ -11,7 +11,14 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from finemem_lib.credit import counterfactual, group as group_rules, marginals, recorded, rules
+from finemem_lib.credit import (
+    asking,
+    counterfactual,
+    group as group_rules,
+    marginals,
+    recorded,
+    rules,
+)
 from finemem_lib.credit.replay import Replayer, replay
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.data.planted import StreamSettings, planted_stream
@@ -566,6 +573,7 @@ def test_no_rule_asks_for_more_than_its_card_says():
         "evidence-loo": n * k,
         "evidence-shapley": n * (2**k - 1),
         "step-loo": n * t,
+        "operation-loo": n * sum(len(step.outcomes) for step in one.steps),
         "step-shapley": n * 16 * t,
         "owen": n * t**2,
         "potential": len(probes) * t,
@@ -770,18 +778,18 @@ def test_a_replayer_indexes_every_memory_once_and_asks_nothing_twice(monkeypatch
     one = recorded_steps(
         [[insert("mia lives rome")], [insert("ana keeps cats and dogs")]], [HOME, PETS]
     )
-    built = []
-    update = BM25Retriever.update
+    searched = []
+    search = asking.search_memories
     monkeypatch.setattr(
-        BM25Retriever, "update", lambda self, delta: built.append(delta) or update(self, delta)
+        asking, "search_memories", lambda some, *rest: searched.append(some) or search(some, *rest)
     )
     agent = MemoisedAgent(Echo())
     replayer = Replayer(one, agent)
     first = counterfactual.step_leave_one_out(one, agent=agent, replay=replayer)
-    assert len(built) == 2  # one per memory, not one per question
+    assert list(map(len, searched)) == [2]  # one for each step that is missing, searched together
     calls = agent.calls_asked
     assert counterfactual.step_leave_one_out(one, agent=agent, replay=replayer) == first
-    assert len(built) == 2 and agent.calls_asked == calls == 4
+    assert len(searched) == 1 and agent.calls_asked == calls == 4
 
 
 # ---- what a rule needs ---------------------------------------------------------------------------

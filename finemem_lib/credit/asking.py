@@ -1,0 +1,268 @@
+"""Ask questions of many small memories at once: search them together, read nothing twice.
+
+The rules that play a trajectory again ask the same questions of memories that differ by an item or
+two. Scores by BM25 are computed for all of them in one pass over arrays, with the operations of
+`retrieval.BM25Retriever` in its order, so that they are equal to the last bit. A reading depends on
+the question, the contents that were retrieved and the order of their writes; what agrees in these,
+in whatever memory or rollout, is read once.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.retrieval import BM25Retriever, Retriever
+from finemem_lib.text import words
+from finemem_lib.trajectory import MemoryDelta, MemoryItem, Question
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Memory = tuple[MemoryItem, ...]
+"""The items of a memory, the one written last at the end."""
+
+MOST_CONTENTS = 500
+"""Of more different contents no table of their words is made; every memory gets an index."""
+
+MOST_NUMBERS = 2_000_000
+"""Larger tables of scores are made in parts, to save memory."""
+
+_Contents = tuple[str, ...]
+_Evidence = tuple[_Contents, tuple[int, ...]]
+"""Contents, best first, and their ranks by last write."""
+
+
+class Asking:
+    """Asks questions of memories and remembers every score.
+
+    Args:
+        agent: Reads what is retrieved.
+        top_k: Most items retrieved per question.
+        new_index: Returns an empty index of the kind that the memories were searched with.
+    """
+
+    def __init__(
+        self, agent: ReasoningAgent, top_k: int, new_index: Callable[[], Retriever]
+    ) -> None:
+        self.agent = agent
+        self._top_k = top_k
+        self._new_index = new_index
+        self._found: dict[_Contents, dict[Question, tuple[int, ...]]] = {}
+        self._scores: dict[tuple[Question, _Evidence], float | None] = {}
+
+    def through(self, agent: ReasoningAgent) -> Asking:
+        """Return one that knows no score and asks through another agent of equal settings.
+
+        Args:
+            agent: The other agent. What is retrieved from which memory is shared.
+        """
+        other = copy.copy(self)
+        other.agent, other._scores = agent, {}
+        return other
+
+    def scores(
+        self, asked: Sequence[tuple[Sequence[Question], Memory]]
+    ) -> list[list[float | None]]:
+        """Return the scores of questions on memories; all that is new is read in one batch.
+
+        Args:
+            asked: Questions, with the memory that they are asked of.
+
+        Returns:
+            One row per memory, one score in [0, 1] per question, `None` where it has none.
+        """
+        self._search(asked)
+        rows = []
+        new: dict[tuple[Question, _Evidence], Inquiry] = {}
+        for questions, memory in asked:
+            found = self._found[tuple(item.content for item in memory)]
+            row = []
+            for question in questions:
+                places = found[question]
+                oldest_first = sorted(places)
+                key = (
+                    question,
+                    (
+                        tuple([memory[place].content for place in places]),
+                        tuple(map(oldest_first.index, places)),
+                    ),
+                )
+                if key not in self._scores and key not in new:
+                    items = tuple(memory[place] for place in places)
+                    new[key] = Inquiry([question], _Held(items), _Found(items), 0)  # type: ignore[arg-type]
+                row.append(key)
+            rows.append(row)
+        answers = answer_questions([*new.values()], self.agent, self._top_k)
+        for key, (answered,) in zip(new, answers, strict=True):
+            self._scores[key] = answered.score
+        return [[self._scores[key] for key in row] for row in rows]
+
+    def _search(self, asked: Sequence[tuple[Sequence[Question], Memory]]) -> None:
+        """Find the places of the items retrieved for every question on every memory."""
+        memories: dict[_Contents, Memory] = {}
+        questions: dict[Question, None] = {}
+        for some, memory in asked:
+            contents = tuple(item.content for item in memory)
+            known = self._found.setdefault(contents, {})
+            new = [question for question in some if question not in known]
+            if new:
+                memories[contents] = memory
+                questions.update(dict.fromkeys(new))
+        if not memories:
+            return
+        queries = [self.agent.query(q.text, q.data_source) for q in questions]
+        index = self._new_index()
+        distinct = {content for memory in memories for content in memory}
+        if type(index) is BM25Retriever and len(distinct) <= MOST_CONTENTS:
+            found = search_memories([*memories], queries, self._top_k, index)
+        else:
+            found = [self._by_index(memory, queries) for memory in memories.values()]
+        for contents, rows in zip(memories, found, strict=True):
+            self._found[contents].update(zip(questions, rows, strict=True))
+
+    def _by_index(self, memory: Memory, queries: Sequence[str]) -> list[tuple[int, ...]]:
+        index = self._new_index()
+        index.update(MemoryDelta(written=memory))
+        places = {item.item_id: place for place, item in enumerate(memory)}
+        return [
+            tuple(places[item_id] for item_id, _ in index.search(query, self._top_k))
+            for query in queries
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A memory of what was retrieved."""
+
+    items: tuple[MemoryItem, ...]
+
+    def get(self, item_id: str) -> MemoryItem | None:
+        return next((item for item in self.items if item.item_id == item_id), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The index that has found these items."""
+
+    items: tuple[MemoryItem, ...]
+
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        return [(item.item_id, 0.0) for item in self.items[:k]]
+
+
+def search_memories(
+    memories: Sequence[Sequence[str]],
+    queries: Sequence[str],
+    k: int,
+    like: BM25Retriever | None = None,
+) -> list[list[tuple[int, ...]]]:
+    """Return what `BM25Retriever.search` retrieves for every query from every memory.
+
+    Args:
+        memories: The contents of each, in the order of their last writes.
+        queries: Texts to compare with them.
+        k: Most items to return, at least 1.
+        like: Has the parameters k1, b and epsilon; default: those of the class.
+
+    Returns:
+        Per memory and query the places of the items in the memory, best first.
+
+    >>> search_memories([["Mia lives in Rome", "Ana sails", "Mia saw Oslo"]], ["Where is Mia?"], 2)
+    [[(2, 0)]]
+    """
+    like = like or BM25Retriever()
+    sizes = np.array([len(memory) for memory in memories])
+    most = int(sizes.max(initial=0))
+    if not most:
+        return [[() for _ in queries] for _ in memories]
+    if len(memories) > 1 and len(memories) * most * len(queries) > MOST_NUMBERS:
+        half = len(memories) // 2
+        parts = memories[:half], memories[half:]
+        return [row for part in parts for row in search_memories(part, queries, k, like)]
+    # The contents as numbers: row 0 stands for a place that holds nothing.
+    numbers = {c: n for n, c in enumerate(dict.fromkeys(c for m in memories for c in m), start=1)}
+    counted = [Counter(words(content)) for content in numbers]
+    vocabulary = {word: n for n, word in enumerate({word: None for row in counted for word in row})}
+    frequencies = np.zeros((len(numbers) + 1, len(vocabulary) + 1))  # the last is no item's word
+    for number, counts in enumerate(counted, start=1):
+        for word, count in counts.items():
+            frequencies[number, vocabulary[word]] = count
+    lengths = np.array([0, *(counts.total() for counts in counted)])
+    items = np.zeros((len(memories), most), dtype=np.int64)
+    for row, memory in zip(items, memories, strict=True):
+        row[: len(memory)] = [numbers[content] for content in memory]
+
+    present = np.zeros((len(memories), len(numbers) + 1))
+    np.add.at(present, (np.arange(len(memories))[:, None], items), 1.0)
+    held = (present @ (frequencies > 0)).astype(np.int64)  # items of a memory that hold a word
+    idf, mean_idf = _idf(held, sizes)
+
+    total = lengths[items].sum(axis=1)
+    mean_length = np.where(total > 0, total, 1) / np.maximum(sizes, 1)
+    norms = like.k1 * (1 - like.b + like.b * lengths[items] / mean_length[:, None])
+    scores = np.zeros((len(memories), most, len(queries)))
+    shared = np.zeros((len(memories), most, len(queries)), dtype=np.int64)
+    for columns, repeats in _words_by_place(queries, vocabulary):
+        weight = np.take_along_axis(idf, held[:, columns], axis=1)
+        weight = np.where(weight < 0, like.epsilon * mean_idf[:, None], weight)
+        found = frequencies[items[:, :, None], columns]
+        scores += (
+            (repeats * weight * (like.k1 + 1))[:, None, :] * found / (found + norms[:, :, None])
+        )
+        shared += found > 0
+
+    by_words = np.where(mean_idf > 0, 0, 1)[:, None, None] * shared
+    written = np.broadcast_to(np.arange(most)[None, :, None], scores.shape)
+    best = np.lexsort((-written, -scores, -by_words, shared == 0), axis=1)[:, :k]
+    counts = np.minimum((shared > 0).sum(axis=1), k)
+    return [
+        [tuple(row[:count]) for row, count in zip(places, many, strict=True)]
+        for places, many in zip(best.transpose(0, 2, 1).tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def _idf(
+    held: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the idf of words by the memory and the number of its items that hold them, and the
+    mean over each memory's vocabulary, summed exactly as BM25Retriever sums it."""
+    known: dict[tuple[int, int], float] = {}
+    idf = np.zeros((len(sizes), int(held.max(initial=0)) + 1))
+    means = np.zeros(len(sizes))
+    for number, (row, size) in enumerate(zip(held, sizes.tolist(), strict=True)):
+        numbers = np.bincount(row)
+        numbers[0] = 0  # words of other memories
+        terms = []
+        for df in np.flatnonzero(numbers).tolist():
+            if (size, df) not in known:
+                known[size, df] = math.log(size - df + 0.5) - math.log(df + 0.5)
+            idf[number, df] = known[size, df]
+            terms.append(int(numbers[df]) * known[size, df])
+        means[number] = math.fsum(terms) / max(int(numbers.sum()), 1)
+    return idf, means
+
+
+def _words_by_place(
+    queries: Sequence[str], vocabulary: dict[str, int]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return the first different words of all queries with their repeats, then the second ones."""
+    rows = [list(Counter(words(query)).items()) for query in queries]
+    nothing = len(vocabulary)
+    places = []
+    for place in range(max(map(len, rows), default=0)):
+        pairs = [row[place] if place < len(row) else ("", 0) for row in rows]
+        places.append(
+            (
+                np.array([vocabulary.get(word, nothing) for word, _ in pairs]),
+                np.array([repeats for _, repeats in pairs]),
+            )
+        )
+    return places
