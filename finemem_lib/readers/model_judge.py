@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from finemem_lib.readers.chat import Chat
-from finemem_lib.readers.prompts import load_prompt, settings_json
+from finemem_lib.readers.prompts import Prompted
 from finemem_lib.scoring import metric_for
 from finemem_lib.trajectory import AnsweredQuestion, Trajectory
 
@@ -21,7 +21,7 @@ class Verdict:
     verdict: bool
 
 
-class ModelJudge:
+class ModelJudge(Prompted):
     """A language model that decides whether free answers are right.
 
     Args:
@@ -29,18 +29,7 @@ class ModelJudge:
     """
 
     def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self._prompt = load_prompt("judge_answer")
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.chat.name
-
-    @property
-    def settings(self) -> str:
-        """What the verdicts depend on, as JSON."""
-        return settings_json(self.chat, self._prompt)
+        super().__init__(chat, "judge_answer")
 
     def answers(self, answered: Sequence[AnsweredQuestion]) -> list[float | None]:
         """Judge free answers against the accepted ones, any of which will do.

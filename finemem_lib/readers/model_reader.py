@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from finemem_lib.data.sentences import retrieval_query
 from finemem_lib.readers.chat import Chat
-from finemem_lib.readers.prompts import load_prompt, settings_json
+from finemem_lib.readers.prompts import Prompted
 from finemem_lib.reading import Reading, ReadingTask
 
 
@@ -26,7 +26,7 @@ class CitedAnswer:
     items: list[int]
 
 
-class ModelReader:
+class ModelReader(Prompted):
     """A reasoning agent that answers with a language model, all tasks of a batch at once.
 
     It serves as verifier of chunk questions, too. Items are shown oldest write first where the
@@ -39,19 +39,8 @@ class ModelReader:
     """
 
     def __init__(self, chat: Chat, cite: bool = False) -> None:
-        self.chat = chat
+        super().__init__(chat, "read_citing" if cite else "read")
         self.cite = cite
-        self._prompt = load_prompt("read_citing" if cite else "read")
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.chat.name
-
-    @property
-    def settings(self) -> str:
-        """What the replies depend on, as JSON."""
-        return settings_json(self.chat, self._prompt)
 
     def query(self, question: str, data_source: str) -> str:
         """Return what to search the memory for.

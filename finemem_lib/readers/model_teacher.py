@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from finemem_lib.data.cloze import FACT_METRICS, FACT_SOURCE
 from finemem_lib.readers.chat import Chat
-from finemem_lib.readers.prompts import load_prompt, settings_json
+from finemem_lib.readers.prompts import Prompted
 from finemem_lib.scoring import metric_for
 from finemem_lib.trajectory import Question
 
@@ -31,7 +31,7 @@ class WrittenQuestions:
     questions: list[WrittenQuestion]
 
 
-class ModelTeacher:
+class ModelTeacher(Prompted):
     """A teacher that has a language model write questions about a chunk.
 
     A chunk that the model would not write about has no candidates.
@@ -47,19 +47,8 @@ class ModelTeacher:
     def __init__(self, chat: Chat, number: int = 5) -> None:
         if number < 1:
             raise ValueError(f"ModelTeacher: number is {number}, expected at least 1")
-        self.chat = chat
+        super().__init__(chat, "teach", number=number)
         self.number = number
-        self._prompt = load_prompt("teach")
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.chat.name
-
-    @property
-    def settings(self) -> str:
-        """What the replies depend on, as JSON."""
-        return settings_json(self.chat, self._prompt, number=self.number)
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
         """Ask about many chunks at once, so that `write` finds the replies in the memo.

@@ -69,18 +69,32 @@ def load_prompt(name: str) -> Prompt:
     return Prompt(name, int(version.removeprefix("version: ")), system, user.strip(), digest)
 
 
-def settings_json(chat: Chat, *prompts: Prompt, **more: Any) -> str:
-    """Return what the replies of a role depend on, as JSON.
+class Prompted:
+    """A language model that is asked with one prompt; a role of models derives from it.
 
     Args:
-        chat: The model that is asked.
-        prompts: The prompts that are sent.
-        more: Further settings of the role.
+        chat: The model to ask.
+        prompt: Name of the prompt, as for `load_prompt`.
+        more: Further settings that the replies depend on.
     """
-    return json.dumps(
-        {
-            "chat": json.loads(chat.settings.identity),
-            "prompts": [prompt.identity for prompt in prompts],
-            **more,
-        }
-    )
+
+    def __init__(self, chat: Chat, prompt: str, **more: Any) -> None:
+        self.chat = chat
+        self._prompt = load_prompt(prompt)
+        self._more = more
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.chat.name
+
+    @property
+    def settings(self) -> str:
+        """What the replies depend on, as JSON."""
+        return json.dumps(
+            {
+                "chat": json.loads(self.chat.settings.identity),
+                "prompts": [self._prompt.identity],
+                **self._more,
+            }
+        )

@@ -289,53 +289,45 @@ class ParameterTable:
 
 # ---- parameters that several notebooks share -----------------------------------------------------
 
-_UNIT = {"ge": 0, "le": 1}
+
+def _help(text: str) -> Any:
+    """Return the description of a parameter."""
+    return Field(description=text)
+
+
+def _within(least: float, most: float, text: str) -> Any:
+    """Return the bounds of a number, both allowed, and its description."""
+    return Field(ge=least, le=most, description=text)
+
 
 Texts = list[str]
-Models = Annotated[
-    str, Field(description="file that names language models by role; empty for none")
-]
-Capacity = Annotated[
-    int, Field(ge=0, le=1_000_000, description="most items the memory may hold; 0 for no limit")
-]
+Models = Annotated[str, _help("file that names language models by role; empty for none")]
+Capacity = Annotated[int, _within(0, 1_000_000, "most items the memory may hold; 0 for no limit")]
 TokenBudget = Annotated[
-    int,
-    Field(ge=0, le=100_000_000, description="most tokens the memory may hold; 0 for no limit"),
+    int, _within(0, 100_000_000, "most tokens the memory may hold; 0 for no limit")
 ]
-TopK = Annotated[int, Field(ge=1, le=1_000, description="items retrieved per question")]
-Beta = Annotated[
-    float, Field(**_UNIT, description="share of the outcome that follows the evidence")
-]
+TopK = Annotated[int, _within(1, 1_000, "items retrieved per question")]
+Beta = Annotated[float, _within(0, 1, "share of the outcome that follows the evidence")]
 PlantedWorld = Annotated[
-    World, Field(description="wording of planted streams; or paraphrased, told by the verb alone")
+    World, _help("wording of planted streams; or paraphrased, told by the verb alone")
 ]
-NumChunks = Annotated[int, Field(ge=1, le=10_000, description="chunks of a planted stream")]
+NumChunks = Annotated[int, _within(1, 10_000, "chunks of a planted stream")]
 Attribution = Annotated[
     Literal["last_write", "creation", "lineage"],
-    Field(description="the step an item speaks for; or creation, lineage"),
+    _help("the step an item speaks for; or creation, lineage"),
 ]
 Credited = Annotated[
-    Literal["retrieved", "used"], Field(description="the items that share the credit; or used")
+    Literal["retrieved", "used"], _help("the items that share the credit; or used")
 ]
-NumGenerations = Annotated[int, Field(ge=2, le=256, description="G, rollouts of each instance")]
-Updates = Annotated[int, Field(ge=0, le=100_000, description="GRPO updates")]
-PerUpdate = Annotated[int, Field(ge=1, le=1_000, description="streams or instances per update")]
-LearningRate = Annotated[float, Field(**_UNIT, description="of Adam")]
+NumGenerations = Annotated[int, _within(2, 256, "G, rollouts of each instance")]
+Updates = Annotated[int, _within(0, 100_000, "GRPO updates")]
+PerUpdate = Annotated[int, _within(1, 1_000, "streams or instances per update")]
+LearningRate = Annotated[float, _within(0, 1, "of Adam")]
 KLCoef = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=100,
-        description="pull back to the warm start, TRL's beta; the paper has none",
-    ),
+    float, _within(0, 100, "pull back to the warm start, TRL's beta; the paper has none")
 ]
 HeldOut = Annotated[
-    int,
-    Field(
-        ge=1,
-        le=100_000,
-        description="streams or instances the managers are tested on, never trained on",
-    ),
+    int, _within(1, 100_000, "streams or instances the managers are tested on, never trained on")
 ]
 Managers = Annotated[
     Texts,
@@ -344,17 +336,14 @@ Managers = Annotated[
         lambda names: bool(names) and {*names} <= {*MANAGERS},
     ),
 ]
-Resamples = Annotated[int, Field(ge=10, le=1_000_000, description="bootstrap resamples")]
+Resamples = Annotated[int, _within(10, 1_000_000, "bootstrap resamples")]
 
 
 class LoadsCheckpoint(NotebookParameters):
     """A notebook that loads a manager from the parameter `checkpoint`."""
 
     checkpoint: Annotated[
-        str,
-        Field(
-            description="the warm start shipped with the project, a folder, or a name on the hub"
-        ),
+        str, _help("the warm start shipped with the project, a folder, or a name on the hub")
     ] = "tiny"
 
     def model_settings(self) -> ModelSettings:
@@ -385,37 +374,28 @@ class LoadsCheckpoint(NotebookParameters):
 class QuestionGeneration(NotebookParameters):
     """Notebook 01: instances and their chunk questions."""
 
-    data: Annotated[
-        Texts, Field(description="files with real instances; empty for the planted stream")
-    ] = []
-    split: Annotated[str, Field(description="split of a data set on the hub; a file has none")] = (
-        "test"
-    )
+    data: Annotated[Texts, _help("files with real instances; empty for the planted stream")] = []
+    split: Annotated[str, _help("split of a data set on the hub; a file has none")] = "test"
     on_error: Annotated[
-        Literal["raise", "skip"],
-        Field(description="a line that cannot be read stops the run; or skip"),
+        Literal["raise", "skip"], _help("a line that cannot be read stops the run; or skip")
     ] = "raise"
-    max_instances: Annotated[
-        int, Field(ge=1, le=100_000, description="instances per file, or planted streams")
-    ] = 8
+    max_instances: Annotated[int, _within(1, 100_000, "instances per file, or planted streams")] = 8
     num_chunks: NumChunks = 6
     world: PlantedWorld = "plain"
     max_chunk_tokens: Annotated[
-        int,
-        Field(ge=16, le=1_000_000, description="a longer chunk is cut after this many tokens"),
+        int, _within(16, 1_000_000, "a longer chunk is cut after this many tokens")
     ] = 4096
-    questions_per_chunk: Annotated[int, Field(ge=0, le=100, description="K of the paper")] = 5
+    questions_per_chunk: Annotated[int, _within(0, 100, "K of the paper")] = 5
     models: Models = ""
     questions: Annotated[
-        str,
-        Field(description="folder of chunk questions made ahead; empty to make them here"),
+        str, _help("folder of chunk questions made ahead; empty to make them here")
     ] = ""
 
 
 class MemoryAndRetrieval(NotebookParameters):
     """Notebook 02: scripted managers on the instances."""
 
-    managers: Annotated[Managers, Field(description="scripted managers to play")] = [
+    managers: Annotated[Managers, _help("scripted managers to play")] = [
         "facts-only",
         "insert-all",
         "keyword",
@@ -431,18 +411,15 @@ class RewardsAndCredit(NotebookParameters):
     """Notebook 03: rewards and advantages."""
 
     beta: Beta = 0.5
-    w1: Annotated[
-        float, Field(ge=0, le=100, description="weight of the chunk-level step reward")
-    ] = 0.5
-    w2: Annotated[float, Field(ge=0, le=100, description="weight of the compression reward")] = 0.05
+    w1: Annotated[float, _within(0, 100, "weight of the chunk-level step reward")] = 0.5
+    w2: Annotated[float, _within(0, 100, "weight of the compression reward")] = 0.05
     attribution: Attribution = "last_write"
     credited: Credited = "retrieved"
     unretrieved: Annotated[
-        Literal["spread", "drop"], Field(description="a question that found nothing; or drop")
+        Literal["spread", "drop"], _help("a question that found nothing; or drop")
     ] = "spread"
     scale_rewards: Annotated[
-        Literal["group", "batch", "none"],
-        Field(description="what the advantage is divided by; or batch, none"),
+        Literal["group", "batch", "none"], _help("what the advantage is divided by; or batch, none")
     ] = "group"
     num_generations: NumGenerations = 8
     top_k: TopK = 3
@@ -464,13 +441,12 @@ class GRPOTraining(LoadsCheckpoint):
     """Notebook 04: GRPO training of a memory manager."""
 
     train_on: Annotated[
-        Literal["planted", "instances"],
-        Field(description="planted streams, or the instances of notebook 01"),
+        Literal["planted", "instances"], _help("planted streams, or the instances of notebook 01")
     ] = "planted"
     scheme: Annotated[
         str,
         Rule(f"one of {', '.join(SCHEMES)}", lambda name: name in SCHEMES),
-        Field(description="reward scheme; or +CSR, +EARA, Fine-Mem"),
+        _help("reward scheme; or +CSR, +EARA, Fine-Mem"),
     ] = "outcome-only"
     updates: Updates = 75
     instances_per_update: PerUpdate = 8
@@ -481,9 +457,7 @@ class GRPOTraining(LoadsCheckpoint):
     held_out: HeldOut = 64
 
     entropy_coef: Annotated[
-        float,
-        _TASK,
-        Field(**_UNIT, description="weight of the entropy bonus, TRL's; the paper has none"),
+        float, _TASK, _within(0, 1, "weight of the entropy bonus, TRL's; the paper has none")
     ] = 0.02
     beta: Annotated[Beta, _TASK] = 0.5
     num_chunks: Annotated[NumChunks, _TASK] = 6
@@ -498,91 +472,60 @@ class GRPOTraining(LoadsCheckpoint):
     models: Annotated[Models, _TASK] = ""
 
     loader: Annotated[
-        Loader,
-        _LOADING,
-        Field(description="what loads the manager; or unsloth, on a CUDA device"),
+        Loader, _LOADING, _help("what loads the manager; or unsloth, on a CUDA device")
     ] = "transformers"
-    precision: Annotated[
-        Precision, _LOADING, Field(description="of the weights; or bf16, 4bit")
-    ] = "auto"
+    precision: Annotated[Precision, _LOADING, _help("of the weights; or bf16, 4bit")] = "auto"
     lora_rank: Annotated[
-        int,
-        _LOADING,
-        Field(ge=0, le=1_024, description="rank of the adapter that is trained; 0 for all weights"),
+        int, _LOADING, _within(0, 1_024, "rank of the adapter that is trained; 0 for all weights")
     ] = 0
     lora_alpha: Annotated[
-        int,
-        _LOADING,
-        Field(ge=0, le=4_096, description="scale of the adapter; 0 for twice the rank"),
+        int, _LOADING, _within(0, 4_096, "scale of the adapter; 0 for twice the rank")
     ] = 0
 
     micro_batches: Annotated[
-        int,
-        _MEMORY,
-        Field(
-            ge=0,
-            le=4_096,
-            description="parts of an update's backward pass; 0 for num_generations",
-        ),
+        int, _MEMORY, _within(0, 4_096, "parts of an update's backward pass; 0 for num_generations")
     ] = 0
     gradient_checkpointing: Annotated[
-        bool, _MEMORY, Field(description="compute activations again instead of keeping them")
+        bool, _MEMORY, _help("compute activations again instead of keeping them")
     ] = False
-    fast_inference: Annotated[
-        bool, _MEMORY, Field(description="sample with vLLM inside Unsloth")
-    ] = False
+    fast_inference: Annotated[bool, _MEMORY, _help("sample with vLLM inside Unsloth")] = False
     gpu_memory_utilization: Annotated[
-        float, _MEMORY, Field(ge=0.05, le=0.95, description="vLLM's share of the device")
+        float, _MEMORY, _within(0.05, 0.95, "vLLM's share of the device")
     ] = 0.5
     batch_size: Annotated[
         int,
         _MEMORY,
-        Field(
-            ge=0,
-            le=4_096,
-            description="prompts sampled at a time in tests; 0 for the model's default",
-        ),
+        _within(0, 4_096, "prompts sampled at a time in tests; 0 for the model's default"),
     ] = 0
 
     max_prompt_tokens: Annotated[
-        int,
-        _PROMPTS,
-        Field(ge=0, le=1_000_000, description="longest prompt; 0 for the model's default"),
+        int, _PROMPTS, _within(0, 1_000_000, "longest prompt; 0 for the model's default")
     ] = 0
     max_new_tokens: Annotated[
-        int,
-        _PROMPTS,
-        Field(ge=0, le=1_000_000, description="longest completion; 0 for the model's default"),
+        int, _PROMPTS, _within(0, 1_000_000, "longest completion; 0 for the model's default")
     ] = 0
     memory_rule: Annotated[
-        MemoryRule,
-        _PROMPTS,
-        Field(description="items shown when not all fit; or relevant, recent+relevant"),
+        MemoryRule, _PROMPTS, _help("items shown when not all fit; or relevant, recent+relevant")
     ] = "recent"
     chunk_rule: Annotated[
-        ChunkRule,
-        _PROMPTS,
-        Field(description="part of a chunk shown when it is too long; or head+tail"),
+        ChunkRule, _PROMPTS, _help("part of a chunk shown when it is too long; or head+tail")
     ] = "head"
     operations_as: Annotated[
-        OperationsAs, _PROMPTS, Field(description="how operations are asked for; or tools")
+        OperationsAs, _PROMPTS, _help("how operations are asked for; or tools")
     ] = "json"
 
-    save_every: Annotated[
-        int, _RUN, Field(ge=1, le=100_000, description="updates between checkpoints")
-    ] = 10
+    save_every: Annotated[int, _RUN, _within(1, 100_000, "updates between checkpoints")] = 10
     report_to: Annotated[
         str,
         _RUN,
         Rule(
-            f"none, or one of {', '.join(REPORTERS)} with its package installed by pip",
-            can_report,
+            f"none, or one of {', '.join(REPORTERS)} with its package installed by pip", can_report
         ),
-        Field(description="where curves are sent; or tensorboard, trackio, wandb"),
+        _help("where curves are sent; or tensorboard, trackio, wandb"),
     ] = "none"
-    resume: Annotated[
-        bool, _RUN, Field(description="go on from the checkpoint of a run that was stopped")
-    ] = False
+    resume: Annotated[bool, _RUN, _help("go on from the checkpoint of a run that was stopped")] = (
+        False
+    )
 
     def model_settings(self) -> ModelSettings:
         return ModelSettings(
@@ -616,29 +559,27 @@ class EvidenceTracing(NotebookParameters):
 
     source: Annotated[
         Literal["trajectories", "trained_trajectories"],
-        Field(description="whose trajectories; or trained_trajectories"),
+        _help("whose trajectories; or trained_trajectories"),
     ] = "trajectories"
-    index: Annotated[int, Field(ge=0, le=1_000_000, description="which of them to look at")] = 0
+    index: Annotated[int, _within(0, 1_000_000, "which of them to look at")] = 0
     attribution: Attribution = "last_write"
     credited: Credited = "retrieved"
-    max_questions: Annotated[
-        int, Field(ge=1, le=1_000, description="questions drawn in the Sankey diagram")
-    ] = 10
+    max_questions: Annotated[int, _within(1, 1_000, "questions drawn in the Sankey diagram")] = 10
     models: Models = ""
 
 
 class BenchmarkEvaluation(NotebookParameters):
     """Notebook 06: managers compared."""
 
-    managers: Annotated[Managers, Field(description="who is compared")] = [
+    managers: Annotated[Managers, _help("who is compared")] = [
         "raw-chunks",
         "insert-all",
         "facts-only",
         "random",
         "tiny",
     ]
-    baseline: Annotated[str, Field(description="whom the others are compared with")] = "raw-chunks"
-    trained: Annotated[bool, Field(description="also the manager that notebook 04 trained")] = True
+    baseline: Annotated[str, _help("whom the others are compared with")] = "raw-chunks"
+    trained: Annotated[bool, _help("also the manager that notebook 04 trained")] = True
     capacity: Capacity = 0
     token_budget: TokenBudget = 0
     top_k: TopK = 3
@@ -663,10 +604,10 @@ class AblationsAndRobustness(LoadsCheckpoint):
             f"a list of two or more different ones of {', '.join(SCHEMES)}",
             lambda names: len(names) == len({*names}) > 1 and {*names} <= {*SCHEMES},
         ),
-        Field(description="reward schemes trained here; the first is the baseline"),
+        _help("reward schemes trained here; the first is the baseline"),
     ] = ["outcome-only", "+CSR"]
     num_seeds: Annotated[
-        int, Field(ge=1, le=1_000, description="training runs of each, at seed, seed + 1, ...")
+        int, _within(1, 1_000, "training runs of each, at seed, seed + 1, ...")
     ] = 2
     updates: Updates = 12
     instances_per_update: PerUpdate = 8
@@ -674,16 +615,16 @@ class AblationsAndRobustness(LoadsCheckpoint):
     learning_rate: LearningRate = 0.0015
     held_out: HeldOut = 32
     capacity: Capacity = 12
-    jobs: Annotated[int, Field(ge=1, le=1_024, description="training runs at a time")] = 2
+    jobs: Annotated[int, _within(1, 1_024, "training runs at a time")] = 2
 
     kl_coef: Annotated[KLCoef, _DETAILS] = 0.02
     world: Annotated[PlantedWorld, _DETAILS] = "plain"
     token_budget: Annotated[TokenBudget, _DETAILS] = 0
     top_k: Annotated[TopK, _DETAILS] = 3
     resamples: Annotated[Resamples, _DETAILS] = 1000
-    experiments: Annotated[
-        str, _DETAILS, Field(description="folder with the rows of the full experiments")
-    ] = "data/experiments"
+    experiments: Annotated[str, _DETAILS, _help("folder with the rows of the full experiments")] = (
+        "data/experiments"
+    )
 
 
 class RulesDisagree(NotebookParameters):

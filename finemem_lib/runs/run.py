@@ -181,16 +181,7 @@ class Run:
         models: Models,
         questions: str = "",
     ) -> None:
-        """Open the record; `start_run` has checked everything.
-
-        Args:
-            folder: The run's folder.
-            source: The notebook as found on disk.
-            parameters: The checked parameters.
-            record: The new record of the notebook.
-            models: The language models of the run.
-            questions: Source of the chunk questions, "" where there is none.
-        """
+        """Open the record; `start_run` has checked everything."""
         self.folder = folder
         self.parameters = parameters
         self.models = models
