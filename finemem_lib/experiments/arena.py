@@ -135,13 +135,17 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """One of "beaten", "not beaten", and "open" where that depends on what is missing."""
-        return "beaten" if self.below else "open" if self.missing else "not beaten"
+        """One of "beaten", "not beaten", and "open" where that depends on seeds still missing."""
+        return "beaten" if self._decisive else "open" if self.missing else "not beaten"
 
     @property
     def trusted(self) -> bool:
         """Whether the intervals that decide the status are over enough seeds."""
-        return all(one.trusted for one in self.below or self.above + self.level)
+        return all(one.trusted for one in self._decisive or self.above + self.level)
+
+    @property
+    def _decisive(self) -> list[Comparison]:
+        return [one for one in self.below if one.trusted or one not in self.missing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +293,7 @@ def arena_tables(of: Arena) -> dict[str, list[tuple[str, ...]]]:
         verdicts.append(
             (
                 verdict.variant,
-                verdict.status + "*" * (not verdict.trusted),
+                verdict.status + "*" * (verdict.status != "open" and not verdict.trusted),
                 "; ".join(map(_comparison_text, verdict.below)) or "–",
                 *(str(len(part)) for part in (verdict.above, verdict.level, verdict.missing)),
             )
