@@ -8,7 +8,12 @@ one that keeps half of the sentences ("random"), one that keeps most and copies 
 change are played in all its worlds by all managers. Prints one table per truth; `--output` keeps
 all rows as JSON lines, with a card next to them.
 
+`--cost` measures leave-one-out instead: CPU seconds per update of 384 steps (8 streams x 8
+rollouts, memory of 12 items), beside those of the plain way, which replays, indexes and asks every
+memory by itself.
+
     python benchmarks/credit.py [--quick] [--instances N] [--seed N] [--output FILE.jsonl]
+    python benchmarks/credit.py --cost [--quick]
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import itertools
 import os
 import platform
 import random
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -27,6 +33,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from finemem_lib.credit.replay import recorded_memory, replay
+from finemem_lib.credit.rules import credit_update
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances
 from finemem_lib.data.sentences import units
 from finemem_lib.evaluation.credit_truth import (
@@ -45,7 +53,10 @@ from finemem_lib.managers.protocol import MemoryManager, Observation
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import RandomManager, ScriptedManager
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
-from finemem_lib.trajectory import Operation
+from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.retrieval import BM25Retriever
+from finemem_lib.rewards import outcome_reward
+from finemem_lib.trajectory import Operation, Step, Trajectory
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, repository_root, versions
 
@@ -89,6 +100,69 @@ def measure(
     return truth_table(slices)
 
 
+def plain_leave_one_out(
+    groups: Sequence[Sequence[Trajectory]], agent: ReasoningAgent, unit: str
+) -> list[list[list[float]]]:
+    """Return what leave-one-out pays per rollout and step, replaying every memory by itself."""
+
+    def score_without(one: Trajectory, without: set) -> float:
+        memory = replay(one, recorded_memory(one), one.num_steps, without=without)
+        index = BM25Retriever.from_items(memory.items)
+        inquiry = Inquiry([a.question for a in one.questions], memory, index, one.num_steps)
+        (answers,) = answer_questions([inquiry], agent, one.metadata["rollout"]["top_k"])
+        return statistics.fmean(a.score for a in answers if a.score is not None)
+
+    def value(one: Trajectory, without: set) -> float:
+        outcome = outcome_reward(one)
+        return 0.0 if outcome is None else outcome - score_without(one, without)
+
+    def paid(one: Trajectory, step: Step) -> float:
+        if unit == "step":
+            active = any(o.operation and o.operation.kind != "SKIP" for o in step.outcomes)
+            return value(one, {step.step}) if active else 0.0
+        return sum(
+            value(one, {(step.step, place)})
+            for place, done in enumerate(step.outcomes)
+            if done.applied and done.operation and done.operation.kind != "SKIP"
+        )
+
+    return [[[paid(one, step) for step in one.steps] for one in group] for group in groups]
+
+
+def show_cost(streams: int, repeats: int, seed: int) -> None:
+    """Print the CPU seconds of leave-one-out and of the plain way, taken in turns."""
+    drawn = planted_instances("train", streams, seed)
+    settings = RolloutSettings(num_generations=GENERATIONS, capacity=12)
+    managers = [RandomManager(), load_manager(repository_root() / TINY_MANAGERS["tiny"])]
+    print("CPU seconds per update, medians")
+    print(f"{'manager':14}{'unit':12}{'plain':>8}{'now':>8}{'ratio':>8}")
+    for manager, unit in itertools.product(managers, ("step", "operation")):
+        seconds: defaultdict[str, list[float]] = defaultdict(list)
+        groups = [*play(drawn, manager, settings, reader_for(drawn), seed)]
+        for _ in range(repeats):
+            start = time.process_time()
+            plain = plain_leave_one_out(groups, reader_for(drawn), unit)
+            middle = time.process_time()
+            now = credit_update(f"{unit}-loo", groups, agent=reader_for(drawn)).credit
+            end = time.process_time()
+            seconds["plain"].append(middle - start)
+            seconds["now"].append(end - middle)
+            seconds["ratio"].append((middle - start) / (end - middle))
+            worst = max(
+                abs(a - b)
+                for group, other in zip(plain, now, strict=True)
+                for one, two in zip(group, other, strict=True)
+                for a, b in zip(one, two, strict=True)
+            )
+            if worst > 1e-12:  # the sums of operations are taken in another order
+                raise SystemExit(f"the two differ by {worst}")
+        middles = {name: statistics.median(some) for name, some in seconds.items()}
+        print(
+            f"{manager.name:14}{unit:12}{middles['plain']:8.3f}{middles['now']:8.3f}"
+            f"{middles['ratio']:8.1f}"
+        )
+
+
 def show(rows: Sequence[Row], truth: str) -> None:
     cells = {
         (row.rule, row.measure): row for row in rows if row.slice == "all" and row.truth == truth
@@ -127,7 +201,11 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="also write the rows as JSON lines, to a new file"
     )
+    parser.add_argument("--cost", action="store_true", help="CPU seconds of leave-one-out instead")
     arguments = parser.parse_args()
+    if arguments.cost:
+        show_cost(*((1, 1) if arguments.quick else (8, 5)), arguments.seed)
+        return
     if arguments.output and arguments.output.exists():
         parser.error(f"{arguments.output} exists; name a new file or remove it")
     if arguments.instances < 2 and not arguments.quick:

@@ -36,8 +36,8 @@ MOST_NUMBERS = 2_000_000
 """Larger tables of scores are made in parts, to save memory."""
 
 _Contents = tuple[str, ...]
-_Evidence = tuple[_Contents, tuple[int, ...]]
-"""Contents, best first, and their ranks by last write."""
+_Task = tuple[int, _Contents, tuple[int, ...]]
+"""A question, the contents retrieved, best first, and their ranks by last write."""
 
 
 class Asking:
@@ -55,8 +55,10 @@ class Asking:
         self.agent = agent
         self._top_k = top_k
         self._new_index = new_index
-        self._found: dict[_Contents, dict[Question, tuple[int, ...]]] = {}
-        self._scores: dict[tuple[Question, _Evidence], float | None] = {}
+        # Questions as numbers: they are looked up much more often than asked.
+        self._numbers: dict[Question, int] = {}
+        self._found: dict[_Contents, dict[int, tuple[int, ...]]] = {}
+        self._scores: dict[_Task, float | None] = {}
 
     def through(self, agent: ReasoningAgent) -> Asking:
         """Return one that knows no score and asks through another agent of equal settings.
@@ -79,46 +81,55 @@ class Asking:
         Returns:
             One row per memory, one score in [0, 1] per question, `None` where it has none.
         """
-        self._search(asked)
-        rows = []
-        new: dict[tuple[Question, _Evidence], Inquiry] = {}
+        numbers: dict[int, int] = {}  # by the id of the question
+        numbered = []
         for questions, memory in asked:
-            found = self._found[tuple(item.content for item in memory)]
+            for one in questions:
+                if id(one) not in numbers:
+                    numbers[id(one)] = self._numbers.setdefault(one, len(self._numbers))
+            numbered.append(([numbers[id(one)] for one in questions], memory))
+        self._search(numbered)
+        keys = []
+        new: dict[_Task, Inquiry] = {}
+        for (questions, _), (names, memory) in zip(asked, numbered, strict=True):
+            contents = tuple([item.content for item in memory])
+            found = self._found[contents]
             row = []
-            for question in questions:
-                places = found[question]
+            for question, name in zip(questions, names, strict=True):
+                places = found[name]
                 oldest_first = sorted(places)
                 key = (
-                    question,
-                    (
-                        tuple([memory[place].content for place in places]),
-                        tuple(map(oldest_first.index, places)),
-                    ),
+                    name,
+                    tuple([contents[place] for place in places]),
+                    tuple([oldest_first.index(place) for place in places]),
                 )
                 if key not in self._scores and key not in new:
-                    items = tuple(memory[place] for place in places)
+                    items = tuple([memory[place] for place in places])
                     new[key] = Inquiry([question], _Held(items), _Found(items), 0)  # type: ignore[arg-type]
                 row.append(key)
-            rows.append(row)
+            keys.append(row)
         answers = answer_questions([*new.values()], self.agent, self._top_k)
         for key, (answered,) in zip(new, answers, strict=True):
             self._scores[key] = answered.score
-        return [[self._scores[key] for key in row] for row in rows]
+        return [[self._scores[key] for key in row] for row in keys]
 
-    def _search(self, asked: Sequence[tuple[Sequence[Question], Memory]]) -> None:
+    def _search(self, asked: Sequence[tuple[Sequence[int], Memory]]) -> None:
         """Find the places of the items retrieved for every question on every memory."""
         memories: dict[_Contents, Memory] = {}
-        questions: dict[Question, None] = {}
-        for some, memory in asked:
-            contents = tuple(item.content for item in memory)
+        new: dict[int, None] = {}
+        for names, memory in asked:
+            contents = tuple([item.content for item in memory])
             known = self._found.setdefault(contents, {})
-            new = [question for question in some if question not in known]
-            if new:
+            unknown = [name for name in names if name not in known]
+            if unknown:
                 memories[contents] = memory
-                questions.update(dict.fromkeys(new))
+                new.update(dict.fromkeys(unknown))
         if not memories:
             return
-        queries = [self.agent.query(q.text, q.data_source) for q in questions]
+        questions = [*self._numbers]
+        queries = [
+            self.agent.query(questions[name].text, questions[name].data_source) for name in new
+        ]
         index = self._new_index()
         distinct = {content for memory in memories for content in memory}
         if type(index) is BM25Retriever and len(distinct) <= MOST_CONTENTS:
@@ -126,7 +137,7 @@ class Asking:
         else:
             found = [self._by_index(memory, queries) for memory in memories.values()]
         for contents, rows in zip(memories, found, strict=True):
-            self._found[contents].update(zip(questions, rows, strict=True))
+            self._found[contents].update(zip(new, rows, strict=True))
 
     def _by_index(self, memory: Memory, queries: Sequence[str]) -> list[tuple[int, ...]]:
         index = self._new_index()

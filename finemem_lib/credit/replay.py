@@ -372,9 +372,9 @@ def _last_write(item: MemoryItem) -> tuple[int, int]:
 
 def _copied(memory: FlatMemory) -> FlatMemory:
     """Return a memory with the same items that changes by itself; items never change."""
-    other = copy.copy(memory)
-    containers = {n: v.copy() for n, v in vars(memory).items() if isinstance(v, (dict, set))}
-    vars(other).update(containers)
+    other = FlatMemory.__new__(FlatMemory)
+    for name, value in vars(memory).items():
+        setattr(other, name, value.copy() if isinstance(value, (dict, set)) else value)
     return other
 
 

@@ -61,6 +61,7 @@ from finemem_lib.credit.recorded import (
 )
 from finemem_lib.credit.values import (
     delta_belief,
+    gated_utility,
     information_gain,
     later_chunk_reward,
     value_difference,
@@ -328,6 +329,16 @@ RULES: dict[str, Rule] = {
         "(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))",
         "delta-belief, arXiv 2602.12342",
         "sum over steps >= r_global - Phi(M_0)",
+        ("agent", "replay", "batch"),
+        (),
+        "n T",
+    ),
+    "himpo": Rule(
+        gated_utility,
+        "reward",
+        "(1/n) sum_j h_jt (s_j(M_t) - s_j(M_{t-1})), h_jt in [f, 1]: support by s_j(M_T)",
+        "HiMPO, arXiv 2606.16285, the filter ours",
+        "at f = 1, sum over steps = r_global - Phi(M_0)",
         ("agent", "replay", "batch"),
         (),
         "n T",

@@ -13,6 +13,10 @@ step is paid, in training, for what it cannot know. IGPO normalises gains and ou
 it sums them with a discount; that is the business of the reward scheme, so `information_gain` sums
 them as they are. Delta-belief clips per turn; with n questions, each of which has a belief of its
 own, gains are clipped per question, and a loss on one does not hide behind a gain on another.
+HiMPO (arXiv 2606.16285) is known here by its summary: local utility of an update, information
+recoverable from the new memory less that from the old one in the same state, times a bounded filter
+that weakens what the outcome does not support. Ours are the scores that measure the information,
+the support and the floor of the filter. All tokens of a memory manager are memory tokens.
 """
 
 from __future__ import annotations
@@ -103,7 +107,7 @@ def information_gain(
         trajectory,
         agent,
         lambda one: _gains_plan(
-            one, lambda gains, outcome: _returns([*map(_mean, gains[:-1]), outcome], lambda_)
+            one, lambda gains, final: _returns([*map(_mean, gains[:-1]), _mean(final)], lambda_)
         ),
         replay=replay,
         batch=batch,
@@ -141,6 +145,55 @@ def delta_belief(
         replay=replay,
         batch=batch,
         key="delta-belief",
+    )
+
+
+def gated_utility(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    floor: float = 0.1,
+    replay: Replayer | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+) -> Credit:
+    """Return ``(1/n) sum_j h_jt u_jt`` with the local utility ``u_jt = s_j(M_t) - s_j(M_{t-1})``.
+
+    The gate ``h_jt = floor + (1 - floor) x support`` is what hindsight leaves of it. The support of
+    a gain is s_j, the score of the question at the end; that of a loss is 1 - s_j. So a gain counts
+    in full where the question was answered in the end, a loss where it was not. In [-1, 1]; `None`
+    where r_global is. Source: HiMPO (arXiv 2606.16285); see "Differs" in this module.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        floor: What is left of a utility that the outcome does not support, in [0, 1]; at 1 this is
+            `value_difference` with lambda 0.
+        replay: As in `value_difference`.
+        batch: As in `value_difference`.
+
+    Raises:
+        ValueError: `floor` is out of range, or as `value_difference`.
+    """
+    _check(floor, "floor")
+
+    def credit(gains: list[list[float]], final: list[float]) -> Credit:
+        return [
+            _mean(
+                [
+                    (floor + (1 - floor) * (score if gain > 0 else 1 - score)) * gain
+                    for gain, score in zip(step, final, strict=True)
+                ]
+            )
+            for step in gains
+        ]
+
+    return replayed_credit(
+        trajectory,
+        agent,
+        lambda one: _gains_plan(one, credit),
+        replay=replay,
+        batch=batch,
+        key=("himpo", floor),
     )
 
 
@@ -208,17 +261,16 @@ def _later_plan(trajectory: Trajectory, delay: int | Literal["end"]) -> Plan:
 
 
 def _gains_plan(
-    trajectory: Trajectory, credit_of: Callable[[list[list[float]], float], Credit]
+    trajectory: Trajectory, credit_of: Callable[[list[list[float]], list[float]], Credit]
 ) -> Plan:
     """Return the plan of a rule on the gains: how much every step changed each question's score.
 
     Args:
         trajectory: What was played.
-        credit_of: Returns the credit of the gains per step and question, and of r_global.
+        credit_of: Returns the credit, given the gains per step and question, and the final scores.
     """
     need_questions(trajectory)
-    outcome = outcome_reward(trajectory)
-    if outcome is None:
+    if outcome_reward(trajectory) is None:
         return (), lambda rows: [None] * trajectory.num_steps
     scored = [
         (answered.question, answered.score)
@@ -235,7 +287,7 @@ def _gains_plan(
             [now - before for now, before in zip(after, earlier, strict=True)]
             for earlier, after in itertools.pairwise(values)
         ]
-        return credit_of(gains, outcome)
+        return credit_of(gains, values[-1])
 
     return [(questions, frozenset(steps[after:])) for after in range(len(steps))], credit
 
@@ -244,9 +296,9 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _check(lambda_: float) -> None:
-    if not 0 <= lambda_ <= 1:
-        raise ValueError(f"value differences: lambda_ is {lambda_}, expected 0 to 1")
+def _check(share: float, name: str = "lambda_") -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"value differences: {name} is {share}, expected 0 to 1")
 
 
 def _returns(rewards: Sequence[float], lambda_: float) -> Credit:

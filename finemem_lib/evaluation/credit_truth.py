@@ -117,6 +117,7 @@ VARIANTS: dict[str, Variant] = {
     "igpo": Variant("igpo"),
     "igpo, lambda 1": Variant("igpo", {"lambda_": 1.0}),
     "delta-belief": Variant("delta-belief"),
+    "himpo": Variant("himpo"),
     "csr-later, 1 step": Variant("csr-later", {"delay": 1}),
     "csr-later, end": Variant("csr-later"),
 }
@@ -130,6 +131,7 @@ EARLY: tuple[str, ...] = (
     "igpo",
     "igpo, lambda 1",
     "delta-belief",
+    "himpo",
 )
 """Variants that ask after every step what no manager may know yet: the questions of the end."""
 

@@ -153,6 +153,7 @@ def test_operations_by_hand():
         ("value-difference", {"lambda_": 0.5}),
         ("igpo", {}),
         ("delta-belief", {}),
+        ("himpo", {}),
         ("csr-later", {"delay": 1}),
         ("csr-later", {}),
     ],

@@ -582,6 +582,7 @@ def test_no_rule_asks_for_more_than_its_card_says():
         "value-difference": n * t,
         "igpo": n * t,
         "delta-belief": n * t,
+        "himpo": n * t,
         "csr-later": chunk * t,
     }
     for name, rule in RULES.items():

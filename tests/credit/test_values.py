@@ -94,6 +94,43 @@ def test_delta_belief_pays_the_gains_and_never_charges(drawn):
     assert all(clipped <= 1 for clipped in found)
 
 
+def test_hindsight_weakens_what_the_outcome_does_not_support_by_hand():
+    # Rome is told, pushed out by the pets, and told again; the pets are lost in the end.
+    one = recorded_steps(
+        [
+            [insert("mia lives rome")],
+            [insert("ana keeps cats and dogs")],
+            [insert("mia lives rome")],
+        ],
+        [HOME, PETS],
+        {"capacity": 1},
+    )
+    assert values.value_difference(one, agent=Echo(), lambda_=0.0) == [0.5, 0.0, 0.0]
+    # Gains of Rome (answered) count in full, its loss 0.2; the pets (missed) the other way round.
+    assert values.gated_utility(one, agent=Echo(), floor=0.2) == pytest.approx(
+        [0.5, (-0.2 + 0.2) / 2, (1 - 1) / 2]
+    )
+    pets = dataclasses.replace(one, questions=one.questions[1:])
+    assert values.gated_utility(pets, agent=Echo(), floor=0.2) == pytest.approx([0.0, 0.2, -1.0])
+
+
+@quick
+@given(single, st.floats(0, 1))
+def test_the_filter_is_bounded_and_keeps_the_sign_of_every_gain(drawn, floor):
+    one, agent = drawn
+    for answered in one.questions:
+        alone = dataclasses.replace(one, questions=(answered,))
+        gated = values.gated_utility(alone, agent=agent, floor=floor)
+        gains = values.value_difference(alone, agent=agent, lambda_=0.0)
+        for kept, gain in zip(gated, gains, strict=True):
+            if gain is None:
+                assert kept is None
+                continue
+            assert min(floor * gain, gain) - 1e-12 <= kept <= max(floor * gain, gain) + 1e-12
+    full = values.gated_utility(one, agent=agent, floor=1.0)
+    assert full == values.value_difference(one, agent=agent, lambda_=0.0)
+
+
 def chunked(capacity: int) -> tuple[Trajectory, Echo]:
     instance = planted_stream(5)
     agent = reader_for([instance])
@@ -153,6 +190,7 @@ def test_what_is_out_of_range_is_refused_before_anything_is_asked():
     for rule, settings_, words in (
         ("value-difference", {"lambda_": 1.5}, "lambda_ is 1.5"),
         ("igpo", {"lambda_": -0.1}, "lambda_ is -0.1"),
+        ("himpo", {"floor": 2.0}, "floor is 2.0"),
         ("csr-later", {"delay": -1}, "delay is -1"),
     ):
         with pytest.raises(ValueError, match=words):
