@@ -157,25 +157,41 @@ def make_chunk_questions(
     return dataclasses.replace(instance, chunk_questions=chunk_questions), audit
 
 
-def verified(instance: Instance, verifier: ReasoningAgent) -> Instance:
+def verified(
+    instance: Instance, verifier: ReasoningAgent, threshold: float = 1.0, seed: int = 0
+) -> Instance:
     """Return the instance with those chunk questions that the verifier answers from their chunk.
 
-    This is the check of `make_chunk_questions` on existing questions; the others are dropped.
+    This is the check of `make_chunk_questions` on existing questions; the others are dropped. A
+    lower threshold makes the verifier as lenient as a model that is sure of what it cannot know:
+    its confidence in a question that it does not answer is a uniform draw from [0, 1).
 
     Args:
         instance: Returned as it is where it has no chunk questions.
         verifier: Must answer each question from its chunk.
+        threshold: Least confidence, in [0, 1], with which a question that is not answered is kept
+            all the same: 1 keeps none of them, 0 all.
+        seed: Of the draws; with one seed a lower threshold keeps what a higher one keeps.
+
+    Raises:
+        ValueError: `threshold` is outside [0, 1].
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"verified: threshold is {threshold}, expected a number from 0 to 1")
     if instance.chunk_questions is None:
         return instance
     drafts = [[_Candidate(question) for question in asked] for asked in instance.chunk_questions]
     _ask(drafts, _chunk_memories(instance), verifier, 1.0, "not answered from chunk")
-    return dataclasses.replace(
-        instance,
-        chunk_questions=tuple(
-            tuple(candidate.question for candidate in _open([candidates])) for candidates in drafts
-        ),
-    )
+    rng = generator("verifier", seed, instance.instance_id)
+    kept = [
+        tuple(
+            candidate.question
+            for candidate, confidence in [(each, rng.random()) for each in candidates]
+            if candidate.reason is None or confidence >= threshold
+        )
+        for candidates in drafts
+    ]
+    return dataclasses.replace(instance, chunk_questions=tuple(kept))
 
 
 def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:

@@ -37,6 +37,8 @@ from finemem_lib.managers.loading import checkpoint_folder
 from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
+from finemem_lib.readers.trainable import TrainableReader
+from finemem_lib.reading import MemoisedAgent
 from finemem_lib.retrieval import DENSE_MODEL
 from finemem_lib.rewards import (
     Attribution,
@@ -47,6 +49,7 @@ from finemem_lib.rewards import (
     weighted_sum,
 )
 from finemem_lib.seeds import stable_seed
+from finemem_lib.training.co_training import Learns
 from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
 from finemem_lib.training.schemes import (
     SCHEMES,
@@ -64,13 +67,22 @@ KEY_VERSION = 2
 """Part of every key. Increment when the same settings would produce different results."""
 
 TERM_KNOBS = {
-    "chunk": ("w1", "w1_until", "wrong_questions", "verified"),
+    "chunk": ("w1", "w1_until", "wrong_questions", "verified", "acceptance"),
     "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
 }
 """Settings that act through one term of the reward only; a scheme without it trains the same.
 `alignment_batches` measures all schemes: with it, those that differ from their default count."""
 
-LATER_KNOBS = ("alignment_batches", "dense_model", "token_budget", "world")
+LATER_KNOBS = (
+    "alignment_batches",
+    "dense_model",
+    "token_budget",
+    "acceptance",
+    "question_fraction",
+    "reader",
+    "learns",
+    "world",
+)
 """Settings that are younger than kept results: they enter a key only where they differ from their
 default."""
 
@@ -112,6 +124,9 @@ CURVES = (
     "completions/mean_length",
     "grad_norm",
     "w1",
+    "reader/picked",
+    "reader/expected",
+    "reader/best",
     "step_time",
     "seconds/generation",
     "seconds/environment",
@@ -151,6 +166,10 @@ class Cell(FrozenModel):
             share swapped.
         wrong_questions: share of chunk questions with a wrong answer.
         verified: whether a verifier removes wrong chunk questions before training.
+        acceptance: threshold of the verifier, see `data.questions.verified`.
+        question_fraction: share of the global questions asked in training; tests ask all.
+        reader: who answers: the extractive reader, or an untrained trainable one, which searches
+            with the same words.
         capacity: most items in the memory; `None` is no limit.
         token_budget: most tokens in the memory; `None` is no limit.
         world: of the planted streams, see `StreamSettings`; `checkpoint` must read it.
@@ -182,6 +201,10 @@ class Cell(FrozenModel):
     evidence_swap: float = Field(0.0, ge=0, le=1)
     wrong_questions: float = Field(0.0, ge=0, le=1)
     verified: bool = False
+    acceptance: float = Field(1.0, ge=0, le=1)
+    question_fraction: float = Field(1.0, gt=0, le=1)
+    reader: Literal["extractive", "trainable"] = "extractive"
+    learns: Learns = "manager"
     capacity: int | None = Field(None, ge=1)
     eviction: Literal["oldest", "first_created", "least_recent", "refuse"] = "oldest"
     token_budget: int | None = Field(None, ge=1)
@@ -212,6 +235,12 @@ class Cell(FrozenModel):
     @model_validator(mode="after")
     def _faults_are_possible(self) -> Self:
         EvidenceFaults(self.evidence_drop, self.evidence_swap)
+        return self
+
+    @model_validator(mode="after")
+    def _learner_can_learn(self) -> Self:
+        if self.learns != "manager" and self.reader != "trainable":
+            raise ValueError(f"learns is {self.learns!r}, which needs reader: trainable")
         return self
 
     @property
@@ -269,8 +298,21 @@ class Cell(FrozenModel):
             capacity=self.capacity,
             eviction=self.eviction,
             duplicates=self.duplicates,
-            **_unless_default(self, "retriever", "dense_model", "token_budget"),
+            **_unless_default(
+                self, "retriever", "dense_model", "token_budget", "question_fraction"
+            ),
         )
+
+    def new_reader(self) -> MemoisedAgent:
+        """Return the reader, before it has learned anything."""
+        extractive = self.extractive_reader()
+        if self.reader == "extractive":
+            return extractive
+        return MemoisedAgent(TrainableReader(self.seed, synonyms=extractive.agent.synonyms))
+
+    def extractive_reader(self) -> MemoisedAgent:
+        """Return the reader that knows the verbs of the cell's world."""
+        return reader_for(planted_instances("train", 1, self.seed, self.stream))
 
 
 class HeldOut(FrozenModel):
@@ -296,7 +338,8 @@ class CellResult(FrozenModel):
         key: its key.
         curve: measures of training, one value per update.
         episodes: per update, the accuracy of every stream trained on (mean over its rollouts).
-        tests: by "sampled" and "greedy", with the length where it is not that of training.
+        tests: by "sampled" and "greedy", with the length where it is not that of training; where
+            another reader answered, also with the extractive reader (", extractive reader").
         seconds: of "training" and of "testing", and "training_cpu", the processor's seconds of
             training, which do not depend on what else the machine does.
         price: by update ("1", "14" and the last one) and "fact" or "noise", what the cell's own
@@ -357,20 +400,25 @@ def run_cell(cell: Cell) -> CellResult:
     with torch_threads(1):
         started, cpu = time.perf_counter(), time.process_time()
         instances = _training_streams(cell)
+        agent = cell.new_reader()
         if cell.updates:
-            trained = _train(cell, instances)
+            trained = _train(cell, instances, agent)
             training, training_cpu = time.perf_counter() - started, time.process_time() - cpu
             curve, episodes = _curve(cell, trained, instances), _episodes(trained)
-            price = _price(cell, trained, instances)
+            price = _price(cell, trained, instances, agent)
             manager = trained.manager
         else:
             training, training_cpu, price = 0.0, 0.0, {}
             curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
+        readers = {"": agent}
+        if cell.reader != "extractive":
+            readers[", extractive reader"] = cell.extractive_reader()
         tests = {
-            name + (f" T={chunks}" if chunks != cell.num_chunks else ""): _test(
-                cell, manager, chunks, temperature
+            name + (f" T={chunks}" if chunks != cell.num_chunks else "") + reader: _test(
+                cell, manager, readers[reader], chunks, temperature
             )
             for chunks in dict.fromkeys((cell.num_chunks, *cell.test_chunks))
+            for reader in readers
             for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
         }
         alignment = _alignment(cell, manager) if cell.alignment_batches else {}
@@ -399,11 +447,11 @@ def _training_streams(cell: Cell) -> list[Instance]:
         instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
     if cell.verified:
         verifier = reader_for(instances)
-        instances = [verified(one, verifier) for one in instances]
+        instances = [verified(one, verifier, cell.acceptance, cell.seed) for one in instances]
     return instances
 
 
-def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
+def _train(cell: Cell, instances: Sequence[Instance], agent: MemoisedAgent) -> TrainingResult:
     config: dict[str, Any] = {**cell.config}
     more = _unless_default(cell, "w1_until", "entropy_coef", "scale_rewards")
     if cell.evidence_drop or cell.evidence_swap:
@@ -414,6 +462,8 @@ def _train(cell: Cell, instances: Sequence[Instance]) -> TrainingResult:
         rewards=cell.rewards,
         rollout=cell.rollout(cell.num_generations),
         instances=instances,
+        agent=agent,
+        learns=cell.learns,
         updates=cell.updates,
         instances_per_update=cell.instances_per_update,
         learning_rate=cell.learning_rate,
@@ -466,11 +516,16 @@ def _curve(
 
 
 def _price(
-    cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
+    cell: Cell, trained: TrainingResult, instances: Sequence[Instance], agent: MemoisedAgent
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
-    """Return what the advantage of the cell's scheme paid per stored fact and noise sentence."""
+    """Return what the advantage of the cell's scheme paid per stored fact and noise sentence.
+
+    Nothing where a rule asks a reader that has learned since.
+    """
+    if cell.learns != "manager" and scheme_of(cell.scheme).rules:
+        return {}
     by_id = {instance.instance_id: instance for instance in instances}
-    agent, weights = reader_for(instances), scheme_weights(cell.scheme, cell.rewards)
+    weights = scheme_weights(cell.scheme, cell.rewards)
     found = {}
     for number in sorted({1, min(14, cell.updates), cell.updates}):
         groups = trained.trajectories[number]
@@ -517,7 +572,9 @@ def _episodes(trained: TrainingResult) -> list[list[float | None]]:
     ]
 
 
-def _test(cell: Cell, manager: ModelManager, chunks: int, temperature: float) -> HeldOut:
+def _test(
+    cell: Cell, manager: ModelManager, agent: MemoisedAgent, chunks: int, temperature: float
+) -> HeldOut:
     number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
     shape = dataclasses.replace(cell.stream, num_chunks=chunks)
     streams = planted_instances("held-out", number, cell.seed, shape)
@@ -526,8 +583,8 @@ def _test(cell: Cell, manager: ModelManager, chunks: int, temperature: float) ->
         played = play(
             streams,
             manager,
-            cell.rollout(1),
-            reader_for(streams),
+            dataclasses.replace(cell.rollout(1), question_fraction=1.0),
+            agent,
             stable_seed(cell.seed, "test", chunks),
         )
     finally:

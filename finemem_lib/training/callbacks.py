@@ -36,6 +36,8 @@ class WholeUpdates(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **settings: Any) -> None:
         model = settings["model"]
+        if not self.trainer.manager_learns:
+            model.zero_grad()  # without a gradient Adam leaves weights and moments as they are
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         scaled = self.trainer.accelerator.scaler is not None  # fp16 skips such updates itself
         if not scaled:

@@ -4,7 +4,8 @@ A checkpoint ``checkpoint-<update>`` is TRL's: weights or adapter, optimizer, sc
 states, and the number of the update, from which its instances and seeds follow. What the reader
 answered is kept where asking again could answer otherwise: replies of a language model lie in the
 memo file of its client, which needs no copy; a memo that only the process holds is written into the
-checkpoint; the extractive reader answers the same again.
+checkpoint; the extractive reader answers the same again, and so does a trainable reader with its
+weights, which are written.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from finemem_lib.readers.extractive import ExtractiveReader
+from finemem_lib.readers.trainable import TrainableReader, trainable_reader
 from finemem_lib.reading import MemoisedAgent, ReasoningAgent
 from finemem_lib.util.files import write_json
 
 READER_MEMO = "reader_memo.json"
+READER_WEIGHTS = "reader_weights.pt"
 
 MEMORY_ONLY = ("batch_size", "gradient_checkpointing", "gpu_memory_utilization", "micro_batches")
 """Settings that change how much memory a run takes; they change the result by rounding only."""
@@ -112,26 +115,30 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
-    """Write the reader's memo into a checkpoint where only this process holds it.
+    """Write what only this process holds of the reader into a checkpoint: its memo or its weights.
 
     Args:
-        agent: The reader; one without a memo is left out.
+        agent: The reader; one without either is left out.
         checkpoint: Folder of the checkpoint.
     """
+    if (reader := trainable_reader(agent)) is not None:
+        reader.save(checkpoint / READER_WEIGHTS)
     if (memoised := _memoised(agent)) is not None:
         (checkpoint / READER_MEMO).write_text(memoised.memo_to_json(), encoding="utf-8")
 
 
 def restore_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
-    """Give the reader the memo it had when the checkpoint was written.
+    """Give the reader the memo or the weights it had when the checkpoint was written.
 
     Args:
         agent: The reader.
         checkpoint: Folder of the checkpoint.
 
     Raises:
-        ValueError: The memo cannot be read.
+        ValueError: They cannot be read.
     """
+    if (reader := trainable_reader(agent)) is not None:
+        reader.load(checkpoint / READER_WEIGHTS)
     path = checkpoint / READER_MEMO
     if (memoised := _memoised(agent)) is not None and path.is_file():
         memoised.memo_from_json(path.read_text(encoding="utf-8"))
@@ -139,7 +146,9 @@ def restore_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
 
 def _memoised(agent: ReasoningAgent) -> MemoisedAgent | None:
     """Return the reader where its memo is held by this process only and cannot be recomputed."""
-    if not isinstance(agent, MemoisedAgent) or isinstance(agent.agent, ExtractiveReader):
+    if not isinstance(agent, MemoisedAgent) or isinstance(
+        agent.agent, ExtractiveReader | TrainableReader
+    ):
         return None
     memo = getattr(getattr(agent.agent, "chat", None), "memo", None)
     return agent if memo is None or memo.path is None else None

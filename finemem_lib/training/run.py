@@ -27,6 +27,7 @@ from finemem_lib.training.checkpoints import (
     restore_reader,
     update_of,
 )
+from finemem_lib.training.co_training import Learns
 from finemem_lib.training.config import grpo_config
 from finemem_lib.training.record import StoredUpdates
 from finemem_lib.training.schemes import Scheme, scheme_record
@@ -76,6 +77,7 @@ class TrainingRun:
     stream: StreamSettings | None
     instances: Sequence[Instance] | None
     agent: ReasoningAgent | None
+    learns: Learns
     updates: int
     instances_per_update: int
     learning_rate: float
@@ -131,6 +133,7 @@ class TrainingRun:
             "stream": stream and dataclasses.asdict(stream),
             "instances": self.instances and stable_seed(write_jsonl(self.instances)),
             "reader": self.agent and self.agent.settings,
+            "learns": None if self.learns == "manager" else self.learns,  # as before there was one
             "evidence_faults": faults and dataclasses.asdict(faults),
             "instances_per_update": self.instances_per_update,
             **{name: value for name, value in self.config.items() if name != "report_to"},
@@ -170,6 +173,7 @@ class TrainingRun:
             updates_folder=None if stored is None else stored.folder,
             on_update=self.on_update,
             manager_name=manager.name,
+            learns=self.learns,
         )
 
     def _trainer_arguments(self, manager: ModelManager, folder: Path) -> dict[str, Any]:
@@ -243,6 +247,7 @@ def train_manager(
     stream: StreamSettings | None = None,
     instances: Sequence[Instance] | None = None,
     agent: ReasoningAgent | None = None,
+    learns: Learns = "manager",
     updates: int = 60,
     instances_per_update: int = 8,
     learning_rate: float = 7e-4,
@@ -282,6 +287,8 @@ def train_manager(
         stream: Shape of the planted streams that are trained on where `instances` are not given.
         instances: Instances to train on, in order, again from the first when they run out.
         agent: Answers the questions (default: the extractive reader that knows their verbs).
+        learns: Who learns: "manager", or with a `TrainableReader` as agent also "reader",
+            "alternately" or "jointly". A resumed run takes a reader as it was before it learned.
         updates: GRPO updates in all.
         instances_per_update: Instances of one update.
         learning_rate: Of Adam.
@@ -319,6 +326,7 @@ def train_manager(
         stream=stream,
         instances=instances,
         agent=agent,
+        learns=learns,
         updates=updates,
         instances_per_update=instances_per_update,
         learning_rate=learning_rate,

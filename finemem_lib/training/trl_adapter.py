@@ -41,6 +41,7 @@ from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.checkpoints import save_reader
+from finemem_lib.training.co_training import Learns, check_learns, learners, teach_reader
 from finemem_lib.training.record import PlayedUpdate, update_file
 from finemem_lib.training.schemes import Scheme
 from finemem_lib.training.stops import Interrupts
@@ -152,11 +153,12 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         updates_folder: Folder that every finished update is written into; `None` for none.
         on_update: Called with the record of every update.
         manager_name: Written into the trajectories.
+        learns: Who learns, see `co_training.Learns`.
         trainer_arguments: Further arguments of TRL's GRPOTrainer.
 
     Raises:
-        ValueError: Fewer instances than one update takes, `w1_until` is less than 2, or the scheme
-            is unknown.
+        ValueError: Fewer instances than one update takes, `w1_until` is less than 2, the scheme is
+            unknown, or the reader is to learn and cannot.
     """
 
     unsloth = False
@@ -178,6 +180,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         updates_folder: Path | None = None,
         on_update: Callable[[Record], None] | None = None,
         manager_name: str = "policy",
+        learns: Learns = "manager",
         **trainer_arguments: Any,
     ) -> None:
         from datasets import Dataset
@@ -191,6 +194,8 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
                 f"StepGRPOTrainer: got {len(instances)} instances, expected at least "
                 f"{needed}, the number of one update; add some or lower instances_per_update"
             )
+        check_learns(learns, agent)
+        self.learns = learns
         self.player = UpdatePlayer(
             builder,
             agent,
@@ -207,6 +212,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.kept: dict[int, list[list[Trajectory]]] = {}
         self.updates_folder = updates_folder
         self.played: PlayedUpdate | None = None
+        self.taught = 0
         self.on_update = on_update
         self.replayed: list[Step] = []
         self.interrupts = Interrupts()
@@ -231,6 +237,11 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.remove_callback(PrinterCallback)
         self.whole_updates = WholeUpdates(self)
         self.add_callback(self.whole_updates)
+
+    @property
+    def manager_learns(self) -> bool:
+        """Whether the manager learns in the update under way."""
+        return learners(self.learns, self.state.global_step + 1)[0]
 
     def _prepare_sampling(self, args: Any, tokenizer: Any) -> bool:
         """Return whether `sample_completions` samples; where TRL does, forbid the pad token.
@@ -399,10 +410,17 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log an update, write it and report it; an interrupt that came during it ends here.
 
+        The reader learns from the update here, when nothing is left to be answered in it.
+
         Args:
             logs: Quantities of the update by name.
             start_time: When training began; TRL counts tokens per second from it.
         """
+        if self.played is not None and self.taught < self.state.global_step == self.played.update:
+            self.taught = self.state.global_step
+            logs |= teach_reader(
+                self.player.agent, self.played.groups, learners(self.learns, self.taught)[1]
+            )
         super().log(logs, start_time)
         if self.updates_folder is not None and self.played is not None and "reward" in logs:
             self.played.write(update_file(self.updates_folder, self.played.update))
