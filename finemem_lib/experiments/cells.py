@@ -24,7 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
-from finemem_lib.data.planted import StreamSettings, World, planted_instances
+from finemem_lib.data.planted import (
+    DATA_SOURCES,
+    VERBS,
+    StreamSettings,
+    World,
+    planted_instances,
+)
 from finemem_lib.data.questions import verified
 from finemem_lib.evaluation.diagnostics import (
     credit_at_evidence,
@@ -36,7 +42,7 @@ from finemem_lib.evaluation.operation_truth import operation_truth
 from finemem_lib.managers.loading import checkpoint_folder
 from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
-from finemem_lib.readers.extractive import reader_for
+from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.readers.trainable import TrainableReader
 from finemem_lib.reading import MemoisedAgent
 from finemem_lib.retrieval import DENSE_MODEL
@@ -305,14 +311,13 @@ class Cell(FrozenModel):
 
     def new_reader(self) -> MemoisedAgent:
         """Return the reader, before it has learned anything."""
-        extractive = self.extractive_reader()
         if self.reader == "extractive":
-            return extractive
-        return MemoisedAgent(TrainableReader(self.seed, synonyms=extractive.agent.synonyms))
+            return self.extractive_reader()
+        return MemoisedAgent(TrainableReader(self.seed, synonyms=VERBS[DATA_SOURCES[self.world]]))
 
     def extractive_reader(self) -> MemoisedAgent:
         """Return the reader that knows the verbs of the cell's world."""
-        return reader_for(planted_instances("train", 1, self.seed, self.stream))
+        return MemoisedAgent(ExtractiveReader(synonyms=VERBS[DATA_SOURCES[self.world]]))
 
 
 class HeldOut(FrozenModel):

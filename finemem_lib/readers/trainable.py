@@ -181,7 +181,7 @@ class TrainableReader:
         )
         features = torch.tensor(dense, dtype=torch.float64)
         scores = hashed[:, 0] + (features * self.weights[self.buckets :, 0]).sum(dim=1)
-        return [*scores.split(sizes)]
+        return [*torch.split(scores, sizes)]
 
     def learn(self, tasks: Sequence[ReadingTask], rewards: Sequence[Sequence[float]]) -> None:
         """Take `steps` gradient steps on the expected score of the pick.
@@ -216,7 +216,8 @@ class TrainableReader:
                 for scored, (_, row) in zip(scores, lessons, strict=True)
             ]
             self._optimizer.zero_grad()
-            (-torch.stack(expected).mean()).backward()
+            loss = -torch.stack(expected).mean()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._optimizer.step()
         self._digest = None
 

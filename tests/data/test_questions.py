@@ -525,6 +525,32 @@ def test_the_verifier_drops_the_wrong_questions_and_no_other(stream, share):
     ]
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), SHARES, SHARES)
+def test_a_lenient_verifier_keeps_more_up_to_all(stream, one, other):
+    reader = ExtractiveReader(synonyms=SYNONYMS)
+    wrong = wrong_questions(planted_stream(stream), 0.5, seed=1)
+    assert verified(wrong, reader, threshold=0.0) == wrong
+    lenient, strict = (
+        {q for asked in verified(wrong, reader, threshold, seed=2).chunk_questions for q in asked}
+        for threshold in sorted((one, other))
+    )
+    right = {question for asked in verified(wrong, reader).chunk_questions for question in asked}
+    assert right <= strict <= lenient
+
+
+def test_the_threshold_is_the_share_of_unanswered_questions_that_are_dropped():
+    reader = ExtractiveReader(synonyms=SYNONYMS)
+    streams = [wrong_questions(planted_stream(number), 1.0, seed=1) for number in range(60)]
+    kept = asked = 0
+    for stream in streams:
+        asked += sum(map(len, stream.chunk_questions))
+        kept += sum(map(len, verified(stream, reader, 0.75).chunk_questions))
+    assert kept / asked == pytest.approx(0.25, abs=0.06), "three standard errors"
+    with pytest.raises(ValueError, match="threshold is 1.5, expected a number from 0 to 1"):
+        verified(streams[0], reader, 1.5)
+
+
 def test_the_verifier_reads_nothing_but_the_chunk():
     """Both chunks hold the answer to the first question, neither that to the second."""
     instance = dataclasses.replace(

@@ -143,6 +143,40 @@ def test_a_knob_of_a_term_that_the_scheme_leaves_out_does_not_make_another_cell(
     assert csr.model_copy(update={"wrong_questions": 0.5}).key != csr.key
 
 
+def test_only_a_reader_that_can_learn_learns():
+    with pytest.raises(ValueError, match="learns is 'jointly', which needs reader: trainable"):
+        cell(learns="jointly")
+    assert cell(reader="trainable", learns="jointly").key != cell(reader="trainable").key
+
+
+def test_a_share_of_the_questions_is_asked_in_training_and_all_in_tests(monkeypatch):
+    played = []
+    real = cells.play
+
+    def watched(streams, manager, settings, *more):
+        played.append(settings.question_fraction)
+        return real(streams, manager, settings, *more)
+
+    monkeypatch.setattr(cells, "play", watched)
+    sampled = cell(question_fraction=0.2, updates=0, held_out=1, num_chunks=1)
+    assert sampled.rollout(2).question_fraction == 0.2
+    run_cell(sampled)
+    assert set(played) == {1.0}
+
+
+def test_a_cell_whose_reader_learns_is_tested_with_what_it_learned(tmp_path):
+    shared = {"capacity": 12, "num_chunks": 2, "instances_per_update": 2, "num_generations": 2}
+    settings = {**shared, "held_out": 3, "reader": "trainable"}
+    taught = run_cell(cell(**settings, learns="reader", updates=1))
+    untaught = run_cell(cell(**settings, updates=0))
+    assert taught.curve["reader/picked"][0] <= taught.curve["reader/best"][0]
+    assert set(taught.tests) == {
+        f"{how}{reader}" for how in ("sampled", "greedy") for reader in ("", ", extractive reader")
+    }
+    same = [result.tests["greedy, extractive reader"] for result in (taught, untaught)]
+    assert same[0] == same[1], "the manager did not learn"
+
+
 def test_a_cell_that_measures_all_schemes_is_another_under_other_terms():
     base = cell(alignment_batches=2)
     assert base.model_copy(update={"credited": "used"}).key != base.key
@@ -172,7 +206,10 @@ def test_the_files_of_the_warm_start_are_those_that_would_be_loaded(tmp_path, mo
 def test_every_design_is_a_whole_grid_with_its_baseline(path):
     design = load_design(path)
     cells = design.cells
-    assert len(cells) == len(design.variants) * len(design.regimes) * len(design.seeds)
+    assert len(cells) == sum(
+        len(regime.variants or design.variants) * len(regime.seeds or design.seeds)
+        for regime in design.regimes.values()
+    )
     assert len({(c.variant, c.regime, c.seed) for c in cells}) == len(cells)
 
 
