@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
+from finemem_lib.reading import (
+    Inquiry,
+    MemoisedAgent,
+    ReadingTask,
+    ReasoningAgent,
+    answer_questions,
+    reading_task,
+)
 from finemem_lib.retrieval import BM25Retriever, Retriever
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem, Question
@@ -40,6 +47,29 @@ _Task = tuple[int, _Contents, tuple[int, ...]]
 """A question, the contents retrieved, best first, and their ranks by last write."""
 
 
+def need_probabilities(
+    agent: ReasoningAgent,
+) -> Callable[[Sequence[ReadingTask], Sequence[Sequence[str]]], list[float]]:
+    """Return what gives, per task, the mean log-probability per token of an accepted answer.
+
+    Args:
+        agent: A reasoning agent, memoised or not.
+
+    Raises:
+        ValueError: it has no method `answer_log_probabilities`.
+    """
+    while isinstance(agent, MemoisedAgent):
+        agent = agent.agent
+    found = getattr(agent, "answer_log_probabilities", None)
+    if found is None:
+        raise ValueError(
+            f"soft scores: reasoning agent {agent.name!r} gives no probability of an answer, "
+            "expected one with answer_log_probabilities; take a local language model that does "
+            "not cite (ModelReader on LocalChat), or soft=False"
+        )
+    return found  # type: ignore[no-any-return]
+
+
 class Asking:
     """Asks questions of memories and remembers every score.
 
@@ -59,6 +89,7 @@ class Asking:
         self._numbers: dict[Question, int] = {}
         self._found: dict[_Contents, dict[int, tuple[int, ...]]] = {}
         self._scores: dict[_Task, float | None] = {}
+        self._probabilities: dict[_Task, float | None] = {}
 
     def through(self, agent: ReasoningAgent) -> Asking:
         """Return one that knows no score and asks through another agent of equal settings.
@@ -67,7 +98,7 @@ class Asking:
             agent: The other agent. What is retrieved from which memory is shared.
         """
         other = copy.copy(self)
-        other.agent, other._scores = agent, {}
+        other.agent, other._scores, other._probabilities = agent, {}, {}
         return other
 
     def scores(
@@ -81,6 +112,53 @@ class Asking:
         Returns:
             One row per memory, one score in [0, 1] per question, `None` where it has none.
         """
+        return self._ask(asked, self._scores, self._read)
+
+    def probabilities(
+        self, asked: Sequence[tuple[Sequence[Question], Memory]]
+    ) -> list[list[float]]:
+        """Return the probability that the agent's model gives to the accepted answer.
+
+        It is the mean over the answer's tokens, of their log-probabilities, exponentiated, of the
+        likeliest accepted answer.
+
+        Args:
+            asked: Questions, each with an accepted answer, and the memory they are asked of.
+
+        Returns:
+            One row per memory, one probability in [0, 1] per question.
+
+        Raises:
+            ValueError: the agent gives no probabilities.
+        """
+        need_probabilities(self.agent)
+        return self._ask(asked, self._probabilities, self._weigh)  # type: ignore[return-value]
+
+    def _read(self, new: Sequence[Inquiry]) -> list[float | None]:
+        return [one.score for (one,) in answer_questions(new, self.agent, self._top_k)]
+
+    def _weigh(self, new: Sequence[Inquiry]) -> list[float]:
+        """Return probabilities; every one counts as a call of each memo on the way to the model."""
+        agent = self.agent
+        while isinstance(agent, MemoisedAgent):
+            agent.calls_asked += len(new)
+            agent.calls_made += len(new)
+            agent = agent.agent
+        questions = [question for inquiry in new for question in inquiry.questions]
+        tasks = [
+            reading_task(question, inquiry.retriever.items)  # type: ignore[attr-defined]
+            for question, inquiry in zip(questions, new, strict=True)
+        ]
+        log_probabilities = need_probabilities(agent)
+        return [*map(math.exp, log_probabilities(tasks, [q.answers for q in questions]))]
+
+    def _ask(
+        self,
+        asked: Sequence[tuple[Sequence[Question], Memory]],
+        known: dict[_Task, float | None],
+        measure: Callable[[Sequence[Inquiry]], Sequence[float | None]],
+    ) -> list[list[float | None]]:
+        """Return what is known of questions on memories, after measuring what is not."""
         numbers: dict[int, int] = {}  # by the id of the question
         numbered = []
         for questions, memory in asked:
@@ -103,15 +181,13 @@ class Asking:
                     tuple([contents[place] for place in places]),
                     tuple([oldest_first.index(place) for place in places]),
                 )
-                if key not in self._scores and key not in new:
+                if key not in known and key not in new:
                     items = tuple([memory[place] for place in places])
                     new[key] = Inquiry([question], _Held(items), _Found(items), 0)  # type: ignore[arg-type]
                 row.append(key)
             keys.append(row)
-        answers = answer_questions([*new.values()], self.agent, self._top_k)
-        for key, (answered,) in zip(new, answers, strict=True):
-            self._scores[key] = answered.score
-        return [[self._scores[key] for key in row] for row in keys]
+        known.update(zip(new, measure([*new.values()]), strict=True))
+        return [[known[key] for key in row] for row in keys]
 
     def _search(self, asked: Sequence[tuple[Sequence[int], Memory]]) -> None:
         """Find the places of the items retrieved for every question on every memory."""

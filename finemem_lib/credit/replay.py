@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import Literal
 
-from finemem_lib.credit.asking import Asking, Memory
+from finemem_lib.credit.asking import Asking, Memory, need_probabilities
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
 from finemem_lib.credit.needs import Credit, need, need_agent
 from finemem_lib.memory import FlatMemory
@@ -129,18 +129,23 @@ class Replayer:
         """
         return self.ask([(questions, without) for without in withouts], orphaned)
 
-    def ask(self, asked: Sequence[Asked], orphaned: Orphaned = "refuse") -> Rows:
+    def ask(
+        self, asked: Sequence[Asked], orphaned: Orphaned = "refuse", soft: bool = False
+    ) -> Rows:
         """Return the scores of questions, each list of them asked without its own set of steps.
 
         Args:
             asked: Questions, and the steps or operations left out before they are asked.
             orphaned: As in `scores`.
+            soft: Return `Asking.probabilities` instead.
 
         Returns:
             One row per entry, as `scores` returns them.
         """
-        return self.asking.scores(
-            [(questions, self.left(without, orphaned)) for questions, without in asked]
+        return _measured(
+            self.asking,
+            [(questions, self.left(without, orphaned)) for questions, without in asked],
+            soft,
         )
 
     def left(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> Memory:
@@ -172,6 +177,7 @@ def replayed_credit(
     batch: Sequence[Sequence[Trajectory]] | None = None,
     key: Hashable = None,
     orphaned: Orphaned = "refuse",
+    soft: bool = False,
 ) -> Credit:
     """Return the credit of a rule that asks questions of replayed memories.
 
@@ -186,17 +192,20 @@ def replayed_credit(
         batch: The groups of the whole update.
         key: Names the rule, with every setting that it depends on.
         orphaned: What becomes of updates of items that what is missing created.
+        soft: Whether the rows of the plan are probabilities of the accepted answers.
 
     Raises:
-        ValueError: as `Replayer`, or as `plan`.
+        ValueError: as `Replayer`, as `plan`, or soft scores are asked of an agent without them.
     """
+    if soft:
+        need_probabilities(agent)
     if isinstance(batch, CachedUpdate) and replay is None:
         credits = batch.once(
-            (key, orphaned, id(agent)), lambda: _of_update(batch, agent, plan, orphaned)
+            (key, orphaned, soft, id(agent)), lambda: _of_update(batch, agent, plan, orphaned, soft)
         )
         return credits[trajectory.instance_id, trajectory.rollout]
     asked, credit = plan(trajectory)
-    rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned) if asked else []
+    rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned, soft) if asked else []
     return credit(rows)
 
 
@@ -205,6 +214,7 @@ def _of_update(
     agent: ReasoningAgent,
     plan: Callable[[Trajectory], Plan],
     orphaned: Orphaned,
+    soft: bool,
 ) -> dict[tuple[str, int], Credit]:
     """Return the credit of every rollout of an update, by instance and rollout."""
     credits = {}
@@ -216,10 +226,18 @@ def _of_update(
             for replayer, (entries, _) in zip(replayers, plans, strict=True)
             for questions, without in entries
         ]
-        rows = iter(replayers[0].asking.scores(asked))
+        rows = iter(_measured(replayers[0].asking, asked, soft))
         for one, (entries, credit) in zip(group, plans, strict=True):
             credits[one.instance_id, one.rollout] = credit([*itertools.islice(rows, len(entries))])
     return credits
+
+
+def _measured(
+    asking: Asking, asked: Sequence[tuple[Sequence[Question], Memory]], soft: bool
+) -> Rows:
+    if soft:
+        return [[*row] for row in asking.probabilities(asked)]
+    return asking.scores(asked)
 
 
 def _replayers(group: CachedGroup, agent: ReasoningAgent) -> list[Replayer]:

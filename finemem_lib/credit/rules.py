@@ -311,7 +311,7 @@ RULES: dict[str, Rule] = {
         "at lambda = 0, sum over steps = r_global - Phi(M_0)",
         ("agent", "replay", "batch"),
         (),
-        "n T",
+        "n T; with soft=True: n (T + 1)",
     ),
     "igpo": Rule(
         information_gain,
@@ -331,7 +331,7 @@ RULES: dict[str, Rule] = {
         "sum over steps >= r_global - Phi(M_0)",
         ("agent", "replay", "batch"),
         (),
-        "n T",
+        "n T; with soft=True: n (T + 1)",
     ),
     "himpo": Rule(
         gated_utility,

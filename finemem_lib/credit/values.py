@@ -44,6 +44,7 @@ def value_difference(
     *,
     agent: ReasoningAgent,
     lambda_: float = 1.0,
+    soft: bool = False,
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
@@ -58,6 +59,8 @@ def value_difference(
         trajectory: What was played.
         agent: The reasoning agent that answered its questions.
         lambda_: Share of the gain of the next step that a step is paid, in [0, 1].
+        soft: Phi is the mean probability of the accepted answer instead (`Asking.probabilities`),
+            also at the end, which then costs n readings; for agents that give one.
         replay: Knows scores of this trajectory from other rules; a new one by default.
         batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
 
@@ -70,11 +73,12 @@ def value_difference(
         trajectory,
         agent,
         lambda one: _gains_plan(
-            one, lambda gains, _: _returns([_mean(step) for step in gains], lambda_)
+            one, lambda gains, _: _returns([_mean(step) for step in gains], lambda_), soft
         ),
         replay=replay,
         batch=batch,
         key=("value-difference", lambda_),
+        soft=soft,
     )
 
 
@@ -83,6 +87,7 @@ def information_gain(
     *,
     agent: ReasoningAgent,
     lambda_: float = 0.0,
+    soft: bool = False,
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
@@ -96,6 +101,7 @@ def information_gain(
         trajectory: What was played.
         agent: The reasoning agent that answered its questions.
         lambda_: Discount of what later steps are paid, in [0, 1]; the paper's gamma.
+        soft: As in `value_difference`; the outcome stays r_global.
         replay: As in `value_difference`.
         batch: As in `value_difference`.
 
@@ -112,6 +118,7 @@ def information_gain(
         replay=replay,
         batch=batch,
         key=("igpo", lambda_),
+        soft=soft,
     )
 
 
@@ -119,6 +126,7 @@ def delta_belief(
     trajectory: Trajectory,
     *,
     agent: ReasoningAgent,
+    soft: bool = False,
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
@@ -130,6 +138,8 @@ def delta_belief(
     Args:
         trajectory: What was played.
         agent: The reasoning agent that answered its questions.
+        soft: As in `value_difference`; s_j is then the probability, where the paper has its
+            logarithm, which n questions would let the least likely one rule.
         replay: As in `value_difference`.
         batch: As in `value_difference`.
 
@@ -140,11 +150,14 @@ def delta_belief(
         trajectory,
         agent,
         lambda one: _gains_plan(
-            one, lambda gains, _: [_mean([max(0.0, gain) for gain in step]) for step in gains]
+            one,
+            lambda gains, _: [_mean([max(0.0, gain) for gain in step]) for step in gains],
+            soft,
         ),
         replay=replay,
         batch=batch,
         key="delta-belief",
+        soft=soft,
     )
 
 
@@ -261,13 +274,16 @@ def _later_plan(trajectory: Trajectory, delay: int | Literal["end"]) -> Plan:
 
 
 def _gains_plan(
-    trajectory: Trajectory, credit_of: Callable[[list[list[float]], list[float]], Credit]
+    trajectory: Trajectory,
+    credit_of: Callable[[list[list[float]], list[float]], Credit],
+    soft: bool = False,
 ) -> Plan:
     """Return the plan of a rule on the gains: how much every step changed each question's score.
 
     Args:
         trajectory: What was played.
         credit_of: Returns the credit, given the gains per step and question, and the final scores.
+        soft: Whether the rows are probabilities, those of M_T among them.
     """
     need_questions(trajectory)
     if outcome_reward(trajectory) is None:
@@ -282,14 +298,16 @@ def _gains_plan(
 
     def credit(rows: Rows) -> Credit:
         values = [[answered_again(value, trajectory) for value in row] for row in rows]
-        values.append([value for _, value in scored])
+        if not soft:
+            values.append([score for _, score in scored])
         gains = [
             [now - before for now, before in zip(after, earlier, strict=True)]
             for earlier, after in itertools.pairwise(values)
         ]
-        return credit_of(gains, values[-1])
+        return credit_of(gains, [score for _, score in scored])
 
-    return [(questions, frozenset(steps[after:])) for after in range(len(steps))], credit
+    befores = range(len(steps) + soft)
+    return [(questions, frozenset(steps[after:])) for after in befores], credit
 
 
 def _mean(values: Sequence[float]) -> float:

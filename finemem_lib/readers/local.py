@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finemem_lib.readers.chat import Call, Chat
+from finemem_lib.readers.chat import Call, Chat, Messages
 from finemem_lib.readers.memo import Reply
 from finemem_lib.readers.settings import ChatSettings
 from finemem_lib.seeds import stable_seed
@@ -50,6 +50,54 @@ class LocalChat(Chat):
             batch = shortest_first[start : start + self.settings.batch_size]
             for call, reply in zip(batch, self._generate(batch), strict=True):
                 arrived(call, reply)
+
+    def log_probabilities(
+        self, conversations: Sequence[Messages], replies: Sequence[str]
+    ) -> list[float]:
+        """Return the mean log-probability per token that the model gives to a reply.
+
+        The end of the reply is not counted, and nothing is drawn, whatever the temperature.
+
+        Args:
+            conversations: What the model is asked.
+            replies: One per conversation, none of them empty.
+        """
+        import torch
+
+        rows = []
+        for messages, reply in zip(conversations, replies, strict=True):
+            prompt = self._tokenizer.apply_chat_template(
+                [dict(one) for one in messages],
+                add_generation_prompt=True,
+                return_dict=True,
+                **(self.settings.chat_template_kwargs or {}),
+            )["input_ids"]
+            rows.append((prompt, self._tokenizer.encode(reply, add_special_tokens=False)))
+        order = sorted(range(len(rows)), key=lambda number: sum(map(len, rows[number])))
+        found = [0.0] * len(rows)
+        for start in range(0, len(rows), self.settings.batch_size):
+            batch = order[start : start + self.settings.batch_size]
+            inputs = self._tokenizer.pad(
+                {
+                    "input_ids": [
+                        [*prompt, *reply] for prompt, reply in map(rows.__getitem__, batch)
+                    ]
+                },
+                return_tensors="pt",
+            ).to(self._model.device)
+            mask, tokens = inputs["attention_mask"], inputs["input_ids"]
+            kept = max(len(rows[number][1]) for number in batch) + 1
+            with torch.inference_mode():
+                logits = self._model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                    logits_to_keep=kept,
+                ).logits[:, -kept:-1]
+                known = logits.float().log_softmax(-1).gather(2, tokens[:, 1 - kept :, None])
+            for row, number in zip(known[..., 0], batch, strict=True):
+                found[number] = row[-len(rows[number][1]) :].mean().item()
+        return found
 
     def _generate(self, batch: Sequence[Call]) -> list[Reply]:
         import torch

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from finemem_lib.data.sentences import retrieval_query
-from finemem_lib.readers.chat import Chat
+from finemem_lib.readers.chat import Chat, Messages
+from finemem_lib.readers.local import LocalChat
 from finemem_lib.readers.prompts import Prompted
 from finemem_lib.reading import Reading, ReadingTask
+
+AnswerLogProbabilities = Callable[[Sequence[ReadingTask], Sequence[Sequence[str]]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +69,42 @@ class ModelReader(Prompted):
             ModelError: the model could not be asked; what it answered so far is in the memo.
         """
         shown = [_in_order(task) for task in tasks]
-        conversations = [
-            self._prompt.messages(
-                question=task.question,
-                order="oldest first" if task.written else "best match first",
-                items=_numbered([content for _, content in items]),
-            )
-            for task, items in zip(tasks, shown, strict=True)
-        ]
+        conversations = self._conversations(tasks)
         if not self.cite:
             return [Reading(reply, None) for reply in self.chat.ask(conversations)]
         replies = self.chat.ask(conversations, CitedAnswer)
         return [_cited(reply, items) for reply, items in zip(replies, shown, strict=True)]
+
+    @property
+    def answer_log_probabilities(self) -> AnswerLogProbabilities | None:
+        """Returns, per task, the mean log-probability per token of its likeliest accepted answer;
+        `None` where the model is not in this process, or cites and so writes JSON."""
+        chat = self.chat
+        if self.cite or not isinstance(chat, LocalChat):
+            return None
+
+        def of_answers(
+            tasks: Sequence[ReadingTask], accepted: Sequence[Sequence[str]]
+        ) -> list[float]:
+            pairs = [
+                (conversation, answer)
+                for conversation, answers in zip(self._conversations(tasks), accepted, strict=True)
+                for answer in answers
+            ]
+            known = iter(chat.log_probabilities(*zip(*pairs, strict=True)) if pairs else ())
+            return [max(itertools.islice(known, len(answers))) for answers in accepted]
+
+        return of_answers
+
+    def _conversations(self, tasks: Sequence[ReadingTask]) -> list[Messages]:
+        return [
+            self._prompt.messages(
+                question=task.question,
+                order="oldest first" if task.written else "best match first",
+                items=_numbered([content for _, content in _in_order(task)]),
+            )
+            for task in tasks
+        ]
 
 
 def _in_order(task: ReadingTask) -> list[tuple[str, str]]:

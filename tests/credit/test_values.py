@@ -17,7 +17,7 @@ from finemem_lib.data.planted import planted_stream
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import InsertAll, RandomManager
 from finemem_lib.readers.extractive import reader_for
-from finemem_lib.reading import Inquiry, answer_questions
+from finemem_lib.reading import Inquiry, MemoisedAgent, answer_questions
 from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.trajectory import AnsweredQuestion, Operation, Trajectory
@@ -92,6 +92,52 @@ def test_delta_belief_pays_the_gains_and_never_charges(drawn):
     gains = values.value_difference(one, agent=agent, lambda_=0.0)
     assert all(clipped >= max(0, gain) - 1e-12 for clipped, gain in zip(found, gains, strict=True))
     assert all(clipped <= 1 for clipped in found)
+
+
+class Doubting(Echo):
+    """Echoes, and gives a gold answer 0.9 where it is among the items, else 0.1."""
+
+    name = settings = "doubting"
+    weighed = 0
+
+    def answer_log_probabilities(self, tasks, accepted):
+        self.weighed += len(tasks)
+        return [
+            max(
+                math.log(0.9 if any(answer in content for _, content in task.items) else 0.1)
+                for answer in answers
+            )
+            for task, answers in zip(tasks, accepted, strict=True)
+        ]
+
+
+def test_soft_scores_by_hand_and_their_cost():
+    one = dataclasses.replace(
+        lost_and_won(), metadata=lost_and_won().metadata | {"agent_settings": "doubting"}
+    )
+    agent = Doubting()
+    # The mean probability is 0.1, 0.5, 0.1, 0.5 after 0 to 3 steps.
+    assert values.value_difference(one, agent=agent, lambda_=0.0, soft=True) == pytest.approx(
+        [0.4, -0.4, 0.4]
+    )
+    assert values.delta_belief(one, agent=agent, soft=True) == pytest.approx([0.4, 0.0, 0.4])
+    assert values.information_gain(one, agent=agent, soft=True) == pytest.approx([0.4, -0.4, 0.5])
+    hard = values.value_difference(one, agent=agent, lambda_=0.0)
+    assert hard == [0.5, -0.5, 0.5]
+    below = Doubting()
+    counted = assign("value-difference", one, agent=MemoisedAgent(below), soft=True)
+    assert counted.calls_asked == counted.calls_made == below.weighed
+    # Nothing twice for each question, Rome and its loss, and the pets: the memory of 0 and of 2
+    # steps is the same.
+    assert below.weighed == 2 + 1 + 1
+
+
+def test_soft_scores_need_an_agent_that_gives_them_before_any_work(monkeypatch):
+    one, agent = chunked(4)
+    monkeypatch.setattr(values, "_gains_plan", lambda *_: pytest.fail("worked"))
+    for rule in ("value-difference", "igpo", "delta-belief"):
+        with pytest.raises(ValueError, match="soft scores: .*'extractive' gives no probability"):
+            assign(rule, one, agent=agent, soft=True)
 
 
 def test_hindsight_weakens_what_the_outcome_does_not_support_by_hand():

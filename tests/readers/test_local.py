@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from finemem_lib.readers.local import LocalChat
-from tests.helpers.chat_models import local, talks
+from finemem_lib.readers.model_reader import ModelReader
+from tests.helpers.chat_models import TASK, local, talks
 
 
 def test_local_replies_do_not_depend_on_batch_or_order_and_sampling_is_seeded(tiny_model):
@@ -38,6 +41,40 @@ def test_thinking_is_off_unless_asked_for(tiny_model):
         one.ask(talks(1))
         counted.append(one.usage.tokens_in)
     assert counted[0] - counted[1] == len("<think>\n\n</think>\n\n")
+
+
+def test_log_probabilities_are_those_of_the_reply_alone_whatever_the_batch(tiny_model):
+    import torch
+
+    replies = ["Rome", "cats and dogs and ponies", "x"]
+    alone = LocalChat(local(tiny_model, batch_size=1))
+    found = alone.log_probabilities(talks(3), replies)
+    together = LocalChat(local(tiny_model, batch_size=3)).log_probabilities(talks(3), replies)
+    assert together == pytest.approx(found, rel=1e-4)
+    for messages, reply, value in zip(talks(3), replies, found, strict=True):
+        text = alone._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
+        prompt = alone._tokenizer.encode(text, add_special_tokens=False)
+        written = alone._tokenizer.encode(reply, add_special_tokens=False)
+        logits = alone._model(torch.tensor([[*prompt, *written]])).logits[0].log_softmax(-1)
+        expected = [
+            logits[len(prompt) - 1 + place, token].item() for place, token in enumerate(written)
+        ]
+        assert value == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_a_local_reader_gives_the_probability_of_its_likeliest_accepted_answer(tiny_model):
+    model = LocalChat(local(tiny_model))
+    reader = ModelReader(model)
+    weigh = reader.answer_log_probabilities
+    each = weigh([TASK, TASK, TASK], [["Rome"], ["Oslo"], ["a long way from here"]])
+    assert len(set(each)) == 3 and all(value < 0 for value in each)
+    both = weigh([TASK, TASK], [["Oslo", "Rome"], ["a long way from here"]])
+    assert both == pytest.approx([max(each[:2]), each[2]], rel=1e-4)
+    other = dataclasses.replace(TASK, items=TASK.items[:1], written=(0,))
+    assert weigh([other], [["Rome"]]) != pytest.approx(each[:1], rel=1e-4)
+    assert ModelReader(model, cite=True).answer_log_probabilities is None
 
 
 def test_a_model_without_a_chat_template_is_refused(tiny_model, tmp_path):
