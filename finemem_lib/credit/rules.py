@@ -26,6 +26,7 @@ are halved again and again. These are the rules carried over, not reproductions.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,6 +74,7 @@ from finemem_lib.reading import (
     ReasoningAgent,
     reading_task,
 )
+from finemem_lib.seeds import generator
 from finemem_lib.trajectory import MemoryItem, Trajectory
 
 
@@ -451,6 +453,7 @@ def credit_update(
     *,
     agent: ReasoningAgent | None = None,
     previous: Mapping[str, float] | None = None,
+    question_share: float = 1.0,
     **settings: Any,
 ) -> CreditedUpdate:
     """Apply a rule to every rollout of an update and count its reader calls.
@@ -460,13 +463,20 @@ def credit_update(
         groups: The groups of the update; a `CachedUpdate` lets rules share what they compute.
         agent: The reasoning agent that answered, for rules that read again.
         previous: The rule's measures of the update before.
+        question_share: Share of the global questions that the rule sees, in (0, 1]; drawn per
+            instance, the same for all its rollouts, and at least one.
         **settings: The rule's own. The probe questions of a rule that asks some are the chunk
             questions of each trajectory.
 
     Raises:
-        ValueError: As `assign`.
+        ValueError: As `assign`, or `question_share` is out of range.
     """
     update = groups if isinstance(groups, CachedUpdate) else CachedUpdate(map(CachedGroup, groups))
+    if question_share != 1:
+        whole = update
+        update = whole.once(
+            ("questions", question_share), lambda: with_some_questions(whole, question_share)
+        )
     card = RULES[rule]
     if "agent" in card.required and agent is None:
         raise ValueError(f"credit rule {rule!r} needs agent; pass it as a setting")
@@ -491,6 +501,32 @@ def credit_update(
                 measures = card.measures(one, **given)
     asked, made = counter.calls_asked - before[0], counter.calls_made - before[1]
     return CreditedUpdate(credit, asked, made, measures)
+
+
+def with_some_questions(groups: Sequence[Sequence[Trajectory]], share: float) -> CachedUpdate:
+    """Return the groups with a random share of their global questions.
+
+    Args:
+        groups: Each of one instance, all of whose rollouts keep the same questions.
+        share: In (0, 1]; at least one question is kept.
+
+    Raises:
+        ValueError: `share` is out of range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"credit: question_share is {share}, expected more than 0 and at most 1")
+    some = []
+    for group in groups:
+        total = len(group[0].questions)
+        rng = generator("credit questions", share, group[0].instance_id)
+        kept = sorted(rng.sample(range(total), min(total, max(1, round(share * total)))))
+        some.append(
+            CachedGroup(
+                dataclasses.replace(one, questions=tuple(one.questions[place] for place in kept))
+                for one in group
+            )
+        )
+    return CachedUpdate(some)
 
 
 def calls_while_playing(

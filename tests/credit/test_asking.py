@@ -12,7 +12,7 @@ from finemem_lib.credit import asking, counterfactual
 from finemem_lib.credit.asking import search_memories
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
 from finemem_lib.credit.replay import Replayer, asking_of, recorded_memory, replay
-from finemem_lib.credit.rules import RULES, assign, credit_update
+from finemem_lib.credit.rules import RULES, assign, credit_update, with_some_questions
 from finemem_lib.data.planted import planted_instances
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import RandomManager
@@ -163,6 +163,22 @@ def test_an_update_together_is_each_rollout_alone(rule, settings_):
     together = credit_update(rule, groups, agent=agent, **settings_).credit
     alone = [[RULES[rule].function(one, agent=agent, **settings_) for one in g] for g in groups]
     assert together == alone
+
+
+@pytest.mark.parametrize("rule", ["step-loo", "value-difference", "himpo", "eara", "gigpo"])
+def test_a_rule_on_sampled_questions_is_the_rule_on_trajectories_that_have_only_these(rule):
+    groups, agent = update()
+    some = with_some_questions(groups, 0.3)
+    for group, fewer in zip(groups, some, strict=True):
+        names = [[a.question.question_id for a in one.questions] for one in fewer]
+        assert names == [names[0]] * len(group)
+        assert len(names[0]) == round(0.3 * len(group[0].questions)) > 0
+    sampled = credit_update(rule, groups, agent=MemoisedAgent(agent), question_share=0.3)
+    assert sampled.credit == credit_update(rule, some, agent=agent).credit
+    whole = credit_update(rule, groups, agent=MemoisedAgent(agent))
+    assert sampled.credit != whole.credit and sampled.calls_asked <= whole.calls_asked / 2
+    with pytest.raises(ValueError, match="question_share is 0"):
+        credit_update(rule, groups, agent=agent, question_share=0)
 
 
 def test_settings_of_a_rule_are_not_mixed_up_within_an_update():
