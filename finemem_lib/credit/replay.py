@@ -83,20 +83,29 @@ class Replayer:
         self, step: int, without: frozenset[Missing], orphaned: Orphaned
     ) -> FlatMemory:
         """Return the memory after a step, from that after the step before: sets that agree up to a
-        step share all memories to there."""
-        if not step:
-            return recorded_memory(self.trajectory)
-        if without:
-            without = frozenset(
-                one for one in without if (one if isinstance(one, int) else one[0]) <= step
-            )
+        step share all memories to there. Where what is missing no longer shows, say because it
+        would be evicted by now, the recorded memories follow."""
+        of_step = {one: one if isinstance(one, int) else one[0] for one in without}
+        without = frozenset(one for one in without if of_step[one] <= step)
         key = step, without, orphaned
-        if key not in self._after:
-            memory = _copied(self._memory_after(step - 1, without, orphaned))
-            record = self.trajectory.steps[step - 1]
-            _apply(record, memory, without, orphaned, self._named)
-            self._after[key] = memory
-        return self._after[key]
+        if key in self._after:
+            return self._after[key]
+
+        def recorded(step: int) -> FlatMemory:
+            return self._memory_after(step, frozenset(), orphaned)
+
+        before = self._memory_after(step - 1, without, orphaned) if step else None
+        if before is None:
+            after = recorded_memory(self.trajectory)
+        elif without and step not in of_step.values() and before is recorded(step - 1):
+            after = recorded(step)
+        else:
+            after = _copied(before)
+            _apply(self.trajectory.steps[step - 1], after, without, orphaned, self._named)
+            if without and _alike(after, recorded(step)):
+                after = recorded(step)
+        self._after[key] = after
+        return after
 
     def through(self, agent: ReasoningAgent) -> Replayer:
         """Return a replayer that knows no score and asks through another agent of equal settings.
@@ -394,6 +403,17 @@ def _copied(memory: FlatMemory) -> FlatMemory:
     for name, value in vars(memory).items():
         setattr(other, name, value.copy() if isinstance(value, (dict, set)) else value)
     return other
+
+
+def _alike(memory: FlatMemory, other: FlatMemory) -> bool:
+    """Return whether two memories hold the same and will evict it in the same order."""
+    return (
+        [*memory._queue] == [*other._queue]
+        and [*memory._items] == [*other._items]
+        and all(
+            one.content == two.content for one, two in zip(memory.items, other.items, strict=True)
+        )
+    )
 
 
 def _apply(

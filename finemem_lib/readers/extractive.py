@@ -89,6 +89,10 @@ _WORD = re.compile(r"\w+")
 _SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|edly|ing|ies|ied|es|ed|ly|s|e|y)$")
 _SUMMARY_METRICS = ("keyword_hit", "rouge_l")
 
+_About = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pattern[str], ...]]
+"""Of a question: the terms of every content word, which of the words an answer must hold, the
+stemmed words of the query, and how an answer looks."""
+
 
 class ExtractiveReader:
     r"""A reader whose answers are parts of the retrieved text.
@@ -152,6 +156,7 @@ class ExtractiveReader:
         self.synonyms = {
             cue.lower(): tuple(words(" ".join(others))) for cue, others in (synonyms or {}).items()
         }
+        self._known: dict[tuple[str, str], _About] = {}
 
     @functools.cached_property  # part of the key of every memoised task
     def settings(self) -> str:
@@ -272,7 +277,7 @@ class ExtractiveReader:
 
     def _extract(self, task: ReadingTask) -> Reading:
         """Return the best supporting sentence, or the span in it."""
-        concepts, required = self._concepts(task.question)
+        concepts, required, asked, patterns = self._about(task.question, task.data_source)
         candidates: list[tuple[int, int, int, str, list[int], list[int]]] = []
         for place, ((_, content), rank) in enumerate(zip(task.items, _ranks(task), strict=True)):
             before: list[int] = []
@@ -282,8 +287,6 @@ class ExtractiveReader:
                 before = covered
         weight = _rarity(len(candidates), Counter(found for c in candidates for found in c[4]))
         total = sum(map(weight, range(len(concepts)))) or 1.0
-        asked = frozenset(map(_stem, words(self.query(task.question, task.data_source))))
-        patterns = _answer_patterns(task.question)
         best: tuple[tuple[float, int, int, int], str] | None = None
         for rank, place, number, sentence, covered, before in candidates:
             support = sum(map(weight, covered))
@@ -307,6 +310,16 @@ class ExtractiveReader:
         (_, _, place, _), sentence = best
         answer = _span(patterns, sentence, asked) if self.answer == "span" else sentence
         return Reading(answer, (task.items[-place][0],))
+
+    def _about(self, question: str, data_source: str) -> _About:
+        """Return what reading needs of a question, worked out once: it is read of many items."""
+        if (question, data_source) not in self._known:
+            self._known[question, data_source] = (
+                *self._concepts(question),
+                frozenset(map(_stem, words(self.query(question, data_source)))),
+                _answer_patterns(question),
+            )
+        return self._known[question, data_source]
 
     def _concepts(self, question: str) -> tuple[list[frozenset[str]], frozenset[int]]:
         """Return the terms that say each content word of the question, and which of the words an

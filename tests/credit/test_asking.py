@@ -16,6 +16,7 @@ from finemem_lib.credit.rules import RULES, assign, credit_update, with_some_que
 from finemem_lib.data.planted import planted_instances
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import RandomManager
+from finemem_lib.memory import FlatMemory
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import Inquiry, MemoisedAgent, answer_questions
 from finemem_lib.retrieval import BM25Retriever
@@ -227,3 +228,41 @@ def test_an_index_of_another_kind_is_asked_memory_by_memory():
     assert same.scores([([a.question for a in one.questions], memory)]) == [row]
     usual = asking_of(one, agent).scores([([a.question for a in one.questions], tuple(newest))])
     assert usual == [[a.score for a in one.questions]] != [row]
+
+
+def test_what_no_longer_shows_is_replayed_no_further(monkeypatch):
+    # A memory of one item: from step 3 on, nothing tells whether step 1 was there.
+    one = recorded_steps(
+        [[insert(f"mia lives rome {n}")] for n in range(9)], [HOME], {"capacity": 1}
+    )
+    applied = []
+    apply = FlatMemory.apply
+    monkeypatch.setattr(
+        FlatMemory,
+        "apply",
+        lambda self, operations, step: applied.append(step) or apply(self, operations, step),
+    )
+    replayer = Replayer(one, Echo())
+    assert applied == [*range(1, 10)]
+    recorded = replayer.memory(frozenset())
+    assert replayer.memory(frozenset({1})) is recorded and applied[9:] == [2]
+    assert replayer.memory(frozenset({(1, 0), (4, 0)})) is recorded and applied[10:] == [1, 2, 4, 5]
+    assert replayer.memory(frozenset({9})).items != recorded.items
+
+
+@quick
+@given(single, st.data(), st.sampled_from(["refuse", "insert"]))
+def test_memories_of_a_replayer_are_those_of_plain_replays(drawn, data, orphaned):
+    one, agent = drawn
+    replayer = Replayer(one, agent)
+    places = [(s.step, place) for s in one.steps for place in range(len(s.outcomes))]
+    missing = st.frozensets(st.sampled_from([*range(1, one.num_steps + 1), *places]), max_size=4)
+    for without in data.draw(st.lists(missing, min_size=1, max_size=4)):
+        plain = replay(one, recorded_memory(one), one.num_steps, without=without, orphaned=orphaned)
+        found = replayer.memory(without, orphaned)
+        assert [(i.item_id, i.content) for i in found.items] == [
+            (i.item_id, i.content) for i in plain.items
+        ]
+        oldest = sorted(plain.items, key=lambda item: (item.last_step, item.lineage[-1].position))
+        left = replayer.left(without, orphaned)
+        assert [item.content for item in left] == [item.content for item in oldest]
