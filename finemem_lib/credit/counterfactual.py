@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 from finemem_lib.credit.marginals import (
@@ -16,6 +15,7 @@ from finemem_lib.credit.marginals import (
 )
 from finemem_lib.credit.needs import (
     Credit,
+    OperationCredit,
     answered_again,
     mean_of_known,
     need,
@@ -323,18 +323,6 @@ def _evidence_credit(
             for step in steps:
                 credit[step - 1] += gains[item.item_id] / (len(steps) * len(games))
     return [*credit]
-
-
-class OperationCredit(list[float | None]):
-    """The credit of every step, with that of its operations.
-
-    Attributes:
-        operations: Per step, one value per entry of its `outcomes`; the step's is their sum.
-    """
-
-    def __init__(self, operations: Sequence[Sequence[float | None]]) -> None:
-        super().__init__(None if None in step else math.fsum(step) for step in operations)  # type: ignore[arg-type]
-        self.operations = [[*step] for step in operations]
 
 
 def _operation_plan(trajectory: Trajectory) -> Plan:

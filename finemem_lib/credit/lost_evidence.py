@@ -15,18 +15,30 @@ by a chosen weight (the compression reward); both rules are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
-from finemem_lib.credit.needs import Credit, need_agent, need_questions
+from finemem_lib.credit.needs import Credit, OperationCredit, need_agent, need_questions
 from finemem_lib.credit.replay import recorded_memory, recorded_retriever, replayed_operations
 from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
-from finemem_lib.rewards import RewardSettings, evidence_contribution
+from finemem_lib.rewards import (
+    RewardSettings,
+    credited_items,
+    evidence_contribution,
+    outcome_reward,
+)
 from finemem_lib.text import count_tokens
-from finemem_lib.trajectory import MemoryDelta, MemoryItem, Operation, Question, Trajectory
+from finemem_lib.trajectory import (
+    MemoryDelta,
+    MemoryItem,
+    Operation,
+    OperationOutcome,
+    Question,
+    Trajectory,
+)
 
 Responsible = Literal["holding", "evicting"]
 """Who is charged for an evicted item: the last writes of all items that the memory holds when it
@@ -43,12 +55,14 @@ class Loss:
     Attributes:
         how: "evicted", "overwritten" by an UPDATE, or "deleted".
         step: The step that did it.
+        position: Place of the operation among the step's outcomes.
         holding: Steps of the last writes of the items that the memory held then, one entry per
             item; `step` alone where it was overwritten or deleted.
     """
 
     how: Literal["evicted", "overwritten", "deleted"]
     step: int
+    position: int
     holding: tuple[int, ...]
 
 
@@ -82,14 +96,14 @@ def losses(trajectory: Trajectory) -> Losses:
     memory = recorded_memory(trajectory)
     held: dict[str, MemoryItem] = {}
     steps = [0]  # by the number of the operation, from 1, by which this memory counts
-    for step, delta in replayed_operations(trajectory, memory):
+    for step, position, delta in replayed_operations(trajectory, memory):
         steps.append(step)
         for item_id in delta.removed:
-            found.lost[held.pop(item_id).content] = Loss("deleted", step, (step,))
+            found.lost[held.pop(item_id).content] = Loss("deleted", step, position, (step,))
         for item in delta.written:
             before = held.get(item.item_id)
             if before is not None and before.content != item.content:
-                found.lost[before.content] = Loss("overwritten", step, (step,))
+                found.lost[before.content] = Loss("overwritten", step, position, (step,))
             held[item.item_id] = item
             found.written.pop(item.content, None)
             found.written[item.content] = None
@@ -97,7 +111,7 @@ def losses(trajectory: Trajectory) -> Losses:
             holding = tuple(steps[item.last_step] for item in memory.items)
             found.evictions += len(delta.evicted)
             for item_id in delta.evicted:
-                found.lost[held.pop(item_id).content] = Loss("evicted", step, holding)
+                found.lost[held.pop(item_id).content] = Loss("evicted", step, position, holding)
     for item in held.values():
         found.lost.pop(item.content, None)
     return found
@@ -189,7 +203,7 @@ def slot_price(
     agent: ReasoningAgent,
     group: Sequence[Trajectory] | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
-    previous: dict[str, float] | None = None,
+    previous: Mapping[str, float] | None = None,
     per: Per = "write",
     over: Over = "update",
     smoothing: float = 0.0,
@@ -236,13 +250,80 @@ def slot_price(
     ]
 
 
+def operation_slot_price(
+    trajectory: Trajectory,
+    *,
+    agent: ReasoningAgent,
+    group: Sequence[Trajectory] | None = None,
+    batch: Sequence[Sequence[Trajectory]] | None = None,
+    previous: Mapping[str, float] | None = None,
+    per: Per = "eviction",
+    over: Over = "update",
+    smoothing: float = 0.0,
+) -> OperationCredit:
+    """Return what every operation left, less what it destroyed and the price of its room.
+
+    An operation leaves ``s_j / (|M_j| n)`` for every used item that it wrote last, destroys the
+    value of what it overwrote or deleted, and takes room as in `slot_price`. SKIP, and what the
+    memory refused, is 0: a write is worth its tokens where it is worth more than its room.
+
+    Args:
+        trajectory: What was played.
+        agent: The reasoning agent that answered its questions.
+        group: All rollouts of the instance.
+        batch: The groups of the whole update.
+        previous: What `slot_price_measures` returned for the update before.
+        per: As in `slot_price`.
+        over: As in `slot_price`.
+        smoothing: As in `slot_price`.
+
+    Returns:
+        One value per step and for each of its outcomes; `None` where r_global is.
+
+    Raises:
+        ValueError: As `slot_price`.
+    """
+    need_questions(trajectory)
+    price = slot_price_measures(
+        trajectory,
+        agent=agent,
+        group=group,
+        batch=batch,
+        previous=previous,
+        per=per,
+        over=over,
+        smoothing=smoothing,
+    )["price"]
+    lost = _valued(_update(trajectory, group, batch), agent)[_key(trajectory)]
+    if outcome_reward(trajectory) is None:
+        return OperationCredit([[None] * len(step.outcomes) or [None] for step in trajectory.steps])
+    charged = per != "eviction" or lost.evictions > 0
+    credit = [
+        [-price * _room(outcome, per) * charged for outcome in step.outcomes]
+        for step in trajectory.steps
+    ]
+    for loss, value in lost.values:
+        if loss.how != "evicted":
+            credit[loss.step - 1][loss.position] -= value
+    scored = [answered for answered in trajectory.questions if answered.score is not None]
+    last_write = {item.item_id: item.lineage[-1] for item in trajectory.final_memory()}
+    for answered in scored:
+        items = credited_items(answered, "used")
+        for item in items:
+            write = last_write[item.item_id]
+            credit[write.step - 1][write.position] += (
+                (answered.score or 0) / len(items) / len(scored)
+            )
+    return OperationCredit(credit)
+
+
 def slot_price_measures(
     trajectory: Trajectory,
     *,
     agent: ReasoningAgent,
     group: Sequence[Trajectory] | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
-    previous: dict[str, float] | None = None,
+    previous: Mapping[str, float] | None = None,
     per: Per = "write",
     over: Over = "update",
     smoothing: float = 0.0,
@@ -286,17 +367,15 @@ def slot_price_measures(
 
 def _units(trajectory: Trajectory, per: Per) -> list[int]:
     """Return the units of room that every step took."""
-    inserted = [
-        [
-            outcome.operation.content or ""
-            for outcome in step.outcomes
-            if outcome.applied and outcome.operation and outcome.operation.kind == "INSERT"
-        ]
-        for step in trajectory.steps
-    ]
-    if per == "token":
-        return [sum(map(count_tokens, contents)) for contents in inserted]
-    return [len(contents) for contents in inserted]
+    return [sum(_room(outcome, per) for outcome in step.outcomes) for step in trajectory.steps]
+
+
+def _room(outcome: OperationOutcome, per: Per) -> int:
+    """Return the units of room that an operation took: 0 unless it is an applied INSERT."""
+    operation = outcome.operation
+    if operation is None or operation.kind != "INSERT" or not outcome.applied:
+        return 0
+    return count_tokens(operation.content or "") if per == "token" else 1
 
 
 def _evidence(trajectory: Trajectory) -> list[float | None]:

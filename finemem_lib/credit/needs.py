@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from finemem_lib.reading import ReasoningAgent
@@ -13,6 +13,18 @@ Credit = list[float | None]
 """One value per step, indexed by ``step - 1``; `None` where nothing could be measured."""
 
 Known = TypeVar("Known")
+
+
+class OperationCredit(list[float | None]):
+    """The credit of every step, with that of its operations.
+
+    Attributes:
+        operations: Per step, one value per entry of its `outcomes`; the step's is their sum.
+    """
+
+    def __init__(self, operations: Sequence[Sequence[float | None]]) -> None:
+        super().__init__(None if None in step else math.fsum(step) for step in operations)  # type: ignore[arg-type]
+        self.operations = [[*step] for step in operations]
 
 
 def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:

@@ -367,17 +367,20 @@ def replay(
 
 def replayed_operations(
     trajectory: Trajectory, memory: FlatMemory
-) -> Iterator[tuple[int, MemoryDelta]]:
-    """Apply the recorded operations to `memory` one at a time; yield step and change of each.
+) -> Iterator[tuple[int, int, MemoryDelta]]:
+    """Apply the recorded operations to `memory` one at a time; yield what each of them changed.
 
     Args:
         trajectory: What was recorded.
         memory: Changed in place; it counts operations, from 1, where it would count steps.
+
+    Yields:
+        The step, the position of the operation among its outcomes, and the change.
     """
     number, named = itertools.count(1), _named(trajectory)
     for record in trajectory.steps:
-        for operation in _emitted(record, memory, (), "refuse", named):
-            yield record.step, memory.apply([operation], next(number))[1]
+        for position, operation in enumerate(_emitted(record, memory, (), "refuse", named)):
+            yield record.step, position, memory.apply([operation], next(number))[1]
         _touch(record, memory)
 
 

@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finemem_lib.credit.counterfactual import (
-    OperationCredit,
     evidence_leave_one_out,
     evidence_shapley,
     operation_leave_one_out,
@@ -51,8 +50,13 @@ from finemem_lib.credit.group import (
     hindsight,
     turn_level,
 )
-from finemem_lib.credit.lost_evidence import slot_price, slot_price_measures, two_sided_evidence
-from finemem_lib.credit.needs import Credit, need_agent, retrieved_items
+from finemem_lib.credit.lost_evidence import (
+    operation_slot_price,
+    slot_price,
+    slot_price_measures,
+    two_sided_evidence,
+)
+from finemem_lib.credit.needs import Credit, OperationCredit, need_agent, retrieved_items
 from finemem_lib.credit.recorded import (
     chunk_step_reward,
     evidence_anchored,
@@ -303,7 +307,19 @@ RULES: dict[str, Rule] = {
         ("agent", "group", "batch", "previous"),
         ("used items",),
         "n",
-        slot_price_measures,
+        measures=slot_price_measures,
+    ),
+    "operation-slot-price": Rule(
+        operation_slot_price,
+        "reward",
+        "evidence of the operation - value it destroyed - p [INSERT into an overflowing memory]",
+        "ours",
+        "nothing",
+        ("agent", "group", "batch", "previous"),
+        ("used items",),
+        "n",
+        unit="operation",
+        measures=slot_price_measures,
     ),
     "value-difference": Rule(
         value_difference,

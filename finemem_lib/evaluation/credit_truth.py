@@ -111,6 +111,7 @@ VARIANTS: dict[str, Variant] = {
     "two-sided-evidence, evicting": Variant("two-sided-evidence", {"responsible": "evicting"}),
     "slot-price": Variant("slot-price"),
     "slot-price, per eviction": Variant("slot-price", {"per": "eviction"}),
+    "operation-slot-price": Variant("operation-slot-price"),
     "value-difference": Variant("value-difference"),
     "value-difference, lambda 0.7": Variant("value-difference", {"lambda_": 0.7}),
     "value-difference, lambda 0": Variant("value-difference", {"lambda_": 0.0}),

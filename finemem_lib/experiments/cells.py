@@ -136,6 +136,7 @@ CURVES = (
     "step_time",
     "seconds/generation",
     "seconds/environment",
+    "seconds/credit",
 )
 """What is kept of the record of every update, where it has been measured."""
 

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from finemem_lib.figures import style
 from finemem_lib.figures.notes import TOKEN_CSS, html_table
 from finemem_lib.figures.style import label, paragraph, plain
+from finemem_lib.managers.operation_tokens import token_texts
 from finemem_lib.trajectory import Step
 
 if TYPE_CHECKING:
@@ -267,23 +268,11 @@ def change_view(
 def step_tokens(step: Step, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the text of every token of a step's completion; a scripted step has none.
 
-    A character that several tokens spell stands with the last of them, the others are empty.
-
     Args:
         step: the step.
         tokenizer: spells the tokens.
     """
-    texts: list[str] = []
-    waiting: list[int] = []
-    for token in step.completion_ids or ():
-        waiting.append(token)
-        text = str(tokenizer.decode(waiting))
-        if text.endswith("\ufffd") and len(waiting) < 8:
-            texts.append("")
-        else:
-            texts.append(text)
-            waiting = []
-    return tuple(texts)
+    return token_texts(tuple(step.completion_ids or ()), tokenizer)
 
 
 def visible(token: str) -> str:

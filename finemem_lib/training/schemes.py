@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from finemem_lib.advantages import ScaleRewards, group_relative
+from finemem_lib.advantages import EPSILON, ScaleRewards, group_relative
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
+from finemem_lib.credit.needs import OperationCredit
 from finemem_lib.credit.rules import RULES, credit_update
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, hybrid_reward
@@ -44,6 +46,9 @@ class RewardScheme:
         normalised: Terms whose value is centred over the rollouts of a step, and divided by their
             standard deviation ("group"), by that of all steps of the update ("batch"), or not at
             all ("none"), before it is weighted.
+        operations: Rules that credit operations, with weights. The credit of an operation, divided
+            by the root mean square over all operations of the update and weighted, is added to the
+            advantage of the operation's own tokens; all tokens of a completion share the rest.
 
     Raises:
         ValueError: A term or a named weight is unknown, or there is no term.
@@ -58,6 +63,7 @@ class RewardScheme:
     terms: Mapping[str, float | str]
     rule_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     normalised: Mapping[str, ScaleRewards] = field(default_factory=dict)
+    operations: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = dict.fromkeys((*TERMS, *RULES))
@@ -74,7 +80,13 @@ class RewardScheme:
                     f"reward scheme {self.name!r}: the weight of {term!r} is {weight!r}, expected "
                     f"a number or one of {', '.join(NAMED_WEIGHTS)}"
                 )
-        if strange := {*self.rule_settings} - ({*self.terms} - {*TERMS}):
+        crediting = [name for name, rule in RULES.items() if rule.unit == "operation"]
+        if strange := {*self.operations} - {*crediting}:
+            raise ValueError(
+                f"reward scheme {self.name!r}: operations name {', '.join(sorted(strange))}, "
+                f"expected rules that credit operations: {', '.join(crediting)}"
+            )
+        if strange := {*self.rule_settings} - {*self.rules}:
             raise ValueError(
                 f"reward scheme {self.name!r}: rule_settings name {', '.join(sorted(strange))}, "
                 "expected credit rules among its terms"
@@ -88,8 +100,8 @@ class RewardScheme:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The terms that are credit rules."""
-        return tuple(term for term in self.terms if term not in TERMS)
+        """The credit rules that are applied, as terms or to operations."""
+        return tuple(dict.fromkeys((*(t for t in self.terms if t not in TERMS), *self.operations)))
 
 
 Scheme = str | RewardScheme
@@ -136,7 +148,7 @@ def scheme_weights(scheme: Scheme, settings: RewardSettings | None = None) -> di
         settings: Values of the weights that the scheme names (default: the paper's).
 
     Returns:
-        Weights by term: `TERMS`, then the credit rules of the scheme.
+        Weights by term: `TERMS`, then the credit rules among the scheme's terms.
 
     Raises:
         ValueError: No shipped scheme has that name.
@@ -150,7 +162,7 @@ def scheme_weights(scheme: Scheme, settings: RewardSettings | None = None) -> di
         term: named[weight] if isinstance(weight, str) else weight
         for term, weight in scheme.terms.items()
     }
-    return {term: weights.get(term, 0.0) for term in (*TERMS, *scheme.rules)}
+    return {term: weights.get(term, 0.0) for term in dict.fromkeys((*TERMS, *scheme.terms))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +173,14 @@ class UpdateTerms:
         terms: Per group, rollout and step the unweighted terms by name (`TERMS`, then the scheme's
             rules), normalised where the scheme says so; `None` where a term is unknown. A step
             with no known term of the scheme has `None` for all terms.
+        operations: Per group, rollout and step, what is added to the advantage of every outcome's
+            tokens; `None` where the scheme credits no operations.
         measures: By ``<rule>/calls_asked``, ``<rule>/calls_made`` and ``<rule>/<measure>``, see
             `credit.rules.CreditedUpdate`.
     """
 
     terms: list[list[list[dict[str, float | None]]]]
+    operations: list[list[list[list[float]]]] | None
     measures: dict[str, float]
 
 
@@ -199,6 +214,7 @@ def update_terms(
         for group in update
     ]
     measures: dict[str, float] = {}
+    credited_operations = {}
     for rule in scheme.rules:
         known = {
             name.removeprefix(f"{rule}/"): value
@@ -208,10 +224,16 @@ def update_terms(
         found = credit_update(
             rule, update, agent=agent, previous=known or None, **scheme.rule_settings.get(rule, {})
         )
-        for of_group, credited in zip(terms, found.credit, strict=True):
-            for row, credit in zip(of_group, credited, strict=True):
-                for step, value in zip(row, credit, strict=True):
-                    step[rule] = value
+        if rule in scheme.terms:
+            for of_group, credited in zip(terms, found.credit, strict=True):
+                for row, credit in zip(of_group, credited, strict=True):
+                    for step, value in zip(row, credit, strict=True):
+                        step[rule] = value
+        if rule in scheme.operations:
+            credited_operations[rule] = [
+                [credit.operations for credit in credited if isinstance(credit, OperationCredit)]
+                for credited in found.credit
+            ]
         calls = {"calls_asked": found.calls_asked, "calls_made": found.calls_made}
         measures |= {f"{rule}/{name}": v for name, v in (calls | {**found.measures}).items()}
     for of_group in terms:
@@ -221,7 +243,30 @@ def update_terms(
                     step.update(dict.fromkeys(step, None))
     for term, scale in scheme.normalised.items():
         _normalise(terms, term, scale)
-    return UpdateTerms(terms, measures)
+    return UpdateTerms(terms, _on_operations(scheme, credited_operations), measures)
+
+
+def _on_operations(
+    scheme: RewardScheme, credited: Mapping[str, list[list[list[list[float | None]]]]]
+) -> list[list[list[list[float]]]] | None:
+    """Return the weighted, scaled credit of every operation, summed over the scheme's rules."""
+    total: Any = None
+    for rule, groups in credited.items():
+        known = [v for g in groups for one in g for step in one for v in step if v is not None]
+        size = math.sqrt(math.fsum(v * v for v in known) / max(len(known), 1)) + EPSILON
+        weight = scheme.operations[rule] / size
+        scaled = [
+            [[[weight * (v or 0.0) for v in step] for step in one] for one in g] for g in groups
+        ]
+        total = scaled if total is None else _added(total, scaled)
+    return total  # type: ignore[no-any-return]  # nested lists of equal shape
+
+
+def _added(one: Any, other: Any) -> Any:
+    """Return the sum of two nested lists of equal shape."""
+    if isinstance(one, list):
+        return [_added(a, b) for a, b in zip(one, other, strict=True)]
+    return one + other
 
 
 def _normalise(
@@ -260,8 +305,8 @@ def reward_terms(
 def scheme_record(scheme: Scheme) -> str | dict[str, Any]:
     """Return how a run's settings record a scheme: a shipped one by its name, others in full.
 
-    >>> scheme_record(RewardScheme("used", {"eara-used": 1.0}))
-    {'name': 'used', 'terms': {'eara-used': 1.0}, 'rule_settings': {}, 'normalised': {}}
+    >>> scheme_record("Fine-Mem"), scheme_record(RewardScheme("used", {"eara-used": 1.0}))["terms"]
+    ('Fine-Mem', {'eara-used': 1.0})
     """
     scheme = scheme_of(scheme)
     shipped = SCHEMES.get(scheme.name) == scheme

@@ -36,6 +36,8 @@ class Rollouts:
     Attributes:
         groups: Trajectories per instance and rollout, as they were played.
         rows: Reward terms and `Step`, ordered (instance, step, rollout), as TRL's rows are.
+        operations: What is added to the advantage of the tokens of every outcome of each row's
+            step; `None` where the scheme credits no operations.
         sampling_seconds: Seconds spent in sampling completions.
         credit_seconds: Seconds spent in rewards and credit, after playing.
         measures: `schemes.UpdateTerms.measures`.
@@ -43,6 +45,7 @@ class Rollouts:
 
     groups: list[list[Trajectory]]
     rows: list[tuple[Terms, Step]]
+    operations: list[list[float]] | None
     sampling_seconds: float
     credit_seconds: float
     measures: dict[str, float]
@@ -133,13 +136,11 @@ class UpdatePlayer:
         found = update_terms(
             self._attributed(groups, done), self.scheme, self.rewards, self.agent, previous
         )
-        rows = [
-            (terms[place], played.steps[place])
-            for group, of_group in zip(groups, found.terms, strict=True)
-            for place in range(group[0].num_steps)
-            for played, terms in zip(group, of_group, strict=True)
-        ]
-        return Rollouts(groups, rows, seconds, time.perf_counter() - started, found.measures)
+        steps = [[one.steps for one in group] for group in groups]
+        rows = list(zip(_as_rows(found.terms), _as_rows(steps), strict=True))
+        operations = None if found.operations is None else _as_rows(found.operations)
+        credit_seconds = time.perf_counter() - started
+        return Rollouts(groups, rows, operations, seconds, credit_seconds, found.measures)
 
     def record(
         self, update: int, rollouts: Rollouts, weights: Sequence[float], advantages: Sequence[float]
@@ -168,6 +169,11 @@ class UpdatePlayer:
             return groups
         seed = stable_seed(self.seed, done)
         return [[with_faults(played, faults, seed) for played in group] for group in groups]
+
+
+def _as_rows(groups: Sequence[Sequence[Sequence[Any]]]) -> list[Any]:
+    """Return what is given per group, rollout and step in the order (instance, step, rollout)."""
+    return [one for group in groups for step in zip(*group, strict=True) for one in step]
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib.data.faults import EvidenceFaults
 from finemem_lib.managers.loading import import_unsloth, no_progress_bars, single_precision
+from finemem_lib.managers.operation_tokens import operation_of_tokens, token_texts
 from finemem_lib.managers.prompts import PromptBuilder
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.managers.sampling import (
@@ -43,7 +44,7 @@ from finemem_lib.seeds import stable_seed
 from finemem_lib.training.checkpoints import save_reader
 from finemem_lib.training.co_training import Learns, check_learns, learners, teach_reader
 from finemem_lib.training.record import PlayedUpdate, update_file
-from finemem_lib.training.schemes import Scheme
+from finemem_lib.training.schemes import Scheme, scheme_of
 from finemem_lib.training.stops import Interrupts
 from finemem_lib.training.trainer import (
     Rollouts,
@@ -188,6 +189,11 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
 
         from finemem_lib.training.callbacks import WholeUpdates
 
+        if self.unsloth and scheme_of(scheme).operations:
+            raise ValueError(
+                "StepGRPOTrainer: the scheme credits operations, but Unsloth's loss takes one "
+                "advantage per completion; credit steps, or load the model without Unsloth"
+            )
         needed = (args.generation_batch_size or 1) // (args.num_generations or 1)
         if len(instances) < needed:
             raise ValueError(
@@ -279,11 +285,26 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
         self.replayed = [step for _, step in rollouts.rows]
         output: dict[str, Any] = super()._generate_and_score_completions(as_columns(rollouts.rows))
-        output["advantages"] = output["advantages"].float()
+        output["advantages"] = advantages = output["advantages"].float()
+        if rollouts.operations is not None:
+            of_tokens = self._of_tokens(rollouts.operations, output["completion_ids"].shape[1])
+            output["advantages"] = advantages.unsqueeze(1) + of_tokens.to(advantages.device)
         if training:
-            self._keep(done + 1, rollouts, output["advantages"])
-        self._note_metrics(rollouts, output["advantages"], training, started)
+            self._keep(done + 1, rollouts, advantages)
+        self._note_metrics(rollouts, advantages, training, started)
         return output
+
+    def _of_tokens(self, operations: Sequence[Sequence[float]], length: int) -> torch.Tensor:
+        """Return what operations add to the advantages of their tokens, shape (rows, length)."""
+        import torch
+
+        added = torch.zeros(len(operations), length)
+        for row, (step, values) in enumerate(zip(self.replayed, operations, strict=True)):
+            texts = token_texts(tuple(step.completion_ids or ()), self.processing_class)
+            for token, place in enumerate(operation_of_tokens(step, texts)):
+                if place is not None:
+                    added[row, token] = values[place]
+        return added
 
     def _last_measures(self) -> dict[str, float] | None:
         """Return what rules measured of the update before; the log survives a resume."""

@@ -1,0 +1,96 @@
+"""Which tokens of a completion spell which of its operations."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finemem_lib.operations import parse_operations
+from finemem_lib.trajectory import InvalidOperation, Operation, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@functools.lru_cache(maxsize=65536)
+def token_texts(
+    completion_ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, ...]:
+    """Return the text of every token of a completion.
+
+    A character that several tokens spell stands with the last of them, the others are empty.
+
+    Args:
+        completion_ids: The completion's tokens.
+        tokenizer: Spells the tokens.
+    """
+    texts: list[str] = []
+    waiting: list[int] = []
+    for token in completion_ids:
+        waiting.append(token)
+        text = str(tokenizer.decode(waiting))
+        if text.endswith("\ufffd") and len(waiting) < 8:
+            texts.append("")
+        else:
+            texts.append(text)
+            waiting = []
+    return tuple(texts)
+
+
+def operation_of_tokens(step: Step, texts: Sequence[str]) -> list[int | None]:
+    """Return for every token the place, among the step's outcomes, of the operation it spells.
+
+    An operation's tokens reach from the end of the operation before it to its own last brace, so
+    the token that decides whether another operation follows belongs to that operation. What ends
+    the completion, prose, and pieces that could not be parsed belong to none.
+
+    Args:
+        step: The step, whose outcomes are in the order of the completion.
+        texts: The text of every token.
+
+    >>> from finemem_lib.trajectory import Chunk, MemoryDelta, OperationOutcome
+    >>> ana, mia = Operation("INSERT", "Ana sails"), Operation("DELETE", None, "3")
+    >>> outcomes = tuple(OperationOutcome(one, True) for one in (ana, mia))
+    >>> step = Step(1, Chunk("", 0), "", outcomes, MemoryDelta(), 0)
+    >>> texts = ['[{"op":"INSERT","content":"', "Ana", " sails", '"}', ',{"op":"DELETE","id":"']
+    >>> operation_of_tokens(step, [*texts, "3", '"}', "]"])
+    [0, 0, 0, 0, 1, 1, 1, None]
+    """
+    ends = _operation_ends("".join(texts), step)
+    found: list[int | None] = []
+    position = 0
+    for text in texts:
+        last = position + max(len(text), 1) - 1  # the token's last character
+        position += len(text)
+        found.append(next((place for end, place in ends if last < end), None))
+    return found
+
+
+def _operation_ends(text: str, step: Step) -> list[tuple[int, int]]:
+    """Return where each operation of the step ends in the text, and its place."""
+    outcomes = [(n, one.operation) for n, one in enumerate(step.outcomes) if one.operation]
+    decoder = json.JSONDecoder()
+    ends: list[tuple[int, int]] = []
+    start = text.find("{", max(text.rfind("</think>"), 0))
+    while start >= 0 and len(ends) < len(outcomes):
+        try:
+            end = decoder.raw_decode(text, start)[1]
+        except (ValueError, RecursionError):
+            start = text.find("{", start + 1)
+            continue
+        place, operation = outcomes[len(ends)]
+        found = parse_operations(text[start:end])[:1]
+        if [*map(_words, found)] == [_words(operation)]:
+            ends.append((end, place))
+        start = text.find("{", end)
+    return ends
+
+
+def _words(found: Operation | InvalidOperation) -> list[str]:
+    """Return kind and content of an operation in words: single tokens spell spaces that the whole
+    text lacks, and a prompt may number items by other ids than the memory."""
+    if isinstance(found, InvalidOperation):
+        return []
+    return [found.kind, *(found.content or "").split()]
