@@ -141,7 +141,8 @@ def test_operations_by_hand():
     # Taken together the twins earn what they bring and lose what they push out.
     assert assign("step-loo", one, agent=Echo()).credit == (0.0, 0.0, -0.5)
     assert assign("step-loo", one, agent=Echo()).operations is None
-    assert [name for name, rule in RULES.items() if rule.unit == "operation"] == ["operation-loo"]
+    crediting = [name for name, rule in RULES.items() if rule.unit == "operation"]
+    assert crediting == ["operation-loo", "operation-slot-price"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,25 @@ def test_the_price_of_a_slot_is_what_was_lost_over_what_was_used(per, price, cre
     assert found.credit == pytest.approx(credit)
 
 
+def test_operations_are_charged_for_their_room_and_paid_for_what_they_left():
+    """By hand: the evicted fact was worth 1/2, one item was evicted, so a slot costs 1/2."""
+    one = recorded(
+        [
+            [insert("Mia lives in Rome")],
+            [insert("Yesterday Ana saw Oslo"), insert("Ana owns cats")],
+        ],
+        [failed(HOME), dataclasses.replace(FOUND_PET, retrieved=(Retrieved("3", 1.0, (2,)),))],
+        capacity=2,
+    )
+    found = assign("operation-slot-price", one, agent=AGENT)
+    assert found.operations == [[-0.5], [-0.5, 0.0]] and found.credit == (-0.5, -0.5)
+    deleted = recorded(
+        [[insert("Mia lives in Rome"), Operation("SKIP")], [Operation("DELETE", None, "1")]],
+        [failed(HOME)],
+    )
+    assert assign("operation-slot-price", deleted, agent=AGENT).operations == [[0.0, 0.0], [-1.0]]
+
+
 def test_an_overwritten_or_deleted_item_is_charged_to_the_step_that_did_it():
     for operation in (Operation("UPDATE", "Mia visited Oslo", "1"), Operation("DELETE", None, "1")):
         one = recorded([[insert("Mia lives in Rome")], [operation]], [failed(HOME)])

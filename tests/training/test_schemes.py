@@ -129,6 +129,27 @@ def test_an_impossible_scheme_is_refused(terms, settings, said):
         RewardScheme("mine", terms, settings)
 
 
+def test_operations_are_scaled_by_their_root_mean_square_and_weighted():
+    agent = reader_for([planted_stream(1)])
+    rollout = RolloutSettings(num_generations=2, capacity=4)
+    groups = play([planted_stream(1)], InsertAll(), rollout, agent, 0)
+    rule = "operation-slot-price"
+    scheme = RewardScheme("operations", {"outcome": 1.0}, operations={rule: 2.0})
+    found = update_terms(groups, scheme, agent=agent)
+    credit = [
+        one.operations for group in credit_update(rule, groups, agent=agent).credit for one in group
+    ]
+    flat = [value for one in credit for step in one for value in step]
+    size = (sum(value**2 for value in flat) / len(flat)) ** 0.5 + 1e-4
+    assert [[[v * size / 2 for v in step] for step in one] for one in found.operations[0]] == [
+        [pytest.approx(step) for step in one] for one in credit
+    ]
+    assert [*found.terms[0][0][0]] == [*TERMS]  # it is no term of the reward
+    assert update_terms(groups, "outcome-only").operations is None
+    with pytest.raises(ValueError, match="expected rules that credit operations: operation-loo"):
+        RewardScheme("steps", {"outcome": 1.0}, operations={"step-loo": 1.0})
+
+
 def test_only_terms_of_the_scheme_are_normalised_and_by_a_known_scale():
     for normalised in ({"eara": "group"}, {"chunk": "step"}):
         with pytest.raises(ValueError, match="expected one of its terms with one of group, batch"):
