@@ -1,0 +1,300 @@
+"""The ledger: every measured figure that a text states, and the rows that it comes from.
+
+``data/ledger.yaml`` names the texts that are watched, the sources (rows with their cards) and, for
+every figure, the text as it stands, the row that it comes from and how it is written. Nothing is
+copied: `check` writes each figure again from its rows and compares it with the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from finemem_lib.evaluation.credit_truth import read_table
+from finemem_lib.experiments.arena import arena
+from finemem_lib.experiments.design import load_design
+from finemem_lib.experiments.rows import read_card, read_rows
+from finemem_lib.util.console import print_table
+from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.yaml_files import read_yaml
+
+MEASURED = re.compile(
+    r"(?<![\w.:/-])[-+]?(?:\d*\.\d+(?!\.?\w)(?:\s?%)?|\d+\s?(?:%|min|s|MB|GB|times)(?!\w))"
+)
+"""What looks measured: a number with a decimal point, or with a unit of measurement."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Model):
+    """Rows that figures come from.
+
+    Attributes:
+        kind: "arena" (rows of experiment cells) or "credit truth" (rows of judged credit rules).
+        rows: Path of the rows from the repository's root; their card lies next to them.
+        design: Path of the design of an arena.
+    """
+
+    kind: Literal["arena", "credit truth"]
+    rows: str
+    design: str | None = None
+
+
+class Figure(_Model):
+    """A figure as a text states it.
+
+    Attributes:
+        file: The text, a path from the repository's root.
+        text: The figure and what stands with it, as it stands there.
+        source: Name of a source.
+        row: Fields of the one row that it comes from.
+        written: How the row's fields are written, such as ``"{value:.2f} [{low:.2f}]"``.
+    """
+
+    file: str
+    text: str
+    source: str
+    row: dict[str, Any]
+    written: str
+
+
+class NotMeasured(_Model):
+    """Numbers of a text that nobody measured: settings, sizes, versions, worked examples."""
+
+    file: str
+    texts: list[str]
+    why: str
+
+
+class Ledger(_Model):
+    """What ``data/ledger.yaml`` holds.
+
+    Attributes:
+        watched: Texts in which every number that looks measured has to be in the ledger.
+        sources: Rows by name.
+        figures: The measured ones.
+        not_measured: The others.
+    """
+
+    watched: list[str]
+    sources: dict[str, Source]
+    figures: list[Figure]
+    not_measured: list[NotMeasured] = []
+
+
+class Origin(BaseModel):
+    """Who made the rows of a source.
+
+    Attributes:
+        commits: Commits of the code that made them.
+        clean: Whether each row names a commit without changes.
+        seeds: Seeds of the rows.
+        data_hash: SHA-256 of the file of rows.
+        command: The command that made them.
+        hardware: What it ran on.
+    """
+
+    commits: list[str]
+    clean: bool
+    seeds: list[int]
+    data_hash: str
+    command: str
+    hardware: str
+
+
+def load_ledger(root: Path) -> Ledger:
+    """Read the ledger of a checkout.
+
+    Args:
+        root: The repository's root.
+
+    Raises:
+        ValueError: The file is missing or not a ledger.
+    """
+    path = root / "data" / "ledger.yaml"
+    try:
+        return Ledger.model_validate(read_yaml(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a ledger: {error}; see finemem_lib/cli/ledger.py"
+        ) from error
+
+
+def origin(source: Source, root: Path) -> Origin:
+    """Return who made the rows of a source.
+
+    Args:
+        source: The rows.
+        root: The repository's root.
+
+    Raises:
+        ValueError: Rows or card cannot be read.
+    """
+    path = root / source.rows
+    card = read_card(path)
+    made = {
+        "data_hash": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "command": str(card.get("command", "")),
+        "hardware": str(card.get("hardware", "")),
+    }
+    if source.kind == "arena":
+        results = read_rows(path)
+        return Origin(
+            commits=sorted({one.commit or "none" for one in results}),
+            clean=all(one.commit and one.dirty is False for one in results),
+            seeds=sorted({one.cell.seed for one in results}),
+            **made,
+        )
+    git = card.get("git", {})
+    return Origin(
+        commits=[str(git.get("commit"))],
+        clean=bool(git.get("commit")) and git.get("dirty") is False,
+        seeds=[int(card["seed"])] if "seed" in card else [],
+        **made,
+    )
+
+
+def check(ledger: Ledger, root: Path) -> list[str]:
+    """Return what is wrong with a ledger; nothing where all is well.
+
+    Args:
+        ledger: The ledger.
+        root: The repository's root.
+
+    Raises:
+        ValueError: Rows or a card cannot be read.
+    """
+    wrong = []
+    for name, source in ledger.sources.items():
+        if not (found := origin(source, root)).clean:
+            wrong.append(f"source {name}: {source.rows} names no clean commit ({found.commits})")
+    for figure in ledger.figures:
+        where = f"{figure.file}: {figure.text!r}"
+        if figure.source not in ledger.sources:
+            wrong.append(f"{where} has source {figure.source!r}, which the ledger does not name")
+            continue
+        rows = [
+            row
+            for row in _rows(ledger.sources[figure.source], root)
+            if all(row.get(name) == value for name, value in figure.row.items())
+        ]
+        if len(rows) != 1:
+            wrong.append(
+                f"{where}: {len(rows)} rows of {figure.source} are {figure.row}, expected 1"
+            )
+        elif (now := figure.written.format(**rows[0])) != figure.text:
+            wrong.append(f"{where}, but {figure.source} gives {now!r}")
+        if figure.text not in prose(root / figure.file):
+            wrong.append(f"{where} does not stand there any more; take it out of the ledger")
+    return wrong + [
+        f"{file}: {number!r} in {around!r} is not in the ledger"
+        for file in ledger.watched
+        for number, around in _uncovered(ledger, file, root)
+    ]
+
+
+def prose(path: Path) -> str:
+    """Return the prose of a Markdown file or of a notebook's Markdown cells, without code or links.
+
+    Args:
+        path: The file.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    text = re.sub(r"```.*?```|`[^`\n]*`|\$[^$\n]*\$|<!--.*?-->", " ", text, flags=re.DOTALL)
+    return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
+
+
+def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str]]:
+    """Yield the numbers of a text that look measured and are not in the ledger."""
+    text = prose(root / file)
+    known = [one.text for one in ledger.figures if one.file == file]
+    known += [some for one in ledger.not_measured if one.file == file for some in one.texts]
+    for one in sorted(known, key=len, reverse=True):
+        text = text.replace(one, " ")
+    for found in MEASURED.finditer(text):
+        yield found.group(), text[max(0, found.start() - 40) : found.end() + 20]
+
+
+@functools.cache
+def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
+    """Return the rows of a source's table as dictionaries."""
+    rows: list[Any] = []
+    if source.kind == "credit truth":
+        rows += read_table(root / source.rows)
+    else:
+        of = arena(read_rows(root / source.rows), load_design(root / (source.design or "")))
+        rows += [*of.standings, *of.comparisons]
+    return [dataclasses.asdict(row) for row in rows]
+
+
+def ledger_command(options: argparse.Namespace) -> int:
+    """List the figures, or check them, and return the exit code (1: something is wrong).
+
+    Args:
+        options: The command line, with "check" and "json".
+
+    Raises:
+        ValueError: The ledger, rows or a card cannot be read.
+    """
+    root = repository_root()
+    ledger = load_ledger(root)
+    wrong = check(ledger, root) if options.check else []
+    origins = {name: origin(source, root) for name, source in ledger.sources.items()}
+    if options.json:
+        figures = [
+            one.model_dump() | {"origin": origins[one.source].model_dump()}
+            for one in ledger.figures
+        ]
+        print(json.dumps({"figures": figures, "wrong": wrong}, ensure_ascii=False, indent=1))
+        return int(bool(wrong))
+    print_table(
+        [
+            ("text", "figure", "source", "commit", "seeds", "command"),
+            *(
+                (
+                    one.file,
+                    one.text,
+                    one.source,
+                    ", ".join(commit[:7] for commit in origins[one.source].commits),
+                    " ".join(map(str, origins[one.source].seeds)),
+                    origins[one.source].command,
+                )
+                for one in ledger.figures
+            ),
+        ]
+    )
+    for line in wrong:
+        print(line)
+    if options.check:
+        print(f"{len(ledger.figures)} figures, {len(wrong)} wrong")
+    return int(bool(wrong))
+
+
+def add_command(commands: Any) -> None:
+    """Add ``finemem ledger`` to the command line.
+
+    Args:
+        commands: The parsers of the commands.
+    """
+    parser = commands.add_parser(
+        "ledger", help="list every measured figure that the texts state, with its origin"
+    )
+    parser.set_defaults(command=ledger_command)
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 where a figure is not what its rows say"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
