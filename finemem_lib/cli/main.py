@@ -117,14 +117,19 @@ def sweep_command(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     folder = Path(options.output)
     check_output_folder(folder)
-    if unknown := {*(options.regimes or ())} - {*design.regimes}:
-        raise UsageError(
-            f"--regimes has {sorted(unknown)[0]!r}, expected some of {', '.join(design.regimes)}"
-        )
+    for name, chosen, known in (
+        ("regimes", options.regimes, design.regimes),
+        ("variants", options.variants, design.variants),
+    ):
+        if unknown := {*(chosen or ())} - {*known}:
+            raise UsageError(
+                f"--{name} has {sorted(unknown)[0]!r}, expected some of {', '.join(known)}"
+            )
     cells = [
         cell
         for cell in design.cells
         if (options.regimes is None or cell.regime in options.regimes)
+        and (options.variants is None or cell.variant in options.variants)
         and (options.seeds is None or cell.seed in options.seeds)
     ]
     print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
@@ -256,9 +261,16 @@ def _add_sweep(commands: Any) -> None:
     )
     sweep.add_argument(
         "--regimes",
-        type=lambda text: text.split(","),
-        metavar="NAME[,NAME]",
-        help="only cells of these regimes; rows and table hold all that the folder has",
+        action="append",
+        metavar="NAME",
+        help="only cells of this regime (may be given again); rows and table hold all that the "
+        "folder has",
+    )
+    sweep.add_argument(
+        "--variants",
+        action="append",
+        metavar="NAME",
+        help="only cells of this variant (may be given again)",
     )
     sweep.add_argument(
         "--seeds",

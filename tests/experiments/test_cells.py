@@ -532,11 +532,12 @@ def test_sweep_trains_the_regimes_and_seeds_that_are_named_and_keeps_the_rest(tm
                 "common": {"updates": 0, "num_chunks": 2, "held_out": 2},
                 "regimes": {"pressure": {"capacity": 2}, "no limit": {}},
                 "seeds": [0, 1],
-                "variants": {"start": {}},
+                "variants": {"start": {}, "k=1": {"top_k": 1}},
             }
         )
     )
     command = ["sweep", str(design), "--output", str(tmp_path / "out"), "--jobs", "1"]
+    command += ["--variants", "start"]
     assert main.main([*command, "--regimes", "no limit", "--seeds", "1"]) == 0
     assert main.main([*command, "--regimes", "pressure"]) == 0
     assert capsys.readouterr().out.count(": done") == 3
