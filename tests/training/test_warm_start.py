@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from finemem_lib.data.planted import NAMES
+from finemem_lib.data.planted import ATTRIBUTES, NAMES, World
 from finemem_lib.data.sentences import units
 from finemem_lib.managers import tiny
-from finemem_lib.managers.loading import ModelSettings
+from finemem_lib.managers.loading import TINY_WORLDS, ModelSettings, checkpoint_folder
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.prompts import CompactPromptBuilder
 from finemem_lib.operations import parse_operations
@@ -20,26 +21,27 @@ from finemem_lib.training.warm_start import (
     held_out_observation,
     slot_of,
 )
-from finemem_lib.util.provenance import repository_root
 from tests.helpers.observations import observe
 
 torch.set_num_threads(1)  # more of them wait for each other where other work is running
 
-SHIPPED = repository_root() / "data" / "tiny_manager"
+
+both_worlds = pytest.mark.parametrize("world", TINY_WORLDS.values())
 
 
-def draws(progress: float, count: int = 200):
+def draws(progress: float, count: int = 200, world: World = "plain"):
     rng = generator("test", progress)
-    return [demonstration(rng, progress) for _ in range(count)]
+    return [demonstration(rng, progress, world) for _ in range(count)]
 
 
 # Demonstrations.
 
 
+@both_worlds
 @pytest.mark.parametrize("progress", [0.0, 0.5, 0.99])
-def test_a_demonstration_is_what_the_tokenizer_makes_of_its_own_text(progress):
-    tokenizer = tiny.tiny_tokenizer()
-    for demo in draws(progress):
+def test_a_demonstration_is_what_the_tokenizer_makes_of_its_own_text(progress, world):
+    tokenizer = tiny.tiny_tokenizer(world)
+    for demo in draws(progress, world=world):
         assert tokenizer(tokenizer.decode(demo.ids))["input_ids"] == demo.ids
         prompt, completion = demo.ids[: demo.prompt_length], demo.ids[demo.prompt_length :]
         assert len(prompt) <= tiny.MAX_PROMPT_TOKENS
@@ -48,7 +50,7 @@ def test_a_demonstration_is_what_the_tokenizer_makes_of_its_own_text(progress):
 
 def read(demo):
     """Return (memory {alias: content}, chunk sentences, operations) of a demonstration."""
-    tokenizer = tiny.tiny_tokenizer()
+    tokenizer = tiny.tiny_tokenizer(demo.world)
     prompt = tokenizer.decode(demo.ids[: demo.prompt_length])
     memory, chunk = re.fullmatch(r"<bos> memory:(.*) chunk:(.*)<operations>", prompt).groups()
     records = {alias: content for content, alias in re.findall(r" ([^#]+) (#\d+)", memory)}
@@ -56,9 +58,10 @@ def read(demo):
     return records, [part.strip() for part in chunk.split(".")[:-1]], text
 
 
-def test_demonstrations_copy_in_turn_and_address_only_records_of_the_slot():
+@both_worlds
+def test_demonstrations_copy_in_turn_and_address_only_records_of_the_slot(world):
     edits = 0
-    for demo in draws(0.9, 400):
+    for demo in draws(0.9, 400, world):
         records, chunk, text = read(demo)
         assert re.findall(r'"content":"([^"]*)"', text) == chunk
         about = None
@@ -70,11 +73,12 @@ def test_demonstrations_copy_in_turn_and_address_only_records_of_the_slot():
     assert edits > 50
 
 
-def test_a_demonstrated_prompt_is_the_prompt_the_builder_renders():
-    tokenizer = tiny.tiny_tokenizer()
+@both_worlds
+def test_a_demonstrated_prompt_is_the_prompt_the_builder_renders(world):
+    tokenizer = tiny.tiny_tokenizer(world)
     builder = CompactPromptBuilder(tokenizer, tiny.MAX_PROMPT_TOKENS)
     positional = 0
-    for demo in draws(0.3, 60):
+    for demo in draws(0.3, 60, world):
         records, chunk, _ = read(demo)
         if list(records) != list(tiny.ALIASES[: len(records)]):
             continue
@@ -86,11 +90,17 @@ def test_a_demonstrated_prompt_is_the_prompt_the_builder_renders():
     assert positional > 10
 
 
-def test_guided_heads_look_back_at_the_part_of_the_sentence_they_are_named_after():
-    tokens = tiny.vocabulary()
-    for demo in draws(0.1, 50):
+@both_worlds
+def test_guided_heads_look_back_at_the_part_of_the_sentence_they_are_named_after(world):
+    tokens = tiny.vocabulary(world)
+    values = {value for spec in ATTRIBUTES.values() for value in spec.values}
+    for demo in draws(0.1, 50, world):
         for head, query, key in demo.guides:
             assert 0 <= key <= query
+            if head == warm_start.VALUE:
+                assert tokens[demo.ids[key]] in values
+            if head == warm_start.PERSON and world == "paraphrased":
+                assert tokens[demo.ids[key]] in NAMES
             if head in warm_start.COPY and tokens[demo.ids[key]] != tiny.STOP:
                 assert demo.ids[query + 1] == demo.ids[key]
             if head in warm_start.RECORD:
@@ -111,9 +121,10 @@ def test_guidance_loss_is_zero_exactly_when_all_attention_is_where_it_should_be(
     assert warm_start.guidance_loss(halved, [demo]).item() == pytest.approx(expected)
 
 
-def test_held_out_steps_have_the_records_asked_for_and_something_to_look_up():
+@both_worlds
+def test_held_out_steps_have_the_records_asked_for_and_something_to_look_up(world):
     rng = generator("held out")
-    drawn = [held_out_observation(rng, 6, tiny.UNSEEN_NAMES) for _ in range(60)]
+    drawn = [held_out_observation(rng, 6, tiny.UNSEEN_NAMES, world) for _ in range(60)]
     found = [observation for observation in drawn if observation is not None]
     assert found
     for observation in found:
@@ -176,8 +187,8 @@ def test_only_never_seen_names_get_new_embeddings_and_none_is_taken_for_another(
 # The shipped checkpoint.
 
 
-def card_rows() -> dict[tuple[str, int], dict[str, float | None]]:
-    lines = (SHIPPED / "README.md").read_text().splitlines()
+def card_rows(shipped: Path) -> dict[tuple[str, int], dict[str, float | None]]:
+    lines = (shipped / "README.md").read_text().splitlines()
     table = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in lines
@@ -193,20 +204,24 @@ def card_rows() -> dict[tuple[str, int], dict[str, float | None]]:
     }
 
 
-def test_the_shipped_checkpoint_is_small_and_plain():
-    manager = load_manager("tiny")
-    assert (SHIPPED / "model.safetensors").stat().st_size < 2e6
+@pytest.mark.parametrize("name", TINY_WORLDS)
+def test_the_shipped_checkpoints_are_small_and_of_a_plain_architecture(name):
+    manager, tokenizer = load_manager(name), tiny.tiny_tokenizer(TINY_WORLDS[name])
+    assert (checkpoint_folder(name) / "model.safetensors").stat().st_size < 2e6
     assert manager.model.config.model_type == "qwen3"
-    assert manager.tokenizer.get_vocab() == tiny.tiny_tokenizer().get_vocab()
-    assert manager.tokenizer.chat_template == tiny.tiny_tokenizer().chat_template
+    assert manager.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert manager.tokenizer.chat_template == tokenizer.chat_template
     assert manager.tokenizer.pad_token_id != manager.tokenizer.eos_token_id
     assert isinstance(manager.builder, CompactPromptBuilder)
 
 
 @pytest.mark.parametrize("records", [3, 6, 10, 16])
-def test_the_card_states_what_the_shipped_checkpoint_does(records):
-    card = card_rows()["seen", records]
-    figures = evaluate(load_manager("tiny"), samples=96, seed=12345, records=records)
+@pytest.mark.parametrize("name", TINY_WORLDS)
+def test_the_card_states_what_the_shipped_checkpoint_does(name, records):
+    card = card_rows(checkpoint_folder(name))["seen", records]
+    figures = evaluate(
+        load_manager(name), samples=96, seed=12345, records=records, world=TINY_WORLDS[name]
+    )
     for name, stated in card.items():
         measured = figures[name.replace(" ", "_")]
         assert measured is not None and abs(measured - stated) < 0.12, name
