@@ -99,3 +99,7 @@ def test_what_is_no_ledger_is_refused(tmp_path):
     (tmp_path / "data" / "ledger.yaml").write_text("figures: 3\n")
     with pytest.raises(ValueError, match="is not a ledger"):
         ledger.load_ledger(tmp_path)
+
+
+def test_every_figure_of_this_checkout_is_what_its_rows_say():
+    assert wrong(repository_root()) == []

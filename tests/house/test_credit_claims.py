@@ -1,4 +1,4 @@
-"""What notebook 08 and the README say about rules of credit is what the committed rows say.
+"""What notebook 08 says about rules of credit is what the committed rows say.
 
 `python -m tests.house.test_credit_claims` prints what to paste.
 """
@@ -106,32 +106,10 @@ def notebook_claims() -> list[str]:
     ]
 
 
-def readme_claims() -> list[str]:
-    """Return the sentences of the README that quote the rows."""
-    card = json.loads(ROWS.with_suffix(".json").read_text(encoding="utf-8"))
-    used, shapley, eara = (cell(rule, "rank") for rule in ("eara-used", "evidence-shapley", "eara"))
-    csr, gap = cell("csr", "rank_rollouts"), cell("eara", "rank_rollouts")
-    return [
-        f"fifteen rules, in nineteen variants, judged on {card['rollouts']:,} rollouts of "
-        f"{card['clusters']['all']} planted streams against what each step caused",
-        f"attribution to all retrieved items reaches {said(eara)}, to those the reader used "
-        f"{said(used)} without an additional call, and Shapley values of the evidence "
-        f"{said(shapley)} for {shapley.calls_made:.1f} reader calls per trajectory.",
-        f"the chunk-level step reward ({said(csr)}, {csr.calls_played:.1f} calls while playing) "
-        f"is above evidence-anchored attribution ({said(gap)}, none), by {difference(csr)}.",
-    ]
-
-
 def test_the_notebook_says_what_the_rows_say():
     text = " ".join(" ".join(one.source for one in page() if one.cell_type == "markdown").split())
     for claim in notebook_claims():
         assert claim in text, f"paste this into notebook 08:\n{claim}"
-
-
-def test_the_readme_says_what_the_rows_say():
-    text = " ".join((repository_root() / "README.md").read_text(encoding="utf-8").split())
-    for claim in readme_claims():
-        assert claim in text, f"paste this into the README:\n{claim}"
 
 
 def test_the_words_around_the_figures_hold():
@@ -177,4 +155,4 @@ def test_every_slice_of_a_regime_has_twenty_streams():
 
 
 if __name__ == "__main__":
-    print(*notebook_claims(), *readme_claims(), sep="\n\n")
+    print(*notebook_claims(), sep="\n\n")
