@@ -318,7 +318,11 @@ def _outcome_advantages(rollouts: CachedGroup, scale_rewards: ScaleRewards) -> l
 
 
 def states_seen(trajectory: Trajectory) -> list[tuple[str, ...]]:
-    """Return, per step, what the manager saw: the chunk and the contents in memory before it."""
+    """Return, per step, what the manager saw: the chunk and the contents in memory before it.
+
+    Args:
+        trajectory: What was played.
+    """
     states = []
     contents: dict[str, str] = {}  # of the items by id, in the order of their creation
     for step in trajectory.steps:

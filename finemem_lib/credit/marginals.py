@@ -30,7 +30,11 @@ class Marginal(NamedTuple, Generic[Player]):
 
 
 def leave_one_out(players: Sequence[Player]) -> list[Marginal[Player]]:
-    """Return, per player, its contribution to all others together."""
+    """Return, per player, its contribution to all others together.
+
+    Args:
+        players: Those who may take part, each once.
+    """
     return [Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
 
 
@@ -67,7 +71,11 @@ def shapley(
 
 def owen(players: Sequence[Player]) -> list[Marginal[Player]]:
     """Return the marginals of the Owen values for nested halves: at every level the other half is
-    all there or all absent, each with weight 1/2."""
+    all there or all absent, each with weight 1/2.
+
+    Args:
+        players: In order; each half of them forms a union.
+    """
 
     def split(
         part: Sequence[Player], others: frozenset[Player], weight: float
@@ -102,7 +110,11 @@ def player_values(
 
 
 def coalitions(marginals: Iterable[Marginal[Player]]) -> dict[frozenset[Player], None]:
-    """Return the sets of players whose value the marginals need, each once."""
+    """Return the sets of players whose value the marginals need, each once.
+
+    Args:
+        marginals: Differences between the values of two sets of players.
+    """
     return dict.fromkeys(
         wanted for one in marginals for wanted in (one.others, one.others | {one.player})
     )

@@ -60,6 +60,9 @@ def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
 def need_questions(trajectory: Trajectory) -> None:
     """Refuse a trajectory that was asked no global question.
 
+    Args:
+        trajectory: Named in the error.
+
     Raises:
         ValueError: no global question was asked.
     """
@@ -128,6 +131,10 @@ def retrieved_items(
 
 
 def mean_of_known(scores: Iterable[float | None]) -> float | None:
-    """Return the mean of the scores that are known, or `None` where none is."""
+    """Return the mean of the scores that are known, or `None` where none is.
+
+    Args:
+        scores: Scores in [0, 1]; `None` is left out.
+    """
     known = [one for one in scores if one is not None]
     return math.fsum(known) / len(known) if known else None

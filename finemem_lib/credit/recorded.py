@@ -15,6 +15,9 @@ def outcome_broadcast(trajectory: Trajectory) -> Credit:
     The mean over the steps is r_global. In [0, 1]. Source: GRPO (arXiv 2402.03300), outcome
     supervision.
 
+    Args:
+        trajectory: What was played.
+
     Raises:
         ValueError: no global question was asked, or a score is out of range.
 
@@ -28,6 +31,9 @@ def outcome_broadcast(trajectory: Trajectory) -> Credit:
 
 def uniform_split(trajectory: Trajectory) -> Credit:
     """Return ``r_global / T`` at every step; the sum is r_global. In [0, 1].
+
+    Args:
+        trajectory: What was played.
 
     Raises:
         ValueError: as `outcome_broadcast`.
@@ -46,6 +52,9 @@ def chunk_step_reward(trajectory: Trajectory) -> Credit:
     """Return the chunk-level step reward of every step (`rewards.chunk_rewards`), in [0, 1].
 
     Source: Fine-Mem (arXiv 2601.08435), CSR.
+
+    Args:
+        trajectory: What was played, with chunk questions.
 
     Raises:
         ValueError: no step was asked a chunk question, or a score is out of range.

@@ -112,6 +112,9 @@ class Replayer:
 
         Memories and what is retrieved from them are shared.
 
+        Args:
+            agent: The reasoning agent to ask.
+
         Raises:
             ValueError: `agent` is not the one that answered.
         """

@@ -593,6 +593,9 @@ def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Re
     Left out are questions without a score, for there the agent may have failed, and questions
     answered from an item that is not among the retrieved ones (any more): they were read from more.
 
+    Args:
+        trajectory: What was played.
+
     Raises:
         ValueError: the trajectory does not hold the items that it retrieved.
     """

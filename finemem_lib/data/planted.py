@@ -133,6 +133,9 @@ PARAPHRASED_NOISE = (
 def verb_of(template: str) -> str:
     """Return the word that says what a sentence is about: the first that no placeholder fills.
 
+    Args:
+        template: A sentence with placeholders in braces.
+
     >>> verb_of("{others} welcome {person} in {value}")
     'welcome'
     """
@@ -141,6 +144,9 @@ def verb_of(template: str) -> str:
 
 def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
     """Return every template twice; the second one that begins with the person has an adverb there.
+
+    Args:
+        templates: Sentences with placeholders in braces.
 
     >>> with_adverbs(["{person} owns {value}"])
     ('{person} owns {value}', '{adverb} {person} owns {value}')

@@ -440,6 +440,9 @@ def limits(of: Arena, results: Iterable[CellResult]) -> list[str]:
 def seeds_text(seeds: Sequence[int]) -> str:
     """Return seeds in short.
 
+    Args:
+        seeds: In any order.
+
     >>> seeds_text([20, 21, 22, 25])
     '20-22, 25'
     """

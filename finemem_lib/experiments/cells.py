@@ -298,7 +298,11 @@ class Cell(FrozenModel):
         )
 
     def rollout(self, num_generations: int) -> RolloutSettings:
-        """Return how streams are played, with so many rollouts of each."""
+        """Return how streams are played, with so many rollouts of each.
+
+        Args:
+            num_generations: G, rollouts of each stream.
+        """
         return RolloutSettings(
             num_generations=num_generations,
             top_k=self.top_k,

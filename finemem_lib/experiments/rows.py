@@ -37,6 +37,9 @@ def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any
 def read_rows(path: Path) -> list[CellResult]:
     """Read what `write_rows` wrote.
 
+    Args:
+        path: The file of rows, JSON lines.
+
     Raises:
         ValueError: the file is missing, or a line of it is not the result of a cell.
     """
@@ -52,6 +55,9 @@ def read_rows(path: Path) -> list[CellResult]:
 
 def read_card(path: Path) -> dict[str, Any]:
     """Read the card of the rows in `path`.
+
+    Args:
+        path: The file of rows; the card lies next to it.
 
     Raises:
         ValueError: it is missing or cannot be read.

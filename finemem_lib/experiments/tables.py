@@ -120,7 +120,11 @@ def _differences(
 
 
 def measures(result: CellResult) -> dict[str, list[float]]:
-    """Return the measures of a cell, each as one value per stream (not a number: not measured)."""
+    """Return the measures of a cell, each as one value per stream (not a number: not measured).
+
+    Args:
+        result: A trained and tested cell.
+    """
     found: dict[str, Sequence[float | None]] = {}
     for name, test in result.tests.items():
         found[f"accuracy, {name}"] = test.columns["accuracy"]
@@ -160,6 +164,9 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
     These are the spread of each term within its group, the share of credit at the evidence step
     (both of the evidence as it was; ", faulty evidence" of the evidence that credit followed),
     duplicates per step, and the share of groups without gradient.
+
+    Args:
+        result: A trained and tested cell.
     """
     curve = result.curve
     names = {f"spread of {name.partition('/')[2]}": name for name in curve if "spread/" in name}
@@ -188,6 +195,9 @@ def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | flo
 
     A row holds the cell's names and seed, the test, the number of the stream, and everything that
     was measured of it.
+
+    Args:
+        results: Trained and tested cells.
     """
     return [
         {
@@ -263,17 +273,29 @@ def hierarchical_draws(
 
 
 def format_interval(row: ExperimentRow) -> str:
-    """Return a value with its interval as text."""
+    """Return a value with its interval as text.
+
+    Args:
+        row: One value of the table.
+    """
     return interval_text(row.value, row.low, row.high)
 
 
 def format_difference(row: ExperimentRow) -> str:
-    """Return the difference to the baseline with its interval as text, "–" where there is none."""
+    """Return the difference to the baseline with its interval as text, "–" where there is none.
+
+    Args:
+        row: One value of the table.
+    """
     return interval_text(row.difference, row.difference_low, row.difference_high, "+.3f")
 
 
 def excludes_zero(row: ExperimentRow) -> bool:
-    """Return whether there is a difference and its interval does not hold zero."""
+    """Return whether there is a difference and its interval does not hold zero.
+
+    Args:
+        row: One value of the table.
+    """
     return _direction(row) != 0
 
 
@@ -307,7 +329,11 @@ def chance_of_clear(seeds: int, level: float = 0.95) -> float:
 
 
 def regimes_and_variants(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list[str]]:
-    """Return the regimes and the variants that occur, each once, in their order."""
+    """Return the regimes and the variants that occur, each once, in their order.
+
+    Args:
+        rows: Anything that has a regime and a variant.
+    """
     rows = list(rows)
     return (
         list(dict.fromkeys(row.regime for row in rows)),
@@ -316,7 +342,11 @@ def regimes_and_variants(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str
 
 
 def compared(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the comparisons with the baseline in the primary measures."""
+    """Return the comparisons with the baseline in the primary measures.
+
+    Args:
+        rows: The table.
+    """
     return [row for row in rows if row.difference is not None and row.measure in PRIMARY]
 
 

@@ -71,7 +71,11 @@ def play_script(
 
 
 def insert(sentence: str) -> tuple[str, Operation]:
-    """Return a step that stores its chunk."""
+    """Return a step that stores its chunk.
+
+    Args:
+        sentence: The chunk, and what is stored.
+    """
     return sentence, Operation("INSERT", sentence)
 
 

@@ -28,7 +28,11 @@ MEMORY_ONLY = ("batch_size", "gradient_checkpointing", "gpu_memory_utilization",
 
 
 def last_checkpoint(folder: str | Path | None) -> Path | None:
-    """Return the newest checkpoint in a folder, `None` where there is none."""
+    """Return the newest checkpoint in a folder, `None` where there is none.
+
+    Args:
+        folder: Where a run writes its checkpoints; `None` for nowhere.
+    """
     from transformers.trainer_utils import get_last_checkpoint
 
     if not folder or not Path(folder).is_dir():
@@ -39,6 +43,9 @@ def last_checkpoint(folder: str | Path | None) -> Path | None:
 
 def update_of(checkpoint: Path | None) -> int:
     """Return the number of the update after which a checkpoint was written, 0 for none.
+
+    Args:
+        checkpoint: A folder whose name ends with the number.
 
     >>> update_of(Path("run/checkpoint-20")), update_of(None)
     (20, 0)

@@ -50,6 +50,9 @@ class ModelShape:
     def of(cls, config: Any) -> ModelShape:
         """Return the sizes that a configuration of transformers holds.
 
+        Args:
+            config: A configuration object of transformers.
+
         Raises:
             ValueError: it is of another family.
         """
@@ -106,6 +109,9 @@ class ModelShape:
 
     def lora_parameters(self, rank: int) -> int:
         """Return the parameters of an adapter: rank x (inputs + outputs) of every linear layer.
+
+        Args:
+            rank: r of the adapter.
 
         >>> f"{SHAPES['Qwen/Qwen3-4B'].lora_parameters(16):,}"
         '33,030,144'
@@ -648,6 +654,11 @@ class Calls:
     tokens_out: float = 0
 
     def times(self, number: float) -> Calls:
+        """Return so many times the calls and tokens.
+
+        Args:
+            number: At least 0.
+        """
         return Calls(self.calls * number, self.tokens_in * number, self.tokens_out * number)
 
     def cost(self, price_in: float, price_out: float) -> float:
@@ -678,7 +689,11 @@ def asked_globally(questions: int, fraction: float) -> int:
 
 def changes(training: Training) -> Iterator[tuple[str, Training]]:
     """Yield single changes that make a run smaller, each with its name, the mildest first within
-    its kind."""
+    its kind.
+
+    Args:
+        training: What a run would train, and how.
+    """
     model = training.model
     for number in range(training.instances_per_update - 1, 0, -1):
         yield (

@@ -166,12 +166,20 @@ class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
         self.folder = folder
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the updates into a folder, such as that of the artefact "training_updates"."""
+        """Copy the updates into a folder, such as that of the artefact "training_updates".
+
+        Args:
+            folder: Made where it is missing.
+        """
         for number in self:
             shutil.copy2(update_file(self.folder, number), folder)
 
     def drop_after(self, update: int) -> None:
-        """Remove the updates after `update`, which a stopped run wrote after its checkpoint."""
+        """Remove the updates after `update`, which a stopped run wrote after its checkpoint.
+
+        Args:
+            update: Number of the last update that stays, from 0.
+        """
         for number in self:
             if number > update:
                 update_file(self.folder, number).unlink()

@@ -347,6 +347,9 @@ def train_manager(
 def torch_threads(number: int) -> Iterator[None]:
     """Let torch compute on this many CPU threads.
 
+    Args:
+        number: Threads, at least 1.
+
     Raises:
         ValueError: The number is less than 1.
     """

@@ -305,6 +305,9 @@ def reward_terms(
 def scheme_record(scheme: Scheme) -> str | dict[str, Any]:
     """Return how a run's settings record a scheme: a shipped one by its name, others in full.
 
+    Args:
+        scheme: A reward scheme or the name of a shipped one.
+
     >>> scheme_record("Fine-Mem"), scheme_record(RewardScheme("used", {"eara-used": 1.0}))["terms"]
     ('Fine-Mem', {'eara-used': 1.0})
     """

@@ -59,6 +59,9 @@ _TOO_SMALL = ("out of memory", "can't allocate memory", *map(str.lower, VLLM_HAS
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory of a device or of the machine was too small.
 
+    Args:
+        error: What was raised.
+
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(KeyError(1))
     (True, False)
     """
@@ -184,6 +187,9 @@ REPORTERS = {
 
 def can_report(report_to: str) -> bool:
     """Return whether a run can be reported there: "none", or a tracker that is installed.
+
+    Args:
+        report_to: Name of a tracker, as TRL knows it.
 
     >>> can_report("none"), can_report("paper")
     (True, False)

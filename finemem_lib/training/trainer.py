@@ -95,7 +95,11 @@ class UpdatePlayer:
         return tuple(scheme_weights(self.scheme, self.rewards))
 
     def weights(self, done: int) -> dict[str, float]:
-        """Return the weight of every logged term after `done` finished updates."""
+        """Return the weight of every logged term after `done` finished updates.
+
+        Args:
+            done: Finished updates.
+        """
         w1 = w1_at(done + 1, self.rewards.w1, self.w1_until)
         return scheme_weights(self.scheme, dataclasses.replace(self.rewards, w1=w1))
 
@@ -206,7 +210,11 @@ def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def as_columns(rows: Iterable[tuple[Terms, Step]]) -> list[dict[str, Any]]:
-    """Return TRL's input rows: the prompt's text and one column per reward term."""
+    """Return TRL's input rows: the prompt's text and one column per reward term.
+
+    Args:
+        rows: Reward terms and step of every row.
+    """
     return [{"prompt": step.prompt, **terms} for terms, step in rows]
 
 

@@ -126,7 +126,11 @@ def load_trainer_class(unsloth: bool = False) -> type[StepGRPO]:
 
 @functools.cache
 def trainer_class(unsloth: bool) -> type[StepGRPO]:
-    """Make the trainer class on TRL's present GRPOTrainer; see `load_trainer_class`."""
+    """Make the trainer class on TRL's present GRPOTrainer; see `load_trainer_class`.
+
+    Args:
+        unsloth: Whether Unsloth was imported and rewrote TRL's classes.
+    """
     from trl import GRPOTrainer  # type: ignore[attr-defined]  # TRL exports its names lazily
 
     # Unsloth computes log-probabilities its own way, without padding.
@@ -396,7 +400,11 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
 
     def training_step(self, *arguments: Any) -> torch.Tensor:
-        """Return TRL's loss of one part of the update, after it is found finite."""
+        """Return TRL's loss of one part of the update, after it is found finite.
+
+        Args:
+            arguments: TRL's own.
+        """
         loss: torch.Tensor = super().training_step(*arguments)
         self.check_finite("loss", loss)
         return loss

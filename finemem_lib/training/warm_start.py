@@ -118,7 +118,11 @@ class Demonstration:
         self._nearest: dict[tuple[int, int], int] = {}
 
     def add(self, token: str) -> int:
-        """Append a token, guided to the nearest person, verb and value; return its position."""
+        """Append a token, guided to the nearest person, verb and value; return its position.
+
+        Args:
+            token: A word of the vocabulary.
+        """
         position = len(self.ids)
         self.ids.append(_IDS[self.world][token])
         for head, place in self._nearest.items():
@@ -139,7 +143,11 @@ class Demonstration:
             self.guides.append((head, query, key))
 
     def add_sentence(self, sentence: Sentence) -> int:
-        """Append the words of a sentence; return the position of the first."""
+        """Append the words of a sentence; return the position of the first.
+
+        Args:
+            sentence: The sentence and its parts.
+        """
         start = len(self.ids)
         parts = {sentence.person: PERSON, sentence.verb: VERB, sentence.value: VALUE}
         for offset, word in enumerate(sentence.words):
@@ -442,6 +450,9 @@ _ATTRIBUTE_OF = {
 def slot_of(content: str) -> tuple[str, str] | None:
     """Return (person, attribute) of a sentence with the parts of a fact, `None` for others.
 
+    Args:
+        content: A sentence of the stream.
+
     >>> slot_of("Today dogs obey Mia"), slot_of("Once Mia saw Rome")
     (('Mia', 'pet'), None)
     """
@@ -700,7 +711,11 @@ def write_card(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, save, measure; the folder appears whole or not at all."""
+    """Train, save, measure; the folder appears whole or not at all.
+
+    Args:
+        arguments: The words after the command, by default those of this process.
+    """
     from transformers.utils import logging
 
     parser = argparse.ArgumentParser(
