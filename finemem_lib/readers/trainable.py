@@ -222,7 +222,11 @@ class TrainableReader:
         self._digest = None
 
     def save(self, path: Path) -> None:
-        """Write the weights and the optimizer's state."""
+        """Write the weights and the optimizer's state.
+
+        Args:
+            path: The file.
+        """
         import torch
 
         torch.save(
