@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from hypothesis import strategies as st
 
+from finemem_lib.data.planted import planted_stream
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.managers.scripted import RandomManager
 from finemem_lib.memory import FlatMemory
-from finemem_lib.reading import Inquiry, Reading, answer_questions
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.reading import Inquiry, Reading, answer_questions, reading_task
 from finemem_lib.retrieval import BM25Retriever
+from finemem_lib.scoring import score
 from finemem_lib.trajectory import AnsweredQuestion, Operation, Question, Trajectory
 from tests.helpers.memory_strategies import MEMORY_SETTINGS, STEPS, played
 
@@ -134,3 +140,29 @@ single = st.sampled_from([Echo(), Guess()]).flatmap(
     lambda agent: st.tuples(groups(agent=agent).map(lambda group: group[0]), st.just(agent))
 )
 """A trajectory and the agent that answered it; one of them scores even on an empty memory."""
+
+
+def from_nothing(agent: Echo, asked_: list[Question]) -> float:
+    """Return the mean score of the questions that can be scored, read from no item."""
+    readings = agent.read([reading_task(question, []) for question in asked_])
+    scores = known(
+        score(reading.answer, question.answers, question.data_source)
+        for question, reading in zip(asked_, readings, strict=True)
+    )
+    return math.fsum(scores) / len(scores) if scores else 0.0
+
+
+def group_of_two() -> list[Trajectory]:
+    good = recorded_steps(
+        [[insert("mia lives rome")], [Operation("SKIP")]], [HOME], chunk_scores=[1.0, 0.0]
+    )
+    bad = recorded_steps(
+        [[insert("buses")], [Operation("SKIP")]], [HOME], rollout=1, chunk_scores=[0.0, 0.0]
+    )
+    return [good, bad]
+
+
+def played_group() -> list[Trajectory]:
+    instance = planted_stream(5)
+    settings = RolloutSettings(num_generations=3, capacity=8)
+    return play([instance], RandomManager(), settings, reader_for([instance]), 1)[0]
