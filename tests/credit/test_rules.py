@@ -125,6 +125,7 @@ def test_no_rule_asks_for_more_than_its_card_says():
         "potential": len(probes) * t,
         "two-sided-evidence": n * len(group),
         "slot-price": n * len(group),
+        "operation-slot-price": n * len(group),
         "value-difference": n * t,
         "igpo": n * t,
         "delta-belief": n * t,
