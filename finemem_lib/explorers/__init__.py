@@ -8,6 +8,7 @@ from finemem_lib.explorers.display import is_live, show
 from finemem_lib.explorers.evidence import evidence_explorer, memory_player
 from finemem_lib.explorers.explorer import Control, Explorer
 from finemem_lib.explorers.live import Live
+from finemem_lib.explorers.state_mismatch import fork_explorer
 from finemem_lib.explorers.training import (
     LiveCurves,
     compare_rollouts,
@@ -24,6 +25,7 @@ __all__ = [
     "LiveCurves",
     "compare_rollouts",
     "evidence_explorer",
+    "fork_explorer",
     "is_live",
     "log_prob_change",
     "memory_player",

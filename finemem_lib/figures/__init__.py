@@ -51,6 +51,7 @@ from finemem_lib.figures.rollouts import (
     rollout_groups,
     step_terms,
 )
+from finemem_lib.figures.state_mismatch import agreement_by_step, fork_advantages
 from finemem_lib.figures.tokens import (
     ColouredCompletion,
     CompletionView,
@@ -70,6 +71,7 @@ __all__ = [
     "Term",
     "advantage_dumbbell",
     "advantage_heatmap",
+    "agreement_by_step",
     "arena_standings",
     "benchmark_accuracy",
     "change_view",
@@ -89,6 +91,7 @@ __all__ = [
     "evidence_sankey",
     "evidence_trail",
     "figure_table",
+    "fork_advantages",
     "formula_card",
     "gradient_map",
     "learning_curves",

@@ -1,4 +1,4 @@
-"""Predictions that are revealed and exercises that are checked, for notebooks 03 and 08.
+"""Predictions that are revealed and exercises that are checked, for notebooks 03, 08 and 10.
 
 The library computes the solutions when an answer is checked, and also the wrong answers that a
 diagnosis recognises; none is stored. A diagnosis repeats the learner's numbers and no others, so
@@ -96,6 +96,8 @@ REASONS = {
     "wrong.",
     "deletion": "without the deletion the answer is right; without the INSERT it is as wrong as "
     "before. The Owen values are {insert:g} and {delete:g}.",
+    "inherited": "the step itself added {effect:g} to its outcome, and among the rollouts with the "
+    "same memory its advantage is {within:+g}. The rest is what it inherited.",
 }
 """Why a value is what it is, by the name of the prediction."""
 

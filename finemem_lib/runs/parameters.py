@@ -634,6 +634,29 @@ class RulesDisagree(NotebookParameters):
     top_k: TopK = 2
 
 
+class PerStepGRPO(NotebookParameters):
+    """Notebook 09: one update of GRPO, all of it in the open."""
+
+    num_chunks: NumChunks = 3
+    num_generations: NumGenerations = 4
+    capacity: Capacity = 2
+    top_k: TopK = 3
+    learning_rate: LearningRate = 0.0015
+    kl_coef: KLCoef = 0.02
+
+
+class StateMismatch(NotebookParameters):
+    """Notebook 10: what rollouts with different memories may be compared for."""
+
+    share: Annotated[float, _within(0, 1, "share of the questions about step 1, by hand")] = 0.5
+    streams: Annotated[int, _within(1, 10_000, "planted streams that are played and measured")] = 12
+    num_chunks: NumChunks = 6
+    num_generations: NumGenerations = 8
+    capacity: Capacity = 0
+    top_k: TopK = 3
+    resamples: Resamples = 1000
+
+
 MODELS: dict[str, type[NotebookParameters]] = {
     model.__name__: model
     for model in (
@@ -645,6 +668,8 @@ MODELS: dict[str, type[NotebookParameters]] = {
         BenchmarkEvaluation,
         AblationsAndRobustness,
         RulesDisagree,
+        PerStepGRPO,
+        StateMismatch,
     )
 }
 """The models by name, as the metadata of notebooks name them."""

@@ -1,0 +1,324 @@
+"""May steps with different prompts share a group? How well an advantage follows what a step did.
+
+At step 1 the rollouts of a group have seen the same prompt. Later each has a memory of its own, so
+that a difference of outcomes mixes what a step did with the state it inherited. `Fork` is the
+smallest example; `mismatch_rows` measures it on rollouts, step by step, with the remedies: compare
+equal states only (GiGPO), or play a step again and again from one shared state (LoGo-GRPO).
+
+Differs from the papers: of both only the local comparison is taken, without the advantage over the
+group that they add to it, and the re-rollouts of all steps start from the first rollout of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finemem_lib.advantages import ScaleRewards, group_relative
+from finemem_lib.credit.group import anchored_groups, states_seen
+from finemem_lib.credit.recorded import evidence_anchored_used
+from finemem_lib.credit.replay import Replayer
+from finemem_lib.evaluation.intervals import expanded_level, percentile_ends
+from finemem_lib.managers.protocol import Completion, MemoryManager, Observation
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.reading import ReasoningAgent
+from finemem_lib.rewards import outcome_reward
+from finemem_lib.seeds import stable_seed
+from finemem_lib.trajectory import Instance, InvalidOperation, Step, Trajectory
+
+COMPARISONS = (
+    "all rollouts, outcome",
+    "all rollouts, used items",
+    "equal states only",
+    "re-rollouts from one state",
+)
+"""Ways to compare a step: over all rollouts, by the outcome or by the evidence of what the reader
+used; among the rollouts in the same state; among rollouts played again from one state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Four rollouts of two steps: each step stores its fact or not, in all combinations.
+
+    A share of the questions asks for the first fact, the rest for the second. A fact that is in
+    memory is answered.
+
+    Attributes:
+        share: Share of the questions that ask for the fact of step 1, in [0, 1].
+
+    >>> fork = Fork(0.75)
+    >>> fork.outcomes, fork.compared, fork.within_state, fork.effects
+    ([1.0, 0.75, 0.25, 0.0], [0.5, 0.25, -0.25, -0.5], [0.125, -0.125, 0.125, -0.125], \
+[0.25, 0.0, 0.25, 0.0])
+    """
+
+    share: float
+
+    STORED = ((1, 1), (1, 0), (0, 1), (0, 0))
+    """Whether each rollout stored the fact of step 1, and that of step 2."""
+
+    @property
+    def outcomes(self) -> list[float]:
+        """The outcome of each rollout."""
+        return [self.share * first + (1 - self.share) * second for first, second in self.STORED]
+
+    @property
+    def effects(self) -> list[float]:
+        """What step 2 did in each rollout: its outcome less that without step 2."""
+        return [(1 - self.share) * second for _, second in self.STORED]
+
+    @property
+    def compared(self) -> list[float]:
+        """The advantage of step 2 over all rollouts, not scaled."""
+        return _centred(self.outcomes)
+
+    @property
+    def within_state(self) -> list[float]:
+        """The advantage of step 2 among the two rollouts with the same memory, not scaled."""
+        outcomes = self.outcomes
+        return _centred(outcomes[:2]) + _centred(outcomes[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One step as one comparison sees it.
+
+    Attributes:
+        comparison: One of `COMPARISONS`.
+        instance_id: The instance that was played.
+        step: From 1 to T.
+        advantage: Relative to what the comparison compares with.
+        effect: r_global less that of the memory that the other steps leave.
+        alone: Whether there was nothing to compare with.
+    """
+
+    comparison: str
+    instance_id: str
+    step: int
+    advantage: float
+    effect: float
+    alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well the advantages of a comparison follow the effects, at one step.
+
+    Attributes:
+        comparison: One of `COMPARISONS`.
+        step: From 1 to T.
+        value: Correlation of advantage and effect within instances; `None` where one is constant.
+        low, high: Ends of its interval over instances, `None` where there is none.
+        alone: Share of the rollouts that had nothing to be compared with.
+    """
+
+    comparison: str
+    step: int
+    value: float | None
+    low: float | None
+    high: float | None
+    alone: float
+
+
+class FromState:
+    """Repeats what was recorded up to a step, then lets a manager act.
+
+    Args:
+        manager: Acts from the step on.
+        recorded: The trajectory to repeat, by instance.
+        step: The first step that is not repeated.
+    """
+
+    def __init__(
+        self, manager: MemoryManager, recorded: Mapping[str, Trajectory], step: int
+    ) -> None:
+        self.manager = manager
+        self.recorded = recorded
+        self.step = step
+        self.name = manager.name
+        self.settings = manager.settings
+
+    def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
+        """Return the recorded completions before the step, the manager's own from there on.
+
+        Args:
+            observations: What is seen at this step, one per rollout.
+            seed: Seed of every random choice; the step counts too, so that no two shared states
+                are played on alike.
+        """
+        if observations[0].step >= self.step:
+            return self.manager.act(observations, stable_seed(seed, "from", self.step))
+        return [
+            _completion(self.recorded[one.instance.instance_id].steps[one.step - 1])
+            for one in observations
+        ]
+
+
+def mismatch_rows(
+    instances: Sequence[Instance],
+    manager: MemoryManager,
+    settings: RolloutSettings,
+    agent: ReasoningAgent,
+    seed: int,
+    scale_rewards: ScaleRewards = "group",
+) -> list[Compared]:
+    """Play instances and return every step as every comparison sees it.
+
+    The re-rollouts take ``(T - 1) / 2`` times the steps of the rollouts themselves: those of step
+    1, where all start alike, are the rollouts.
+
+    Args:
+        instances: Of equal length, with ids that differ.
+        manager: Plays them.
+        settings: How they are played.
+        agent: Answers the questions.
+        seed: Every random choice follows from it.
+        scale_rewards: As in `advantages.group_relative`.
+
+    Raises:
+        ValueError: As `rollout.play` and `counterfactual.step_leave_one_out`.
+    """
+    groups = play(instances, manager, settings, agent, seed)
+    num_steps = groups[0][0].num_steps
+    first = {group[0].instance_id: group[0] for group in groups}
+    again = {1: groups} | {
+        step: play(instances, FromState(manager, first, step), settings, agent, seed)
+        for step in range(2, num_steps + 1)
+    }
+    rows = []
+    for place, group in enumerate(groups):
+        outcome = group_relative([[outcome_reward(one)] for one in group], scale_rewards)
+        used = group_relative(
+            [evidence_anchored_used(one, beta=1.0) for one in group], scale_rewards
+        )
+        local = [
+            anchored_groups(one, group=group, gamma=1.0, scale_rewards=scale_rewards)
+            for one in group
+        ]
+        states = list(zip(*map(states_seen, group), strict=True))
+        for step in range(1, num_steps + 1):
+            effects = _effects(group, step, agent)
+            alike = states[step - 1]
+            for number, (whole, effect) in enumerate(zip(outcome, effects, strict=True)):
+                anchored, shared = local[number][step - 1], whole[0]
+                values = {
+                    COMPARISONS[0]: shared,
+                    COMPARISONS[1]: used[number][step - 1],
+                    COMPARISONS[2]: None
+                    if anchored is None or shared is None
+                    else anchored - shared,
+                }
+                alone = {COMPARISONS[2]: alike.count(alike[number]) == 1}
+                rows += _rows(group, step, values, effect, alone)
+            replayed = again[step][place]
+            fresh = group_relative([[outcome_reward(one)] for one in replayed], scale_rewards)
+            for row, effect in zip(fresh, _effects(replayed, step, agent), strict=True):
+                rows += _rows(replayed, step, {COMPARISONS[3]: row[0]}, effect, {})
+    return rows
+
+
+def agreements(
+    rows: Sequence[Compared], resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> list[Agreement]:
+    """Return how well every comparison follows the effects, step by step.
+
+    Advantage and effect are deviations from the means of the instance at the step. The interval is
+    the bootstrap's over instances.
+
+    Args:
+        rows: As `mismatch_rows` returns them.
+        resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+        level: Coverage of the intervals.
+    """
+    found = []
+    keys = dict.fromkeys((row.comparison, row.step) for row in rows)
+    for comparison, step in sorted(keys, key=lambda key: (COMPARISONS.index(key[0]), key[1])):
+        those = [row for row in rows if (row.comparison, row.step) == (comparison, step)]
+        sums = np.array(
+            [
+                _moments([r for r in those if r.instance_id == name])
+                for name in sorted({row.instance_id for row in those})
+            ]
+        )
+        value = _correlation(sums.sum(axis=0))
+        low = high = None
+        if value is not None and len(sums) > 1:
+            draw = np.random.default_rng(stable_seed(seed, comparison, step))
+            picked = sums[draw.integers(len(sums), size=(resamples, len(sums)))].sum(axis=1)
+            drawn = [one for one in map(_correlation, picked) if one is not None]
+            ends = percentile_ends(np.array(drawn), expanded_level(level, len(sums)))
+            low, high = map(float, ends)
+        alone = sum(row.alone for row in those) / len(those)
+        found.append(Agreement(comparison, step, value, low, high, alone))
+    return found
+
+
+def _rows(
+    group: Sequence[Trajectory],
+    step: int,
+    advantages: Mapping[str, float | None],
+    effect: float | None,
+    alone: Mapping[str, bool],
+) -> list[Compared]:
+    """Return the rows of one step of one rollout; what could not be scored has none."""
+    return [
+        Compared(name, group[0].instance_id, step, value, effect, alone.get(name, False))
+        for name, value in advantages.items()
+        if value is not None and effect is not None
+    ]
+
+
+def _effects(group: Sequence[Trajectory], step: int, agent: ReasoningAgent) -> list[float | None]:
+    """Return r_global less that of the memory that all steps but one leave, per rollout."""
+    effects: list[float | None] = []
+    for one in group:
+        outcome = outcome_reward(one)
+        questions = [answered.question for answered in one.questions if answered.score is not None]
+        [scores] = Replayer(one, agent).scores(questions, [frozenset({step})])
+        known = [score for score in scores if score is not None]
+        effects.append(
+            None if outcome is None or not known else outcome - math.fsum(known) / len(known)
+        )
+    return effects
+
+
+def _completion(step: Step) -> Completion:
+    """Return a recorded completion as the manager returned it."""
+    operations = tuple(
+        InvalidOperation(outcome.reason or "", outcome.raw or "")
+        if outcome.operation is None
+        else outcome.operation
+        for outcome in step.outcomes
+    )
+    return Completion(
+        step.completion,
+        operations,
+        step.prompt,
+        step.prompt_ids,
+        step.completion_ids,
+        step.logprobs,
+        step.prompt_truncated_tokens,
+        step.prompt_omitted_items,
+    )
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    return [value - math.fsum(values) / len(values) for value in values]
+
+
+def _moments(rows: Sequence[Compared]) -> tuple[float, float, float]:
+    """Return the sums of squares and products of advantage and effect around their means."""
+    x = np.array([row.advantage for row in rows])
+    y = np.array([row.effect for row in rows])
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ x), float(y @ y), float(x @ y)
+
+
+def _correlation(sums: Any) -> float | None:
+    xx, yy, xy = map(float, sums)
+    return None if min(xx, yy) <= 1e-12 else xy / math.sqrt(xx * yy)

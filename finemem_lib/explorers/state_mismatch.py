@@ -1,0 +1,37 @@
+"""Explorer of the state mismatch: four rollouts, and a slider for what the questions ask."""
+
+from __future__ import annotations
+
+from finemem_lib.evaluation.state_mismatch import Fork
+from finemem_lib.explorers.explorer import Control, Explorer, Views
+from finemem_lib.figures.state_mismatch import fork_advantages
+
+SHARES = 8
+"""Parts that the slider divides the questions into."""
+
+
+def fork_explorer(share: float = 0.5) -> Explorer:
+    """Return the explorer of a fork: what step 2 did, and the advantages it gets.
+
+    Args:
+        share: Share of the questions about step 1 at first, in [0, 1]; the slider's nearest.
+    """
+
+    def build(share: float) -> Views:
+        return {"fork": fork_advantages(Fork(share))}
+
+    shares = [number / SHARES for number in range(SHARES + 1)]
+    return Explorer(
+        "One step, two states",
+        (
+            Control(
+                "share",
+                "questions about step 1",
+                [(f"{value:.1%}".replace(".0%", "%"), value) for value in shares],
+                min(shares, key=lambda value: abs(value - share)),
+                kind="slider",
+                static=True,
+            ),
+        ),
+        build,
+    )
