@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,8 @@ class Figure(_Model):
         file: The text, a path from the repository's root.
         text: The figure and what stands with it, as it stands there.
         source: Name of a source.
-        row: Fields of the one row that it comes from.
+        row: Fields of the one row that it comes from; its "table" is "standings" or "comparisons"
+            of an arena, or "credit truth".
         written: How the row's fields are written, such as ``"{value:.2f} [{low:.2f}]"``.
     """
 
@@ -232,13 +233,15 @@ def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str
 @functools.cache
 def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
     """Return the rows of a source's table as dictionaries."""
-    rows: list[Any] = []
+    tables: dict[str, Iterable[Any]] = {}
     if source.kind == "credit truth":
-        rows += read_table(root / source.rows)
+        tables["credit truth"] = read_table(root / source.rows)
     else:
         of = arena(read_rows(root / source.rows), load_design(root / (source.design or "")))
-        rows += [*of.standings, *of.comparisons]
-    return [dataclasses.asdict(row) for row in rows]
+        tables |= {"standings": of.standings, "comparisons": of.comparisons}
+    return [
+        {"table": name, **dataclasses.asdict(row)} for name, rows in tables.items() for row in rows
+    ]
 
 
 def ledger_command(options: argparse.Namespace) -> int:
