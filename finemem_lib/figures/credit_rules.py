@@ -360,10 +360,15 @@ def _clear_sign(row: Row | None) -> int:
     return 1 if known(row.value) > 0 else -1
 
 
+LISTED = 4
+"""Most names in a caption; all of them are in `PRIVILEGED`."""
+
+
 def _not_comparable(truth: Truth) -> str:
-    return (
-        f"Not comparable, because they know the truth or the exam: {'; '.join(PRIVILEGED[truth])}."
-    )
+    names = list(PRIVILEGED[truth])
+    if len(names) > LISTED:
+        names[LISTED:] = [f"and {len(names) - LISTED} others"]
+    return f"Not comparable, because they know the truth or the exam: {'; '.join(names)}."
 
 
 def _log_calls(calls: float) -> float:
