@@ -334,7 +334,8 @@ def arena_notes(of: Arena) -> list[str]:
         f"{planned - len(of.missing)} of {planned} cells have a row; missing: "
         f"{'; '.join(gaps) or 'none'}.",
         f"Intervals ({of.level:.0%}) are over seeds, then streams within each seed. Rules are "
-        "compared in pairs on the seeds that both have.",
+        "compared in pairs on the seeds that both have, and ranked over those that all rules of a "
+        "regime have.",
         f'"Beaten by" names rules with a greater mean and p < {1 - of.level:.2g} after Holm\'s '
         f"correction over {len(of.comparisons)} comparisons"
         + (f", one family for each {apart}" if apart else "")
@@ -398,19 +399,23 @@ def leaders(of: Arena, regime: str, others: int = 3) -> list[str]:
 def limits(of: Arena, results: Iterable[CellResult]) -> list[str]:
     """Return in sentences what no variant achieves.
 
-    The first says whether one variant is best everywhere; then each regime's best variant in the
-    first primary measure, how far from 1 it stays, and the edits that go with it: noise and other
-    wrong edits that the sampled manager still makes.
+    The first says whether one variant has the greatest mean everywhere, each over the seeds that it
+    has; then each regime's best variant in the first primary measure, how far from 1 it stays, and
+    the edits that go with it: noise and other wrong edits that the sampled manager still makes.
 
     Args:
         of: what `arena` returned.
         results: the rows behind it.
     """
     measure = of.design.primary[0]
-    best = [one for one in of.standings if one.measure == measure and one.rank == 1]
+    by_regime: defaultdict[str, list[Standing]] = defaultdict(list)
+    for one in of.standings:
+        if one.measure == measure:
+            by_regime[one.regime].append(one)
+    best = [max(some, key=lambda one: one.value) for some in by_regime.values()]
     names = list(dict.fromkeys(one.variant for one in best))
     sentences = [
-        f"{names[0]} has the greatest mean in every regime."
+        f"{names[0]} has the greatest mean in every regime, each rule over the seeds that it has."
         if len(names) == 1
         else "No rule has the greatest mean in every regime: "
         + "; ".join(f"{one.regime} {one.variant}" for one in best)
