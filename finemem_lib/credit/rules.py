@@ -418,8 +418,9 @@ def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     >>> from finemem_lib import worked_example
     >>> assign("eara", worked_example()).credit
     (0.21875, 0.09375, 0.34375, 0.09375)
-    >>> assign("csr", worked_example())
-    Assigned(rule='csr', credit=(1.0, None, 0.5, 0.0), calls_asked=4, calls_made=3, calls_played=3)
+    >>> found = assign("csr", worked_example())
+    >>> found.credit, found.calls_asked, found.calls_made, found.calls_played
+    ((1.0, None, 0.5, 0.0), 4, 3, 3)
     >>> assign("owen", worked_example())
     Traceback (most recent call last):
     ...

@@ -17,11 +17,13 @@ import pytest
 from finemem_lib import explorers, figures
 from finemem_lib.cli import report
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
+from finemem_lib.evaluation.state_mismatch import COMPARISONS, Agreement, Fork
+from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.tables import ACCURACIES, table
 from finemem_lib.explorers.explorer import Explorer
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME
 from tests.helpers.browser import opened
-from tests.helpers.experiment_samples import grid
+from tests.helpers.experiment_samples import arena_design, arena_results, grid
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.rollout_samples import Spelling, make_training_figures, rollouts
 from tests.helpers.run_samples import make_bare_run, notebook_entry
@@ -85,6 +87,13 @@ def views(poison: str = "") -> dict[str, Any]:
         for place in ("all", *itertools.chain(*REGIMES.values()))
         for rule in ("a", "b")
     ]
+    names = [f"{poison}a", f"{poison}b"]
+    design = arena_design(
+        baselines=names[:1],
+        variants={name: {"scheme": "outcome-only"} for name in names},
+        regimes={f"{poison}short": {"capacity": 12}},
+    )
+    judged = arena(arena_results(design, {names[1]: 0.2}), design)
     texts = tuple(f"{poison}{word}" for word in ("a", "b", "", "d"))
     made = (
         make_figures(poison)
@@ -108,6 +117,12 @@ def views(poison: str = "") -> dict[str, Any]:
             "differences_by_regime": figures.differences_by_regime(credit, "causal"),
             "credit_per_call": figures.credit_per_call(credit, "causal"),
             "credit_measures": figures.credit_measures(credit),
+            "arena_standings": figures.arena_standings(judged),
+            "noise_price_and_end": figures.noise_price_and_end(judged, "accuracy, greedy"),
+            "fork_advantages": figures.fork_advantages(Fork(0.75)),
+            "agreement_by_step": figures.agreement_by_step(
+                [Agreement(COMPARISONS[0], step, 0.5, 0.4, 0.6, 0.0) for step in (1, 2)]
+            ),
             "completion_view": figures.completion_view(
                 [figures.ColouredCompletion(f"{poison}step 1", texts, (1.0, -0.5, None, 0.0))],
                 "advantage A",
@@ -129,6 +144,8 @@ NO_TEXT = {
     "what_if: advantages",
     "training_explorer: run",
     "training_explorer: rollout",
+    "fork_advantages",
+    "agreement_by_step",
 }
 """Views that show numbers alone."""
 
