@@ -82,6 +82,9 @@ class ParameterError(ValueError):
         self.problems = problems
 
 
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="every random choice follows from it")]
+
+
 class NotebookParameters(BaseModel):
     """The parameters of one notebook, checked; subclasses add fields to these two.
 
@@ -94,9 +97,7 @@ class NotebookParameters(BaseModel):
     run_id: Annotated[str, Field(description="folder under data/runs that the notebooks share")] = (
         "notebook"
     )
-    seed: Annotated[
-        int, Field(ge=0, le=2**32 - 1, description="every random choice follows from it")
-    ] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Self:
@@ -637,9 +638,10 @@ class RulesDisagree(NotebookParameters):
 class PerStepGRPO(NotebookParameters):
     """Notebook 09: one update of GRPO, all of it in the open."""
 
+    seed: Seed = 30  # here completions differ in length, and every rule pays other steps
     num_chunks: NumChunks = 3
     num_generations: NumGenerations = 4
-    capacity: Capacity = 2
+    capacity: Capacity = 3
     top_k: TopK = 3
     learning_rate: LearningRate = 0.0015
     kl_coef: KLCoef = 0.02

@@ -10,10 +10,16 @@ from tests.helpers.paths import SHARED_DATA
 pytestmark = pytest.mark.notebook
 
 
+SMALL_LESSON = ["10.streams=2"]
+"""Of a notebook that the default profile leaves out."""
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return folder, finemem(folder, "--run-id", "base", *settings(SMALL))
+    return folder, finemem(
+        folder, "--run-id", "base", "--notebooks", "01-10", *settings([*SMALL, *SMALL_LESSON])
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,11 +33,15 @@ def small_run(tmp_path_factory):
         ("06", "capacity=2", "accuracy_insert_all"),
         ("07", "07.held_out=3", "accuracy_outcome_only"),
         ("08", "top_k=1", "eara_on_true_steps"),
+        ("09", "09.learning_rate=0.003", "loss_second_update"),
+        ("10", "10.num_generations=3", "alone_at_last_step"),
     ],
 )
 def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, change, metric):
     folder, base = small_run
-    small = [value for value in SMALL if value.split("=")[0] in DECLARED[notebook]]
+    small = [
+        value for value in (*SMALL, *SMALL_LESSON) if value.split("=")[0] in DECLARED[notebook]
+    ]
     changed = finemem(
         folder,
         "--run-id",
@@ -59,6 +69,8 @@ DECLARED = {
     },
     "06": {"resamples"},
     "08": set(),
+    "09": {"num_chunks"},
+    "10": {"num_chunks", "resamples", "10.streams"},
     "07": {
         "resamples",
         "07.updates",
