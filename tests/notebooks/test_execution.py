@@ -34,7 +34,7 @@ def small_run(tmp_path_factory):
         ("07", "07.held_out=3", "accuracy_outcome_only"),
         ("08", "top_k=1", "eara_on_true_steps"),
         ("09", "09.learning_rate=0.003", "loss_second_update"),
-        ("10", "10.num_generations=3", "alone_at_last_step"),
+        ("10", "10.num_generations=3", "last_step_all_rollouts_outcome"),
     ],
 )
 def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, change, metric):
