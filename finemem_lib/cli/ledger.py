@@ -23,7 +23,7 @@ from finemem_lib.evaluation.credit_truth import read_table
 from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_card, read_rows
-from finemem_lib.util.console import print_table
+from finemem_lib.util.console import UsageError, print_table
 from finemem_lib.util.provenance import repository_root
 from finemem_lib.util.yaml_files import read_yaml
 
@@ -194,7 +194,7 @@ def check(ledger: Ledger, root: Path) -> list[str]:
             wrong.append(
                 f"{where}: {len(rows)} rows of {figure.source} are {figure.row}, expected 1"
             )
-        elif (now := figure.written.format(**rows[0])) != figure.text:
+        elif (now := _written(figure, rows[0])) != figure.text:
             wrong.append(f"{where}, but {figure.source} gives {now!r}")
         if figure.text not in prose(root / figure.file):
             wrong.append(f"{where} does not stand there any more; take it out of the ledger")
@@ -217,6 +217,14 @@ def prose(path: Path) -> str:
         text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     text = re.sub(r"```.*?```|`[^`\n]*`|\$[^$\n]*\$|<!--.*?-->", " ", text, flags=re.DOTALL)
     return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
+
+
+def _written(figure: Figure, row: Mapping[str, Any]) -> str:
+    """Return the figure as its row gives it."""
+    try:
+        return figure.written.format(**row)
+    except (KeyError, TypeError, ValueError):  # a field that is missing, or not measured
+        return f"{figure.written} of {row}"
 
 
 def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str]]:
@@ -251,12 +259,15 @@ def ledger_command(options: argparse.Namespace) -> int:
         options: The command line, with "check" and "json".
 
     Raises:
-        ValueError: The ledger, rows or a card cannot be read.
+        UsageError: The ledger, rows or a card cannot be read.
     """
     root = repository_root()
-    ledger = load_ledger(root)
-    wrong = check(ledger, root) if options.check else []
-    origins = {name: origin(source, root) for name, source in ledger.sources.items()}
+    try:
+        ledger = load_ledger(root)
+        wrong = check(ledger, root) if options.check else []
+        origins = {name: origin(source, root) for name, source in ledger.sources.items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if options.json:
         figures = [
             one.model_dump() | {"origin": origins[one.source].model_dump()}

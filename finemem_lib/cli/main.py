@@ -274,7 +274,7 @@ def _add_sweep(commands: Any) -> None:
     )
     sweep.add_argument(
         "--seeds",
-        type=lambda text: [int(seed) for seed in text.split(",")],
+        type=_whole_numbers,
         metavar="N[,N]",
         help="only cells of these seeds",
     )
@@ -284,6 +284,15 @@ def _add_sweep(commands: Any) -> None:
     sweep.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the cells (extra dask)"
     )
+
+
+def _whole_numbers(text: str) -> list[int]:
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.40}, expected whole numbers with commas between them, such as 20,21"
+        )
+    return [int(number) for number in numbers]
 
 
 def _seconds(text: str) -> float:

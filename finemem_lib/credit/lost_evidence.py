@@ -229,17 +229,8 @@ def slot_price(
         ValueError: As `valued_losses`, or `smoothing` is out of range.
     """
     need_questions(trajectory)
-    price = slot_price_measures(
-        trajectory,
-        agent=agent,
-        group=group,
-        batch=batch,
-        previous=previous,
-        per=per,
-        over=over,
-        smoothing=smoothing,
-    )["price"]
     update = _update(trajectory, group, batch)
+    price = _price(trajectory, update, agent, previous, per, over, smoothing)
     overflowed = _valued(update, agent)[_key(trajectory)].evictions > 0
     units = (
         _units(trajectory, per) if per != "eviction" or overflowed else [0] * len(trajectory.steps)
@@ -284,17 +275,9 @@ def operation_slot_price(
         ValueError: As `slot_price`.
     """
     need_questions(trajectory)
-    price = slot_price_measures(
-        trajectory,
-        agent=agent,
-        group=group,
-        batch=batch,
-        previous=previous,
-        per=per,
-        over=over,
-        smoothing=smoothing,
-    )["price"]
-    lost = _valued(_update(trajectory, group, batch), agent)[_key(trajectory)]
+    update = _update(trajectory, group, batch)
+    price = _price(trajectory, update, agent, previous, per, over, smoothing)
+    lost = _valued(update, agent)[_key(trajectory)]
     if outcome_reward(trajectory) is None:
         return OperationCredit([[None] * len(step.outcomes) or [None] for step in trajectory.steps])
     charged = per != "eviction" or lost.evictions > 0
@@ -343,9 +326,21 @@ def slot_price_measures(
     Raises:
         ValueError: As `slot_price`.
     """
+    update = _update(trajectory, group, batch)
+    return {"price": _price(trajectory, update, agent, previous, per, over, smoothing)}
+
+
+def _price(
+    trajectory: Trajectory,
+    update: CachedUpdate,
+    agent: ReasoningAgent,
+    previous: Mapping[str, float] | None,
+    per: Per,
+    over: Over,
+    smoothing: float,
+) -> float:
     if not 0 <= smoothing < 1:
         raise ValueError(f"slot price: smoothing is {smoothing!r}, expected at least 0 and below 1")
-    update = _update(trajectory, group, batch)
     valued = _valued(update, agent)
     own = next(some for some in update if any(_key(one) == _key(trajectory) for one in some))
     among: Iterable[Trajectory] = (
@@ -362,7 +357,7 @@ def slot_price_measures(
     place = {"trajectory": _key(trajectory), "group": trajectory.instance_id, "update": None}[over]
     now = update.once(("price", agent.settings, per, over, place), price)
     before = now if previous is None else previous["price"]
-    return {"price": smoothing * before + (1 - smoothing) * now}
+    return smoothing * before + (1 - smoothing) * now
 
 
 def _units(trajectory: Trajectory, per: Per) -> list[int]:

@@ -27,6 +27,7 @@ are halved again and again. These are the rules carried over, not reproductions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -319,7 +320,7 @@ RULES: dict[str, Rule] = {
         ("used items",),
         "n",
         unit="operation",
-        measures=slot_price_measures,
+        measures=functools.partial(slot_price_measures, per="eviction"),  # the rule's own default
     ),
     "value-difference": Rule(
         value_difference,

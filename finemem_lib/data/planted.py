@@ -4,10 +4,10 @@ Each chunk mixes fact sentences about people with noise sentences. A fact fills 
 attribute) or changes it; a question asks for the latest value of a slot, so the step that wrote
 that value is the step that truly earned the answer. Sentences are short.
 
-There are two worlds. In the plain one noise can be told from fact by its first word, because a
-causal copier of a few layers chooses a sentence by that word, and every question asks for one slot.
-In the paraphrased one facts and noise begin alike and take the same word orders, so that only the
-verb tells them apart, and some questions ask for the slots of two people at once.
+There are two worlds. In the plain world the first word of a sentence separates noise from facts,
+for a causal copier of a few layers chooses a sentence by that word; every question asks for one
+slot. In the paraphrased world facts and noise share their first words and word orders, only the
+verb separates them, and some questions ask for the slots of two people.
 """
 
 from __future__ import annotations

@@ -530,9 +530,11 @@ def _price(
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
     """Return what the advantage of the cell's scheme paid per stored fact and noise sentence.
 
-    Nothing where a rule asks a reader that has learned since.
+    Nothing where a rule asks a reader that has learned since, or where the scheme credits
+    operations, so that a step has no single advantage.
     """
-    if cell.learns != "manager" and scheme_of(cell.scheme).rules:
+    scheme = scheme_of(cell.scheme)
+    if scheme.operations or (cell.learns != "manager" and scheme.rules):
         return {}
     by_id = {instance.instance_id: instance for instance in instances}
     weights = scheme_weights(cell.scheme, cell.rewards)

@@ -2,8 +2,8 @@
 
 Differs from the paper: Fine-Mem (arXiv 2601.08435) freezes its reasoning agent and leaves learning
 it together with the manager open. This one is small enough to learn in the same loop: a linear
-scorer of a few thousand weights over hashed word pairs. It starts without knowing which verb
-answers which question, which `extractive.reader_for` is told.
+scorer of a few thousand weights over hashed word pairs. It has to learn which verb answers which
+question; the reader of `extractive.reader_for` gets these verbs as synonyms.
 
 PyTorch is imported when a reader is made.
 """

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from finemem_lib.cli import ledger
+from finemem_lib.cli import ledger, main
 from finemem_lib.evaluation.credit_truth import read_table
 from finemem_lib.util.provenance import repository_root
 
@@ -66,6 +66,12 @@ def test_a_wrong_figure_is_noticed(checkout):
     assert len(wrong(checkout)) == 1 and ", but truth gives " in wrong(checkout)[0]
 
 
+def test_a_figure_of_what_the_row_does_not_hold_is_noticed(checkout):
+    file = checkout / "data" / "ledger.yaml"
+    file.write_text(file.read_text().replace("{value:.2f}", "{median:.2f}"))
+    assert "but truth gives" in wrong(checkout)[0]
+
+
 def test_a_figure_without_an_entry_is_noticed(checkout):
     readme = checkout / "README.md"
     readme.write_text(readme.read_text() + "It takes 12 s, on 97.5 % of the streams.\n")
@@ -92,6 +98,12 @@ def test_changed_rows_are_noticed(checkout):
     ledger._rows.cache_clear()
     assert "0 rows of truth are" in wrong(checkout)[0]
     ledger._rows.cache_clear()
+
+
+def test_the_command_says_in_a_line_what_cannot_be_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ledger, "repository_root", lambda: tmp_path)
+    assert main.main(["ledger", "--check"]) == 2
+    assert "ledger.yaml: cannot be read" in capsys.readouterr().err
 
 
 def test_what_is_no_ledger_is_refused(tmp_path):

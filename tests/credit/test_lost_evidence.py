@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -168,14 +169,29 @@ def test_the_laws_of_both_rules_on_played_rollouts(seed, capacity):
     for one, credit, found in zip(flat, credited, lost, strict=True):
         value = math.fsum(part for _, part in found.values)
         assert sum(credit) == pytest.approx(outcome_reward(one) - value)
-        assert found.evictions == sum(len(step.delta.evicted) for step in one.steps) or any(
-            len(step.outcomes) > 1 for step in one.steps
-        )
+        applied = Counter(o.operation.kind for s in one.steps for o in s.outcomes if o.applied)
+        left = len(one.final_memory())
+        assert found.evictions == applied["INSERT"] - applied["DELETE"] - left
     evicted = sum(v for one in lost for loss, v in one.values if loss.how == "evicted")
     paid = math.fsum(value for group in priced.credit for credit in group for value in credit)
     assert paid == pytest.approx(sum(map(outcome_reward, flat)) - evicted)
     asked_again = sum(score.score < 1 for one in flat for score in one.questions)
     assert priced.calls_asked <= asked_again
+
+
+@pytest.mark.parametrize(
+    ("rule", "per"), [("slot-price", "write"), ("operation-slot-price", "eviction")]
+)
+def test_the_price_that_is_logged_is_the_price_that_is_charged(rule, per):
+    """So that smoothing mixes prices of one unit: the measures go into the next update."""
+    lossy = recorded(PUSHED_OUT, [failed(HOME), FOUND_PET], capacity=2)
+    logged = credit_update(rule, [[lossy]], agent=AGENT).measures
+    assert logged == slot_price_measures(lossy, agent=AGENT, per=per)
+    assert logged["price"] == pytest.approx({"write": 1 / 6, "eviction": 1 / 2}[per])
+    [[first]] = credit_update(rule, [[lossy]], agent=AGENT).credit
+    half = {"previous": logged, "smoothing": 0.5}
+    [[again]] = credit_update(rule, [[lossy]], agent=AGENT, **half).credit
+    assert list(again) == list(first)
 
 
 def test_without_a_limit_the_price_is_zero_and_the_credit_is_the_evidence():

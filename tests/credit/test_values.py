@@ -141,7 +141,7 @@ def test_soft_scores_need_an_agent_that_gives_them_before_any_work(monkeypatch):
 
 
 def test_hindsight_weakens_what_the_outcome_does_not_support_by_hand():
-    # Rome is told, pushed out by the pets, and told again; the pets are lost in the end.
+    # The memory stores Rome, evicts it for the pets, and stores it again, which evicts the pets.
     one = recorded_steps(
         [
             [insert("mia lives rome")],

@@ -549,6 +549,9 @@ def test_sweep_trains_the_regimes_and_seeds_that_are_named_and_keeps_the_rest(tm
     }
     assert main.main([*command, "--regimes", "presure"]) == 2
     assert "--regimes has 'presure', expected some of no limit, pressure" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main.main([*command, "--seeds", "one"])
+    assert "'one', expected whole numbers" in capsys.readouterr().err
 
 
 def test_sweep_refuses_a_missing_design(tmp_path, capsys):
