@@ -341,6 +341,11 @@ def _price(
 ) -> float:
     if not 0 <= smoothing < 1:
         raise ValueError(f"slot price: smoothing is {smoothing!r}, expected at least 0 and below 1")
+    if smoothing and over != "update":
+        raise ValueError(
+            f"slot price: smoothing is {smoothing!r} with over={over!r}, expected over='update': "
+            "a record holds one price; leave smoothing out, or estimate over the update"
+        )
     valued = _valued(update, agent)
     own = next(some for some in update if any(_key(one) == _key(trajectory) for one in some))
     among: Iterable[Trajectory] = (

@@ -62,7 +62,7 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
         _dots(table, rules, MEASURE_NAMES[measure]),
         f"Credit rules against the {truth} truth, by regime",
         f"{_sense(measure)}. Best per slice: {best or 'nothing (0 variants)'}. "
-        f"{_not_comparable(truth)} {_intervals_note(table.values())}",
+        f"{_not_comparable(truth, rules)} {_intervals_note(table.values())}",
         f"Dot plots of {len(rules)} variants of credit rules in {len(REGIMES)} regimes of two "
         "slices each, with intervals.",
         max(360, 260 + 30 * len(rules)),
@@ -109,7 +109,7 @@ def differences_by_regime(
         f"{name[0].upper()}{name[1:]} less that of {BASELINE}; {'less' if sign < 0 else 'more'} is "
         f"better. Of {len(rules)} variants, with intervals that exclude 0 in all {len(places)} "
         f"slices, better: {'; '.join(wins[True]) or 'none'}. Worse: "
-        f"{'; '.join(wins[False]) or 'none'}. {_not_comparable(truth)} "
+        f"{'; '.join(wins[False]) or 'none'}. {_not_comparable(truth, rules)} "
         f"{_intervals_note(table.values())}",
         f"Dot plots of the differences of {len(rules)} variants of credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
@@ -211,8 +211,9 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
         fig,
         f"What a reader call buys, against the {truth} truth",
         f"{_sense(measure)}; calls are per trajectory, beyond those of the outcome; "
-        f"{'; '.join(best) or '0 variants were judged'}. {_not_comparable(truth)} Their markers "
-        f"are hollow. {_intervals_note(part)}",
+        f"{'; '.join(best) or '0 variants were judged'}. "
+        f"{_not_comparable(truth, [row.rule for row in part])} Their markers are hollow. "
+        f"{_intervals_note(part)}",
         f"Two dot plots with a line for each of {len(part)} variants of credit rules, the cheapest "
         f"on top: reader calls per trajectory, and {name} with intervals.",
         max(360, 190 + 26 * len(part)),
@@ -291,7 +292,8 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
         f"{' and '.join(MEASURE_NAMES[measure] for measure in LESS_IS_BETTER)}, more for all "
         "others. "
         + " ".join(
-            f"Best against the {truth} truth: {found or 'none'}. {_not_comparable(truth)}"
+            f"Best against the {truth} truth: {found or 'none'}. "
+            f"{_not_comparable(truth, [row.rule for row in order])}"
             for truth, found in best.items()
         )
         + f" {_intervals_note(row for table in tables.values() for row in table.values())}",
@@ -364,11 +366,13 @@ LISTED = 4
 """Most names in a caption; all of them are in `PRIVILEGED`."""
 
 
-def _not_comparable(truth: Truth) -> str:
-    names = list(PRIVILEGED[truth])
+def _not_comparable(truth: Truth, rules: Iterable[str]) -> str:
+    shown = set(rules)
+    names = [rule for rule in PRIVILEGED[truth] if rule in shown]
     if len(names) > LISTED:
         names[LISTED:] = [f"and {len(names) - LISTED} others"]
-    return f"Not comparable, because they know the truth or the exam: {'; '.join(names)}."
+    listed = "; ".join(names) or "none"
+    return f"Not comparable, because they know the truth or the exam: {listed}."
 
 
 def _log_calls(calls: float) -> float:

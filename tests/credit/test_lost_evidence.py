@@ -153,6 +153,8 @@ def test_a_price_is_estimated_over_update_group_or_trajectory_and_smoothed():
     assert price(lossy, smoothing=0.3) == pytest.approx(0.1)  # the first update has no other
     with pytest.raises(ValueError, match="smoothing is 1.0, expected at least 0 and below 1"):
         price(lossy, smoothing=1.0)
+    with pytest.raises(ValueError, match="expected over='update'"):
+        price(lossy, smoothing=0.3, over="group")
 
 
 @settings(max_examples=15, deadline=None)
