@@ -51,6 +51,7 @@ def fork_advantages(fork: Fork) -> go.Figure:
         traces,
         "Step 2 of four rollouts",
         f"With {fork.share:.0%} of the questions about step 1 the outcomes are {outcomes}. "
+        "No advantage is divided by a deviation. "
         + (
             f"Over all rollouts, step 2 gets the wrong sign in rollouts {' and '.join(wrong)}."
             if wrong
@@ -58,11 +59,11 @@ def fork_advantages(fork: Fork) -> go.Figure:
         ),
         "Bars of three quantities for each of four rollouts: the effect of step 2, and its "
         "advantage over all rollouts and among those with equal memories.",
-        400,
+        440,
         barmode="group",
         xaxis={"title": {"text": "rollout: step 1, then step 2"}},
         yaxis={
-            "title": {"text": "advantage, not scaled (share of questions)"},
+            "title": {"text": "advantage (share of questions)"},
             "range": [-0.55, 0.55],
         },
     )
