@@ -56,6 +56,7 @@ from finemem_lib.rewards import (
 )
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.co_training import Learns
+from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
 from finemem_lib.training.schemes import (
     SCHEMES,
@@ -88,6 +89,7 @@ LATER_KNOBS = (
     "reader",
     "learns",
     "world",
+    "local_groups",
 )
 """Settings that are younger than kept results: they enter a key only where they differ from their
 default."""
@@ -212,6 +214,7 @@ class Cell(FrozenModel):
     question_fraction: float = Field(1.0, gt=0, le=1)
     reader: Literal["extractive", "trainable"] = "extractive"
     learns: Learns = "manager"
+    local_groups: LocalGroups | None = None
     capacity: int | None = Field(None, ge=1)
     eviction: Literal["oldest", "first_created", "least_recent", "refuse"] = "oldest"
     token_budget: int | None = Field(None, ge=1)
@@ -463,7 +466,7 @@ def _training_streams(cell: Cell) -> list[Instance]:
 
 def _train(cell: Cell, instances: Sequence[Instance], agent: MemoisedAgent) -> TrainingResult:
     config: dict[str, Any] = {**cell.config}
-    more = _unless_default(cell, "w1_until", "entropy_coef", "scale_rewards")
+    more = _unless_default(cell, "w1_until", "entropy_coef", "scale_rewards", "local_groups")
     if cell.evidence_drop or cell.evidence_swap:
         more["evidence_faults"] = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
     trained = train_manager(
@@ -562,6 +565,7 @@ def _reader_calls(
     """Return the readings that the credit of an update asked for, beyond those of the outcome."""
     scheme = scheme_of(scheme)
     calls = sum(int(record[f"{MEASURED}{rule}/calls_asked"]) for rule in scheme.rules)
+    calls += int(record.get(f"{MEASURED}local/calls_asked", 0))
     if "chunk" in scheme.terms or any("chunk questions" in RULES[r].records for r in scheme.rules):
         calls += sum(len(step.chunk_questions) for one in trajectories for step in one.steps)
     return calls

@@ -29,6 +29,7 @@ from finemem_lib.training.checkpoints import (
 )
 from finemem_lib.training.co_training import Learns
 from finemem_lib.training.config import grpo_config
+from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.training.record import StoredUpdates
 from finemem_lib.training.schemes import Scheme, scheme_record
 from finemem_lib.training.stops import check_reporter, is_out_of_memory, memory_advice
@@ -78,6 +79,7 @@ class TrainingRun:
     instances: Sequence[Instance] | None
     agent: ReasoningAgent | None
     learns: Learns
+    local_groups: LocalGroups | None
     updates: int
     instances_per_update: int
     learning_rate: float
@@ -134,6 +136,7 @@ class TrainingRun:
             "instances": self.instances and stable_seed(write_jsonl(self.instances)),
             "reader": self.agent and self.agent.settings,
             "learns": None if self.learns == "manager" else self.learns,  # as before there was one
+            "local_groups": self.local_groups and dataclasses.asdict(self.local_groups),
             "evidence_faults": faults and dataclasses.asdict(faults),
             "instances_per_update": self.instances_per_update,
             **{name: value for name, value in self.config.items() if name != "report_to"},
@@ -174,6 +177,7 @@ class TrainingRun:
             on_update=self.on_update,
             manager_name=manager.name,
             learns=self.learns,
+            local_groups=self.local_groups,
         )
 
     def _trainer_arguments(self, manager: ModelManager, folder: Path) -> dict[str, Any]:
@@ -248,6 +252,7 @@ def train_manager(
     instances: Sequence[Instance] | None = None,
     agent: ReasoningAgent | None = None,
     learns: Learns = "manager",
+    local_groups: LocalGroups | None = None,
     updates: int = 60,
     instances_per_update: int = 8,
     learning_rate: float = 7e-4,
@@ -289,6 +294,8 @@ def train_manager(
         agent: Answers the questions (default: the extractive reader that knows their verbs).
         learns: Who learns: "manager", or with a `TrainableReader` as agent also "reader",
             "alternately" or "jointly". A resumed run takes a reader as it was before it learned.
+        local_groups: Groups of completions of one step from one shared memory, which learn beside
+            the rollouts (LoGo-GRPO); `None` for none.
         updates: GRPO updates in all.
         instances_per_update: Instances of one update.
         learning_rate: Of Adam.
@@ -327,6 +334,7 @@ def train_manager(
         instances=instances,
         agent=agent,
         learns=learns,
+        local_groups=local_groups,
         updates=updates,
         instances_per_update=instances_per_update,
         learning_rate=learning_rate,

@@ -6,15 +6,17 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finemem_lib.data.faults import EvidenceFaults, with_faults
 from finemem_lib.managers.prompts import PromptBuilder
+from finemem_lib.managers.protocol import Completion, Observation
 from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
+from finemem_lib.training.local_groups import LocalGroups, LocalUpdate, play_local_groups
 from finemem_lib.training.record import PlayedUpdate
 from finemem_lib.training.schemes import Scheme, scheme_weights, update_terms, w1_at
 from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
@@ -26,7 +28,7 @@ Sampled = tuple[Sequence[Sequence[int]], Sequence[Sequence[float] | None] | None
 """Token ids of the completions, and their log-probabilities where the sampler knows them."""
 
 Sampler = Callable[[list[tuple[int, ...]], int], Sampled]
-"""Samples one completion per prompt (token ids) at a step (from 1)."""
+"""Samples one completion per prompt (token ids) at a step (from 1; below 0 in local groups)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Rollouts:
             step; `None` where the scheme credits no operations.
         sampling_seconds: Seconds spent in sampling completions.
         credit_seconds: Seconds spent in rewards and credit, after playing.
-        measures: `schemes.UpdateTerms.measures`.
+        measures: `schemes.UpdateTerms.measures`, and those of the local groups.
+        local: The local groups; `rows` are without them.
     """
 
     groups: list[list[Trajectory]]
@@ -49,6 +52,7 @@ class Rollouts:
     sampling_seconds: float
     credit_seconds: float
     measures: dict[str, float]
+    local: LocalUpdate = field(default_factory=LocalUpdate)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class UpdatePlayer:
             are.
         manager_name: Written into the trajectories.
         seed: Every random choice follows from it and the number of the update.
+        local_groups: Local groups that are played beside the rollouts; `None` for none.
 
     Raises:
         ValueError: `w1_until` is less than 2, or the scheme is unknown.
@@ -80,6 +85,7 @@ class UpdatePlayer:
     evidence_faults: EvidenceFaults | None
     manager_name: str
     seed: int
+    local_groups: LocalGroups | None = None
 
     def __post_init__(self) -> None:
         if self.w1_until is not None and self.w1_until < 2:
@@ -110,6 +116,7 @@ class UpdatePlayer:
         done: int,
         sample: Sampler,
         previous: Mapping[str, float] | None = None,
+        local: bool = True,
     ) -> Rollouts:
         """Play an update and reward its steps.
 
@@ -119,6 +126,7 @@ class UpdatePlayer:
             done: Finished updates, which seeds follow from.
             sample: Samples the completions of a step.
             previous: `Rollouts.measures` of the update before.
+            local: Play the local groups, where there are any.
         """
         rollouts = LockstepRollouts(
             instances,
@@ -129,12 +137,17 @@ class UpdatePlayer:
             self.builder.settings,
         )
         seconds = 0.0
-        while observations := rollouts.observations():
+
+        def act(observations: list[Observation], step: int) -> list[Completion]:
+            nonlocal seconds
             prompts = [self.builder.render(observation) for observation in observations]
             started = time.perf_counter()
-            sampled = sample([prompt.ids for prompt in prompts], observations[0].step)
+            sampled = sample([prompt.ids for prompt in prompts], step)
             seconds += time.perf_counter() - started
-            rollouts.advance(self.builder.complete(prompts, *sampled))
+            return self.builder.complete(prompts, *sampled)
+
+        while observations := rollouts.observations():
+            rollouts.advance(act(observations, observations[0].step))
         groups = rollouts.finish()
         started = time.perf_counter()
         found = update_terms(
@@ -144,7 +157,18 @@ class UpdatePlayer:
         rows = list(zip(_as_rows(found.terms), _as_rows(steps), strict=True))
         operations = None if found.operations is None else _as_rows(found.operations)
         credit_seconds = time.perf_counter() - started
-        return Rollouts(groups, rows, operations, seconds, credit_seconds, found.measures)
+        measures, branched = found.measures, LocalUpdate()
+        if local and self.local_groups is not None:
+            branched = play_local_groups(
+                groups,
+                instances,
+                self.local_groups,
+                lambda observations, number: act(observations, -number),
+                self.agent,
+                stable_seed(self.seed, done),
+            )
+            measures = measures | branched.measures
+        return Rollouts(groups, rows, operations, seconds, credit_seconds, measures, branched)
 
     def record(
         self, update: int, rollouts: Rollouts, weights: Sequence[float], advantages: Sequence[float]

@@ -12,6 +12,11 @@ completion tokens of the whole update, so that every token weighs the same, wher
 averages over the tokens of each completion first, so that every completion weighs the same
 (`loss_type="grpo"`). See `grpo_config`.
 
+Local groups (see `local_groups`) are further groups of G rows behind those of the rollouts. They
+have the advantages that they came with, so TRL normalises and logs the rewards of the rollouts
+alone. Any number of groups can be cut into an update's parts, because those divide G; but the loss
+of "dapo" divides by the tokens of all rows, so with local groups each other token weighs less.
+
 Unsloth rewrites TRL's classes when it is imported, so the trainer class is made in a function,
 after that import. TRL is imported there too: importing this module loads neither. The methods were
 read in TRL `READ_FROM`; a test compares the signatures of `OVERRIDDEN` with the installed TRL's.
@@ -43,6 +48,7 @@ from finemem_lib.rewards import RewardSettings
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.checkpoints import save_reader
 from finemem_lib.training.co_training import Learns, check_learns, learners, teach_reader
+from finemem_lib.training.local_groups import LocalGroup, LocalGroups
 from finemem_lib.training.record import PlayedUpdate, update_file
 from finemem_lib.training.schemes import Scheme, scheme_of
 from finemem_lib.training.stops import Interrupts
@@ -103,7 +109,9 @@ Record = dict[str, Any]
 `trajectory_metrics`, "w1" (the weight of the chunk-level step reward), "advantages/mean_abs",
 "advantages/max_abs", "seconds/generation" (sampling), "seconds/environment" (prompts, memory,
 answers, rewards; of it "seconds/credit" for rewards and credit); the rest of "step_time" is
-learning; and "credit/<rule>/..." (reader calls and measures of every credit rule of the scheme)."""
+learning; "credit/<rule>/..." (reader calls and measures of every credit rule of the scheme); and
+"credit/local/..." (`LocalUpdate.measures`: completions, reader calls, seconds), where there are
+local groups."""
 
 MEASURED = "credit/"
 """Begins the names of what credit rules measured of an update."""
@@ -159,11 +167,13 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         on_update: Called with the record of every update.
         manager_name: Written into the trajectories.
         learns: Who learns, see `co_training.Learns`.
+        local_groups: Local groups that are played beside the rollouts; `None` for none.
         trainer_arguments: Further arguments of TRL's GRPOTrainer.
 
     Raises:
         ValueError: Fewer instances than one update takes, `w1_until` is less than 2, the scheme is
-            unknown, or the reader is to learn and cannot.
+            unknown, the reader is to learn and cannot, or local groups meet Unsloth or
+            `log_completions`.
     """
 
     unsloth = False
@@ -186,6 +196,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         on_update: Callable[[Record], None] | None = None,
         manager_name: str = "policy",
         learns: Learns = "manager",
+        local_groups: LocalGroups | None = None,
         **trainer_arguments: Any,
     ) -> None:
         from datasets import Dataset
@@ -197,6 +208,16 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             raise ValueError(
                 "StepGRPOTrainer: the scheme credits operations, but Unsloth's loss takes one "
                 "advantage per completion; credit steps, or load the model without Unsloth"
+            )
+        if self.unsloth and local_groups is not None:
+            raise ValueError(
+                "StepGRPOTrainer: local_groups needs TRL's own trainer, which Unsloth rewrites; "
+                "load the model without Unsloth, or set local_groups to None"
+            )
+        if args.log_completions and local_groups is not None:
+            raise ValueError(
+                "StepGRPOTrainer: log_completions is set, but local groups have no rewards in "
+                "TRL's table of completions; leave it out, or set local_groups to None"
             )
         needed = (args.generation_batch_size or 1) // (args.num_generations or 1)
         if len(instances) < needed:
@@ -216,6 +237,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             evidence_faults,
             manager_name,
             args.seed,
+            local_groups,
         )
         self.instances = instances
         self.keep_updates = frozenset(keep_updates)
@@ -225,6 +247,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.taught = 0
         self.on_update = on_update
         self.replayed: list[Step] = []
+        self.rewarded = 0
         self.interrupts = Interrupts()
         args.reward_weights = list(self.player.weights(0).values())
         self.samples_itself = self._prepare_sampling(args, builder.tokenizer)
@@ -282,17 +305,25 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         # An update depends on its number, not on what was drawn before: resuming is exact.
         torch.manual_seed(stable_seed(self.args.seed, "update", done))
         instances = [self.instances[row["instance"]] for row in inputs[::size]]
-        rollouts = self.player.play(instances, size, done, self._sample, self._last_measures())
+        rollouts = self.player.play(
+            instances, size, done, self._sample, self._last_measures(), local=training
+        )
         self.model.train(training)
         self.reward_weights = torch.tensor(
             list(self.player.weights(done).values()), dtype=torch.float32
         )
-        self.replayed = [step for _, step in rollouts.rows]
-        output: dict[str, Any] = super()._generate_and_score_completions(as_columns(rollouts.rows))
+        local = rollouts.local.groups
+        steps = [step for group in local for step in group.steps]
+        self.replayed = [*(step for _, step in rollouts.rows), *steps]
+        self.rewarded = len(rollouts.rows)
+        rows = as_columns([*rollouts.rows, *(({}, step) for step in steps)])
+        output: dict[str, Any] = super()._generate_and_score_completions(rows)
         output["advantages"] = advantages = output["advantages"].float()
         if rollouts.operations is not None:
             of_tokens = self._of_tokens(rollouts.operations, output["completion_ids"].shape[1])
             output["advantages"] = advantages.unsqueeze(1) + of_tokens.to(advantages.device)
+        if local:
+            output["advantages"] = _with_local(output["advantages"], local)
         if training:
             self._keep(done + 1, rollouts, advantages)
         self._note_metrics(rollouts, advantages, training, started)
@@ -303,7 +334,9 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         import torch
 
         added = torch.zeros(len(operations), length)
-        for row, (step, values) in enumerate(zip(self.replayed, operations, strict=True)):
+        for row, (step, values) in enumerate(
+            zip(self.replayed[: self.rewarded], operations, strict=True)
+        ):
             texts = token_texts(tuple(step.completion_ids or ()), self.processing_class)
             for token, place in enumerate(operation_of_tokens(step, texts)):
                 if place is not None:
@@ -382,13 +415,14 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *arguments: Any) -> torch.Tensor:
-        """Return TRL's rewards (rows, terms) in double precision.
+        """Return TRL's rewards (rows, terms) in double precision, of rows without a local group's.
 
         In single precision, rewards that differ by rounding only would get advantages of up to
         1e-3, because a group's standard deviation may be as small as TRL's eps of 1e-4.
         """
         import torch
 
+        inputs, *arguments = (column[: self.rewarded] for column in (inputs, *arguments))
         single = super()._calculate_rewards(inputs, *arguments)
         return torch.tensor(
             [
@@ -556,6 +590,15 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             for column in zip(*parts, strict=True)
         )
         return logps, entropies, None
+
+
+def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.Tensor:
+    """Return advantages per row (or row and token) with those of local groups behind them."""
+    import torch
+
+    found = torch.tensor([value for group in local for value in group.advantages])
+    found = found.to(advantages).reshape(-1, *[1] * (advantages.dim() - 1))
+    return torch.cat([advantages, found.expand(-1, *advantages.shape[1:])])
 
 
 def _column_reader(term: str) -> Callable[..., list[float | None]]:

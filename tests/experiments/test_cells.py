@@ -22,6 +22,7 @@ from finemem_lib.experiments.rows import read_card, read_rows, write_rows
 from finemem_lib.experiments.sweep import run_cells
 from finemem_lib.experiments.tables import table
 from finemem_lib.seeds import stable_seed
+from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.util import console
 from tests.helpers.experiment_samples import cell, result
 from tests.helpers.paths import ROOT
@@ -141,6 +142,13 @@ def test_a_knob_of_a_term_that_the_scheme_leaves_out_does_not_make_another_cell(
     csr = cell(scheme="+CSR")
     assert csr.model_copy(update={"evidence_drop": 0.5}).key == csr.key
     assert csr.model_copy(update={"wrong_questions": 0.5}).key != csr.key
+
+
+def test_local_groups_make_other_cells_and_can_be_named_in_a_design():
+    base, other = cell(), cell(local_groups={"anchors": 2, "continuation": "policy"})
+    assert other.local_groups == LocalGroups(anchors=2, continuation="policy")
+    keys = {base.key, other.key, cell(local_groups={}).key}
+    assert len(keys) == 3 and cell(local_groups=None).key == base.key
 
 
 def test_only_a_reader_that_can_learn_learns():

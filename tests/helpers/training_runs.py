@@ -85,6 +85,7 @@ def run(
     w1_until=None,
     evidence_faults=None,
     updates_folder=None,
+    local_groups=None,
     base=None,
     **config,
 ):
@@ -132,6 +133,7 @@ def run(
         evidence_faults=evidence_faults,
         keep_updates=range(1, updates + 1),
         updates_folder=updates_folder,
+        local_groups=local_groups,
         callbacks=[Capture()],
     )
     trainer.train()

@@ -1,0 +1,357 @@
+"""Local groups: several completions of one step from one shared memory state, each valued.
+
+Rollouts of one instance part at their first step. From then on the completions of a per-step group
+answer different prompts, so a good completion after a bad memory looks bad. A local group is fair
+by construction: one played rollout gives the memory M_{t-1}, the manager answers the same prompt G
+times, and each completion is valued by what becomes of it. The groups enter the update as further
+rows, beside the groups of whole rollouts ("global"). Source: LoGo-GRPO of Memory-R2 (arXiv
+2605.21768).
+
+Differs from the paper: what is known to us of it is its abstract and a reading note. The local
+re-rollouts of one session from one shared state and their sum with the global objective are the
+paper's; here a chunk takes the place of a session. The value of a completion, both continuations,
+the anchors drawn at random, and the default weights are ours. The horizon curriculum is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from finemem_lib.advantages import dead_groups, group_relative
+from finemem_lib.credit.asking import Memory
+from finemem_lib.credit.replay import asking_of, recorded_memory, replay
+from finemem_lib.managers.protocol import Completion, Observation
+from finemem_lib.memory import FlatMemory
+from finemem_lib.reading import MemoisedAgent, ReasoningAgent
+from finemem_lib.rewards import weighted_sum
+from finemem_lib.seeds import generator
+from finemem_lib.text import clean_text
+from finemem_lib.trajectory import (
+    AnsweredQuestion,
+    Instance,
+    InvalidOperation,
+    MemoryItem,
+    Operation,
+    Step,
+    Trajectory,
+)
+
+Continuation = Literal["replay", "policy"]
+"""How a branch goes on after step t, see `LocalGroups`."""
+
+Act = Callable[[list[Observation], int], Sequence[Completion]]
+"""Returns one completion per observation; the number (from 1) tells the batches apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalGroups:
+    """How many local groups an update plays, how they are valued, and how much they count.
+
+    Attributes:
+        anchors: Local groups per instance and update, at different steps; all steps of an instance
+            that has fewer. Rollout and step of each are drawn at random.
+        continuation: What comes after step t: the later operations of the rollout that gave the
+            state ("replay": no further completion, and none that reacts to what step t did), or
+            one continuation by the manager itself ("policy": T - t more completions for each).
+        outcome_weight: Weight of the mean score of the global questions at the end, at least 0.
+        chunk_weight: Weight of the chunk-level step reward at M_t, at least 0.
+        weight: Weight of the local advantages in the update, above 0.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    anchors: int = 1
+    continuation: Continuation = "replay"
+    outcome_weight: float = 1.0
+    chunk_weight: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.anchors < 1:
+            raise ValueError(f"local groups: anchors is {self.anchors}, expected at least 1")
+        if self.continuation not in get_args(Continuation):
+            raise ValueError(
+                f"local groups: continuation is {self.continuation!r}, expected one of "
+                + ", ".join(get_args(Continuation))
+            )
+        weights = self.outcome_weight, self.chunk_weight
+        if not (all(0 <= one < math.inf for one in weights) and any(weights)):
+            raise ValueError(
+                f"local groups: outcome_weight and chunk_weight are {weights}, expected numbers "
+                "from 0, one of them above"
+            )
+        if not 0 < self.weight < math.inf:
+            raise ValueError(
+                f"local groups: weight is {self.weight}, expected a number above 0; for no local "
+                "groups set local_groups to None"
+            )
+
+
+@dataclass(frozen=True)
+class LocalGroup:
+    """G completions of one step from one memory.
+
+    Attributes:
+        instance_id: What was read.
+        rollout: The rollout whose memory M_{t-1} all share.
+        step: t, from 1.
+        steps: What each completion did. An item that it inserted has an id that no operation of
+            the rollout means.
+        outcomes: Mean score of the global questions at the end of each, `None` where unscorable.
+        chunks: Chunk-level step reward at each M_t, `None` where there is none.
+        values: What is compared, `None` where neither of the two is known.
+        advantages: Group-relative and weighted; 0.0 where there is no value.
+    """
+
+    instance_id: str
+    rollout: int
+    step: int
+    steps: tuple[Step, ...]
+    outcomes: tuple[float | None, ...]
+    chunks: tuple[float | None, ...]
+    values: tuple[float | None, ...]
+    advantages: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LocalUpdate:
+    """The local groups of an update and what they cost.
+
+    Attributes:
+        groups: Ordered by instance and step.
+        completions: Completions sampled, those of continuations included.
+        calls_asked: Readings that valuing them asked for.
+        calls_made: Those of them that reached the reasoning agent.
+        seconds: Duration, sampling included.
+    """
+
+    groups: tuple[LocalGroup, ...] = ()
+    completions: int = 0
+    calls_asked: int = 0
+    calls_made: int = 0
+    seconds: float = 0.0
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What a record holds of them, by name; of values, what is known."""
+        values = [value for group in self.groups for value in group.values if value is not None]
+        dead = [dead_groups([[v] for v in group.values])[0] for group in self.groups]
+        return {
+            "local/groups": len(self.groups),
+            "local/completions": self.completions,
+            "local/calls_asked": self.calls_asked,
+            "local/calls_made": self.calls_made,
+            "local/seconds": self.seconds,
+            **({"local/value": math.fsum(values) / len(values)} if values else {}),
+            "local/dead_share": sum(dead) / max(1, len(dead)),
+        }
+
+
+@dataclass
+class _Branch:
+    """One completion of a local group, played to its end."""
+
+    instance: Instance
+    anchor: Trajectory
+    memory: FlatMemory
+    step: int
+    played: Step | None = None
+    after: Memory = ()  # M_t
+    end: Memory = ()  # M_T
+
+    @property
+    def next(self) -> Observation:
+        return Observation(
+            self.instance, self.memory.items, self.instance.chunks[self.step - 1], self.step
+        )
+
+    def advance(self, completion: Completion) -> Step:
+        """Apply a completion; what the rollout's chunk questions retrieved is retrieved again."""
+        recorded = self.anchor.steps[self.step - 1]
+        outcomes, delta = self.memory.apply(
+            [*_with_own_ids(completion.operations, self.step)], self.step
+        )
+        self.memory.touch(
+            found.item_id for asked in recorded.chunk_questions for found in asked.retrieved
+        )
+        self.step += 1
+        return Step(
+            step=recorded.step,
+            chunk=recorded.chunk,
+            completion=clean_text(completion.text),
+            outcomes=outcomes,
+            delta=delta,
+            memory_tokens=self.memory.tokens,
+            prompt=None if completion.prompt is None else clean_text(completion.prompt),
+            prompt_ids=completion.prompt_ids,
+            completion_ids=completion.completion_ids,
+            logprobs=completion.logprobs,
+            prompt_truncated_tokens=completion.truncated_tokens,
+            prompt_omitted_items=completion.omitted_items,
+        )
+
+    def replayed_end(self) -> Memory:
+        """Return the memory that the rollout's later operations leave."""
+        assert self.played is not None
+        recorded = dataclasses.replace(self.played, chunk_questions=self._recorded_questions())
+        place = self.played.step
+        steps = (*self.anchor.steps[: place - 1], recorded, *self.anchor.steps[place:])
+        branch = dataclasses.replace(self.anchor, steps=steps)
+        return _last_write_last(replay(branch, recorded_memory(branch), branch.num_steps))
+
+    def _recorded_questions(self) -> tuple[AnsweredQuestion, ...]:
+        assert self.played is not None
+        return self.anchor.steps[self.played.step - 1].chunk_questions
+
+
+def play_local_groups(
+    groups: Sequence[Sequence[Trajectory]],
+    instances: Sequence[Instance],
+    settings: LocalGroups,
+    act: Act,
+    agent: ReasoningAgent,
+    seed: int,
+) -> LocalUpdate:
+    """Play, value and compare the local groups of an update.
+
+    Args:
+        groups: The rollouts of the update, G of every instance; a local group has G completions.
+        instances: Their instances, in the same order.
+        settings: How many groups, and how they are valued.
+        act: The manager.
+        agent: The reasoning agent that answered in the rollouts.
+        seed: Decides which rollout and which step gives a state.
+
+    Raises:
+        ValueError: A rollout does not say how it was played.
+    """
+    started = time.perf_counter()
+    counter = agent if isinstance(agent, MemoisedAgent) else MemoisedAgent(agent)
+    before = counter.calls_asked, counter.calls_made
+    anchored = [
+        (instance, group[rollout], step, len(group))
+        for instance, group in zip(instances, groups, strict=True)
+        for rollout, step in anchors(group, settings.anchors, seed)
+    ]
+    branches = [
+        [
+            _Branch(instance, anchor, replay(anchor, recorded_memory(anchor), step - 1), step)
+            for _ in range(size)
+        ]
+        for instance, anchor, step, size in anchored
+    ]
+    completions = _play([one for of_group in branches for one in of_group], settings, act)
+    found = []
+    for of_group, (_, anchor, step, _) in zip(branches, anchored, strict=True):
+        outcomes, chunks = _scores(of_group, anchor, step, counter)
+        weights = {"outcome": settings.outcome_weight, "chunk": settings.chunk_weight}
+        weights = {name: weight for name, weight in weights.items() if weight}
+        terms = [
+            {"outcome": outcome, "chunk": chunk}
+            for outcome, chunk in zip(outcomes, chunks, strict=True)
+        ]
+        values = [weighted_sum({name: one[name] for name in weights}, weights) for one in terms]
+        advantages = [row[0] for row in group_relative([[value] for value in values])]
+        found.append(
+            LocalGroup(
+                anchor.instance_id,
+                anchor.rollout,
+                step,
+                tuple(one.played for one in of_group if one.played is not None),
+                tuple(outcomes),
+                tuple(chunks),
+                tuple(values),
+                tuple(settings.weight * (advantage or 0.0) for advantage in advantages),
+            )
+        )
+    return LocalUpdate(
+        tuple(found),
+        completions,
+        counter.calls_asked - before[0],
+        counter.calls_made - before[1],
+        time.perf_counter() - started,
+    )
+
+
+def anchors(group: Sequence[Trajectory], number: int, seed: int) -> list[tuple[int, int]]:
+    """Return the places of the rollouts, and the steps before which each gives its memory.
+
+    Args:
+        group: The rollouts of one instance.
+        number: How many, at most one per step.
+        seed: Decides which.
+
+    Returns:
+        (place in the group, step from 1), ordered by step.
+    """
+    rng = generator(seed, "local groups", group[0].instance_id)
+    steps = range(1, group[0].num_steps + 1)
+    chosen = sorted(rng.sample(steps, min(number, len(steps))))
+    return [(rng.randrange(len(group)), step) for step in chosen]
+
+
+def _play(branches: Sequence[_Branch], settings: LocalGroups, act: Act) -> int:
+    """Play the branches to their end, in lockstep; return how many completions that took."""
+    live, number, completions = [*branches], 0, 0
+    while live:
+        number += 1
+        found = act([one.next for one in live], number)
+        completions += len(live)
+        for one, completion in zip(live, found, strict=True):
+            step = one.advance(completion)
+            if one.played is None:
+                one.played, one.after = step, _last_write_last(one.memory)
+        live = [one for one in live if one.step <= one.anchor.num_steps]
+        if settings.continuation == "replay":
+            break
+    for one in branches:
+        replayed = settings.continuation == "replay"
+        one.end = one.replayed_end() if replayed else _last_write_last(one.memory)
+    return completions
+
+
+def _scores(
+    branches: Sequence[_Branch], anchor: Trajectory, step: int, agent: ReasoningAgent
+) -> tuple[list[float | None], list[float | None]]:
+    """Return the outcome and the chunk-level step reward of every branch."""
+    asking = asking_of(anchor, agent)
+    last = [answered.question for answered in anchor.questions]
+    of_chunk = [answered.question for answered in anchor.steps[step - 1].chunk_questions]
+    rows = asking.scores(
+        [(last, one.end) for one in branches] + [(of_chunk, one.after) for one in branches]
+    )
+    means = [_mean(row) for row in rows]
+    return means[: len(branches)], means[len(branches) :]
+
+
+def _with_own_ids(
+    operations: Iterable[Operation | InvalidOperation], step: int
+) -> Iterable[Operation | InvalidOperation]:
+    """Yield operations whose new items have ids that no recorded operation means.
+
+    The rollout's own step may have created an item under the next free number, which its later
+    operations name.
+    """
+    for place, operation in enumerate(operations):
+        new = isinstance(operation, Operation) and operation.kind == "INSERT"
+        if new and operation.item_id is None:
+            operation = dataclasses.replace(operation, item_id=f"local {step}.{place}")
+        yield operation
+
+
+def _last_write_last(memory: FlatMemory) -> Memory:
+    def last_write(item: MemoryItem) -> tuple[int, int]:
+        return item.lineage[-1].step, item.lineage[-1].position
+
+    return tuple(sorted(memory.items, key=last_write))
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return math.fsum(known) / len(known) if known else None
