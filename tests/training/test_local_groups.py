@@ -128,13 +128,13 @@ def test_a_later_operation_never_hits_an_item_that_a_branch_wrote():
     """The rollout updates what its step 1 wrote; a branch that wrote another item keeps it."""
     stream = two_facts()
     found = local(
-        ([ROME], [CHANGE("1", "Ana lives in Oslo")]),
+        ([ROME], [CHANGE("1", "Eve lives in Bern")]),
         branching((ROME,), (SKIP,)),
         LocalGroups(anchors=2, chunk_weight=0.0),
         stream=stream,
     )
     [first] = [one for one in found.groups if one.step == 1]
-    # Rome stays where the update finds no item of its own; with "1" hit, Oslo would be known.
+    # Rome stays, because the update finds no item of its own; had it hit Rome, nothing were known.
     assert first.outcomes == (0.5, 0.0)
 
 
