@@ -339,8 +339,11 @@ def _with_own_ids(
     operations name.
     """
     for place, operation in enumerate(operations):
-        new = isinstance(operation, Operation) and operation.kind == "INSERT"
-        if new and operation.item_id is None:
+        if (
+            isinstance(operation, Operation)
+            and operation.kind == "INSERT"
+            and operation.item_id is None
+        ):
             operation = dataclasses.replace(operation, item_id=f"local {step}.{place}")
         yield operation
 

@@ -422,8 +422,9 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         """
         import torch
 
-        inputs, *arguments = (column[: self.rewarded] for column in (inputs, *arguments))
-        single = super()._calculate_rewards(inputs, *arguments)
+        inputs = inputs[: self.rewarded]
+        of_rows = [column[: self.rewarded] for column in arguments]
+        single = super()._calculate_rewards(inputs, *of_rows)
         return torch.tensor(
             [
                 [math.nan if row[term] is None else row[term] for term in self.player.terms]
