@@ -46,6 +46,7 @@ from finemem_lib.runs.parameters import (
 )
 from finemem_lib.text import count_tokens
 from finemem_lib.training import estimates
+from finemem_lib.training.schemes import scheme_of
 from finemem_lib.trajectory import Instance
 from finemem_lib.util.console import EXIT_CODES, UsageError, plain, print_table
 
@@ -347,7 +348,9 @@ def _add_training_calls(
         for share in (training.question_fraction, 1.0)
     )
     rollouts = training.instances_per_update * training.num_generations
-    update = answer.times(rollouts * sampled / len(trained_on))
+    # The price of a slot reads questions again that failed, at most all.
+    again = sampled - of_chunks if scheme_of(training.scheme).rules else 0
+    update = answer.times(rollouts * (sampled + again) / len(trained_on))
     table.add(training, "04 per update", "reader", update, counts=False)
     whole = update.times(training.updates)
     table.add(training, f"04 {training.updates} updates", "reader", whole)

@@ -59,7 +59,7 @@ from finemem_lib.training.co_training import Learns
 from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
 from finemem_lib.training.schemes import (
-    SCHEMES,
+    PAPER_SCHEMES,
     RewardScheme,
     Scheme,
     scheme_of,
@@ -78,7 +78,8 @@ TERM_KNOBS = {
     "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
 }
 """Settings that act through one term of the reward only; a scheme without it trains the same.
-`alignment_batches` measures all schemes: with it, those that differ from their default count."""
+`alignment_batches` measures the paper's schemes: with it, those that differ from their default
+count."""
 
 LATER_KNOBS = (
     "alignment_batches",
@@ -618,13 +619,13 @@ def _test(
 
 
 def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
-    """Measure all schemes, with credit to retrieved and to used items, on held-out streams."""
+    """Measure the paper's schemes, crediting retrieved and used items, on held-out streams."""
     size = cell.instances_per_update
     streams = planted_instances(
         "held-out", cell.alignment_batches * size, stable_seed(cell.seed, "alignment"), cell.stream
     )
     schemes: dict[str, tuple[Scheme, RewardSettings]] = {
-        scheme: (scheme, cell.rewards) for scheme in SCHEMES
+        scheme: (scheme, cell.rewards) for scheme in PAPER_SCHEMES
     }
     used = dataclasses.replace(cell.rewards, credited="used")
     schemes |= {f"{scheme}, used items": (scheme, used) for scheme in ("+EARA", "Fine-Mem")}

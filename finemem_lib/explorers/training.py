@@ -24,6 +24,7 @@ from finemem_lib.figures.display import display_bundle, figure_bundle, outputs
 from finemem_lib.figures.rollouts import (
     RolloutGroup,
     gradient_map,
+    recorded_groups,
     rollout_compare,
     rollout_groups,
     step_terms,
@@ -37,8 +38,11 @@ from finemem_lib.figures.tokens import (
     token_push,
 )
 from finemem_lib.figures.training import TRAINING_PANELS, training_curves, training_keys
+from finemem_lib.managers.operation_tokens import operation_of_tokens, token_texts
+from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings
-from finemem_lib.training.schemes import SCHEMES, Scheme
+from finemem_lib.training.record import StoredUpdates
+from finemem_lib.training.schemes import PAPER_SCHEMES, Scheme
 from finemem_lib.training.trl_adapter import Record
 from finemem_lib.trajectory import Step, Trajectory
 from finemem_lib.util.progress import Progress
@@ -234,12 +238,11 @@ def compare_rollouts(
             "rollouts": rollout_compare(found[instance]),
         }
 
+    offered = [(name, name) for name in PAPER_SCHEMES]  # the others read again
     return Explorer(
         "Rollouts side by side",
         (
-            Control(
-                "scheme", "reward scheme", [(name, name) for name in SCHEMES], scheme, static=True
-            ),
+            Control("scheme", "reward scheme", offered, scheme, static=True),
             Control(
                 "scale",
                 "scale_rewards",
@@ -259,7 +262,8 @@ def training_explorer(
     scheme: Scheme = "Fine-Mem",
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
-    stored: Updates | None = None,
+    stored: StoredUpdates | None = None,
+    agent: ReasoningAgent | None = None,
 ) -> Explorer:
     """Return the explorer of a training run: run, update, group, rollout, step, token.
 
@@ -274,7 +278,10 @@ def training_explorer(
         settings: settings of the rewards.
         scale_rewards: scaling of the advantages.
         stored: all updates as training wrote them (`TrainingResult.updates`, or `StoredUpdates` of
-            the artefact "training_updates"); with it, a kernel offers every one of them.
+            the artefact "training_updates"); with it, a kernel offers every one of them, and
+            rewards and advantages are those that training recorded. Without it they are computed
+            anew from `kept`.
+        agent: the reasoning agent that answered, for credit rules that read again.
 
     Raises:
         ValueError: no update's trajectories were kept.
@@ -286,7 +293,15 @@ def training_explorer(
             "train with keep_updates"
         )
     views = _RunViews(
-        records, offered, kept, manager, scheme, settings or RewardSettings(), scale_rewards
+        records,
+        offered,
+        kept,
+        manager,
+        scheme,
+        settings or RewardSettings(),
+        scale_rewards,
+        stored,
+        agent,
     )
     last = max(kept or offered)
     strongest = [_strongest(group) for group in views.groups(last)]
@@ -314,6 +329,8 @@ class _RunViews:
         scheme: Scheme,
         settings: RewardSettings,
         scale_rewards: ScaleRewards,
+        stored: StoredUpdates | None,
+        agent: ReasoningAgent | None,
     ) -> None:
         self._manager = manager
         weights = {record["step"]: record["w1"] for record in records if "w1" in record}
@@ -325,7 +342,11 @@ class _RunViews:
         @functools.lru_cache(maxsize=8)
         def groups(update: int) -> list[RolloutGroup]:
             then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
-            return rollout_groups(played(update), scheme, then, scale_rewards)
+            if stored is None or update not in stored:
+                return rollout_groups(played(update), scheme, then, scale_rewards, agent)
+            names = [group[0].instance_id for group in played(update)]
+            recorded = recorded_groups(stored.played(update), scheme, then)
+            return [one for one in recorded if one.rollouts[0].instance_id in names][: len(names)]
 
         self.played, self.groups = played, groups
         self._run = functools.cache(lambda update: _run_curves(records, offered, kept, update))
@@ -339,9 +360,8 @@ class _RunViews:
         """Return the views of one state of the controls."""
         group = self.groups(update)[instance]
         one = group.rollouts[rollout].steps[step - 1]
-        values, measure = _token_values(
-            colour, one, group.advantages[rollout][step - 1], self._manager
-        )
+        advantages = _token_advantages(group, rollout, step, self._manager)
+        values, measure = _token_values(colour, one, advantages, self._manager)
         return {
             "run": self._run(update),
             "update": self._update(update),
@@ -444,13 +464,27 @@ def _shown_steps(group: RolloutGroup) -> dict[int, list[int]]:
     return {first: sorted(near[:STATIC_STEPS])} | {row: [step] for _, row, step in others}
 
 
+def _token_advantages(
+    group: RolloutGroup, rollout: int, step: int, manager: ModelManager
+) -> list[float | None]:
+    """Return the advantage of every completion token, with what its operation adds."""
+    one = group.rollouts[rollout].steps[step - 1]
+    ids = tuple(one.completion_ids or ())
+    advantage = group.advantages[rollout][step - 1]
+    if group.operations is None or advantage is None:
+        return [advantage] * len(ids)
+    added = group.operations[rollout][step - 1]
+    places = operation_of_tokens(one, token_texts(ids, manager.tokenizer))
+    return [advantage + (0.0 if place is None else added[place]) for place in places]
+
+
 def _token_values(
-    colour: str, step: Step, advantage: float | None, manager: ModelManager
+    colour: str, step: Step, advantages: Sequence[float | None], manager: ModelManager
 ) -> tuple[Sequence[float | None], str]:
     count = len(step.completion_ids or ())
-    values: Sequence[float | None] = (advantage,) * count
+    values: Sequence[float | None] = advantages
     if colour == "push":
-        values = token_push(step, advantage)
+        values = token_push(step, advantages)
     elif colour == "change":
         after = token_logprobs(manager, [step])[0] if count and step.logprobs else None
         values = (

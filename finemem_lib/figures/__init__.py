@@ -47,6 +47,7 @@ from finemem_lib.figures.rewards import (
 from finemem_lib.figures.rollouts import (
     RolloutGroup,
     gradient_map,
+    recorded_groups,
     rollout_compare,
     rollout_groups,
     step_terms,
@@ -105,6 +106,7 @@ __all__ = [
     "question_audit",
     "reward_decomposition",
     "rollout_compare",
+    "recorded_groups",
     "rollout_groups",
     "show",
     "source_sentence",

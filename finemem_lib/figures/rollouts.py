@@ -1,6 +1,6 @@
 """Groups of rollouts: what each did, what it was paid, and which groups carry a gradient.
 
-Rewards and advantages are computed from trajectories, so a figure needs no trainer.
+Rewards and advantages are computed from trajectories, or read from the record that training wrote.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from finemem_lib.figures import style
 from finemem_lib.figures.rewards import TERM_NAMES, stacked_terms
 from finemem_lib.figures.selection import outcome_name
 from finemem_lib.figures.style import INK, label
+from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
-from finemem_lib.training.schemes import Scheme, reward_terms, scheme_of, scheme_weights
+from finemem_lib.training.record import PlayedUpdate
+from finemem_lib.training.schemes import Scheme, scheme_of, scheme_weights, update_terms
 from finemem_lib.trajectory import Step, Trajectory
 
 NO_GRADIENT = "no gradient"
@@ -36,12 +38,15 @@ class RolloutGroup:
             measurable).
         rewards: G rows of T sums of the terms (`None`: unscorable).
         advantages: G rows of T advantages (`None`: unscorable).
+        operations: G rows of T rows: what is added to the advantage on each operation's own tokens;
+            `None` where the scheme credits no operations.
     """
 
     rollouts: tuple[Trajectory, ...]
     terms: tuple[tuple[Mapping[str, float | None], ...], ...]
     rewards: tuple[tuple[float | None, ...], ...]
     advantages: tuple[tuple[float | None, ...], ...]
+    operations: tuple[tuple[Sequence[float], ...], ...] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -78,12 +83,12 @@ class RolloutGroup:
         """Return the steps (from 1) that carry no gradient, each with the reason.
 
         Either fewer than two rollouts could be scored, or the rewards are equal: because every
-        term is, or because the terms that differ cancel out.
+        term is, or because the terms that differ cancel out. Credit of operations is a gradient.
         """
         return {
             step: self._reason(step)
             for step, dead in enumerate(dead_groups(self.rewards), 1)
-            if dead
+            if dead and not any(any(row[step - 1]) for row in self.operations or ())
         }
 
     def _reason(self, step: int) -> str:
@@ -126,6 +131,7 @@ def rollout_groups(
     scheme: Scheme = "Fine-Mem",
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
+    agent: ReasoningAgent | None = None,
 ) -> list[RolloutGroup]:
     """Return the groups of one update with their rewards and advantages, as training had them.
 
@@ -134,17 +140,16 @@ def rollout_groups(
         scheme: name of the reward scheme.
         settings: settings of the rewards; an update with an annealed w1 needs those of the update.
         scale_rewards: as for `group_relative`; for "batch" the groups are one batch.
+        agent: the reasoning agent that answered, for credit rules that read again.
 
     Returns:
         One group per instance, in their order.
 
     Raises:
-        ValueError: a group is empty or mixes instances, or as `hybrid_reward` and
+        ValueError: a group is empty or mixes instances, or as `update_terms` and
             `group_relative`.
     """
     settings = settings or RewardSettings()
-    weights = scheme_weights(scheme, settings)
-    all_terms = []
     for group in groups:
         names = sorted({rollout.instance_id for rollout in group})
         if len(names) != 1:
@@ -152,34 +157,73 @@ def rollout_groups(
                 f"rollout_groups: a group has rollouts of {names or 'no instance'}, expected one "
                 "instance; group them as TrainingResult.trajectories does"
             )
-        all_terms.append(
-            [
-                [
-                    {
-                        term: None if (value := terms[term]) is None else weights[term] * value
-                        for term in scheme_of(scheme).terms
-                    }
-                    for terms in rollout
-                ]
-                for rollout in reward_terms(group, scheme, settings)
-            ]
-        )
-    rewards = [[[weighted_sum(step) for step in row] for row in terms] for terms in all_terms]
+    found = update_terms(groups, scheme, settings, agent)
+    terms = [_weighted(rows, scheme, settings) for rows in found.terms]
+    rewards = [[[weighted_sum(step) for step in row] for row in rows] for rows in terms]
     batch = [list(itertools.chain(*rows)) for rows in zip(*rewards, strict=True)]
     advantages = group_relative(batch, scale_rewards)
-    found, start = [], 0
-    for group, terms, rows in zip(groups, all_terms, rewards, strict=True):
-        end = start + group[0].num_steps
+    ends = [*itertools.accumulate(group[0].num_steps for group in groups)]
+    return [
+        RolloutGroup(
+            tuple(group),
+            tuple(map(tuple, terms[place])),
+            tuple(map(tuple, rewards[place])),
+            tuple(tuple(row[end - group[0].num_steps : end]) for row in advantages),
+            None if found.operations is None else tuple(map(tuple, found.operations[place])),
+        )
+        for place, (group, end) in enumerate(zip(groups, ends, strict=True))
+    ]
+
+
+def recorded_groups(
+    played: PlayedUpdate, scheme: Scheme, settings: RewardSettings
+) -> list[RolloutGroup]:
+    """Return the groups of an update with the rewards and advantages that training recorded.
+
+    A rule that compares the whole update cannot be computed anew from a few of its groups.
+
+    Args:
+        played: the update.
+        scheme: the reward scheme of the run.
+        settings: settings of the rewards; with an annealed w1 those of the update.
+    """
+    found, end = [], 0
+    for group in played.groups:
+        start, end = end, end + len(group) * group[0].num_steps
+
+        def by_rollout(
+            column: Sequence[Any], start: int = start, end: int = end, size: int = len(group)
+        ) -> list[tuple[Any, ...]]:
+            return [tuple(column[start + place : end : size]) for place in range(size)]
+
+        operations = played.operations
         found.append(
             RolloutGroup(
                 tuple(group),
-                tuple(map(tuple, terms)),
-                tuple(map(tuple, rows)),
-                tuple(tuple(row[start:end]) for row in advantages),
+                tuple(map(tuple, _weighted(by_rollout(played.terms), scheme, settings))),
+                tuple(by_rollout(played.rewards)),
+                tuple(by_rollout(played.advantages)),
+                None if operations is None else tuple(by_rollout(operations)),
             )
         )
-        start = end
     return found
+
+
+def _weighted(
+    rows: Sequence[Sequence[Mapping[str, float | None]]], scheme: Scheme, settings: RewardSettings
+) -> list[list[dict[str, float | None]]]:
+    """Return the terms of a scheme, weighted, per rollout and step."""
+    weights = scheme_weights(scheme, settings)
+    return [
+        [
+            {
+                term: None if (value := terms[term]) is None else weights[term] * value
+                for term in scheme_of(scheme).terms
+            }
+            for terms in row
+        ]
+        for row in rows
+    ]
 
 
 SHORT = {"INSERT": "I", "UPDATE": "U", "DELETE": "D", "SKIP": "S", "invalid": "!"}
@@ -367,13 +411,22 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
         for step, advantage in zip(steps, group.advantages[rollout], strict=True)
         if advantage is not None and advantage > 0
     ]
+    credited = [
+        value for step in (group.operations[rollout] if group.operations else ()) for value in step
+    ]
+    own = (
+        f" Operations add {min(credited):+.2f} to {max(credited):+.2f} to the advantage of their "
+        "own tokens."
+        if credited
+        else ""
+    )
     return stacked_terms(
         steps,
         terms,
         ("mean of the group", means, 18),
         f"Rollout {rollout + 1}: what each step is paid for",
         f"{len(above)} of {len(steps)} steps earned more than the mean of their group"
-        f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.",
+        f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.{own}",
         f"Stacked bars of the weighted reward terms of {len(steps)} steps, with a mark at the mean "
         "of the group.",
     )

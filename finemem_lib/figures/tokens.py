@@ -215,7 +215,7 @@ def completion_grid(
     )
 
 
-def token_push(step: Step, advantage: float | None) -> tuple[float | None, ...]:
+def token_push(step: Step, advantages: Sequence[float | None]) -> tuple[float | None, ...]:
     """Return how far a policy-gradient step pushes the logit of every completion token.
 
     The gradient of ``A log p`` in the token's logit is ``A (1 - p)``, p being the probability that
@@ -223,15 +223,18 @@ def token_push(step: Step, advantage: float | None) -> tuple[float | None, ...]:
 
     Args:
         step: the step that wrote the completion.
-        advantage: its advantage A.
+        advantages: the advantage A of every completion token.
 
     Returns:
         One number per completion token, `None` where the advantage or the log-probabilities are
         not known.
     """
-    if advantage is None or step.logprobs is None:
-        return (None,) * len(step.completion_ids or ())
-    return tuple(advantage * -math.expm1(value) for value in step.logprobs)
+    if step.logprobs is None:
+        return (None,) * len(advantages)
+    return tuple(
+        None if advantage is None else advantage * -math.expm1(value)
+        for advantage, value in zip(advantages, step.logprobs, strict=True)
+    )
 
 
 def change_view(

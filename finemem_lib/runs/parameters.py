@@ -447,9 +447,9 @@ class GRPOTraining(LoadsCheckpoint):
     scheme: Annotated[
         str,
         Rule(f"one of {', '.join(SCHEMES)}", lambda name: name in SCHEMES),
-        _help("reward scheme; or +CSR, +EARA, Fine-Mem"),
-    ] = "outcome-only"
-    updates: Updates = 75
+        _help("reward scheme; Fine-Mem is the paper's"),
+    ] = "operation slot price"
+    updates: Updates = 32
     instances_per_update: PerUpdate = 8
     num_generations: NumGenerations = 8
     learning_rate: LearningRate = 0.0015
@@ -459,7 +459,7 @@ class GRPOTraining(LoadsCheckpoint):
 
     entropy_coef: Annotated[
         float, _TASK, _within(0, 1, "weight of the entropy bonus, TRL's; the paper has none")
-    ] = 0.02
+    ] = 0.0
     beta: Annotated[Beta, _TASK] = 0.5
     num_chunks: Annotated[NumChunks, _TASK] = 6
     world: Annotated[PlantedWorld, _TASK] = "plain"

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finemem_lib.credit.rules import RULES
+from finemem_lib.training.schemes import TERMS
 from finemem_lib.trajectory import Trajectory, from_json, to_json
 from finemem_lib.util.files import written_beside
 
@@ -31,6 +33,8 @@ class PlayedUpdate:
         terms: Per row the unweighted terms of its reward by name, `None` where one is unknown.
         rewards: Per row the weighted sum, `None` where no term is known.
         advantages: Per row the advantage that entered the loss, `None` where no term is known.
+        operations: Per row and operation what was added to the advantage on the operation's own
+            tokens; `None` where the scheme credits no operations.
     """
 
     update: int
@@ -38,6 +42,7 @@ class PlayedUpdate:
     terms: Sequence[Mapping[str, float | None]]
     rewards: Sequence[float | None]
     advantages: Sequence[float | None]
+    operations: Sequence[Sequence[float]] | None = None
 
     def write(self, path: Path, **more: str | float) -> None:
         """Write the update as parquet, whole or not at all.
@@ -72,18 +77,19 @@ class PlayedUpdate:
                 **terms,
                 "reward": reward,
                 "advantage": advantage,
+                **({} if self.operations is None else {"operations": self.operations[row]}),
                 **more,
                 "trajectory": to_json(_bare(one)) if step == 0 else None,
             }
-            for (group, one, step), terms, reward, advantage in zip(
-                places, self.terms, self.rewards, self.advantages, strict=True
+            for row, ((group, one, step), terms, reward, advantage) in enumerate(
+                zip(places, self.terms, self.rewards, self.advantages, strict=True)
             )
         ]
         fields: dict[str, Any] = {
             **dict.fromkeys(("update", "group", "rollout", "step"), pyarrow.int32()),
             **dict.fromkeys(("instance", "prompt", "completion", "trajectory"), pyarrow.string()),
             **dict.fromkeys(("prompt_ids", "completion_ids"), pyarrow.list_(pyarrow.int32())),
-            "logprobs": pyarrow.list_(pyarrow.float64()),
+            **dict.fromkeys(("logprobs", "operations"), pyarrow.list_(pyarrow.float64())),
         }
         schema = pyarrow.schema(
             [
@@ -115,8 +121,8 @@ def update_file(folder: Path, update: int) -> Path:
     return folder / f"{update:06}.parquet"
 
 
-def read_update(folder: Path, update: int) -> list[list[Trajectory]]:
-    """Return the trajectories of an update, per instance and rollout.
+def read_update(folder: Path, update: int) -> PlayedUpdate:
+    """Return an update as it was played and scored.
 
     Args:
         folder: Folder of a run's updates.
@@ -134,25 +140,31 @@ def read_update(folder: Path, update: int) -> list[list[Trajectory]]:
         span = f"{have[0]} to {have[-1]}" if have else "none"
         raise ValueError(f"read_update: no update {update} in {folder}, which holds {span}")
     try:
-        rows = pyarrow.parquet.read_table(
-            path, columns=["group", "rollout", *_OWN_COLUMNS, "trajectory"]
-        ).to_pylist()
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        terms = [name for name in rows[0] if name in (*TERMS, *RULES)]
         steps: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for row in rows:
             steps.setdefault((row["group"], row["rollout"]), []).append(row)
         groups: dict[int, list[Trajectory]] = {}
         for (group, _), of_one in sorted(steps.items()):
             groups.setdefault(group, []).append(_whole(of_one))
-    except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+        return PlayedUpdate(
+            update,
+            list(groups.values()),
+            [{name: row[name] for name in terms} for row in rows],
+            [row["reward"] for row in rows],
+            [row["advantage"] for row in rows],
+            [row["operations"] for row in rows] if "operations" in rows[0] else None,
+        )
+    except (pyarrow.ArrowException, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"read_update: {path} cannot be read ({error}); expected a file that training wrote, "
             "train the update again"
         ) from error
-    return list(groups.values())
 
 
-class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
-    """The updates in a folder by number, each read when it is looked up.
+class StoredUpdates(Mapping[int, Sequence[Sequence[Trajectory]]]):
+    """The trajectories of the updates in a folder by number, each read when it is looked up.
 
     Args:
         folder: Folder of a run's updates.
@@ -184,10 +196,18 @@ class StoredUpdates(Mapping[int, list[list[Trajectory]]]):
             if number > update:
                 update_file(self.folder, number).unlink()
 
-    def __getitem__(self, update: int) -> list[list[Trajectory]]:
+    def played(self, update: int) -> PlayedUpdate:
+        """Return an update as it was played and scored, see `read_update`.
+
+        Args:
+            update: Number of the update, from 1.
+        """
+        return read_update(self.folder, update)
+
+    def __getitem__(self, update: int) -> Sequence[Sequence[Trajectory]]:
         if update not in self:
             raise KeyError(update)
-        return read_update(self.folder, update)
+        return self.played(update).groups
 
     def __contains__(self, update: object) -> bool:
         return isinstance(update, int) and update_file(self.folder, update).is_file()

@@ -54,7 +54,7 @@ class TrainingResult:
 
     manager: ModelManager
     records: tuple[Record, ...]
-    trajectories: dict[int, list[list[Trajectory]]]
+    trajectories: dict[int, Sequence[Sequence[Trajectory]]]
     updates: StoredUpdates | None
     checkpoint: Path | None
     seconds: float
@@ -227,9 +227,9 @@ class TrainingRun:
 
     def _kept(
         self, trainer: StepGRPO, stored: StoredUpdates | None
-    ) -> dict[int, list[list[Trajectory]]]:
+    ) -> dict[int, Sequence[Sequence[Trajectory]]]:
         """Return the kept trajectories; those of before a resume are read from where they lie."""
-        kept = {}
+        kept: dict[int, Sequence[Sequence[Trajectory]]] = {}
         for update in sorted(self.keep_updates):
             if update > trainer.state.global_step:
                 continue

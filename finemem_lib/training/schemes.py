@@ -114,13 +114,34 @@ _SHIPPED: dict[str, dict[str, float | str]] = {
     "Fine-Mem": {"eara": 1.0, "format": 1.0, "chunk": "w1", "compression": "w2"},
 }
 
-SCHEMES = {name: RewardScheme(name, terms) for name, terms in _SHIPPED.items()}
+PAPER_SCHEMES = {name: RewardScheme(name, terms) for name, terms in _SHIPPED.items()}
 """The paper's scheme and its ablations.
 
 Format and compression always count. The outcome is paid as ``r_global``, the same at every step
 ("outcome-only", "+CSR"), or as ``r_EARA(t)``, which sums to ``r_global`` over the steps ("+EARA",
 "Fine-Mem"). "+CSR" and "Fine-Mem" add the chunk-level step reward; "Fine-Mem" is the hybrid reward
 of the paper.
+"""
+
+SCHEMES = {
+    **PAPER_SCHEMES,
+    "slot price": RewardScheme(
+        "slot price",
+        {"outcome": 1.0, "slot-price": 1.0, "format": 1.0, "compression": "w2"},
+        {"slot-price": {"smoothing": 0.3}},
+        normalised={"outcome": "group", "slot-price": "group"},
+    ),
+    "operation slot price": RewardScheme(
+        "operation slot price",
+        _SHIPPED["outcome-only"],
+        {"operation-slot-price": {"per": "eviction", "smoothing": 0.3}},
+        operations={"operation-slot-price": 1.0},
+    ),
+}
+"""The schemes that can be named.
+
+Those of the paper, and outcome-only with the price of a slot (`credit.lost_evidence`): paid to the
+step, or to each operation on its own tokens.
 """
 
 

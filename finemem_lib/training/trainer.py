@@ -188,7 +188,7 @@ class UpdatePlayer:
             None if reward is None else advantage
             for reward, advantage in zip(rewards, advantages, strict=True)
         ]
-        return PlayedUpdate(update, rollouts.groups, terms, rewards, known)
+        return PlayedUpdate(update, rollouts.groups, terms, rewards, known, rollouts.operations)
 
     def _attributed(self, groups: list[list[Trajectory]], done: int) -> list[list[Trajectory]]:
         """Return the trajectories with the evidence that credit is attributed by."""

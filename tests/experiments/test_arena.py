@@ -15,8 +15,11 @@ from finemem_lib.cli import main
 from finemem_lib.evaluation.intervals import holm
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments.arena import arena, arena_notes, arena_tables, leaders, limits
+from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import write_rows
 from finemem_lib.experiments.tables import hierarchical_draws
+from finemem_lib.training.schemes import SCHEMES, scheme_of
+from finemem_lib.util.provenance import repository_root
 from tests.helpers.experiment_samples import arena_design, arena_results, result
 
 FEW = BootstrapSettings(num_resamples=400)
@@ -370,3 +373,10 @@ def test_the_command_refuses_what_it_cannot_read(files, tmp_path, capsys):
     assert main.main([*files[:3], "--resamples", "3"]) == 2
     errors = capsys.readouterr().err
     assert "none.yaml" in errors and "none.jsonl" in errors and "at least 100" in errors
+
+
+def test_the_schemes_that_can_be_named_are_those_of_the_arena() -> None:
+    """Notebook 04 offers them by what the arena found of them."""
+    design = load_design(repository_root() / "data" / "experiments" / "arena.design.yaml")
+    trained = {cell.variant: scheme_of(cell.scheme) for cell in design.cells}
+    assert {name: trained[name] for name in SCHEMES} == SCHEMES

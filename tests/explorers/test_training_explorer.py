@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from finemem_lib.figures import style
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
+from finemem_lib.rewards import RewardSettings
 from finemem_lib.runs import run as run_module
 from finemem_lib.training.run import train_manager
 from tests.helpers.explorer_samples import assert_frames_are_the_states
@@ -214,6 +216,61 @@ def test_groups_are_those_of_the_trainer(trained) -> None:
     assert dead / 6 == pytest.approx(record["frac_reward_zero_std"])
     rewards = [r for group in groups for row in group.rewards for r in row]
     assert sum(rewards) / len(rewards) == pytest.approx(record["reward"], abs=1e-4)
+
+
+@pytest.fixture(scope="module", params=["slot price", "operation slot price"])
+def priced(request, tmp_path_factory):
+    """One update trained with a price that follows from all of its groups, and its scheme."""
+    folder = tmp_path_factory.mktemp("priced")
+    result = train_manager(
+        scheme=request.param,
+        rollout=RolloutSettings(num_generations=3, capacity=2),
+        updates=1,
+        stream=StreamSettings(num_chunks=3),
+        instances_per_update=3,
+        keep_updates={1},
+        output_dir=folder,
+    )
+    return result, request.param
+
+
+def test_a_run_shows_the_advantages_that_training_recorded(priced) -> None:
+    """Incident: of few kept groups, a price of the whole update came out as another."""
+    result, scheme = priced
+    last = {1: result.trajectories[1][1:]}
+    explorer = explorers.training_explorer(
+        result.records, last, result.manager, scheme, stored=result.updates
+    )
+    played = result.updates.played(1)
+    rows = list(zip(played.advantages, played.operations or itertools.repeat(()), strict=False))
+    ids = [group[0].instance_id for group in last[1]]
+    wanted = [place for place, group in enumerate(played.groups) if group[0].instance_id in ids]
+    assert wanted == [1, 2]
+    for shown, place in enumerate(wanted):
+        for rollout, step in itertools.product(range(3), range(1, 4)):
+            advantage, added = rows[place * 9 + (step - 1) * 3 + rollout]
+            state = {"update": 1, "instance": shown, "rollout": rollout, "step": step}
+            views = explorer.build(**state, colour="advantage")
+            tokens = {value for line in views["step"].data[0].z for value in line} - {None}
+            assert views["group"].data[0].z[rollout][step - 1] == style.number(advantage)
+            assert tokens <= {style.number(advantage + more) for more in (0.0, *added)}
+            assert len(tokens) >= len({*added})
+
+
+def test_operations_pay_their_own_tokens_apart(priced) -> None:
+    result, scheme = priced
+    groups = figures.recorded_groups(result.updates.played(1), scheme, RewardSettings())
+    if scheme == "slot price":
+        assert all(group.operations is None for group in groups)
+        return
+    credited = [
+        (step, row[t])
+        for group in groups
+        for one, row in zip(group.rollouts, group.operations, strict=True)
+        for t, step in enumerate(one.steps)
+    ]
+    assert all(len(values) == len(step.outcomes) for step, values in credited)
+    assert any(len({*values}) > 1 for _, values in credited)
 
 
 def test_log_probabilities_are_those_recorded_when_sampling(manager, played) -> None:

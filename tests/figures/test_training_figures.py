@@ -362,11 +362,11 @@ def test_every_token_of_a_step_has_its_text() -> None:
 
 def test_a_certain_token_is_not_pushed() -> None:
     step = with_tokens(make_trajectory()).steps[0]
-    push = figures.token_push(step, -2.0)
+    push = figures.token_push(step, (-2.0,) * 5)
     assert push[2] == 0 and push[1] == pytest.approx(-2 * (1 - 2.718281828**-2))
     assert all(value <= 0 for value in push)
-    assert figures.token_push(step, None) == (None,) * 5
-    assert figures.token_push(dataclasses.replace(step, logprobs=None), 1.0) == (None,) * 5
+    assert figures.token_push(step, (None,) * 5) == (None,) * 5
+    assert figures.token_push(dataclasses.replace(step, logprobs=None), (1.0,) * 5) == (None,) * 5
 
 
 def test_a_view_of_change_holds_the_numbers() -> None:

@@ -107,13 +107,23 @@ def test_scripted_steps_without_tokens_and_columns_of_one_value(tmp_path):
     other = dataclasses.replace(one, rollout=1)
     rows = 2 * one.num_steps
     played = PlayedUpdate(
-        9, [[one, other]], [{"outcome": None}] * rows, [None] * rows, [None] * rows
+        9,
+        [[one, other]],
+        [{"outcome": None}] * rows,
+        [None] * rows,
+        [None] * rows,
+        [(0.25,)] * rows,
     )
     played.write(update_file(tmp_path, 9), quantity="loss", value=math.nan)
     table = pd.read_parquet(update_file(tmp_path, 9))
     assert set(table["quantity"]) == {"loss"} and table["value"].isna().all()
     assert table["outcome"].isna().all() and table["reward"].isna().all()
-    assert read_update(tmp_path, 9) == [[one, other]]
+    assert table["operations"].map(list).tolist() == [[0.25]] * rows
+    found = read_update(tmp_path, 9)
+    assert dataclasses.replace(found, operations=None) == dataclasses.replace(
+        played, operations=None
+    )
+    assert [*map(tuple, found.operations)] == played.operations
 
 
 def test_the_last_instances_are_held_out():

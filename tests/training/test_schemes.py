@@ -15,6 +15,7 @@ from finemem_lib.managers.scripted import InsertAll
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.training.schemes import (
+    PAPER_SCHEMES,
     SCHEMES,
     TERMS,
     RewardScheme,
@@ -31,7 +32,7 @@ USED = RewardScheme("used items", {"eara-used": 1.0, "format": 0.5, "compression
 def test_fine_mem_is_the_hybrid_reward_and_every_scheme_is_a_choice_of_its_terms():
     settings = RewardSettings(w1=0.3, w2=0.2)
     assert scheme_weights("Fine-Mem", settings) == {"outcome": 0.0, **settings.weights}
-    for name, scheme in SCHEMES.items():
+    for name, scheme in PAPER_SCHEMES.items():
         weights = scheme_weights(name, settings)
         assert tuple(weights) == TERMS and scheme.name == name
         assert {term for term, weight in weights.items() if weight} == set(scheme.terms)
