@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from finemem_lib.experiments.cells import KEY_VERSION, CellResult
 from finemem_lib.experiments.design import Design
 from finemem_lib.experiments.sweep import FailedCell
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import git_state, repository_root, versions
+from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
 
 def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any]) -> None:
@@ -91,8 +89,6 @@ def experiment_card(
         each commit ("made_by"), hardware in words, versions, and the seconds of all cells together
         (each on one thread).
     """
-    import psutil
-
     cells = {result.key: result for result in results}
     return {
         "description": design.description,
@@ -103,8 +99,7 @@ def experiment_card(
             (one.commit or "no recorded commit") + (" and changes" if one.dirty else "")
             for one in cells.values()
         ),
-        "hardware": f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GB, one thread per cell",
+        "hardware": f"{hardware()}, one thread per cell",
         "versions": versions(),
         "key_version": KEY_VERSION,
         "cells": len(cells),

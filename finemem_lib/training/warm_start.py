@@ -1,6 +1,9 @@
 """The seeded command that makes the tiny manager's warm start, and the figures of its card.
 
     python -m finemem_lib.training.warm_start --output DIR --seed 0 --world plain
+    python -m finemem_lib.training.warm_start --measure DIR --seed 0 --world plain
+
+The second line measures a checkpoint that the first has made, and writes its card again.
 
 Supervised demonstrations teach three things and no more: the JSON format, copying a sentence of
 the chunk exactly, and addressing the record about the same person and attribute. Which sentences
@@ -12,11 +15,12 @@ a few attention heads are told where to look; the architecture stays a plain Qwe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -43,6 +47,8 @@ from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
 from finemem_lib.trajectory import OPERATION_KINDS, Operation
+from finemem_lib.util.files import write_json, written_beside
+from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
 if TYPE_CHECKING:
     import torch
@@ -602,10 +608,9 @@ sentences and finds the record about the same person and attribute. It has **no*
 worth keeping: it was shown random choices, and choosing is left to GRPO. Greedy decoding therefore
 skips everything; sample from it.
 
-Made by `python -m finemem_lib.training.warm_start --output DIR --seed {seed}{flags}`:
+Made by `python -m finemem_lib.training.warm_start --output DIR {flags}`:
 {steps} updates
-of {batch} demonstrations in {seconds:.0f} s ({cpu_seconds:.0f} s of processor time, {threads}
-thread(s)), mean completion loss of the last updates {loss:.3f}.
+of {batch} demonstrations.
 
 **Data.** Demonstrations drawn by `warm_start.demonstration`, none stored: memories of 0 to
 {max_records} records (facts about 2 to 6 of {names} people, repeated slots, up to half noise),
@@ -620,20 +625,24 @@ unknown words is refused.
 
 ## Measured
 
-Sampled at temperature 1 on held-out steps of the planted stream by `warm_start.evaluate`, with the
-given number of records in the memory (stale values and noise among them, at least one about a slot
-that the chunk speaks of), {samples} completions per row. Valid JSON: share of the completions.
-Executable: share of the operations that the memory applies. Exact copy: share of the written
-contents that are sentences of the chunk. Right record: of the UPDATEs and DELETEs whose sentence
-has a record (their number in brackets). Without record: share of all UPDATEs and DELETEs whose
-sentence has none. Fact and noise kept: shares of the chunks' sentences that were written. The last
-rows use {unseen} names that no demonstration ever showed; their embeddings are drawn from the
-normal distribution that the embeddings of the {names} seen names span, apart from those.
+Sampled at temperature 1 on held-out steps of the planted stream by `warm_start.evaluate`
+(`measured.jsonl`, made as `measured.json` says), with the given number of records in the memory
+(stale values and noise among them, at least one about a slot that the chunk speaks of), {samples}
+completions per row. Valid JSON: share of the completions. Executable: share of the operations that
+the memory applies. Exact copy: share of the written contents that are sentences of the chunk. Right
+record: of the UPDATEs and DELETEs whose sentence has a record (their number in brackets). Without
+record: share of all UPDATEs and DELETEs whose sentence has none. Fact and noise kept: shares of the
+chunks' sentences that were written. The last rows use {unseen} names that no demonstration ever
+showed; their embeddings are drawn from the normal distribution that the embeddings of the {names}
+seen names span, apart from those.
 
 | names | records | {columns} |
 |---|---|{rule}|
 {rows}
 """
+
+MEASURED = "measured.jsonl"
+"""Rows of the figures of the card, in the folder of the checkpoint; their own card lies beside."""
 
 _COLUMNS = (
     "valid_json",
@@ -650,51 +659,60 @@ def write_card(
     folder: Path,
     seed: int,
     steps: int,
-    losses: list[float],
-    seconds: float,
-    cpu_seconds: float,
     samples: int,
     world: World = "plain",
 ) -> str:
-    """Measure the checkpoint in `folder` and return its card.
+    """Measure the checkpoint in `folder`, write rows and card there, and return the card.
 
     Args:
         folder: Folder of the checkpoint.
         seed: Seed of the training; the next one draws the steps that are measured.
         steps: Updates that it was trained for.
-        losses: Completion loss of every update.
-        seconds: Duration of the training.
-        cpu_seconds: Processor time of the training.
         samples: Completions measured per row.
         world: The world that it reads.
-    """
-    import torch
 
+    Raises:
+        ValueError: The folder holds no checkpoint.
+        OSError: It cannot be written to.
+    """
+    root, whole = repository_root(), folder.resolve()
+    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
+    git = git_state(root)
+    started = time.perf_counter()
     manager = load_manager(folder)
-    rows = []
-    for title, names, sizes in (
-        ("seen", NAMES, (3, 6, 10, 16)),
-        ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
-    ):
-        for records in sizes:
-            figures = evaluate(manager, samples, seed + 1, records, names, world)
-            cells = ["-" if figures[name] is None else f"{figures[name]:.3f}" for name in _COLUMNS]
-            cells[3] += f" ({figures['edits_with_record']})"
-            rows.append(f"| {title} | {records} | {' | '.join(cells)} |")
-    last = losses[-100:]
-    return CARD.format(
+    rows = [
+        {"names": title, **evaluate(manager, samples, seed + 1, records, names, world)}
+        for title, names, sizes in (
+            ("seen", NAMES, (3, 6, 10, 16)),
+            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+        )
+        for records in sizes
+    ]
+    flags = f"--seed {seed}" + ("" if world == "plain" else f" --world {world}")
+    flags += "" if steps == STEPS else f" --steps {steps}"
+    with written_beside(folder / MEASURED) as beside:
+        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    weights = (folder / "model.safetensors").read_bytes()
+    write_json(
+        (folder / MEASURED).with_suffix(".json"),
+        {
+            "command": "python -m finemem_lib.training.warm_start --measure "
+            f"{shown} {flags} --samples {samples}",
+            "seed": seed + 1,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "seconds": round(time.perf_counter() - started),
+            "hardware": f"{hardware()}, one process",
+            "git": git,
+            "versions": versions(),
+        },
+    )
+    card = CARD.format(
         parameters=manager.model.num_parameters(),
-        seed=seed,
         steps=steps,
         batch=BATCH,
-        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        megabytes=len(weights) / 1e6,
         world=world,
-        flags=("" if world == "plain" else f" --world {world}")
-        + ("" if steps == STEPS else f" --steps {steps}"),
-        seconds=seconds,
-        cpu_seconds=cpu_seconds,
-        threads=torch.get_num_threads(),
-        loss=sum(last) / len(last),
+        flags=flags,
         max_records=tiny.MAX_RECORDS,
         names=len(NAMES),
         kept=KEPT,
@@ -706,8 +724,17 @@ def write_card(
         unseen=len(tiny.UNSEEN_NAMES),
         columns=" | ".join(name.replace("_", " ") for name in _COLUMNS),
         rule="|".join("---" for _ in _COLUMNS),
-        rows="\n".join(rows),
+        rows="\n".join(_line(row) for row in rows),
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return card
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Return a row of the card's table."""
+    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in _COLUMNS]
+    cells[3] += f" ({row['edits_with_record']})"
+    return f"| {row['names']} | {row['records']} | {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -722,36 +749,32 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m finemem_lib.training.warm_start",
         description=__doc__.partition("\n")[0],
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, help="folder to make")
+    what.add_argument("--measure", type=Path, help="folder that --output made, to measure again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help="updates (default: %(default)s)")
     parser.add_argument("--world", choices=get_args(World), default="plain", help="what it reads")
     parser.add_argument("--samples", type=int, default=1000, help="completions per row of the card")
     given = parser.parse_args(arguments)
-    if given.output.exists():
+    if given.output and given.output.exists():
         parser.error(f"--output {given.output} exists; name a new folder, or remove this one first")
+    if given.measure and not (given.measure / "model.safetensors").is_file():
+        parser.error(f"--measure {given.measure} holds no checkpoint; make one with --output")
     if min(given.steps, given.samples) < 1:
         parser.error("--steps and --samples: expected at least 1")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
+    of = (given.seed, given.steps, given.samples, given.world)
+    if given.measure:
+        print(write_card(given.measure, *of))
+        return
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.output.parent, suffix=".tmp") as beside:
         folder = Path(beside) / given.output.name
-        started, cpu_started = time.perf_counter(), time.process_time()
-        model, losses = train(given.seed, given.steps, world=given.world)
-        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+        model, _ = train(given.seed, given.steps, world=given.world)
         model.save_pretrained(folder)
         tiny.tiny_tokenizer(given.world).save_pretrained(folder)
-        card = write_card(
-            folder,
-            given.seed,
-            given.steps,
-            losses,
-            seconds,
-            cpu_seconds,
-            given.samples,
-            given.world,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        card = write_card(folder, *of)
         folder.rename(given.output)
     print(card)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,14 @@ def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def hardware() -> str:
+    """Return in words what this process runs on."""
+    import psutil
+
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), {memory:.0f} GB"
 
 
 def git_state(root: Path) -> dict[str, str | bool | None]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,8 @@ def test_the_command_writes_a_folder_that_loads_and_never_overwrites_one(
         "tokenizer_config.json",
         "chat_template.jinja",
         "README.md",
+        "measured.jsonl",
+        "measured.json",
     }
     assert [path.name for path in output.parent.iterdir()] == ["here"]
     assert "--steps 2`" in (output / "README.md").read_text()
@@ -170,6 +174,29 @@ def test_the_command_writes_a_folder_that_loads_and_never_overwrites_one(
     with pytest.raises(SystemExit):
         warm_start.main(["--output", str(output)])
     assert "exists; name a new folder" in capsys.readouterr().err
+
+
+def test_measuring_a_checkpoint_again_writes_rows_that_the_card_quotes(tmp_path, capsys):
+    folder = tmp_path / "tiny"
+    shutil.copytree(
+        checkpoint_folder("tiny"), folder, ignore=shutil.ignore_patterns("*.md", "measured*")
+    )
+    warm_start.main(["--measure", str(folder), "--samples", "3"])
+    rows = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()]
+    assert [(row["names"], row["records"], row["completions"]) for row in rows] == [
+        *(("seen", records, 3) for records in (3, 6, 10, 16)),
+        *(("never seen", records, 3) for records in (3, 10)),
+    ]
+    card, made = (
+        (folder / "README.md").read_text(),
+        json.loads((folder / "measured.json").read_text()),
+    )
+    assert f"| never seen | 10 | {rows[-1]['valid_json']:.3f} |" in card
+    assert {"commit", "dirty"} == set(made["git"]) and made["hardware"] and made["seed"] == 1
+    assert made["command"].endswith("--measure tiny --seed 0 --samples 3")
+    with pytest.raises(SystemExit):
+        warm_start.main(["--measure", str(tmp_path)])
+    assert "holds no checkpoint" in capsys.readouterr().err
 
 
 def test_only_never_seen_names_get_new_embeddings_and_none_is_taken_for_another():
