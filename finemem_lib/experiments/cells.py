@@ -534,11 +534,12 @@ def _price(
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
     """Return what the advantage of the cell's scheme paid per stored fact and noise sentence.
 
-    Nothing where a rule asks a reader that has learned since, or where the scheme credits
-    operations, so that a step has no single advantage.
+    Nothing where a rule asks a reader that has learned since, or where operations or local groups
+    are credited beside the steps.
     """
     scheme = scheme_of(cell.scheme)
-    if scheme.operations or (cell.learns != "manager" and scheme.rules):
+    beside = scheme.operations or cell.local_groups is not None
+    if beside or (cell.learns != "manager" and scheme.rules):
         return {}
     by_id = {instance.instance_id: instance for instance in instances}
     weights = scheme_weights(cell.scheme, cell.rewards)
@@ -566,6 +567,7 @@ def _reader_calls(
     """Return the readings that the credit of an update asked for, beyond those of the outcome."""
     scheme = scheme_of(scheme)
     calls = sum(int(record[f"{MEASURED}{rule}/calls_asked"]) for rule in scheme.rules)
+    calls += int(record.get(f"{MEASURED}local/calls_asked", 0))
     calls += int(record.get(f"{MEASURED}local/calls_asked", 0))
     if "chunk" in scheme.terms or any("chunk questions" in RULES[r].records for r in scheme.rules):
         calls += sum(len(step.chunk_questions) for one in trajectories for step in one.steps)

@@ -151,6 +151,14 @@ def test_local_groups_make_other_cells_and_can_be_named_in_a_design():
     assert len(keys) == 3 and cell(local_groups=None).key == base.key
 
 
+def test_local_groups_count_their_reader_calls_and_have_no_price_of_noise():
+    shared = {"num_chunks": 2, "instances_per_update": 2, "num_generations": 2, "held_out": 1}
+    own = run_cell(cell(**shared, updates=1, local_groups={}))
+    plain = run_cell(cell(**shared, updates=1))
+    assert own.curve["reader_calls"][0] > plain.curve["reader_calls"][0]
+    assert plain.price and not own.price
+
+
 def test_only_a_reader_that_can_learn_learns():
     with pytest.raises(ValueError, match="learns is 'jointly', which needs reader: trainable"):
         cell(learns="jointly")
