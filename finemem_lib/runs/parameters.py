@@ -552,6 +552,12 @@ class GRPOTraining(LoadsCheckpoint):
                 f"micro_batches is {self.micro_batches}, expected a divisor of num_generations "
                 f"({self.num_generations}), or 0 for that number"
             )
+        if self.loader == "unsloth" and SCHEMES[self.scheme].operations:
+            of_steps = ", ".join(name for name, one in SCHEMES.items() if not one.operations)
+            problems.append(
+                f"scheme is {self.scheme!r}, which credits operations; Unsloth's loss takes one "
+                f"advantage per completion; expected one of {of_steps}, or loader transformers"
+            )
         return problems
 
 

@@ -107,7 +107,13 @@ def test_settings_that_contradict_each_other_are_refused_by_the_plan_too(given, 
             train(given, to_run=to_run)
 
 
-FULL = {"loader": "unsloth", "precision": "4bit", "lora_rank": "16", "fast_inference": "true"}
+FULL = {
+    "loader": "unsloth",
+    "scheme": "Fine-Mem",
+    "precision": "4bit",
+    "lora_rank": "16",
+    "fast_inference": "true",
+}
 
 
 def test_without_a_gpu_or_its_packages_nothing_starts_and_the_plan_is_made(monkeypatch):

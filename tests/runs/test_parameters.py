@@ -134,6 +134,11 @@ def test_a_text_stands_for_a_list(text, value):
         ("GRPOTraining", {"fast_inference": True}, "fast_inference needs loader 'unsloth'"),
         ("GRPOTraining", {"precision": "4bit"}, "precision 4bit"),
         ("GRPOTraining", {"micro_batches": 3}, "micro_batches is 3, expected a divisor of num_gen"),
+        (
+            "GRPOTraining",
+            {"loader": "unsloth"},
+            "Unsloth's loss takes one advantage per completion",
+        ),
         ("GRPOTraining", {"world": "paraphrased"}, "which checkpoint 'tiny' does not read"),
         ("AblationsAndRobustness", {"checkpoint": "tiny-paraphrased"}, "world is 'plain', which"),
         ("BenchmarkEvaluation", {"baseline": "best"}, "baseline is 'best', expected one of raw-"),

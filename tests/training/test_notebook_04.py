@@ -18,6 +18,7 @@ NOTEBOOK = repository_root() / "notebooks" / "04_grpo_training.ipynb"
 SMALL = {
     "run_id": "unsloth",
     "loader": "unsloth",
+    "scheme": "slot price",
     "lora_rank": 4,
     "updates": 2,
     "instances_per_update": 1,

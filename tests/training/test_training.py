@@ -30,7 +30,7 @@ from finemem_lib.seeds import stable_seed
 from finemem_lib.training import run as training_run
 from finemem_lib.training.checkpoints import hold_settings
 from finemem_lib.training.run import train_manager
-from finemem_lib.training.schemes import SCHEMES, TERMS, RewardScheme
+from finemem_lib.training.schemes import PAPER_SCHEMES, TERMS, RewardScheme
 from finemem_lib.training.trainer import trajectory_metrics
 from finemem_lib.training.trl_adapter import load_trainer_class
 from tests.helpers.paths import ROOT
@@ -102,7 +102,7 @@ def expected_rows(groups, scheme, settings):
     return rows
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", PAPER_SCHEMES)
 def test_advantages_in_the_loss_are_those_per_step(tmp_path, scheme):
     settings = RewardSettings(empty_format=None)
     done = run(tmp_path, mixed_instances(), scheme=scheme, rewards=settings, capacity=3)
@@ -133,7 +133,7 @@ def test_advantages_in_the_loss_are_those_per_step(tmp_path, scheme):
         for reward in hybrid_reward(one, settings)
     ]
     known = [total for total in totals if total is not None]
-    assert len(totals) - len(known) == (0 if "chunk" in SCHEMES[scheme].terms else 2 * G)
+    assert len(totals) - len(known) == (0 if "chunk" in PAPER_SCHEMES[scheme].terms else 2 * G)
     assert done.trainer.state.log_history[0]["reward"] == pytest.approx(sum(known) / len(known))
 
 
