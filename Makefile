@@ -58,7 +58,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %s; choose another one, e.g. make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing the pinned packages into $(VENV) (about 1.5 GB, once)"
+	@echo "Installing the pinned packages into $(VENV) (some GB, once)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(READY)
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -27,10 +27,14 @@ from finemem_lib.util.console import UsageError, print_table
 from finemem_lib.util.provenance import repository_root
 from finemem_lib.util.yaml_files import read_yaml
 
+_COUNT = r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)"
 MEASURED = re.compile(
-    r"(?<![\w.:/-])[-+]?(?:\d*\.\d+(?!\.?\w)(?:\s?%)?|\d+\s?(?:%|min|s|MB|GB|times)(?!\w))"
+    r"(?<![\w.,:/-])[-+]?(?:\d*\.\d+(?!\.?\w)(?:\s?%)?"
+    r"|\d[\d,]*\s?(?:%|ms|s|seconds?|min|minutes?|h|hours?|kB|MB|GB|times)(?!\w)"
+    rf"|\d{{1,3}}(?:,\d{{3}})+(?!\w)|{_COUNT} of (?:the )?{_COUNT}(?!\w))"
 )
-"""What looks measured: a number with a decimal point, or with a unit of measurement."""
+"""What looks measured: a number with a decimal point or a thousands separator, one with a unit of
+measurement, and "two of five", in digits or words."""
 
 
 class _Model(BaseModel):
@@ -41,12 +45,13 @@ class Source(_Model):
     """Rows that figures come from.
 
     Attributes:
-        kind: "arena" (rows of experiment cells) or "credit truth" (rows of judged credit rules).
+        kind: "arena" (rows of experiment cells), "credit truth" (rows of judged credit rules) or
+            "plain" (JSON lines of named values).
         rows: Path of the rows from the repository's root; their card lies next to them.
         design: Path of the design of an arena.
     """
 
-    kind: Literal["arena", "credit truth"]
+    kind: Literal["arena", "credit truth", "plain"]
     rows: str
     design: str | None = None
 
@@ -58,8 +63,8 @@ class Figure(_Model):
         file: The text, a path from the repository's root.
         text: The figure and what stands with it, as it stands there.
         source: Name of a source.
-        row: Fields of the one row that it comes from; its "table" is "standings" or "comparisons"
-            of an arena, or "credit truth".
+        row: Fields of the one row that it comes from; its "table" is "standings", "comparisons" or
+            "cells" of an arena, else "rows"; "card" is the card of the rows, with any source.
         written: How the row's fields are written, such as ``"{value:.2f} [{low:.2f}]"``.
     """
 
@@ -71,7 +76,13 @@ class Figure(_Model):
 
 
 class NotMeasured(_Model):
-    """Numbers of a text that nobody measured: settings, sizes, versions, worked examples."""
+    """Numbers of a text that were not measured here: settings, versions, worked examples.
+
+    Attributes:
+        file: The text, or a glob of texts.
+        texts: The numbers, each with what stands with it.
+        why: What they are. Figures of a paper are named with the paper that they are cited from.
+    """
 
     file: str
     texts: list[str]
@@ -82,7 +93,8 @@ class Ledger(_Model):
     """What ``data/ledger.yaml`` holds.
 
     Attributes:
-        watched: Texts in which every number that looks measured has to be in the ledger.
+        watched: Globs of the texts in which every number that looks measured has to be in the
+            ledger.
         sources: Rows by name.
         figures: The measured ones.
         not_measured: The others.
@@ -157,7 +169,7 @@ def origin(source: Source, root: Path) -> Origin:
             seeds=sorted({one.cell.seed for one in results}),
             **made,
         )
-    git = card.get("git", {})
+    git = card.get("git") or {}
     return Origin(
         commits=[str(git.get("commit"))],
         clean=bool(git.get("commit")) and git.get("dirty") is False,
@@ -175,11 +187,17 @@ def check(ledger: Ledger, root: Path) -> list[str]:
 
     Raises:
         ValueError: Rows or a card cannot be read.
+        OSError: Rows or a text cannot be read.
     """
     wrong = []
     for name, source in ledger.sources.items():
         if not (found := origin(source, root)).clean:
             wrong.append(f"source {name}: {source.rows} names no clean commit ({found.commits})")
+        wrong += [
+            f"source {name}: the card of {source.rows} names no {part}"
+            for part in ("command", "hardware", "seeds")
+            if not getattr(found, part)
+        ]
     for figure in ledger.figures:
         where = f"{figure.file}: {figure.text!r}"
         if figure.source not in ledger.sources:
@@ -198,11 +216,23 @@ def check(ledger: Ledger, root: Path) -> list[str]:
             wrong.append(f"{where}, but {figure.source} gives {now!r}")
         if figure.text not in prose(root / figure.file):
             wrong.append(f"{where} does not stand there any more; take it out of the ledger")
-    return wrong + [
-        f"{file}: {number!r} in {around!r} is not in the ledger"
-        for file in ledger.watched
-        for number, around in _uncovered(ledger, file, root)
-    ]
+    for one in ledger.not_measured:
+        texts = [prose(path) for path in root.glob(one.file)]
+        wrong += [
+            f"{one.file}: {text!r} does not stand there any more; take it out of the ledger"
+            for text in one.texts
+            if not any(text in found for found in texts)
+        ]
+    for pattern in ledger.watched:
+        paths = sorted(root.glob(pattern))
+        if not paths:
+            wrong.append(f"watched: no file is {pattern!r}")
+        wrong += [
+            f"{path.relative_to(root)}: {number!r} in {around!r} is not in the ledger"
+            for path in paths
+            for number, around in _uncovered(ledger, str(path.relative_to(root)), root)
+        ]
+    return wrong
 
 
 def prose(path: Path) -> str:
@@ -215,7 +245,9 @@ def prose(path: Path) -> str:
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    text = re.sub(r"```.*?```|`[^`\n]*`|\$[^$\n]*\$|<!--.*?-->", " ", text, flags=re.DOTALL)
+    text = re.sub(
+        r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|<!--.*?-->", " ", text, flags=re.DOTALL
+    )
     return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
 
 
@@ -231,7 +263,12 @@ def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str
     """Yield the numbers of a text that look measured and are not in the ledger."""
     text = prose(root / file)
     known = [one.text for one in ledger.figures if one.file == file]
-    known += [some for one in ledger.not_measured if one.file == file for some in one.texts]
+    known += [
+        some
+        for one in ledger.not_measured
+        if PurePosixPath(file).match(one.file)
+        for some in one.texts
+    ]
     for one in sorted(known, key=len, reverse=True):
         text = text.replace(one, " ")
     for found in MEASURED.finditer(text):
@@ -241,15 +278,19 @@ def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str
 @functools.cache
 def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
     """Return the rows of a source's table as dictionaries."""
-    tables: dict[str, Iterable[Any]] = {}
-    if source.kind == "credit truth":
-        tables["credit truth"] = read_table(root / source.rows)
+    path = root / source.rows
+    tables: dict[str, Iterable[Mapping[str, Any]]] = {"card": [read_card(path)]}
+    if source.kind == "plain":
+        tables["rows"] = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    elif source.kind == "credit truth":
+        tables["rows"] = map(dataclasses.asdict, read_table(path))
     else:
-        of = arena(read_rows(root / source.rows), load_design(root / (source.design or "")))
-        tables |= {"standings": of.standings, "comparisons": of.comparisons}
-    return [
-        {"table": name, **dataclasses.asdict(row)} for name, rows in tables.items() for row in rows
-    ]
+        of = arena(read_rows(path), load_design(root / (source.design or "")))
+        tables["standings"] = map(dataclasses.asdict, of.standings)
+        tables["comparisons"] = map(dataclasses.asdict, of.comparisons)
+        planned = len(of.design.cells)
+        tables["cells"] = [{"planned": planned, "trained": planned - len(of.missing)}]
+    return [{"table": name, **row} for name, rows in tables.items() for row in rows]
 
 
 def ledger_command(options: argparse.Namespace) -> int:
@@ -261,12 +302,12 @@ def ledger_command(options: argparse.Namespace) -> int:
     Raises:
         UsageError: The ledger, rows or a card cannot be read.
     """
-    root = repository_root()
     try:
+        root = repository_root()
         ledger = load_ledger(root)
         wrong = check(ledger, root) if options.check else []
         origins = {name: origin(source, root) for name, source in ledger.sources.items()}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     if options.json:
         figures = [
@@ -277,17 +318,25 @@ def ledger_command(options: argparse.Namespace) -> int:
         return int(bool(wrong))
     print_table(
         [
-            ("text", "figure", "source", "commit", "seeds", "command"),
+            ("text", "figure", "source"),
+            *((one.file, one.text, one.source) for one in ledger.figures),
+        ]
+    )
+    print()
+    print_table(
+        [
+            ("source", "rows", "SHA-256", "commit", "seeds", "command", "hardware"),
             *(
                 (
-                    one.file,
-                    one.text,
-                    one.source,
-                    ", ".join(commit[:7] for commit in origins[one.source].commits),
-                    " ".join(map(str, origins[one.source].seeds)),
-                    origins[one.source].command,
+                    name,
+                    ledger.sources[name].rows,
+                    made.data_hash[:12],
+                    ", ".join(commit[:7] for commit in made.commits),
+                    " ".join(map(str, made.seeds)),
+                    made.command,
+                    made.hardware,
                 )
-                for one in ledger.figures
+                for name, made in origins.items()
             ),
         ]
     )

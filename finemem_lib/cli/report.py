@@ -179,7 +179,7 @@ def save_figures(figures: Mapping[Path, go.Figure], width: int = 900) -> list[Pa
     """Write figures as SVG, and return the paths.
 
     Where kaleido or a browser for it is missing, each becomes a small HTML page instead, with one
-    plotly.js (4.8 MB) in its folder, and a warning gives the reason.
+    plotly.js in its folder, and a warning gives the reason.
 
     Args:
         figures: By the path of their file without its suffix.

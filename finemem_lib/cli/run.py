@@ -67,7 +67,7 @@ from finemem_lib.util.provenance import cpu_threads, git_state, repository_root
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",  # a second thread costs twice the CPU and saves no time here
+    "OMP_NUM_THREADS": "1",  # on small tensors threads wait for each other
     "PLOTLY_RENDERER": "plotly_mimetype",
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",

@@ -198,7 +198,7 @@ class Live:
 def drawing(spec: Mapping[str, Any], clicked: Callable[[int, Any], None] | None = None) -> Any:
     """Return a widget that draws a figure, and draws again when its `spec` is set.
 
-    Plotly's FigureWidget brings 5 MB per figure, of which a busy or slow machine does not load
+    Plotly's FigureWidget brings plotly.js with every figure; a busy or slow machine does not load
     several in the two seconds that anywidget gives each; such a figure then stays as it is, or
     empty. This widget loads plotly.js once per page, and its state is always the whole figure.
 

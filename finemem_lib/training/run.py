@@ -308,9 +308,8 @@ def train_manager(
         output_dir: Folder of checkpoints and updates; `None` keeps nothing on disk.
         save_every: Updates between checkpoints.
         resume: Continue the run in `output_dir`.
-        threads: CPU threads of torch while training (default: OMP_NUM_THREADS, or 1). On the tiny
-            manager a second thread saves no time and costs twice the CPU; more pay for larger
-            models without a GPU.
+        threads: CPU threads of torch while training (default: OMP_NUM_THREADS, or 1). More
+            pay for models larger than the tiny manager on a machine without a GPU.
         config: Further arguments of `grpo_config`, among them `report_to` ("none", "tensorboard",
             "trackio" or "wandb") and `loss_type`.
 

@@ -1,4 +1,4 @@
-"""The ledger notices a wrong figure, a dirty commit, a missing entry and changed rows."""
+"""The ledger notices wrong figures, dirty commits, changed rows, missing and left-over entries."""
 
 from __future__ import annotations
 
@@ -79,9 +79,95 @@ def test_a_figure_without_an_entry_is_noticed(checkout):
     assert [line.split(" in ")[0] for line in found] == ["README.md: '12 s'", "README.md: '97.5 %'"]
 
 
-def test_an_entry_whose_sentence_is_gone_is_noticed(checkout):
+@pytest.mark.parametrize(
+    "figure",
+    ["3,840 rollouts", "32 of the 144 cells", "one of five seeds", "3 minutes", "20 ms", "+0.5"],
+)
+def test_what_looks_measured_is_found(checkout, figure):
+    readme = checkout / "README.md"
+    readme.write_text(
+        f"{readme.read_text()}Here {figure} and in 2026, 12 items; v1.2.3 and $0.7$.\n"
+    )
+    [line] = wrong(checkout)
+    assert line.endswith("is not in the ledger") and figure in line
+
+
+def test_entries_whose_sentences_are_gone_are_noticed(checkout):
     (checkout / "README.md").write_text("Nothing.\n")
-    assert "does not stand there any more" in wrong(checkout)[0]
+    figure, setting = wrong(checkout)
+    assert figure.endswith("does not stand there any more; take it out of the ledger")
+    assert setting.startswith("README.md: '0.0015' does not stand there any more")
+
+
+def edit(root, change):
+    """Change the ledger of a checkout."""
+    path = root / "data" / "ledger.yaml"
+    entries = yaml.safe_load(path.read_text())
+    change(entries)
+    path.write_text(yaml.safe_dump(entries))
+
+
+def test_texts_are_watched_by_glob_and_notebooks_by_their_markdown(checkout):
+    cells = [
+        {"cell_type": "markdown", "source": ["It takes ", "12 s at $$0.3$$."]},
+        {"cell_type": "code", "source": ["x = 0.5"], "outputs": [{"text": ["0.25"]}]},
+    ]
+    (checkout / "pages").mkdir()
+    (checkout / "pages" / "01.ipynb").write_text(json.dumps({"cells": cells}))
+    edit(checkout, lambda entries: entries["watched"].append("pages/*.ipynb"))
+    assert wrong(checkout) == [
+        "pages/01.ipynb: '12 s' in 'It takes 12 s at .' is not in the ledger"
+    ]
+    setting = {"file": "pages/*.ipynb", "texts": ["12 s"], "why": "a setting"}
+    edit(checkout, lambda entries: entries["not_measured"].append(setting))
+    assert wrong(checkout) == []
+
+
+def test_a_glob_without_a_file_is_noticed(checkout):
+    edit(checkout, lambda entries: entries["watched"].append("docs/*.md"))
+    assert wrong(checkout) == ["watched: no file is 'docs/*.md'"]
+
+
+def test_figures_come_from_plain_rows_and_from_cards_too(checkout):
+    (checkout / "rows.jsonl").write_text('{"size": 3, "share": 0.25}\n{"size": 6, "share": 0.5}\n')
+    card = {"command": "python x.py", "hardware": "2 cores", "seed": 1, "tried": 1200}
+    path = checkout / "rows.json"
+    path.write_text(json.dumps(card | {"git": {"commit": "abc", "dirty": False}}))
+    (checkout / "README.md").write_text("Of 1,200 tried, 0.50 ended well.\n")
+    figures = [
+        {
+            "file": "README.md",
+            "text": "Of 1,200",
+            "row": {"table": "card"},
+            "written": "Of {tried:,}",
+        },
+        {"file": "README.md", "text": "0.50", "row": {"size": 6}, "written": "{share:.2f}"},
+    ]
+
+    def change(entries):
+        entries["sources"] = {"mine": {"kind": "plain", "rows": "rows.jsonl"}}
+        entries["figures"] = [figure | {"source": "mine"} for figure in figures]
+        entries["not_measured"] = []
+
+    edit(checkout, change)
+    assert wrong(checkout) == []
+    path.write_text(json.dumps(card | {"git": None, "hardware": ""}))
+    assert wrong(checkout) == [
+        "source mine: rows.jsonl names no clean commit (['None'])",
+        "source mine: the card of rows.jsonl names no hardware",
+    ]
+
+
+def test_the_table_names_all_that_made_a_figure(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(ledger, "repository_root", lambda: checkout)
+    assert main.main(["ledger"]) == 0
+    made = ledger.origin(ledger.load_ledger(checkout).sources["truth"], checkout)
+    shown = capsys.readouterr().out
+    for part in (made.data_hash[:12], "abc", made.command, made.hardware, "credit_truth.jsonl"):
+        assert part in shown
+    assert main.main(["ledger", "--json"]) == 0
+    [figure] = json.loads(capsys.readouterr().out)["figures"]
+    assert figure["origin"] == made.model_dump() and figure["origin"]["seeds"]
 
 
 def test_rows_without_a_clean_commit_are_noticed(checkout):
@@ -104,6 +190,16 @@ def test_the_command_says_in_a_line_what_cannot_be_read(tmp_path, monkeypatch, c
     monkeypatch.setattr(ledger, "repository_root", lambda: tmp_path)
     assert main.main(["ledger", "--check"]) == 2
     assert "ledger.yaml: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gone", ["credit_truth.jsonl", "credit_truth.json", "README.md"])
+def test_the_command_names_rows_cards_and_texts_that_are_gone(checkout, monkeypatch, capsys, gone):
+    [path] = checkout.rglob(gone)
+    path.unlink()
+    monkeypatch.setattr(ledger, "repository_root", lambda: checkout)
+    ledger._rows.cache_clear()
+    assert main.main(["ledger", "--check"]) == 2
+    assert str(path) in capsys.readouterr().err
 
 
 def test_what_is_no_ledger_is_refused(tmp_path):
