@@ -63,8 +63,8 @@ class Figure(_Model):
         file: The text, a path from the repository's root.
         text: The figure and what stands with it, as it stands there.
         source: Name of a source.
-        row: Fields of the one row that it comes from; its "table" is "standings", "comparisons" or
-            "cells" of an arena, else "rows"; "card" is the card of the rows, with any source.
+        row: Fields of the one row that it comes from; its "table" is "standings", "comparisons",
+            "prices" or "cells" of an arena, else "rows"; "card" is the card of any source's rows.
         written: How the row's fields are written, such as ``"{value:.2f} [{low:.2f}]"``.
     """
 
@@ -288,6 +288,7 @@ def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
         of = arena(read_rows(path), load_design(root / (source.design or "")))
         tables["standings"] = map(dataclasses.asdict, of.standings)
         tables["comparisons"] = map(dataclasses.asdict, of.comparisons)
+        tables["prices"] = map(dataclasses.asdict, of.prices)
         planned = len(of.design.cells)
         tables["cells"] = [{"planned": planned, "trained": planned - len(of.missing)}]
     return [{"table": name, **row} for name, rows in tables.items() for row in rows]
