@@ -41,6 +41,7 @@ from finemem_lib.figures.rewards import (
     advantage_dumbbell,
     advantage_heatmap,
     credit_by_rule,
+    credit_side_by_side,
     formula_card,
     reward_decomposition,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "credit_by_rule",
     "credit_measures",
     "credit_per_call",
+    "credit_side_by_side",
     "difference_heatmap",
     "differences_by_regime",
     "dose_response",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from finemem_lib.figures import style
 from finemem_lib.figures.selection import clicks_on, step_outline
@@ -212,6 +213,88 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
         190 + max(150, min(34 * len(rows), 600)),
         xaxis=style.count_axis(num_steps) | {"showgrid": False},
         yaxis={"title_text": "rule", "autorange": "reversed", "showgrid": False},
+    )
+
+
+def credit_side_by_side(
+    credits: Mapping[str, Mapping[str, Sequence[float | None]]], title: str
+) -> go.Figure:
+    """Show what each rule pays each step of several trajectories, one panel per rule.
+
+    Args:
+        credits: name of each rule -> name of each trajectory -> T values in units of the outcome
+            reward; `None` leaves a bar out. All rules have the same trajectories.
+        title: title of the figure, escaped.
+    """
+    names = list(next(iter(credits.values()), {}))
+    paid = [row for rule in credits.values() for row in rule.values()]
+    known = [value for row in paid for value in row if value is not None]
+    num_steps = max(map(len, paid), default=0)
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.3 * (high - low) or 1.0
+    fig = make_subplots(
+        rows=max(1, len(credits)),
+        cols=1,
+        shared_xaxes=True,
+        shared_yaxes="all",
+        vertical_spacing=0.28 / max(1, len(credits)),
+        subplot_titles=[label(name, 36) for name in credits],
+    )
+    for panel, (rule, rows) in enumerate(credits.items(), start=1):
+        for series, (name, values) in enumerate(rows.items()):
+            fig.add_bar(
+                x=list(range(1, len(values) + 1)),
+                y=style.numbers(values),
+                meta={"panel": label(rule, 36)},
+                name=label(name),
+                legendgroup=str(series),
+                showlegend=panel == 1,
+                marker={"color": style.series_color(series), "pattern": style.pattern(series)},
+                texttemplate="%{y:.2~f}" if num_steps * len(names) <= 20 else None,
+                textposition="outside",
+                textangle=0,
+                textfont={"size": 10},
+                cliponaxis=False,
+                hovertemplate="step %{x}: %{y:.4~f}",
+                row=panel,
+                col=1,
+            )
+    said = "; ".join(map(_sums_said, credits.items()))
+    fig.update_annotations(font={"size": 13})
+    fig.update_xaxes(style.count_axis(num_steps, ""))
+    fig.update_xaxes(title_text="step t (chunk number)", row=len(credits) or 1)
+    fig.update_yaxes(range=[low - room * (low < 0), high + room], nticks=4)
+    fig.update_yaxes(title_text="credit", row=(len(credits) + 1) // 2 or 1)
+    return style.finish(
+        fig,
+        title,
+        f"Sum over steps, in the order of the legend: {said or 'nothing (0 rules)'}.",
+        f"Bars of {len(names)} trajectories over {num_steps} steps, one panel for each of "
+        f"{len(credits)} rules: credit in units of the outcome reward.",
+        170 + 120 * max(1, len(credits)),
+        barmode="group",
+        margin={"b": 90, "t": 84},
+    )
+
+
+def _sums_said(paid: tuple[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """Return the sum over steps of every trajectory of one rule, and where any is negative."""
+    name, rows = paid
+    sums = " and ".join(
+        f"{math.fsum(value for value in row if value is not None):.3g}" for row in rows.values()
+    )
+    below = sorted(
+        {
+            str(step)
+            for row in rows.values()
+            for step, value in enumerate(row, start=1)
+            if value is not None and value < 0
+        },
+        key=int,
+    )
+    return f"{style.one_line(name, 28)} {sums}" + (
+        f", below 0 at step {', '.join(below)}" if below else ""
     )
 
 

@@ -42,6 +42,7 @@ def play_script(
     script: Sequence[tuple[str, Operation]],
     asked: Sequence[tuple[str, str, str, int | None]],
     top_k: int,
+    capacity: int | None = None,
 ) -> Trajectory:
     """Play operations written by hand, then ask questions.
 
@@ -51,6 +52,7 @@ def play_script(
         asked: (person, attribute, value, step that told it) of every question; the step is `None`
             where no chunk told the value.
         top_k: Most items retrieved per question, at least 1.
+        capacity: Most items of the memory; `None` for no limit.
     """
     questions = tuple(
         Question(
@@ -65,7 +67,7 @@ def play_script(
     chunks = tuple(Chunk(text, count_tokens(text)) for text, _ in script)
     instance = Instance(name, DATA_SOURCE, "AR", chunks, questions)
     manager = _ByHand([operation for _, operation in script])
-    settings = RolloutSettings(num_generations=1, top_k=top_k)
+    settings = RolloutSettings(num_generations=1, top_k=top_k, capacity=capacity)
     ((trajectory,),) = play([instance], manager, settings, reader_for([instance]), seed=0)
     return trajectory
 
@@ -150,7 +152,32 @@ def duplicates() -> Trajectory:
     )
 
 
-def disagreement(top_k: int = 2) -> Trajectory:
+@functools.cache
+def pushed_out() -> tuple[Trajectory, Trajectory]:
+    """Return two rollouts of one stream of four steps in a memory of two items.
+
+    The first stores the noise of step 2, so that step 3 pushes out what step 1 stored and a
+    question needs; the second skips the noise.
+
+    >>> from finemem_lib import outcome_reward
+    >>> [outcome_reward(one) for one in pushed_out()]
+    [0.5, 1.0]
+    """
+    home, noise, pet, last = (
+        insert("Mia lives in Rome."),
+        insert("Yesterday Ana saw Oslo."),
+        insert("Ben owns cats."),
+        ("Buses left for Oslo.", Operation("SKIP")),
+    )
+    asked = [("Mia", "home", "Rome", 1), ("Ben", "pet", "cats", 3)]
+    stores, skips = (
+        play_script("pushed out", [home, second, pet, last], asked, top_k=2, capacity=2)
+        for second in (noise, (noise[0], Operation("SKIP")))
+    )
+    return stores, replace(skips, rollout=1)
+
+
+def disagreement(top_k: int = 2, capacity: int | None = None) -> Trajectory:
     """Return the trajectory of nine steps on which the credit rules disagree for visible reasons.
 
     Step 4 says again what step 1 stored, step 5 updates what step 2 created, step 6 stores a new
@@ -159,6 +186,8 @@ def disagreement(top_k: int = 2) -> Trajectory:
 
     Args:
         top_k: Items retrieved per question.
+        capacity: Most items of the memory; `None` for no limit. With 4, steps 6 to 8 push out
+            items 1, 3 and 4, so that q-1 fails, too.
 
     >>> [answered.score for answered in disagreement().questions]
     [1.0, 1.0, 1.0, 0.0]
@@ -183,13 +212,15 @@ def disagreement(top_k: int = 2) -> Trajectory:
             ("Eva", "pet", "goats", 8),
         ],
         top_k=top_k,
+        capacity=capacity,
     )
 
 
 def story(trajectory: Trajectory) -> str:
     """Return a trajectory as text: a line per operation, then two per global question.
 
-    The latter state the score, the items retrieved (and the steps that wrote them) and those used.
+    A step that pushed items out says so in a line of its own. The lines of a question state its
+    score, the items retrieved (and the steps that wrote them) and those used.
 
     Args:
         trajectory: What was played.
@@ -200,7 +231,7 @@ def story(trajectory: Trajectory) -> str:
     lines = [
         f"step {step.step}  {deed}"
         for step in trajectory.steps
-        for deed in map(_deed, step.outcomes or (None,))
+        for deed in (*map(_deed, step.outcomes or (None,)), *map(_loss, step.delta.evicted))
     ]
     for answered in trajectory.questions:
         found = ", ".join(
@@ -225,6 +256,10 @@ def _deed(outcome: OperationOutcome | None) -> str:
         return f"{kind}, refused: {outcome.reason}"
     content = f": {_short(operation.content)}" if operation and operation.content else ""
     return kind + (f" item {outcome.item_id}" if outcome.item_id else "") + content
+
+
+def _loss(item_id: str) -> str:
+    return f"pushes item {item_id} out"
 
 
 def _short(text: str) -> str:

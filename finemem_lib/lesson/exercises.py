@@ -96,6 +96,8 @@ REASONS = {
     "wrong.",
     "deletion": "without the deletion the answer is right; without the INSERT it is as wrong as "
     "before. The Owen values are {insert:g} and {delete:g}.",
+    "slot price": "q-1 of rollout 1 is answered from a memory that lost nothing, so 1/2 was pushed "
+    "out, and the rollouts have 3 + 2 INSERTs.",
     "inherited": "the step itself added {effect:g} to its outcome, and among the rollouts with the "
     "same memory its advantage is {within:+g}. The rest is what it inherited.",
 }

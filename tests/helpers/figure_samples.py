@@ -204,6 +204,13 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "credit_by_rule": figures.credit_by_rule(
             {f"{poison}even": [0.2] * 5, "leave-one-out": [0.5, None, 0.0, -0.25, 0.125]}
         ),
+        "credit_side_by_side": figures.credit_side_by_side(
+            {
+                f"{poison}evidence": {f"{poison}one": [0.5, 0.0], "two": [0.0, 0.5]},
+                "slot price": {f"{poison}one": [0.4, -0.1], "two": [None, 0.4]},
+            },
+            "What two trajectories are paid",
+        ),
         "advantage_dumbbell": figures.advantage_dumbbell(
             before, advantages, (f"{poison}outcome only", f"{poison}with attribution")
         ),

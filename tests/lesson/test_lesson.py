@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from finemem_lib.credit.rules import RULES, assign
+from finemem_lib.credit.rules import RULES, assign, credit_update
 from finemem_lib.lesson.cases import (
     disagreement,
     duplicates,
     insert,
     lucky_guess,
     play_script,
+    pushed_out,
     story,
     toy,
 )
@@ -269,6 +270,40 @@ def test_the_disagreement_has_a_duplicate_an_update_a_stale_record_a_distractor_
     assert [item.steps for item in study.retrieved] == [(6,), (3,)] and study.used == ("5",)
     assert (lost.score, lost.used) == (0.0, ())
     assert "7" not in {item.item_id for item in disagreement().final_memory()}
+
+
+def test_the_price_of_a_slot_is_what_the_page_says():
+    """By hand: one of two questions is lost in one rollout, and the rollouts have 3 + 2 INSERTs."""
+    stores, skips = group = pushed_out()
+    assert [step.delta.evicted for step in stores.steps] == [(), (), ("1",), ()]
+    assert "step 3  pushes item 1 out" in story(stores) and "pushes" not in story(skips)
+    expected = {
+        "two-sided-evidence": [[0, -1 / 4, 1 / 4, 0], [1 / 2, 0, 1 / 2, 0]],
+        "slot-price": [[-1 / 10, -1 / 10, 4 / 10, 0], [4 / 10, 0, 4 / 10, 0]],
+        "step-loo": [[0, -1 / 2, 0, 0], [1 / 2, 0, 1 / 2, 0]],
+    }
+    for rule, credit in expected.items():
+        [found] = credit_update(rule, [group], agent=reader_for(group)).credit
+        assert [pytest.approx(one) for one in credit] == found
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_four_slots_show_what_the_page_says(top_k):
+    """Three steps did harm; two-sided evidence charges these, the slot price every INSERT."""
+    tight = disagreement(top_k, capacity=4)
+    assert [step.step for step in tight.steps if step.delta.evicted] == [6, 7, 8]
+    found = {
+        rule: credit_update(rule, [[tight]], agent=reader_for([tight]))
+        for rule in ("step-loo", "two-sided-evidence", "slot-price")
+    }
+    harmed = {
+        rule: [step for step, value in enumerate(one.credit[0][0], start=1) if value < 0]
+        for rule, one in found.items()
+    }
+    assert harmed["slot-price"] == [1, 2, 3, 4, 7, 8]
+    assert harmed["two-sided-evidence"] == [7, 8, 9]
+    assert harmed["step-loo"] == ([7, 8, 9] if top_k == 2 else [7, 8])
+    assert found["slot-price"].measures["price"] == pytest.approx(1 / 28)
 
 
 def test_the_instructor_is_told_of_harm_what_holds():
