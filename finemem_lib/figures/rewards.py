@@ -251,7 +251,9 @@ def credit_side_by_side(
                 legendgroup=str(series),
                 showlegend=panel == 1,
                 marker={"color": style.series_color(series), "pattern": style.pattern(series)},
-                texttemplate="%{y:.2~f}" if num_steps * len(names) <= 20 else None,
+                text=["" if value is None else f"{round(value, 2) + 0.0:g}" for value in values]
+                if num_steps * len(names) <= 20
+                else None,
                 textposition="outside",
                 textangle=0,
                 textfont={"size": 10},
