@@ -59,6 +59,13 @@ def test_summary_says_what_ran_with_what_and_how_it_ended(soup: bs4.BeautifulSou
     assert all(soup.select(target) for target in targets)
 
 
+def test_seeds_that_differ_by_notebook_are_not_called_none(tmp_path: Path) -> None:
+    folder = make_bare_run(tmp_path / "run", seed=None)
+    page = report.build_report(folder, tmp_path / "report.html").read_text("utf-8")
+    text = bs4.BeautifulSoup(page, "html.parser").get_text(" ", strip=True)
+    assert "seeds by notebook, see its parameters" in text and "seed None" not in text
+
+
 def test_page_has_language_title_and_headings_in_order(soup: bs4.BeautifulSoup) -> None:
     assert soup.html["lang"] == "en"
     assert "20260101-000000-abc: failed" in soup.title.text
