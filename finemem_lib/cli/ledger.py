@@ -212,6 +212,8 @@ def check(ledger: Ledger, root: Path) -> list[str]:
             wrong.append(
                 f"{where}: {len(rows)} rows of {figure.source} are {figure.row}, expected 1"
             )
+        elif literal := re.findall(r"\d[.,]\d+", re.sub(r"\{[^}]*\}", "", figure.written)):
+            wrong.append(f"{where}: {literal[0]} stands in `written`, expected a field of the row")
         elif (now := _written(figure, rows[0])) != figure.text:
             wrong.append(f"{where}, but {figure.source} gives {now!r}")
         if figure.text not in prose(root / figure.file):
@@ -262,15 +264,15 @@ def _written(figure: Figure, row: Mapping[str, Any]) -> str:
 def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str]]:
     """Yield the numbers of a text that look measured and are not in the ledger."""
     text = prose(root / file)
-    known = [one.text for one in ledger.figures if one.file == file]
+    known = [(one.text, 1) for one in ledger.figures if one.file == file]  # an entry, a place
     known += [
-        some
+        (some, -1)
         for one in ledger.not_measured
         if PurePosixPath(file).match(one.file)
         for some in one.texts
     ]
-    for one in sorted(known, key=len, reverse=True):
-        text = text.replace(one, " ")
+    for words, times in sorted(known, key=lambda one: -len(one[0])):
+        text = text.replace(words, " ", times)
     for found in MEASURED.finditer(text):
         yield found.group(), text[max(0, found.start() - 40) : found.end() + 20]
 

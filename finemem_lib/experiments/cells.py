@@ -78,6 +78,7 @@ TERM_KNOBS = {
     "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
 }
 """Settings that act through one term of the reward only; a scheme without it trains the same.
+What changes chunk questions acts through local groups, too, where they weigh them.
 `alignment_batches` measures the paper's schemes: with it, those that differ from their default
 count."""
 
@@ -268,6 +269,8 @@ class Cell(FrozenModel):
             if term not in scheme.terms and not scheme.rules  # a rule may read what they change
             for knob in knobs
         }
+        if self.local_groups is not None and self.local_groups.chunk_weight:
+            idle -= {"wrong_questions", "verified", "acceptance"}
         if self.alignment_batches:
             idle -= _unless_default(self, *idle).keys()
         idle |= set(LATER_KNOBS) - _unless_default(self, *LATER_KNOBS).keys()
@@ -538,8 +541,8 @@ def _price(
     are credited beside the steps.
     """
     scheme = scheme_of(cell.scheme)
-    beside = scheme.operations or cell.local_groups is not None
-    if beside or (cell.learns != "manager" and scheme.rules):
+    more = scheme.operations or cell.local_groups is not None
+    if more or (cell.learns != "manager" and scheme.rules):
         return {}
     by_id = {instance.instance_id: instance for instance in instances}
     weights = scheme_weights(cell.scheme, cell.rewards)
@@ -567,7 +570,6 @@ def _reader_calls(
     """Return the readings that the credit of an update asked for, beyond those of the outcome."""
     scheme = scheme_of(scheme)
     calls = sum(int(record[f"{MEASURED}{rule}/calls_asked"]) for rule in scheme.rules)
-    calls += int(record.get(f"{MEASURED}local/calls_asked", 0))
     calls += int(record.get(f"{MEASURED}local/calls_asked", 0))
     if "chunk" in scheme.terms or any("chunk questions" in RULES[r].records for r in scheme.rules):
         calls += sum(len(step.chunk_questions) for one in trajectories for step in one.steps)

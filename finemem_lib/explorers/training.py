@@ -344,9 +344,15 @@ class _RunViews:
             then = dataclasses.replace(settings, w1=weights.get(update, settings.w1))
             if stored is None or update not in stored:
                 return rollout_groups(played(update), scheme, then, scale_rewards, agent)
-            names = [group[0].instance_id for group in played(update)]
             recorded = recorded_groups(stored.played(update), scheme, then)
-            return [one for one in recorded if one.rollouts[0].instance_id in names][: len(names)]
+            by_id = {one.rollouts[0].instance_id: one for one in recorded}
+            names = [group[0].instance_id for group in played(update)]
+            if missing := sorted({*names} - {*by_id}):
+                raise ValueError(
+                    f"training_explorer: the record of update {update} holds no {missing[0]}, "
+                    "which is among the kept trajectories; give those of the same run"
+                )
+            return [by_id[name] for name in names]
 
         self.played, self.groups = played, groups
         self._run = functools.cache(lambda update: _run_curves(records, offered, kept, update))
@@ -450,8 +456,8 @@ def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
     """Return for every rollout its largest absolute advantage, its place and the step (from 1),
     the rollout with the largest first."""
     best = [
-        max((abs(advantage or 0.0), row, -step) for step, advantage in enumerate(advantages, 1))
-        for row, advantages in enumerate(group.advantages)
+        max((group.largest(row, step), row, -step) for step in range(1, group.num_steps + 1))
+        for row in range(len(group.rollouts))
     ]
     return [(size, row, -step) for size, row, step in sorted(best, key=lambda one: -one[0])]
 

@@ -53,6 +53,19 @@ class RolloutGroup:
         """Number of steps T of each rollout."""
         return self.rollouts[0].num_steps
 
+    def largest(self, rollout: int, step: int) -> float:
+        """Return the largest absolute advantage of an operation's tokens at a step, 0.0 if unknown.
+
+        Args:
+            rollout: position of the rollout in the group.
+            step: number of the step, from 1.
+        """
+        advantage = self.advantages[rollout][step - 1]
+        if advantage is None:
+            return 0.0
+        added = self.operations[rollout][step - 1] if self.operations else ()
+        return max(abs(advantage + more) for more in (*added, 0.0))
+
     def branches(self) -> list[list[int]]:
         """Return the branch of every rollout at every step, G rows of T numbers.
 

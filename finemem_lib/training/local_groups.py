@@ -1,9 +1,9 @@
 """Local groups: several completions of one step from one shared memory state, each valued.
 
 Rollouts of one instance part at their first step. From then on the completions of a per-step group
-answer different prompts, so a good completion after a bad memory looks bad. A local group is fair
-by construction: one played rollout gives the memory M_{t-1}, the manager answers the same prompt G
-times, and each completion is valued by what becomes of it. The groups enter the update as further
+answer different prompts, so a good completion after a bad memory looks bad. A local group shares
+the memory: one played rollout gives M_{t-1}, the manager answers the same prompt G times, and each
+completion is valued by what becomes of it. The groups enter the update as further
 rows, beside the groups of whole rollouts ("global"). Source: LoGo-GRPO of Memory-R2 (arXiv
 2605.21768).
 
@@ -11,6 +11,9 @@ Differs from the paper: what is known to us of it is its abstract and a reading 
 re-rollouts of one session from one shared state and their sum with the global objective are the
 paper's; here a chunk takes the place of a session. The value of a completion, both continuations,
 the anchors drawn at random, and the default weights are ours. The horizon curriculum is left out.
+In a replay the rollout's later UPDATEs and DELETEs hit an item of a branch only where the rollout
+itself stored the same text; under `least_recent` a branch that goes on by itself counts the
+retrievals of the rollout's chunk questions, not of its own items.
 """
 
 from __future__ import annotations
@@ -175,7 +178,7 @@ class _Branch:
         """Apply a completion; what the rollout's chunk questions retrieved is retrieved again."""
         recorded = self.anchor.steps[self.step - 1]
         outcomes, delta = self.memory.apply(
-            [*_with_own_ids(completion.operations, self.step)], self.step
+            [*_with_own_ids(completion.operations, recorded)], self.step
         )
         self.memory.touch(
             found.item_id for asked in recorded.chunk_questions for found in asked.retrieved
@@ -331,20 +334,27 @@ def _scores(
 
 
 def _with_own_ids(
-    operations: Iterable[Operation | InvalidOperation], step: int
+    operations: Iterable[Operation | InvalidOperation], recorded: Step
 ) -> Iterable[Operation | InvalidOperation]:
-    """Yield operations whose new items have ids that no recorded operation means.
+    """Yield operations whose new items have the ids that the rollout's later operations mean.
 
-    The rollout's own step may have created an item under the next free number, which its later
-    operations name.
+    What the rollout's own step stored keeps its id, so that an UPDATE that follows in the replay
+    still hits it. Another item has an id that no recorded operation means.
     """
+    stored = {
+        outcome.operation.content: outcome.item_id
+        for outcome in recorded.outcomes
+        if outcome.applied and outcome.operation and outcome.operation.kind == "INSERT"
+    }
     for place, operation in enumerate(operations):
         if (
             isinstance(operation, Operation)
             and operation.kind == "INSERT"
             and operation.item_id is None
         ):
-            operation = dataclasses.replace(operation, item_id=f"local {step}.{place}")
+            own = f"local {recorded.step}.{place}"
+            known = stored.pop(operation.content, None)  # a second one of the text is another item
+            operation = dataclasses.replace(operation, item_id=known or own)
         yield operation
 
 

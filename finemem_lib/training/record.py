@@ -25,7 +25,7 @@ _OWN_COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "logprob
 
 @dataclasses.dataclass(frozen=True)
 class PlayedUpdate:
-    """An update as it was played and scored.
+    """An update as it was played and scored, without the rows of local groups.
 
     Attributes:
         update: Number of the update, from 1.

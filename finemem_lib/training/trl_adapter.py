@@ -106,12 +106,12 @@ Record = dict[str, Any]
 """What is logged of one update, by TRL's names: "step" (the update, from 1), "reward",
 "rewards/<term>/mean", "frac_reward_zero_std" (share of groups without gradient), "entropy",
 "completions/mean_length" (tokens), "step_time" (seconds) and others; and ours:
-`trajectory_metrics`, "w1" (the weight of the chunk-level step reward), "advantages/mean_abs",
-"advantages/max_abs", "seconds/generation" (sampling), "seconds/environment" (prompts, memory,
-answers, rewards; of it "seconds/credit" for rewards and credit); the rest of "step_time" is
-learning; "credit/<rule>/..." (reader calls and measures of every credit rule of the scheme); and
-"credit/local/..." (`LocalUpdate.measures`: completions, reader calls, seconds), where there are
-local groups."""
+`trajectory_metrics`, "w1" (the weight of the chunk-level step reward), "advantages/mean_abs" and
+"advantages/max_abs" (over tokens where operations are credited), "seconds/generation" (sampling),
+"seconds/environment" (prompts, memory, answers, rewards; of it "seconds/credit" for rewards and
+credit); the rest of "step_time" is learning; "credit/<rule>/..." (reader calls and measures of
+every credit rule of the scheme); and "credit/local/..." (`LocalUpdate.measures`: completions,
+reader calls, seconds), where there are local groups."""
 
 MEASURED = "credit/"
 """Begins the names of what credit rules measured of an update."""
@@ -319,14 +319,16 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         rows = as_columns([*rollouts.rows, *(({}, step) for step in steps)])
         output: dict[str, Any] = super()._generate_and_score_completions(rows)
         output["advantages"] = advantages = output["advantages"].float()
+        paid = advantages
         if rollouts.operations is not None:
             of_tokens = self._of_tokens(rollouts.operations, output["completion_ids"].shape[1])
             output["advantages"] = advantages.unsqueeze(1) + of_tokens.to(advantages.device)
+            paid = output["advantages"][output["completion_mask"][: self.rewarded].bool()]
         if local:
             output["advantages"] = _with_local(output["advantages"], local)
         if training:
             self._keep(done + 1, rollouts, advantages)
-        self._note_metrics(rollouts, advantages, training, started)
+        self._note_metrics(rollouts, paid, training, started)
         return output
 
     def _of_tokens(self, operations: Sequence[Sequence[float]], length: int) -> torch.Tensor:

@@ -661,6 +661,7 @@ def write_card(
     steps: int,
     samples: int,
     world: World = "plain",
+    final: Path | None = None,
 ) -> str:
     """Measure the checkpoint in `folder`, write rows and card there, and return the card.
 
@@ -670,12 +671,13 @@ def write_card(
         steps: Updates that it was trained for.
         samples: Completions measured per row.
         world: The world that it reads.
+        final: Where the folder will lie, if it is still to be renamed.
 
     Raises:
         ValueError: The folder holds no checkpoint.
         OSError: It cannot be written to.
     """
-    root, whole = repository_root(), folder.resolve()
+    root, whole = repository_root(), (final or folder).resolve()
     shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     git = git_state(root)
     started = time.perf_counter()
@@ -774,7 +776,7 @@ def main(arguments: list[str] | None = None) -> None:
         model, _ = train(given.seed, given.steps, world=given.world)
         model.save_pretrained(folder)
         tiny.tiny_tokenizer(given.world).save_pretrained(folder)
-        card = write_card(folder, *of)
+        card = write_card(folder, *of, final=given.output)
         folder.rename(given.output)
     print(card)
 

@@ -72,6 +72,19 @@ def test_a_figure_of_what_the_row_does_not_hold_is_noticed(checkout):
     assert "but truth gives" in wrong(checkout)[0]
 
 
+def test_a_number_that_no_field_gives_is_noticed(checkout):
+    file = checkout / "data" / "ledger.yaml"
+    file.write_text(file.read_text().replace("[{low:.2f}", "[0.61"))
+    assert "0.61 stands in `written`, expected a field of the row" in wrong(checkout)[0]
+
+
+def test_an_entry_covers_one_place(checkout):
+    entry = yaml.safe_load((checkout / "data" / "ledger.yaml").read_text())["figures"][0]
+    readme = checkout / "README.md"
+    readme.write_text(f"{readme.read_text()}Another rule reaches {entry['text']}, too.\n")
+    assert wrong(checkout) and all(line.endswith("not in the ledger") for line in wrong(checkout))
+
+
 def test_a_figure_without_an_entry_is_noticed(checkout):
     readme = checkout / "README.md"
     readme.write_text(readme.read_text() + "It takes 12 s, on 97.5 % of the streams.\n")

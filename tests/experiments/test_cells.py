@@ -149,11 +149,16 @@ def test_local_groups_make_other_cells_and_can_be_named_in_a_design():
     assert other.local_groups == LocalGroups(anchors=2, continuation="policy")
     keys = {base.key, other.key, cell(local_groups={}).key}
     assert len(keys) == 3 and cell(local_groups=None).key == base.key
+    asked, unasked = ({"local_groups": {"chunk_weight": weight}} for weight in (0.5, 0.0))
+    assert cell(**asked, wrong_questions=1.0).key != cell(**asked).key
+    assert cell(**unasked, wrong_questions=1.0).key == cell(**unasked).key
 
 
 def test_local_groups_count_their_reader_calls_and_have_no_price_of_noise():
     shared = {"num_chunks": 2, "instances_per_update": 2, "num_generations": 2, "held_out": 1}
     own = run_cell(cell(**shared, updates=1, local_groups={}))
+    record = {"credit/local/calls_asked": 10}
+    assert cells._reader_calls("outcome-only", record, []) == 10
     plain = run_cell(cell(**shared, updates=1))
     assert own.curve["reader_calls"][0] > plain.curve["reader_calls"][0]
     assert plain.price and not own.price

@@ -237,15 +237,16 @@ def priced(request, tmp_path_factory):
 def test_a_run_shows_the_advantages_that_training_recorded(priced) -> None:
     """Incident: of few kept groups, a price of the whole update came out as another."""
     result, scheme = priced
-    last = {1: result.trajectories[1][1:]}
+    last = {1: result.trajectories[1][:0:-1]}
     explorer = explorers.training_explorer(
         result.records, last, result.manager, scheme, stored=result.updates
     )
     played = result.updates.played(1)
     rows = list(zip(played.advantages, played.operations or itertools.repeat(()), strict=False))
     ids = [group[0].instance_id for group in last[1]]
-    wanted = [place for place, group in enumerate(played.groups) if group[0].instance_id in ids]
-    assert wanted == [1, 2]
+    order = [group[0].instance_id for group in played.groups]
+    wanted = [order.index(one) for one in ids]
+    assert wanted == [2, 1]
     for shown, place in enumerate(wanted):
         for rollout, step in itertools.product(range(3), range(1, 4)):
             advantage, added = rows[place * 9 + (step - 1) * 3 + rollout]
@@ -255,6 +256,16 @@ def test_a_run_shows_the_advantages_that_training_recorded(priced) -> None:
             assert views["group"].data[0].z[rollout][step - 1] == style.number(advantage)
             assert tokens <= {style.number(advantage + more) for more in (0.0, *added)}
             assert len(tokens) >= len({*added})
+    groups = figures.recorded_groups(played, scheme, RewardSettings())
+    largest = max(
+        one.largest(row, step) for one in groups for row in range(3) for step in range(1, 4)
+    )
+    assert result.records[0]["advantages/max_abs"] == pytest.approx(largest, abs=1e-4)
+    with pytest.raises(ValueError, match="the record of update 1 holds no by-hand"):
+        foreign = [dataclasses.replace(one, instance_id="by-hand") for one in last[1][0]]
+        explorers.training_explorer(
+            result.records, {1: [foreign]}, result.manager, scheme, stored=result.updates
+        )
 
 
 def test_operations_pay_their_own_tokens_apart(priced) -> None:

@@ -85,7 +85,7 @@ def test_values_and_advantages_by_hand():
         assert group.advantages == pytest.approx((expected, -expected))
     # 2 groups of 2 completions, each asked 2 questions at the end and 1 after its chunk; equal
     # memories are read once.
-    assert found.completions == 4 and found.calls_made <= found.calls_asked <= 12
+    assert found.completions == 4 and (found.calls_asked, found.calls_made) == (10, 7)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,24 @@ def test_a_later_operation_never_hits_an_item_that_a_branch_wrote():
     """The rollout updates what its step 1 wrote; a branch that wrote another item keeps it."""
     stream = two_facts()
     found = local(
-        ([ROME], [CHANGE("1", "Eve lives in Bern")]),
+        ([WRITE("Eve lives in Rome")], [CHANGE("1", "Eve lives in Bern")]),
         branching((ROME,), (SKIP,)),
         LocalGroups(anchors=2, chunk_weight=0.0),
         stream=stream,
     )
     [first] = [one for one in found.groups if one.step == 1]
     # Rome stays, because the update finds no item of its own; had it hit Rome, nothing were known.
+    assert first.outcomes == (0.5, 0.0)
+
+
+def test_a_fact_that_the_rollout_updates_later_is_worth_storing():
+    """Incident: the branch's item had another id, so the rollout's UPDATE missed it."""
+    found = local(
+        ([WRITE("Mia lives in Oslo")], [CHANGE("1", "Mia lives in Rome")]),
+        branching((WRITE("Mia lives in Oslo"),), (SKIP,)),
+        LocalGroups(anchors=2, chunk_weight=0.0),
+    )
+    [first] = [one for one in found.groups if one.step == 1]
     assert first.outcomes == (0.5, 0.0)
 
 
