@@ -280,7 +280,7 @@ def training_explorer(
         stored: all updates as training wrote them (`TrainingResult.updates`, or `StoredUpdates` of
             the artefact "training_updates"); with it, a kernel offers every one of them, and
             rewards and advantages are those that training recorded. Without it they are computed
-            anew from `kept`.
+            from `kept`.
         agent: the reasoning agent that answered, for credit rules that read again.
 
     Raises:

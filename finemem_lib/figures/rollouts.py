@@ -193,7 +193,7 @@ def recorded_groups(
 ) -> list[RolloutGroup]:
     """Return the groups of an update with the rewards and advantages that training recorded.
 
-    A rule that compares the whole update cannot be computed anew from a few of its groups.
+    A rule that compares the whole update cannot be recomputed from a few of its groups.
 
     Args:
         played: the update.

@@ -23,7 +23,16 @@ from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.retrieval import DENSE_MODEL, Retriever, make_retriever
 from finemem_lib.seeds import stable_seed
 from finemem_lib.text import TOKENIZER, clean_text
-from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Step, Trajectory
+from finemem_lib.trajectory import (
+    AnsweredQuestion,
+    Chunk,
+    Instance,
+    MemoryDelta,
+    OperationOutcome,
+    Question,
+    Step,
+    Trajectory,
+)
 
 RetrieverName = Literal["bm25", "dense"]
 
@@ -106,6 +115,40 @@ class _Rollout:
     @property
     def live(self) -> bool:
         return len(self.steps) < len(self.instance.chunks)
+
+
+def played_step(
+    step: int,
+    chunk: Chunk,
+    completion: Completion,
+    outcomes: tuple[OperationOutcome, ...],
+    delta: MemoryDelta,
+    memory_tokens: int,
+) -> Step:
+    """Return the record of a step from a completion and what the memory made of it.
+
+    Args:
+        step: Number of the step, from 1.
+        chunk: What the manager read.
+        completion: What it wrote.
+        outcomes: What became of its operations.
+        delta: How they changed the memory.
+        memory_tokens: Size of the memory after the step.
+    """
+    return Step(
+        step=step,
+        chunk=chunk,
+        completion=clean_text(completion.text),
+        outcomes=outcomes,
+        delta=delta,
+        memory_tokens=memory_tokens,
+        prompt=None if completion.prompt is None else clean_text(completion.prompt),
+        prompt_ids=completion.prompt_ids,
+        completion_ids=completion.completion_ids,
+        logprobs=completion.logprobs,
+        prompt_truncated_tokens=completion.truncated_tokens,
+        prompt_omitted_items=completion.omitted_items,
+    )
 
 
 class LockstepRollouts:
@@ -195,22 +238,8 @@ class LockstepRollouts:
             step = len(one.steps) + 1
             outcomes, delta = one.memory.apply(completion.operations, step)
             one.retriever.update(delta)
-            one.steps.append(
-                Step(
-                    step=step,
-                    chunk=one.instance.chunks[step - 1],
-                    completion=clean_text(completion.text),
-                    outcomes=outcomes,
-                    delta=delta,
-                    memory_tokens=one.memory.tokens,
-                    prompt=None if completion.prompt is None else clean_text(completion.prompt),
-                    prompt_ids=completion.prompt_ids,
-                    completion_ids=completion.completion_ids,
-                    logprobs=completion.logprobs,
-                    prompt_truncated_tokens=completion.truncated_tokens,
-                    prompt_omitted_items=completion.omitted_items,
-                )
-            )
+            chunk, tokens = one.instance.chunks[step - 1], one.memory.tokens
+            one.steps.append(played_step(step, chunk, completion, outcomes, delta, tokens))
         asked = [
             one
             for one in live

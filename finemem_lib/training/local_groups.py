@@ -29,11 +29,11 @@ from finemem_lib.advantages import dead_groups, group_relative
 from finemem_lib.credit.asking import Memory
 from finemem_lib.credit.replay import asking_of, recorded_memory, replay
 from finemem_lib.managers.protocol import Completion, Observation
+from finemem_lib.managers.rollout import played_step
 from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import MemoisedAgent, ReasoningAgent
 from finemem_lib.rewards import weighted_sum
 from finemem_lib.seeds import generator
-from finemem_lib.text import clean_text
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     Instance,
@@ -184,20 +184,8 @@ class _Branch:
             found.item_id for asked in recorded.chunk_questions for found in asked.retrieved
         )
         self.step += 1
-        return Step(
-            step=recorded.step,
-            chunk=recorded.chunk,
-            completion=clean_text(completion.text),
-            outcomes=outcomes,
-            delta=delta,
-            memory_tokens=self.memory.tokens,
-            prompt=None if completion.prompt is None else clean_text(completion.prompt),
-            prompt_ids=completion.prompt_ids,
-            completion_ids=completion.completion_ids,
-            logprobs=completion.logprobs,
-            prompt_truncated_tokens=completion.truncated_tokens,
-            prompt_omitted_items=completion.omitted_items,
-        )
+        tokens = self.memory.tokens
+        return played_step(recorded.step, recorded.chunk, completion, outcomes, delta, tokens)
 
     def replayed_end(self) -> Memory:
         """Return the memory that the rollout's later operations leave."""
