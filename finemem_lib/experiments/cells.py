@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
+from finemem_lib.data.memalpha import load_instances
 from finemem_lib.data.planted import (
     DATA_SOURCES,
     VERBS,
@@ -54,7 +55,7 @@ from finemem_lib.rewards import (
     outcome_reward,
     weighted_sum,
 )
-from finemem_lib.seeds import stable_seed
+from finemem_lib.seeds import generator, stable_seed
 from finemem_lib.training.co_training import Learns
 from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
@@ -92,6 +93,7 @@ LATER_KNOBS = (
     "learns",
     "world",
     "local_groups",
+    "data",
 )
 """Settings that are younger than kept results: they enter a key only where they differ from their
 default."""
@@ -184,6 +186,8 @@ class Cell(FrozenModel):
         capacity: most items in the memory; `None` is no limit.
         token_budget: most tokens in the memory; `None` is no limit.
         world: of the planted streams, see `StreamSettings`; `checkpoint` must read it.
+        data: folder with ``train.parquet`` and ``held_out.parquet``, instances that take the place
+            of the planted streams; a relative one is looked for in the repository. Empty for none.
         dense_model: sentence encoder of dense retrieval.
         updates: GRPO updates; 0 tests the warm start.
         config: any other field of TRL's GRPOConfig.
@@ -226,6 +230,7 @@ class Cell(FrozenModel):
     dense_model: str = DENSE_MODEL
     num_chunks: int = Field(6, ge=1)
     world: World = "plain"
+    data: str = ""
     updates: int = Field(60, ge=0)
     instances_per_update: int = Field(8, ge=1)
     num_generations: int = Field(8, ge=2)
@@ -283,6 +288,8 @@ class Cell(FrozenModel):
             idle.add("dense_model")
         knobs = self.model_dump(mode="json", exclude={"variant", "regime", "scheme"} | idle)
         knobs["scheme"] = {**dataclasses.asdict(scheme), "name": None}
+        if self.data:
+            files.append(files_hash(self.data, "*.parquet"))
         weights = files_hash(self.checkpoint, *WEIGHTS)
         text = json.dumps([KEY_VERSION, weights, knobs, *files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -328,7 +335,9 @@ class Cell(FrozenModel):
         return MemoisedAgent(TrainableReader(self.seed, synonyms=VERBS[DATA_SOURCES[self.world]]))
 
     def extractive_reader(self) -> MemoisedAgent:
-        """Return the reader that knows the verbs of the cell's world."""
+        """Return the reader that knows the verbs of the cell's world, of real text none."""
+        if self.data:
+            return MemoisedAgent(ExtractiveReader())
         return MemoisedAgent(ExtractiveReader(synonyms=VERBS[DATA_SOURCES[self.world]]))
 
 
@@ -457,8 +466,31 @@ def run_cell(cell: Cell) -> CellResult:
     )
 
 
+def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Instance]:
+    """Return the instances of one split of a folder of real text.
+
+    Args:
+        data: as `Cell.data`.
+        split: which file.
+
+    Raises:
+        ValueError: there is no such folder, or the file cannot be read.
+    """
+    folder = checkpoint_folder(data)
+    if folder is None:
+        raise ValueError(
+            f"data is {data!r}, which is no folder here, expected one with train.parquet and "
+            "held_out.parquet; see data/real"
+        )
+    return list(load_instances(folder / f"{split}.parquet").instances)
+
+
 def _training_streams(cell: Cell) -> list[Instance]:
     number = cell.updates * cell.instances_per_update
+    if cell.data:
+        instances = real_instances(cell.data, "train")
+        generator("training order", cell.seed).shuffle(instances)
+        return instances[: max(number, 1)]
     instances = planted_instances("train", number, cell.seed, cell.stream)
     if cell.wrong_questions:
         instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
@@ -516,7 +548,7 @@ def _curve(
         curve["reader_calls"].append(_reader_calls(cell.scheme, record, flat))
         truth: Counter[str] = Counter()
         for one in flat:
-            truth.update(operation_truth(one, by_id[one.instance_id]))
+            truth.update(_truth(one, by_id[one.instance_id]))
         steps = sum(one.num_steps for one in flat)
         for name, count in truth.items():
             curve[f"truth/{name}"].append(_rounded(count / steps))
@@ -542,7 +574,7 @@ def _price(
     """
     scheme = scheme_of(cell.scheme)
     more = scheme.operations or cell.local_groups is not None
-    if more or (cell.learns != "manager" and scheme.rules):
+    if more or cell.data or (cell.learns != "manager" and scheme.rules):
         return {}
     by_id = {instance.instance_id: instance for instance in instances}
     weights = scheme_weights(cell.scheme, cell.rewards)
@@ -598,7 +630,10 @@ def _test(
 ) -> HeldOut:
     number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
     shape = dataclasses.replace(cell.stream, num_chunks=chunks)
-    streams = planted_instances("held-out", number, cell.seed, shape)
+    if cell.data:
+        streams = real_instances(cell.data, "held_out")[:number]
+    else:
+        streams = planted_instances("held-out", number, cell.seed, shape)
     before, manager.temperature = manager.temperature, temperature
     try:
         played = play(
@@ -617,9 +652,24 @@ def _test(
         columns["memory_tokens"].append(one.steps[-1].memory_tokens)
         columns["memory_items"].append(len(one.final_memory()))
         columns["valid_share"].append(_mean(outcome.applied for outcome in outcomes))
-        for name, count in operation_truth(one, stream).items():
+        for name, count in _truth(one, stream).items():
             columns[name].append(count)
     return HeldOut(chunks=chunks, temperature=temperature, columns=columns)
+
+
+def _truth(one: Trajectory, instance: Instance) -> dict[str, int]:
+    """Return the counts of `operation_truth`; of real text what was stored of which pieces."""
+    if "facts" in instance.metadata:
+        return operation_truth(one, instance)
+    distractors = set(instance.metadata.get("distractor_steps", ()))
+    counts = {"WRITE asked": 0, "WRITE distractor": 0}
+    for step in one.steps:
+        name = "WRITE distractor" if step.step in distractors else "WRITE asked"
+        counts[name] += sum(
+            outcome.applied and outcome.operation is not None and bool(outcome.operation.content)
+            for outcome in step.outcomes
+        )
+    return counts
 
 
 def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
