@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
+from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
 from finemem_lib.data.memalpha import load_instances
 from finemem_lib.data.planted import (
@@ -32,7 +33,7 @@ from finemem_lib.data.planted import (
     World,
     planted_instances,
 )
-from finemem_lib.data.questions import verified
+from finemem_lib.data.questions import make_chunk_questions, verified
 from finemem_lib.evaluation.diagnostics import (
     credit_at_evidence,
     gradient_alignment,
@@ -467,7 +468,7 @@ def run_cell(cell: Cell) -> CellResult:
 
 
 def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Instance]:
-    """Return the instances of one split of a folder of real text.
+    """Return the instances of one split of a folder of real text, with cloze chunk questions.
 
     Args:
         data: as `Cell.data`.
@@ -482,7 +483,11 @@ def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Insta
             f"data is {data!r}, which is no folder here, expected one with train.parquet and "
             "held_out.parquet; see data/real"
         )
-    return list(load_instances(folder / f"{split}.parquet").instances)
+    teacher, verifier = ClozeTeacher(), ExtractiveReader()
+    return [
+        make_chunk_questions(one, teacher, verifier)[0]
+        for one in load_instances(folder / f"{split}.parquet").instances
+    ]
 
 
 def _training_streams(cell: Cell) -> list[Instance]:

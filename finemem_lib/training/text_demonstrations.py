@@ -87,7 +87,7 @@ def _drawn(
     rng: random.Random, cut: Sequence[str], instance: Instance, memory_tokens: int
 ) -> Demonstration:
     piece = rng.randrange(len(cut))
-    sentences = units(cut[piece])
+    sentences = list(dict.fromkeys(units(cut[piece])))  # the memory refuses what it holds
     others = [unit for place, text in enumerate(cut) if place != piece for unit in units(text)]
     others = [unit for unit in dict.fromkeys(others) if unit not in sentences]
     rng.shuffle(others)
