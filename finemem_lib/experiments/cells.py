@@ -47,7 +47,8 @@ from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.readers.trainable import TrainableReader
 from finemem_lib.reading import MemoisedAgent
-from finemem_lib.retrieval import DENSE_MODEL
+from finemem_lib.retrievers.encoder import DENSE_MODEL
+from finemem_lib.retrievers.named import WITH_ENCODER, RetrieverName
 from finemem_lib.rewards import (
     Attribution,
     Credited,
@@ -227,7 +228,7 @@ class Cell(FrozenModel):
     token_budget: int | None = Field(None, ge=1)
     duplicates: Literal["refuse", "allow"] = "refuse"
     top_k: int = Field(3, ge=1)
-    retriever: Literal["bm25", "dense"] = "bm25"
+    retriever: RetrieverName = "bm25"
     dense_model: str = DENSE_MODEL
     num_chunks: int = Field(6, ge=1)
     world: World = "plain"
@@ -283,7 +284,7 @@ class Cell(FrozenModel):
         files = []
         if (tokenizer := files_hash(self.checkpoint, *TOKENIZER)) != FIRST_TOKENIZER:
             files.append(tokenizer)
-        if self.retriever == "dense":
+        if self.retriever in WITH_ENCODER:
             files.append(files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
         else:
             idle.add("dense_model")
