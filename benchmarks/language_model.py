@@ -27,11 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from training import PARTS, TOTALS, plain_update
 
 from finemem_lib.experiments.cells import real_instances
-from finemem_lib.managers.model import load_manager
+from finemem_lib.managers.model import load_manager, saved_settings
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.training.run import torch_threads, train_manager
-from finemem_lib.training.text_warm_start import SETTINGS
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
@@ -49,9 +48,10 @@ def measure(checkpoint: str, data: str, repetitions: int, threads: int) -> dict[
         for one in real_instances(data, "train")[:updates]
     ]
     with torch_threads(threads):
+        as_saved = saved_settings(checkpoint)
         plain_manager = load_manager(
             checkpoint,
-            model=dataclasses.replace(SETTINGS, precision="auto", lora_rank=0, lora_layers=None),
+            model=dataclasses.replace(as_saved, precision="auto", lora_rank=0, lora_layers=None),
         )
         plain_manager.model.float()
         trained = [value for value in plain_manager.model.parameters() if value.requires_grad]
