@@ -13,12 +13,11 @@ from .memory import FlatMemory as FlatMemory
 from .operations import format_operations as format_operations, parse_operations as parse_operations
 from .readers.extractive import ExtractiveReader as ExtractiveReader, reader_for as reader_for
 from .reading import MemoisedAgent as MemoisedAgent, ReasoningAgent as ReasoningAgent
-from .retrieval import (
-    BM25Retriever as BM25Retriever,
-    DenseRetriever as DenseRetriever,
-    Retriever as Retriever,
-    make_retriever as make_retriever,
-)
+from .retrieval import BM25Retriever as BM25Retriever, Retriever as Retriever
+from .retrievers.dense import DenseRetriever as DenseRetriever
+from .retrievers.graph import GraphRetriever as GraphRetriever
+from .retrievers.hybrid import HybridRetriever as HybridRetriever
+from .retrievers.named import make_retriever as make_retriever
 from .rewards import (
     RewardSettings as RewardSettings,
     StepReward as StepReward,

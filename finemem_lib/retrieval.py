@@ -1,6 +1,6 @@
 """Retrieve memory items for a question, with an index that follows the memory.
 
-BM25 is the default; dense retrieval needs the optional package sentence-transformers.
+BM25 is the default; the other retrievers are in `retrievers`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ import numpy as np
 
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem
-from finemem_lib.util import sentence_encoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-"""Sentence encoder of dense retrieval where none is named."""
 
 
 class Searchable(Protocol):
@@ -230,76 +226,6 @@ class BM25Retriever:
                 self._words_by_df[df] += change
                 if not self._words_by_df[df]:
                     del self._words_by_df[df]
-
-
-class DenseRetriever:
-    """Retrieves by the cosine of sentence embeddings; equal ones by the most recently written.
-
-    Unlike BM25 it always returns k items where there are k, however far they are. A text is
-    embedded once, all indexes of a model share what is known.
-
-    Args:
-        model_name: A folder or a name on the hub, as sentence-transformers takes it.
-
-    Raises:
-        RuntimeError: sentence-transformers is not installed.
-        ValueError: the model cannot be loaded.
-    """
-
-    def __init__(self, model_name: str = DENSE_MODEL) -> None:
-        # If it fails, then before anything is played.
-        sentence_encoder.load_encoder(model_name)
-        self.model_name = model_name
-        self._vectors: dict[str, NDArray[np.float32]] = {}  # by item id, most recently written last
-
-    def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
-
-        Raises:
-            KeyError: an item to be removed is not in the index, which has missed an update.
-        """
-        for item_id in delta.removed + delta.evicted:
-            del self._vectors[item_id]
-        for item in sorted(delta.written, key=_last_write):
-            self._vectors.pop(item.item_id, None)
-            self._vectors[item.item_id] = sentence_encoder.embedding(self.model_name, item.content)
-
-    def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        """Return (item id, cosine in [-1, 1]) of at most `k` items, best first.
-
-        Args:
-            query: Text to compare with the items.
-            k: Most items to return, at least 1.
-
-        Raises:
-            ValueError: `k` is less than 1.
-        """
-        if k < 1:
-            raise ValueError(f"DenseRetriever.search: k is {k}, expected at least 1")
-        if not self._vectors:
-            return []
-        ids = list(reversed(self._vectors))
-        rows = np.stack([self._vectors[item_id] for item_id in ids])
-        # Not a matrix product, which may round equal rows differently and so break their tie.
-        scores = (rows * sentence_encoder.embedding(self.model_name, query)).sum(axis=1)
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [(ids[place], float(scores[place])) for place in best]
-
-
-def make_retriever(name: str, dense_model: str = DENSE_MODEL) -> Retriever:
-    """Return an empty retriever.
-
-    Args:
-        name: "bm25", or "dense" for sentence embeddings.
-        dense_model: The sentence encoder of "dense".
-
-    Raises:
-        ValueError: no retriever of that name, or as `DenseRetriever`.
-        RuntimeError: as `DenseRetriever`.
-    """
-    if name not in ("bm25", "dense"):
-        raise ValueError(f"retriever is {name!r}, expected 'bm25' or 'dense'")
-    return DenseRetriever(dense_model) if name == "dense" else BM25Retriever()
 
 
 def _last_write(item: MemoryItem) -> tuple[int, int]:

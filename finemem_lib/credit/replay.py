@@ -17,7 +17,8 @@ from finemem_lib.credit.group import CachedGroup, CachedUpdate
 from finemem_lib.credit.needs import Credit, need, need_agent
 from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import ReasoningAgent
-from finemem_lib.retrieval import Retriever, make_retriever
+from finemem_lib.retrieval import Retriever
+from finemem_lib.retrievers.named import make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
     MemoryDelta,

@@ -3,5 +3,6 @@
 `evaluate.evaluate` lets managers play and compares them; `tables.benchmark_table` and
 `tables.paired_differences` tabulate trajectories with bootstrap intervals.
 `operation_truth.operation_truth` judges operations, `credit_truth.judge` credit rules, and
-`noise_price.noise_price` their advantages, by the planted truth.
+`noise_price.noise_price` their advantages, by the planted truth. `retrievers.compare` measures what
+another retriever changes.
 """

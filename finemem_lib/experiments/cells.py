@@ -23,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
+from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
+from finemem_lib.data.memalpha import load_instances
 from finemem_lib.data.planted import (
     DATA_SOURCES,
     VERBS,
@@ -31,7 +33,7 @@ from finemem_lib.data.planted import (
     World,
     planted_instances,
 )
-from finemem_lib.data.questions import verified
+from finemem_lib.data.questions import make_chunk_questions, verified
 from finemem_lib.evaluation.diagnostics import (
     credit_at_evidence,
     gradient_alignment,
@@ -40,12 +42,15 @@ from finemem_lib.evaluation.diagnostics import (
 from finemem_lib.evaluation.noise_price import noise_price
 from finemem_lib.evaluation.operation_truth import operation_truth
 from finemem_lib.managers.loading import checkpoint_folder
-from finemem_lib.managers.model import ModelManager, load_manager
+from finemem_lib.managers.model import ModelManager, load_manager, make_manager
+from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.readers.trainable import TrainableReader
 from finemem_lib.reading import MemoisedAgent
-from finemem_lib.retrieval import DENSE_MODEL
+from finemem_lib.retrievers.encoder import DENSE_MODEL
+from finemem_lib.retrievers.named import WITH_ENCODER, RetrieverName
 from finemem_lib.rewards import (
     Attribution,
     Credited,
@@ -54,7 +59,7 @@ from finemem_lib.rewards import (
     outcome_reward,
     weighted_sum,
 )
-from finemem_lib.seeds import stable_seed
+from finemem_lib.seeds import generator, stable_seed
 from finemem_lib.training.co_training import Learns
 from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.training.run import TrainingResult, torch_threads, train_manager
@@ -92,6 +97,7 @@ LATER_KNOBS = (
     "learns",
     "world",
     "local_groups",
+    "data",
 )
 """Settings that are younger than kept results: they enter a key only where they differ from their
 default."""
@@ -184,7 +190,10 @@ class Cell(FrozenModel):
         capacity: most items in the memory; `None` is no limit.
         token_budget: most tokens in the memory; `None` is no limit.
         world: of the planted streams, see `StreamSettings`; `checkpoint` must read it.
+        data: folder with ``train.parquet`` and ``held_out.parquet``, instances that take the place
+            of the planted streams; a relative one is looked for in the repository. Empty for none.
         dense_model: sentence encoder of dense retrieval.
+        checkpoint: as of `load_manager`; with 0 updates also the name of a scripted manager.
         updates: GRPO updates; 0 tests the warm start.
         config: any other field of TRL's GRPOConfig.
         held_out: streams of `num_chunks` chunks that the manager is tested on.
@@ -222,10 +231,11 @@ class Cell(FrozenModel):
     token_budget: int | None = Field(None, ge=1)
     duplicates: Literal["refuse", "allow"] = "refuse"
     top_k: int = Field(3, ge=1)
-    retriever: Literal["bm25", "dense"] = "bm25"
+    retriever: RetrieverName = "bm25"
     dense_model: str = DENSE_MODEL
     num_chunks: int = Field(6, ge=1)
     world: World = "plain"
+    data: str = ""
     updates: int = Field(60, ge=0)
     instances_per_update: int = Field(8, ge=1)
     num_generations: int = Field(8, ge=2)
@@ -277,12 +287,14 @@ class Cell(FrozenModel):
         files = []
         if (tokenizer := files_hash(self.checkpoint, *TOKENIZER)) != FIRST_TOKENIZER:
             files.append(tokenizer)
-        if self.retriever == "dense":
+        if self.retriever in WITH_ENCODER:
             files.append(files_hash(self.dense_model, *WEIGHTS, *TOKENIZER))
         else:
             idle.add("dense_model")
         knobs = self.model_dump(mode="json", exclude={"variant", "regime", "scheme"} | idle)
         knobs["scheme"] = {**dataclasses.asdict(scheme), "name": None}
+        if self.data:
+            files.append(files_hash(self.data, "*.parquet"))
         weights = files_hash(self.checkpoint, *WEIGHTS)
         text = json.dumps([KEY_VERSION, weights, knobs, *files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -328,7 +340,9 @@ class Cell(FrozenModel):
         return MemoisedAgent(TrainableReader(self.seed, synonyms=VERBS[DATA_SOURCES[self.world]]))
 
     def extractive_reader(self) -> MemoisedAgent:
-        """Return the reader that knows the verbs of the cell's world."""
+        """Return the reader that knows the verbs of the cell's world, of real text none."""
+        if self.data:
+            return MemoisedAgent(ExtractiveReader())
         return MemoisedAgent(ExtractiveReader(synonyms=VERBS[DATA_SOURCES[self.world]]))
 
 
@@ -418,6 +432,7 @@ def run_cell(cell: Cell) -> CellResult:
         started, cpu = time.perf_counter(), time.process_time()
         instances = _training_streams(cell)
         agent = cell.new_reader()
+        manager: MemoryManager
         if cell.updates:
             trained = _train(cell, instances, agent)
             training, training_cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -426,7 +441,7 @@ def run_cell(cell: Cell) -> CellResult:
             manager = trained.manager
         else:
             training, training_cpu, price = 0.0, 0.0, {}
-            curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
+            curve, episodes, manager = {}, [], _untrained(cell)
         readers = {"": agent}
         if cell.reader != "extractive":
             readers[", extractive reader"] = cell.extractive_reader()
@@ -438,7 +453,9 @@ def run_cell(cell: Cell) -> CellResult:
             for reader in readers
             for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
         }
-        alignment = _alignment(cell, manager) if cell.alignment_batches else {}
+        alignment = {}
+        if cell.alignment_batches and isinstance(manager, ModelManager):
+            alignment = _alignment(cell, manager)
         seconds = {
             "training": training,
             "testing": time.perf_counter() - started - training,
@@ -457,8 +474,42 @@ def run_cell(cell: Cell) -> CellResult:
     )
 
 
+def _untrained(cell: Cell) -> MemoryManager:
+    """Return the warm start, or the scripted manager that `checkpoint` names."""
+    if cell.checkpoint in SCRIPTED:
+        return make_manager(cell.checkpoint)
+    return load_manager(cell.checkpoint)
+
+
+def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Instance]:
+    """Return the instances of one split of a folder of real text, with cloze chunk questions.
+
+    Args:
+        data: as `Cell.data`.
+        split: which file.
+
+    Raises:
+        ValueError: there is no such folder, or the file cannot be read.
+    """
+    folder = checkpoint_folder(data)
+    if folder is None:
+        raise ValueError(
+            f"data is {data!r}, which is no folder here, expected one with train.parquet and "
+            "held_out.parquet; see data/real"
+        )
+    teacher, verifier = ClozeTeacher(), ExtractiveReader()
+    return [
+        make_chunk_questions(one, teacher, verifier)[0]
+        for one in load_instances(folder / f"{split}.parquet").instances
+    ]
+
+
 def _training_streams(cell: Cell) -> list[Instance]:
     number = cell.updates * cell.instances_per_update
+    if cell.data:
+        instances = real_instances(cell.data, "train")
+        generator("training order", cell.seed).shuffle(instances)
+        return instances[: max(number, 1)]
     instances = planted_instances("train", number, cell.seed, cell.stream)
     if cell.wrong_questions:
         instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
@@ -516,7 +567,7 @@ def _curve(
         curve["reader_calls"].append(_reader_calls(cell.scheme, record, flat))
         truth: Counter[str] = Counter()
         for one in flat:
-            truth.update(operation_truth(one, by_id[one.instance_id]))
+            truth.update(_truth(one, by_id[one.instance_id]))
         steps = sum(one.num_steps for one in flat)
         for name, count in truth.items():
             curve[f"truth/{name}"].append(_rounded(count / steps))
@@ -542,7 +593,7 @@ def _price(
     """
     scheme = scheme_of(cell.scheme)
     more = scheme.operations or cell.local_groups is not None
-    if more or (cell.learns != "manager" and scheme.rules):
+    if more or cell.data or (cell.learns != "manager" and scheme.rules):
         return {}
     by_id = {instance.instance_id: instance for instance in instances}
     weights = scheme_weights(cell.scheme, cell.rewards)
@@ -594,13 +645,19 @@ def _episodes(trained: TrainingResult) -> list[list[float | None]]:
 
 
 def _test(
-    cell: Cell, manager: ModelManager, agent: MemoisedAgent, chunks: int, temperature: float
+    cell: Cell, manager: MemoryManager, agent: MemoisedAgent, chunks: int, temperature: float
 ) -> HeldOut:
     number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
     shape = dataclasses.replace(cell.stream, num_chunks=chunks)
-    streams = planted_instances("held-out", number, cell.seed, shape)
-    before, manager.temperature = manager.temperature, temperature
+    if cell.data:
+        streams = real_instances(cell.data, "held_out")[:number]
+    else:
+        streams = planted_instances("held-out", number, cell.seed, shape)
+    sampled = manager if isinstance(manager, ModelManager) else None
+    before = None if sampled is None else sampled.temperature
     try:
+        if sampled is not None:
+            sampled.temperature = temperature
         played = play(
             streams,
             manager,
@@ -609,7 +666,8 @@ def _test(
             stable_seed(cell.seed, "test", chunks),
         )
     finally:
-        manager.temperature = before
+        if sampled is not None and before is not None:
+            sampled.temperature = before
     columns: defaultdict[str, list[float | None]] = defaultdict(list)
     for (one,), stream in zip(played, streams, strict=True):
         outcomes = [outcome for step in one.steps for outcome in step.outcomes]
@@ -617,9 +675,24 @@ def _test(
         columns["memory_tokens"].append(one.steps[-1].memory_tokens)
         columns["memory_items"].append(len(one.final_memory()))
         columns["valid_share"].append(_mean(outcome.applied for outcome in outcomes))
-        for name, count in operation_truth(one, stream).items():
+        for name, count in _truth(one, stream).items():
             columns[name].append(count)
     return HeldOut(chunks=chunks, temperature=temperature, columns=columns)
+
+
+def _truth(one: Trajectory, instance: Instance) -> dict[str, int]:
+    """Return the counts of `operation_truth`; of real text what was stored of which pieces."""
+    if "facts" in instance.metadata:
+        return operation_truth(one, instance)
+    distractors = set(instance.metadata.get("distractor_steps", ()))
+    counts = {"WRITE asked": 0, "WRITE distractor": 0}
+    for step in one.steps:
+        name = "WRITE distractor" if step.step in distractors else "WRITE asked"
+        counts[name] += sum(
+            outcome.applied and outcome.operation is not None and bool(outcome.operation.content)
+            for outcome in step.outcomes
+        )
+    return counts
 
 
 def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:

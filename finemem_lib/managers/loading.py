@@ -52,7 +52,7 @@ Loader = Literal["transformers", "unsloth"]
 Precision = Literal["auto", "bf16", "4bit"]
 MemoryRule = Literal["recent", "relevant", "recent+relevant"]
 ChunkRule = Literal["head", "head+tail"]
-OperationsAs = Literal["json", "tools"]
+OperationsAs = Literal["json", "tools", "quotes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ class ModelSettings:
             that only an adapter is trained; needs CUDA).
         lora_rank: Rank of the adapter on every linear layer; 0 trains all weights.
         lora_alpha: The adapter is scaled by lora_alpha / lora_rank (default 2 x rank).
+        lora_layers: Number of layers, counted from the top, that get the adapter (default all). The
+            frozen ones below are then computed once per update, see `frozen_layers`.
         gradient_checkpointing: Compute activations again instead of keeping them.
         fast_inference: Sample the rollouts of training with vLLM inside Unsloth. Outside training,
             in tests and benchmarks, completions do not come from vLLM: the model's own `generate`
@@ -79,7 +81,9 @@ class ModelSettings:
         batch_size: Prompts sampled at a time outside training (default 8, the tiny manager's 128).
         memory_rule: Which items a prompt shows when not all fit, see `PromptBuilder`.
         chunk_rule: Which part of a chunk it shows when it is too long, see `PromptBuilder`.
-        operations_as: Operations are a JSON list or tool calls of the model's chat template.
+        operations_as: Operations are a JSON list ("json"), tool calls of the model's chat template
+            ("tools"), or a JSON list whose contents are sentences of the chunk, quoted by their
+            number ("quotes", not in the paper).
 
     Raises:
         ValueError: A setting is out of range, or two of them contradict each other.
@@ -94,6 +98,7 @@ class ModelSettings:
     precision: Precision = "auto"
     lora_rank: int = 0
     lora_alpha: int | None = None
+    lora_layers: int | None = None
     gradient_checkpointing: bool = False
     fast_inference: bool = False
     gpu_memory_utilization: float = 0.5
@@ -111,6 +116,7 @@ class ModelSettings:
         for name, least in (
             ("lora_rank", 0),
             ("lora_alpha", 1),
+            ("lora_layers", 1),
             ("max_prompt_tokens", 1),
             ("max_new_tokens", 1),
             ("batch_size", 1),
@@ -125,6 +131,11 @@ class ModelSettings:
             raise ValueError(
                 f"ModelSettings: lora_alpha is {self.lora_alpha} and lora_rank is 0, so there is "
                 "no adapter to scale; give a lora_rank, or leave lora_alpha out"
+            )
+        if self.lora_layers is not None and (not self.lora_rank or self.loader == "unsloth"):
+            raise ValueError(
+                f"ModelSettings: lora_layers is {self.lora_layers}, expected a lora_rank with it "
+                "and the loader transformers; give them, or leave lora_layers out"
             )
         if self.fast_inference and self.loader != "unsloth":
             raise ValueError(
@@ -409,8 +420,32 @@ def _with_transformers(
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(settings)))
+            layers = upper_layers(model.config.num_hidden_layers, settings.lora_layers)
+            adapter = LoraConfig(
+                task_type="CAUSAL_LM", layers_to_transform=layers, **_lora(settings)
+            )
+            model = get_peft_model(model, adapter)
     return model, tokenizer
+
+
+def upper_layers(layers: int, count: int | None) -> list[int] | None:
+    """Return the numbers of the layers that get an adapter; `None` for all.
+
+    Args:
+        layers: Number of layers of the model.
+        count: Number of layers from the top; `None` for all.
+
+    Raises:
+        ValueError: The model has fewer layers.
+
+    >>> upper_layers(30, 2), upper_layers(30, None)
+    ([28, 29], None)
+    """
+    if count is None:
+        return None
+    if count > layers:
+        raise ValueError(f"lora_layers is {count}, expected at most the model's {layers} layers")
+    return list(range(layers - count, layers))
 
 
 def _weights(precision: Precision) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from finemem_lib.operations import parse_operations
 from finemem_lib.trajectory import InvalidOperation, Operation, Step
+from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,11 +82,18 @@ def _operation_ends(text: str, step: Step) -> list[tuple[int, int]]:
             start = text.find("{", start + 1)
             continue
         place, operation = outcomes[len(ends)]
-        found = parse_operations(text[start:end])[:1]
-        if [*map(_words, found)] == [_words(operation)]:
+        if _spells(text[start:end], operation):
             ends.append((end, place))
         start = text.find("{", end)
     return ends
+
+
+def _spells(text: str, operation: Operation) -> bool:
+    """Return whether a JSON object spells an operation; a quoted sentence stands as its number."""
+    value = parse_json(text)
+    if "quote" in value and "content" not in value:
+        return str(value.get("op")).strip().upper() == operation.kind
+    return [*map(_words, parse_operations(text)[:1])] == [_words(operation)]
 
 
 def _words(found: Operation | InvalidOperation) -> list[str]:

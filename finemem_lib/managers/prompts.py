@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from finemem_lib.data.sentences import units
 from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import (
     MAX_PROMPT_TOKENS,
@@ -59,6 +60,9 @@ thing to do. Items are named by the marks they are shown under, as in #3. Call m
 when nothing is worth storing.
 {_MATERIAL}"""
 
+QUOTES_INSTRUCTION = "Edit the memory by a JSON list of operations that quote the text."
+"""Short, because a model of a small size is trained on it rather than told."""
+
 ENDS: dict[OperationsAs, str] = {
     "json": "Operations as a JSON list:",
     "tools": "Operations as function calls:",
@@ -79,6 +83,7 @@ class Prompt:
         aliases: Real id of every item shown, by its short id.
         truncated_tokens: Tokens cut from the chunk, because the prompt could not hold them.
         omitted_items: Items left out, because the prompt could not hold them.
+        quotable: Sentences of the chunk that operations may quote, number 1 first.
     """
 
     text: str
@@ -86,6 +91,7 @@ class Prompt:
     aliases: Mapping[str, str]
     truncated_tokens: int = 0
     omitted_items: int = 0
+    quotable: tuple[str, ...] = ()
 
 
 class PromptBuilder:
@@ -172,7 +178,8 @@ class PromptBuilder:
             lines = [
                 self._line(f"#{place}", chosen[item.item_id]) for place, item in enumerate(shown)
             ]
-            text = self._render(lines, chunk if limit >= chunk_tokens else self._cut(chunk, limit))
+            kept = chunk if limit >= chunk_tokens else self._cut(chunk, limit)
+            text = self._render(lines, kept)
             ids = self._encode(text)
             excess = len(ids) - self.max_prompt_tokens
             if excess <= 0:
@@ -188,6 +195,7 @@ class PromptBuilder:
             {f"#{place}": item.item_id for place, item in enumerate(shown)},
             truncated_tokens=max(0, chunk_tokens - limit),
             omitted_items=len(observation.items) - len(shown),
+            quotable=self._quotable(kept),
         )
 
     def _choose(
@@ -292,6 +300,10 @@ class PromptBuilder:
             },
         ]
 
+    def _quotable(self, chunk: str) -> tuple[str, ...]:
+        """Return the sentences that operations may quote."""
+        return ()
+
     def _readable_tokens(self, chunk: str) -> int:
         """Return the length of the chunk in tokens; refuse one that the model cannot read."""
         return self._count(chunk)
@@ -328,6 +340,69 @@ class PromptBuilder:
         tail = limit // 2 if self.chunk_rule == "head+tail" else 0
         head = chunk[: offsets[limit - tail - 1][1]]
         return head + CUT + chunk[offsets[-tail][0] :] if tail else head
+
+
+class QuotingPromptBuilder(PromptBuilder):
+    """A short prompt that numbers the sentences of the chunk, which operations quote by number.
+
+    The text stands before the memory, so that rollouts of one instance share most of the prompt.
+    Operations are those of a JSON list with ``"quote":2`` in the place of ``"content":"..."``;
+    other contents are refused, so whatever is stored is a sentence of the text.
+
+    Differs from the paper: its manager writes the content itself.
+    """
+
+    def parse(self, completion: str, prompt: Prompt) -> tuple[Operation | InvalidOperation, ...]:
+        """Read a completion's operations with the sentences that it quotes.
+
+        Args:
+            completion: Text that the model wrote.
+            prompt: The prompt that it answers.
+        """
+        return super().parse(with_quotes(completion, prompt.quotable), prompt)
+
+    def _quotable(self, chunk: str) -> tuple[str, ...]:
+        return tuple(units(chunk))
+
+    def _line(self, alias: str, content: str) -> str:
+        return f"{alias} {' '.join(content.split())}\n"
+
+    def _messages(self, lines: Sequence[str], chunk: str) -> list[dict[str, str]]:
+        text = "".join(
+            f"[{number}] {' '.join(sentence.split())}\n"
+            for number, sentence in enumerate(units(chunk), start=1)
+        )
+        content = f"Text:\n{text}Memory:\n{''.join(lines)}"
+        return [
+            {"role": "system", "content": QUOTES_INSTRUCTION},
+            {"role": "user", "content": content.rstrip("\n")},
+        ]
+
+
+_QUOTE = re.compile(r'"quote"\s*:\s*"?(\d{1,4})"?')
+_CONTENT = re.compile(r'"content"\s*:')
+
+
+def with_quotes(completion: str, quotable: Sequence[str]) -> str:
+    """Return a completion with sentences in the place of the numbers that quote them.
+
+    Content that was written instead of quoted loses its name, so that it is not an operation.
+
+    Args:
+        completion: Text that the model wrote.
+        quotable: The sentences, number 1 first.
+
+    >>> with_quotes('[{"op":"INSERT","quote":1},{"op":"INSERT","quote":7}]', ["Ana sails."])
+    '[{"op":"INSERT","content":"Ana sails."},{"op":"INSERT","quote":7}]'
+    """
+
+    def sentence(match: re.Match[str]) -> str:
+        number = int(match[1])
+        if not 1 <= number <= len(quotable):
+            return match[0]
+        return '"content":' + json.dumps(quotable[number - 1], ensure_ascii=False)
+
+    return _QUOTE.sub(sentence, _CONTENT.sub('"written":', completion))
 
 
 class CompactPromptBuilder(PromptBuilder):
@@ -386,4 +461,5 @@ def prompt_builder(
         return CompactPromptBuilder(
             tokenizer, settings.max_prompt_tokens or tiny.MAX_PROMPT_TOKENS, **rules
         )
-    return PromptBuilder(tokenizer, settings.max_prompt_tokens or MAX_PROMPT_TOKENS, **rules)
+    kind = QuotingPromptBuilder if settings.operations_as == "quotes" else PromptBuilder
+    return kind(tokenizer, settings.max_prompt_tokens or MAX_PROMPT_TOKENS, **rules)

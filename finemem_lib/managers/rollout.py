@@ -14,13 +14,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from finemem_lib.data.questions import sampled_questions
 from finemem_lib.managers.protocol import Completion, MemoryManager, Observation
 from finemem_lib.memory import Duplicates, Eviction, FlatMemory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
-from finemem_lib.retrieval import DENSE_MODEL, Retriever, make_retriever
+from finemem_lib.retrieval import Retriever
+from finemem_lib.retrievers.encoder import DENSE_MODEL
+from finemem_lib.retrievers.named import RETRIEVERS, RetrieverName, make_retriever
 from finemem_lib.seeds import stable_seed
 from finemem_lib.text import TOKENIZER, clean_text
 from finemem_lib.trajectory import (
@@ -33,8 +35,6 @@ from finemem_lib.trajectory import (
     Step,
     Trajectory,
 )
-
-RetrieverName = Literal["bm25", "dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class RolloutSettings:
         max_item_tokens: Longest item; `None` for no limit.
         question_fraction: Share of the global questions that are asked, in (0, 1], at least one.
         ask_chunk_questions: Whether the chunk questions are asked, where an instance has any.
-        retriever: "bm25", or "dense" with the sentence encoder `dense_model`.
-        dense_model: Name or folder of the sentence encoder, see `DenseRetriever`.
+        retriever: Name of the retriever, see `make_retriever`.
+        dense_model: Name or folder of the sentence encoder of "dense" and "hybrid".
         token_budget: Most tokens of all items together; `None` for no limit.
 
     Raises:
@@ -81,10 +81,10 @@ class RolloutSettings:
                 f"rollout settings: question_fraction is {self.question_fraction!r}, expected "
                 "more than 0 and at most 1"
             )
-        if self.retriever not in get_args(RetrieverName):
+        if self.retriever not in RETRIEVERS:
             raise ValueError(
                 f"rollout settings: retriever is {self.retriever!r}, expected one of "
-                + ", ".join(get_args(RetrieverName))
+                + ", ".join(RETRIEVERS)
             )
         self.new_memory()  # refuses what it cannot use, before anything is played
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from finemem_lib.managers.frozen_layers import HiddenStates
+
 LIVE_SHARE = 0.75
 """Ended rows leave once the live ones are at most this share: making the cache smaller copies it,
 so it does not pay for every single row."""
@@ -38,6 +40,7 @@ def sample_completions(
     end_token_ids: Collection[int],
     seed: int,
     temperature: float = 1.0,
+    hidden_states: HiddenStates | None = None,
 ) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
     """Return one completion per prompt and the log-probabilities of its tokens.
 
@@ -50,6 +53,8 @@ def sample_completions(
         seed: The same seed and prompts give the same completions on the same machine; no global
             random state is used.
         temperature: Temperature of the distribution; 0 takes the most likely token.
+        hidden_states: Records the hidden states that are computed on the way. Beginnings that
+            neighbouring prompts share are then computed once, which rounds otherwise.
 
     Returns:
         Token ids and log-probabilities (nats) of the completions, the latter at `temperature`, or
@@ -58,25 +63,15 @@ def sample_completions(
     import torch
 
     device = model.device
-    ids, mask = _left_padded(prompts, pad_token_id, device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    ends = torch.tensor(sorted(end_token_ids), device=device, dtype=ids.dtype)
+    ends = torch.tensor(sorted(end_token_ids), device=device)
     draw = torch.Generator(device).manual_seed(seed)
     rows = torch.arange(len(prompts), device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    cache = None
     columns = []
     with torch.no_grad():
-        for _ in range(max_new_tokens):
-            output = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = output.past_key_values
+        output, mask = _prefill(model, prompts, pad_token_id, hidden_states)
+        cache, last = output.past_key_values, mask.sum(dim=1, keepdim=True) - 1
+        for count in range(1, max_new_tokens + 1):
             logits = output.logits[:, -1].float() / (temperature or 1.0)
             if pad_token_id not in end_token_ids:
                 logits[:, pad_token_id] = -torch.inf
@@ -88,17 +83,97 @@ def sample_completions(
             columns.append((rows[~ended], ids[~ended, 0], logprobs.gather(1, ids)[~ended, 0]))
             ended = ended | torch.isin(ids[:, 0], ends)
             live = len(ended) - int(ended.sum())
-            if live == 0:
+            if live == 0 or count == max_new_tokens:
                 break
-            positions = positions[:, -1:] + 1
+            last = last + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             if live <= LIVE_SHARE * len(ended):
                 kept = (~ended).nonzero()[:, 0]
                 cache.batch_select_indices(kept)
-                ids, mask, positions, rows, ended = (
-                    values[kept] for values in (ids, mask, positions, rows, ended)
+                ids, mask, last, rows, ended = (
+                    values[kept] for values in (ids, mask, last, rows, ended)
                 )
-    return _rows_of(columns, len(prompts))
+            output = _continued(model, ids, mask, last, cache)
+            if hidden_states is not None:
+                hidden_states.note([[row] for row in rows.tolist()], (~ended).unsqueeze(1))
+    sampled = _rows_of(columns, len(prompts))
+    if hidden_states is not None:
+        hidden_states.keep(prompts, sampled[0])
+    return sampled
+
+
+def _continued(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Any = None,
+) -> Any:
+    """Return the model's output for the tokens that follow those in the cache."""
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+
+
+def _prefill(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    pad_token_id: int,
+    hidden_states: HiddenStates | None,
+) -> tuple[Any, torch.Tensor]:
+    """Return the model's output for the prompts, with its cache, and their attention mask."""
+    import torch
+
+    device = model.device
+    if hidden_states is None:
+        ids, mask = _left_padded(prompts, pad_token_id, device)
+        return _continued(model, ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)), mask
+    runs = shared_beginnings(prompts)
+    ids, mask = _left_padded([prompts[run[0]][:n] for run, n in runs], pad_token_id, device)
+    output = _continued(model, ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+    hidden_states.note([list(run) for run, _ in runs], mask)
+    of_row = torch.tensor([place for place, (run, _) in enumerate(runs) for _ in run])
+    output.past_key_values.batch_select_indices(of_row.to(device))
+    rests = [prompts[row][n:] for run, n in runs for row in run]
+    ids, rest = _left_padded(rests, pad_token_id, device)
+    mask = torch.cat([mask[of_row], rest], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -rest.shape[1] :]
+    output = _continued(model, ids, mask, positions, output.past_key_values)
+    hidden_states.note([[row] for row in range(len(prompts))], rest)
+    return output, mask
+
+
+def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[range, int]]:
+    """Return runs of neighbouring prompts and how many tokens at the beginning each run shares.
+
+    A run goes on while the next prompt shares at least half of what the run has shared so far. At
+    least one token of every prompt remains after the shared ones.
+
+    Args:
+        prompts: Token ids of prompts, each at least two.
+
+    >>> shared_beginnings([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4], [9, 8]])
+    [(range(0, 3), 3), (range(3, 4), 1)]
+    """
+    runs: list[tuple[range, int]] = []
+    for row, prompt in enumerate(prompts):
+        most = len(prompt) - 1
+        if runs:
+            run, shared = runs[-1]
+            first = prompts[run.start]
+            common = next(
+                (n for n in range(min(shared, most)) if prompt[n] != first[n]), min(shared, most)
+            )
+            if 2 * common >= shared:
+                runs[-1] = range(run.start, row + 1), common
+                continue
+        runs.append((range(row, row + 1), most))
+    return runs
 
 
 def _rows_of(
@@ -177,6 +252,29 @@ def _left_padded(
     ids = [[pad_token_id] * (width - len(row)) + list(row) for row in prompts]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def padded_rows(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, pad: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return token ids and mask of whole rows, and the width of the completions.
+
+    Prompts are padded on the left and completions on the right, as TRL does.
+
+    Args:
+        prompts: Token ids of the prompts.
+        completions: Token ids of one completion per prompt.
+        pad: Token for padding.
+    """
+    import torch
+
+    before, after = max(map(len, prompts)), max(map(len, completions))
+    ids, mask = [], []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        left, right = before - len(prompt), after - len(completion)
+        ids.append([pad] * left + [*prompt, *completion] + [pad] * right)
+        mask.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
+    return torch.tensor(ids), torch.tensor(mask), after
 
 
 def completion_logprobs(

@@ -24,6 +24,7 @@ read in TRL `READ_FROM`; a test compares the signatures of `OVERRIDDEN` with the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.data.faults import EvidenceFaults
+from finemem_lib.managers.frozen_layers import frozen_layers
 from finemem_lib.managers.loading import import_unsloth, no_progress_bars, single_precision
 from finemem_lib.managers.operation_tokens import operation_of_tokens, token_texts
 from finemem_lib.managers.prompts import PromptBuilder
@@ -267,6 +269,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             **trainer_arguments,
         )
         single_precision(self.model)  # before the optimizer is made of them
+        self.frozen = frozen_layers(self.model) if self.samples_itself else None
         self.remove_callback(PrinterCallback)
         self.whole_updates = WholeUpdates(self)
         self.add_callback(self.whole_updates)
@@ -305,6 +308,8 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         # An update depends on its number, not on what was drawn before: resuming is exact.
         torch.manual_seed(stable_seed(self.args.seed, "update", done))
         instances = [self.instances[row["instance"]] for row in inputs[::size]]
+        if self.frozen is not None:
+            self.frozen.states.kept.clear()
         rollouts = self.player.play(
             instances, size, done, self._sample, self._last_measures(), local=training
         )
@@ -389,15 +394,18 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         model = self.accelerator.unwrap_model(self.model)
         if self.samples_itself:
             model.eval()
-            return sample_completions(
-                model,
-                prompts,
-                max_new_tokens=self.max_completion_length,
-                pad_token_id=self.processing_class.pad_token_id,
-                end_token_ids=self.eos_token_ids,
-                temperature=self.temperature,
-                seed=stable_seed(self.args.seed, self.state.global_step, "sample", step),
-            )
+            states = None if self.frozen is None else self.frozen.states
+            with states or contextlib.nullcontext():
+                return sample_completions(
+                    model,
+                    prompts,
+                    max_new_tokens=self.max_completion_length,
+                    pad_token_id=self.processing_class.pad_token_id,
+                    end_token_ids=self.eos_token_ids,
+                    temperature=self.temperature,
+                    seed=stable_seed(self.args.seed, self.state.global_step, "sample", step),
+                    hidden_states=states,
+                )
         # num_generations=1: a vLLM server would otherwise keep every G-th prompt only.
         completions, logprobs = self._generate_single_turn(
             [list(prompt) for prompt in prompts], None, {}, num_generations=1
@@ -565,7 +573,9 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         """
         import torch
 
-        compute = functools.partial(super()._get_per_token_logps_and_entropies, model)
+        # A model with frozen lower layers is called where their output is known.
+        called = getattr(self, "frozen", None) or model
+        compute = functools.partial(super()._get_per_token_logps_and_entropies, called)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(stable=True)
         ends = input_ids.shape[1] - logits_to_keep

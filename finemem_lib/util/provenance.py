@@ -13,7 +13,7 @@ from pathlib import Path
 RECORDED_PACKAGES = (
     "torch transformers trl peft accelerate datasets tokenizers safetensors numpy pandas pyarrow "
     "rank-bm25 rouge-score pydantic plotly jupyterlab ipywidgets papermill nbclient nbconvert "
-    "sentence-transformers openai unsloth"
+    "openai unsloth"
 ).split()
 
 

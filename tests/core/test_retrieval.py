@@ -7,17 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 from rank_bm25 import BM25Okapi
 
 from finemem_lib import retrieval
 from finemem_lib.memory import FlatMemory
-from finemem_lib.retrieval import BM25Retriever, DenseRetriever
+from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta, MemoryItem, Operation, Write
-from finemem_lib.util import sentence_encoder
-from tests.helpers.memory_strategies import CONTENTS, MEMORY_SETTINGS, STEPS, played
+from tests.helpers.memory_strategies import CONTENTS, MEMORY_SETTINGS, STEPS, items_of, played
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import LAST_RESORT
 
@@ -29,14 +27,6 @@ PARAMETERS = st.fixed_dictionaries(
     }
 )
 QUERIES = st.lists(CONTENTS, min_size=1, max_size=3)
-
-
-def items_of(*contents: str) -> list[MemoryItem]:
-    """Items 1, 2, ... each written at the step of its number."""
-    return [
-        MemoryItem(str(number), content, (Write(number, "INSERT", 0),))
-        for number, content in enumerate(contents, start=1)
-    ]
 
 
 def okapi(items: Sequence[MemoryItem], **parameters: float) -> BM25Okapi | None:
@@ -198,121 +188,3 @@ def test_benchmark_runs_and_writes_what_it_prints(tmp_path):
         assert row["largest_score_difference"] <= 1e-9
     again = subprocess.run(command, capture_output=True, text=True, timeout=LAST_RESORT)
     assert again.returncode == 2 and "exists" in again.stderr
-
-
-# Dense retrieval.
-
-
-@pytest.fixture
-def letters(monkeypatch):
-    """A fake encoder, the counts of the letters a to c, and the texts it was given."""
-    read: list[str] = []
-
-    def encode(text):
-        read.append(text)
-        vector = np.array([1e-3 + text.count(letter) for letter in "abc"])
-        return vector / np.linalg.norm(vector)
-
-    monkeypatch.setattr(sentence_encoder, "load_encoder", lambda model_name: encode)
-    sentence_encoder.embedding.cache_clear()
-    yield read
-    sentence_encoder.embedding.cache_clear()
-
-
-DENSE_SETTINGS = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@DENSE_SETTINGS
-@given(STEPS, MEMORY_SETTINGS, QUERIES, st.integers(1, 6))
-def test_dense_search_is_by_cosine_then_newest_whatever_the_history(
-    letters, steps, settings, queries, k
-):
-    run = played(FlatMemory(**settings), steps)
-    retriever = DenseRetriever("letters")
-    encode = sentence_encoder.load_encoder("letters")
-    for items, delta in zip(run.states[1:], run.deltas, strict=True):
-        retriever.update(delta)
-        for query in queries:
-            found = retriever.search(query, k)
-            cosines = {item.item_id: float(encode(item.content) @ encode(query)) for item in items}
-            assert [score for _, score in found] == pytest.approx(
-                sorted(cosines.values(), reverse=True)[:k]
-            )
-            assert all(score == pytest.approx(cosines[item_id]) for item_id, score in found)
-            fresh = DenseRetriever("letters")
-            fresh.update(MemoryDelta(written=tuple(reversed(items))))
-            assert fresh.search(query, k) == found
-
-
-def test_equal_embeddings_come_newest_first_and_an_update_makes_new(letters):
-    memory = FlatMemory(duplicates="allow")
-    retriever = DenseRetriever("letters")
-    for step, content in enumerate(["ab", "cc", "ba", "ab", "c"], start=1):
-        retriever.update(memory.apply([Operation("INSERT", content)], step)[1])
-    assert [item_id for item_id, _ in retriever.search("aabb", 3)] == ["4", "3", "1"]
-    retriever.update(memory.apply([Operation("UPDATE", "abab", "1")], 6)[1])
-    assert [item_id for item_id, _ in retriever.search("aabb", 5)] == ["1", "4", "3", "5", "2"]
-
-
-def test_every_text_is_embedded_once(letters):
-    items = items_of("a", "b", "a c")
-    for _ in range(3):
-        retriever = DenseRetriever("letters")
-        retriever.update(MemoryDelta(written=tuple(items)))
-        retriever.search("who has a?", 1)
-    assert sorted(letters) == ["a", "a c", "b", "who has a?"]
-
-
-def test_a_dense_index_that_missed_an_update_says_so(letters):
-    retriever = DenseRetriever("letters")
-    assert retriever.search("a", 3) == []
-    with pytest.raises(KeyError, match="9"):
-        retriever.update(MemoryDelta(removed=("9",)))
-    with pytest.raises(ValueError, match="k is 0, expected at least 1"):
-        retriever.search("a", 0)
-
-
-def test_dense_retrieval_without_its_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(RuntimeError, match=r"install the dense extra: .*'\.\[dense\]'.* bm25"):
-        DenseRetriever("never loaded")
-
-
-def test_a_real_sentence_encoder(tmp_path):
-    """A BERT with random weights; equal words still make texts more alike than other ones."""
-    pytest.importorskip("sentence_transformers", reason="the dense extra is not installed")
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    vocabulary = "[PAD] [UNK] [CLS] [SEP] [MASK] mia lives in rome ana sails leo owns cats".split()
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
-    bert = tmp_path / "bert"
-    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(bert)
-    torch.manual_seed(0)
-    BertModel(
-        BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=32,
-        )
-    ).save_pretrained(bert)
-    words_of = Transformer(str(bert))
-    model = SentenceTransformer(
-        modules=[words_of, Pooling(words_of.get_embedding_dimension())], device="cpu"
-    )
-    model.save(str(tmp_path / "model"))
-
-    retriever = DenseRetriever(str(tmp_path / "model"))
-    retriever.update(MemoryDelta(written=tuple(items_of("mia lives in rome", "ana sails", "cats"))))
-    found = retriever.search("mia in rome", 3)
-    assert found[0][0] == "1" and len(found) == 3
-    assert all(-1 <= score <= 1 + 1e-6 for _, score in found)
-    assert retriever.search("ana sails", 1) == [("2", pytest.approx(1.0))]
-    with pytest.raises(ValueError, match="could not be loaded .* name another dense_model"):
-        DenseRetriever(str(tmp_path / "nothing"))

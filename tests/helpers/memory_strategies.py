@@ -17,6 +17,7 @@ from finemem_lib.trajectory import (
     OperationOutcome,
     Step,
     Trajectory,
+    Write,
 )
 
 # Few contents and few ids, so that duplicates, common words and hits on live items are frequent.
@@ -73,3 +74,11 @@ def played(memory: FlatMemory, steps: list[list[Operation | InvalidOperation]]) 
         records.append(Step(step, chunk, "", outcome, delta, memory.tokens))
     trajectory = Trajectory("i", "planted", "AR", "random", 0, tuple(records), (), "words")
     return Played(states, outcomes, deltas, trajectory)
+
+
+def items_of(*contents: str) -> list[MemoryItem]:
+    """Items 1, 2, ... each written at the step of its number."""
+    return [
+        MemoryItem(str(number), content, (Write(number, "INSERT", 0),))
+        for number, content in enumerate(contents, start=1)
+    ]

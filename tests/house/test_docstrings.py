@@ -21,7 +21,6 @@ EXEMPT = {
     "retrieval.py Retriever.update": CORE,
     "retrieval.py BM25Retriever.update": CORE,
     "retrieval.py BM25Retriever.scores": CORE,
-    "retrieval.py DenseRetriever.update": CORE,
     "rewards.py outcome_reward": CORE,
     "rewards.py chunk_rewards": CORE,
     "rewards.py compression_reward": CORE,

@@ -95,7 +95,7 @@ def test_unsloth_stays_out_of_the_cpu_environment():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[dense,test]"])
+@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]"])
 def test_both_sets_resolve_without_installing(extras, tmp_path):
     probe = [
         sys.executable,

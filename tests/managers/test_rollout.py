@@ -16,7 +16,7 @@ from finemem_lib.operations import parse_operations
 from finemem_lib.readers.extractive import ExtractiveReader
 from finemem_lib.rewards import format_rewards, hybrid_reward, outcome_reward
 from finemem_lib.trajectory import Trajectory, from_json, to_json
-from finemem_lib.util import sentence_encoder
+from tests.helpers.encoders import fake_encoder
 from tests.helpers.paths import SHARED_DATA
 
 HAYSTACK = SHARED_DATA / "long_hotpot_haystack_420k.jsonl"
@@ -180,11 +180,11 @@ def test_settings_saved_before_there_was_a_retriever_or_token_budget_are_still_r
 def test_the_retriever_that_is_chosen_finds_the_items(monkeypatch):
     """The encoder sees only how long a text is, so that dense retrieval is told by its items."""
 
-    def encoder(text):
+    def encode(text):
         angle = len(text) / 50
         return np.array([np.cos(angle), np.sin(angle)])
 
-    monkeypatch.setattr(sentence_encoder, "load_encoder", lambda name: encoder)
+    fake_encoder(monkeypatch, encode)
     settings = RolloutSettings(
         num_generations=1, top_k=2, retriever="dense", dense_model="by length"
     )

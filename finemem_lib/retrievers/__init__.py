@@ -1,0 +1,6 @@
+"""Retrievers other than BM25: by embeddings, by two rankings fused, by links between items.
+
+`named.make_retriever` returns a retriever by its name. `dense.DenseRetriever` compares embeddings
+(`encoder.embeddings`), `hybrid.HybridRetriever` fuses BM25's ranking with the dense one
+(`ranking.reciprocal_rank_fusion`), `graph.GraphRetriever` follows links from BM25's hits.
+"""

@@ -1,0 +1,78 @@
+"""Dense retrieval: the items whose embeddings are most like that of the question."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finemem_lib.retrievers import encoder
+from finemem_lib.retrievers.ranking import Newest
+from finemem_lib.trajectory import MemoryDelta
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class DenseRetriever:
+    """Retrieves by the cosine of sentence embeddings; equal ones by the most recently written.
+
+    Unlike BM25 it always returns k items where there are k, however far they are. A text is
+    embedded once, all indexes of a model share what is known; the new texts of an update are
+    embedded together.
+
+    Args:
+        model_name: A folder or a name on the hub, see `encoder.load_encoder`.
+
+    Raises:
+        ValueError: the model cannot be loaded.
+    """
+
+    def __init__(self, model_name: str = encoder.DENSE_MODEL) -> None:
+        encoder.load_encoder(model_name)  # if it fails, then before anything is played
+        self.model_name = model_name
+        self._newest = Newest()
+        # Every item has a row of the matrix; the rows of removed items are used again.
+        self._rows: dict[str, int] = {}
+        self._free: list[int] = []
+        self._vectors: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
+
+    def update(self, delta: MemoryDelta) -> None:
+        """Follow one change of the memory.
+
+        Args:
+            delta: The change.
+
+        Raises:
+            KeyError: an item to be removed is not in the index, which has missed an update.
+        """
+        self._newest.update(delta)
+        for item_id in delta.removed + delta.evicted:
+            self._free.append(self._rows.pop(item_id))
+        vectors = encoder.embeddings(self.model_name, [item.content for item in delta.written])
+        for item, vector in zip(delta.written, vectors, strict=True):
+            if item.item_id not in self._rows:
+                self._rows[item.item_id] = self._free.pop() if self._free else len(self._rows)
+            row = self._rows[item.item_id]
+            if row >= len(self._vectors):
+                grown = np.zeros((2 * row + 8, len(vector)), dtype=np.float32)
+                grown[: len(self._vectors)] = self._vectors.reshape(-1, len(vector))
+                self._vectors = grown
+            self._vectors[row] = vector
+
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        """Return (item id, cosine in [-1, 1]) of at most `k` items, best first.
+
+        Args:
+            query: Text to compare with the items.
+            k: Most items to return, at least 1.
+
+        Raises:
+            ValueError: `k` is less than 1.
+        """
+        if not self._rows:
+            return self._newest.best({}, k)
+        [asked] = encoder.embeddings(self.model_name, [query])
+        # Not a matrix product, which may round equal rows differently and so break their tie.
+        scores = (self._vectors * asked).sum(axis=1).tolist()
+        return self._newest.best({item_id: scores[row] for item_id, row in self._rows.items()}, k)

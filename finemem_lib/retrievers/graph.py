@@ -1,0 +1,136 @@
+"""Graph retrieval: from BM25's hits one hop along links to items that share a name or a rare word.
+
+The items are the nodes. Two items are linked by every term that both hold and that is a name or
+number in the one, or held by few. A hit of rank r has 1 / r and passes half as much on, in even
+parts over its link terms, and a term's part evenly over the other items that hold it:
+
+    score(j) = 1 / r_j + 1/2 sum_{hits i} sum_{terms t of i and j} 1 / (r_i |L(i)| (df(t) - 1))
+
+where L(i) are the link terms of i, df(t) counts the items that hold t, only the first `HITS` hits
+pass on, and 1 / r_j is 0 for what BM25 does not find. This is one step of a random walk that stays
+where it is two times of three. Links change with the memory: a word that becomes common links no
+more.
+
+Differs from the paper: Fine-Mem retrieves with BM25 and asks what graphs would change; it defines
+none. Differs from systems like HippoRAG (Gutiérrez et al., 2024): no language model extracts
+entities or relations (names and numbers are found by their spelling), the walk takes one step
+instead of running to its end, and there are no synonym links between like terms.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+
+from finemem_lib.data.sentences import STOPWORDS, sentences
+from finemem_lib.retrieval import BM25Retriever
+from finemem_lib.retrievers.ranking import Newest
+from finemem_lib.text import words
+from finemem_lib.trajectory import MemoryDelta
+
+HITS = 10
+"""Hits that pass on."""
+
+PASSED = 0.5
+"""What a hit passes on, as a share of what it has."""
+
+RARE = 3
+"""Most items that may hold a word that links without being a name."""
+
+_WORD = re.compile(r"\w+")
+
+
+def names(content: str) -> frozenset[str]:
+    """Return the names and numbers of a text, in lower case.
+
+    A name is a word with a capital letter that does not begin a sentence; a number is a word with a
+    digit.
+
+    Args:
+        content: Any text.
+
+    >>> sorted(names("Yesterday Mia met Dr. Okoye in Rome. She left at 9."))
+    ['9', 'dr', 'mia', 'okoye', 'rome']
+    """
+    found = {
+        word.lower()
+        for sentence in sentences(content)
+        for place, word in enumerate(_WORD.findall(sentence))
+        if (place and word[0].isupper()) or any(letter.isdigit() for letter in word)
+    }
+    return frozenset(found - STOPWORDS)
+
+
+class GraphRetriever:
+    """Retrieves BM25's hits and what is linked to the first of them, scored as said above.
+
+    Equal scores come by the most recently written. Without links the order is BM25's.
+    """
+
+    def __init__(self) -> None:
+        self._bm25 = BM25Retriever()
+        self._newest = Newest()
+        self._terms: dict[str, frozenset[str]] = {}
+        self._names: dict[str, frozenset[str]] = {}
+        self._holders: defaultdict[str, set[str]] = defaultdict(set)
+
+    def update(self, delta: MemoryDelta) -> None:
+        """Follow one change of the memory.
+
+        Args:
+            delta: The change.
+
+        Raises:
+            KeyError: an item to be removed is not in the index, which has missed an update.
+        """
+        self._bm25.update(delta)
+        self._newest.update(delta)
+        gone = delta.removed + delta.evicted
+        changed = tuple(item.item_id for item in delta.written if item.item_id in self._terms)
+        for item_id in gone + changed:
+            for term in self._terms.pop(item_id):
+                self._holders[term].discard(item_id)
+                if not self._holders[term]:
+                    del self._holders[term]
+            del self._names[item_id]
+        for item in delta.written:
+            self._terms[item.item_id] = frozenset(words(item.content)) - STOPWORDS
+            self._names[item.item_id] = names(item.content)
+            for term in self._terms[item.item_id]:
+                self._holders[term].add(item.item_id)
+
+    def search(self, query: str, k: int) -> list[tuple[str, float]]:
+        """Return (item id, score above 0) of at most `k` items, best first.
+
+        Args:
+            query: Text to compare with the items.
+            k: Most items to return, at least 1.
+
+        Raises:
+            ValueError: `k` is less than 1.
+        """
+        hits = self._bm25.search(query, max(1, len(self._newest)))
+        parts = {item_id: [1 / rank] for rank, (item_id, _) in enumerate(hits, start=1)}
+        passed: defaultdict[str, dict[str, float]] = defaultdict(dict)  # by term and hit
+        for rank, (item_id, _) in enumerate(hits[:HITS], start=1):
+            links = self._links(item_id)
+            for term in links:
+                passed[term][item_id] = PASSED / (rank * len(links))
+        for term, from_hits in passed.items():
+            others = len(self._holders[term]) - 1
+            for item_id in self._holders[term]:
+                part = math.fsum(value for hit, value in from_hits.items() if hit != item_id)
+                if part:
+                    parts.setdefault(item_id, []).append(part / others)
+        # fsum, so that the history of the index cannot break a tie.
+        return self._newest.best({name: math.fsum(some) for name, some in parts.items()}, k)
+
+    def _links(self, item_id: str) -> list[str]:
+        """Return the terms of an item that link it to another one."""
+        return [
+            term
+            for term in self._terms[item_id]
+            if 1 < len(self._holders[term])
+            and (term in self._names[item_id] or len(self._holders[term]) <= RARE)
+        ]
