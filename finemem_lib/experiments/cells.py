@@ -42,8 +42,10 @@ from finemem_lib.evaluation.diagnostics import (
 from finemem_lib.evaluation.noise_price import noise_price
 from finemem_lib.evaluation.operation_truth import operation_truth
 from finemem_lib.managers.loading import checkpoint_folder
-from finemem_lib.managers.model import ModelManager, load_manager
+from finemem_lib.managers.model import ModelManager, load_manager, make_manager
+from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.readers.trainable import TrainableReader
 from finemem_lib.reading import MemoisedAgent
@@ -191,6 +193,7 @@ class Cell(FrozenModel):
         data: folder with ``train.parquet`` and ``held_out.parquet``, instances that take the place
             of the planted streams; a relative one is looked for in the repository. Empty for none.
         dense_model: sentence encoder of dense retrieval.
+        checkpoint: as of `load_manager`; with 0 updates also the name of a scripted manager.
         updates: GRPO updates; 0 tests the warm start.
         config: any other field of TRL's GRPOConfig.
         held_out: streams of `num_chunks` chunks that the manager is tested on.
@@ -429,6 +432,7 @@ def run_cell(cell: Cell) -> CellResult:
         started, cpu = time.perf_counter(), time.process_time()
         instances = _training_streams(cell)
         agent = cell.new_reader()
+        manager: MemoryManager
         if cell.updates:
             trained = _train(cell, instances, agent)
             training, training_cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -437,7 +441,7 @@ def run_cell(cell: Cell) -> CellResult:
             manager = trained.manager
         else:
             training, training_cpu, price = 0.0, 0.0, {}
-            curve, episodes, manager = {}, [], load_manager(cell.checkpoint)
+            curve, episodes, manager = {}, [], _untrained(cell)
         readers = {"": agent}
         if cell.reader != "extractive":
             readers[", extractive reader"] = cell.extractive_reader()
@@ -449,7 +453,9 @@ def run_cell(cell: Cell) -> CellResult:
             for reader in readers
             for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
         }
-        alignment = _alignment(cell, manager) if cell.alignment_batches else {}
+        alignment = {}
+        if cell.alignment_batches and isinstance(manager, ModelManager):
+            alignment = _alignment(cell, manager)
         seconds = {
             "training": training,
             "testing": time.perf_counter() - started - training,
@@ -466,6 +472,13 @@ def run_cell(cell: Cell) -> CellResult:
         alignment=alignment,
         **code,
     )
+
+
+def _untrained(cell: Cell) -> MemoryManager:
+    """Return the warm start, or the scripted manager that `checkpoint` names."""
+    if cell.checkpoint in SCRIPTED:
+        return make_manager(cell.checkpoint)
+    return load_manager(cell.checkpoint)
 
 
 def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Instance]:
@@ -632,7 +645,7 @@ def _episodes(trained: TrainingResult) -> list[list[float | None]]:
 
 
 def _test(
-    cell: Cell, manager: ModelManager, agent: MemoisedAgent, chunks: int, temperature: float
+    cell: Cell, manager: MemoryManager, agent: MemoisedAgent, chunks: int, temperature: float
 ) -> HeldOut:
     number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
     shape = dataclasses.replace(cell.stream, num_chunks=chunks)
@@ -640,8 +653,11 @@ def _test(
         streams = real_instances(cell.data, "held_out")[:number]
     else:
         streams = planted_instances("held-out", number, cell.seed, shape)
-    before, manager.temperature = manager.temperature, temperature
+    sampled = manager if isinstance(manager, ModelManager) else None
+    before = None if sampled is None else sampled.temperature
     try:
+        if sampled is not None:
+            sampled.temperature = temperature
         played = play(
             streams,
             manager,
@@ -650,7 +666,8 @@ def _test(
             stable_seed(cell.seed, "test", chunks),
         )
     finally:
-        manager.temperature = before
+        if sampled is not None and before is not None:
+            sampled.temperature = before
     columns: defaultdict[str, list[float | None]] = defaultdict(list)
     for (one,), stream in zip(played, streams, strict=True):
         outcomes = [outcome for step in one.steps for outcome in step.outcomes]

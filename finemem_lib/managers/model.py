@@ -218,8 +218,7 @@ def load_manager(
     ValueError: load_manager: 'no/such/folder/here' could not be loaded ...
     """
     folder = checkpoint_folder(path_or_name)
-    if model is None:
-        model = ModelSettings() if folder is None else _saved_settings(folder)
+    model = model or saved_settings(path_or_name)
     loaded, tokenizer = load_model(path_or_name, model, seed)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -240,13 +239,20 @@ def load_manager(
     )
 
 
-def _saved_settings(folder: Path) -> ModelSettings:
-    """Return how the manager in a folder was loaded when it was saved, the default without a file.
+def saved_settings(path_or_name: str | Path) -> ModelSettings:
+    """Return how a manager was loaded when it was saved, the default where it was not saved here.
 
     vLLM samples rollouts of training only; a saved manager is loaded to be used.
+
+    Args:
+        path_or_name: As for `load_manager`.
+
+    Raises:
+        ValueError: The settings of the folder cannot be read.
     """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
+    folder = checkpoint_folder(path_or_name)
+    path = None if folder is None else folder / SETTINGS_FILE
+    if path is None or not path.is_file():
         return ModelSettings()
     try:
         saved = parse_json(path.read_bytes())

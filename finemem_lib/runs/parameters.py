@@ -482,6 +482,9 @@ class GRPOTraining(LoadsCheckpoint):
     lora_alpha: Annotated[
         int, _LOADING, _within(0, 4_096, "scale of the adapter; 0 for twice the rank")
     ] = 0
+    lora_layers: Annotated[
+        int, _LOADING, _within(0, 1_000, "layers, from the top, that get the adapter; 0 for all")
+    ] = 0
 
     micro_batches: Annotated[
         int, _MEMORY, _within(0, 4_096, "parts of an update's backward pass; 0 for num_generations")
@@ -512,7 +515,7 @@ class GRPOTraining(LoadsCheckpoint):
         ChunkRule, _PROMPTS, _help("part of a chunk shown when it is too long; or head+tail")
     ] = "head"
     operations_as: Annotated[
-        OperationsAs, _PROMPTS, _help("how operations are asked for; or tools")
+        OperationsAs, _PROMPTS, _help("how operations are asked for; or tools, or quotes")
     ] = "json"
 
     save_every: Annotated[int, _RUN, _within(1, 100_000, "updates between checkpoints")] = 10
@@ -534,6 +537,7 @@ class GRPOTraining(LoadsCheckpoint):
             precision=self.precision,
             lora_rank=self.lora_rank,
             lora_alpha=self.lora_alpha or None,
+            lora_layers=self.lora_layers or None,
             gradient_checkpointing=self.gradient_checkpointing,
             fast_inference=self.fast_inference,
             gpu_memory_utilization=self.gpu_memory_utilization,

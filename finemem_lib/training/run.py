@@ -14,7 +14,7 @@ from typing import Any
 from finemem_lib.data.faults import EvidenceFaults
 from finemem_lib.data.planted import StreamSettings, planted_instances
 from finemem_lib.managers.loading import ModelSettings, import_unsloth
-from finemem_lib.managers.model import ModelManager, load_manager
+from finemem_lib.managers.model import ModelManager, load_manager, saved_settings
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import ReasoningAgent
@@ -284,7 +284,7 @@ def train_manager(
 
     Args:
         checkpoint: What `load_manager` loads: "tiny", a folder, or a name on the hub.
-        model: How it is loaded and prompted.
+        model: How it is loaded and prompted (default: as it was saved).
         manager: A manager that was loaded from them already; it is trained itself, not a copy.
         scheme: Reward scheme, or the name of a shipped one (`schemes.SCHEMES`).
         rewards: Settings of the reward terms (default: the paper's).
@@ -324,7 +324,7 @@ def train_manager(
     """
     return TrainingRun(
         checkpoint=checkpoint,
-        model=model or ModelSettings(),
+        model=model or saved_settings(checkpoint),
         manager=manager,
         scheme=scheme,
         rewards=rewards or RewardSettings(),

@@ -185,6 +185,38 @@ def test_a_share_of_the_questions_is_asked_in_training_and_all_in_tests(monkeypa
     assert set(played) == {1.0}
 
 
+REAL = {"data": "data/real", "num_chunks": 5, "token_budget": 150, "top_k": 2, "capacity": None}
+
+
+def test_a_cell_of_real_text_tests_a_scripted_manager_on_the_held_out_excerpts():
+    found = run_cell(cell(**REAL, checkpoint="insert-all", updates=0, held_out=6))
+    columns = found.tests["greedy"].columns
+    assert found.tests["sampled"].columns == columns, "a script samples nothing"
+    assert len(columns["accuracy"]) == 6 and max(columns["memory_tokens"]) <= 150
+    assert min(columns["WRITE asked"]) > 0 and min(columns["WRITE distractor"]) > 0
+    keyword = run_cell(cell(**REAL, checkpoint="keyword", updates=0, held_out=6))
+    fewer = keyword.tests["greedy"].columns["WRITE distractor"]
+    assert sum(fewer) < sum(columns["WRITE distractor"])
+
+
+def test_a_cell_of_real_text_trains_on_excerpts_in_the_order_of_its_seed():
+    orders = [
+        [one.instance_id for one in cells._training_streams(cell(**REAL, seed=seed, updates=3))]
+        for seed in (1, 1, 2)
+    ]
+    assert len(orders[0]) == 24 and orders[0] == orders[1] != orders[2]
+    assert cells._training_streams(cell(**REAL, updates=1))[0].chunk_questions
+
+
+def test_the_text_is_part_of_the_key(tmp_path):
+    real, planted = cell(**REAL), cell(**{**REAL, "data": ""})
+    (tmp_path / "train.parquet").write_bytes(b"other")
+    other = cell(**{**REAL, "data": str(tmp_path)})
+    assert len({real.key, planted.key, other.key}) == 3
+    with pytest.raises(ValueError, match="data is 'nowhere', which is no folder here"):
+        run_cell(cell(**{**REAL, "data": "nowhere"}, updates=0))
+
+
 def test_a_cell_whose_reader_learns_is_tested_with_what_it_learned(tmp_path):
     shared = {"capacity": 12, "num_chunks": 2, "instances_per_update": 2, "num_generations": 2}
     settings = {**shared, "held_out": 3, "reader": "trainable"}

@@ -1,0 +1,138 @@
+"""One GRPO update of SmolLM2 on real text: ours against a plain loop with `generate`.
+
+Ours is the training of notebook 04 with the shipped warm start: bf16, an adapter on the upper
+layers, the frozen layers below computed once, beginnings of prompts that the rollouts share
+computed once. The plain loop (`benchmarks/training.py`) is what TRL's example scripts do: weights
+in fp32 the precision a CPU is used with, one `generate` per step, one forward and
+backward pass through all layers, with the same adapter. Both take the same instances and alternate
+update by update with learning rate 0. One update is 32 completions: 8 rollouts of 4 chunks.
+
+    python benchmarks/language_model.py [--repetitions N] [--threads N] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training import PARTS, TOTALS, plain_update
+
+from finemem_lib.experiments.cells import real_instances
+from finemem_lib.managers.model import load_manager, saved_settings
+from finemem_lib.managers.rollout import RolloutSettings
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.training.run import torch_threads, train_manager
+from finemem_lib.util.files import write_json
+from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+
+WARM_UP = 1
+
+
+def measure(checkpoint: str, data: str, repetitions: int, threads: int) -> dict[str, Any]:
+    """Return medians of the seconds of both and the medians of the ratios."""
+    settings = RolloutSettings(num_generations=8, top_k=2, token_budget=150)
+    updates = WARM_UP + repetitions
+    instances = [
+        dataclasses.replace(
+            one, chunks=one.chunks[:4], chunk_questions=(one.chunk_questions or ())[:4]
+        )
+        for one in real_instances(data, "train")[:updates]
+    ]
+    with torch_threads(threads):
+        as_saved = saved_settings(checkpoint)
+        plain_manager = load_manager(
+            checkpoint,
+            model=dataclasses.replace(as_saved, precision="auto", lora_rank=0, lora_layers=None),
+        )
+        plain_manager.model.float()
+        trained = [value for value in plain_manager.model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.0)
+        ours: list[dict[str, float]] = []
+        plain: list[dict[str, float]] = []
+        started, processed = time.perf_counter(), time.process_time()
+
+        def alternate(record: dict[str, Any]) -> None:
+            """Note our update, then make a plain one."""
+            nonlocal started, processed
+            total = time.perf_counter() - started
+            parts = {part: record[f"seconds/{part}"] for part in PARTS[:2]}
+            ours.append(
+                {
+                    **parts,
+                    "learning": total - sum(parts.values()),
+                    "total": total,
+                    "CPU": time.process_time() - processed,
+                    "tokens": record["completions/mean_length"] * 32,
+                }
+            )
+            torch.manual_seed(len(plain))
+            plain.append(
+                plain_update(
+                    plain_manager, optimizer, [instances[len(plain)]], settings, len(plain)
+                )
+            )
+            print(f"ours {ours[-1]['total']:.1f} s, plain {plain[-1]['total']:.1f} s", flush=True)
+            started, processed = time.perf_counter(), time.process_time()
+
+        train_manager(
+            checkpoint,
+            rollout=settings,
+            instances=instances,
+            agent=reader_for(instances),
+            scheme="outcome-only",
+            updates=updates,
+            instances_per_update=1,
+            learning_rate=0.0,
+            on_update=alternate,
+            threads=threads,
+        )
+    ours, plain = ours[WARM_UP:], plain[WARM_UP:]
+    names = (*PARTS, *TOTALS, "tokens")
+    return {
+        "completions": 32,
+        "repetitions": repetitions,
+        "threads": threads,
+        "ours": {name: statistics.median(one[name] for one in ours) for name in names},
+        "plain": {name: statistics.median(one[name] for one in plain) for name in names},
+        "speedup": {
+            name: statistics.median(
+                theirs[name] / mine[name] for mine, theirs in zip(ours, plain, strict=True)
+            )
+            for name in (*PARTS, *TOTALS)
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="data/smollm2_manager")
+    parser.add_argument("--data", default="data/real")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    asked = parser.parse_args()
+    git = git_state(repository_root())
+    found = measure(asked.checkpoint, asked.data, asked.repetitions, asked.threads)
+    for name in (*PARTS, *TOTALS):
+        print(
+            f"{name:12} ours {found['ours'][name]:7.1f} s   plain {found['plain'][name]:7.1f} s   "
+            f"{found['speedup'][name]:5.2f} times faster"
+        )
+    if asked.output:
+        record = {**found, "hardware": hardware(), "git": git, "versions": versions()}
+        write_json(asked.output, record)
+
+
+if __name__ == "__main__":
+    main()

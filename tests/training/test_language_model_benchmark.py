@@ -1,0 +1,31 @@
+"""The benchmark of one update of a language model runs on a small one and writes its figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from finemem_lib.managers.loading import ModelSettings
+from finemem_lib.managers.model import load_manager
+from finemem_lib.util.provenance import repository_root
+from tests.helpers.small_models import save_model
+
+
+def test_both_loops_play_and_learn_and_their_times_are_written(tmp_path):
+    folder = save_model(tmp_path / "model", "llama", num_hidden_layers=3)
+    settings = ModelSettings(
+        lora_rank=2, lora_layers=2, operations_as="quotes", max_new_tokens=4, batch_size=32
+    )
+    load_manager(folder, model=settings).save(tmp_path / "adapter")
+    command = [sys.executable, str(repository_root() / "benchmarks" / "language_model.py")]
+    command += ["--checkpoint", str(tmp_path / "adapter"), "--repetitions", "1", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out.json")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    for who in ("ours", "plain"):
+        assert all(found[who][part] > 0 for part in ("generation", "learning", "total"))
+        assert found[who]["tokens"] == 32 * 4
+    assert found["speedup"]["total"] > 0 and "times faster" in done.stdout
