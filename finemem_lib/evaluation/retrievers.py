@@ -24,11 +24,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.evaluation.credit_truth import planted_credit, rank_correlation
-from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.evaluation.intervals import clustered_mean, interval_text
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -39,6 +39,9 @@ from finemem_lib.rewards import evidence_contribution
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Trajectory
 from finemem_lib.util.files import written_beside
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Measure = Literal[
     "recall",
@@ -237,6 +240,37 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
             )
         )
     return rows
+
+
+def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame:
+    """Return times and the measures of evidence, a column per retriever, a line per measure.
+
+    Args:
+        rows: The rows, of any measures and files.
+        manager: Who filled the memories.
+    """
+    import pandas as pd
+
+    lines: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        if row.measure.endswith(" ms"):
+            line = f"{row.measure}, {row.items:,} items"
+            lines[line][row.retriever] = f"{row.value:.2f}"
+        elif row.manager == manager and row.measure not in ("recall", "accuracy"):
+            file = row.file.removesuffix(".jsonl")
+            text = interval_text(row.value, row.low, row.high, ".2f")
+            lines[f"{row.measure}, {file}"][row.retriever] = text
+    order = sorted(lines, key=lambda line: _ORDER.index(line.partition(",")[0]))
+    return pd.DataFrame.from_dict({line: lines[line] for line in order}, orient="index")
+
+
+_ORDER = (
+    "query ms",
+    "update ms",
+    "evidence used",
+    "credit agreement",
+    "credit against truth",
+)
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:

@@ -36,6 +36,7 @@ from finemem_lib.figures.memory import (
     operation_timeline,
     question_audit,
 )
+from finemem_lib.figures.retrieval import recall_by_rank
 from finemem_lib.figures.rewards import (
     Term,
     advantage_dumbbell,
@@ -106,6 +107,7 @@ __all__ = [
     "operation_timeline",
     "outputs",
     "question_audit",
+    "recall_by_rank",
     "reward_decomposition",
     "rollout_compare",
     "recorded_groups",

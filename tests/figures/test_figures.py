@@ -155,6 +155,14 @@ def test_tables_of_credit_rules_tell_rules_and_calls() -> None:
     assert {float(row[column]) for row in table if column in row} == {0.0, 26.04, 812.5}
 
 
+def test_recall_tells_ranks_files_and_which_differences_are_clear() -> None:
+    figure = FIGURES["recall_by_rank"]
+    rows = figures.figure_table(figure)
+    assert {row["items retrieved, k"] for row in rows} == {1, 3, 10}
+    assert {row["panel"] for row in rows} == {"squad", "qmsum"}
+    assert "Above: none; below: qmsum dense -0.10." in figure.layout.meta["caption"]
+
+
 def test_tables_tell_the_panel_where_series_repeat() -> None:
     figure = figures.training_curves([{"step": 1, "reward": 0.5, "entropy": 0.2}])
     assert [row["panel"] for row in figures.figure_table(figure)] == [

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from finemem_lib import figures
 from finemem_lib.data.planted import StreamSettings, planted_stream
+from finemem_lib.evaluation.retrievers import Row as RetrieverRow
 from finemem_lib.evaluation.tables import ALL, Estimate
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.text import count_tokens, words
@@ -127,6 +128,30 @@ def ask(
     )
 
 
+def retriever_rows(poison: str = "") -> list[RetrieverRow]:
+    """Return recalls of two retrievers on two files; on one of them the difference is clear."""
+    return [
+        RetrieverRow(
+            "recall",
+            f"{poison}{file}",
+            "insert-all",
+            name,
+            k,
+            90,
+            value,
+            value - 0.1,
+            value + 0.1,
+            *((None,) * 3 if name == "bm25" else (gain, gain - 0.05, gain + 0.05)),
+            40,
+            8,
+        )  # fmt: skip
+        for file, gain in (("squad.jsonl", 0.02), ("qmsum.jsonl", -0.1))
+        for name in ("bm25", "dense")
+        for k in (1, 3, 10)
+        for value in [0.4 + 0.05 * k + (gain if name == "dense" else 0)]
+    ]
+
+
 def make_figures(poison: str = "") -> dict[str, go.Figure]:
     """Return one figure of every builder; `poison` is put into every text they are given."""
     trajectory = make_trajectory(poison=poison)
@@ -197,6 +222,7 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "operation_timeline": figures.operation_timeline(trajectory),
         "evidence_sankey": figures.evidence_sankey(trajectory),
         "evidence_heatmap": figures.evidence_heatmap(trajectory),
+        "recall_by_rank": figures.recall_by_rank(retriever_rows(poison)),
         "reward_decomposition": figures.reward_decomposition(
             hybrid_reward(trajectory, RewardSettings())
         ),
