@@ -414,8 +414,13 @@ def _with_transformers(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    base, revision = _base(source, revision, held)
+    base, base_revision = _base(source, revision, held)
+    # An adapter may be stored without the tokenizer, which is then its model's.
+    spare = held is not None and not Path(source, "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(
+        base if spare else source, revision=base_revision if spare else revision
+    )
+    revision = base_revision
     with no_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, revision=revision, **_weights(settings.precision)
