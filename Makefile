@@ -5,10 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test test-quick nightly coverage lab setup lint format types hooks bench clean
+.PHONY: run real test test-quick nightly coverage lab setup lint format types hooks bench clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
+
+DATA ?= data/real/train.parquet
+real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (DATA=FILE: on your own)
+	$(BIN)/finemem fetch smollm2
+	$(BIN)/finemem run --profile smollm2 --data $(DATA) --figures
 
 test: $(READY) lint types  ## everything a change must pass
 	$(PYTEST) -n 2 --dist loadfile finemem_lib tests
