@@ -47,7 +47,7 @@ from finemem_lib.evaluation.credit_truth import (
     truth_table,
     write_table,
 )
-from finemem_lib.managers.loading import TINY_MANAGERS
+from finemem_lib.managers.loading import SHIPPED_MANAGERS
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import MemoryManager, Observation
 from finemem_lib.managers.rollout import RolloutSettings, play
@@ -133,7 +133,7 @@ def show_cost(streams: int, repeats: int, seed: int) -> None:
     """Print the CPU seconds of leave-one-out and of the plain way, taken in turns."""
     drawn = planted_instances("train", streams, seed)
     settings = RolloutSettings(num_generations=GENERATIONS, capacity=12)
-    managers = [RandomManager(), load_manager(repository_root() / TINY_MANAGERS["tiny"])]
+    managers = [RandomManager(), load_manager(repository_root() / SHIPPED_MANAGERS["tiny"])]
     print("CPU seconds per update, medians")
     print(f"{'manager':14}{'unit':12}{'plain':>8}{'now':>8}{'ratio':>8}")
     for manager, unit in itertools.product(managers, ("step", "operation")):
@@ -213,7 +213,7 @@ def main() -> None:
     start, git = time.perf_counter(), git_state(repository_root())
     instances, num_generations = (1, 2) if arguments.quick else (arguments.instances, GENERATIONS)
     managers: list[MemoryManager] = [RandomManager(), CopyingManager()]
-    checkpoint = repository_root() / TINY_MANAGERS["tiny"]
+    checkpoint = repository_root() / SHIPPED_MANAGERS["tiny"]
     if not arguments.quick:
         managers.append(load_manager(checkpoint))
     rows = measure(instances, num_generations, arguments.seed, managers)

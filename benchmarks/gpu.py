@@ -19,10 +19,12 @@ the activations, the head on completions only, attention 12 FLOP per layer, widt
 tokens; what gradient checkpointing computes again is not counted. The least that generation reads
 is the weights, and the keys and values of all rows, once per token.
 
-    python benchmarks/gpu.py [--plan] [--small] [--parts NAME ...] [--output FILE]
+    python benchmarks/gpu.py [--plan] [--small] [--parts NAME ...] [--checkpoint FOLDER]
+                             [--output FILE]
 
 Without CUDA it says what it would run. `--small` runs every part that needs no CUDA on the CPU,
-with a model of two narrow layers.
+with a model of two narrow layers. `--checkpoint` trains a checkpoint of one's own, such as SmolLM2,
+in place of the random Qwen3-4B. The output is written again after every part.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -111,6 +114,18 @@ SMALL = Setting(
     tiny_updates=1,
     tiny_instances=1,
 )
+
+
+def setting_of(checkpoint: Path) -> Setting:
+    """Return what is measured of a checkpoint: shorter chunks, because a real tokenizer cuts the
+    made words into about three tokens each, and more instances, because the model is small.
+
+    The configuration is read as JSON, because transformers must not be imported before Unsloth.
+    """
+    said = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    said.setdefault("head_dim", said["hidden_size"] // said["num_attention_heads"])
+    shape = ModelShape.of(SimpleNamespace(**said))
+    return Setting(shape, chunk_tokens=200, completion_tokens=128, instances_per_update=4)
 
 
 # What is trained on.
@@ -428,7 +443,7 @@ PARTS = {
 TRAINED = ("transformers", "unsloth")
 
 
-def run_part(name: str, small: bool, folder: Path) -> Figures:
+def run_part(name: str, small: bool, folder: Path, checkpoint: Path | None = None) -> Figures:
     """Run a part in a process of its own; return its figures, how it ended and how long it took."""
     part = PARTS[name]
     if part.cuda and not torch.cuda.is_available():
@@ -450,6 +465,7 @@ def run_part(name: str, small: bool, folder: Path) -> Figures:
                 "--folder",
                 str(folder),
                 *(["--small"] if small else []),
+                *(["--checkpoint", str(checkpoint)] if checkpoint else []),
             ],
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -552,12 +568,13 @@ def compared(parts: dict[str, Figures]) -> Figures:
     }
 
 
-def print_plan(setting: Setting, names: Sequence[str]) -> None:
+def print_plan(setting: Setting, names: Sequence[str], checkpoint: Path | None = None) -> None:
     model = setting.model
     size = setting.chunk_tokens + setting.completion_tokens
     print(
-        f"model: Qwen3, {model.num_hidden_layers} layers, {model.parameters:,} parameters, random "
-        f"weights ({setting.precision}); LoRA of rank {setting.lora_rank}: "
+        f"model: {checkpoint.name if checkpoint else 'Qwen3 with random weights'}, "
+        f"{model.num_hidden_layers} layers, {model.parameters:,} parameters "
+        f"({setting.precision}); LoRA of rank {setting.lora_rank}: "
         f"{model.lora_parameters(setting.lora_rank):,} parameters\n"
         f"update: {setting.instances_per_update} instances x {setting.num_generations} rollouts x "
         f"{setting.num_chunks} chunks = {setting.rows} rows of {setting.chunk_tokens:,} + "
@@ -643,47 +660,61 @@ def main(given: Sequence[str] | None = None) -> None:
         default=list(PARTS),
         help="only these of: " + ", ".join(PARTS),
     )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FOLDER", help="train this model, with real weights"
+    )
     parser.add_argument("--output", type=Path, help="also write the figures as JSON to a new file")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(given)
     if arguments.output and arguments.output.exists():
         parser.error(f"{arguments.output} exists; name a new file or remove it")
-    setting = SMALL if arguments.small else FULL
+    checkpoint = arguments.checkpoint and arguments.checkpoint.resolve()
+    if checkpoint and not (checkpoint / "config.json").is_file():
+        parser.error(f"{arguments.checkpoint} holds no config.json; name a checkpoint's folder")
+    setting = SMALL if arguments.small else setting_of(checkpoint) if checkpoint else FULL
     if arguments.small:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if arguments.part:
         run_inside(arguments.part, setting, arguments.folder)
         return
-    names = [name for name in PARTS if name in arguments.parts]
+    names = [
+        name for name in PARTS if name in arguments.parts and not (checkpoint and name == "model")
+    ]
     if not arguments.small and not torch.cuda.is_available() and not arguments.plan:
         print("There is no CUDA device here; on one, this would run:")
         arguments.plan = True
-    print_plan(setting, names)
+    print_plan(setting, names, checkpoint)
     if arguments.plan:
         return
     started = time.perf_counter()
-    parts: dict[str, Figures] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            print(f"running {name} ...", flush=True)
-            parts[name] = run_part(name, arguments.small, Path(folder))
-    for name in TRAINED:
-        part = parts.get(name, {})
-        part |= rates(part, setting, parts.get("ceilings", {}))
-    result = {
+    result: Figures = {
         "benchmark": "gpu",
         "versions": versions() | versions(GPU_PACKAGES),
         "cpus": os.cpu_count(),
+        "checkpoint": checkpoint and checkpoint.name,
         "setting": dataclasses.asdict(setting),
-        "parts": parts,
-        "compared": compared(parts),
-        "seconds": time.perf_counter() - started,
+        "parts": (parts := {}),
     }
+    # Ended from outside, it ends the part under way, which has a process group of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"ended after {', '.join(parts)}"))
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if checkpoint:
+            model_folder(folder).symlink_to(checkpoint)
+        for name in names:
+            print(f"running {name} ...", flush=True)
+            parts[name] = run_part(name, arguments.small, folder, checkpoint)
+            if name in TRAINED:
+                parts[name] |= rates(parts[name], setting, parts.get("ceilings", {}))
+            result["compared"] = compared(parts)
+            result["seconds"] = time.perf_counter() - started
+            if arguments.output:
+                write_json(arguments.output, result)
     print_figures(result)
     print(f"{result['seconds']:.0f} s in all")
-    if arguments.output:
-        write_json(arguments.output, result)
+    if any(part["status"] in ("failed", "stopped") for part in parts.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib import __version__
-from finemem_lib.cli import arena, ledger, plan, prepare
+from finemem_lib.cli import arena, fetch, ledger, plan, prepare
 from finemem_lib.cli.execute import Executor, execute_notebook
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.profiles import add_arguments
@@ -212,6 +212,7 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
     arena.add_command(commands)
     ledger.add_command(commands)
     prepare.add_commands(commands)
+    fetch.add_command(commands)
     plan.add_command(commands)
     report = commands.add_parser("report", help="make the report of a run again")
     report.set_defaults(command=report_command)

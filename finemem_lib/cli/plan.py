@@ -382,8 +382,8 @@ def _print_training(
     shape, found = sizes
     training = _planned_training(values, prompts, played)
     mean = estimates.average_work(streams, training, assumed)
-    rank = training.model.lora_rank
-    adapter = shape.lora_parameters(rank) if rank else shape.parameters
+    rank, layers = training.model.lora_rank, training.model.lora_layers
+    adapter = shape.lora_parameters(rank, layers) if rank else shape.parameters
     print(
         f"\nmodel {plain(values.checkpoint)}: {shape.parameters:,} parameters ({found}), "
         f"{adapter:,} trained"

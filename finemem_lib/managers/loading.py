@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
     from finemem_lib.data.planted import World
 
-TINY_MANAGERS = {
+SHIPPED_MANAGERS = {
     "tiny": "data/tiny_manager",
     "tiny-paraphrased": "data/tiny_manager_paraphrased",
+    "smollm2": "data/smollm2_manager",
 }
-"""Folders of the shipped warm starts by name, relative to the repository root."""
+"""Folders of the shipped warm starts by name, relative to the repository root. "smollm2" is an
+adapter; its model has to be fetched once."""
+
+FETCHED = "data/models/"
+"""Begins the paths, relative to the repository root, of models that `finemem fetch` writes."""
 
 TINY_WORLDS: dict[str, World] = {"tiny": "plain", "tiny-paraphrased": "paraphrased"}
 """The planted world that each of them reads."""
@@ -190,7 +195,7 @@ def checkpoint_folder(path_or_name: str | Path) -> Path | None:
         path_or_name: "tiny", a name on the hub, or a folder, of which a relative one is also looked
             for in the repository.
     """
-    source = TINY_MANAGERS.get(str(path_or_name), path_or_name)
+    source = SHIPPED_MANAGERS.get(str(path_or_name), path_or_name)
     folders = (Path(source), repository_root() / source)
     return next((folder for folder in folders if folder.is_dir()), None)
 
@@ -250,7 +255,7 @@ def load_model(
     adapter keeps the commit that it was trained on, and is not put on another.
 
     Args:
-        path_or_name: One of `TINY_MANAGERS`, a folder, or a name on the hub, which may carry its
+        path_or_name: One of `SHIPPED_MANAGERS`, a folder, or a name on the hub, which may carry its
             revision ("owner/name@COMMIT").
         settings: How the model is loaded.
         seed: Draws the weights of a new adapter.
@@ -314,9 +319,9 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
         settings: How the model is to be loaded.
 
     Raises:
-        ValueError: The adapter that it holds has another rank; or there is no adapter, held or
-            asked for, where the weights themselves cannot be trained; or vLLM would load another
-            revision.
+        ValueError: The adapter that it holds has another rank, or its model is still to be
+            fetched; or there is no adapter, held or asked for, where the weights themselves cannot
+            be trained; or vLLM would load another revision.
 
     >>> check_checkpoint("owner/name", ModelSettings(precision="4bit"))
     Traceback (most recent call last):
@@ -329,6 +334,12 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
         raise ValueError(
             f"load_manager: {str(path_or_name)!r} holds an adapter of rank {held['r']}, got "
             f"lora_rank {settings.lora_rank}; give its rank, or 0 to take it as it is"
+        )
+    base = "" if held is None else held["base_model_name_or_path"]
+    if base.startswith(FETCHED) and checkpoint_folder(base) is None:
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} holds an adapter on the model in {base}, which "
+            f"is not there; run `finemem fetch {base.removeprefix(FETCHED)}` once"
         )
     for asked, why in (
         (settings.precision == "4bit", "precision 4bit keeps the weights frozen"),

@@ -15,7 +15,7 @@ from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import (
     BATCH_SIZE,
     MAX_NEW_TOKENS,
-    TINY_MANAGERS,
+    SHIPPED_MANAGERS,
     ModelSettings,
     checkpoint_folder,
     load_model,
@@ -201,7 +201,8 @@ def load_manager(
     Args:
         path_or_name: A folder (a relative one is also looked for in the repository), a name on the
             hub, which may carry its revision (NAME@COMMIT), or one of the warm starts that are
-            shipped: "tiny" for the plain planted world, "tiny-paraphrased" for the other.
+            shipped: "tiny" for the plain planted world, "tiny-paraphrased" for the other, "smollm2"
+            for real text.
         model: How it is loaded and prompted; default: as the manager that `save` wrote there.
         seed: Seed of the weights of a new adapter.
         **settings: As in `ModelManager`, such as `temperature`.
@@ -271,7 +272,7 @@ def make_manager(name: str, **settings: Any) -> MemoryManager:
     """Return the manager of that name: a scripted one, or a tiny one.
 
     Args:
-        name: One of `SCRIPTED` or of `TINY_MANAGERS`.
+        name: One of `SCRIPTED` or of `SHIPPED_MANAGERS`.
         **settings: As in `load_manager`; for the tiny ones only.
 
     Raises:
@@ -286,9 +287,9 @@ def make_manager(name: str, **settings: Any) -> MemoryManager:
     """
     if name in SCRIPTED:
         return SCRIPTED[name]()
-    if name in TINY_MANAGERS:
+    if name in SHIPPED_MANAGERS:
         return load_manager(name, **settings)
     raise ValueError(
         f"make_manager: {name!r} is not a manager; expected one of "
-        f"{', '.join(sorted([*SCRIPTED, *TINY_MANAGERS]))} (other language models: load_manager)"
+        f"{', '.join(sorted([*SCRIPTED, *SHIPPED_MANAGERS]))} (other language models: load_manager)"
     )

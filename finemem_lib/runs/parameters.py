@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from finemem_lib.data.planted import World
 from finemem_lib.managers.loading import (
-    TINY_MANAGERS,
+    SHIPPED_MANAGERS,
     TINY_WORLDS,
     ChunkRule,
     Loader,
@@ -32,7 +32,7 @@ from finemem_lib.training.schemes import SCHEMES
 from finemem_lib.training.stops import REPORTERS, can_report
 from finemem_lib.util.yaml_files import parse_yaml
 
-MANAGERS = (*sorted(SCRIPTED), *TINY_MANAGERS)
+MANAGERS = (*sorted(SCRIPTED), *SHIPPED_MANAGERS)
 MAIN = "Main parameters"
 
 

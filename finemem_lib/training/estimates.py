@@ -107,16 +107,17 @@ class ModelShape:
             + self.hidden_size
         )
 
-    def lora_parameters(self, rank: int) -> int:
+    def lora_parameters(self, rank: int, layers: int | None = None) -> int:
         """Return the parameters of an adapter: rank x (inputs + outputs) of every linear layer.
 
         Args:
             rank: r of the adapter.
+            layers: Blocks that get it; `None` for all.
 
         >>> f"{SHAPES['Qwen/Qwen3-4B'].lora_parameters(16):,}"
         '33,030,144'
         """
-        return self.num_hidden_layers * rank * sum(map(sum, self.linear_layers))
+        return (layers or self.num_hidden_layers) * rank * sum(map(sum, self.linear_layers))
 
     @property
     def cache_bytes(self) -> int:
@@ -440,7 +441,9 @@ def gpu_memory(
     """
     model, unsloth = training.model, training.model.loader == "unsloth"
     weights = _weight_bytes(shape, model)
-    trained = shape.lora_parameters(model.lora_rank) if model.lora_rank else shape.parameters
+    trained = shape.parameters
+    if model.lora_rank:
+        trained = shape.lora_parameters(model.lora_rank, model.lora_layers)
     tokens = most.longest_rows * (most.longest_prompt + most.longest_completion)
     blocks, hidden = shape.num_hidden_layers, 2 * shape.hidden_size
     if model.gradient_checkpointing:

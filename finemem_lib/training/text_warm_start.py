@@ -2,6 +2,7 @@
 
     python -m finemem_lib.training.text_warm_start --data FOLDER --model data/models/smollm2 \\
         --output data/smollm2_manager --seed 0
+    python -m finemem_lib.training.text_warm_start --data FOLDER --measure data/smollm2_manager
 
 An adapter on the upper layers learns by imitation (`text_demonstrations`) to write operations that
 quote the text, and to address the record that the text revises. It learns nothing about what is
@@ -15,12 +16,11 @@ enough to follow the instruction; SmolLM2-135M is not.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ from finemem_lib.training.text_demonstrations import (
 from finemem_lib.trajectory import Instance
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -257,7 +258,7 @@ quoted, the record is updated ({updated:.0%}) or deleted and the sentence insert
 ## Measured
 
 {samples} completions per row, sampled at temperature 1 by `text_warm_start.measure`
-(`measured.json`). "Held out" are the last fifth of the same files, "left out" are {left_out}, from
+(`measured.jsonl`). "Held out" are the last fifth of the same files, "left out" are {left_out}, from
 which no demonstration was drawn. Valid JSON: share of the completions. Executable: share of the
 operations that the memory applies. Supported: share of the written contents of whose words 90 % or
 more stand in the text. Right record: of the UPDATEs and DELETEs where a record is revised or taken
@@ -269,97 +270,121 @@ revises nothing. Kept: share of the sentences that were stored.
 {rows}
 """
 
-MEASURED = "measured.json"
-"""File of the figures of the card, in the folder of the adapter."""
+TRAINED, MEASURED = "training.json", "measured.jsonl"
+"""Files in the folder of the adapter: how it was trained, and the rows of the card's figures; the
+rows' own card lies beside them."""
 
 _COLUMNS = ("valid_json", "executable", "supported", "right_record", "without_record", "kept")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the warm start, measure it, and write adapter, figures and card.
+    """Train the warm start, measure it, and write adapter, figures and card; see the module.
 
     Args:
         arguments: The command line's; `None` for the process's own.
     """
-    parser = argparse.ArgumentParser(description="Train a warm start on real text.")
+    parser = argparse.ArgumentParser(description="Train or measure a warm start on real text.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
     parser.add_argument("--model", default="data/models/smollm2", help="the model's folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--output", type=Path, help="train, and write into this new folder")
+    parser.add_argument("--measure", type=Path, help="measure the adapter in this folder again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--demonstrations", type=int, default=DEMONSTRATIONS)
     parser.add_argument("--passes", type=int, default=PASSES)
     parser.add_argument("--samples", type=int, default=200, help="completions per row of the card")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args(arguments)
-    if asked.output.exists():
-        parser.error(f"{asked.output} exists and is kept; give another folder or remove it first")
-    files = read_files(asked.data, SOURCES)
-    parts = [without_last_fifth(instances) for instances in files.values()]
+    if (asked.output is None) == (asked.measure is None):
+        parser.error("expected one of --output and --measure")
+    parts = [without_last_fifth(one) for one in read_files(asked.data, SOURCES).values()]
     to_train, held_out = ([one for part in parts for one in part[n]] for n in (0, 1))
     left_out = [one for part in read_files(asked.data, LEFT_OUT).values() for one in part]
+    texts = {"held out": held_out, "left out": left_out}
+    with torch_threads(asked.threads):
+        if asked.measure is not None:
+            write_card(asked.measure, load_manager(asked.measure), texts, asked)
+            return
+        if asked.output.exists():
+            parser.error(f"{asked.output} exists and is kept; name another folder, or remove it")
+        manager, record = _trained(to_train, asked)
+        with written_beside(asked.output) as beside:
+            manager.save(beside)
+            write_json(beside / TRAINED, record)
+            write_card(beside, manager, texts, asked)
+
+
+def _trained(
+    texts: Sequence[Instance], asked: argparse.Namespace
+) -> tuple[ModelManager, dict[str, Any]]:
+    """Return the trained manager and the record of its training."""
+    git, started = git_state(repository_root()), time.perf_counter()
     manager = load_manager(asked.model, model=SETTINGS, seed=asked.seed)
     single_precision(manager.model)
-    shown = demonstrations(to_train, asked.demonstrations, asked.seed)
-    git, started = git_state(repository_root()), time.perf_counter()
-    with torch_threads(asked.threads):
-        losses = train(
-            manager,
-            shown,
-            asked.seed,
-            passes=asked.passes,
-            progress=lambda n, of, loss: print(f"update {n} of {of}: loss {loss:.3f}", flush=True),
-        )
-        seconds = time.perf_counter() - started
-        rows = [
-            {
-                "texts": name,
-                **measure(
-                    manager, demonstrations(texts, asked.samples, asked.seed + n), asked.seed + n
-                ),
-            }
-            for n, (name, texts) in enumerate((("held out", held_out), ("left out", left_out)), 1)
-        ]
+    losses = train(
+        manager,
+        demonstrations(texts, asked.demonstrations, asked.seed),
+        asked.seed,
+        passes=asked.passes,
+        progress=lambda n, of, loss: print(f"update {n} of {of}: loss {loss:.3f}", flush=True),
+    )
     adapters: Any = manager.model.peft_config
     adapters["default"].base_model_name_or_path = asked.model
-    command = (
-        f"python -m finemem_lib.training.text_warm_start --data FOLDER --model {asked.model} "
-        f"--output {asked.output} --seed {asked.seed} --demonstrations {asked.demonstrations} "
-        f"--passes {asked.passes} --samples {asked.samples} --threads {asked.threads}"
-    )
-    with written_beside(asked.output) as beside:
-        manager.save(beside)
-        weights = (beside / "adapter_model.safetensors").read_bytes()
-        record = {
-            "command": command,
-            "seed": asked.seed,
-            "demonstrations": asked.demonstrations,
-            "passes": asked.passes,
-            "samples": asked.samples,
-            "seconds": round(seconds),
-            "loss": {"first": round(losses[0], 3), "last": round(losses[-1], 3)},
+    return manager, {
+        "command": f"python -m finemem_lib.training.text_warm_start --data FOLDER --model "
+        f"{asked.model} --output {asked.output} --seed {asked.seed} --demonstrations "
+        f"{asked.demonstrations} --passes {asked.passes} --threads {asked.threads}",
+        "demonstrations": asked.demonstrations,
+        "passes": asked.passes,
+        "seconds": round(time.perf_counter() - started),
+        "loss": {"first": round(losses[0], 3), "last": round(losses[-1], 3)},
+        "hardware": f"{hardware()}, {asked.threads} threads",
+        "git": git,
+        "versions": versions(),
+    }
+
+
+def write_card(
+    folder: Path,
+    manager: ModelManager,
+    texts: Mapping[str, Sequence[Instance]],
+    asked: argparse.Namespace,
+) -> None:
+    """Measure an adapter and write the rows, their card, and the card of the adapter.
+
+    Args:
+        folder: Folder of the adapter, with `TRAINED`.
+        manager: The manager in it.
+        texts: Instances to draw demonstrations from, by the row's name.
+        asked: Of the command line: `samples`, `seed` and `threads`.
+    """
+    git, started = git_state(repository_root()), time.perf_counter()
+    rows = []
+    for number, (name, instances) in enumerate(texts.items(), start=asked.seed + 1):
+        shown = demonstrations(instances, asked.samples, number)
+        rows.append({"texts": name, **measure(manager, shown, number)})
+    with written_beside(folder / MEASURED) as beside:
+        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    shown_folder = asked.measure or asked.output
+    write_json(
+        (folder / MEASURED).with_suffix(".json"),
+        {
+            "command": "python -m finemem_lib.training.text_warm_start --data FOLDER --measure "
+            f"{shown_folder} --seed {asked.seed} --samples {asked.samples} "
+            f"--threads {asked.threads}",
+            "seed": asked.seed + 1,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "model_settings": dataclasses.asdict(SETTINGS),
-            "rows": rows,
+            "seconds": round(time.perf_counter() - started),
             "hardware": f"{hardware()}, {asked.threads} threads",
             "git": git,
             "versions": versions(),
-        }
-        write_json(beside / MEASURED, record)
-        (beside / "README.md").write_text(card(record, manager, len(weights)), encoding="utf-8")
-
-
-def card(record: dict[str, Any], manager: ModelManager, size: int) -> str:
-    """Return the card of an adapter.
-
-    Args:
-        record: What `main` writes into `MEASURED`.
-        manager: The trained manager.
-        size: Bytes of the adapter's weights.
-    """
+        },
+    )
+    record = parse_json((folder / TRAINED).read_bytes())
     trained = sum(value.numel() for value in manager.model.parameters() if value.requires_grad)
-    return CARD.format(
+    card = CARD.format(
         parameters=trained,
-        megabytes=size / 1e6,
+        megabytes=len(weights) / 1e6,
         rank=SETTINGS.lora_rank,
         layers=SETTINGS.lora_layers,
         command=record["command"],
@@ -374,12 +399,13 @@ def card(record: dict[str, Any], manager: ModelManager, size: int) -> str:
         revised=REVISED,
         updated=UPDATED,
         retracted=RETRACTED,
-        samples=record["samples"],
-        rows="\n".join(_line(row) for row in record["rows"]),
+        samples=asked.samples,
+        rows="\n".join(_line(row) for row in rows),
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Mapping[str, Any]) -> str:
     """Return a row of the card's table."""
     cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in _COLUMNS]
     cells[3] += f" ({row['right_record_of']})"

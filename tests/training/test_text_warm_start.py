@@ -140,9 +140,14 @@ def test_command_writes_adapter_figures_and_card_and_keeps_what_is_there(tmp_pat
     main(arguments.split())
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| held out |" in card and "| left out |" in card
-    measured = json.loads((tmp_path / "out" / "measured.json").read_text(encoding="utf-8"))
-    assert measured["rows"][0]["completions"] == 4 and measured["seconds"] >= 0
+    rows = (tmp_path / "out" / "measured.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["texts"] for row in rows] == ["held out", "left out"]
+    assert json.loads(rows[0])["completions"] == 4
     again = load_manager(tmp_path / "out")
     assert again.builder.operations_as == "quotes" and again.batch_size == 32
     with pytest.raises(SystemExit):
         main(arguments.split())
+    measuring = f"--data {tmp_path} --measure {tmp_path / 'out'} --samples 2 --threads 1"
+    main(measuring.split())
+    rows = (tmp_path / "out" / "measured.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rows[0])["completions"] == 2
