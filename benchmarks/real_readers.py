@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ def main() -> None:
         seconds += kept["seconds"]
         return kept["found"]
 
+    def scores(instances: list[Instance], who: str) -> Any:
+        reader, manager = models[who].reader(instances), make_manager("insert-all")
+        return accuracies(instances, manager, reader, TOP_K, arguments.seed)
+
     rows = []
     for file, number in FILES.items():
         number = 1 if arguments.quick else number
@@ -114,13 +119,7 @@ def main() -> None:
         found = {
             who: part(
                 f"accuracy-{file}-{who}",
-                lambda who=who, instances=instances: accuracies(
-                    instances,
-                    make_manager("insert-all"),
-                    models[who].reader(instances),
-                    TOP_K,
-                    arguments.seed,
-                ),
+                functools.partial(scores, instances, who),
             )
             for who in models
         }
@@ -195,7 +194,7 @@ def rows_of_questions(
     found = {
         (teacher, verifier): part(
             f"questions-{teacher}-{verifier}",
-            lambda teacher=teacher, verifier=verifier: asked(teacher, verifier),
+            functools.partial(asked, teacher, verifier),
         )
         for teacher in teachers
         for verifier in models
@@ -211,16 +210,16 @@ def rows_of_questions(
             rows.append(
                 dataclasses.replace(row, measure="kappa", value=chance, low=None, high=None)
             )
+
+    def rewarded(teacher: str, reader: str) -> Any:
+        made = with_questions(instances, found[teacher, RULES]["questions"])
+        agent = models[reader].reader(instances)
+        return step_rewards(made, make_manager(MANAGER), agent, ROLLOUTS, seed)
+
     rewards = {
         (teacher, reader): part(
             f"csr-{teacher}-{reader}",
-            lambda teacher=teacher, reader=reader: step_rewards(
-                with_questions(instances, found[teacher, RULES]["questions"]),
-                make_manager(MANAGER),
-                models[reader].reader(instances),
-                ROLLOUTS,
-                seed,
-            ),
+            functools.partial(rewarded, teacher, reader),
         )
         for teacher in teachers
         for reader in models
@@ -234,7 +233,7 @@ def rows_of_questions(
 
 
 def with_questions(
-    instances: list[Instance], questions: dict[str, list[list[dict[str, Any]]]]
+    instances: Sequence[Instance], questions: dict[str, list[list[dict[str, Any]]]]
 ) -> list[Instance]:
     """Return the instances with chunk questions as `rows_of_questions` keeps them."""
     return [

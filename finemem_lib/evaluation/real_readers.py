@@ -223,7 +223,7 @@ def reward_agreement(one: Rewards, other: Rewards) -> Values:
     """
     return {
         name: [
-            rank_correlation(mine, yours)
+            rank_correlation(list(mine), list(yours))
             for mine, yours in zip(
                 zip(*rollouts, strict=True), zip(*other[name], strict=True), strict=True
             )
