@@ -33,7 +33,8 @@ def is_small_qwen3(model: Any) -> bool:
     """
     if type(model) is not Qwen3ForCausalLM:
         return False
-    config, layers = model.config, model.model.layers
+    config: Any = model.config
+    layers = model.model.layers
     return (
         model.device.type == "cpu"
         and model.dtype == torch.float32
@@ -155,11 +156,11 @@ class FewOperations:
         first, turned = 0 if queries else self.queries, self.queries + self.keys * others
         last = turned + self.keys * others
         weights = layer.projected[first * self.size : last * self.size]
-        found = linear(normalised, weights).unflatten(-1, (-1, self.size))
-        both, rest = found.split([turned - first, last - turned], dim=2)
+        found = linear(normalised, weights).view(*normalised.shape[:-1], -1, self.size)
+        both, rest = torch.split(found, [turned - first, last - turned], dim=2)
         both = rms_norm(both, (self.size,), None, self.eps) * layer.normed[first:turned]
         both = both * rotation[0] + both.roll(self.size // 2, -1) * rotation[1]
-        parts = [*both.split([self.queries - first, turned - self.queries], dim=2), rest]
+        parts = [*torch.split(both, [self.queries - first, turned - self.queries], dim=2), rest]
         return [part.transpose(1, 2) for part in parts if part.shape[2]]
 
     def mixed(self, hidden: torch.Tensor, attended: torch.Tensor, layer: _Layer) -> torch.Tensor:
@@ -273,7 +274,7 @@ class FewOperationsDecoder:
         """Read the prompts, those of like length together."""
         end = ids.shape[1]
         logits = ids.new_empty(len(ids), len(self.math.head), dtype=torch.float32)
-        for rows in self.positions[:, 0].argsort(stable=True).split(ROWS_AT_A_TIME):
+        for rows in torch.split(self.positions[:, 0].argsort(stable=True), ROWS_AT_A_TIME):
             start = end - int(self.positions[rows].max())
             places = torch.arange(end - start)
             seen = self.mask[rows, None, None, start:] & (places <= places[:, None])

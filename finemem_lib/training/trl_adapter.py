@@ -611,7 +611,7 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         order = (idle * (lengths.max() + 1) + lengths).argsort(stable=True)  # idle rows last
         live = len(order) - int(idle.sum())
         graded, parts = torch.is_grad_enabled(), []
-        for rows in (*order[:live].split(number), *order[live:].split(number)):
+        for rows in (*torch.split(order[:live], number), *torch.split(order[live:], number)):
             if not len(rows):
                 continue
             used = attention_mask[rows].any(dim=0).nonzero()
@@ -638,7 +638,7 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
         return logps, entropies, None
 
-    def _computing(self, model: torch.nn.Module) -> tuple[int, Callable[..., Any]]:
+    def _computing(self, model: Any) -> tuple[int, Callable[..., Any]]:
         """Return how many rows are computed together, and what computes them."""
         from finemem_lib.managers.small_qwen3 import ROWS_AT_A_TIME, FewOperations, is_small_qwen3
 
