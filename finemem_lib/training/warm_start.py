@@ -20,7 +20,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -46,7 +46,7 @@ from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
-from finemem_lib.trajectory import OPERATION_KINDS, Operation
+from finemem_lib.trajectory import OPERATION_KINDS, Operation, OperationKind, OperationOutcome
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
@@ -539,60 +539,74 @@ def evaluate(
     while len(observations) < samples:
         drawn = held_out_observation(rng, records, names, world)
         observations += [drawn] if drawn else []
-    tally: dict[str, list[bool]] = {
-        name: []
-        for name in (
-            "valid_json",
-            "executable",
-            "exact_copy",
-            "right_record",
-            "without_record",
-            "fact_kept",
-            "noise_kept",
-        )
-    }
+    tally: dict[str, list[bool]] = {name: [] for name in COUNTED}
     kinds = dict.fromkeys(OPERATION_KINDS, 0)
     completions = manager.act(observations, seed)
     for observation, completion in zip(observations, completions, strict=True):
-        try:
-            tally["valid_json"].append(isinstance(json.loads(completion.text), list))
-        except ValueError:
-            tally["valid_json"].append(False)
+        tally["valid_json"].append(_is_json_list(completion.text))
         memory = FlatMemory()
         memory.apply([Operation("INSERT", item.content) for item in observation.items], 1)
         outcomes, _ = memory.apply(completion.operations, 2)
         tally["executable"] += [outcome.applied for outcome in outcomes]
-        sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
-        slots = {item.item_id: slot_of(item.content) for item in observation.items}
-        about, written = None, set()
-        for outcome in outcomes:
-            operation = outcome.operation
-            if operation is None:
-                about = None
-                continue
-            kinds[operation.kind] += 1
-            if operation.content is not None:
-                tally["exact_copy"].append(operation.content in sentences)
-                about = slot_of(operation.content)
-                written.add(operation.content)
-            if operation.kind in ("UPDATE", "DELETE"):
-                has_record = about is not None and about in slots.values()
-                tally["without_record"].append(not has_record)
-                if has_record:
-                    tally["right_record"].append(slots.get(operation.item_id or "") == about)
-        for sentence in sentences:
-            tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
+        _count_operations(observation, outcomes, tally, kinds)
     figures: dict[str, float | int | None] = {
         name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()
     }
-    edits = len(tally["right_record"])
     return {
         "records": records,
         "completions": samples,
         **figures,
-        "edits_with_record": edits,
+        "edits_with_record": len(tally["right_record"]),
         **{kind.lower(): count for kind, count in kinds.items()},
     }
+
+
+COUNTED = (
+    "valid_json",
+    "executable",
+    "exact_copy",
+    "right_record",
+    "without_record",
+    "fact_kept",
+    "noise_kept",
+)
+"""The shares that `evaluate` counts, in the order of the card."""
+
+
+def _is_json_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def _count_operations(
+    observation: Observation,
+    outcomes: Sequence[OperationOutcome],
+    tally: dict[str, list[bool]],
+    kinds: dict[OperationKind, int],
+) -> None:
+    """Add what one completion's operations did to the shares and to the counts of their kinds."""
+    sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
+    slots = {item.item_id: slot_of(item.content) for item in observation.items}
+    about, written = None, set()
+    for outcome in outcomes:
+        operation = outcome.operation
+        if operation is None:
+            about = None
+            continue
+        kinds[operation.kind] += 1
+        if operation.content is not None:
+            tally["exact_copy"].append(operation.content in sentences)
+            about = slot_of(operation.content)
+            written.add(operation.content)
+        if operation.kind in ("UPDATE", "DELETE"):
+            has_record = about is not None and about in slots.values()
+            tally["without_record"].append(not has_record)
+            if has_record:
+                tally["right_record"].append(slots.get(operation.item_id or "") == about)
+    for sentence in sentences:
+        tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
 
 
 CARD = """---
