@@ -691,24 +691,18 @@ def write_card(
         ValueError: The folder holds no checkpoint.
         OSError: It cannot be written to.
     """
-    root, whole = repository_root(), (final or folder).resolve()
-    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
-    git = git_state(root)
+    git = git_state(repository_root())
     started = time.perf_counter()
     manager = load_manager(folder)
-    rows = [
-        {"names": title, **evaluate(manager, samples, seed + 1, records, names, world)}
-        for title, names, sizes in (
-            ("seen", NAMES, (3, 6, 10, 16)),
-            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
-        )
-        for records in sizes
-    ]
+    rows = _measured(manager, seed + 1, samples, world)
+    seconds = time.perf_counter() - started
     flags = f"--seed {seed}" + ("" if world == "plain" else f" --world {world}")
     flags += "" if steps == STEPS else f" --steps {steps}"
+    weights = (folder / "model.safetensors").read_bytes()
+    root, whole = repository_root(), (final or folder).resolve()
+    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     with written_beside(folder / MEASURED) as beside:
         beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    weights = (folder / "model.safetensors").read_bytes()
     write_json(
         (folder / MEASURED).with_suffix(".json"),
         {
@@ -716,7 +710,7 @@ def write_card(
             f"{shown} {flags} --samples {samples}",
             "seed": seed + 1,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "seconds": round(time.perf_counter() - started),
+            "seconds": round(seconds),
             "hardware": f"{hardware()}, one process",
             "git": git,
             "versions": versions(),
@@ -725,25 +719,44 @@ def write_card(
     card = CARD.format(
         parameters=manager.model.num_parameters(),
         steps=steps,
-        batch=BATCH,
         megabytes=len(weights) / 1e6,
         world=world,
         flags=flags,
-        max_records=tiny.MAX_RECORDS,
-        names=len(NAMES),
-        kept=KEPT,
-        kept_at_first=KEPT_AT_FIRST,
-        kept_from=KEPT_FROM,
-        guided=GUIDED,
-        unknown=tiny.UNKNOWN_SHARE,
         samples=samples,
-        unseen=len(tiny.UNSEEN_NAMES),
-        columns=" | ".join(name.replace("_", " ") for name in _COLUMNS),
-        rule="|".join("---" for _ in _COLUMNS),
         rows="\n".join(_line(row) for row in rows),
+        **_settings_of_card(),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
+
+
+def _measured(manager: ModelManager, seed: int, samples: int, world: World) -> list[dict[str, Any]]:
+    """Return the rows of the card: names of training and others, by the number of records."""
+    return [
+        {"names": title, **evaluate(manager, samples, seed, records, names, world)}
+        for title, names, sizes in (
+            ("seen", NAMES, (3, 6, 10, 16)),
+            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+        )
+        for records in sizes
+    ]
+
+
+def _settings_of_card() -> dict[str, Any]:
+    """Return what the card says of every warm start."""
+    return {
+        "batch": BATCH,
+        "max_records": tiny.MAX_RECORDS,
+        "names": len(NAMES),
+        "kept": KEPT,
+        "kept_at_first": KEPT_AT_FIRST,
+        "kept_from": KEPT_FROM,
+        "guided": GUIDED,
+        "unknown": tiny.UNKNOWN_SHARE,
+        "unseen": len(tiny.UNSEEN_NAMES),
+        "columns": " | ".join(name.replace("_", " ") for name in _COLUMNS),
+        "rule": "|".join("---" for _ in _COLUMNS),
+    }
 
 
 def _line(row: Mapping[str, Any]) -> str:
