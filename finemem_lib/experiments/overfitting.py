@@ -151,6 +151,8 @@ def sign_text(sign: Sign) -> str:
         says = "at equal global accuracy, low chunk accuracy went with low held-out accuracy"
     else:
         says = "at equal global accuracy, low chunk accuracy went with high held-out accuracy"
+    if len(sign.seeds) == 1 and says != "not decided":
+        says += ", on one seed"
     return (
         f"Partial rank correlation {interval_text(sign.value, sign.low, sign.high, '+.2f')} over "
         f"{sign.trainings} trainings, seed{'s' * (len(sign.seeds) > 1)} {seeds_text(sign.seeds)}: "

@@ -77,7 +77,9 @@ def test_the_global_accuracy_alone_makes_no_sign():
 
 def test_by_hand_four_trainings_of_equal_global_accuracy():
     ends = [TrainingEnd(str(n), 1, 0.5, 0.1 * n, 0.9 - 0.1 * n) for n in range(4)]
-    assert overfitting_sign(ends, FEW).value == pytest.approx(-1)
+    sign = overfitting_sign(ends, FEW)
+    assert sign.value == pytest.approx(-1)
+    assert sign_text(sign).endswith("high held-out accuracy, on one seed.")
 
 
 @pytest.mark.parametrize("ends", [[], made(1.0, (1,), 3), [TrainingEnd("a", 1, 0.5, 0.5, 0.5)] * 9])
