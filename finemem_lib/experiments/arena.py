@@ -226,7 +226,7 @@ def arena(
         else:
             foreign += 1
     found = {place: found[place] for place in planned if place in found}
-    values: defaultdict[tuple[str, str], dict[str, dict[int, list[float]]]]
+    values: defaultdict[tuple[str, str], dict[str, dict[int, Sequence[float]]]]
     values = defaultdict(lambda: {variant: {} for variant in design.variants})
     for (regime, variant, seed), result in found.items():
         for measure, streams in of(result).items():

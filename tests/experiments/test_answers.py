@@ -51,7 +51,7 @@ def compared(difference=0.2, low=0.1, high=0.3, seeds=(1, 2), p=0.01, **fields):
         (compared(), "above"),
         (compared(-0.2, -0.3, -0.1), "below"),
         (compared(p=0.2), "above before Holm's correction only"),
-        (compared(-0.2, -0.3, -0.1, p=0.05), "below before Holm's correction only"),
+        (compared(-0.2, -0.3, -0.1, p=0.06), "below before Holm's correction only"),
         (compared(seeds=(1,), p=None), "above on one seed"),
         (compared(-0.2, -0.3, -0.1, (1,), None), "below on one seed"),
         (compared(low=-0.1), "not decided"),
