@@ -4,26 +4,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
+	-p tests.helpers.notebook_environment
 
-.PHONY: run test test-quick nightly coverage lab setup lint format types hooks bench clean
+.PHONY: run real test test-quick nightly coverage lab setup lint format types hooks bench clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
 
+DATA ?= data/real/train.parquet
+real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (DATA=FILE: on your own)
+	$(BIN)/finemem fetch smollm2
+	$(BIN)/finemem run --profile smollm2 --data $(DATA) --figures
+
 test: $(READY) lint types  ## everything a change must pass
-	$(PYTEST) -n 2 --dist loadfile finemem_lib tests
-	$(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
-		-p tests.helpers.notebook_environment notebooks
+	$(PYTEST) $(SHARED) $(NOTEBOOKS) finemem_lib tests notebooks
 
 test-quick: $(READY)  ## core, credit and data, for the change at hand
 	$(PYTEST) -n 2 --dist load -q $(wildcard finemem_lib/*.py) finemem_lib/credit finemem_lib/data \
 		tests/core tests/credit tests/data
 
-nightly: $(READY)  ## the long fuzz tiers
+nightly: $(READY)  ## the long fuzz tiers, and the notebooks with all of their training
 	$(PYTEST) -m nightly tests
+	$(PYTEST) $(SHARED) $(NOTEBOOKS) --full-training notebooks
 
 coverage: $(READY)  ## which lines the tests reach; shown, not enforced
-	$(PYTEST) -n 2 --dist loadfile -m "not nightly and not browser" --cov=finemem_lib \
+	$(PYTEST) $(SHARED) -m "not nightly and not browser" --cov=finemem_lib \
 		--cov-report=term:skip-covered finemem_lib tests
 
 lint: $(READY)  ## formatter, linter, and the contracts of who imports whom

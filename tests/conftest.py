@@ -12,6 +12,47 @@ settings.load_profile("workbench")
 
 collect_ignore = ["notebook_environment.py"]  # a plugin for nbval that changes the environment
 
+LONGEST_FIRST = (
+    r"tests/notebooks/test_execution\.py::test_a_changed",
+    r"notebooks/0[1-6]_",
+    r"tests/cli/test_resume\.py::test_(killed|the_next)",
+    r"tests/notebooks/test_execution\.py::test_the_real_profile",
+    r"tests/training/test_full_size",
+    r"tests/house/test_packaging",
+    r"tests/notebooks/test_in_browser",
+    r"tests/explorers/test_untrusted_browser",
+    r"notebooks/07_",
+    r"tests/cli/test_run\.py",
+    r"tests/cli/test_resume\.py::test_notebook_04",
+)
+"""Tests that one process runs together, as their fixtures are, or because a notebook reads what
+those before it wrote. They begin first: one that began last would be waited for by all."""
+
+
+def group_of(nodeid):
+    """Return what a test is run together with: one of `LONGEST_FIRST`, else its file."""
+    return next(
+        (group for group in LONGEST_FIRST if re.match(group, nodeid)), nodeid.partition("::")[0]
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let processes share the tests by group where they share them by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return ByGroup(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # one of several processes
+        ranks = {group: rank for rank, group in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: ranks.get(group_of(item.nodeid), len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def frozen_imports():

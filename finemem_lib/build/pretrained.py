@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib.managers.loading import first_line, no_progress_bars
 from finemem_lib.util.files import discard, exclusive_lock, write_json, written_beside
-from finemem_lib.util.provenance import repository_root, versions
+from finemem_lib.util.provenance import FETCHED, repository_root, versions
 from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Fetched:
 
 def models_folder() -> Path:
     """Return the folder that models are fetched into; git ignores it."""
-    return repository_root() / "data" / "models"
+    return repository_root() / FETCHED
 
 
 def check_name(name: str) -> None:
@@ -421,26 +421,22 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
 def _loaded_gguf(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        GenerationConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    import transformers
 
+    library: Any = transformers  # its constructors have no types
     place: dict[str, Any] = {
         "pretrained_model_name_or_path": str(source.parent),
         "gguf_file": source.name,
     }
     try:
         with no_progress_bars():
-            read: Any = AutoTokenizer.from_pretrained(**place, clean_up_tokenization_spaces=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            read: Any = library.AutoTokenizer.from_pretrained(
+                **place, clean_up_tokenization_spaces=False
+            )
+            loaded: Any = library.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise FetchError(f"{source.name} could not be loaded ({first_line(error)})") from error
-    if not isinstance(loaded, LlamaForCausalLM):
+    if not isinstance(loaded, library.LlamaForCausalLM):
         kind = type(loaded).__name__
         raise FetchError(f"{source.name} holds a {kind}, expected a LlamaForCausalLM")
     given = loaded.config.to_dict()
@@ -449,15 +445,15 @@ def _loaded_gguf(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
     end, pad = given["eos_token_id"], read.convert_tokens_to_ids("<|endoftext|>")
     # The file holds single precision; the published value is 1e-05.
     epsilon = round(given["rms_norm_eps"], 9)
-    config = LlamaConfig(**{**given, "rms_norm_eps": epsilon, "pad_token_id": pad})
-    model: Any = LlamaForCausalLM(config)
+    config = library.LlamaConfig(**{**given, "rms_norm_eps": epsilon, "pad_token_id": pad})
+    model: Any = library.LlamaForCausalLM(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
+    model.generation_config = library.GenerationConfig(
         bos_token_id=given["bos_token_id"], eos_token_id=end, pad_token_id=pad
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = library.PreTrainedTokenizerFast(
         tokenizer_object=_split_digits(read.backend_tokenizer),
         bos_token=read.convert_ids_to_tokens(given["bos_token_id"]),
         eos_token=read.convert_ids_to_tokens(end),

@@ -132,7 +132,10 @@ def sweep_command(options: argparse.Namespace) -> int:
         and (options.variants is None or cell.variant in options.variants)
         and (options.seeds is None or cell.seed in options.seeds)
     ]
-    print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
+    if options.collect:
+        cells = []
+    else:
+        print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
         # Not once: Python drops an interrupt that arrives while an object is being deleted.
         with interruptible(once=False), StepLog() as log:
@@ -278,6 +281,11 @@ def _add_sweep(commands: Any) -> None:
         type=_whole_numbers,
         metavar="N[,N]",
         help="only cells of these seeds",
+    )
+    sweep.add_argument(
+        "--collect",
+        action="store_true",
+        help="train nothing; write the rows of the cells that the folder has",
     )
     sweep.add_argument(
         "--jobs", type=positive, default=2, metavar="N", help="processes (default: 2)"

@@ -298,8 +298,11 @@ def _print_calls(
     trained_on: Sequence[estimates.Stream],
     assumed: estimates.Assumptions,
 ) -> dict[str, float]:
-    """Print what language models are asked, as a mean and at most: a question whose items are the
-    same as before is not asked again. Return the calls by what they are for."""
+    """Print what language models are asked at most, and return the calls by what they are for.
+
+    Fewer are made: a question whose items are the same as before is not asked again, and rules that
+    read again need only the questions that failed.
+    """
     table = _CallTable(resolved)
     asked = [count_tokens(question.text) for one in instances for question in one.questions]
     reads = _template("read") + sum(asked) / max(len(asked), 1)
@@ -348,7 +351,7 @@ def _add_training_calls(
         for share in (training.question_fraction, 1.0)
     )
     rollouts = training.instances_per_update * training.num_generations
-    # The price of a slot reads questions again that failed, at most all.
+    # Rules read again, at most, all global questions: the price of a slot those that failed.
     again = sampled - of_chunks if scheme_of(training.scheme).rules else 0
     update = answer.times(rollouts * (sampled + again) / len(trained_on))
     table.add(training, "04 per update", "reader", update, counts=False)
@@ -491,7 +494,7 @@ def _print_hours(
         **dataclasses.asdict(seconds),
         f"04 {training.updates} updates": seconds.total,
     }
-    rows = [("time, estimated", "seconds per update", "hours in all")]
+    rows = [("time, estimated with the most calls", "seconds per update", "hours in all")]
     rows += [
         (name, f"{value:.1f}", f"{value * training.updates / 3600:.1f}")
         for name, value in per_update.items()

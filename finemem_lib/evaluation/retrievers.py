@@ -245,6 +245,8 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
 def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame:
     """Return times and the measures of evidence, a column per retriever, a line per measure.
 
+    What has fewer than two instances to measure is left out.
+
     Args:
         rows: The rows, of any measures and files.
         manager: Who filled the memories.
@@ -252,16 +254,18 @@ def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame
     import pandas as pd
 
     lines: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    rows = [*rows]
     for row in rows:
         if row.measure.endswith(" ms"):
             line = f"{row.measure}, {row.items:,} items"
             lines[line][row.retriever] = f"{row.value:.2f}"
-        elif row.manager == manager and row.measure not in ("recall", "accuracy"):
+        elif row.manager == manager and row.measure in _ORDER and row.low is not None:
             file = row.file.removesuffix(".jsonl")
             text = interval_text(row.value, row.low, row.high, ".2f")
             lines[f"{row.measure}, {file}"][row.retriever] = text
     order = sorted(lines, key=lambda line: _ORDER.index(line.partition(",")[0]))
-    return pd.DataFrame.from_dict({line: lines[line] for line in order}, orient="index")
+    table = pd.DataFrame.from_dict({line: lines[line] for line in order}, orient="index")
+    return table.reindex(columns=[*dict.fromkeys(row.retriever for row in rows)]).fillna("–")
 
 
 _ORDER = (

@@ -27,7 +27,7 @@ from finemem_lib.evaluation.intervals import (
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments.cells import Cell, CellResult
 from finemem_lib.experiments.design import Design
-from finemem_lib.experiments.tables import hierarchical_draws, measures
+from finemem_lib.experiments.tables import Measures, hierarchical_draws, measures
 
 RESAMPLES = 10_000
 
@@ -196,7 +196,10 @@ class Arena:
 
 
 def arena(
-    results: Iterable[CellResult], design: Design, settings: BootstrapSettings | None = None
+    results: Iterable[CellResult],
+    design: Design,
+    settings: BootstrapSettings | None = None,
+    of: Measures = measures,
 ) -> Arena:
     """Return every variant's standing in every regime, and which are beaten by the baselines.
 
@@ -210,6 +213,7 @@ def arena(
         results: rows of any number of files; of equal cells the last one counts.
         design: variants, regimes, seeds and how they are judged.
         settings: number of resamples, level and seed of the bootstrap; 10,000 resamples by default.
+        of: returns the measures of a cell, among them the primary ones.
     """
     settings = settings or BootstrapSettings(num_resamples=RESAMPLES)
     planned = {(cell.regime, cell.variant, cell.seed): cell for cell in design.cells}
@@ -222,10 +226,10 @@ def arena(
         else:
             foreign += 1
     found = {place: found[place] for place in planned if place in found}
-    values: defaultdict[tuple[str, str], dict[str, dict[int, list[float]]]]
+    values: defaultdict[tuple[str, str], dict[str, dict[int, Sequence[float]]]]
     values = defaultdict(lambda: {variant: {} for variant in design.variants})
     for (regime, variant, seed), result in found.items():
-        for measure, streams in measures(result).items():
+        for measure, streams in of(result).items():
             values[measure, regime][variant][seed] = streams
     draws = {
         (measure, regime): _Draws(values[measure, regime], settings)

@@ -222,10 +222,19 @@ def compare_rollouts(
 
     Args:
         groups: the rollouts of one instance each.
-        scheme: the reward scheme at first.
+        scheme: the reward scheme at first, one of `training.schemes.PAPER_SCHEMES`: the others
+            read again.
         settings: settings of the rewards.
         scale_rewards: scaling of the advantages at first.
+
+    Raises:
+        ValueError: `scheme` is not offered.
     """
+    if scheme not in PAPER_SCHEMES:
+        raise ValueError(
+            f"compare_rollouts: scheme is {scheme!r}, expected one of "
+            f"{', '.join(PAPER_SCHEMES)}; training_explorer shows a run under any other"
+        )
 
     @functools.cache
     def scored(scheme: str, scale: ScaleRewards) -> list[RolloutGroup]:
@@ -238,7 +247,7 @@ def compare_rollouts(
             "rollouts": rollout_compare(found[instance]),
         }
 
-    offered = [(name, name) for name in PAPER_SCHEMES]  # the others read again
+    offered = [(name, name) for name in PAPER_SCHEMES]
     return Explorer(
         "Rollouts side by side",
         (

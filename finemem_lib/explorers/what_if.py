@@ -73,12 +73,7 @@ def what_if_explorer(
     """
     start = settings or RewardSettings()
     group = list(trajectories)
-    if not group or len({(one.instance_id, one.num_steps) for one in group}) > 1:
-        raise ValueError(
-            f"what_if: got {len(group)} trajectories of "
-            f"{len({one.instance_id for one in group})} instances, expected the rollouts of one "
-            "instance, all of the same length"
-        )
+    _check_group(group)
     most = max((len(a.retrieved) for one in group for a in one.questions), default=0)
     lab = _CreditLab(group, agent)
     first = _Choice(FINE_MEM, start, most, scale_rewards)
@@ -93,35 +88,56 @@ def what_if_explorer(
         **switches: Any,
     ) -> Views:
         chosen = _Choice(rule, dataclasses.replace(start, **switches), k, scale)
-        name = rule if rule != FINE_MEM else f"{FINE_MEM}, β = {chosen.settings.beta:g}"
         if before == START:
             other = even = first
         else:
             other = _Choice("outcome-broadcast", start, most, scale)
             even = lab.split_evenly(chosen)
-        few = len(group) * group[0].num_steps <= 40  # more are a crowd, and too much for a frame
-        rewards = advantage_dumbbell(
-            lab.paid(even),
-            lab.paid(chosen),
-            (before if before == START else EVEN, name),
-            "reward",
-            [rollout],
-            step,
-        )
+        rewards = _rewards_view(lab, chosen, even, before, rollout, step)
         return {
             "card": _card(lab, chosen, rollout, step),
             "rewards": _with_reservation(rule, before, rollout, rewards),
-            "advantages": advantage_dumbbell(
-                lab.advantages(other),
-                lab.advantages(chosen),
-                (before, name),
-                "advantage",
-                None if few else [rollout],
-                step,
-            ),
+            "advantages": _advantages_view(lab, chosen, other, before, rollout, step),
         }
 
     return Explorer("What-if credit", _controls(lab, start, scale_rewards, most), build)
+
+
+def _check_group(group: Sequence[Trajectory]) -> None:
+    if not group or len({(one.instance_id, one.num_steps) for one in group}) > 1:
+        raise ValueError(
+            f"what_if: got {len(group)} trajectories of "
+            f"{len({one.instance_id for one in group})} instances, expected the rollouts of one "
+            "instance, all of the same length"
+        )
+
+
+def _name_of(chosen: _Choice) -> str:
+    """Return the rule's name, with β where it has one."""
+    return chosen.rule if chosen.rule != FINE_MEM else f"{FINE_MEM}, β = {chosen.settings.beta:g}"
+
+
+def _rewards_view(
+    lab: _CreditLab, chosen: _Choice, even: _Choice, before: str, rollout: int, step: int
+) -> go.Figure:
+    """Draw what a rule pays the steps of one rollout beside the start or an even split."""
+    names = (before if before == START else EVEN, _name_of(chosen))
+    return advantage_dumbbell(lab.paid(even), lab.paid(chosen), names, "reward", [rollout], step)
+
+
+def _advantages_view(
+    lab: _CreditLab, chosen: _Choice, other: _Choice, before: str, rollout: int, step: int
+) -> go.Figure:
+    """Draw the advantages of the whole group where they are few, else of one rollout."""
+    few = len(lab.group) * lab.group[0].num_steps <= 40  # more are a crowd, too much for a frame
+    return advantage_dumbbell(
+        lab.advantages(other),
+        lab.advantages(chosen),
+        (before, _name_of(chosen)),
+        "advantage",
+        None if few else [rollout],
+        step,
+    )
 
 
 def _controls(

@@ -36,6 +36,7 @@ from finemem_lib.figures.memory import (
     operation_timeline,
     question_audit,
 )
+from finemem_lib.figures.overfitting import overfitting_scatter
 from finemem_lib.figures.retrieval import recall_by_rank
 from finemem_lib.figures.rewards import (
     Term,
@@ -106,6 +107,7 @@ __all__ = [
     "noise_price_and_end",
     "operation_timeline",
     "outputs",
+    "overfitting_scatter",
     "question_audit",
     "recall_by_rank",
     "reward_decomposition",

@@ -14,7 +14,7 @@ from finemem_lib.figures.rollouts import reward_text
 from finemem_lib.figures.style import BLUE, GREY, ORANGE, PALE, label, paragraph
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.text import words
-from finemem_lib.trajectory import Trajectory
+from finemem_lib.trajectory import Question, Trajectory
 
 
 def episode_before_after(
@@ -39,13 +39,7 @@ def episode_before_after(
     Raises:
         ValueError: the trajectories are not all of one instance, or there are none.
     """
-    columns = [*before, *after]
-    names = sorted({trajectory.instance_id for trajectory in columns})
-    if len(names) != 1 or not before or not after:
-        raise ValueError(
-            f"episode_before_after: got {len(before)} and {len(after)} trajectories of "
-            f"{names or 'no instance'}, expected at least one each of the same instance"
-        )
+    columns = _columns(before, after)
     read = [
         (step.step, place, text)
         for step in columns[0].steps
@@ -53,29 +47,16 @@ def episode_before_after(
     ]
     needed = needed_sentences(columns[0])
     chosen = sorted(sorted(read, key=lambda row: row[:2] not in needed)[:max_sentences])
-    rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
-    xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
     asked = [answered.question for answered in columns[0].questions][:max_questions]
     fates = [_fates(trajectory) for trajectory in columns]
-    fig = make_subplots(
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.05,
-        row_heights=[max(len(rows), 1), max(len(asked), 1)],
-    )
+    fig = _matrix(chosen, needed, asked)
+    rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
+    xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
     for name, points in _marks(columns, xs, fates, rows, len(asked)).items():
         if points:
             _draw_marks(fig, name, points)
     fig.add_vline(x=len(before) + 0.75, line={"color": GREY, "dash": "dot", "width": 1})
     _name_rollouts(fig, xs, before, after)
-    sentence_names = [
-        f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
-        for step, place, text in chosen
-    ]
-    questions = [label(question.text, 38) for question in asked]
-    fig.update_yaxes(style.lines_axis(sentence_names), title_text="step and sentence", row=1, col=1)
-    fig.update_yaxes(style.lines_axis(questions), title_text="question", row=2, col=1)
     sides = [
         f"{name} training {_average(columns[part], fates[part], needed)}"
         for name, part in (("before", slice(len(before))), ("after", slice(len(before), None)))
@@ -91,6 +72,39 @@ def episode_before_after(
         210 + 22 * (len(chosen) + len(asked)),
         margin={"t": 110, "b": 76},
     )
+
+
+def _columns(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[Trajectory]:
+    """Return the rollouts of both sides; refuse those that are not of one instance."""
+    columns = [*before, *after]
+    names = sorted({trajectory.instance_id for trajectory in columns})
+    if len(names) != 1 or not before or not after:
+        raise ValueError(
+            f"episode_before_after: got {len(before)} and {len(after)} trajectories of "
+            f"{names or 'no instance'}, expected at least one each of the same instance"
+        )
+    return columns
+
+
+def _matrix(
+    chosen: Sequence[tuple[int, int, str]], needed: Collection[Place], asked: Sequence[Question]
+) -> go.Figure:
+    """Return an empty panel of sentences above one of questions, their lines named."""
+    fig = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.05,
+        row_heights=[max(len(chosen), 1), max(len(asked), 1)],
+    )
+    sentence_names = [
+        f"{'◆ ' if (step, place) in needed else ''}{step} · {label(text, 34)}"
+        for step, place, text in chosen
+    ]
+    questions = [label(question.text, 38) for question in asked]
+    fig.update_yaxes(style.lines_axis(sentence_names), title_text="step and sentence", row=1, col=1)
+    fig.update_yaxes(style.lines_axis(questions), title_text="question", row=2, col=1)
+    return fig
 
 
 def _draw_marks(fig: go.Figure, name: str, points: Sequence[tuple[float, int, str]]) -> None:

@@ -205,35 +205,10 @@ def dose_response(
     for place, (variant, kind) in enumerate(lines):
         name = kind if len(variants) == 1 else f"{variant}, {kind}"
         for panel, measure in enumerate(PRIMARY):
-            points = sorted(
-                (
-                    (dose, row)
-                    for row in pairs
-                    if (row.variant, row.measure) == (variant, measure)
-                    if (dose := _dose(row, cells, *kinds[kind])) is not None
-                ),
-                key=lambda point: point[0],
-            )
-            if not points:
-                continue
-            drawn += [row for _, row in points]
-            fig.add_scatter(
-                x=style.numbers(dose for dose, _ in points),
-                row=1,
-                col=panel + 1,
-                y=style.numbers(row.difference for _, row in points),
-                error_y=_error_bars([_bounds(row, True) for _, row in points]),
-                mode="lines+markers",
-                name=label(name, 40),
-                legendgroup=str(place),
-                meta={"panel": label(measure)},
-                offsetgroup=str(place),
-                showlegend=not panel,
-                line_color=style.series_color(place),
-                marker=style.series_marker(place, 9),
-                customdata=[f"{label(row.regime)}: {format_difference(row)}" for _, row in points],
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+            here = [row for row in pairs if (row.variant, row.measure) == (variant, measure)]
+            if points := _doses(here, cells, *kinds[kind]):
+                _draw_doses(fig, points, name, place, panel)
+                drawn += [row for _, row in points]
     fig.add_hline(y=0, line={"color": GREY, "width": 1})
     doses = sorted({dose for trace in fig.data for dose in trace.x})
     fig.update_xaxes(tickvals=doses, zeroline=False)
@@ -251,6 +226,40 @@ def dose_response(
         margin={"t": 84, "b": 100},
         scattermode="group",
         scattergap=0.8,
+    )
+
+
+def _doses(
+    rows: Iterable[ExperimentRow],
+    cells: Mapping[tuple[str, str], Cell],
+    knob: str,
+    along: Mapping[str, Any],
+) -> list[tuple[float, ExperimentRow]]:
+    """Return the rows of a line of `dose_response` with their doses, the smallest first."""
+    points = [(dose, row) for row in rows if (dose := _dose(row, cells, knob, along)) is not None]
+    return sorted(points, key=lambda point: point[0])
+
+
+def _draw_doses(
+    fig: go.Figure, points: Sequence[tuple[float, ExperimentRow]], name: str, line: int, panel: int
+) -> None:
+    """Draw a line of `dose_response` in one panel; lines of one number belong together."""
+    fig.add_scatter(
+        x=style.numbers(dose for dose, _ in points),
+        row=1,
+        col=panel + 1,
+        y=style.numbers(row.difference for _, row in points),
+        error_y=_error_bars([_bounds(row, True) for _, row in points]),
+        mode="lines+markers",
+        name=label(name, 40),
+        legendgroup=str(line),
+        meta={"panel": label(PRIMARY[panel])},
+        offsetgroup=str(line),
+        showlegend=not panel,
+        line_color=style.series_color(line),
+        marker=style.series_marker(line, 9),
+        customdata=[f"{label(row.regime)}: {format_difference(row)}" for _, row in points],
+        hovertemplate="%{customdata}<extra></extra>",
     )
 
 

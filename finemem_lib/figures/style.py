@@ -382,9 +382,13 @@ def panel_titles(titles: Sequence[object]) -> list[str]:
     """Return titles for panels that stand side by side, in lines that fit above them.
 
     Args:
-        titles: one untrusted title per panel.
+        titles: one untrusted title per panel. Words of up to 14 characters stay whole.
+
+    >>> panel_titles(["no limit, compression", "a", "b", "c"])[0]
+    'no limit,<br>compression'
     """
-    width = max(10, 40 // max(1, len(titles)))
+    words = (word for title in titles for word in one_line(title, 40).split())
+    width = max(10, 40 // max(1, len(titles)), min(14, max(map(len, words), default=0)))
     return [paragraph(title, min(36, 3 * width - 4), width) for title in titles]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import FETCHED, repository_root
 from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ SHIPPED_MANAGERS = {
 }
 """Folders of the shipped warm starts by name, relative to the repository root. "smollm2" is an
 adapter; its model has to be fetched once."""
-
-FETCHED = "data/models/"
-"""Begins the paths, relative to the repository root, of models that `finemem fetch` writes."""
 
 TINY_WORLDS: dict[str, World] = {"tiny": "plain", "tiny-paraphrased": "paraphrased"}
 """The planted world that each of them reads."""

@@ -140,6 +140,8 @@ class PromptBuilder:
         marks = sorted({*tokenizer.all_special_tokens, *self._marks()}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, marks)))
         self._count = functools.lru_cache(maxsize=1 << 16)(self._uncached_count)
+        # All rollouts of an instance read the same chunk.
+        self._chunk_tokens = functools.lru_cache(maxsize=1 << 10)(self._readable_tokens)
         self._room = max_prompt_tokens - len(self._encode(self._render([], "")))
         least = 2 * self._count(self._line("#999", "word"))
         if self._room < least:
@@ -169,7 +171,7 @@ class PromptBuilder:
             ValueError: the tiny manager's tokenizer cannot read the chunk.
         """
         chunk = self._plain(observation.chunk.text)
-        chunk_tokens = self._readable_tokens(chunk)
+        chunk_tokens = self._chunk_tokens(chunk)
         left = self._room - min(chunk_tokens, self._room // 2)
         chosen, left = self._choose(observation.items, observation.chunk.text, left)
         limit = min(chunk_tokens, left + self._room // 2)

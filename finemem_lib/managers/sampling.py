@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -63,16 +63,16 @@ def sample_completions(
     import torch
 
     device = model.device
-    ends = torch.tensor(sorted(end_token_ids), device=device)
+    ends = torch.tensor(sorted(end_token_ids), device=device, dtype=torch.long)
     draw = torch.Generator(device).manual_seed(seed)
     rows = torch.arange(len(prompts), device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     columns = []
     with torch.no_grad():
-        output, mask = _prefill(model, prompts, pad_token_id, hidden_states)
-        cache, last = output.past_key_values, mask.sum(dim=1, keepdim=True) - 1
+        decoder = _decoder(model, prompts, pad_token_id, max_new_tokens, hidden_states)
+        found = decoder.logits
         for count in range(1, max_new_tokens + 1):
-            logits = output.logits[:, -1].float() / (temperature or 1.0)
+            logits = found.float() / (temperature or 1.0)
             if pad_token_id not in end_token_ids:
                 logits[:, pad_token_id] = -torch.inf
             logprobs = logits.log_softmax(dim=-1)
@@ -85,15 +85,11 @@ def sample_completions(
             live = len(ended) - int(ended.sum())
             if live == 0 or count == max_new_tokens:
                 break
-            last = last + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             if live <= LIVE_SHARE * len(ended):
                 kept = (~ended).nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                ids, mask, last, rows, ended = (
-                    values[kept] for values in (ids, mask, last, rows, ended)
-                )
-            output = _continued(model, ids, mask, last, cache)
+                decoder.keep(kept)
+                ids, rows, ended = (values[kept] for values in (ids, rows, ended))
+            found = decoder.next(ids)
             if hidden_states is not None:
                 hidden_states.note([[row] for row in rows.tolist()], (~ended).unsqueeze(1))
     sampled = _rows_of(columns, len(prompts))
@@ -174,6 +170,54 @@ def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[range, int
                 continue
         runs.append((range(row, row + 1), most))
     return runs
+
+
+class _Decoder(Protocol):
+    logits: torch.Tensor
+    """Of the token behind every prompt, shape (rows, vocabulary)."""
+
+    def next(self, ids: torch.Tensor) -> torch.Tensor: ...
+
+    def keep(self, rows: torch.Tensor) -> None: ...
+
+
+def _decoder(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    pad_token_id: int,
+    most: int,
+    hidden_states: HiddenStates | None,
+) -> _Decoder:
+    """Return what has read the prompts and reads at most `most` tokens behind them."""
+    from finemem_lib.managers.small_qwen3 import FewOperationsDecoder, is_small_qwen3
+
+    if hidden_states is None and is_small_qwen3(model):
+        return FewOperationsDecoder(model, *_left_padded(prompts, pad_token_id, model.device), most)
+    return _Cached(model, *_prefill(model, prompts, pad_token_id, hidden_states))
+
+
+class _Cached:
+    """Reads token after token through the model's own forward pass and cache."""
+
+    def __init__(self, model: PreTrainedModel, output: Any, mask: torch.Tensor) -> None:
+        self.model, self.mask = model, mask
+        self.logits: torch.Tensor = output.logits[:, -1]
+        self.cache, self.last = output.past_key_values, mask.sum(dim=1, keepdim=True) - 1
+
+    def next(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits behind one more token of every row."""
+        import torch
+
+        self.last = self.last + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        output = _continued(self.model, ids, self.mask, self.last, self.cache)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some of the rows only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.last = self.mask[rows], self.last[rows]
 
 
 def _rows_of(

@@ -7,7 +7,7 @@ from typing import Any
 
 from finemem_lib.readers.chat import Call, Chat, Messages
 from finemem_lib.readers.memo import Reply
-from finemem_lib.readers.settings import ChatSettings
+from finemem_lib.readers.settings import ChatSettings, check_usable
 from finemem_lib.seeds import stable_seed
 from finemem_lib.text import clean_text
 
@@ -22,16 +22,17 @@ class LocalChat(Chat):
         settings: Which model is loaded, and how it samples.
 
     Raises:
-        ValueError: the model has no chat template, or the memo cannot be used.
+        ValueError: the model was not fetched or has no chat template, or the memo cannot be used.
         OSError: transformers cannot load the model.
     """
 
     def __init__(self, settings: ChatSettings) -> None:
         super().__init__(settings)
+        check_usable(settings)
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.model, padding_side="left")
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(settings.source, padding_side="left")
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"local model {settings.model!r} has no chat template, expected one that was "
@@ -39,7 +40,7 @@ class LocalChat(Chat):
             )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(settings.source, dtype="auto")
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:

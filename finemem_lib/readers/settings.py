@@ -9,9 +9,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+from finemem_lib.util.provenance import FETCHED, repository_root
 from finemem_lib.util.validation import type_adapter
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -116,6 +118,13 @@ class ChatSettings:
         return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
 
     @property
+    def source(self) -> str:
+        """What transformers loads a local model from: its folder, also of a path relative to the
+        repository, or its name on the hub."""
+        folders = (Path(self.model), repository_root() / self.model)
+        return str(next((folder for folder in folders if folder.is_dir()), self.model))
+
+    @property
     def secret(self) -> str | None:
         """The key, read from its variable at each use so that no object holds it.
 
@@ -165,17 +174,23 @@ def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
 
 
 def check_usable(settings: ChatSettings) -> None:
-    """Refuse a server that could not be asked from this process, before anything is asked.
+    """Refuse a model that could not be asked from this process, before anything is asked.
 
     Args:
         settings: Those of the client that is to be made.
 
     Raises:
-        ValueError: the key's variable is not set.
+        ValueError: the key's variable is not set, or a local model was not fetched.
         ImportError: the openai package is not installed.
     """
     import importlib.util
 
+    fetched = settings.kind == "local" and settings.model.startswith(FETCHED)
+    if fetched and not Path(settings.source).is_dir():
+        raise ValueError(
+            f"the local model {settings.model} is not there; get it once with `finemem fetch "
+            f"{settings.model.removeprefix(FETCHED)}`"
+        )
     if settings.kind == "server" and importlib.util.find_spec("openai") is None:
         raise ImportError(
             "a language model on a server needs the openai package, which is not installed; "

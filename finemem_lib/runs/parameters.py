@@ -669,6 +669,17 @@ class StateMismatch(NotebookParameters):
     resamples: Resamples = 1000
 
 
+class PaperQuestions(NotebookParameters):
+    """Notebook 11: what the paper leaves open, answered from the rows of experiments."""
+
+    wrong_share: Annotated[float, _within(0, 1, "share of wrong chunk questions, by hand")] = 0.5
+    acceptance: Annotated[float, _within(0, 1, "threshold of the verifier, by hand")] = 0.5
+    experiments: Annotated[str, _help("folder with the rows of the experiments")] = (
+        "data/experiments"
+    )
+    resamples: Resamples = 10_000
+
+
 MODELS: dict[str, type[NotebookParameters]] = {
     model.__name__: model
     for model in (
@@ -682,6 +693,7 @@ MODELS: dict[str, type[NotebookParameters]] = {
         RulesDisagree,
         PerStepGRPO,
         StateMismatch,
+        PaperQuestions,
     )
 }
 """The models by name, as the metadata of notebooks name them."""

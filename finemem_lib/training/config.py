@@ -8,6 +8,49 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl.trainer.grpo_config import GRPOConfig
 
+OURS: dict[str, Any] = dict(
+    num_iterations=1,
+    mask_truncated_completions=False,
+    temperature=1.0,
+    loss_type="dapo",
+    beta=0.0,
+    epsilon=0.2,
+    epsilon_high=0.2,
+    scale_rewards="group",
+    optim="adamw_torch",
+    adam_beta1=0.9,
+    adam_beta2=0.95,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    lr_scheduler_type="constant",
+    warmup_steps=0,
+    bf16=False,
+    gradient_checkpointing=False,
+    use_vllm=False,
+    vllm_enable_sleep_mode=False,
+    vllm_importance_sampling_correction=True,
+    shuffle_dataset=False,
+    logging_steps=1,
+    save_strategy="no",
+    report_to="none",
+    disable_tqdm=True,
+)
+"""What every run trains with unless it says otherwise."""
+
+TRLS_OWN: dict[str, Any] = dict(
+    auto_find_batch_size=False,
+    dataloader_pin_memory=True,
+    eval_accumulation_steps=None,
+    fp16=False,
+    generation_kwargs=None,
+    logging_nan_inf_filter=True,
+    per_device_eval_batch_size=8,
+    router_aux_loss_coef=None,
+    torch_empty_cache_steps=None,
+    vllm_mode="colocate",
+)
+"""TRL's own values, which Unsloth has others for."""
+
 
 def grpo_config(
     output_dir: str | Path,
@@ -63,45 +106,9 @@ def grpo_config(
         per_device_train_batch_size=instances_per_update * num_generations // micro_batches,
         steps_per_generation=micro_batches,
         gradient_accumulation_steps=micro_batches,
-        num_iterations=1,
         max_completion_length=max_completion_length,
-        mask_truncated_completions=False,
-        temperature=1.0,
-        loss_type="dapo",
-        beta=0.0,
-        epsilon=0.2,
-        epsilon_high=0.2,
-        scale_rewards="group",
         learning_rate=learning_rate,
-        optim="adamw_torch",
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,
-        gradient_checkpointing=False,
-        use_vllm=False,
-        vllm_enable_sleep_mode=False,
-        vllm_importance_sampling_correction=True,
-        shuffle_dataset=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        # TRL's own values, which Unsloth has others for.
-        auto_find_batch_size=False,
-        dataloader_pin_memory=True,
-        eval_accumulation_steps=None,
-        fp16=False,
-        generation_kwargs=None,
-        logging_nan_inf_filter=True,
-        per_device_eval_batch_size=8,
-        router_aux_loss_coef=None,
-        torch_empty_cache_steps=None,
-        vllm_mode="colocate",
     )
-    return GRPOConfig(**(values | overrides))
+    return GRPOConfig(**(OURS | TRLS_OWN | values | overrides))

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     import torch
     from trl.trainer.grpo_config import GRPOConfig
 
+    from finemem_lib.managers.small_qwen3 import FewOperations
+
 # TRL's GRPOTrainer is put in its place by `trainer_class`; its own types are partly missing.
 _GRPOTrainer: Any = object
 
@@ -103,6 +105,9 @@ SAMPLING_DEFAULTS = {
 
 ROWS_OF_LIKE_LENGTH = 32
 """Rows that go through the model together; small, so that little of them is padding."""
+
+NO_ADVANTAGE = 1e-9
+"""Advantages below it are rounding: a group whose rewards are equal has them."""
 
 Record = dict[str, Any]
 """What is logged of one update, by TRL's names: "step" (the update, from 1), "reward",
@@ -206,27 +211,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
 
         from finemem_lib.training.callbacks import WholeUpdates
 
-        if self.unsloth and scheme_of(scheme).operations:
-            raise ValueError(
-                "StepGRPOTrainer: the scheme credits operations, but Unsloth's loss takes one "
-                "advantage per completion; credit steps, or load the model without Unsloth"
-            )
-        if self.unsloth and local_groups is not None:
-            raise ValueError(
-                "StepGRPOTrainer: local_groups needs TRL's own trainer, which Unsloth rewrites; "
-                "load the model without Unsloth, or set local_groups to None"
-            )
-        if args.log_completions and local_groups is not None:
-            raise ValueError(
-                "StepGRPOTrainer: log_completions is set, but local groups have no rewards in "
-                "TRL's table of completions; leave it out, or set local_groups to None"
-            )
-        needed = (args.generation_batch_size or 1) // (args.num_generations or 1)
-        if len(instances) < needed:
-            raise ValueError(
-                f"StepGRPOTrainer: got {len(instances)} instances, expected at least "
-                f"{needed}, the number of one update; add some or lower instances_per_update"
-            )
+        self._check(args, instances, scheme, local_groups)
         check_learns(learns, agent)
         self.learns = learns
         self.player = UpdatePlayer(
@@ -273,6 +258,36 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.remove_callback(PrinterCallback)
         self.whole_updates = WholeUpdates(self)
         self.add_callback(self.whole_updates)
+
+    def _check(
+        self,
+        args: GRPOConfig,
+        instances: Sequence[Instance],
+        scheme: Scheme,
+        local_groups: LocalGroups | None,
+    ) -> None:
+        """Refuse arguments that do not go together, before anything is loaded."""
+        if self.unsloth and scheme_of(scheme).operations:
+            raise ValueError(
+                "StepGRPOTrainer: the scheme credits operations, but Unsloth's loss takes one "
+                "advantage per completion; credit steps, or load the model without Unsloth"
+            )
+        if self.unsloth and local_groups is not None:
+            raise ValueError(
+                "StepGRPOTrainer: local_groups needs TRL's own trainer, which Unsloth rewrites; "
+                "load the model without Unsloth, or set local_groups to None"
+            )
+        if args.log_completions and local_groups is not None:
+            raise ValueError(
+                "StepGRPOTrainer: log_completions is set, but local groups have no rewards in "
+                "TRL's table of completions; leave it out, or set local_groups to None"
+            )
+        needed = (args.generation_batch_size or 1) // (args.num_generations or 1)
+        if len(instances) < needed:
+            raise ValueError(
+                f"StepGRPOTrainer: got {len(instances)} instances, expected at least "
+                f"{needed}, the number of one update; add some or lower instances_per_update"
+            )
 
     @property
     def manager_learns(self) -> bool:
@@ -555,7 +570,24 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
 
 
 class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
-    """Computes TRL's log-probabilities on rows of like length at a time."""
+    """Computes TRL's log-probabilities on rows of like length at a time, and those of rows without
+    an advantage, which have no gradient, without a backward pass."""
+
+    idle: torch.Tensor | None = None
+    """Whether a row of the loss under way has no gradient; `None` outside of the loss."""
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return TRL's loss; rows without an advantage have a gradient through the KL term and the
+        entropy bonus only."""
+        if not self.beta and not self._entropy_bonus_enabled:
+            advantages = inputs["advantages"].abs()
+            self.idle = advantages.reshape(len(advantages), -1).amax(dim=1) < NO_ADVANTAGE
+            self.idle[:1] = False  # a loss must have something to go back through
+        try:
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+        finally:
+            self.idle = None
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -573,23 +605,25 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         """
         import torch
 
-        # A model with frozen lower layers is called where their output is known.
-        called = getattr(self, "frozen", None) or model
-        compute = functools.partial(super()._get_per_token_logps_and_entropies, called)
-        lengths = attention_mask.sum(dim=1)
-        order = lengths.argsort(stable=True)
-        ends = input_ids.shape[1] - logits_to_keep
-        parts = []
-        for rows in torch.split(order, ROWS_OF_LIKE_LENGTH):
+        number, compute = self._computing(model)
+        lengths, ends = attention_mask.sum(dim=1), input_ids.shape[1] - logits_to_keep
+        idle = torch.zeros_like(lengths) if self.idle is None else self.idle.to(lengths)
+        order = (idle * (lengths.max() + 1) + lengths).argsort(stable=True)  # idle rows last
+        live = len(order) - int(idle.sum())
+        graded, parts = torch.is_grad_enabled(), []
+        for rows in (*torch.split(order[:live], number), *torch.split(order[live:], number)):
+            if not len(rows):
+                continue
             used = attention_mask[rows].any(dim=0).nonzero()
             first, last = int(used.min()), max(int(used.max()) + 1, ends + 1)
-            values = compute(
-                input_ids[rows, first:last],
-                attention_mask[rows, first:last],
-                last - ends,
-                *arguments,
-                **settings,
-            )
+            with torch.set_grad_enabled(graded and not idle[rows[0]]):
+                values = compute(
+                    input_ids[rows, first:last],
+                    attention_mask[rows, first:last],
+                    last - ends,
+                    *arguments,
+                    **settings,
+                )
             missing = input_ids.shape[1] - last
             parts.append(
                 [
@@ -603,6 +637,54 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             for column in zip(*parts, strict=True)
         )
         return logps, entropies, None
+
+    def _computing(self, model: Any) -> tuple[int, Callable[..., Any]]:
+        """Return how many rows are computed together, and what computes them."""
+        from finemem_lib.managers.small_qwen3 import ROWS_AT_A_TIME, FewOperations, is_small_qwen3
+
+        # A model with frozen lower layers is called where their output is known.
+        called = getattr(self, "frozen", None) or model
+        own_way = self._entropy_bonus_enabled or getattr(model, "is_gradient_checkpointing", False)
+        if called is model and is_small_qwen3(model) and not own_way:
+            small = FewOperations(model)
+            return ROWS_AT_A_TIME, functools.partial(few_operations_logps, small, self.temperature)
+        own = super()._get_per_token_logps_and_entropies
+        return ROWS_OF_LIKE_LENGTH, functools.partial(own, called)
+
+
+def few_operations_logps(
+    math: FewOperations,
+    temperature: float,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    logits_to_keep: int,
+    *arguments: Any,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, None]:
+    """Return what TRL's `_get_per_token_logps_and_entropies` does, 0 where a row has no token.
+
+    Args:
+        math: The model.
+        temperature: Of the distribution.
+        input_ids: Prompts, padded on the left, then completions, padded on the right.
+        attention_mask: 1 where there is a token.
+        logits_to_keep: Places of the completions.
+        arguments: TRL's further ones, of which a small model needs none.
+        settings: As `arguments`.
+    """
+    import torch
+
+    ends = input_ids.shape[1] - logits_to_keep
+    said = attention_mask[:, ends:].bool()
+    skipped = attention_mask.argmax(dim=1)
+    places = torch.arange(int(attention_mask.sum(dim=1).max())) + skipped[:, None]
+    ids = input_ids.gather(1, places.clamp(max=input_ids.shape[1] - 1))
+    logits = math.completion_logits(ids, ends - skipped, said.sum(dim=1)) / temperature
+    every = logits.log_softmax(dim=-1)
+    logps = every.gather(1, input_ids[:, ends:][said][:, None])[:, 0]
+    entropies = -(every.detach().exp() * every.detach()).sum(dim=-1)
+    empty = torch.zeros(said.shape)
+    return empty.masked_scatter(said, logps), empty.masked_scatter(said, entropies), None
 
 
 def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.Tensor:

@@ -20,7 +20,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -46,7 +46,7 @@ from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
-from finemem_lib.trajectory import OPERATION_KINDS, Operation
+from finemem_lib.trajectory import OPERATION_KINDS, Operation, OperationKind, OperationOutcome
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
@@ -539,60 +539,74 @@ def evaluate(
     while len(observations) < samples:
         drawn = held_out_observation(rng, records, names, world)
         observations += [drawn] if drawn else []
-    tally: dict[str, list[bool]] = {
-        name: []
-        for name in (
-            "valid_json",
-            "executable",
-            "exact_copy",
-            "right_record",
-            "without_record",
-            "fact_kept",
-            "noise_kept",
-        )
-    }
+    tally: dict[str, list[bool]] = {name: [] for name in COUNTED}
     kinds = dict.fromkeys(OPERATION_KINDS, 0)
     completions = manager.act(observations, seed)
     for observation, completion in zip(observations, completions, strict=True):
-        try:
-            tally["valid_json"].append(isinstance(json.loads(completion.text), list))
-        except ValueError:
-            tally["valid_json"].append(False)
+        tally["valid_json"].append(_is_json_list(completion.text))
         memory = FlatMemory()
         memory.apply([Operation("INSERT", item.content) for item in observation.items], 1)
         outcomes, _ = memory.apply(completion.operations, 2)
         tally["executable"] += [outcome.applied for outcome in outcomes]
-        sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
-        slots = {item.item_id: slot_of(item.content) for item in observation.items}
-        about, written = None, set()
-        for outcome in outcomes:
-            operation = outcome.operation
-            if operation is None:
-                about = None
-                continue
-            kinds[operation.kind] += 1
-            if operation.content is not None:
-                tally["exact_copy"].append(operation.content in sentences)
-                about = slot_of(operation.content)
-                written.add(operation.content)
-            if operation.kind in ("UPDATE", "DELETE"):
-                has_record = about is not None and about in slots.values()
-                tally["without_record"].append(not has_record)
-                if has_record:
-                    tally["right_record"].append(slots.get(operation.item_id or "") == about)
-        for sentence in sentences:
-            tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
+        _count_operations(observation, outcomes, tally, kinds)
     figures: dict[str, float | int | None] = {
         name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()
     }
-    edits = len(tally["right_record"])
     return {
         "records": records,
         "completions": samples,
         **figures,
-        "edits_with_record": edits,
+        "edits_with_record": len(tally["right_record"]),
         **{kind.lower(): count for kind, count in kinds.items()},
     }
+
+
+COUNTED = (
+    "valid_json",
+    "executable",
+    "exact_copy",
+    "right_record",
+    "without_record",
+    "fact_kept",
+    "noise_kept",
+)
+"""The shares that `evaluate` counts, in the order of the card."""
+
+
+def _is_json_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def _count_operations(
+    observation: Observation,
+    outcomes: Sequence[OperationOutcome],
+    tally: dict[str, list[bool]],
+    kinds: dict[OperationKind, int],
+) -> None:
+    """Add what one completion's operations did to the shares and to the counts of their kinds."""
+    sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
+    slots = {item.item_id: slot_of(item.content) for item in observation.items}
+    about, written = None, set()
+    for outcome in outcomes:
+        operation = outcome.operation
+        if operation is None:
+            about = None
+            continue
+        kinds[operation.kind] += 1
+        if operation.content is not None:
+            tally["exact_copy"].append(operation.content in sentences)
+            about = slot_of(operation.content)
+            written.add(operation.content)
+        if operation.kind in ("UPDATE", "DELETE"):
+            has_record = about is not None and about in slots.values()
+            tally["without_record"].append(not has_record)
+            if has_record:
+                tally["right_record"].append(slots.get(operation.item_id or "") == about)
+    for sentence in sentences:
+        tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
 
 
 CARD = """---
@@ -677,24 +691,18 @@ def write_card(
         ValueError: The folder holds no checkpoint.
         OSError: It cannot be written to.
     """
-    root, whole = repository_root(), (final or folder).resolve()
-    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
-    git = git_state(root)
+    git = git_state(repository_root())
     started = time.perf_counter()
     manager = load_manager(folder)
-    rows = [
-        {"names": title, **evaluate(manager, samples, seed + 1, records, names, world)}
-        for title, names, sizes in (
-            ("seen", NAMES, (3, 6, 10, 16)),
-            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
-        )
-        for records in sizes
-    ]
+    rows = _measured(manager, seed + 1, samples, world)
+    seconds = time.perf_counter() - started
     flags = f"--seed {seed}" + ("" if world == "plain" else f" --world {world}")
     flags += "" if steps == STEPS else f" --steps {steps}"
+    weights = (folder / "model.safetensors").read_bytes()
+    root, whole = repository_root(), (final or folder).resolve()
+    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     with written_beside(folder / MEASURED) as beside:
         beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    weights = (folder / "model.safetensors").read_bytes()
     write_json(
         (folder / MEASURED).with_suffix(".json"),
         {
@@ -702,7 +710,7 @@ def write_card(
             f"{shown} {flags} --samples {samples}",
             "seed": seed + 1,
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "seconds": round(time.perf_counter() - started),
+            "seconds": round(seconds),
             "hardware": f"{hardware()}, one process",
             "git": git,
             "versions": versions(),
@@ -711,25 +719,44 @@ def write_card(
     card = CARD.format(
         parameters=manager.model.num_parameters(),
         steps=steps,
-        batch=BATCH,
         megabytes=len(weights) / 1e6,
         world=world,
         flags=flags,
-        max_records=tiny.MAX_RECORDS,
-        names=len(NAMES),
-        kept=KEPT,
-        kept_at_first=KEPT_AT_FIRST,
-        kept_from=KEPT_FROM,
-        guided=GUIDED,
-        unknown=tiny.UNKNOWN_SHARE,
         samples=samples,
-        unseen=len(tiny.UNSEEN_NAMES),
-        columns=" | ".join(name.replace("_", " ") for name in _COLUMNS),
-        rule="|".join("---" for _ in _COLUMNS),
         rows="\n".join(_line(row) for row in rows),
+        **_settings_of_card(),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
+
+
+def _measured(manager: ModelManager, seed: int, samples: int, world: World) -> list[dict[str, Any]]:
+    """Return the rows of the card: names of training and others, by the number of records."""
+    return [
+        {"names": title, **evaluate(manager, samples, seed, records, names, world)}
+        for title, names, sizes in (
+            ("seen", NAMES, (3, 6, 10, 16)),
+            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+        )
+        for records in sizes
+    ]
+
+
+def _settings_of_card() -> dict[str, Any]:
+    """Return what the card says of every warm start."""
+    return {
+        "batch": BATCH,
+        "max_records": tiny.MAX_RECORDS,
+        "names": len(NAMES),
+        "kept": KEPT,
+        "kept_at_first": KEPT_AT_FIRST,
+        "kept_from": KEPT_FROM,
+        "guided": GUIDED,
+        "unknown": tiny.UNKNOWN_SHARE,
+        "unseen": len(tiny.UNSEEN_NAMES),
+        "columns": " | ".join(name.replace("_", " ") for name in _COLUMNS),
+        "rule": "|".join("---" for _ in _COLUMNS),
+    }
 
 
 def _line(row: Mapping[str, Any]) -> str:

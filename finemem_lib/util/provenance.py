@@ -16,6 +16,9 @@ RECORDED_PACKAGES = (
     "openai unsloth"
 ).split()
 
+FETCHED = "data/models/"
+"""Begins the paths, relative to the repository root, of models that `finemem fetch` writes."""
+
 
 def repository_root() -> Path:
     """Return the checkout this library runs from.

@@ -224,7 +224,14 @@ def tiny_gguf(tmp_path_factory):
     gguf = pytest.importorskip("gguf")
     from tokenizers.pre_tokenizers import ByteLevel
 
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "19", "ab"]
+    tokens = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *sorted(ByteLevel.alphabet()),
+        "19",
+        "ab",
+    ]
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)

@@ -600,6 +600,10 @@ def test_sweep_trains_the_regimes_and_seeds_that_are_named_and_keeps_the_rest(tm
         ("pressure", 1),
         ("no limit", 1),
     }
+    (tmp_path / "out" / "two.jsonl").unlink()
+    assert main.main([*command, "--collect"]) == 0
+    assert ": done" not in capsys.readouterr().out, "nothing is trained"
+    assert read_rows(tmp_path / "out" / "two.jsonl") == kept
     assert main.main([*command, "--regimes", "presure"]) == 2
     assert "--regimes has 'presure', expected some of no limit, pressure" in capsys.readouterr().err
     with pytest.raises(SystemExit):

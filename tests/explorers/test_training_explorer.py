@@ -444,6 +444,11 @@ def test_every_group_shows_its_strongest_rollouts_step_by_step(run_explorer, pla
     assert sizes[other - 1] == max(sizes)
 
 
+def test_a_first_scheme_that_is_not_offered_is_refused(played) -> None:
+    with pytest.raises(ValueError, match="'slot price', expected one of outcome-only, "):
+        explorers.compare_rollouts(played, "slot price")
+
+
 def test_another_scheme_pays_other_advantages(played) -> None:
     explorer = explorers.compare_rollouts(played)
     first, other = (

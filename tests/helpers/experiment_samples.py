@@ -121,3 +121,20 @@ def arena_results(design: Design, gains: Mapping[str, float], seed: int = 0, str
         )
         made[-1].curve["reader_calls"] = [10.0 * (of.scheme != "outcome-only")] * 12
     return made
+
+
+def question_results(design: Design, gains: Mapping[str, float], seed: int = 0, streams: int = 16):
+    """Return a result for every cell as `arena_results` does, with keys and with the curves that
+    the page of open questions reads."""
+    made = []
+    for place, one in enumerate(arena_results(design, gains, seed, streams)):
+        rng = np.random.default_rng([seed, 11, place])
+        curves = {
+            name: rng.uniform(0.4, 0.6, 12).round(3).tolist()
+            for name in ("rewards/outcome/mean", "rewards/chunk/mean", "credit_at_evidence/used")
+        } | {"memory_tokens": rng.uniform(30, 90, 12).round(1).tolist()}
+        found = one.model_copy(update={"key": one.cell.key, "curve": {**one.curve, **curves}})
+        if not one.cell.updates:
+            found = found.model_copy(update={"curve": {}, "episodes": []})
+        made.append(found)
+    return made

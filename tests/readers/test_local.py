@@ -8,6 +8,7 @@ import pytest
 
 from finemem_lib.readers.local import LocalChat
 from finemem_lib.readers.model_reader import ModelReader
+from finemem_lib.util.provenance import repository_root
 from tests.helpers.chat_models import TASK, local, talks
 
 
@@ -86,3 +87,17 @@ def test_a_model_without_a_chat_template_is_refused(tiny_model, tmp_path):
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no chat template.*instruction-tuned"):
         LocalChat(local(str(tmp_path)))
+
+
+def test_a_model_that_was_not_fetched_is_refused_with_the_command_that_fetches_it():
+    with pytest.raises(ValueError, match="finemem fetch no-such-model"):
+        LocalChat(local("data/models/no-such-model"))
+
+
+def test_a_local_model_is_found_from_the_repository_whatever_the_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    settings = local("data/tiny_manager")
+    assert settings.source == str(repository_root() / "data" / "tiny_manager")
+    (tmp_path / "data" / "tiny_manager").mkdir(parents=True)
+    assert settings.source == "data/tiny_manager"
+    assert local("owner/name").source == "owner/name"

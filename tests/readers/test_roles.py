@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from finemem_lib.readers.roles import (
 )
 from finemem_lib.runs import run as run_module
 from finemem_lib.runs.run import start_run
+from finemem_lib.util.provenance import FETCHED
 from tests.helpers.fault_server import FaultServer
 from tests.helpers.paths import ROOT
 
@@ -103,9 +105,12 @@ def test_a_missing_package_is_said_before_anything_starts(tmp_path, monkeypatch)
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks/models").glob("*.yaml")), ids=str)
 def test_the_files_of_the_project_name_every_role(path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
-    check_roles(path)
     roles = load_roles(path)
-    assert set(roles) == set(ROLES)
+    fetched = roles["reader"].chat.model.startswith(FETCHED)
+    if not fetched or Path(roles["reader"].chat.source).is_dir():
+        check_roles(path)
+    # A model of 135 million parameters is no judge.
+    assert set(roles) == set(ROLES) - ({"judge"} if path.stem == "smollm2" else set())
     assert roles["reader"] == roles["verifier"]  # one client
     assert all(one.chat.memo is None for one in roles.values())
 

@@ -198,7 +198,7 @@ def gpu_run(*arguments):
         env=os.environ | {"PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=LAST_RESORT,
+        timeout=5 * LAST_RESORT,
     )
 
 
