@@ -242,8 +242,9 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 
 An adapter of {parameters:,} parameters ({megabytes:.1f} MB, rank {rank}, the {layers} layers at the
 top) on SmolLM2-135M-Instruct (`finemem fetch smollm2`), to start GRPO on real text from. It writes
-operations that quote the sentences of the text by number, and addresses the record that the text
-revises. It has **no** sense for what is worth keeping: it was shown random choices.
+operations that quote the sentences of the text by number. How often it finds the record that a
+text revises stands below. It has **no** sense for what is worth keeping: it was shown random
+choices.
 
 Made by `{command}`: {count} demonstrations, {passes} times each, batches of {batch}, in {seconds}
 seconds on {hardware}.
