@@ -159,6 +159,9 @@ OF_EVIDENCE = (
 
 """Measures of a curve that depend on the evidence."""
 
+REAL_TRUTHS = ("WRITE asked", "WRITE distractor")
+"""What is counted on real text: contents stored of pieces that are asked about, and of others."""
+
 FAULTY = ", faulty evidence"
 """Ends the name of a measure of faulty evidence."""
 
@@ -685,9 +688,9 @@ def _truth(one: Trajectory, instance: Instance) -> dict[str, int]:
     if "facts" in instance.metadata:
         return operation_truth(one, instance)
     distractors = set(instance.metadata.get("distractor_steps", ()))
-    counts = {"WRITE asked": 0, "WRITE distractor": 0}
+    counts = dict.fromkeys(REAL_TRUTHS, 0)
     for step in one.steps:
-        name = "WRITE distractor" if step.step in distractors else "WRITE asked"
+        name = REAL_TRUTHS[step.step in distractors]
         counts[name] += sum(
             outcome.applied and outcome.operation is not None and bool(outcome.operation.content)
             for outcome in step.outcomes

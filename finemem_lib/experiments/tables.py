@@ -18,7 +18,7 @@ import numpy as np
 from finemem_lib.evaluation.intervals import interval_text, percentile_ends
 from finemem_lib.evaluation.operation_truth import RIGHT_EDITS, WRONG_EDITS
 from finemem_lib.evaluation.tables import BootstrapSettings
-from finemem_lib.experiments.cells import FAULTY, Cell, CellResult
+from finemem_lib.experiments.cells import FAULTY, REAL_TRUTHS, Cell, CellResult
 from finemem_lib.seeds import stable_seed
 
 if TYPE_CHECKING:
@@ -146,8 +146,11 @@ def measures(result: CellResult) -> dict[str, list[float]]:
         },
         "right edits per step": RIGHT_EDITS,
         "wrong edits per step": WRONG_EDITS,
+        **{f"{name} per step": [name] for name in REAL_TRUTHS},
     }
     for measure, names in groups.items():
+        if not names or any(name not in sampled.columns for name in names):
+            continue  # planted streams and real text are judged by different counts
         found[measure] = [
             sum(count or 0 for count in counts) / sampled.chunks
             for counts in zip(*(sampled.columns[name] for name in names), strict=True)
@@ -180,7 +183,7 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
     found: dict[str, Sequence[float | None]] = {
         measure: curve[name] for measure, name in names.items() if name in curve
     }
-    if curve:
+    if "truth/INSERT duplicate" in curve:
         found["duplicates per step"] = [
             (inserted or 0) + (updated or 0)
             for inserted, updated in zip(

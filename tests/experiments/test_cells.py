@@ -193,6 +193,9 @@ def test_a_cell_of_real_text_tests_a_scripted_manager_on_the_held_out_excerpts()
     columns = found.tests["greedy"].columns
     assert found.tests["sampled"].columns == columns, "a script samples nothing"
     assert len(columns["accuracy"]) == 6 and max(columns["memory_tokens"]) <= 150
+    measured = {row.measure for row in table([found], "outcome-only")}
+    assert {"WRITE asked per step", "WRITE distractor per step"} <= measured
+    assert "right edits per step" not in measured, "there is no planted truth"
     assert min(columns["WRITE asked"]) > 0 and min(columns["WRITE distractor"]) > 0
     keyword = run_cell(cell(**REAL, checkpoint="keyword", updates=0, held_out=6))
     fewer = keyword.tests["greedy"].columns["WRITE distractor"]
