@@ -13,7 +13,7 @@ NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
 
-DATA ?= data/real/train.parquet
+DATA ?= data/real/train.parquet data/real/held_out.parquet
 real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (DATA=FILE: on your own)
 	$(BIN)/finemem fetch smollm2
 	$(BIN)/finemem run --profile smollm2 --data $(DATA) --figures
