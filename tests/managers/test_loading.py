@@ -184,6 +184,18 @@ def test_what_cannot_be_trained_is_refused_and_a_held_adapter_is_not(unsloth, fo
     assert unsloth.calls[0][1]["load_in_4bit"] and not unsloth.calls[0][1]["full_finetuning"]
 
 
+def test_unsloth_does_not_stretch_the_positions_of_a_model(unsloth, folders):
+    """Read in Unsloth 2026.10.7, models/llama.py: more tokens than positions scale the rotary
+    embedding, and only a log line says so."""
+    long = {"lora_rank": 4, "max_prompt_tokens": 8000, "max_new_tokens": 193}  # 8,192 positions
+    with pytest.raises(ValueError, match="add up to 8193, expected at most the 8192 positions"):
+        load_manager(folders["qwen3"], model=ModelSettings("unsloth", **long))
+    assert unsloth.calls == []
+    fits = ModelSettings("unsloth", **(long | {"max_new_tokens": 192}))
+    load_manager(folders["qwen3"], model=fits)
+    assert unsloth.calls[0][1]["max_seq_length"] == 8192
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -124,8 +124,7 @@ def test_parts_end_each_in_its_own_way_and_all_are_collected(runner, tmp_path):
     collected = []
 
     def part(name, code, limit=50):
-        command = code if code.startswith("there") else runner.python("-c", code)
-        return runner.Part(name, command, limit, lambda: collected.append(name))
+        return runner.Part(name, runner.python("-c", code), limit, lambda: collected.append(name))
 
     survivor = f"import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 9; touch {tmp_path}"
     found = run_group(
@@ -134,15 +133,13 @@ def test_parts_end_each_in_its_own_way_and_all_are_collected(runner, tmp_path):
             part("good", "print('measured')"),
             part("bad", "raise ValueError('too dark')"),
             part("slow", survivor + "/survived']); time.sleep(60)", limit=3),
-            part("absent", "there is no command"),
         ],
         tmp_path,
     )
     started = time.monotonic()
-    assert [one["status"] for one in found] == ["ok", "failed", "stopped", "failed"]
+    assert [one["status"] for one in found] == ["ok", "failed", "stopped"]
     assert "exit code 1" in found[1]["reason"] and found[2]["reason"] == "its limit of 3 s"
-    assert found[3]["reason"] == "there is no command"
-    assert collected == ["good", "bad", "slow", "absent"]
+    assert collected == ["good", "bad", "slow"]
     log = (tmp_path / "log.txt").read_text()
     assert "measured" in log and "ValueError: too dark" in log
     time.sleep(max(0, 7 - (time.monotonic() - started)))
@@ -163,13 +160,20 @@ def test_all_parts_come_in_the_order_of_their_value_and_leave_the_last_ones_time
         "first update",
         "gpu.py, smollm2",
         "gpu.py, qwen3_4b",
-        "real text, seed 0",
+        "real text",
     ]
-    assert names[-1][-1] == "tiny manager's table"
+    assert names[-1] == ["real text", "tiny manager's table"]
     assert runner.TOTAL <= 600 - 20  # a call ends at ten minutes
     from finemem_lib.experiments.design import load_design
 
     assert len(load_design(runner.DESIGN).cells) == 40
+    cells = load_design(runner.REAL_TEXT).cells
+    assert {(cell.instances_per_update, cell.num_generations) for cell in cells} == {(8, 8)}
+    for regime, updates in zip(runner.REAL_TEXT_REGIMES, (10, 60), strict=True):
+        its = [cell for cell in cells if cell.regime == regime]
+        assert {cell.updates for cell in its} == {updates} and len(its) == 9
+    command = groups[-1][0].command[-1]
+    assert command.index("10 updates") < command.index("&&") < command.index("60 updates")
 
 
 # ---- the shell script ----------------------------------------------------------------------------
@@ -218,22 +222,19 @@ def test_results_are_not_mixed_with_others(empty_kit, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_the_run_goes_through_on_the_cpu(runner, empty_kit, tmp_path):
+def test_the_run_goes_through_on_the_cpu(empty_kit, tmp_path):
     out = tmp_path / "out"
     done = gpu_run(empty_kit, out, "--small")
     ended = [json.loads(line) for line in (out / "parts.jsonl").read_text().splitlines()]
     status = {one["part"]: one["status"] for one in ended}
     log = (out / "log.txt").read_text()
-    missing = runner.REAL_TEXT is None
     assert status == {
         "SmolLM2": "ok",
         "first update": "ok",
         "gpu.py, smollm2": "ok",
-        **{f"real text, seed {seed}": "failed" for seed in (0, 1, 2) if missing},
         "tiny manager's table": "ok",
     }, log[-3000:]
-    assert done.returncode == (1 if missing else 0)
-    assert "expected the profile smollm2 and REAL_TEXT" in done.stdout
+    assert done.returncode == 0
     legs = json.loads((out / "first_update.json").read_text())["legs"]
     assert legs["plain"]["gradient_norm"] > 0 and legs["plain"]["trained_tensors"] == 28
     if importlib.util.find_spec("unsloth") is None:

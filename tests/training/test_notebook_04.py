@@ -20,6 +20,8 @@ SMALL = {
     "loader": "unsloth",
     "scheme": "slot price",
     "lora_rank": 4,
+    "max_prompt_tokens": 176,  # the tiny manager's; Unsloth would stretch its 512 positions
+    "max_new_tokens": 80,
     "updates": 2,
     "instances_per_update": 1,
     "num_generations": 2,
