@@ -34,7 +34,7 @@ def recall_by_rank(rows: Iterable[Row], manager: str = "insert-all") -> go.Figur
         shared_yaxes="all",
         horizontal_spacing=0.04,
         vertical_spacing=0.16,
-        subplot_titles=[label(_title(file), 30) for file in files],
+        subplot_titles=[label(_title(file), 14) for file in files],
     )
     for panel, file in enumerate(files):
         for place, retriever in enumerate(retrievers):

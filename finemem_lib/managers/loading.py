@@ -268,6 +268,12 @@ def load_model(
     folder = checkpoint_folder(path_or_name)
     source, revision = (str(folder), None) if folder else split_revision(path_or_name)
     held = None if folder is None else held_adapter(folder)
+    base = "" if held is None else held["base_model_name_or_path"]
+    if base.startswith(FETCHED) and checkpoint_folder(base) is None:
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} holds an adapter on the model in {base}, which "
+            f"is not there; run `finemem fetch {base.removeprefix(FETCHED)}` once"
+        )
     load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
     try:
         model, tokenizer = load(source, revision, held, settings, seed)
@@ -317,9 +323,9 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
         settings: How the model is to be loaded.
 
     Raises:
-        ValueError: The adapter that it holds has another rank, or its model is still to be
-            fetched; or there is no adapter, held or asked for, where the weights themselves cannot
-            be trained; or vLLM would load another revision.
+        ValueError: The adapter that it holds has another rank; or there is no adapter, held or
+            asked for, where the weights themselves cannot be trained; or vLLM would load another
+            revision.
 
     >>> check_checkpoint("owner/name", ModelSettings(precision="4bit"))
     Traceback (most recent call last):
@@ -332,12 +338,6 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
         raise ValueError(
             f"load_manager: {str(path_or_name)!r} holds an adapter of rank {held['r']}, got "
             f"lora_rank {settings.lora_rank}; give its rank, or 0 to take it as it is"
-        )
-    base = "" if held is None else held["base_model_name_or_path"]
-    if base.startswith(FETCHED) and checkpoint_folder(base) is None:
-        raise ValueError(
-            f"load_manager: {str(path_or_name)!r} holds an adapter on the model in {base}, which "
-            f"is not there; run `finemem fetch {base.removeprefix(FETCHED)}` once"
         )
     for asked, why in (
         (settings.precision == "4bit", "precision 4bit keeps the weights frozen"),

@@ -12,6 +12,7 @@ from finemem_lib import figures
 from finemem_lib.data.planted import StreamSettings, planted_stream
 from finemem_lib.evaluation.retrievers import Row as RetrieverRow
 from finemem_lib.evaluation.tables import ALL, Estimate
+from finemem_lib.experiments.overfitting import TrainingEnd, overfitting_sign
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.text import count_tokens, words
 from finemem_lib.trajectory import (
@@ -216,12 +217,14 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
             ("raw chunks, BM25", 0.74),
         )
     ]
+    ends = [TrainingEnd(f"{poison}{n}", 1, 0.5, 0.1 * n, 0.9 - 0.1 * n) for n in range(4)]
     return {
         "question_audit": figures.question_audit(audit),
         "memory_growth": figures.memory_growth(trajectory),
         "operation_timeline": figures.operation_timeline(trajectory),
         "evidence_sankey": figures.evidence_sankey(trajectory),
         "evidence_heatmap": figures.evidence_heatmap(trajectory),
+        "overfitting_scatter": figures.overfitting_scatter(ends, overfitting_sign(ends)),
         "recall_by_rank": figures.recall_by_rank(retriever_rows(poison)),
         "reward_decomposition": figures.reward_decomposition(
             hybrid_reward(trajectory, RewardSettings())
