@@ -2,10 +2,10 @@
 
 Ours is the training of notebook 04 with the shipped warm start: bf16, an adapter on the upper
 layers, the frozen layers below computed once, beginnings of prompts that the rollouts share
-computed once. The plain loop (`benchmarks/training.py`) is what TRL's example scripts do: weights
-in fp32 the precision a CPU is used with, one `generate` per step, one forward and
-backward pass through all layers, with the same adapter. Both take the same instances and alternate
-update by update with learning rate 0. One update is 32 completions: 8 rollouts of 4 chunks.
+computed once. The plain loop (`benchmarks/training.py`) has the same adapter, weights in fp32, one
+`generate` per step, and one forward pass through all layers. Both take the same instances and
+alternate update by update with learning rate 0. One update is 32 completions: 8 rollouts of 4
+chunks.
 
     python benchmarks/language_model.py [--repetitions N] [--threads N] [--output FILE]
 """
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training import PARTS, TOTALS, plain_update
+from training import PARTS, TOTALS, Alternating, plain_update
 
 from finemem_lib.experiments.cells import real_instances
 from finemem_lib.managers.model import load_manager, saved_settings
@@ -34,7 +32,7 @@ from finemem_lib.training.run import torch_threads, train_manager
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
-WARM_UP = 1
+WARM_UP, COMPLETIONS = 1, 32
 
 
 def measure(checkpoint: str, data: str, repetitions: int, threads: int) -> dict[str, Any]:
@@ -56,33 +54,11 @@ def measure(checkpoint: str, data: str, repetitions: int, threads: int) -> dict[
         plain_manager.model.float()
         trained = [value for value in plain_manager.model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0)
-        ours: list[dict[str, float]] = []
-        plain: list[dict[str, float]] = []
-        started, processed = time.perf_counter(), time.process_time()
 
-        def alternate(record: dict[str, Any]) -> None:
-            """Note our update, then make a plain one."""
-            nonlocal started, processed
-            total = time.perf_counter() - started
-            parts = {part: record[f"seconds/{part}"] for part in PARTS[:2]}
-            ours.append(
-                {
-                    **parts,
-                    "learning": total - sum(parts.values()),
-                    "total": total,
-                    "CPU": time.process_time() - processed,
-                    "tokens": record["completions/mean_length"] * 32,
-                }
-            )
-            torch.manual_seed(len(plain))
-            plain.append(
-                plain_update(
-                    plain_manager, optimizer, [instances[len(plain)]], settings, len(plain)
-                )
-            )
-            print(f"ours {ours[-1]['total']:.1f} s, plain {plain[-1]['total']:.1f} s", flush=True)
-            started, processed = time.perf_counter(), time.process_time()
+        def plainly(update: int) -> dict[str, float]:
+            return plain_update(plain_manager, optimizer, [instances[update]], settings, update)
 
+        alternating = Alternating(COMPLETIONS, plainly)
         train_manager(
             checkpoint,
             rollout=settings,
@@ -92,23 +68,14 @@ def measure(checkpoint: str, data: str, repetitions: int, threads: int) -> dict[
             updates=updates,
             instances_per_update=1,
             learning_rate=0.0,
-            on_update=alternate,
+            on_update=alternating,
             threads=threads,
         )
-    ours, plain = ours[WARM_UP:], plain[WARM_UP:]
-    names = (*PARTS, *TOTALS, "tokens")
     return {
-        "completions": 32,
+        "completions": COMPLETIONS,
         "repetitions": repetitions,
         "threads": threads,
-        "ours": {name: statistics.median(one[name] for one in ours) for name in names},
-        "plain": {name: statistics.median(one[name] for one in plain) for name in names},
-        "speedup": {
-            name: statistics.median(
-                theirs[name] / mine[name] for mine, theirs in zip(ours, plain, strict=True)
-            )
-            for name in (*PARTS, *TOTALS)
-        },
+        **alternating.compared(WARM_UP),
     }
 
 

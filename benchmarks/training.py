@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,53 @@ def plain_update(
     }
 
 
+class Alternating:
+    """Called with the record of every update of ours: notes its times, then makes a plain one.
+
+    Args:
+        rows: Completions of an update.
+        plainly: Makes the plain update of a number, from 0, and returns its times.
+    """
+
+    def __init__(self, rows: int, plainly: Callable[[int], dict[str, float]]) -> None:
+        self.rows, self.plainly = rows, plainly
+        self.ours: list[dict[str, float]] = []
+        self.plain: list[dict[str, float]] = []
+        self.started, self.processed = time.perf_counter(), time.process_time()
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Note our update, everything between two calls of this, then make a plain one."""
+        total = time.perf_counter() - self.started
+        parts = {part: record[f"seconds/{part}"] for part in PARTS[:2]}
+        self.ours.append(
+            {
+                **parts,
+                "learning": total - sum(parts.values()),
+                "total": total,
+                "CPU": time.process_time() - self.processed,
+                "tokens": record["completions/mean_length"] * self.rows,
+            }
+        )
+        torch.manual_seed(len(self.plain))
+        self.plain.append(self.plainly(len(self.plain)))
+        self.started, self.processed = time.perf_counter(), time.process_time()
+
+    def compared(self, warm_up: int) -> dict[str, dict[str, float]]:
+        """Return medians of both and of their ratios, without the first updates."""
+        ours, plain = self.ours[warm_up:], self.plain[warm_up:]
+        names = (*PARTS, *TOTALS, "tokens")
+        return {
+            "ours": {name: statistics.median(one[name] for one in ours) for name in names},
+            "plain": {name: statistics.median(one[name] for one in plain) for name in names},
+            "speedup": {
+                name: statistics.median(
+                    theirs[name] / mine[name] for mine, theirs in zip(ours, plain, strict=True)
+                )
+                for name in (*PARTS, *TOTALS)
+            },
+        }
+
+
 def measure(
     repetitions: int, instances_per_update: int, num_generations: int, num_chunks: int
 ) -> dict[str, Any]:
@@ -150,30 +197,12 @@ def measure(
         manager.model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0
     )
     rows = instances_per_update * num_generations * num_chunks
-    ours: list[dict[str, float]] = []
-    plain: list[dict[str, float]] = []
-    started, processed = time.perf_counter(), time.process_time()
 
-    def alternate(record: dict[str, Any]) -> None:
-        """Note our update, everything between two calls of this, then make a plain one."""
-        nonlocal started, processed
-        total = time.perf_counter() - started
-        parts = {part: record[f"seconds/{part}"] for part in PARTS[:2]}
-        ours.append(
-            {
-                **parts,
-                "learning": total - sum(parts.values()),
-                "total": total,
-                "CPU": time.process_time() - processed,
-                "tokens": record["completions/mean_length"] * rows,
-            }
-        )
-        update = len(plain)
+    def plainly(update: int) -> dict[str, float]:
         played = instances[update * instances_per_update : (update + 1) * instances_per_update]
-        torch.manual_seed(update)
-        plain.append(plain_update(manager, optimizer, played, settings, update))
-        started, processed = time.perf_counter(), time.process_time()
+        return plain_update(manager, optimizer, played, settings, update)
 
+    alternating = Alternating(rows, plainly)
     train_manager(
         "tiny",
         rollout=settings,
@@ -181,23 +210,14 @@ def measure(
         updates=updates,
         instances_per_update=instances_per_update,
         learning_rate=0.0,
-        on_update=alternate,
+        on_update=alternating,
     )
-    ours, plain = ours[WARM_UP:], plain[WARM_UP:]
-    names = (*PARTS, *TOTALS, "tokens")
     return {
         "repetitions": repetitions,
         "instances_per_update": instances_per_update,
         "num_generations": num_generations,
         "num_chunks": num_chunks,
-        "ours": {name: statistics.median(one[name] for one in ours) for name in names},
-        "plain": {name: statistics.median(one[name] for one in plain) for name in names},
-        "speedup": {
-            name: statistics.median(
-                theirs[name] / mine[name] for mine, theirs in zip(ours, plain, strict=True)
-            )
-            for name in (*PARTS, *TOTALS)
-        },
+        **alternating.compared(WARM_UP),
     }
 
 

@@ -107,7 +107,7 @@ def excerpts(
         long instance ("excerpt_of") and the steps of the distractors ("distractor_steps").
 
     Raises:
-        ValueError: Distractors are asked for and `others` have no text.
+        ValueError: Distractors are asked for and `others` have fewer pieces than an excerpt.
     """
     settings = settings or ExcerptSettings()
     pool = [
@@ -116,10 +116,10 @@ def excerpts(
         for chunk in one.chunks
         for piece in pieces(chunk.text, settings.chunk_tokens)
     ]
-    if settings.distractors > 0 and not pool:
+    if settings.distractors and len(pool) < settings.chunks:
         raise ValueError(
-            f"excerpts: distractors is {settings.distractors} and there is no other text, expected "
-            "instances to take them from; name other data, or set distractors to 0"
+            f"excerpts: the texts to take distractors from have {len(pool)} pieces, expected at "
+            f"least {settings.chunks}; name more data, or set distractors to 0"
         )
     return [
         excerpt

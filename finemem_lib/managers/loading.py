@@ -268,11 +268,11 @@ def load_model(
     folder = checkpoint_folder(path_or_name)
     source, revision = (str(folder), None) if folder else split_revision(path_or_name)
     held = None if folder is None else held_adapter(folder)
-    base = "" if held is None else held["base_model_name_or_path"]
+    base = str(path_or_name) if held is None else held["base_model_name_or_path"]
     if base.startswith(FETCHED) and checkpoint_folder(base) is None:
         raise ValueError(
-            f"load_manager: {str(path_or_name)!r} holds an adapter on the model in {base}, which "
-            f"is not there; run `finemem fetch {base.removeprefix(FETCHED)}` once"
+            f"load_manager: {str(path_or_name)!r} needs the model in {base}, which is not there; "
+            f"run `finemem fetch {base.removeprefix(FETCHED)}` once"
         )
     load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
     try:

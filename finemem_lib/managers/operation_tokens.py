@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finemem_lib.operations import parse_operations
 from finemem_lib.trajectory import InvalidOperation, Operation, Step
-from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,20 +76,19 @@ def _operation_ends(text: str, step: Step) -> list[tuple[int, int]]:
     start = text.find("{", max(text.rfind("</think>"), 0))
     while start >= 0 and len(ends) < len(outcomes):
         try:
-            end = decoder.raw_decode(text, start)[1]
+            value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             start = text.find("{", start + 1)
             continue
         place, operation = outcomes[len(ends)]
-        if _spells(text[start:end], operation):
+        if _spells(text[start:end], value, operation):
             ends.append((end, place))
         start = text.find("{", end)
     return ends
 
 
-def _spells(text: str, operation: Operation) -> bool:
+def _spells(text: str, value: dict[str, Any], operation: Operation) -> bool:
     """Return whether a JSON object spells an operation; a quoted sentence stands as its number."""
-    value = parse_json(text)
     if "quote" in value and "content" not in value:
         return str(value.get("op")).strip().upper() == operation.kind
     return [*map(_words, parse_operations(text)[:1])] == [_words(operation)]

@@ -299,7 +299,11 @@ def _left_padded(
 
 
 def padded_rows(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, pad: int
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Return token ids and mask of whole rows, and the width of the completions.
 
@@ -309,6 +313,7 @@ def padded_rows(
         prompts: Token ids of the prompts.
         completions: Token ids of one completion per prompt.
         pad: Token for padding.
+        device: Where the tensors are to lie.
     """
     import torch
 
@@ -318,7 +323,7 @@ def padded_rows(
         left, right = before - len(prompt), after - len(completion)
         ids.append([pad] * left + [*prompt, *completion] + [pad] * right)
         mask.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
-    return torch.tensor(ids), torch.tensor(mask), after
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device), after
 
 
 def completion_logprobs(

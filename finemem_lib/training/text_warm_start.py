@@ -125,7 +125,8 @@ def train(
     known: dict[int, torch.Tensor] = {}
     losses = []
     for number, batch in enumerate(batches, start=1):
-        loss = _loss(frozen, rows, batch, known, manager.tokenizer.pad_token_id)
+        pad, device = manager.tokenizer.pad_token_id, manager.model.device
+        loss = _loss(frozen, rows, batch, known, pad, device)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # it has no types
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -157,12 +158,14 @@ def _loss(
     batch: Sequence[int],
     known: dict[int, torch.Tensor],
     pad: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """Return the mean cross entropy of the completions' tokens; `known` keeps lower layers' output
     by row."""
     import torch
 
-    ids, mask, keep = padded_rows(*zip(*(rows[place] for place in batch), strict=True), pad=pad)
+    prompts, completions = zip(*(rows[place] for place in batch), strict=True)
+    ids, mask, keep = padded_rows(prompts, completions, pad=pad, device=device)
     if all(place in known for place in batch):
         width = known[batch[0]].shape[-1]
         hidden = known[batch[0]].new_zeros(*ids.shape, width)
@@ -381,11 +384,24 @@ def write_card(
             "versions": versions(),
         },
     )
+    (folder / "README.md").write_text(card(folder), encoding="utf-8")
+
+
+def card(folder: Path) -> str:
+    """Return the card of an adapter from the files in its folder.
+
+    Args:
+        folder: Folder of the adapter, with `TRAINED` and `MEASURED`.
+    """
+    from peft.utils import load_peft_weights
+
+    weights = load_peft_weights(str(folder), device="cpu")
     record = parse_json((folder / TRAINED).read_bytes())
-    trained = sum(value.numel() for value in manager.model.parameters() if value.requires_grad)
-    card = CARD.format(
-        parameters=trained,
-        megabytes=len(weights) / 1e6,
+    lines = (folder / MEASURED).read_text(encoding="utf-8").splitlines()
+    rows = [parse_json(line) for line in lines]
+    return CARD.format(
+        parameters=sum(value.numel() for value in weights.values()),
+        megabytes=(folder / "adapter_model.safetensors").stat().st_size / 1e6,
         rank=SETTINGS.lora_rank,
         layers=SETTINGS.lora_layers,
         command=record["command"],
@@ -400,10 +416,9 @@ def write_card(
         revised=REVISED,
         updated=UPDATED,
         retracted=RETRACTED,
-        samples=asked.samples,
+        samples=rows[0]["completions"],
         rows="\n".join(_line(row) for row in rows),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _line(row: Mapping[str, Any]) -> str:

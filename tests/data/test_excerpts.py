@@ -87,6 +87,8 @@ def test_settings_out_of_range_are_refused(settings, message):
         ExcerptSettings(**settings)
 
 
-def test_distractors_without_other_texts_are_refused():
-    with pytest.raises(ValueError, match="there is no other text"):
-        excerpts([long()], ExcerptSettings(chunks=2, distractors=1))
+@pytest.mark.parametrize("sentences", [[], ["One."] * 8])
+def test_distractors_from_too_little_text_are_refused(sentences):
+    others = [long("short", sentences)] if sentences else []
+    with pytest.raises(ValueError, match=r"have \d pieces, expected at least 5; name more data"):
+        excerpts([long()], ExcerptSettings(chunks=5, distractors=3), others=others)

@@ -132,5 +132,6 @@ def test_lora_layers_need_an_adapter_and_transformers(settings):
 def test_an_adapter_whose_model_is_still_to_be_fetched_says_how(manager, tmp_path):
     manager.model.peft_config["default"].base_model_name_or_path = "data/models/never-fetched"
     manager.save(tmp_path)
-    with pytest.raises(ValueError, match="run `finemem fetch never-fetched` once"):
-        load_manager(tmp_path)
+    for asked in (tmp_path, "data/models/never-fetched"):
+        with pytest.raises(ValueError, match="run `finemem fetch never-fetched` once"):
+            load_manager(asked)

@@ -81,3 +81,10 @@ def test_tokens_of_a_quoting_operation_belong_to_it():
     step = Step(1, Chunk("", 0), "", (*outcomes, *memory.apply([kept], 2)[0]), MemoryDelta(), 0)
     texts = ['[{"op":"INSERT",', '"quote":', "2", "}", ',{"op":"DELETE","id":"#0"', "}", "]"]
     assert operation_of_tokens(step, texts) == [0, 0, 0, 0, 1, 1, None]
+
+
+def test_a_deeply_nested_quote_belongs_to_no_operation():
+    outcomes, _ = FlatMemory().apply([Operation("INSERT", "Leo owns a cat.")], 1)
+    step = Step(1, Chunk("", 0), "", outcomes, MemoryDelta(), 0)
+    nested = '{"op":"INSERT","id":' + "[" * 500 + "]" * 500 + "}"
+    assert operation_of_tokens(step, [nested]) == [None]

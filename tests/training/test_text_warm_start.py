@@ -13,7 +13,7 @@ from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.prompts import prompt_builder
 from finemem_lib.managers.protocol import Completion
 from finemem_lib.training.text_demonstrations import TAKEN_BACK, demonstrations, memory_of
-from finemem_lib.training.text_warm_start import main, measure, train
+from finemem_lib.training.text_warm_start import card, main, measure, train
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.small_models import save_model, small_tokenizer
 
@@ -115,6 +115,11 @@ def test_imitation_lowers_the_loss_of_the_adapter_alone(tmp_path, shown):
     for name, value in manager.model.named_parameters():
         if name in frozen:
             assert torch.equal(value, frozen[name])
+
+
+def test_shipped_card_says_what_the_files_say():
+    folder = repository_root() / "data" / "smollm2_manager"
+    assert (folder / "README.md").read_text(encoding="utf-8") == card(folder)
 
 
 def test_command_writes_adapter_figures_and_card_and_keeps_what_is_there(tmp_path, monkeypatch):
