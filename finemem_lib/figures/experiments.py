@@ -88,6 +88,8 @@ def measure_intervals(
         for row in rows
         if row.measure in measures and not (difference and row.difference is None)
     ]
+    if not drawn:
+        return style.no_rows(title, f"Dot plot with intervals of {len(measures)} measures.")
     panels, lines = _arranged(drawn)
     fig = _panels(panels, lines)
     for place, measure in enumerate(measures):
@@ -209,6 +211,8 @@ def dose_response(
             if points := _doses(here, cells, *kinds[kind]):
                 _draw_doses(fig, points, name, place, panel)
                 drawn += [row for _, row in points]
+    if not drawn:
+        return style.no_rows(title, f"Line plots with intervals over {unit}.")
     fig.add_hline(y=0, line={"color": GREY, "width": 1})
     doses = sorted({dose for trace in fig.data for dose in trace.x})
     fig.update_xaxes(tickvals=doses, zeroline=False)
@@ -276,6 +280,8 @@ def learning_curves(
         unit: title of the y axis.
     """
     results = [result for result in results if curve in result.curve]
+    if not results:
+        return style.no_rows("Learning, update by update", f"Line plots of {unit} over updates.")
     regimes, variants = regimes_and_variants(result.cell for result in results)
     fig = style.side_by_side(regimes)
     ends = {}

@@ -237,6 +237,23 @@ def finish(
     return fig
 
 
+def no_rows(title: str, alt: str) -> go.Figure:
+    """Return a figure that says that there is nothing to draw yet, without axes.
+
+    Args:
+        title: as for `finish`.
+        alt: what kind of figure it will be, of what.
+    """
+    fig = go.Figure()
+    fig.update_xaxes(visible=False)
+    fig.update_yaxes(visible=False)
+    fig.add_annotation(
+        text="no rows yet", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False
+    )
+    caption = "There are no rows for this figure yet; it is drawn as soon as there are."
+    return finish(fig, title, caption, f"{alt} Nothing is drawn: there are no rows yet.", 200)
+
+
 def from_traces(
     traces: Sequence[Mapping[str, Any]],
     title: str,

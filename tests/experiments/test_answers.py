@@ -130,7 +130,9 @@ def test_nothing_at_all_is_no_rows_yet(tmp_path):
     assert all("no rows yet" in said and "(" not in said for said in answers(empty.comparisons))
     assert comparison_rows(empty.comparisons, empty) == []
     figure = figures.dose_response(*as_doses([], [], "short", "Fine-Mem"))
-    assert not figure.data and "Of 0 comparisons" in figure.layout.meta["caption"]
+    for empty_figure in (figure, figures.measure_intervals([], ["accuracy"], "Title", "unit")):
+        assert not empty_figure.data and empty_figure.layout.xaxis.visible is False
+        assert empty_figure.layout.annotations[0].text == "no rows yet"
 
 
 def test_rows_hold_the_intervals_of_the_comparisons(judged):
