@@ -28,7 +28,7 @@ from finemem_lib.runs.notebooks import (
 from finemem_lib.runs.parameters import LoadsCheckpoint, NotebookParameters, ParameterError
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import real_path
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import FETCHED, repository_root
 from finemem_lib.util.validation import problems_in_words
 from finemem_lib.util.yaml_files import read_yaml
 
@@ -421,6 +421,9 @@ def _missing_checkpoint(
             )
         except ValueError:  # of huggingface_hub, which would quote its own rules
             found, why = False, "this is neither a folder nor such a name"
+            if checkpoint.startswith(FETCHED):
+                wanted = checkpoint.removeprefix(FETCHED)
+                why = f"this folder is not there; run `finemem fetch {wanted}` once"
     return (
         None
         if found

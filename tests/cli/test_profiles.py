@@ -158,6 +158,7 @@ def test_a_checkpoint_that_is_nowhere_is_refused_before_anything_runs(hub_cache,
         ("owner/other", r"hf download owner/other\), or set HF_HUB_OFFLINE=0"),
         (f"owner/name@{'b' * 40}", "not in the hub's cache"),
         ("no/such/folder", "neither a folder nor such a name"),
+        ("data/models/never-fetched", "run `finemem fetch never-fetched` once"),
     ]
     for name, said in away:
         with pytest.raises(UsageError, match=f"checkpoint is '{name}', expected tiny, .*{said}"):
