@@ -274,6 +274,8 @@ def load_model(
             f"load_manager: {str(path_or_name)!r} needs the model in {base}, which is not there; "
             f"run `finemem fetch {base.removeprefix(FETCHED)}` once"
         )
+    if settings.loader == "unsloth" and (stored := checkpoint_folder(base)) is not None:
+        _check_length(stored, settings)
     load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
     try:
         model, tokenizer = load(source, revision, held, settings, seed)
@@ -354,9 +356,6 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
             "the default branch; download the revision and give its folder, or take "
             "fast_inference false"
         )
-    base = folder if held is None else checkpoint_folder(held["base_model_name_or_path"])
-    if settings.loader == "unsloth" and base is not None:
-        _check_length(base, settings)
 
 
 def _check_length(folder: Path, settings: ModelSettings) -> None:
