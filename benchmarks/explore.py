@@ -9,24 +9,37 @@ live       a widget moved: build, and hand the figures to the front end.
 choose     build, after the rule (or the reward scheme) was chosen for the first time.
 slowest    build, after moving that control, of all, which took longest; each value is new.
 
-The budget of 50 ms is for all but "live"; the ratio is processor time over budget. Medians in
-milliseconds of processor time ("cpu"), which other work on the machine changes little, and of wall
-time, in one run. The time in which the browser draws is not included. The rules that read again
-are measured on streams of 24 steps with 12 questions and 4 rollouts: choosing one asks the reader,
-here the extractive one, once for every set of items or steps that the rule takes away, so it takes
-as long as the reader. What was read is remembered, and other moves cost as much as with any rule.
+The budget of 50 ms is for all but "live"; the ratio is processor time over budget. The static form
+is measured on planted streams of 200 and 1,000 steps, next to the static form of the library
+at the commit BEFORE, with the same states: the two alternate, each in a process of its own
+(benchmarks/static_frames.py), and the ratio is that of their least processor times. Figures have
+more views now than then. A stream of 20,000 steps, made by hand, is drawn by the present library
+only, with the making of the explorer; "peak_mb" is most memory that Python held for it at once.
 
-    python benchmarks/explore.py [--quick] [--output FILE]
+Medians in milliseconds of processor time ("cpu"), which other work on the machine changes little,
+and of wall time, in one run. The time in which the browser draws is not included. The rules that
+read again are measured on streams of 24 steps with 12 questions and 4 rollouts: choosing one asks
+the reader, here the extractive one, once for every set of items or steps that the rule takes away,
+so it takes as long as the reader. What was read is remembered, and other moves cost as much as with
+any rule.
+
+    python benchmarks/explore.py [--quick] [--short] [--before COMMIT] [--output FILE.jsonl]
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import json
 import os
 import statistics
+import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +47,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rewards import BUDGET_MS, random_trajectory
+from static_frames import STATIC
 
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
@@ -53,10 +67,17 @@ from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward
 from finemem_lib.trajectory import Trajectory
-from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import versions
+from finemem_lib.util.console import rows_file
+from finemem_lib.util.provenance import git_state, repository_root, write_measured
+from tests.helpers.figure_samples import long_trajectory
 
 ROLLOUTS, ROLLOUTS_READ, STEPS_READ = 8, 4, 24
+
+BEFORE = "6f362cc"
+"""The last commit before the static form was made faster."""
+
+LONG = 20_000
+"""Steps of the long stream."""
 
 
 def medians_ms(move: Callable[[Any], object], states: Sequence[Any]) -> dict[str, float]:
@@ -134,7 +155,7 @@ def by_choice(
     return rows
 
 
-def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
+def measure(steps: int, questions: int, repeats: int, short: bool) -> list[dict[str, Any]]:
     group = random_group(steps, questions)
     one = group[0]
 
@@ -186,6 +207,8 @@ def measure(steps: int, questions: int, repeats: int) -> list[dict[str, Any]]:
             rows.append({"explorer": name, "part": part} | medians_ms(move, arguments))
         if live.error:
             raise RuntimeError(live.error)
+    if short:
+        return rows
     rules = [value for _, value in what_if_explorer(group).controls[2].choices({})]
     rows += by_choice("what-if", lambda: what_if_explorer(group), "rule", rules, 5)
     schemes = [value for _, value in compare_rollouts([group]).controls[0].choices({})]
@@ -208,35 +231,108 @@ def measure_read() -> list[dict[str, Any]]:
     return by_choice("reads again", lambda: what_if_explorer(group, agent=agent), "rule", rules, 1)
 
 
-def main() -> None:
+def static_form(tree: Path, steps: int, states: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what benchmarks/static_frames.py measures with the library in a folder."""
+    worker = Path(__file__).with_name("static_frames.py")
+    command = [sys.executable, str(worker), str(steps), "2", json.dumps(states)]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"static frames with the library in {tree}: {done.stderr[-2000:]}")
+    rows = map(json.loads, done.stdout.splitlines())
+    return {row.pop("explorer"): row for row in rows}
+
+
+def measure_static(steps: int, repeats: int, before: str) -> list[dict[str, Any]]:
+    """Return the rows of the static form of explorers of a planted stream, now and before."""
+    root = repository_root()
+    archive = subprocess.run(
+        ["git", "archive", before, "finemem_lib"], cwd=root, capture_output=True, check=True
+    )
+    spent: dict[str, list[dict[str, Any]]] = {name: [] for name in STATIC}
+    spent_before: dict[str, list[dict[str, Any]]] = {name: [] for name in STATIC}
+    states: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(folder, filter="data")
+        for _ in range(repeats):
+            for tree, kept in ((root, spent), (Path(folder), spent_before)):
+                for name, row in static_form(tree, steps, states).items():
+                    kept[name].append(row)
+                    states[name] = row["states"]
+    rows = []
+    for name in STATIC:
+        now, then = (
+            min(kept[name], key=lambda row: row["cpu_ms"]) for kept in (spent, spent_before)
+        )
+        for part, row in (("static", now), (f"static at {before}", then)):
+            rows.append(
+                {"explorer": f"{name}, {steps} steps", "part": part}
+                | {"cpu_ms": row["cpu_ms"], "wall_ms": row["wall_ms"]}
+                | {"frames": len(states[name]), "bytes": row["bytes"]}
+                | {"of_before": row["cpu_ms"] / then["cpu_ms"]}
+            )
+    return rows
+
+
+def measure_long(steps: int) -> list[dict[str, Any]]:
+    """Return the rows of the static form of a long stream."""
+    rows = []
+    for name, make in STATIC.items():
+        one = long_trajectory(steps)
+        row = medians_ms(lambda one, make=make: make(one).static_figures(), [one])
+        one = long_trajectory(steps)
+        tracemalloc.start()
+        figures = make(one).static_figures()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        rows.append(
+            {"explorer": f"{name}, {steps} steps", "part": "static"}
+            | {key: row[key] for key in ("cpu_ms", "wall_ms")}
+            | {"frames": max(len(one.to_dict()["frames"]) for one in figures)}
+            | {"bytes": sum(len(one.to_json()) for one in figures), "peak_mb": peak / 1e6}
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a smaller trajectory, fewer repeats")
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON to a new file")
-    arguments = parser.parse_args()
-    if arguments.output and arguments.output.exists():
-        parser.error(f"{arguments.output} exists; name a new file or remove it")
-    steps, questions, repeats = (50, 25, 6) if arguments.quick else (200, 100, 16)
+    parser.add_argument("--short", action="store_true", help="without the single rules and schemes")
+    parser.add_argument("--output", type=rows_file, help="also write the rows and their card")
+    parser.add_argument("--before", default=BEFORE, help="commit of the static form to compare")
+    asked = parser.parse_args(arguments)
+    git, started = git_state(repository_root()), time.perf_counter()
+    steps, questions, repeats = (50, 25, 6) if asked.quick else (200, 100, 16)
     print(
         f'{steps} steps, {questions} questions, {ROLLOUTS} rollouts; those of "reads again": '
         f"{STEPS_READ} steps, {ROLLOUTS_READ} rollouts; budget {BUDGET_MS:g} ms"
     )
-    rows = measure(steps, questions, repeats) + measure_read()
-    print(f"{'explorer':32}{'part':24}{'cpu ms':>9}{'wall ms':>9}{'of budget':>12}")
+    rows = measure(steps, questions, repeats, asked.short)
+    rows += [] if asked.short else measure_read()
+    for length in (20,) if asked.quick else (200, 1000):
+        rows += measure_static(length, 1 if asked.quick else 3, asked.before)
+    rows += measure_long(LONG // 10 if asked.quick else LONG)
+    print(f"{'explorer':32}{'part':24}{'cpu ms':>9}{'wall ms':>9}  ratio")
     for row in rows:
+        ratio = f"{row['of_before']:.2f} of before" if "of_before" in row else ""
+        ratio = ratio or (f"{row['peak_mb']:.0f} MB" if "peak_mb" in row else "")
         print(
-            f"{row['explorer']:32}{row['part']:24}{row['cpu_ms']:9.1f}{row['wall_ms']:9.1f}"
-            f"{row['of_budget']:12.0%}"
+            f"{row['explorer']:32}{row['part']:24}{row['cpu_ms']:9.1f}{row['wall_ms']:9.1f}  "
+            f"{ratio or format(row['of_budget'], '.0%') + ' of budget'}"
         )
-    if arguments.output:
-        record = {
-            "benchmark": "explore",
-            "versions": versions(),
-            "cpus": os.cpu_count(),
-            "steps": steps,
-            "questions": questions,
-            "rows": rows,
-        }
-        write_json(arguments.output, record)
+    if asked.output:
+        write_measured(
+            asked.output,
+            rows,
+            f"python benchmarks/explore.py{' --quick' * asked.quick}{' --short' * asked.short}",
+            git,
+            before=asked.before,
+            load=os.getloadavg()[0],
+            steps=steps,
+            questions=questions,
+            seconds=round(time.perf_counter() - started),
+        )
 
 
 if __name__ == "__main__":

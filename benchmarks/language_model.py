@@ -1,13 +1,14 @@
 """One GRPO update of SmolLM2 on real text: ours against a plain loop with `generate`.
 
-Ours is the training of notebook 04 with the shipped warm start: bf16, an adapter on the upper
-layers, the frozen layers below computed once, beginnings of prompts that the rollouts share
-computed once. The plain loop (`benchmarks/training.py`) has the same adapter, weights in fp32, one
-`generate` per step, and one forward pass through all layers. Both take the same instances and
-alternate update by update with learning rate 0. One update is 32 completions: 8 rollouts of 4
-chunks.
+Ours is the training of notebook 04 with the shipped warm start: bf16 where the processor multiplies
+it, the adapter of the upper layers, the layers below computed once, beginnings of prompts that the
+rollouts share computed once, decoding constrained. The plain loop (`benchmarks/training.py`) trains
+the same adapter with weights in fp32, one `generate` per step and one forward pass through all
+layers. Its decoding is not constrained, so it writes longer completions; the card counts both. Both
+take the same instances and alternate update by update with learning rate 0. One update is 32
+completions: 8 rollouts of 4 chunks.
 
-    python benchmarks/language_model.py [--repetitions N] [--threads N] [--output FILE]
+    python benchmarks/language_model.py [--repetitions N] [--threads N] [--output FILE.jsonl]
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from finemem_lib.managers.model import load_manager, saved_settings
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.training.run import torch_threads, train_manager
-from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.console import positive, rows_file
+from finemem_lib.util.provenance import git_state, repository_root, write_measured
 
 WARM_UP, COMPLETIONS = 1, 32
 
@@ -47,10 +48,7 @@ def measure(checkpoint: str, data: str, repetitions: int, threads: int) -> dict[
     ]
     with torch_threads(threads):
         as_saved = saved_settings(checkpoint)
-        plain_manager = load_manager(
-            checkpoint,
-            model=dataclasses.replace(as_saved, precision="auto", lora_rank=0, lora_layers=None),
-        )
+        plain_manager = load_manager(checkpoint, model=as_saved)
         plain_manager.model.float()
         trained = [value for value in plain_manager.model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0)
@@ -85,9 +83,9 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", default="data/smollm2_manager")
     parser.add_argument("--data", default="data/real")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--repetitions", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--output", type=rows_file)
     asked = parser.parse_args()
     git = git_state(repository_root())
     found = measure(asked.checkpoint, asked.data, asked.repetitions, asked.threads)
@@ -97,8 +95,20 @@ def main() -> None:
             f"{found['speedup'][name]:5.2f} times faster"
         )
     if asked.output:
-        record = {**found, "hardware": hardware(), "git": git, "versions": versions()}
-        write_json(asked.output, record)
+        rows = [
+            {"part": name, **{who: found[who][name] for who in ("ours", "plain", "speedup")}}
+            for name in (*PARTS, *TOTALS)
+        ]
+        write_measured(
+            asked.output,
+            rows,
+            f"python benchmarks/language_model.py --checkpoint {asked.checkpoint} --data "
+            f"{asked.data} --repetitions {asked.repetitions} --threads {asked.threads}",
+            git,
+            seed=0,
+            **{name: found[name] for name in ("completions", "repetitions", "threads")},
+            tokens={who: found[who]["tokens"] for who in ("ours", "plain")},
+        )
 
 
 if __name__ == "__main__":
