@@ -15,6 +15,7 @@ from finemem_lib.trajectory import (
     MemoryItem,
     Operation,
     OperationOutcome,
+    Store,
     Write,
 )
 
@@ -26,6 +27,8 @@ EMPTY_CONTENT = "empty content"
 EXACT_DUPLICATE = "exact duplicate"
 OVER_CAPACITY = "over capacity"
 TOO_LONG = "too long"
+UNKNOWN_STORE = "unknown store"
+REWRITE_ONLY = "core memory is rewritten only"
 
 REASONS = (
     UNKNOWN_ID,
@@ -34,24 +37,27 @@ REASONS = (
     EXACT_DUPLICATE,
     OVER_CAPACITY,
     TOO_LONG,
+    UNKNOWN_STORE,
+    REWRITE_ONLY,
     *MALFORMED,
 )
-"""Every reason an invalid `OperationOutcome` can carry; the malformed ones are the parser's."""
+"""Every reason an invalid `OperationOutcome` can carry; the parser gives those in `MALFORMED`."""
 
 
 class FlatMemory:
-    """One store of items with ids "1", "2", ... that are never used again.
+    """A memory store with one list of items; ids "1", "2", ... are never reused.
 
     Args:
-        capacity: Most items it holds, at least 1; `None` for no limit.
-        eviction: A write that does not fit evicts other items until it does, first the one whose
-            last write ("oldest"), whose creation ("first_created"), or whose last write or
-            retrieval ("least_recent") lies furthest back; or it is refused ("refuse").
-        max_item_tokens: Most tokens of one item, at least 1; `None` for no limit.
-        duplicates: "refuse" makes a write invalid whose content equals that of an item in the
-            memory, also of the one to be updated: a write that changes nothing must not move credit
-            to its step. "allow" stores it.
-        token_budget: Most tokens of all items together, at least 1; `None` for no limit.
+        capacity: Largest number of items, at least 1; `None` for no limit.
+        eviction: Which items a write evicts when it does not fit: first the item with the oldest
+            last write ("oldest"), the oldest creation ("first_created"), or the oldest last write
+            or retrieval ("least_recent"). "refuse" makes the write invalid instead.
+        max_item_tokens: Largest number of tokens in one item, at least 1; `None` for no limit.
+        duplicates: "refuse" makes a write invalid if an item of the memory already has the same
+            content, including the item to be updated: a write that changes nothing must not move
+            credit to its step. "allow" stores it.
+        token_budget: Largest number of tokens in all items together, at least 1; `None` for no
+            limit.
 
     Raises:
         ValueError: a setting is out of range.
@@ -62,6 +68,9 @@ class FlatMemory:
     >>> [item.content for item in memory.items], delta.evicted, memory.tokens
     (['Ana sails'], ('1',), 2)
     """
+
+    stores: tuple[Store | None, ...] = (None, "flat")
+    """What an operation may name as its store."""
 
     def __init__(
         self,
@@ -80,17 +89,20 @@ class FlatMemory:
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise ValueError(
-                    f"FlatMemory: {name} is {limit}, expected at least 1 (None: no limit)"
+                    f"{type(self).__name__}: {name} is {limit}, expected at least 1 "
+                    "(None: no limit)"
                 )
         for name, kinds in (("eviction", Eviction), ("duplicates", Duplicates)):
             value = getattr(self, name)
             if value not in (names := get_args(kinds)):
-                raise ValueError(f"FlatMemory: {name} is {value!r}, expected one of {names}")
+                raise ValueError(
+                    f"{type(self).__name__}: {name} is {value!r}, expected one of {names}"
+                )
         self._items: dict[str, MemoryItem] = {}
-        # Next to be evicted first. An OrderedDict finds its first key in constant time, also after
-        # many removals at the front; a dict walks over every one of them.
+        # In order of eviction. An OrderedDict finds its first key in constant time; a dict steps
+        # over every key that was removed at its front.
         self._queue: OrderedDict[str, None] = OrderedDict()
-        self._contents: set[str] = set()
+        self._contents: set[tuple[Store, str]] = set()
         self._tokens = 0
         self._last_id = 0
         self._last_step = 0
@@ -102,34 +114,34 @@ class FlatMemory:
 
     @property
     def tokens(self) -> int:
-        """L(M), the summed length of the items' contents in tokens."""
+        """L(M), the number of tokens in the contents of all items."""
         return self._tokens
 
     def get(self, item_id: str) -> MemoryItem | None:
-        """Return the item of this id, or `None`."""
+        """Return the item with this id, or `None`."""
         return self._items.get(item_id)
 
     def apply(
         self, operations: Sequence[Operation | InvalidOperation], step: int
     ) -> tuple[tuple[OperationOutcome, ...], MemoryDelta]:
-        """Carry out the operations of one step in their order.
+        """Apply the operations of one step in order.
 
         Args:
-            operations: All operations of the step. An INSERT that names an id creates its item
-                under it; only a replay emits such operations.
-            step: Number of the step, greater than in the call before.
+            operations: All operations of the step. An INSERT with an id creates its item under
+                that id; only a replay emits such operations.
+            step: Number of the step, greater than in the previous call.
 
         Returns:
-            One outcome per operation, and the net change of the step: an item that came and went
-            within it does not appear, and `written` is in the order of the last writes.
+            One outcome per operation, and the net change of the step: it leaves out items that
+            were created and removed within the step, and orders `written` by the last write.
 
         Raises:
-            ValueError: `step` is not greater than in the call before.
+            ValueError: `step` is not greater than in the previous call.
         """
         if step <= self._last_step:
             raise ValueError(
-                f"FlatMemory.apply: step is {step}, expected more than {self._last_step}; "
-                "pass all operations of a step in one call"
+                f"{type(self).__name__}.apply: step is {step}, expected more than "
+                f"{self._last_step}; pass all operations of a step in one call"
             )
         self._last_step = step
         created: set[str] = set()
@@ -141,28 +153,34 @@ class FlatMemory:
             if isinstance(operation, InvalidOperation):
                 outcomes.append(OperationOutcome(None, False, operation.reason, raw=operation.raw))
                 continue
-            reason = self._objection(operation)
+            meant = self._meant(operation)
+            if meant.store == "core":
+                operation = meant  # recorded as it is carried out
+            reason = self._objection(meant)
             if reason is not None:
                 outcomes.append(OperationOutcome(operation, False, reason))
                 continue
-            item_id = operation.item_id or ""
-            if operation.kind == "INSERT":
+            item_id = meant.item_id or ""
+            if meant.kind == "INSERT":
                 self._last_id += 1
-                item_id = item_id or str(self._last_id)
-                created.add(item_id)
-            if operation.kind in ("INSERT", "UPDATE"):
-                content = operation.content or ""
-                self._write(item_id, content, Write(step, operation.kind, position))
+                item_id = item_id or self._new_id(meant)
+            if meant.kind in ("INSERT", "UPDATE"):
+                if item_id not in self._items:
+                    created.add(item_id)
+                write = Write(step, meant.kind, position)
+                self._write(item_id, meant.content or "", write, meant.store or "flat")
                 while self._overfull(len(self._items), self._tokens):
                     oldest = next(other for other in self._queue if other != item_id)
                     self._remove(oldest)
                     evicted.append(oldest)
                 written.pop(item_id, None)
                 written[item_id] = None
-            elif operation.kind == "DELETE":
+            elif meant.kind == "DELETE" and item_id in self._items:
                 self._remove(item_id)
                 removed.append(item_id)
-            named = None if operation.kind == "SKIP" else item_id
+            elif meant.kind == "DELETE":  # of nothing, where that counts as done
+                item_id = ""
+            named = None if meant.kind == "SKIP" else item_id or None
             outcomes.append(OperationOutcome(operation, True, item_id=named))
         delta = MemoryDelta(
             written=tuple(self._items[item_id] for item_id in written if item_id in self._items),
@@ -172,13 +190,13 @@ class FlatMemory:
         return tuple(outcomes), delta
 
     def touch(self, item_ids: Iterable[str]) -> None:
-        """Note that items were retrieved together: "least_recent" evicts them later.
+        """Mark items as just retrieved, so that "least_recent" evicts them later.
 
         Args:
-            item_ids: Items of equal age from now on; those no longer present are passed over.
+            item_ids: Ids of the items retrieved together; ids not in the memory are ignored.
         """
         if self.eviction == "least_recent":
-            found = {*item_ids} & self._items.keys()
+            found = {*item_ids} & self._queue.keys()
             for item_id in sorted(found, key=lambda name: self._items[name].lineage):
                 self._queue.move_to_end(item_id)
 
@@ -187,10 +205,20 @@ class FlatMemory:
             self.token_budget is not None and tokens > self.token_budget
         )
 
+    def _new_id(self, operation: Operation) -> str:
+        """Return the id of an item that an operation creates."""
+        return str(self._last_id)
+
+    def _meant(self, operation: Operation) -> Operation:
+        """Return the operation with what it leaves to the memory."""
+        return operation
+
     def _objection(self, operation: Operation) -> str | None:
-        """Return why the operation cannot be applied to the memory as it is, or `None`."""
+        """Return the reason why the operation cannot be applied now, or `None` if it can."""
         if operation.kind not in OPERATION_KINDS:
             return UNKNOWN_OPERATION
+        if operation.store not in self.stores:
+            return UNKNOWN_STORE
         if operation.kind in ("UPDATE", "DELETE") and operation.item_id not in self._items:
             return UNKNOWN_ID
         if operation.kind == "INSERT" and operation.item_id in self._items:
@@ -203,7 +231,8 @@ class FlatMemory:
             for limit in (self.max_item_tokens, self.token_budget):
                 if limit is not None and tokens > limit:
                     return TOO_LONG
-            if self.duplicates == "refuse" and content in self._contents:
+            stored = (operation.store or "flat", content) in self._contents
+            if stored and self.duplicates == "refuse":
                 return EXACT_DUPLICATE
             if self.eviction == "refuse":
                 old = self._items.get(operation.item_id or "")
@@ -212,23 +241,23 @@ class FlatMemory:
                     return OVER_CAPACITY
         return None
 
-    def _write(self, item_id: str, content: str, write: Write) -> None:
+    def _write(self, item_id: str, content: str, write: Write, store: Store) -> None:
         old = self._items.get(item_id)
         if old is not None:
-            self._forget(old.content)
-        self._items[item_id] = MemoryItem(
-            item_id, content, (*old.lineage, write) if old is not None else (write,)
-        )
-        self._contents.add(content)
+            self._forget(old)
+        lineage = (*old.lineage, write) if old is not None else (write,)
+        self._items[item_id] = MemoryItem(item_id, content, lineage, store)
+        self._contents.add((store, content))
         self._tokens += count_tokens(content)
         self._queue.setdefault(item_id)
         if self.eviction != "first_created":
             self._queue.move_to_end(item_id)
 
     def _remove(self, item_id: str) -> None:
-        self._forget(self._items.pop(item_id).content)
-        del self._queue[item_id]
+        self._forget(self._items.pop(item_id))
+        self._queue.pop(item_id, None)
 
-    def _forget(self, content: str) -> None:
-        self._contents.discard(content)  # consulted only where no two items can share a content
-        self._tokens -= count_tokens(content)
+    def _forget(self, item: MemoryItem) -> None:
+        # Consulted only where no two items of a store can share a content.
+        self._contents.discard((item.store, item.content))
+        self._tokens -= count_tokens(item.content)

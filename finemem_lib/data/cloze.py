@@ -1,4 +1,4 @@
-"""Write questions about a text without a language model, by blanking a phrase of a statement."""
+"""Write cloze questions about a text by rules, without a language model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import Question
 
 FACT_SOURCE = "squad"
-"""Data source of fact questions on text whose own source is scored as a whole or by a judge."""
+"""Data source of fact questions where the text's own data source cannot score facts."""
 
 FACT_METRICS = ("substring_match", "part_match", "word_match")
-"""Metrics that can score the answer to a fact question; a source with one keeps its own."""
+"""Metrics that can score facts; a question about a text with such a metric keeps its source."""
 
 _HEADING_TAGS = frozenset({"title", "summary", "content", "sentence", "sample", "text", "note"})
 
@@ -63,7 +63,7 @@ _LAST_WORD = re.compile(r"\b([^\W\d_]{3,})\W*$")
 _SUBJECT_VERB = re.compile(r"\s(?:is|are|was|were|has|had|became|[a-z]{2,}ed)\s")
 
 _STRAY = re.compile(r"[^.!…](?:[\"'”’)\]]*)$|\*\*|\(shares ")
-"""Marks of text that is no whole sentence: no full stop at the end, bold type, a caption."""
+"""Signs that a text is not a complete sentence: no final full stop, bold type, a caption."""
 
 _PARTICIPLE = re.compile(
     r"(?:\w+ly |not |also |first |later )?(?:[a-z-]+ed|born|built|made|known|found|held|written|"
@@ -83,7 +83,7 @@ class Statement:
 
     Attributes:
         text: The sentence.
-        speaker: Who says it; "" in running text.
+        speaker: Name of the speaker; "" in running text.
     """
 
     text: str
@@ -91,23 +91,23 @@ class Statement:
 
 
 class ClozeTeacher:
-    """Writes questions whose answer is a span of one sentence, by rules for English text.
+    """A teacher that writes questions about one sentence each, by rules for English text.
 
-    Labelled examples are asked for in the question form of their source, where the source is
-    scored by label. In every other chunk a sentence gives up to two questions. The answer is a
-    date, a number or a capitalised name; where a chunk has too few of them, also the subject or
-    the last word of a sentence. Where a rule can turn the sentence, the question is "In what year
-    ...?", "By whom or what ...?", "Who or what ...?" and the like, else "Fill the blank: ...", in
-    dialogues with the speaker's name. Sentences that lean on their context (pronouns,
-    "yesterday") come late, doubtful ones ("perhaps") not at all; headers, lead-ins and
-    acknowledgements of the published wrappers are skipped.
+    Labelled examples of sources scored by label are asked for in the form of their source. In other
+    chunks a sentence gives up to two questions. The answer is a date, a number or a capitalised
+    name; if a chunk has too few of them, also the subject or the last word of a sentence. If a rule
+    can rephrase the sentence, the question is "In what year ...?", "By whom or what ...?", "Who or
+    what ...?" and the like, otherwise "Fill the blank: ...", in dialogues with the speaker's name.
+    Sentences that depend on their context (pronouns, "yesterday") rank low, hedged sentences
+    ("perhaps") are left out; headers, lead-ins and acknowledgements of the published wrappers are
+    skipped.
 
-    Where the instance's own metric cannot score a fact, the questions have the data source
+    If the instance's own metric cannot score facts, the questions have the data source
     `FACT_SOURCE`.
 
     Args:
-        max_candidates: Questions per chunk, at most.
-        max_words: Longer sentences are left out.
+        max_candidates: Largest number of questions per chunk, at least 1.
+        max_words: Largest number of words of a sentence, at least 1; longer ones are left out.
 
     Raises:
         ValueError: a limit is less than 1.
@@ -129,26 +129,26 @@ class ClozeTeacher:
 
     @property
     def settings(self) -> str:
-        """What the questions depend on in addition to the chunk, as JSON."""
+        """The settings that the questions depend on, besides the chunk, as JSON."""
         return json.dumps([self.name, self.max_candidates, self.max_words])
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Do nothing: a chunk costs milliseconds.
+        """Do nothing, because `write` takes only milliseconds per chunk.
 
         Args:
-            chunk_texts: The texts of the chunks that `write` will be called with.
+            chunk_texts: The texts that `write` will receive.
         """
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
-        """Return candidates, the chunk's step as their evidence; see `Teacher`.
+        """Return candidate questions with the chunk's step as evidence, see `Teacher`.
 
         Args:
             chunk_text: The text to ask about.
             step: The chunk's step, from 1.
             data_source: The instance's data source.
-            rng: Orders what the rules rank equal.
+            rng: Orders candidates of equal rank.
 
         Raises:
             ValueError: the data source has no metric.
@@ -170,8 +170,10 @@ class ClozeTeacher:
         ]
 
     def _facts(self, chunk_text: str, rng: random.Random) -> list[tuple[str, str]]:
-        """Return (question, answer) pairs: strong answers first, then sentences that stand alone,
-        then one question per sentence, then questions over blanks, then at random."""
+        """Return (question, answer) pairs, best first.
+
+        The sort keys are: type of answer, independence of context, first before second question of
+        a sentence, rephrased before blanked, random."""
         stated = list(statements(chunk_text))
         speakers = set(words(" ".join({statement.speaker for statement in stated})))
         ranked = []
@@ -196,10 +198,10 @@ class ClozeTeacher:
 
 
 def statements(chunk_text: str) -> Iterator[Statement]:
-    """Yield the declarative sentences of a chunk without the wrapper around them.
+    """Yield the declarative sentences of a chunk, without its wrapper.
 
     Args:
-        chunk_text: Running text, or one of the published wrappers.
+        chunk_text: Running text, or text in one of the published wrappers.
 
     >>> [one.text for one in statements("[Dialogue at noon]\\n<User>Note:\\nIt ran.")]
     ['It ran.']
@@ -230,15 +232,18 @@ def statements(chunk_text: str) -> Iterator[Statement]:
 
 
 def _stands_alone(rest: str, speaker: str) -> bool:
-    """Whether what is left of a sentence says what it is about: two content words where there is
-    a name or a speaker ("Mia lives in"), else three ("the film opened" would fit every film)."""
+    """Return whether a sentence without the answer still identifies its subject.
+
+    It needs two content words if it has a name or a speaker ("Mia lives in"), else three ("the film
+    opened" would fit every film)."""
     named = speaker or any(match[0].lower() not in STOPWORDS for match in _NAME.finditer(rest))
     return len(set(words(rest)) - STOPWORDS) >= (2 if named else 3)
 
 
 def _spans(statement: Statement) -> list[tuple[int, int, int]]:
-    """Return possible answers as (start, end, rank), none inside another; rank 0 for dates, numbers
-    and names, 1 for the subject, 2 for the last word."""
+    """Return possible answers as disjoint (start, end, rank).
+
+    Rank 0 is a date, number or name, 1 the subject, 2 the last word."""
     sentence = statement.text
     spoken = bool(statement.speaker) or sentence[0] in "\"“‘'"
     found: list[tuple[int, int, int]] = []
@@ -275,10 +280,10 @@ def _blank(statement: Statement, start: int, end: int) -> str:
 
 
 def _turned(sentence: str, start: int, end: int) -> str | None:
-    """Ask for a span outright, or return `None` where the sentence is not built like one of
+    """Return the sentence rephrased as a question for the span, or `None`.
 
-    ANSWER VERB ...; SUBJECT AUXILIARY ... PREPOSITION ANSWER ...; In YEAR, SUBJECT AUXILIARY ...;
-    SUBJECT is ANSWER.
+    The supported patterns are: ANSWER VERB ...; SUBJECT AUXILIARY ... PREPOSITION ANSWER ...; In
+    YEAR, SUBJECT AUXILIARY ...; SUBJECT is ANSWER.
     """
     before, answer, after = sentence[:start], sentence[start:end], sentence[end:]
     if not before:
@@ -322,7 +327,7 @@ def _is_auxiliary(parts: Sequence[str], place: int) -> bool:
 
 
 def _asked_for(answer: str, preposition: str) -> str | None:
-    """Return the words that ask for "PREPOSITION answer", or `None` where that is not clear."""
+    """Return the question words for "PREPOSITION answer", or `None` if no rule applies."""
     if _YEAR.fullmatch(answer):
         return f"{preposition.capitalize()} what year" if preposition != "at" else None
     if DATE.fullmatch(answer):

@@ -1,11 +1,11 @@
 """Cut instances of long texts into short ones that a small model can read.
 
-The chunks of the public benchmarks are about 1,000 tokens long, and a stream has ten of them. An
-excerpt is a few neighbouring pieces of one instance, each of whole sentences, with the questions
-that those pieces answer. Pieces of other texts may stand between them, about which nothing is
-asked: what is worth remembering is then a part of what is read.
+A stream of the public benchmarks has about ten chunks of about 1,000 tokens. An excerpt consists of
+a few adjacent pieces of one instance, each of complete sentences, and the questions that those
+pieces answer. Distractors, pieces of other texts without questions, may stand between them; then
+only a part of the excerpt is worth storing.
 
-Differs from the paper: there whole instances are read, in chunks of 2,048 tokens.
+Differs from the paper: the paper reads whole instances, in chunks of 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ class ExcerptSettings:
     """The shape of excerpts.
 
     Attributes:
-        chunk_tokens: Most tokens of a piece, unless one sentence is longer, at least 1.
-        chunks: T, pieces of an excerpt, at least 1.
-        distractors: How many of them come from other texts, at least 0 and less than `chunks`.
-        min_questions: Excerpts with fewer questions are left out, at least 1.
+        chunk_tokens: Largest number of tokens of a piece, at least 1; a single sentence may be
+            longer.
+        chunks: T, the number of pieces of an excerpt, at least 1.
+        distractors: Number of these pieces from other texts, at least 0 and less than `chunks`.
+        min_questions: Smallest number of questions, at least 1; other excerpts are left out.
 
     Raises:
         ValueError: A setting is out of range.
@@ -61,11 +62,11 @@ class ExcerptSettings:
 
 
 def pieces(text: str, most_tokens: int) -> list[str]:
-    """Return a text cut between sentences (or labelled examples), without its dating line.
+    """Return a text cut between sentences (or labelled examples), without its line with the date.
 
     Args:
         text: The text of a chunk.
-        most_tokens: Most tokens of a piece; a longer sentence is a piece of its own.
+        most_tokens: Largest number of tokens of a piece; a longer sentence forms its own piece.
 
     >>> pieces("[Dialogue on 2024-01-01]\\nAna sails. Leo paints. Mia sings.", 6)
     ['Ana sails.\\nLeo paints.', 'Mia sings.']
@@ -92,22 +93,21 @@ def excerpts(
 ) -> list[Instance]:
     """Return short instances, in the order of the long ones, with the questions they answer.
 
-    A question is kept where an accepted answer stands in a piece of a chunk that is evidence for
-    it (of any chunk, where the evidence is not known); of labelled examples, where the label is
-    shown.
+    A question is kept if an accepted answer occurs in a piece of one of its evidence chunks (of any
+    chunk if the evidence is unknown). A question for a label is kept if the label occurs.
 
     Args:
         instances: The long instances.
         settings: Shape of the excerpts.
-        others: Instances whose pieces are the distractors.
-        seed: Draws the distractors and their places.
+        others: Instances that provide the distractors.
+        seed: Seed of the choice of distractors and their positions.
 
     Returns:
-        Instances whose ids are those of the long ones with a number; their metadata name the
-        long instance ("excerpt_of") and the steps of the distractors ("distractor_steps").
+        Instances with the id of the long instance and a number; their metadata name the long
+        instance ("excerpt_of") and the steps of the distractors ("distractor_steps").
 
     Raises:
-        ValueError: Distractors are asked for and `others` have fewer pieces than an excerpt.
+        ValueError: Distractors are requested and `others` have fewer pieces than an excerpt.
     """
     settings = settings or ExcerptSettings()
     pool = [
@@ -129,7 +129,7 @@ def excerpts(
 
 
 def without_last_fifth(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Return the records without their last fifth, to train on, and that fifth, held out.
+    """Return the first four fifths of the records, for training, and the last fifth, held out.
 
     Args:
         records: Instances of one file, at least two.

@@ -24,17 +24,17 @@ from finemem_lib.trajectory import (
 def wrong_questions(instance: Instance, share: float, seed: int) -> Instance:
     """Return the instance with wrong accepted answers in a share of its chunk questions.
 
-    On the planted stream the wrong answer is a value of the same attribute; elsewhere it is the
-    answer of another question of the instance, of the same form (date, number, name, other) where
-    there is one. No step is known to have stated it, so `evidence_steps` becomes `None`.
+    On the planted stream the wrong answer is a value of the same attribute; otherwise it is the
+    answer of another question of the instance, of the same form (date, number, name, other) if
+    possible. `evidence_steps` becomes `None`, because no step stated the wrong answer.
 
     Args:
-        instance: Returned as it is where it has no chunk questions.
+        instance: The instance; returned unchanged if it has no chunk questions.
         share: Share of its chunk questions, from 0 to 1; the number is rounded.
-        seed: With one seed, a greater share includes the wrong questions of a smaller one.
+        seed: Seed of the draws; with equal seeds a larger share includes a smaller one.
 
     Raises:
-        ValueError: `share` is outside [0, 1], or the instance has no other answer to give.
+        ValueError: `share` is outside [0, 1], or the instance has no wrong answer to use.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"wrong_questions: share is {share!r}, expected a number from 0 to 1")
@@ -53,7 +53,7 @@ def wrong_questions(instance: Instance, share: float, seed: int) -> Instance:
 
 
 def _wrong_answer(question: Question, instance: Instance, rng: random.Random) -> str:
-    """Return an answer of the same kind that the question's metric holds against the right one."""
+    """Return an answer, of the same form if possible, that the question's metric scores as 0."""
     right = question.answers[0] if question.answers else ""
     known = [
         answer
@@ -90,7 +90,7 @@ def _wrong_answer(question: Question, instance: Instance, rng: random.Random) ->
 
 
 def _form(answer: str) -> str:
-    """Return what an answer looks like: date, number, name or other."""
+    """Return the form of an answer: date, number, name or other."""
     if DATE.fullmatch(answer):
         return "date"
     if NUMBER.fullmatch(answer):
@@ -100,9 +100,9 @@ def _form(answer: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFaults:
-    """How often the evidence that credit is attributed by is wrong: a test of robustness.
+    """Probabilities of faults in the evidence, to test the robustness of credit rules.
 
-    At most one of the two happens to an item, so together they are at most 1.
+    At most one fault happens to an item, so the sum is at most 1.
 
     Attributes:
         drop: Probability that a retrieved item is lost.
@@ -130,14 +130,14 @@ class EvidenceFaults:
 def with_faults(trajectory: Trajectory, faults: EvidenceFaults, seed: int) -> Trajectory:
     """Return the trajectory with faults in the evidence of its global questions.
 
-    Scores, answers and everything else stay, so only what is attributed by evidence changes. A
-    swapped item keeps its place and score; the other item is one that the question does not list
-    yet (where there is none, the item stays), and it counts as used where the first one did.
+    Only the retrieved and used items change; scores and answers remain. A replacement takes over
+    rank and score, and counts as used if the original did; it is an item that the question does not
+    list yet. If there is none, the original remains.
 
     Args:
-        trajectory: What was played.
-        faults: How often an item is lost or replaced.
-        seed: The same seed gives the same faults.
+        trajectory: The rollout to change.
+        faults: Probabilities of the faults.
+        seed: Seed of the draws.
 
     >>> from finemem_lib import evidence_contribution, outcome_reward, worked_example
     >>> faulty = with_faults(worked_example(), EvidenceFaults(swap=1.0), seed=0)

@@ -1,6 +1,6 @@
 """Detect leaked answers and overlap between training and test.
 
-It is the check of a data set before anything is trained on it; it reports and removes nothing.
+Run it on a data set before training on it; it reports leaks and removes nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Question
 
 LeakKind = Literal["answer in question", "asked example shown", "question in both", "text in both"]
-"""A question whose repetition would score; a labelled example that is both shown and asked; a
-question with its answers that training has too; a chunk of which training has a share."""
+"""A question that scores when it is repeated as the answer; a labelled example both shown and
+asked; a question and its answers that are also in training; a chunk whose text is also in
+training."""
 
 SHARED_TEXT = 0.5
-"""Share of a chunk's pieces found in training from which the chunk is reported."""
+"""Smallest share of a chunk's pieces found in training for which the chunk is reported."""
 
 PIECE_WORDS = 4
-"""Pieces with fewer words ("He agreed.") stand in every text and are not compared."""
+"""Smallest number of words of a compared piece; shorter ones ("He agreed.") occur in every text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ class Leak:
     """One finding.
 
     Attributes:
-        kind: What was found.
-        instance_id: In which instance.
-        step: At which step; `None`: a global question.
-        text: The question, or the head of the chunk.
-        share: Share of the chunk's pieces that training has too; 1.0 for questions.
+        kind: Kind of leak.
+        instance_id: Id of the instance.
+        step: Step of the chunk or chunk question; `None` for a global question.
+        text: The question, or the beginning of the chunk.
+        share: Share of the chunk's pieces that are also in training; 1.0 for questions.
     """
 
     kind: LeakKind
@@ -48,12 +49,12 @@ class Leak:
 def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> tuple[Leak, ...]:
     """Return leaked answers and, with `training`, overlap with the training data.
 
-    Global and chunk questions are checked. Text is compared by its pieces, sentences or labelled
-    examples, without the wrapper around them.
+    Global and chunk questions are checked. Texts are compared by their sentences or labelled
+    examples, without wrappers.
 
     Args:
         instances: The data to check.
-        training: What a manager is or was trained on.
+        training: The training data to compare with.
 
     Returns:
         The findings, in the order of the instances.
@@ -97,7 +98,7 @@ def _leaked_answers(instance: Instance) -> Iterator[Leak]:
         place = instance.instance_id, question.step, question.text
         if score(question.text, question.answers, question.data_source):
             yield Leak("answer in question", *place)
-        # A chunk question asks for an example that its chunk shows; that is its purpose.
+        # A chunk question may ask for an example of its own chunk.
         if (
             question.step is None
             and metric_for(question.data_source) == "label_match"

@@ -1,15 +1,15 @@
-"""Instances from files and from the hub: Memalpha's layouts and MemoryAgentBench's rows.
+"""Load instances from files or the hub, in the layouts of Memalpha and MemoryAgentBench.
 
-Two layouts are read, told apart by their fields. Memalpha (arXiv 2509.25911): `chunks`,
+The fields of a row identify its layout. Memalpha (arXiv 2509.25911): `chunks`,
 `questions_and_answers` and `data_source`, as lists or, as published, as JSON strings in the columns
 of a parquet file. MemoryAgentBench (arXiv 2507.05257): `context`, `questions`, `answers` and
-`metadata.source`; its one long context is cut into chunks by the rules Mem-alpha states for it.
+`metadata.source`; its long context is cut into chunks by the rules that Mem-alpha publishes.
 
 Differs from the paper: chunk sizes are counted in this library's tokens (text.TOKENIZER), which are
 longer than a language model's. The lead-in and reply that wrap a MemoryAgentBench chunk are fixed
-sentences of this library, and each chunk is one day later than the one before. A summary row keeps
-its reference summary as answer (source "infbench_reference"), because the keywords Mem-alpha scores
-it with were written by a language model and are not in the row.
+sentences of this library, and each chunk is dated one day after the previous one. A summary row
+keeps its reference summary as answer (source "infbench_reference"), because Mem-alpha scores it
+with keywords that a language model wrote and that are not in the row.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from finemem_lib.data.fact_consolidation import (
+    FACTS_LEAD_IN,
+    fact_line,
+    numbered_facts,
+    revisions_of,
+)
 from finemem_lib.data.sentences import sentences
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import clean_text, count_tokens, truncate_tokens
@@ -36,8 +42,8 @@ PROSE_TOKENS = 2048
 EXAMPLE_TOKENS = 1024
 
 SESSION_TOKENS = 1800
-"""Chunk sizes of Mem-alpha's MemoryAgentBench: at most so many tokens of prose or of labelled
-examples; a chunk of chat sessions is full at the third."""
+"""Chunk sizes of Mem-alpha's MemoryAgentBench, in tokens: the largest chunk of prose, the largest
+chunk of labelled examples, and the size at which a chunk of chat sessions is closed."""
 
 _CATEGORIES = {
     "TTL": ("pubmed-rct", "icl_", "recsys"),
@@ -56,9 +62,9 @@ class Loaded:
     """The instances of a source.
 
     Attributes:
-        instances: In the order of the source.
-        problems: One message per row or text that was left out.
-        commit: The commit that was read of a data set on the hub; `None` for files.
+        instances: The instances, in the order of the source.
+        problems: One message per row or text left out.
+        commit: The commit of a data set on the hub; `None` for files.
     """
 
     instances: tuple[Instance, ...]
@@ -116,29 +122,29 @@ def load_instances(
     max_chunk_tokens: int | None = None,
     revision: str | None = None,
 ) -> Loaded:
-    """Load instances from a local file or, where there is no such file, from the hub by name.
+    """Load instances from a local file or, if there is no such file, from the hub by name.
 
-    The instance's data source, which selects the metric, is a row's `format_as` where it has one;
-    the row's `data_source` then goes to `metadata["text_source"]`. Where only a judge can score
-    that source, but the row names a metric that needs none, the row's own `data_source` is taken.
+    The instance's data source, which selects the metric, is the row's `format_as` if present; the
+    row's `data_source` is then recorded in `metadata["text_source"]`. If `format_as` needs a judge
+    but the row names a metric without a judge, the data source is the row's `data_source`.
 
     Args:
-        source: A file of JSON lines, one JSON value (a row or a list of rows) or parquet, by its
-            suffix; or a hub name, with or without a revision ("owner/name@COMMIT"): a branch, a
-            tag or, to pin the data, a full commit.
+        source: A file of JSON lines, of one JSON value (a row or a list of rows) or of parquet,
+            identified by its suffix; or a hub name, with or without a revision
+            ("owner/name@COMMIT"): a branch, a tag or, to pin the data, a full commit.
         split: Split of a data set on the hub.
-        data_source: Keep only the instances of this data source; `None`: all.
-        limit: Number of instances, at least 1; `None`: all.
+        data_source: Data source of the instances to keep; `None`: all.
+        limit: Largest number of instances, at least 1; `None`: all.
         on_error: Whether a broken row raises or is skipped with a message.
-        max_chunk_tokens: Longest chunk in tokens, at least 1; of a longer one the head is kept
-            (text.truncate_tokens), and `Chunk.truncated_tokens` and `metadata["truncated"]` say
-            what was cut. `None`: no limit.
-        revision: Revision of a data set on the hub, instead of the one in its name.
+        max_chunk_tokens: Largest number of tokens of a chunk, at least 1; `None`: no limit. A
+            longer chunk is truncated at its end (text.truncate_tokens), as recorded in
+            `Chunk.truncated_tokens` and `metadata["truncated"]`.
+        revision: Revision of a data set on the hub; replaces the revision in its name.
 
     Raises:
-        ValueError: the source cannot be read or holds no instance, the hub is out of reach and the
-            copy kept from earlier is of another commit than the one asked for, or (unless
-            `on_error` is "skip") a row is broken; the message names file, line and field.
+        ValueError: the source cannot be read or holds no instance, the hub is unreachable and the
+            cached copy has another commit than the requested one, or (unless `on_error` is
+            "skip") a row is broken; the message names file, line and field.
     """
     for name, number in (("limit", limit), ("max_chunk_tokens", max_chunk_tokens)):
         if number is not None and number < 1:
@@ -172,8 +178,8 @@ def load_instances(
 def _parsed(
     rows: Iterable[tuple[str, Any]], max_chunk_tokens: int | None
 ) -> Iterator[Instance | ValueError]:
-    """Yield the instance of every row, or the error that says where and how the row is broken."""
-    places: dict[str, str] = {}  # instance id -> the row that has it
+    """Yield, for every row, its instance or an error that names the row and the broken field."""
+    places: dict[str, str] = {}  # instance id -> its row
     for number, (where, raw) in enumerate(rows):
         try:
             instance = _instance(raw, number, max_chunk_tokens)
@@ -191,20 +197,20 @@ def _parsed(
 
 
 def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
-    """Write instances as parquet in Memalpha's published columns; `load_instances` reads it back.
+    """Write instances as parquet in Memalpha's published columns; `load_instances` reads the file.
 
-    `instance_id` is the row number as published; the id itself, the category and the prompt travel
-    in `metadata`. Chunk questions are no part of the layout and are left out.
+    As published, `instance_id` is the row number; id and category of the instance are written into
+    `metadata`. Chunk questions are not part of the layout and are left out.
 
     Args:
-        instances: What to write.
+        instances: The instances to write.
         path: The file to write; it must not exist.
 
     Returns:
         The path.
 
     Raises:
-        FileExistsError: there is something at `path`; nothing is overwritten.
+        FileExistsError: `path` exists; nothing is overwritten.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -261,14 +267,14 @@ def raw_rows(
 
     Args:
         source: As for `load_instances`.
-        split, revision: The hub's.
+        split, revision: Split and revision of a data set on the hub.
 
     Returns:
-        Pairs of a place for messages and a row, and the hub's commit. A line of JSON comes as its
-        bytes, see `json_value`.
+        Pairs of a row's location, for messages, and the row; and the commit on the hub, or `None`.
+        A row of JSON lines is returned as bytes, see `json_value`.
 
     Raises:
-        ValueError: there is no such source, or it cannot be read.
+        ValueError: the source does not exist or cannot be read.
     """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
@@ -301,7 +307,7 @@ def readable(
 
     Args:
         path: The file.
-        reader: Yields pairs of a place for messages and a row.
+        reader: Yields pairs of a row's location, for messages, and the row.
 
     Raises:
         ValueError: the file is empty or cannot be read.
@@ -364,7 +370,7 @@ def _hub_rows(
             f"{split!r} and revision {revision!r} ({type(error).__name__}: {error}); check name, "
             "split, revision and network, or download one of its files and give the path"
         ) from error
-    # Without the hub the client takes whatever copy it has, whichever revision was asked for.
+    # If the hub is unreachable, the client returns its cached copy, whatever its revision.
     if revision and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise ValueError(
             f"{name}: the hub is out of reach and the copy that its client takes is of commit "
@@ -397,7 +403,7 @@ def _from_memalpha(row: _MemalphaRow, number: int, max_chunk_tokens: int | None)
     if row.prompt:
         metadata["prompt"] = row.prompt
     instance_id = row.instance_id if row.instance_id is not None else f"{source}-{number}"
-    # The published id is a row number; an id that `save_instances` put into the metadata wins.
+    # The published id is a row number; an id that `save_instances` wrote into metadata replaces it.
     instance_id = str(metadata.pop("instance_id", instance_id))
     category = row.category or str(metadata.pop("category", _category(source)))
     questions = [
@@ -423,10 +429,15 @@ def _from_bench(row: _BenchRow, number: int, max_chunk_tokens: int | None) -> In
     _metric(source, "metadata.source")
     if len(row.answers) != len(wordings):
         raise broken("answers", f"one list per question ({len(wordings)})", len(row.answers))
+    metadata: dict[str, Any] = {"text_source": source}
     if source.startswith("longmemeval"):
         texts = _session_chunks(row.context)
     elif source.startswith("icl_"):
         texts = _dialogues("Examples with their labels:", _example_chunks(row.context))
+    elif source.startswith("factconsolidation"):
+        facts = numbered_facts(row.context)
+        texts = _dialogues(FACTS_LEAD_IN, packed(map(fact_line, facts), PROSE_TOKENS, "\n"))
+        metadata["revisions"] = revisions_of(facts, source, wordings, row.answers)
     else:
         texts = packed(sentences(row.context), PROSE_TOKENS, " ")
         if source.startswith("infbench_sum"):
@@ -447,7 +458,7 @@ def _from_bench(row: _BenchRow, number: int, max_chunk_tokens: int | None) -> In
         _category(source),
         texts,
         questions,
-        {"text_source": row.metadata.source},
+        metadata,
         max_chunk_tokens,
         ("context", "questions"),
     )
@@ -463,8 +474,9 @@ def _checked(
     max_chunk_tokens: int | None,
     fields: tuple[str, str],
 ) -> Instance:
-    """Build the instance unless a text in it is missing; `fields` are the row's names for chunks
-    and questions."""
+    """Return the instance; raise an error if it lacks chunks, questions, answers or a text.
+
+    `fields` are the row's names for chunks and questions."""
     of_chunks, of_questions = fields
     for field, values in ((of_chunks, texts), (of_questions, questions)):
         if not values:
@@ -530,10 +542,10 @@ def packed(
     """Join pieces in order into texts.
 
     Args:
-        pieces: The pieces; one longer than `limit` becomes a text by itself.
-        limit: Longest text in tokens, without the joints.
-        joint: What stands between two pieces.
-        enough: Tokens from which a text is closed early; `None`: never.
+        pieces: The pieces; a piece longer than `limit` forms its own text.
+        limit: Largest number of tokens of a text, without the separators.
+        joint: Separator between two pieces.
+        enough: Number of tokens at which a text is closed early; `None`: never.
         count: Counts the tokens of a piece.
 
     >>> packed(["one two.", "three.", "four."], limit=5, joint=" ")
@@ -589,13 +601,13 @@ def _dialogues(lead_in: str, texts: Sequence[str]) -> list[str]:
 
 
 def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
-    """Return a chunk in which the user gives a text to keep.
+    """Return a chunk in which the user gives the assistant a text to remember.
 
     Args:
         day: Days after 2024-01-01, at least 0.
-        lead_in: What the user says before the text.
+        lead_in: The user's words before the text.
         text: The text.
-        reply: What the assistant says after it.
+        reply: The assistant's words after the text.
     """
     return (
         f"[Dialogue between User and Assistant on {_date(day)} 00:00]\n"
@@ -604,11 +616,11 @@ def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
 
 
 def book_page(day: int, text: str) -> str:
-    """Return a chunk in which the user reads on in a book.
+    """Return a chunk in which the user continues reading a book.
 
     Args:
         day: Days after 2024-01-01, at least 0.
-        text: The pages.
+        text: The text of the pages.
     """
     return (
         f"[Event happened on {_date(day)} The user is reading a book]\n<User> {text}\n\n"
@@ -617,10 +629,10 @@ def book_page(day: int, text: str) -> str:
 
 
 def book_question(last_day: int) -> str:
-    """Return the question about a book that was read from 2024-01-01 on.
+    """Return the request to summarise a book that was read from 2024-01-01 on.
 
     Args:
-        last_day: Days from then to the last page, at least 0.
+        last_day: Days from 2024-01-01 to the last page, at least 0.
 
     >>> book_question(2)
     'Summarize the content of the book I read from 2024-01-01 to 2024-01-03'
@@ -633,14 +645,14 @@ def _date(day: int) -> str:
 
 
 def json_value(raw: Any, field: str = "(whole row)") -> Any:
-    """Return a value in which every string can be written as UTF-8.
+    """Return a JSON value in which every string can be encoded as UTF-8.
 
     Args:
-        raw: JSON as text or bytes, or a value that was parsed before.
-        field: Name of the field for messages.
+        raw: JSON as text or bytes, or a parsed value.
+        field: Name of the field, for messages.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or nests too deep.
+        ValueError: `raw` is not JSON in UTF-8, or is nested too deeply.
     """
     try:
         if isinstance(raw, (bytes, str)):
@@ -653,7 +665,7 @@ def json_value(raw: Any, field: str = "(whole row)") -> Any:
 
 
 def _cleaned(value: Any) -> Any:
-    """Replace what UTF-8 cannot carry in every string of a JSON value."""
+    """Replace lone surrogates in every string of a JSON value."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list):
@@ -669,10 +681,10 @@ def validated(record_type: Any, value: Any, field: str = "") -> Any:
     Args:
         record_type: The type that pydantic validates against.
         value: The value.
-        field: Name of the field for messages; "": the whole row.
+        field: Name of the field, for messages; "": the whole row.
 
     Raises:
-        ValueError: it does not fit; the message names the field, what it holds and what fits.
+        ValueError: the value does not fit; the message names the field, its value and the type.
     """
     from pydantic import ValidationError
 
@@ -681,7 +693,7 @@ def validated(record_type: Any, value: Any, field: str = "") -> Any:
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         place = _place(field, first["loc"])
-        # The members of a union fail one by one at the same place.
+        # Each member of a union gives a separate error at the same location.
         same = [first] + [other for other in others if _place(field, other["loc"]) == place]
         expected = " or ".join(entry["msg"].removeprefix("Input should be ") for entry in same)
         if first["type"] == "missing":
@@ -700,12 +712,12 @@ def _place(field: str, location: tuple[int | str, ...]) -> str:
 
 
 def broken(field: str, expected: str, got: Any) -> ValueError:
-    """Return the error for a field that holds something else than expected.
+    """Return the error for a field with an unexpected value.
 
     Args:
         field: Path of the field.
-        expected: What fits, in words.
-        got: What it holds.
+        expected: The expected value, in words.
+        got: The value of the field.
     """
     shown = f"{got!r:.60}"
     return ValueError(f"field {field}: expected {expected}, got {type(got).__name__} {shown}")
@@ -714,18 +726,18 @@ def broken(field: str, expected: str, got: Any) -> ValueError:
 def held_out_split(
     instances: Sequence[Instance], held_out: int, instances_per_update: int
 ) -> tuple[list[Instance], list[Instance]]:
-    """Split instances into those to train on and those to test on.
+    """Split instances into training and test instances.
 
     Args:
         instances: All instances.
-        held_out: How many to test on, the last ones.
-        instances_per_update: How many an update needs.
+        held_out: Number of test instances, taken from the end, at least 0.
+        instances_per_update: Smallest number of training instances.
 
     Returns:
-        The instances to train on, and those to test on.
+        The training instances and the test instances.
 
     Raises:
-        ValueError: too few are left to train on.
+        ValueError: too few training instances remain.
     """
     left = len(instances) - held_out
     if left < instances_per_update:

@@ -1,4 +1,4 @@
-"""Make an instance from a researcher's own texts."""
+"""Create an instance from a researcher's own texts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ def make_instance(
     data_source: str = "own",
     category: str = "AR",
 ) -> Instance:
-    """Return an instance that a manager can play, made from plain texts.
+    """Return an instance made from plain texts.
 
     Args:
-        chunks: The pieces of history in reading order, one per step; at least one.
-        questions: The accepted answer (or several) of every question that is asked at the end.
-        chunk_questions: The same per chunk, asked right after it was read; one mapping per chunk.
-        instance_id: Name of the instance; instances that are played together need different ones.
-        data_source: Selects the metric, see `scoring.SOURCES`; an answer of "own" is right when an
-            accepted answer occurs in it.
-        category: Group of the instance in tables of results.
+        chunks: The chunks in reading order, one per step; at least one.
+        questions: The accepted answer or answers of every global question, asked at the end.
+        chunk_questions: The same for the questions of each chunk, asked right after its step; one
+            mapping per chunk.
+        instance_id: Id of the instance, unique among the instances of a run.
+        data_source: Data source, which selects the metric, see `scoring.SOURCES`; with "own" an
+            answer is right if an accepted answer occurs in it.
+        category: Group of the instance in result tables.
 
     Raises:
         ValueError: there are no chunks, `chunk_questions` has another length, or the data source

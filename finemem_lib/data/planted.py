@@ -1,13 +1,13 @@
-"""Generated streams whose truth is known: facts, changed facts, noise and questions.
+"""Planted streams: generated facts, changed facts, noise and questions with known ground truth.
 
 Each chunk mixes fact sentences about people with noise sentences. A fact fills a slot (person,
-attribute) or changes it; a question asks for the latest value of a slot, so the step that wrote
-that value is the step that truly earned the answer. Sentences are short.
+attribute) or changes it; a question asks for the latest value of a slot, so the step that stated
+that value is the true evidence of the answer. Sentences are short.
 
 There are two worlds. In the plain world the first word of a sentence separates noise from facts,
-for a causal copier of a few layers chooses a sentence by that word; every question asks for one
-slot. In the paraphrased world facts and noise share their first words and word orders, only the
-verb separates them, and some questions ask for the slots of two people.
+because a small causal model selects a sentence to copy by its first word; every question asks for
+one slot. In the paraphrased world facts and noise share first words and word orders, only the verb
+separates them, and some questions ask for the slots of two people.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Attribute:
     """One kind of fact.
 
     Attributes:
-        verbs: Verb phrases that state it in the plain world.
-        paraphrases: Sentences that state it in the paraphrased world, see `wording`.
-        question: What asks for it, with {person}.
-        pair_question: What asks for it of two people, with {person} for "Mia and Ana".
-        cue: The word of the questions that the verbs are synonyms of.
-        values: The values it can take.
+        verbs: Verb phrases that state the fact in the plain world.
+        paraphrases: Templates that state the fact in the paraphrased world, see `wording`.
+        question: The question, with {person}.
+        pair_question: The question about two people, with {person} for "Mia and Ana".
+        cue: The verb of the questions, of which the verbs above are synonyms.
+        values: The possible values.
     """
 
     verbs: tuple[str, ...]
@@ -127,11 +127,11 @@ PARAPHRASED_NOISE = (
     "{adverb} {value} bored {person}",
     "{adverb} {value} amused {person}",
 )
-"""Noise of the paraphrased world, in the word orders of the facts and as often in each."""
+"""Noise templates of the paraphrased world; each word order is as frequent as among the facts."""
 
 
 def verb_of(template: str) -> str:
-    """Return the word that says what a sentence is about: the first that no placeholder fills.
+    """Return the verb of a template: the first word that is not a placeholder.
 
     Args:
         template: A sentence with placeholders in braces.
@@ -143,7 +143,7 @@ def verb_of(template: str) -> str:
 
 
 def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return every template twice; the second one that begins with the person has an adverb there.
+    """Return every template twice, the second time with {adverb} in front if it begins {person}.
 
     Args:
         templates: Sentences with placeholders in braces.
@@ -167,7 +167,7 @@ TEMPLATES: dict[World, dict[str, tuple[str, ...]]] = {
         name: with_adverbs(attribute.paraphrases) for name, attribute in ATTRIBUTES.items()
     },
 }
-"""The sentences that state a fact, by world and attribute, see `wording`."""
+"""Templates of the fact sentences, by world and attribute, see `wording`."""
 
 VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     DATA_SOURCES[world]: {
@@ -176,11 +176,10 @@ VERBS: dict[str, dict[str, tuple[str, ...]]] = {
     }
     for world, facts in TEMPLATES.items()
 }
-"""The verbs that answer each question, by data source: what a reader of a stream may know about
-English."""
+"""The verbs that answer a question, by data source and cue; a reader may use them as synonyms."""
 
 SYNONYMS = VERBS[DATA_SOURCE]
-"""Those of the plain world."""
+"""The verbs of the plain world, by cue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +187,14 @@ class StreamSettings:
     """Shape of a planted stream.
 
     Attributes:
-        num_chunks: Chunks, at least 1.
-        people: People, at least 1; with 3 attributes each they bound the number of slots.
-        max_facts: Facts per chunk, drawn from 1 to this (at most 3).
-        max_noise: Noise sentences per chunk, drawn from 1 to this (at most 20).
-        change_rate: Probability that a fact changes a filled slot instead of filling a new one
-            (always when none is free).
-        names: Names that the people are drawn from.
-        world: "plain" or "paraphrased", see above.
+        num_chunks: Number of chunks, at least 1.
+        people: Number of people, at least 1; each has 3 slots, one per attribute.
+        max_facts: Largest number of facts per chunk, 1 to 3; each chunk draws 1 to `max_facts`.
+        max_noise: Largest number of noise sentences per chunk, 1 to 20; drawn likewise.
+        change_rate: Probability, in [0, 1], that a fact changes a filled slot instead of filling a
+            free one; without a free slot every fact changes one.
+        names: Names to draw the people from.
+        world: "plain" or "paraphrased", see the module's docstring.
     """
 
     num_chunks: int = 6
@@ -214,8 +213,8 @@ class Fact:
     Attributes:
         sentence: The sentence, without full stop.
         person, attribute: The slot.
-        value: What the slot holds from now on.
-        changed: Whether the slot had another value before.
+        value: The slot's new value.
+        changed: Whether the slot already had a value.
     """
 
     sentence: str
@@ -226,16 +225,15 @@ class Fact:
 
 
 def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instance:
-    """Generate one instance of the stream.
+    """Return one generated instance.
 
-    The chunk questions of step t ask for the facts of chunk t; the global questions ask for the
-    latest value of every slot ever filled, once each: in the paraphrased world the slots of two
-    people with different values of an attribute are asked together, where there are two, and the
-    answer must hold both values. `metadata["facts"]` holds, per chunk, one record per fact
-    sentence.
+    The chunk questions of step t ask for the facts of chunk t; the global questions ask once for
+    the latest value of every filled slot. In the paraphrased world one question per attribute asks
+    for the slots of two people with different values, if there are two, and the answer must contain
+    both values. `metadata["facts"]` holds, per chunk, one record per fact sentence.
 
     Args:
-        seed: The same seed and settings give the same instance on every machine.
+        seed: Seed of all draws; the result does not depend on the machine.
         settings: Shape of the stream; `None`: the defaults.
 
     Raises:
@@ -252,7 +250,7 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
     state: dict[tuple[str, str], tuple[str, int]] = {}
     chunks, chunk_questions, facts_by_chunk = [], [], []
     for step in range(1, settings.num_chunks + 1):
-        facts = _facts(rng, settings, people, state, step)
+        facts = draw_facts(rng, settings, people, state, step)
         number = rng.randint(1, settings.max_noise)
         noise = [noise_sentence(rng, people, settings.world) for _ in range(number)]
         lines = [fact.sentence for fact in facts] + noise
@@ -291,14 +289,22 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
     )
 
 
-def _facts(
+def draw_facts(
     rng: random.Random,
     settings: StreamSettings,
     people: list[str],
     state: dict[tuple[str, str], tuple[str, int]],
     step: int,
 ) -> list[Fact]:
-    """Draw the facts of one chunk (each slot at most once) and write them into `state`."""
+    """Draw the facts of one chunk (each slot at most once) and write them into `state`.
+
+    Args:
+        rng: Source of all draws.
+        settings: Shape of the stream.
+        people: People of the stream.
+        state: Value of every filled slot with the step that stated it; changed in place.
+        step: Number of the chunk, from 1.
+    """
     facts: list[Fact] = []
     touched: set[tuple[str, str]] = set()
     for _ in range(rng.randint(1, settings.max_facts)):
@@ -320,13 +326,13 @@ def _facts(
 
 
 def wording(rng: random.Random, templates: tuple[str, ...], person: str, value: str) -> str:
-    """Return one of the templates with its places filled; {others} and {adverb} are drawn.
+    """Return a random template with its placeholders filled; {others} and {adverb} are drawn.
 
     Args:
         rng: Source of all draws.
-        templates: Sentences with {person} and {value}, and perhaps {adverb} or {others}.
-        person: Whom the sentence is about.
-        value: What it says.
+        templates: Sentences with {person} and {value}, and optionally {adverb} or {others}.
+        person: The text for {person}.
+        value: The text for {value}.
 
     >>> wording(random.Random(1), ("{others} hear {person} on {value}",), "Mia", "law")
     'Neighbours hear Mia on law'
@@ -345,8 +351,8 @@ def noise_sentence(rng: random.Random, people: list[str], world: World) -> str:
 
     Args:
         rng: Source of all draws.
-        people: Persons that it may be about.
-        world: How it is worded.
+        people: Names that may occur in the sentence.
+        world: The world, which selects the templates.
     """
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
     if world == "paraphrased":
@@ -359,7 +365,7 @@ def noise_sentence(rng: random.Random, people: list[str], world: World) -> str:
 def _paired(
     rng: random.Random, asked: list[tuple[str, dict[str, tuple[str, int]]]]
 ) -> list[tuple[str, dict[str, tuple[str, int]]]]:
-    """Merge, per attribute, the questions about two people, where two differ; draw whom."""
+    """Merge, per attribute, the questions about two random people with different values, if any."""
     for attribute in ATTRIBUTES:
         places = [place for place, (name, _) in enumerate(asked) if name == attribute]
         value = {place: next(iter(asked[place][1].values()))[0] for place in places}
@@ -379,7 +385,7 @@ def _question(
     world: World,
     step: int | None = None,
 ) -> Question:
-    """Ask for an attribute of the people in `held`, with the value and the step that stated it."""
+    """Return the question for an attribute of the people in `held`, which holds (value, step)."""
     spec = ATTRIBUTES[attribute]
     text = spec.question if len(held) == 1 else spec.pair_question
     return Question(
@@ -388,7 +394,7 @@ def _question(
         answers=("; ".join(value for value, _ in held.values()),),
         data_source=DATA_SOURCES[world],
         step=step,
-        evidence_steps=tuple(sorted({told for _, told in held.values()})),
+        evidence_steps=tuple(sorted({stated for _, stated in held.values()})),
     )
 
 
@@ -415,9 +421,9 @@ def planted_instances(
     """Return planted streams with different seeds.
 
     Args:
-        split: Which of the two sets of seeds; they share none.
+        split: "train" or "held-out"; the two splits use different stream seeds.
         count: Number of streams.
-        seed: Seed of the set.
+        seed: Seed from which the stream seeds are derived.
         stream: Shape of the streams; `None`: the defaults.
     """
     return [planted_stream(stable_seed(seed, split, number), stream) for number in range(count)]

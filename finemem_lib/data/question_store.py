@@ -1,9 +1,9 @@
-"""Chunk questions made before training: stored as parquet, resumed, loaded.
+"""Store chunk questions as parquet before training, resume an interrupted store, and load it.
 
 A store is a folder with one part per text and recipe. The part's name is the hash of the chunks,
 then the hash of the recipe (teacher, verifier, k and seed), so a part is never made twice and
-questions about other text are never loaded. A part is written whole or not at all and holds one row
-per candidate with its verdict; an interruption costs the instance that was in progress.
+questions about another text are never loaded. A part is written atomically and holds one row per
+candidate with its verdict; an interruption loses only the current instance.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ STORE_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that the questions depend on in addition to the text.
+    """Everything that the questions depend on, except for the text.
 
     Attributes:
-        teacher, verifier: Their names.
+        teacher, verifier: Names of teacher and verifier.
         teacher_settings, verifier_settings: Hashes of their settings.
-        k: Questions per chunk, at most.
-        seed: Seed of the teacher's choices.
-        version: Version of the making of questions.
+        k: Largest number of questions per chunk.
+        seed: Seed of the teacher's random choices.
+        version: Version of the question generation, see `STORE_VERSION`.
     """
 
     teacher: str
@@ -57,8 +57,8 @@ def recipe_of(teacher: Teacher, verifier: ReasoningAgent, k: int = 5, seed: int 
 
     Args:
         teacher, verifier: As for `make_chunk_questions`.
-        k: Questions per chunk, at most.
-        seed: Seed of the teacher's choices.
+        k: Largest number of questions per chunk, at least 1.
+        seed: Seed of the teacher's random choices.
     """
     return Recipe(
         teacher.name, _hash(teacher.settings), verifier.name, _hash(verifier.settings), k, seed
@@ -74,13 +74,13 @@ def prepare_questions(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Instance, ...]:
-    """Make the chunk questions that a store lacks.
+    """Make the chunk questions that are missing in a store, and return the instances with them.
 
-    After an interruption a second call continues: what is in the store is not asked again.
+    After an interruption, a second call continues where the first one stopped.
 
     Args:
-        instances: Their chunks are asked about.
-        folder: The store; made if it is missing.
+        instances: The instances to make questions for.
+        folder: The store; created if missing.
         teacher, verifier, k, seed: As for `make_chunk_questions`.
         progress: Called after each instance with the number done and the total.
 
@@ -88,8 +88,8 @@ def prepare_questions(
         The instances with their questions.
 
     Raises:
-        ValueError: `k` is less than 1, another process is at work in the folder, there can be no
-            such folder, a part of it cannot be read, or a data source has no metric.
+        ValueError: `k` is less than 1, another process is writing to the store, the folder cannot
+            be created, a part cannot be read, or a data source has no metric.
     """
     folder = Path(folder)
     recipe = recipe_of(teacher, verifier, k, seed)
@@ -115,12 +115,12 @@ def prepare_questions(
 
 @dataclass(frozen=True, slots=True)
 class StoredQuestions:
-    """What a store holds for some instances.
+    """The stored questions of some instances.
 
     Attributes:
         instances: The instances with their questions.
         audits: The verdicts on all candidates, per instance.
-        recipe: What all of them were made by.
+        recipe: The recipe of all questions.
     """
 
     instances: tuple[Instance, ...]
@@ -131,13 +131,13 @@ class StoredQuestions:
 def load_questions(
     instances: Sequence[Instance], source: str | Path, k: int | None = None
 ) -> StoredQuestions:
-    """Return what a store holds for the text of some instances, all by one recipe.
+    """Return the stored questions for the text of some instances, all made by one recipe.
 
     Args:
-        instances: Their questions are looked up by the text of their chunks.
-        source: The store's folder, or FOLDER@KEY with the key of a recipe, which is only needed
-            where the store holds questions by several.
-        k: What the recipe's `k` must be; `None`: any.
+        instances: The instances; the text of their chunks identifies their questions.
+        source: The store's folder, or FOLDER@KEY with the key of a recipe; the key is needed only
+            if the store holds several recipes.
+        k: The required `k` of the recipe; `None`: any.
 
     Raises:
         ValueError: as `with_questions`; the instances have several recipes, or another `k`.
@@ -165,7 +165,7 @@ def load_questions(
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
-    """Return the folder and the key of the recipe.
+    """Return the folder and, if given, the recipe's key of a source.
 
     Args:
         source: FOLDER or FOLDER@KEY.
@@ -178,7 +178,7 @@ def split_source(source: str | Path) -> tuple[Path, str | None]:
 
 
 def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
-    """Return the audit that rows of a store record.
+    """Return the audit recorded in rows of a store.
 
     Args:
         rows: Rows of one part.
@@ -202,13 +202,13 @@ def with_questions(
     """Return the instances with the accepted chunk questions that a store holds for their text.
 
     Args:
-        instances: Their questions are looked up by the text of their chunks.
+        instances: The instances; the text of their chunks identifies their questions.
         folder: The store.
-        key: Key of a recipe; only needed where the store holds questions by several.
+        key: Key of a recipe; needed only if the store holds several recipes.
 
     Raises:
-        ValueError: the store lacks the questions of a text, holds several recipes and none was
-            chosen, or a part cannot be read.
+        ValueError: the store lacks the questions of a text, holds several recipes and no key was
+            given, or a part cannot be read.
     """
     return tuple(
         _asked(instance, _read(_find(instance, Path(folder), key))) for instance in instances
@@ -222,8 +222,8 @@ def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
         folder: The store.
 
     Returns:
-        One record per candidate: its place, question and answers, whether it was accepted, why
-        not, the verifier's reply, and the recipe.
+        One record per candidate: its instance and step, question and answers, whether it was
+        accepted, the reason if not, the verifier's reply, and the recipe.
 
     Raises:
         ValueError: a part cannot be read.

@@ -1,11 +1,11 @@
-"""Chunk questions: a teacher writes them from one chunk, a verifier must answer them from it.
+"""Chunk questions: a teacher writes them about one chunk, a verifier must answer them from it.
 
 Differs from the paper: in Fine-Mem (arXiv 2601.08435) GPT-4o-mini writes K = 5 questions per chunk
 and Qwen3-32B must answer each from the chunk. `ClozeTeacher` needs no model: it blanks out a date,
-number, name or last word of a sentence, or asks for it outright where the sentence allows. Any
-reasoning agent verifies; it reads the pieces of the chunk that retrieval finds, as it later reads
-memory items. Two checks come on top: a question must not give its answer away, and must not be
-answerable from an empty memory. Nothing is dropped silently: every candidate has an `AuditRow`.
+number, name or last word of a sentence, or rephrases the sentence as a question. Any reasoning
+agent can verify; it reads the retrieved pieces of the chunk, as it later reads memory items. Two
+checks are added: a question must not contain its answer, and must not be answerable from an empty
+memory. No candidate is dropped silently: each has an `AuditRow`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Reason = Literal[
     "verifier failed",
     "not needed",
 ]
-"""Why a candidate was rejected; "not needed" was never verified, K others had been accepted."""
+"""Why a candidate was rejected; "not needed": not verified, because K others were accepted."""
 
 VERIFIER_ITEMS = 12
-"""How many pieces of the chunk the verifier reads, those retrieval ranks best."""
+"""Largest number of retrieved pieces of the chunk that the verifier reads."""
 
 NEAR_DUPLICATE = 0.8
-"""Share of common content words from which two questions with one answer ask the same."""
+"""Smallest share of common content words of two duplicate questions with the same answer."""
 
 
 class Teacher(Protocol):
@@ -49,14 +49,14 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in tables and recipes."""
+        """Name of the teacher in tables and recipes."""
 
     @property
     def settings(self) -> str:
-        """Everything that the questions depend on in addition to the chunk."""
+        """Text that identifies everything the questions depend on, except for the chunk."""
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Receive the chunks that `write` will be asked about, to ask for all of them at once.
+        """Receive the chunks of later `write` calls, so that all can be asked about in one batch.
 
         Args:
             chunk_texts: Texts of one instance, in order.
@@ -65,12 +65,13 @@ class Teacher(Protocol):
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
-        """Return candidates, preferred ones first.
+        """Return candidate questions, preferred ones first.
 
         Args:
-            chunk_text: All that the teacher may see.
+            chunk_text: The text of the chunk, the teacher's only input.
             step: The chunk's step, from 1; it becomes `step` and `evidence_steps`.
-            data_source: The instance's; the questions have one whose metric needs no judge.
+            data_source: The instance's data source; if its metric needs a judge, the questions have
+                another data source.
             rng: Source of random choices.
         """
 
@@ -82,9 +83,9 @@ class AuditRow:
     Attributes:
         step: Step of the chunk.
         question, answer: The candidate; several accepted answers are joined by "; ".
-        accepted: Whether it became a chunk question.
+        accepted: Whether the candidate became a chunk question.
         reason: Why it was rejected; `None` exactly when it was accepted.
-        reply: The verifier's answer from the chunk; `None`: it was not asked.
+        reply: The verifier's answer from the chunk; `None` if the verifier was not asked.
     """
 
     step: int
@@ -100,18 +101,18 @@ def make_chunk_questions(
 ) -> tuple[Instance, tuple[AuditRow, ...]]:
     """Return the instance with at most `k` verified questions per chunk, and the audit.
 
-    Candidates are verified in the teacher's order, in rounds of one batch for all chunks, and no
-    more of them than are needed.
+    Candidates are verified in the teacher's order, in rounds of one batch for all chunks, until
+    every chunk has `k` questions or no candidate is left.
 
     Args:
-        instance: Its chunks are asked about; chunk questions it has are replaced.
+        instance: The instance; its own chunk questions are replaced.
         teacher: Writes the candidates.
-        verifier: Must answer a question from its chunk and must not from an empty memory.
-        k: Questions per chunk, at most; at least 1.
-        seed: The same seed gives the same questions where teacher and verifier are deterministic.
+        verifier: Must answer a question from its chunk, and must fail from an empty memory.
+        k: Largest number of questions per chunk, at least 1.
+        seed: Seed of the teacher's random choices.
 
     Returns:
-        The instance, and one row per candidate, ordered by step, then as the teacher wrote.
+        The instance, and one row per candidate, ordered by step, then in the teacher's order.
 
     Raises:
         ValueError: `k` is less than 1, or a data source has no metric.
@@ -160,18 +161,18 @@ def make_chunk_questions(
 def verified(
     instance: Instance, verifier: ReasoningAgent, threshold: float = 1.0, seed: int = 0
 ) -> Instance:
-    """Return the instance with those chunk questions that the verifier answers from their chunk.
+    """Return the instance with only the chunk questions that the verifier answers from their chunk.
 
-    This is the check of `make_chunk_questions` on existing questions; the others are dropped. A
-    lower threshold makes the verifier as lenient as a model that is sure of what it cannot know:
-    its confidence in a question that it does not answer is a uniform draw from [0, 1).
+    This applies the check of `make_chunk_questions` to existing questions. A threshold below 1
+    simulates an overconfident verifier: each unanswered question gets a confidence drawn uniformly
+    from [0, 1) and is kept if the confidence reaches the threshold.
 
     Args:
-        instance: Returned as it is where it has no chunk questions.
+        instance: The instance; returned unchanged if it has no chunk questions.
         verifier: Must answer each question from its chunk.
-        threshold: Least confidence, in [0, 1], with which a question that is not answered is kept
-            all the same: 1 keeps none of them, 0 all.
-        seed: Of the draws; with one seed a lower threshold keeps what a higher one keeps.
+        threshold: Smallest confidence, in [0, 1], for which an unanswered question is kept: 1 keeps
+            none of them, 0 keeps all.
+        seed: Seed of the draws; with equal seeds a lower threshold keeps a superset.
 
     Raises:
         ValueError: `threshold` is outside [0, 1].
@@ -200,13 +201,13 @@ def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
     Fine-Mem trains on 20 % (arXiv 2601.08435).
 
     Args:
-        instance: Whose global questions are sampled.
-        share: More than 0 and at most 1; the number is rounded and at least one.
-        seed: Rollouts with the same seed are asked the same questions, so that their rewards can
-            be compared.
+        instance: The instance whose global questions are sampled.
+        share: Share of questions to keep, in (0, 1]; the number is rounded and at least one.
+        seed: Seed of the draw; use one seed for all rollouts of a group, so that their rewards are
+            comparable.
 
     Raises:
-        ValueError: `share` is not above 0 and at most 1.
+        ValueError: `share` is outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(
@@ -226,7 +227,7 @@ def audit_counts(audit: Sequence[AuditRow], num_steps: int) -> list[dict[str, in
 
     Args:
         audit: The verdicts.
-        num_steps: The records are for the steps 1 to this.
+        num_steps: Number of records, for the steps 1 to `num_steps`.
 
     >>> rows = [AuditRow(1, "Q?", "A", True, None), AuditRow(1, "Q?", "A", False, "duplicate")]
     >>> audit_counts(rows, num_steps=2)[0]["duplicate"], audit_counts(rows, 2)[1]["candidates"]
@@ -259,7 +260,7 @@ def _open(lists: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:
 
 
 def _next(candidates: Sequence[_Candidate], k: int) -> list[_Candidate]:
-    """Return as many undecided candidates as the chunk still needs questions."""
+    """Return the next undecided candidates, as many as the chunk still needs questions."""
     return _open([candidates])[: k - sum(candidate.accepted for candidate in candidates)]
 
 
@@ -281,8 +282,10 @@ def _ask(
     wanted: float,
     otherwise: Reason,
 ) -> None:
-    """Ask the open candidates of every chunk on its memory, in one batch; reject those that are
-    not answered as wanted (1.0: correctly, 0.0: not) or not at all (`None`)."""
+    """Ask the open candidates of every chunk on its memory, in one batch.
+
+    Reject those whose score is not `wanted` (1.0: correct, 0.0: wrong), with the reason `otherwise`
+    or, if the verifier failed (`None`), "verifier failed"."""
     asked = [_open([batch]) for batch in batches]
     answers = answer_questions(
         [
@@ -303,9 +306,9 @@ def _ask(
 
 
 def _screened(written: Sequence[Question]) -> list[_Candidate]:
-    """Reject what needs no verifier to be rejected.
+    """Return the candidates, with those rejected that need no verifier.
 
-    A question gives its answer away when repeating it as the reply would score.
+    A question contains its answer if repeating the question as the reply would score.
     """
     candidates: list[_Candidate] = []
     kept: list[tuple[frozenset[str], frozenset[str]]] = []

@@ -1,6 +1,6 @@
-"""Cut chunks into the pieces worth storing: sentences, or labelled examples.
+"""Split chunks into sentences or labelled examples.
 
-Everything here is linear in the length of its input: the text comes from data sets and may be
+Every function takes time linear in the length of its input, because texts from data sets may be
 long, repetitive or malformed.
 """
 
@@ -69,7 +69,7 @@ def labelled_examples(text: str) -> list[tuple[str, str]]:
     r"""Return (sentence, label) of every labelled example of a test-time-learning chunk.
 
     Args:
-        text: Any text; it may hold none.
+        text: Any text, with or without labelled examples.
 
     >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
     [('good day', '3'), ('bye', '4')]
@@ -80,7 +80,7 @@ def labelled_examples(text: str) -> list[tuple[str, str]]:
 
 
 def units(text: str) -> list[str]:
-    r"""Cut a chunk into the pieces worth storing: labelled examples whole, else sentences.
+    r"""Return the labelled examples of a chunk or, if it has none, its sentences.
 
     Args:
         text: Text of the chunk.
@@ -97,14 +97,14 @@ def units(text: str) -> list[str]:
 
 
 def retrieval_query(question: str, data_source: str) -> str:
-    r"""Return the part of a question to search the memory for.
+    r"""Return the retrieval query for a question.
 
     Args:
         question: Text of the question.
-        data_source: Selects the metric.
+        data_source: Data source, which selects the metric.
 
     Returns:
-        The bare sentence where its label is asked for, else the whole question.
+        The sentence to label if the question asks for a label, else the whole question.
 
     Raises:
         ValueError: the data source has no metric.

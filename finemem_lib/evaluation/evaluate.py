@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from finemem_lib.baselines.systems import check_systems, make_system
 from finemem_lib.evaluation.tables import (
     BootstrapSettings,
     Estimate,
     benchmark_table,
     paired_differences,
 )
-from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -31,7 +31,8 @@ def evaluate(
     """Let managers play the same instances and return accuracy and memory with intervals.
 
     Args:
-        managers: Names that `make_manager` knows, or managers by the name they get in the table.
+        managers: Names of systems (`baselines.systems.SYSTEMS`) or of `make_manager`, or managers
+            by the name they get in the table.
         instances: What every manager plays.
         agent: Answers the questions; the extractive reader for these instances by default.
         rollout: How the instances are played; one rollout each, without chunk questions, by
@@ -58,20 +59,20 @@ def evaluate(
             f"evaluate: got managers {managers!r:.60} and {len(instances)} instances, expected a "
             "list of names (or managers by name) and at least one instance"
         )
-    players = (
-        managers
-        if isinstance(managers, Mapping)
-        else {name: make_manager(name) for name in managers}
-    )
+    rollout = rollout or RolloutSettings(num_generations=1, ask_chunk_questions=False)
+    if isinstance(managers, Mapping):
+        players = {name: make_system(name, rollout, manager=one) for name, one in managers.items()}
+    else:
+        check_systems(managers, rollout=rollout)
+        players = {name: make_system(name, rollout) for name in managers}
     if baseline is not None and baseline not in players:
         raise ValueError(
             f"evaluate: baseline is {baseline!r}, expected one of {', '.join(players)}"
         )
-    rollout = rollout or RolloutSettings(num_generations=1, ask_chunk_questions=False)
     agent = agent or reader_for(instances)
     played = {
-        name: sum(play(instances, manager, rollout, agent, seed), start=[])
-        for name, manager in players.items()
+        name: sum(play(instances, one.manager, one.settings, agent, seed), start=[])
+        for name, one in players.items()
     }
     rows = benchmark_table(played, bootstrap)
     return rows if baseline is None else rows + paired_differences(played, baseline, bootstrap)

@@ -33,7 +33,7 @@ Measure = Literal["accuracy", "memory_tokens", "memory_share"]
 Average = Literal["pooled", "macro"]
 Resample = Literal["instance", "question"]
 ALL = "all"
-CATEGORIES = ("AR", "TTL", "LRU")
+CATEGORIES = ("AR", "TTL", "LRU", "CR")
 UNPARSED = "unparsed"
 
 

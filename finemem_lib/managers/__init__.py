@@ -1,5 +1,5 @@
-"""Memory managers: who edits the memory.
+"""Memory managers: policies that edit the memory.
 
-`model.make_manager` returns a manager by name, `model.load_manager` one from a checkpoint, and
-`rollout.play` lets a manager play instances, all rollouts in lockstep.
+`model.make_manager` returns a manager by name, `model.load_manager` loads a manager from a
+checkpoint, and `rollout.play` plays instances with a manager, all rollouts in lockstep.
 """

@@ -1,8 +1,8 @@
-"""Compute the layers of a model that are not trained once, for sampling and for training.
+"""Compute the frozen lower layers of a model only once, for both sampling and training.
 
 With adapters in the upper layers only, the hidden states that enter the lowest adapted layer do
-not change while the adapters learn. Sampling computes them anyway; training takes them from there
-and runs the upper layers alone, forwards and backwards.
+not change during training. Sampling computes and records them; training reuses them and runs only
+the upper layers, forward and backward.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from finemem_lib.managers.loading import adapter_in_half_precision, layer_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 class HiddenStates(AbstractContextManager["HiddenStates"]):
     """Hidden states at the input of a layer, recorded while completions are sampled.
 
-    As a context it watches the layer; `note` says which rows a pass of the model was for.
+    Use it as a context manager during sampling, and call `note` after every forward pass.
 
     Args:
         layer: The layer whose input is recorded.
@@ -50,10 +52,10 @@ class HiddenStates(AbstractContextManager["HiddenStates"]):
         self._parts, self._seen = {}, None
 
     def note(self, rows: Sequence[Sequence[int]], mask: torch.Tensor) -> None:
-        """Take the states of the last pass for the rows it was computed for.
+        """Record the states of the last forward pass.
 
         Args:
-            rows: Per row of the pass, the prompts that it counts for.
+            rows: Per row of the pass, the numbers of the prompts that share it.
             mask: 1 for tokens and 0 for padding, shape (rows of the pass, tokens of the pass).
         """
         assert self._seen is not None
@@ -63,13 +65,13 @@ class HiddenStates(AbstractContextManager["HiddenStates"]):
                 self._parts.setdefault(row, []).append(states)
 
     def keep(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> None:
-        """Keep the states of whole rows, under the tokens of prompt and completion.
+        """Store the recorded states by the token ids of prompt and completion.
 
-        The last token was sampled and never read, so a row has one state less than tokens.
+        The model never reads the last sampled token, so a row has one state fewer than tokens.
 
         Args:
             prompts: Token ids of the prompts.
-            completions: Token ids of the completions.
+            completions: Token ids of one completion per prompt.
         """
         import torch
 
@@ -80,10 +82,10 @@ class HiddenStates(AbstractContextManager["HiddenStates"]):
 
 
 class FrozenLayers:
-    """A model whose lower layers are frozen, as a model that takes their output where it is known.
+    """A wrapper of a model with frozen lower layers that reuses their recorded output.
 
-    Calls return the logits that the model returns, with gradients from the lowest trained layer
-    up. Rows whose hidden states are in `states` skip the lower layers.
+    Calls return the model's logits, with gradients from the lowest trained layer up. If `states`
+    holds the hidden states of all rows, the lower layers are skipped.
 
     Args:
         model: A causal language model of transformers, alone or with adapters.
@@ -96,7 +98,7 @@ class FrozenLayers:
         whole: Any = model
         causal = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
         decoder = getattr(causal, "model", None)
-        self.first = first_trained_layer(model)
+        self.model, self.first = model, first_trained_layer(model)
         if decoder is None or not self.first:
             raise ValueError(
                 f"FrozenLayers: the lowest trained layer is {self.first}, expected adapters in "
@@ -120,7 +122,7 @@ class FrozenLayers:
         rows = [ids[mask.bool()] for ids, mask in zip(input_ids, attention_mask, strict=True)]
         known = [self.states.kept.get(tuple(row.tolist())) for row in rows]
         if any(states is None for states in known):
-            with torch.no_grad():
+            with torch.no_grad(), adapter_in_half_precision(self.model):
                 output: torch.Tensor = self._lower(
                     input_ids=input_ids, attention_mask=attention_mask, use_cache=False
                 ).last_hidden_state
@@ -138,26 +140,45 @@ class FrozenLayers:
         """Return the logits of the last tokens, shape (rows, `keep`, vocabulary).
 
         Args:
-            hidden: What `hidden` returned.
+            hidden: The result of `hidden`, shape (rows, tokens, width).
             attention_mask: 1 for tokens and 0 for padding, shape (rows, tokens).
-            keep: Number of tokens at the end; 0 for all.
+            keep: Number of last tokens; 0 for all.
         """
-        output = self._upper(
-            inputs_embeds=hidden, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        # A slice of a batch would be multiplied as a batch, with a copy of the head for every row.
+        output = self._output(hidden, attention_mask)
+        # Flatten: torch would multiply a slice as a batch, with a copy of the head for every row.
         kept = output[:, -keep:]
         return self.head(kept.reshape(-1, kept.shape[-1])).view(*kept.shape[:2], -1)
 
-    def __call__(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **settings: Any
-    ) -> SimpleNamespace:
-        """Return an object with the `logits`, as a model of transformers does.
+    def logits_at(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the logits at selected positions, shape (selected positions, vocabulary).
 
         Args:
             input_ids: Token ids, shape (rows, tokens).
             attention_mask: 1 for tokens and 0 for padding, of the same shape.
-            settings: Of them `logits_to_keep` is used.
+            places: Boolean mask of the selected positions, of the same shape.
+        """
+        output = self._output(self.hidden(input_ids, attention_mask), attention_mask)
+        return self.head(output[places])
+
+    def _output(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the output of the upper layers."""
+        with adapter_in_half_precision(self.model):
+            output: torch.Tensor = self._upper(
+                inputs_embeds=hidden, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+        return output.to(hidden.dtype)
+
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **settings: Any
+    ) -> SimpleNamespace:
+        """Return an object with `logits`, as a transformers model does.
+
+        Args:
+            input_ids: Token ids, shape (rows, tokens).
+            attention_mask: 1 for tokens and 0 for padding, of the same shape.
+            settings: Further arguments; only `logits_to_keep` is used.
         """
         hidden = self.hidden(input_ids, attention_mask)
         keep = settings.get("logits_to_keep", 0)
@@ -165,7 +186,7 @@ class FrozenLayers:
 
 
 def frozen_layers(model: torch.nn.Module) -> FrozenLayers | None:
-    """Return `FrozenLayers` of a model, `None` where its lowest layer is trained, or none is.
+    """Return `FrozenLayers` of a model; `None` if its lowest layer is trained, or no layer is.
 
     Args:
         model: A causal language model, alone or with adapters.
@@ -174,23 +195,19 @@ def frozen_layers(model: torch.nn.Module) -> FrozenLayers | None:
 
 
 def first_trained_layer(model: torch.nn.Module) -> int | None:
-    """Return the number of the lowest layer with trained weights, from 0; `None` if there is none.
+    """Return the index of the lowest layer with trained weights, from 0; `None` if there is none.
 
-    Embeddings count as layer 0, because everything above them then needs a gradient.
+    Embeddings count as layer 0, because training them needs a gradient through all layers.
 
     Args:
         model: A causal language model, alone or with adapters.
     """
-    found = []
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            parts = name.split(".")
-            found.append(int(parts[parts.index("layers") + 1]) if "layers" in parts else 0)
-    return min(found, default=None)
+    trained = (name for name, value in model.named_parameters() if value.requires_grad)
+    return min(map(layer_of, trained), default=None)
 
 
 def _with_layers(decoder: Any, which: slice) -> Any:
-    """Return a decoder that shares the modules of another, and of its layers has some."""
+    """Return a decoder that shares the modules of another but has only some of its layers."""
     import torch
 
     part = copy.copy(decoder)

@@ -1,11 +1,11 @@
-"""Load a causal language model for training, by transformers or Unsloth, whole or with LoRA.
+"""Load a causal language model for training, with transformers or Unsloth, whole or with LoRA.
 
-A folder with ``adapter_config.json`` holds an adapter only; the model it was trained on is loaded
-from where that file says, and the adapter put on it.
+A folder with ``adapter_config.json`` holds only an adapter; its base model is loaded from the
+source named in that file.
 
-Unsloth rewrites transformers, peft and TRL when it is imported, so `import_unsloth` comes before
-anything here touches them. Its two calls get every argument that decides what is loaded: its
-defaults (4 bits, rank 16, seed 3407, another checkpoint than the one named) are not ours.
+Unsloth patches transformers, peft and TRL when it is imported, so `import_unsloth` runs before they
+are used. Both calls to Unsloth pass every argument that affects the loaded model, because its
+defaults (4 bits, rank 16, seed 3407, another checkpoint than the named one) differ from ours.
 """
 
 from __future__ import annotations
@@ -27,17 +27,25 @@ if TYPE_CHECKING:
 SHIPPED_MANAGERS = {
     "tiny": "data/tiny_manager",
     "tiny-paraphrased": "data/tiny_manager_paraphrased",
+    "tiny-layers": "data/tiny_layers_manager",
     "smollm2": "data/smollm2_manager",
 }
 """Folders of the shipped warm starts by name, relative to the repository root. "smollm2" is an
-adapter; its model has to be fetched once."""
+adapter; its base model must be fetched once."""
 
-TINY_WORLDS: dict[str, World] = {"tiny": "plain", "tiny-paraphrased": "paraphrased"}
+TINY_WORLDS: dict[str, World] = {
+    "tiny": "plain",
+    "tiny-paraphrased": "paraphrased",
+    "tiny-layers": "plain",
+}
 """The planted world that each of them reads."""
 
+LAYERED_MANAGERS = ("tiny-layers",)
+"""Those whose operations are for a layered memory."""
+
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
-"""Lengths of prompt and completion, and prompts sampled at a time outside training, where the
-settings name none; the tiny manager has its own."""
+"""Default lengths of prompt and completion, in tokens, and default batch size outside training; the
+tiny manager has its own."""
 
 TARGET_MODULES = (
     "q_proj",
@@ -48,30 +56,31 @@ TARGET_MODULES = (
     "up_proj",
     "down_proj",
 )
-"""Every linear layer of a Qwen3's or Llama's block gets an adapter."""
+"""The linear layers of a Qwen3 or Llama block; each gets an adapter."""
 
 Loader = Literal["transformers", "unsloth"]
 Precision = Literal["auto", "bf16", "4bit"]
 MemoryRule = Literal["recent", "relevant", "recent+relevant"]
 ChunkRule = Literal["head", "head+tail"]
-OperationsAs = Literal["json", "tools", "quotes"]
+OperationsAs = Literal["json", "tools", "quotes", "constrained-quotes", "calls"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """How a language model is loaded as memory manager, prompted and trained.
+    """Settings to load, prompt and train a language model as memory manager.
 
-    Whatever `precision` says, the weights that are trained are held in single precision.
+    Trained weights are always held in single precision, whatever `precision` is.
 
     Attributes:
         loader: "transformers" or "unsloth".
-        precision: "auto" as the checkpoint stores the weights (Unsloth: bf16 on every card that has
-            it, whatever the checkpoint stores), "bf16", or "4bit" (NF4, frozen, so
-            that only an adapter is trained; needs CUDA).
-        lora_rank: Rank of the adapter on every linear layer; 0 trains all weights.
-        lora_alpha: The adapter is scaled by lora_alpha / lora_rank (default 2 x rank).
-        lora_layers: Number of layers, counted from the top, that get the adapter (default all). The
-            frozen ones below are then computed once per update, see `frozen_layers`.
+        precision: "auto", the checkpoint's precision, but single precision on a CPU without bf16
+            products (Unsloth: bf16 on every GPU that supports it); "bf16"; or "4bit" (NF4, frozen,
+            so that only an adapter can be trained; needs CUDA).
+        lora_rank: Rank of the adapter on every linear layer, at least 0; 0 trains all weights.
+        lora_alpha: Scale of the adapter, which is lora_alpha / lora_rank; default 2 x rank.
+        lora_layers: Number of layers, counted from the top, that get an adapter or, if the
+            checkpoint holds an adapter, continue training it; default all. The frozen layers below
+            are then computed once per update, see `frozen_layers`.
         gradient_checkpointing: Compute activations again instead of keeping them.
         fast_inference: Sample the rollouts of training with vLLM inside Unsloth. Outside training,
             in tests and benchmarks, completions do not come from vLLM: the model's own `generate`
@@ -86,10 +95,12 @@ class ModelSettings:
         chunk_rule: Which part of a chunk it shows when it is too long, see `PromptBuilder`.
         operations_as: Operations are a JSON list ("json"), tool calls of the model's chat template
             ("tools"), or a JSON list whose contents are sentences of the chunk, quoted by their
-            number ("quotes", not in the paper).
+            number ("quotes", not in the paper), of which "constrained-quotes" samples only what
+            the memory can apply, see `grammar`; or Mem-alpha's calls on a layered memory as a JSON
+            list ("calls").
 
     Raises:
-        ValueError: A setting is out of range, or two of them contradict each other.
+        ValueError: A setting is out of range, or two settings contradict each other.
 
     >>> ModelSettings(lora_alpha=16)
     Traceback (most recent call last):
@@ -135,6 +146,12 @@ class ModelSettings:
                 f"ModelSettings: lora_alpha is {self.lora_alpha} and lora_rank is 0, so there is "
                 "no adapter to scale; give a lora_rank, or leave lora_alpha out"
             )
+        if self.operations_as == "constrained-quotes" and self.loader == "unsloth":
+            raise ValueError(
+                "ModelSettings: operations_as is 'constrained-quotes', which this library samples "
+                "itself, and the loader is 'unsloth', which samples its own way; take 'quotes', or "
+                "the loader transformers"
+            )
         if self.lora_layers is not None and (not self.lora_rank or self.loader == "unsloth"):
             raise ValueError(
                 f"ModelSettings: lora_layers is {self.lora_layers}, expected a lora_rank with it "
@@ -152,12 +169,12 @@ class ModelSettings:
             raise ValueError(f"ModelSettings: {name} is {getattr(self, name)!r}, expected {range_}")
 
     def trainer_arguments(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Return the fields of TRL's GRPOConfig that follow from how this model was loaded.
+        """Return the fields of TRL's GRPOConfig that depend on the loaded model.
 
-        Unsloth checkpoints gradients by itself, and its model must not be told to a second time.
+        Unsloth implements gradient checkpointing itself, so TRL's must be off for its models.
 
         Args:
-            model: The model that was loaded with these settings.
+            model: The model loaded with these settings.
         """
         import torch
 
@@ -174,7 +191,7 @@ class ModelSettings:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Silence the bars of reading and writing weights: they are noise in a notebook."""
+    """Disable transformers' progress bars for reading and writing weights."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -187,11 +204,11 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def checkpoint_folder(path_or_name: str | Path) -> Path | None:
-    """Return the folder that `load_model` loads from, `None` for a name on the hub.
+    """Return the folder that `load_model` loads from, or `None` for a name on the hub.
 
     Args:
-        path_or_name: "tiny", a name on the hub, or a folder, of which a relative one is also looked
-            for in the repository.
+        path_or_name: One of `SHIPPED_MANAGERS`, a name on the hub, or a folder; a relative folder
+            is also searched for in the repository.
     """
     source = SHIPPED_MANAGERS.get(str(path_or_name), path_or_name)
     folders = (Path(source), repository_root() / source)
@@ -199,7 +216,7 @@ def checkpoint_folder(path_or_name: str | Path) -> Path | None:
 
 
 def split_revision(name: str | Path) -> tuple[str, str | None]:
-    """Return a name on the hub and the revision that it carries: a commit, a branch or a tag.
+    """Return a name on the hub and its revision (a commit, a branch or a tag), if any.
 
     Args:
         name: NAME or NAME@REVISION.
@@ -212,7 +229,7 @@ def split_revision(name: str | Path) -> tuple[str, str | None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, its type where it has none.
+    """Return the first line of an error's message, or its type if the message is empty.
 
     Args:
         error: Any error.
@@ -224,7 +241,7 @@ def first_line(error: BaseException) -> str:
 
 
 def import_unsloth() -> Any:
-    """Return the module unsloth, imported for the first time where it was not yet.
+    """Import Unsloth and return the module.
 
     Raises:
         RuntimeError: There is no CUDA device, or Unsloth is not installed.
@@ -247,22 +264,22 @@ def import_unsloth() -> Any:
 def load_model(
     path_or_name: str | Path, settings: ModelSettings, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer, on the GPU where there is one.
+    """Return model and tokenizer, on the GPU if there is one.
 
-    The adapter that the folder holds or the settings ask for is on the model and trainable. An
-    adapter keeps the commit that it was trained on, and is not put on another.
+    If the folder holds an adapter or the settings request one, the model has a trainable adapter.
+    An adapter records the commit of its base model and is not loaded on another commit.
 
     Args:
-        path_or_name: One of `SHIPPED_MANAGERS`, a folder, or a name on the hub, which may carry its
+        path_or_name: One of `SHIPPED_MANAGERS`, a folder, or a name on the hub, with or without a
             revision ("owner/name@COMMIT").
-        settings: How the model is loaded.
-        seed: Draws the weights of a new adapter.
+        settings: Settings of the model.
+        seed: Seed of the weights of a new adapter.
 
     Raises:
-        ValueError: There is no such checkpoint, it cannot be loaded, it does not go with the
-            settings (`check_checkpoint`), or its adapter was trained on another commit.
-        RuntimeError: Unsloth or 4 bits is asked for and not available here.
-        MemoryError: vLLM has no room on the card.
+        ValueError: There is no such checkpoint, it cannot be loaded, it does not fit the settings
+            (`check_checkpoint`), or its adapter was trained on another commit.
+        RuntimeError: The settings request Unsloth or 4 bits, which are not available here.
+        MemoryError: vLLM does not fit into the GPU memory.
     """
     check_checkpoint(path_or_name, settings)
     folder = checkpoint_folder(path_or_name)
@@ -314,20 +331,19 @@ VLLM_HAS_NO_ROOM = (
     "No available memory for the cache blocks",
     "larger than the available KV cache memory",
 )
-"""How vLLM says, as it starts, that a card is too small for its share or its share for a cache."""
+"""Parts of vLLM's error messages if the GPU memory or its share is too small."""
 
 
 def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
-    """Check that a checkpoint can be loaded as the settings say, without loading it.
+    """Check that a checkpoint fits the settings, without loading it.
 
     Args:
         path_or_name: As for `load_model`.
-        settings: How the model is to be loaded.
+        settings: Settings of the model.
 
     Raises:
-        ValueError: The adapter that it holds has another rank; or there is no adapter, held or
-            asked for, where the weights themselves cannot be trained; or vLLM would load another
-            revision.
+        ValueError: Its adapter has another rank; or the settings freeze the weights and there is
+            no adapter to train; or vLLM would load another revision.
 
     >>> check_checkpoint("owner/name", ModelSettings(precision="4bit"))
     Traceback (most recent call last):
@@ -359,7 +375,7 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
 
 
 def _check_length(folder: Path, settings: ModelSettings) -> None:
-    """Refuse lengths for which Unsloth would stretch the positions that the model has learned.
+    """Raise an error for lengths at which Unsloth would rescale the rotary embedding.
 
     Raises:
         ValueError: Prompt and completion together have more tokens than the model has positions.
@@ -370,7 +386,7 @@ def _check_length(folder: Path, settings: ModelSettings) -> None:
     try:
         said = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError):
-        return  # loading says what is wrong with it
+        return  # loading raises a better error
     positions = said.get("max_position_embeddings") if isinstance(said, dict) else None
     if type(positions) is int and asked > positions:
         raise ValueError(
@@ -381,10 +397,10 @@ def _check_length(folder: Path, settings: ModelSettings) -> None:
 
 
 def single_precision(model: PreTrainedModel) -> None:
-    """Hold the weights that are trained in single precision, whatever they were loaded in.
+    """Convert the trained weights to single precision.
 
-    In bf16 a step of Adam smaller than about 1/512 of a weight is rounded away, and with it most of
-    training; and TRL casts adapters on a 4-bit model to bf16.
+    In bf16, rounding removes an Adam step smaller than about 1/512 of a weight, and thus most of
+    the training; and TRL casts adapters on a 4-bit model to bf16.
 
     Args:
         model: The model, changed in place.
@@ -396,14 +412,35 @@ def single_precision(model: PreTrainedModel) -> None:
             value.data = value.data.float()
 
 
-def held_adapter(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of the adapter that a folder holds, `None` where it holds none.
+@contextmanager
+def adapter_in_half_precision(model: Any) -> Iterator[None]:
+    """Compute the adapter of a bf16 model in bf16 on a CPU; its stored weights are unchanged.
+
+    Casting the adapter's input to single precision would take a third of the time of a pass.
 
     Args:
-        folder: A checkpoint.
+        model: A causal language model, alone or with adapters.
+    """
+    import torch
+
+    held = hasattr(model, "peft_config") and model.device.type == "cpu"
+    if not held or model.get_input_embeddings().weight.dtype != torch.bfloat16:
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model), torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+def held_adapter(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of the adapter in a folder, or `None` if there is no adapter.
+
+    Args:
+        folder: Folder of a checkpoint.
 
     Raises:
-        ValueError: The configuration cannot be read, or is not that of a LoRA adapter.
+        ValueError: The configuration cannot be read, or is not of a LoRA adapter.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -437,7 +474,7 @@ def _with_transformers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base, base_revision = _base(source, revision, held)
-    # An adapter may be stored without the tokenizer, which is then its model's.
+    # An adapter stored without a tokenizer uses the tokenizer of its base model.
     spare = held is not None and not Path(source, "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(
         base if spare else source, revision=base_revision if spare else revision
@@ -447,12 +484,16 @@ def _with_transformers(
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, revision=revision, **_weights(settings.precision)
         )
-    if settings.precision != "4bit":  # which transformers has put where it belongs
+    if settings.precision != "4bit":  # transformers has already placed a 4-bit model
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    _read_head_as_one_matrix(model)
     if held:
         from peft import PeftModel
 
+        layers = upper_layers(model.config.num_hidden_layers, settings.lora_layers)
         model = PeftModel.from_pretrained(model, source, is_trainable=True)
+        if layers is not None:
+            _freeze_below(model, layers[0])
     elif settings.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -466,8 +507,18 @@ def _with_transformers(
     return model, tokenizer
 
 
+def _read_head_as_one_matrix(model: Any) -> None:
+    """Make the input of the head contiguous.
+
+    Torch would multiply a slice, such as the last token of every row, as a batch, with a copy of
+    the whole head for every row."""
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda module, states: (states[0].contiguous(),))
+
+
 def upper_layers(layers: int, count: int | None) -> list[int] | None:
-    """Return the numbers of the layers that get an adapter; `None` for all.
+    """Return the indices of the layers that get an adapter; `None` for all.
 
     Args:
         layers: Number of layers of the model.
@@ -486,12 +537,47 @@ def upper_layers(layers: int, count: int | None) -> list[int] | None:
     return list(range(layers - count, layers))
 
 
+def _freeze_below(model: PreTrainedModel, layer: int) -> None:
+    """Freeze the adapter in the layers below `layer`, and cast it to the model's precision."""
+    for name, value in model.named_parameters():
+        if value.requires_grad and layer_of(name) < layer:
+            value.requires_grad = False
+            value.data = value.data.to(model.dtype)
+
+
+def layer_of(name: str) -> int:
+    """Return the index of the layer of a parameter, from 0; 0 for embeddings and head.
+
+    Args:
+        name: Name of the parameter.
+
+    >>> layer_of("base_model.model.model.layers.29.mlp.up_proj.weight"), layer_of("lm_head.weight")
+    (29, 0)
+    """
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1]) if "layers" in parts else 0
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Return whether this CPU has instructions for bf16 products.
+
+    Without them (most laptops) torch computes bf16 products about nine times more slowly than
+    products in single precision.
+    """
+    import torch
+
+    return any(has is True for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
 def _weights(precision: Precision) -> dict[str, Any]:
     """Return `from_pretrained`'s arguments for a precision."""
     import torch
 
-    if precision != "4bit":
-        return {"dtype": "auto" if precision == "auto" else torch.bfloat16}
+    if precision == "bf16":
+        return {"dtype": torch.bfloat16}
+    if precision == "auto":
+        stored = torch.cuda.is_available() or cpu_multiplies_bf16()
+        return {"dtype": "auto" if stored else torch.float32}
     if not torch.cuda.is_available():
         raise RuntimeError("precision 4bit needs a CUDA device and there is none; use bf16 or auto")
     from transformers import BitsAndBytesConfig
@@ -512,7 +598,7 @@ def _weights(precision: Precision) -> dict[str, Any]:
 
 
 def _lora(settings: ModelSettings) -> dict[str, Any]:
-    """Return the arguments of a new adapter that peft and Unsloth share."""
+    """Return the arguments of a new adapter that peft and Unsloth have in common."""
     return {
         "r": settings.lora_rank,
         "lora_alpha": settings.lora_alpha or 2 * settings.lora_rank,
@@ -531,9 +617,9 @@ def _with_unsloth(
     settings: ModelSettings,
     seed: int,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and put an adapter on it, a new one or the weights of the held one.
+    """Load the model with Unsloth and add a new adapter or the stored one.
 
-    Unsloth's own loader of adapters ignores the revision of the model they were trained on.
+    Unsloth's own loader of adapters ignores the revision of their base model.
     """
     unsloth = import_unsloth()
     import torch
@@ -545,7 +631,7 @@ def _with_unsloth(
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=base,
         revision=revision,
-        use_exact_model_name=True,  # else another checkpoint than the one named is fetched
+        use_exact_model_name=True,  # else Unsloth loads another checkpoint than the named one
         max_seq_length=(settings.max_prompt_tokens or MAX_PROMPT_TOKENS)
         + (settings.max_new_tokens or MAX_NEW_TOKENS),
         dtype=None if settings.precision == "auto" else torch.bfloat16,
@@ -558,7 +644,7 @@ def _with_unsloth(
         fast_inference=settings.fast_inference,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         float8_kv_cache=False,
-        max_lora_rank=rank or 64,  # vLLM's room for one; without an adapter it holds none
+        max_lora_rank=rank or 64,  # largest rank that vLLM reserves memory for
         random_state=seed,
     )
     if rank:
@@ -580,7 +666,7 @@ def _with_unsloth(
 
 
 def _base(source: str, revision: str | None, held: dict[str, Any] | None) -> tuple[str, str | None]:
-    """Return the model to load and its revision: that of an adapter is named in the adapter."""
+    """Return the base model to load and its revision; an adapter's configuration names both."""
     if held is None:
         return source, revision
     base = held["base_model_name_or_path"]

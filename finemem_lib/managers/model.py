@@ -1,17 +1,19 @@
-"""Memory managers: scripted ones that need no model, and any causal language model behind a prompt.
+"""Memory managers: scripted ones without a model, and any causal language model with a prompt.
 
-All of them answer an `Observation` with the text of a JSON list that goes through the same parser,
-so a scripted manager is judged by the same rules as a learned one.
+All managers answer an `Observation` with text that the same parser reads, so scripted and trained
+managers are evaluated by the same rules.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.managers import tiny
+from finemem_lib.managers.layered_scripted import ALL_SCRIPTED
 from finemem_lib.managers.loading import (
     BATCH_SIZE,
     MAX_NEW_TOKENS,
@@ -27,8 +29,8 @@ from finemem_lib.managers.sampling import (
     completion_logprobs,
     generate_completions,
     sample_completions,
+    sample_constrained,
 )
-from finemem_lib.managers.scripted import SCRIPTED
 from finemem_lib.seeds import stable_seed
 from finemem_lib.util.files import write_json
 from finemem_lib.util.validation import parse_json
@@ -37,29 +39,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SETTINGS_FILE = "manager_settings.json"
-"""File in a saved manager's folder: how it was loaded and prompted, unless by default."""
+"""Name of the file with a saved manager's `ModelSettings`, written unless they are the defaults."""
 
 Sample = Callable[..., tuple[list[tuple[int, ...]], Sequence[tuple[float, ...] | None]]]
 """A function with the arguments of `sample_completions`."""
 
 
 class ModelManager:
-    """A causal language model as memory manager: prompt, sample, decode, JSON or tool calls.
+    """A causal language model as memory manager: render, sample, decode, parse.
 
-    Sampling is from the whole distribution; prompts of a batch are padded on the left, and the pad
-    token is never sampled. Every completion carries its prompt ids, its completion ids (with the
-    end token where there is one) and their log-probabilities at the temperature.
+    Tokens are sampled from the whole distribution; the prompts of a batch are padded on the left,
+    and the pad token is never sampled. Every completion has its prompt ids, its completion ids
+    (with the end token, if sampled) and their log-probabilities at the temperature.
 
     Args:
         model: The language model.
-        tokenizer: Its tokenizer.
-        builder: Renders the prompts and reads the completions.
-        name: Name in records.
-        temperature: Of the sampling, at least 0; 0 is greedy.
-        max_new_tokens: Most tokens of a completion.
-        batch_size: Most prompts sampled at a time.
-        sample: Samples the completions.
-        loaded_as: How the model was loaded; `save` writes it into the folder.
+        tokenizer: The model's tokenizer.
+        builder: Renders the prompts and parses the completions.
+        name: Name of the manager in records.
+        temperature: Sampling temperature, at least 0; 0 is greedy.
+        max_new_tokens: Largest number of tokens of a completion.
+        batch_size: Largest number of prompts sampled at a time.
+        sample: Function that samples the completions.
+        loaded_as: Settings the model was loaded with; `save` writes them into the folder.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class ModelManager:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that are recorded in its trajectories."""
+        """Settings recorded in the manager's trajectories."""
         return {
             **self.builder.settings,
             "max_new_tokens": self.max_new_tokens,
@@ -95,20 +97,25 @@ class ModelManager:
         }
 
     @property
+    def memory(self) -> str | None:
+        """The kind of memory that its operations are for; `None` where any will do."""
+        return self.builder.memory
+
+    @property
     def commit(self) -> str | None:
-        """The commit of the hub that the model was loaded from, `None` for a folder's."""
+        """The hub commit that the model was loaded from; `None` for a local folder."""
         return getattr(self.model.config, "_commit_hash", None)
 
     def save(self, folder: Path) -> None:
-        """Write model, tokenizer and settings, so that `load_manager` loads them again.
+        """Write model, tokenizer and settings into a folder that `load_manager` can load.
 
-        Of a model with an adapter only the adapter is written, which names its checkpoint.
+        For a model with an adapter only the adapter is written; it names its base model.
 
         Args:
             folder: Folder to write into.
         """
         adapter = hasattr(self.model, "peft_config")
-        # Left to itself peft asks the hub whether the vocabulary was resized.
+        # By default peft asks the hub whether the vocabulary was resized.
         own: dict[str, Any] = {"save_embedding_layers": False} if adapter else {}
         with no_progress_bars():
             self.model.save_pretrained(folder, **own)
@@ -117,10 +124,10 @@ class ModelManager:
             write_json(folder / SETTINGS_FILE, dataclasses.asdict(self.loaded_as))
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return one completion per observation; the same seed and batch give the same ones.
+        """Return one completion per observation, reproducible for equal seed and observations.
 
         Args:
-            observations: What is seen at this step, one per rollout.
+            observations: The observations at this step, one per rollout.
             seed: Seed of the sampling.
 
         Raises:
@@ -133,13 +140,18 @@ class ModelManager:
         try:
             for start in range(0, len(prompts), self.batch_size):
                 batch = prompts[start : start + self.batch_size]
-                ids, logprobs = self.sample(
+                grammars = [prompt.grammar for prompt in batch if prompt.grammar is not None]
+                sample = (
+                    functools.partial(sample_constrained, grammars=grammars)
+                    if grammars
+                    else functools.partial(self.sample, end_token_ids=self.end_token_ids)
+                )
+                ids, logprobs = sample(
                     self.model,
                     [prompt.ids for prompt in batch],
                     max_new_tokens=self.max_new_tokens,
                     temperature=self.temperature,
                     pad_token_id=self.tokenizer.pad_token_id,
-                    end_token_ids=self.end_token_ids,
                     seed=stable_seed(seed, start),
                 )
                 completions += self.builder.complete(batch, ids, logprobs)
@@ -150,17 +162,19 @@ class ModelManager:
     def logprobs(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> list[tuple[float, ...] | None]:
-        """Return the log-probabilities that this manager gives to the tokens of completions.
+        """Return the log-probabilities of the tokens of completions under this manager.
 
         Args:
             prompts: Token ids of the prompts.
             completions: Token ids of one completion per prompt, by this manager or another.
 
         Returns:
-            One value per token, in nats, at the manager's temperature (at 1 where that is 0);
-            `None` for a completion with a value that is not finite.
+            One value per token, in nats, at the manager's temperature (at 1 if that is 0); `None`
+            for a completion with a non-finite value, or that the manager's grammar does not allow.
         """
         pad, ends = self.tokenizer.pad_token_id, self.end_token_ids
+        grammars = [self.builder.grammar(str(self.tokenizer.decode(list(ids)))) for ids in prompts]
+        constrained = [grammar for grammar in grammars if grammar is not None]
         training = self.model.training
         self.model.train(False)
         try:
@@ -170,13 +184,14 @@ class ModelManager:
                 completions,
                 never=() if pad in ends else (pad,),
                 temperature=self.temperature,
+                grammars=constrained or None,
             )
         finally:
             self.model.train(training)
 
     @property
     def end_token_ids(self) -> list[int]:
-        """Tokens that end a completion."""
+        """Ids of the tokens that end a completion."""
         ends = self.model.generation_config.eos_token_id
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
@@ -188,30 +203,30 @@ def load_manager(
     seed: int = 0,
     **settings: Any,
 ) -> ModelManager:
-    """Load a causal language model as memory manager, on the GPU where there is one.
+    """Load a causal language model as memory manager, on the GPU if there is one.
 
-    A folder that holds an adapter is loaded as the model it was trained on with the adapter on it.
+    For a folder with an adapter, the adapter's base model is loaded and the adapter added.
 
-    Under Unsloth completions come from its own `generate`, because it keeps keys and values in a
-    form of its own, and their log-probabilities from a forward pass. That holds with
-    `fast_inference` too: vLLM samples the rollouts of training only, and what this manager samples
-    takes memory in addition to vLLM's share, `batch_size` prompts at a time. Without `model`, a
-    saved manager is loaded without vLLM.
+    With Unsloth, completions come from its own `generate`, because its KV cache has its own format,
+    and their log-probabilities from a separate forward pass. This includes `fast_inference`: vLLM
+    samples only the rollouts of training, and this manager's sampling, `batch_size` prompts at a
+    time, needs memory in addition to vLLM's share. Without `model`, a saved manager is loaded
+    without vLLM.
 
     Args:
         path_or_name: A folder (a relative one is also looked for in the repository), a name on the
             hub, which may carry its revision (NAME@COMMIT), or one of the warm starts that are
-            shipped: "tiny" for the plain planted world, "tiny-paraphrased" for the other, "smollm2"
-            for real text.
+            shipped: "tiny" for the plain planted world, "tiny-layers" for that world on a layered
+            memory, "tiny-paraphrased" for the other world, "smollm2" for real text.
         model: How it is loaded and prompted; default: as the manager that `save` wrote there.
         seed: Seed of the weights of a new adapter.
-        **settings: As in `ModelManager`, such as `temperature`.
+        **settings: Further arguments of `ModelManager`, such as `temperature`.
 
     Raises:
-        ValueError: there is no such checkpoint, it cannot be loaded, its own settings cannot be
+        ValueError: there is no such checkpoint, it cannot be loaded, its stored settings cannot be
             read, or the settings do not fit it.
-        RuntimeError: Unsloth, or 4 bits, was asked for and cannot be had here.
-        MemoryError: vLLM has no room on the card.
+        RuntimeError: the settings request Unsloth or 4 bits, which are not available here.
+        MemoryError: vLLM does not fit into the GPU memory.
 
     >>> load_manager("no/such/folder/here")
     Traceback (most recent call last):
@@ -241,15 +256,15 @@ def load_manager(
 
 
 def saved_settings(path_or_name: str | Path) -> ModelSettings:
-    """Return how a manager was loaded when it was saved, the default where it was not saved here.
+    """Return the settings that a manager was saved with, or else the defaults.
 
-    vLLM samples rollouts of training only; a saved manager is loaded to be used.
+    `fast_inference` is false in the result, because vLLM samples only the rollouts of training.
 
     Args:
         path_or_name: As for `load_manager`.
 
     Raises:
-        ValueError: The settings of the folder cannot be read.
+        ValueError: The settings in the folder cannot be read.
     """
     folder = checkpoint_folder(path_or_name)
     path = None if folder is None else folder / SETTINGS_FILE
@@ -269,10 +284,10 @@ def saved_settings(path_or_name: str | Path) -> ModelSettings:
 
 
 def make_manager(name: str, **settings: Any) -> MemoryManager:
-    """Return the manager of that name: a scripted one, or a tiny one.
+    """Return a scripted or shipped manager by name.
 
     Args:
-        name: One of `SCRIPTED` or of `SHIPPED_MANAGERS`.
+        name: One of `ALL_SCRIPTED` or of `SHIPPED_MANAGERS`.
         **settings: As in `load_manager`; for the tiny ones only.
 
     Raises:
@@ -285,11 +300,12 @@ def make_manager(name: str, **settings: Any) -> MemoryManager:
     ...
     ValueError: make_manager: 'insert-some' is not a manager; expected one of facts-only, ...
     """
-    if name in SCRIPTED:
-        return SCRIPTED[name]()
+    if name in ALL_SCRIPTED:
+        return ALL_SCRIPTED[name]()
     if name in SHIPPED_MANAGERS:
         return load_manager(name, **settings)
     raise ValueError(
         f"make_manager: {name!r} is not a manager; expected one of "
-        f"{', '.join(sorted([*SCRIPTED, *SHIPPED_MANAGERS]))} (other language models: load_manager)"
+        f"{', '.join(sorted([*ALL_SCRIPTED, *SHIPPED_MANAGERS]))} "
+        "(other language models: load_manager)"
     )

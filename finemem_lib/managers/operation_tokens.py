@@ -1,4 +1,4 @@
-"""Which tokens of a completion spell which of its operations."""
+"""Map the tokens of a completion to its operations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from finemem_lib.layers.operations import parse_calls
 from finemem_lib.operations import parse_operations
 from finemem_lib.trajectory import InvalidOperation, Operation, Step
 
@@ -20,11 +21,11 @@ def token_texts(
 ) -> tuple[str, ...]:
     """Return the text of every token of a completion.
 
-    A character that several tokens spell stands with the last of them, the others are empty.
+    If several tokens form one character, the last token has the character, the others are empty.
 
     Args:
-        completion_ids: The completion's tokens.
-        tokenizer: Spells the tokens.
+        completion_ids: Token ids of the completion.
+        tokenizer: The tokenizer that decodes them.
     """
     texts: list[str] = []
     waiting: list[int] = []
@@ -40,11 +41,11 @@ def token_texts(
 
 
 def operation_of_tokens(step: Step, texts: Sequence[str]) -> list[int | None]:
-    """Return for every token the place, among the step's outcomes, of the operation it spells.
+    """Return, for every token, the index of its operation among the step's outcomes, or `None`.
 
-    An operation's tokens reach from the end of the operation before it to its own last brace, so
-    the token that decides whether another operation follows belongs to that operation. What ends
-    the completion, prose, and pieces that could not be parsed belong to none.
+    The tokens of an operation extend from the end of the previous operation to its own last brace,
+    so the token that decides whether another operation follows belongs to that operation. The end
+    of the completion, prose, and pieces that could not be parsed belong to no operation.
 
     Args:
         step: The step, whose outcomes are in the order of the completion.
@@ -69,7 +70,7 @@ def operation_of_tokens(step: Step, texts: Sequence[str]) -> list[int | None]:
 
 
 def _operation_ends(text: str, step: Step) -> list[tuple[int, int]]:
-    """Return where each operation of the step ends in the text, and its place."""
+    """Return (end in the text, index among the outcomes) of each operation of the step."""
     outcomes = [(n, one.operation) for n, one in enumerate(step.outcomes) if one.operation]
     decoder = json.JSONDecoder()
     ends: list[tuple[int, int]] = []
@@ -88,15 +89,18 @@ def _operation_ends(text: str, step: Step) -> list[tuple[int, int]]:
 
 
 def _spells(text: str, value: dict[str, Any], operation: Operation) -> bool:
-    """Return whether a JSON object spells an operation; a quoted sentence stands as its number."""
+    """Return whether a JSON object is an operation; if it quotes by number, compare kinds only."""
     if "quote" in value and "content" not in value:
         return str(value.get("op")).strip().upper() == operation.kind
-    return [*map(_words, parse_operations(text)[:1])] == [_words(operation)]
+    parse = parse_calls if "memory_type" in text else parse_operations
+    return [*map(_words, parse(text)[:1])] == [_words(operation)]
 
 
 def _words(found: Operation | InvalidOperation) -> list[str]:
-    """Return kind and content of an operation in words: single tokens spell spaces that the whole
-    text lacks, and a prompt may number items by other ids than the memory."""
+    """Return kind and content of an operation as words, to compare operations.
+
+    Spaces are ignored, because decoding tokens separately may add some; ids are ignored, because
+    a prompt shows aliases instead of ids."""
     if isinstance(found, InvalidOperation):
         return []
     return [found.kind, *(found.content or "").split()]

@@ -1,7 +1,7 @@
-"""What a language model sees as memory manager and what it says: prompts, and reading completions.
+"""Render the prompts of a language model as memory manager, and parse its completions.
 
-Every length is counted in the model's own tokens. What a prompt cannot hold is left out by a named
-rule and counted, never in silence.
+Lengths are counted in the model's own tokens. If a prompt is too long, a named rule leaves out
+items or text, and the prompt records how much.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.data.sentences import units
+from finemem_lib.layers.memory import LayerRules
+from finemem_lib.layers.operations import format_calls, parse_calls
 from finemem_lib.managers import tiny
+from finemem_lib.managers.grammar import QuoteGrammar
 from finemem_lib.managers.loading import (
     MAX_PROMPT_TOKENS,
     ChunkRule,
@@ -61,7 +66,7 @@ when nothing is worth storing.
 {_MATERIAL}"""
 
 QUOTES_INSTRUCTION = "Edit the memory by a JSON list of operations that quote the text."
-"""Short, because a model of a small size is trained on it rather than told."""
+"""Short, because a small model learns the format by training and not from the instruction."""
 
 ENDS: dict[OperationsAs, str] = {
     "json": "Operations as a JSON list:",
@@ -70,7 +75,7 @@ ENDS: dict[OperationsAs, str] = {
 """The last line of a prompt."""
 
 CUT = "\n[...]\n"
-"""Stands in the place of what the rule "head+tail" cuts out of a chunk."""
+"""Replaces the text that the rule "head+tail" cuts out of a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,12 @@ class Prompt:
 
     Attributes:
         text: The prompt as text.
-        ids: Its token ids.
-        aliases: Real id of every item shown, by its short id.
-        truncated_tokens: Tokens cut from the chunk, because the prompt could not hold them.
-        omitted_items: Items left out, because the prompt could not hold them.
+        ids: Token ids of the prompt.
+        aliases: Id in the memory of every item shown, by its alias.
+        truncated_tokens: Number of tokens cut from the chunk to fit the prompt.
+        omitted_items: Number of items left out to fit the prompt.
         quotable: Sentences of the chunk that operations may quote, number 1 first.
+        grammar: Grammar that constrains the completion; `None`: unconstrained.
     """
 
     text: str
@@ -92,36 +98,39 @@ class Prompt:
     truncated_tokens: int = 0
     omitted_items: int = 0
     quotable: tuple[str, ...] = ()
+    grammar: QuoteGrammar | None = None
 
 
 class PromptBuilder:
-    """Renders an observation through the tokenizer's chat template and reads completions back.
+    """Renders observations with the tokenizer's chat template and parses completions.
 
-    Items are shown oldest first under short aliases #0, #1, ... Where a prompt would be too long,
-    the chunk keeps at least half of the room that the instruction leaves, and the memory gets the
-    rest; both losses are counted.
+    Items are shown oldest first under the aliases #0, #1, ... If a prompt would be too long, the
+    chunk keeps at least half of the tokens that the instruction leaves, and the memory gets the
+    rest; the prompt records both losses.
 
-    Thinking is turned off where the template knows it. Tokens that the tokenizer adds to its
-    vocabulary are broken up inside the history, so that text cannot pass for a turn of the
-    conversation or for a call.
+    Thinking is switched off if the template supports it. Special tokens of the tokenizer are split
+    inside the history, so that untrusted text cannot imitate a turn of the conversation or a tool
+    call.
 
     Args:
         tokenizer: The model's tokenizer, with a chat template.
-        max_prompt_tokens: Most tokens of a prompt.
-        memory_rule: Chooses the items, until the next one does not fit: "recent" the most recent
-            first, "relevant" those that BM25 finds with the chunk as query, best first (the others
-            follow, most recent first), "recent+relevant" the most recent in half of the memory's
-            room, then the relevant in the rest.
-        chunk_rule: Keeps the "head" of a chunk that is too long, or "head+tail", half of the tokens
-            each.
-        operations_as: Asks for a JSON list, or for calls of the functions in `OPERATION_TOOLS` in
-            the form of the model's chat template.
+        max_prompt_tokens: Largest number of tokens of a prompt.
+        memory_rule: Order in which items are chosen until the next item does not fit: "recent",
+            most recent first; "relevant", by BM25 with the chunk as query, best first (the other
+            items follow, most recent first); "recent+relevant", most recent first in half of the
+            memory's tokens, then by relevance in the rest.
+        chunk_rule: Part kept of a chunk that is too long: "head", or "head+tail" with half of the
+            tokens each.
+        operations_as: Requested format: a JSON list, or calls of the functions in
+            `OPERATION_TOOLS` in the format of the model's chat template.
 
     Raises:
-        ValueError: `max_prompt_tokens` leaves no room after the instruction.
+        ValueError: `max_prompt_tokens` leaves no tokens after the instruction.
     """
 
     max_items: int | None = None
+    memory: str | None = None
+    """The kind of memory that the operations are for; `None` where any will do."""
 
     def __init__(
         self,
@@ -152,20 +161,20 @@ class PromptBuilder:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what a record says about the prompts: their length and the rules."""
+        """The length limit and the rules of the prompts, for records."""
         names = ("max_prompt_tokens", "memory_rule", "chunk_rule", "operations_as")
         return {name: getattr(self, name) for name in names}
 
     @property
     def instruction_tokens(self) -> int:
-        """Return the tokens of a prompt without memory and chunk."""
+        """The number of tokens of a prompt without memory and chunk."""
         return self.max_prompt_tokens - self._room
 
     def render(self, observation: Observation) -> Prompt:
         """Return the prompt for an observation.
 
         Args:
-            observation: The step: chunk and memory.
+            observation: Chunk and memory of the step.
 
         Raises:
             ValueError: the tiny manager's tokenizer cannot read the chunk.
@@ -178,7 +187,8 @@ class PromptBuilder:
         while True:
             shown = [item for item in observation.items if item.item_id in chosen]
             lines = [
-                self._line(f"#{place}", chosen[item.item_id]) for place, item in enumerate(shown)
+                self._item_line(self._alias(place, item), item, chosen[item.item_id])
+                for place, item in enumerate(shown)
             ]
             kept = chunk if limit >= chunk_tokens else self._cut(chunk, limit)
             text = self._render(lines, kept)
@@ -186,7 +196,7 @@ class PromptBuilder:
             excess = len(ids) - self.max_prompt_tokens
             if excess <= 0:
                 break
-            # Parts can be cut into more tokens together than apart, by a few.
+            # The whole may have a few more tokens than the sum of its parts.
             if limit > self._room // 2 or not chosen:
                 limit -= excess
             else:
@@ -194,16 +204,17 @@ class PromptBuilder:
         return Prompt(
             text,
             tuple(ids),
-            {f"#{place}": item.item_id for place, item in enumerate(shown)},
+            {self._alias(place, item): item.item_id for place, item in enumerate(shown)},
             truncated_tokens=max(0, chunk_tokens - limit),
             omitted_items=len(observation.items) - len(shown),
             quotable=self._quotable(kept),
+            grammar=self.grammar(text),
         )
 
     def _choose(
         self, items: Sequence[MemoryItem], query: str, room: int
     ) -> tuple[dict[str, str], int]:
-        """Return the contents to be shown by item id, first chosen first, and the tokens left."""
+        """Return the contents to show, by item id in order of choice, and the tokens left."""
         chosen: dict[str, str] = {}
         used = 0
 
@@ -228,22 +239,22 @@ class PromptBuilder:
         return chosen, room - used
 
     def parse(self, completion: str, prompt: Prompt) -> tuple[Operation | InvalidOperation, ...]:
-        """Read a completion's operations and put the items' real ids in place of the aliases.
+        """Parse a completion's operations and replace aliases by item ids.
 
-        An id that the prompt did not show is an `InvalidOperation`, also where an item of that
-        real id exists.
+        An alias that the prompt did not show gives an `InvalidOperation`, even if an item with that
+        id exists.
 
         Args:
-            completion: Text that the model wrote.
+            completion: Text of the completion.
             prompt: The prompt that it answers.
         """
         found: list[Operation | InvalidOperation] = []
-        for operation in parse_operations(completion):
+        for operation in self._read(completion):
             if isinstance(operation, Operation) and operation.item_id is not None:
                 alias = "#" + operation.item_id.strip().removeprefix("#")
                 item_id = prompt.aliases.get(alias)
                 if item_id is None:
-                    operation = InvalidOperation(UNKNOWN_ID, format_operations([operation]))
+                    operation = InvalidOperation(UNKNOWN_ID, self._written([operation]))
                 else:
                     operation = replace(operation, item_id=item_id)
             found.append(operation)
@@ -255,13 +266,13 @@ class PromptBuilder:
         completion_ids: Sequence[Sequence[int]],
         logprobs: Sequence[Sequence[float] | None] | None,
     ) -> list[Completion]:
-        """Decode the sampled completions and read their operations.
+        """Decode sampled completions and parse their operations.
 
         Args:
             prompts: The rendered prompts.
             completion_ids: Token ids of one completion per prompt.
-            logprobs: Log-probabilities (nats) of their tokens, where the sampler knows them; those
-                of a completion with a value that is not finite are left out.
+            logprobs: Log-probabilities (nats) of their tokens, or `None` where unknown; a row with
+                a non-finite value is dropped.
         """
         texts = self.tokenizer.batch_decode(
             [list(ids) for ids in completion_ids], skip_special_tokens=True
@@ -282,11 +293,35 @@ class PromptBuilder:
             )
         ]
 
+    def grammar(self, prompt: str) -> QuoteGrammar | None:
+        """Return the grammar that constrains the completion of a prompt; `None`: unconstrained.
+
+        Args:
+            prompt: Text of the prompt.
+        """
+        return None
+
+    def _read(self, completion: str) -> tuple[Operation | InvalidOperation, ...]:
+        """Return the operations of a completion as they are written there."""
+        return parse_operations(completion)
+
+    def _written(self, operations: Sequence[Operation]) -> str:
+        """Return operations as a completion writes them."""
+        return format_operations(operations)
+
     def _marks(self) -> Iterable[str]:
         return "<memory>", "</memory>", "<chunk>", "</chunk>", *self.tokenizer.get_added_vocab()
 
     def _line(self, alias: str, content: str) -> str:
         return f"{alias} {json.dumps(content, ensure_ascii=False)}\n"
+
+    def _alias(self, place: int, item: MemoryItem) -> str:
+        """Return the short id that an item is shown under."""
+        return f"#{place}"
+
+    def _item_line(self, alias: str, item: MemoryItem, content: str) -> str:
+        """Return the line of an item."""
+        return self._line(alias, content)
 
     def _messages(self, lines: Sequence[str], chunk: str) -> list[dict[str, str]]:
         memory = "".join(lines) or "(empty)\n"
@@ -307,7 +342,7 @@ class PromptBuilder:
         return ()
 
     def _readable_tokens(self, chunk: str) -> int:
-        """Return the length of the chunk in tokens; refuse one that the model cannot read."""
+        """Return the number of tokens of a chunk; raise an error if the model cannot read it."""
         return self._count(chunk)
 
     def _render(self, lines: Sequence[str], chunk: str) -> str:
@@ -318,7 +353,7 @@ class PromptBuilder:
             add_generation_prompt=True,
             tools=tools,
             enable_thinking=False,
-            date_string="26 Jul 2024",  # Llama's template would write today's into every prompt
+            date_string="26 Jul 2024",  # Llama's template would insert today's date
         )
         return str(prompt)
 
@@ -333,7 +368,7 @@ class PromptBuilder:
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", clean_text(text))
 
     def _cut(self, chunk: str, limit: int) -> str:
-        """Return what the rule keeps of a chunk longer than `limit` tokens."""
+        """Return the part that the rule keeps of a chunk with more than `limit` tokens."""
         if limit <= 0:
             return ""
         offsets = self.tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)[
@@ -345,23 +380,40 @@ class PromptBuilder:
 
 
 class QuotingPromptBuilder(PromptBuilder):
-    """A short prompt that numbers the sentences of the chunk, which operations quote by number.
+    """A short prompt with numbered sentences of the chunk, which operations quote by number.
 
-    The text stands before the memory, so that rollouts of one instance share most of the prompt.
-    Operations are those of a JSON list with ``"quote":2`` in the place of ``"content":"..."``;
-    other contents are refused, so whatever is stored is a sentence of the text.
+    The chunk precedes the memory, so that rollouts of one instance share most of the prompt.
+    Operations form a JSON list with ``"quote":2`` instead of ``"content":"..."``; written contents
+    are refused, so that every stored content is a sentence of the chunk.
 
     Differs from the paper: its manager writes the content itself.
     """
 
     def parse(self, completion: str, prompt: Prompt) -> tuple[Operation | InvalidOperation, ...]:
-        """Read a completion's operations with the sentences that it quotes.
+        """Parse a completion's operations, with quoted sentences as contents.
 
         Args:
-            completion: Text that the model wrote.
+            completion: Text of the completion.
             prompt: The prompt that it answers.
         """
         return super().parse(with_quotes(completion, prompt.quotable), prompt)
+
+    def grammar(self, prompt: str) -> QuoteGrammar | None:
+        """Return the grammar for the prompt's sentences and records, or `None`: unconstrained.
+
+        Args:
+            prompt: Text of the prompt.
+        """
+        if self.operations_as != "constrained-quotes":
+            return None
+        # Every sentence and record occupies one line, so no text can imitate another line.
+        quotes, records = (len(mark.findall(prompt)) for mark in (_SENTENCE, _RECORD))
+        return self._grammar(quotes, records)
+
+    @functools.lru_cache(maxsize=1 << 10)  # noqa: B019  # a builder lives as long as its manager
+    def _grammar(self, quotes: int, records: int) -> QuoteGrammar:
+        end: Any = self.tokenizer.eos_token_id
+        return QuoteGrammar(quotes, records, self._encode, end)
 
     def _quotable(self, chunk: str) -> tuple[str, ...]:
         return tuple(units(chunk))
@@ -381,17 +433,19 @@ class QuotingPromptBuilder(PromptBuilder):
         ]
 
 
+_SENTENCE = re.compile(r"^\[\d+\] ", re.MULTILINE)
+_RECORD = re.compile(r"^#\d+ ", re.MULTILINE)
 _QUOTE = re.compile(r'"quote"\s*:\s*"?(\d{1,4})"?')
 _CONTENT = re.compile(r'"content"\s*:')
 
 
 def with_quotes(completion: str, quotable: Sequence[str]) -> str:
-    """Return a completion with sentences in the place of the numbers that quote them.
+    """Return a completion with each quoted number replaced by its sentence.
 
-    Content that was written instead of quoted loses its name, so that it is not an operation.
+    A field "content" that the model wrote is renamed, so that its operation is invalid.
 
     Args:
-        completion: Text that the model wrote.
+        completion: Text of the completion.
         quotable: The sentences, number 1 first.
 
     >>> with_quotes('[{"op":"INSERT","quote":1},{"op":"INSERT","quote":7}]', ["Ana sails."])
@@ -407,8 +461,66 @@ def with_quotes(completion: str, quotable: Sequence[str]) -> str:
     return _QUOTE.sub(sentence, _CONTENT.sub('"written":', completion))
 
 
+class LayeredPromptBuilder(PromptBuilder):
+    """The prompt for a layered memory, whose answer is a JSON list of Mem-alpha's calls.
+
+    The core is shown first and left out last; the rules choose among the other items, each of which
+    stands with its store. The wording is package data, ``prompts/manage_layers.txt``.
+
+    Differs from the paper (arXiv 2509.25911): calls are plain JSON, not the text format of an agent
+    library; the items shown are those that have room, not the five most recent of each store; and
+    the wording is this library's.
+    """
+
+    memory = "layered"
+
+    def _read(self, completion: str) -> tuple[Operation | InvalidOperation, ...]:
+        return parse_calls(completion)
+
+    def _written(self, operations: Sequence[Operation]) -> str:
+        return format_calls(operations)
+
+    def _choose(
+        self, items: Sequence[MemoryItem], query: str, room: int
+    ) -> tuple[dict[str, str], int]:
+        core = {one.item_id: self._plain(one.content) for one in items if one.store == "core"}
+        used = sum(self._count(self._line("core", content)) for content in core.values())
+        if used > room:
+            core, used = {}, 0
+        others = [one for one in items if one.store != "core"]
+        chosen, left = super()._choose(others, query, room - used)
+        return {**core, **chosen}, left
+
+    def _line(self, alias: str, content: str) -> str:
+        return f"episodic {super()._line(alias, content)}"  # the longest one, for counting
+
+    def _item_line(self, alias: str, item: MemoryItem, content: str) -> str:
+        name = "core" if item.store == "core" else f"{item.store} {alias}"
+        return f"{name} {json.dumps(content, ensure_ascii=False)}\n"
+
+    def _messages(self, lines: Sequence[str], chunk: str) -> list[dict[str, str]]:
+        in_order = sorted(lines, key=lambda line: not line.startswith("core"))
+        memory = "".join(in_order) or "(empty)\n"
+        system, user = _layers_prompt()
+        return [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user.substitute(memory=memory, chunk=chunk)},
+        ]
+
+
+@functools.cache
+def _layers_prompt() -> tuple[str, Template]:
+    """Return the system message and the user message of ``prompts/manage_layers.txt``."""
+    path = files("finemem_lib").joinpath("prompts", "manage_layers.txt")
+    _, system, user = path.read_text(encoding="utf-8").split("\n---\n")
+    words = str(LayerRules().core_tokens)
+    return system.replace("$core_tokens", words), Template(user.strip())
+
+
 class CompactPromptBuilder(PromptBuilder):
-    """The tiny manager's prompt: no instruction, an alias after each record, known words only."""
+    """The tiny manager's prompt: no instruction, and an alias after each record.
+
+    It refuses a chunk with too many words outside the vocabulary."""
 
     max_items = tiny.MAX_RECORDS
 
@@ -435,18 +547,35 @@ class CompactPromptBuilder(PromptBuilder):
         return len(ids)
 
 
+class CompactLayeredPromptBuilder(CompactPromptBuilder):
+    """The tiny manager's prompt for a layered memory: the letter of an alias names the store."""
+
+    memory = "layered"
+
+    def _read(self, completion: str) -> tuple[Operation | InvalidOperation, ...]:
+        return parse_calls(completion)
+
+    def _written(self, operations: Sequence[Operation]) -> str:
+        return format_calls(operations)
+
+    def _marks(self) -> Iterable[str]:
+        return *tiny.PIECES, *tiny.CALL_PIECES
+
+    def _alias(self, place: int, item: MemoryItem) -> str:
+        return tiny.CORE_ALIAS if item.store == "core" else f"#{item.store[0]}{place}"
+
+
 def prompt_builder(
     tokenizer: PreTrainedTokenizerBase, settings: ModelSettings | None = None
 ) -> PromptBuilder:
-    """Return the builder that suits a tokenizer: compact for the tiny manager's own, else the one
-    with the instruction.
+    """Return the prompt builder for a tokenizer: compact, quoting, or with the full instruction.
 
     Args:
         tokenizer: The model's tokenizer; the tiny manager's is marked as compact.
-        settings: Lengths and rules of the prompts; default: the builder's own.
+        settings: Lengths and rules of the prompts; default: `ModelSettings()`.
 
     Raises:
-        ValueError: `max_prompt_tokens` leaves no room, or the tiny manager is to call tools.
+        ValueError: `max_prompt_tokens` is too small, or the tiny manager is not to write JSON.
     """
     settings = settings or ModelSettings()
     rules: dict[str, Any] = {
@@ -454,14 +583,18 @@ def prompt_builder(
         "chunk_rule": settings.chunk_rule,
         "operations_as": settings.operations_as,
     }
-    if tokenizer.init_kwargs.get("prompt_layout") == "compact":
+    compact = {"compact": CompactPromptBuilder, "compact-layers": CompactLayeredPromptBuilder}
+    layout = str(tokenizer.init_kwargs.get("prompt_layout"))
+    if layout in compact:
         if settings.operations_as != "json":
             raise ValueError(
                 f"prompt_builder: operations_as is {settings.operations_as!r}, but the tiny "
                 "manager knows no tools, expected 'json'; use it, or a model such as Qwen3"
             )
-        return CompactPromptBuilder(
+        return compact[layout](
             tokenizer, settings.max_prompt_tokens or tiny.MAX_PROMPT_TOKENS, **rules
         )
-    kind = QuotingPromptBuilder if settings.operations_as == "quotes" else PromptBuilder
+    kind = QuotingPromptBuilder if "quotes" in settings.operations_as else PromptBuilder
+    if settings.operations_as == "calls":
+        kind = LayeredPromptBuilder
     return kind(tokenizer, settings.max_prompt_tokens or MAX_PROMPT_TOKENS, **rules)

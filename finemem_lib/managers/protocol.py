@@ -11,13 +11,13 @@ from finemem_lib.trajectory import Chunk, Instance, InvalidOperation, MemoryItem
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a manager sees at one step.
+    """The observation of a manager at one step.
 
     Attributes:
-        instance: The instance; only scripted managers that know the planted truth read it.
+        instance: The instance; only scripted managers that use the planted truth read it.
         items: The memory M_{t-1}.
         chunk: The chunk c_t.
-        step: t, from 1.
+        step: Number of the step, t, from 1.
     """
 
     instance: Instance
@@ -28,17 +28,17 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A manager's output at one step and the operations read from it.
+    """A manager's output at one step and the operations parsed from it.
 
     Attributes:
         text: The completion's text.
-        operations: The operations, with the items' real ids.
-        prompt: Text of the prompt; `None`, like all that follows, where no model wrote it.
+        operations: The operations, with ids of the memory.
+        prompt: Text of the prompt; `None`, like the ids and logprobs, where no model was used.
         prompt_ids: Token ids of the prompt.
-        completion_ids: Token ids of the completion, with its end token where there is one.
+        completion_ids: Token ids of the completion, with its end token, if sampled.
         logprobs: Log-probabilities of the completion's tokens, in nats; `None` where unknown.
-        truncated_tokens: Tokens of the chunk that the prompt could not hold.
-        omitted_items: Items of the memory that the prompt did not show.
+        truncated_tokens: Number of tokens cut from the chunk to fit the prompt.
+        omitted_items: Number of items left out of the prompt.
     """
 
     text: str
@@ -56,19 +56,19 @@ class MemoryManager(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in trajectories and tables."""
+        """Name of the manager in trajectories and tables."""
         ...
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Settings that are recorded in its trajectories."""
+        """Settings recorded in the manager's trajectories."""
         ...
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return one completion per observation; the same seed gives the same ones.
+        """Return one completion per observation; equal seeds give equal completions.
 
         Args:
-            observations: What is seen at this step, one per rollout.
+            observations: The observations at this step, one per rollout.
             seed: Seed of every random choice.
         """
         ...

@@ -14,15 +14,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from finemem_lib.data.questions import sampled_questions
+from finemem_lib.layers.memory import LayeredMemory, LayerRules
 from finemem_lib.managers.protocol import Completion, MemoryManager, Observation
 from finemem_lib.memory import Duplicates, Eviction, FlatMemory
 from finemem_lib.reading import Inquiry, ReasoningAgent, answer_questions
 from finemem_lib.retrieval import Retriever
 from finemem_lib.retrievers.encoder import DENSE_MODEL
-from finemem_lib.retrievers.named import RETRIEVERS, RetrieverName, make_retriever
+from finemem_lib.retrievers.layered import LayeredRetriever
+from finemem_lib.retrievers.named import NAMES, RetrieverName, make_retriever
 from finemem_lib.seeds import stable_seed
 from finemem_lib.text import TOKENIZER, clean_text
 from finemem_lib.trajectory import (
@@ -36,6 +38,9 @@ from finemem_lib.trajectory import (
     Trajectory,
 )
 
+MemoryKind = Literal["flat", "layered"]
+"""Names of the memories: `FlatMemory`, or Mem-alpha's `LayeredMemory`."""
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
@@ -43,7 +48,7 @@ class RolloutSettings:
 
     Attributes:
         num_generations: G, rollouts per instance.
-        top_k: Items retrieved per question.
+        top_k: Items retrieved per question; of a layered memory, from each searched store.
         capacity: Most items of the memory; `None` for no limit.
         eviction: Which item leaves a full memory, see `FlatMemory`.
         duplicates: How the memory treats an item it holds already, see `FlatMemory`.
@@ -53,6 +58,8 @@ class RolloutSettings:
         retriever: Name of the retriever, see `make_retriever`.
         dense_model: Name or folder of the sentence encoder of "dense" and "hybrid".
         token_budget: Most tokens of all items together; `None` for no limit.
+        memory: Kind of the memory.
+        layer_rules: Edge rules of a layered memory.
 
     Raises:
         ValueError: A setting is out of range.
@@ -69,6 +76,8 @@ class RolloutSettings:
     retriever: RetrieverName = "bm25"
     dense_model: str = DENSE_MODEL
     token_budget: int | None = None
+    memory: MemoryKind = "flat"
+    layer_rules: LayerRules = LayerRules()
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "top_k"):
@@ -81,25 +90,30 @@ class RolloutSettings:
                 f"rollout settings: question_fraction is {self.question_fraction!r}, expected "
                 "more than 0 and at most 1"
             )
-        if self.retriever not in RETRIEVERS:
+        if self.retriever not in NAMES:
             raise ValueError(
                 f"rollout settings: retriever is {self.retriever!r}, expected one of "
-                + ", ".join(RETRIEVERS)
+                + ", ".join(NAMES)
+            )
+        if self.memory not in get_args(MemoryKind):
+            raise ValueError(
+                f"rollout settings: memory is {self.memory!r}, expected one of "
+                + ", ".join(get_args(MemoryKind))
             )
         self.new_memory()  # refuses what it cannot use, before anything is played
 
     def new_memory(self) -> FlatMemory:
         """Return an empty memory."""
-        return FlatMemory(
-            self.capacity,
-            self.eviction,
-            self.max_item_tokens,
-            self.duplicates,
-            self.token_budget,
-        )
+        names = ("capacity", "eviction", "max_item_tokens", "duplicates", "token_budget")
+        limits = {name: getattr(self, name) for name in names}
+        if self.memory == "layered":
+            return LayeredMemory(**limits, rules=self.layer_rules)
+        return FlatMemory(**limits)
 
     def new_retriever(self) -> Retriever:
         """Return a retriever over an empty memory."""
+        if self.memory == "layered":
+            return LayeredRetriever(lambda: make_retriever(self.retriever, self.dense_model))
         return make_retriever(self.retriever, self.dense_model)
 
 
@@ -301,6 +315,24 @@ class LockstepRollouts:
         return answer_questions(inquiries, self.agent, self.settings.top_k)
 
 
+def check_memory(manager: str, needed: str | None, settings: RolloutSettings) -> None:
+    """Check that a manager's operations are for the memory that it will edit.
+
+    Args:
+        manager: Its name.
+        needed: The kind of memory it needs; `None` where any will do.
+        settings: How instances are played.
+
+    Raises:
+        ValueError: It needs another kind.
+    """
+    if needed not in (None, settings.memory):
+        raise ValueError(
+            f"rollouts: manager {manager!r} needs a {needed} memory, and the rollout settings "
+            f"have memory={settings.memory!r}; set memory={needed!r}, or take another manager"
+        )
+
+
 def play(
     instances: Sequence[Instance],
     manager: MemoryManager,
@@ -323,8 +355,9 @@ def play(
         Per instance num_generations trajectories.
 
     Raises:
-        ValueError: As `LockstepRollouts`.
+        ValueError: As `LockstepRollouts`, or the manager needs another kind of memory.
     """
+    check_memory(manager.name, getattr(manager, "memory", None), settings)
     rollouts = LockstepRollouts(instances, settings, agent, manager.name, seed, manager.settings)
     total = settings.num_generations * sum(len(instance.chunks) for instance in instances)
     done = 0

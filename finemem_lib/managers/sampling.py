@@ -1,9 +1,9 @@
-"""Sampling completions from a causal language model, without carrying the finished ones along.
+"""Sample completions from a causal language model; finished completions leave the batch.
 
-Completions of memory operations differ much in length: in one batch some write one SKIP and some
-eight operations. `generate` keeps computing every row until the longest has ended; here a row
-leaves the batch, and the cache of keys and values, once it has ended. Sampling is from the whole
-distribution, whose log-probabilities are those that GRPO's ratio needs.
+Completions of memory operations differ much in length: within one batch, one completion is a single
+SKIP and another has eight operations. `generate` computes every row until the longest has ended;
+here a finished row leaves the batch and the KV cache. Tokens are sampled from the whole
+distribution, whose log-probabilities GRPO's ratio needs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from finemem_lib.managers.grammar import QuoteGrammar, allowed_logprobs, chosen_logprobs
+from finemem_lib.managers.loading import adapter_in_half_precision
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -21,14 +24,14 @@ if TYPE_CHECKING:
     from finemem_lib.managers.frozen_layers import HiddenStates
 
 LIVE_SHARE = 0.75
-"""Ended rows leave once the live ones are at most this share: making the cache smaller copies it,
-so it does not pay for every single row."""
+"""Finished rows are removed once at most this share of the rows is live. Removing copies the KV
+cache, so it does not pay off for every single row."""
 
 LOGITS_AT_A_TIME = 256
-"""Tokens whose log-probabilities are computed together."""
+"""Number of tokens whose log-probabilities are computed together."""
 
 UNSLOTH_HIDDEN_STATES = "UNSLOTH_RETURN_HIDDEN_STATES"
-"""Environment variable of Unsloth (2026.10.7)."""
+"""Environment variable of Unsloth (2026.10.7) that makes models return hidden states."""
 
 
 def sample_completions(
@@ -46,19 +49,19 @@ def sample_completions(
 
     Args:
         model: A causal language model; it should be in evaluation mode.
-        prompts: Token ids of the prompts; they are padded on the left here.
-        max_new_tokens: Most tokens of a completion.
+        prompts: Token ids of the prompts, without padding.
+        max_new_tokens: Largest number of tokens of a completion, at least 1.
         pad_token_id: Token for padding; never sampled unless it ends a completion.
-        end_token_ids: Tokens that end a completion, which includes the one it ends with.
-        seed: The same seed and prompts give the same completions on the same machine; no global
-            random state is used.
-        temperature: Temperature of the distribution; 0 takes the most likely token.
-        hidden_states: Records the hidden states that are computed on the way. Beginnings that
-            neighbouring prompts share are then computed once, which rounds otherwise.
+        end_token_ids: Tokens that end a completion; the completion includes its end token.
+        seed: Seed of the sampling; no global random state is used. Results are reproducible for
+            equal prompts on one machine.
+        temperature: Temperature of the distribution, at least 0; 0 is greedy.
+        hidden_states: Records the hidden states, if given. Prefixes that adjacent prompts share
+            are then computed once, which changes the rounding.
 
     Returns:
-        Token ids and log-probabilities (nats) of the completions, the latter at `temperature`, or
-        at 1 where that is 0.
+        Token ids and log-probabilities (nats) of the completions, at `temperature`, or at 1 if
+        that is 0.
     """
     import torch
 
@@ -68,7 +71,7 @@ def sample_completions(
     rows = torch.arange(len(prompts), device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     columns = []
-    with torch.no_grad():
+    with torch.no_grad(), adapter_in_half_precision(model):
         decoder = _decoder(model, prompts, pad_token_id, max_new_tokens, hidden_states)
         found = decoder.logits
         for count in range(1, max_new_tokens + 1):
@@ -98,6 +101,93 @@ def sample_completions(
     return sampled
 
 
+def sample_constrained(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    grammars: Sequence[QuoteGrammar],
+    *,
+    max_new_tokens: int,
+    pad_token_id: int,
+    seed: int,
+    temperature: float = 1.0,
+    hidden_states: HiddenStates | None = None,
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+    """Return one completion per prompt, as `sample_completions`, constrained by a grammar.
+
+    Forced tokens are not sampled; the model reads them together with the sampled token before them.
+
+    Args:
+        model: A causal language model; it should be in evaluation mode.
+        prompts: Token ids of the prompts.
+        grammars: One grammar per prompt.
+        max_new_tokens: Largest number of tokens of a completion; a longer one is truncated.
+        pad_token_id: Token for padding.
+        seed: As for `sample_completions`.
+        temperature: Temperature of the distribution, at least 0; 0 is greedy.
+        hidden_states: As for `sample_completions`.
+
+    Returns:
+        Token ids and log-probabilities (nats) of the completions under the constrained
+        distribution.
+    """
+    import torch
+
+    draw = torch.Generator(model.device).manual_seed(seed)
+    written = [_Written(grammar, max_new_tokens) for grammar in grammars]
+    rows = list(range(len(prompts)))
+    with torch.no_grad(), adapter_in_half_precision(model):
+        begun = [[*ids, *one.tokens] for ids, one in zip(prompts, written, strict=True)]
+        decoder = _Cached(model, *_prefill(model, begun, pad_token_id, hidden_states))
+        found = decoder.logits
+        while going := [place for place, row in enumerate(rows) if written[row].allowed]:
+            allowed = [written[rows[place]].allowed for place in going]
+            ids, every = allowed_logprobs(found[going], allowed, temperature or 1.0)
+            if temperature > 0:
+                chosen = torch.multinomial(every.exp(), 1, generator=draw)
+            else:
+                chosen = every.argmax(dim=-1, keepdim=True)
+            sampled = (values.gather(1, chosen)[:, 0].tolist() for values in (ids, every))
+            read: list[list[int]] = [[] for _ in rows]
+            for place, token, value in zip(going, *sampled, strict=True):
+                read[place] = written[rows[place]].take(int(token), value)
+            going = [place for place in going if written[rows[place]].allowed]
+            if not going:
+                break
+            if len(going) <= LIVE_SHARE * len(rows):
+                decoder.keep(torch.tensor(going, device=model.device))
+                rows, read = [rows[place] for place in going], [read[place] for place in going]
+            tokens, mask = _left_padded(read, pad_token_id, model.device)
+            found = decoder.next(tokens, mask)
+            if hidden_states is not None:
+                hidden_states.note([[row] for row in rows], mask)
+    completions = [tuple(one.tokens) for one in written]
+    if hidden_states is not None:
+        hidden_states.keep(prompts, completions)
+    return completions, [tuple(one.logprobs) for one in written]
+
+
+class _Written:
+    """A partly written constrained completion; forced tokens are appended immediately."""
+
+    def __init__(self, grammar: QuoteGrammar, most: int) -> None:
+        self.walk, self.most = grammar.walk(), most
+        self.tokens = self.walk.forced()[:most]
+        self.logprobs = [0.0] * len(self.tokens)
+
+    @property
+    def allowed(self) -> tuple[int, ...]:
+        """The allowed next tokens; empty at the end."""
+        return self.walk.allowed if len(self.tokens) < self.most else ()
+
+    def take(self, token: int, logprob: float) -> list[int]:
+        """Append a token and the forced tokens after it, and return them."""
+        self.walk.take(token)
+        added = [token, *self.walk.forced()][: self.most - len(self.tokens)]
+        self.tokens += added
+        self.logprobs += [logprob, *[0.0] * (len(added) - 1)]
+        return added
+
+
 def _continued(
     model: PreTrainedModel,
     ids: torch.Tensor,
@@ -105,7 +195,7 @@ def _continued(
     positions: torch.Tensor,
     cache: Any = None,
 ) -> Any:
-    """Return the model's output for the tokens that follow those in the cache."""
+    """Return the model's output for tokens that follow those in the KV cache."""
     return model(
         input_ids=ids,
         attention_mask=mask,
@@ -122,7 +212,7 @@ def _prefill(
     pad_token_id: int,
     hidden_states: HiddenStates | None,
 ) -> tuple[Any, torch.Tensor]:
-    """Return the model's output for the prompts, with its cache, and their attention mask."""
+    """Return the model's output for the prompts, with the KV cache, and their attention mask."""
     import torch
 
     device = model.device
@@ -145,13 +235,13 @@ def _prefill(
 
 
 def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[range, int]]:
-    """Return runs of neighbouring prompts and how many tokens at the beginning each run shares.
+    """Return runs of adjacent prompts and the length of the prefix that each run shares.
 
-    A run goes on while the next prompt shares at least half of what the run has shared so far. At
-    least one token of every prompt remains after the shared ones.
+    The next prompt joins a run if it shares at least half of the run's prefix so far. The prefix
+    is shorter than every prompt of its run.
 
     Args:
-        prompts: Token ids of prompts, each at least two.
+        prompts: Token ids of the prompts, at least two tokens each.
 
     >>> shared_beginnings([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4], [9, 8]])
     [(range(0, 3), 3), (range(3, 4), 1)]
@@ -174,7 +264,7 @@ def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[range, int
 
 class _Decoder(Protocol):
     logits: torch.Tensor
-    """Of the token behind every prompt, shape (rows, vocabulary)."""
+    """Logits of the token after every prompt, shape (rows, vocabulary)."""
 
     def next(self, ids: torch.Tensor) -> torch.Tensor: ...
 
@@ -188,7 +278,7 @@ def _decoder(
     most: int,
     hidden_states: HiddenStates | None,
 ) -> _Decoder:
-    """Return what has read the prompts and reads at most `most` tokens behind them."""
+    """Return a decoder after prefill that can read at most `most` further tokens."""
     from finemem_lib.managers.small_qwen3 import FewOperationsDecoder, is_small_qwen3
 
     if hidden_states is None and is_small_qwen3(model):
@@ -197,25 +287,27 @@ def _decoder(
 
 
 class _Cached:
-    """Reads token after token through the model's own forward pass and cache."""
+    """A decoder that uses the model's own forward pass and KV cache."""
 
     def __init__(self, model: PreTrainedModel, output: Any, mask: torch.Tensor) -> None:
         self.model, self.mask = model, mask
         self.logits: torch.Tensor = output.logits[:, -1]
         self.cache, self.last = output.past_key_values, mask.sum(dim=1, keepdim=True) - 1
 
-    def next(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the logits behind one more token of every row."""
+    def next(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits after further tokens of every row, left-padded if there are several."""
         import torch
 
-        self.last = self.last + 1
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        output = _continued(self.model, ids, self.mask, self.last, self.cache)
+        mask = torch.ones_like(ids) if mask is None else mask
+        positions = (self.last + mask.cumsum(dim=1)).clamp(min=0)
+        self.last = positions[:, -1:]
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        output = _continued(self.model, ids, self.mask, positions, self.cache)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the rows only."""
+        """Continue with only some of the rows."""
         self.cache.batch_select_indices(rows)
         self.mask, self.last = self.mask[rows], self.last[rows]
 
@@ -223,7 +315,7 @@ class _Cached:
 def _rows_of(
     columns: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], count: int
 ) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
-    """Return tokens and log-probabilities by row, sampled as columns of rows, tokens and values."""
+    """Return tokens and log-probabilities by row, from columns of (rows, tokens, values)."""
     tokens: list[list[int]] = [[] for _ in range(count)]
     values: list[list[float]] = [[] for _ in range(count)]
     for column in columns:
@@ -249,12 +341,12 @@ def generate_completions(
 
     Args:
         model: A causal language model.
-        prompts: Token ids of every prompt.
-        max_new_tokens: Most tokens of a completion.
-        pad_token_id: Fills the prompts up on the left; it is not sampled, unless it ends one.
+        prompts: Token ids of the prompts, without padding.
+        max_new_tokens: Largest number of tokens of a completion, at least 1.
+        pad_token_id: Token for padding; never sampled unless it ends a completion.
         end_token_ids: Tokens that end a completion.
         seed: Seed of the sampling.
-        temperature: At least 0; 0 is greedy.
+        temperature: Temperature of the distribution, at least 0; 0 is greedy.
     """
     import torch
 
@@ -313,7 +405,7 @@ def padded_rows(
         prompts: Token ids of the prompts.
         completions: Token ids of one completion per prompt.
         pad: Token for padding.
-        device: Where the tensors are to lie.
+        device: Device of the tensors.
     """
     import torch
 
@@ -333,34 +425,45 @@ def completion_logprobs(
     *,
     never: Collection[int] = (),
     temperature: float = 1.0,
+    grammars: Sequence[QuoteGrammar] | None = None,
 ) -> list[tuple[float, ...] | None]:
-    """Return the log-probability, in nats, of every token of completions after their prompts.
+    """Return the log-probabilities, in nats, of the tokens of completions given their prompts.
 
-    One completion goes through the model at a time, without padding, so that memory stays small
-    and the values do not depend on the batch.
+    The model reads one completion at a time, without padding, so that it needs little memory and
+    the values do not depend on the batch.
 
     Args:
         model: A causal language model; it should be in evaluation mode.
         prompts: Token ids of the prompts.
         completions: Token ids of one completion per prompt.
-        never: Tokens that are never sampled, whose probability counts as 0.
+        never: Tokens that are never sampled; their probability is set to 0.
         temperature: Temperature of the distribution; 0 (greedy) counts as 1.
+        grammars: One grammar per prompt; `None`: unconstrained.
 
     Returns:
-        One value per token of each completion, or `None` for a completion with a value that is not
-        finite.
+        One value per token of each completion, or `None` for a completion with a non-finite value,
+        or that its grammar does not allow.
     """
     import torch
 
     rows: list[tuple[float, ...] | None] = []
-    with torch.no_grad(), _logits_from_unsloth():
-        for prompt, completion in zip(prompts, completions, strict=True):
+    with torch.no_grad(), _logits_from_unsloth(), adapter_in_half_precision(model):
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                allowed = None if grammars is None else grammars[row].choices(completion)
+            except ValueError:
+                rows.append(None)
+                continue
             ids = torch.tensor([[*prompt, *completion]], device=model.device)
             count = len(completion)
-            # The slice holds for a model that ignores logits_to_keep, too.
+            # The slice also works for a model that ignores logits_to_keep.
             logits = model(input_ids=ids, logits_to_keep=count + 1).logits[0, -count - 1 : -1]
+            if allowed is not None:
+                found, _ = chosen_logprobs(logits, allowed, completion, temperature or 1.0)
+                rows.append(finite_or_none(found.tolist()))
+                continue
             values: list[float] = []
-            for start in range(0, count, LOGITS_AT_A_TIME):  # a large vocabulary in float32 is big
+            for start in range(0, count, LOGITS_AT_A_TIME):  # float32 logits need much memory
                 part = logits[start : start + LOGITS_AT_A_TIME].float()
                 part[:, list(never)] = -torch.inf
                 logprobs = (part / (temperature or 1.0)).log_softmax(dim=-1)
@@ -371,12 +474,12 @@ def completion_logprobs(
 
 
 def finite_or_none(logprobs: Sequence[float | None] | None) -> tuple[float, ...] | None:
-    """Return the log-probabilities of one completion, or `None` where not all of them are finite.
+    """Return the log-probabilities of one completion, or `None` unless all of them are finite.
 
     vLLM reports NaN, and TRL passes it on, for a token whose log-probability is unavailable.
 
     Args:
-        logprobs: One value per token in nats; `None` where none were reported.
+        logprobs: One value per token, in nats; `None` if the sampler reported none.
 
     >>> finite_or_none([-0.5, -1.0]), finite_or_none([-0.5, float("nan")])
     ((-0.5, -1.0), None)
@@ -389,8 +492,10 @@ def finite_or_none(logprobs: Sequence[float | None] | None) -> tuple[float, ...]
 
 @contextmanager
 def _logits_from_unsloth() -> Iterator[None]:
-    """Let a model of Unsloth's return logits: while its trainer computes, it returns hidden states
-    in their place, and an error can leave it so. Other models do not read the variable."""
+    """Make a model of Unsloth return logits.
+
+    During training such a model returns hidden states instead, and an error can leave it in that
+    mode. Other models do not read the variable."""
     before = os.environ.get(UNSLOTH_HIDDEN_STATES)
     os.environ[UNSLOTH_HIDDEN_STATES] = "0"
     try:

@@ -1,4 +1,4 @@
-"""How operations are described to a language model: a JSON schema, or tools to call."""
+"""Descriptions of the operations for a language model: a JSON schema, and tools."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OPERATION_SCHEMA: dict[str, Any] = {
         ]
     },
 }
-"""JSON schema of the list a memory manager is asked for, to be shown in prompts."""
+"""JSON schema of the list of operations, shown in prompts."""
 
-_WHAT: dict[OperationKind, str] = {
+_DESCRIPTIONS: dict[OperationKind, str] = {
     "INSERT": "Store a new item: a full statement that can be understood alone, with names instead "
     "of pronouns, dates, numbers.",
     "UPDATE": "Replace the content of an item that the new piece changes.",
@@ -39,7 +39,7 @@ OPERATION_TOOLS: list[dict[str, Any]] = [
         "type": "function",
         "function": {
             "name": f"memory_{kind.lower()}",
-            "description": _WHAT[kind],
+            "description": _DESCRIPTIONS[kind],
             "parameters": {
                 "type": "object",
                 "properties": {field: {"type": "string"} for field in fields},
@@ -49,4 +49,4 @@ OPERATION_TOOLS: list[dict[str, Any]] = [
     }
     for kind, fields in OPERATION_FIELDS.items()
 ]
-"""The same operations as functions, for the `tools` of a chat template."""
+"""The operations as functions, for the `tools` of a chat template."""

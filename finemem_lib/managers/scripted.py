@@ -24,9 +24,11 @@ class ScriptedManager(ABC):
     Attributes:
         name: Its name on the command line and in records.
         settings: Recorded in its trajectories.
+        memory: The kind of memory that it needs; `None` where any will do.
     """
 
     name: str
+    memory: str | None = None
     settings: Mapping[str, Any] = {}
 
     @abstractmethod
@@ -48,17 +50,30 @@ class ScriptedManager(ABC):
         completions = []
         for row, observation in enumerate(observations):
             rng = generator(self.name, seed, row)
-            text = format_operations(self.rule(observation, rng) or [Operation("SKIP")])
-            completions.append(Completion(text, parse_operations(text)))
+            completions.append(self.completion(self.rule(observation, rng)))
         return completions
 
+    def completion(self, operations: Sequence[Operation]) -> Completion:
+        """Return operations as a completion in the manager's format, parsed like a model's.
 
-_HEADER = re.compile(r"\A\s*\[[^\[\]\n]*\][ \t]*(?=\n)")
+        Args:
+            operations: Those of one step; none are a SKIP.
+        """
+        text = format_operations(operations or [Operation("SKIP")])
+        return Completion(text, parse_operations(text))
 
 
-def _units(chunk: Chunk) -> list[str]:
-    """Return the chunk's units without the bracketed line that dates a dialogue or a reading."""
-    return units(_HEADER.sub("", clean_text(chunk.text)))
+HEADER = re.compile(r"\A\s*\[[^\[\]\n]*\][ \t]*(?=\n)")
+"""The first line in square brackets that dates a dialogue or a reading."""
+
+
+def chunk_units(chunk: Chunk) -> list[str]:
+    """Return the chunk's units without the bracketed line that dates a dialogue or a reading.
+
+    Args:
+        chunk: What a manager reads.
+    """
+    return units(HEADER.sub("", clean_text(chunk.text)))
 
 
 def _inserts(contents: Sequence[str]) -> list[Operation]:
@@ -74,7 +89,7 @@ class InsertAll(ScriptedManager):
     name = "insert-all"
 
     def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
-        return _inserts(_units(observation.chunk))
+        return _inserts(chunk_units(observation.chunk))
 
 
 class InsertChunk(ScriptedManager):
@@ -142,6 +157,24 @@ class Oracle(ScriptedManager):
         return updates + inserts
 
 
+class OracleReplace(Oracle):
+    """As the oracle, but a changed fact deletes the old item and inserts a new one.
+
+    Raises:
+        ValueError: the instance is not a planted stream.
+    """
+
+    name = "oracle-replace"
+
+    def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
+        edits = super().rule(observation, rng)
+        changed = [one for one in edits if one.kind == "UPDATE"]
+        return [
+            *(Operation("DELETE", item_id=one.item_id) for one in changed),
+            *(Operation("INSERT", one.content) for one in edits),
+        ]
+
+
 class RandomManager(ScriptedManager):
     """Keeps each unit with probability 1/2; a kept unit overwrites a random item with probability
     1/6, and one random item is deleted with probability 1/10. Every operation is a valid one."""
@@ -154,7 +187,7 @@ class RandomManager(ScriptedManager):
         edits = [Operation("DELETE", item_id=free.pop())] if free and rng.random() < 0.1 else []
         inserts = []
         stored = {item.content for item in observation.items}
-        for content in dict.fromkeys(_units(observation.chunk)):
+        for content in dict.fromkeys(chunk_units(observation.chunk)):
             if content in stored or rng.random() < 0.5:
                 continue
             if free and rng.random() < 1 / 6:
@@ -174,7 +207,7 @@ class KeywordManager(ScriptedManager):
     name = "keyword"
 
     def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
-        found = _units(observation.chunk)
+        found = chunk_units(observation.chunk)
         words = [[word.strip(_PUNCTUATION) for word in unit.split()] for unit in found]
         names = {
             word
@@ -195,5 +228,13 @@ _PUNCTUATION = ".,;:!?()[]\"'“”‘’<>"
 
 SCRIPTED: dict[str, type[ScriptedManager]] = {
     manager.name: manager
-    for manager in (InsertAll, InsertChunk, FactsOnly, Oracle, RandomManager, KeywordManager)
+    for manager in (
+        InsertAll,
+        InsertChunk,
+        FactsOnly,
+        Oracle,
+        OracleReplace,
+        RandomManager,
+        KeywordManager,
+    )
 }

@@ -1,12 +1,12 @@
 """Qwen3's forward pass in few operations, for models as small as the tiny manager.
 
-In such a model calling an operation costs more than its arithmetic. `FewOperations` reads the
-weights of a transformers model and returns what that model returns, to rounding: products of the
-same input are one product, queries and keys are normalised and rotated together, the last layer
-computes the positions that are asked for and of the others keys and values only, and sampled tokens
-are written into a buffer of keys and values, where transformers copies its cache for every token.
+In such a model the overhead of calling an operation exceeds its arithmetic. `FewOperations` uses
+the weights of a transformers model and returns the same logits up to rounding. Products with the
+same input are joined, queries and keys are normalised and rotated together, the last layer computes
+only keys and values except at the requested positions, and the keys and values of sampled tokens
+are written into a preallocated buffer, where transformers copies its cache for every token.
 
-Imports torch and transformers, so it is imported where a model is at hand and not before.
+The module imports torch and transformers; import it only after a model is loaded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_
 from transformers import Qwen3ForCausalLM
 
 MOST_PARAMETERS = 5_000_000
-"""In larger models arithmetic costs more than calls."""
+"""Largest supported model: in larger ones arithmetic takes longer than the calls."""
 
 ROWS_AT_A_TIME = 16
-"""Rows that are read together: what a layer computes of them stays in a core's cache."""
+"""Number of rows read together, small enough for a layer's results to stay in a core's cache."""
 
 
 def is_small_qwen3(model: Any) -> bool:
-    """Return whether `FewOperations` computes what the model does.
+    """Return whether `FewOperations` supports the model.
 
     Args:
         model: A causal language model.
@@ -47,7 +47,7 @@ def is_small_qwen3(model: Any) -> bool:
 
 
 def _projections(layers: Any) -> list[Any]:
-    """Return what an adapter would wrap."""
+    """Return the linear layers, which an adapter would wrap."""
     return [
         one
         for layer in layers
@@ -59,12 +59,16 @@ def _projections(layers: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights of a layer; of those that are joined, the gradient flows to the model's own.
+    """Weights of a layer; gradients of joined weights flow to the model's own weights.
 
     Attributes:
-        projected: Queries, keys and values.
-        normed: Norms of the query heads, then of the key heads, shape (heads, size of a head).
-        gated: Gate, then up.
+        before: Norm before attention.
+        projected: Projections of queries, keys and values, joined.
+        normed: Norms of the query heads, then of the key heads, shape (heads, head size).
+        out: Output projection of attention.
+        after: Norm after attention.
+        gated: Gate and up projections, joined.
+        down: Down projection.
     """
 
     before: torch.Tensor
@@ -80,8 +84,8 @@ class FewOperations:
     """The forward pass of a small Qwen3.
 
     Args:
-        model: A model of which `is_small_qwen3` holds. Its weights are read here: make another
-            object after they changed.
+        model: A model for which `is_small_qwen3` is true. Its weights are copied: create another
+            object after they change.
     """
 
     def __init__(self, model: Qwen3ForCausalLM) -> None:
@@ -109,18 +113,20 @@ class FewOperations:
         )
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embedding of tokens.
+        """Return the embeddings of tokens, shape (rows, length, width).
 
         Args:
-            ids: Shape (rows, length).
+            ids: Token ids, shape (rows, length).
         """
         return embedding(ids, self.backbone.embed_tokens.weight)
 
     def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines of positions; the sign of the half that is turned is the sine's.
+        """Return cosines and sines of the rotary embedding.
+
+        The sines of the first half are negated, so that `heads` needs no separate sign.
 
         Args:
-            positions: Shape (rows, length).
+            positions: Positions of the tokens, shape (rows, length).
         """
         cos, sin = self.backbone.rotary_emb(self.head, positions)
         sign = torch.ones(self.size)
@@ -128,10 +134,10 @@ class FewOperations:
         return cos.unsqueeze(2), (sin * sign).unsqueeze(2)
 
     def normalised(self, hidden: torch.Tensor, layer: _Layer) -> torch.Tensor:
-        """Return hidden states as a layer's attention takes them.
+        """Return hidden states after a layer's first norm, the input of its attention.
 
         Args:
-            hidden: Shape (rows, length, width).
+            hidden: Hidden states, shape (rows, length, width).
             layer: The layer.
         """
         return rms_norm(hidden, (self.width,), layer.before, self.eps)
@@ -144,12 +150,12 @@ class FewOperations:
         queries: bool = True,
         others: bool = True,
     ) -> list[torch.Tensor]:
-        """Return queries, keys and values of a layer, each (rows, heads, length, size of a head).
+        """Return queries, keys and values of a layer, each (rows, heads, length, head size).
 
         Args:
-            normalised: `normalised` states.
+            normalised: Result of `normalised`, shape (rows, length, width).
             layer: The layer.
-            rotation: `rotation` of their positions.
+            rotation: Result of `rotation` for the positions.
             queries: Whether to return queries.
             others: Whether to return keys and values.
         """
@@ -157,18 +163,18 @@ class FewOperations:
         last = turned + self.keys * others
         weights = layer.projected[first * self.size : last * self.size]
         found = linear(normalised, weights).view(*normalised.shape[:-1], -1, self.size)
-        both, rest = torch.split(found, [turned - first, last - turned], dim=2)
-        both = rms_norm(both, (self.size,), None, self.eps) * layer.normed[first:turned]
-        both = both * rotation[0] + both.roll(self.size // 2, -1) * rotation[1]
-        parts = [*torch.split(both, [self.queries - first, turned - self.queries], dim=2), rest]
+        rotated, rest = torch.split(found, [turned - first, last - turned], dim=2)
+        rotated = rms_norm(rotated, (self.size,), None, self.eps) * layer.normed[first:turned]
+        rotated = rotated * rotation[0] + rotated.roll(self.size // 2, -1) * rotation[1]
+        parts = [*torch.split(rotated, [self.queries - first, turned - self.queries], dim=2), rest]
         return [part.transpose(1, 2) for part in parts if part.shape[2]]
 
     def mixed(self, hidden: torch.Tensor, attended: torch.Tensor, layer: _Layer) -> torch.Tensor:
-        """Return the hidden states behind a layer.
+        """Return the hidden states after a layer.
 
         Args:
-            hidden: Those before it, shape (rows, length, width).
-            attended: What its attention found for them, shape (rows, heads, length, size).
+            hidden: Hidden states before the layer, shape (rows, length, width).
+            attended: Output of the layer's attention, shape (rows, heads, length, head size).
             layer: The layer.
         """
         hidden = hidden + linear(attended.transpose(1, 2).flatten(2), layer.out)
@@ -180,22 +186,22 @@ class FewOperations:
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **mask: Any
     ) -> torch.Tensor:
-        """Return what queries find; `mask` is that of torch.
+        """Return the output of attention, shape (rows, heads, length, head size).
 
         Args:
-            queries: Shape (rows, heads, length, size), as `heads` returns them.
-            keys: As queries.
-            values: As queries.
-            mask: `attn_mask` or `is_causal`.
+            queries: Queries from `heads`, shape (rows, heads, length, head size).
+            keys: Keys from `heads`.
+            values: Values from `heads`.
+            mask: `attn_mask` or `is_causal` of torch's `scaled_dot_product_attention`.
         """
         grouped = self.queries != self.keys
         return scaled_dot_product_attention(queries, keys, values, enable_gqa=grouped, **mask)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of hidden states behind the last layer.
+        """Return the logits of hidden states after the last layer.
 
         Args:
-            hidden: Shape (..., width).
+            hidden: Hidden states, shape (..., width).
         """
         normalised = rms_norm(hidden, (self.width,), self.backbone.norm.weight, self.eps)
         return linear(normalised, self.head)
@@ -203,13 +209,12 @@ class FewOperations:
     def completion_logits(
         self, ids: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
     ) -> torch.Tensor:
-        """Return the logits that every completion token was drawn from, shape (tokens, vocabulary),
-        row by row.
+        """Return the logits of every completion token, row by row, shape (tokens, vocabulary).
 
         Args:
             ids: Prompts and completions, padded on the right, shape (rows, length).
-            starts: Tokens of every prompt, at least 1, shape (rows,).
-            lengths: Tokens of every completion, shape (rows,).
+            starts: Number of tokens of every prompt, at least 1, shape (rows,).
+            lengths: Number of tokens of every completion, shape (rows,).
         """
         hidden = self.embedded(ids)
         places = torch.arange(ids.shape[1])
@@ -219,7 +224,7 @@ class FewOperations:
             hidden = self.mixed(hidden, self.attend(*found, is_causal=True), layer)
         last = self.layers[-1]
         steps = torch.arange(max(int(lengths.max()), 1))
-        # A token is drawn behind the one before it; past a completion's end nothing is read.
+        # The logits of a token are at the previous position; clamp positions past the end.
         asked = (starts[:, None] - 1 + steps).clamp(max=ids.shape[1] - 1)
         normalised = self.normalised(hidden, last)
         keys, values = self.heads(normalised, last, rotation, queries=False)
@@ -234,16 +239,16 @@ class FewOperations:
 
 
 class FewOperationsDecoder:
-    """Reads prompts and then token after token, with keys and values kept.
+    """A decoder with a preallocated KV cache: prefill, then one token at a time.
 
     Args:
-        model: A model of which `is_small_qwen3` holds.
+        model: A model for which `is_small_qwen3` is true.
         ids: The prompts, padded on the left, shape (rows, length).
-        mask: 1 where a prompt has a token, of the same shape.
-        most: Most tokens that follow.
+        mask: 1 for tokens and 0 for padding, of the same shape.
+        most: Largest number of further tokens.
 
     Attributes:
-        logits: Of the token behind every prompt, shape (rows, vocabulary).
+        logits: Logits of the token after every prompt, shape (rows, vocabulary).
     """
 
     def __init__(
@@ -260,7 +265,7 @@ class FewOperationsDecoder:
         self.logits = self._prompts(ids)
 
     def next(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the logits behind one more token of every row, shape (rows, vocabulary).
+        """Return the logits after one more token of every row, shape (rows, vocabulary).
 
         Args:
             ids: The tokens, shape (rows, 1).
@@ -271,14 +276,14 @@ class FewOperationsDecoder:
         return logits
 
     def _prompts(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read the prompts, those of like length together."""
+        """Prefill the prompts in batches of similar length and return their last logits."""
         end = ids.shape[1]
         logits = ids.new_empty(len(ids), len(self.math.head), dtype=torch.float32)
         for rows in torch.split(self.positions[:, 0].argsort(stable=True), ROWS_AT_A_TIME):
             start = end - int(self.positions[rows].max())
             places = torch.arange(end - start)
             seen = self.mask[rows, None, None, start:] & (places <= places[:, None])
-            # What fills up a prompt sees itself, so that it holds numbers, which nothing reads.
+            # Padding attends to itself, so that its states are finite; nothing reads them.
             seen |= torch.eye(end - start, dtype=torch.bool)
             positions = (places + start - end + self.positions[rows]).clamp(min=0)
             logits[rows] = self._read(ids[rows, start:], positions, rows, start, end, seen)
@@ -293,7 +298,7 @@ class FewOperationsDecoder:
         end: int,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Read tokens of some rows into the places from `start` to `end`."""
+        """Read tokens of some rows into positions `start` to `end`; return the last logits."""
         math = self.math
         hidden, rotation = math.embedded(ids), math.rotation(positions)
         for layer, kept in zip(math.layers, self.kept, strict=True):
@@ -308,10 +313,10 @@ class FewOperationsDecoder:
         return math.logits(hidden[:, -1])
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the rows only.
+        """Continue with only some of the rows.
 
         Args:
-            rows: Their places, shape (rows,).
+            rows: Indices of these rows, shape (rows,).
         """
         self.positions, self.bias = self.positions[rows], self.bias[rows]
         self.kept = [one[:, rows] for one in self.kept]

@@ -1,12 +1,12 @@
-"""The tiny memory manager's own parts: vocabulary, tokenizer, chat template, architecture.
+"""The tiny memory manager: vocabulary, tokenizer, chat template and architecture.
 
 A Qwen3 of about 0.15 million parameters reads and writes one world of the planted stream through
-the code path a Qwen3-4B takes: chat template, token ids, `generate`, decode, JSON. What makes that
-affordable is the tokenizer: one token per word of that world, per alias (#0..#31) and per fixed
-piece of the JSON list. The warm start takes the sentences of a chunk in turn and writes the content
-before the operation's word and the alias last, ``{"content":"...","op":"UPDATE","id":"#3"}``: a
-causal model has then read the sentence when it decides what to do with it (SKIP too), and to which
-record.
+the same code path as a Qwen3-4B: chat template, token ids, sampling, decoding, JSON. The tokenizer
+makes this affordable: it has one token per word of that world, per alias (#0..#31) and per fixed
+piece of the JSON list. The warm start treats the sentences of a chunk in turn and writes the
+content first, then the kind of operation, then the alias,
+``{"content":"...","op":"UPDATE","id":"#3"}``: a causal model has then read the sentence before it
+decides on the operation (including SKIP) and the record.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from finemem_lib.data.planted import (
     TEMPLATES,
     World,
 )
+from finemem_lib.trajectory import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -36,16 +37,44 @@ FIRST_CONTENT, NEXT_CONTENT = '[{"content":"', ',{"content":"'
 INSERT, SKIP = '","op":"INSERT"}', '","op":"SKIP"}'
 UPDATE, DELETE = '","op":"UPDATE","id":"', ',{"op":"DELETE","id":"'
 CLOSE_ID, CLOSE = '"}', "]"
+CALL_STORES: tuple[Store, ...] = ("semantic", "episodic")
 PIECES = (FIRST_CONTENT, NEXT_CONTENT, INSERT, SKIP, UPDATE, DELETE, CLOSE_ID, CLOSE)
 
+_FILED = {store: f'","memory_type":"{store}"}},"name":"memory_' for store in CALL_STORES}
+FIRST_CALL, NEXT_CALL = '[{"arguments":{"content":"', ',{"arguments":{"content":"'
+CALL_INSERT = {store: _FILED[store] + 'insert"}' for store in CALL_STORES}
+CALL_UPDATED = {store: _FILED[store] + 'update"}' for store in CALL_STORES}
+CALL_DELETED = {store: _FILED[store] + 'delete"}' for store in CALL_STORES}
+CALL_SKIP, CALL_CORE = '"},"name":"memory_skip"}', '","memory_type":"core"},"name":"memory_update"}'
+CALL_ID, CALL_DELETE = '","memory_id":"', ',{"arguments":{"memory_id":"'
+CALL_PIECES = (
+    FIRST_CALL,
+    NEXT_CALL,
+    *CALL_INSERT.values(),
+    *CALL_UPDATED.values(),
+    *CALL_DELETED.values(),
+    CALL_SKIP,
+    CALL_CORE,
+    CALL_ID,
+    CALL_DELETE,
+)
+"""The fixed pieces of a list of Mem-alpha's calls, the content first and the store last."""
+
+CORE_ALIAS = "#c"
+CALL_ALIASES = (
+    *(f"#{store[0]}{number}" for store in CALL_STORES for number in range(32)),
+    CORE_ALIAS,
+)
+"""Aliases of the items of a layered memory; the letter names the store."""
+
 UNSEEN_NAMES = tuple("Abe Bea Cal Dot Eli Flo Gil Hua".split())
-"""Names the vocabulary holds and the warm start never shows: a test of what copying learnt."""
+"""Names in the vocabulary that the warm start never shows, to test generalisation of copying."""
 
 MAX_RECORDS = 24
-"""Records a prompt shows at most, and the most that the warm start is trained on."""
+"""Largest number of records in a prompt, also in the warm start."""
 
 UNKNOWN_SHARE = 0.2
-"""Share of unknown words in a chunk above which the tiny manager refuses to read it."""
+"""Largest share of unknown words in a chunk that the tiny manager accepts."""
 
 MAX_PROMPT_TOKENS = 176
 MAX_NEW_TOKENS = 80
@@ -66,11 +95,12 @@ _CHAT_TEMPLATE = (
 )
 
 
-def vocabulary(world: World = "plain") -> tuple[str, ...]:
+def vocabulary(world: World = "plain", layers: bool = False) -> tuple[str, ...]:
     """Return every token in the order of its id: specials, JSON pieces, marks, aliases, words.
 
     Args:
         world: one world of the planted stream.
+        layers: whether those of calls on a layered memory follow.
     """
     spoken = [*NAMES, *UNSEEN_NAMES]
     if world == "plain":
@@ -82,26 +112,29 @@ def vocabulary(world: World = "plain") -> tuple[str, ...]:
     words = dict.fromkeys(
         word for phrase in spoken for word in phrase.split() if not word.startswith("{")
     )
-    return (PAD, UNKNOWN, BOS, EOS, OPERATIONS, *PIECES, STOP, MEMORY, CHUNK, *ALIASES, *words)
+    calls = (*CALL_PIECES, *CALL_ALIASES) if layers else ()
+    special = (PAD, UNKNOWN, BOS, EOS, OPERATIONS)
+    return (*special, *PIECES, STOP, MEMORY, CHUNK, *ALIASES, *words, *calls)
 
 
-def tiny_tokenizer(world: World = "plain") -> PreTrainedTokenizerFast:
+def tiny_tokenizer(world: World = "plain", layers: bool = False) -> PreTrainedTokenizerFast:
     """Return the word-level tokenizer of one world of the planted stream.
 
-    A word outside the vocabulary becomes `<unk>`; decoding gives back the text with one space
-    between words and none inside the JSON.
+    A word outside the vocabulary becomes `<unk>`; decoding restores the text with one space between
+    words and none inside the JSON.
 
     Args:
         world: one world of the planted stream.
+        layers: whether it also spells calls on a layered memory.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = (PAD, UNKNOWN, BOS, EOS, OPERATIONS)
-    unspaced = (*special, *PIECES, STOP)
+    unspaced = (*special, *PIECES, STOP, *(CALL_PIECES if layers else ()))
     ids = {
         token if token in unspaced else _SPACE + token: number
-        for number, token in enumerate(vocabulary(world))
+        for number, token in enumerate(vocabulary(world, layers))
     }
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -130,18 +163,18 @@ def tiny_tokenizer(world: World = "plain") -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_PROMPT_TOKENS + MAX_NEW_TOKENS,
-        prompt_layout="compact",
+        prompt_layout="compact-layers" if layers else "compact",
     )
 
 
 def tiny_config(world: World = "plain") -> Qwen3Config:
-    """Return the architecture: a plain Qwen3 of two layers.
+    """Return the configuration of a Qwen3 with two layers.
 
-    Rotary base, initial spread and head size are chosen for lookup: a head must be able to tell
-    two records apart by what they say from its first updates on.
+    Rotary base, initializer range and head size are chosen for lookup: a head must distinguish two
+    records by content from the first updates on.
 
     Args:
-        world: the world whose vocabulary it has.
+        world: World of the planted stream, which determines the vocabulary.
     """
     from transformers import Qwen3Config
 
@@ -165,11 +198,11 @@ def tiny_config(world: World = "plain") -> Qwen3Config:
 
 
 def tiny_model(seed: int, world: World = "plain") -> Qwen3ForCausalLM:
-    """Return the architecture with random weights of its own seed.
+    """Return the model of `tiny_config` with random weights.
 
     Args:
-        seed: seed of the weights.
-        world: as for `tiny_config`.
+        seed: Seed of the weights.
+        world: As for `tiny_config`.
     """
     import torch
     from transformers import Qwen3ForCausalLM

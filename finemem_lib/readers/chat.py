@@ -1,9 +1,10 @@
-"""Asking language models: one client for a server or a model in process, with a memo on disk.
+"""The client interface of language models, on a server or in process, with a cache on disk.
 
-Differs from the paper: Fine-Mem (arXiv 2601.08435) asks Qwen3-32B and GPT-4o-mini and does not say
-how it treats calls that fail. Here a call that fails on the way is repeated. A reply that arrives
-is stored before the next step, so no reply is paid for twice, even after an interruption. A reply
-that was refused or does not fit is asked for once more and is then `None`, never a wrong answer.
+Differs from the paper: Fine-Mem (arXiv 2601.08435) asks Qwen3-32B and GPT-4o-mini and does not
+state how it treats failed calls. Here a call with a transport error is retried. Every reply is
+stored on arrival, so no reply is paid for twice, even after an interruption. After a refusal or a
+malformed reply the question is asked once more; if that fails, too, the reply is `None` and never
+counts as a wrong answer.
 """
 
 from __future__ import annotations
@@ -27,27 +28,28 @@ Messages = Sequence[Mapping[str, str]]
 """One conversation: messages with "role" and "content"."""
 
 ROUNDS = 2
-"""How often a question is asked whose reply is refused or malformed."""
+"""Largest number of times that a question is asked while its reply is a refusal or malformed."""
 
 
 class ModelError(RuntimeError):
-    """A language model could not be asked; what had been answered is in the memo."""
+    """A call to a language model failed for good; the replies until then are in the memo."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What a client did since it was made.
+    """Counts of a client's calls, tokens and failures since its creation.
 
     Attributes:
-        calls: Replies that arrived.
-        retries: Attempts that followed one which failed on the way.
-        tokens_in, tokens_out: Tokens of prompts and replies, as far as the server counts them.
-        unmetered: Replies that came without token counts.
-        cost: In the currency of the prices.
-        refused: Replies that refused, those from the memo included.
-        malformed: Replies that did not fit or were cut off at max_tokens, likewise.
-        unanswered: Questions whose reply became `None`.
-        memo_hits: Questions that needed no call.
+        calls: Number of replies received.
+        retries: Number of attempts after a failed attempt.
+        tokens_in, tokens_out: Tokens of prompts and replies, where the server reports them.
+        unmetered: Number of replies without token counts.
+        cost: Cost in the currency of the prices.
+        refused: Number of refusals, including those in the memo.
+        malformed: Number of replies that did not fit the structure or were cut off at max_tokens,
+            including those in the memo.
+        unanswered: Number of questions whose reply is `None`.
+        memo_hits: Number of questions that needed no call.
     """
 
     calls: int = 0
@@ -64,12 +66,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One reply to get.
+    """One call to make.
 
     Attributes:
-        key: Its key in the memo.
-        round: 1, or 2 where the first reply was refused or malformed.
-        messages: The conversation that is sent.
+        key: Key of the reply in the memo.
+        round: 1, or 2 after a refused or malformed first reply.
+        messages: The conversation to send.
         structure: The dataclass that the reply must fit; `None` for plain text.
     """
 
@@ -80,17 +82,17 @@ class Call:
 
 
 class Chat:
-    """A language model that answers conversations; a subclass gets the replies.
+    """A language model that answers conversations; subclasses implement the calls.
 
-    The memo answers what it holds, and equal conversations are asked once. The key of a reply is
-    the model, its settings, the messages and the structure asked for.
+    Replies in the memo need no call, and equal conversations are asked once. The key of a reply
+    consists of the model, its settings, the messages and the requested structure.
 
     Attributes:
-        settings: Which model is asked, and how.
-        usage: What was done so far.
-        memo: The replies.
-        after_batch: Called after each batch, also one that failed; what arrived of it is in
-            `usage`.
+        settings: The model and its sampling settings.
+        usage: Counts of the calls so far.
+        memo: Cache of the replies.
+        after_batch: Called after each batch, also after a failed one, when `usage` includes the
+            replies received.
 
     Raises:
         ValueError: the memo cannot be used.
@@ -121,14 +123,14 @@ class Chat:
         """Return one reply per conversation, in order.
 
         Args:
-            conversations: Any number; they are asked at the same time.
+            conversations: Any number of conversations, asked as one batch.
             structure: A dataclass that the reply must describe as JSON; `None` for plain text.
 
         Returns:
             Texts, or objects of the structure; `None` where no round gave a usable reply.
 
         Raises:
-            ModelError: the model could not be asked; every reply that arrived is in the memo.
+            ModelError: a call failed for good; every reply received is in the memo.
         """
         try:
             return self._ask(conversations, structure)
@@ -160,7 +162,7 @@ class Chat:
         return [answers.get(key) for key in keys]
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:
-        """Get a reply for every call and hand each to `arrived` as soon as it is there."""
+        """Make every call and pass each reply to `arrived` on arrival."""
         raise NotImplementedError
 
     def _arrived(self, call: Call, reply: Reply) -> None:
@@ -174,13 +176,13 @@ class Chat:
         used.cost += (tokens_in * settings.price_in + tokens_out * settings.price_out) / 1e6
 
     def _read(self, reply: Reply, structure: type | None) -> Any:
-        """Return what a reply says, or count it as refused or malformed."""
+        """Return the content of a reply, or count it as refused or malformed and return `None`."""
         if reply.refused:
             self.usage.refused += 1
             return None
         text = without_thinking(reply.text)
         if structure:
-            # A JSON object shows by itself whether it is whole; half a text looks like an answer.
+            # A truncated JSON object does not parse; a truncated text looks like an answer.
             answer = structured(text, structure)
         else:
             answer = None if reply.cut else text or None

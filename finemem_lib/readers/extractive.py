@@ -1,4 +1,4 @@
-"""The extractive reader: it answers from the retrieved text, without a language model.
+"""The extractive reader answers with spans of the retrieved text, without a language model.
 
 Differs from the paper: Fine-Mem (arXiv 2601.08435) answers with Qwen3-32B. Readers share one
 batched protocol (reading.ReasoningAgent), so `model_reader.ModelReader` can replace this one.
@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from finemem_lib.data.planted import VERBS
+from finemem_lib.data.planted_layers import verbs_of
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, retrieval_query, sentences
 from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
 from finemem_lib.scoring import metric_for
@@ -24,16 +24,16 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Trajectory
 
 CONTEXT_WEIGHT = 0.4
-"""What a question word found only in the sentence before counts, relative to one in it."""
+"""Weight of a question word that occurs only in the previous sentence; else the weight is 1."""
 
 TYPE_BONUS = 1.5
-"""Factor for a sentence that holds a new span of the type asked for (a date for "when")."""
+"""Factor for a sentence with a new span of the type asked for (a date for "when")."""
 
 NEIGHBOURS = 5
-"""How many nearest labelled examples vote."""
+"""Number of nearest labelled examples that vote."""
 
 MAX_SENTENCE_WORDS = 60
-"""Longer sentences are read in pieces of this many words, which bounds the answer's length."""
+"""Longer sentences are split into pieces of this many words, which bounds the answer's length."""
 
 _PAIR = re.compile(r"\b([A-Z]\w*) and ([A-Z]\w*)\b")
 
@@ -82,7 +82,7 @@ _TYPES: tuple[tuple[re.Pattern[str], tuple[re.Pattern[str], ...]], ...] = (
         ),
     ),
 )
-"""Kinds of question, the first that matches counts: how it is asked, how its answer looks."""
+"""Types of questions: (pattern of the question, patterns of its answer); the first match counts."""
 
 _Key = TypeVar("_Key")
 _WORD = re.compile(r"\w+")
@@ -90,39 +90,39 @@ _SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|edly|ing|ies|ied|es|ed|ly|s|e|y)$")
 _SUMMARY_METRICS = ("keyword_hit", "rouge_l")
 
 _About = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pattern[str], ...]]
-"""Of a question: the terms of every content word, which of the words an answer must hold, the
-stemmed words of the query, and how an answer looks."""
+"""A parsed question: the terms of every content word, the indices of the words that an answer must
+hold, the stemmed words of the query, and the patterns of an answer."""
 
 
 class ExtractiveReader:
     r"""A reader whose answers are parts of the retrieved text.
 
-    The data source chooses how it reads:
+    The metric of the data source selects the method:
 
-    - labelled examples (sources scored by label): the `NEIGHBOURS` retrieved examples most like
-      the question vote, weighted by likeness over the square root of their item's rank; the
-      answer is ``\boxed{label}``. With one example retrieved this is 1-NN.
-    - summaries (sources scored by keywords or ROUGE): the retrieved text in the order it was
-      written, the words shared evenly among the items.
+    - labelled examples (sources scored by label): the `NEIGHBOURS` retrieved examples most similar
+      to the question vote, weighted by similarity over the square root of their item's rank; the
+      answer is ``\boxed{label}``. With one retrieved example this is 1-NN.
+    - summaries (sources scored by keywords or ROUGE): the retrieved text in the order of writing;
+      the items share the word budget evenly.
     - questions: the sentence of the retrieved items with the largest share of the question's
-      words, each weighted by its rarity there, counting words of the sentence before at
-      `CONTEXT_WEIGHT` and favouring a sentence with a span of the type asked for. Among equals
-      the item written last wins (unknown: the one retrieved first), then the later sentence.
+      words, each weighted by its rarity among the sentences. Words of the previous sentence count
+      `CONTEXT_WEIGHT`; a span of the type asked for counts as a bonus. Among equals the item
+      written last wins (unknown: the one retrieved first), then the later sentence.
 
-    Where no sentence has enough support, the reader abstains: answer "", used ().
+    If no sentence has enough support, the reader abstains: answer "", used ().
 
     Args:
-        synonyms: The words that may answer a question word. They are added to the query, and a
-            question that holds such a word is answered only from a sentence that has the word or a
-            synonym, not stemmed, and every name of the question. Where it asks about two ("Where do
-            Mia and Ana live?"), each is answered by itself.
-        answer: "sentence" returns the sentence; "span" the date, number or name in it that lies
-            nearest to the question's words, or the few words that the question does not have,
-            else still the sentence. The substring metrics never punish a long answer, so sentences
-            score higher and say less: report the length of answers with the score.
-        min_support: Share of the weighted question words, in [0, 1], that a sentence must reach
-            where no synonym decides.
-        summary_words: Words of a summary, at most; at least 1.
+        synonyms: Words that may answer a question word. They are added to the query. A question
+            with such a word is answered only from a sentence that holds every name of the question
+            and, unstemmed, the word or a synonym. A question about two people ("Where do Mia and
+            Ana live?") is answered for each separately.
+        answer: "sentence" returns the sentence; "span" returns the date, number or name in it
+            nearest to the question's words, or else its new words if they are few, or else the
+            sentence. The substring metrics never penalise a long answer, so sentences score higher
+            and are less precise: report the length of answers with the score.
+        min_support: Share of the weighted question words, in [0, 1], that a sentence must reach,
+            unless the question has a word with synonyms.
+        summary_words: Largest number of words of a summary, at least 1.
 
     Raises:
         ValueError: a setting is out of range.
@@ -160,20 +160,20 @@ class ExtractiveReader:
 
     @functools.cached_property  # part of the key of every memoised task
     def settings(self) -> str:
-        """What the answers depend on in addition to the task, as JSON."""
+        """The settings that the answers depend on, besides the task, as JSON."""
         return json.dumps(
             [self.name, self.answer, self.min_support, self.summary_words, self.synonyms]
         )
 
     def query(self, question: str, data_source: str) -> str:
-        r"""Return what to search the memory for.
+        r"""Return the retrieval query for a question.
 
         Args:
             question: Text of the question.
-            data_source: Selects the metric.
+            data_source: Data source, which selects the metric.
 
         Returns:
-            The bare sentence for sources scored by label, else the question followed by the
+            The sentence to label for sources scored by label, else the question followed by the
             synonyms of its words.
 
         >>> reader = ExtractiveReader(synonyms={"live": ("moved",)})
@@ -189,7 +189,7 @@ class ExtractiveReader:
         return " ".join([question, *itertools.chain.from_iterable(others)])
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task by itself, in time linear in the words of its items.
+        """Answer every task separately, in time linear in the words of its items.
 
         Args:
             tasks: Questions with the retrieved items.
@@ -227,7 +227,7 @@ class ExtractiveReader:
         )
 
     def _classify(self, task: ReadingTask) -> Reading:
-        """Let the nearest labelled examples vote."""
+        """Return the label with the most votes of the nearest labelled examples."""
         asked = set(words(self.query(task.question, task.data_source)))
         examples = [
             (rank, item_id, label, terms)
@@ -259,7 +259,7 @@ class ExtractiveReader:
         return Reading(rf"\boxed{{{winner}}}", tuple(used))
 
     def _summarise(self, task: ReadingTask) -> Reading:
-        """Return the head of every item, each with an even share of the word budget."""
+        """Return the beginning of every item, with an even share of the word budget for each."""
         texts = [content.split() for _, content in task.items]
         left = self.summary_words
         shares = [0] * len(texts)
@@ -276,7 +276,7 @@ class ExtractiveReader:
         )
 
     def _extract(self, task: ReadingTask) -> Reading:
-        """Return the best supporting sentence, or the span in it."""
+        """Return the sentence with the most support, or the answer span in it."""
         concepts, required, asked, patterns = self._about(task.question, task.data_source)
         candidates: list[tuple[int, int, int, str, list[int], list[int]]] = []
         for place, ((_, content), rank) in enumerate(zip(task.items, _ranks(task), strict=True)):
@@ -297,7 +297,7 @@ class ExtractiveReader:
                     continue
             elif not covered or support < self.min_support:
                 continue
-            # Finding spans is the slow part, so only where the bonus could decide.
+            # Finding spans is slow, so it is done only where the bonus could decide.
             if (best is None or support * TYPE_BONUS >= best[0][0]) and any(
                 _new_spans(pattern, sentence, asked) for pattern in patterns
             ):
@@ -312,7 +312,7 @@ class ExtractiveReader:
         return Reading(answer, (task.items[-place][0],))
 
     def _about(self, question: str, data_source: str) -> _About:
-        """Return what reading needs of a question, worked out once: it is read of many items."""
+        """Return the parsed question, cached because it is read with many sets of items."""
         if (question, data_source) not in self._known:
             self._known[question, data_source] = (
                 *self._concepts(question),
@@ -322,8 +322,10 @@ class ExtractiveReader:
         return self._known[question, data_source]
 
     def _concepts(self, question: str) -> tuple[list[frozenset[str]], frozenset[int]]:
-        """Return the terms that say each content word of the question, and which of the words an
-        answer must hold: with a known cue that cue and all names, else none."""
+        """Return the terms of each content word of the question, and the indices of required words.
+
+        If the question has a word with synonyms, that word and all names are required; otherwise no
+        word is."""
         asked = dict.fromkeys(_WORD.findall(question))
         has_cue = any(word.lower() in self.synonyms for word in asked)
         concepts: list[frozenset[str]] = []
@@ -339,7 +341,7 @@ class ExtractiveReader:
             else:
                 concepts.append(frozenset({_stem(lowered)}))
                 continue
-            # These stand as they are: the stem of "lives" is "liv", but Liv need not live there.
+            # Required words are not stemmed: the stem of "lives" is "liv", which matches Liv.
             required.add(len(concepts))
             concepts.append(frozenset(concept))
         return concepts, frozenset(required)
@@ -349,27 +351,27 @@ def reader_for(instances: Iterable[Instance | Trajectory]) -> MemoisedAgent:
     """Return the extractive reader, memoised.
 
     Args:
-        instances: What is to be read. Where all are planted streams of one world, the reader knows
-            the verbs that answer each question there.
+        instances: The instances to read. If all are planted streams of one world, the reader gets
+            the verbs of that world as synonyms.
 
     >>> from finemem_lib.data.planted import planted_stream
     >>> reader_for([planted_stream(seed=1)]).query("Where does Mia live?", "planted")
     'Where does Mia live? lives moved settled'
     """
     sources = {instance.data_source for instance in instances}
-    known = VERBS.get(sources.pop()) if len(sources) == 1 else None
+    known = verbs_of(sources.pop()) if len(sources) == 1 else None
     return MemoisedAgent(ExtractiveReader(synonyms=known))
 
 
 def _rarity(candidates: int, df: Mapping[_Key, int]) -> Callable[[_Key], float]:
-    """Return the weight log(1 + N / df) of a word or concept that df of N candidates hold; one
-    that none holds counts as held by half a candidate."""
+    """Return the weight log(1 + N / df) of a word or concept in df of N candidates; df 0 counts as
+    0.5."""
     return lambda key: math.log1p(candidates / (df.get(key) or 0.5))
 
 
 @functools.lru_cache(maxsize=1024)
 def _sentences(content: str) -> tuple[tuple[str, frozenset[str]], ...]:
-    """Return the sentences with their terms: words as they stand, in lower case, and stemmed."""
+    """Return the sentences with their terms: words unchanged, in lower case, and stemmed."""
     return tuple(
         (piece, frozenset({*_WORD.findall(piece), *words(piece), *map(_stem, words(piece))}))
         for sentence in sentences(content)
@@ -408,7 +410,7 @@ def _answer_patterns(question: str) -> tuple[re.Pattern[str], ...]:
 def _new_spans(
     pattern: re.Pattern[str], sentence: str, asked: frozenset[str]
 ) -> list[re.Match[str]]:
-    """Return the spans of a pattern of which the question says no word."""
+    """Return the matches of a pattern that share no content word with the question."""
     found = []
     for match in pattern.finditer(sentence):
         content = [word for word in words(match[1]) if word not in STOPWORDS]
@@ -418,8 +420,9 @@ def _new_spans(
 
 
 def _span(patterns: Sequence[re.Pattern[str]], sentence: str, asked: frozenset[str]) -> str:
-    """Return the span of the type asked for that lies nearest to the question's words; without a
-    type, the new words where they are few and stand together; else the sentence."""
+    """Return the span of the type asked for nearest to the question's words.
+
+    Without a type, return the new words if they are few and adjacent, else the sentence."""
     found = [(match, _stem(match[0].lower()) in asked) for match in _WORD.finditer(sentence)]
     shared = [match.start() for match, is_asked in found if is_asked]
 

@@ -1,4 +1,4 @@
-"""A language model loaded by transformers in this process, asked like a server."""
+"""A chat client of a language model that transformers runs in this process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from finemem_lib.text import clean_text
 
 
 class LocalChat(Chat):
-    """A causal language model that transformers loads into this process, on a GPU if there is one.
+    """A causal language model that transformers loads into this process, on a GPU if available.
 
-    Prompts of like length share a forward pass, padded on the left. With a temperature above 0 the
-    draws are seeded per pass and so depend on which prompts share it; the memo keeps them.
+    Prompts of similar length form a batch, padded on the left. With a temperature above 0 sampling
+    is seeded per batch and so depends on the prompts in it; the memo keeps the replies.
 
     Args:
-        settings: Which model is loaded, and how it samples.
+        settings: The model and its sampling settings.
 
     Raises:
         ValueError: the model was not fetched or has no chat template, or the memo cannot be used.
@@ -55,13 +55,13 @@ class LocalChat(Chat):
     def log_probabilities(
         self, conversations: Sequence[Messages], replies: Sequence[str]
     ) -> list[float]:
-        """Return the mean log-probability per token that the model gives to a reply.
+        """Return, per conversation, the mean log-probability per token of a given reply.
 
-        The end of the reply is not counted, and nothing is drawn, whatever the temperature.
+        The end-of-sequence token is not counted; the temperature has no effect.
 
         Args:
-            conversations: What the model is asked.
-            replies: One per conversation, none of them empty.
+            conversations: The conversations before the reply.
+            replies: One non-empty reply per conversation.
         """
         import torch
 
@@ -113,7 +113,7 @@ class LocalChat(Chat):
         ).to(self._model.device)
         sampling = {"do_sample": True, "temperature": self.settings.temperature}
         seed = self._seed(batch[0])
-        # transformers takes no generator: seed torch's own, and leave it as it was.
+        # transformers takes no generator: seed torch's global one and restore it afterwards.
         with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(stable_seed(seed, *(call.key for call in batch)))

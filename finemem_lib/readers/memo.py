@@ -1,4 +1,4 @@
-"""Replies of language models kept in SQLite, so that nothing is paid for twice."""
+"""A cache of language model replies in SQLite, so that no reply is paid for twice."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply as it arrived.
+    """A reply of a language model, before parsing.
 
     Attributes:
-        text: What the model wrote, reasoning included.
+        text: Text of the model, including its reasoning.
         refused: Whether the model or a filter refused.
-        tokens_in, tokens_out: Tokens of prompt and reply; `None` where the server does not count.
+        tokens_in, tokens_out: Tokens of prompt and reply; `None` where the server reports none.
         cut: Whether the reply was cut off at max_tokens.
     """
 
@@ -29,23 +29,23 @@ class Reply:
 
 
 class Memo:
-    """Replies on disk by key and round; several processes may share the file.
+    """A cache of replies on disk by key and round; several processes may share the file.
 
     Args:
-        path: File to keep them in, made if it is missing; `None` keeps them in this process.
+        path: The file, created if missing; `None` keeps the replies in memory.
 
     Raises:
-        ValueError: the file is there and is no memo.
+        ValueError: the file exists and is not a memo.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = None
-        _ = self._file  # refuses to start without it
+        _ = self._file  # raises now if the file cannot be used
 
     @property
     def _file(self) -> sqlite3.Connection:
-        """The connection, opened again after `close`: a notebook's cells run in any order."""
+        """The connection, reopened after `close`, because a notebook's cells run in any order."""
         if self._connection is None:
             self._connection = self._opened()
         return self._connection
@@ -71,11 +71,11 @@ class Memo:
         return file
 
     def get(self, key: str, round_: int) -> Reply | None:
-        """Return a reply, `None` where there is none yet.
+        """Return a stored reply, or `None`.
 
         Args:
-            key: The hash of everything that the reply depends on.
-            round_: 1, or 2 where the first reply was refused or malformed.
+            key: Hash of everything that the reply depends on.
+            round_: 1, or 2 after a refused or malformed first reply.
         """
         found = self._file.execute(
             "SELECT reply FROM replies WHERE key = ? AND round = ?", (key, round_)
@@ -83,11 +83,11 @@ class Memo:
         return Reply(**json.loads(found[0])) if found else None
 
     def put(self, key: str, round_: int, reply: Reply) -> None:
-        """Keep a reply; where another process was first, its reply stays.
+        """Store a reply, unless another process has already stored one.
 
         Args:
             key, round_: As for `get`.
-            reply: What arrived.
+            reply: The reply to store.
         """
         self._file.execute(
             "INSERT OR IGNORE INTO replies VALUES (?, ?, ?)",
@@ -95,7 +95,7 @@ class Memo:
         )
 
     def copy_to(self, path: str | Path) -> None:
-        """Write all replies to a new file, also while other processes add to this one.
+        """Write all replies to a new file; other processes may add replies meanwhile.
 
         Args:
             path: The new file.

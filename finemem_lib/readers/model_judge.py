@@ -1,4 +1,4 @@
-"""A language model as judge of answers that no metric can score."""
+"""A judge that scores answers without a metric, by a language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finemem_lib.trajectory import AnsweredQuestion, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's reply: whether the answer is right."""
+    """A judge's reply; `verdict` is true if the answer is right."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     verdict: bool
@@ -32,20 +32,20 @@ class ModelJudge(Prompted):
         super().__init__(chat, "judge_answer")
 
     def answers(self, answered: Sequence[AnsweredQuestion]) -> list[float | None]:
-        """Judge free answers against the accepted ones, any of which will do.
+        """Return a score for each free answer, judged against the accepted answers.
 
-        Differs from LongMemEval (arXiv 2410.10813), which has a template per type of question, and
-        from Mem-alpha (arXiv 2509.25911), which has its preference rubric for all and scores 0 what
-        nobody could read: this one prompt covers both.
+        Differs from LongMemEval (arXiv 2410.10813), which has one template per type of question,
+        and from Mem-alpha (arXiv 2509.25911), which uses LongMemEval's preference rubric for every
+        type and scores an unparsable verdict 0: here one prompt covers all types.
 
         Args:
             answered: Questions with the answers to judge.
 
         Returns:
-            1.0 or 0.0 per answer, `None` where the model refused or was not understood.
+            1.0 or 0.0 per answer, `None` where the model refused or gave no valid verdict.
 
         Raises:
-            ModelError: the model could not be asked.
+            ModelError: a call to the model failed.
         """
         replies = self.chat.ask(
             [
@@ -65,12 +65,12 @@ def judged(trajectories: Sequence[Trajectory], judge: ModelJudge) -> list[Trajec
     """Return the trajectories with a judge's scores where the data source has no metric.
 
     Args:
-        trajectories: Trajectories with answered global and chunk questions; an empty answer and
-            one without an accepted answer stay unscored.
-        judge: What gives the scores.
+        trajectories: Trajectories with answered global and chunk questions; an empty answer, or an
+            answer to a question without an accepted answer, remains unscored.
+        judge: The judge that scores the answers.
 
     Raises:
-        ModelError: the model could not be asked.
+        ModelError: a call to the model failed.
     """
 
     def needs_judge(one: AnsweredQuestion) -> bool:
@@ -92,7 +92,7 @@ def judged(trajectories: Sequence[Trajectory], judge: ModelJudge) -> list[Trajec
             for one in answered
         )
 
-    # The verdicts are taken in the order of `asked`: global questions first, then step by step.
+    # Take the verdicts in the order of `asked`: global questions first, then step by step.
     return [
         dataclasses.replace(
             trajectory,

@@ -18,11 +18,11 @@ AnswerLogProbabilities = Callable[[Sequence[ReadingTask], Sequence[Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class CitedAnswer:
-    """An answer with its evidence, as a citing reader writes it.
+    """A language model's answer with the items that it cites.
 
     Attributes:
         answer: The answer in words.
-        items: Numbers of the items that the answer rests on; 1 is the first shown.
+        items: Numbers of the cited items; 1 is the first item of the prompt.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -31,15 +31,15 @@ class CitedAnswer:
 
 
 class ModelReader(Prompted):
-    """A reasoning agent that answers with a language model, all tasks of a batch at once.
+    """A reasoning agent that answers all tasks of a batch with a language model.
 
-    It serves as verifier of chunk questions, too. Items are shown oldest write first where the
-    steps of the writes are known, else best match first.
+    It also verifies chunk questions. The prompt lists items in the order of their last writes,
+    oldest first, if that is known, else best match first.
 
     Args:
         chat: The model to ask.
-        cite: Whether the answer names the items it rests on; without it `Reading.used` is `None`.
-            A number that no item has is passed over.
+        cite: Whether the answer must cite the items it rests on; otherwise `Reading.used` is
+            `None`. Citations of numbers without an item are ignored.
     """
 
     def __init__(self, chat: Chat, cite: bool = False) -> None:
@@ -47,26 +47,26 @@ class ModelReader(Prompted):
         self.cite = cite
 
     def query(self, question: str, data_source: str) -> str:
-        """Return what to search the memory for.
+        """Return the retrieval query for a question.
 
         Args:
             question: Text of the question.
-            data_source: Selects the metric.
+            data_source: Data source, which selects the metric.
         """
         return retrieval_query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer a batch.
+        """Answer a batch of tasks.
 
         Args:
             tasks: Questions with the memory items to answer them from.
 
         Returns:
-            One reading per task, in order; its answer is `None` where the model refused or could
-            not be understood twice.
+            One reading per task, in order; its answer is `None` where the model twice refused or
+            gave a malformed reply.
 
         Raises:
-            ModelError: the model could not be asked; what it answered so far is in the memo.
+            ModelError: a call to the model failed; the replies until then are in the memo.
         """
         shown = [_in_order(task) for task in tasks]
         conversations = self._conversations(tasks)
@@ -77,8 +77,9 @@ class ModelReader(Prompted):
 
     @property
     def answer_log_probabilities(self) -> AnswerLogProbabilities | None:
-        """Returns, per task, the mean log-probability per token of its likeliest accepted answer;
-        `None` where the model is not in this process, or cites and so writes JSON."""
+        """A function that returns, per task, the mean log-probability per token of the most
+        probable accepted answer; `None` for a model on a server or a citing reader, which writes
+        JSON."""
         chat = self.chat
         if self.cite or not isinstance(chat, LocalChat):
             return None
@@ -108,7 +109,7 @@ class ModelReader(Prompted):
 
 
 def _in_order(task: ReadingTask) -> list[tuple[str, str]]:
-    """Return the items of a task in the order the model sees them."""
+    """Return the items of a task in the order of the prompt."""
     if not task.written:
         return list(task.items)
     places = sorted(range(len(task.items)), key=task.written.__getitem__)

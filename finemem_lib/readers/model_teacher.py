@@ -16,7 +16,7 @@ from finemem_lib.trajectory import Question
 
 @dataclass(frozen=True, slots=True)
 class WrittenQuestion:
-    """A question with its answer, as a teacher writes it."""
+    """One question with its answer in a teacher's reply."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     question: str
@@ -25,20 +25,20 @@ class WrittenQuestion:
 
 @dataclass(frozen=True, slots=True)
 class WrittenQuestions:
-    """What a teacher writes about one chunk."""
+    """A teacher's reply for one chunk."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     questions: list[WrittenQuestion]
 
 
 class ModelTeacher(Prompted):
-    """A teacher that has a language model write questions about a chunk.
+    """A teacher that lets a language model write questions about a chunk.
 
-    A chunk that the model would not write about has no candidates.
+    A chunk for which the model gave no valid reply has no candidates.
 
     Args:
         chat: The model to ask.
-        number: Candidates per chunk, at least 1.
+        number: Number of candidate questions per chunk, at least 1.
 
     Raises:
         ValueError: `number` is less than 1.
@@ -51,30 +51,31 @@ class ModelTeacher(Prompted):
         self.number = number
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Ask about many chunks at once, so that `write` finds the replies in the memo.
+        """Ask for the questions of many chunks in one batch; `write` then reads them from the memo.
 
         Args:
-            chunk_texts: The texts that `write` is going to ask about.
+            chunk_texts: The texts that `write` will receive.
 
         Raises:
-            ModelError: the model could not be asked; what it answered so far is in the memo.
+            ModelError: a call to the model failed; the replies until then are in the memo.
         """
         self._written(chunk_texts)
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
-        """Return candidates in the model's order, the chunk's step as their evidence.
+        """Return candidate questions in the model's order, with the chunk's step as evidence.
 
         Args:
             chunk_text: The text to ask about.
             step: The chunk's step, from 1.
-            data_source: The instance's; a source without facts gives way to `FACT_SOURCE`.
-            rng: Not used; the model draws.
+            data_source: The instance's data source; `FACT_SOURCE` replaces it in the questions if
+                its metric cannot score facts.
+            rng: Not used.
 
         Raises:
             ValueError: the data source has no metric.
-            ModelError: the model could not be asked.
+            ModelError: a call to the model failed.
         """
         source = data_source if metric_for(data_source) in FACT_METRICS else FACT_SOURCE
         [written] = self._written([chunk_text])

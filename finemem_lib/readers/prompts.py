@@ -1,8 +1,8 @@
-"""Prompts for reading, writing questions and judging: package data with a version each.
+"""Prompts for reading, writing questions and judging: package data, each with a version.
 
 Differs from the paper: Fine-Mem (arXiv 2601.08435) and Mem-alpha (arXiv 2509.25911) publish other
-prompts. These are worded for a flat memory, and each says that the text in it was written by
-others. Name, version and hash of a prompt are recorded in every trajectory.
+prompts. Ours are worded for a flat memory, and each warns the model that the included text is
+untrusted. Every trajectory records name, version and hash of its prompts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from finemem_lib.text import clean_text
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as its file holds it.
+    """The contents of a prompt file.
 
     Attributes:
         name: Name of the file in `prompts/`, without suffix.
-        version: Version that the file states.
+        version: Version number in the file.
         system: The system message.
-        user: The user message, with a $name where a value goes.
+        user: The user message, with a $name for each value.
         digest: 12 hexadecimal digits of the file's SHA-256.
     """
 
@@ -42,7 +42,7 @@ class Prompt:
         return f"{self.name} v{self.version} {self.digest}"
 
     def messages(self, **values: str) -> Messages:
-        """Return the conversation with the values in their places; nothing in them is replaced.
+        """Return the conversation with the values inserted; a $name inside a value is kept.
 
         Args:
             values: The text for each $name.
@@ -58,7 +58,7 @@ def load_prompt(name: str) -> Prompt:
     """Return a prompt of the library.
 
     Args:
-        name: Name of its file in `prompts/`, without suffix.
+        name: Name of the prompt's file in `prompts/`, without suffix.
 
     >>> load_prompt("teach").messages(number="5", text="Costs $items.")[1]["content"]
     'Write 5 questions about this text:\\n\\nCosts $items.'
@@ -70,7 +70,7 @@ def load_prompt(name: str) -> Prompt:
 
 
 class Prompted:
-    """A language model that is asked with one prompt; a role of models derives from it.
+    """Base class of the roles: a language model with one prompt.
 
     Args:
         chat: The model to ask.
@@ -90,7 +90,7 @@ class Prompted:
 
     @property
     def settings(self) -> str:
-        """What the replies depend on, as JSON."""
+        """Everything the replies depend on, as JSON."""
         return json.dumps(
             {
                 "chat": json.loads(self.chat.settings.identity),

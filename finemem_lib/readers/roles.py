@@ -1,7 +1,8 @@
-"""Language models in the roles of reader, verifier, teacher and judge, chosen in a YAML file.
+"""Language models as reader, verifier, teacher, judge and writer, chosen in a YAML file.
 
 A role that the file leaves out needs no model: reader and verifier are extractive, the teacher
-blanks out words, and answers without a metric stay unscored. Roles with equal settings share a
+blanks out words, answers without a metric stay unscored, and the baselines, whose memory the writer
+writes, are extractive or refused. Roles with equal settings share a
 client.
 """
 
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 
 from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.questions import Teacher
+from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
 from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.readers.local import LocalChat
+from finemem_lib.readers.model_content_judge import ModelContentJudge
 from finemem_lib.readers.model_judge import ModelJudge, judged
 from finemem_lib.readers.model_reader import ModelReader
 from finemem_lib.readers.model_teacher import ModelTeacher
@@ -33,7 +36,7 @@ def make_chat(settings: ChatSettings) -> Chat:
     """Return the client of a language model.
 
     Args:
-        settings: Which model is asked, and how.
+        settings: The model and its sampling settings.
 
     Raises:
         ValueError, ImportError, OSError: as `ChatClient` and `LocalChat`.
@@ -41,12 +44,12 @@ def make_chat(settings: ChatSettings) -> Chat:
     return ChatClient(settings) if settings.kind == "server" else LocalChat(settings)
 
 
-ROLES = ("reader", "verifier", "teacher", "judge")
+ROLES = ("reader", "verifier", "teacher", "judge", "writer")
 
 REPLIES = "replies.sqlite"
-"""Memo of the language models in a folder of questions or of a run, unless settings name one."""
+"""File name of the models' memo in a folder of questions or of a run; settings may name another."""
 
-_Agent = TypeVar("_Agent", ModelReader, ModelTeacher, ModelJudge)
+_Agent = TypeVar("_Agent", ModelReader, ModelTeacher, ModelJudge, ModelContentJudge)
 
 _EXPECTED = (
     f"expected one or more of the mappings {', '.join(ROLES)}, each with the settings of a "
@@ -59,8 +62,8 @@ class ModelRole:
     """The language model of a role.
 
     Attributes:
-        chat: Which model is asked, and how.
-        cite: Whether answers name the items they rest on (reader only).
+        chat: The model and its sampling settings.
+        cite: Whether answers must cite the items they rest on (reader only).
     """
 
     chat: ChatSettings
@@ -68,7 +71,7 @@ class ModelRole:
 
 
 def reader_role(options: Mapping[str, Any]) -> ModelRole:
-    """Return the reader that a mapping describes.
+    """Return the settings of the reader from a mapping.
 
     Args:
         options: Names and values of `ChatSettings`, and `cite`.
@@ -86,18 +89,18 @@ def reader_role(options: Mapping[str, Any]) -> ModelRole:
 
 
 def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
-    """Read which language models to ask.
+    """Read the settings of the language models per role from a YAML file.
 
     Args:
         path: A YAML file with a mapping of `ChatSettings` per role.
-        folder: Where models that name no memo keep theirs; `None` keeps it in this process.
+        folder: Folder of the memo for models that name none; `None` keeps replies in memory.
 
     Returns:
-        The roles of the file, by name.
+        The roles in the file, by name.
 
     Raises:
         ValueError: the file or a setting in it is not usable. The message shows no value, because
-            one of them may be a key.
+            a value may be a key.
     """
     try:
         content = read_yaml(path)
@@ -125,10 +128,10 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
 
 
 def check_roles(path: Path) -> None:
-    """Refuse a file of models that could not be asked from this process, before any is asked.
+    """Raise an error if a model in the file cannot be used here, before any call.
 
     Args:
-        path: A YAML file as `load_roles` reads it.
+        path: A YAML file as for `load_roles`.
 
     Raises:
         ValueError: the file or a setting is not usable, or the variable of a key is not set.
@@ -142,14 +145,14 @@ def check_roles(path: Path) -> None:
 
 
 class Models:
-    """The language models of the roles, loaded when they are first needed.
+    """The language models of the roles, loaded on first use.
 
     Args:
-        roles: Settings by role; a role that is missing is played without a model.
+        roles: Settings by role; a missing role uses no model.
 
     Attributes:
-        roles: The same.
-        after_batch: Called after each batch of questions to a model, also one that failed.
+        roles: As the argument.
+        after_batch: Called after each batch of questions to a model, also after a failed one.
     """
 
     def __init__(self, roles: Mapping[str, ModelRole] | None = None) -> None:
@@ -162,10 +165,10 @@ class Models:
         """Return the reasoning agent that answers questions on the memory, memoised.
 
         Args:
-            instances: What is to be read; without a model their words choose the reader.
+            instances: The instances to read; without a model, their data sources select the reader.
 
         Raises:
-            ValueError, ImportError, OSError: as `make_chat`; so do the other roles.
+            ValueError, ImportError, OSError: as `make_chat`; likewise for the other roles.
         """
         return self._agent("reader", instances)
 
@@ -181,30 +184,49 @@ class Models:
         """Return the teacher of chunk questions.
 
         Args:
-            number: Candidates per chunk; without a model there are as many as the rules find.
+            number: Number of candidates per chunk, at least 1; not used without a model.
         """
         if "teacher" not in self.roles:
             return ClozeTeacher()
         return self._plays("teacher", ModelTeacher(self._chat("teacher"), number))
 
     def judged(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        """Return the trajectories, with the judge's scores where only a judge can score.
+        """Return the trajectories with the judge's scores where the data source has no metric.
 
         Args:
-            trajectories: What was played; returned as it is where no judge is chosen.
+            trajectories: The rollouts; returned unchanged if there is no judge.
 
         Raises:
-            ModelError: the judge could not be asked.
+            ModelError: a call to the judge failed.
         """
+        judge = self.judge()
+        return list(trajectories) if judge is None else judged(trajectories, judge)
+
+    def writer(self) -> Chat | None:
+        """Return the language model that writes the memory of baselines, `None` without one."""
+        if "writer" not in self.roles:
+            return None
+        chat = self._chat("writer")
+        self._played["writer"] = {"chat": json.loads(chat.settings.identity)}
+        return chat
+
+    def judge(self) -> ModelJudge | None:
+        """Return the judge, `None` without a model in that role."""
         if "judge" not in self.roles:
-            return list(trajectories)
-        return judged(trajectories, self._plays("judge", ModelJudge(self._chat("judge"))))
+            return None
+        return self._plays("judge", ModelJudge(self._chat("judge")))
+
+    def content_judge(self) -> ContentJudge:
+        """Return what judges the notes of a memory manager: the judge, or a rule without one."""
+        if "judge" not in self.roles:
+            return rule_verdicts
+        return self._plays("judge", ModelContentJudge(self._chat("judge")))
 
     def record(self) -> list[dict[str, Any]]:
-        """Return one entry per language model that was used.
+        """Return one entry per language model used.
 
-        An entry holds name, kind and address, under `roles` what the replies of each role depend
-        on (settings, prompts by version and hash), and `Usage`.
+        An entry holds name, kind, address, the settings and prompt versions of each role under
+        `roles`, and `Usage`.
         """
         return [
             {
@@ -222,7 +244,7 @@ class Models:
         ]
 
     def close(self) -> None:
-        """Close the memos; every reply is in them already."""
+        """Close the memos; all replies are already stored."""
         for chat in dict.fromkeys(self._chats.values()):
             chat.memo.close()
 
@@ -246,7 +268,7 @@ class Models:
 
 
 def usage_line(entry: Mapping[str, Any]) -> str:
-    """Return in one line how much a language model was asked.
+    """Return the usage of a language model as one line of text.
 
     Args:
         entry: An entry of `Models.record`.

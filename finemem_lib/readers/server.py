@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 LONGEST_WAIT = 300.0
-"""Seconds: a server that asks for a longer pause is not waited for."""
+"""Largest Retry-After to wait for, in seconds; a server that asks for more counts as failed."""
 
 UNREACHED_ATTEMPTS, CONNECT_WAIT = 3, 3.0
-"""Attempts at most, and seconds for each to connect, while no server has answered at all."""
+"""Largest number of attempts, and seconds to connect, before the server first answered."""
 
 
 class ChatClient(Chat):
     """A language model behind an OpenAI-compatible server.
 
-    At most `concurrency` calls are under way at a time. A call that fails on the way (no
-    connection, a timeout, a body that is cut off or no completion, statuses 408, 409, 429 and 5xx)
-    is repeated after the server's Retry-After, else after a doubling pause; an address that has
-    never answered is given up after `UNREACHED_ATTEMPTS`. The retries of the openai package are
-    switched off: it neither repeats a call whose body is no completion nor limits the time of a
-    whole call, and it treats an address that does not exist like one that does. The calls run in
-    an event loop in another thread, so `ask` works where one is running already, as in Jupyter.
+    At most `concurrency` calls run at a time. A call with a transport error (no connection, a
+    timeout, a truncated body or one without a completion, statuses 408, 409, 429 and 5xx) is
+    retried after the server's Retry-After, or else with exponential backoff; a server that never
+    answered gets only `UNREACHED_ATTEMPTS`. The retries of the openai package are switched off: it
+    does not retry a body without a completion, does not limit the time of a whole call, and retries
+    an unknown address as often as a known one. The calls run in an event loop in another thread, so
+    `ask` also works inside a running event loop, as in Jupyter.
 
     Args:
-        settings: Which server and model are asked, and how.
+        settings: Server, model and sampling settings.
 
     Raises:
         ValueError: the key's variable is not set, or the memo cannot be used.
@@ -56,7 +56,7 @@ class ChatClient(Chat):
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:
         from anyio.from_thread import start_blocking_portal
 
-        # An interrupt here cancels what is under way before it goes on.
+        # An interrupt here cancels the running calls before it propagates.
         with start_blocking_portal() as portal:
             failure = portal.call(self._complete_all, calls, arrived)
         if failure:  # raised here and not there: the original error holds the request's headers
@@ -74,7 +74,7 @@ class ChatClient(Chat):
     async def _complete_all(
         self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]
     ) -> str | None:
-        """Make the calls; return in words why one failed for good, `None` if none did."""
+        """Make all calls; return the message of a final failure, or `None`."""
         from httpx2 import Timeout
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
@@ -88,7 +88,7 @@ class ChatClient(Chat):
                 try:
                     arrived(call, await self._send(server, secret, call))
                 except (_CallFailed, sqlite3.Error) as error:
-                    # Calls under way still end and are kept; no new one begins.
+                    # Running calls still finish and are stored; no new call starts.
                     failures.append(str(error))
 
         async with (
@@ -106,14 +106,14 @@ class ChatClient(Chat):
         return _without_key(failures[0], secret) if failures else None
 
     async def _send(self, server: AsyncOpenAI, secret: str | None, call: Call) -> Reply:
-        """Return the reply of a call, repeated as often as the settings allow."""
+        """Return the reply of a call, with as many attempts as the settings allow."""
         settings = self.settings
         for attempt in range(1, settings.attempts + 1):
             try:
                 return await self._attempt(server, call)
             except _AttemptFailed as error:
                 failure = error
-            # Masked before it is cut: what a cut leaves of a key would not be found.
+            # Mask the key before truncation: a truncated key would not be recognised.
             failed = f"{_without_key(str(failure), secret):.300}"
             wait = failure.wait or 0.0
             if wait > LONGEST_WAIT:
@@ -128,12 +128,12 @@ class ChatClient(Chat):
         raise _CallFailed(f"attempt {attempt} of {attempts} failed: {failed}")
 
     async def _attempt(self, server: AsyncOpenAI, call: Call) -> Reply:
-        """Make a call once; note whether the server was reached."""
+        """Make one attempt at a call, and set `_reached` if the server was reached."""
         from httpx2 import ConnectError, ConnectTimeout
         from openai import APIConnectionError, APIError
 
         try:
-            # The package's own timeout is for each read: a trickle would pass it for ever.
+            # The package's timeout applies to each read, so a slow stream would never time out.
             async with asyncio.timeout(self.settings.timeout):
                 completion = await server.chat.completions.create(**self._request(call))
             self._reached = True
@@ -178,8 +178,10 @@ class ChatClient(Chat):
 
 
 class _AttemptFailed(Exception):
-    """A call failed once; `wait` is how many seconds the server asks to wait, `final` whether
-    another attempt would fail too."""
+    """One attempt at a call failed.
+
+    `wait` is the server's Retry-After in seconds, `final` whether another attempt would fail, too.
+    """
 
     def __init__(self, message: str, wait: float | None = None, final: bool = False) -> None:
         super().__init__(message)
@@ -192,13 +194,13 @@ class _CallFailed(Exception):
 
 
 def _without_key(text: str, secret: str | None) -> str:
-    """Return a text with the key masked, which servers repeat in what they refuse."""
+    """Return a text with the key masked, because servers repeat keys in their error messages."""
     text = clean_text(text)
     return text.replace(secret, "***") if secret else text
 
 
 def _reply(completion: Any) -> Reply:
-    """Read a completion as the openai package hands it over, which does not validate it."""
+    """Return the reply in a completion of the openai package, which does not validate it."""
     try:
         message, usage = completion.choices[0].message, completion.usage
         finish = completion.choices[0].finish_reason
@@ -214,7 +216,7 @@ def _reply(completion: Any) -> Reply:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Return the seconds a server asks to wait: Retry-After as seconds or as a date."""
+    """Return the server's Retry-After, given as seconds or as a date, in seconds."""
     from datetime import UTC, datetime
     from email.utils import parsedate_to_datetime
 
@@ -234,7 +236,7 @@ def _retry_after(error: Any) -> float | None:
 
 @functools.cache
 def _certificates() -> SSLContext:
-    """Return the certificates, read once: reading them takes longer than a small batch."""
+    """Return the SSL context, cached because loading the certificates takes longer than a batch."""
     from httpx2 import create_ssl_context
 
     return create_ssl_context()

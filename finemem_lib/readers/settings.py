@@ -1,4 +1,4 @@
-"""Settings of a language model: where it runs, how it samples, what a call may cost in time."""
+"""Settings of a language model: where it runs, its sampling, and the limits of a call."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Which language model is asked, and how.
+    """A language model, its sampling settings, and the limits of its calls.
 
     Attributes:
-        model: Its name on the server, or the name or folder that transformers loads.
-        kind: "server" (any OpenAI-compatible one, at `base_url`) or "local" (transformers, in this
+        model: Name of the model on the server, or the name or folder that transformers loads.
+        kind: "server" (OpenAI-compatible, at `base_url`) or "local" (transformers, in this
             process).
         base_url: Address of the server, without user, password or query.
         key_env: Name of the environment variable that holds the key, in capitals; `None`: no key.
-        temperature, max_tokens, seed: Sampling; `None` is not sent. The second round of a question
-            adds 1 to the seed.
-        chat_template_kwargs: Options of the chat template; `None` for servers that refuse the
+        temperature, max_tokens, seed: Sampling settings; `None` is not sent. The second round of a
+            question adds 1 to the seed.
+        chat_template_kwargs: Options of the chat template; `None` for servers that reject the
             field.
-        schema: Send the JSON schema of a structured answer; off for servers that refuse it.
-        price_in, price_out: Price of a million tokens, in any one currency.
-        memo: File that keeps every reply; `None` keeps them for the life of the client.
-        concurrency: Calls under way at a time (servers only).
-        timeout: Seconds for one call, from first to last byte (servers only).
-        attempts: Attempts at a call that fails on the way, at least 1; fewer until the server is
-            reached for the first time (servers only).
+        schema: Whether to send the JSON schema of a structured answer; some servers reject it.
+        price_in, price_out: Price of a million tokens, both in the same currency.
+        memo: File that stores every reply; `None` keeps replies in memory.
+        concurrency: Largest number of concurrent calls, at least 1 (servers only).
+        timeout: Time limit of one call, in seconds, from first to last byte (servers only).
+        attempts: Largest number of attempts at a call, at least 1; fewer before the server is
+            first reached (servers only).
         backoff: Seconds before the second attempt, doubled for each further one (servers only).
-        batch_size: Prompts per forward pass (local models only).
+        batch_size: Prompts per forward pass, at least 1 (local models only).
 
     Raises:
-        ValueError: a setting is out of range, or a part that one kind needs is missing.
+        ValueError: a setting is out of range, or missing for this kind.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -81,7 +81,7 @@ class ChatSettings:
             raise ValueError(f"timeout is {self.timeout}, expected seconds, more than 0")
         if not self.model:
             raise ValueError("model is empty, expected the name of a language model")
-        # What stands where a secret does not belong may be one: no message repeats it.
+        # A wrong value may be a key in the wrong place, so no message repeats it.
         if self.key_env is not None and not _VARIABLE.fullmatch(self.key_env):
             raise ValueError(
                 "key_env is not the name of an environment variable, expected one in capitals, "
@@ -103,8 +103,7 @@ class ChatSettings:
     def identity(self) -> str:
         """The settings that a reply depends on, as JSON.
 
-        Where the model runs is left out, so that it may move: different weights need different
-        names.
+        The address is left out, so that the model may move; different weights need different names.
         """
         names = (
             "kind",
@@ -119,17 +118,17 @@ class ChatSettings:
 
     @property
     def source(self) -> str:
-        """What transformers loads a local model from: its folder, also of a path relative to the
-        repository, or its name on the hub."""
+        """The folder of a local model (absolute, or relative to the working directory or the
+        repository), or else its name on the hub."""
         folders = (Path(self.model), repository_root() / self.model)
         return str(next((folder for folder in folders if folder.is_dir()), self.model))
 
     @property
     def secret(self) -> str | None:
-        """The key, read from its variable at each use so that no object holds it.
+        """The key, read from its variable at each use so that no object stores it.
 
         Raises:
-            ValueError: the variable is not set, or holds what no key does.
+            ValueError: the variable is not set, or its value cannot be a key.
         """
         if self.key_env is None:
             return None
@@ -144,7 +143,7 @@ class ChatSettings:
 
 
 def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
-    """Return validated settings from a mapping, such as a role's in a file of models.
+    """Return validated settings from a mapping, such as a role in a file of models.
 
     Args:
         options: Names and values of `ChatSettings`.
@@ -164,7 +163,7 @@ def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
         settings: ChatSettings = type_adapter(ChatSettings).validate_python(dict(options))
         return settings
     except ValidationError as error:
-        # Values are not shown: one of them may be a key in the wrong place.
+        # The message shows no values: a value may be a key in the wrong place.
         found = "; ".join(
             f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}".removeprefix(": Value error, ")
             for entry in error.errors(include_url=False, include_input=False)
@@ -174,10 +173,10 @@ def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
 
 
 def check_usable(settings: ChatSettings) -> None:
-    """Refuse a model that could not be asked from this process, before anything is asked.
+    """Raise an error if a model cannot be used from this process, before any call.
 
     Args:
-        settings: Those of the client that is to be made.
+        settings: Settings of the model.
 
     Raises:
         ValueError: the key's variable is not set, or a local model was not fetched.
@@ -196,4 +195,4 @@ def check_usable(settings: ChatSettings) -> None:
             "a language model on a server needs the openai package, which is not installed; "
             "install the workbench with it: pip install -e .[server]"
         )
-    _ = settings.secret  # refuses to start without it
+    _ = settings.secret  # raises if the key is missing

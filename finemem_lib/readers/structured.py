@@ -1,4 +1,4 @@
-"""What a reply of a language model contains: its text without reasoning, or an object as JSON."""
+"""Parse a language model's reply: its text without the reasoning, or an object from JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Structure = TypeVar("Structure")
 
 
 def without_thinking(text: str) -> str:
-    """Return a reply without the reasoning that some models put before it.
+    """Return a reply without the reasoning that some models write first.
 
     Args:
-        text: The reply as it arrived.
+        text: The complete reply.
 
     Returns:
-        What follows the reasoning, or "" where the reasoning does not end.
+        The text after the reasoning, or "" if the reasoning does not end.
 
     >>> without_thinking("<think>Let me see.</think> Rome"), without_thinking("<think>Let me")
     ('Rome', '')
@@ -32,8 +32,8 @@ def structured(text: str, structure: type[Structure]) -> Structure | None:
     """Return the object that the JSON in a reply describes.
 
     Args:
-        text: The reply; words or a code fence around the braces are passed over.
-        structure: A dataclass; what the braces hold must fit its fields.
+        text: The reply; text or a code fence around the braces is ignored.
+        structure: A dataclass; the JSON object must fit its fields.
 
     Returns:
         The object, or `None` where the reply does not fit.

@@ -1,11 +1,11 @@
-"""A reader that learns: it picks one retrieved item, and the answer is extracted from that item.
+"""A trainable reader: it selects one retrieved item and extracts the answer from that item.
 
-Differs from the paper: Fine-Mem (arXiv 2601.08435) freezes its reasoning agent and leaves learning
-it together with the manager open. This one is small enough to learn in the same loop: a linear
-scorer of a few thousand weights over hashed word pairs. It has to learn which verb answers which
-question; the reader of `extractive.reader_for` gets these verbs as synonyms.
+Differs from the paper: Fine-Mem (arXiv 2601.08435) freezes its reasoning agent and does not train
+it together with the manager. This reader is small enough to train in the same loop:
+a linear scorer with a few thousand weights over hashed word pairs. It must learn which verb answers
+which question; the reader of `extractive.reader_for` gets these verbs as synonyms.
 
-PyTorch is imported when a reader is made.
+PyTorch is imported when a reader is created.
 """
 
 from __future__ import annotations
@@ -28,31 +28,30 @@ if TYPE_CHECKING:
     import torch
 
 DENSE = ("overlap", "rank", "recency")
-"""Features with a weight of their own, each in [0, 1]: share of the question's content words that
-the item holds; place in the retrieved list, 1 for the best; order of the last write, 1 for the
-newest."""
+"""Features that are not hashed, each in [0, 1]: share of the question's content words in the item;
+retrieval rank, 1 for the best; order of the last write, 1 for the newest."""
 
 
 class TrainableReader:
-    """Picks the retrieved item with the highest score and extracts the answer from it.
+    """A reader that selects the retrieved item with the highest score and extracts the answer.
 
     The score of item m for question q is linear, ``s(q, m) = sum_(u, v) w[hash(u, v)] + sum_f w_f
-    f(q, m)``, over the pairs of a content word u of the question (or none) with a word v of the
-    item, and the features f of `DENSE`. It reads the item of the highest score, the better ranked
-    of equals, and abstains where nothing was retrieved.
+    f(q, m)``, over the pairs of a content word u of the question (or none) and a word v of the
+    item, and over the features f of `DENSE`. Among equal scores the better ranked item is selected;
+    without a retrieved item the reader abstains.
 
-    Learning maximises the mean expected score ``sum_m softmax(s)_m r_m``, where r_m is the score of
-    the answer extracted from item m: the policy gradient (REINFORCE, Williams 1992) of the pick,
-    summed over all picks instead of sampled.
+    Training maximises the mean expected score ``sum_m softmax(s)_m r_m``, where r_m is the score of
+    the answer extracted from item m. This is the policy gradient (REINFORCE, Williams 1992) of the
+    selection, computed over all items instead of sampled.
 
     Args:
-        seed: Of the initial weights.
-        synonyms: Words added to the query, as by `ExtractiveReader`; the scorer does not see them.
-        buckets: Hashed weights, at least 1.
+        seed: Seed of the initial weights.
+        synonyms: Words added to the query, as in `ExtractiveReader`; the scorer does not use them.
+        buckets: Number of hashed weights, at least 1.
         spread: Standard deviation of the initial weights, at least 0. At 0 an untrained reader
-            picks the item that is ranked best, else an arbitrary one.
-        learning_rate: Of Adam.
-        steps: Gradient steps of one call of `learn`, at least 1.
+            selects the best ranked item, otherwise an arbitrary one.
+        learning_rate: Learning rate of Adam, above 0.
+        steps: Gradient steps per call of `learn`, at least 1.
 
     Raises:
         ValueError: a setting is out of range.
@@ -90,7 +89,7 @@ class TrainableReader:
                 "at least 1 step and a rate above 0"
             )
         random = torch.Generator().manual_seed(stable_seed(seed, "trainable reader"))
-        # In double precision no batch rounds a score across another one.
+        # Double precision, so that rounding in a batch does not change the order of scores.
         self.weights = torch.normal(
             0.0, spread, (buckets + len(DENSE), 1), generator=random, dtype=torch.float64
         ).requires_grad_()
@@ -102,23 +101,23 @@ class TrainableReader:
 
     @property
     def settings(self) -> str:
-        """What the answers depend on in addition to the task, as JSON; it changes as it learns."""
+        """The settings and a hash of the weights, on which the answers depend, as JSON."""
         if self._digest is None:
             held = self.weights.detach().numpy().tobytes()
             self._digest = hashlib.sha256(held).hexdigest()[:16]
         return json.dumps([self.name, self._digest, self.buckets, self._searcher.synonyms])
 
     def query(self, question: str, data_source: str) -> str:
-        """Return what to search the memory for, as `ExtractiveReader` with the same synonyms.
+        """Return the retrieval query, as `ExtractiveReader` does with the same synonyms.
 
         Args:
             question: Text of the question.
-            data_source: Selects the metric.
+            data_source: Data source, which selects the metric.
         """
         return self._searcher.query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task from the item that it picks.
+        """Answer every task from the selected item; return one reading per task, in order.
 
         Args:
             tasks: Questions with the retrieved items.
@@ -140,7 +139,7 @@ class TrainableReader:
         return readings
 
     def answers(self, task: ReadingTask) -> list[str]:
-        """Return what it would answer from each item of a task.
+        """Return the answers that would be extracted from each item of a task.
 
         Args:
             task: A question with the retrieved items.
@@ -148,7 +147,7 @@ class TrainableReader:
         return [_extracted(task.question, task.data_source, content) for _, content in task.items]
 
     def scores(self, tasks: Sequence[ReadingTask]) -> list[torch.Tensor]:
-        """Return the score of every item, one tensor per task, with its graph.
+        """Return the scores of a task's items, one (num_items,) tensor per task, with gradients.
 
         Args:
             tasks: Questions with the retrieved items.
@@ -184,14 +183,14 @@ class TrainableReader:
         return [*torch.split(scores, sizes)]
 
     def learn(self, tasks: Sequence[ReadingTask], rewards: Sequence[Sequence[float]]) -> None:
-        """Take `steps` gradient steps on the expected score of the pick.
+        """Take `steps` gradient steps on the expected score of the selection.
 
         Args:
-            tasks: Questions with the retrieved items; those without items teach nothing.
-            rewards: Per task the score of the answer from each item.
+            tasks: Questions with the retrieved items; tasks without items have no effect.
+            rewards: Per task, the score of the answer from each item.
 
         Raises:
-            ValueError: a task has not one reward per item.
+            ValueError: the number of rewards of a task is not its number of items.
         """
         import torch
 
@@ -201,7 +200,7 @@ class TrainableReader:
                     f"TrainableReader.learn: got {len(row)} rewards for {len(task.items)} items, "
                     "expected one each"
                 )
-        # Where all picks earn the same the gradient is zero.
+        # The gradient is zero if all items of a task have the same reward.
         lessons = [
             (task, torch.tensor([*row], dtype=torch.float64))
             for task, row in zip(tasks, rewards, strict=True)
@@ -234,13 +233,13 @@ class TrainableReader:
         )
 
     def load(self, path: Path) -> None:
-        """Take on the weights and the optimizer's state that `save` wrote.
+        """Load the weights and the optimizer's state that `save` wrote.
 
         Args:
-            path: The file, of a reader with as many buckets.
+            path: The file, written by a reader with the same number of buckets.
 
         Raises:
-            ValueError: the file is not one of such a reader.
+            ValueError: the file cannot be read or does not fit this reader.
         """
         import torch
 
@@ -259,10 +258,10 @@ class TrainableReader:
 
 
 def trainable_reader(agent: ReasoningAgent | None) -> TrainableReader | None:
-    """Return the reader that can learn, also where it is memoised; `None` for any other.
+    """Return the agent if it is a `TrainableReader`, memoised or not; else `None`.
 
     Args:
-        agent: A reasoning agent.
+        agent: A reasoning agent, or `None`.
     """
     inner = agent.agent if isinstance(agent, MemoisedAgent) else agent
     return inner if isinstance(inner, TrainableReader) else None
@@ -280,7 +279,7 @@ def _extracted(question: str, data_source: str, content: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def _pairs(asked: tuple[str, ...], content: str, buckets: int) -> tuple[int, ...]:
-    """Return the bucket of every pair of a question's word, or none, with a word of the item."""
+    """Return the bucket of every pair of a question word (or none) and a word of the item."""
     return tuple(
         stable_seed(word, held) % buckets
         for held in dict.fromkeys(words(content))

@@ -1,4 +1,4 @@
-"""Dense retrieval: the items whose embeddings are most like that of the question."""
+"""Dense retrieval: rank items by the similarity of their embeddings to the question's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class DenseRetriever:
-    """Retrieves by the cosine of sentence embeddings; equal ones by the most recently written.
+    """A retriever by cosine similarity of sentence embeddings; in ties, the last written first.
 
-    Unlike BM25 it always returns k items where there are k, however far they are. A text is
-    embedded once, all indexes of a model share what is known; the new texts of an update are
-    embedded together.
+    Unlike BM25 it always returns k items if the memory has k, however dissimilar they are. All
+    indexes of a model share a cache of embeddings; the new texts of an update are embedded in one
+    batch.
 
     Args:
         model_name: A folder or a name on the hub, see `encoder.load_encoder`.
@@ -29,22 +29,22 @@ class DenseRetriever:
     """
 
     def __init__(self, model_name: str = encoder.DENSE_MODEL) -> None:
-        encoder.load_encoder(model_name)  # if it fails, then before anything is played
+        encoder.load_encoder(model_name)  # fails early if the model cannot be loaded
         self.model_name = model_name
         self._newest = Newest()
-        # Every item has a row of the matrix; the rows of removed items are used again.
+        # Every item has a row of the matrix; the rows of removed items are reused.
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._vectors: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
+        """Apply one change of the memory to the index.
 
         Args:
             delta: The change.
 
         Raises:
-            KeyError: an item to be removed is not in the index, which has missed an update.
+            KeyError: an item to be removed is not in the index: an earlier update is missing.
         """
         self._newest.update(delta)
         for item_id in delta.removed + delta.evicted:
@@ -65,7 +65,7 @@ class DenseRetriever:
 
         Args:
             query: Text to compare with the items.
-            k: Most items to return, at least 1.
+            k: Largest number of items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.
@@ -73,6 +73,6 @@ class DenseRetriever:
         if not self._rows:
             return self._newest.best({}, k)
         [asked] = encoder.embeddings(self.model_name, [query])
-        # Not a matrix product, which may round equal rows differently and so break their tie.
+        # A matrix product may round equal rows differently and thus break ties.
         scores = (self._vectors * asked).sum(axis=1).tolist()
         return self._newest.best({item_id: scores[row] for item_id, row in self._rows.items()}, k)

@@ -1,8 +1,8 @@
-"""Embeddings of texts by a sentence encoder: the mean of its last hidden states, at length 1.
+"""Embed texts with a sentence encoder: the mean of its last hidden states, normalised to length 1.
 
-A text is embedded once per model: what is known is kept in memory under the hash of the model and
-the text. New texts are encoded in batches of like length, because padding costs time. It changes a
-vector by less than `TOLERANCE` in each of its numbers.
+Embeddings are cached in memory by the hash of the model and the text. New texts are encoded in
+batches of similar length, because padding costs time. Padding changes each number of a vector by
+less than `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-"""Sentence encoder of dense retrieval where none is named."""
+"""Default sentence encoder of dense retrieval."""
 
 FETCHED = "data/models/minilm"
-"""Where `finemem fetch minilm` puts it, from the repository's root; it is read from there first."""
+"""Folder of `finemem fetch minilm`, relative to the repository; preferred over the hub."""
 
 TOLERANCE = 1e-6
-"""Most that the other texts of a batch change in a number of a vector of length 1."""
+"""Largest change of a number in a normalised vector by the other texts of its batch."""
 
 BATCH = 8
-"""Texts encoded together; more take longer per text on one thread."""
+"""Number of texts encoded together; on one thread larger batches take longer per text."""
 
 MOST_KNOWN = 1 << 16
-"""Vectors kept in memory; with 384 numbers each, about 100 MB. The first ones go first."""
+"""Largest number of cached vectors, about 100 MB at 384 numbers each; the oldest are dropped."""
 
 _KNOWN: dict[tuple[str, str], NDArray[np.float32]] = {}
 
@@ -45,9 +45,9 @@ class SentenceEncoder:
     """A model that turns texts into vectors.
 
     Attributes:
-        tokenizer: Of transformers.
-        model: An encoder of transformers, which pools by the mean.
-        max_tokens: A text counts up to this number of the tokenizer's tokens.
+        tokenizer: A transformers tokenizer.
+        model: A transformers encoder, used with mean pooling.
+        max_tokens: Largest number of tokens of a text; longer texts are truncated.
         model_hash: SHA-256 of weights, tokenizer and `max_tokens`.
     """
 
@@ -87,11 +87,11 @@ def load_encoder(model_name: str) -> SentenceEncoder:
     """Return a sentence encoder, in 32 bits on the CPU.
 
     Args:
-        model_name: A folder or a name on the hub, of a model in the layout of
-            sentence-transformers or of any encoder of transformers.
+        model_name: A folder or a name on the hub of a sentence-transformers model or any
+            transformers encoder.
 
     Raises:
-        ValueError: the model cannot be loaded, or it does not pool by the mean.
+        ValueError: the model cannot be loaded, or does not use mean pooling.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -128,7 +128,7 @@ def load_encoder(model_name: str) -> SentenceEncoder:
 
 
 def embeddings(model_name: str, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-    """Return the embedding of every text, shape (dimensions,); each is computed once.
+    """Return the embedding of every text, shape (dimensions,), from the cache if possible.
 
     Args:
         model_name: As in `load_encoder`.
@@ -145,7 +145,7 @@ def embeddings(model_name: str, texts: Sequence[str]) -> list[NDArray[np.float32
 
 
 def _settings(source: str, name: str) -> dict[str, Any]:
-    """Return a file of settings that sentence-transformers wrote; nothing where there is none."""
+    """Return a settings file of sentence-transformers as a dictionary, empty if it is missing."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(

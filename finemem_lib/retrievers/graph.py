@@ -1,20 +1,21 @@
-"""Graph retrieval: from BM25's hits one hop along links to items that share a name or a rare word.
+"""Graph retrieval: from BM25's hits, follow links to items that share a name or a rare word.
 
-The items are the nodes. Two items are linked by every term that both hold and that is a name or
-number in the one, or held by few. A hit of rank r has 1 / r and passes half as much on, in even
-parts over its link terms, and a term's part evenly over the other items that hold it:
+The items are the nodes. An item links to another item by every term that both contain and that is a
+name or number in the first item or occurs in at most `RARE` items. A hit of rank r has the score
+1 / r and distributes half as much, equally over its link terms, and for each term equally over the
+other items with that term:
 
     score(j) = 1 / r_j + 1/2 sum_{hits i} sum_{terms t of i and j} 1 / (r_i |L(i)| (df(t) - 1))
 
-where L(i) are the link terms of i, df(t) counts the items that hold t, only the first `HITS` hits
-pass on, and 1 / r_j is 0 for what BM25 does not find. This is one step of a random walk that stays
-where it is two times of three. Links change with the memory: a word that becomes common links no
-more.
+where L(i) are the link terms of i, df(t) is the number of items with t, only the first `HITS` hits
+distribute, and 1 / r_j is 0 for items that BM25 does not find. This is one step of a random walk
+that stays at its node with probability 2/3. Links change with the memory: a word that becomes
+common is no longer a link.
 
-Differs from the paper: Fine-Mem retrieves with BM25 and asks what graphs would change; it defines
-none. Differs from systems like HippoRAG (Gutiérrez et al., 2024): no language model extracts
-entities or relations (names and numbers are found by their spelling), the walk takes one step
-instead of running to its end, and there are no synonym links between like terms.
+Differs from the paper: Fine-Mem retrieves with BM25 and asks what graphs would change, but defines
+no graph. Differs from systems like HippoRAG (Gutiérrez et al., 2024): no language model extracts
+entities or relations (names and numbers are recognised by their spelling), the walk takes one step
+instead of converging, and similar terms have no synonym links.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta
 
 HITS = 10
-"""Hits that pass on."""
+"""Number of first hits that distribute score along links."""
 
 PASSED = 0.5
-"""What a hit passes on, as a share of what it has."""
+"""Distributed score of a hit, as a share of its own score."""
 
 RARE = 3
-"""Most items that may hold a word that links without being a name."""
+"""Largest number of items with a word that links without being a name."""
 
 _WORD = re.compile(r"\w+")
 
@@ -63,9 +64,10 @@ def names(content: str) -> frozenset[str]:
 
 
 class GraphRetriever:
-    """Retrieves BM25's hits and what is linked to the first of them, scored as said above.
+    """A retriever of BM25's hits and the items linked to the first hits.
 
-    Equal scores come by the most recently written. Without links the order is BM25's.
+    The module's docstring defines the score. In ties, the last written item comes first. Without
+    links the order is BM25's.
     """
 
     def __init__(self) -> None:
@@ -76,13 +78,13 @@ class GraphRetriever:
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
+        """Apply one change of the memory to the index.
 
         Args:
             delta: The change.
 
         Raises:
-            KeyError: an item to be removed is not in the index, which has missed an update.
+            KeyError: an item to be removed is not in the index: an earlier update is missing.
         """
         self._bm25.update(delta)
         self._newest.update(delta)
@@ -105,7 +107,7 @@ class GraphRetriever:
 
         Args:
             query: Text to compare with the items.
-            k: Most items to return, at least 1.
+            k: Largest number of items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.
@@ -123,11 +125,11 @@ class GraphRetriever:
                 part = math.fsum(value for hit, value in from_hits.items() if hit != item_id)
                 if part:
                     parts.setdefault(item_id, []).append(part / others)
-        # fsum, so that the history of the index cannot break a tie.
+        # fsum makes ties independent of the history of the index.
         return self._newest.best({name: math.fsum(some) for name, some in parts.items()}, k)
 
     def _links(self, item_id: str) -> list[str]:
-        """Return the terms of an item that link it to another one."""
+        """Return the terms of an item that link it to other items."""
         return [
             term
             for term in self._terms[item_id]

@@ -1,4 +1,4 @@
-"""Hybrid retrieval: BM25's ranking and the dense one, fused by their ranks."""
+"""Hybrid retrieval: reciprocal rank fusion of BM25's ranking and the dense ranking."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finemem_lib.trajectory import MemoryDelta
 
 
 class HybridRetriever:
-    """Retrieves by `reciprocal_rank_fusion` of whole rankings, equals by the most recently written.
+    """A retriever by `reciprocal_rank_fusion` of complete rankings; in ties, last written first.
 
     Args:
         model_name: Sentence encoder of the dense ranking, see `DenseRetriever`.
@@ -24,13 +24,13 @@ class HybridRetriever:
         self._parts: tuple[Retriever, ...] = (BM25Retriever(), DenseRetriever(model_name))
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
+        """Apply one change of the memory to both indexes.
 
         Args:
             delta: The change.
 
         Raises:
-            KeyError: an item to be removed is not in the index, which has missed an update.
+            KeyError: an item to be removed is not in the index: an earlier update is missing.
         """
         self._newest.update(delta)
         for part in self._parts:
@@ -41,7 +41,7 @@ class HybridRetriever:
 
         Args:
             query: Text to compare with the items.
-            k: Most items to return, at least 1.
+            k: Largest number of items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.

@@ -1,4 +1,4 @@
-"""The names of the retrievers: settings, notebooks and experiments choose one by its name."""
+"""Create a retriever by name, as in settings, notebooks and experiments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from finemem_lib.retrievers.dense import DenseRetriever
 from finemem_lib.retrievers.encoder import DENSE_MODEL
 from finemem_lib.retrievers.graph import GraphRetriever
 from finemem_lib.retrievers.hybrid import HybridRetriever
+from finemem_lib.retrievers.whole import WholeMemory
 
-RetrieverName = Literal["bm25", "dense", "hybrid", "graph"]
-RETRIEVERS: tuple[RetrieverName, ...] = get_args(RetrieverName)
+RetrieverName = Literal["bm25", "dense", "hybrid", "graph", "whole"]
+NAMES: tuple[RetrieverName, ...] = get_args(RetrieverName)
+
+RETRIEVERS: tuple[RetrieverName, ...] = NAMES[:-1]
+"""Those that rank the items by the question; "whole" shows all of them."""
 
 WITH_ENCODER: tuple[RetrieverName, ...] = ("dense", "hybrid")
 """Retrievers that need a sentence encoder."""
@@ -22,11 +26,12 @@ def make_retriever(name: str, dense_model: str = DENSE_MODEL) -> Retriever:
 
     Args:
         name: "bm25"; "dense" for sentence embeddings; "hybrid" for both, fused by their ranks;
-            "graph" for one hop from BM25's hits along shared names and rare words.
+            "graph" for one hop from BM25's hits along shared names and rare words; "whole" for the
+            items written last, whatever is asked.
         dense_model: The sentence encoder of "dense" and "hybrid".
 
     Raises:
-        ValueError: no retriever of that name, or the sentence encoder cannot be loaded.
+        ValueError: the name is unknown, or the sentence encoder cannot be loaded.
     """
     if name == "dense":
         return DenseRetriever(dense_model)
@@ -36,4 +41,6 @@ def make_retriever(name: str, dense_model: str = DENSE_MODEL) -> Retriever:
         return GraphRetriever()
     if name == "bm25":
         return BM25Retriever()
-    raise ValueError(f"retriever is {name!r}, expected one of {', '.join(RETRIEVERS)}")
+    if name == "whole":
+        return WholeMemory()
+    raise ValueError(f"retriever is {name!r}, expected one of {', '.join(NAMES)}")

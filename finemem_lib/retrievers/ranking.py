@@ -1,4 +1,4 @@
-"""Rank items by score, the most recently written first among equals, and fuse rankings."""
+"""Rank items by score, in ties the last written first, and fuse rankings."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Newest:
     """The ids of a memory's items, in the order of their last writes."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}  # the item written last at the end
+        self._ids: dict[str, None] = {}  # in the order of the last writes
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
+        """Apply one change of the memory.
 
         Args:
             delta: The change.
 
         Raises:
-            KeyError: an item to be removed is not known: an update was missed.
+            KeyError: an item to be removed is unknown: an earlier update is missing.
         """
         for item_id in delta.removed + delta.evicted:
             del self._ids[item_id]
@@ -38,11 +38,11 @@ class Newest:
             self._ids[item_id] = None
 
     def best(self, scores: Mapping[str, float], k: int) -> list[tuple[str, float]]:
-        """Return (item id, score) of the `k` best items, among equals the one written last first.
+        """Return (item id, score) of the `k` best items; in ties, the last written first.
 
         Args:
-            scores: Score by item id; items without one are left out.
-            k: Most items to return, at least 1.
+            scores: Score by item id; items without a score are left out.
+            k: Largest number of items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.
@@ -56,14 +56,14 @@ class Newest:
 def reciprocal_rank_fusion(
     rankings: Sequence[Sequence[str]], constant: int = FUSION_CONSTANT
 ) -> dict[str, float]:
-    """Return the score ``sum_r 1 / (constant + rank_r)`` of everything that a ranking holds.
+    """Return the score ``sum_r 1 / (constant + rank_r)`` of every item in the rankings.
 
-    A ranking that does not hold an item adds nothing to it. Source: Cormack, Clarke and Büttcher
+    A ranking without an item adds 0 to the item's score. Source: Cormack, Clarke and Büttcher
     (2009), Reciprocal rank fusion outperforms Condorcet and individual rank learning methods.
 
     Args:
         rankings: Item ids, best first; ranks count from 1.
-        constant: Above 0; the larger, the less the first ranks stand out.
+        constant: Above 0; a larger constant reduces the weight of the first ranks.
 
     >>> fused = reciprocal_rank_fusion([["a", "b"], ["b", "c"]])
     >>> sorted(fused, key=fused.get, reverse=True), fused["b"] == 1 / 62 + 1 / 61
@@ -73,5 +73,5 @@ def reciprocal_rank_fusion(
     for ranking in rankings:
         for rank, item_id in enumerate(ranking, start=1):
             parts[item_id].append(1 / (constant + rank))
-    # fsum, so that the order of the rankings cannot break a tie.
+    # fsum makes ties independent of the order of the rankings.
     return {item_id: math.fsum(some) for item_id, some in parts.items()}

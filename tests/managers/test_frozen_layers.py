@@ -10,7 +10,7 @@ from finemem_lib.managers.frozen_layers import FrozenLayers, first_trained_layer
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.sampling import padded_rows, sample_completions, shared_beginnings
-from tests.helpers.small_models import save_model
+from tests.helpers.small_models import adapted, save_model
 
 LIMIT = 8
 PROMPTS = [[5, 6, 7, 8, 9, row] for row in range(30, 33)] + [[40, 41, 42, 43]] * 2 + [[50, 51]]
@@ -23,13 +23,8 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def manager(folder):
-    loaded = load_manager(folder, model=ModelSettings(lora_rank=2, lora_layers=2), seed=3)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for name, value in loaded.model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(0, 0.3)
-    return loaded
+    settings = ModelSettings(lora_rank=2, lora_layers=2)
+    return adapted(load_manager(folder, model=settings, seed=3))
 
 
 def sample(manager, hidden_states=None):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from finemem_lib.data.planted import planted_stream
+from finemem_lib.managers import loading
 from finemem_lib.managers.loading import (
     TARGET_MODULES,
     ModelSettings,
@@ -140,6 +141,16 @@ def test_an_adapter_whose_base_is_gone_says_so(folders, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="could not be loaded.*no/such/base/model"):
         load_manager(tmp_path)
+
+
+@pytest.mark.parametrize(("multiplies", "held"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_weights_stored_in_bf16_are_widened_where_the_processor_cannot_multiply_them(
+    folders, tmp_path, monkeypatch, multiplies, held
+):
+    load_manager(folders["llama"], model=ModelSettings(precision="bf16")).save(tmp_path)
+    monkeypatch.setattr(loading, "cpu_multiplies_bf16", lambda: multiplies)
+    manager = load_manager(tmp_path, model=ModelSettings())
+    assert {value.dtype for value in manager.model.parameters()} == {held}
 
 
 def test_all_weights_are_trained_without_an_adapter_and_saved_whole(folders, tmp_path):

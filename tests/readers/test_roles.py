@@ -26,6 +26,7 @@ from finemem_lib.readers.roles import (
 from finemem_lib.runs import run as run_module
 from finemem_lib.runs.run import start_run
 from finemem_lib.util.provenance import FETCHED
+from tests.helpers.chat_models import local
 from tests.helpers.fault_server import FaultServer
 from tests.helpers.paths import ROOT
 
@@ -110,7 +111,7 @@ def test_the_files_of_the_project_name_every_role(path, monkeypatch):
     if not fetched or Path(roles["reader"].chat.source).is_dir():
         check_roles(path)
     # A model of 135 million parameters is no judge.
-    assert set(roles) == set(ROLES) - ({"judge"} if path.stem == "smollm2" else set())
+    assert set(roles) == set(ROLES) - ({"judge", "writer"} if path.stem == "smollm2" else set())
     assert roles["reader"] == roles["verifier"]  # one client
     assert all(one.chat.memo is None for one in roles.values())
 
@@ -295,3 +296,13 @@ def test_relative_models_are_looked_for_from_the_repository(tmp_path, monkeypatc
 def test_reader_settings_that_cannot_be_are_refused_in_words(settings, said):
     with pytest.raises(ValueError, match=said):
         reader_role(settings)
+
+
+def test_the_writer_is_a_model_or_none_and_is_recorded(tiny_model):
+    assert Models().writer() is None and Models().judge() is None
+    models = Models({"writer": ModelRole(local(tiny_model))})
+    writer = models.writer()
+    assert writer is models.writer()  # one client
+    [entry] = models.record()
+    assert list(entry["roles"]) == ["writer"] and entry["model"] == writer.name
+    models.close()

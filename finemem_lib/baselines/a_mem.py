@@ -1,0 +1,78 @@
+"""A proxy of A-Mem: notes with keywords and links, and notes that change with their neighbours.
+
+Without a language model each sentence is a note with its names and rarest words as keywords; it is
+linked to the newest note that shares at least two content words, and that note takes over its first
+keyword that it lacks. With one, `prompted.PromptedManager` plays it with the prompt "a_mem".
+
+Differs from the paper: A-Mem (arXiv 2502.12110) lets a language model write notes, choose links and
+evolve neighbours, and finds neighbours by embeddings. This proxy has the form of its memory, and
+its figures say nothing about A-Mem itself.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+from finemem_lib.data.sentences import STOPWORDS
+from finemem_lib.managers.protocol import Observation
+from finemem_lib.managers.scripted import ScriptedManager, chunk_units
+from finemem_lib.retrievers.graph import names
+from finemem_lib.text import words
+from finemem_lib.trajectory import Operation
+
+KEYWORDS = 3
+"""Keywords of a note."""
+
+SHARED = 2
+"""Content words that two notes must share to be linked."""
+
+TAKEN_OVER = 3
+"""Most keywords that a note takes over from later ones."""
+
+
+class AMemProxy(ScriptedManager):
+    """Linked notes by rule, see above."""
+
+    name = "a-mem-proxy"
+    settings = {"proxy": True, "writer": "by rule", "calls_per_step": 0}
+
+    def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
+        notes = {item.item_id: item.content for item in observation.items}
+        stated = {content.split(" | ")[0] for content in notes.values()}
+        said = {item_id: _content_words(content) for item_id, content in notes.items()}
+        df = Counter(word for content in said.values() for word in content)
+        updates: dict[str, Operation] = {}
+        inserts = []
+        for sentence in dict.fromkeys(chunk_units(observation.chunk)):
+            if sentence in stated:
+                continue
+            terms = _content_words(sentence)
+            near = [name for name, other in said.items() if len(terms & other) >= SHARED]
+            keywords = sorted(terms, key=lambda word: (word not in names(sentence), df[word], word))
+            note = f"{sentence} | keywords: {', '.join(keywords[:KEYWORDS])}" if terms else sentence
+            if near:
+                link = near[-1]
+                note += f" | links: #{link}"
+                evolved = _with_keyword(notes[link], keywords)
+                if evolved != notes[link] and link not in updates:
+                    updates[link] = Operation("UPDATE", evolved, link)
+            inserts.append(Operation("INSERT", note))
+        return [*updates.values(), *inserts]
+
+
+def _content_words(text: str) -> frozenset[str]:
+    return frozenset(words(text.split(" | ")[0])) - STOPWORDS
+
+
+def _with_keyword(note: str, keywords: list[str]) -> str:
+    """Return a note with the first keyword of its new neighbour that it lacks, if it has room."""
+    found = re.search(r" \| keywords: ([^|]+?)(?= \| |\Z)", note)
+    if found is None:
+        return note
+    own = found[1].split(", ")
+    new = next((word for word in keywords if word not in own), None)
+    if new is None or len(own) >= KEYWORDS + TAKEN_OVER:
+        return note
+    return note[: found.end()] + f", {new}" + note[found.end() :]

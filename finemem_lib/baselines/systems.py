@@ -1,0 +1,329 @@
+"""The systems that methods are compared with, by name, and what each needs to be played.
+
+A system is a manager with the retrieval that belongs to it. Every name of `make_manager` is one,
+too, with the retrieval of the run. Under a budget a system may keep as many tokens as every other;
+without one each keeps what its own settings say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finemem_lib.baselines.a_mem import AMemProxy
+from finemem_lib.baselines.long_context import WINDOW, Keep, LongContext
+from finemem_lib.baselines.memory_r1 import MemoryR1Rules
+from finemem_lib.baselines.mirix import MirixProxy
+from finemem_lib.baselines.o_mem import OMemProxy
+from finemem_lib.baselines.prompted import PromptedManager
+from finemem_lib.baselines.published_managers import published_manager
+from finemem_lib.baselines.text_memory import (
+    MEM1,
+    MEM_AGENT,
+    MEM_AGENT_PRIVILEGED,
+    OverwrittenText,
+    TextMemorySettings,
+)
+from finemem_lib.managers.model import make_manager
+from finemem_lib.managers.protocol import MemoryManager
+from finemem_lib.managers.rollout import RolloutSettings
+from finemem_lib.managers.scripted import InsertChunk
+from finemem_lib.readers.chat import Chat
+from finemem_lib.retrievers import encoder
+from finemem_lib.retrievers.named import WITH_ENCODER
+
+EVERYTHING = 1_000_000
+"""Items that a system retrieves that shows its whole memory."""
+
+Needs = Literal["nothing", "writer"]
+Make = Callable[[Chat | None, int | None], MemoryManager]
+"""Makes the manager from the writing model (`None`: extractive) and the budget in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A system that methods are compared with.
+
+    Attributes:
+        make: Makes its manager.
+        what: What it is, in a phrase.
+        source: Where it was published.
+        rollout: Settings of `RolloutSettings` that belong to it.
+        needs: "writer" where it cannot be played without a language model in that role.
+        privileged: Whether it sees more than the others do, such as the questions.
+        proxy: Whether it only resembles the system it is named after.
+        calls: Calls of the writing model per chunk, where one plays it.
+    """
+
+    make: Make
+    what: str
+    source: str
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+    needs: Needs = "nothing"
+    privileged: bool = False
+    proxy: bool = False
+    calls: int = 0
+
+    @property
+    def label(self) -> str:
+        """What a table says of the system beside its name."""
+        marks = [
+            mark
+            for mark, said in (
+                ("privileged: sees the questions", self.privileged),
+                ("proxy", self.proxy),
+            )
+            if said
+        ]
+        return f"{self.what} ({'; '.join([*marks, self.source])})"
+
+
+_WHOLE = {"retriever": "whole", "top_k": EVERYTHING, "duplicates": "allow"}
+_MEM_ALPHA = "arXiv 2509.25911"
+
+
+def _long_context(keep: Keep) -> Make:
+    return lambda chat, budget: LongContext(budget or WINDOW, keep)
+
+
+def _text_memory(system: TextMemorySettings) -> Make:
+    return lambda chat, budget: OverwrittenText(system, chat, budget)
+
+
+class _RetrievedChunks(InsertChunk):
+    """Stores chunks whole; its trajectories carry the name of the system."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.settings = {"calls_per_step": 0}
+
+
+def _raw_chunks(name: str) -> Make:
+    return lambda chat, budget: _RetrievedChunks(name)
+
+
+def _untrained(chat: Chat | None, budget: int | None) -> MemoryManager:
+    if chat is None:
+        raise ValueError(_no_writer("untrained"))
+    return PromptedManager(chat, "untrained")
+
+
+def _memory_r2(chat: Chat | None, budget: int | None) -> MemoryManager:
+    if chat is None:
+        raise ValueError(_no_writer("memory-r2"))
+    return published_manager("memory-r2", chat)
+
+
+def _memory_r1(chat: Chat | None, budget: int | None) -> MemoryManager:
+    if chat is None:
+        return MemoryR1Rules()
+    return published_manager("memory-r1", chat)
+
+
+def _a_mem(chat: Chat | None, budget: int | None) -> MemoryManager:
+    return AMemProxy() if chat is None else PromptedManager(chat, "a-mem-proxy", "a_mem")
+
+
+def _o_mem(chat: Chat | None, budget: int | None) -> MemoryManager:
+    return OMemProxy() if chat is None else PromptedManager(chat, "o-mem-proxy", "o_mem")
+
+
+SYSTEMS: dict[str, System] = {
+    "long-context-tail": System(
+        _long_context("tail"), "the last tokens of the stream, no memory", _MEM_ALPHA, _WHOLE
+    ),
+    "long-context-head": System(
+        _long_context("head"), "the first tokens of the stream, no memory", _MEM_ALPHA, _WHOLE
+    ),
+    "rag-top2": System(
+        _raw_chunks("rag-top2"),
+        "BM25 over raw chunks, the best 2",
+        _MEM_ALPHA,
+        {"retriever": "bm25", "top_k": 2},
+    ),
+    "rag-dense": System(
+        _raw_chunks("rag-dense"),
+        "embeddings over raw chunks, the best 2",
+        "common practice",
+        {"retriever": "dense", "top_k": 2},
+    ),
+    "rag-hybrid": System(
+        _raw_chunks("rag-hybrid"),
+        "BM25 and embeddings over raw chunks, the best 2",
+        "common practice",
+        {"retriever": "hybrid", "top_k": 2},
+    ),
+    "memagent": System(
+        _text_memory(MEM_AGENT),
+        "one text, written over at every chunk",
+        "arXiv 2507.02259",
+        _WHOLE,
+        calls=1,
+    ),
+    "memagent-privileged": System(
+        _text_memory(MEM_AGENT_PRIVILEGED),
+        "one text, written over at every chunk",
+        "arXiv 2507.02259",
+        _WHOLE,
+        privileged=True,
+        calls=1,
+    ),
+    "mem1": System(
+        _text_memory(MEM1),
+        "one short running state",
+        "arXiv 2506.15841",
+        _WHOLE,
+        calls=1,
+    ),
+    "memory-r1": System(
+        _memory_r1,
+        "ADD, UPDATE, DELETE or NOOP per fact, untrained",
+        "arXiv 2508.19828",
+        calls=1,
+    ),
+    "memory-r2": System(
+        _memory_r2,
+        "INSERT, UPDATE or DELETE per fact; its weights are ahmedehabb/memory-r2-7b",
+        "arXiv 2605.21768",
+        needs="writer",
+        calls=1,
+    ),
+    "untrained": System(
+        _untrained,
+        "an untrained language model, prompted to edit the memory",
+        "this library's prompt",
+        needs="writer",
+        calls=1,
+    ),
+    "mirix-proxy": System(
+        lambda chat, budget: MirixProxy(chat),
+        "six stores, each with its writer",
+        "arXiv 2507.07957",
+        proxy=True,
+        calls=6,
+    ),
+    "a-mem-proxy": System(
+        _a_mem,
+        "linked notes that evolve",
+        "arXiv 2502.12110",
+        {"retriever": "graph"},
+        proxy=True,
+        calls=1,
+    ),
+    "o-mem-proxy": System(
+        _o_mem,
+        "personas, topics and a working queue",
+        "arXiv 2511.13593",
+        proxy=True,
+        calls=1,
+    ),
+}
+"""The systems by name, without the managers that `make_manager` makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """A system ready to play.
+
+    Attributes:
+        name: Its name.
+        manager: Edits the memory.
+        settings: How it is played.
+    """
+
+    name: str
+    manager: MemoryManager
+    settings: RolloutSettings
+
+
+def make_system(
+    name: str,
+    rollout: RolloutSettings | None = None,
+    *,
+    chat: Chat | None = None,
+    budget: int | None = None,
+    manager: MemoryManager | None = None,
+) -> Player:
+    """Return a system with its manager and the settings it is played with.
+
+    Args:
+        name: One of `SYSTEMS`, or a name that `make_manager` knows.
+        rollout: What it is played with where it has no settings of its own; default: one rollout,
+            no chunk questions.
+        chat: The language model that writes memories; `None`: extractive.
+        budget: Most tokens of its memory; `None`: its own.
+        manager: A manager that is made already, such as a trained one; `name` is then its label.
+
+    Raises:
+        ValueError: there is no system of that name, or it cannot be played here; the message says
+            what helps.
+
+    >>> player = make_system("long-context-tail", budget=500)
+    >>> player.manager.settings["window"], player.settings.token_budget, player.settings.retriever
+    (500, 500, 'whole')
+    """
+    rollout = rollout or RolloutSettings(num_generations=1, ask_chunk_questions=False)
+    budget = budget or rollout.token_budget
+    settings = dataclasses.replace(rollout, token_budget=budget)
+    if manager is not None or name not in SYSTEMS:
+        return Player(name, manager or make_manager(name), settings)
+    if problem := unavailable(name, chat, settings):
+        raise ValueError(problem)
+    system = SYSTEMS[name]
+    settings = dataclasses.replace(settings, **system.rollout)
+    return Player(name, system.make(chat, budget), settings)
+
+
+def unavailable(name: str, chat: Chat | None, rollout: RolloutSettings) -> str | None:
+    """Return why a system cannot be played here and what helps, `None` where it can.
+
+    Args:
+        name: A name; those that are not in `SYSTEMS` are left to `make_manager`.
+        chat: The language model that writes memories, if there is one.
+        rollout: Names the sentence encoder.
+    """
+    system = SYSTEMS.get(name)
+    if system is None:
+        return None
+    if system.needs == "writer" and chat is None:
+        return _no_writer(name)
+    if system.rollout.get("retriever") in WITH_ENCODER:
+        try:
+            encoder.load_encoder(rollout.dense_model)
+        except ValueError as error:
+            return f"system {name!r}: {error}; or leave {name} out"
+    return None
+
+
+def check_systems(
+    names: Iterable[str], chat: Chat | None = None, rollout: RolloutSettings | None = None
+) -> None:
+    """Refuse systems that cannot be played here, all in one message, before any is played.
+
+    Args:
+        names: Names of systems or managers.
+        chat: The language model that writes memories, if there is one.
+        rollout: Names the sentence encoder.
+
+    Raises:
+        ValueError: one or more cannot be played.
+
+    >>> check_systems(["memagent", "untrained"])
+    Traceback (most recent call last):
+    ...
+    ValueError: system 'untrained' needs a language model in the role "writer" ...
+    """
+    rollout = rollout or RolloutSettings(num_generations=1)
+    problems = [found for name in names if (found := unavailable(name, chat, rollout))]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _no_writer(name: str) -> str:
+    return (
+        f'system {name!r} needs a language model in the role "writer" and none is named: name one '
+        "in the file of the parameter models (notebooks/models/server.yaml shows how), or leave "
+        f"{name} out; managers that need no model are insert-all, keyword and the tiny ones"
+    )

@@ -1,0 +1,442 @@
+"""Where the answer to a question was lost on its way from the stream to the reader.
+
+An answer passes from a chunk into a written item, stays in the memory, is retrieved, is used and is
+read. The stage of a question that failed is the first of these that it did not pass. A text holds
+an answer when the metric of the question's data source scores it at least `RIGHT`
+(`retrievers.recall`); where the metric compares whole texts or is a judge, when an accepted answer
+stands in it word for word.
+
+Where the question names its evidence steps and their chunks hold the answer, only what comes from
+those chunks counts: items that such a step wrote, or that say only what such a chunk says. On
+planted streams an item must name a person of the question, too. The stage is then exact, except
+that noise about the same person with the same value in the same chunk is taken for the fact. Where
+no evidence steps are known, any text that holds the answer counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+from finemem_lib.credit.replay import recorded_retriever
+from finemem_lib.data.planted import VERBS
+from finemem_lib.data.sentences import retrieval_query
+from finemem_lib.evaluation.retrievers import recall
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.retrieval import Retriever
+from finemem_lib.retrievers.encoder import DENSE_MODEL
+from finemem_lib.retrievers.named import WITH_ENCODER
+from finemem_lib.scoring import metric_for, substring_match
+from finemem_lib.text import words
+from finemem_lib.trajectory import AnsweredQuestion, MemoryDelta, Question, Trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Stage = Literal["answered", "absent", "not written", "lost", "not retrieved", "not used", "misread"]
+
+STAGES: dict[Stage, str] = {
+    "answered": "answered",
+    "absent": "never in the stream",
+    "not written": "in a chunk, never written",
+    "lost": "written and lost",
+    "not retrieved": "in memory, not retrieved",
+    "not used": "retrieved, not used",
+    "misread": "used and misread",
+}
+"""The stages in the order of the way, each with its name in figures and tables."""
+
+RIGHT = 0.5
+"""The score from which an answer counts as right."""
+
+_FOUND_IN_TEXT = ("substring_match", "part_match", "keyword_hit", "label_match", "word_match")
+"""Metrics that a longer text never scores lower."""
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class FailureStage:
+    """Where the answer to one question was lost.
+
+    Attributes:
+        question: Position of the question in the trajectory, from 0.
+        stage: A key of `STAGES`.
+        step: The step that wrote the item; of "not written" the step whose chunk holds the answer,
+            of "lost" the step that lost the item. `None` where no step is concerned.
+        item_id: The item that holds the answer, `None` where none was written.
+        rank: Its place among all items of the memory for this question, from 1; `None` where it was
+            not in the memory, the retriever does not find it, or cannot be loaded.
+        reason: What happened, in words.
+        exact: Whether the evidence is known, rather than found by the words of the answer.
+        content: The item's content that holds the answer, where the question failed and there is
+            an item.
+    """
+
+    question: int
+    stage: Stage
+    step: int | None
+    item_id: str | None
+    rank: int | None
+    reason: str
+    exact: bool
+    content: str | None = None
+
+
+def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
+    """Return for every global question where its answer was lost.
+
+    The rank of an item is that of the recorded retriever with the query of the reader that
+    answered. That of "dense" and "hybrid" needs their sentence encoder: where it cannot be loaded,
+    the rank is `None` and the reason names the encoder. No stage depends on it.
+
+    Args:
+        trajectory: What was played.
+
+    Returns:
+        One entry per question; `None` where it cannot be scored or no accepted answer is known.
+
+    Raises:
+        ValueError: The recorded retriever is unknown.
+
+    >>> from finemem_lib.example import worked_example
+    >>> first, second = failure_stages(worked_example())
+    >>> first.stage, first.item_id, first.rank, first.exact
+    ('answered', '1', 1, False)
+    """
+    played = _Played(trajectory)
+    return [
+        _stage(played, place, answered)
+        if answered.score is not None and answered.question.answers
+        else None
+        for place, answered in enumerate(trajectory.questions)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCount:
+    """How many questions of a method ended at a stage.
+
+    Attributes:
+        method: Name of the method.
+        stage: A key of `STAGES`.
+        count: Questions that ended there, of `total` questions with a stage.
+        total: See `count`.
+        exact: How many of them are exact.
+    """
+
+    method: str
+    stage: Stage
+    count: int
+    total: int
+    exact: int
+
+    @property
+    def share(self) -> float | None:
+        """The share of the questions with a stage; `None` where there are none."""
+        return self.count / self.total if self.total else None
+
+
+def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount]:
+    """Count the questions of every method by stage.
+
+    Args:
+        methods: Trajectories of every method by its name.
+
+    Returns:
+        One row per method and stage, in the order of `STAGES`.
+
+    Raises:
+        ValueError: As `failure_stages`.
+    """
+    rows = []
+    for method, trajectories in methods.items():
+        found = [one for played in trajectories for one in failure_stages(played) if one]
+        counts = Counter(one.stage for one in found)
+        exact = Counter(one.stage for one in found if one.exact)
+        rows += [
+            StageCount(method, stage, counts[stage], len(found), exact[stage]) for stage in STAGES
+        ]
+    return rows
+
+
+def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
+    """Return a line per method and a column per stage: the number of questions and their share.
+
+    Args:
+        rows: What `stage_counts` returned.
+
+    Returns:
+        A pandas frame of texts, "–" for a method without a question that has a stage.
+    """
+    import pandas as pd
+
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cell = "–" if row.share is None else f"{row.count} ({row.share:.0%})"
+        lines.setdefault(row.method, {})[STAGES[row.stage]] = cell
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+class _Version(NamedTuple):
+    """A content that an operation wrote.
+
+    `sources` are the steps that had written its item by then, this one last; `ended` is how and at
+    which step it left the memory, `None` while it is there; `words` are those of the content.
+    """
+
+    item_id: str
+    content: str
+    sources: tuple[int, ...]
+    ended: tuple[str, int] | None
+    words: frozenset[str]
+
+
+class _Played:
+    """What the questions of one trajectory share: its texts, versions and final memory."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
+        self.texts = [step.chunk.text for step in trajectory.steps]
+        self.versions = _versions(trajectory)
+        self.reader = reader_for([trajectory])
+        recorded = trajectory.metadata.get("rollout", {})
+        encoded = recorded.get("retriever") in WITH_ENCODER
+        self.encoder = recorded.get("dense_model", DENSE_MODEL) if encoded else None
+        self.stores = {item.item_id: item.store for item in trajectory.final_memory()}
+
+    @functools.cached_property
+    def index(self) -> Retriever | None:
+        """The final memory in the recorded retriever, `None` where its encoder is not here."""
+        try:
+            retriever = recorded_retriever(self.trajectory)
+        except ValueError:
+            if self.encoder is None:
+                raise
+            return None
+        retriever.update(MemoryDelta(written=self.trajectory.final_memory()))
+        return retriever
+
+    def rank(self, question: Question, item_id: str) -> tuple[int | None, str]:
+        """Return the place of an item of its store for a question, where there is one, and the same
+        in words."""
+        if self.index is None:
+            return None, f"its rank is not computed: it needs the encoder {self.encoder}"
+        search = retrieval_query
+        if self.trajectory.metadata.get("agent_settings") in (None, self.reader.settings):
+            search = self.reader.query
+        found = self.index.search(search(question.text, question.data_source), len(self.versions))
+        rivals = [name for name, _ in found if self.stores[name] == self.stores[item_id]]
+        rank = rivals.index(item_id) + 1 if item_id in rivals else None
+        return rank, "the retriever does not find it" if rank is None else f"it ranks {rank}"
+
+
+def _versions(trajectory: Trajectory) -> list[_Version]:
+    """Return every content that was written, oldest first."""
+    edits: dict[str, list[tuple[int, str]]] = {}  # by item: step and kind
+    written: list[tuple[str, int, str]] = []  # item, place among its edits, content
+    for record in trajectory.steps:
+        for outcome in record.outcomes:
+            if not outcome.applied or outcome.operation is None or outcome.item_id is None:
+                continue
+            own = edits.setdefault(outcome.item_id, [])
+            if outcome.operation.kind != "DELETE":
+                written.append((outcome.item_id, len(own), outcome.operation.content or ""))
+            own.append((record.step, outcome.operation.kind))
+    evicted = {item_id: step.step for step in trajectory.steps for item_id in step.delta.evicted}
+    there = {item.item_id for item in trajectory.final_memory()}
+    versions = []
+    for item_id, place, content in written:
+        own = edits[item_id]
+        ended = None
+        if place + 1 < len(own):
+            step, kind = own[place + 1]
+            ended = ("deleted" if kind == "DELETE" else "overwritten"), step
+        elif item_id not in there:
+            ended = "evicted", evicted.get(item_id, own[place][0])
+        sources = tuple(step for step, _ in own[: place + 1])
+        said = frozenset(words(content))
+        versions.append(_Version(item_id, content, sources, ended, said))
+    return versions
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What counts as evidence of a question.
+
+    Attributes:
+        question: The question.
+        steps: Its evidence steps, none where they are not known.
+        said: The words of their chunks.
+        names: The people of a planted question, in lower case; else none.
+        parts: The question with each ";"-separated part of an answer as an accepted answer.
+        literal: Whether the answer stands in them; else all that those steps wrote is evidence.
+    """
+
+    question: Question
+    steps: frozenset[int]
+    said: frozenset[str]
+    names: frozenset[str]
+    parts: Question
+    literal: bool
+
+    def whole(self, contents: Iterable[str]) -> bool:
+        """Return whether texts together hold an answer."""
+        texts = [*contents]
+        return bool(texts) and (not self.literal or _told(self.question, texts) >= RIGHT)
+
+    def part(self, text: str) -> bool:
+        """Return whether a text holds an answer or one of its ";"-separated parts."""
+        if self.names and self.names.isdisjoint(words(text)):
+            return False
+        return not self.literal or _told(self.parts, [text]) > 0
+
+    def carried_by(self, version: _Version) -> bool:
+        """Return whether a version holds evidence."""
+        if self.names and self.names.isdisjoint(version.words):
+            return False  # again in `part`; here it spares reading long streams
+        return (
+            not self.steps
+            or not self.steps.isdisjoint(version.sources)
+            or (self.literal and self.said.issuperset(version.words))
+        ) and self.part(version.content)
+
+    def decisive(self, have: Iterable[str], lacking: Sequence[tuple[Key, str]]) -> Key:
+        """Return the last of named texts that completes the answer, else the last of all."""
+        texts = [*have]
+        completing = [key for key, text in lacking if self.whole([*texts, text])]
+        return completing[-1] if completing else lacking[-1][0]
+
+
+def _told(question: Question, texts: Sequence[str]) -> float:
+    """Return what texts say of the answer, in [0, 1]."""
+    if metric_for(question.data_source) in _FOUND_IN_TEXT:
+        return recall(question, texts) or 0.0
+    return substring_match("\n".join(texts), question.answers)
+
+
+def _evidence(played: _Played, question: Question) -> _Evidence | None:
+    """Return what counts as evidence of a question, `None` where no text holds an answer."""
+    steps = frozenset(
+        step for step in question.evidence_steps or () if 0 < step <= len(played.texts)
+    )
+    texts = [played.texts[step - 1] for step in sorted(steps)] or played.texts
+    literal = bool(texts) and _told(question, texts) >= RIGHT
+    if not literal and not steps:
+        return None
+    names = frozenset(
+        word.lower()
+        for word in question.text.split()[1:]
+        if steps and question.data_source in VERBS and word[:1].isupper()
+    )
+    answers = tuple(part for answer in question.answers for part in answer.split(";"))
+    parts = dataclasses.replace(question, answers=answers)
+    said = frozenset(word for text in texts for word in words(text))
+    return _Evidence(question, steps, said, names, parts, literal)
+
+
+def _stage(played: _Played, place: int, answered: AnsweredQuestion) -> FailureStage:
+    """Return the first stage that the answer to a question did not pass."""
+    evidence = _evidence(played, answered.question)
+    exact = evidence is not None and bool(evidence.steps) and evidence.literal
+    found = functools.partial(FailureStage, place, exact=exact)
+    ranks = {item.item_id: n for n, item in enumerate(answered.retrieved, 1)}
+    if (answered.score or 0.0) >= RIGHT:
+        return found("answered", *_answered_from(answered, ranks))
+    if evidence is None:
+        reason = "no chunk of the stream holds an accepted answer in these words"
+        return found("absent", None, None, None, reason)
+    written = [version for version in played.versions if evidence.carried_by(version)]
+    if not evidence.whole(version.content for version in written):
+        step = _told_at(played, evidence, written)
+        reason = f"the chunk of step {step} holds the answer, and no item with it was written"
+        return found("not written", step, None, None, reason + _refused(played, step, evidence))
+    held = [version for version in written if version.ended is None]
+    if not evidence.whole(version.content for version in held):
+        lost = evidence.decisive(
+            (version.content for version in held),
+            [(version, version.content) for version in written if version.ended],
+        )
+        how, step = lost.ended or ("", 0)
+        reason = f"{_item(lost)}, written at step {lost.sources[-1]}, was {how} at step {step}"
+        return found("lost", step, lost.item_id, None, reason, content=lost.content)
+    return _stage_in_memory(played, answered, evidence, held, found)
+
+
+def _stage_in_memory(
+    played: _Played,
+    answered: AnsweredQuestion,
+    evidence: _Evidence,
+    held: Sequence[_Version],
+    found: Callable[..., FailureStage],
+) -> FailureStage:
+    """Return the stage of a failed question whose evidence is in the memory (`held`)."""
+    ranks = {item.item_id: n for n, item in enumerate(answered.retrieved, 1)}
+    retrieved = [version for version in held if version.item_id in ranks]
+    if not evidence.whole(version.content for version in retrieved):
+        missing = [(version, version.content) for version in held if version not in retrieved]
+        one = evidence.decisive((version.content for version in retrieved), missing)
+        rank, where = played.rank(answered.question, one.item_id)
+        reason = f"{_item(one)} is in the memory; {where}, and {len(ranks)} items were retrieved"
+        return found("not retrieved", *_place(one), rank, reason, content=one.content)
+    taken = answered.used
+    used = [version for version in retrieved if taken is None or version.item_id in taken]
+    unused = [(version, version.content) for version in retrieved if version not in used]
+    if not evidence.whole(version.content for version in used):
+        one = evidence.decisive((version.content for version in used), unused)
+        instead = ", ".join(f"#{item_id}" for item_id in taken or ()) or "no item"
+        reason = f"{_item(one)} was retrieved, and the reader used {instead}"
+        return found("not used", *_place(one), ranks[one.item_id], reason, content=one.content)
+    one = min(used, key=lambda version: ranks[version.item_id])
+    rank = ranks[one.item_id]
+    if taken is None:
+        reason = f"{_item(one)} was retrieved (rank {rank}); the reader does not say what it used"
+        return found("misread", *_place(one), rank, reason, exact=False, content=one.content)
+    reason = f"the reader used {_item(one)} (rank {rank}) and answered something else"
+    return found("misread", *_place(one), rank, reason, content=one.content)
+
+
+def _answered_from(
+    answered: AnsweredQuestion, ranks: Mapping[str, int]
+) -> tuple[int | None, str | None, int | None, str]:
+    """Return step, item, rank and reason of a question that was answered."""
+    ids = tuple(ranks) if answered.used is None else answered.used
+    best = next((item for item in answered.retrieved if item.item_id in ids), None)
+    if best is None:
+        return None, None, None, "answered without an item"
+    verb = "retrieved" if answered.used is None else "used"
+    rank = ranks[best.item_id]
+    reason = f"item #{best.item_id} was {verb} (rank {rank}), written at step {best.steps[-1]}"
+    return best.steps[-1], best.item_id, rank, reason
+
+
+def _told_at(played: _Played, evidence: _Evidence, written: Sequence[_Version]) -> int:
+    """Return the last step whose chunk holds what was never written."""
+    steps = sorted(evidence.steps) or range(1, len(played.texts) + 1)
+    told = [(step, played.texts[step - 1]) for step in steps]
+    return evidence.decisive(
+        (version.content for version in written),
+        [(step, text) for step, text in told if evidence.part(text)] or told,
+    )
+
+
+def _refused(played: _Played, step: int, evidence: _Evidence) -> str:
+    """Return that the memory refused a write of the evidence at a step, "" if it did not."""
+    for outcome in played.trajectory.steps[step - 1].outcomes:
+        asked = outcome.operation
+        if asked and not outcome.applied and asked.content and evidence.part(asked.content):
+            return f"; the memory refused {asked.kind} ({outcome.reason})"
+    return ""
+
+
+def _place(version: _Version) -> tuple[int, str]:
+    """Return the step that wrote a version, and its item."""
+    return version.sources[-1], version.item_id
+
+
+def _item(version: _Version) -> str:
+    return f"item #{version.item_id}"

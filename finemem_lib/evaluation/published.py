@@ -1,0 +1,146 @@
+"""Published tables as reference data, next to what was measured here, column by column.
+
+The figures are those that were printed (`published.yaml`), with their source and what to know of
+them. They are never averaged with, subtracted from or ranked among measured ones: readers, samples
+and scorers differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.evaluation.tables import ALL, Estimate, format_estimate
+from finemem_lib.util.yaml_files import parse_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDE = 0.002
+"""A printed average that is further from the mean of its columns is said to differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """One method of a published table.
+
+    Attributes:
+        table: Key of the table.
+        method: As it is printed.
+        ours: The system of this library that stands in for it, `None` for none.
+        performance: By data source.
+        memory: Thousands of tokens of the memory, by data source.
+        average: As it is printed.
+    """
+
+    table: str
+    method: str
+    ours: str | None
+    performance: dict[str, float]
+    memory: dict[str, float]
+    average: float
+
+    @property
+    def mean(self) -> float:
+        """The mean of the printed columns."""
+        return math.fsum(self.performance.values()) / len(self.performance)
+
+    @property
+    def average_differs(self) -> bool:
+        """Whether the printed average is not the mean of the printed columns."""
+        return abs(self.mean - self.average) > WIDE
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """A published table.
+
+    Attributes:
+        key: Its name here.
+        title: What it shows.
+        source: Where it is printed.
+        caveat: What to know before it is read beside other figures.
+        columns: Heading by data source.
+        rows: Its methods.
+    """
+
+    key: str
+    title: str
+    source: str
+    caveat: str
+    columns: dict[str, str]
+    rows: tuple[PublishedRow, ...]
+
+
+def published_tables() -> dict[str, PublishedTable]:
+    """Return every published table by its key.
+
+    >>> tables = published_tables()
+    >>> row = next(one for one in tables["memalpha"].rows if one.method == "Mem-alpha")
+    >>> row.performance["squad"], row.average, round(row.mean, 3), row.average_differs
+    (0.786, 0.642, 0.619, True)
+    """
+    text = files("finemem_lib").joinpath("evaluation", "published.yaml").read_text("utf-8")
+    content: dict[str, Any] = parse_yaml(text)
+    return {key: _table(key, one) for key, one in content.items()}
+
+
+def _table(key: str, content: dict[str, Any]) -> PublishedTable:
+    sources = [*content["columns"].values()]
+    rows = tuple(
+        PublishedRow(
+            key,
+            str(method),
+            one.get("ours"),
+            dict(zip(sources, one["performance"], strict=True)),
+            dict(zip(sources, one["memory"], strict=True)),
+            one["average"],
+        )
+        for method, one in content["methods"].items()
+    )
+    columns = {source: heading for heading, source in content["columns"].items()}
+    title, source, caveat = (content[name].strip() for name in ("title", "source", "caveat"))
+    return PublishedTable(key, title, source, caveat, columns, rows)
+
+
+def beside_published(rows: Iterable[Estimate], table: str = "memalpha") -> pd.DataFrame:
+    """Return a published table with what was measured here in columns of its own.
+
+    Args:
+        rows: What `tables.benchmark_table` returned.
+        table: Key of the published table.
+
+    Returns:
+        A pandas frame with a line per published method. Each data source has the columns
+        "published" and "ours"; ours is "–" where no system of this library stands in for the
+        method, or was not measured on that source.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    import pandas as pd
+
+    tables = published_tables()
+    if table not in tables:
+        raise ValueError(f"published table is {table!r}, expected one of {', '.join(tables)}")
+    measured = {
+        (row.method, row.data_source): format_estimate(row)
+        for row in rows
+        if row.measure == "accuracy" and row.data_source != ALL
+    }
+    lines = {}
+    for one in tables[table].rows:
+        line: dict[tuple[str, str], str] = {}
+        for source, heading in tables[table].columns.items():
+            line[heading, "published"] = f"{one.performance[source]:.3f}"
+            line[heading, "ours"] = measured.get((one.ours or "", source), "–")
+        mark = f" (mean of its columns {one.mean:.3f})" if one.average_differs else ""
+        line["average as printed", "published"] = f"{one.average:.3f}{mark}"
+        lines[one.method, one.ours or "–"] = line
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.index = pd.MultiIndex.from_tuples([*lines], names=["published method", "system here"])
+    frame.columns = pd.MultiIndex.from_tuples([*frame.columns])
+    return frame

@@ -1,0 +1,220 @@
+"""Conflict resolution: accuracy by how often a fact was revised, and what a manager does about it.
+
+The managers by planted truth differ in one thing: a changed fact updates its item ("oracle"),
+deletes it and inserts another ("oracle-replace"), or is added beside it ("facts-only"). What the
+other managers do is counted: of the operations at steps that revise a fact, the shares of UPDATE,
+DELETE and INSERT.
+
+Differs from the papers, which report no accuracy by number of revisions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finemem_lib.baselines.systems import make_system
+from finemem_lib.data.revised import KINDS, Kind, RevisionSettings, revised_stream
+from finemem_lib.evaluation import rows
+from finemem_lib.evaluation.comparison import budget_name
+from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.seeds import stable_seed
+from finemem_lib.text import words
+from finemem_lib.trajectory import Instance, Trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANAGERS = (
+    "oracle",
+    "oracle-replace",
+    "facts-only",
+    "memory-r1",
+    "insert-all",
+    "keyword",
+    "random",
+    "raw-chunks",
+    "tiny",
+)
+"""Every manager by rule, and the tiny one that is shipped."""
+
+STREAMS = 40
+BUDGETS = (None, 60)
+"""Tokens of the memory: without a limit, and hardly more than the last values take."""
+
+TOP_K = 3
+"""Items per question, fewer than a fact has values once it was revised three times."""
+
+ALL_REVISIONS = -1
+"""Stands for all numbers of revisions together."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionRow:
+    """One manager on questions of one kind whose facts were revised so often.
+
+    Attributes:
+        manager: Name of the manager.
+        budget: Most tokens of its memory; `None` for no limit.
+        kind: "single", "pair" or "chain".
+        revisions: How often; `ALL_REVISIONS` for all.
+        accuracy, low, high: Mean score with its interval over streams.
+        stale: Share of the answers that name a former value and not the last one.
+        questions: Questions behind them.
+        streams: Instances behind the interval.
+        memory_tokens: Mean length of the final memory, over all kinds.
+        updates, deletes, inserts: Shares of the applied operations at steps that revise a fact.
+    """
+
+    manager: str
+    budget: int | None
+    kind: Kind
+    revisions: int
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    stale: float
+    questions: int
+    streams: int
+    memory_tokens: float
+    updates: float
+    deletes: float
+    inserts: float
+
+    @property
+    def method(self) -> str:
+        """Name of the manager, with its budget."""
+        return budget_name(self.manager, self.budget)
+
+
+def revision_rows(
+    managers: Sequence[str] = MANAGERS,
+    streams: int = STREAMS,
+    budgets: Sequence[int | None] = BUDGETS,
+    seed: int = 0,
+    settings: RevisionSettings | None = None,
+) -> list[RevisionRow]:
+    """Let managers play streams of revised facts and return their rows.
+
+    Args:
+        managers: Names of `make_system`.
+        streams: Number of streams.
+        budgets: Most tokens of the memory.
+        seed: Of streams and managers.
+        settings: Shape of the streams.
+    """
+    instances = [
+        revised_stream(stable_seed(seed, "revised", number), settings) for number in range(streams)
+    ]
+    agent = reader_for(instances)
+    rollout = RolloutSettings(num_generations=1, top_k=TOP_K, ask_chunk_questions=False)
+    rows: list[RevisionRow] = []
+    for budget in budgets:
+        for name in managers:
+            player = make_system(name, rollout, budget=budget)
+            played = play(instances, player.manager, player.settings, agent, seed)
+            rows += rows_of(name, budget, instances, [group[0] for group in played])
+    return rows
+
+
+def rows_of(
+    manager: str,
+    budget: int | None,
+    instances: Sequence[Instance],
+    trajectories: Sequence[Trajectory],
+) -> list[RevisionRow]:
+    """Return the rows of one manager.
+
+    Args:
+        manager: Its name.
+        budget: Most tokens of its memory.
+        instances: Streams of revised facts.
+        trajectories: One per instance, in order.
+    """
+    scores: defaultdict[tuple[Kind, int], dict[str, list[float | None]]] = defaultdict(dict)
+    stale: defaultdict[tuple[Kind, int], list[bool]] = defaultdict(list)
+    for instance, one in zip(instances, trajectories, strict=True):
+        for answered in one.questions:
+            about = instance.metadata["revisions"][answered.question.question_id]
+            old = {value.lower() for value in about["former"]} & {*words(answered.answer)}
+            for revisions in (about["revisions"], ALL_REVISIONS):
+                key = about["kind"], revisions
+                scores[key].setdefault(one.instance_id, []).append(answered.score)
+                stale[key].append(bool(old) and not answered.score)
+    done = _operations(instances, trajectories)
+    total = max(1, sum(done.values()))
+    size = sum(one.steps[-1].memory_tokens for one in trajectories) / len(trajectories)
+    return [
+        RevisionRow(
+            manager,
+            budget,
+            kind,
+            revisions,
+            *clustered_mean(scores[kind, revisions]),
+            stale=sum(stale[kind, revisions]) / len(stale[kind, revisions]),
+            questions=len(stale[kind, revisions]),
+            streams=len(scores[kind, revisions]),
+            memory_tokens=size,
+            updates=done["UPDATE"] / total,
+            deletes=done["DELETE"] / total,
+            inserts=done["INSERT"] / total,
+        )
+        for kind in KINDS
+        for revisions in sorted(times for name, times in scores if name == kind)
+    ]
+
+
+def _operations(instances: Sequence[Instance], trajectories: Sequence[Trajectory]) -> Counter[str]:
+    """Count the applied edits by kind, at the steps whose chunk revises a fact."""
+    found: Counter[str] = Counter()
+    for instance, one in zip(instances, trajectories, strict=True):
+        for step, facts in zip(one.steps, instance.metadata["facts"], strict=True):
+            if any(fact["changed"] for fact in facts):
+                found.update(
+                    outcome.operation.kind
+                    for outcome in step.outcomes
+                    if outcome.applied and outcome.operation and outcome.operation.kind != "SKIP"
+                )
+    return found
+
+
+def revisions_frame(rows: Iterable[RevisionRow], kind: Kind = "single") -> pd.DataFrame:
+    """Return a line per manager and budget, and a column per number of revisions.
+
+    Args:
+        rows: Rows of any kinds.
+        kind: The kind to show.
+    """
+    import pandas as pd
+
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.kind != kind:
+            continue
+        line = lines.setdefault(row.method, {})
+        name = "all" if row.revisions == ALL_REVISIONS else f"revised {row.revisions}×"
+        line[name] = interval_text(row.accuracy, row.low, row.high, ".2f")
+        if row.revisions == ALL_REVISIONS:
+            line["stale"] = f"{row.stale:.0%}"
+            line["UPDATE / DELETE / INSERT"] = " / ".join(
+                f"{share:.0%}" for share in (row.updates, row.deletes, row.inserts)
+            )
+            line["memory"] = f"{row.memory_tokens:,.0f}"
+    return pd.DataFrame.from_dict(lines, orient="index").fillna("–")
+
+
+def read_rows(path: Path) -> list[RevisionRow]:
+    """Read rows that `rows.write_rows` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: the file is missing, or a line of it is not a row.
+    """
+    return rows.read_rows(path, RevisionRow, "python benchmarks/systems.py --output FOLDER")

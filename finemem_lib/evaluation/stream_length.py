@@ -1,0 +1,213 @@
+"""Accuracy, memory, seconds and calls of systems against the length of the stream.
+
+Planted streams of growing length, or growing heads of one long instance: of its questions those
+are asked whose evidence lies in the head, where the evidence is known, else those whose answer
+does. Seconds are CPU seconds of manager, memory and index per step, without the final reading;
+calls are those of a writing model where one plays the system, and one reading per question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finemem_lib.baselines.systems import make_system
+from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.evaluation import rows
+from finemem_lib.evaluation.comparison import budget_name, model_calls
+from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
+from finemem_lib.readers.extractive import reader_for
+from finemem_lib.reading import ReasoningAgent
+from finemem_lib.scoring import substring_match
+from finemem_lib.seeds import stable_seed
+from finemem_lib.text import count_tokens
+from finemem_lib.trajectory import Instance, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """One system on streams of one length.
+
+    Attributes:
+        stream: "planted", or the name of the long instance.
+        system: Name of the system.
+        budget: Most tokens of its memory; `None`: its own.
+        chunks: Length of the streams in chunks.
+        stream_tokens: Mean length in tokens.
+        accuracy: Mean score of the questions, between `low` and `high` over instances (`None` where
+            there is one instance).
+        memory_tokens: Mean L(M_T).
+        read_tokens: Mean tokens of the items retrieved for a question.
+        seconds_per_step: CPU seconds per chunk.
+        calls: Calls of models per stream.
+        instances: Streams.
+        questions: Questions behind the accuracy.
+    """
+
+    stream: str
+    system: str
+    budget: int | None
+    chunks: int
+    stream_tokens: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    memory_tokens: float
+    read_tokens: float
+    seconds_per_step: float
+    calls: float
+    instances: int
+    questions: int
+
+    @property
+    def method(self) -> str:
+        """Name of the system, with its budget."""
+        return budget_name(self.system, self.budget)
+
+
+def planted_lengths(
+    systems: Sequence[str],
+    lengths: Sequence[int],
+    count: int,
+    budgets: Sequence[int | None] = (None,),
+    seed: int = 0,
+) -> list[LengthRow]:
+    """Measure systems on planted streams of several lengths.
+
+    Args:
+        systems: Names of systems, played without a language model.
+        lengths: Chunks of the streams.
+        count: Streams per length.
+        budgets: Most tokens of the memory.
+        seed: Of streams and managers.
+    """
+    return [
+        _row("planted", name, budget, instances, reader_for(instances), seed)
+        for chunks in lengths
+        for instances in [
+            planted_instances(
+                "held-out",
+                count,
+                stable_seed(seed, "length", chunks),
+                StreamSettings(num_chunks=chunks, people=12),
+            )
+        ]
+        for budget in budgets
+        for name in systems
+    ]
+
+
+def head_lengths(
+    systems: Sequence[str],
+    instance: Instance,
+    shares: Sequence[float],
+    budgets: Sequence[int | None] = (None,),
+    seed: int = 0,
+) -> list[LengthRow]:
+    """Measure systems on growing heads of one long instance.
+
+    Args:
+        systems: Names of systems, played without a language model.
+        instance: The long instance.
+        shares: Shares of its chunks, in (0, 1].
+        budgets: Most tokens of the memory.
+        seed: Of the managers.
+    """
+    agent = reader_for([instance])
+    heads = [head_of(instance, max(1, round(share * len(instance.chunks)))) for share in shares]
+    return [
+        _row(instance.instance_id, name, budget, [head], agent, seed)
+        for head in heads
+        if head.questions
+        for budget in budgets
+        for name in systems
+    ]
+
+
+def head_of(instance: Instance, chunks: int) -> Instance:
+    """Return the first chunks of an instance with the questions that they can answer.
+
+    Args:
+        instance: The long instance.
+        chunks: How many chunks are kept.
+    """
+    kept = instance.chunks[:chunks]
+    text = "\n".join(chunk.text for chunk in kept)
+    questions = tuple(
+        question
+        for question in instance.questions
+        if (
+            max(question.evidence_steps) <= chunks
+            if question.evidence_steps
+            else substring_match(text, question.answers)
+        )
+    )
+    return dataclasses.replace(
+        instance,
+        chunks=kept,
+        questions=questions,
+        chunk_questions=None,
+        metadata={**instance.metadata, "head": chunks},
+    )
+
+
+def _row(
+    stream: str,
+    name: str,
+    budget: int | None,
+    instances: Sequence[Instance],
+    agent: ReasoningAgent,
+    seed: int,
+) -> LengthRow:
+    """Play one system on streams of one length."""
+    settings = RolloutSettings(num_generations=1, ask_chunk_questions=False)
+    player = make_system(name, settings, budget=budget)
+    rollouts = LockstepRollouts(
+        instances, player.settings, agent, player.name, seed, player.manager.settings
+    )
+    begun = time.process_time()
+    while observations := rollouts.observations():
+        act_seed = stable_seed(seed, "act", observations[0].step)
+        rollouts.advance(player.manager.act(observations, act_seed))
+    seconds = time.process_time() - begun
+    played = [group[0] for group in rollouts.finish()]
+    scores = {one.instance_id: [a.score for a in one.questions] for one in played}
+    steps = [one.num_steps for one in played]
+    questions = [a for one in played for a in one.questions]
+    calls = sum(model_calls(name, n) for n in steps) + len(questions)
+    return LengthRow(
+        stream,
+        name,
+        budget,
+        max(steps),
+        sum(chunk.tokens for one in instances for chunk in one.chunks) / len(played),
+        *clustered_mean(scores),
+        memory_tokens=sum(one.steps[-1].memory_tokens for one in played) / len(played),
+        read_tokens=sum(map(_read, played)) / max(1, len(questions)),
+        seconds_per_step=seconds / sum(steps),
+        calls=calls / len(played),
+        instances=len(played),
+        questions=len(questions),
+    )
+
+
+def _read(trajectory: Trajectory) -> int:
+    """Return the tokens that were read for all questions of a trajectory."""
+    sizes = {item.item_id: count_tokens(item.content) for item in trajectory.final_memory()}
+    return sum(sizes[hit.item_id] for a in trajectory.questions for hit in a.retrieved)
+
+
+def read_rows(path: Path) -> list[LengthRow]:
+    """Read rows that `rows.write_rows` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: the file is missing, or a line of it is not a row.
+    """
+    return rows.read_rows(path, LengthRow, "python benchmarks/systems.py --output FOLDER")
