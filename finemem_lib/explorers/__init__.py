@@ -12,6 +12,7 @@ from finemem_lib.explorers.state_mismatch import fork_explorer
 from finemem_lib.explorers.training import (
     LiveCurves,
     compare_rollouts,
+    group_explorer,
     log_prob_change,
     token_logprobs,
     training_explorer,
@@ -26,6 +27,7 @@ __all__ = [
     "compare_rollouts",
     "evidence_explorer",
     "fork_explorer",
+    "group_explorer",
     "is_live",
     "log_prob_change",
     "memory_player",

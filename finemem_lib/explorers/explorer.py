@@ -4,8 +4,8 @@ An `Explorer` is a list of controls and one function from their values to named 
 selection is the value of a control, so a click on a figure and a key pressed on a widget do the
 same. `display.show` displays it in one of two forms:
 
-live    ipywidgets, and a drawing that follows the figures. An error of a callback appears in a box
-        above them, and they keep their last state.
+live    a widget: the controls, and beside them the figure of one view. An error of a callback
+        appears in a box above it, and it keeps its last state.
 static  one figure per view with a plotly slider over frames that are computed now, one changed
         control at a time. It needs no kernel and no network; the report adds a slider that the
         keyboard reaches, joins the views of an explorer, and lets clicks move them.
@@ -13,9 +13,12 @@ static  one figure per view with a plotly slider over frames that are computed n
 
 from __future__ import annotations
 
+import functools
+import math
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from finemem_lib.figures import frames, style
@@ -32,6 +35,9 @@ Options = Sequence[tuple[str, Any]]
 
 Views = Mapping[str, "go.Figure"]
 """The figures of an explorer by name."""
+
+THE_REST = "Run the cell in JupyterLab to choose among all."
+"""The sentence that says how to see what the static form leaves out."""
 
 MAX_FRAMES = 40
 """Most frames of a control in the static form: a notebook has room for them, a slider too."""
@@ -52,7 +58,11 @@ class Control:
         static: whether the static form has frames for its values, or for how many of them (a
             menu's first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`), or for
             how many of each kind, which is the first word of a value.
+        telling: values of a slider that the static form takes first where it cannot take all, as
+            the steps that carry a gradient.
         idle: whether the control moves nothing in a state, so that a live explorer greys it out.
+        rare: whether a live explorer folds the control away, among those rarely used.
+        play: whether a live explorer moves a slider by itself when asked to, one option a second.
     """
 
     name: str
@@ -61,7 +71,11 @@ class Control:
     value: Any = None
     kind: Literal["slider", "menu"] = "menu"
     static: bool | int | Mapping[str, int] = False
+    telling: Collection[Any] = ()
     idle: Callable[[State], bool] = lambda state: False
+    rare: bool = False
+    play: bool = False
+    _fixed: list[tuple[str, Any]] = field(default_factory=list, init=False, repr=False)
 
     def choices(self, state: State) -> list[tuple[str, Any]]:
         """Return the options in a state, their texts short and on one line.
@@ -69,8 +83,11 @@ class Control:
         Args:
             state: the values of the controls before this one.
         """
-        found = self.options(state) if callable(self.options) else self.options
-        return [(style.plain(style.label(text, 60)), value) for text, value in found]
+        if callable(self.options):
+            return [(style.one_line(text, 60), value) for text, value in self.options(state)]
+        if not self._fixed:  # asked for in every state, and a long stream has thousands
+            self._fixed.extend((style.one_line(text, 60), value) for text, value in self.options)
+        return self._fixed
 
     def frames(self, state: State) -> list[tuple[str, Any]]:
         """Return the options with frames in the static form, and the option of the state.
@@ -81,14 +98,17 @@ class Control:
         options = self.choices(state)
         most = MAX_FRAMES if self.static is True else self.static
         if isinstance(most, Mapping):
-            kinds = [self.kind_of(value) for _, value in options]
-            kept = {
-                place
-                for place, kind in enumerate(kinds)
-                if kinds[:place].count(kind) < most.get(kind, 1)
-            }
+            kept, seen = set(), Counter[str]()
+            for place, (_, value) in enumerate(options):
+                kind = self.kind_of(value)
+                seen[kind] += 1
+                if seen[kind] <= most.get(kind, 1):
+                    kept.add(place)
         elif len(options) > most > 1 and self.kind == "slider":
-            kept = {round(n * (len(options) - 1) / (most - 1)) for n in range(most)}
+            first = [place for place, (_, value) in enumerate(options) if value in self.telling]
+            rest = [place for place in range(len(options)) if place not in first]
+            few = _spread(first, most)
+            kept = {*few, *_spread(rest, most - len(few))}
         else:
             kept = set(range(most))
         return [
@@ -124,6 +144,8 @@ class Explorer:
         linked: the states of the static form where controls lead to one another: each names the
             first controls, and their values in the order of the sliders. Without it the static form
             changes one control at a time.
+        without_kernel: the explorer whose static form is stored in the notebook; `None` for this
+            one. A live explorer may offer more states than a notebook can hold.
 
     Raises:
         ValueError: two controls share a name, or a control has no options.
@@ -133,6 +155,7 @@ class Explorer:
     controls: tuple[Control, ...]
     build: Callable[..., Views]
     linked: Sequence[State] = ()
+    without_kernel: Explorer | None = None
 
     def __post_init__(self) -> None:
         names = [control.name for control in self.controls]
@@ -172,12 +195,15 @@ class Explorer:
         """
         return dict(self.build(**self.settle(wanted)))
 
-    def static_figures(self) -> list[go.Figure]:
+    def static_figures(self, seconds: float = math.inf) -> list[go.Figure]:
         """Return one figure per view with a slider over frames.
 
         The frames are the `linked` states, or all values of every control with `static`, one
         control at a time. An explorer without either has no slider. The first caption says which
         values have no frames.
+
+        Args:
+            seconds: time after which no further frame is begun.
 
         Raises:
             ValueError: a view changes its traces between states.
@@ -191,22 +217,32 @@ class Explorer:
         ]
         if not states:
             return list(self.build(**first).values())
+        begin = next((place for place, (_, state) in enumerate(states) if state == first), 0)
+        ends = time.monotonic() + seconds
+        built = [
+            (chain, state, self.build(**state))
+            for place, (chain, state) in enumerate(states)
+            if place == begin or time.monotonic() < ends
+        ]
         places: dict[Path, int] = {}  # of the first state at the end of each path of values
-        for place, (chain, state) in enumerate(states):
+        for place, (chain, state, _) in enumerate(built):
             for depth in range(1, len(chain) + 1):
                 places.setdefault(_path(chain[:depth], state), place)
         between = " " if levels else ": "
         paths = [
             [f"{control.label}{between}{_text(control, state)}" for control in chain]
-            for chain, state in states
+            for chain, state, _ in built
         ]
-        shown = [state for _, state in states]
+        shown = [state for _, state, _ in built]
         start = shown.index(first) if first in shown else 0
-        views = [self._specs(state, places) for state in shown]
+        views = [self._specs(state, figures, places) for _, state, figures in built]
         note = self._left_out(first, shown)
+        chains = {"levels": [control.label for control in levels], "paths": paths} if levels else {}
         for specs in views:
-            next(iter(specs.values()))["layout"]["meta"]["caption"] += note
-        figures = [
+            meta = next(iter(specs.values()))["layout"]["meta"]
+            meta["caption"] += note
+            meta |= chains
+        return [
             frames.framed(
                 [(path, specs[view]) for path, specs in zip(paths, views, strict=True)],
                 start,
@@ -214,29 +250,29 @@ class Explorer:
             )
             for view in views[start]
         ]
-        if levels:
-            figures[0].layout.meta = figures[0].layout.meta | {
-                "levels": [control.label for control in levels],
-                "paths": paths,
-            }
-        return figures
 
     def _levels(self) -> list[Control]:
         """Return the controls that lead from one to the next in the static form."""
         return [one for one in self.controls if self.linked and one.name in self.linked[0]]
 
-    def _specs(self, state: State, places: Mapping[Path, int]) -> dict[str, dict[str, Any]]:
+    def _specs(
+        self, state: State, figures: Views, places: Mapping[Path, int]
+    ) -> dict[str, dict[str, Any]]:
         """Return the views of a state as JSON, their clicks naming states by their places."""
-        specs = {view: figure.to_plotly_json() for view, figure in self.build(**state).items()}
+        specs = {view: dict(style.read_only(figure)) for view, figure in figures.items()}
         for spec in specs.values():
-            meta = spec["layout"]["meta"]
+            meta = dict(spec["layout"]["meta"])
+            spec["layout"] = spec["layout"] | {"meta": meta}
             if clicks := meta.get("clicks"):
                 [clicked] = [one for one in self.controls if one.name == clicks["control"]]
                 levels = self._levels()
-                chain = levels[: levels.index(clicked) + 1] if clicked in levels else [clicked]
+                above = levels[: levels.index(clicked)] if clicked in levels else []
 
-                def place(value: Any, name: str = clicked.name, chain: Any = chain) -> int | None:
-                    return places.get(_path(chain, {**state, name: value}))
+                path = _path(above, state)
+
+                @functools.cache  # the traces of a view name the same values
+                def place(value: Any, name: str = clicked.name, path: Path = path) -> int | None:
+                    return places.get((*path, (name, str(value))))
 
                 meta["clicks"] = {
                     trace: _each(values, place) for trace, values in clicks["points"].items()
@@ -274,7 +310,19 @@ class Explorer:
             for name, those in (("left out", few), ("fixed", fixed))
             if those
         )
-        return f" Without a kernel: {limits}." if limits else ""
+        return f" Without a kernel: {limits}. {THE_REST}" if limits else ""
+
+
+def _spread(places: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of some places, evenly spaced from the first to the last.
+
+    >>> _spread([1, 2, 3, 4, 5], 3), _spread([1, 2], 3), _spread([1, 2], 1)
+    ([1, 3, 5], [1, 2], [1])
+    """
+    if len(places) <= most:
+        return list(places)
+    gap = (len(places) - 1) / max(1, most - 1)
+    return [places[round(n * gap)] for n in range(most)]
 
 
 Path = tuple[tuple[str, str], ...]
@@ -285,9 +333,9 @@ def _path(chain: Sequence[Control], state: State) -> Path:
     return tuple((control.name, str(state[control.name])) for control in chain)
 
 
-def _each(values: Any, change: Callable[[Any], Any]) -> Any:
+def _each(values: list[Any], change: Callable[[Any], Any]) -> list[Any]:
     """Return a change of every value in a list, or in lists of rows."""
-    return [_each(one, change) for one in values] if isinstance(values, list) else change(values)
+    return [_each(one, change) if isinstance(one, list) else change(one) for one in values]
 
 
 def _text(control: Control, state: State) -> str:

@@ -1,15 +1,15 @@
-"""The widget form of an explorer: controls, figures, and errors that are shown."""
+"""The live form of an explorer: one widget of controls and a figure, and errors that are shown."""
 
 from __future__ import annotations
 
 import functools
-import html
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib.explorers.explorer import Control, Explorer, State
+from finemem_lib.explorers.explorer import Control, Explorer
 from finemem_lib.figures import frames, style
 from finemem_lib.figures.notes import html_table
 
@@ -21,42 +21,61 @@ MAX_TABLE_ROWS = 200
 """Rows of a table twin that a live explorer shows."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShownControl:
+    """A control as it stands.
+
+    Attributes:
+        options: text and value of each option.
+        value: the value chosen.
+        disabled: whether it moves nothing in this state.
+    """
+
+    options: Sequence[tuple[str, Any]]
+    value: Any
+    disabled: bool
+
+    @property
+    def place(self) -> int:
+        """Position of the value among the options, from 0."""
+        return [value for _, value in self.options].index(self.value)
+
+
 class Live:
-    """The live form of an explorer: widgets, and figures that follow them.
+    """The live form of an explorer: a widget that shows one view at a time beside the controls.
+
+    The widget's elements are its own, not those of ipywidgets, whose tabs and folds no key reaches,
+    whose sliders have no label, and whose menus leave the arrow keys to JupyterLab.
 
     Attributes:
         explorer: the explorer.
-        box: the widget to display.
-        controls: the widget of each control by name.
+        widget: the widget to display.
+        controls: each control as it stands, by name.
         state: the value of each control by name.
-        views: the figure shown in each view by name.
+        views: the figure of each view by name.
+        view: name of the view that is open.
+        tabled: whether a table stands in the place of the figure.
         error: the text of the last error, empty when there is none.
     """
 
-    def __init__(self, explorer: Explorer) -> None:
-        import ipywidgets as widgets
+    def __init__(self, explorer: Explorer, kept: dict[str, Any] | None = None) -> None:
+        """Make the widget.
 
+        Args:
+            explorer: the explorer.
+            kept: where the state, the open view and the choice of the table are kept; what it
+                holds is shown again.
+        """
+        self._kept = {} if kept is None else kept
         self.explorer = explorer
-        self.state = explorer.settle({})
-        self.error = ""
+        self.state = explorer.settle(self._kept.get("state", {}))
+        self.view: str = self._kept.get("view", "")
+        self.tabled: bool = self._kept.get("tabled", False)
         self.views: dict[str, go.Figure] = {}
-        self._boxes: dict[str, tuple[Any, ...]] = {}  # drawing, caption, button, table
-        self._buttons: dict[str, list[Any]] = {}  # next to a menu
-        self._settling = False
-        self._alert = widgets.HTML()
-        self._figures = widgets.VBox()
-        self.controls = {control.name: self._widget(control) for control in explorer.controls}
-        self.box = widgets.VBox(
-            [
-                widgets.HTML(f"<b>{html.escape(explorer.title)}</b>"),
-                widgets.HBox(
-                    [self._reachable(control) for control in explorer.controls],
-                    layout={"flex_flow": "row wrap"},
-                ),
-                self._alert,
-                self._figures,
-            ]
-        )
+        self.error = self._trace = ""
+        self._answers = 0
+        self._look()
+        self.widget = drawing({}, self._received)
         self._guarded(self._draw)
 
     def set(self, name: str, value: Any) -> None:
@@ -66,117 +85,16 @@ class Live:
             name: name of the control.
             value: its new value.
         """
-        self._guarded(lambda: self._change({name: value}))
+        self._guarded(lambda: self._change(name, value))
 
-    def _widget(self, control: Control) -> Any:
-        import ipywidgets as widgets
+    def open(self, view: str) -> None:
+        """Show a view.
 
-        kind = widgets.SelectionSlider if control.kind == "slider" else widgets.Dropdown
-        more = {"continuous_update": False} if control.kind == "slider" else {}
-        widget = kind(
-            options=control.choices(self.state),
-            value=self.state[control.name],
-            description=control.label,
-            style={"description_width": "initial"},
-            layout={"width": "24rem"},
-            **more,
-        )
-        widget.observe(
-            lambda change: None if self._settling else self.set(control.name, change["new"]),
-            names="value",
-        )
-        return widget
-
-    def _reachable(self, control: Control) -> Any:
-        """Return the widget of a control; a menu with buttons next to it, because JupyterLab keeps
-        the arrow keys that would move it."""
-        import ipywidgets as widgets
-
-        widget = self.controls[control.name]
-        if control.kind == "slider":
-            return widget
-        buttons = self._buttons[control.name] = []
-        for by, sign, name in ((-1, "◀", "previous"), (1, "▶", "next")):
-            button = widgets.Button(
-                description=sign, tooltip=f"{control.label}: {name}", layout={"width": "2.5rem"}
-            )
-            button.on_click(lambda _, by=by: self._guarded(lambda: self._step(control.name, by)))
-            buttons.append(button)
-        return widgets.HBox([widget, *buttons])
-
-    def _step(self, name: str, by: int) -> None:
-        """Move a control by one option, as far as there are any."""
-        values = [value for _, value in self.controls[name].options]
-        place = values.index(self.state[name]) + by
-        self._change({name: values[max(0, min(place, len(values) - 1))]})
-
-    def _guarded(self, callback: Callable[[], None]) -> None:
-        """Run a callback and show its error, since the front end would swallow it."""
-        try:
-            callback()
-            self.error = ""
-            self._alert.value = ""
-        except Exception as error:  # the reader is shown whatever a builder raises
-            self.error = f"{type(error).__name__}: {error}"
-            trace = html.escape(traceback.format_exc())
-            self._alert.value = (
-                '<div role="alert" style="border:2px solid #D55E00; padding:0.5rem"><b>This change '
-                f"failed; the figures show the state before it.</b><br>{html.escape(self.error)}"
-                f"<details><summary>Traceback</summary><pre>{trace}</pre></details></div>"
-            )
-
-    def _change(self, wanted: State) -> None:
-        """Settle all controls on a change, let their widgets follow, and draw."""
-        self.state = self.explorer.settle(self.state | dict(wanted))
-        self._settling = True
-        try:
-            for control in self.explorer.controls:
-                widget = self.controls[control.name]
-                options = tuple(control.choices(self.state))
-                if callable(control.options) and tuple(widget.options) != options:
-                    widget.options = options
-                if widget.value != self.state[control.name]:
-                    widget.value = self.state[control.name]
-                for part in (widget, *self._buttons.get(control.name, ())):
-                    part.disabled = control.idle(self.state)
-        finally:
-            self._settling = False
-        self._draw()
-
-    def _draw(self) -> None:
-        figures = dict(self.explorer.build(**self.state))
-        if not self._boxes:
-            self._figures.children = [self._box(name) for name in figures]
-        self.views = figures
-        for name, figure in figures.items():
-            self._boxes[name][0].spec = figure.to_plotly_json()
-            self._note(name)
-
-    def _box(self, name: str) -> Any:
-        import ipywidgets as widgets
-
-        drawn = drawing({}, lambda trace, point: self.click(name, trace, [point]))
-        button = widgets.ToggleButton(description="Show as table")
-        button.observe(lambda _: self._guarded(lambda: self._note(name)), names="value")
-        self._boxes[name] = drawn, widgets.HTML(), button, widgets.HTML()
-        return widgets.VBox(self._boxes[name])
-
-    def _note(self, name: str) -> None:
-        """Write the caption of a figure, and its table where the reader asked for it."""
-        _, caption, button, table = self._boxes[name]
-        layout = self.views[name].layout
-        caption.value = f"<p>{html.escape(layout.meta['caption'])}</p>"
-        table.value = (
-            str(
-                html_table(
-                    style.plain(layout.title.text),
-                    frames.figure_table(self.views[name]),
-                    MAX_TABLE_ROWS,
-                )
-            )
-            if button.value
-            else ""
-        )
+        Args:
+            view: its name.
+        """
+        self.view = view
+        self._publish()
 
     def click(self, view: str, trace: int, points: Sequence[Any]) -> None:
         """Set the control that a click on points of a view sets.
@@ -186,7 +104,8 @@ class Live:
             trace: number of the trace.
             points: numbers of the points; of a heatmap the row and column of each.
         """
-        clicks = self.views[view].layout.meta.get("clicks") or {"points": {}}
+        layout = style.read_only(self.views[view])["layout"]
+        clicks = layout["meta"].get("clicks") or {"points": {}}
         values = clicks["points"].get(str(trace), ())
         for point in points:
             *row, place = point if isinstance(point, list | tuple) else [point]
@@ -194,8 +113,90 @@ class Live:
             if place < len(of_row) and of_row[place] is not None:
                 self.set(clicks["control"], of_row[place])
 
+    def _received(self, message: Mapping[str, Any]) -> None:
+        """Do what a message of the widget says; each is answered by a new panel."""
+        self._answers += 1
+        match message:
+            case {"control": name, "option": place}:
+                options = self.controls[name].options
+                self.set(name, options[min(place, len(options) - 1)][1])
+            case {"view": view}:
+                self.open(view)
+            case {"table": tabled}:
+                self.tabled = tabled
+                self._publish()
+            case {"trace": trace, "point": point}:
+                self.click(self.view, trace, [point])
 
-def drawing(spec: Mapping[str, Any], clicked: Callable[[int, Any], None] | None = None) -> Any:
+    def _guarded(self, callback: Callable[[], None]) -> None:
+        """Run a callback and show its error, since the front end would swallow it."""
+        try:
+            callback()
+            self.error = self._trace = ""
+        except Exception as error:  # the reader is shown whatever a builder raises
+            self.error = f"{type(error).__name__}: {error}"
+            self._trace = traceback.format_exc()
+        self._publish()
+
+    def _change(self, name: str, value: Any) -> None:
+        self.state = self.explorer.settle(self.state | {name: value})
+        self._look()
+        self._draw()
+
+    def _look(self) -> None:
+        self.controls = {
+            control.name: ShownControl(
+                control.choices(self.state), self.state[control.name], control.idle(self.state)
+            )
+            for control in self.explorer.controls
+        }
+
+    def _draw(self) -> None:
+        self.views = dict(self.explorer.build(**self.state))
+        if self.view not in self.views:
+            self.view = next(iter(self.views))
+
+    def _publish(self) -> None:
+        """Let the widget show the state, and keep it."""
+        self._kept |= {"state": self.state, "view": self.view, "tabled": self.tabled}
+        figure = self.views.get(self.view)
+        spec = style.read_only(figure) if figure is not None else {}
+        with self.widget.hold_sync():
+            if spec:
+                self.widget.spec = spec
+            self.widget.texts = {  # apart, since they seldom change and a long stream has many
+                name: [text for text, _ in shown.options] for name, shown in self.controls.items()
+            }
+            self.widget.panel = {
+                "title": self.explorer.title,
+                "controls": [self._described(control) for control in self.explorer.controls],
+                "views": [[name, name.replace("_", " ").capitalize()] for name in self.views],
+                "view": self.view,
+                "caption": spec["layout"]["meta"]["caption"] if spec else "",
+                "tabled": self.tabled,
+                "table": self._table(spec) if spec and self.tabled else "",
+                "error": self.error,
+                "trace": self._trace,
+                "answers": self._answers,
+            }
+
+    def _described(self, control: Control) -> dict[str, Any]:
+        shown = self.controls[control.name]
+        return {
+            **{key: getattr(control, key) for key in ("name", "label", "kind", "rare", "play")},
+            "place": shown.place,
+            "idle": shown.disabled,
+        }
+
+    @staticmethod
+    def _table(spec: Mapping[str, Any]) -> str:
+        name = style.plain(spec["layout"]["title"]["text"])
+        return str(html_table(name, frames.figure_table(spec), MAX_TABLE_ROWS))
+
+
+def drawing(
+    spec: Mapping[str, Any], received: Callable[[Mapping[str, Any]], None] | None = None
+) -> Any:
     """Return a widget that draws a figure, and draws again when its `spec` is set.
 
     Plotly's FigureWidget brings plotly.js with every figure; a busy or slow machine does not load
@@ -204,12 +205,13 @@ def drawing(spec: Mapping[str, Any], clicked: Callable[[int, Any], None] | None 
 
     Args:
         spec: the figure as plotly's JSON.
-        clicked: called with the number of the trace and the point of each click.
+        received: called with each message of the page: a click on a point (``trace``, ``point``),
+            a changed control, an opened view, or the table switched on or off.
     """
     return _drawing_class()(
         spec=dict(spec),
         config=style.CONFIG | {"responsive": True},
-        clicked=clicked or (lambda trace, point: None),
+        received=received or (lambda message: None),
     )
 
 
@@ -219,20 +221,30 @@ def _drawing_class() -> type:
     import traitlets
     from plotly.offline import get_plotlyjs
 
+    static = resources.files(__package__) / "static"
+
     class Drawing(anywidget.AnyWidget):
-        _esm = (resources.files(__package__) / "static" / "drawing.js").read_text("utf-8")
+        _esm = "".join(
+            (static / f"{name}.js").read_text("utf-8") for name in ("controls", "drawing")
+        )
+        _css = (static / "explorer.css").read_text("utf-8")
         spec = traitlets.Dict().tag(sync=True)
+        panel = traitlets.Dict().tag(sync=True)
+        texts = traitlets.Dict().tag(sync=True)
         config = traitlets.Dict().tag(sync=True)
-        clicked = traitlets.Callable()
+        received = traitlets.Callable()
 
         def __init__(self, **traits: Any) -> None:
             super().__init__(**traits)
             self.on_msg(self._received)
 
+        def __repr__(self) -> str:
+            return "[controls]"
+
         def _received(self, _: Any, message: Any, __: Any) -> None:
             if message == "plotly.js":
                 self.send("plotly.js", [get_plotlyjs().encode()])
             else:
-                self.clicked(message["trace"], message["point"])
+                self.received(message)
 
     return Drawing

@@ -12,8 +12,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 from finemem_lib.advantages import ScaleRewards
 from finemem_lib.explorers.display import is_live
@@ -21,17 +21,20 @@ from finemem_lib.explorers.explorer import Control, Explorer, Options, State
 from finemem_lib.explorers.live import drawing
 from finemem_lib.figures import style
 from finemem_lib.figures.display import display_bundle, figure_bundle, outputs
+from finemem_lib.figures.group import group_completions
 from finemem_lib.figures.rollouts import (
     RolloutGroup,
     gradient_map,
     recorded_groups,
     rollout_compare,
+    rollout_diff,
     rollout_groups,
     step_terms,
+    stream_names,
 )
 from finemem_lib.figures.selection import clicks_on
+from finemem_lib.figures.story import seen_by_group
 from finemem_lib.figures.tokens import (
-    CompletionView,
     change_view,
     completion_grid,
     step_tokens,
@@ -40,9 +43,9 @@ from finemem_lib.figures.tokens import (
 from finemem_lib.figures.training import TRAINING_PANELS, training_curves, training_keys
 from finemem_lib.managers.operation_tokens import operation_of_tokens, token_texts
 from finemem_lib.reading import ReasoningAgent
-from finemem_lib.rewards import RewardSettings
+from finemem_lib.rewards import RewardSettings, outcome_reward
 from finemem_lib.training.record import StoredUpdates
-from finemem_lib.training.schemes import PAPER_SCHEMES, Scheme
+from finemem_lib.training.schemes import PAPER_SCHEMES, Scheme, scheme_of
 from finemem_lib.training.trl_adapter import Record
 from finemem_lib.trajectory import Step, Trajectory
 from finemem_lib.util.progress import Progress
@@ -187,7 +190,7 @@ def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[f
     )
 
 
-def log_prob_change(trajectory: Trajectory, after: ModelManager) -> CompletionView:
+def log_prob_change(trajectory: Trajectory, after: ModelManager) -> go.Figure:
     """Show a trajectory's completions with every token coloured by its change of log-probability.
 
     Purple tokens are more likely after training, orange ones less; tokens whose log-probability is
@@ -217,8 +220,9 @@ def compare_rollouts(
 ) -> Explorer:
     """Return the explorer of one update's groups under any reward scheme.
 
-    It shows which groups carry a gradient, and how the rollouts of one instance differ. A click on
-    the map chooses the instance.
+    It shows which groups carry a gradient, how the rollouts of one instance differ, and two of them
+    next to each other. A click on the map chooses the instance. It opens at the instance with most
+    steps that carry a gradient, and at its best and its worst rollout.
 
     Args:
         groups: the rollouts of one instance each.
@@ -240,28 +244,123 @@ def compare_rollouts(
     def scored(scheme: str, scale: ScaleRewards) -> list[RolloutGroup]:
         return rollout_groups(groups, scheme, settings, scale)
 
-    def build(scheme: str, scale: ScaleRewards, instance: int) -> dict[str, go.Figure]:
-        found = scored(scheme, scale)
+    names = stream_names(groups)
+
+    def build(
+        scheme: str, scale: ScaleRewards, instance: int, first: int, second: int
+    ) -> dict[str, go.Figure]:
+        found, name = scored(scheme, scale), names[instance]
         return {
             "groups": _clickable(gradient_map(found), "instance", _rows_of(found)),
-            "rollouts": rollout_compare(found[instance]),
+            "rollouts": rollout_compare(found[instance], name=name),
+            "difference": rollout_diff(found[instance], first, second, name),
         }
 
-    offered = [(name, name) for name in PAPER_SCHEMES]
+    shown = _most_telling(scored(scheme, scale_rewards))
     return Explorer(
         "Rollouts side by side",
+        _comparing_controls(groups, scheme, scale_rewards, shown),
+        build,
+    )
+
+
+def _most_telling(groups: Sequence[RolloutGroup]) -> int:
+    return max(range(len(groups)), key=lambda place: groups[place].telling())
+
+
+def _comparing_controls(
+    groups: Sequence[Sequence[Trajectory]], scheme: str, scale_rewards: ScaleRewards, instance: int
+) -> tuple[Control, ...]:
+    """Return the controls of `compare_rollouts`, which opens at an instance."""
+
+    def rollouts(state: State) -> Options:
+        return [(str(place + 1), place) for place in range(len(groups[state["instance"]]))]
+
+    outcomes = [outcome_reward(one) or 0.0 for one in groups[instance]]
+    worst, best = (choose(range(len(outcomes)), key=outcomes.__getitem__) for choose in (min, max))
+    return (
+        Control("scheme", "reward scheme", _named(PAPER_SCHEMES), scheme, static=True),
+        Control("scale", "scale_rewards", _named(get_args(ScaleRewards)), scale_rewards),
+        Control("instance", "instance", _instances(groups), instance, static=True),
+        Control("first", "first rollout", rollouts, worst),
+        Control("second", "second rollout", rollouts, best, static=True),
+    )
+
+
+def _named(values: Iterable[str]) -> list[tuple[str, str]]:
+    return [(value, value) for value in values]
+
+
+def group_explorer(
+    group: Sequence[Trajectory],
+    manager: ModelManager,
+    scheme: Scheme = "Fine-Mem",
+    settings: RewardSettings | None = None,
+    scale_rewards: ScaleRewards = "group",
+    agent: ReasoningAgent | None = None,
+) -> Explorer:
+    """Return the explorer of one GRPO group: a prompt, its G completions, and what they are taught.
+
+    It opens at the first step at which the completions differ and are paid differently: until there
+    all of them saw the same memory.
+
+    Args:
+        group: the rollouts of one instance, played by `manager`.
+        manager: spells the tokens.
+        scheme: the reward scheme at first; it is offered with those of the paper. One that compares
+            the groups of an update sees this one only.
+        settings: settings of the rewards.
+        scale_rewards: scaling of the advantages at first.
+        agent: the reasoning agent that answered, for credit rules that read again.
+
+    Raises:
+        ValueError: as `rollout_groups`.
+    """
+    schemes = {scheme_of(one).name: one for one in (*PAPER_SCHEMES, scheme)}
+    terms = dict.fromkeys(term for one in schemes.values() for term in scheme_of(one).terms)
+
+    @functools.cache
+    def scored(name: str, scale: ScaleRewards) -> RolloutGroup:
+        return rollout_groups([group], schemes[name], settings, scale, agent)[0]
+
+    def build(step: int, scheme: str, scale: ScaleRewards) -> dict[str, go.Figure]:
+        found = scored(scheme, scale)
+        steps = [one.steps[step - 1] for one in group]
+        pushes = [
+            token_push(one, _token_advantages(found, row, step, manager))
+            for row, one in enumerate(steps)
+        ]
+        tokens = [step_tokens(one, manager.tokenizer) for one in steps]
+        return {
+            "prompt": seen_by_group(group, step),
+            "group": group_completions(found, step, tokens, pushes, [*terms], scale),
+        }
+
+    first = scored(scheme_of(scheme).name, scale_rewards)
+    numbers = [(str(t), t) for t in range(1, first.num_steps + 1)]
+    live = {t for _, t in numbers} - {*first.without_gradient()}
+    step = Control(
+        "step", "step t", numbers, _first_taught(first), kind="slider", static=12, telling=live
+    )
+    return Explorer(
+        "One group of GRPO",
         (
-            Control("scheme", "reward scheme", offered, scheme, static=True),
+            step,
+            Control("scheme", "reward rule", _named(schemes), scheme_of(scheme).name, static=True),
             Control(
-                "scale",
-                "scale_rewards",
-                [(name, name) for name in ("group", "batch", "none")],
-                scale_rewards,
+                "scale", "scale_rewards", _named(get_args(ScaleRewards)), scale_rewards, static=True
             ),
-            Control("instance", "instance", _instances(groups), static=True),
         ),
         build,
     )
+
+
+def _first_taught(group: RolloutGroup) -> int:
+    """Return the step at which rollouts part, where it carries a gradient, else the first that
+    does."""
+    dead, parted = group.without_gradient(), group.parted()
+    live = [step for step in range(1, group.num_steps + 1) if step not in dead]
+    return parted if parted in live else min(live, default=1)
 
 
 def training_explorer(
@@ -277,7 +376,8 @@ def training_explorer(
     """Return the explorer of a training run: run, update, group, rollout, step, token.
 
     Every figure chooses in the next: click a kept update (dotted lines), a group, a rollout, a
-    step's bar. It starts at the largest advantage of the last kept update.
+    step's bar. It starts at the kept update in which most groups carry a gradient, and there at the
+    instance, rollout and step that show most.
 
     Args:
         records: the records of a `TrainingResult`, or the run's artefact "training".
@@ -295,28 +395,25 @@ def training_explorer(
     Raises:
         ValueError: no update's trajectories were kept.
     """
-    offered = stored if stored and is_live() else kept
+    given = manager, scheme, settings or RewardSettings(), scale_rewards, stored, agent
+    if stored and is_live():
+        live = _run_explorer(records, stored, kept, *given)
+        saved = _run_explorer(records, kept, kept, *given) if kept else None
+        return dataclasses.replace(live, without_kernel=saved)
+    return _run_explorer(records, kept, kept, *given)
+
+
+def _run_explorer(
+    records: Sequence[Record], offered: Updates, kept: Updates, *given: Any
+) -> Explorer:
+    """Return the explorer of a run that offers some updates; the rest is as in its `_RunViews`."""
     if not offered:
         raise ValueError(
             "training_explorer: no trajectories were kept, expected those of at least one update; "
             "train with keep_updates"
         )
-    views = _RunViews(
-        records,
-        offered,
-        kept,
-        manager,
-        scheme,
-        settings or RewardSettings(),
-        scale_rewards,
-        stored,
-        agent,
-    )
-    last = max(kept or offered)
-    strongest = [_strongest(group) for group in views.groups(last)]
-    instance = max(range(len(strongest)), key=lambda place: strongest[place][0][0])
-    _, rollout, step = strongest[instance][0]
-    start = {"update": last, "instance": instance, "rollout": rollout, "step": step}
+    views = _RunViews(records, offered, kept, *given)
+    start = views.most_telling(kept or offered)
     with_frames = sorted(kept) if offered is kept else []  # with a kernel, none are needed
     return Explorer(
         "Training, from the run to the token",
@@ -390,12 +487,27 @@ class _RunViews:
             ),
         }
 
+    def most_telling(self, updates: Iterable[int]) -> dict[str, int]:
+        """Return the update in which most groups carry a gradient, of those the one in which
+        rewards spread most, and the instance, rollout and step there that show most."""
+
+        def telling(update: int) -> tuple[float, ...]:
+            found = [group.telling()[:2] for group in self.groups(update)]
+            return tuple(map(math.fsum, zip(*found, strict=True)))
+
+        update = max(sorted(updates, reverse=True), key=telling)
+        instance = _most_telling(self.groups(update))
+        _, rollout, step = _strongest(self.groups(update)[instance])[0]
+        return {"update": update, "instance": instance, "rollout": rollout, "step": step}
+
     def linked(self, update: int) -> list[dict[str, int]]:
         """Return the states of an update that have frames in the static form."""
+        groups = self.groups(update)
+        by_size = sorted(range(len(groups)), key=lambda place: groups[place].telling())
         return [
             {"update": update, "instance": place, "rollout": row, "step": step}
-            for place, group in enumerate(self.groups(update))
-            for row, steps in sorted(_shown_steps(group).items())
+            for place in sorted(by_size[-STATIC_GROUPS:])
+            for row, steps in sorted(_shown_steps(groups[place]).items())
             for step in steps
         ]
 
@@ -404,8 +516,8 @@ class _RunViews:
         return _clickable(gradient_map(found), "instance", _rows_of(found))
 
     def _rollouts_of_group(self, update: int, instance: int) -> go.Figure:
-        group = self.groups(update)[instance]
-        figure = rollout_compare(group, details=False)  # the next views show the details
+        group, name = self.groups(update)[instance], stream_names(self.played(update))[instance]
+        figure = rollout_compare(group, False, name)  # the next views show the details
         rows = [[row] * group.num_steps for row in range(len(group.rollouts))]
         return _clickable(figure, "rollout", {0: rows})
 
@@ -435,19 +547,18 @@ def _run_controls(
         return _instances(played(state["update"]))
 
     numbers = [(str(number), number) for number in updates]
-    colours = [(name, name) for name in TOKEN_COLOURS]
     return (
         Control("update", "update", numbers, start["update"], kind="slider"),
         Control("instance", "instance", instances, start["instance"]),
         Control("rollout", "rollout", rollouts, start["rollout"]),
         Control("step", "step t", steps, start["step"], kind="slider"),
-        Control("colour", "colour of tokens", colours),
+        Control("colour", "colour of tokens", _named(TOKEN_COLOURS)),
     )
 
 
-STATIC_ROLLOUTS, STATIC_STEPS = 2, 3
-"""Rollouts of every group, and steps of the first of them, with frames in the static form: a
-notebook has no room for more."""
+STATIC_GROUPS, STATIC_ROLLOUTS, STATIC_STEPS = 2, 2, 3
+"""Groups of every update, rollouts of each, and steps of the first of them, with frames in the
+static form: a notebook has no room for more."""
 
 RUN_PANELS = {title: TRAINING_PANELS[title] for title in ("reward (mean)", "accuracy (mean score)")}
 """Panels of the run in `training_explorer`: enough to choose an update by."""
@@ -511,9 +622,7 @@ def _token_values(
 
 
 def _instances(groups: Sequence[Sequence[Trajectory]]) -> list[tuple[str, int]]:
-    return [
-        (f"{place}: {group[0].instance_id}", place - 1) for place, group in enumerate(groups, 1)
-    ]
+    return [(name, place) for place, name in enumerate(stream_names(groups))]
 
 
 def _run_curves(

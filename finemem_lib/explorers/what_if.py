@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from finemem_lib.advantages import EPSILON, ScaleRewards, group_relative
 from finemem_lib.credit.group import CachedGroup
-from finemem_lib.credit.replay import Replayer
-from finemem_lib.credit.rules import RULES, outcome_readings
+from finemem_lib.credit.replay import Replayer, recorded_retriever
+from finemem_lib.credit.rules import RULES, applicable, outcome_readings
 from finemem_lib.explorers.explorer import Control, Explorer, Options, Views
 from finemem_lib.figures import style
 from finemem_lib.figures.rewards import Term, advantage_dumbbell, formula_card
+from finemem_lib.figures.story import score_change, step_story
 from finemem_lib.figures.style import known
-from finemem_lib.reading import MemoisedAgent
+from finemem_lib.reading import Inquiry, MemoisedAgent, answer_questions
 from finemem_lib.rewards import (
     Attribution,
     Credited,
     RewardSettings,
     credited_items,
+    evidence_contribution,
     hybrid_reward,
     outcome_reward,
 )
-from finemem_lib.trajectory import Trajectory
+from finemem_lib.trajectory import AnsweredQuestion, MemoryDelta, Trajectory
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,6 +48,12 @@ Credits = list[list[float | None]]
 EVEN = "outcome split evenly"
 """The rewards that rewards are compared with, where advantages are compared with `BROADCAST`."""
 
+SAMPLED, ORDERS = ("step-shapley", "owen"), (2, 4)
+"""Rules that ask about many sets of steps, and the random orders of their estimates."""
+
+MANY_SETS = 600
+"""Sets of steps that these rules ask about at once, over all rollouts, without an estimate."""
+
 READ_RETRIEVED = (FINE_MEM, "eara", "eara-used", "hindsight", "attributed-dense")
 """Rules that k moves; a rule that reads again takes the recorded score as that of all items."""
 
@@ -58,9 +66,12 @@ def what_if_explorer(
 ) -> Explorer:
     """Return the explorer of credit: other weights, switches and rules on the same rollouts.
 
-    The readings that a rule needs are made when it is first chosen, and remembered; nothing else
-    calls a model, so a change takes milliseconds. A control that the chosen rule does not read is
-    greyed out.
+    It opens at the step with the most evidence among those without which an answer changes (without
+    an agent, among all), and shows first what that step read, wrote and changed.
+
+    The readings that a rule or a step needs are made when it is first chosen, and remembered;
+    nothing else calls a model, so a change takes milliseconds. A control that the chosen rule does
+    not read is greyed out.
 
     Args:
         trajectories: the rollouts of one instance.
@@ -69,7 +80,8 @@ def what_if_explorer(
         agent: the reasoning agent that answered; with it the rules that read again are offered.
 
     Raises:
-        ValueError: there is no rollout, or they are not of one instance and length.
+        ValueError: there is no rollout, or they are not of one instance and length; or, with an
+            agent, as `credit.replay.Replayer`.
     """
     start = settings or RewardSettings()
     group = list(trajectories)
@@ -85,9 +97,11 @@ def what_if_explorer(
         k: int,
         scale: ScaleRewards,
         before: str,
+        orders: int | None = None,
         **switches: Any,
     ) -> Views:
-        chosen = _Choice(rule, dataclasses.replace(start, **switches), k, scale)
+        orders = orders if rule in SAMPLED else None
+        chosen = _Choice(rule, dataclasses.replace(start, **switches), k, scale, orders)
         if before == START:
             other = even = first
         else:
@@ -95,6 +109,7 @@ def what_if_explorer(
             even = lab.split_evenly(chosen)
         rewards = _rewards_view(lab, chosen, even, before, rollout, step)
         return {
+            "story": lab.story(rollout, step, start),
             "card": _card(lab, chosen, rollout, step),
             "rewards": _with_reservation(rule, before, rollout, rewards),
             "advantages": _advantages_view(lab, chosen, other, before, rollout, step),
@@ -113,7 +128,9 @@ def _check_group(group: Sequence[Trajectory]) -> None:
 
 
 def _name_of(chosen: _Choice) -> str:
-    """Return the rule's name, with β where it has one."""
+    """Return the rule's name, with β where it has one, and whether it is sampled."""
+    if chosen.orders is not None:
+        return f"{chosen.rule}, sampled, {chosen.orders} orders"
     return chosen.rule if chosen.rule != FINE_MEM else f"{FINE_MEM}, β = {chosen.settings.beta:g}"
 
 
@@ -143,7 +160,10 @@ def _advantages_view(
 def _controls(
     lab: _CreditLab, start: RewardSettings, scale_rewards: ScaleRewards, most: int
 ) -> tuple[Control, ...]:
-    """Return the controls; a switch that the chosen rule does not read is idle."""
+    """Return the controls; a switch that the chosen rule does not read is idle.
+
+    Those that a lesson seldom moves are folded, so that all others and a figure share a screen.
+    """
 
     def choices(names: Iterable[str]) -> list[tuple[str, str]]:
         return [(name, name) for name in names]
@@ -159,39 +179,45 @@ def _controls(
             **more,
         )
 
-    def slider(name: str, text: str, high: float, by: float, static: int = 0) -> Control:
+    def slider(name: str, text: str, high: float, by: float, **more: Any) -> Control:
         grid = {round(by * number, 6) for number in range(round(high / by) + 1)}
         values = sorted(grid | {getattr(start, name)})
         options = [(f"{value:g}", value) for value in values]
-        return switch(name, text, options, kind="slider", static=static)
+        return switch(name, text, options, kind="slider", **more)
 
     numbers = [(str(n), n) for n in range(1, most + 1)] or [("0", 0)]
     steps = [(str(step.step), step.step) for step in lab.group[0].steps]
+    rollout, step = lab.telling_step(start)
     return (
-        Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(lab.group))]),
-        Control("step", "step t", steps, kind="slider"),
+        Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(lab.group))], rollout),
+        Control("step", "step t", steps, step, kind="slider", static=True),
         Control("rule", "rule", choices(lab.rules), static=True),
         slider("beta", "β, share paid by evidence", 1, 0.05, static=5),
         slider("w1", "w1, chunk step reward", 1, 0.1),
-        slider("w2", "w2, compression", 0.5, 0.05),
+        slider("w2", "w2, compression", 0.5, 0.05, rare=True),
         switch("k", "k, retrieved items credited", numbers, value=most, kind="slider", static=True),
-        switch("attribution", "attribution", choices(get_args(Attribution)), static=True),
-        switch("credited", "credited", choices(get_args(Credited)), static=True),
+        switch(
+            "attribution", "attribution", choices(get_args(Attribution)), static=True, rare=True
+        ),
+        switch("credited", "credited", choices(get_args(Credited)), static=True, rare=True),
         Control(
             "scale", "scale_rewards", choices(get_args(ScaleRewards)), scale_rewards, static=True
         ),
-        Control("before", "compare with", choices([BROADCAST, START])),
+        Control("before", "compare with", choices([BROADCAST, START]), rare=True),
+        *lab.precision(),
     )
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A rule and its settings: the number k of retrieved items credited, and scale_rewards."""
+    """A rule and its settings: the number k of retrieved items credited, scale_rewards, and the
+    orders that steps are sampled from (`None`: the rule's own)."""
 
     rule: str
     settings: RewardSettings
     k: int
     scale: ScaleRewards
+    orders: int | None = None
 
 
 class _CreditLab:
@@ -201,22 +227,11 @@ class _CreditLab:
     def __init__(self, group: list[Trajectory], agent: ReasoningAgent | None) -> None:
         self.group = CachedGroup(group)
         self._agent = agent
-        have = {"group"}
-        answers = [one.questions for one in group]
-        if all(any(step.chunk_questions for step in one.steps) for one in group):
-            have.add("chunk questions")
-        if all(any(a.used is not None for a in asked) for asked in answers):
-            have.add("used items")
-        if all(a.question.evidence_steps is not None for asked in answers for a in asked):
-            have.add("evidence steps")
-        if agent is not None:
-            have.add("agent")
-        self.rules = [
-            FINE_MEM,
-            *(name for name, rule in RULES.items() if have >= {*rule.required, *rule.records}),
-        ]
+        given = {"group"} if agent is None else {"group", "agent"}
+        self.rules = [FINE_MEM, *applicable(group, given)]
         self._known: dict[tuple[Any, ...], Credits] = {}
         self._cut: dict[int, CachedGroup] = {}
+        self._without: dict[tuple[int, int], tuple[AnsweredQuestion, ...]] = {}
 
     @functools.cached_property
     def agents(self) -> list[MemoisedAgent]:
@@ -234,6 +249,43 @@ class _CreditLab:
     def replayers(self) -> list[Replayer]:
         """The replayer of each rollout, for the rules that play it again."""
         return list(map(Replayer, self.group, self.agents))
+
+    def telling_step(self, settings: RewardSettings) -> tuple[int, int]:
+        """Return the rollout (from 0) and the step (from 1) that the explorer opens at."""
+        earned = sorted(
+            (-share, place, step)
+            for place, one in enumerate(self.group)
+            for step, share in enumerate(evidence_contribution(one, settings), start=1)
+            if share
+        )
+        found = [(place, step) for _, place, step in earned] or [(0, 1)]
+        if self._agent is None:
+            return found[0]
+        return next((one for one in found if self._changes_an_answer(*one)), found[0])
+
+    def _changes_an_answer(self, rollout: int, step: int) -> bool:
+        pairs = zip(self.group[rollout].questions, self.without(rollout, step), strict=True)
+        return any(score_change(*pair) for pair in pairs)
+
+    def without(self, rollout: int, step: int) -> tuple[AnsweredQuestion, ...]:
+        """Return the global questions, answered on the memory that all other steps leave."""
+        if (rollout, step) not in self._without:
+            one, replayer = self.group[rollout], self.replayers[rollout]
+            missing = frozenset({step})
+            index = recorded_retriever(one)
+            index.update(MemoryDelta(written=replayer.left(missing)))
+            asked = [answered.question for answered in one.questions]
+            inquiry = Inquiry(asked, replayer.memory(missing), index, one.num_steps)
+            top_k = one.metadata["rollout"]["top_k"]
+            [self._without[rollout, step]] = answer_questions(
+                [inquiry], self.agents[rollout], top_k
+            )
+        return self._without[rollout, step]
+
+    def story(self, rollout: int, step: int, settings: RewardSettings) -> go.Figure:
+        """Return the figure of what a step read, wrote and changed."""
+        again = None if self._agent is None else self.without(rollout, step)
+        return step_story(self.group[rollout], step, again, settings)
 
     @staticmethod
     def pays(rule: str) -> bool:
@@ -283,7 +335,7 @@ class _CreditLab:
             return dataclasses.replace(
                 choice, settings=dataclasses.replace(choice.settings, beta=0)
             )
-        return dataclasses.replace(choice, rule="uniform-split")
+        return dataclasses.replace(choice, rule="uniform-split", orders=None)
 
     def paid(self, choice: _Choice) -> Credits:
         """Return the reward of each rollout per step (G x T), `None` by a rule without rewards."""
@@ -308,6 +360,7 @@ class _CreditLab:
             choice.rule,
             *(values[name] for name in self.reads(choice.rule)),
             *(() if self.pays(choice.rule) else (choice.scale,)),
+            choice.orders,
         )
 
     def _once(self, key: tuple[Any, ...], compute: Callable[[], Credits]) -> Credits:
@@ -316,7 +369,48 @@ class _CreditLab:
             self._known[key] = compute()
         return self._known[key]
 
+    def precision(self) -> list[Control]:
+        """Return the control of how exactly `SAMPLED` rules are worked out, where that is slow."""
+        steps = self.group[0].num_steps
+        if "owen" not in self.rules or len(self.group) * steps**2 <= MANY_SETS:
+            return []
+        options: Options = [
+            *((f"sampled, {count} orders", count) for count in ORDERS),
+            ("the rule's own, takes seconds", None),
+        ]
+        return [
+            Control(
+                "orders",
+                "orders",
+                options,
+                ORDERS[0],
+                idle=lambda state: state["rule"] not in SAMPLED,
+            )
+        ]
+
+    def orders_of(self, choice: _Choice, rollout: int) -> list[list[float | None]]:
+        """Return the credit of every step of a rollout by each of the sampled orders alone."""
+        key = choice.rule, choice.orders, rollout
+        return self._once(
+            key,
+            lambda: [
+                list(
+                    RULES[choice.rule].function(
+                        self.group[rollout],
+                        agent=self.agents[rollout],
+                        replay=self.replayers[rollout],
+                        permutations=1,
+                        seed=seed,
+                    )
+                )
+                for seed in range(choice.orders or 0)
+            ],
+        )
+
     def _by_rule(self, choice: _Choice) -> Credits:
+        if choice.orders is not None:
+            orders = [self.orders_of(choice, place) for place in range(len(self.group))]
+            return [[style.mean(step) for step in zip(*rows, strict=True)] for rows in orders]
         group = self.cut(choice.k) if "k" in self.reads(choice.rule) else self.group
         if choice.rule == FINE_MEM:
             return [
@@ -352,38 +446,33 @@ class _CreditLab:
 
 def _with_reservation(rule: str, before: str, rollout: int, figure: go.Figure) -> go.Figure:
     """Return the figure of rewards with a note where they cannot be compared."""
-    meta = dict(figure.layout.meta)
-    figure.update_layout(yaxis_showticklabels=_CreditLab.pays(rule))
+    spec = style.read_only(figure)
+    layout = {**spec["layout"], "meta": {**spec["layout"]["meta"]}}
+    layout["yaxis"] = layout["yaxis"] | {"showticklabels": _CreditLab.pays(rule)}
+    meta = layout["meta"]
     if not _CreditLab.pays(rule):
         note = (
             f"The rule {rule} gives the advantages of rollout {rollout + 1} directly: there is "
             "no reward before them."
         )
-        figure.update_layout(
-            meta={**meta, "caption": note, "alt": f"No rewards. {note}"},
-            annotations=[
-                {
-                    "text": style.paragraph(note, width=44),
-                    "showarrow": False,
-                    "x": 0.5,
-                    "y": 0.5,
-                    "xref": "paper",
-                    "yref": "paper",
-                    "bgcolor": "white",
-                }
-            ],
-        )
-    elif before == START and rule != FINE_MEM:
-        figure.update_layout(
-            meta={
-                **meta,
-                "caption": (
-                    f"{meta['caption']} {FINE_MEM} pays for more than the outcome, so compare the "
-                    "advantages rather than these."
-                ),
+        meta |= {"caption": note, "alt": f"No rewards. {note}"}
+        layout["annotations"] = [
+            {
+                "text": style.paragraph(note, width=44),
+                "showarrow": False,
+                "x": 0.5,
+                "y": 0.5,
+                "xref": "paper",
+                "yref": "paper",
+                "bgcolor": "white",
             }
+        ]
+    elif before == START and rule != FINE_MEM:
+        meta["caption"] += (
+            f" {FINE_MEM} pays for more than the outcome, so compare the advantages rather than "
+            "these."
         )
-    return figure
+    return style.PlainFigure({**spec, "layout": layout})
 
 
 def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figure:
@@ -421,8 +510,24 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
         terms,
         f"Formula with numbers: rollout {rollout + 1}, step {step}",
         f"By the rule {rule} ({source}), step {step} of rollout {rollout + 1} "
-        f"{reached} among {len(column)} rollouts.{moves}{_cut_away(lab, choice, rollout)}",
+        f"{reached} among {len(column)} rollouts.{moves}{_cut_away(lab, choice, rollout)}"
+        f"{_sampled(lab, choice, rollout, step)}",
         "units of the reward; A_t: advantage" if is_reward else "advantage",
+    )
+
+
+def _sampled(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> str:
+    """Return a sentence about the interval of a sampled credit, nothing for one that is not."""
+    if choice.orders is None:
+        return ""
+    values = [row[step - 1] for row in lab.orders_of(choice, rollout)]
+    measured = [value for value in values if value is not None]
+    if len(measured) < 2:
+        return " Sampled, no interval: it could not be scored."
+    error = statistics.stdev(measured) / math.sqrt(len(measured))
+    return (
+        f" Sampled, {len(measured)} orders: {statistics.fmean(measured):.3g} ± "
+        f"{round(error, 9):.2g} (standard error); choose more orders, or the rule's own."
     )
 
 

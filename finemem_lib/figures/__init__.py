@@ -5,7 +5,12 @@ One file per subject. Notebooks call the functions from this package, say `evide
 """
 
 from finemem_lib.figures.arena import arena_standings, noise_price_and_end
-from finemem_lib.figures.benchmark import benchmark_accuracy, memory_length
+from finemem_lib.figures.benchmark import (
+    benchmark_accuracy,
+    cost_by_length,
+    memory_length,
+    stages_by_method,
+)
 from finemem_lib.figures.credit_rules import (
     credit_by_regime,
     credit_measures,
@@ -18,10 +23,10 @@ from finemem_lib.figures.evidence import (
     EvidencePart,
     evidence_heatmap,
     evidence_parts,
-    evidence_sankey,
     evidence_trail,
     source_sentence,
 )
+from finemem_lib.figures.evidence_flow import evidence_sankey
 from finemem_lib.figures.experiments import (
     difference_heatmap,
     dose_response,
@@ -30,6 +35,7 @@ from finemem_lib.figures.experiments import (
     measure_intervals,
 )
 from finemem_lib.figures.frames import figure_table
+from finemem_lib.figures.group import group_completions
 from finemem_lib.figures.memory import (
     memory_growth,
     memory_state,
@@ -37,7 +43,9 @@ from finemem_lib.figures.memory import (
     question_audit,
 )
 from finemem_lib.figures.overfitting import overfitting_scatter
+from finemem_lib.figures.question_cards import question_card
 from finemem_lib.figures.retrieval import recall_by_rank
+from finemem_lib.figures.revisions import accuracy_by_revisions
 from finemem_lib.figures.rewards import (
     Term,
     advantage_dumbbell,
@@ -52,13 +60,14 @@ from finemem_lib.figures.rollouts import (
     gradient_map,
     recorded_groups,
     rollout_compare,
+    rollout_diff,
     rollout_groups,
     step_terms,
 )
 from finemem_lib.figures.state_mismatch import agreement_by_step, fork_advantages
+from finemem_lib.figures.story import seen_by_group, step_story, text_rows
 from finemem_lib.figures.tokens import (
     ColouredCompletion,
-    CompletionView,
     change_view,
     completion_grid,
     completion_view,
@@ -69,10 +78,10 @@ from finemem_lib.figures.training import training_curves, training_keys
 
 __all__ = [
     "ColouredCompletion",
-    "CompletionView",
     "EvidencePart",
     "RolloutGroup",
     "Term",
+    "accuracy_by_revisions",
     "advantage_dumbbell",
     "advantage_heatmap",
     "agreement_by_step",
@@ -81,6 +90,7 @@ __all__ = [
     "change_view",
     "completion_grid",
     "completion_view",
+    "cost_by_length",
     "credit_by_regime",
     "credit_by_rule",
     "credit_measures",
@@ -99,6 +109,7 @@ __all__ = [
     "fork_advantages",
     "formula_card",
     "gradient_map",
+    "group_completions",
     "learning_curves",
     "measure_intervals",
     "memory_growth",
@@ -109,15 +120,21 @@ __all__ = [
     "outputs",
     "overfitting_scatter",
     "question_audit",
+    "question_card",
     "recall_by_rank",
     "reward_decomposition",
     "rollout_compare",
+    "rollout_diff",
     "recorded_groups",
     "rollout_groups",
+    "seen_by_group",
     "show",
     "source_sentence",
+    "stages_by_method",
+    "step_story",
     "step_terms",
     "step_tokens",
+    "text_rows",
     "token_push",
     "training_curves",
     "training_keys",

@@ -38,28 +38,10 @@ def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figu
                 for one in of.standings
                 if (one.measure, one.regime) == (measure, regime) and one.variant in rules
             ]
-            at = [rules.index(one.variant) for one in part]
-            marker = style.series_marker(place, 9)
-            shape = marker.pop("symbol")
-            fig.add_scatter(
-                x=style.numbers(one.value for one in part),
-                y=style.numbers(line + shift for line in at),
-                meta={"panel": label(regime), "y": at},
-                error_x=style.interval(part),
-                mode="markers",
-                name=label(measure),
-                legendgroup=measure,
-                showlegend=not panel and len(measures) > 1,
-                marker={
-                    "color": style.series_color(place),
-                    "symbol": [f"{shape}-open" if one.beaten_by else shape for one in part],
-                    **marker,
-                },
-                customdata=[_hover(one) for one in part],
-                hovertemplate="%{customdata}<extra></extra>",
-                row=1,
-                col=panel + 1,
-            )
+            dots = _standing_dots(part, rules, place, shift, regime)
+            dots.update(name=label(measure), legendgroup=measure)
+            dots.update(showlegend=not panel and len(measures) > 1)
+            fig.add_trace(dots, row=1, col=panel + 1)
     fig.update_yaxes(style.lines_axis([paragraph(rule, 36, 20) for rule in rules]))
     fig.update_yaxes(title_text="rule", col=1)
     fig.update_xaxes(matches="x")
@@ -79,7 +61,31 @@ def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figu
         f"Dot plots with intervals of {len(measures)} measures for {len(rules)} rules in "
         f"{len(regimes)} regimes.",
         200 + max(130, (22 + 12 * len(measures)) * len(rules)),
-        margin={"t": 84, "b": 96},
+        margin={"t": style.PANELS_TOP, "b": 96},
+    )
+
+
+def _standing_dots(
+    part: Sequence[Standing], rules: Sequence[str], series: int, shift: float, regime: str
+) -> go.Scatter:
+    """Return the dots of one measure in the panel of a regime, each `shift` beside the line of its
+    rule."""
+    at = [rules.index(one.variant) for one in part]
+    marker = style.series_marker(series, 9)
+    shape = marker.pop("symbol")
+    return go.Scatter(
+        x=style.numbers(one.value for one in part),
+        y=style.numbers(line + shift for line in at),
+        meta={"panel": label(regime), "y": at},
+        error_x=style.interval(part),
+        mode="markers",
+        marker={
+            "color": style.series_color(series),
+            "symbol": [f"{shape}-open" if one.beaten_by else shape for one in part],
+            **marker,
+        },
+        customdata=[_hover(one) for one in part],
+        hovertemplate="%{customdata}<extra></extra>",
     )
 
 
@@ -99,34 +105,17 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
         if one.measure == measure and (one.regime, one.variant) in prices
     }
     regimes = [name for name in of.design.regimes if any(at[0] == name for at in ends)]
-    fig = style.side_by_side(regimes)
+    columns = 2 if len(regimes) > 2 else len(regimes) or 1
+    lines = -(-len(regimes) // columns) or 1
+    fig = style.side_by_side(regimes, columns, 0.2 / lines)
     correlations, seen = [], set[str]()
     for panel, regime in enumerate(regimes):
         here = {at[1]: (prices[at], end) for at, end in ends.items() if at[0] == regime}
         for place, rule in enumerate(of.design.variants):
             if rule not in here:
                 continue
-            price, end = here[rule]
-            bar = [price.noise_error and 1.96 * price.noise_error]
-            fig.add_scatter(
-                x=style.numbers([price.noise]),
-                y=style.numbers([end.value]),
-                error_x=style.error_bars(bar, bar, thickness=1),
-                error_y=style.interval([end]) | {"thickness": 1},
-                mode="markers",
-                name=label(rule),
-                legendgroup=label(rule),
-                showlegend=rule not in seen,
-                meta={"panel": label(regime)},
-                marker={
-                    "color": style.series_color(place),
-                    **style.series_marker(place + place // len(style.MARKERS), 10),
-                },
-                customdata=[_hover(end)],
-                hovertemplate="noise %{x:+.2f}, %{customdata}<extra></extra>",
-                row=1,
-                col=panel + 1,
-            )
+            point = _price_point(*here[rule], place).update(showlegend=rule not in seen)
+            fig.add_trace(point, row=panel // columns + 1, col=panel % columns + 1)
         seen |= here.keys()
         correlations.append(f"{style.one_line(regime, 28)} {_rank_correlation(here)}")
     fig.add_vline(x=0, line={"color": GREY, "width": 1})
@@ -142,8 +131,29 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
         "is punished.",
         f"Scatter plots of {len(seen)} rules in {len(regimes)} regimes: advantage per stored noise "
         "sentence and accuracy at the end, with error bars.",
-        480,
-        margin={"t": 84, "b": 150},
+        242 + 240 * lines,
+        margin={"t": style.PANELS_TOP, "b": 150},
+    )
+
+
+def _price_point(price: NoisePrice, end: Standing, series: int) -> go.Scatter:
+    """Return the point of one rule in the panel of a regime."""
+    bar = [price.noise_error and 1.96 * price.noise_error]
+    return go.Scatter(
+        x=style.numbers([price.noise]),
+        y=style.numbers([end.value]),
+        error_x=style.error_bars(bar, bar, thickness=1),
+        error_y=style.interval([end]) | {"thickness": 1},
+        mode="markers",
+        name=label(end.variant),
+        legendgroup=label(end.variant),
+        meta={"panel": label(end.regime)},
+        marker={
+            "color": style.series_color(series),
+            **style.series_marker(series + series // len(style.MARKERS), 10),
+        },
+        customdata=[_hover(end)],
+        hovertemplate="noise %{x:+.2f}, %{customdata}<extra></extra>",
     )
 
 

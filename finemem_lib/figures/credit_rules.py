@@ -65,7 +65,7 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
         f"{_not_comparable(truth, rules)} {_intervals_note(table.values())}",
         f"Dot plots of {len(rules)} variants of credit rules in {len(REGIMES)} regimes of two "
         "slices each, with intervals.",
-        max(360, 260 + 30 * len(rules)),
+        max(360, 260 + _LINE * len(rules)),
         margin=_ROOM,
     )
 
@@ -113,7 +113,7 @@ def differences_by_regime(
         f"{_intervals_note(table.values())}",
         f"Dot plots of the differences of {len(rules)} variants of credit rules to {BASELINE} in "
         f"{len(REGIMES)} regimes of two slices each, with intervals and a line at 0.",
-        max(360, 260 + 30 * len(rules)),
+        max(360, 260 + _LINE * len(rules)),
         margin=_ROOM,
     )
 
@@ -159,6 +159,9 @@ def _one_per_line(fig: go.Figure, names: Sequence[str], title: str = "credit rul
     fig.update_yaxes(title_text=title, col=1)
     return fig
 
+
+_LINE = 24
+"""Pixels of a line with the dots of one variant: all variants are on a screen, or nearly so."""
 
 _ROOM = {"t": 84, "b": 130, "r": 12}
 """Pixels around panels side by side: their titles above, below the axis title and the legend."""
@@ -299,9 +302,18 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
         + f" {_intervals_note(row for table in tables.values() for row in table.values())}",
         f"Dot plots of {len(order)} variants of credit rules against two truths, a panel for each "
         f"of {len(MEASURES)} measures, with intervals.",
-        max(660, 280 + 2 * 22 * len(order)),
+        _measures_height(len(order)),
         margin={"t": 96, "b": 84, "r": 12},
     )
+
+
+_BETWEEN_PANELS = 100
+"""Pixels between two rows of panels: numbers of an axis, and three lines of a title."""
+
+
+def _measures_height(rules: int) -> int:
+    """Return the height of `credit_measures` in pixels."""
+    return max(660, 280 + 2 * 20 * rules)
 
 
 def _measure_panels(
@@ -316,7 +328,7 @@ def _measure_panels(
         cols=columns,
         shared_yaxes=True,
         horizontal_spacing=0.04,
-        vertical_spacing=0.13,
+        vertical_spacing=_BETWEEN_PANELS / (_measures_height(len(rules)) - 180),
         subplot_titles=[
             title
             for start in starts

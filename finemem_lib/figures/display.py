@@ -32,11 +32,25 @@ def outputs(figure: go.Figure) -> tuple[dict[str, Any], dict[str, Any]]:
     Args:
         figure: as for `show`.
     """
-    spec = json.loads(figure.to_json())
+    spec = json.loads(figure.to_json(), parse_float=page_number)
     return (
         figure_bundle(spec),
         {"text/html": note_below(spec), "text/plain": spec["layout"]["meta"]["caption"]},
     )
+
+
+def page_number(text: str) -> int | float:
+    """Return a number as a page writes it when JupyterLab saves a notebook: 1.0 is 1 there, so that
+    a figure that nobody changed is the same text before and after.
+
+    Args:
+        text: the number in JSON.
+
+    >>> [page_number(text) for text in ("1.0", "-0.0", "0.5", "1e-7", "1e300")]
+    [1, 0, 0.5, 1e-07, 1e+300]
+    """
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def figure_bundle(spec: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ They take the rows of `experiments.tables.table` or the results of cells.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,27 +97,11 @@ def measure_intervals(
         shift = 0.6 * (place - (len(measures) - 1) / 2) / max(1, len(measures))
         for panel, name in enumerate(panels.names):
             part = [row for row in drawn if row.measure == measure and panels.of(row) == name]
-            bounds = [_bounds(row, difference) for row in part]
-            at = [lines.names.index(lines.of(row)) for row in part]
-            fig.add_scatter(
-                x=style.numbers(value for value, _, _ in bounds),
-                row=1,
-                col=panel + 1,
-                mode="markers",
-                y=style.numbers(line + shift for line in at),
-                meta={"panel": label(name), "y": at},
-                error_x=_error_bars(bounds),
-                name=label(measure),
-                legendgroup=measure,
-                showlegend=not panel and len(measures) > 1,
-                marker={"color": style.series_color(place), **style.series_marker(place, 9)},
-                customdata=[
-                    f"{label(lines.of(row))}, {label(measure)}: "
-                    + (format_difference(row) if difference else format_interval(row))
-                    for row in part
-                ],
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+            dots = _measure_dots(part, lines, place, shift, difference)
+            dots.update(name=label(measure), legendgroup=measure)
+            dots.meta = {**dots.meta, "panel": label(name)}
+            dots.update(showlegend=not panel and len(measures) > 1)
+            fig.add_trace(dots, row=1, col=panel + 1)
             if difference:
                 fig.add_vline(x=0, line={"color": GREY, "width": 1}, row=1, col=panel + 1)
     style.name_panels(fig, unit)
@@ -129,7 +114,33 @@ def measure_intervals(
         f"{count}, with 95 % intervals over seeds and streams{excluding}.",
         f"Dot plot with intervals of {len(measures)} measures for {lines} in {panels}.",
         170 + max(130, (26 + 12 * len(measures)) * len(lines.names)) + 24 * (len(measures) > 1),
-        margin={"t": 84, "b": 72 + 24 * (len(measures) > 1)},
+        margin={"t": style.PANELS_TOP, "b": 72 + 24 * (len(measures) > 1)},
+    )
+
+
+def _measure_dots(
+    part: Sequence[ExperimentRow],
+    lines: _Names,
+    series: int,
+    shift: float,
+    difference: bool,
+) -> go.Scatter:
+    """Return the dots of one measure in a panel, each `shift` beside its line."""
+    bounds = [_bounds(row, difference) for row in part]
+    at = [lines.names.index(lines.of(row)) for row in part]
+    return go.Scatter(
+        x=style.numbers(value for value, _, _ in bounds),
+        y=style.numbers(line + shift for line in at),
+        mode="markers",
+        meta={"y": at},
+        error_x=_error_bars(bounds),
+        marker={"color": style.series_color(series), **style.series_marker(series, 9)},
+        customdata=[
+            f"{label(lines.of(row))}, {label(row.measure)}: "
+            + (format_difference(row) if difference else format_interval(row))
+            for row in part
+        ],
+        hovertemplate="%{customdata}<extra></extra>",
     )
 
 
@@ -173,7 +184,7 @@ def difference_heatmap(
         f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
         "purple above and orange below zero.",
         230 + max(120, 36 * len(lines.names)),
-        margin={"t": 84, "b": 110},
+        margin={"t": style.PANELS_TOP, "b": 110},
     )
 
 
@@ -227,7 +238,7 @@ def dose_response(
         f"Line plots with intervals of {len(lines)} lines over {unit}: paired difference to the "
         "baseline, at the end of training and over its first updates.",
         420,
-        margin={"t": 84, "b": 100},
+        margin={"t": style.PANELS_TOP, "b": 100},
         scattermode="group",
         scattergap=0.8,
     )
@@ -285,39 +296,18 @@ def learning_curves(
     regimes, variants = regimes_and_variants(result.cell for result in results)
     fig = style.side_by_side(regimes)
     ends = {}
-    for panel, regime in enumerate(regimes):
-        for place, variant in enumerate(variants):
-            runs = [
-                result.curve[curve]
-                for result in results
-                if (result.cell.regime, result.cell.variant) == (regime, variant)
-            ]
-            if not runs:
-                continue
-            updates = max(map(len, runs))
-            points = list(zip(*map(_blocks, runs), strict=False))
-            middle = [style.mean(point) for point in points]
-            ends[regime, variant] = middle[-1]
-            spread = [[value for value in point if value is not None] for point in points]
-            fig.add_scatter(
-                x=[min((number + 1) * BLOCK, updates) for number in range(len(points))],
-                y=style.numbers(middle),
-                error_y=style.error_bars(
-                    (max(s) - known(m) if s else None for s, m in zip(spread, middle, strict=True)),
-                    (known(m) - min(s) if s else None for s, m in zip(spread, middle, strict=True)),
-                    width=3,
-                    thickness=1,
-                ),
-                mode="lines+markers",
-                name=label(variant),
-                legendgroup=label(variant),
-                meta={"panel": label(regime)},
-                showlegend=not panel,
-                row=1,
-                col=panel + 1,
-                line_color=style.series_color(place),
-                marker=style.series_marker(place, 7),
-            )
+    for (panel, regime), (line, variant) in itertools.product(
+        enumerate(regimes), enumerate(variants)
+    ):
+        runs = [
+            result.curve[curve]
+            for result in results
+            if (result.cell.regime, result.cell.variant) == (regime, variant)
+        ]
+        if runs:
+            trace = _curve_of(runs, variant, regime, panel, line)
+            fig.add_trace(trace, row=1, col=panel + 1)
+            ends[regime, variant] = trace.y[-1]
     fig.update_annotations(font={"size": 13})
     style.name_panels(fig, f"update (mean of {BLOCK})")
     fig.update_yaxes(title_text=unit, col=1)
@@ -333,7 +323,34 @@ def learning_curves(
         f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",
         f"Line plots of {len(variants)} variants in {len(regimes)} regimes over updates.",
         420,
-        margin={"t": 84, "b": 100},
+        margin={"t": style.PANELS_TOP, "b": 100},
+    )
+
+
+def _curve_of(
+    runs: Sequence[Sequence[float | None]], variant: str, regime: str, panel: int, line: int
+) -> go.Scatter:
+    """Return the mean of a variant's runs, block by block, with their range."""
+    updates = max(map(len, runs))
+    points = list(zip(*map(_blocks, runs), strict=False))
+    middle = [style.mean(point) for point in points]
+    spread = [[value for value in point if value is not None] for point in points]
+    return go.Scatter(
+        x=[min((number + 1) * BLOCK, updates) for number in range(len(points))],
+        y=style.numbers(middle),
+        error_y=style.error_bars(
+            (max(s) - known(m) if s else None for s, m in zip(spread, middle, strict=True)),
+            (known(m) - min(s) if s else None for s, m in zip(spread, middle, strict=True)),
+            width=3,
+            thickness=1,
+        ),
+        mode="lines+markers",
+        name=label(variant),
+        legendgroup=label(variant),
+        meta={"panel": label(regime)},
+        showlegend=not panel,
+        line_color=style.series_color(line),
+        marker=style.series_marker(line, 7),
     )
 
 
@@ -383,7 +400,7 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
         f"Stacked bars of edits per step for {lines} in {panels}.",
         230 + max(110, 56 * len(lines.names)),
         barmode="stack",
-        margin={"t": 84, "b": 130},
+        margin={"t": style.PANELS_TOP, "b": 130},
     )
 
 

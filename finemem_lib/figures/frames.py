@@ -9,23 +9,32 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import plotly.graph_objects as go
 
-from finemem_lib.figures.style import INK, TEMPLATE_MARGIN, label, plain
+from finemem_lib.figures.style import (
+    INK,
+    TEMPLATE_MARGIN,
+    PlainFigure,
+    label,
+    plain,
+    read_only,
+    remembered,
+)
 
 
 def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the data of a figure as rows, for readers who do not see it and for tests.
 
     Where the place of a point is not its value (series stand next to each other, an axis counts in
-    logarithms), the ``meta`` of its trace holds the values under "x" or "y"; under "panel" it holds
-    the title of the panel.
+    logarithms), the ``meta`` of its trace holds the values under "x" or "y", and under "z" those of
+    cells whose colour is another number; under "panel" it holds the title of the panel.
 
     Args:
         figure: a figure of this package, or its JSON.
@@ -37,7 +46,7 @@ def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
     >>> figure_table(go.Figure(go.Bar(x=[1, 2], y=[3.0, None], name="a")))
     [{'series': 'a', 'x': 1, 'y': 3.0}]
     """
-    spec = figure.to_plotly_json() if isinstance(figure, go.Figure) else figure
+    spec = read_only(figure) if isinstance(figure, go.Figure) else figure
     layout = spec.get("layout", {})
     return [row for trace in spec.get("data", ()) for row in _trace_rows(trace, layout)]
 
@@ -61,10 +70,11 @@ def _trace_rows(trace: Mapping[str, Any], layout: Mapping[str, Any]) -> list[dic
     x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
     y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
     if trace["type"] == "heatmap":
-        notes = trace.get("customdata") or trace.get("text") or [[]] * len(ys)
+        texts = None if "z" in meant else trace.get("text")
+        notes = trace.get("customdata") or texts or [[]] * len(ys)
         return [
             series | {x_name: x, y_name: y_text.get(y, y), "value": value} | _note(note)
-            for y, line, line_notes in zip(ys, trace["z"], notes, strict=True)
+            for y, line, line_notes in zip(ys, meant.get("z", trace["z"]), notes, strict=True)
             for x, value, note in itertools.zip_longest(xs, line, line_notes)
             if value is not None
         ]
@@ -133,8 +143,21 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
     >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
     {'line.color': None, 'line.width': 2}
     """
-    old, new = leaves(before), leaves(after)
-    return {path: new.get(path) for path in old | new if old.get(path) != new.get(path)}
+    found: dict[str, Any] = {}
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key), after.get(key)
+        if old is new:  # states share what no control moves, and most of a figure stays
+            continue
+        if key != "clicks" and _is_branch(old) and _is_branch(new):
+            found |= {f"{key}.{path}": value for path, value in changes(old, new).items()}
+        else:
+            was, now = leaves({key: old}), leaves({key: new})
+            found |= {path: now.get(path) for path in was | now if was.get(path) != now.get(path)}
+    return found
+
+
+def _is_branch(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and bool(value)
 
 
 DRAWN = ("shapes", "annotations")
@@ -173,6 +196,7 @@ def framed(
                 "state, empty where needed"
             )
         _make_room(spec["layout"], SLIDER_ROOM)
+    _steady_margins(specs)
     for drawn in DRAWN:
         _alike([spec["layout"] for spec in specs], drawn)
     frames, numbers = _frames(specs, start)
@@ -181,7 +205,7 @@ def framed(
         "meta": base["layout"]["meta"] | {"explorer": explorer, "states": numbers, "start": start},
         "sliders": [_slider([tuple(path) for path, _ in states], numbers, start, base["layout"])],
     }
-    return go.Figure({"data": base["data"], "layout": layout, "frames": frames})
+    return PlainFigure({"data": base["data"], "layout": layout, "frames": frames})
 
 
 def _frames(
@@ -279,12 +303,60 @@ def _frame(
 ) -> dict[str, Any]:
     """Return a frame from its changes in each trace and, last, in the layout."""
     moving = [place for place in range(len(data)) if changed[place]]
-    return {
+    frame = {
         "name": str(number),
         "traces": moving,
         "layout": _nested(changed[-1]),
         "data": [{"type": data[place]["type"]} | _nested(changed[place]) for place in moving],
     }
+    return {key: part for key, part in frame.items() if part or key == "traces"}
+
+
+WIDTH = 7.5
+"""Pixels that a character of a name on an axis takes at most, on average."""
+
+BESIDE_NAMES = 40
+"""Pixels for the ticks and the title of an axis beside its names."""
+
+
+def _steady_margins(specs: Sequence[dict[str, Any]]) -> None:
+    """Give all states of a figure the same margin on the left, wide enough for the names there.
+
+    Where a margin follows the names (``automargin``), plotly leaves bars and lines where they were
+    when a frame changes it, and they no longer stand at their values.
+    """
+    widths = [0.0]
+    for spec in specs:
+        layout = spec["layout"]
+        margin = {**TEMPLATE_MARGIN, **(layout.get("margin") or {})}
+        widths += [margin["l"], *(WIDTH * most + BESIDE_NAMES for most in _names_at_the_left(spec))]
+    for spec in specs:
+        layout = spec["layout"]
+        layout["margin"] = (layout.get("margin") or {}) | {"l": math.ceil(max(widths))}
+        for key in [key for key in layout if key.startswith("yaxis")]:
+            layout[key] = layout[key] | {"automargin": "height"}
+
+
+def _names_at_the_left(spec: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the length of the longest line of text beside every y axis at the left."""
+    layout = spec["layout"]
+    for trace in spec["data"]:
+        axis = trace.get("yaxis", "y")
+        own = layout.get(axis.replace("y", "yaxis", 1)) or {}
+        across = layout.get(trace.get("xaxis", "x").replace("x", "xaxis", 1)) or {}
+        beside = (across.get("domain") or (0, 1))[0] > 0
+        if beside or own.get("side") == "right" or own.get("showticklabels") is False:
+            continue
+        names = own.get("ticktext") or trace.get("y")
+        for name in names if isinstance(names, list | tuple) else ():
+            if isinstance(name, str):
+                yield _width(name)
+
+
+@remembered
+def _width(name: str) -> int:
+    """Return the characters of the longest line of a name."""
+    return max(len(plain(line)) for line in name.split("<br>"))
 
 
 def _make_room(layout: dict[str, Any], pixels: int) -> None:

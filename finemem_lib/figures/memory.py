@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from finemem_lib.data.instance_names import instance_name
 from finemem_lib.figures import style
+from finemem_lib.figures.history import Life, memory_history, per_trajectory
 from finemem_lib.figures.selection import (
     clicks_on,
     faded,
@@ -19,6 +22,7 @@ from finemem_lib.figures.selection import (
     selected_items,
     selecting_clicks,
     step_outline,
+    stored_in,
 )
 from finemem_lib.figures.style import (
     BLUE,
@@ -29,6 +33,7 @@ from finemem_lib.figures.style import (
     PALE,
     PINK,
     RED,
+    elided,
     label,
     paragraph,
 )
@@ -38,6 +43,7 @@ from finemem_lib.trajectory import (
     AnsweredQuestion,
     MemoryDelta,
     MemoryItem,
+    OperationOutcome,
     Trajectory,
     creation_key,
 )
@@ -95,7 +101,13 @@ def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
     )
 
 
-def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
+MAX_POINTS = 400
+"""Most points of `memory_growth`; a longer trajectory has several steps in each."""
+
+
+def memory_growth(
+    trajectory: Trajectory, step: int | None = None, window: tuple[int, int] | None = None
+) -> go.Figure:
     """Show, step by step, items and tokens in memory and the operations that made them.
 
     Tokens are L(M_t) in the token unit of the trajectory.
@@ -104,49 +116,75 @@ def memory_growth(trajectory: Trajectory, step: int | None = None) -> go.Figure:
         trajectory: the trajectory.
         step: the step that is marked, from 1; a click chooses another one. `None` for a figure
             without selection.
+        window: the first and the last step shown; `None` for all.
     """
-    steps = [record.step for record in trajectory.steps]
-    counts = _item_counts(trajectory)
-    tokens = [record.memory_tokens for record in trajectory.steps]
-    kinds = [Counter(map(outcome_name, record.outcomes)) for record in trajectory.steps]
-    traces = [
-        _growth_line("items", "y", BLUE, "circle", counts),
-        _growth_line("tokens", "y2", ORANGE, "diamond", tokens),
-        *_operation_bars(kinds),
-    ]
-    for trace in traces:
-        trace["x"] = steps
-    total = sum(kinds, Counter())
-    read = sum(record.chunk.tokens for record in trajectory.steps)
-    length = tokens[-1] if tokens else 0
-    kept = f" ({length / read:.0%} of the text read)" if read else ""
+    first, last = window or (1, trajectory.num_steps)
+    growth = _growth(trajectory, first, last)
     return style.from_traces(
-        traces,
-        f"Memory of {label(trajectory.manager, 24)}, step by step",
-        f"After {len(steps)} steps the memory holds {counts[-1] if counts else 0} items and "
-        f"{length} tokens{kept}; {total.total() - total['invalid']} of {total.total()} emitted "
-        "operations were valid.",
+        growth.traces,
+        f"Memory of {label(trajectory.manager, 16)} · {label(instance_name(trajectory), 34)}",
+        growth.caption,
         "Three panels over steps: items in memory, tokens in memory, and operations by kind.",
         560,
-        None if step is None else clicks_on("step", dict.fromkeys(range(len(traces)), steps)),
+        None if step is None else clicks_on("step", growth.clicks),
         barmode="stack",
-        xaxis=style.count_axis(len(steps)) | {"anchor": "y3"},
+        xaxis=style.count_axis(max(1, last - first + 1))
+        | {"anchor": "y3", "range": [first - 0.6, max(first, last) + 0.6]},
         yaxis=_growth_axis("items", [0.736, 1]),
         yaxis2=_growth_axis(f"tokens ({label(trajectory.tokenizer, 12)})", [0.412, 0.676]),
         yaxis3=_growth_axis("operations", [0, 0.352]),
-        shapes=[] if step is None else [step_outline(step, 0.4)],
+        shapes=[] if step is None else [step_outline(step, 0.4 * growth.size)],
     )
 
 
-def _item_counts(trajectory: Trajectory) -> list[int]:
-    """Return the number of items in memory after every step."""
-    counts: list[int] = []
-    alive: set[str] = set()
-    for record in trajectory.steps:
-        alive -= {*record.delta.removed, *record.delta.evicted}
-        alive |= {item.item_id for item in record.delta.written}
-        counts.append(len(alive))
-    return counts
+class _Growth(NamedTuple):
+    """What `memory_growth` shows of some steps, whichever of them is marked; a point stands for
+    `size` steps."""
+
+    traces: list[dict[str, Any]]
+    caption: str
+    clicks: dict[int, list[int]]
+    size: int
+
+
+@per_trajectory
+def _growth(trajectory: Trajectory, first: int, last: int) -> _Growth:
+    """Return what is shown of the steps from `first` to `last`."""
+    size = max(1, math.ceil((last - first + 1) / MAX_POINTS))
+    ends = [*range(last, first - 1, -size)][::-1]  # the last step of every point
+    steps = [trajectory.steps[end - 1].step for end in ends]
+    every = memory_history(trajectory).counts
+    tokens = [trajectory.steps[end - 1].memory_tokens for end in ends]
+    kinds = [
+        Counter(
+            outcome_name(outcome)
+            for record in trajectory.steps[max(first - 1, end - size) : end]
+            for outcome in record.outcomes
+        )
+        for end in ends
+    ]
+    traces = [
+        _growth_line("items", "y", BLUE, "circle", [every[end] for end in ends]),
+        _growth_line("tokens", "y2", ORANGE, "diamond", tokens),
+        *_operation_bars(kinds, memory_history(trajectory).names),
+    ]
+    for trace in traces:
+        trace["x"] = steps
+    total: Counter[str] = Counter()
+    for kind in kinds:
+        total.update(kind)
+    read = sum(record.chunk.tokens for record in trajectory.steps[:last])
+    length = tokens[-1] if tokens else 0
+    kept = f" ({length / read:.0%} of the text read)" if read else ""
+    shown = f" Steps {first} to {last} of {trajectory.num_steps} are shown."
+    part = "" if last - first + 1 == trajectory.num_steps else shown
+    caption = (
+        f"After {last} steps the memory holds {every[last]} items "
+        f"and {length} tokens{kept}; {total.total() - total['invalid']} of {total.total()} emitted "
+        f"operations were valid.{f' A point stands for {size} steps.' if size > 1 else ''}"
+        f"{part}"
+    )
+    return _Growth(traces, caption, dict.fromkeys(range(len(traces)), steps), size)
 
 
 def _growth_line(
@@ -164,7 +202,9 @@ def _growth_line(
     }
 
 
-def _operation_bars(kinds: Sequence[Counter[str]]) -> list[dict[str, Any]]:
+def _operation_bars(
+    kinds: Sequence[Counter[str]], occurring: Collection[str]
+) -> list[dict[str, Any]]:
     """Return bars of the operations of every step, for the kinds that occur."""
     return [
         {
@@ -175,7 +215,7 @@ def _operation_bars(kinds: Sequence[Counter[str]]) -> list[dict[str, Any]]:
             "marker": {"color": OPERATION_STYLE[name][0], "pattern": style.pattern(number)},
         }
         for number, name in enumerate((*OPERATION_KINDS, "invalid"))
-        if any(kind[name] for kind in kinds)
+        if name in occurring
     ]
 
 
@@ -194,11 +234,44 @@ MEMORY_STATES = {
 """The states of an item in `memory_state`, each with its colour."""
 
 
+STATE_SIGNS = dict(zip(MEMORY_STATES, ("+ ", "~ ", "", "", "− ", "× "), strict=True))
+"""The sign of each state before the name of an item, so that colour is not needed."""
+
+OPERATION_SIGNS = {"INSERT": "+", "UPDATE": "~", "DELETE": "−"}
+
+CHUNK_LENGTH = 600
+"""Most characters of a chunk in `memory_state`."""
+
+SHOWN_OUTCOMES = 8
+"""Most outcomes of a step that `memory_state` lists."""
+
+
+def first_change(trajectory: Trajectory) -> int:
+    """Return the first step that did more than insert.
+
+    Args:
+        trajectory: the trajectory.
+
+    Returns:
+        The first step that updated or removed an item; without any, the first that wrote one, and
+        without that 0.
+    """
+    first = 0
+    for record in trajectory.steps:
+        delta = record.delta
+        if delta.removed or delta.evicted or any(len(item.lineage) > 1 for item in delta.written):
+            return record.step
+        first = first or (record.step if delta.written else 0)
+    return first
+
+
 def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.Figure:
-    """Show M_t, the memory after one step: its items, their length, what this step did to them.
+    """Show M_t, the memory after one step: its items, what this step did to them, and its chunk.
 
     Lengths are tokens, as `text.count_tokens` counts them. An item that this step removed is shown
-    a last time; an item that no question of the whole trajectory retrieved is grey.
+    a last time; an item that no question of the whole trajectory retrieved is grey. Signs say what
+    colours say: + inserted, ~ updated, − deleted, × evicted. At the right stand the chunk that the
+    step read and the operations that it emitted.
 
     Args:
         trajectory: the trajectory.
@@ -208,55 +281,141 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     Raises:
         ValueError: `step` is outside 0..T.
     """
-    now = {item.item_id: item for item in trajectory.memory_at(step)}
-    before = {item.item_id: item for item in trajectory.memory_at(max(0, step - 1))}
-    hits = {
-        found.item_id for answered in _all_questions(trajectory) for found in answered.retrieved
-    }
+    if not 0 <= step <= trajectory.num_steps:
+        raise ValueError(f"memory_state: step {step} is outside 0..{trajectory.num_steps}")
+    past = memory_history(trajectory)
+    before = past.there(_named(trajectory, step), max(0, step - 1))
     touched = _touched(trajectory.steps[step - 1].delta if step else MemoryDelta(), before)
-    ever = {item.item_id: item for record in trajectory.steps for item in record.delta.written}
-    there = before | now
-    chosen = sorted(ever, key=lambda item_id: creation_key(ever[item_id]))
+    chosen: Sequence[str] = past.ids
     if len(chosen) > max_items:
-        first = sorted(
-            there, key=lambda item_id: (item_id not in touched, -there[item_id].last_step)
-        )[:max_items]
-        chosen = [item_id for item_id in chosen if item_id in first]
-    bars: dict[str, list[tuple[int, MemoryItem]]] = {state: [] for state in MEMORY_STATES}
-    for lane, item_id in enumerate(chosen):
-        if item_id in there:
-            unchanged = "kept" if item_id in hits else "kept, never retrieved"
-            bars[touched.get(item_id, unchanged)].append((lane, there[item_id]))
-    texts = [
-        f"#{label(item_id, 8)} {label(there[item_id].content, 30)}"
-        if item_id in there
-        else f"#{label(item_id, 8)}"
-        for item_id in chosen
-    ]
-    longest = max((count_tokens(item.content) for item in ever.values()), default=1)
-    idle = sum(1 for item_id in now if item_id not in hits)
-    cut = "" if len(chosen) == len(ever) else f" ({len(chosen)} shown)"
-    happened = (
-        ", ".join(
-            f"{count} {state.removesuffix(' at this step')}"
-            for state, count in Counter(touched.values()).items()
-        )
-        or "nothing changed"
-    )
+        chosen = _latest(trajectory, step, touched, max_items)
+    there = past.there(chosen, max(0, step - 1)) | past.there(chosen, step)
+    kept = {id_: "kept" if past.hits[id_] else "kept, never retrieved" for id_ in there}
+    bars, texts = _items_by_state(chosen, there, kept | touched)
+    cut = "" if len(chosen) == len(past.ids) else f" ({len(chosen)} shown)"
+    happened = _happened(touched)
+    page = _step_page(trajectory, step, before)
     return style.from_traces(
         [
-            _state_bars(number, state, items, hits)
+            _state_bars(number, state, items, past.hits)
             for number, (state, items) in enumerate(bars.items())
         ],
-        f"Memory after step {step} of {trajectory.num_steps}",
-        f"{len(now)} items{cut}, {sum(count_tokens(item.content) for item in now.values())} "
-        f"tokens; at this step: {happened}. {idle} of the items are never retrieved (grey).",
-        f"One bar per memory item; colour, pattern and legend tell what step {step} did to it.",
-        200 + 24 * max(1, len(chosen)),
+        f"Memory after step {step} of {trajectory.num_steps} · "
+        f"{label(instance_name(trajectory), 36)}",
+        f"{past.counts[step]} items{cut}, {past.tokens[step]} tokens; at this step: {happened}. "
+        f"{past.idle[step]} of the items are never retrieved (grey).",
+        f"One bar per memory item; colour, pattern, legend and the sign before its name tell what "
+        f"step {step} did to it. At the right the chunk that it read.",
+        200 + max(24 * max(1, len(chosen)), 17 * (page.count("<br>") + 2)),
         barmode="overlay",
-        xaxis={"title": {"text": f"length ({label(TOKENIZER, 12)})"}, "range": [0, longest * 1.08]},
+        xaxis={
+            "title": {"text": f"length ({label(TOKENIZER, 12)})"},
+            "range": [0, past.longest * 1.08],
+            "domain": [0, 0.34],
+        },
         yaxis={"title": {"text": "memory item"}} | style.lines_axis(texts),
+        annotations=[_beside(page)],
     )
+
+
+def _items_by_state(
+    chosen: Sequence[str], there: Mapping[str, MemoryItem], states: Mapping[str, str]
+) -> tuple[dict[str, list[tuple[int, MemoryItem]]], list[str]]:
+    """Return the lane and the item of every bar by its state, and the names of the lanes: without a
+    bar where an item is not there, bold where the step touched it."""
+    bars: dict[str, list[tuple[int, MemoryItem]]] = {state: [] for state in MEMORY_STATES}
+    names = []
+    for lane, item_id in enumerate(chosen):
+        name = f"#{label(item_id, 8)}"
+        if item_id in there:
+            state = states[item_id]
+            bars[state].append((lane, there[item_id]))
+            name = f"{STATE_SIGNS[state]}{name} {elided(there[item_id].content, 24)}"
+            name = name if state.startswith("kept") else f"<b>{name}</b>"
+        names.append(name)
+    return bars, names
+
+
+def _named(trajectory: Trajectory, step: int) -> set[str]:
+    """Return the items that a step or its operations name."""
+    if not step:
+        return set()
+    record = trajectory.steps[step - 1]
+    delta = record.delta
+    written = (item.item_id for item in delta.written)
+    named = (outcome.item_id or "" for outcome in record.outcomes)
+    return {*written, *delta.removed, *delta.evicted, *named}
+
+
+def _latest(trajectory: Trajectory, step: int, touched: Collection[str], most: int) -> list[str]:
+    """Return items in the memory after a step: those it touched, then those written last."""
+    past = memory_history(trajectory)
+    found = past.there(touched, max(0, step - 1)) | past.there(touched, step)
+    for number in range(step, 0, -1):
+        if len(found) >= most:
+            break
+        for item in trajectory.steps[number - 1].delta.written:
+            if past.at(item.item_id, step) is item:
+                found.setdefault(item.item_id, item)
+    order = sorted(
+        found, key=lambda one: (one not in touched, -found[one].last_step, creation_key(found[one]))
+    )
+    return sorted(order[:most], key=lambda one: creation_key(found[one]))
+
+
+def _happened(touched: Mapping[str, str]) -> str:
+    """Return what a step did to the items, counted by state."""
+    counts = Counter(touched.values())
+    parts = [f"{count} {state.removesuffix(' at this step')}" for state, count in counts.items()]
+    return ", ".join(parts) or "nothing changed"
+
+
+def _beside(text: str) -> dict[str, Any]:
+    """Return a text that stands at the right of the bars."""
+    return {
+        "x": 0.38,
+        "y": 1,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "top",
+        "align": "left",
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 12},
+    }
+
+
+def _step_page(trajectory: Trajectory, step: int, before: Mapping[str, MemoryItem]) -> str:
+    """Return what a step read and emitted, escaped and in lines."""
+    if not step:
+        return "<b>before step 1</b><br>nothing was read"
+    record = trajectory.steps[step - 1]
+    text = record.chunk.text
+    cut = "" if len(text) <= CHUNK_LENGTH else f"<br>(its first {CHUNK_LENGTH} characters)"
+    lines = [_outcome_line(outcome, before) for outcome in record.outcomes]
+    lines += [f"× evicted #{label(item_id, 8)}" for item_id in record.delta.evicted]
+    more = len(lines) - SHOWN_OUTCOMES
+    emitted = lines[:SHOWN_OUTCOMES] + [f"and {more} more"] * (more > 0)
+    return "<br>".join(
+        [
+            f"<b>step {step} reads</b>",
+            paragraph(text, CHUNK_LENGTH, 30) + cut,
+            f"<b>and emits</b>{'' if emitted else ' nothing'}",
+            *emitted,
+        ]
+    )
+
+
+def _outcome_line(outcome: OperationOutcome, before: Mapping[str, MemoryItem]) -> str:
+    """Return what became of an operation, escaped and on one line."""
+    kind = outcome.operation.kind if outcome.operation else "what is no operation"
+    if not outcome.applied:
+        return f"refused: {label(kind, 20)} ({label(outcome.reason, 20)})"
+    item_id = outcome.item_id or ""
+    named = f" #{label(item_id, 8)}" if item_id else ""
+    was = f", was: {elided(before[item_id].content, 13)}" if item_id in before else ""
+    return f"{OPERATION_SIGNS.get(kind, '')} {kind}{named}{was}".strip()
 
 
 def _state_bars(
@@ -267,7 +426,7 @@ def _state_bars(
     for _, item in items:
         writes = ", ".join(f"{write.kind} at step {write.step}" for write in item.lineage)
         notes.append(
-            f"#{label(item.item_id, 8)}: {paragraph(item.content)}<br>{writes}<br>"
+            f"#{label(item.item_id, 8)}{stored_in(item)}: {paragraph(item.content)}<br>{writes}<br>"
             f"{'retrieved' if item.item_id in hits else 'never retrieved'}"
         )
     return {
@@ -286,12 +445,6 @@ def _state_bars(
     }
 
 
-def _all_questions(trajectory: Trajectory) -> Iterable[AnsweredQuestion]:
-    for record in trajectory.steps:
-        yield from record.chunk_questions
-    yield from trajectory.questions
-
-
 def _touched(delta: MemoryDelta, before: Mapping[str, MemoryItem]) -> dict[str, str]:
     """Return the state in `memory_state` of every item that a step changed."""
     touched = {
@@ -304,7 +457,10 @@ def _touched(delta: MemoryDelta, before: Mapping[str, MemoryItem]) -> dict[str, 
 
 
 def operation_timeline(
-    trajectory: Trajectory, max_items: int = 24, selected: str | None = None
+    trajectory: Trajectory,
+    max_items: int = 24,
+    selected: str | None = None,
+    window: tuple[int, int] | None = None,
 ) -> go.Figure:
     """Show the life of every memory item: its operations, its end, and its retrievals.
 
@@ -316,25 +472,107 @@ def operation_timeline(
         max_items: most lanes shown: the most retrieved items, then the oldest.
         selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
             `selection`); `None` for a figure without selection.
+        window: the first and the last step shown, with the items that live in it; `None` for all.
     """
-    start = trajectory.num_steps + 0.55  # of the room that the global questions take
-    end = start + max(1.0, 0.2 * trajectory.num_steps)
-    lives = _lives(trajectory)
-    asked = _times_of_questions(trajectory, start, end)
-    hits = Counter(found.item_id for *_, answered in asked for found in answered.retrieved)
+    times = _Times.of(trajectory, window)
+    past = memory_history(trajectory)
+    lives = past.living(times.first, times.last)
     chosen = selected_items(trajectory, selected)
-    shown = sorted(
-        lives, key=lambda item_id: (item_id not in chosen, -hits[item_id], lives[item_id].order)
-    )[:max_items]
-    shown = sorted(shown, key=lambda item_id: lives[item_id].order)
-    lanes = {item_id: lane for lane, item_id in enumerate(shown)}
-    nowhere = len(lanes)  # the lane of operations that touched no item
-    marks = _operation_marks(trajectory, lives, lanes)
+    lanes = _timeline_lanes(lives, chosen, max_items)
+    marks = _operation_marks(trajectory, times, lives, lanes)
+    traces, clicks = _timeline_traces(
+        _lifetimes(lives, lanes, times.end),
+        {**marks, **_retrieval_marks(_times_of_questions(trajectory, times), lanes)},
+        lanes,
+        chosen,
+        selected,
+    )
+    bottom = any(mark.lane == len(lanes) for points in marks.values() for mark in points)
+    names = [f"#{label(item_id, 8)} {label(lives[item_id].content, 24)}" for item_id in lanes]
+    part = (
+        ""
+        if window is None
+        else f" Steps {times.first} to {times.last} of {trajectory.num_steps} are shown."
+    )
+    return style.from_traces(
+        traces,
+        "Operations and retrievals per memory item",
+        f"{_lives_caption(lives, past.hits, len(lanes))} The {len(trajectory.questions)} global "
+        f"questions are asked after the last step.{part}",
+        f"Timeline with one lane for each of {len(lanes)} memory items over "
+        f"{times.last - times.first + 1} steps; marker shapes tell operations, ticks tell "
+        "retrievals.",
+        240 + 26 * (len(lanes) + bottom),
+        selecting_clicks(selected, clicks),
+        xaxis=times.axis(),
+        margin={"t": 76},
+        yaxis={"title": {"text": "memory item"}} | style.lines_axis(names + ["no item"] * bottom),
+        shapes=[
+            *(_lane_highlight(lane) for item_id, lane in lanes.items() if item_id in chosen),
+            _start_of_questions(times.start),
+        ],
+        annotations=[_heading_of_questions((times.start + times.end) / 2)],
+    )
+
+
+class _Times(NamedTuple):
+    """The time axis of the timeline: the steps shown, the room that the global questions take after
+    the last step of the trajectory, and where the axis ends."""
+
+    first: int
+    last: int
+    start: float
+    end: float
+    right: float
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, window: tuple[int, int] | None) -> _Times:
+        first, last = window or (1, trajectory.num_steps)
+        start = trajectory.num_steps + 0.55
+        end = start + max(1.0, 0.2 * (last - first + 1))
+        return cls(first, last, start, end, end if last == trajectory.num_steps else last + 0.55)
+
+    def axis(self) -> dict[str, Any]:
+        """Return the layout of the axis, which names steps only."""
+        axis = style.count_axis(self.last - self.first + 1)
+        named = [step for step in range(self.first, self.last + 1) if step % axis["dtick"] == 0]
+        return axis | {"range": [self.first - 0.6, self.right], "tickvals": named}
+
+
+def _timeline_lanes(
+    lives: Mapping[str, Life], chosen: Collection[str], max_items: int
+) -> dict[str, int]:
+    """Return the lanes of the items shown, of `lives` in the order in which they are preferred."""
+    own = [item_id for item_id in lives if item_id in chosen]
+    others = (item_id for item_id in lives if item_id not in chosen)
+    shown = [*own, *itertools.islice(others, max(0, max_items - len(own)))][:max_items]
+    shown.sort(key=lambda item_id: lives[item_id].order)
+    return {item_id: lane for lane, item_id in enumerate(shown)}
+
+
+def _lives_caption(lives: Mapping[str, Life], hits: Mapping[str, int], shown: int) -> str:
+    """Return what became of items, of which so many are shown."""
+    never = sum(1 for item_id in lives if item_id not in hits)
+    ended = sum(1 for life in lives.values() if life.end is not None)
+    cut = "" if shown == len(lives) else f" ({shown} most retrieved shown)"
+    return (
+        f"Items: {len(lives)}{cut}; ended before the last step: {ended}; never retrieved: {never}."
+    )
+
+
+def _timeline_traces(
+    lifetimes: dict[str, Any],
+    marks: Mapping[str, Sequence[_Mark]],
+    lanes: Mapping[str, int],
+    chosen: Collection[str],
+    selected: str | None,
+) -> tuple[list[dict[str, Any]], dict[int, list[str | None]]]:
+    """Return the traces of a timeline, and what a click on a point of each selects."""
     owners = [*(f"item {item_id}" for item_id in lanes), None]
     lit = [not selected or item_id in chosen for item_id in lanes] + [not selected]
     clicks: dict[int, list[str | None]] = {}
-    traces = [_lifetimes(lives, lanes, end)]
-    for name, points in {**marks, **_retrieval_marks(asked, lanes)}.items():
+    traces = [lifetimes]
+    for name, points in marks.items():
         if not points and selected is None:
             continue  # else a selection changes which items are shown, but not the traces
         trace = _mark_trace(name, points)
@@ -342,31 +580,7 @@ def operation_timeline(
             clicks[len(traces)] = [owners[lane] for lane in trace["y"]]
             trace |= faded([lit[lane] for lane in trace["y"]])
         traces.append(trace)
-    labels = [f"#{label(item_id, 8)} {label(lives[item_id].content, 24)}" for item_id in lanes]
-    axis = style.count_axis(trajectory.num_steps)
-    ticked = [step.step for step in trajectory.steps if step.step % axis["dtick"] == 0]
-    bottom = bool(any(mark.lane == nowhere for points in marks.values() for mark in points))
-    never = sum(1 for item_id in lives if not hits[item_id])
-    ended = sum(1 for life in lives.values() if life.end is not None)
-    cut = "" if len(lanes) == len(lives) else f" ({len(lanes)} most retrieved shown)"
-    return style.from_traces(
-        traces,
-        "Operations and retrievals per memory item",
-        f"Items: {len(lives)}{cut}; ended before the last step: {ended}; never retrieved: "
-        f"{never}. The {len(trajectory.questions)} global questions are asked after the last step.",
-        f"Timeline with one lane for each of {len(lanes)} memory items over "
-        f"{trajectory.num_steps} steps; marker shapes tell operations, ticks tell retrievals.",
-        240 + 26 * (nowhere + bottom),
-        selecting_clicks(selected, clicks),
-        xaxis=axis | {"range": [0.4, end], "tickvals": ticked},
-        margin={"t": 76},
-        yaxis={"title": {"text": "memory item"}} | style.lines_axis(labels + ["no item"] * bottom),
-        shapes=[
-            *(_lane_highlight(lane) for item_id, lane in lanes.items() if item_id in chosen),
-            _start_of_questions(start),
-        ],
-        annotations=[_heading_of_questions((start + end) / 2)],
-    )
+    return traces, clicks
 
 
 def _lane_highlight(lane: int) -> dict[str, Any]:
@@ -399,16 +613,6 @@ def _heading_of_questions(x: float) -> dict[str, Any]:
     }
 
 
-@dataclass(slots=True)
-class _Life:
-    """What became of an item: its last content, its first step, and the step and way of its end."""
-
-    born: int
-    content: str
-    order: tuple[int, int]
-    end: tuple[int, str] | None = None
-
-
 class _Mark(NamedTuple):
     """A point of the timeline: its place, its hover text, and the time it stands for."""
 
@@ -422,32 +626,23 @@ Asked = tuple[float, int | str, AnsweredQuestion]
 """A question with its place on the time axis and the time that this stands for."""
 
 
-def _lives(trajectory: Trajectory) -> dict[str, _Life]:
-    lives: dict[str, _Life] = {}
-    for step in trajectory.steps:
-        for item in step.delta.written:
-            life = lives.setdefault(item.item_id, _Life(item.created_step, "", (0, 0)))
-            life.content, life.order = item.content, creation_key(item)
-        for how, ids in (("DELETE", step.delta.removed), ("evicted", step.delta.evicted)):
-            for item_id in ids:
-                lives[item_id].end = step.step, how
-    return lives
-
-
-def _times_of_questions(trajectory: Trajectory, start: float, end: float) -> list[Asked]:
-    """Place chunk questions within their step, and global ones between `start` and `end`."""
+def _times_of_questions(trajectory: Trajectory, times: _Times) -> list[Asked]:
+    """Place chunk questions within their step, and global ones after the last; those shown."""
     groups: list[tuple[float, float, int | str, Sequence[AnsweredQuestion]]] = [
-        (step.step + 0.1, 0.8, step.step, step.chunk_questions) for step in trajectory.steps
+        (step.step + 0.1, 0.8, step.step, step.chunk_questions)
+        for step in trajectory.steps[times.first - 1 : times.last]
     ]
-    groups.append((start, end - start, "after the last", trajectory.questions))
-    return [
+    room = times.end - times.start
+    groups.append((times.start, room, "after the last", trajectory.questions))
+    places = (
         (style.number(left + room * place / (len(group) + 1)), time, answered)
         for left, room, time, group in groups
         for place, answered in enumerate(group, start=1)
-    ]
+    )
+    return [one for one in places if times.first <= one[0] <= times.right]
 
 
-def _lifetimes(lives: Mapping[str, _Life], lanes: Mapping[str, int], end: float) -> dict[str, Any]:
+def _lifetimes(lives: Mapping[str, Life], lanes: Mapping[str, int], end: float) -> dict[str, Any]:
     """Return the trace of a line from the first to the last step of every item."""
     xs: list[float | None] = []
     ys: list[int | None] = []
@@ -467,20 +662,22 @@ def _lifetimes(lives: Mapping[str, _Life], lanes: Mapping[str, int], end: float)
 
 
 def _operation_marks(
-    trajectory: Trajectory, lives: Mapping[str, _Life], lanes: Mapping[str, int]
+    trajectory: Trajectory,
+    times: _Times,
+    lives: Mapping[str, Life],
+    lanes: Mapping[str, int],
 ) -> dict[str, list[_Mark]]:
-    """Return the marks of operations and evictions by name; an operation that touched no item is in
-    the lane below the items."""
-    done = {outcome_name(outcome) for step in trajectory.steps for outcome in step.outcomes}
-    ends = {life.end[1] for life in lives.values() if life.end}
-    marks: dict[str, list[_Mark]] = {name: [] for name in OPERATION_STYLE if name in done | ends}
+    """Return the marks of operations and evictions by name, of all that occur in the trajectory; an
+    operation that touched no item is in the lane below the items."""
+    done = memory_history(trajectory).names
+    marks: dict[str, list[_Mark]] = {name: [] for name in OPERATION_STYLE if name in done}
     for item_id, lane in lanes.items():
         life = lives[item_id]
-        if life.end and life.end[1] == "evicted":
+        if life.end and life.end[1] == "evicted" and times.first <= life.end[0] <= times.last:
             step = life.end[0]
             hover = f"pushed out: {paragraph(life.content)}"
             marks["evicted"].append(_Mark(step, lane, hover, step))
-    for record in trajectory.steps:
+    for record in trajectory.steps[times.first - 1 : times.last]:
         for outcome in record.outcomes:
             name = outcome_name(outcome)
             target = outcome.item_id if outcome.applied else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -14,10 +13,6 @@ from finemem_lib.figures.style import plain
 
 MAX_TABLE_ROWS = 200
 """Rows of a figure's table that the page shows; it says how many it leaves out."""
-
-TOKEN_CSS = (resources.files(__package__) / "static" / "tokens.css").read_text("utf-8")
-"""The style of completions with coloured tokens (`tokens.completion_view`): it belongs to the page,
-because style blocks are dropped from what notebooks show."""
 
 NOTE = '<figure class="finemem-note"'
 """How the HTML of `note_below` begins."""

@@ -29,6 +29,7 @@ def overfitting_scatter(ends: Sequence[TrainingEnd], sign: Sign) -> go.Figure:
             marker={
                 "color": style.numbers(one.outcome for one in part),
                 "coloraxis": "coloraxis",
+                "line": {"color": style.INK, "width": 1},
                 **style.series_marker(place, 10),
             },
             customdata=[f"{label(one.variant)}, global {one.outcome:.3f}" for one in part],
@@ -43,6 +44,6 @@ def overfitting_scatter(ends: Sequence[TrainingEnd], sign: Sign) -> go.Figure:
         460,
         xaxis={"title_text": f"chunk accuracy, last {LAST} updates"},
         yaxis={"title_text": "held-out accuracy, sampled"},
-        coloraxis={"colorscale": "Cividis", "colorbar": style.colorbar("global accuracy")},
+        coloraxis={"colorscale": style.MAGNITUDES, "colorbar": style.colorbar("global accuracy")},
         legend={"y": -0.2},
     )

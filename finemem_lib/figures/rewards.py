@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -137,13 +138,16 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
             hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}<extra></extra>",
         )
     )
+    live = [[0 if step in dead else value for step, value in enumerate(row, 1)] for row in rows]
+    gaps = style.gap_marks(steps, range(1, len(rows) + 1), live, "not scored")
+    fig.add_trace(gaps)
     for step in dead:
         _cover_dead_step(fig, step, len(rows))
     return style.finish(
         fig,
         "Advantage per rollout and step",
         f"{len(dead)} of {num_steps} steps carry no gradient: their rollouts earned the same, or "
-        f"none could be scored. The largest advantage is {bound:.3g}."
+        f"none could be scored. The largest advantage is {bound:.3g}.{style.gap_note(gaps)}"
         if rows
         else "No rollouts.",
         f"Heatmap of {len(rows)} rollouts by {num_steps} steps, orange below and purple above the "
@@ -184,36 +188,56 @@ def _cover_dead_step(fig: go.Figure, step: int, num_rows: int) -> None:
 def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
     """Show what each credit rule pays each step of one trajectory, one row per rule.
 
+    A colour is the share of the largest credit of its rule: rules differ in what they add up to,
+    and a rule that pays the whole outcome to every step would leave all others pale.
+
     Args:
         credits: name of each rule -> T values in units of the outcome reward; `None` leaves a cell
             empty.
     """
     rows = [style.numbers(row) for row in credits.values()]
     num_steps = max((len(row) for row in rows), default=0)
+    steps = list(range(1, num_steps + 1))
+    names = [label(name) for name in credits]
+    gaps = style.gap_marks(steps, names, rows, "not assigned")
     sums = [math.fsum(value for value in row if value is not None) for row in credits.values()]
     spread = f"; their sums run from {min(sums):.3g} to {max(sums):.3g}" if sums else ""
     negative = sum(any(value is not None and value < 0 for value in row) for row in rows)
     fig = go.Figure(
         go.Heatmap(
-            x=list(range(1, num_steps + 1)),
-            y=[label(name) for name in credits],
-            z=rows,
-            **style.signed_heatmap(style.largest(rows), "credit (outcome reward)"),
+            x=steps,
+            y=names,
+            z=[_shares(row) for row in rows],
+            meta={"z": rows},
+            **style.signed_heatmap(1, "share of the rule's largest"),
             name="credit",
-            texttemplate="%{z:.3~f}" if len(rows) * num_steps <= 160 else None,
-            hovertemplate="%{y}, step %{x}: %{z:.4~f}<extra></extra>",
+            text=[
+                ["" if value is None else f"{round(value, 3) + 0.0:g}" for value in row]
+                for row in rows
+            ],
+            texttemplate="%{text}" if len(rows) * num_steps <= 160 else None,
+            hovertemplate="%{y}, step %{x}: %{text}<extra></extra>",
         )
     )
+    fig.add_trace(gaps)
     return style.finish(
         fig,
         "What each rule pays each step",
-        f"{len(rows)} rules{spread}; {negative} of them give some step negative credit.",
+        f"{len(rows)} rules{spread}; {negative} of them give some step negative credit. Numbers "
+        "are in units of the outcome reward; a colour compares the steps of one rule."
+        + style.gap_note(gaps),
         f"Heatmap of {len(rows)} rules by {num_steps} steps: credit in units of the outcome "
-        "reward, purple above and orange below zero.",
+        "reward, purple above and orange below zero, darkest at the largest of each rule.",
         190 + max(150, min(34 * len(rows), 600)),
         xaxis=style.count_axis(num_steps) | {"showgrid": False},
         yaxis={"title_text": "rule", "autorange": "reversed", "showgrid": False},
     )
+
+
+def _shares(row: Sequence[float | None]) -> list[float | None]:
+    """Return the values of a row as shares of its largest absolute value."""
+    most = style.largest([row])
+    return style.numbers(None if value is None else value / most for value in row)
 
 
 def credit_side_by_side(
@@ -228,11 +252,7 @@ def credit_side_by_side(
     """
     names = list(next(iter(credits.values()), {}))
     paid = [row for rule in credits.values() for row in rule.values()]
-    known = [value for row in paid for value in row if value is not None]
     num_steps = max(map(len, paid), default=0)
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    low, high = min(low, 0.0), max(high, 0.0)
-    room = 0.3 * (high - low) or 1.0
     fig = make_subplots(
         rows=max(1, len(credits)),
         cols=1,
@@ -241,32 +261,16 @@ def credit_side_by_side(
         vertical_spacing=0.28 / max(1, len(credits)),
         subplot_titles=[label(name, 36) for name in credits],
     )
+    count = num_steps * len(names)
     for panel, (rule, rows) in enumerate(credits.items(), start=1):
         for series, (name, values) in enumerate(rows.items()):
-            fig.add_bar(
-                x=list(range(1, len(values) + 1)),
-                y=style.numbers(values),
-                meta={"panel": label(rule, 36)},
-                name=label(name),
-                legendgroup=str(series),
-                showlegend=panel == 1,
-                marker={"color": style.series_color(series), "pattern": style.pattern(series)},
-                text=["" if value is None else f"{round(value, 2) + 0.0:g}" for value in values]
-                if num_steps * len(names) <= 20
-                else None,
-                textposition="outside",
-                textangle=0,
-                textfont={"size": 10},
-                cliponaxis=False,
-                hovertemplate="step %{x}: %{y:.4~f}",
-                row=panel,
-                col=1,
-            )
+            bars = _credit_bars(values, label(rule, 36), label(name), series, count)
+            fig.add_trace(bars.update(showlegend=panel == 1), row=panel, col=1)
     said = "; ".join(map(_sums_said, credits.items()))
     fig.update_annotations(font={"size": 13})
     fig.update_xaxes(style.count_axis(num_steps, ""))
     fig.update_xaxes(title_text="step t (chunk number)", row=len(credits) or 1)
-    fig.update_yaxes(range=[low - room * (low < 0), high + room], nticks=4)
+    fig.update_yaxes(range=_range_of_bars(paid), nticks=6)
     fig.update_yaxes(title_text="credit", row=(len(credits) + 1) // 2 or 1)
     return style.finish(
         fig,
@@ -274,10 +278,43 @@ def credit_side_by_side(
         f"Sum over steps, in the order of the legend: {said or 'nothing (0 rules)'}.",
         f"Bars of {len(names)} trajectories over {num_steps} steps, one panel for each of "
         f"{len(credits)} rules: credit in units of the outcome reward.",
-        170 + 120 * max(1, len(credits)),
+        170 + 138 * max(1, len(credits)),
         barmode="group",
         margin={"b": 90, "t": 84},
     )
+
+
+def _credit_bars(
+    values: Sequence[float | None], rule: str, name: str, series: int, count: int
+) -> go.Bar:
+    """Return the bars of one trajectory in the panel of a rule, with numbers where `count` bars
+    leave room for them; those of many have no 0 before the point, so that they do not touch."""
+    numbers = ["" if value is None else f"{round(value, 2) + 0.0:g}" for value in values]
+    if count > 10:
+        numbers = [re.sub(r"^(-?)0\.", r"\1.", text) for text in numbers]
+    return go.Bar(
+        x=list(range(1, len(values) + 1)),
+        y=style.numbers(values),
+        meta={"panel": rule},
+        name=name,
+        legendgroup=str(series),
+        marker={"color": style.series_color(series), "pattern": style.pattern(series)},
+        text=numbers if count <= 20 else None,
+        textposition="outside",
+        textangle=0,
+        textfont={"size": 11},
+        cliponaxis=False,
+        hovertemplate="step %{x}: %{y:.4~f}",
+    )
+
+
+def _range_of_bars(rows: Sequence[Sequence[float | None]]) -> list[float]:
+    """Return the range of an axis with room for numbers at the ends of bars."""
+    known = [value for row in rows for value in row if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.3 * (high - low) or 1.0
+    return [low - room * (low < 0), high + room]
 
 
 def _sums_said(paid: tuple[str, Mapping[str, Sequence[float | None]]]) -> str:
@@ -455,49 +492,24 @@ def formula_card(
         caption: caption of the figure.
         units: units of the bars.
     """
-    rows = list(range(len(terms)))
     lines = [
         f"{paragraph(term.formula, 240, 36)}<br>"
         f"{paragraph('not measurable' if term.value is None else term.numbers, 240, 36)}"
         for term in terms
     ]
-    traces = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": rows,
-            "x": [style.number(term.value) if term.result == result else None for term in terms],
-            "text": [
-                f"<b>{term.value:+.4g}</b>"
-                if term.value is not None and term.result == result
-                else ""
-                for term in terms
-            ],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hoverinfo": "skip" if not terms else "x",
-            "showlegend": any(term.result == result for term in terms),
-            "marker": {"color": color, "pattern": style.pattern(number)},
-        }
-        for number, (name, result, color) in enumerate(
-            (("term", False, BLUE), ("result", True, ORANGE))
-        )
-    ]
     ends = [0.0, *(term.value for term in terms if term.value is not None)]
     room = 0.25 * ((max(ends) - min(ends)) or 1)
     most = max((line.count("<br>") + 1 for line in lines), default=2)
+    said = "; ".join(
+        f"{style.one_line(term.formula, 240)} is "
+        f"{'left out' if term.value is None else term.numbers}"
+        for term in terms
+    )
     return style.from_traces(
-        traces,
+        [_value_bars(terms, False), _value_bars(terms, True)],
         title,
         caption,
-        "The formula term by term with its numbers: "
-        + "; ".join(
-            f"{style.one_line(term.formula, 240)} is "
-            f"{'left out' if term.value is None else term.numbers}"
-            for term in terms
-        )
-        + ".",
+        f"The formula term by term with its numbers: {said}.",
         170 + max(44, 10 + 17 * most) * len(terms),
         barmode="overlay",
         xaxis={
@@ -507,3 +519,21 @@ def formula_card(
         },
         yaxis={"title": {"text": "term"}} | style.lines_axis(lines),
     )
+
+
+def _value_bars(terms: Sequence[Term], result: bool) -> dict[str, Any]:
+    """Return the bars of the terms of a formula, or of its results, each on its line."""
+    values = [term.value if term.result == result else None for term in terms]
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": "result" if result else "term",
+        "y": list(range(len(terms))),
+        "x": style.numbers(values),
+        "text": ["" if value is None else f"<b>{value:+.4g}</b>" for value in values],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hoverinfo": "x" if terms else "skip",
+        "showlegend": any(term.result == result for term in terms),
+        "marker": {"color": ORANGE if result else BLUE, "pattern": style.pattern(int(result))},
+    }

@@ -14,16 +14,24 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from finemem_lib.advantages import ScaleRewards, dead_groups, group_relative
+from finemem_lib.advantages import ScaleRewards, dead_groups
+from finemem_lib.data.instance_names import instance_name
 from finemem_lib.figures import style
 from finemem_lib.figures.rewards import TERM_NAMES, stacked_terms
-from finemem_lib.figures.selection import outcome_name
-from finemem_lib.figures.style import INK, label
+from finemem_lib.figures.selection import outcome_name, verdict
+from finemem_lib.figures.story import written
+from finemem_lib.figures.style import INK, label, paragraph
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.training.record import PlayedUpdate
-from finemem_lib.training.schemes import Scheme, scheme_of, scheme_weights, update_terms
-from finemem_lib.trajectory import Step, Trajectory
+from finemem_lib.training.schemes import (
+    Scheme,
+    advantages_of,
+    scheme_of,
+    scheme_weights,
+    update_terms,
+)
+from finemem_lib.trajectory import AnsweredQuestion, Step, Trajectory
 
 NO_GRADIENT = "no gradient"
 
@@ -92,6 +100,19 @@ class RolloutGroup:
         columns = zip(*self.branches(), strict=True)
         return next((step for step, column in enumerate(columns, 1) if any(column)), None)
 
+    def telling(self) -> tuple[int, float, float]:
+        """Return how many steps carry a gradient, how far rewards spread (the sum of their standard
+        deviations), and the largest absolute advantage: the group for which this is largest shows
+        most. An advantage alone does not tell: it is large in units of the smallest deviation."""
+        sizes = (
+            self.largest(rollout, step)
+            for rollout in range(len(self.rollouts))
+            for step in range(1, self.num_steps + 1)
+        )
+        spread = sum(one or 0.0 for one in _spreads(self, self.num_steps))
+        live = self.num_steps - len(self.without_gradient())
+        return live, round(spread, 8), max(sizes, default=0.0)
+
     def without_gradient(self) -> dict[int, str]:
         """Return the steps (from 1) that carry no gradient, each with the reason.
 
@@ -129,6 +150,15 @@ class RolloutGroup:
             f"every rollout earned the same ({terms}) "
             f"{'for the same operations' if same else 'for different operations'}"
         )
+
+
+def stream_names(groups: Sequence[Sequence[Trajectory]]) -> list[str]:
+    """Return what figures and controls call the instances of an update, not yet escaped.
+
+    Args:
+        groups: the rollouts of one instance each.
+    """
+    return [instance_name(group[0], place) for place, group in enumerate(groups, start=1)]
 
 
 TERMS = {"outcome": "outcome", **TERM_NAMES}
@@ -173,18 +203,16 @@ def rollout_groups(
     found = update_terms(groups, scheme, settings, agent)
     terms = [_weighted(rows, scheme, settings) for rows in found.terms]
     rewards = [[[weighted_sum(step) for step in row] for row in rows] for rows in terms]
-    batch = [list(itertools.chain(*rows)) for rows in zip(*rewards, strict=True)]
-    advantages = group_relative(batch, scale_rewards)
-    ends = [*itertools.accumulate(group[0].num_steps for group in groups)]
+    advantages = advantages_of(scheme, rewards, scale_rewards)
     return [
         RolloutGroup(
             tuple(group),
             tuple(map(tuple, terms[place])),
             tuple(map(tuple, rewards[place])),
-            tuple(tuple(row[end - group[0].num_steps : end]) for row in advantages),
+            tuple(map(tuple, advantages[place])),
             None if found.operations is None else tuple(map(tuple, found.operations[place])),
         )
-        for place, (group, end) in enumerate(zip(groups, ends, strict=True))
+        for place, group in enumerate(groups)
     ]
 
 
@@ -249,17 +277,9 @@ def _operation_counts(step: Step) -> str:
     return " ".join(f"{short}{names[name]}" for name, short in SHORT.items() if names[name]) or "–"
 
 
-def _operation_lines(step: Step) -> str:
+def _operation_lines(trajectory: Trajectory, step: int) -> str:
     """Return the operations of a step for a hover box, one per line, equal ones once."""
-    lines: Counter[str] = Counter()
-    for outcome in step.outcomes:
-        operation = outcome.operation
-        if operation is None or not outcome.applied:
-            lines[f"invalid: {label(outcome.reason, 60)}"] += 1
-            continue
-        target = "" if outcome.item_id is None else f" #{label(outcome.item_id, 8)}"
-        content = "" if operation.content is None else f" {label(operation.content, 48)}"
-        lines[f"{operation.kind}{target}{content}"] += 1
+    lines = Counter(label(text, 60) for text in written(trajectory, step))
     return (
         "<br>".join(f"{line} × {count}" if count > 1 else line for line, count in lines.items())
         or "nothing"
@@ -270,7 +290,9 @@ def _branch(number: int) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number] if number < 26 else f"#{number}"
 
 
-def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
+def rollout_compare(
+    group: RolloutGroup, details: bool = True, name: str | None = None
+) -> go.Figure:
     """Show the G rollouts of one instance side by side: what each did, and its advantage.
 
     A cell holds the branch (rollouts with the same letter did the same so far) and the number of
@@ -280,63 +302,80 @@ def rollout_compare(group: RolloutGroup, details: bool = True) -> go.Figure:
     Args:
         group: the rollouts.
         details: whether hovering shows the operations and the terms of the reward.
+        name: what the instance is called (`None`: as `instance_name` says).
     """
-    steps = list(range(1, group.num_steps + 1))
-    branches = group.branches()
-    dead = group.without_gradient()
-    parted = group.parted()
-    advantages = [style.numbers(row) for row in group.advantages]
-    few = len(advantages) * len(steps) <= 160
-    fig = go.Figure(
-        go.Heatmap(
-            x=steps,
-            y=list(range(1, len(advantages) + 1)),
-            z=advantages,
-            name="advantage",
-            **style.signed_heatmap(style.largest(advantages), "advantage A"),
-            text=_cell_texts(group, branches) if few else None,
-            texttemplate="%{text}" if few else None,
-            customdata=_hover_notes(group, branches, dead) if few and details else None,
-            hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
-            + ("<br>%{customdata}" if few and details else "")
-            + "<extra></extra>",
-        )
-    )
+    dead, parted = group.without_gradient(), group.parted()
+    outcomes = [outcome_reward(rollout) for rollout in group.rollouts]
+    count = len(outcomes)
+    rows, steps = range(1, count + 1), range(1, group.num_steps + 1)
+    gaps = style.gap_marks(steps, rows, group.advantages, "not scored")
+    fig = go.Figure([_advantage_cells(group, dead, details), gaps])
     for step in dead:
-        _mark_dead_step(fig, step, len(advantages))
+        _mark_dead_step(fig, step, count)
     if parted is not None:
         fig.add_vline(x=parted - 0.5, line={"color": INK, "dash": "dash", "width": 2})
-    outcomes = [outcome_reward(rollout) for rollout in group.rollouts]
-    where = (
-        "They never part: all did the same." if parted is None else f"They part at step {parted}."
-    )
-    reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
-    known = [outcome for outcome in outcomes if outcome is not None]
-    spread = (
-        f" Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
-        if known
-        else " No outcome could be scored."
-    )
     return style.finish(
         fig,
-        f"{len(advantages)} rollouts of {label(group.rollouts[0].instance_id, 32)}",
-        f"{where}{spread} {len(dead)} of {len(steps)} steps carry no gradient.{reasons} Letters "
-        "before the dot tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP and "
-        "invalid operations.",
-        f"Heatmap of the advantages of {len(advantages)} rollouts at {len(steps)} steps, orange "
-        "below and purple above the mean of the group, with each step's operations as text.",
-        210 + max(150, min(34 * len(advantages), 640)),
+        f"{count} rollouts of {label(name or instance_name(group.rollouts[0]), 36)}",
+        _said_of_group(group, dead, parted, outcomes) + style.gap_note(gaps),
+        f"Heatmap of the advantages of {count} rollouts at {group.num_steps} steps, orange below "
+        "and purple above the mean of the group, with each step's operations as text.",
+        210 + max(150, min(34 * count, 640)),
         margin={"t": 92},
-        xaxis=style.count_axis(len(steps)) | {"showgrid": False},
+        xaxis=style.count_axis(group.num_steps) | {"showgrid": False},
         yaxis={
             "title_text": "rollout (outcome reward)",
             "autorange": "reversed",
             "showgrid": False,
-            "tickvals": list(range(1, len(advantages) + 1)),
+            "tickvals": list(range(1, count + 1)),
             "ticktext": [
                 f"{i} ({reward_text(outcome, '.2f')})" for i, outcome in enumerate(outcomes, 1)
             ],
         },
+    )
+
+
+def _advantage_cells(group: RolloutGroup, dead: Mapping[int, str], details: bool) -> go.Heatmap:
+    """Return the cells of `rollout_compare`; many have no texts."""
+    branches = group.branches()
+    advantages = [style.numbers(row) for row in group.advantages]
+    few = len(advantages) * group.num_steps <= 160
+    return go.Heatmap(
+        x=list(range(1, group.num_steps + 1)),
+        y=list(range(1, len(advantages) + 1)),
+        z=advantages,
+        name="advantage",
+        **style.signed_heatmap(style.largest(advantages), "advantage A"),
+        text=_cell_texts(group, branches) if few else None,
+        texttemplate="%{text}" if few else None,
+        customdata=_hover_notes(group, branches, dead) if few and details else None,
+        hovertemplate="rollout %{y}, step %{x}: A = %{z:+.3f}"
+        + ("<br>%{customdata}" if few and details else "")
+        + "<extra></extra>",
+    )
+
+
+def _said_of_group(
+    group: RolloutGroup,
+    dead: Mapping[int, str],
+    parted: int | None,
+    outcomes: Sequence[float | None],
+) -> str:
+    """Return the caption of `rollout_compare`."""
+    known = [outcome for outcome in outcomes if outcome is not None]
+    where = (
+        "They never part: all did the same." if parted is None else f"They part at step {parted}."
+    )
+    spread = (
+        f"Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
+        if known
+        else "No outcome could be scored."
+    )
+    reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
+    return (
+        f"{where} {spread} {len(dead)} of {group.num_steps} steps carry no gradient.{reasons} "
+        "Letters before the dot tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
+        "and invalid operations."
     )
 
 
@@ -378,10 +417,10 @@ def _hover_notes(
     """Return for every cell the operations, the terms of the reward and why it has no gradient."""
     return [
         [
-            f"branch {_branch(branches[i][t])}: {_operation_lines(step)}<br>"
+            f"branch {_branch(branches[i][t])}: {_operation_lines(rollout, t + 1)}<br>"
             f"reward {reward_text(group.rewards[i][t])} = {_breakdown(group.terms[i][t])}"
             + (f"<br>{NO_GRADIENT}: {dead[t + 1]}" if t + 1 in dead else "")
-            for t, step in enumerate(rollout.steps)
+            for t in range(group.num_steps)
         ]
         for i, rollout in enumerate(group.rollouts)
     ]
@@ -449,7 +488,8 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
     """Show which groups of one update carry a gradient, and why the others do not.
 
     One row per instance, one column per step; the colour is the standard deviation of the group's
-    rewards, a cross marks a group without gradient.
+    rewards, a cross marks a group without gradient. Where it has no colour, fewer than two of its
+    rollouts could be scored; a deviation of 0 has one.
 
     Args:
         groups: the groups of the update.
@@ -460,32 +500,24 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
         for row, group in enumerate(groups, 1)
         for step, why in group.without_gradient().items()
     ]
+    spreads = [_spreads(group, num_steps) for group in groups]
     fig = go.Figure(
         go.Heatmap(
             x=list(range(1, num_steps + 1)),
             y=list(range(1, len(groups) + 1)),
-            z=[_spreads(group, num_steps) for group in groups],
+            z=spreads,
             name="standard deviation",
-            colorscale="Cividis",
-            zmin=0,
-            xgap=1,
-            ygap=1,
-            hovertemplate="instance %{y}, step %{x}: standard deviation %{z}<extra></extra>",
-            colorbar=style.colorbar("standard deviation of r<sub>t</sub>"),
+            hovertemplate="%{y}, step %{x}: standard deviation %{z}<extra></extra>",
+            **style.magnitude_heatmap(
+                style.largest(spreads), "standard deviation of r<sub>t</sub>"
+            ),
         )
     )
-    fig.add_scatter(
-        x=[step for step, _, _ in dead],
-        y=[row for _, row, _ in dead],
-        mode="markers",
-        name=NO_GRADIENT,
-        marker={"symbol": "x", "size": 10, "color": "white", "line": {"color": INK, "width": 1}},
-        customdata=[why for _, _, why in dead],
-        hovertemplate="instance %{y}, step %{x}: %{customdata}<extra></extra>",
-    )
+    fig.add_trace(_dead_crosses(dead))
     kinds = Counter(_kind_of_reason(why) for *_, why in dead)
     total = sum(group.num_steps for group in groups)
     because = "; ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
+    because += ". A cross without a colour: no deviation is known" * bool(kinds[UNSCORED])
     return style.finish(
         fig,
         "Which groups teach?",
@@ -500,10 +532,23 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
             "showgrid": False,
             "tickvals": list(range(1, len(groups) + 1)),
             "ticktext": [
-                f"{row}: {label(group.rollouts[0].instance_id, 14)}"
-                for row, group in enumerate(groups, 1)
+                label(name, 30) for name in stream_names([group.rollouts for group in groups])
             ],
         },
+    )
+
+
+def _dead_crosses(dead: Sequence[tuple[int, int, str]]) -> go.Scatter:
+    """Return crosses at groups without gradient, given as step, row and reason."""
+    return go.Scatter(
+        x=[step for step, _, _ in dead],
+        y=[row for _, row, _ in dead],
+        mode="markers",
+        name=NO_GRADIENT,
+        showlegend=bool(dead),
+        marker={"symbol": "x", "size": 10, "color": "white", "line": {"color": INK, "width": 1}},
+        customdata=[why for _, _, why in dead],
+        hovertemplate="%{y}, step %{x}: %{customdata}<extra></extra>",
     )
 
 
@@ -517,6 +562,9 @@ def _spreads(group: RolloutGroup, num_steps: int) -> list[float | None]:
     return [style.number(statistics.stdev(known)) if len(known) > 1 else None for known in columns]
 
 
+UNSCORED = "fewer than two scored rollouts"
+
+
 def _kind_of_reason(why: str) -> str:
     """Return which kind of reason `RolloutGroup.without_gradient` gave."""
     if why.endswith("cancel out"):
@@ -525,4 +573,122 @@ def _kind_of_reason(why: str) -> str:
         return "equal rewards for the same operations"
     if why.endswith("different operations"):
         return "equal rewards for different operations"
-    return "fewer than two scored rollouts"
+    return UNSCORED
+
+
+ONLY_FIRST, ONLY_SECOND = "#F5D08A", "#A9CFE8"
+"""Fill of what only the first of two rollouts did, and of what only the second did: tints of
+orange and blue that black text can be read on."""
+
+SAME = "the same"
+CELL = 28
+"""Most characters of a line in a cell of `rollout_diff`: two cells have room on a narrow page."""
+
+
+def rollout_diff(
+    group: RolloutGroup, first: int, second: int, name: str | None = None
+) -> go.Figure:
+    """Show two rollouts of one instance next to each other, aligned by step, then their answers.
+
+    Operations that only one of them did are marked with "−" (the first) or "+" (the second) and a
+    colour; what both did is counted. Below, the questions that they answer differently.
+
+    Args:
+        group: the rollouts of the instance.
+        first: position of the one rollout in the group.
+        second: position of the other.
+        name: what the instance is called (`None`: as `instance_name` says).
+    """
+    one, other = group.rollouts[first], group.rollouts[second]
+    steps = _step_rows(one, other)
+    asked = [
+        (f"question {place}", _answer_text(mine), _answer_text(others))
+        for place, (mine, others) in enumerate(zip(one.questions, other.questions, strict=True), 1)
+        if mine.answer != others.answer
+    ]
+    rows = steps + asked
+    counts = [sum(bool(row[side]) and row[1] != row[2] for row in steps) for side in (1, 2)]
+    outcomes = [reward_text(outcome_reward(each), ".2f") for each in (one, other)]
+    return style.from_traces(
+        [_diff_cells(rows)],
+        f"Rollouts {first + 1} and {second + 1} of {label(name or instance_name(one), 36)}",
+        f"{counts[0]} operations (−) only rollout {first + 1} did, {counts[1]} (+) only rollout "
+        f"{second + 1}; they answer {len(asked)} of {len(one.questions)} questions differently. "
+        f"Outcome rewards: {outcomes[0]} and {outcomes[1]}.",
+        f"Two columns, rollout {first + 1} and rollout {second + 1}: rows of {group.num_steps} "
+        "steps with their operations, then questions with both answers; what differs is marked "
+        "with a sign and a colour.",
+        120 + 31 * len(rows),
+        margin={"t": 84, "b": 16},
+        xaxis={
+            "title": {"text": "rollout (outcome reward)"},
+            "side": "top",
+            "tickvals": [0, 1],
+            "ticktext": [
+                f"{place + 1} ({outcome})"
+                for place, outcome in zip((first, second), outcomes, strict=True)
+            ],
+            "showgrid": False,
+            "zeroline": False,
+        },
+        yaxis={"title": {"text": "step, question"}, "showgrid": False}
+        | style.lines_axis([row[0] for row in rows], 0.5),
+    )
+
+
+_Row = tuple[str, str, str]
+"""What a row of `rollout_diff` is called, and its untrusted text for each of the rollouts."""
+
+
+def _step_rows(one: Trajectory, other: Trajectory) -> list[_Row]:
+    """Return rows for what only one of two rollouts did at a step, and a row for steps in turn at
+    which both did the same."""
+    rows: list[_Row] = []
+    did = [
+        (step, Counter(written(one, step)), Counter(written(other, step)))
+        for step in range(1, one.num_steps + 1)
+    ]
+    for same, part in itertools.groupby(did, key=lambda found: found[1] == found[2]):
+        steps = [*part]
+        if same:
+            first, last = steps[0][0], steps[-1][0]
+            name = f"step {first}" if first == last else f"steps {first}–{last}"
+            rows.append((name, SAME, SAME))
+            continue
+        for step, mine, others in steps:
+            both = (mine & others).total()
+            name = f"step {step}, {both} alike" if both else f"step {step}"
+            apart = (mine - others).elements(), (others - mine).elements()
+            rows += [(name, *pair) for pair in itertools.zip_longest(*apart, fillvalue="")]
+    return rows
+
+
+def _answer_text(answered: AnsweredQuestion) -> str:
+    return f"{answered.question.text} → {answered.answer or '(no answer)'} {verdict(answered)}"
+
+
+def _diff_cells(rows: Sequence[_Row]) -> dict[str, Any]:
+    """Return the cells of `rollout_diff`."""
+    signs = [[0, 0] if row[1] == row[2] else [-bool(row[1]), +bool(row[2])] for row in rows]
+    texts = [
+        [f"{'− +'[sign + 1]} {text}".strip() for sign, text in zip(signed, row[1:], strict=True)]
+        for signed, row in zip(signs, rows, strict=True)
+    ]
+    return {
+        "type": "heatmap",
+        "name": "difference",
+        "x": [0, 1],
+        "y": list(range(len(rows))),
+        "z": signs,
+        "zmin": -1,
+        "zmax": 1,
+        "colorscale": [[0, ONLY_FIRST], [0.5, "white"], [1, ONLY_SECOND]],
+        "showscale": False,
+        "xgap": 6,
+        "ygap": 1,
+        "text": [[paragraph(text, 2 * CELL, CELL) for text in row] for row in texts],
+        "texttemplate": "%{text}",
+        "textfont": {"size": 11},
+        "customdata": [[paragraph(text) for text in row] for row in texts],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finemem_lib.figures.style import INK
-from finemem_lib.trajectory import AnsweredQuestion, OperationOutcome, Trajectory
+from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, OperationOutcome, Trajectory
 
 
 def belongs(
@@ -58,7 +58,10 @@ def clicks_on(control: str, points: Mapping[int, Sequence[Any]]) -> dict[str, An
     """
     return {
         "control": control,
-        "points": {str(trace): list(values) for trace, values in points.items()},
+        "points": {
+            str(trace): values if isinstance(values, list) else list(values)
+            for trace, values in points.items()
+        },
     }
 
 
@@ -114,6 +117,15 @@ def outcome_name(outcome: OperationOutcome) -> str:
         outcome: an operation as the memory took or refused it.
     """
     return outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
+
+
+def stored_in(item: MemoryItem | None) -> str:
+    """Return the layer that holds an item, in brackets after a space; "" of a flat memory.
+
+    Args:
+        item: an item, or `None` where it is not known.
+    """
+    return "" if item is None or item.store == "flat" else f" ({item.store} memory)"
 
 
 def score_text(answered: AnsweredQuestion) -> str:

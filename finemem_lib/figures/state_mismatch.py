@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -17,11 +18,6 @@ def fork_advantages(fork: Fork) -> go.Figure:
     Args:
         fork: Four rollouts of two steps.
     """
-    words = ("skips", "stores")
-    names = [
-        f"rollout {number}: {words[first]}, then {words[second]}"
-        for number, (first, second) in enumerate(Fork.STORED, start=1)
-    ]
     mean = sum(fork.effects) / len(fork.effects)
     series = {
         "what step 2 did, less its mean": [effect - mean for effect in fork.effects],
@@ -39,7 +35,7 @@ def fork_advantages(fork: Fork) -> go.Figure:
         {
             "type": "bar",
             "name": name,
-            "x": names,
+            "x": list(range(1, len(Fork.STORED) + 1)),
             "y": style.numbers(values),
             "marker": {"color": style.series_color(place), "pattern": style.pattern(place)},
             "hovertemplate": "%{x}: %{y:+.3f}<extra></extra>",
@@ -61,12 +57,25 @@ def fork_advantages(fork: Fork) -> go.Figure:
         "advantage over all rollouts and among those with equal memories.",
         440,
         barmode="group",
-        xaxis={"title": {"text": "rollout: step 1, then step 2"}},
+        xaxis=_axis_of_rollouts(),
         yaxis={
             "title": {"text": "advantage (share of questions)"},
             "range": [-0.55, 0.55],
         },
     )
+
+
+def _axis_of_rollouts() -> dict[str, Any]:
+    """Return an axis of the rollouts of a fork, named in lines that fit next to each other."""
+    words = ("skips", "stores")
+    return {
+        "title": {"text": "rollout: step 1, then step 2"},
+        "tickvals": list(range(1, len(Fork.STORED) + 1)),
+        "ticktext": [
+            f"rollout {number}<br>{words[first]},<br>then {words[second]}"
+            for number, (first, second) in enumerate(Fork.STORED, start=1)
+        ],
+    }
 
 
 def agreement_by_step(agreements: Sequence[Agreement]) -> go.Figure:

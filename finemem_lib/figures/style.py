@@ -1,7 +1,8 @@
 """What all figures share: colours, markers, template, safe text and the small parts of traces.
 
 Categories have the colours of Okabe and Ito, and a marker shape or a pattern in addition.
-Magnitudes are drawn in cividis, signed values in PuOr around 0. Text from data sets and models is
+Magnitudes are drawn in `MAGNITUDES`, signed values in PuOr around 0; grey stands for what has no
+value. Text from data sets and models is
 untrusted: plotly renders a subset of HTML, ``%{...}`` inside hover templates and TeX between dollar
 signs, so such text reaches a figure only through `label` and `paragraph`, and hover text only
 through `customdata`.
@@ -15,10 +16,12 @@ import math
 import re
 import statistics
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale, sequential
 from plotly.subplots import make_subplots
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -41,6 +44,10 @@ INK, GREY, PALE = "#222222", "#767676", "#D0D0D0"
 CATEGORIES = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
 MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
 PATTERNS = ("", "/", ".", "x", "-", "\\", "+", "|")
+
+MAGNITUDES = [sequential.YlGnBu[n] for n in (1, 2, 3, 5, 7)]
+"""Colours of values that are not negative, without any grey, from 0, which is not white. The middle
+is light enough for numbers in a dark colour."""
 
 OPERATION_STYLE = {
     "INSERT": (GREEN, "triangle-up"),
@@ -83,10 +90,13 @@ TEMPLATE = {
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
         "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        # margins have room for the names; to look for those without takes half of a drawing's time
+        "yaxis": _AXIS | {"ticklabeloverflow": "allow"},
         "legend": {
             "orientation": "h",
-            "x": 0,
+            # below all else, as wide as the figure: names at the left leave the drawing little room
+            "x": 0.01,
+            "xref": "container",
             "xanchor": "left",
             "y": 0,
             "yref": "container",
@@ -95,6 +105,9 @@ TEMPLATE = {
         },
     }
 }
+
+PURPLE_ORANGE = [[round(place, 2), colour] for place, colour in get_colorscale("PuOr")]
+"""The colour scale of signed values, in full: plotly.js does not know it by its name."""
 
 # The same texts come back each time a control draws again.
 remembered = functools.lru_cache(maxsize=8192)
@@ -108,7 +121,7 @@ def label(text: object, limit: int = 40) -> str:
 
     Args:
         text: anything; its `str` is shown.
-        limit: most characters, before they are escaped.
+        limit: room in characters of average width, before they are escaped (see `one_line`).
 
     >>> label("<script>alert('a $x$')</script>", limit=20)
     "&lt;script&gt;alert('a &#36;x…"
@@ -117,19 +130,40 @@ def label(text: object, limit: int = 40) -> str:
 
 
 @remembered
+def elided(text: object, limit: int = 40) -> str:
+    """Return untrusted text as `label` does, cut in the middle, so that its last words stay.
+
+    Args:
+        text: anything; its `str` is shown.
+        limit: room in characters of average width, before they are escaped (see `one_line`).
+
+    >>> elided("Mia moved to the north of Oslo", limit=18)
+    'Mia move… of Oslo'
+    """
+    whole = str(text)
+    if len(whole) > 8 * limit:
+        whole = f"{whole[: 4 * limit]} {whole[-4 * limit :]}"
+    line = _weighed(one_line(whole, 9 * limit))
+    if len(line) <= limit:
+        return _escape(_unweighed(line))
+    head, tail = line[: limit // 2], line[-(limit - limit // 2 - 1) :]
+    return _escape(f"{_unweighed(head).rstrip()}…{_unweighed(tail)}")
+
+
+@remembered
 def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
     """Return untrusted text for a hover box, in several lines.
 
     Args:
         text: anything; its `str` is shown.
-        limit: most characters, before they are escaped.
-        width: most characters of a line.
+        limit: room in characters of average width, before they are escaped (see `one_line`).
+        width: the same of a line.
 
     >>> paragraph("a < b " * 3, width=8)
     'a &lt; b a<br>&lt; b a &lt;<br>b'
     """
-    lines = textwrap.wrap(one_line(text, limit), width, break_on_hyphens=False)
-    return "<br>".join(map(_escape, lines))
+    lines = textwrap.wrap(_weighed(one_line(text, limit)), width, break_on_hyphens=False)
+    return "<br>".join(_escape(_unweighed(line)) for line in lines)
 
 
 def plain(text: object) -> str:
@@ -144,18 +178,44 @@ def plain(text: object) -> str:
     return html.unescape(re.sub(r"<br>", " ", re.sub(r"</?[bi]>", "", str(text))))
 
 
+@remembered
 def one_line(text: object, limit: int) -> str:
     """Return text without line breaks and non-printable characters; it is not yet escaped.
 
     Args:
         text: anything; its `str` is returned.
-        limit: most characters; a longer text ends in an ellipsis.
+        limit: room in characters of average width: m and w take one and a half, those of East Asia
+            and emoji two. A text without room ends in an ellipsis.
+
+    >>> one_line("Mia lives", 8), one_line("wwwwwwwww", 8)
+    ('Mia liv…', 'wwwww…')
     """
     head = str(text)[: 4 * limit + 1]
     line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
-    if len(line) <= limit and len(head) <= 4 * limit:
+    weighed = _weighed(line)
+    if len(weighed) <= limit and len(head) <= 4 * limit:
         return line
-    return line[: limit - 1].rstrip() + "…"
+    return _unweighed(weighed[: limit - 1]).rstrip() + "…"
+
+
+_FILLER = "\ue000"
+"""Stands after a wide character for the room it takes; it is not printable, so no line has one."""
+
+_WIDE_PAIR = re.compile("([mwMW@%][^mwMW@%]*[mwMW@%])")
+
+
+def _weighed(line: str) -> str:
+    """Return a line with a filler for the room of every second wide letter, and of each character
+    that is as wide as two, so that the length of its parts is their width."""
+    if not line.isascii():
+        line = "".join(
+            char + _FILLER if unicodedata.east_asian_width(char) in "WF" else char for char in line
+        )
+    return _WIDE_PAIR.sub(rf"\1{_FILLER}", line)
+
+
+def _unweighed(line: str) -> str:
+    return line.replace(_FILLER, "")
 
 
 def _escape(text: str) -> str:
@@ -254,6 +314,49 @@ def no_rows(title: str, alt: str) -> go.Figure:
     return finish(fig, title, caption, f"{alt} Nothing is drawn: there are no rows yet.", 200)
 
 
+class PlainFigure(go.Figure):  # type: ignore[misc]  # plotly has no types
+    """A figure that stays plotly's JSON until its traces or its layout are asked for.
+
+    plotly copies every value of a figure when it makes its objects, and again when it returns the
+    JSON. An explorer draws many figures of which only the JSON is used.
+
+    Args:
+        spec: the figure as plotly's JSON, in lists and dictionaries; nothing is validated.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._spec = spec
+
+    def __getattr__(self, name: str) -> Any:
+        if "_spec" not in self.__dict__:
+            raise AttributeError(name)
+        spec = self.to_dict()  # plotly changes what it is given, which other figures may share
+        del self.__dict__["_spec"]
+        super().__init__(spec, _validate=False)
+        return getattr(self, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plotly's JSON: new dictionaries, whose lists are shared with the figure."""
+        spec: Mapping[str, Any] = self.__dict__.get("_spec") or super().to_dict()
+        lists = {key: [_own(one) for one in spec[key]] for key in ("data", "frames") if key in spec}
+        return {"layout": _own(spec["layout"]), **lists}
+
+
+def read_only(figure: go.Figure) -> Mapping[str, Any]:
+    """Return plotly's JSON of a figure, for callers that change nothing in it.
+
+    Args:
+        figure: a figure; of a `PlainFigure` nothing is copied.
+    """
+    spec: Mapping[str, Any] | None = figure.__dict__.get("_spec")
+    return figure.to_plotly_json() if spec is None else spec
+
+
+def _own(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested dictionaries, without copies of their lists."""
+    return {key: _own(value) if isinstance(value, dict) else value for key, value in spec.items()}
+
+
 def from_traces(
     traces: Sequence[Mapping[str, Any]],
     title: str,
@@ -277,7 +380,7 @@ def from_traces(
         layout: further properties of the layout.
     """
     meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
-    return go.Figure(
+    return PlainFigure(
         {
             "data": list(traces),
             "layout": {
@@ -287,8 +390,7 @@ def from_traces(
                 "meta": meta,
                 **layout,
             },
-        },
-        _validate=False,
+        }
     )
 
 
@@ -325,6 +427,26 @@ def series_marker(number: int, size: int) -> dict[str, Any]:
     return {"symbol": MARKERS[number % len(MARKERS)], "size": size}
 
 
+def series_style(number: int, size: int) -> dict[str, Any]:
+    """Return line and markers of series `number`; past the last colour lines are dashed and
+    markers open, so that twice as many series can be told apart.
+
+    Args:
+        number: Position of the series, from 0.
+        size: Size of the markers in pixels.
+    """
+    again = number // len(CATEGORIES) % 2
+    marker = series_marker(number, size)
+    return {
+        "line": {
+            "color": series_color(number),
+            "width": 1.5,
+            "dash": "dash" if again else "solid",
+        },
+        "marker": marker | ({"symbol": f"{marker['symbol']}-open"} if again else {}),
+    }
+
+
 def colorbar(title: str) -> dict[str, Any]:
     """Return a narrow colour bar with its title along it.
 
@@ -339,6 +461,25 @@ def colorbar(title: str) -> dict[str, Any]:
     }
 
 
+def magnitude_heatmap(bound: float | None, bar_title: str) -> dict[str, Any]:
+    """Return the properties of a heatmap of values that are not negative.
+
+    Args:
+        bound: the value at the end of the scale; `None` for the largest.
+        bar_title: title of the colour bar.
+    """
+    return {
+        "colorscale": [[n / (len(MAGNITUDES) - 1), shade] for n, shade in enumerate(MAGNITUDES)],
+        "zmin": 0,
+        "zmax": bound,
+        "xgap": 1,
+        "ygap": 1,
+        "textfont": {"size": 11},
+        "colorbar": colorbar(bar_title),
+        "hoverongaps": False,
+    }
+
+
 def signed_heatmap(bound: float, bar_title: str, gap: int = 1) -> dict[str, Any]:
     """Return the properties of a heatmap of signed values: purple above 0, orange below.
 
@@ -348,7 +489,7 @@ def signed_heatmap(bound: float, bar_title: str, gap: int = 1) -> dict[str, Any]
         gap: pixels between cells.
     """
     return {
-        "colorscale": "PuOr",
+        "colorscale": PURPLE_ORANGE,
         "zmid": 0,
         "zmin": -bound,
         "zmax": bound,
@@ -356,7 +497,54 @@ def signed_heatmap(bound: float, bar_title: str, gap: int = 1) -> dict[str, Any]
         "ygap": gap,
         "textfont": {"size": 11},
         "colorbar": colorbar(bar_title),
+        "hoverongaps": False,  # else a box says NaN where nothing is known
     }
+
+
+def gap_marks(
+    x: Sequence[Any], y: Sequence[Any], cells: Sequence[Sequence[Any]], name: str
+) -> dict[str, Any]:
+    """Return marks on the cells of a heatmap that hold no value, and their entry in the legend.
+
+    Without them such a cell looks like a value of 0.
+
+    Args:
+        x: the columns of the heatmap.
+        y: its rows.
+        cells: its values, one row after the other, which may be shorter than the columns.
+        name: what the marks mean: "not scored", "not assigned".
+    """
+    gaps = [
+        (column, row)
+        for row, values in zip(y, cells, strict=True)
+        for column, value in zip(x, values, strict=False)
+        if value is None
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [column for column, _ in gaps],
+        "y": [row for _, row in gaps],
+        "showlegend": bool(gaps),
+        "marker": {
+            "symbol": "line-ew-open",
+            "size": 9,
+            "color": GREY,
+            "line": {"width": 2, "color": GREY},
+        },
+        "hovertemplate": f"{name}<extra></extra>",
+    }
+
+
+def gap_note(trace: Mapping[str, Any]) -> str:
+    """Return a sentence for the caption about the marks of `gap_marks`, "" where there are none.
+
+    Args:
+        trace: what `gap_marks` returned.
+    """
+    count = len(trace["x"])
+    return f" A dash is {trace['name']} ({count}), 0 is a value." if count else ""
 
 
 def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, Any]:
@@ -404,23 +592,39 @@ def panel_titles(titles: Sequence[object]) -> list[str]:
     >>> panel_titles(["no limit, compression", "a", "b", "c"])[0]
     'no limit,<br>compression'
     """
-    words = (word for title in titles for word in one_line(title, 40).split())
+    words = (word for title in titles for word in _weighed(one_line(title, 40)).split())
     width = max(10, 40 // max(1, len(titles)), min(14, max(map(len, words), default=0)))
-    return [paragraph(title, min(36, 3 * width - 4), width) for title in titles]
+    lines = [paragraph(title, min(36, 3 * width - 4), width).split("<br>") for title in titles]
+    # a word that does not fit the rest of a line may take the room of a fourth one
+    return ["<br>".join(own[:3]) + "…" * (len(own) > 3) for own in lines]
 
 
-def side_by_side(titles: Sequence[object]) -> go.Figure:
+PANELS_TOP = 92
+"""Pixels above panels side by side, for the title of the figure and three lines of theirs."""
+
+
+def side_by_side(
+    titles: Sequence[object], columns: int | None = None, spacing: float = 0.0
+) -> go.Figure:
     """Return a figure of empty panels side by side with one y axis for all, named by `titles`.
 
     Args:
         titles: as for `panel_titles`.
+        columns: panels next to each other, `None` for all of them.
+        spacing: room between two rows of panels, as a share of the drawing.
     """
+    columns = min(columns or len(titles), len(titles)) or 1
     return make_subplots(
-        rows=1,
-        cols=len(titles) or 1,
-        shared_yaxes=True,
+        rows=-(-len(titles) // columns) or 1,
+        cols=columns,
+        shared_yaxes="all",
         horizontal_spacing=0.05,
-        subplot_titles=panel_titles(titles),
+        vertical_spacing=spacing,
+        subplot_titles=[
+            name
+            for start in range(0, len(titles), columns)
+            for name in panel_titles(titles[start : start + columns])
+        ],
     )
 
 

@@ -1,30 +1,36 @@
 """Completions with tokens coloured by advantage or by change of log-probability.
 
-A completion is shown as HTML, whose text wraps; explorers draw it as a plotly grid.
+Both figures are plotly's, whose colours a notebook needs no trust for: `completion_view` reads like
+text, `completion_grid` keeps its traces while a control moves.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
 from finemem_lib.figures import style
-from finemem_lib.figures.notes import TOKEN_CSS, html_table
-from finemem_lib.figures.style import label, paragraph, plain
+from finemem_lib.figures.style import GREY, INK, PALE, label, paragraph
 from finemem_lib.managers.operation_tokens import token_texts
 from finemem_lib.trajectory import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEVELS = 4
-"""Shades of a token's colour on each side of 0."""
+COLUMNS = 78
+"""Monospaced characters in a line of `completion_view`: it can be read in 600 pixels."""
+
+LINE = 26
+"""Pixels of a line of tokens."""
+
+SCALE_LINES = 2.8
+"""Lines that the colour scale takes above them; plotly moves the title where it stands higher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +41,14 @@ class ColouredCompletion:
         heading: heading above the completion.
         tokens: the text of every token.
         values: the value of every token (`None`: not known).
+        logprobs: the log-probability in nats with which every token was sampled (`None`: not
+            known).
     """
 
     heading: str
     tokens: tuple[str, ...]
     values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionView:
-    """Completions with coloured tokens, for notebooks and the report.
-
-    Attributes:
-        html: the completions, their legend and their table, all texts escaped.
-        caption: sentence with the numbers of this view.
-        alt: sentence for screen readers.
-        table: the tokens as table rows.
-    """
-
-    html: str
-    caption: str
-    alt: str
-    table: tuple[dict[str, Any], ...]
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/html": self.html, "text/plain": f"[completions] {self.alt} {self.caption}"}
+    logprobs: tuple[float, ...] | None = None
 
 
 def completion_view(
@@ -67,50 +56,79 @@ def completion_view(
     measure: str,
     unit: str = "",
     title: str = "Completions, token by token",
-    max_tokens: int = 600,
-) -> CompletionView:
-    """Show completions with every token coloured by a signed value.
+    max_tokens: int = 2000,
+) -> go.Figure:
+    """Show completions as lines of text with every token coloured by a signed value.
 
-    Purple is above 0, orange and underlined below, in four shades up to the largest absolute
-    value, as the legend says; hovering shows the number, and the table lists all of them. All texts
-    may be untrusted.
+    Purple is above 0, orange and underlined below; a white token has no known value, which the
+    caption says. Hovering shows the whole token and its numbers. All texts may be untrusted.
 
     Args:
         completions: the completions, in reading order.
         measure: name of the values.
         unit: unit of the values, if they have one.
-        title: title of the view.
+        title: title of the figure.
         max_tokens: only so many tokens are shown, and the caption says so.
     """
     shown = _first_tokens(completions, max_tokens)
     values = [value for one in shown for value in one.values if value is not None]
     bound = style.largest([values])
-    what = f"{measure} ({unit})" if unit else measure
+    what = label(f"{measure} ({unit})" if unit else measure, 40)
+    traces, headings, line = [], [], 0
+    for one in shown:
+        headings.append(_heading(line, one.heading if one.tokens else f"{one.heading}: no tokens"))
+        places = list(_places([_boxed(token) for token in one.tokens]))
+        traces.append(_boxes(one, places, line + 1, bound, measure))
+        line += 2 + max((row for row, *_ in places), default=0)
+    unknown = sum(len(one.values) for one in shown) - len(values)
     total = sum(len(one.tokens) for one in completions)
     cut = "" if total <= max_tokens else f" The first {max_tokens} of {total} tokens are shown."
+    return style.finish(
+        go.Figure(traces),
+        title,
+        f"{measure[:1].upper()}{measure[1:]} of {len(values)} tokens: {_extremes(values)}"
+        + f" {unknown} have no known value (white)." * bool(values and unknown)
+        + cut,
+        f"The text of {len(shown)} completions in lines, each token in a box coloured by its "
+        f"{measure}: purple above 0, orange and underlined below.",
+        round(76 + LINE * (max(1, line) + SCALE_LINES)),
+        showlegend=False,
+        barmode="overlay",
+        bargap=0.12,
+        margin={"t": 56, "r": 8, "b": 20, "l": 8},
+        annotations=headings,
+        xaxis={"title_text": "token", "visible": False, "range": [0, COLUMNS]},
+        yaxis={
+            "title_text": what,
+            "visible": False,
+            "range": [max(1, line) - 0.5, -0.5 - SCALE_LINES],
+        },
+        coloraxis=_scale_above(what, bound),
+    )
+
+
+def _extremes(values: Sequence[float]) -> str:
+    """Return in words how many values are above and below 0, and where they end."""
+    if not values:
+        return "No token has a known value."
     up, down = sum(value > 0 for value in values), sum(value < 0 for value in values)
-    extremes = (
-        f"{up} tokens are above 0 and {down} below; the values reach from "
+    return (
+        f"{up} tokens are above 0 and {down} below (underlined); the values reach from "
         f"{_signed(min(values))} to {_signed(max(values))}."
-        if values
-        else "No token has a known value."
     )
-    caption = f"{measure[:1].upper()}{measure[1:]} of {len(values)} tokens: {extremes}{cut}"
-    alt = (
-        f"{title}: the text of {len(shown)} completions, each token coloured by its {what}, "
-        "purple above 0, orange and underlined below."
-    )
-    table = _token_rows(shown, what)
-    parts = "".join(_coloured(one, bound) for one in shown)
-    markup = (
-        f"<style>\n{TOKEN_CSS}</style>"
-        f'<div class="finemem-tokens" role="group" aria-label="{_text(alt, 400)}">'
-        f"<p><strong>{_text(title, 120)}</strong></p>"
-        f"<p>{_text(what, 80)}:</p><pre>{_legend(bound)}</pre>{parts}"
-        f"<p>{_text(caption, 400)}</p>"
-        f"<details><summary>Show as table</summary>{html_table(title, table)}</details></div>"
-    )
-    return CompletionView(markup, caption, alt, tuple(table))
+
+
+def _scale_above(what: str, bound: float) -> dict[str, Any]:
+    """Return the colours with their scale above the text."""
+    return {
+        "colorscale": style.PURPLE_ORANGE,
+        "cmin": -bound,
+        "cmax": bound,
+        "colorbar": style.colorbar(what)
+        | {"title": {"text": what, "side": "top"}, "tickformat": "+.3~g", "nticks": 5}
+        | {"orientation": "h", "lenmode": "pixels", "len": 320, "x": 0, "xanchor": "left"}
+        | {"y": 1, "yanchor": "top"},
+    }
 
 
 def _first_tokens(
@@ -128,31 +146,86 @@ def _first_tokens(
     return shown
 
 
-def _legend(bound: float) -> str:
-    """Return every shade with the value it stands for, from -bound to bound."""
-    values = [bound * level / LEVELS for level in range(-LEVELS, LEVELS + 1)]
-    return "".join(_span(f" {_signed(value)} ", value, bound) for value in values)
+def _heading(line: int, text: str) -> dict[str, Any]:
+    return {
+        "x": 0,
+        "y": line,
+        "xanchor": "left",
+        "text": f"<b>{label(text, 48)}</b>",
+        "showarrow": False,
+    }
 
 
-def _coloured(one: ColouredCompletion, bound: float) -> str:
-    """Return a completion as HTML, its tokens coloured."""
-    text = "".join(
-        _span(token, value, bound) for token, value in zip(one.tokens, one.values, strict=True)
+def _boxed(token: str) -> str:
+    """Return the text of a token's box: short, and something even where it is only spaces."""
+    return style.one_line(visible(token), 40) or "␣"
+
+
+def _places(texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """Yield the line from 0, the column from 0 and the width of the box of every text."""
+    line = column = 0
+    for text in texts:
+        width = 1 + sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+        if column and column + width > COLUMNS:
+            line, column = line + 1, 0
+        yield line, column, width
+        column += width
+
+
+def _boxes(
+    one: ColouredCompletion,
+    places: Sequence[tuple[int, int, int]],
+    line: int,
+    bound: float,
+    measure: str,
+) -> go.Bar:
+    """Return the boxes of a completion that begins on a line, in the `_places` of its tokens."""
+    texts = [label(_boxed(token)) for token in one.tokens]
+    return go.Bar(
+        orientation="h",
+        name=label(one.heading, 60),
+        base=[column for _, column, _ in places],
+        x=[width for *_, width in places],
+        y=[line + row for row, *_ in places],
+        meta={
+            "x": list(range(1, len(texts) + 1)),
+            "y": ["not known" if value is None else style.number(value) for value in one.values],
+        },
+        marker={
+            "color": ["white" if value is None else value for value in style.numbers(one.values)],
+            "coloraxis": "coloraxis",
+            "line": {"color": PALE, "width": 1},
+        },
+        text=[
+            f"<u>{text}</u>" if value is not None and value < 0 else text
+            for text, value in zip(texts, one.values, strict=True)
+        ],
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        constraintext="none",
+        textfont={
+            "family": "monospace",
+            "size": 12,
+            "color": [
+                GREY if value is None else INK if -0.8 < value / bound < 0.55 else "white"
+                for value in one.values
+            ],
+        },
+        customdata=_hovers(one, measure),
+        hovertemplate="%{customdata}<extra></extra>",
     )
-    return f"<p><b>{_text(one.heading, 120)}</b></p><pre>{text or 'no tokens'}</pre>"
 
 
-def _token_rows(completions: Sequence[ColouredCompletion], what: str) -> list[dict[str, Any]]:
-    """Return the rows of the table of tokens; `what` is the heading of their values."""
+def _hovers(one: ColouredCompletion, measure: str) -> list[str]:
+    """Return for every token its text and its numbers."""
+    sampled = [
+        "" if value is None else f"<br>log-probability {value:.3g} nats"
+        for value in (one.logprobs or (None,) * len(one.tokens))
+    ]
     return [
-        {
-            "completion": plain(label(one.heading, 60)),
-            "token": number,
-            "text": visible(token),
-            what: style.number(value),
-        }
-        for one in completions
-        for number, (token, value) in enumerate(zip(one.tokens, one.values, strict=True), 1)
+        f"{paragraph(visible(token)) or '␣'}<br>{label(measure)} {_signed(value)}{more}"
+        for token, value, more in zip(one.tokens, one.values, sampled, strict=False)
     ]
 
 
@@ -195,11 +268,12 @@ def completion_grid(
         )
     )
     up, down = sum(value > 0 for value in known), sum(value < 0 for value in known)
+    unknown = len(values) - len(known)
     return style.finish(
         fig,
         title,
         f"{len(tokens)} tokens, {up} above 0 and {down} below; the largest absolute value is "
-        f"{highest:.3g}."
+        f"{highest:.3g}." + f" {unknown} have no known value (white)." * bool(unknown)
         if known
         else f"{len(tokens)} tokens, none of which has a known value.",
         f"Grid of the {len(tokens)} tokens of a completion in reading order, coloured by the "
@@ -243,7 +317,7 @@ def change_view(
     after: Sequence[Sequence[float]],
     tokenizer: PreTrainedTokenizerBase,
     title: str = "What training made more and less likely",
-) -> CompletionView:
+) -> go.Figure:
     """Show completions with every token coloured by the change of its log-probability.
 
     Args:
@@ -263,6 +337,7 @@ def change_view(
                 f"step {step.step}, whole completion {_signed(total)} nats",
                 step_tokens(step, tokenizer),
                 tuple(change),
+                tuple(old),
             )
         )
     return completion_view(completions, "change of log-probability", "nats", title)
@@ -303,15 +378,5 @@ def visible(token: str) -> str:
     )
 
 
-def _span(token: str, value: float | None, bound: float) -> str:
-    level = round((value or 0.0) / bound * LEVELS)
-    name = f"level-n{-level} minus" if level < 0 else f"level-p{level}" if level else ""
-    return f'<span class="{name}" title="{_signed(value)}">{html.escape(visible(token))}</span>'
-
-
 def _signed(value: float | None) -> str:
     return "not known" if value is None else f"{value:+.3g}"
-
-
-def _text(text: str, limit: int) -> str:
-    return html.escape(style.one_line(text, limit))

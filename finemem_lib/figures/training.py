@@ -24,6 +24,9 @@ TRAINING_PANELS: Mapping[str, tuple[str, ...]] = {
 }
 """The panels of `training_curves`: title with unit -> patterns of record keys."""
 
+LEGEND = 40
+"""Pixels of a panel's legend, below all panels."""
+
 
 def training_keys(
     records: Sequence[Mapping[str, Any]],
@@ -62,7 +65,6 @@ def training_curves(
         records: the records of `TrainingResult`, one per update, under TRL's names.
         panels: title of each panel -> patterns of record keys.
     """
-    numbers = [record["step"] for record in records]
     drawn = training_keys(records, panels)
     columns = min(2, len(drawn)) or 1
     lines = -(-len(drawn) // columns) or 1
@@ -74,26 +76,66 @@ def training_curves(
         vertical_spacing=0.24 / lines,
         subplot_titles=list(drawn),
     )
+    several = [title for title, found in drawn.items() if len(found) > 1]
     for place, (title, found) in enumerate(drawn.items()):
-        row, col = divmod(place, columns)
-        for number, key in enumerate(found):
-            fig.add_scatter(
-                x=style.numbers(numbers),
-                y=style.numbers(record.get(key) for record in records),
-                row=row + 1,
-                col=col + 1,
-                mode="lines+markers",
-                connectgaps=True,
-                name=label(key.removesuffix("/mean").split("/", 1)[-1], 28),
-                legendgroup=title,
-                legendgrouptitle_text=title,
-                showlegend=len(found) > 1,
-                meta={"panel": title},
-                line_color=style.series_color(number),
-                marker=style.series_marker(number, 7),
-            )
+        where = dict(zip(("row", "col"), (n + 1 for n in divmod(place, columns)), strict=True))
+        legend = several.index(title) if title in several else None
+        curves = [_curve(records, key, n, title, legend) for n, key in enumerate(found)]
+        for curve in curves:
+            fig.add_trace(curve, **where)
+        fig.update_yaxes(
+            range=_range_of_equal([value for one in curves for value in one.y]), **where
+        )
     fig.update_xaxes(title_text="update", row=lines)
     fig.update_annotations(font={"size": 13})
+    height = 150 + 200 * lines + LEGEND * len(several)
+    return style.finish(
+        fig,
+        "Training, update by update",
+        _what_changed(records),
+        f"Small multiples over {len(records)} updates: {', '.join(drawn) or 'nothing logged'}.",
+        height,
+        margin={"t": 84, "b": 60 + LEGEND * len(several)},
+        **_legends(several, height),
+    )
+
+
+def _curve(
+    records: Sequence[Mapping[str, Any]], key: str, number: int, panel: str, legend: int | None
+) -> go.Scatter:
+    """Return the line of a key, the `number`-th of its panel; without a legend it has no name."""
+    return go.Scatter(
+        x=style.numbers(record["step"] for record in records),
+        y=style.numbers(record.get(key) for record in records),
+        mode="lines+markers",
+        connectgaps=True,
+        name=label(key.removesuffix("/mean").split("/", 1)[-1], 28),
+        legend=_legend(legend or 0),
+        showlegend=legend is not None,
+        meta={"panel": panel},
+        line_color=style.series_color(number),
+        marker=style.series_marker(number, 7),
+    )
+
+
+def _range_of_equal(values: Sequence[float | None]) -> list[float] | None:
+    """Return the range of an axis for equal values, with 0 in it; `None` where they differ.
+
+    plotly would put them in the middle of an axis that a share cannot have: from -1 to 1.
+
+    >>> _range_of_equal([0.0, None, 0.0]), _range_of_equal([2.0]), _range_of_equal([1.0, 2.0])
+    ([-0.05, 1.05], [-0.1, 2.1], None)
+    """
+    known = {value for value in values if value is not None}
+    if len(known) != 1:
+        return None
+    low, high = sorted((0.0, *known)) if any(known) else (0.0, 1.0)
+    room = 0.05 * (high - low)
+    return [low - room, high + room]
+
+
+def _what_changed(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the caption of `training_curves`."""
     third = len(records) // 3 or 1
     first, last = (
         [record["reward"] for record in part if "reward" in record]
@@ -107,11 +149,26 @@ def training_curves(
     )
     dead = style.mean(record.get("frac_reward_zero_std") for record in records)
     idle = "" if dead is None else f"{dead:.0%} of the groups carried no gradient."
-    return style.finish(
-        fig,
-        "Training, update by update",
-        f"{change}{idle}".strip() or f"{len(records)} updates.",
-        f"Small multiples over {len(records)} updates: {', '.join(drawn) or 'nothing logged'}.",
-        150 + 200 * lines,
-        margin={"t": 84},
-    )
+    return f"{change}{idle}".strip() or f"{len(records)} updates."
+
+
+def _legends(titles: Sequence[str], height: int) -> dict[str, Any]:
+    """Return a legend for each panel of several lines, one below the other."""
+    return {
+        _legend(place): {
+            "title": {"text": title, "side": "left", "font": {"size": 12}},
+            "font": {"size": 12},
+            "orientation": "h",
+            "x": 0.01,
+            "xref": "container",
+            "xanchor": "left",
+            "yref": "container",
+            "y": LEGEND * (len(titles) - 1 - place) / height,
+            "yanchor": "bottom",
+        }
+        for place, title in enumerate(titles)
+    }
+
+
+def _legend(place: int) -> str:
+    return f"legend{place + 1 if place else ''}"

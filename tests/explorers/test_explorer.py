@@ -9,10 +9,10 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from typing import Any
 
-import ipywidgets
 import plotly.graph_objects as go
 import pytest
 
@@ -20,17 +20,26 @@ from finemem_lib import explorers, figures
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit import counterfactual, group as group_rules
 from finemem_lib.credit.rules import RULES, assign
+from finemem_lib.evaluation.failure_stages import STAGES, failure_stages
 from finemem_lib.example import worked_example
-from finemem_lib.explorers.explorer import Control, Explorer
+from finemem_lib.explorers.evidence import LONG as LONG_STREAM, WINDOW
+from finemem_lib.explorers.explorer import THE_REST, Control, Explorer
 from finemem_lib.explorers.live import Live
-from finemem_lib.figures import style
-from finemem_lib.figures.evidence import STRONG
+from finemem_lib.figures import story as story_figures, style
+from finemem_lib.figures.evidence_flow import STRONG
 from finemem_lib.figures.frames import at_frame
+from finemem_lib.figures.history import memory_history, per_trajectory
 from finemem_lib.figures.memory import MEMORY_STATES
-from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward
+from finemem_lib.rewards import (
+    RewardSettings,
+    evidence_contribution,
+    hybrid_reward,
+    outcome_reward,
+)
+from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import creation_key
 from tests.helpers.explorer_samples import assert_frames_are_the_states, bar, drill, static_states
-from tests.helpers.figure_samples import OWN_MARKUP, make_trajectory, strings
+from tests.helpers.figure_samples import OWN_MARKUP, long_trajectory, make_trajectory, strings
 from tests.helpers.patience import LAST_RESORT
 
 POISON = "<script>ran=1</script> $x$ \u202eעברית العربية 🧠 "
@@ -84,7 +93,7 @@ def test_controls_settle_on_options_that_exist() -> None:
     assert depends.settle({"run": "b", "step": 2}) == {"run": "b", "step": 2}
     assert depends.settle({"run": "b", "step": 1}) == {"run": "b", "step": 2}
     live = Live(depends)
-    live.controls["run"].value = "b"
+    live.set("run", "b")
     assert [value for _, value in live.controls["step"].options] == [2, 3]
     assert live.state == {"run": "b", "step": 2} and live.error == ""
 
@@ -113,25 +122,56 @@ def test_every_option_of_every_control_builds_every_view(name: str) -> None:
 # ---- live ----------------------------------------------------------------------------------------
 
 
-def test_a_widget_moves_every_figure_caption_and_table() -> None:
+def tell(live: Live, message: Any) -> dict[str, Any]:
+    """Send what the page sends, and return the panel that it gets."""
+    live.widget._handle_custom_msg(message, [])
+    return live.widget.panel
+
+
+def test_a_control_moves_every_view_and_the_open_one_is_shown_with_caption_and_table() -> None:
     live = Live(toy())
-    live.controls["n"].value = 3
+    panel = tell(live, {"control": "n", "option": 2})
     assert live.views["a"].data[0].y == (3, 6) and live.views["b"].data[0].y == (0, 3)
-    boxes = live.box.children[-1].children
-    drawing, caption, button, table = boxes[0].children
-    assert drawing.spec["data"][0]["y"] == [3, 6]
-    assert "Sum 9." in caption.value and table.value == ""
-    button.value = True
-    assert "<td>6</td>" in table.value
+    assert panel["views"] == [["a", "A"], ["b", "B"]] and panel["view"] == "a"
+    assert live.widget.spec["data"][0]["y"] == [3, 6]
+    assert "Sum 9." in panel["caption"] and panel["table"] == ""
+    assert "<td>6</td>" in tell(live, {"table": True})["table"]
     live.set("n", 1)
-    assert "<td>2</td>" in table.value and "<td>6</td>" not in table.value
+    table = live.widget.panel["table"]
+    assert "<td>2</td>" in table and "<td>6</td>" not in table
+    panel = tell(live, {"view": "b"})
+    assert live.widget.spec["data"][0]["y"] == [0, 1] and "Sum 1." in panel["caption"]
+    assert tell(live, {"control": "n", "option": 1})["view"] == "b"
+    assert live.widget.spec["data"][0]["y"] == [0, 2]
+
+
+def test_the_panel_says_how_each_control_is_shown_and_answers_every_message() -> None:
+    """The page sends the next wish only when the last one has been answered."""
+    live = Live(toy(kind="slider", play=True, idle=lambda state: state["n"] == 3))
+    [control] = live.widget.panel["controls"]
+    assert control == {
+        "name": "n",
+        "label": "n",
+        "kind": "slider",
+        "rare": False,
+        "play": True,
+        "place": 0,
+        "idle": False,
+    }
+    assert live.widget.texts == {"n": ["one", "two", "three"]}
+    answers = [live.widget.panel["answers"]]
+    for option in (2, 2, 7):  # the last one is of a state with more options
+        panel = tell(live, {"control": "n", "option": option})
+        answers.append(panel["answers"])
+        assert panel["controls"][0]["place"] == 2 and panel["controls"][0]["idle"]
+    assert len({*answers}) == 4
 
 
 def test_a_drawing_holds_the_whole_figure_and_loads_plotly_when_asked() -> None:
     """Incident: FigureWidgets of 5 MB each stayed empty, or as they were, on a busy machine."""
     live = Live(toy())
-    drawing = live.box.children[-1].children[0].children[0]
-    assert len(drawing.get_state("_esm")["_esm"]) < 3_000
+    drawing = live.widget
+    assert len(drawing.get_state("_esm")["_esm"]) < 10_000
     live.set("n", 2)
     assert json.loads(json.dumps(drawing.spec))["data"] == live.views["a"].to_plotly_json()["data"]
     sent = []
@@ -141,14 +181,15 @@ def test_a_drawing_holds_the_whole_figure_and_loads_plotly_when_asked() -> None:
     assert name == "plotly.js" and size > 1_000_000
 
 
-def test_a_click_sets_the_control_and_moves_every_view() -> None:
+def test_a_click_sets_the_control_moves_every_view_and_leaves_the_open_one() -> None:
     live = Live(toy())
-    drawing = live.box.children[-1].children[0].children[0]
-    drawing._handle_custom_msg({"trace": 0, "point": 1}, [])
+    tell(live, {"trace": 0, "point": 1})
     assert live.controls["n"].value == 3 and live.views["b"].data[0].y == (0, 3)
+    assert live.view == "a"
     live.click("a", 0, [[0, 1]])  # a heatmap names row and column
     assert live.state == {"n": 3}
-    live.click("b", 0, [1])
+    tell(live, {"view": "b"})
+    tell(live, {"trace": 0, "point": 1})
     assert live.state == {"n": 3} and live.error == ""
 
 
@@ -165,16 +206,6 @@ def test_a_click_on_a_heatmap_may_choose_by_its_row() -> None:
     for point, expected in (([1, 0], 3), ([0, 2], 1), ([1, 2], 1), ([1, 1], 3)):
         live.click("a", 0, [point])
         assert live.state == {"n": expected} and live.error == ""
-
-
-def test_buttons_beside_a_menu_move_it_as_far_as_it_goes() -> None:
-    """Incident: JupyterLab keeps the arrow keys that would move a menu."""
-    live = Live(toy())
-    menu, back, forth = live.box.children[1].children[0].children
-    for button, value in ((back, 1), (forth, 2), (forth, 3), (forth, 3), (back, 2)):
-        button.click()
-        assert menu.value == live.state["n"] == value and live.error == ""
-    assert live.views["a"].data[0].y == (2, 4)
 
 
 def test_views_may_change_their_traces_when_live() -> None:
@@ -198,15 +229,15 @@ def test_an_error_is_shown_the_figures_stay_and_the_next_state_clears_it() -> No
         return {"a": bar([n, n])}
 
     live = Live(toy(build))
-    alert = live.box.children[2]
-    assert isinstance(alert, ipywidgets.HTML) and alert.value == ""
-    live.controls["n"].value = 2
-    assert live.error == "KeyError: '<b>lost</b>'"
-    assert 'role="alert"' in alert.value and "&lt;b&gt;lost" in alert.value
-    assert "<b>lost" not in alert.value and "in build" in alert.value
+    assert live.widget.panel["error"] == ""
+    panel = tell(live, {"control": "n", "option": 1})
+    assert (
+        live.error == panel["error"] == "KeyError: '<b>lost</b>'" and "in build" in panel["trace"]
+    )
     assert live.views["a"].data[0].y == (1, 1)
-    live.controls["n"].value = 3
-    assert live.error == "" and alert.value == "" and live.views["a"].data[0].y == (3, 3)
+    panel = tell(live, {"control": "n", "option": 2})
+    assert live.error == panel["error"] == panel["trace"] == ""
+    assert live.views["a"].data[0].y == (3, 3)
 
 
 def test_an_explorer_that_fails_at_once_still_shows_its_controls_and_recovers() -> None:
@@ -215,8 +246,10 @@ def test_an_explorer_that_fails_at_once_still_shows_its_controls_and_recovers() 
 
     live = Live(toy(build))
     assert "ZeroDivisionError" in live.error and live.views == {}
+    assert live.widget.panel["views"] == [] and live.widget.panel["controls"]
     live.set("n", 2)
     assert live.error == "" and live.views["a"].data[0].y == (1, 2)
+    assert live.widget.panel["views"] == [["a", "A"]]
 
 
 # ---- the explorers -------------------------------------------------------------------------------
@@ -279,6 +312,46 @@ def test_trail_is_the_evidence_of_the_rewards() -> None:
             assert {text.split("#")[1].split()[0] for text in used} == set(answered.used)
 
 
+def test_memory_player_opens_where_there_is_something_to_see() -> None:
+    """Incident: it opened at the last step, where nothing but the sum of all steps is seen."""
+    trajectory = make_trajectory()
+    opened = explorers.memory_player(trajectory).settle({})["step"]
+    changes = [
+        bool(one.delta.removed or one.delta.evicted)
+        or any(len(item.lineage) > 1 for item in one.delta.written)
+        for one in trajectory.steps
+    ]
+    assert changes[opened - 1] and not any(changes[: opened - 1])
+    inserts = dataclasses.replace(trajectory, steps=trajectory.steps[:1])
+    assert explorers.memory_player(inserts).settle({})["step"] == 1
+    unwritten = dataclasses.replace(trajectory, steps=())
+    assert explorers.memory_player(unwritten).settle({})["step"] == 0
+
+
+def test_the_card_of_a_question_says_what_became_of_it() -> None:
+    trajectory = make_trajectory()
+    stages = failure_stages(trajectory)
+    explorer = EXPLORERS["evidence"]
+    for j, (answered, stage) in enumerate(zip(trajectory.questions, stages, strict=True), 1):
+        card = explorer.figures(selected=f"question {j}")["question"]
+        rows = {row["entry"]: row for row in figures.figure_table(card) if row["series"] == "text"}
+        assert answered.question.text in rows["question"]["note"]
+        assert rows["accepted answers"]["note"] == " | ".join(answered.question.answers)
+        for rank, found in enumerate(answered.retrieved, 1):
+            assert rows[f"rank {rank}"]["note"].startswith(f"#{found.item_id} ")
+        used = {row["entry"] for row in figures.figure_table(card) if row["series"] == "used"}
+        assert len(used) == len(answered.used or ())
+        if stage is not None and stage.stage != "answered":
+            assert stage.reason in rows["where it broke"]["note"]
+            assert STAGES[stage.stage] in card.layout.title.text
+    every = explorer.figures(selected="")["question"]
+    lines = [row for row in figures.figure_table(every) if row["series"] != "text"]
+    assert len(lines) == len(trajectory.questions)
+    few = figures.question_card(trajectory, max_rows=2)
+    assert "(2 shown, failed ones first)" in few.layout.meta["caption"]
+    assert all(row["series"] != "answered" for row in figures.figure_table(few))
+
+
 def test_memory_player_shows_what_each_step_did() -> None:
     trajectory = make_trajectory()
     hits = {
@@ -303,6 +376,14 @@ def test_memory_player_shows_what_each_step_did() -> None:
             written = {item.item_id for item in delta.written}
             idle = [item for item in alive if item.item_id not in hits | written]
             assert shown["kept, never retrieved"] == len(idle)
+            names = [style.plain(text) for text in figure.layout.yaxis.ticktext]
+            signs = Counter(name[0] for name in names if name[0] in "+~−×")
+            updated = sum(len(item.lineage) > 1 for item in delta.written)
+            kinds = len(delta.written) - updated, updated, len(delta.removed), len(delta.evicted)
+            assert tuple(signs[sign] for sign in "+~−×") == kinds
+            [page] = figure.layout.annotations
+            chunk = " ".join(trajectory.steps[step - 1].chunk.text.split())
+            assert chunk in style.plain(page.text) and page.text.count("UPDATE") == updated
     assert figures.memory_state(trajectory, 6, max_items=2).layout.yaxis.tickvals == (0, 1)
     with pytest.raises(ValueError, match="outside 0..6"):
         figures.memory_state(trajectory, 7)
@@ -324,9 +405,62 @@ def test_what_if_shows_the_rewards_and_advantages_of_the_library() -> None:
     assert list(figures["advantages"].data[1].y) == pytest.approx(before, rel=1e-3, abs=1e-3)
 
 
+def test_what_if_opens_at_a_step_without_which_an_answer_changes() -> None:
+    """Incident: it opened at a step that no answer rested on, with numbers only."""
+    from finemem_lib.credit.replay import Replayer
+
+    group, agent = played_group()
+    state = what_if_lab().settle({})
+    one, step = group[state["rollout"]], state["step"]
+    questions = [answered.question for answered in one.questions]
+    [scores] = Replayer(one, agent).scores(questions, [frozenset({step})])
+    changed = [
+        number
+        for number, (answered, score) in enumerate(zip(one.questions, scores, strict=True))
+        if answered.score != score
+    ]
+    assert changed
+    story = what_if_lab().figures()["story"]
+    shown = story.data[0].text[2].replace("<br>", " ")
+    assert any(
+        style.label(one.questions[n].question.text, story_figures.LINE) in shown for n in changed
+    )
+    assert list(what_if_lab().figures())[0] == "story"
+    for rollout in range(3):
+        for step in range(1, 7):
+            figure = what_if_lab().figures(rollout=rollout, step=step)["story"]
+            assert f"Without step {step}, " in figure.layout.meta["caption"]
+
+
+def test_what_if_opens_at_the_most_evidence_without_a_reader() -> None:
+    group, _ = played_group()
+    state = explorers.what_if_explorer(group).settle({})
+    shares = [evidence_contribution(one) for one in group]
+    assert shares[state["rollout"]][state["step"] - 1] == max(max(row) for row in shares)
+    unscored = [
+        dataclasses.replace(one, questions=tuple(
+            dataclasses.replace(a, score=None) for a in one.questions
+        ))
+        for one in group
+    ]  # fmt: skip
+    assert explorers.what_if_explorer(unscored).settle({})["step"] == 1
+
+
+def test_what_if_reads_for_its_story_only_what_it_needs() -> None:
+    group, agent = played_group()
+    counting = Counting(agent)
+    explorer = explorers.what_if_explorer(group, agent=counting)
+    opened = len(counting.read_again)
+    assert 0 < opened <= 2 * len(group[0].questions)  # not every step of every rollout
+    explorer.figures()
+    assert len(counting.read_again) == opened
+    explorer.figures(beta=0.25)
+    assert len(counting.read_again) == opened
+
+
 def test_what_if_credits_the_first_k_items_only() -> None:
     explorer = explorers.what_if_explorer([worked_example()])
-    one, two = (explorer.figures(k=k, beta=1.0)["card"].data[0].x for k in (1, 2))
+    one, two = (explorer.figures(k=k, beta=1.0, step=1)["card"].data[0].x for k in (1, 2))
     assert one[1] == 0.5 and two[1] == 0.25
 
 
@@ -509,8 +643,6 @@ def test_controls_that_a_rule_does_not_read_are_greyed_out_and_move_nothing(rule
         assert not (moved and idle), name
         if rule == explorers.what_if.FINE_MEM or (rule == "eara" and name not in ("w1", "w2")):
             assert moved and not idle, name
-    buttons = live.box.children[1].children[8].children[1:]  # beside "credited"
-    assert [one.disabled for one in buttons] == [live.controls["credited"].disabled] * 2
     assert not live.controls["scale"].disabled and not live.controls["rule"].disabled
     caption = live.views["card"].layout.meta["caption"]
     reads = ["β" if name == "beta" else name for name in moving if not live.controls[name].disabled]
@@ -569,6 +701,39 @@ def test_nothing_is_read_or_computed_again_for_what_a_rule_does_not_read(monkeyp
     assert len(counting.read_again) - len(asked) <= sum(  # evidence-loo asked of fewer sets only
         len(answered.retrieved) for one in group for answered in one.questions
     )
+
+
+@pytest.mark.parametrize("rule", explorers.what_if.SAMPLED)
+def test_values_that_take_seconds_are_first_estimated(rule: str, monkeypatch) -> None:
+    """Incident: the first choice of the Owen values took 5.4 s."""
+    monkeypatch.setattr(explorers.what_if, "MANY_SETS", 0)
+    group, agent = played_group()
+    explorer = explorers.what_if_explorer(group, START, agent=agent)
+    function, seeds = RULES[rule].function, (0, 1)
+    expected = [
+        sum(row) / 2
+        for row in zip(
+            *(function(group[1], agent=agent, permutations=1, seed=seed) for seed in seeds),
+            strict=True,
+        )
+    ]
+    for orders in (2, 4, None):
+        figures = explorer.figures(rule=rule, rollout=1, orders=orders)
+        shown = list(figures["rewards"].data[2].y)
+        assert sum(shown) == pytest.approx(sum(expected), abs=5e-3)  # every order shares it out
+        caption = figures["card"].layout.meta["caption"]
+        assert (f"Sampled, {orders} orders: " in caption and "±" in caption) == (orders is not None)
+        assert ("sampled" in figures["rewards"].data[2].name) == (orders is not None)
+        if orders == 2:
+            assert shown == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert shown == pytest.approx(function(group[1], agent=agent), rel=1e-3, abs=1e-3)
+    assert explorer.settle({"rule": rule})["orders"] == 2
+    live = Live(explorer)
+    live.set("rule", "step-loo")
+    assert live.controls["orders"].disabled
+    monkeypatch.undo()
+    names = [control.name for control in explorers.what_if_explorer(group, agent=agent).controls]
+    assert "orders" not in names  # few steps: exact at once
 
 
 def _counting(rule: str, times: Counter) -> Any:
@@ -773,12 +938,11 @@ def test_text_from_data_stays_text(name: str, poison: str) -> None:
         for text in strings(spec):
             assert "<" not in OWN_MARKUP.sub("", text) and "$" not in text
             assert max(map(len, text.split("<br>"))) < 130
-    boxes = live.box.children[-1].children
-    for box in boxes:
-        box.children[2].value = True
-        for part in (box.children[1], box.children[3]):
-            assert "<script" not in part.value
-    assert "<script" not in live.box.children[0].value
+    tell(live, {"table": True})
+    for view in live.views:
+        assert (
+            "<script" not in tell(live, {"view": view})["table"]
+        )  # the page shows the rest as text
 
 
 # ---- the static form -----------------------------------------------------------------------------
@@ -807,7 +971,7 @@ def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> 
     ]
     assert shown[1] == shown[2] == {"0": [1, 2]}
     assert run.layout.meta["caption"] == (
-        "Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red."
+        f"Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red. {THE_REST}"
     )
     assert step.layout.meta["caption"] == "Steps."
 
@@ -833,15 +997,116 @@ def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_l
             ),
         )
 
-    toy_size = explorers.evidence_explorer(episode(12, 30))
-    assert len(static_states(toy_size)) == len(toy_size.controls[0].options) == 1 + 12 + 6 + 30
-    trail = explorers.evidence_explorer(episode(20, 40)).static_figures()[0]
-    assert len(trail.layout.sliders[0].steps) == 1 + 16 + 6 + 32
-    assert trail.layout.meta["caption"].endswith(
-        " Without a kernel: left out 4 of 20 (question), 8 of 40 (item)."
+    toy_size = explorers.evidence_explorer(episode(12, 12))
+    assert len(static_states(toy_size)) == len(toy_size.controls[0].options) == 1 + 12 + 6 + 12
+    card = explorers.evidence_explorer(episode(20, 40)).static_figures()[0]
+    assert len(card.layout.sliders[0].steps) == 1 + 16 + 6 + 12
+    assert card.layout.meta["caption"].endswith(
+        f" Without a kernel: left out 4 of 20 (question), 28 of 40 (item). {THE_REST}"
     )
     whole = EXPLORERS["evidence"].static_figures()[0]
     assert "Without a kernel" not in whole.layout.meta["caption"]
+
+
+def test_a_long_trajectory_opens_in_a_window_around_what_is_selected() -> None:
+    trajectory = make_trajectory(num_chunks=LONG_STREAM + 30)
+    explorer = explorers.evidence_explorer(trajectory)
+    asked = {found.steps[-1] for one in trajectory.questions for found in one.retrieved}
+    values = [value for _, value in explorer.controls[0].choices({})]
+    steps = {int(value.split()[1]) for value in values if value.startswith("step ")}
+    assert asked <= steps and len(steps) < trajectory.num_steps / 2
+    for step in (min(steps), max(steps)):
+        views = explorer.figures(selected=f"step {step}")
+        rows = list(views["heatmap"].data[0].y)
+        assert step in rows and len(rows) == WINDOW
+        [outline] = views["overview"].layout.shapes
+        assert (outline.x0, outline.x1) == (rows[0] - 0.5, rows[-1] + 0.5)
+        low, high = views["timeline"].layout.xaxis.range
+        assert low == rows[0] - 0.6 and high >= rows[-1]
+        marks = [x for trace in views["timeline"].data[1:] for x in trace.x]
+        assert marks and all(low <= x <= high for x in marks)
+        assert f"Steps {rows[0]} to {rows[-1]} of" in views["heatmap"].layout.meta["caption"]
+    assert_frames_are_the_states(explorer)
+    assert "overview" not in EXPLORERS["evidence"].figures()
+
+
+@pytest.mark.parametrize("make", [explorers.evidence_explorer, explorers.memory_player])
+def test_a_stream_of_20000_steps_costs_no_more_frames_than_one_of_2000(make: Any) -> None:
+    """Incident: 59 s for the evidence explorer, whose frames each held the whole stream."""
+    sizes, peaks = [], []
+    for num_steps in (2_000, 20_000):
+        explorer = make(long_trajectory(num_steps))
+        explorer.figures()  # what is worked out once for all states grows with the stream
+        built: list[Any] = []
+
+        def build(build: Any = explorer.build, built: Any = built, **state: Any) -> Any:
+            built.append(state)
+            return build(**state)
+
+        counted = dataclasses.replace(explorer, build=build)
+        tracemalloc.start()
+        drawn = counted.static_figures()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(built) <= 21 and all(len(one.frames) <= len(built) for one in drawn)
+        sizes.append(sum(len(one.to_json()) for one in drawn))
+        caption = drawn[0].layout.meta["caption"]
+        assert "Without a kernel: left out" in caption and caption.endswith(THE_REST)
+        states = static_states(explorer)
+        assert explorer.settle({}) in states and len(states) == len(built)
+        assert "overview" in explorer.figures()
+    assert sizes[1] < 400_000 and sizes[1] < 1.3 * sizes[0]
+    assert peaks[1] < 12e6
+
+
+def test_the_static_form_of_a_long_stream_is_its_states() -> None:
+    one = long_trajectory(3_000)
+    for make in (explorers.evidence_explorer, explorers.memory_player):
+        assert_frames_are_the_states(make(one))
+
+
+@pytest.mark.parametrize("num_steps", [6, 60, 300])
+def test_the_history_of_a_memory_is_its_memory_at_every_step(num_steps: int) -> None:
+    for one in (make_trajectory(num_chunks=num_steps), long_trajectory(num_steps)):
+        past = memory_history(one)
+        for step in range(0, num_steps + 1, max(1, num_steps // 20)):
+            held = {item.item_id: item for item in one.memory_at(step)}
+            assert past.there(past.ids, step) == held
+            assert past.counts[step] == len(held)
+            assert past.tokens[step] == sum(count_tokens(item.content) for item in held.values())
+            assert past.idle[step] == sum(1 for item_id in held if not past.hits[item_id])
+            shown = figures.memory_state(one, step, max_items=5)
+            names = [name.lstrip("<b>+~−× ") for name in shown.layout.yaxis.ticktext]
+            there = held | {i.item_id: i for i in one.memory_at(max(0, step - 1))}
+            touched = {} if step == 0 else step_touches(one, step)
+            expected = sorted(
+                sorted(there.values(), key=creation_key),
+                key=lambda item: (item.item_id not in touched, -item.last_step),
+            )[:5]
+            if len(past.ids) > 5:
+                wanted = sorted(expected, key=creation_key)
+                assert [name.split()[0] for name in names] == [f"#{w.item_id}" for w in wanted]
+
+
+def step_touches(one: Any, step: int) -> set[str]:
+    delta = one.steps[step - 1].delta
+    return {*(item.item_id for item in delta.written), *delta.removed, *delta.evicted}
+
+
+def test_what_is_remembered_of_a_trajectory_is_of_that_trajectory() -> None:
+    calls = []
+
+    @per_trajectory
+    def counted(one: Any, more: int) -> int:
+        calls.append(more)
+        return one.num_steps + more
+
+    first, second = make_trajectory(), make_trajectory(num_chunks=7)
+    assert [counted(first, 1), counted(first, 1), counted(first, 2)] == [7, 7, 8]
+    assert counted(second, 1) == 8 and calls == [1, 2, 1]
+    for _ in range(3):
+        counted(dataclasses.replace(first), 1)  # equal, and another
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -868,7 +1133,7 @@ def test_clicks_of_the_static_form_name_frames() -> None:
         states = figure.layout.sliders[0].steps
         for values in figure.layout.meta["clicks"].values():
             assert all(value is None or 0 <= value < len(states) for value in values)
-    flow = figures[1]
+    flow = figures[2]
     trace = flow.data[0]
     link = next(
         n
@@ -890,6 +1155,11 @@ def test_a_view_that_changes_its_traces_cannot_be_framed() -> None:
 def test_static_controls_are_thinned_out() -> None:
     control = Control("n", "n", [(str(n), n) for n in range(101)], 30, "slider", static=5)
     assert [value for _, value in control.frames({"n": 30})] == [0, 25, 30, 50, 75, 100]
+    live = dataclasses.replace(control, telling={7, 8, 90})
+    assert {7, 8, 90} < {value for _, value in live.frames({"n": 30})}
+    assert len(live.frames({"n": 7})) == 5
+    most = dataclasses.replace(control, telling=range(40, 60))
+    assert [value for _, value in most.frames({"n": 40})] == [40, 45, 50, 54, 59]
     menu = dataclasses.replace(control, kind="menu", static=True)
     assert len(menu.frames({"n": 0})) == explorers.explorer.MAX_FRAMES
 
@@ -923,6 +1193,86 @@ def test_static_show_needs_no_widgets(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     explorers.show(EXPLORERS["memory_player"])
     assert "items" in capsys.readouterr().out
+
+
+@pytest.fixture
+def displayed(monkeypatch) -> list[Any]:
+    """Bundles and widgets that were displayed, with their metadata; in a kernel of its own."""
+    found: list[Any] = []
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda shown, raw, metadata=None: found.append((shown, metadata)),
+    )
+    monkeypatch.setattr(explorers.display, "_kept", {})
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "static")
+    return found
+
+
+@pytest.mark.parametrize("frames", [None, ("rule", "beta"), ()])
+def test_a_live_explorer_leaves_the_outputs_of_the_static_form(
+    displayed, monkeypatch, frames
+) -> None:
+    explorers.show(EXPLORERS["what_if"], frames=frames)
+    static = displayed[:]
+    displayed.clear()
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+    explorers.show(EXPLORERS["what_if"], frames=frames)
+    (note, mark), (widget, _), *below = displayed
+    assert below == static and len(static) == 8
+    assert mark == explorers.display.LIVE_ONLY and widget.panel["title"] == "What-if credit"
+    assert note["text/html"].count(f"{' + .jp-OutputArea-child' * 8} {{") == 1
+
+
+def test_figures_that_cannot_be_made_are_said_and_the_widget_is_there(
+    displayed, monkeypatch
+) -> None:
+    def build(n: int) -> dict[str, go.Figure]:
+        if n == 2:
+            raise KeyError("<b>lost</b>")
+        return {"a": bar([n, n])}
+
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+    explorers.show(toy(build))
+    [(note, _), (widget, _)] = displayed
+    assert "KeyError: &#x27;&lt;b&gt;lost" in note["text/html"] and widget.panel["error"] == ""
+
+
+def test_another_explorer_may_stand_for_a_live_one_without_its_kernel(
+    displayed, monkeypatch
+) -> None:
+    large = toy(options=[(str(n), n) for n in range(1, 9)])
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+    explorers.show(dataclasses.replace(large, without_kernel=toy()))
+    _, (widget, _), *below = displayed
+    assert len(widget.texts[widget.panel["controls"][0]["name"]]) == 8
+    assert below[0][0][style.PLOTLY_MIME]["layout"]["meta"]["states"] == [0, 1, 2]
+
+
+def test_an_explorer_shown_again_goes_on_unless_it_starts_otherwise(displayed, monkeypatch) -> None:
+    monkeypatch.setenv("FINEMEM_EXPLORERS", "live")
+
+    def panel(**control: Any) -> dict[str, Any]:
+        displayed.clear()
+        explorers.show(toy(**control))
+        return displayed[1][0].panel
+
+    panel()
+    for message in ({"control": "n", "option": 1}, {"view": "b"}, {"table": True}):
+        displayed[1][0]._handle_custom_msg(message, [])
+    again = panel()
+    assert again["controls"][0]["place"] == 1 and again["view"] == "b" and again["tabled"]
+    other = panel(value=3)
+    assert other["controls"][0]["place"] == 2 and other["view"] == "a" and not other["tabled"]
+
+
+def test_frames_end_with_their_time_and_the_caption_counts_those_left_out() -> None:
+    control = {"kind": "slider", "value": 2}
+    for figure in toy(**control).static_figures(seconds=0):
+        assert figure.layout.meta["states"] == [0] and figure.data[0].y[1] in (4, 2)
+    first = toy(**control).static_figures(seconds=0)[0]
+    assert first.layout.meta["caption"] == f"Sum 6. Without a kernel: fixed n: two. {THE_REST}"
+    whole = toy(**control).static_figures(seconds=LAST_RESORT)[0]
+    assert whole.layout.meta["caption"] == "Sum 6." and len(whole.layout.meta["states"]) == 3
 
 
 def test_importing_the_module_loads_no_widgets() -> None:

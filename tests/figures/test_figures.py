@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -14,10 +15,16 @@ import plotly.graph_objects as go
 import pytest
 
 from finemem_lib import explorers, figures
+from finemem_lib.data.planted import StreamSettings, planted_stream
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
 from finemem_lib.example import worked_example
 from finemem_lib.figures import style
+from finemem_lib.figures.evidence_flow import MAX_ITEMS, MAX_STEPS, STRONG
+from finemem_lib.figures.memory import MAX_POINTS
 from finemem_lib.figures.notes import MAX_TABLE_ROWS
+from finemem_lib.managers.model import make_manager
+from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import (
     RewardSettings,
     evidence_contribution,
@@ -232,6 +239,75 @@ def test_sankey_widths_are_what_the_questions_earned() -> None:
     assert len(first) + len(last) == len(rows)
 
 
+def long_trajectory(num_chunks: int) -> Trajectory:
+    """Return a trajectory of many steps whose questions are answered from many of them."""
+    instance = planted_stream(1, StreamSettings(num_chunks=num_chunks, people=12))
+    how = RolloutSettings(num_generations=1, ask_chunk_questions=False)
+    return play([instance], make_manager("insert-all"), how, reader_for([instance]), 0)[0][0]
+
+
+def flow_of(figure: go.Figure) -> tuple[list[str], list[float], list[str]]:
+    """Return the names of the nodes that are drawn, their heights, and the colours of the links."""
+    trace = figure.data[0]
+    names = [name for name in trace.node.label if name]
+    return names, list(trace.node.y), list(trace.link.color)
+
+
+def test_sankey_steps_stand_in_their_order() -> None:
+    """Incident: steps stood in the order 1, 5, 2, 3, 6, 4."""
+    for trajectory in (make_trajectory(), make_trajectory(seed=5)):
+        for selected in (None, "", "question 2"):
+            names, heights, _ = flow_of(figures.evidence_sankey(trajectory, selected=selected))
+            assert len(names) == len(heights)
+            places = dict(zip(names, heights, strict=True))
+            steps = [name for name in names if name.startswith("step ")]
+            numbers = sorted(int(name.removeprefix("step ")) for name in steps)
+            from_top = sorted(steps, key=places.__getitem__)
+            assert len(steps) > 2 and from_top == [f"step {number}" for number in numbers]
+            assert all(0 < height < 1 for height in heights)
+
+
+def test_sankey_of_a_wrong_answer_shows_no_bright_blue() -> None:
+    """Incident: its items kept bright bands of what they earned from other questions."""
+    trajectory = make_trajectory()
+    wrong = next(
+        j
+        for j, answered in enumerate(trajectory.questions)
+        if answered.score == 0 and answered.retrieved
+    )
+    _, _, colors = flow_of(figures.evidence_sankey(trajectory, selected=f"question {wrong + 1}"))
+    bright = [color for color in colors if color.endswith(STRONG)]
+    assert bright and all(color.startswith(style.GREY) for color in bright)
+    assert any(color.startswith(style.BLUE) for color in colors)  # faint, of other questions
+
+
+def test_sankey_keeps_the_last_words_of_an_item() -> None:
+    """Incident: labels were cut before the word that answers."""
+    trajectory = make_trajectory()
+    asked = {found.item_id for one in trajectory.questions for found in one.retrieved}
+    item = next(item for item in trajectory.final_memory() if item.item_id in asked)
+    long = dataclasses.replace(item, content="Mia " + "very " * 20 + "gladly lives in Vienna.")
+    last = trajectory.steps[-1]
+    delta = dataclasses.replace(last.delta, written=(*last.delta.written, long))
+    steps = (*trajectory.steps[:-1], dataclasses.replace(last, delta=delta))
+    figure = figures.evidence_sankey(dataclasses.replace(trajectory, steps=steps))
+    [name] = [name for name in flow_of(figure)[0] if "Vienna" in name]
+    assert name.endswith("in Vienna.") and "…" in name
+
+
+def test_sankey_of_many_steps_is_drawn_in_runs_and_a_selection_in_full() -> None:
+    trajectory = long_trajectory(60)
+    questions = range(len(trajectory.questions))
+    whole = figures.evidence_sankey(trajectory, questions, selected="")
+    names = flow_of(whole)[0]
+    runs = [name for name in names if name.startswith("step")]
+    assert len(names) <= MAX_STEPS + MAX_ITEMS + len(questions)
+    assert len(runs) <= MAX_STEPS and "runs" in whole.layout.meta["caption"]
+    part = figures.evidence_sankey(trajectory, questions, selected="question 1")
+    found = {f"#{item.item_id}" for item in trajectory.questions[0].retrieved}
+    assert found == {name.split()[0] for name in flow_of(part)[0] if name.startswith("#")}
+
+
 def test_sankey_shows_chosen_questions_only() -> None:
     trajectory = make_trajectory()
     figure = figures.evidence_sankey(trajectory, questions=[2])
@@ -295,6 +371,16 @@ def test_memory_growth_counts_what_the_memory_holds() -> None:
     assert list(tokens.y) == [step.memory_tokens for step in trajectory.steps]
 
 
+def test_memory_growth_of_many_steps_has_few_points_and_all_operations() -> None:
+    trajectory = make_trajectory(num_chunks=2 * MAX_POINTS + 5)
+    figure = figures.memory_growth(trajectory)
+    items, tokens = figure.data[:2]
+    assert len(items.x) <= MAX_POINTS and items.x[-1] == trajectory.num_steps
+    assert list(tokens.y) == [trajectory.steps[end - 1].memory_tokens for end in items.x]
+    drawn = sum(sum(trace.y) for trace in figure.data if trace.type == "bar")
+    assert drawn == sum(len(step.outcomes) for step in trajectory.steps)
+
+
 def test_bars_of_a_step_stack_up_to_its_total() -> None:
     rewards = hybrid_reward(worked_example(), RewardSettings(w1=0.7, w2=0.2))
     *bars, totals = figures.reward_decomposition(rewards).data
@@ -310,6 +396,39 @@ def test_dead_groups_are_marked() -> None:
     assert [note.x for note in figure.layout.annotations] == [2, 3]
     assert {note.text for note in figure.layout.annotations} == {"no gradient"}
     assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
+
+
+def test_a_rule_that_pays_every_step_does_not_flatten_the_others() -> None:
+    """Incident: in notebook 08 the row of outcome-broadcast left all other rows pale."""
+    credits = {"all of it": [0.75] * 3, "shares": [0.125, None, -0.0625]}
+    figure = figures.credit_by_rule(credits)
+    assert [list(row) for row in figure.data[0].z] == [[1, 1, 1], [1, None, -0.5]]
+    rows = figures.figure_table(figure)
+    assert [row["value"] for row in rows if row["series"] == "credit"] == [
+        0.75, 0.75, 0.75, 0.125, -0.0625,
+    ]  # fmt: skip
+    assert "note" not in rows[0]
+    assert [list(row) for row in figure.data[0].text][1] == ["0.125", "", "-0.062"]
+
+
+def test_what_has_no_value_is_told_from_zero() -> None:
+    """Incident: both were nearly white in a heatmap without numbers."""
+    for figure, name in (
+        (figures.credit_by_rule({"a": [0.0, None, 1.0], "b": [0.0, 0.5, 1.0]}), "not assigned"),
+        (figures.advantage_heatmap([[0.0, 1.0, 0.5], [0.0, -1.0, None]]), "not scored"),
+    ):
+        [marks] = [trace for trace in figure.data if trace.name == name]
+        assert len(marks.x) == 1 and marks.showlegend
+        assert f" A dash is {name} (1), 0 is a value." in figure.layout.meta["caption"]
+    whole = figures.credit_by_rule({"a": [0.0, 1.0]})
+    assert not whole.data[1].showlegend and "dash" not in whole.layout.meta["caption"]
+
+
+def test_a_share_of_zero_has_no_axis_below_zero() -> None:
+    records = [{"step": n, "frac_reward_zero_std": 0.0, "entropy": n / 10} for n in (1, 2)]
+    figure = figures.training_curves(records)
+    assert tuple(figure.layout.yaxis.range) == (-0.05, 1.05)
+    assert figure.layout.yaxis2.range is None
 
 
 def test_dumbbell_leaves_out_what_has_no_advantage() -> None:
@@ -461,3 +580,19 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
         timeout=LAST_RESORT,
     )
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_plain_figure_is_what_plotly_makes_of_it() -> None:
+    """Its JSON is plotly's, and who changes a figure or its JSON changes nothing else."""
+    trajectory = make_trajectory()
+    plain, asked = (figures.memory_growth(trajectory) for _ in range(2))
+    asked.update_layout(height=1)
+    assert asked.layout.height == 1 and asked.to_dict()["layout"]["height"] == 1
+    spec = plain.to_dict()
+    spec["layout"]["template"]["layout"]["font"]["size"] = 99
+    again = figures.memory_growth(trajectory)
+    assert again.layout.template.layout.font.size == plain.layout.template.layout.font.size == 13
+    assert json.loads(plain.to_json()) == json.loads(again.to_json())
+    assert copy.deepcopy(figures.memory_growth(trajectory)) == again
+    with pytest.raises(AttributeError):
+        _ = figures.memory_growth(trajectory).no_such_property

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from html.parser import HTMLParser
+import statistics
 
-import bleach
 import pytest
 
 from finemem_lib import figures
 from finemem_lib.advantages import group_relative
-from finemem_lib.cli import report as report_page
 from finemem_lib.data.sentences import sentences
+from finemem_lib.figures import style
 from finemem_lib.figures.episodes import needed_sentences
-from finemem_lib.figures.notes import TOKEN_CSS
-from finemem_lib.figures.tokens import LEVELS
+from finemem_lib.figures.tokens import COLUMNS
 from finemem_lib.rewards import RewardSettings, hybrid_reward, outcome_reward, weighted_sum
 from tests.helpers.figure_samples import OWN_MARKUP, POISON, make_trajectory, strings
 from tests.helpers.rollout_samples import (
@@ -184,6 +182,103 @@ def test_the_terms_of_a_step_stack_up_to_its_reward() -> None:
         assert mean.y[t] == pytest.approx(sum(row[t] for row in group.rewards) / 3, rel=1e-3)
 
 
+def test_two_rollouts_are_compared_by_what_their_operations_did() -> None:
+    group = rollouts()
+    (found,) = figures.rollout_groups([group])
+    figure = figures.rollout_diff(found, 0, 2)
+    names = figure.layout.yaxis.ticktext
+    assert names[0] == "step 1" and names[-1] == "steps 3–6"  # no answer differs, only scores
+    assert {*names[1:-1]} == {"step 2"}
+    assert figure.data[0].text[0] == ["the same"] * 2 and figure.data[0].z[0] == [0, 0]
+    did = len(group[0].steps[1].outcomes)
+    assert [row[0] for row in figure.data[0].z[1:-1]] == [-1] * did + [0] * max(0, 2 - did)
+    assert [row[1] for row in figure.data[0].text[1:3]] == ["+ SKIP"] * 2
+    assert "2 (+) only rollout 3" in figure.layout.meta["caption"]
+    asked = (dataclasses.replace(group[1].questions[0], answer="x"), *group[1].questions[1:])
+    changed = dataclasses.replace(group[1], questions=asked)
+    (found,) = figures.rollout_groups([[group[0], changed]])
+    answers = figures.rollout_diff(found, 0, 1)
+    assert [name for name in answers.layout.yaxis.ticktext if "question" in name] == ["question 1"]
+    assert "→ x " in answers.data[0].customdata[-1][1].replace("<br>", " ")
+    assert "answer 1 of" in answers.layout.meta["caption"]
+
+
+def test_ids_that_differ_after_the_rollouts_parted_are_no_difference() -> None:
+    one = make_trajectory()
+    renamed = dataclasses.replace(
+        one,
+        steps=tuple(
+            dataclasses.replace(
+                step,
+                outcomes=tuple(
+                    dataclasses.replace(outcome, item_id=f"9{outcome.item_id}")
+                    if outcome.operation and outcome.operation.kind == "INSERT"
+                    else outcome
+                    for outcome in step.outcomes
+                ),
+            )
+            for step in one.steps
+        ),
+    )
+    (found,) = figures.rollout_groups([[one, renamed]])
+    assert figures.rollout_diff(found, 0, 1).layout.yaxis.ticktext == ("steps 1–6",)
+
+
+def test_a_group_shows_rewards_advantages_and_the_sign_of_every_token() -> None:
+    (found,) = figures.rollout_groups([rollouts()])
+    texts = [["[", '{"op":"INSERT"}', "]"]] * 3
+    pushes = [[0.0, 2.0, None], [0.001, -2.0, -1.0], [0.0, 0.0, 0.0]]
+    terms = ["outcome", "eara", "format", "chunk", "compression"]
+    tokens, *bars, advantages = figures.group_completions(found, 2, texts, pushes, terms).data
+    assert list(tokens.text) == [
+        "[", "▲{op:INSERT}", "]", "[", "▼{op:INSERT}", "]", "[", "{op:INSERT}", "]",
+    ]  # fmt: skip
+    assert list(tokens.marker.color) == [0, 2, 0, 0.001, -2, -1, 0, 0, 0]
+    rewards = [row[1] for row in found.rewards]
+    for place, reward in enumerate(rewards):
+        assert sum(bar.x[place] or 0 for bar in bars) == pytest.approx(reward, abs=2e-3)
+    assert list(advantages.x) == [style.number(row[1]) for row in found.advantages]
+    figure = figures.group_completions(found, 2, texts, pushes, terms)
+    band, line = figure.layout.shapes
+    assert line.x0 == pytest.approx(sum(rewards) / 3)
+    assert (band.x1 - band.x0) / 2 == pytest.approx(statistics.stdev(rewards))
+    assert "1 tokens go up, 2 down." in figure.layout.meta["caption"]
+    dead = figures.group_completions(found, 1, texts, pushes, terms).layout.meta["caption"]
+    assert ("Dead group: every rollout earned the same" in dead) == (1 in found.without_gradient())
+    long = [[f"word{n}" for n in range(100)]] * 3
+    cut = figures.group_completions(found, 2, long, [[0.0] * 100] * 3, terms)
+    shown = len(cut.data[0].text)
+    assert (
+        max(cut.data[0].base) < 112
+        and f"{300 - shown} tokens have no room" in (cut.layout.meta["caption"])
+    )
+
+
+def test_a_story_tells_the_answer_that_changes_most() -> None:
+    one = make_trajectory()
+    answered = [
+        dataclasses.replace(a, answer="right", score=1.0, retrieved=()) for a in one.questions
+    ]
+    one = dataclasses.replace(one, questions=tuple(answered))
+    without = [
+        dataclasses.replace(a, answer=f"without {n}", score=1.0 - n / 10)
+        for n, a in enumerate(answered)
+    ]
+    figure = figures.step_story(one, 2, without)
+    read, wrote, changed = (text.split("<br>") for text in figure.data[0].text)
+    assert " ".join(read).startswith(style.plain(one.steps[1].chunk.text)[:40])
+    assert [line.split()[0] for line in wrote] == [
+        outcome.operation.kind for outcome in one.steps[1].outcomes
+    ]
+    assert changed[1].endswith("right ✓ 1.00") and f"without {len(answered) - 1} " in changed[2]
+    assert f"{len(answered)} of {len(answered)} answers change" in figure.layout.meta["caption"]
+    same = figures.step_story(one, 2, answered)
+    assert same.data[0].text[2] == "none" and "0 of" in same.layout.meta["caption"]
+    unread = figures.step_story(make_trajectory(), 1)
+    assert "no reasoning agent is given" in unread.layout.meta["caption"]
+    assert "which answer it fed" in unread.layout.yaxis.ticktext[2]
+
+
 # An episode before and after.
 
 
@@ -234,47 +329,67 @@ def test_two_episodes_or_none_are_refused() -> None:
             figures.episode_before_after([make_trajectory()], after)
 
 
+def test_every_panel_of_several_lines_has_a_legend_of_its_own() -> None:
+    """Incident: INSERT stood under "reward terms"."""
+    keys = ("reward", "rewards/eara/mean", "rewards/chunk/mean", "operations/A", "operations/B")
+    figure = figures.training_curves([{"step": 1} | dict.fromkeys(keys, 0.5)])
+    legends = {}
+    for trace in figure.data:
+        if trace.showlegend:
+            legends.setdefault(trace.legend or "legend", []).append(trace.name)
+    titles = {figure.layout[name].title.text: names for name, names in legends.items()}
+    assert titles == {
+        "reward terms (mean)": ["eara", "chunk"],
+        "operations (per step)": ["A", "B"],
+    }
+    places = [figure.layout[name].y * figure.layout.height for name in legends]
+    assert abs(places[0] - places[1]) >= 20 and max(places) + 20 < figure.layout.margin.b
+
+
+def test_a_cell_of_which_nothing_is_known_opens_no_box() -> None:
+    figure = figures.advantage_heatmap([[None, 1.0], [None, -1.0]])
+    assert figure.data[0].hoverongaps is False
+
+
 # Tokens.
 
 
-class Parts(HTMLParser):
-    """Collects the tags, and the spans' classes and texts, of a piece of HTML."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.tags, self.spans, self.attributes = set(), [], set()
-        self.feed(markup)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag == "span":
-            self.spans.append([dict(attrs).get("class"), ""])
-
-    def handle_data(self, data):
-        if self.spans:
-            self.spans[-1][1] += data
-
-
-def view(tokens, values, **settings) -> figures.CompletionView:
+def view(tokens, values, **settings):
     one = figures.ColouredCompletion(tokens[0] if tokens else "", tuple(tokens), tuple(values))
     return figures.completion_view([one], "advantage A", **settings)
 
 
-def test_tokens_have_the_colour_that_the_legend_gives_their_value() -> None:
-    found = view(["a", "b", "c", "d", "e"], [1.0, -1.0, 0.0, None, 0.26])
-    spans = Parts(found.html).spans
-    legend, coloured = spans[: 2 * LEVELS + 1], spans[2 * LEVELS + 1 :]
-    assert [name for name, _ in legend] == [
-        *(f"level-n{n} minus" for n in (4, 3, 2, 1)),
-        "",
-        *(f"level-p{n}" for n in (1, 2, 3, 4)),
-    ]
-    assert [name for name, _ in coloured] == ["level-p4", "level-n4 minus", "", "", "level-p1"]
-    for name, _ in legend:
-        assert not name or f".{name.split()[0]} " in found.html
-    assert "2 tokens are above 0 and 1 below" in found.caption
-    assert [row["advantage A"] for row in found.table] == [1.0, -1.0, 0.0, None, 0.26]
+def test_tokens_are_coloured_by_their_value_around_zero_and_the_sign_is_underlined() -> None:
+    found = view(["a", "b", "c", "d", "e"], [1.0, -1.0, 0.0, None, 0.25])
+    [boxes] = found.data
+    assert boxes.marker.color == (1.0, -1.0, 0.0, "white", 0.25)
+    scale = found.layout.coloraxis
+    assert (scale.cmin, scale.cmax) == (-1, 1)
+    assert scale.colorscale[0][1] == "rgb(127,59,8)" and scale.colorscale[-1][1] == "rgb(45,0,75)"
+    assert boxes.text == ("a", "<u>b</u>", "c", "d", "e")
+    assert "2 tokens are above 0 and 1 below" in found.layout.meta["caption"]
+    rows = figures.figure_table(found)
+    assert [row["advantage A"] for row in rows] == [1.0, -1.0, 0.0, "not known", 0.25]
+    assert [row["token"] for row in rows] == [1, 2, 3, 4, 5]
+
+
+def test_boxes_stand_side_by_side_in_lines_that_wrap() -> None:
+    texts = ["one", "漢字", "w" * 500, " ", "", "\n"] * 60
+    found = figures.completion_view(
+        [figures.ColouredCompletion(name, tuple(texts), (0.5,) * 360) for name in "ab"], "A"
+    )
+    ends: dict[int, int] = {}
+    for boxes in found.data:
+        for base, width, line in zip(boxes.base, boxes.x, boxes.y, strict=True):
+            assert base == ends.get(line, 0)
+            ends[line] = base + width
+        assert list(boxes.y) == sorted(boxes.y)
+    assert max(ends.values()) <= COLUMNS
+    headings = {one.y for one in found.layout.annotations}
+    assert sorted({*ends} | headings) == list(range(max(ends) + 1)) and not headings & {*ends}
+    assert dict(zip(texts, found.data[0].x, strict=False)) == {
+        "one": 4, "漢字": 5, "w" * 500: 28, " ": 2, "": 2, "\n": 2,
+    }  # fmt: skip
 
 
 HOSTILE = (
@@ -292,58 +407,31 @@ HOSTILE = (
 
 
 def test_hostile_tokens_are_text() -> None:
-    found = view(HOSTILE, [0.5] * len(HOSTILE), title="<b>title</b>")
-    parts = Parts(found.html)
-    assert parts.tags <= {
-        "style",
-        "div",
-        "p",
-        "b",
-        "strong",
-        "pre",
-        "span",
-        "details",
-        "summary",
-        "table",
-        "caption",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-    }
-    assert not {name for name in parts.attributes if name.startswith("on") or name == "style"}
-    shown = [text for _, text in parts.spans]
-    for text in (
-        "<script>ran=1</script>",
-        "</pre></div>",
-        "שלום",
-        "😀",
-        "$x$",
-        "&lt;",
-        "\\u202eright to left",
-        "\\ud800",
-        "a⏎b\\tc",
-    ):
-        assert text in shown or any(other.startswith(text) for other in shown)
-    assert not re.search("[\ud800-\udfff\u202e]", found.html + found.caption + found.alt)
-    assert len(found.html) < 20_000
-    assert json.dumps(found._repr_mimebundle_()).encode()
+    found = view(HOSTILE, [0.5] * len(HOSTILE))
+    text = found.to_json()
+    for own in strings(json.loads(text)):
+        assert not re.search("[\ud800-\udfff\u202e]", own)
+        assert not re.search(r"<(?!/?(b|u|extra)>|br>)", own) and "$" not in own
+    assert len(text) < 20_000
+    shown = " ".join(row["note"] for row in figures.figure_table(found))
+    for own in (*HOSTILE[:2], "\\u202eright", "שלום", "😀", "$x$", "\\ud800", "a⏎b\\tc", "&lt;"):
+        assert own in shown
 
 
-def test_the_report_keeps_colours_and_table() -> None:
-    found = view(["a", "<i>b</i>"], [1.0, -1.0])
-    cleaned = report_page.clean_html(found.html)
-    before, after = Parts(found.html), Parts(cleaned)
-    assert [name for name, _ in before.spans] == [name for name, _ in after.spans]
-    assert "table" in after.tags and "details" in after.tags and "<i>" not in cleaned
-    assert ".level-n4" in TOKEN_CSS and bleach.clean("<i>") in ("&lt;i&gt;", "<i></i>")
+def test_hovering_shows_what_is_known_of_a_token() -> None:
+    one = figures.ColouredCompletion("", ("a", "b"), (0.5, None), (-0.125, -2.0))
+    [boxes] = figures.completion_view([one], "advantage A").data
+    assert boxes.customdata == (
+        "a<br>advantage A +0.5<br>log-probability -0.125 nats",
+        "b<br>advantage A not known<br>log-probability -2 nats",
+    )
 
 
 def test_long_completions_are_cut_and_say_so() -> None:
     found = view(["t"] * 50, [0.1] * 50, max_tokens=20)
-    assert len(found.table) == 20 and "The first 20 of 50 tokens are shown." in found.caption
-    assert "No token has a known value." in view([], []).caption
+    assert len(found.data[0].x) == 20
+    assert "The first 20 of 50 tokens are shown." in found.layout.meta["caption"]
+    assert "No token has a known value." in view([], []).layout.meta["caption"]
 
 
 def test_every_token_of_a_step_has_its_text() -> None:
@@ -374,8 +462,10 @@ def test_a_view_of_change_holds_the_numbers() -> None:
     change = figures.change_view(
         [step], [(0.0, -1.0, -2.0, 0.0, 0.0)], [(0.0, -0.5, -3.0, 0, 0)], PLAIN
     )
-    assert [row["change of log-probability (nats)"] for row in change.table] == [0, 0.5, -1, 0, 0]
-    assert "whole completion -0.5 nats" in change.html
+    rows = figures.figure_table(change)
+    assert [row["change of log-probability (nats)"] for row in rows] == [0, 0.5, -1, 0, 0]
+    assert "log-probability -2 nats" in rows[2]["note"]
+    assert "whole completion -0.5 nats" in change.layout.annotations[0].text
 
 
 def test_nothing_to_show_is_no_error() -> None:
@@ -383,4 +473,4 @@ def test_nothing_to_show_is_no_error() -> None:
     assert figures.gradient_map([]).layout.meta["caption"]
     assert figures.completion_grid([], [], "advantage A").layout.meta["caption"]
     scripted = make_trajectory().steps[:1]
-    assert "No token" in figures.change_view(scripted, [()], [()], PLAIN).caption
+    assert "No token" in figures.change_view(scripted, [()], [()], PLAIN).layout.meta["caption"]
