@@ -1,10 +1,10 @@
-"""Ask questions of many small memories at once: search them together, read nothing twice.
+"""Ask questions on many small memories at once: search them together and cache the readings.
 
-The rules that play a trajectory again ask the same questions of memories that differ by an item or
-two. Scores by BM25 are computed for all of them in one pass over arrays, with the operations of
-`retrieval.BM25Retriever` in its order, so that they are equal to the last bit. A reading depends on
-the question, the contents that were retrieved and the order of their writes; what agrees in these,
-in whatever memory or rollout, is read once.
+Rules that replay a trajectory ask the same questions on memories that differ by an item or two.
+BM25 scores are computed for all memories in one pass over arrays, with the operations of
+`retrieval.BM25Retriever` in the same order, so that the scores are equal to the last bit. A reading
+depends on the question, the retrieved contents and the order of their writes; equal readings, from
+any memory or rollout, are made once.
 """
 
 from __future__ import annotations
@@ -34,29 +34,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Memory = tuple[MemoryItem, ...]
-"""The items of a memory, the one written last at the end."""
+"""The items of a memory, in the order of their last writes."""
 
 MOST_CONTENTS = 500
-"""Of more different contents no table of their words is made; every memory gets an index."""
+"""Largest number of distinct contents to search as one table; above it, each memory is indexed."""
 
 MOST_NUMBERS = 2_000_000
-"""Larger tables of scores are made in parts, to save memory."""
+"""Largest number of scores in one table; larger tables are split, to save memory."""
 
 _Contents = tuple[str, ...]
 _Task = tuple[int, _Contents, tuple[int, ...]]
-"""A question, the contents retrieved, best first, and their ranks by last write."""
+"""The number of a question, the retrieved contents, best first, and their ranks by last write."""
 
 
 def need_probabilities(
     agent: ReasoningAgent,
 ) -> Callable[[Sequence[ReadingTask], Sequence[Sequence[str]]], list[float]]:
-    """Return what gives, per task, the mean log-probability per token of an accepted answer.
+    """Return the agent's method `answer_log_probabilities`.
+
+    The method returns, per task, the mean log-probability per token of an accepted answer.
 
     Args:
         agent: A reasoning agent, memoised or not.
 
     Raises:
-        ValueError: it has no method `answer_log_probabilities`.
+        ValueError: the agent has no such method.
     """
     while isinstance(agent, MemoisedAgent):
         agent = agent.agent
@@ -71,12 +73,12 @@ def need_probabilities(
 
 
 class Asking:
-    """Asks questions of memories and remembers every score.
+    """Asks questions on memories and caches every score.
 
     Args:
-        agent: Reads what is retrieved.
-        top_k: Most items retrieved per question.
-        new_index: Returns an empty index of the kind that the memories were searched with.
+        agent: The reasoning agent, which reads the retrieved items.
+        top_k: Largest number of items to retrieve per question, at least 1.
+        new_index: Returns an empty index of the kind used in the rollouts.
     """
 
     def __init__(
@@ -85,17 +87,17 @@ class Asking:
         self.agent = agent
         self._top_k = top_k
         self._new_index = new_index
-        # Questions as numbers: they are looked up much more often than asked.
+        # Questions are numbered, because hashing a number is faster than hashing a question.
         self._numbers: dict[Question, int] = {}
         self._found: dict[_Contents, dict[int, tuple[int, ...]]] = {}
         self._scores: dict[_Task, float | None] = {}
         self._probabilities: dict[_Task, float | None] = {}
 
     def through(self, agent: ReasoningAgent) -> Asking:
-        """Return one that knows no score and asks through another agent of equal settings.
+        """Return an `Asking` without cached scores that asks another agent of equal settings.
 
         Args:
-            agent: The other agent. What is retrieved from which memory is shared.
+            agent: The other agent; the cache of retrieved items is shared.
         """
         other = copy.copy(self)
         other.agent, other._scores, other._probabilities = agent, {}, {}
@@ -104,26 +106,26 @@ class Asking:
     def scores(
         self, asked: Sequence[tuple[Sequence[Question], Memory]]
     ) -> list[list[float | None]]:
-        """Return the scores of questions on memories; all that is new is read in one batch.
+        """Return the scores of questions on memories; new readings are made in one batch.
 
         Args:
-            asked: Questions, with the memory that they are asked of.
+            asked: Pairs of questions and the memory to ask them on.
 
         Returns:
-            One row per memory, one score in [0, 1] per question, `None` where it has none.
+            One row per memory, one score in [0, 1] per question, `None` where it cannot be scored.
         """
         return self._ask(asked, self._scores, self._read)
 
     def probabilities(
         self, asked: Sequence[tuple[Sequence[Question], Memory]]
     ) -> list[list[float]]:
-        """Return the probability that the agent's model gives to the accepted answer.
+        """Return the probability that the agent's model assigns to the accepted answer.
 
-        It is the mean over the answer's tokens, of their log-probabilities, exponentiated, of the
-        likeliest accepted answer.
+        It is the exponential of the mean log-probability of the answer's tokens, for the most
+        probable accepted answer.
 
         Args:
-            asked: Questions, each with an accepted answer, and the memory they are asked of.
+            asked: Pairs of questions, each with an accepted answer, and the memory to ask them on.
 
         Returns:
             One row per memory, one probability in [0, 1] per question.
@@ -138,7 +140,7 @@ class Asking:
         return [one.score for (one,) in answer_questions(new, self.agent, self._top_k)]
 
     def _weigh(self, new: Sequence[Inquiry]) -> list[float]:
-        """Return probabilities; every one counts as a call of each memo on the way to the model."""
+        """Return probabilities; each counts as one call in every `MemoisedAgent` on the way."""
         agent = self.agent
         while isinstance(agent, MemoisedAgent):
             agent.calls_asked += len(new)
@@ -158,7 +160,7 @@ class Asking:
         known: dict[_Task, float | None],
         measure: Callable[[Sequence[Inquiry]], Sequence[float | None]],
     ) -> list[list[float | None]]:
-        """Return what is known of questions on memories, after measuring what is not."""
+        """Return the values of questions on memories, after measuring those not in `known`."""
         numbers: dict[int, int] = {}  # by the id of the question
         numbered = []
         for questions, memory in asked:
@@ -171,7 +173,7 @@ class Asking:
         new: dict[_Task, Inquiry] = {}
         for (questions, _), (names, memory) in zip(asked, numbered, strict=True):
             contents = tuple([item.content for item in memory])
-            found = self._found[contents]
+            found = self._found[_state(contents, memory)]
             row = []
             for question, name in zip(questions, names, strict=True):
                 places = found[name]
@@ -190,15 +192,15 @@ class Asking:
         return [[known[key] for key in row] for row in keys]
 
     def _search(self, asked: Sequence[tuple[Sequence[int], Memory]]) -> None:
-        """Find the places of the items retrieved for every question on every memory."""
+        """Search every memory for every question and cache the positions of the retrieved items."""
         memories: dict[_Contents, Memory] = {}
         new: dict[int, None] = {}
         for names, memory in asked:
-            contents = tuple([item.content for item in memory])
-            known = self._found.setdefault(contents, {})
+            state = _state(tuple([item.content for item in memory]), memory)
+            known = self._found.setdefault(state, {})
             unknown = [name for name in names if name not in known]
             if unknown:
-                memories[contents] = memory
+                memories[state] = memory
                 new.update(dict.fromkeys(unknown))
         if not memories:
             return
@@ -225,9 +227,16 @@ class Asking:
         ]
 
 
+def _state(contents: _Contents, memory: Memory) -> _Contents:
+    """Return what a search of the memory depends on: in layers also where each item is kept."""
+    if not memory or memory[0].store == "flat":
+        return contents
+    return contents + tuple([item.store for item in memory])
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A memory of what was retrieved."""
+    """A memory that holds only the retrieved items."""
 
     items: tuple[MemoryItem, ...]
 
@@ -237,7 +246,7 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The index that has found these items."""
+    """An index that returns given items as its search result."""
 
     items: tuple[MemoryItem, ...]
 
@@ -251,16 +260,16 @@ def search_memories(
     k: int,
     like: BM25Retriever | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Return what `BM25Retriever.search` retrieves for every query from every memory.
+    """Return the results of `BM25Retriever.search` for every query on every memory.
 
     Args:
-        memories: The contents of each, in the order of their last writes.
-        queries: Texts to compare with them.
-        k: Most items to return, at least 1.
-        like: Has the parameters k1, b and epsilon; default: those of the class.
+        memories: The contents of each memory, in the order of their last writes.
+        queries: Texts to compare with the contents.
+        k: Largest number of items to return, at least 1.
+        like: Retriever whose parameters k1, b and epsilon to use; default: `BM25Retriever()`.
 
     Returns:
-        Per memory and query the places of the items in the memory, best first.
+        Per memory and query, the positions of the items in the memory, best first.
 
     >>> search_memories([["Mia lives in Rome", "Ana sails", "Mia saw Oslo"]], ["Where is Mia?"], 2)
     [[(2, 0)]]
@@ -274,11 +283,11 @@ def search_memories(
         half = len(memories) // 2
         parts = memories[:half], memories[half:]
         return [row for part in parts for row in search_memories(part, queries, k, like)]
-    # The contents as numbers: row 0 stands for a place that holds nothing.
+    # Contents are numbered from 1; number 0 stands for an empty position.
     numbers = {c: n for n, c in enumerate(dict.fromkeys(c for m in memories for c in m), start=1)}
     counted = [Counter(words(content)) for content in numbers]
     vocabulary = {word: n for n, word in enumerate({word: None for row in counted for word in row})}
-    frequencies = np.zeros((len(numbers) + 1, len(vocabulary) + 1))  # the last is no item's word
+    frequencies = np.zeros((len(numbers) + 1, len(vocabulary) + 1))  # last: words in no item
     for number, counts in enumerate(counted, start=1):
         for word, count in counts.items():
             frequencies[number, vocabulary[word]] = count
@@ -289,7 +298,7 @@ def search_memories(
 
     present = np.zeros((len(memories), len(numbers) + 1))
     np.add.at(present, (np.arange(len(memories))[:, None], items), 1.0)
-    held = (present @ (frequencies > 0)).astype(np.int64)  # items of a memory that hold a word
+    held = (present @ (frequencies > 0)).astype(np.int64)  # df: items of a memory with a word
     idf, mean_idf = _idf(held, sizes)
 
     total = lengths[items].sum(axis=1)
@@ -319,14 +328,15 @@ def search_memories(
 def _idf(
     held: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the idf of words by the memory and the number of its items that hold them, and the
-    mean over each memory's vocabulary, summed exactly as BM25Retriever sums it."""
+    """Return the idf by memory and df, and the mean idf over each memory's vocabulary.
+
+    The mean is summed as in `BM25Retriever`, so that both are equal to the last bit."""
     known: dict[tuple[int, int], float] = {}
     idf = np.zeros((len(sizes), int(held.max(initial=0)) + 1))
     means = np.zeros(len(sizes))
     for number, (row, size) in enumerate(zip(held, sizes.tolist(), strict=True)):
         numbers = np.bincount(row)
-        numbers[0] = 0  # words of other memories
+        numbers[0] = 0  # df 0: words of other memories
         terms = []
         for df in np.flatnonzero(numbers).tolist():
             if (size, df) not in known:
@@ -340,7 +350,7 @@ def _idf(
 def _words_by_place(
     queries: Sequence[str], vocabulary: dict[str, int]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Return the first different words of all queries with their repeats, then the second ones."""
+    """Return (word numbers, repeats) of every query's first distinct word, second word, ..."""
     rows = [list(Counter(words(query)).items()) for query in queries]
     nothing = len(vocabulary)
     places = []

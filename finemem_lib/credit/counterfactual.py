@@ -1,4 +1,4 @@
-"""Rules that ask "and without it?": leave-one-out, Shapley, Owen, and potential differences."""
+"""Counterfactual credit rules: leave-one-out, Shapley and Owen values, and potential shaping."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from finemem_lib.credit.marginals import (
     leave_one_out,
     owen,
     player_values,
+    sampled_owen,
     shapley,
 )
 from finemem_lib.credit.needs import (
@@ -36,16 +37,17 @@ def evidence_leave_one_out(
 ) -> Credit:
     """Return ``(1/n) sum_j sum_{m in M_j, phi(m) = t} (s_j(M_j) - s_j(M_j without m))``.
 
-    Reads each question once per retrieved item. Conserves nothing: two items that say the same earn
-    nothing, two that are needed together earn the answer twice. In [-1, 1] per question and item.
+    The agent reads each question once per retrieved item. Nothing is conserved: of two redundant
+    items neither earns credit; two items that are needed together each earn the whole score. In
+    [-1, 1] per question and item.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        attribution: The step phi(m) that an item's credit goes to, see `RewardSettings`.
+        attribution: The step phi(m) that receives an item's credit, see `RewardSettings`.
 
     Raises:
-        ValueError: no global question was asked, or `agent` is not the one that answered or fails.
+        ValueError: no global question was asked, another agent answered them, or `agent` fails.
     """
     return _evidence_credit(trajectory, agent, attribution, leave_one_out)
 
@@ -61,19 +63,19 @@ def evidence_shapley(
     """Return the Shapley values of the retrieved items, summed over questions by phi(m) = t.
 
     v(S) is the score of question j read from the items S of M_j only, divided by n. Exact for at
-    most 4 items (``2^k - 1`` calls per question, the full set being recorded), else sampled.
-    Either way the sum over the steps is ``(1/n) sum_j (s_j - s_j read from nothing)``, where a
-    question that retrieved nothing counts 0. Source: Shapley (1953).
+    most 4 items (``2^k - 1`` calls per question, because the score of the full set is recorded),
+    else sampled. In both cases the sum over the steps is ``(1/n) sum_j (s_j - s_j read from no
+    item)``, where a question that retrieved nothing counts 0. Source: Shapley (1953).
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        attribution: The step phi(m) that an item's credit goes to, see `RewardSettings`.
-        permutations: Random orders of more than 4 items, at least 1.
-        seed: Seed of these orders.
+        attribution: The step phi(m) that receives an item's credit, see `RewardSettings`.
+        permutations: Number of random orders for more than 4 items, at least 1.
+        seed: Seed of the random orders.
 
     Raises:
-        ValueError: no global question was asked, or `agent` is not the one that answered or fails.
+        ValueError: no global question was asked, another agent answered them, or `agent` fails.
     """
     rng = generator("evidence shapley", seed, trajectory.instance_id, trajectory.rollout)
     return _evidence_credit(
@@ -89,21 +91,21 @@ def step_leave_one_out(
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
-    """Return ``r_global - r_global(the memory that all steps but t leave)``: what the step caused.
+    """Return ``r_global - r_global(replay without step t)``, the causal effect of the step.
 
-    In [-1, 1], negative where the step did harm. Conserves nothing.
+    In [-1, 1], negative where the step lowered the outcome. Nothing is conserved.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        orphaned: Whether a later UPDATE of an item that the missing step created is refused (so
-            that step earns, with the updating one, what the item says now) or stored all the same.
-        replay: Knows scores of this trajectory from other rules; a new one by default.
+        orphaned: Treatment of a later UPDATE of an item that the omitted step created: "refuse" it
+            (both steps then earn credit for the item's final content) or "insert" its content.
+        replay: Replayer of this trajectory with scores from other rules; by default a new one.
         batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
 
     Raises:
-        ValueError: no global question was asked, the trajectory cannot be replayed, or `agent` is
-            not the one that answered or fails.
+        ValueError: no global question was asked, the trajectory cannot be replayed, another agent
+            answered, or `agent` fails.
     """
     return replayed_credit(
         trajectory,
@@ -124,14 +126,15 @@ def operation_leave_one_out(
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> OperationCredit:
-    """Return, per operation, ``r_global - r_global(without this operation)``, and the step sums.
+    """Return ``r_global - r_global(replay without the operation)`` per operation, and step sums.
 
-    In [-1, 1] per operation; 0.0 for one that was not applied and for SKIP, without which all is as
-    it is. Conserves nothing: a step's sum differs from `step_leave_one_out` where its operations do
-    the same twice, or need each other. Source: leave-one-out, by replay.
+    In [-1, 1] per operation; 0.0 for SKIP and for an operation that was not applied, because
+    omitting it changes nothing. Nothing is conserved: a step's sum differs from
+    `step_leave_one_out` where its operations are redundant or depend on each other. Source:
+    leave-one-out, by replay.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         orphaned: As in `step_leave_one_out`.
         replay: As in `step_leave_one_out`.
@@ -163,18 +166,18 @@ def step_shapley(
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
-    """Return the Shapley value of every step; v(S) is r_global of the memory that S alone leaves.
+    """Return the Shapley value of every step, where v(S) is r_global after replaying only S.
 
-    Exact for at most 4 steps that emitted an operation, else sampled. Either way the sum is
-    r_global less that of the empty memory. Source: Shapley (1953); Castro et al. (2009) for the
-    sampling.
+    Exact for at most 4 steps that emitted an operation other than SKIP, else sampled. In both cases
+    the sum is r_global minus the r_global of the empty memory. Source: Shapley (1953); Castro et
+    al. (2009) for the sampling.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         orphaned: As in `step_leave_one_out`.
-        permutations: Random orders of more than 4 steps, at least 1.
-        seed: Seed of these orders.
+        permutations: Number of random orders for more than 4 steps, at least 1.
+        seed: Seed of the random orders.
         replay: As in `step_leave_one_out`.
         batch: As in `step_leave_one_out`.
 
@@ -203,21 +206,25 @@ def owen_values(
     agent: ReasoningAgent,
     orphaned: Orphaned = "refuse",
     alpha: float = 1.0,
+    permutations: int | None = None,
+    seed: int = 0,
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
     """Return ``alpha Owen_t + (1 - alpha) [t = T] r_global``.
 
-    Owen_t is the Shapley value over the orders that keep the halves of the steps together, and the
-    halves of these, and so on: at most T^2 sets of steps instead of 2^T, exact for that
-    structure. The Owen values sum to r_global less that of the empty memory. Source: SCAR (arXiv
-    2505.20417); Owen (1977).
+    Owen_t is the Shapley value over the orders that keep each half of the steps together, each half
+    of these halves, and so on. It is exact for this structure and needs at most T^2 sets of steps
+    instead of 2^T. The Owen values sum to r_global minus the r_global of the empty memory. Source:
+    SCAR (arXiv 2505.20417); Owen (1977).
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         orphaned: As in `step_leave_one_out`.
         alpha: Share of the Owen values, in [0, 1].
+        permutations: Number of random orders for an estimate, at least 1; `None`: exact values.
+        seed: Seed of the random orders.
         replay: As in `step_leave_one_out`.
         batch: As in `step_leave_one_out`.
 
@@ -226,11 +233,20 @@ def owen_values(
     """
 
     def plan(one: Trajectory) -> Plan:
-        steps = range(1, one.num_steps + 1)  # also those that did nothing: halves of the stream
-        return _step_plan(one, lambda _: owen(steps))
+        steps = range(1, one.num_steps + 1)  # inactive steps too: the halves divide the stream
+        if permutations is None:
+            return _step_plan(one, lambda _: owen(steps))
+        rng = generator("owen", seed, one.instance_id, one.rollout)
+        return _step_plan(one, lambda _: sampled_owen(steps, permutations, rng))
 
     shared = replayed_credit(
-        trajectory, agent, plan, replay=replay, batch=batch, key="owen", orphaned=orphaned
+        trajectory,
+        agent,
+        plan,
+        replay=replay,
+        batch=batch,
+        key=("owen", permutations, seed),
+        orphaned=orphaned,
     )
     outcome = outcome_reward(trajectory)
     return [
@@ -251,20 +267,21 @@ def potential_shaping(
 ) -> Credit:
     """Return ``gamma Phi(M_t) - Phi(M_{t-1})``, at the last step ``r_global - Phi(M_{T-1})``.
 
-    Phi(M) is the mean score of the probe questions asked on M; after the end it is 0, which is what
-    keeps the optimal policy. ``sum_t gamma^(t-1) r_t = gamma^(T-1) r_global - Phi(M_0)``, where M_0
-    is the empty memory. `None` where r_global is. Source: Ng, Harada and Russell (1999).
+    Phi(M) is the mean score of the probe questions on M; the potential after the end is 0, which
+    leaves the optimal policy unchanged. ``sum_t gamma^(t-1) r_t = gamma^(T-1) r_global -
+    Phi(M_0)``, where M_0 is the empty memory. `None` where r_global is `None`. Source: Ng, Harada
+    and Russell (1999).
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        probes: Questions asked on every memory, at least one that can be scored.
+        probes: Questions asked on every memory; at least one must be scorable.
         gamma: Discount per step.
         replay: As in `step_leave_one_out`.
 
     Raises:
-        ValueError: there is no probe question that can be scored, the trajectory cannot be
-            replayed, or `agent` is not the one that answered or fails.
+        ValueError: no probe question can be scored, the trajectory cannot be replayed, another
+            agent answered, or `agent` fails.
     """
     need_questions(trajectory)
     need(probes, trajectory, "probe questions", "pass probes=, say its chunk questions")
@@ -293,7 +310,7 @@ def _evidence_credit(
     attribution: Attribution,
     marginals_of: Callable[[Sequence[str]], list[Marginal[str]]],
 ) -> Credit:
-    """Return the value of every retrieved item, at the steps that it is attributed to."""
+    """Return the credit of every step: the values of the retrieved items attributed to it."""
     need_questions(trajectory)
     need_agent(trajectory, agent)
     held = {item.item_id: item for item in trajectory.final_memory()}
@@ -326,7 +343,7 @@ def _evidence_credit(
 
 
 def _operation_plan(trajectory: Trajectory) -> Plan:
-    """Return the questions that leave-one-out asks without every operation that was applied."""
+    """Return the plan of leave-one-out: ask the questions once without each applied operation."""
     need_questions(trajectory)
     outcome = outcome_reward(trajectory)
     places = [
@@ -359,20 +376,19 @@ def _operation_plan(trajectory: Trajectory) -> Plan:
 
 
 def _answered(row: Sequence[float | None], trajectory: Trajectory) -> float:
-    """Return the mean of scores that were all read."""
+    """Return the mean of the scores; raise ValueError if one is `None`."""
     return answered_again(None if None in row else mean_of_known(row), trajectory)
 
 
 def _step_plan(
     trajectory: Trajectory, marginals_of: Callable[[Sequence[int]], list[Marginal[int]]]
 ) -> Plan:
-    """Return what is asked for the value of every step, v(S) being the outcome of the memory that S
-    alone leaves."""
+    """Return the plan for the value of every step, where v(S) is the outcome after replaying S."""
     need_questions(trajectory)
     outcome = outcome_reward(trajectory)
     if outcome is None:
         return (), lambda rows: [None] * trajectory.num_steps
-    # A step that emitted nothing but SKIP is a player whose every marginal is 0.
+    # All marginals of a step that emitted only SKIP are 0.
     active = frozenset(
         step.step
         for step in trajectory.steps

@@ -1,4 +1,4 @@
-"""Rules that compare the rollouts of one group."""
+"""Credit rules that compare the rollouts of one group."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Known = TypeVar("Known")
 
 
 class _Cached:
-    """Remembers what rules computed from all of its parts."""
+    """A cache of results that rules computed from all of its parts."""
 
     def once(self, key: Hashable, compute: Callable[[], Known]) -> Known:
-        """Return what was computed under this key, computing it the first time.
+        """Return the cached result for a key; compute it on the first call.
 
         Args:
-            key: Names the result, with every setting that it depends on.
-            compute: Called when the key is new.
+            key: Identifies the result, including every setting that it depends on.
+            compute: Computes the result; called only if the key is new.
         """
         known: dict[Hashable, Any] = self.__dict__.setdefault("known", {})
         if key not in known:
@@ -35,15 +35,15 @@ class _Cached:
 
 
 class CachedGroup(_Cached, tuple[Trajectory, ...]):
-    """The rollouts of one group, with what rules computed from all of them.
+    """The rollouts of one group, with a cache of results that rules computed from all of them.
 
-    A rule that is applied to each rollout with the same `CachedGroup` as its group computes what
-    the rollouts share once, instead of once for each.
+    A rule that receives the same `CachedGroup` for each rollout computes the results that the
+    rollouts share only once.
     """
 
 
 class CachedUpdate(_Cached, tuple[CachedGroup, ...]):
-    """The groups of one update, with what rules computed from all of them."""
+    """The groups of one update, with a cache of results that rules computed from all of them."""
 
 
 def turn_level(
@@ -57,22 +57,23 @@ def turn_level(
     """Return the turn-level advantage ``A_outcome + coefficient A_turn(t)``.
 
     Both are group-relative; the turn reward is r_chunk(t). The rollouts' advantages at a step sum
-    to 0. `None` where r_global is. Source: MT-GRPO (arXiv 2505.11821).
+    to 0. `None` where r_global is `None`. Source: MT-GRPO (arXiv 2505.11821).
 
     Args:
         trajectory: One rollout of `group`.
         group: All rollouts of the instance.
         coefficient: Weight of the turn's advantage.
-        turns: The turn reward enters at step 1 ("first", as in the published two-turn code) or at
-            every step that has one ("all"); elsewhere the advantage is A_outcome.
+        turns: Steps at which the turn reward enters: step 1 only ("first", as in the published
+            two-turn code) or every step with a turn reward ("all"); elsewhere the advantage is
+            A_outcome.
         scale_rewards: As in `advantages.group_relative`.
 
     Raises:
-        ValueError: `group` is not one group of the trajectory, or there are no chunk questions.
+        ValueError: `group` is not a group of the trajectory, or there are no chunk questions.
     """
     rollouts, place = _rollouts(trajectory, group)
     outcome = _outcome_advantages(rollouts, scale_rewards)[place]
-    # A rollout without an outcome gets no advantage, so it takes no part in the turns either.
+    # A rollout without an outcome has no advantage, so its turn rewards are left out as well.
     turn = rollouts.once(
         ("turn", scale_rewards),
         lambda: group_relative(
@@ -101,22 +102,22 @@ def anchored_groups(
 ) -> Credit:
     """Return ``A_episode + omega A_step(t)``.
 
-    A_episode is the group-relative outcome reward. A_step(t) is the return
-    ``gamma^(T-t) r_global``, relative to the rollouts that stood in the same state at step t: the
-    same contents in memory, in the same order, before the same chunk; 0 where no other rollout did.
-    The rollouts' advantages at a step sum to 0. `None` where r_global is. Source: GiGPO (arXiv
-    2505.10978).
+    A_episode is the group-relative outcome reward. A_step(t) is the advantage of the return
+    ``gamma^(T-t) r_global`` among the rollouts in the same state at step t: the same contents in
+    memory, in the same order, and the same chunk. A_step(t) is 0 where no other rollout is in that
+    state. The rollouts' advantages at a step sum to 0. `None` where r_global is `None`. Source:
+    GiGPO (arXiv 2505.10978).
 
     Args:
         trajectory: One rollout of `group`.
         group: All rollouts of the instance.
-        omega: Weight of the advantage among equal states.
+        omega: Weight of A_step.
         gamma: Discount per step.
-        scale_rewards: As in `advantages.group_relative`; with "batch" all returns that are
-            compared, at whatever step, share one standard deviation.
+        scale_rewards: As in `advantages.group_relative`; with "batch" the compared returns of all
+            steps share one standard deviation.
 
     Raises:
-        ValueError: `group` is not one group of the trajectory.
+        ValueError: `group` is not a group of the trajectory.
     """
     rollouts, place = _rollouts(trajectory, group)
     episode = _outcome_advantages(rollouts, scale_rewards)[place]
@@ -134,7 +135,7 @@ def _anchored(
     """Return A_step(t) of `anchored_groups` for every rollout with an outcome (0 for others)."""
     num_steps = rollouts[0].num_steps
     outcomes = [outcome_reward(one) for one in rollouts]
-    groups = []  # (step, the rollouts in one state), where there are two of them at least
+    groups = []  # (step, the rollouts in one state), if there are at least two of them
     for step, states in enumerate(zip(*map(states_seen, rollouts), strict=True)):
         alike = defaultdict(list)
         for rollout, state in enumerate(states):
@@ -168,11 +169,11 @@ def hindsight(
 ) -> Credit:
     """Return ``S_t = (1/n) sum_j ([t in E_j] + lambda [t wrote an item in M_j]) A_j``.
 
-    A_j is the advantage of the rollout's score on question j among the rollouts, E_j the steps
-    whose chunks hold the evidence (the truth, which no other rule sees), M_j what was retrieved. A
-    step that wrote nothing gets 0. At lambda 0 the rollouts sum to 0 at every step at which all of
-    them wrote. `None` where no question could be scored. Source: Mem-T, hindsight credit of memory
-    construction.
+    A_j is the group-relative advantage of the score on question j, E_j the steps whose chunks hold
+    the evidence (the ground truth, which no other rule reads), M_j the retrieved items. A step
+    without a write gets 0. At lambda 0 the credit sums to 0 over the rollouts at every step where
+    all of them wrote. `None` where no question could be scored. Source: Mem-T, hindsight credit of
+    memory construction.
 
     Args:
         trajectory: One rollout of `group`.
@@ -181,8 +182,7 @@ def hindsight(
         scale_rewards: As in `advantages.group_relative`.
 
     Raises:
-        ValueError: `group` is not one group of the trajectory, or a question has no evidence
-            steps.
+        ValueError: `group` is not a group of the trajectory, or a question has no evidence steps.
     """
     rollouts, place = _rollouts(trajectory, group)
     for answered in trajectory.questions:
@@ -207,10 +207,11 @@ def hindsight(
         return [None] * trajectory.num_steps
     parts: defaultdict[int, list[float]] = defaultdict(list)
     for answered, advantage in scored:
-        told = set(answered.question.evidence_steps or ())
+        evidence = set(answered.question.evidence_steps or ())
         wrote = {step for item in answered.retrieved for step in item.steps}
-        for step in told | wrote:
-            parts[step].append(((step in told) + retrieved_weight * (step in wrote)) * advantage)
+        for step in evidence | wrote:
+            weight = (step in evidence) + retrieved_weight * (step in wrote)
+            parts[step].append(weight * advantage)
     return [
         math.fsum(parts[step.step]) / len(scored) if step.delta.written else 0.0
         for step in trajectory.steps
@@ -227,18 +228,19 @@ def attributed_dense(
 ) -> Credit:
     """Return ``w_t A(valid_t r_chunk(t) (1 - lambda l_t))``.
 
-    valid_t is 1 where every operation of the step was applied (0 where it emitted none), l_t the
-    length of what the step wrote over that of its chunk, at most 1, and A the advantage among the
-    rollouts. w_t is `alpha` at the step whose items the global questions retrieved most (at each of
-    them, where several tie), else 1; it comes after A, for standardising would cancel a weight that
-    the rollouts share. At alpha 1 the rollouts' advantages at a step sum to 0. `None` where r_chunk
-    is. Source: MemBuilder (arXiv 2601.05488), attributed dense reward.
+    valid_t is 1 where every operation of the step was applied (0 where the step emitted none); l_t
+    is the length of the step's writes divided by the length of its chunk, at most 1; A is the
+    group-relative advantage. w_t is `alpha` at the step whose items the global questions retrieved
+    most often (at all such steps in a tie), else 1. w_t multiplies the advantage, because
+    standardising would cancel a weight that all rollouts share. At alpha 1 the rollouts' advantages
+    at a step sum to 0. `None` where r_chunk is `None`. Source: MemBuilder (arXiv 2601.05488),
+    attributed dense reward.
 
     Args:
         trajectory: One rollout of `group`.
         group: All rollouts of the instance.
-        alpha: Weight of the step whose items were retrieved most.
-        length_weight: lambda, the weight of the length; its value is ours.
+        alpha: Weight of the step whose items were retrieved most often.
+        length_weight: lambda, the weight of the length; the default is our choice.
         scale_rewards: As in `advantages.group_relative`.
 
     Raises:
@@ -272,7 +274,7 @@ def valid_and_short(step: Step, length_weight: float) -> float:
     """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`.
 
     Args:
-        step: The step that is paid.
+        step: The step to credit.
         length_weight: lambda, the weight of the length.
     """
     valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
@@ -281,7 +283,7 @@ def valid_and_short(step: Step, length_weight: float) -> float:
 
 
 def _rollouts(trajectory: Trajectory, group: Sequence[Trajectory]) -> tuple[CachedGroup, int]:
-    """Return the group and the trajectory's place in it."""
+    """Return the group and the index of the trajectory in it."""
 
     def asked(one: Trajectory) -> list[str]:
         return [answered.question.question_id for answered in one.questions]
@@ -318,13 +320,13 @@ def _outcome_advantages(rollouts: CachedGroup, scale_rewards: ScaleRewards) -> l
 
 
 def states_seen(trajectory: Trajectory) -> list[tuple[str, ...]]:
-    """Return, per step, what the manager saw: the chunk and the contents in memory before it.
+    """Return the manager's state at every step: the chunk and the contents in memory before it.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout whose states are returned.
     """
     states = []
-    contents: dict[str, str] = {}  # of the items by id, in the order of their creation
+    contents: dict[str, str] = {}  # by item id, in the order of creation
     for step in trajectory.steps:
         states.append((step.chunk.text, *contents.values()))
         for item_id in step.delta.removed + step.delta.evicted:

@@ -1,15 +1,15 @@
-"""Rules that charge a step for what its writes pushed out of the memory.
+"""Credit rules that charge a step for the value of the items that its writes evicted.
 
-A question that failed is asked again of a memory that never lost anything. Where it is answered
-then, the score that was missed is the value of the lost items that the answer rests on. Two-sided
-evidence charges that value to the steps responsible for the loss. The slot price charges every
-write the same: under a capacity each further INSERT pushes one more item out at the end, whatever
-it stores, so the harm of a write is the value of the item at the boundary, and one estimate over a
-whole update is better than many small ones. It is the shadow price of the capacity: 0 where nothing
-of value is lost, so also where there is no limit.
+A failed question is asked again on a memory that never lost an item. If it is answered there, the
+missing score is the value of the lost items that the answer rests on. Two-sided evidence charges
+that value to the steps responsible for the loss. The slot price charges every write the same:
+under a capacity each further INSERT evicts one more item in the end, whatever it stores, so the
+cost of a write is the value of the item at the margin, and one estimate over a whole update has
+less variance than many small ones. It is the shadow price of the capacity: 0 where nothing of value
+is lost, hence also without a limit.
 
-Differs from the paper: Fine-Mem (arXiv 2601.08435) pays evidence that is there and charges memory
-by a chosen weight (the compression reward); both rules are ours.
+Differs from the paper: Fine-Mem (arXiv 2601.08435) rewards the evidence in memory and charges for
+memory with a fixed weight (the compression reward); both rules are ours.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from finemem_lib.trajectory import (
 )
 
 Responsible = Literal["holding", "evicting"]
-"""Who is charged for an evicted item: the last writes of all items that the memory holds when it
-leaves (without any one of them it had stayed), or the write that evicted it."""
+"""The steps charged for an evicted item: "holding" charges the last writes of all items in memory
+at the eviction (without any of them the item had stayed), "evicting" the write that evicted it."""
 
 Per = Literal["write", "eviction", "token"]
 Over = Literal["update", "group", "trajectory"]
@@ -50,14 +50,14 @@ Over = Literal["update", "group", "trajectory"]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A content that left the memory and did not come back.
+    """The loss of a content that is not in the final memory.
 
     Attributes:
         how: "evicted", "overwritten" by an UPDATE, or "deleted".
-        step: The step that did it.
-        position: Place of the operation among the step's outcomes.
-        holding: Steps of the last writes of the items that the memory held then, one entry per
-            item; `step` alone where it was overwritten or deleted.
+        step: The step that caused the loss.
+        position: Index of the operation among the step's outcomes.
+        holding: For an eviction, the step of the last write of each item then in memory; otherwise
+            only `step`.
     """
 
     how: Literal["evicted", "overwritten", "deleted"]
@@ -68,13 +68,13 @@ class Loss:
 
 @dataclass(slots=True)
 class Losses:
-    """What one trajectory lost, and the value of it.
+    """The losses of one trajectory and their values.
 
     Attributes:
         lost: The last loss of every content that is not in the final memory, by content.
-        written: The content of every applied write, oldest first; the last write counts.
-        evictions: How many items were evicted in all.
-        values: Losses that made a question fail, with the part of r_global that each cost.
+        written: The content of every applied write, in the order of the last write of each content.
+        evictions: Total number of evicted items.
+        values: Losses that made a question fail, each with its cost as a part of r_global.
     """
 
     lost: dict[str, Loss] = field(default_factory=dict)
@@ -84,18 +84,18 @@ class Losses:
 
 
 def losses(trajectory: Trajectory) -> Losses:
-    """Return what a trajectory lost, by applying its operations again one at a time.
+    """Return the losses of a trajectory, found by replaying its operations one at a time.
 
     Args:
-        trajectory: Played by `rollout.play`, which records the memory's settings.
+        trajectory: A rollout of `rollout.play`, which records the memory's settings.
 
     Raises:
-        ValueError: It does not say how it was played.
+        ValueError: The settings are not recorded.
     """
     found = Losses()
     memory = recorded_memory(trajectory)
     held: dict[str, MemoryItem] = {}
-    steps = [0]  # by the number of the operation, from 1, by which this memory counts
+    steps = [0]  # step of each operation; the replayed memory counts operations, from 1
     for step, position, delta in replayed_operations(trajectory, memory):
         steps.append(step)
         for item_id in delta.removed:
@@ -118,19 +118,20 @@ def losses(trajectory: Trajectory) -> Losses:
 
 
 def valued_losses(trajectories: Sequence[Trajectory], agent: ReasoningAgent) -> list[Losses]:
-    """Return what every trajectory lost and what each loss cost, read in one batch.
+    """Return the losses of every trajectory with their values, read in one batch.
 
-    Every failed question of a trajectory that lost something is asked again of the memory that
-    holds all that was ever written, with the recorded retriever. What the answer scores more than
-    it did is shared evenly by the lost items that it used (by those retrieved, where the agent
-    does not say), and divided by the number of questions.
+    If a trajectory lost a content, each failed question is asked again, with the recorded
+    retriever, on a memory of everything ever written. The gain in score, divided by the number of
+    questions, is shared equally by the lost items that the new answer used (or retrieved, where the
+    agent does not report used items).
 
     Args:
-        trajectories: Played by `rollout.play`.
+        trajectories: Rollouts of `rollout.play`.
         agent: The reasoning agent that answered their questions.
 
     Raises:
-        ValueError: A trajectory does not say how it was played, or another agent answered it.
+        ValueError: A trajectory does not record its settings, another agent answered it, or the
+            trajectories have different top_k.
     """
     found = [losses(one) for one in trajectories]
     asked, inquiries = [], []
@@ -168,18 +169,18 @@ def two_sided_evidence(
     batch: Sequence[Sequence[Trajectory]] | None = None,
     responsible: Responsible = "holding",
 ) -> Credit:
-    """Return ``N_t - H_t``: the evidence that a step left, less the evidence that it pushed out.
+    """Return ``N_t - H_t``, the evidence from a step minus the value of the losses it caused.
 
     N_t is the normalised evidence contribution of the items that the reader used, H_t the value of
-    the losses that step t is responsible for, in equal parts where several steps are; an
-    overwritten or deleted item is charged to the step that did it. `None` where r_global is.
+    the losses that step t is responsible for, divided equally if several steps are; an overwritten
+    or deleted item is charged to the step of that operation. `None` where r_global is `None`.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         group: All rollouts of the instance, whose failed questions are then read in one batch.
-        batch: The groups of the whole update; as `group`.
-        responsible: Who is charged for an evicted item.
+        batch: The groups of the whole update, likewise; it replaces `group`.
+        responsible: The steps charged for an evicted item, see `Responsible`.
 
     Raises:
         ValueError: As `valued_losses`.
@@ -208,22 +209,24 @@ def slot_price(
     over: Over = "update",
     smoothing: float = 0.0,
 ) -> Credit:
-    """Return ``N_t - p u_t``: the evidence that a step left, less the price of the room it took.
+    """Return ``N_t - p u_t``, the evidence from a step minus the price of the memory it used.
 
-    p is the value lost by evictions over the units used, ``u_t`` the units of step t. N_t is the
-    normalised evidence contribution of the items that the reader used. `None` where r_global is.
+    The price p is the value lost by evictions per unit used, ``u_t`` the units used by step t. N_t
+    is the normalised evidence contribution of the items that the reader used. `None` where r_global
+    is `None`.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         group: All rollouts of the instance.
         batch: The groups of the whole update.
-        previous: What `slot_price_measures` returned for the update before.
-        per: The unit: an applied INSERT ("write"); an INSERT of a trajectory that evicted
-            something, p being the value lost per evicted item ("eviction"); or a token of an
-            INSERT's content ("token").
-        over: What one price is estimated over; "update" is the group where no batch is given.
-        smoothing: Weight of the price of the update before, in [0, 1).
+        previous: Result of `slot_price_measures` for the previous update.
+        per: The unit: "write", an applied INSERT; "eviction", an applied INSERT of a trajectory
+            with evictions, where p is the value lost per evicted item; or "token", a token of an
+            inserted content.
+        over: The rollouts over which one price is estimated; "update" means the group where no
+            batch is given.
+        smoothing: Weight of the previous update's price, in [0, 1).
 
     Raises:
         ValueError: As `valued_losses`, or `smoothing` is out of range.
@@ -252,24 +255,24 @@ def operation_slot_price(
     over: Over = "update",
     smoothing: float = 0.0,
 ) -> OperationCredit:
-    """Return what every operation left, less what it destroyed and the price of its room.
+    """Return, per operation, its evidence minus the value it destroyed and the price of its memory.
 
-    An operation leaves ``s_j / (|M_j| n)`` for every used item that it wrote last, destroys the
-    value of what it overwrote or deleted, and takes room as in `slot_price`. SKIP, and what the
-    memory refused, is 0: a write is worth its tokens where it is worth more than its room.
+    The evidence is ``s_j / (|M_j| n)`` for every used item that the operation wrote last, the
+    destroyed value that of the contents it overwrote or deleted, the price as in `slot_price`. SKIP
+    and refused operations get 0, so a write pays off if its evidence exceeds its price.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         group: All rollouts of the instance.
         batch: The groups of the whole update.
-        previous: What `slot_price_measures` returned for the update before.
+        previous: Result of `slot_price_measures` for the previous update.
         per: As in `slot_price`.
         over: As in `slot_price`.
         smoothing: As in `slot_price`.
 
     Returns:
-        One value per step and for each of its outcomes; `None` where r_global is.
+        One value per step and one per outcome of the step; `None` where r_global is `None`.
 
     Raises:
         ValueError: As `slot_price`.
@@ -311,17 +314,17 @@ def slot_price_measures(
     over: Over = "update",
     smoothing: float = 0.0,
 ) -> dict[str, float]:
-    """Return the price that `slot_price` charges, in parts of r_global per unit, as "price".
+    """Return, as "price", the price that `slot_price` charges, as a part of r_global per unit.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
         group: All rollouts of the instance.
         batch: The groups of the whole update.
-        previous: What this function returned for the update before; `None` at the first.
+        previous: Result of this function for the previous update; `None` at the first update.
         per: See `slot_price`.
         over: See `slot_price`.
-        smoothing: Weight of the price of the update before, in [0, 1).
+        smoothing: Weight of the previous update's price, in [0, 1).
 
     Raises:
         ValueError: As `slot_price`.
@@ -366,12 +369,12 @@ def _price(
 
 
 def _units(trajectory: Trajectory, per: Per) -> list[int]:
-    """Return the units of room that every step took."""
+    """Return the units of memory that every step used."""
     return [sum(_room(outcome, per) for outcome in step.outcomes) for step in trajectory.steps]
 
 
 def _room(outcome: OperationOutcome, per: Per) -> int:
-    """Return the units of room that an operation took: 0 unless it is an applied INSERT."""
+    """Return the units of memory that an operation used: 0 unless it is an applied INSERT."""
     operation = outcome.operation
     if operation is None or operation.kind != "INSERT" or not outcome.applied:
         return 0
@@ -383,7 +386,7 @@ def _evidence(trajectory: Trajectory) -> list[float | None]:
 
 
 def _everything_written(one: Trajectory, lost: Losses, questions: Sequence[Question]) -> Inquiry:
-    """Return questions for a memory that holds every content that was written, by age."""
+    """Return the inquiry on a memory of every content ever written, oldest first."""
     memory = FlatMemory()
     for number, content in enumerate(lost.written, start=1):
         memory.apply([Operation("INSERT", content)], number)
@@ -397,7 +400,7 @@ def _update(
     group: Sequence[Trajectory] | None,
     batch: Sequence[Sequence[Trajectory]] | None,
 ) -> CachedUpdate:
-    """Return the update that the trajectory is one of: its group alone, or itself, if need be."""
+    """Return the update of a trajectory: `batch`, or its group alone, or the trajectory alone."""
     if isinstance(batch, CachedUpdate):
         return batch
     groups = (group or (trajectory,),) if batch is None else batch

@@ -10,18 +10,18 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 EXACT_PLAYERS = 4
-"""Shapley values of at most this many items or steps are exact, of more they are sampled."""
+"""Largest number of players (items or steps) with exact Shapley values; more are sampled."""
 
 Player = TypeVar("Player", bound=Hashable)
 
 
 class Marginal(NamedTuple, Generic[Player]):
-    """``weight (v(others and player) - v(others))`` goes to the player.
+    """A marginal contribution: ``weight (v(others and player) - v(others))`` goes to the player.
 
     Attributes:
-        player: The item or step that is paid.
-        weight: Share of this marginal in the player's value, in (0, 1].
-        others: The players that are present without it.
+        player: The item or step to credit.
+        weight: Weight of this marginal in the player's value, in (0, 1].
+        others: The players that are present before `player` joins.
     """
 
     player: Player
@@ -30,10 +30,10 @@ class Marginal(NamedTuple, Generic[Player]):
 
 
 def leave_one_out(players: Sequence[Player]) -> list[Marginal[Player]]:
-    """Return, per player, its contribution to all others together.
+    """Return each player's marginal contribution to the set of all other players.
 
     Args:
-        players: Those who may take part, each once.
+        players: All players, each once.
     """
     return [Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
 
@@ -41,15 +41,17 @@ def leave_one_out(players: Sequence[Player]) -> list[Marginal[Player]]:
 def shapley(
     players: Sequence[Player], permutations: int, rng: random.Random
 ) -> list[Marginal[Player]]:
-    """Return the marginals that the Shapley values sum up.
+    """Return the marginals whose weighted sums are the Shapley values.
 
     Args:
-        players: At most `EXACT_PLAYERS` get all marginals, weighted |S|! (N-|S|-1)! / N!.
-        permutations: Random orders that marginals of more players are taken from, at least 1.
+        players: All players. Up to `EXACT_PLAYERS` of them give all marginals, weighted
+            |S|! (N-|S|-1)! / N!.
+        permutations: Number of random orders, at least 1, from which the marginals of more players
+            are sampled.
         rng: Draws the orders.
 
     Raises:
-        ValueError: `permutations` is less than 1 and needed.
+        ValueError: `permutations` is needed and less than 1.
     """
     n = len(players)
     if n <= EXACT_PLAYERS:
@@ -61,20 +63,50 @@ def shapley(
         ]
     if permutations < 1:
         raise ValueError(f"Shapley values: permutations is {permutations}, expected at least 1")
-    orders = [rng.sample(players, n) for _ in range(permutations)]
+    return _along([rng.sample(players, n) for _ in range(permutations)])
+
+
+def _along(orders: Sequence[Sequence[Player]]) -> list[Marginal[Player]]:
+    """Return each player's marginal contribution to its predecessors in each order.
+
+    All orders have the same weight."""
     return [
-        Marginal(order[place], 1 / permutations, frozenset(order[:place]))
+        Marginal(order[place], 1 / len(orders), frozenset(order[:place]))
         for order in orders
-        for place in range(n)
+        for place in range(len(order))
     ]
 
 
-def owen(players: Sequence[Player]) -> list[Marginal[Player]]:
-    """Return the marginals of the Owen values for nested halves: at every level the other half is
-    all there or all absent, each with weight 1/2.
+def sampled_owen(
+    players: Sequence[Player], permutations: int, rng: random.Random
+) -> list[Marginal[Player]]:
+    """Return marginals from random orders that keep nested halves together.
+
+    Their values are unbiased estimates of the values of `owen`.
 
     Args:
-        players: In order; each half of them forms a union.
+        players: All players in order; each half forms a union, and so on within it.
+        permutations: Number of random orders, at least 1.
+        rng: Draws the orders.
+    """
+
+    def order(part: Sequence[Player]) -> list[Player]:
+        if len(part) <= 1:
+            return [*part]
+        halves = [order(part[: len(part) // 2]), order(part[len(part) // 2 :])]
+        rng.shuffle(halves)
+        return halves[0] + halves[1]
+
+    return _along([order(players) for _ in range(permutations)])
+
+
+def owen(players: Sequence[Player]) -> list[Marginal[Player]]:
+    """Return the marginals of the Owen values for nested halves.
+
+    At every level the other half is wholly present or wholly absent, each with weight 1/2.
+
+    Args:
+        players: All players in order; each half forms a union, and so on within it.
     """
 
     def split(
@@ -83,11 +115,11 @@ def owen(players: Sequence[Player]) -> list[Marginal[Player]]:
         if len(part) <= 1:
             return [Marginal(one, weight, others) for one in part]
         halves = part[: len(part) // 2], part[len(part) // 2 :]
-        nobody: frozenset[Player] = frozenset()
+        absent: frozenset[Player] = frozenset()
         return [
             marginal
             for half, other in (halves, halves[::-1])
-            for present in (nobody, frozenset(other))
+            for present in (absent, frozenset(other))
             for marginal in split(half, others | present, weight / 2)
         ]
 
@@ -100,8 +132,8 @@ def player_values(
     """Return the weighted sum of every player's marginals.
 
     Args:
-        marginals: What to sum up.
-        value: v(S) of a set of players, asked for the sets of `coalitions` only.
+        marginals: The marginals to sum.
+        value: v(S) of a set of players, called only for the sets that `coalitions` returns.
     """
     parts: defaultdict[Player, list[float]] = defaultdict(list)
     for player, weight, others in marginals:
@@ -110,10 +142,10 @@ def player_values(
 
 
 def coalitions(marginals: Iterable[Marginal[Player]]) -> dict[frozenset[Player], None]:
-    """Return the sets of players whose value the marginals need, each once.
+    """Return the sets of players whose values the marginals need, each once.
 
     Args:
-        marginals: Differences between the values of two sets of players.
+        marginals: Marginal contributions.
     """
     return dict.fromkeys(
         wanted for one in marginals for wanted in (one.others, one.others | {one.player})

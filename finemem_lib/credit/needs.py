@@ -1,4 +1,4 @@
-"""What a rule needs of a trajectory, and the error that says what is missing."""
+"""Check that a trajectory has what a credit rule needs, and raise an error that names the gap."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Known = TypeVar("Known")
 
 
 class OperationCredit(list[float | None]):
-    """The credit of every step, with that of its operations.
+    """The credit of every step and of every operation.
 
     Attributes:
-        operations: Per step, one value per entry of its `outcomes`; the step's is their sum.
+        operations: Per step, one value per entry of its `outcomes`; their sum is the step's credit.
     """
 
     def __init__(self, operations: Sequence[Sequence[float | None]]) -> None:
@@ -28,27 +28,27 @@ class OperationCredit(list[float | None]):
 
 
 def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
-    """Refuse a trajectory that lacks something.
+    """Raise an error unless a trajectory has what a rule needs.
 
     Args:
-        there: Whether the trajectory has it; what is false counts as missing.
+        there: Anything; a false value means missing.
         trajectory: Named in the error.
-        what: What the rule needs.
+        what: The missing thing, with its article.
         remedy: How to get it.
 
     Raises:
-        ValueError: it is missing.
+        ValueError: `there` is false.
     """
     if not there:
         raise missing(trajectory, what, remedy)
 
 
 def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
-    """Return the error that says what a trajectory lacks and how to get it.
+    """Return the error that names what a trajectory lacks and how to get it.
 
     Args:
         trajectory: Named in the error.
-        what: What is missing, with its article.
+        what: The missing thing, with its article.
         remedy: How to get it.
     """
     return ValueError(
@@ -58,26 +58,26 @@ def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
 
 
 def need_questions(trajectory: Trajectory) -> None:
-    """Refuse a trajectory that was asked no global question.
+    """Raise an error if a trajectory has no global question.
 
     Args:
         trajectory: Named in the error.
 
     Raises:
-        ValueError: no global question was asked.
+        ValueError: the trajectory has no global question.
     """
     need(trajectory.questions, trajectory, "a global question", "play it with questions")
 
 
 def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
-    """Refuse a reasoning agent whose settings are not those of the one that answered.
+    """Raise an error if another reasoning agent answered the trajectory's questions.
 
     Args:
         trajectory: Its metadata hold the settings of the agent that answered.
-        agent: The agent that would be asked again.
+        agent: The agent to compare with it.
 
     Raises:
-        ValueError: another agent answered the trajectory's questions.
+        ValueError: the recorded settings differ from those of `agent`.
     """
     answered_by = trajectory.metadata.get("agent_settings")
     need(
@@ -89,10 +89,10 @@ def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
 
 
 def answered_again(value: Known | None, trajectory: Trajectory) -> Known:
-    """Return what was read again, refusing `None`.
+    """Return the value of a repeated reading; raise an error if it is `None`.
 
     Args:
-        value: What the agent read; `None` where it failed.
+        value: Score or probability of the reading; `None` where the agent failed.
         trajectory: Named in the error.
 
     Raises:
@@ -110,12 +110,12 @@ def answered_again(value: Known | None, trajectory: Trajectory) -> Known:
 def retrieved_items(
     trajectory: Trajectory, held: Mapping[str, MemoryItem], answered: AnsweredQuestion
 ) -> dict[str, MemoryItem]:
-    """Return the items retrieved for a question by id, in the order of retrieval.
+    """Return the items retrieved for a question, by id, in the order of retrieval.
 
     Args:
         trajectory: Named in the error.
-        held: The items by id of the memory that the question was asked on.
-        answered: The question.
+        held: The items, by id, of the memory that the question was asked on.
+        answered: The question with its retrieved items.
 
     Raises:
         ValueError: the memory does not hold a retrieved item.
@@ -131,7 +131,7 @@ def retrieved_items(
 
 
 def mean_of_known(scores: Iterable[float | None]) -> float | None:
-    """Return the mean of the scores that are known, or `None` where none is.
+    """Return the mean of the scores that are not `None`, or `None` if all are.
 
     Args:
         scores: Scores in [0, 1]; `None` is left out.

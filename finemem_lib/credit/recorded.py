@@ -1,4 +1,4 @@
-"""Rules that read only what the trajectory recorded; they cost no reader call."""
+"""Credit rules that need only the recorded trajectory and make no reader call."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from finemem_lib.trajectory import Trajectory
 
 
 def outcome_broadcast(trajectory: Trajectory) -> Credit:
-    """Return the outcome reward at every step, as GRPO on the outcome alone pays it.
+    """Return the outcome reward at every step, as GRPO with outcome supervision assigns it.
 
     The mean over the steps is r_global. In [0, 1]. Source: GRPO (arXiv 2402.03300), outcome
     supervision.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
 
     Raises:
         ValueError: no global question was asked, or a score is out of range.
@@ -33,7 +33,7 @@ def uniform_split(trajectory: Trajectory) -> Credit:
     """Return ``r_global / T`` at every step; the sum is r_global. In [0, 1].
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
 
     Raises:
         ValueError: as `outcome_broadcast`.
@@ -54,10 +54,10 @@ def chunk_step_reward(trajectory: Trajectory) -> Credit:
     Source: Fine-Mem (arXiv 2601.08435), CSR.
 
     Args:
-        trajectory: What was played, with chunk questions.
+        trajectory: The rollout to credit, with chunk questions.
 
     Raises:
-        ValueError: no step was asked a chunk question, or a score is out of range.
+        ValueError: no step has a chunk question, or a score is out of range.
     """
     need(
         any(step.chunk_questions for step in trajectory.steps),
@@ -74,12 +74,12 @@ def evidence_anchored(trajectory: Trajectory, **switches: Any) -> Credit:
     The sum is r_global, unless `unretrieved` is "drop". Source: Fine-Mem, EARA.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         **switches: beta, attribution, credited and unretrieved of `RewardSettings`.
 
     Raises:
-        ValueError: no global question was asked, a switch or a score is out of range, or credit
-            goes to the items that were used and no answer says which.
+        ValueError: no global question was asked, a switch or a score is out of range, or
+            `credited` is "used" and no answer names the items it used.
 
     >>> from finemem_lib import worked_example
     >>> evidence_anchored(worked_example(), beta=1.0)
@@ -100,7 +100,7 @@ def evidence_anchored_used(trajectory: Trajectory, **switches: Any) -> Credit:
     """Return `evidence_anchored` with the credit going to the used items only.
 
     Args:
-        trajectory: The rollout; its reader says which items it used.
+        trajectory: The rollout to credit; its answers name the items they used.
         **switches: As in `evidence_anchored`; `credited` is always "used".
 
     Raises:

@@ -1,7 +1,7 @@
-"""Replay a trajectory without some of its steps and answer its questions on what is left.
+"""Replay a trajectory without some of its steps and answer its questions on the resulting memory.
 
-A memory after step t depends on what is left out up to t, so replays that agree up to a step share
-the memories to there; `replay` is the plain way, one replay at a time, and leads to the same.
+The memory after step t depends only on the omissions up to t, so `Replayer` shares memories between
+replays that agree up to a step. `replay` runs one replay at a time and gives the same memories.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Literal
 from finemem_lib.credit.asking import Asking, Memory, need_probabilities
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
 from finemem_lib.credit.needs import Credit, need, need_agent
+from finemem_lib.layers.memory import LayeredMemory, LayerRules
 from finemem_lib.memory import FlatMemory
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.retrieval import Retriever
+from finemem_lib.retrievers.layered import LayeredRetriever
 from finemem_lib.retrievers.named import make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
@@ -30,27 +32,27 @@ from finemem_lib.trajectory import (
 )
 
 Orphaned = Literal["refuse", "insert"]
-"""What becomes of an UPDATE of an item that a missing step created, see `replay`."""
+"""Treatment of an UPDATE of an item that an omitted step created, see `replay`."""
 
 Missing = int | tuple[int, int]
-"""What is left out: a step, or one operation of it as (step, place among its outcomes)."""
+"""An omission: a step, or one of its operations as (step, index among its outcomes)."""
 
 
 class Replayer:
-    """Replays a trajectory without some of its operations and asks its questions on what is left.
+    """Replays a trajectory without some of its operations and asks questions on the result.
 
-    It remembers every memory and every score, so rules (and parts of the trajectory's questions)
-    that share one replay and ask nothing twice.
+    It caches every memory and every score, so rules that share a replayer ask no question twice.
 
     Args:
-        trajectory: Played by `rollout.play`, which records how in ``metadata["rollout"]``.
+        trajectory: A rollout of `rollout.play`, which records its settings in
+            ``metadata["rollout"]``.
         agent: The reasoning agent that answered its questions.
-        asking: Asks the agent, for rollouts of one instance that share what they read; a new one
-            by default.
+        asking: Asks the agent and caches its readings; rollouts of one instance may share it. By
+            default a new one.
 
     Raises:
-        ValueError: the trajectory does not say how it was played, its operations do not lead to
-            its memory, or `agent` is not the one that answered.
+        ValueError: the trajectory does not record its settings, its operations do not lead to its
+            memory, or another agent answered.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Replayer:
         self._named = _named(trajectory)
         self._after: dict[tuple[int, frozenset[Missing], Orphaned], FlatMemory] = {}
         self._left: dict[tuple[frozenset[Missing], Orphaned], Memory] = {}
-        everything = self.memory(frozenset())  # refuses one that does not say how it was played
+        everything = self.memory(frozenset())  # raises if the trajectory records no settings
         need(
             everything.items == trajectory.final_memory(),
             trajectory,
@@ -72,11 +74,11 @@ class Replayer:
         self.asking = asking or asking_of(trajectory, agent)
 
     def memory(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> FlatMemory:
-        """Return the final memory that all other operations leave, see `replay`.
+        """Return the final memory of a replay with omissions, see `replay`.
 
         Args:
-            without: Steps or operations that are left out.
-            orphaned: What becomes of updates of items that those created.
+            without: Steps or operations to omit.
+            orphaned: Treatment of updates of items that the omissions created.
         """
         return self._memory_after(self.trajectory.num_steps, without, orphaned)
 
@@ -86,8 +88,8 @@ class Replayer:
         """Return the memory after a step, from that after the step before: sets that agree up to a
         step share all memories to there. Where what is missing no longer shows, say because it
         would be evicted by now, the recorded memories follow."""
-        of_step = {one: one if isinstance(one, int) else one[0] for one in without}
-        without = frozenset(one for one in without if of_step[one] <= step)
+        if later := [one for one in without if _step_of(one) > step]:
+            without = without.difference(later)
         key = step, without, orphaned
         if key in self._after:
             return self._after[key]
@@ -98,26 +100,29 @@ class Replayer:
         before = self._memory_after(step - 1, without, orphaned) if step else None
         if before is None:
             after = recorded_memory(self.trajectory)
-        elif without and step not in of_step.values() and before is recorded(step - 1):
+        elif without and step not in map(_step_of, without) and before is recorded(step - 1):
             after = recorded(step)
         else:
-            after = _copied(before)
-            _apply(self.trajectory.steps[step - 1], after, without, orphaned, self._named)
-            if without and _alike(after, recorded(step)):
+            record = self.trajectory.steps[step - 1]
+            after = before
+            if step not in without or _touches(record, before):
+                after = _copied(before)
+                _apply(record, after, without, orphaned, self._named)
+            if without and _same_state(after, recorded(step)):
                 after = recorded(step)
         self._after[key] = after
         return after
 
     def through(self, agent: ReasoningAgent) -> Replayer:
-        """Return a replayer that knows no score and asks through another agent of equal settings.
+        """Return a replayer without cached scores that asks another agent of equal settings.
 
-        Memories and what is retrieved from them are shared.
+        The replayers share memories and retrieved items.
 
         Args:
             agent: The reasoning agent to ask.
 
         Raises:
-            ValueError: `agent` is not the one that answered.
+            ValueError: the settings of `agent` are not those of the agent that answered.
         """
         need_agent(self.trajectory, agent)
         other = copy.copy(self)
@@ -130,12 +135,12 @@ class Replayer:
         withouts: Sequence[frozenset[Missing]],
         orphaned: Orphaned = "refuse",
     ) -> list[list[float | None]]:
-        """Return the score of every question without each set of steps, read in one batch.
+        """Return the score of every question on every replayed memory, read in one batch.
 
         Args:
-            questions: Asked on every memory.
-            withouts: Sets of steps or operations that are left out; a memory for each.
-            orphaned: What becomes of updates of items that those created.
+            questions: Questions to ask on every memory.
+            withouts: Sets of steps or operations to omit; one replay per set.
+            orphaned: Treatment of updates of items that the omissions created.
 
         Returns:
             One row per set, one score in [0, 1] per question, `None` where it cannot be scored.
@@ -145,12 +150,12 @@ class Replayer:
     def ask(
         self, asked: Sequence[Asked], orphaned: Orphaned = "refuse", soft: bool = False
     ) -> Rows:
-        """Return the scores of questions, each list of them asked without its own set of steps.
+        """Return the scores of lists of questions, each list with its own omissions.
 
         Args:
-            asked: Questions, and the steps or operations left out before they are asked.
+            asked: Pairs of questions and the steps or operations omitted before they are asked.
             orphaned: As in `scores`.
-            soft: Return `Asking.probabilities` instead.
+            soft: Whether to return `Asking.probabilities` instead.
 
         Returns:
             One row per entry, as `scores` returns them.
@@ -162,11 +167,11 @@ class Replayer:
         )
 
     def left(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> Memory:
-        """Return the items of `memory`, the one written last at the end.
+        """Return the items of `memory`, in the order of their last writes.
 
         Args:
-            without: Steps or operations that are left out.
-            orphaned: What becomes of updates of items that those created.
+            without: Steps or operations to omit.
+            orphaned: Treatment of updates of items that the omissions created.
         """
         key = without, orphaned
         if key not in self._left:
@@ -178,7 +183,7 @@ class Replayer:
 Asked = tuple[Sequence[Question], frozenset[Missing]]
 Rows = list[list[float | None]]
 Plan = tuple[Sequence[Asked], Callable[[Rows], Credit]]
-"""What a rule asks of a trajectory, and its credit given the scores."""
+"""The questions that a rule asks on replays of a trajectory, and its credit given the scores."""
 
 
 def replayed_credit(
@@ -192,23 +197,23 @@ def replayed_credit(
     orphaned: Orphaned = "refuse",
     soft: bool = False,
 ) -> Credit:
-    """Return the credit of a rule that asks questions of replayed memories.
+    """Return the credit of a rule that asks questions on replayed memories.
 
-    With a `CachedUpdate` as its batch, the rule is worked out for the whole update at once: the
-    rollouts of an instance share what they read and are searched together.
+    If `batch` is a `CachedUpdate`, the credit of the whole update is computed at once: the rollouts
+    of an instance share readings, and their memories are searched together.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        plan: Returns what the rule asks of a trajectory.
-        replay: Knows scores of this trajectory from other rules; then `batch` is not used.
+        plan: Returns the rule's plan for a trajectory.
+        replay: Replayer of this trajectory with scores from other rules; `batch` is then not used.
         batch: The groups of the whole update.
-        key: Names the rule, with every setting that it depends on.
-        orphaned: What becomes of updates of items that what is missing created.
-        soft: Whether the rows of the plan are probabilities of the accepted answers.
+        key: Identifies the rule, including every setting that it depends on.
+        orphaned: Treatment of updates of items that the omissions created.
+        soft: Whether the plan takes probabilities of the accepted answers instead of scores.
 
     Raises:
-        ValueError: as `Replayer`, as `plan`, or soft scores are asked of an agent without them.
+        ValueError: as `Replayer`, as `plan`, or `soft` is set and the agent gives no probabilities.
     """
     if soft:
         need_probabilities(agent)
@@ -254,7 +259,7 @@ def _measured(
 
 
 def _replayers(group: CachedGroup, agent: ReasoningAgent) -> list[Replayer]:
-    """Return the replayer of every rollout; they share what they read."""
+    """Return the replayer of every rollout; they share their readings."""
 
     def new() -> list[Replayer]:
         asking = asking_of(group[0], agent)
@@ -264,14 +269,14 @@ def _replayers(group: CachedGroup, agent: ReasoningAgent) -> list[Replayer]:
 
 
 def asking_of(trajectory: Trajectory, agent: ReasoningAgent) -> Asking:
-    """Return what asks an agent on memories as the trajectory's rollout asked it.
+    """Return an `Asking` with the recorded retrieval settings of a trajectory.
 
     Args:
-        trajectory: Says how many items were retrieved for a question, and with which index.
+        trajectory: Records top_k and the kind of index in its metadata.
         agent: The reasoning agent that answered.
 
     Raises:
-        ValueError: it does not say so, or the recorded index is unknown.
+        ValueError: these settings are not recorded, or the recorded index is unknown.
     """
     recorded_memory(trajectory)
     recorded_retriever(trajectory)
@@ -280,13 +285,13 @@ def asking_of(trajectory: Trajectory, agent: ReasoningAgent) -> Asking:
 
 
 def recorded_memory(trajectory: Trajectory) -> FlatMemory:
-    """Return an empty memory with the settings of the one that a trajectory was played with.
+    """Return an empty memory with the recorded settings of a trajectory.
 
     Args:
-        trajectory: Played by `rollout.play`, which records them in ``metadata["rollout"]``.
+        trajectory: A rollout of `rollout.play`, which records them in ``metadata["rollout"]``.
 
     Raises:
-        ValueError: They are not recorded.
+        ValueError: The settings are not recorded.
     """
     recorded = trajectory.metadata.get("rollout", {})
     names = ("capacity", "eviction", "max_item_tokens", "duplicates", "top_k")
@@ -297,24 +302,31 @@ def recorded_memory(trajectory: Trajectory) -> FlatMemory:
         f"the settings it was played with ({', '.join(missing)})",
         "play it again with rollout.play, which records them in metadata['rollout']",
     )
-    return FlatMemory(
-        **{name: recorded[name] for name in names[:-1]},
-        token_budget=recorded.get("token_budget"),  # younger than kept trajectories
-    )
+    limits = {name: recorded[name] for name in names[:-1]}
+    limits["token_budget"] = recorded.get("token_budget")  # younger than kept trajectories
+    if _is_layered(trajectory):
+        return LayeredMemory(**limits, rules=LayerRules(**recorded["layer_rules"]))
+    return FlatMemory(**limits)
+
+
+def _is_layered(trajectory: Trajectory) -> bool:
+    return bool(trajectory.metadata.get("rollout", {}).get("memory", "flat") == "layered")
 
 
 def recorded_retriever(trajectory: Trajectory) -> Retriever:
-    """Return an empty index of the kind that a trajectory was played with (BM25 by default).
+    """Return an empty index of the kind recorded in a trajectory (BM25 by default).
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout whose metadata is read.
 
     Raises:
         ValueError: The recorded kind is unknown.
     """
     recorded = trajectory.metadata.get("rollout", {})
-    kind = [recorded[name] for name in ("retriever", "dense_model") if name in recorded]
-    return make_retriever(*kind or ["bm25"])
+    kind = [recorded[name] for name in ("retriever", "dense_model") if name in recorded] or ["bm25"]
+    if _is_layered(trajectory):
+        return LayeredRetriever(lambda: make_retriever(*kind))
+    return make_retriever(*kind)
 
 
 def replay(
@@ -325,25 +337,24 @@ def replay(
     without: Collection[Missing] = (),
     orphaned: Orphaned = "refuse",
 ) -> FlatMemory:
-    """Apply the recorded operations of steps 1 to `step` to `memory` again and return it.
+    """Apply the recorded operations of steps 1 to `step` to `memory` and return it.
 
-    An empty memory with the settings of the recorded one ends as M_t of the trajectory. Refused
-    operations are applied as well and may be valid now: a duplicate whose first copy is missing is
-    stored. Items keep the ids of the recording, so an operation never hits another item than it
-    named. Where that item is missing because a step left out created it, a later DELETE is refused.
-    What the recorded chunk questions retrieved counts as retrieved again, also at steps left out.
+    Without omissions, an empty memory with the recorded settings becomes M_t of the trajectory.
+    Operations that were refused are applied again and may now be valid: a duplicate is stored if
+    its first copy is missing. Items keep their recorded ids, so an operation never changes another
+    item than the one it named. If an omitted step created that item, a later DELETE is refused. The
+    retrievals of the recorded chunk questions are repeated, also at omitted steps.
 
     Args:
-        trajectory: What was recorded.
-        memory: Changed in place.
+        trajectory: The recorded rollout.
+        memory: The memory to change in place, before its first step.
         step: The last step to apply, in 0..T.
-        without: Steps, or operations of a step, that are not emitted.
-        orphaned: A later UPDATE of an item that is missing is refused, content and all ("refuse"),
-            or becomes an INSERT of its content under the same id ("insert": the manager would have
-            stored it anyway).
+        without: Steps or operations to omit.
+        orphaned: Treatment of a later UPDATE of a missing item: "refuse" it, or "insert" its
+            content under the same id (as if the manager would have stored it anyway).
 
     Raises:
-        ValueError: `step` is outside 0..T, or the memory has already gone past step 1.
+        ValueError: `step` is outside 0..T, or `memory` has already applied a step.
 
     >>> memory = FlatMemory()
     >>> emitted = [Operation("INSERT", "Mia lives in Rome")], [Operation("UPDATE", "Oslo now", "1")]
@@ -372,14 +383,14 @@ def replay(
 def replayed_operations(
     trajectory: Trajectory, memory: FlatMemory
 ) -> Iterator[tuple[int, int, MemoryDelta]]:
-    """Apply the recorded operations to `memory` one at a time; yield what each of them changed.
+    """Apply the recorded operations to `memory` one at a time; yield the change by each.
 
     Args:
-        trajectory: What was recorded.
-        memory: Changed in place; it counts operations, from 1, where it would count steps.
+        trajectory: The recorded rollout.
+        memory: The memory to change in place; its step numbers count operations, from 1.
 
     Yields:
-        The step, the position of the operation among its outcomes, and the change.
+        The step, the index of the operation among the step's outcomes, and the change.
     """
     number, named = itertools.count(1), _named(trajectory)
     for record in trajectory.steps:
@@ -389,7 +400,7 @@ def replayed_operations(
 
 
 def _named(trajectory: Trajectory) -> frozenset[str | None]:
-    """Return every id that a recorded operation can mean."""
+    """Return every item id that occurs in the recorded operations and outcomes."""
     return frozenset(
         name
         for record in trajectory.steps
@@ -406,14 +417,14 @@ def _last_write(item: MemoryItem) -> tuple[int, int]:
 
 def _copied(memory: FlatMemory) -> FlatMemory:
     """Return a memory with the same items that changes by itself; items never change."""
-    other = FlatMemory.__new__(FlatMemory)
+    other = type(memory).__new__(type(memory))
     for name, value in vars(memory).items():
         setattr(other, name, value.copy() if isinstance(value, (dict, set)) else value)
     return other
 
 
-def _alike(memory: FlatMemory, other: FlatMemory) -> bool:
-    """Return whether two memories hold the same and will evict it in the same order."""
+def _same_state(memory: FlatMemory, other: FlatMemory) -> bool:
+    """Return whether two memories hold the same items and will evict them in the same order."""
     return (
         [*memory._queue] == [*other._queue]
         and [*memory._items] == [*other._items]
@@ -430,15 +441,24 @@ def _apply(
     orphaned: Orphaned,
     named: Collection[str | None],
 ) -> None:
-    """Apply what a recorded step emitted, unless it is left out, and what was retrieved then."""
+    """Apply the operations of a recorded step, unless omitted, and repeat its retrievals."""
     if record.step not in without:
         memory.apply(tuple(_emitted(record, memory, without, orphaned, named)), record.step)
     _touch(record, memory)
 
 
+def _step_of(missing: Missing) -> int:
+    return missing if isinstance(missing, int) else missing[0]
+
+
+def _touches(record: Step, memory: FlatMemory) -> bool:
+    """Return whether what the chunk questions of a step retrieved may change a memory."""
+    return memory.eviction == "least_recent" and bool(record.chunk_questions)
+
+
 def _touch(record: Step, memory: FlatMemory) -> None:
     """Retrieve again what the chunk questions of a step retrieved."""
-    if memory.eviction == "least_recent":
+    if _touches(record, memory):
         memory.touch(
             found.item_id for answered in record.chunk_questions for found in answered.retrieved
         )
@@ -451,7 +471,7 @@ def _emitted(
     orphaned: Orphaned,
     named: Collection[str | None],
 ) -> Iterator[Operation | InvalidOperation]:
-    """Yield what a recorded step emitted, for a memory from which items may be missing."""
+    """Yield the operations of a recorded step, for a memory from which items may be missing."""
     created: set[str | None] = set()
     for place, outcome in enumerate(record.outcomes):
         operation = outcome.operation
@@ -461,16 +481,17 @@ def _emitted(
             yield InvalidOperation(outcome.reason or "", outcome.raw or "")
             continue
         if operation.kind == "INSERT":
-            # One that was refused then and is valid now gets an id that nothing recorded can mean.
+            # An INSERT refused in the recording has no id; it gets one that is not recorded.
             name = outcome.item_id or f"new {record.step}.{place}"
             while outcome.item_id is None and name in named:
                 name += "'"
-            operation = Operation("INSERT", operation.content, name)
+            operation = dataclasses.replace(operation, item_id=name)
             created.add(name)
         elif (
             orphaned == "insert"
             and operation.kind == "UPDATE"
             and outcome.applied
+            and operation.store != "core"  # which an UPDATE creates
             and memory.get(operation.item_id or "") is None
             and operation.item_id not in created
         ):

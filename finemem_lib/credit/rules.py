@@ -1,27 +1,27 @@
-"""The table of credit rules, and how to apply one by name and count its reader calls.
+"""The table of credit rules; apply a rule by name and count its reader calls.
 
 Every rule is a function ``(trajectory, **settings) -> Credit``: one value per step, indexed by
-``step - 1``; `None` means that nothing could be measured there. `RULES` states the formula and
-source of each, what it conserves and what it needs; `assign` applies one by name and counts the
-reader calls that it takes beyond those of the outcome: the answers to the global questions at the
-end, which every rule may read, count for none. T is the number of steps, n the number of global
-questions that could be scored; a question that could not be scored is left out, as in `rewards`.
-A rule that reads what a trajectory lacks raises a ValueError that says what is missing and how to
-get it.
+``step - 1``; `None` means not measured. `RULES` states the formula and source of each rule, the
+sum that it conserves and the inputs that it needs. `assign` applies a rule by name and counts its
+reader calls, without the calls that answered the global questions for the outcome, which every rule
+may read. T is the number of steps, n the number of global questions with a score; questions without
+a score are left out, as in `rewards`. If a trajectory lacks what a rule reads, the rule raises a
+ValueError that names the missing part and how to get it.
 
-Rules that ask "and without it?" need the reasoning agent that answered. The score with everything
-in place is the recorded one and never read again. The evidence rules take items away from what was
-retrieved and read the rest; the step rules take steps away, replay the others (`replay.replay`
-says what becomes of operations on an item that is missing then), retrieve and read again. What
-leaves the evidence of a question as it was costs no call: `assign` knows what the outcome read.
+Counterfactual rules need the reasoning agent that answered. They take the score of the complete
+trajectory from the record and never read it again. The evidence rules remove items from the
+retrieved ones and read the rest; the step rules omit steps, replay the others (`replay.replay`
+defines the treatment of operations on a missing item), then retrieve and read again. A replay that
+leaves the retrieved items of a question unchanged costs no call: `assign` reuses the recorded
+answer.
 
-Differs from the papers: the actions are the steps of one memory manager, and the outcome is the
-outcome reward, whatever the paper's own were. MT-GRPO's turn reward is the chunk-level step
-reward. GiGPO's anchor states are equal memories before the same chunk; forked memories share none.
-Mem-T's advantage of a leaf is that of the question among the rollouts, not of a tree; MemBuilder
-weights the gradient of its stores, and as a flat memory has one, the steps take their place and the
-weight is on their advantages, which scales the gradient alike; SCAR splits a text, here the steps
-are halved again and again. These are the rules carried over, not reproductions.
+Differs from the papers: in every rule the actions are the steps of one memory manager, and the
+outcome is the outcome reward. MT-GRPO's turn reward is the chunk-level step reward. GiGPO's anchor
+states are equal memories before the same chunk; forked memories share none. Mem-T takes the
+advantage of a leaf within a tree, here it is the advantage of the question among the rollouts.
+MemBuilder weights the gradient of each of its stores; a flat memory has one store, so here the
+weight applies to the advantages of steps, which scales the gradient in the same way. SCAR splits a
+text, here the steps are halved recursively. These rules are adaptations, not reproductions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,24 +85,24 @@ from finemem_lib.trajectory import MemoryItem, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One credit rule and what to know before using it.
+    """One credit rule with its formula, source, conserved sum, inputs and cost.
 
     Attributes:
         function: The rule, ``(trajectory, **settings) -> Credit``.
-        gives: "reward", to be compared over the rollouts of a step by `advantages.group_relative`,
-            or "advantage", which is so already.
-        formula: What it returns at step t.
-        source: Where it was published.
-        conserves: What its values sum to.
-        arguments: What a caller passes who has it: the reasoning "agent", the "group", "probes"
+        gives: "reward", which `advantages.group_relative` still has to compare over the rollouts,
+            or "advantage", which is already group-relative.
+        formula: The value at step t.
+        source: The publication.
+        conserves: The sum of the values.
+        arguments: Arguments that the rule accepts: the reasoning "agent", the "group", "probes"
             (questions to ask), a "replay" (`Replayer` of the trajectory), the "batch" (all groups
-            of the update), and as "previous" the rule's `measures` of the update before.
-        records: What must be recorded in the trajectory.
-        cost: Reader calls per trajectory beyond those of the outcome, at most.
-        measures: Quantities of the update that the rule computes on the way, by name, for the
-            record of training; called with the arguments of `function`.
-        unit: "operation" where `function` returns an `OperationCredit`: the credit of the steps as
-            every rule's, and that of their operations.
+            of the update), and "previous" (the rule's `measures` of the previous update).
+        records: Parts that the trajectory must record.
+        cost: Largest number of reader calls per trajectory, without those of the outcome.
+        measures: Function that returns further quantities of the update, by name, for the training
+            record; called with the arguments of `function`.
+        unit: "operation" where `function` returns an `OperationCredit`, with one value per step and
+            one per operation; otherwise "step".
     """
 
     function: Callable[..., Credit]
@@ -118,7 +118,7 @@ class Rule:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The arguments without which the rule cannot be applied; the others save work."""
+        """The arguments that the rule requires; the other arguments only save work."""
         parameters = inspect.signature(self.function).parameters
         return tuple(n for n in self.arguments if parameters[n].default is inspect.Parameter.empty)
 
@@ -379,16 +379,16 @@ chunk, P permutations."""
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The credit of one trajectory and the reader calls it took beyond those of the outcome.
+    """The credit of one trajectory and its number of reader calls, without those of the outcome.
 
     Attributes:
         rule: Name of the rule.
         credit: One value per step.
-        calls_asked: Readings that were asked for.
-        calls_made: Those that differed, from each other and from what was read for the outcome, and
-            reached the reasoning agent.
-        calls_played: Those of `calls_made` that answered chunk questions while the trajectory was
-            played; the rule itself made the others afterwards.
+        calls_asked: Number of readings requested.
+        calls_made: Number of these that reached the reasoning agent, because they differed from
+            each other and from the readings of the outcome.
+        calls_played: Number of `calls_made` that answered chunk questions during the rollout; the
+            rule itself made the others afterwards.
         operations: Per step, one value per entry of its `outcomes`, which sum to the step's credit;
             `None` for a rule whose unit is the step.
     """
@@ -401,20 +401,43 @@ class Assigned:
     operations: list[list[float | None]] | None = None
 
 
+def applicable(trajectories: Sequence[Trajectory], given: Collection[str] = ()) -> list[str]:
+    """Return the names of the rules that can be applied to trajectories, in the order of `RULES`.
+
+    Args:
+        trajectories: The rollouts to credit.
+        given: Arguments that the caller can pass, see `Rule.arguments`.
+
+    >>> from finemem_lib.example import worked_example
+    >>> "eara-used" in applicable([worked_example()]), "owen" in applicable([worked_example()])
+    (True, False)
+    """
+    have = {*given}
+    answers = [one.questions for one in trajectories]
+    if all(any(step.chunk_questions for step in one.steps) for one in trajectories):
+        have.add("chunk questions")
+    if all(any(a.used is not None for a in asked) for asked in answers):
+        have.add("used items")
+    if all(a.question.evidence_steps is not None for asked in answers for a in asked):
+        have.add("evidence steps")
+    return [name for name, rule in RULES.items() if have >= {*rule.required, *rule.records}]
+
+
 def assign(rule: str, trajectory: Trajectory, **settings: Any) -> Assigned:
     """Apply a rule of `RULES` and count its reader calls.
 
-    In the example one chunk question was also asked at the end, with the same items.
+    The example below makes three calls for four chunk questions, because one of them was also asked
+    at the end, with the same items.
 
     Args:
         rule: A name in `RULES`.
-        trajectory: What was played.
-        **settings: The rule's own. An `agent` that is memoised already keeps its memo, so that only
-            what is new to it counts as made; what was read for the outcome is added to the memo
-            and never read again.
+        trajectory: The rollout to credit.
+        **settings: Settings of the rule. If `agent` is a `MemoisedAgent`, its cache is used and
+            only readings that are not in it count as made; the readings of the outcome are added
+            to the cache first.
 
     Raises:
-        ValueError: no such rule, a setting that the rule needs is missing, or as the rule.
+        ValueError: the rule is unknown, a required setting is missing, or as the rule.
 
     >>> from finemem_lib import worked_example
     >>> assign("eara", worked_example()).credit
@@ -452,11 +475,12 @@ class CreditedUpdate:
     """The credit of all rollouts of an update.
 
     Attributes:
-        credit: Per group, rollout and step; an `OperationCredit` where the rule's unit is the
-            operation.
-        calls_asked: Readings that the rule asked for, beyond the outcome and the chunk questions.
-        calls_made: Those that reached the reasoning agent.
-        measures: What `Rule.measures` returned; empty where the rule has none.
+        credit: Credit per group, rollout and step; an `OperationCredit` where the rule's unit is
+            the operation.
+        calls_asked: Number of readings that the rule requested, without those of the outcome and
+            of the recorded chunk questions.
+        calls_made: Number of these that reached the reasoning agent.
+        measures: Quantities from `Rule.measures`; empty where the rule has none.
     """
 
     credit: list[list[Credit]]
@@ -478,13 +502,13 @@ def credit_update(
 
     Args:
         rule: A name in `RULES`.
-        groups: The groups of the update; a `CachedUpdate` lets rules share what they compute.
+        groups: The groups of the update; rules share their results through a `CachedUpdate`.
         agent: The reasoning agent that answered, for rules that read again.
-        previous: The rule's measures of the update before.
-        question_share: Share of the global questions that the rule sees, in (0, 1]; drawn per
-            instance, the same for all its rollouts, and at least one.
-        **settings: The rule's own. The probe questions of a rule that asks some are the chunk
-            questions of each trajectory.
+        previous: The rule's measures of the previous update.
+        question_share: Share of the global questions that the rule sees, in (0, 1]. At least one
+            question per instance is drawn, the same for all its rollouts.
+        **settings: Settings of the rule. A rule with probe questions gets the chunk questions of
+            each trajectory.
 
     Raises:
         ValueError: As `assign`, or `question_share` is out of range.
@@ -525,8 +549,8 @@ def with_some_questions(groups: Sequence[Sequence[Trajectory]], share: float) ->
     """Return the groups with a random share of their global questions.
 
     Args:
-        groups: Each of one instance, all of whose rollouts keep the same questions.
-        share: In (0, 1]; at least one question is kept.
+        groups: Groups of rollouts; all rollouts of a group keep the same questions.
+        share: Share of questions to keep, in (0, 1]; at least one is kept.
 
     Raises:
         ValueError: `share` is out of range.
@@ -550,25 +574,25 @@ def with_some_questions(groups: Sequence[Sequence[Trajectory]], share: float) ->
 def calls_while_playing(
     rule: str, trajectories: Iterable[Trajectory], **settings: Any
 ) -> tuple[int, int]:
-    """Return the reader calls, asked and made, that answered the chunk questions a rule reads.
+    """Return the numbers of recorded reader calls, asked and made, for a rule's chunk questions.
 
-    They are the readings that each trajectory records, made once where they agree, also with one
-    of the outcome, as `MemoisedAgent` compares them. A rule that compares a group reads the chunk
-    questions of all its rollouts; each rollout counts those that it was asked. A rule that asks
-    them later reads those of the last step only.
+    Equal readings, as `MemoisedAgent` compares them, count as made once, and readings equal to one
+    of the outcome are not counted as made. For a rule that compares a group, each rollout counts
+    its own chunk questions. A rule that asks chunk questions later uses only the recorded answers
+    of the last step.
 
     Args:
         rule: A name in `RULES`.
-        trajectories: Counted together.
-        **settings: The rule's own; where the turn reward enters at step 1 only, the questions of
-            step 1 count.
+        trajectories: The rollouts; their calls are counted together.
+        **settings: Settings of the rule; if the turn reward enters only at step 1, only the
+            questions of step 1 count.
 
     Raises:
         ValueError: a trajectory does not hold the items that it retrieved.
     """
     if "chunk questions" not in RULES[rule].records:
         return 0, 0
-    read = slice(None)  # the steps whose recorded answers move the credit
+    read = slice(None)  # the steps whose recorded answers enter the credit
     if rule == "mt-grpo" and settings.get("turns", "first") == "first":
         read = slice(1)
     if rule == "csr-later" and settings.get("delay", "end") != 0:
@@ -590,13 +614,13 @@ def calls_while_playing(
 
 
 def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
-    """Return what was read for the outcome: the global questions with their items, and the answers.
+    """Return the readings of the outcome: the global questions with their items, and the answers.
 
-    Left out are questions without a score, for there the agent may have failed, and questions
-    answered from an item that is not among the retrieved ones (any more): they were read from more.
+    Left out are questions without a score, where the agent may have failed, and questions whose
+    used items are not all among the retrieved ones, because they were read from more items.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout whose global questions are returned.
 
     Raises:
         ValueError: the trajectory does not hold the items that it retrieved.
@@ -620,7 +644,7 @@ def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Re
 
 
 class _NoReader:
-    """Answers nothing: what is asked is counted, not read."""
+    """A reasoning agent that gives empty answers, for counting calls."""
 
     name = settings = "no reader"
 

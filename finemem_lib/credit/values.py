@@ -1,22 +1,23 @@
-"""Rules that ask questions of the memory after a step: what a step changed, and what was kept.
+"""Credit rules that ask questions on the memory after each step, to measure the step's gain.
 
-Phi(M) is the mean score of the trajectory's own global questions, read from what is retrieved from
-the memory M. Phi(M_T) is r_global, which is recorded and costs nothing; the memories before it are
-replayed and asked, the empty one too, for a reader may guess. A step's gain is
+Phi(M) is the mean score of the trajectory's global questions, answered from the memory M. Phi(M_T)
+is r_global, which is recorded and costs no call; the memories before M_T are replayed and asked,
+including the empty memory, because a reader may guess. The gain of a step is
 ``delta_t = Phi(M_t) - Phi(M_{t-1})``.
 
 Differs from the papers: IGPO (arXiv 2510.14967) and delta-belief (arXiv 2602.12342) measure how
-much a turn raised the policy's own probability of the gold answer. Here another model answers, from
-what is retrieved, and a trajectory has n questions instead of one, whose gains are averaged. Both
-are for agents that see the question; a manager that is paid for the global questions after every
-step is paid, in training, for what it cannot know. IGPO normalises gains and outcomes apart before
-it sums them with a discount; that is the business of the reward scheme, so `information_gain` sums
-them as they are. Delta-belief clips per turn; with n questions, each of which has a belief of its
-own, gains are clipped per question, and a loss on one does not hide behind a gain on another.
-HiMPO (arXiv 2606.16285) is known here by its summary: local utility of an update, information
-recoverable from the new memory less that from the old one in the same state, times a bounded filter
-that weakens what the outcome does not support. Ours are the scores that measure the information,
-the support and the floor of the filter. All tokens of a memory manager are memory tokens.
+much a turn raised the policy's own probability of the gold answer. Here another model answers from
+retrieved items, and a trajectory has n questions instead of one, whose gains are averaged. Both
+papers treat agents that see the question; rewarding a manager after every step for the global
+questions rewards it, in training, for information that it does not have. IGPO normalises gains and
+outcomes separately before it sums them with a discount; here the reward scheme normalises, so
+`information_gain` sums them unnormalised. Delta-belief clips per turn; here gains are clipped per
+question, so that a gain on one question does not offset a loss on another. Only the summary of
+HiMPO (arXiv 2606.16285) was available: the local utility of an update is the information
+recoverable from the new memory minus that from the old memory in the same state, times a bounded
+filter that reduces utility which the outcome does not support. Measuring information by scores, the
+support and the floor of the filter are our choices. All tokens of a memory manager are memory
+tokens.
 """
 
 from __future__ import annotations
@@ -50,23 +51,23 @@ def value_difference(
 ) -> Credit:
     """Return ``sum_{u >= t} lambda^(u-t) delta_u``, where ``delta_u = Phi(M_u) - Phi(M_{u-1})``.
 
-    At lambda 1 this is ``r_global - Phi(M_{t-1})``, the value still to come; at lambda 0 it is the
-    gain delta_t, and the sum over the steps is ``r_global - Phi(M_0)``. `None` where r_global is.
-    Source: the return TD(lambda) on the potential of Ng, Harada and Russell (1999), without a
-    learned value.
+    At lambda 1 this is ``r_global - Phi(M_{t-1})``, the return from step t on; at lambda 0 it is
+    the gain delta_t, and the sum over the steps is ``r_global - Phi(M_0)``. `None` where r_global
+    is `None`. Source: the TD(lambda) return on the potential of Ng, Harada and Russell (1999),
+    without a learned value function.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        lambda_: Share of the gain of the next step that a step is paid, in [0, 1].
-        soft: Phi is the mean probability of the accepted answer instead (`Asking.probabilities`),
-            also at the end, which then costs n readings; for agents that give one.
-        replay: Knows scores of this trajectory from other rules; a new one by default.
+        lambda_: Decay per step of the gains of later steps, in [0, 1].
+        soft: Whether Phi is the mean probability of the accepted answer (`Asking.probabilities`)
+            instead, also for M_T, which then costs n readings; only for agents with probabilities.
+        replay: Replayer of this trajectory with scores from other rules; by default a new one.
         batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
 
     Raises:
         ValueError: `lambda_` is out of range, no global question was asked, the trajectory cannot
-            be replayed, or `agent` is not the one that answered or fails.
+            be replayed, another agent answered, or `agent` fails.
     """
     _check(lambda_)
     return replayed_credit(
@@ -93,15 +94,16 @@ def information_gain(
 ) -> Credit:
     """Return the gain delta_t at steps 1 to T-1 and r_global at step T.
 
-    With lambda above 0, each step is also paid ``lambda^(u-t)`` of what step u is paid. At lambda 0
-    the sum over the steps is ``r_global + Phi(M_{T-1}) - Phi(M_0)``. Source: IGPO (arXiv
-    2510.14967), information gain of a turn and outcome of the last; see "Differs" in this module.
+    With lambda above 0, each step also receives ``lambda^(u-t)`` times the reward of each later
+    step u. At lambda 0 the sum over the steps is ``r_global + Phi(M_{T-1}) - Phi(M_0)``. Source:
+    IGPO (arXiv 2510.14967), information gain of a turn, and outcome at the last turn; see "Differs"
+    in this module.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        lambda_: Discount of what later steps are paid, in [0, 1]; the paper's gamma.
-        soft: As in `value_difference`; the outcome stays r_global.
+        lambda_: Discount per step of the rewards of later steps, in [0, 1]; the paper's gamma.
+        soft: As in `value_difference`; the outcome remains r_global.
         replay: As in `value_difference`.
         batch: As in `value_difference`.
 
@@ -130,16 +132,16 @@ def delta_belief(
     replay: Replayer | None = None,
     batch: Sequence[Sequence[Trajectory]] | None = None,
 ) -> Credit:
-    """Return ``(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))``: gains, and never a loss.
+    """Return ``(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))``, the mean of the positive gains.
 
-    The sum over the steps is at least ``r_global - Phi(M_0)``, and more by all that was lost on the
-    way. In [0, 1]. Source: delta-belief (arXiv 2602.12342); see "Differs" in this module.
+    The sum over the steps is ``r_global - Phi(M_0)`` plus the sum of all losses. In [0, 1]. Source:
+    delta-belief (arXiv 2602.12342); see "Differs" in this module.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        soft: As in `value_difference`; s_j is then the probability, where the paper has its
-            logarithm, which n questions would let the least likely one rule.
+        soft: As in `value_difference`; s_j is then the probability. The paper uses its logarithm,
+            with which the least likely of n questions would dominate the mean.
         replay: As in `value_difference`.
         batch: As in `value_difference`.
 
@@ -171,15 +173,15 @@ def gated_utility(
 ) -> Credit:
     """Return ``(1/n) sum_j h_jt u_jt`` with the local utility ``u_jt = s_j(M_t) - s_j(M_{t-1})``.
 
-    The gate ``h_jt = floor + (1 - floor) x support`` is what hindsight leaves of it. The support of
-    a gain is s_j, the score of the question at the end; that of a loss is 1 - s_j. So a gain counts
-    in full where the question was answered in the end, a loss where it was not. In [-1, 1]; `None`
-    where r_global is. Source: HiMPO (arXiv 2606.16285); see "Differs" in this module.
+    The gate ``h_jt = floor + (1 - floor) x support`` weights the utility by the final outcome. The
+    support of a gain is s_j, the final score of the question; the support of a loss is 1 - s_j. So
+    a gain counts fully if the question was answered in the end, a loss if it was not. In [-1, 1];
+    `None` where r_global is `None`. Source: HiMPO (arXiv 2606.16285); see "Differs" in this module.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        floor: What is left of a utility that the outcome does not support, in [0, 1]; at 1 this is
+        floor: Weight of a utility that the outcome does not support, in [0, 1]; at 1 this is
             `value_difference` with lambda 0.
         replay: As in `value_difference`.
         batch: As in `value_difference`.
@@ -220,21 +222,21 @@ def later_chunk_reward(
 ) -> Credit:
     """Return the mean score of the chunk questions of step t, read from M_{t+d} instead of M_t.
 
-    ``M_{t+d}`` is M_T where t + d goes beyond the end. At d = 0 this is the chunk-level step reward
-    as recorded. What a later step pushed out is missed, and a fact that nobody asked for at the end
-    still counts. In [0, 1]; `None` where the step has no chunk question that can be scored. Source:
-    Fine-Mem (arXiv 2601.08435), CSR, with the delay ours.
+    ``M_{t+d}`` is M_T where t + d exceeds T. At d = 0 this is the recorded chunk-level step reward.
+    An item that a later step evicted no longer counts; a fact without a global question still
+    counts. In [0, 1]; `None` where the step has no scorable chunk question. Source: Fine-Mem (arXiv
+    2601.08435), CSR; the delay is ours.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         agent: The reasoning agent that answered its questions.
-        delay: d, in steps, at least 0; "end" asks all of them on M_T.
+        delay: d, in steps, at least 0; "end" asks all chunk questions on M_T.
         replay: As in `value_difference`.
         batch: As in `value_difference`.
 
     Raises:
-        ValueError: `delay` is negative, no step was asked a chunk question, the trajectory cannot
-            be replayed, or `agent` is not the one that answered.
+        ValueError: `delay` is negative, no step has a chunk question, the trajectory cannot be
+            replayed, or another agent answered.
     """
     if delay != "end" and delay < 0:
         raise ValueError(f"csr-later: delay is {delay}, expected at least 0 steps or 'end'")
@@ -249,7 +251,7 @@ def later_chunk_reward(
 
 
 def _later_plan(trajectory: Trajectory, delay: int | Literal["end"]) -> Plan:
-    """Return the chunk questions that meet another memory than they met while playing."""
+    """Return the plan: ask again the chunk questions whose memory differs from the recorded one."""
     credit = chunk_step_reward(trajectory)
     last = trajectory.num_steps
     after = {
@@ -278,12 +280,12 @@ def _gains_plan(
     credit_of: Callable[[list[list[float]], list[float]], Credit],
     soft: bool = False,
 ) -> Plan:
-    """Return the plan of a rule on the gains: how much every step changed each question's score.
+    """Return the plan of a rule on the gains, the change of each question's score at each step.
 
     Args:
-        trajectory: What was played.
+        trajectory: The rollout to credit.
         credit_of: Returns the credit, given the gains per step and question, and the final scores.
-        soft: Whether the rows are probabilities, those of M_T among them.
+        soft: Whether the rows are probabilities, including a row for M_T.
     """
     need_questions(trajectory)
     if outcome_reward(trajectory) is None:
@@ -320,7 +322,7 @@ def _check(share: float, name: str = "lambda_") -> None:
 
 
 def _returns(rewards: Sequence[float], lambda_: float) -> Credit:
-    """Return, per step, its reward and the discounted ones of the steps after it."""
+    """Return the discounted return of every step: its reward plus lambda times the next return."""
     returns = [0.0]
     for reward in reversed(rewards):
         returns.append(reward + lambda_ * returns[-1])

@@ -1,7 +1,7 @@
-"""Answer the questions of a design from its comparisons, and say what has no rows yet.
+"""Answer the questions of a design from its comparisons, and list missing rows.
 
-Each regime of such a design is a question. The comparisons are those of `arena.arena`: paired over
-seeds and streams, intervals wide enough for few seeds, Holm's correction within each family.
+Each regime of such a design is a question. The comparisons come from `arena.arena`: paired over
+seeds and streams, with intervals corrected for few seeds and Holm's correction within each family.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ VERDICTS = (
     "not decided",
     "no rows yet",
 )
-"""What a comparison says, in the order in which `answers` names them."""
+"""The possible results of a comparison, in the order in which `answers` lists them."""
 
 
 def rows_or_none(path: Path) -> list[CellResult]:
-    """Return the rows of an experiment, none where its file is not there yet.
+    """Return the rows of an experiment, or an empty list if the file does not exist.
 
     Args:
-        path: the file of rows.
+        path: The file of rows.
 
     Raises:
-        ValueError: the file is there, and a line of it is not the result of a cell.
+        ValueError: a line of the file is not the result of a cell.
     """
     return read_rows(path) if path.exists() else []
 
 
 def verdict(one: Comparison, level: float = 0.95) -> str:
-    """Return what a comparison says, one of `VERDICTS`.
+    """Return the verdict of a comparison, one of `VERDICTS`.
 
     Args:
-        one: the comparison.
-        level: coverage of its interval.
+        one: The comparison.
+        level: Coverage of its interval, in (0, 1).
 
     >>> verdict(Comparison("r", "m", "a", "b", (1, 2), 0.1, -0.1, 0.3, 0.2, 0.4))
     'not decided'
@@ -73,10 +73,10 @@ def asked(
     """Return the comparisons that answer a question.
 
     Args:
-        of: what `arena.arena` returned.
-        regime: the question.
-        others: what is compared with; all baselines where it is empty.
-        variants: what is compared; all variants where it is empty.
+        of: Result of `arena.arena`.
+        regime: Name of the regime, that is, the question.
+        others: Variants to compare with; empty for all.
+        variants: Variants to compare; empty for all.
     """
     return [
         one
@@ -88,15 +88,15 @@ def asked(
 
 
 def answers(comparisons: Iterable[Comparison], level: float = 0.95) -> list[str]:
-    """Return one sentence for each measure and each variant that is compared with.
+    """Return one sentence per measure and reference variant.
 
-    A sentence names what is above and below it, with difference, interval, seeds and corrected p,
-    and what is not decided: the interval holds zero, Holm's correction takes the difference away,
-    or there is only one seed.
+    A sentence lists the variants above and below the reference, with difference, interval, seeds
+    and corrected p, and those not decided: the interval contains zero, the difference is not
+    significant after Holm's correction, or there is only one seed.
 
     Args:
-        comparisons: what `asked` returned.
-        level: coverage of their intervals.
+        comparisons: Result of `asked`.
+        level: Coverage of the intervals, in (0, 1).
     """
     grouped: defaultdict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for one in comparisons:
@@ -110,8 +110,8 @@ def answer_table(comparisons: Iterable[Comparison], level: float = 0.95) -> list
     """Return comparisons as rows of text, the header first.
 
     Args:
-        comparisons: what `asked` returned.
-        level: coverage of their intervals.
+        comparisons: Result of `asked`.
+        level: Coverage of the intervals, in (0, 1).
     """
     head = ("measure", "variant", "to", "difference", "seeds", "p, corrected", "verdict")
     return [
@@ -132,12 +132,12 @@ def answer_table(comparisons: Iterable[Comparison], level: float = 0.95) -> list
 
 
 def coverage(of: Arena) -> list[tuple[str, ...]]:
-    """Return how many cells of each regime are there, as rows of text, the header first.
+    """Return the number of cells with a result per regime, as rows of text, the header first.
 
-    A cell that several regimes name counts in each of them.
+    A cell in several regimes counts in each of them.
 
     Args:
-        of: what `arena.arena` returned.
+        of: Result of `arena.arena`.
     """
     rows: list[tuple[str, ...]] = [("question", "cells", "planned", "seeds of all", "missing")]
     for regime in of.design.regimes:
@@ -165,10 +165,10 @@ def coverage(of: Arena) -> list[tuple[str, ...]]:
 
 
 def trainings_text(of: Arena) -> str:
-    """Return in a sentence how many of the planned trainings have a row, each counted once.
+    """Return a sentence with the number of planned trainings that have a row, each counted once.
 
     Args:
-        of: what `arena.arena` returned.
+        of: Result of `arena.arena`.
     """
     planned = {cell.key for cell in of.design.cells}
     missing = {cell.key for cell in of.missing}
@@ -184,8 +184,8 @@ def comparison_rows(comparisons: Iterable[Comparison], of: Arena) -> list[Experi
     """Return comparisons with one variant as rows for the figures of `figures.experiments`.
 
     Args:
-        comparisons: those that were made are returned.
-        of: what `arena.arena` returned, with the value of each variant.
+        comparisons: The comparisons; those without a difference are left out.
+        of: Result of `arena.arena`, with the value of each variant.
     """
     values = {(one.regime, one.variant, one.measure): one for one in of.standings}
     return [
@@ -210,16 +210,16 @@ def comparison_rows(comparisons: Iterable[Comparison], of: Arena) -> list[Experi
 def as_doses(
     rows: Iterable[ExperimentRow], results: Iterable[CellResult], regime: str, first: str
 ) -> tuple[list[ExperimentRow], list[CellResult]]:
-    """Return the rows and cells of a question, regime and variant exchanged.
+    """Return the rows and cells of a question with regime and variant exchanged.
 
-    `figures.dose_response` follows one variant over the regimes that are its doses; in a design of
-    questions the doses are the variants of one regime.
+    `figures.dose_response` plots one variant over regimes as doses; in a design of questions the
+    doses are the variants of one regime.
 
     Args:
-        rows: what `comparison_rows` returned.
-        results: the rows of the experiment.
-        regime: the question.
-        first: the variant that the doses are changes of.
+        rows: Result of `comparison_rows`.
+        results: The rows of the experiment.
+        regime: Name of the regime, that is, the question.
+        first: The variant without a dose, which is placed first.
     """
     turned = [
         dataclasses.replace(row, regime=row.variant, variant=row.regime)

@@ -1,7 +1,7 @@
-"""Judge the variants of a design against each other: means, intervals, ranks, verdicts.
+"""Compare the variants of a design with each other: means, intervals, ranks, verdicts.
 
-Equal seeds mean equal streams, so variants are compared in pairs on the seeds that both have.
-Differs from the paper, which reports one run of each method without intervals.
+Equal seeds mean equal streams, so variants are compared in pairs on their common seeds. Differs
+from the paper, which reports one run of each method without intervals.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Standing:
     """One measure of one variant in one regime.
 
     Attributes:
-        value: mean over the seeds and their streams; `low` and `high` bound its interval.
-        seeds: the seeds behind it.
-        rank: 1 for the greatest mean, over the seeds that all variants in the regime have; `None`
-            where they share none.
-        reader_calls: calls of the reader that credit asked for while one cell was trained, beyond
-            those of the outcome; mean over cells, `None` where they were not counted.
-        cpu_seconds: the processor's seconds to train one cell, likewise.
-        beaten_by: variants above it with a corrected p-value below ``1 - level``.
-        trusted: whether the seeds are enough for the interval (see `enough_seeds`).
+        value: Mean over seeds and streams; `low` and `high` bound its interval.
+        seeds: The seeds of the mean.
+        rank: Rank of the mean over the seeds common to all variants of the regime, 1 for the
+            greatest; `None` without a common seed.
+        reader_calls: Mean number of reader calls for credit per training, without those of the
+            outcome; `None` where not counted.
+        cpu_seconds: Mean CPU seconds per training; `None` where not counted.
+        beaten_by: Variants above it with a corrected p-value below ``1 - level``.
+        trusted: Whether there are enough seeds for the interval (see `enough_seeds`).
     """
 
     regime: str
@@ -81,11 +81,11 @@ class Comparison:
     """The paired difference ``variant - other`` in one measure and regime.
 
     Attributes:
-        seeds: the seeds that both have; without any, the numbers are `None`.
-        difference: mean over these seeds and their streams; `low` and `high` bound its interval.
-        p: of no difference, two-sided; `None` with fewer than two seeds.
-        corrected: p, corrected within its family.
-        trusted: whether the seeds are enough for the interval (see `enough_seeds`).
+        seeds: The common seeds; without any, the numbers are `None`.
+        difference: Mean over these seeds and their streams; `low` and `high` bound its interval.
+        p: Two-sided p-value of no difference; `None` with fewer than two seeds.
+        corrected: The p-value corrected within its family.
+        trusted: Whether there are enough seeds for the interval (see `enough_seeds`).
     """
 
     regime: str
@@ -101,10 +101,10 @@ class Comparison:
     trusted: bool = False
 
     def of(self, variant: str) -> Comparison:
-        """Return the comparison as one of this variant with the other.
+        """Return the comparison seen from one of its two variants.
 
         Args:
-            variant: one of the two.
+            variant: One of the two variants.
         """
         if variant == self.variant:
             return self
@@ -121,10 +121,10 @@ class Verdict:
     """Whether a variant is beaten by a baseline.
 
     Attributes:
-        below: comparisons with a baseline whose whole interval is below zero.
-        above: comparisons with a baseline whose whole interval is above zero.
-        level: comparisons whose interval holds zero.
-        missing: comparisons that lack seeds of the design, all or some.
+        below: Comparisons with a baseline whose whole interval is below zero.
+        above: Comparisons with a baseline whose whole interval is above zero.
+        level: Comparisons whose interval contains zero.
+        missing: Comparisons that lack some or all seeds of the design.
     """
 
     variant: str
@@ -135,12 +135,12 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """One of "beaten", "not beaten", and "open" where that depends on seeds still missing."""
+        """The status: "beaten", "not beaten", or "open" if it depends on missing seeds."""
         return "beaten" if self._decisive else "open" if self.missing else "not beaten"
 
     @property
     def trusted(self) -> bool:
-        """Whether the intervals that decide the status are over enough seeds."""
+        """Whether the intervals that determine the status have enough seeds."""
         return all(one.trusted for one in self._decisive or self.above + self.level)
 
     @property
@@ -150,14 +150,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class NoisePrice:
-    """What the advantage of a variant paid at one update, in advantage per stored sentence.
+    """The advantage per stored sentence of a variant at one update.
 
     Attributes:
-        update: number of the update, from 1.
-        fact: for a fact, mean over seeds; `None` where it could not be measured. `fact_error` is
-            the standard error over seeds, with one seed that of `evaluation.noise_price`.
-        noise: for a noise sentence, likewise, with `noise_error`.
-        seeds: the seeds at which either was measured.
+        update: Number of the update, from 1.
+        fact: Mean over seeds for a fact; `None` where it could not be measured. `fact_error` is the
+            standard error over seeds, or, with one seed, that of `evaluation.noise_price`.
+        noise: The same for a noise sentence, with `noise_error`.
+        seeds: The seeds with a measurement.
     """
 
     regime: str
@@ -172,17 +172,17 @@ class NoisePrice:
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """What the results say of a design.
+    """The evaluation of a design's results.
 
     Attributes:
-        design: what was planned.
-        level: coverage of the intervals.
-        standings: one for each measure, regime and variant with results, by rank.
-        comparisons: of all pairs of the design's families, made or not.
-        verdicts: one per variant.
-        prices: one for each regime, variant and update at which it was measured.
-        missing: cells of the design without a result.
-        foreign: number of results that are of no cell of the design.
+        design: The design.
+        level: Coverage of the intervals.
+        standings: One per measure, regime and variant with results, ordered by rank.
+        comparisons: One per planned pair, with or without results.
+        verdicts: One per variant.
+        prices: One per regime, variant and measured update.
+        missing: Cells of the design without a result.
+        foreign: Number of results that belong to no cell of the design.
     """
 
     design: Design
@@ -201,19 +201,19 @@ def arena(
     settings: BootstrapSettings | None = None,
     of: Measures = measures,
 ) -> Arena:
-    """Return every variant's standing in every regime, and which are beaten by the baselines.
+    """Return the standings of all variants in all regimes and their comparisons with the baselines.
 
     Intervals are percentiles of a bootstrap over seeds and then over streams within each drawn seed
-    (`tables.hierarchical_draws`), at the level that makes up for few seeds (`expanded_level`); with
-    one seed they are over streams only. p is Student's t of the mean difference over its bootstrap
-    standard error, with n - 1 degrees of freedom for n seeds, and corrected over all comparisons of
-    the family that are planned, those not made yet included.
+    (`tables.hierarchical_draws`), at a level expanded for few seeds (`expanded_level`); with one
+    seed they are over streams only. p is from Student's t of the mean difference over its bootstrap
+    standard error, with n - 1 degrees of freedom for n seeds, corrected over all planned
+    comparisons of the family, including those without results.
 
     Args:
-        results: rows of any number of files; of equal cells the last one counts.
-        design: variants, regimes, seeds and how they are judged.
-        settings: number of resamples, level and seed of the bootstrap; 10,000 resamples by default.
-        of: returns the measures of a cell, among them the primary ones.
+        results: Rows of any number of files; of equal cells the last one counts.
+        design: The design, with variants, regimes, seeds and planned comparisons.
+        settings: Number of resamples, level and seed of the bootstrap; 10,000 resamples by default.
+        of: Returns the measures of a cell, including the primary ones.
     """
     settings = settings or BootstrapSettings(num_resamples=RESAMPLES)
     planned = {(cell.regime, cell.variant, cell.seed): cell for cell in design.cells}
@@ -252,14 +252,14 @@ def arena(
 
 
 def enough_seeds(seeds: int, level: float = 0.95) -> bool:
-    """Return whether the range of so many seeds covers the truth as often as `level` asks.
+    """Return whether a percentile interval over n seeds can reach the coverage `level`.
 
-    Where seeds differ much more than streams, no percentile interval is wider than the range of
-    the seeds, which misses the middle of their distribution with chance ``2^(1 - n)``.
+    If seeds differ much more than streams, no percentile interval is wider than the range of the
+    seeds, which misses the median of their distribution with probability ``2^(1 - n)``.
 
     Args:
-        seeds: n.
-        level: coverage of the interval.
+        seeds: Number of seeds, n.
+        level: Coverage of the interval, in (0, 1).
 
     >>> [n for n in range(9) if enough_seeds(n)]
     [6, 7, 8]
@@ -273,7 +273,7 @@ def arena_tables(of: Arena) -> dict[str, list[tuple[str, ...]]]:
     A star marks an interval over too few seeds.
 
     Args:
-        of: what `arena` returned.
+        of: Result of `arena`.
     """
     head = ("regime", "rule", "rank", "mean", "seeds", "reader calls", "CPU seconds", "beaten by")
     tables: dict[str, list[tuple[str, ...]]] = {measure: [head] for measure in of.design.primary}
@@ -318,10 +318,10 @@ def arena_tables(of: Arena) -> dict[str, list[tuple[str, ...]]]:
 
 
 def arena_notes(of: Arena) -> list[str]:
-    """Return in sentences what the tables rest on, what is missing, and how to read them.
+    """Return sentences on the basis of the tables, the missing cells and how to read the tables.
 
     Args:
-        of: what `arena` returned.
+        of: Result of `arena`.
     """
     design = of.design
     planned = len(design.cells)
@@ -357,10 +357,10 @@ def arena_notes(of: Arena) -> list[str]:
 
 
 def arena_json(of: Arena) -> dict[str, Any]:
-    """Return everything as plain JSON.
+    """Return the evaluation as plain JSON.
 
     Args:
-        of: what `arena` returned.
+        of: Result of `arena`.
     """
     return {
         "design": of.design.model_dump(mode="json"),
@@ -384,12 +384,12 @@ def arena_json(of: Arena) -> dict[str, Any]:
 
 
 def leaders(of: Arena, regime: str, others: int = 3) -> list[str]:
-    """Return the baselines and the best of the other variants of a regime, the best first.
+    """Return the baselines and the best other variants of a regime, the best first.
 
     Args:
-        of: what `arena` returned.
-        regime: name of the regime.
-        others: most variants beside the baselines.
+        of: Result of `arena`.
+        regime: Name of the regime.
+        others: Largest number of variants in addition to the baselines.
     """
     ranked = [
         one.variant
@@ -401,15 +401,15 @@ def leaders(of: Arena, regime: str, others: int = 3) -> list[str]:
 
 
 def limits(of: Arena, results: Iterable[CellResult]) -> list[str]:
-    """Return in sentences what no variant achieves.
+    """Return sentences on the limits of all variants.
 
-    The first says whether one variant has the greatest mean everywhere, each over the seeds that it
-    has; then each regime's best variant in the first primary measure, how far from 1 it stays, and
-    the edits that go with it: noise and other wrong edits that the sampled manager still makes.
+    The first sentence states whether one variant has the greatest mean in every regime, each over
+    its own seeds. Then one sentence per regime gives the best mean in the first primary measure,
+    and the numbers of wrong and right edits of that variant's sampled manager.
 
     Args:
-        of: what `arena` returned.
-        results: the rows behind it.
+        of: Result of `arena`.
+        results: The rows of the experiment.
     """
     measure = of.design.primary[0]
     by_regime: defaultdict[str, list[Standing]] = defaultdict(list)
@@ -447,10 +447,10 @@ def limits(of: Arena, results: Iterable[CellResult]) -> list[str]:
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
-    """Return seeds in short.
+    """Return seeds as text, with consecutive seeds as ranges.
 
     Args:
-        seeds: In any order.
+        seeds: Seeds in any order.
 
     >>> seeds_text([20, 21, 22, 25])
     '20-22, 25'
@@ -476,7 +476,7 @@ def _comparison_text(one: Comparison) -> str:
 
 
 class _Draws:
-    """Bootstrap draws of the variants of one regime in one measure, each set of seeds once."""
+    """Bootstrap draws of the variants of one regime in one measure, cached by set of seeds."""
 
     def __init__(self, values: Values, settings: BootstrapSettings) -> None:
         self.values = {variant: by_seed for variant, by_seed in values.items() if by_seed}
@@ -487,7 +487,7 @@ class _Draws:
     def _draw_once(
         self, seeds: tuple[int, ...], streams: int
     ) -> dict[str, tuple[float, np.ndarray]]:
-        """Return the mean and the draws of every variant that has these seeds."""
+        """Return the mean and the draws of every variant with these seeds."""
         rows = {
             variant: [by_seed[seed] for seed in seeds]
             for variant, by_seed in self.values.items()
@@ -508,7 +508,7 @@ class _Draws:
         return seeds, mean, *self._ends(draws, len(seeds))
 
     def compare(self, pair: Comparison) -> Comparison:
-        """Return a pair with its numbers, or as it is where the two share no seed."""
+        """Return a comparison with its numbers, or unchanged if there is no common seed."""
         ours, others = (self.values.get(name, {}) for name in (pair.variant, pair.other))
         seeds = tuple(seed for seed in sorted(ours) if len(ours[seed]) == len(others.get(seed, ())))
         if not seeds:
@@ -533,7 +533,7 @@ class _Draws:
         return float(low), float(high)
 
     def ranks(self) -> dict[str, int | None]:
-        """Return the rank of every variant over the seeds that all of them have."""
+        """Return the rank of every variant over the seeds common to all variants."""
         shared = set.intersection(*(set(by_seed) for by_seed in self.values.values()))
         if not shared:
             return dict.fromkeys(self.values)
@@ -553,13 +553,13 @@ def _p_value(difference: float, draws: np.ndarray, seeds: int) -> float | None:
     if seeds < 2:
         return None
     error = float(np.std(draws)) * math.sqrt(seeds / (seeds - 1))
-    if error <= 1e-12:  # the same difference on every stream, up to rounding
+    if error <= 1e-12:  # equal differences on all streams, up to rounding
         return float(abs(difference) <= 1e-12)
     return float(2 * stdtr(seeds - 1, -abs(difference) / error))
 
 
 def _pairs(design: Design) -> list[Comparison]:
-    """Return the planned comparisons without numbers; a baseline is the second of its pair."""
+    """Return the planned comparisons without numbers; a baseline is second in its pair."""
     order = [name for name in design.variants if name not in design.baselines]
     order += reversed(design.baselines)
     return [
@@ -630,7 +630,7 @@ def _standings(
 def _costs(
     found: Mapping[tuple[str, str, int], CellResult],
 ) -> dict[tuple[str, str], tuple[float | None, float | None]]:
-    """Return reader calls and processor seconds of a cell, by regime and variant."""
+    """Return mean reader calls and CPU seconds per cell, by regime and variant."""
     of: defaultdict[tuple[str, str], list[CellResult]] = defaultdict(list)
     for (regime, variant, _), result in found.items():
         of[regime, variant].append(result)

@@ -1,9 +1,9 @@
-"""The cells of an experiment: each is one training run and its tests.
+"""The cells of an experiment: each cell is one training run with its tests.
 
-A cell holds every setting of one training run and its seed. Its key is a hash of them and of the
-warm start's weights, not of the names that a design gives to variants and regimes, so that designs
-share cells. Equal seeds mean equal training streams and equal held-out streams, so cells can be
-compared in pairs (see `tables`).
+A cell holds all settings of one training run and its seed. Its key is a hash of the settings and of
+the warm start's weights, without the names of variant and regime, so that designs share cells.
+Equal seeds mean equal training streams and equal held-out streams, so cells can be compared in
+pairs (see `tables`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import RULES
 from finemem_lib.data.cloze import ClozeTeacher
 from finemem_lib.data.faults import EvidenceFaults, with_faults, wrong_questions
@@ -33,19 +32,22 @@ from finemem_lib.data.planted import (
     World,
     planted_instances,
 )
+from finemem_lib.data.planted_layers import LAYERS_SOURCE, LayerStream, layer_instances
 from finemem_lib.data.questions import make_chunk_questions, verified
 from finemem_lib.evaluation.diagnostics import (
     credit_at_evidence,
     gradient_alignment,
     term_spread,
 )
+from finemem_lib.evaluation.layers import utilisation
 from finemem_lib.evaluation.noise_price import noise_price
 from finemem_lib.evaluation.operation_truth import operation_truth
+from finemem_lib.layers.memory import LAYERS
+from finemem_lib.managers.layered_scripted import ALL_SCRIPTED
 from finemem_lib.managers.loading import checkpoint_folder
 from finemem_lib.managers.model import ModelManager, load_manager, make_manager
 from finemem_lib.managers.protocol import MemoryManager
-from finemem_lib.managers.rollout import RolloutSettings, play
-from finemem_lib.managers.scripted import SCRIPTED
+from finemem_lib.managers.rollout import MemoryKind, RolloutSettings, play
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.readers.trainable import TrainableReader
 from finemem_lib.reading import MemoisedAgent
@@ -67,12 +69,14 @@ from finemem_lib.training.schemes import (
     PAPER_SCHEMES,
     RewardScheme,
     Scheme,
+    advantages_of,
     scheme_of,
     scheme_weights,
     update_terms,
 )
 from finemem_lib.training.trl_adapter import MEASURED
 from finemem_lib.trajectory import Instance, Trajectory
+from finemem_lib.util.files import written_beside
 from finemem_lib.util.provenance import git_state, repository_root
 
 KEY_VERSION = 2
@@ -82,10 +86,9 @@ TERM_KNOBS = {
     "chunk": ("w1", "w1_until", "wrong_questions", "verified", "acceptance"),
     "eara": ("beta", "attribution", "credited", "unretrieved", "evidence_drop", "evidence_swap"),
 }
-"""Settings that act through one term of the reward only; a scheme without it trains the same.
-What changes chunk questions acts through local groups, too, where they weigh them.
-`alignment_batches` measures the paper's schemes: with it, those that differ from their default
-count."""
+"""Settings that act only through one term of the reward; they do not affect schemes without it. The
+settings of chunk questions also act through local groups with a chunk weight. `alignment_batches`
+measures all schemes of the paper: with it, settings that differ from their default count."""
 
 LATER_KNOBS = (
     "alignment_batches",
@@ -98,8 +101,10 @@ LATER_KNOBS = (
     "world",
     "local_groups",
     "data",
+    "memory",
+    "streams",
 )
-"""Settings that are younger than kept results: they enter a key only where they differ from their
+"""Settings added after the first stored results: they enter a key only if they differ from their
 default."""
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -116,8 +121,8 @@ TOKENIZER = (
 )
 
 FIRST_TOKENIZER = "7a5aa0f1bf2d91cdcf7a1bf7572180827376c2c56af9da35cc95692446415653"
-"""`files_hash` of the tokenizer and configuration that the first results were kept with, before
-these were part of a key; they enter a key only where they differ."""
+"""`files_hash` of the tokenizer and configuration of the first stored results, whose keys did not
+include it; another hash enters the key."""
 
 CURVES = (
     "reward",
@@ -148,7 +153,7 @@ CURVES = (
     "seconds/environment",
     "seconds/credit",
 )
-"""What is kept of the record of every update, where it has been measured."""
+"""The quantities of every update's record that a result stores, if measured."""
 
 OF_EVIDENCE = (
     "spread/evidence",
@@ -160,14 +165,14 @@ OF_EVIDENCE = (
 """Measures of a curve that depend on the evidence."""
 
 REAL_TRUTHS = ("WRITE asked", "WRITE distractor")
-"""What is counted on real text: contents stored of pieces that are asked about, and of others."""
+"""Counts on real text: stored contents of pieces with questions, and of distractors."""
 
 FAULTY = ", faulty evidence"
-"""Ends the name of a measure of faulty evidence."""
+"""Suffix of the name of a measure of faulty evidence."""
 
 
 class FrozenModel(BaseModel):
-    """A pydantic model that refuses unknown fields and never changes."""
+    """An immutable pydantic model that rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -192,6 +197,8 @@ class Cell(FrozenModel):
             with the same words.
         capacity: most items in the memory; `None` is no limit.
         token_budget: most tokens in the memory; `None` is no limit.
+        memory: kind of the memory, see `RolloutSettings`.
+        streams: "planted", or the streams of `data.planted_layers`, which need structure.
         world: of the planted streams, see `StreamSettings`; `checkpoint` must read it.
         data: folder with ``train.parquet`` and ``held_out.parquet``, instances that take the place
             of the planted streams; a relative one is looked for in the repository. Empty for none.
@@ -205,7 +212,7 @@ class Cell(FrozenModel):
             training; 0 for none.
 
     Raises:
-        ValueError: an unknown field, or a value out of range.
+        ValueError: a field is unknown, or a value is out of range.
     """
 
     variant: str
@@ -237,6 +244,8 @@ class Cell(FrozenModel):
     retriever: RetrieverName = "bm25"
     dense_model: str = DENSE_MODEL
     num_chunks: int = Field(6, ge=1)
+    memory: MemoryKind = "flat"
+    streams: Literal["planted", "planted-layers"] = "planted"
     world: World = "plain"
     data: str = ""
     updates: int = Field(60, ge=0)
@@ -270,16 +279,16 @@ class Cell(FrozenModel):
 
     @property
     def key(self) -> str:
-        """16 hex digits, the same for the same training.
+        """The key: 16 hexadecimal digits, equal for equal trainings.
 
-        They hash the settings that count under the scheme, the seed, and the files of the warm
-        start and of the sentence encoder where one is used.
+        It hashes the settings that affect the scheme, the seed, and the files of the warm start
+        and, if used, of the sentence encoder.
         """
         scheme = scheme_of(self.scheme)
         idle = {
             knob
             for term, knobs in TERM_KNOBS.items()
-            if term not in scheme.terms and not scheme.rules  # a rule may read what they change
+            if term not in scheme.terms and not scheme.rules  # a rule may depend on them
             for knob in knobs
         }
         if self.local_groups is not None and self.local_groups.chunk_weight:
@@ -296,6 +305,8 @@ class Cell(FrozenModel):
             idle.add("dense_model")
         knobs = self.model_dump(mode="json", exclude={"variant", "regime", "scheme"} | idle)
         knobs["scheme"] = {**dataclasses.asdict(scheme), "name": None}
+        if scheme.advantage == "step":  # younger than kept results
+            del knobs["scheme"]["advantage"]
         if self.data:
             files.append(files_hash(self.data, "*.parquet"))
         weights = files_hash(self.checkpoint, *WEIGHTS)
@@ -320,10 +331,10 @@ class Cell(FrozenModel):
         )
 
     def rollout(self, num_generations: int) -> RolloutSettings:
-        """Return how streams are played, with so many rollouts of each.
+        """Return the settings of the rollouts.
 
         Args:
-            num_generations: G, rollouts of each stream.
+            num_generations: G, the number of rollouts per stream.
         """
         return RolloutSettings(
             num_generations=num_generations,
@@ -332,18 +343,18 @@ class Cell(FrozenModel):
             eviction=self.eviction,
             duplicates=self.duplicates,
             **_unless_default(
-                self, "retriever", "dense_model", "token_budget", "question_fraction"
+                self, "retriever", "dense_model", "token_budget", "question_fraction", "memory"
             ),
         )
 
     def new_reader(self) -> MemoisedAgent:
-        """Return the reader, before it has learned anything."""
+        """Return the reader with its initial weights."""
         if self.reader == "extractive":
             return self.extractive_reader()
         return MemoisedAgent(TrainableReader(self.seed, synonyms=VERBS[DATA_SOURCES[self.world]]))
 
     def extractive_reader(self) -> MemoisedAgent:
-        """Return the reader that knows the verbs of the cell's world, of real text none."""
+        """Return the extractive reader, with the verbs of the planted world as synonyms."""
         if self.data:
             return MemoisedAgent(ExtractiveReader())
         return MemoisedAgent(ExtractiveReader(synonyms=VERBS[DATA_SOURCES[self.world]]))
@@ -356,7 +367,9 @@ class HeldOut(FrozenModel):
         chunks: T of the streams.
         temperature: of sampling; 0 is greedy.
         columns: one value per stream, in their order: "accuracy" (r_global), "memory_tokens",
-            "memory_items", "valid_share" (of the operations), and the counts of `operation_truth`.
+            "memory_items", "valid_share" (of the operations), and the counts of `operation_truth`;
+            of a layered memory the tokens, calls and share never retrieved of each store; of
+            streams that need structure the accuracy by kind of question.
     """
 
     chunks: int
@@ -368,20 +381,20 @@ class CellResult(FrozenModel):
     """The result of a cell.
 
     Attributes:
-        cell: what was trained.
-        key: its key.
-        curve: measures of training, one value per update.
-        episodes: per update, the accuracy of every stream trained on (mean over its rollouts).
-        tests: by "sampled" and "greedy", with the length where it is not that of training; where
-            another reader answered, also with the extractive reader (", extractive reader").
-        seconds: of "training" and of "testing", and "training_cpu", the processor's seconds of
-            training, which do not depend on what else the machine does.
-        price: by update ("1", "14" and the last one) and "fact" or "noise", what the cell's own
-            advantage pays per stored sentence, and its standard error (`evaluation.noise_price`).
-        alignment: by scheme, the cosine of every batch, and as "agreement/<scheme>" the mean cosine
+        cell: The cell.
+        key: Key of the cell.
+        curve: Measures of training, one value per update.
+        episodes: Per update, the accuracy of every training stream (mean over its rollouts).
+        tests: Tests named "sampled" and "greedy", with the length if it differs from training, and
+            ", extractive reader" if that reader answered instead of the cell's own.
+        seconds: Wall-clock seconds of "training" and "testing", and CPU seconds of training as
+            "training_cpu", which do not depend on the load of the machine.
+        price: By update ("1", "14" and the last) and "fact" or "noise", the advantage per stored
+            sentence and its standard error (`evaluation.noise_price`).
+        alignment: By scheme, the cosine of every batch, and as "agreement/<scheme>" the mean cosine
             between batches (see `gradient_alignment`).
-        commit: the checkout's when training began, `None` where it was not recorded.
-        dirty: whether files differed from that commit.
+        commit: Commit of the checkout when training began, `None` if not recorded.
+        dirty: Whether files differed from that commit.
     """
 
     cell: Cell
@@ -398,11 +411,11 @@ class CellResult(FrozenModel):
 
 @functools.cache
 def files_hash(model: str, *patterns: str) -> str:
-    """Return the hash of the content of a model's files, or of its name where it is on the hub.
+    """Return the hash of the content of a model's files, or of its name for a model on the hub.
 
     Args:
-        model: a checkpoint's name or folder.
-        patterns: globs of file names to hash, in this order.
+        model: Name or folder of a checkpoint.
+        patterns: Glob patterns of the files to hash, in this order.
     """
     folder = checkpoint_folder(model)
     if folder is None:
@@ -421,11 +434,13 @@ def _unless_default(cell: Cell, *names: str) -> dict[str, Any]:
     }
 
 
-def run_cell(cell: Cell) -> CellResult:
-    """Train one manager and test it on streams it has never read, on one torch thread.
+def run_cell(cell: Cell, keep: Path | None = None) -> CellResult:
+    """Train one manager and test it on held-out streams, on one torch thread.
 
     Args:
-        cell: the training and its tests.
+        cell: The training and its tests.
+        keep: Folder to save the trained manager into, under the cell's key, replacing an existing
+            one; `None` does not save it.
 
     Raises:
         ValueError: as `train_manager`.
@@ -442,6 +457,9 @@ def run_cell(cell: Cell) -> CellResult:
             curve, episodes = _curve(cell, trained, instances), _episodes(trained)
             price = _price(cell, trained, instances, agent)
             manager = trained.manager
+            if keep is not None:
+                with written_beside(keep / cell.key) as beside:
+                    trained.manager.save(beside)
         else:
             training, training_cpu, price = 0.0, 0.0, {}
             curve, episodes, manager = {}, [], _untrained(cell)
@@ -479,7 +497,7 @@ def run_cell(cell: Cell) -> CellResult:
 
 def _untrained(cell: Cell) -> MemoryManager:
     """Return the warm start, or the scripted manager that `checkpoint` names."""
-    if cell.checkpoint in SCRIPTED:
+    if cell.checkpoint in ALL_SCRIPTED:
         return make_manager(cell.checkpoint)
     return load_manager(cell.checkpoint)
 
@@ -488,8 +506,8 @@ def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Insta
     """Return the instances of one split of a folder of real text, with cloze chunk questions.
 
     Args:
-        data: as `Cell.data`.
-        split: which file.
+        data: Folder, as in `Cell.data`.
+        split: Name of the file, "train" or "held_out".
 
     Raises:
         ValueError: there is no such folder, or the file cannot be read.
@@ -513,13 +531,23 @@ def _training_streams(cell: Cell) -> list[Instance]:
         instances = real_instances(cell.data, "train")
         generator("training order", cell.seed).shuffle(instances)
         return instances[: max(number, 1)]
-    instances = planted_instances("train", number, cell.seed, cell.stream)
+    instances = _streams(cell, "train", number, cell.num_chunks, cell.seed)
     if cell.wrong_questions:
         instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
     if cell.verified:
         verifier = reader_for(instances)
         instances = [verified(one, verifier, cell.acceptance, cell.seed) for one in instances]
     return instances
+
+
+def _streams(
+    cell: Cell, split: Literal["train", "held-out"], number: int, chunks: int, seed: int
+) -> list[Instance]:
+    """Return the planted streams of a cell."""
+    if cell.streams == LAYERS_SOURCE:
+        return layer_instances(split, number, seed, LayerStream(num_chunks=chunks))
+    shape = dataclasses.replace(cell.stream, num_chunks=chunks)
+    return planted_instances(split, number, seed, shape)
 
 
 def _train(cell: Cell, instances: Sequence[Instance], agent: MemoisedAgent) -> TrainingResult:
@@ -544,7 +572,7 @@ def _train(cell: Cell, instances: Sequence[Instance], agent: MemoisedAgent) -> T
         **more,
         **config,
     )
-    if trained.interrupted:  # half a training run must not pass for a cell
+    if trained.interrupted:  # an incomplete training is not a result
         raise KeyboardInterrupt
     return trained
 
@@ -552,12 +580,13 @@ def _train(cell: Cell, instances: Sequence[Instance], agent: MemoisedAgent) -> T
 def _curve(
     cell: Cell, trained: TrainingResult, instances: Sequence[Instance]
 ) -> dict[str, list[float | None]]:
-    """Return what is measured of every update.
+    """Return the measures of every update.
 
-    These are TRL's records, "reader_calls" (beyond those of the outcome), and the rollouts compared
-    with the truth: "truth/<what>" per step, "spread/<term>" and "credit_at_evidence/<credited>".
-    Where evidence was faulty, the measures of `OF_EVIDENCE` occur twice: of the evidence as it was
-    and, with `FAULTY` at the end of the name, of the faulty evidence that credit followed.
+    These are quantities of the training records, "reader_calls" (without those of the outcome), and
+    comparisons of the rollouts with the ground truth: "truth/<operation>" per step, "spread/<term>"
+    and "credit_at_evidence/<credited>". With evidence faults, the measures of `OF_EVIDENCE` occur
+    twice: for the true evidence and, with the suffix `FAULTY`, for the faulty evidence that credit
+    was based on.
     """
     by_id = {instance.instance_id: instance for instance in instances}
     curve: defaultdict[str, list[float | None]] = defaultdict(list)
@@ -577,7 +606,7 @@ def _curve(
         measured = _credit(cell, groups)
         if cell.evidence_drop or cell.evidence_swap:
             faults = EvidenceFaults(cell.evidence_drop, cell.evidence_swap)
-            seed = stable_seed(cell.seed, int(record["step"]) - 1)  # the trainer's own
+            seed = stable_seed(cell.seed, int(record["step"]) - 1)  # as in the trainer
             faulty = [[with_faults(one, faults, seed) for one in group] for group in groups]
             attributed = _credit(cell, faulty)
             measured |= {f"{name}{FAULTY}": attributed[name] for name in OF_EVIDENCE}
@@ -589,10 +618,10 @@ def _curve(
 def _price(
     cell: Cell, trained: TrainingResult, instances: Sequence[Instance], agent: MemoisedAgent
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
-    """Return what the advantage of the cell's scheme paid per stored fact and noise sentence.
+    """Return the advantage of the cell's scheme per stored fact and noise sentence.
 
-    Nothing where a rule asks a reader that has learned since, or where operations or local groups
-    are credited beside the steps.
+    The result is empty if a rule needs a reader that was trained since, or if operations or local
+    groups are credited in addition to steps.
     """
     scheme = scheme_of(cell.scheme)
     more = scheme.operations or cell.local_groups is not None
@@ -605,12 +634,7 @@ def _price(
         groups = trained.trajectories[number]
         terms = update_terms(groups, cell.scheme, cell.rewards, agent).terms
         rewards = [[[weighted_sum(step, weights) for step in row] for row in of] for of in terms]
-        together = [list(itertools.chain(*rows)) for rows in zip(*rewards, strict=True)]
-        flat = [iter(row) for row in group_relative(together, cell.scale_rewards)]
-        advantages = [
-            [[next(values) for _ in row] for values, row in zip(flat, of, strict=True)]
-            for of in rewards
-        ]
+        advantages = advantages_of(cell.scheme, rewards, cell.scale_rewards)
         found[str(number)] = {
             name: (_rounded(slope), _rounded(error))
             for name, (slope, error) in noise_price(groups, advantages, by_id).items()
@@ -621,7 +645,7 @@ def _price(
 def _reader_calls(
     scheme: Scheme, record: Mapping[str, Any], trajectories: Iterable[Trajectory]
 ) -> int:
-    """Return the readings that the credit of an update asked for, beyond those of the outcome."""
+    """Return the number of readings requested for an update's credit, without the outcome's."""
     scheme = scheme_of(scheme)
     calls = sum(int(record[f"{MEASURED}{rule}/calls_asked"]) for rule in scheme.rules)
     calls += int(record.get(f"{MEASURED}local/calls_asked", 0))
@@ -651,11 +675,10 @@ def _test(
     cell: Cell, manager: MemoryManager, agent: MemoisedAgent, chunks: int, temperature: float
 ) -> HeldOut:
     number = cell.held_out if chunks == cell.num_chunks else cell.test_streams
-    shape = dataclasses.replace(cell.stream, num_chunks=chunks)
     if cell.data:
         streams = real_instances(cell.data, "held_out")[:number]
     else:
-        streams = planted_instances("held-out", number, cell.seed, shape)
+        streams = _streams(cell, "held-out", number, chunks, cell.seed)
     sampled = manager if isinstance(manager, ModelManager) else None
     before = None if sampled is None else sampled.temperature
     try:
@@ -680,13 +703,46 @@ def _test(
         columns["valid_share"].append(_mean(outcome.applied for outcome in outcomes))
         for name, count in _truth(one, stream).items():
             columns[name].append(count)
+        for name, value in _layers(cell, one).items():
+            columns[name].append(_rounded(value))
     return HeldOut(chunks=chunks, temperature=temperature, columns=columns)
 
 
 def _truth(one: Trajectory, instance: Instance) -> dict[str, int]:
     """Return the counts of `operation_truth`; of real text what was stored of which pieces."""
-    if "facts" in instance.metadata:
-        return operation_truth(one, instance)
+    if instance.data_source == LAYERS_SOURCE:  # whose notes are no sentences of the stream
+        return {}
+    planted = "facts" in instance.metadata
+    return operation_truth(one, instance) if planted else stored_pieces(one, instance)
+
+
+def _layers(cell: Cell, one: Trajectory) -> dict[str, float | None]:
+    """Return what the stores hold and, where streams need structure, the accuracy by kind."""
+    found: dict[str, float | None] = {}
+    if cell.memory == "layered":
+        used = {row.store: row for row in utilisation({"": [one]})}
+        for store in LAYERS:
+            row = used.get(store)
+            found[f"{store} tokens"] = row.tokens if row else 0.0
+            found[f"{store} calls"] = sum(row.calls.values()) if row else 0
+            found[f"{store} never retrieved"] = row.never_retrieved if row else None
+    if cell.streams == LAYERS_SOURCE:
+        for kind in ("fact", "event", "summary"):
+            found[f"accuracy, {kind}"] = _mean(
+                asked.score
+                for asked in one.questions
+                if asked.question.question_id.startswith(kind)
+            )
+    return found
+
+
+def stored_pieces(one: Trajectory, instance: Instance) -> dict[str, int]:
+    """Return the numbers of stored contents of pieces with questions and of distractors.
+
+    Args:
+        one: A trajectory on real text.
+        instance: The instance of the trajectory.
+    """
     distractors = set(instance.metadata.get("distractor_steps", ()))
     counts = dict.fromkeys(REAL_TRUTHS, 0)
     for step in one.steps:
@@ -699,11 +755,10 @@ def _truth(one: Trajectory, instance: Instance) -> dict[str, int]:
 
 
 def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
-    """Measure the paper's schemes, crediting retrieved and used items, on held-out streams."""
+    """Return the gradient alignment of the paper's schemes on held-out streams."""
     size = cell.instances_per_update
-    streams = planted_instances(
-        "held-out", cell.alignment_batches * size, stable_seed(cell.seed, "alignment"), cell.stream
-    )
+    seed = stable_seed(cell.seed, "alignment")
+    streams = _streams(cell, "held-out", cell.alignment_batches * size, cell.num_chunks, seed)
     schemes: dict[str, tuple[Scheme, RewardSettings]] = {
         scheme: (scheme, cell.rewards) for scheme in PAPER_SCHEMES
     }

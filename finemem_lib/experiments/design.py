@@ -1,4 +1,4 @@
-"""Read a design: variants, regimes and seeds, and the cells they make."""
+"""Read the design of an experiment: variants, regimes and seeds, and the resulting cells."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from finemem_lib.util.yaml_files import read_yaml
 
 
 class Regime(FrozenModel):
-    """The settings of a regime, fields of `cells.Cell`, and what it has of the grid.
+    """A regime: settings, which are fields of `cells.Cell`, with its seeds and variants.
 
     Attributes:
-        seeds: the seeds of this regime; `None` for those of the design.
-        variants: names of the variants in this regime; `None` for all.
+        seeds: The seeds of this regime; `None` for those of the design.
+        variants: Names of the variants in this regime; `None` for all.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -28,30 +28,30 @@ class Regime(FrozenModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that replace common ones."""
+        """The settings of the regime, which override the common settings."""
         return dict(self.model_extra or {})
 
 
 class Design(FrozenModel):
-    """A grid, every variant in every regime at every seed, and how its results are judged.
+    """A grid of variants, regimes and seeds, with the planned comparisons.
 
     Attributes:
-        description: one sentence, shown with the results.
-        baselines: the variants that the others are compared with, within each regime; a file may
+        description: One sentence, shown with the results.
+        baselines: The variants with which the others are compared, within each regime; a file may
             name a single one as ``baseline``.
-        common: settings of all cells, fields of `cells.Cell`.
-        regimes: by name, settings that replace common ones, and the seeds and variants of the
-            regime where it has not all of them.
-        variants: by name, settings that replace those of the regime.
-        seeds: one training run for each.
-        excluded_seeds: by reason, seeds that no regime may use (those of pilot runs, say).
-        primary: the measures that findings speak of, names in `tables.ACCURACIES`.
-        correction: how p-values are corrected within a family of comparisons.
-        family: comparisons belong to one family where they agree in these; none for one family.
-        pairs: which pairs of variants are compared: "all" within a regime, or only those of which
-            one is among the baselines.
-        not_beaten: in words, when a variant counts as not beaten.
-        budget: in words, what a cell may use, by kind.
+        common: Settings of all cells, fields of `cells.Cell`.
+        regimes: By name, settings that override the common ones, and optionally the regime's own
+            seeds and variants.
+        variants: By name, settings that override those of the regime.
+        seeds: Seeds of the training runs.
+        excluded_seeds: By reason, seeds that no regime may use (for example, of pilot runs).
+        primary: The measures of the findings, names in `tables.ACCURACIES`.
+        correction: Method of correcting p-values within a family of comparisons.
+        family: Fields that define a family: comparisons with equal values belong together. Empty
+            for a single family.
+        pairs: The compared pairs of variants within a regime: "all", or those with a baseline.
+        not_beaten: The criterion for "not beaten", in words.
+        budget: The resources of a cell, in words, by kind.
 
     Raises:
         ValueError: a name or a value is not usable, or a seed is excluded.
@@ -117,7 +117,7 @@ class Design(FrozenModel):
         """Return the names of the variants of a regime.
 
         Args:
-            regime: name of the regime.
+            regime: Name of the regime.
         """
         named = self.regimes[regime].variants
         return list(self.variants) if named is None else named
@@ -126,14 +126,14 @@ class Design(FrozenModel):
         """Return the seeds of a regime.
 
         Args:
-            regime: name of the regime.
+            regime: Name of the regime.
         """
         own = self.regimes[regime].seeds
         return self.seeds if own is None else own
 
     @property
     def cells(self) -> list[Cell]:
-        """All cells, seed by seed, so that what is there before the end is balanced.
+        """All cells, ordered by seed, so that an unfinished experiment is balanced.
 
         Raises:
             ValueError: a setting is unknown or out of range.
@@ -160,15 +160,15 @@ def load_design(path: Path) -> Design:
     """Read a design and check all its cells.
 
     Args:
-        path: a YAML file with the fields of `Design`.
+        path: A YAML file with the fields of `Design`.
 
     Raises:
-        ValueError: the file is missing or no YAML, a name or a value in it is not usable, or it
+        ValueError: the file is missing or not YAML, a name or a value in it is not usable, or it
             uses a seed that it excludes.
     """
     try:
         design = Design.model_validate(read_yaml(path))
-        design.cells  # noqa: B018 - a wrong knob is refused before anything runs
+        design.cells  # noqa: B018 - raises for a wrong setting before anything runs
     except ValueError as error:
         why = _in_words(error) if isinstance(error, ValidationError) else error
         raise ValueError(
@@ -178,7 +178,7 @@ def load_design(path: Path) -> Design:
 
 
 def _in_words(error: ValidationError) -> str:
-    """Return what pydantic refused in a design: where, what it got, what it expects."""
+    """Return pydantic's errors in a design as text: the field, its value and what is expected."""
     known = (Design if error.title == "Design" else Cell).model_fields
     found = []
     for one in error.errors(include_url=False):

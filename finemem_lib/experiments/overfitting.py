@@ -1,7 +1,7 @@
-"""Is high global with low chunk accuracy, at the end of training, a sign of overfitting?
+"""Test whether high global and low chunk accuracy at the end of training indicate overfitting.
 
-If it is, then of trainings that answer global questions equally well those with low chunk accuracy
-do worse on streams that they were not trained on. Differs from the paper, which names the sign and
+If they do, then among trainings with equal global accuracy those with lower chunk accuracy have
+lower accuracy on held-out streams. Differs from the paper, which names this sign of overfitting but
 does not measure it.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LAST = 5
-"""Updates at the end of training that are averaged."""
+"""Number of last updates to average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class TrainingEnd:
     """A training's accuracies at its end, and on held-out streams.
 
     Attributes:
-        variant: name of the training.
-        seed: its seed.
-        outcome: global accuracy of the rollouts of the last updates, in [0, 1].
-        chunk: accuracy on their chunk questions, likewise.
-        held_out: accuracy on streams never trained on, sampled.
+        variant: Name of the variant.
+        seed: Seed of the training.
+        outcome: Global accuracy of the rollouts of the last updates, in [0, 1].
+        chunk: Accuracy on the chunk questions of these rollouts, in [0, 1].
+        held_out: Accuracy on held-out streams, with sampling, in [0, 1].
     """
 
     variant: str
@@ -48,14 +48,14 @@ class TrainingEnd:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """How chunk accuracy goes with held-out accuracy, at equal global accuracy.
+    """The partial rank correlation of chunk and held-out accuracy, given global accuracy.
 
     Attributes:
-        value: partial rank correlation; above zero, low chunk accuracy goes with low held-out
-            accuracy. `None` with fewer than four trainings of a seed, or without differences.
-        low: lower end of its interval, `None` where it has none; `high` is the upper one.
-        trainings: their number.
-        seeds: theirs.
+        value: The correlation; above zero, low chunk accuracy goes with low held-out accuracy.
+            `None` with fewer than four trainings per seed, or without differences.
+        low: Lower end of the interval, or `None`; `high` is the upper end.
+        trainings: Number of trainings.
+        seeds: Seeds of the trainings.
     """
 
     value: float | None
@@ -66,15 +66,15 @@ class Sign:
 
 
 def training_ends(results: Iterable[CellResult], updates: int = LAST) -> list[TrainingEnd]:
-    """Return the ends of the trainings whose chunk questions were right and all could be asked.
+    """Return the accuracies at the end of every suitable training.
 
-    A training with wrong chunk questions is left out, since its chunk accuracy is that of wrong
-    answers, and so is one whose memory has no limit, which loses nothing between the questions of a
-    chunk and the global ones.
+    Trainings with wrong chunk questions are left out, because their chunk accuracy refers to wrong
+    answers; so are trainings with unlimited memory, which lose nothing between the chunk questions
+    and the global questions.
 
     Args:
-        results: the rows of an experiment; equal trainings under several names count once.
-        updates: how many at the end are averaged.
+        results: The rows of an experiment; equal trainings with several names count once.
+        updates: Number of last updates to average, at least 1.
     """
     ends: dict[str, TrainingEnd] = {}
     for one in results:
@@ -99,15 +99,15 @@ def training_ends(results: Iterable[CellResult], updates: int = LAST) -> list[Tr
 def overfitting_sign(
     ends: Sequence[TrainingEnd], settings: BootstrapSettings | None = None
 ) -> Sign:
-    """Return the partial rank correlation of chunk and held-out accuracy, given the global one.
+    """Return the partial rank correlation of chunk and held-out accuracy, given global accuracy.
 
-    Ranks are within a seed, whose trainings read the same streams. The interval is that of a
-    bootstrap over seeds, then over trainings within each drawn seed, at the level that makes up for
-    few seeds (`evaluation.intervals.expanded_level`).
+    Ranks are within a seed, whose trainings read the same streams. The interval is from a bootstrap
+    over seeds, then over trainings within each drawn seed, at a level expanded for few seeds
+    (`evaluation.intervals.expanded_level`).
 
     Args:
-        ends: what `training_ends` returned.
-        settings: number of resamples, level and seed of the bootstrap.
+        ends: Result of `training_ends`.
+        settings: Number of resamples, level and seed of the bootstrap.
     """
     settings = settings or BootstrapSettings()
     by_seed: defaultdict[int, list[tuple[float, float, float]]] = defaultdict(list)
@@ -138,10 +138,10 @@ def overfitting_sign(
 
 
 def sign_text(sign: Sign) -> str:
-    """Return in a sentence whether low chunk accuracy was a sign of overfitting.
+    """Return a sentence on whether low chunk accuracy indicated overfitting.
 
     Args:
-        sign: what `overfitting_sign` returned.
+        sign: Result of `overfitting_sign`.
     """
     if sign.value is None or sign.low is None or sign.high is None:
         return f"{sign.trainings} trainings: too few, or too much alike, to say anything."
@@ -161,7 +161,7 @@ def sign_text(sign: Sign) -> str:
 
 
 def _partial(rows: Sequence[NDArray[np.float64]]) -> float | None:
-    """Return the correlation of chunk and held-out ranks that is left without the global rank."""
+    """Return the partial correlation of chunk and held-out ranks, given the global ranks."""
     from scipy.stats import rankdata
 
     if not rows:

@@ -19,13 +19,13 @@ def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any
     """Write results as JSON lines, and their card next to them.
 
     Args:
-        results: what to write. Settings stay exact, measured numbers get four significant digits
-            (three in curves).
-        path: the file ``<name>.jsonl``; the card becomes ``<name>.json``.
-        card: what `experiment_card` returned.
+        results: The results. Settings are written exactly, measured numbers with four significant
+            digits (three in curves).
+        path: The file ``<name>.jsonl``; the card is written to ``<name>.json``.
+        card: Result of `experiment_card`.
 
     Raises:
-        OSError: they could not be written; what was there before is unchanged.
+        OSError: a file could not be written; an earlier version of it is unchanged.
     """
     with written_beside(path) as beside:
         beside.write_text("".join(f"{_line(result)}\n" for result in results), encoding="utf-8")
@@ -33,7 +33,7 @@ def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any
 
 
 def read_rows(path: Path) -> list[CellResult]:
-    """Read what `write_rows` wrote.
+    """Return the results that `write_rows` wrote.
 
     Args:
         path: The file of rows, JSON lines.
@@ -52,13 +52,13 @@ def read_rows(path: Path) -> list[CellResult]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Read the card of the rows in `path`.
+    """Return the card of a file of rows.
 
     Args:
-        path: The file of rows; the card lies next to it.
+        path: The file of rows; its card is next to it.
 
     Raises:
-        ValueError: it is missing or cannot be read.
+        ValueError: the card is missing or cannot be read.
     """
     card = path.with_suffix(".json")
     try:
@@ -76,18 +76,18 @@ def experiment_card(
     failures: Sequence[FailedCell],
     command: str,
 ) -> dict[str, Any]:
-    """Return how rows were made.
+    """Return the card of an experiment, which records how its rows were made.
 
     Args:
-        design: the experiment.
-        results: its cells.
-        failures: cells without a result.
-        command: the command that made them, without names of this machine.
+        design: The design of the experiment.
+        results: The results of its cells.
+        failures: Cells without a result.
+        command: The command that made them, without names of this machine.
 
     Returns:
-        Description and baseline, command and the commit it ran at, the number of cells trained at
-        each commit ("made_by"), hardware in words, versions, and the seconds of all cells together
-        (each on one thread).
+        Description and baseline, command and its commit, the number of cells trained at each commit
+        ("made_by"), hardware in words, versions, and the total seconds of all cells (each on one
+        thread).
     """
     cells = {result.key: result for result in results}
     return {
@@ -122,7 +122,7 @@ def _line(result: CellResult) -> str:
 
 
 def _short(value: Any, digits: int) -> Any:
-    """Return JSON with numbers of so many significant digits."""
+    """Return a JSON value with floats rounded to `digits` significant digits."""
     if isinstance(value, dict):
         return {name: _short(part, digits) for name, part in value.items()}
     if isinstance(value, list):

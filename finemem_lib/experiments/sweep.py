@@ -1,14 +1,14 @@
-"""Run the cells of a design in parallel, on processes or on a Dask cluster."""
+"""Run the cells of a design in parallel, in processes or on a Dask cluster."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finemem_lib.experiments.cells import Cell, CellResult, run_cell
 from finemem_lib.util.files import written_beside
@@ -31,8 +31,8 @@ class FailedCell:
     """A cell without a result.
 
     Attributes:
-        cell: the cell as the design names it.
-        error: what its training raised, in words.
+        cell: The cell, with the names of the design.
+        error: Message of the error that its training raised.
     """
 
     cell: Cell
@@ -40,16 +40,16 @@ class FailedCell:
 
 
 class Attempt(NamedTuple):
-    """One try at a cell: its key, and a result or (where that is `None`) an error.
+    """One attempt to train a cell, with a result or an error.
 
     Attributes:
         key: Key of the cell.
-        result: What the cell measured; `None` where it failed.
+        result: What `run` returned for the cell; `None` where it failed.
         error: Why it failed; empty where it did not.
     """
 
     key: str
-    result: CellResult | None
+    result: Any
     error: str
 
 
@@ -62,22 +62,22 @@ def run_cells(
     progress: Progress | None = None,
     run: Run = run_cell,
 ) -> tuple[list[CellResult], list[FailedCell]]:
-    """Train the cells that `folder` lacks; return all results and failures.
+    """Train the cells without a result in `folder`; return all results and failures.
 
-    A result is written to ``folder/<key>.json`` as soon as it is there. On a Dask cluster, a cell
-    whose worker is lost is trained by another one.
+    A result is written to ``folder/<key>.json`` as soon as its training ends. On a Dask cluster, a
+    cell whose worker is lost is trained by another worker.
 
     Args:
-        cells: what to train; equal cells under several names are trained once.
-        folder: where results are kept; it is created where it is missing.
-        jobs: processes on this machine; ignored with a `scheduler`.
-        scheduler: address of a Dask scheduler whose workers train, e.g. ``tcp://HOST:8786``.
-        progress: called after every cell with the number done, the number of all, the cell, and
-            "kept", "done" or its error.
-        run: trains one cell.
+        cells: The cells; equal cells with several names are trained once.
+        folder: Folder of the results; created if missing.
+        jobs: Number of processes on this machine; ignored with a `scheduler`.
+        scheduler: Address of a Dask scheduler, e.g. ``tcp://HOST:8786``; `None` for processes.
+        progress: Called after every cell with the number done, the total number, the cell, and
+            "kept", "done" or the error.
+        run: Trains one cell.
 
     Returns:
-        Results and failures, both in the order of `cells` and under their names.
+        Results and failures, both in the order of `cells` and with their names.
 
     Raises:
         ValueError: a result in the folder cannot be read, or no scheduler answers.
@@ -100,7 +100,7 @@ def run_cells(
         if scheduler is None:
             attempts = _on_processes(todo, jobs, run)
         else:
-            attempts = _on_dask(todo, scheduler, run)
+            attempts = on_dask(todo, scheduler, run)
         with contextlib.closing(attempts):
             for done, (key, result, error) in enumerate(attempts, start=len(results) + 1):
                 if result is None:
@@ -118,11 +118,11 @@ def run_cells(
 
 
 def kept_results(cells: Sequence[Cell], folder: Path) -> list[CellResult]:
-    """Return the results that a folder holds, in the order of `cells` and under their names.
+    """Return the stored results of cells, in the order of `cells` and with their names.
 
     Args:
-        cells: What may have been trained.
-        folder: Where results are kept.
+        cells: The cells; those without a stored result are left out.
+        folder: Folder of the results.
 
     Raises:
         ValueError: a result in the folder cannot be read.
@@ -136,7 +136,7 @@ def kept_results(cells: Sequence[Cell], folder: Path) -> list[CellResult]:
 
 
 def _on_processes(cells: dict[str, Cell], jobs: int, run: Run) -> Generator[Attempt]:
-    """Yield every attempt as it ends; where a process is killed, all that were left have failed."""
+    """Yield every attempt when it ends; if a process is killed, all remaining cells have failed."""
     import joblib
 
     parallel = joblib.Parallel(
@@ -151,8 +151,20 @@ def _on_processes(cells: dict[str, Cell], jobs: int, run: Run) -> Generator[Atte
         yield from (Attempt(key, None, WORKER_DIED) for key in missing)
 
 
-def _on_dask(cells: dict[str, Cell], scheduler: str, run: Run) -> Generator[Attempt]:
-    """Yield every attempt as it ends; a cell that several workers died of has failed."""
+def on_dask(
+    cells: Mapping[str, Any], scheduler: str, run: Callable[[Any], Any]
+) -> Generator[Attempt]:
+    """Yield every attempt as it ends; a cell that several workers died of has failed.
+
+    Args:
+        cells: What to run, by key.
+        scheduler: Address of a Dask scheduler.
+        run: Runs one cell on a worker.
+
+    Raises:
+        ValueError: no scheduler answers.
+        ModuleNotFoundError: the dask extra is not installed.
+    """
     with _client(scheduler) as client:
         from distributed import KilledWorker, as_completed
 
@@ -177,7 +189,7 @@ def _client(scheduler: str) -> Client:
             "dask extra: pip install -e .[dask]"
         ) from error
     try:
-        # A client whose address is none takes a minute to go, and ends with a traceback.
+        # With an invalid address a client takes a minute to end, with a traceback.
         get_address_host_port(scheduler)
         return Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]  # untyped
     except (OSError, ValueError) as error:
@@ -187,12 +199,12 @@ def _client(scheduler: str) -> Client:
         ) from error
 
 
-def _attempt(key: str, cell: Cell, run: Run) -> Attempt:
+def _attempt(key: str, cell: Any, run: Callable[[Any], Any]) -> Attempt:
     for name, value in ONE_THREAD.items():
         os.environ.setdefault(name, value)
     try:
         return Attempt(key, run(cell), "")
-    except Exception as error:  # one cell's failure is reported, and the others go on
+    except Exception as error:  # report the failure of one cell and continue with the others
         return Attempt(key, None, f"{type(error).__name__}: {error}")
 
 

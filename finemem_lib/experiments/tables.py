@@ -1,7 +1,7 @@
-"""Tables over the results of an experiment: intervals over seeds and streams, paired differences.
+"""Tables of an experiment's results: intervals over seeds and streams, paired differences.
 
-Equal seeds mean equal streams, so a variant is compared with the baseline pair by pair: every draw
-of the bootstrap takes both at the same seeds and the same streams.
+Equal seeds mean equal streams, so a variant is compared with the baseline in pairs: every bootstrap
+draw takes both at the same seeds and the same streams.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ACCURACIES = (
 """The accuracies of `measures`, in the order of training."""
 
 PRIMARY = ("accuracy, sampled", ACCURACIES[0])
-"""The two measures that findings speak of, the end and the start of training; among many measures
-some differ by chance."""
+"""The two measures of the findings, for the end and the start of training; with many measures, some
+would differ by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,11 @@ class ExperimentRow:
     """One measure of one variant in one regime.
 
     Attributes:
-        value: mean over all seeds and their streams; `low` and `high` bound its interval.
-        difference: to the baseline on the same seeds and streams; `None` for the baseline itself,
-            and where the two share no seed. Its interval is `difference_low`, `difference_high`.
-        seeds: number of seeds of the variant.
+        value: Mean over all seeds and their streams; `low` and `high` bound its interval.
+        difference: Difference to the baseline on the same seeds and streams; `None` for the
+            baseline itself, and without a common seed. `difference_low` and `difference_high` bound
+            its interval.
+        seeds: Number of seeds of the variant.
     """
 
     regime: str
@@ -73,16 +74,16 @@ def table(
     """Return every measure of every variant with intervals and paired differences.
 
     The percentile bootstrap draws seeds, then streams within each drawn seed, and takes variant and
-    baseline at the same draw. Over few seeds it is too narrow (see `chance_of_clear`). A measure
-    that variant and baseline have different numbers of (of updates, say) cannot be paired and has
-    no difference. "first 10 updates" and "area under curve" are means over the streams trained on,
-    each played before the update that learns from it.
+    baseline at the same draw. With few seeds its intervals are too narrow (see `chance_of_clear`).
+    If variant and baseline have different numbers of values (for example, of updates), they cannot
+    be paired and have no difference. "first 10 updates" and "area under curve" are means over the
+    training streams, each played before the update that trains on it.
 
     Args:
-        results: the cells of one experiment.
-        baseline: the variant that the others are compared with, within each regime.
-        settings: number of resamples, level and seed of the bootstrap.
-        of: returns the measures of a cell: by default `measures`; `diagnostic_measures` has one
+        results: The cells of one experiment.
+        baseline: The variant with which the others are compared, within each regime.
+        settings: Number of resamples, level and seed of the bootstrap.
+        of: Returns the measures of a cell: by default `measures`; `diagnostic_measures` has one
             value per update instead of one per stream.
     """
     settings, of = settings or BootstrapSettings(), of or measures
@@ -111,7 +112,7 @@ def table(
 def _differences(
     values: Mapping[int, Sequence[float]], base: Mapping[int, Sequence[float]]
 ) -> dict[int, list[float]]:
-    """Return values minus baseline at every seed where they can be paired."""
+    """Return values minus baseline at every seed with equal numbers of values."""
     return {
         seed: [a - b for a, b in zip(values[seed], base[seed], strict=True)]
         for seed in sorted(values)
@@ -120,7 +121,7 @@ def _differences(
 
 
 def measures(result: CellResult) -> dict[str, list[float]]:
-    """Return the measures of a cell, each as one value per stream (not a number: not measured).
+    """Return the measures of a cell, each with one value per stream (NaN: not measured).
 
     Args:
         result: A trained and tested cell.
@@ -139,6 +140,9 @@ def measures(result: CellResult) -> dict[str, list[float]]:
     found["memory tokens"] = sampled.columns["memory_tokens"]
     found["memory items"] = sampled.columns["memory_items"]
     found["valid share"] = sampled.columns["valid_share"]
+    for name in sampled.columns:  # of layers and of streams that need them
+        if name.startswith("accuracy, ") or name.endswith((" tokens", " never retrieved")):
+            found[name] = sampled.columns[name]
     groups: dict[str, Sequence[str]] = {
         **{
             f"{kind}s per step": [name for name in sampled.columns if name.startswith(f"{kind} ")]
@@ -150,7 +154,7 @@ def measures(result: CellResult) -> dict[str, list[float]]:
     }
     for measure, names in groups.items():
         if not names or any(name not in sampled.columns for name in names):
-            continue  # planted streams and real text are judged by different counts
+            continue  # planted streams and real text have different counts
         found[measure] = [
             sum(count or 0 for count in counts) / sampled.chunks
             for counts in zip(*(sampled.columns[name] for name in names), strict=True)
@@ -162,10 +166,10 @@ def measures(result: CellResult) -> dict[str, list[float]]:
 
 
 def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
-    """Return what was measured of the rollouts that were trained on, one value per update.
+    """Return the measures of the training rollouts, each with one value per update.
 
     These are the spread of each term within its group, the share of credit at the evidence step
-    (both of the evidence as it was; ", faulty evidence" of the evidence that credit followed),
+    (for the true evidence, and with ", faulty evidence" for the evidence that credit was based on),
     duplicates per step, and the share of groups without gradient.
 
     Args:
@@ -196,8 +200,8 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
 def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | float | None]]:
     """Return one row per held-out stream of every test of every cell.
 
-    A row holds the cell's names and seed, the test, the number of the stream, and everything that
-    was measured of it.
+    A row holds the cell's names and seed, the test, the number of the stream, and all measures of
+    the stream.
 
     Args:
         results: Trained and tested cells.
@@ -218,7 +222,7 @@ def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | flo
 
 
 def _with_nan(found: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:
-    """Return the values as numbers, without the measures that were measured nowhere."""
+    """Return the values with NaN for `None`, without measures that have only `None`."""
     return {
         name: [math.nan if value is None else value for value in values]
         for name, values in found.items()
@@ -232,8 +236,8 @@ def seed_interval(
     """Return the mean of all values and the ends of its interval.
 
     Args:
-        values: by seed, one value per stream, of equal number.
-        settings: number of resamples, level and seed.
+        values: By seed, one value per stream; the same number of streams for each seed.
+        settings: Number of resamples, level and seed of the bootstrap.
     """
     rows = np.array([values[seed] for seed in sorted(values)], dtype=float)
     low, high = percentile_ends(hierarchical_draws(rows[None], settings)[:, 0], settings.level)
@@ -245,17 +249,17 @@ def hierarchical_draws(
 ) -> NDArray[np.float64]:
     """Return bootstrap draws of the mean of every row, all at the same seeds and streams.
 
-    Each draw takes as many seeds as there are, with replacement, and within each drawn seed as many
-    streams. The mean of a seed already varies with its streams, so where streams differ more than
-    seeds the draws spread up to sqrt(2) times too far. Source: Davison and Hinkley (1997), 3.8.
+    Each draw resamples the seeds with replacement, and within each drawn seed its streams. The mean
+    of a seed already varies with its streams, so if streams differ more than seeds, the spread of
+    the draws is up to sqrt(2) times too large. Source: Davison and Hinkley (1997), 3.8.
 
     Args:
-        rows: rows x seeds x streams; a stream that is not a number in any row is left out.
-        settings: number of resamples and seed. The draw depends on the number of seeds and streams
-            only, so that all comparisons share random numbers.
+        rows: Values, shape (rows, seeds, streams); a stream with NaN in any row is left out.
+        settings: Number of resamples and seed. The draws depend only on the numbers of seeds and
+            streams, so that all comparisons share random numbers.
 
     Returns:
-        Draws x rows.
+        The means, shape (draws, rows).
     """
     num_rows, n, k = rows.shape
     rng = np.random.default_rng(stable_seed(settings.seed, "experiment", n, k))
@@ -285,7 +289,7 @@ def format_interval(row: ExperimentRow) -> str:
 
 
 def format_difference(row: ExperimentRow) -> str:
-    """Return the difference to the baseline with its interval as text, "–" where there is none.
+    """Return the difference to the baseline with its interval as text, or "–".
 
     Args:
         row: One value of the table.
@@ -294,7 +298,7 @@ def format_difference(row: ExperimentRow) -> str:
 
 
 def excludes_zero(row: ExperimentRow) -> bool:
-    """Return whether there is a difference and its interval does not hold zero.
+    """Return whether there is a difference whose interval does not contain zero.
 
     Args:
         row: One value of the table.
@@ -303,7 +307,7 @@ def excludes_zero(row: ExperimentRow) -> bool:
 
 
 def _direction(row: ExperimentRow) -> int:
-    """Return 1 where the difference is clearly above zero, -1 where below, else 0."""
+    """Return 1 if the difference's interval is above zero, -1 if below, else 0."""
     if row.difference_low is None or row.difference_high is None:
         return 0
     return (row.difference_low > 0) - (row.difference_high < 0)
@@ -311,15 +315,15 @@ def _direction(row: ExperimentRow) -> int:
 
 @functools.cache
 def chance_of_clear(seeds: int, level: float = 0.95) -> float:
-    """Return how often the interval of a true difference of zero excludes zero, in [0, 1].
+    """Return the probability that the interval of a true difference of zero excludes zero.
 
-    Simulated with normal differences between seeds and none between streams; where streams differ
-    more than seeds it is nearer to ``1 - level``. With two seeds the interval is their range, which
-    excludes zero half the time.
+    It is simulated with normal differences between seeds and none between streams; if streams
+    differ more than seeds, it is closer to ``1 - level``. With two seeds the interval is their
+    range, which excludes zero half of the time.
 
     Args:
-        seeds: number of seeds of each variant.
-        level: coverage that the interval is made for.
+        seeds: Number of seeds of each variant, at least 1.
+        level: Nominal coverage of the interval, in (0, 1).
 
     >>> [round(chance_of_clear(seeds), 1) for seeds in (1, 2, 3)]
     [1.0, 0.5, 0.3]
@@ -332,10 +336,10 @@ def chance_of_clear(seeds: int, level: float = 0.95) -> float:
 
 
 def regimes_and_variants(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list[str]]:
-    """Return the regimes and the variants that occur, each once, in their order.
+    """Return the regimes and the variants of rows, each once, in order of occurrence.
 
     Args:
-        rows: Anything that has a regime and a variant.
+        rows: Rows or cells with a regime and a variant.
     """
     rows = list(rows)
     return (
@@ -356,14 +360,14 @@ def compared(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
 def findings(rows: Sequence[ExperimentRow], baseline: str = "outcome-only") -> list[str]:
     """Return three sentences about the primary measures.
 
-    The first names the variants that end above or below the baseline in each regime (or, where
-    there are more regimes than variants, the regimes in which each variant does), the second those
-    that start above or below it, the third how many of these comparisons would look clear by
-    chance. A difference counts when its interval excludes zero; causes are not named.
+    The first sentence lists the variants above or below the baseline at the end of training in each
+    regime (or, with more regimes than variants, the regimes for each variant), the second those at
+    the start of training, the third the number of differences to be expected by chance. A
+    difference counts if its interval excludes zero.
 
     Args:
-        rows: what `table` returned.
-        baseline: the variant that the others were compared with.
+        rows: Result of `table`.
+        baseline: The variant with which the others were compared.
     """
     pairs = compared(rows)
     seeds = sorted({row.seeds for row in pairs})
@@ -400,8 +404,8 @@ def _verdict(rows: Sequence[ExperimentRow], baseline: str) -> str:
 
 
 def _sides(rows: Mapping[str, ExperimentRow]) -> tuple[str, str, str]:
-    """Return in words which of the named comparisons are clearly above and below zero, the greatest
-    difference first, and how many are not."""
+    """Return, as text, the comparisons whose interval is above zero, those below, and the number of
+    the others."""
     clear = sorted(
         ((name, row) for name, row in rows.items() if excludes_zero(row)),
         key=lambda pair: -(pair[1].difference or 0.0),

@@ -1,6 +1,6 @@
-"""The callback that makes an update happen whole or not at all.
+"""The training callback that makes updates atomic.
 
-Imports transformers, so it is imported when a trainer is made and not before.
+The module imports transformers; import it only when a trainer is created.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class WholeUpdates(TrainerCallback):
-    """Refuses gradients that are not finite, and holds interrupts back during an update.
+    """A callback that raises an error for non-finite gradients and defers interrupts.
 
-    An interrupt that comes between the optimizer's step and the update's record is raised after
-    the record is written.
+    An interrupt between the optimizer's step and the update's record is raised after the record is
+    written.
 
     Attributes:
         begun: Whether training has begun.
-        whole: Whether no update is under way, so that the weights are those of the last one
-            counted.
+        whole: Whether no update is in progress, so that the weights are those of the last
+            finished update.
     """
 
     def __init__(self, trainer: StepGRPO) -> None:
@@ -37,7 +37,7 @@ class WholeUpdates(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **settings: Any) -> None:
         model = settings["model"]
         if not self.trainer.manager_learns:
-            model.zero_grad()  # without a gradient Adam leaves weights and moments as they are
+            model.zero_grad()  # without a gradient Adam changes neither weights nor moments
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         scaled = self.trainer.accelerator.scaler is not None  # fp16 skips such updates itself
         if not scaled:
@@ -50,6 +50,6 @@ class WholeUpdates(TrainerCallback):
             self.end()
 
     def end(self) -> None:
-        """Mark the update as whole and raise the interrupt that came during it, if any."""
+        """Mark the update as finished and raise a deferred interrupt, if any."""
         self.whole = True
         self.trainer.interrupts.release()

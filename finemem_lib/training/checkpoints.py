@@ -1,11 +1,11 @@
 """Find the latest checkpoint of a training run, verify its settings, resume.
 
-A checkpoint ``checkpoint-<update>`` is TRL's: weights or adapter, optimizer, scheduler, random
-states, and the number of the update, from which its instances and seeds follow. What the reader
-answered is kept where asking again could answer otherwise: replies of a language model lie in the
-memo file of its client, which needs no copy; a memo that only the process holds is written into the
-checkpoint; the extractive reader answers the same again, and so does a trainable reader with its
-weights, which are written.
+A checkpoint ``checkpoint-<update>`` is written by TRL: weights or adapter, optimizer, scheduler,
+random states, and the number of the update, which determines its instances and seeds. The reader's
+answers are stored if asking again could give other answers. Replies of a language model are in the
+memo file of its client and need no copy; a memo in memory is written into the checkpoint. The
+extractive reader is deterministic; a trainable reader is deterministic given its weights, which are
+written into the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ READER_MEMO = "reader_memo.json"
 READER_WEIGHTS = "reader_weights.pt"
 
 MEMORY_ONLY = ("batch_size", "gradient_checkpointing", "gpu_memory_utilization", "micro_batches")
-"""Settings that change how much memory a run takes; they change the result by rounding only."""
+"""Settings that change the memory use of a run, and its result only by rounding."""
 
 
 def last_checkpoint(folder: str | Path | None) -> Path | None:
-    """Return the newest checkpoint in a folder, `None` where there is none.
+    """Return the latest checkpoint in a folder, or `None`.
 
     Args:
-        folder: Where a run writes its checkpoints; `None` for nowhere.
+        folder: Folder of a run's checkpoints; `None` for a run without checkpoints.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -42,10 +42,10 @@ def last_checkpoint(folder: str | Path | None) -> Path | None:
 
 
 def update_of(checkpoint: Path | None) -> int:
-    """Return the number of the update after which a checkpoint was written, 0 for none.
+    """Return the number of the update after which a checkpoint was written, or 0.
 
     Args:
-        checkpoint: A folder whose name ends with the number.
+        checkpoint: A folder whose name ends with the number; `None` for no checkpoint.
 
     >>> update_of(Path("run/checkpoint-20")), update_of(None)
     (20, 0)
@@ -54,15 +54,15 @@ def update_of(checkpoint: Path | None) -> int:
 
 
 def checkpoint_to_resume(folder: str | Path | None, resume: bool) -> Path | None:
-    """Return the checkpoint that a run continues from, `None` for a new run.
+    """Return the checkpoint that a run continues from, or `None` for a new run.
 
     Args:
-        folder: Folder of the checkpoints; `None` for a run that keeps none.
-        resume: Whether the run is to be resumed.
+        folder: Folder of the checkpoints; `None` for a run without checkpoints.
+        resume: Whether to resume the run.
 
     Raises:
         ValueError: There is no checkpoint to resume from.
-        FileExistsError: There is one, and a new run would overwrite it.
+        FileExistsError: There is a checkpoint, and a new run would overwrite it.
     """
     found = last_checkpoint(folder)
     if resume and found is None:
@@ -79,7 +79,7 @@ def checkpoint_to_resume(folder: str | Path | None, resume: bool) -> Path | None
 
 
 def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a new run next to its checkpoints, or compare those of a resumed one.
+    """Write the settings of a new run next to its checkpoints, or check those of a resumed run.
 
     Args:
         folder: Folder of the checkpoints.
@@ -93,13 +93,13 @@ def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> No
     settings = json.loads(json.dumps(settings, default=str))
     if resume:
         try:
-            before = _deciding(json.loads(path.read_text(encoding="utf-8")))
+            before = _without_memory_only(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"train_manager: {path} is not readable ({error}), so nothing says how the run "
                 "was trained; put the file back, or start a new run in another output_dir"
             ) from error
-        settings = _deciding(settings)
+        settings = _without_memory_only(settings)
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise ValueError(
@@ -112,20 +112,20 @@ def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> No
         write_json(path, settings)
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide the result, also within those of the model."""
+def _without_memory_only(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without those in `MEMORY_ONLY`, also in nested settings."""
     return {
-        name: _deciding(value) if isinstance(value, Mapping) else value
+        name: _without_memory_only(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
         if name not in MEMORY_ONLY
     }
 
 
 def save_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
-    """Write what only this process holds of the reader into a checkpoint: its memo or its weights.
+    """Write the weights of a trainable reader, or a memo in memory, into a checkpoint.
 
     Args:
-        agent: The reader; one without either is left out.
+        agent: The reader; for a reader without either, nothing is written.
         checkpoint: Folder of the checkpoint.
     """
     if (reader := trainable_reader(agent)) is not None:
@@ -135,14 +135,14 @@ def save_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
 
 
 def restore_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
-    """Give the reader the memo or the weights it had when the checkpoint was written.
+    """Load the reader's weights or memo from a checkpoint.
 
     Args:
-        agent: The reader.
+        agent: The reader, changed in place.
         checkpoint: Folder of the checkpoint.
 
     Raises:
-        ValueError: They cannot be read.
+        ValueError: Weights or memo cannot be read.
     """
     if (reader := trainable_reader(agent)) is not None:
         reader.load(checkpoint / READER_WEIGHTS)
@@ -152,7 +152,7 @@ def restore_reader(agent: ReasoningAgent, checkpoint: Path) -> None:
 
 
 def _memoised(agent: ReasoningAgent) -> MemoisedAgent | None:
-    """Return the reader where its memo is held by this process only and cannot be recomputed."""
+    """Return the reader if its memo is only in memory and cannot be recomputed; else `None`."""
     if not isinstance(agent, MemoisedAgent) or isinstance(
         agent.agent, ExtractiveReader | TrainableReader
     ):

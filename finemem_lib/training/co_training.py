@@ -1,9 +1,9 @@
-"""Let a trainable reader learn in the loop in which the manager learns.
+"""Train a trainable reader in the same loop as the manager.
 
 Differs from the paper: Fine-Mem (arXiv 2601.08435) trains the manager against a frozen reasoning
-agent and names learning both as an open question. Here the reader learns from the global questions
-of the rollouts that the manager learns from, after they were rewarded, so that one update is played
-and credited with one reader.
+agent and names training both as an open question. Here the reader trains on the global questions
+of the manager's rollouts, after the rollouts were rewarded, so that the reader does not change
+within an update.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from finemem_lib.scoring import score
 from finemem_lib.trajectory import Trajectory
 
 Learns = Literal["manager", "reader", "alternately", "jointly"]
-"""Who learns during training: one of the two, `PHASE` updates each in turn, or both in every one"""
+"""Which model is trained: one of the two, both alternately for `PHASE` updates each, or both in
+every update."""
 
 PHASE = 4
-"""Updates in a row in which the manager, then the reader learns, where they learn alternately."""
+"""Number of consecutive updates of the manager, then of the reader, in alternate training."""
 
 
 def check_learns(learns: str, agent: ReasoningAgent) -> None:
-    """Refuse a reader that is to learn and cannot.
+    """Raise an error if the reader must be trained but is not trainable.
 
     Args:
-        learns: Who is to learn, one of `Learns`.
+        learns: Which model is trained, one of `Learns`.
         agent: The reader.
 
     Raises:
-        ValueError: `learns` is unknown, or the reader is none that learns.
+        ValueError: `learns` is unknown, or the reader must be trained and is not trainable.
     """
     if learns not in get_args(Learns):
         raise ValueError(
@@ -46,10 +47,10 @@ def check_learns(learns: str, agent: ReasoningAgent) -> None:
 
 
 def learners(learns: Learns, update: int) -> tuple[bool, bool]:
-    """Return whether the manager and whether the reader learns in an update.
+    """Return (whether the manager is trained, whether the reader is trained) in an update.
 
     Args:
-        learns: Who learns during training.
+        learns: Which model is trained, see `Learns`.
         update: Number of the update, from 1.
 
     >>> [learners("alternately", update) for update in (1, 4, 5, 9)]
@@ -64,11 +65,11 @@ def learners(learns: Learns, update: int) -> tuple[bool, bool]:
 def lessons(
     reader: TrainableReader, groups: Sequence[Sequence[Trajectory]]
 ) -> tuple[list[ReadingTask], list[list[float]]]:
-    """Return the global questions as tasks, and the score of the answer from each of their items.
+    """Return reading tasks of the global questions, and the score of the answer from each item.
 
     Args:
-        reader: Extracts the answers.
-        groups: What was played with it.
+        reader: The reader, which extracts the answers.
+        groups: The rollouts of an update, per instance.
 
     Returns:
         Tasks and rewards for `TrainableReader.learn`, without questions that retrieved nothing or
@@ -94,18 +95,18 @@ def lessons(
 def teach_reader(
     agent: ReasoningAgent, groups: Sequence[Sequence[Trajectory]], learns: bool
 ) -> dict[str, float]:
-    """Measure a trainable reader on an update's rollouts, and let it learn from them.
+    """Measure a trainable reader on an update's rollouts, and train it on them.
 
     Args:
-        agent: The reader; one that cannot learn is left alone.
-        groups: What was played with it, per instance and rollout.
-        learns: Whether it learns, or is measured only.
+        agent: The reader; a reader that is not trainable is ignored.
+        groups: The rollouts of the update, per instance.
+        learns: Whether to train the reader, or only measure it.
 
     Returns:
-        Means over the questions that retrieved something, before it learns: "reader/picked", the
-        score of the answer from the item that it picks, "reader/expected", the expected score under
-        its softmax, and "reader/best", the highest score that any item would give; empty for a
-        reader that cannot learn or without such questions.
+        Means, before training, over the questions that retrieved an item: "reader/picked", the
+        score of the answer from the selected item, "reader/expected", the expected score under the
+        softmax, and "reader/best", the highest score over the items; empty without a trainable
+        reader or without such questions.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""TRL's configuration with every value set that Unsloth would silently change."""
+"""TRL's configuration, with explicit values for all settings that Unsloth changes silently."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OURS: dict[str, Any] = dict(
     report_to="none",
     disable_tqdm=True,
 )
-"""What every run trains with unless it says otherwise."""
+"""Default settings of every run."""
 
 TRLS_OWN: dict[str, Any] = dict(
     auto_find_batch_size=False,
@@ -49,7 +49,7 @@ TRLS_OWN: dict[str, Any] = dict(
     torch_empty_cache_steps=None,
     vllm_mode="colocate",
 )
-"""TRL's own values, which Unsloth has others for."""
+"""TRL's defaults that Unsloth changes."""
 
 
 def grpo_config(
@@ -64,28 +64,28 @@ def grpo_config(
     micro_batches: int | None = None,
     **overrides: Any,
 ) -> GRPOConfig:
-    """Return TRL's configuration with every value set that Unsloth would silently change.
+    """Return TRL's configuration, with explicit values for what Unsloth changes silently.
 
-    One update is one optimizer step on freshly played rollouts.
+    One update is one optimizer step on new rollouts.
 
     `loss_type` is TRL's default "dapo": the sum over tokens of advantage times ratio, divided by
-    the number of completion tokens of the whole update. A long completion then weighs more than a
-    short one. The paper's GRPO objective averages over the tokens of each completion and then over
-    completions, which is `loss_type="grpo"`.
+    the number of completion tokens of the whole update, so that a long completion weighs more than
+    a short one. The paper's GRPO objective averages over the tokens of each completion and then
+    over completions, which is `loss_type="grpo"`.
 
     Args:
         output_dir: Folder of the checkpoints.
-        updates: Optimizer steps in all.
-        instances_per_update: Instances that are played for one update.
-        num_generations: G, rollouts of each instance.
-        max_completion_length: Most tokens of a completion.
-        learning_rate: Of Adam.
-        seed: Of TRL's own random choices.
-        micro_batches: Parts of an update's backward pass (default: num_generations); a divisor of
-            num_generations, so that the rows (num_generations for every step of every instance)
-            can be cut evenly whatever the instances' lengths are.
-        overrides: Any of GRPOConfig's own fields. `log_completions` would show the last rows only;
-            the trajectories of `keep_updates` hold them all.
+        updates: Total number of updates.
+        instances_per_update: Number of instances per update.
+        num_generations: G, the number of rollouts per instance.
+        max_completion_length: Largest number of tokens of a completion.
+        learning_rate: Learning rate of Adam.
+        seed: Seed of TRL's own random choices.
+        micro_batches: Number of parts of an update's backward pass, a divisor of num_generations
+            (the default), so that the rows (num_generations per step of each instance) can be
+            divided evenly for instances of any length.
+        overrides: Further fields of GRPOConfig. `log_completions` shows only the last rows; the
+            trajectories of `keep_updates` hold all of them.
 
     Raises:
         ValueError: `micro_batches` does not divide num_generations.

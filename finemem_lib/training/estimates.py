@@ -1,8 +1,8 @@
-"""Estimate a training run's parameters, tokens, memory of the card and hours, by formulas only.
+"""Estimate a training run's parameters, tokens, GPU memory and hours, by formulas only.
 
-Sizes that follow from the architecture (parameters, adapter, keys and values) are exact. The rest
-are estimates: what autograd keeps is counted tensor by tensor, and times come from a roofline, the
-larger of arithmetic and memory traffic, with the shares of the card that `Assumptions` names.
+Sizes that follow from the architecture (parameters, adapter, KV cache) are exact. The others are
+estimates: the tensors that autograd stores are counted, and times come from a roofline model, the
+larger of arithmetic and memory traffic, with the efficiencies in `Assumptions`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 from finemem_lib.managers.loading import BATCH_SIZE, ModelSettings
 
 NF4_BYTES = 0.516
-"""Bytes of a weight in NF4 with double quantisation: 4 bits and 0.127 bits of its block's scale
+"""Bytes per weight in NF4 with double quantisation: 4 bits, and 0.127 bits for its block's scale
 (Dettmers et al., 2023)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a decoder of the Qwen3 or Llama family, by the names in its config.json.
+    """The sizes of a decoder of the Qwen3 or Llama family, named as in its config.json.
 
     Attributes:
-        vocab_size: Tokens that the embedding and the head know.
+        vocab_size: Number of tokens in the vocabulary.
         hidden_size: Width of a hidden state.
-        intermediate_size: Width of an MLP's inside.
+        intermediate_size: Width of the hidden layer of an MLP.
         num_hidden_layers: Number of blocks.
-        num_attention_heads: Query heads of a block.
-        num_key_value_heads: Key and value heads of a block.
+        num_attention_heads: Number of query heads per block.
+        num_key_value_heads: Number of key and value heads per block.
         head_dim: Width of a head.
         tie_word_embeddings: Whether the head shares the embedding's weights.
         qk_norm: Whether queries and keys of every head are normalised, as in Qwen3.
@@ -48,13 +48,13 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any) -> ModelShape:
-        """Return the sizes that a configuration of transformers holds.
+        """Return the sizes in a transformers configuration.
 
         Args:
-            config: A configuration object of transformers.
+            config: A transformers configuration object.
 
         Raises:
-            ValueError: it is of another family.
+            ValueError: the model is of another family.
         """
         if config.model_type not in ("qwen3", "llama"):
             raise ValueError(
@@ -70,7 +70,7 @@ class ModelShape:
     def linear_layers(self) -> tuple[tuple[int, int], ...]:
         """Return (inputs, outputs) of the linear layers of one block: q, k, v, o, gate, up, down.
 
-        They are those that an adapter is put on (`managers.loading.TARGET_MODULES`).
+        These are the layers that get an adapter (`managers.loading.TARGET_MODULES`).
         """
         heads = self.num_attention_heads * self.head_dim
         groups = self.num_key_value_heads * self.head_dim
@@ -87,13 +87,13 @@ class ModelShape:
 
     @property
     def linear_parameters(self) -> int:
-        """Return the parameters of all blocks' linear layers, which 4 bits apply to."""
+        """Return the number of parameters in the blocks' linear layers, which NF4 quantises."""
         per_block = sum(inputs * outputs for inputs, outputs in self.linear_layers)
         return self.num_hidden_layers * per_block
 
     @property
     def parameters(self) -> int:
-        """Return all parameters; tied embeddings count once.
+        """Return the number of all parameters; tied embeddings count once.
 
         >>> f"{SHAPES['Qwen/Qwen3-4B'].parameters:,}"
         '4,022,468,096'
@@ -108,11 +108,11 @@ class ModelShape:
         )
 
     def lora_parameters(self, rank: int, layers: int | None = None) -> int:
-        """Return the parameters of an adapter: rank x (inputs + outputs) of every linear layer.
+        """Return the number of adapter parameters: rank x (inputs + outputs) per linear layer.
 
         Args:
-            rank: r of the adapter.
-            layers: Blocks that get it; `None` for all.
+            rank: Rank of the adapter.
+            layers: Number of blocks with the adapter; `None` for all.
 
         >>> f"{SHAPES['Qwen/Qwen3-4B'].lora_parameters(16):,}"
         '33,030,144'
@@ -121,7 +121,7 @@ class ModelShape:
 
     @property
     def cache_bytes(self) -> int:
-        """Return the bytes of keys and values of one token, at 2 bytes a number.
+        """Return the bytes of the KV cache per token, at 2 bytes per number.
 
         >>> SHAPES["Qwen/Qwen3-4B"].cache_bytes
         147456
@@ -130,13 +130,13 @@ class ModelShape:
 
     @property
     def block_bytes(self) -> int:
-        """Return the bytes that autograd keeps of one token in one block, at 2 bytes a number.
+        """Return the bytes that autograd stores per token and block, at 2 bytes per number.
 
-        Counted tensor by tensor for frozen linear layers with adapters under bf16 autocast: what
-        enters the two norms in single precision; the normalised and the scaled state of both and
-        the block's attention output; queries and keys as rotated, values, the heads' outputs twice
-        (and queries and keys in single precision where they are normalised); and of the gated layer
-        gate, up, the activation and their product. Parts that grow with the rank are left out.
+        The count is for frozen linear layers with adapters under bf16 autocast: the inputs of the
+        two norms in single precision; the normalised and the scaled state of both, and the block's
+        attention output; rotated queries and keys, values, and the heads' outputs twice (and
+        queries and keys in single precision if they are normalised); in the gated layer, gate, up,
+        the activation and their product. Tensors that grow with the rank are left out.
         """
         heads = self.num_attention_heads * self.head_dim
         groups = self.num_key_value_heads * self.head_dim
@@ -150,9 +150,10 @@ class ModelShape:
 
     @property
     def prefill_bytes(self) -> int:
-        """Return the most bytes that one token of a prompt takes beside the cache while it is read
-        without gradients, at 2 bytes a number: the state, normalised too, and of the gated layer
-        the activation, up and their product."""
+        """Return the peak bytes of activations per prompt token in prefill without gradients.
+
+        At 2 bytes per number, without the KV cache: the state, also normalised, and in the gated
+        layer the activation, up and their product."""
         return 2 * (2 * self.hidden_size + 3 * self.intermediate_size)
 
 
@@ -161,18 +162,18 @@ SHAPES: dict[str, ModelShape] = {
     "Qwen/Qwen3-1.7B": ModelShape(151_936, 2048, 6144, 28, 16, 8, 128, qk_norm=True),
     "meta-llama/Llama-3.2-3B-Instruct": ModelShape(128_256, 3072, 8192, 28, 24, 8, 128),
 }
-"""Sizes in the config.json of checkpoints on the hub, by name."""
+"""Sizes of checkpoints on the hub, from their config.json, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A graphics card.
+    """A GPU.
 
     Attributes:
-        name: As sold.
+        name: Product name.
         gb: Memory in GB (1e9 bytes).
         tflops: Dense bf16 arithmetic in TFLOP/s.
-        gb_per_s: Traffic of its memory in GB/s.
+        gb_per_s: Memory bandwidth in GB/s.
     """
 
     name: str
@@ -190,26 +191,25 @@ CARDS: dict[str, Card] = {
         Card("H100 80GB", 80, 989.4, 3350),
     )
 }
-"""Figures of the makers' data sheets: tensor cores, bf16 without sparsity, sums in fp32."""
+"""Figures from the makers' data sheets: tensor cores, bf16 without sparsity, sums in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """Quantities that are unknown before the run; each is printed and can be given.
+    """Quantities that are unknown before the run; the plan prints each, and the user may set it.
 
     Attributes:
-        completion_tokens: Mean length of a completion (at most max_new_tokens).
-        memory_share: Tokens of the memory per token of history read so far, until the prompt is
-            full.
-        item_tokens: Length of an item, as a reader is shown it.
-        answer_tokens: Length of a reader's reply.
-        reader_seconds: Seconds of one call of the reader.
-        reader_concurrency: Calls of the reader at a time.
-        arithmetic_share: Share of the card's bf16 speed that is reached.
-        traffic_share: Share of the card's memory speed that is reached.
-        step_seconds: Least seconds of one step of decoding (launching kernels).
+        completion_tokens: Mean number of tokens of a completion (at most max_new_tokens).
+        memory_share: Tokens of the memory per token of history read so far, in (0, 1].
+        item_tokens: Tokens of an item in a reader's prompt.
+        answer_tokens: Tokens of a reader's reply.
+        reader_seconds: Seconds per call of the reader.
+        reader_concurrency: Number of concurrent calls of the reader.
+        arithmetic_share: Achieved share of the GPU's bf16 speed, in (0, 1].
+        traffic_share: Achieved share of the GPU's memory bandwidth, in (0, 1].
+        step_seconds: Smallest duration of one decoding step, in seconds (kernel launches).
         fast_step_seconds: The same with vLLM, which captures the kernels as graphs.
-        runtime_gb: CUDA context, fragments of the allocator, compiled kernels.
+        runtime_gb: GB for the CUDA context, allocator fragmentation and compiled kernels.
 
     Raises:
         ValueError: A value is not above 0, or a share is above 1.
@@ -239,10 +239,10 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An instance as a plan sees it.
+    """The sizes of an instance, for a plan.
 
     Attributes:
-        chunks: Tokens of every chunk.
+        chunks: Number of tokens of every chunk.
         questions: Number of global questions.
     """
 
@@ -255,17 +255,17 @@ class Training:
     """The parameters of notebook 04 that a plan depends on.
 
     Attributes:
-        model: How the model is loaded and prompted.
+        model: Settings of the model.
         updates: Number of updates.
-        instances_per_update: Instances per update.
-        num_generations: Rollouts per instance.
+        instances_per_update: Number of instances per update.
+        num_generations: G, the number of rollouts per instance.
         question_fraction: Share of the global questions asked, in (0, 1].
-        top_k: Most items retrieved per question.
-        instruction_tokens: Tokens of a prompt without memory and chunk.
-        max_prompt_tokens: Most tokens of a prompt.
-        max_new_tokens: Most tokens of a completion.
-        batch_size: Prompts sampled at a time outside training.
-        tested: Most instances played at once outside training.
+        top_k: Largest number of items retrieved per question.
+        instruction_tokens: Number of tokens of a prompt without memory and chunk.
+        max_prompt_tokens: Largest number of tokens of a prompt.
+        max_new_tokens: Largest number of tokens of a completion.
+        batch_size: Number of prompts sampled at a time outside training.
+        tested: Largest number of instances played at once outside training.
     """
 
     model: ModelSettings
@@ -282,7 +282,7 @@ class Training:
 
 
 def prompt_lengths(stream: Stream, training: Training, assumed: Assumptions) -> list[int]:
-    """Return the tokens of the prompt at every step, cut at `max_prompt_tokens`.
+    """Return the number of prompt tokens at every step, at most `max_prompt_tokens`.
 
     A prompt holds the instruction, the memory so far and the chunk.
 
@@ -305,17 +305,17 @@ def prompt_lengths(stream: Stream, training: Training, assumed: Assumptions) -> 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The work of an average update, and the sizes of the longest possible one.
+    """The work of an average update, and the sizes of the longest possible update.
 
     Attributes:
-        rows: Prompts with their completions.
-        prompt_tokens: Tokens of all rows' prompts.
-        completion_tokens: Tokens of all rows' completions.
-        steps: Steps of the longest instance, one batched generation each.
-        longest_rows: Rows of the longest possible micro-batch.
-        longest_prompt: Tokens of the longest prompt.
-        longest_completion: Tokens of the longest completion.
-        sequences: Rollouts at a time.
+        rows: Mean number of prompts with their completions.
+        prompt_tokens: Mean number of prompt tokens, over all rows together.
+        completion_tokens: Mean number of completion tokens, over all rows together.
+        steps: Mean number of steps of the update's longest instance, one generation each.
+        longest_rows: Number of rows of the longest possible micro-batch.
+        longest_prompt: Number of tokens of the longest prompt.
+        longest_completion: Number of tokens of the longest completion.
+        sequences: Number of rollouts played at a time.
     """
 
     rows: float
@@ -331,8 +331,8 @@ class Work:
 def average_work(streams: Sequence[Stream], training: Training, assumed: Assumptions) -> Work:
     """Return the work of an update over these instances.
 
-    Micro-batches are `grpo_config`'s: num_generations of them, so that one holds as many rows as
-    the update's instances have steps.
+    An update has num_generations micro-batches, as in `grpo_config`, so a micro-batch has as many
+    rows as the update's instances have steps.
 
     Args:
         streams: The instances, at least one.
@@ -373,22 +373,23 @@ def _mean_of_largest(values: Sequence[int], taken: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Estimated bytes on the card by part; generation, learning and tests take turns, so `peak`
-    counts the largest of them. With vLLM the cache is there all the time, inside its share of the
-    card, also while tests are sampled without it.
+    """Estimated bytes of GPU memory by part.
+
+    Generation, learning and tests alternate, so `peak` counts the largest of them. vLLM reserves
+    its KV cache permanently, also during tests, which it does not sample.
 
     Attributes:
-        weights: The frozen or trained model.
+        weights: Weights of the model, frozen or trained.
         adapter: Weights of the LoRA adapter.
-        gradients: Gradients of what is trained.
+        gradients: Gradients of the trained weights.
         optimizer: Adam's two moments.
-        activations: Kept for the backward pass.
-        logits: Scores of the completion's tokens and their gradients.
-        cache: Keys and values of the rollouts.
-        prefill: Activations of reading the prompts.
-        tests: Cache and prefill of sampling outside training.
+        activations: Activations stored for the backward pass.
+        logits: Logits of the completion tokens and their gradients.
+        cache: KV cache of the rollouts.
+        prefill: Activations of prefill.
+        tests: KV cache and prefill of sampling outside training.
         runtime: CUDA and its libraries.
-        cache_stays: Whether vLLM holds the cache all the time.
+        cache_stays: Whether vLLM reserves the cache permanently.
     """
 
     weights: float
@@ -415,28 +416,27 @@ class GpuMemory:
 def gpu_memory(
     shape: ModelShape, training: Training, most: Work, card: Card, assumed: Assumptions
 ) -> GpuMemory:
-    """Return what the largest update takes.
+    """Return the GPU memory that the largest update needs.
 
-    weights: 2 bytes each, of the blocks' linear layers `NF4_BYTES` in 4 bits; trained without an
-    adapter 4, and the 2 of the copy that autocast keeps of those layers.
-    adapter, gradients, optimizer: 4 bytes, 4 bytes and Adam's two moments of 4 bytes of what is
-    trained.
-    activations: `block_bytes` of every token of a micro-batch in every block; with gradient
-    checkpointing one hidden state of 2 bytes per block (which Unsloth moves to the computer's
-    memory) and the whole of one block.
-    logits: of every completion token of a micro-batch in single precision: as autograd keeps them,
-    their gradient, and its copy on the way to the head; Unsloth computes them row by row.
-    cache: keys and values of all rollouts at their longest; vLLM's is what its share of the card
-    leaves beside the weights.
-    prefill: `prefill_bytes` of all rollouts' prompts; vLLM's are in its share.
-    tests: cache and prefill of the prompts that are sampled at a time outside training, never by
-    vLLM. What is sampled from weights in single precision takes twice as much.
+    weights: 2 bytes each, or `NF4_BYTES` for the blocks' linear layers in 4 bits; without an
+    adapter 4 bytes, and 2 for the copy of those layers that autocast keeps.
+    adapter, gradients, optimizer: per trained weight 4 bytes, 4 bytes, and two moments of 4 bytes.
+    activations: `block_bytes` per token of a micro-batch and block; with gradient checkpointing one
+    hidden state of 2 bytes per number and block (which Unsloth moves to CPU memory), and the
+    activations of one block.
+    logits: per completion token of a micro-batch, in single precision: the logits, their gradient,
+    and its copy on the way to the head; Unsloth computes them row by row.
+    cache: KV cache of all rollouts at their largest; with vLLM its share of the GPU memory minus
+    the weights.
+    prefill: `prefill_bytes` of all rollouts' prompts; with vLLM this is part of its share.
+    tests: KV cache and prefill of one batch outside training, which vLLM never samples. Sampling
+    from weights in single precision needs twice as much.
 
     Args:
         shape: Sizes of the model.
         training: Parameters of the training.
         most: The largest update.
-        card: The card that it runs on.
+        card: The GPU.
         assumed: Measured or assumed shares and sizes.
     """
     model, unsloth = training.model, training.model.loader == "unsloth"
@@ -483,13 +483,13 @@ def _weight_bytes(shape: ModelShape, model: ModelSettings) -> float:
 
 
 def fits(memory: GpuMemory, shape: ModelShape, most: Work, card: Card) -> bool:
-    """Return whether the card holds it all, and vLLM's share one rollout at its longest.
+    """Return whether all parts fit into GPU memory, and the longest rollout into vLLM's cache.
 
     Args:
         memory: The estimate of `gpu_memory`.
         shape: Sizes of the model.
         most: The largest update.
-        card: The card that it runs on.
+        card: The GPU.
     """
     longest = shape.cache_bytes * (most.longest_prompt + most.longest_completion)
     room = not memory.cache_stays or memory.cache >= longest
@@ -503,16 +503,16 @@ def what_would_fit(
     card: Card,
     assumed: Assumptions,
 ) -> list[str]:
-    """Return changes with which the plan fits, as texts.
+    """Return changes of parameters with which the plan fits, as texts.
 
-    These are the mildest single change of each kind. Where none is enough, one text names several
-    changes that are enough together; where nothing helps, the list is empty.
+    Each text is the smallest sufficient change of one kind. If no single change suffices, one text
+    names several changes that suffice together; if nothing helps, the list is empty.
 
     Args:
         shape: Sizes of the model.
         streams: The instances.
         training: Parameters that do not fit.
-        card: The card that it runs on.
+        card: The GPU.
         assumed: Measured or assumed shares and sizes.
     """
 
@@ -552,9 +552,9 @@ class UpdateSeconds:
     """Estimated seconds of one update by part.
 
     Attributes:
-        reading: Passes over the prompts.
-        writing: Sampling of the completions.
-        learning: Forward and backward.
+        reading: Prefill of the prompts.
+        writing: Decoding of the completions.
+        learning: Forward and backward passes.
         answering: Calls of the reader.
     """
 
@@ -576,21 +576,21 @@ def update_seconds(
     assumed: Assumptions,
     reader_calls: float,
 ) -> UpdateSeconds:
-    """Return how long an average update takes.
+    """Return the estimated duration of an average update.
 
-    reading: the forward pass over the prompts, 2 operations per parameter and token.
-    writing: per decoded token of a step's longest completion (taken as max_new_tokens, because one
-    of many rollouts comes near it) weights and the cache so far go through the card's memory once.
-    learning: forward and backward over prompts and completions: 2 operations each per parameter
-    and token, 2 more for the weights' own gradients without an adapter, 2 more for activations
-    that are computed again.
+    reading: prefill of the prompts, 2 operations per parameter and token.
+    writing: each token of a step's longest completion (taken as max_new_tokens, because one of many
+    rollouts comes near it) reads the weights and the KV cache from GPU memory once.
+    learning: forward and backward over prompts and completions: 2 operations each per parameter and
+    token, 2 more for the weights' own gradients without an adapter, 2 more for recomputed
+    activations.
     answering: the reader's calls, `reader_concurrency` at a time; 0 calls take no time.
 
     Args:
         shape: Sizes of the model.
         training: Parameters of the training.
         mean: The average update.
-        card: The card that it runs on.
+        card: The GPU.
         assumed: Measured or assumed shares and speeds.
         reader_calls: Calls of a model reader per update.
     """
@@ -622,17 +622,17 @@ def playing_seconds(
     assumed: Assumptions,
     instances: int,
 ) -> float:
-    """Return the seconds that the manager takes to play instances once, without vLLM.
+    """Return the estimated seconds for the manager to play instances once, without vLLM.
 
-    Reading and writing count, the reader's answers do not; `batch_size` are played at a time.
+    The reader's calls are not included; `batch_size` instances are played at a time.
 
     Args:
         shape: Sizes of the model.
-        streams: Instances like those that are played.
+        streams: Instances with typical sizes.
         training: Parameters of the training.
-        card: The card that it runs on.
+        card: The GPU.
         assumed: Measured or assumed shares and speeds.
-        instances: How many are played, at least 1.
+        instances: Number of instances to play, at least 1.
     """
     rows = min(training.batch_size, instances)
     one = dataclasses.replace(
@@ -657,10 +657,10 @@ class Calls:
     tokens_out: float = 0
 
     def times(self, number: float) -> Calls:
-        """Return so many times the calls and tokens.
+        """Return calls and tokens multiplied by a number.
 
         Args:
-            number: At least 0.
+            number: The factor, at least 0.
         """
         return Calls(self.calls * number, self.tokens_in * number, self.tokens_out * number)
 
@@ -678,10 +678,10 @@ class Calls:
 
 
 def asked_globally(questions: int, fraction: float) -> int:
-    """Return how many global questions a rollout is asked (`questions.sampled_questions`).
+    """Return the number of global questions asked per rollout (`questions.sampled_questions`).
 
     Args:
-        questions: Global questions of the instance.
+        questions: Number of global questions of the instance.
         fraction: Share that is asked, in (0, 1].
 
     >>> asked_globally(12, 0.2), asked_globally(2, 0.2), asked_globally(0, 0.2)
@@ -691,11 +691,10 @@ def asked_globally(questions: int, fraction: float) -> int:
 
 
 def changes(training: Training) -> Iterator[tuple[str, Training]]:
-    """Yield single changes that make a run smaller, each with its name, the mildest first within
-    its kind.
+    """Yield single changes that make a run smaller, each with its name, smallest first per kind.
 
     Args:
-        training: What a run would train, and how.
+        training: Parameters of the training.
     """
     model = training.model
     for number in range(training.instances_per_update - 1, 0, -1):

@@ -1,19 +1,19 @@
-"""Local groups: several completions of one step from one shared memory state, each valued.
+"""Local groups: several completions of one step from one shared memory state, each with a value.
 
-Rollouts of one instance part at their first step. From then on the completions of a per-step group
-answer different prompts, so a good completion after a bad memory looks bad. A local group shares
-the memory: one played rollout gives M_{t-1}, the manager answers the same prompt G times, and each
-completion is valued by what becomes of it. The groups enter the update as further
-rows, beside the groups of whole rollouts ("global"). Source: LoGo-GRPO of Memory-R2 (arXiv
+Rollouts of one instance diverge at their first step. From then on the completions of a per-step
+group answer different prompts, so a good completion after a bad memory gets a low reward. A local
+group shares the memory: one rollout provides M_{t-1}, the manager answers the same prompt G times,
+and each completion is valued by its later outcome. The groups enter the update as further rows,
+in addition to the groups of whole rollouts ("global"). Source: LoGo-GRPO of Memory-R2 (arXiv
 2605.21768).
 
-Differs from the paper: what is known to us of it is its abstract and a reading note. The local
-re-rollouts of one session from one shared state and their sum with the global objective are the
-paper's; here a chunk takes the place of a session. The value of a completion, both continuations,
-the anchors drawn at random, and the default weights are ours. The horizon curriculum is left out.
-In a replay the rollout's later UPDATEs and DELETEs hit an item of a branch only where the rollout
-itself stored the same text; under `least_recent` a branch that goes on by itself counts the
-retrievals of the rollout's chunk questions, not of its own items.
+Differs from the paper: only the abstract and a reading note were available. The local re-rollouts
+of one session from one shared state and their sum with the global objective are the paper's; here a
+chunk replaces a session. The value of a completion, both continuations, the random anchors and the
+default weights are ours. The horizon curriculum is left out. In a replay, the rollout's later
+UPDATEs and DELETEs change an item of a branch only if the rollout itself stored the same text;
+under `least_recent`, a branch continued by the policy counts the retrievals of the rollout's chunk
+questions, not of its own items.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from finemem_lib.trajectory import (
 )
 
 Continuation = Literal["replay", "policy"]
-"""How a branch goes on after step t, see `LocalGroups`."""
+"""How a branch continues after step t, see `LocalGroups`."""
 
 Act = Callable[[list[Observation], int], Sequence[Completion]]
-"""Returns one completion per observation; the number (from 1) tells the batches apart."""
+"""Returns one completion per observation; the integer is the number of the batch, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalGroups:
-    """How many local groups an update plays, how they are valued, and how much they count.
+    """Number, value and weight of the local groups of an update.
 
     Attributes:
-        anchors: Local groups per instance and update, at different steps; all steps of an instance
-            that has fewer. Rollout and step of each are drawn at random.
-        continuation: What comes after step t: the later operations of the rollout that gave the
-            state ("replay": no further completion, and none that reacts to what step t did), or
-            one continuation by the manager itself ("policy": T - t more completions for each).
+        anchors: Number of local groups per instance and update, at least 1, at different steps; an
+            instance with fewer steps has one per step. Rollout and step are drawn at random.
+        continuation: Continuation after step t: "replay" applies the later operations of the
+            rollout that provided the state (no further completion, and no reaction to step t);
+            "policy" lets the manager continue (T - t more completions per branch).
         outcome_weight: Weight of the mean score of the global questions at the end, at least 0.
         chunk_weight: Weight of the chunk-level step reward at M_t, at least 0.
         weight: Weight of the local advantages in the update, above 0.
@@ -101,15 +101,16 @@ class LocalGroup:
     """G completions of one step from one memory.
 
     Attributes:
-        instance_id: What was read.
-        rollout: The rollout whose memory M_{t-1} all share.
-        step: t, from 1.
-        steps: What each completion did. An item that it inserted has an id that no operation of
-            the rollout means.
-        outcomes: Mean score of the global questions at the end of each, `None` where unscorable.
-        chunks: Chunk-level step reward at each M_t, `None` where there is none.
-        values: What is compared, `None` where neither of the two is known.
-        advantages: Group-relative and weighted; 0.0 where there is no value.
+        instance_id: Id of the instance.
+        rollout: Index of the rollout whose memory M_{t-1} all completions share.
+        step: Number of the step, t, from 1.
+        steps: The step of each completion. Its new items have ids that do not occur in the
+            rollout, unless the rollout inserted the same content at this step.
+        outcomes: Mean score of the global questions at the end of each branch, `None` where
+            unscorable.
+        chunks: Chunk-level step reward at each M_t, `None` where unscorable.
+        values: Weighted sum of the two, `None` where neither is known.
+        advantages: Weighted group-relative advantages of the values; 0.0 where there is no value.
     """
 
     instance_id: str
@@ -124,14 +125,14 @@ class LocalGroup:
 
 @dataclass(frozen=True)
 class LocalUpdate:
-    """The local groups of an update and what they cost.
+    """The local groups of an update and their cost.
 
     Attributes:
-        groups: Ordered by instance and step.
-        completions: Completions sampled, those of continuations included.
-        calls_asked: Readings that valuing them asked for.
-        calls_made: Those of them that reached the reasoning agent.
-        seconds: Duration, sampling included.
+        groups: The groups, ordered by instance and step.
+        completions: Number of completions sampled, including continuations.
+        calls_asked: Number of readings requested to value them.
+        calls_made: Number of these that reached the reasoning agent.
+        seconds: Duration in seconds, including sampling.
     """
 
     groups: tuple[LocalGroup, ...] = ()
@@ -142,7 +143,7 @@ class LocalUpdate:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What a record holds of them, by name; of values, what is known."""
+        """Quantities of the local groups for the training record, by name."""
         values = [value for group in self.groups for value in group.values if value is not None]
         dead = [dead_groups([[v] for v in group.values])[0] for group in self.groups]
         return {
@@ -175,7 +176,7 @@ class _Branch:
         )
 
     def advance(self, completion: Completion) -> Step:
-        """Apply a completion; what the rollout's chunk questions retrieved is retrieved again."""
+        """Apply a completion and repeat the retrievals of the rollout's chunk questions."""
         recorded = self.anchor.steps[self.step - 1]
         outcomes, delta = self.memory.apply(
             [*_with_own_ids(completion.operations, recorded)], self.step
@@ -188,7 +189,7 @@ class _Branch:
         return played_step(recorded.step, recorded.chunk, completion, outcomes, delta, tokens)
 
     def replayed_end(self) -> Memory:
-        """Return the memory that the rollout's later operations leave."""
+        """Return the final memory after replaying the rollout's later operations."""
         assert self.played is not None
         recorded = dataclasses.replace(self.played, chunk_questions=self._recorded_questions())
         place = self.played.step
@@ -209,18 +210,18 @@ def play_local_groups(
     agent: ReasoningAgent,
     seed: int,
 ) -> LocalUpdate:
-    """Play, value and compare the local groups of an update.
+    """Play the local groups of an update, and compute their values and advantages.
 
     Args:
-        groups: The rollouts of the update, G of every instance; a local group has G completions.
-        instances: Their instances, in the same order.
-        settings: How many groups, and how they are valued.
+        groups: The rollouts of the update, G per instance; a local group has G completions.
+        instances: The instances of the groups, in the same order.
+        settings: Number and value of the local groups.
         act: The manager.
         agent: The reasoning agent that answered in the rollouts.
-        seed: Decides which rollout and which step gives a state.
+        seed: Seed of the choice of rollouts and steps.
 
     Raises:
-        ValueError: A rollout does not say how it was played.
+        ValueError: A rollout does not record its settings.
     """
     started = time.perf_counter()
     counter = agent if isinstance(agent, MemoisedAgent) else MemoisedAgent(agent)
@@ -271,15 +272,15 @@ def play_local_groups(
 
 
 def anchors(group: Sequence[Trajectory], number: int, seed: int) -> list[tuple[int, int]]:
-    """Return the places of the rollouts, and the steps before which each gives its memory.
+    """Return random rollouts and steps from which local groups start.
 
     Args:
         group: The rollouts of one instance.
-        number: How many, at most one per step.
-        seed: Decides which.
+        number: Number of anchors; at most one per step is returned.
+        seed: Seed of the draws.
 
     Returns:
-        (place in the group, step from 1), ordered by step.
+        (index of the rollout in the group, step from 1), ordered by step.
     """
     rng = generator(seed, "local groups", group[0].instance_id)
     steps = range(1, group[0].num_steps + 1)
@@ -288,7 +289,7 @@ def anchors(group: Sequence[Trajectory], number: int, seed: int) -> list[tuple[i
 
 
 def _play(branches: Sequence[_Branch], settings: LocalGroups, act: Act) -> int:
-    """Play the branches to their end, in lockstep; return how many completions that took."""
+    """Play the branches to their end, in lockstep; return the number of completions."""
     live, number, completions = [*branches], 0, 0
     while live:
         number += 1
@@ -324,10 +325,10 @@ def _scores(
 def _with_own_ids(
     operations: Iterable[Operation | InvalidOperation], recorded: Step
 ) -> Iterable[Operation | InvalidOperation]:
-    """Yield operations whose new items have the ids that the rollout's later operations mean.
+    """Yield operations with explicit ids for new items.
 
-    What the rollout's own step stored keeps its id, so that an UPDATE that follows in the replay
-    still hits it. Another item has an id that no recorded operation means.
+    Content that the rollout's own step inserted keeps its recorded id, so that a later UPDATE in
+    the replay still changes it. Other items get ids that do not occur in the rollout.
     """
     stored = {
         outcome.operation.content: outcome.item_id
@@ -341,7 +342,7 @@ def _with_own_ids(
             and operation.item_id is None
         ):
             own = f"local {recorded.step}.{place}"
-            known = stored.pop(operation.content, None)  # a second one of the text is another item
+            known = stored.pop(operation.content, None)  # only the first INSERT of a content
             operation = dataclasses.replace(operation, item_id=known or own)
         yield operation
 

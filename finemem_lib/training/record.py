@@ -1,9 +1,9 @@
-"""A record of every update of a training run: one parquet file per update, written whole.
+"""Record every update of a training run as one parquet file, written atomically.
 
 A row is one step of one rollout: its prompt and completion, every term of the reward, the reward
-and the advantage that entered the loss. The first row of a rollout carries the rest of its
-trajectory as JSON, so that `read_update` gives back what was played, and an explorer can show any
-update. Token ids lie in columns of their own, which parquet packs well.
+and the advantage that entered the loss. The first row of a rollout holds the rest of its trajectory
+as JSON, so that `read_update` returns the complete trajectories. Token ids have separate columns,
+which parquet compresses well.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from finemem_lib.credit.rules import RULES
-from finemem_lib.training.schemes import TERMS
+from finemem_lib.training.schemes import CONTENT, TERMS
 from finemem_lib.trajectory import Trajectory, from_json, to_json
 from finemem_lib.util.files import written_beside
 
 _OWN_COLUMNS = ("prompt", "completion", "prompt_ids", "completion_ids", "logprobs")
-"""Fields of a `Step` that are columns and left out of the trajectory's JSON."""
+"""Fields of a `Step` that are stored as columns instead of in the trajectory's JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlayedUpdate:
-    """An update as it was played and scored, without the rows of local groups.
+    """The rollouts, rewards and advantages of an update, without the rows of local groups.
 
     Attributes:
         update: Number of the update, from 1.
         groups: Trajectories per instance and rollout.
-        terms: Per row the unweighted terms of its reward by name, `None` where one is unknown.
-        rewards: Per row the weighted sum, `None` where no term is known.
-        advantages: Per row the advantage that entered the loss, `None` where no term is known.
-        operations: Per row and operation what was added to the advantage on the operation's own
+        terms: Unweighted reward terms per row, by name; `None` where a term is unknown.
+        rewards: Weighted sum of the terms per row; `None` where no term is known.
+        advantages: Advantage in the loss per row; `None` where no term is known.
+        operations: Per row and operation, the value added to the advantage of the operation's own
             tokens; `None` where the scheme credits no operations.
     """
 
@@ -45,17 +45,17 @@ class PlayedUpdate:
     operations: Sequence[Sequence[float]] | None = None
 
     def write(self, path: Path, **more: str | float) -> None:
-        """Write the update as parquet, whole or not at all.
+        """Write the update as parquet, atomically.
 
-        "update", "instance" (its id), "group" (its place in the update, from 0), "rollout" (from 0)
-        and "step" (from 1) identify a row. Rows are ordered by group, step, rollout, as in TRL.
+        "update", "instance" (id), "group" (index in the update, from 0), "rollout" (from 0) and
+        "step" (from 1) identify a row. Rows are ordered by group, step, rollout, as in TRL.
 
         Args:
             path: File to write.
-            more: Further columns with one value each.
+            more: Further columns, each with one constant value.
 
         Raises:
-            OSError: It could not be written; an earlier file at `path` is unchanged.
+            OSError: The file could not be written; an earlier file at `path` is unchanged.
         """
         import pyarrow
         import pyarrow.parquet
@@ -122,7 +122,7 @@ def update_file(folder: Path, update: int) -> Path:
 
 
 def read_update(folder: Path, update: int) -> PlayedUpdate:
-    """Return an update as it was played and scored.
+    """Return a stored update.
 
     Args:
         folder: Folder of a run's updates.
@@ -141,7 +141,7 @@ def read_update(folder: Path, update: int) -> PlayedUpdate:
         raise ValueError(f"read_update: no update {update} in {folder}, which holds {span}")
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-        terms = [name for name in rows[0] if name in (*TERMS, *RULES)]
+        terms = [name for name in rows[0] if name in (*TERMS, CONTENT, *RULES)]
         steps: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for row in rows:
             steps.setdefault((row["group"], row["rollout"]), []).append(row)
@@ -164,24 +164,24 @@ def read_update(folder: Path, update: int) -> PlayedUpdate:
 
 
 class StoredUpdates(Mapping[int, Sequence[Sequence[Trajectory]]]):
-    """The trajectories of the updates in a folder by number, each read when it is looked up.
+    """A mapping from update number to trajectories that reads each file on access.
 
     Args:
         folder: Folder of a run's updates.
 
     Raises:
         KeyError: There is no such update.
-        ValueError: Its file cannot be read; see `read_update`.
+        ValueError: The file cannot be read; see `read_update`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the updates into a folder, such as that of the artefact "training_updates".
+        """Copy the files of all updates into a folder.
 
         Args:
-            folder: Made where it is missing.
+            folder: An existing folder, such as the artefact "training_updates".
         """
         for number in self:
             shutil.copy2(update_file(self.folder, number), folder)
@@ -190,14 +190,14 @@ class StoredUpdates(Mapping[int, Sequence[Sequence[Trajectory]]]):
         """Remove the updates after `update`, which a stopped run wrote after its checkpoint.
 
         Args:
-            update: Number of the last update that stays, from 0.
+            update: Number of the last update to keep; 0 keeps none.
         """
         for number in self:
             if number > update:
                 update_file(self.folder, number).unlink()
 
     def played(self, update: int) -> PlayedUpdate:
-        """Return an update as it was played and scored, see `read_update`.
+        """Return a stored update with rewards and advantages, see `read_update`.
 
         Args:
             update: Number of the update, from 1.

@@ -1,4 +1,4 @@
-"""Train a memory manager with GRPO: `train_manager`, the run behind it, and its result."""
+"""Train a memory manager with GRPO: `train_manager`, the training run and its result."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from finemem_lib.data.faults import EvidenceFaults
 from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
 from finemem_lib.managers.loading import ModelSettings, import_unsloth
 from finemem_lib.managers.model import ModelManager, load_manager, saved_settings
 from finemem_lib.managers.rollout import RolloutSettings
@@ -40,15 +41,16 @@ from finemem_lib.util.provenance import cpu_threads
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A training run and the manager that it trained.
+    """The result of a training run.
 
     Attributes:
-        manager: The manager as trained so far.
-        records: One record per finished update, also of those before a resume.
-        trajectories: Trajectories of the updates in `keep_updates`, per instance and rollout.
-        updates: All updates as they are stored in `output_dir`; `None` without one.
-        checkpoint: The last checkpoint; `None` without an `output_dir`.
-        seconds: Duration of this call.
+        manager: The trained manager.
+        records: One record per finished update, including those before a resume.
+        trajectories: Trajectories of the updates in `keep_updates`, by update, per instance and
+            rollout.
+        updates: All updates stored in `output_dir`; `None` without `output_dir`.
+        checkpoint: The last checkpoint; `None` without `output_dir`.
+        seconds: Duration of this call in seconds.
         interrupted: Whether an interrupt ended the run early.
     """
 
@@ -63,7 +65,7 @@ class TrainingResult:
 
 @dataclass(kw_only=True)
 class TrainingRun:
-    """One run of `train_manager`, whose arguments its attributes are.
+    """One run of `train_manager`; the attributes are the arguments of that function.
 
     Attributes:
         config: Further fields of TRL's GRPOConfig.
@@ -80,6 +82,7 @@ class TrainingRun:
     agent: ReasoningAgent | None
     learns: Learns
     local_groups: LocalGroups | None
+    content_judge: ContentJudge | None
     updates: int
     instances_per_update: int
     learning_rate: float
@@ -99,7 +102,7 @@ class TrainingRun:
         started = time.perf_counter()
         check_reporter(self.config.get("report_to", "none"))
         if self.model.loader == "unsloth":
-            import_unsloth()  # before anything that follows imports transformers
+            import_unsloth()  # must precede every import of transformers
         last = checkpoint_to_resume(self.output_dir, self.resume)
         if self.output_dir is not None:
             hold_settings(self.output_dir, self.resume, self._settings())
@@ -121,7 +124,7 @@ class TrainingRun:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Return the settings that a resumed run is held to."""
+        """Return the settings that must not change when the run is resumed."""
         faults, stream = self.evidence_faults, self.stream
         return {
             "checkpoint": str(self.checkpoint),
@@ -135,7 +138,7 @@ class TrainingRun:
             "stream": stream and dataclasses.asdict(stream),
             "instances": self.instances and stable_seed(write_jsonl(self.instances)),
             "reader": self.agent and self.agent.settings,
-            "learns": None if self.learns == "manager" else self.learns,  # as before there was one
+            "learns": None if self.learns == "manager" else self.learns,  # as in older runs
             "local_groups": self.local_groups and dataclasses.asdict(self.local_groups),
             "evidence_faults": faults and dataclasses.asdict(faults),
             "instances_per_update": self.instances_per_update,
@@ -143,7 +146,7 @@ class TrainingRun:
         }
 
     def _stored(self, last: Path | None) -> StoredUpdates | None:
-        """Return the stored updates, without those that a stopped run made after `last`."""
+        """Return the stored updates, after removing those later than the checkpoint `last`."""
         if self.output_dir is None:
             return None
         stored = StoredUpdates(self.output_dir / "updates")
@@ -153,7 +156,7 @@ class TrainingRun:
     def _trainer(
         self, manager: ModelManager, stored: StoredUpdates | None, last: Path | None, folder: Path
     ) -> StepGRPO:
-        """Return TRL's trainer with the instances and the reader that it trains with."""
+        """Return TRL's trainer with the instances and the reader of the run."""
         instances = self.instances
         if instances is None:
             number = self.updates * self.instances_per_update
@@ -178,10 +181,11 @@ class TrainingRun:
             manager_name=manager.name,
             learns=self.learns,
             local_groups=self.local_groups,
+            content_judge=self.content_judge or rule_verdicts,
         )
 
     def _trainer_arguments(self, manager: ModelManager, folder: Path) -> dict[str, Any]:
-        """Return `grpo_config`'s arguments; those of `config` count most."""
+        """Return the arguments of `grpo_config`; values in `config` take precedence."""
         saving: dict[str, Any] = {
             "save_strategy": "steps",
             "save_steps": self.save_every,
@@ -201,7 +205,7 @@ class TrainingRun:
         }
 
     def _run(self, trainer: StepGRPO, last: Path | None) -> bool:
-        """Train until the end or a stop; return whether an interrupt ended it."""
+        """Train until the end, an interrupt or an error; return whether it was interrupted."""
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         except (KeyboardInterrupt, Exception) as stop:
@@ -228,7 +232,7 @@ class TrainingRun:
     def _kept(
         self, trainer: StepGRPO, stored: StoredUpdates | None
     ) -> dict[int, Sequence[Sequence[Trajectory]]]:
-        """Return the kept trajectories; those of before a resume are read from where they lie."""
+        """Return the kept trajectories; those before a resume are read from the stored updates."""
         kept: dict[int, Sequence[Sequence[Trajectory]]] = {}
         for update in sorted(self.keep_updates):
             if update > trainer.state.global_step:
@@ -253,6 +257,7 @@ def train_manager(
     agent: ReasoningAgent | None = None,
     learns: Learns = "manager",
     local_groups: LocalGroups | None = None,
+    content_judge: ContentJudge | None = None,
     updates: int = 60,
     instances_per_update: int = 8,
     learning_rate: float = 7e-4,
@@ -267,20 +272,20 @@ def train_manager(
     threads: int | None = None,
     **config: Any,
 ) -> TrainingResult:
-    """Train a memory manager with GRPO and return it with the curves.
+    """Train a memory manager with GRPO and return it with the training records.
 
     With `output_dir`, a checkpoint is written every `save_every` updates and at the end, every
-    update is written to ``updates`` there (see `training.record`), and `resume` continues from the
-    newest checkpoint, also after a kill: the next update is then the one that an uninterrupted run
-    would have played, except for what `checkpoints.MEMORY_ONLY` and `threads` may round otherwise,
-    and for completions that vLLM samples (`model.fast_inference`), whose own random state nothing
-    here seeds or saves.
+    update is written to its folder ``updates`` (see `training.record`), and `resume` continues from
+    the latest checkpoint, also after the process was killed. A resumed run plays the same updates
+    as an uninterrupted run, except for rounding that depends on `checkpoints.MEMORY_ONLY` and
+    `threads`, and for completions sampled by vLLM (`model.fast_inference`), whose random state is
+    neither seeded nor saved.
 
     An interrupt (KeyboardInterrupt, JupyterLab's stop button) ends training after the last finished
-    update, and the result so far comes back with `interrupted` set. Before the first update begins
-    it is raised as usual. Where there is an `output_dir`, the checkpoint of the last finished
-    update is written after an interrupt and before any error is raised, except for an error during
-    the optimizer's step, which may have spoilt the weights.
+    update and returns the result so far with `interrupted` set; before the first update begins it
+    is raised as usual. With `output_dir`, the checkpoint of the last finished update is written
+    after an interrupt and before any error is raised, except for an error during the optimizer's
+    step, which may have corrupted the weights.
 
     Args:
         checkpoint: What `load_manager` loads: "tiny", a folder, or a name on the hub.
@@ -296,6 +301,7 @@ def train_manager(
             "alternately" or "jointly". A resumed run takes a reader as it was before it learned.
         local_groups: Groups of completions of one step from one shared memory, which learn beside
             the rollouts (LoGo-GRPO); `None` for none.
+        content_judge: Judges what is written, where the scheme pays for content (default: by rule).
         updates: GRPO updates in all.
         instances_per_update: Instances of one update.
         learning_rate: Of Adam.
@@ -305,17 +311,17 @@ def train_manager(
             trajectories are free of them.
         keep_updates: Updates (from 1) whose trajectories the result holds.
         on_update: Called with the record of every update.
-        output_dir: Folder of checkpoints and updates; `None` keeps nothing on disk.
-        save_every: Updates between checkpoints.
-        resume: Continue the run in `output_dir`.
-        threads: CPU threads of torch while training (default: OMP_NUM_THREADS, or 1). More
-            pay for models larger than the tiny manager on a machine without a GPU.
+        output_dir: Folder of checkpoints and updates; `None` stores nothing on disk.
+        save_every: Number of updates between checkpoints.
+        resume: Whether to continue the run in `output_dir`.
+        threads: Number of CPU threads of torch during training; default: OMP_NUM_THREADS, or 1.
+            More threads pay off for models larger than the tiny manager without a GPU.
         config: Further arguments of `grpo_config`, among them `report_to` ("none", "tensorboard",
             "trackio" or "wandb") and `loss_type`.
 
     Raises:
-        ValueError: A setting is out of range, or `resume` finds no checkpoint, or one that was
-            trained with other settings or on other instances.
+        ValueError: A setting is out of range, or `resume` is set and there is no checkpoint, or
+            the run had other settings or instances.
         FileExistsError: `output_dir` has checkpoints and `resume` is false.
         FloatingPointError: A loss or gradient is not finite; its batch is written into
             ``nonfinite-<update>.parquet``.
@@ -334,6 +340,7 @@ def train_manager(
         agent=agent,
         learns=learns,
         local_groups=local_groups,
+        content_judge=content_judge,
         updates=updates,
         instances_per_update=instances_per_update,
         learning_rate=learning_rate,
@@ -352,10 +359,10 @@ def train_manager(
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Let torch compute on this many CPU threads.
+    """Set the number of torch's CPU threads within the block.
 
     Args:
-        number: Threads, at least 1.
+        number: Number of threads, at least 1.
 
     Raises:
         ValueError: The number is less than 1.

@@ -1,54 +1,73 @@
-"""Reward schemes as data: the reward terms and credit rules that pay a step, and their weights."""
+"""Reward schemes as data: the reward terms and credit rules that pay a step, and their weights.
+
+"Mem-alpha" (arXiv 2509.25911) pays ``r1 + r2(t) + 0.05 r3 + 0.1 r4(t)``: the outcome, the share of
+calls that succeeded, compression, and content (`layers.content_reward`). Differs from the paper:
+r1 takes the scores as they are, like the published code, where the paper writes an indicator; 0.1
+is the code's gamma, also of the paper's tables, where its text says 1; a step that could not be
+judged has no r4. Its advantage is that of the whole instance (`advantages.instance_relative`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from finemem_lib.advantages import EPSILON, ScaleRewards, group_relative
+from finemem_lib.advantages import (
+    EPSILON,
+    Group,
+    ScaleRewards,
+    group_relative,
+    instance_relative,
+)
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
 from finemem_lib.credit.needs import OperationCredit
 from finemem_lib.credit.rules import RULES, credit_update
+from finemem_lib.layers.content_reward import ContentJudge, content_rewards, rule_verdicts
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.trajectory import Trajectory
 
 TERMS = ("outcome", "eara", "format", "chunk", "compression")
-"""The reward terms that every run logs, by their names in `rewards.StepReward`."""
+"""The reward terms that every run logs, named as in `rewards.StepReward`."""
+
+CONTENT = "content"
+"""The term r4 of Mem-alpha, which is measured only where a scheme pays it."""
 
 NAMED_WEIGHTS = ("w1", "w2")
-"""Weights that a scheme may name instead of a number: fields of `RewardSettings`."""
+"""Fields of `RewardSettings` that a scheme may name as a weight instead of a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardScheme:
     """A reward scheme: ``r_t = sum of weight x term`` over the terms that are known at step t.
 
-    A term is one of `TERMS` or the name of a credit rule (`credit.rules.RULES`), whose credit is
-    then the term's value at each step. TRL standardises the sum over the rollouts of a step, so a
-    rule that gives a "reward" fits as it is. The credit of a rule that gives an "advantage" is
-    standardised a second time: its sign and order survive, its scale does not. A rule that reads
-    again costs reader calls in every update (`Rule.cost`). "eara" is the reward term, which follows
-    the run's `RewardSettings`; other credit rules have settings of their own.
+    A term is one of `TERMS`, `CONTENT`, or the name of a credit rule (`credit.rules.RULES`), whose
+    credit is then the term's value at each step. TRL standardises the sum over the rollouts of a
+    step, so a rule that gives a "reward" fits as it is. The credit of a rule that gives an
+    "advantage" is standardised a second time: its sign and order survive, its scale does not. A
+    rule that reads again costs reader calls in every update (`Rule.cost`). "eara" is the reward
+    term, which follows the run's `RewardSettings`; other credit rules have settings of their own.
 
-    Terms meet in one of two ways: as they are (the paper: summed, then standardised), or each
-    standardised on its own before the sum (`normalised`: IGPO, GiGPO, GDPO), so that no term
-    drowns another whatever their scales.
+    Terms are either summed and then standardised (the paper), or each standardised before the sum
+    (`normalised`: IGPO, GiGPO, GDPO), so that no term dominates because of its scale.
 
     Attributes:
-        name: What records and figures call the scheme.
-        terms: Weight of every term: a number, or "w1" or "w2" for that field of `RewardSettings`,
-            which may fall during training (see `w1_at`).
+        name: Name of the scheme in records and figures.
+        terms: Weight of every term: a number, or "w1" or "w2" for that field of `RewardSettings`;
+            w1 may fall during training (see `w1_at`).
         rule_settings: Further arguments of a credit rule, by term.
-        normalised: Terms whose value is centred over the rollouts of a step, and divided by their
-            standard deviation ("group"), by that of all steps of the update ("batch"), or not at
-            all ("none"), before it is weighted.
+        normalised: Terms to centre over the rollouts of a step before weighting, each with its
+            scaling: division by the standard deviation of the step's group ("group"), by that of
+            all steps of the update ("batch"), or none ("none").
         operations: Rules that credit operations, with weights. The credit of an operation, divided
             by the root mean square over all operations of the update and weighted, is added to the
             advantage of the operation's own tokens; all tokens of a completion share the rest.
+        advantage: What a step is compared with: the same step of the other rollouts ("step"), or
+            all steps of all rollouts of the instance ("instance", Mem-alpha).
 
     Raises:
         ValueError: A term or a named weight is unknown, or there is no term.
@@ -64,9 +83,15 @@ class RewardScheme:
     rule_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     normalised: Mapping[str, ScaleRewards] = field(default_factory=dict)
     operations: Mapping[str, float] = field(default_factory=dict)
+    advantage: Group = "step"
 
     def __post_init__(self) -> None:
-        known = dict.fromkeys((*TERMS, *RULES))
+        if self.advantage not in get_args(Group):
+            raise ValueError(
+                f"reward scheme {self.name!r}: advantage is {self.advantage!r}, expected one of "
+                + ", ".join(get_args(Group))
+            )
+        known = dict.fromkeys((*TERMS, CONTENT, *RULES))
         if not self.terms:
             raise ValueError(f"reward scheme {self.name!r} has no terms, expected at least one")
         for term, weight in self.terms.items():
@@ -101,7 +126,8 @@ class RewardScheme:
     @property
     def rules(self) -> tuple[str, ...]:
         """The credit rules that are applied, as terms or to operations."""
-        return tuple(dict.fromkeys((*(t for t in self.terms if t not in TERMS), *self.operations)))
+        among = (term for term in self.terms if term not in (*TERMS, CONTENT))
+        return tuple(dict.fromkeys((*among, *self.operations)))
 
 
 Scheme = str | RewardScheme
@@ -117,14 +143,36 @@ _SHIPPED: dict[str, dict[str, float | str]] = {
 PAPER_SCHEMES = {name: RewardScheme(name, terms) for name, terms in _SHIPPED.items()}
 """The paper's scheme and its ablations.
 
-Format and compression always count. The outcome is paid as ``r_global``, the same at every step
+Each includes format and compression. The outcome enters as ``r_global``, the same at every step
 ("outcome-only", "+CSR"), or as ``r_EARA(t)``, which sums to ``r_global`` over the steps ("+EARA",
 "Fine-Mem"). "+CSR" and "Fine-Mem" add the chunk-level step reward; "Fine-Mem" is the hybrid reward
 of the paper.
 """
 
+_MEM_ALPHA: dict[str, Group] = {"Mem-alpha": "instance", "Mem-alpha per step": "step"}
+
+SYSTEM_SCHEMES = {
+    "Memory-R1": RewardScheme("Memory-R1", {"outcome": 1.0}),
+    **{
+        name: RewardScheme(
+            name,
+            {"outcome": 1.0, "format": 1.0, "compression": "w2", CONTENT: 0.1},
+            advantage=advantage,
+        )
+        for name, advantage in _MEM_ALPHA.items()
+    },
+}
+"""Schemes of published systems, to compare with.
+
+Memory-R1 (arXiv 2508.19828) pays the score of the answers to every step and nothing else: neither
+format nor compression. Its operations are `baselines.memory_r1`'s; a manager of this library is
+trained here, so the scheme is compared. Mem-alpha (arXiv 2509.25911) compares steps over the whole
+instance, as in its paper, or per step.
+"""
+
 SCHEMES = {
     **PAPER_SCHEMES,
+    **SYSTEM_SCHEMES,
     "slot price": RewardScheme(
         "slot price",
         {"outcome": 1.0, "slot-price": 1.0, "format": 1.0, "compression": "w2"},
@@ -138,18 +186,18 @@ SCHEMES = {
         operations={"operation-slot-price": 1.0},
     ),
 }
-"""The schemes that can be named.
+"""The shipped schemes by name.
 
-Those of the paper, and outcome-only with the price of a slot (`credit.lost_evidence`): paid to the
-step, or to each operation on its own tokens.
+Those of the paper and of published systems, and outcome-only with the price of a slot
+(`credit.lost_evidence`), paid to the step or to each operation on its own tokens.
 """
 
 
 def scheme_of(scheme: Scheme) -> RewardScheme:
-    """Return a scheme, looked up in `SCHEMES` where only its name is given.
+    """Return a scheme; a name is looked up in `SCHEMES`.
 
     Args:
-        scheme: A reward scheme or the name of a shipped one.
+        scheme: A reward scheme or the name of a shipped scheme.
 
     Raises:
         ValueError: No shipped scheme has that name.
@@ -165,8 +213,8 @@ def scheme_weights(scheme: Scheme, settings: RewardSettings | None = None) -> di
     """Return the weight of every logged term; 0.0 leaves a term out of the reward.
 
     Args:
-        scheme: A reward scheme or the name of a shipped one.
-        settings: Values of the weights that the scheme names (default: the paper's).
+        scheme: A reward scheme or the name of a shipped scheme.
+        settings: Values of the named weights; default: the paper's.
 
     Returns:
         Weights by term: `TERMS`, then the credit rules among the scheme's terms.
@@ -191,13 +239,13 @@ class UpdateTerms:
     """The reward terms of an update.
 
     Attributes:
-        terms: Per group, rollout and step the unweighted terms by name (`TERMS`, then the scheme's
-            rules), normalised where the scheme says so; `None` where a term is unknown. A step
-            with no known term of the scheme has `None` for all terms.
-        operations: Per group, rollout and step, what is added to the advantage of every outcome's
+        terms: Per group, rollout and step, the unweighted terms by name (`TERMS`, then the scheme's
+            rules), normalised as the scheme requires; `None` where a term is unknown. A step
+            without a known term of the scheme has `None` for all terms.
+        operations: Per group, rollout and step, the value added to the advantage of every outcome's
             tokens; `None` where the scheme credits no operations.
-        measures: By ``<rule>/calls_asked``, ``<rule>/calls_made`` and ``<rule>/<measure>``, see
-            `credit.rules.CreditedUpdate`.
+        measures: Reader calls and measures of the rules, named ``<rule>/calls_asked``,
+            ``<rule>/calls_made`` and ``<rule>/<measure>``, see `credit.rules.CreditedUpdate`.
     """
 
     terms: list[list[list[dict[str, float | None]]]]
@@ -211,16 +259,17 @@ def update_terms(
     settings: RewardSettings | None = None,
     agent: ReasoningAgent | None = None,
     previous: Mapping[str, float] | None = None,
+    content_judge: ContentJudge = rule_verdicts,
 ) -> UpdateTerms:
     """Return the value of every logged term at every step of an update's rollouts.
 
     Args:
-        groups: Rollouts per instance, equally many of each; rules that compare rollouts see the
-            group or the whole update.
-        scheme: A reward scheme or the name of a shipped one.
-        settings: Settings of the reward terms (default: the paper's).
+        groups: Rollouts per instance, the same number of each.
+        scheme: A reward scheme or the name of a shipped scheme.
+        settings: Settings of the reward terms; default: the paper's.
         agent: The reasoning agent that answered, for rules that read again.
         previous: `UpdateTerms.measures` of the update before, for rules that smooth.
+        content_judge: Judges what was written, where the scheme pays for content.
 
     Raises:
         ValueError: as `rewards.hybrid_reward`, or a trajectory lacks what a credit rule needs.
@@ -234,6 +283,12 @@ def update_terms(
         ]
         for group in update
     ]
+    if CONTENT in scheme.terms:
+        judged = iter(content_rewards([one for group in update for one in group], content_judge))
+        for of_group in terms:
+            for row in of_group:
+                for step, verdict in zip(row, next(judged), strict=True):
+                    step[CONTENT] = verdict
     measures: dict[str, float] = {}
     credited_operations = {}
     for rule in scheme.rules:
@@ -293,10 +348,10 @@ def _added(one: Any, other: Any) -> Any:
 def _normalise(
     terms: Sequence[Sequence[Sequence[dict[str, float | None]]]], term: str, scale: ScaleRewards
 ) -> None:
-    """Put a term's group-relative value in its place."""
+    """Replace a term's values by their group-relative values, in place."""
     rollouts = [
         [step for row in rows for step in row] for rows in zip(*terms, strict=True)
-    ]  # the steps of all groups side by side
+    ]  # columns: the steps of all groups
     relative = group_relative([[step[term] for step in row] for row in rollouts], scale)
     for row, values in zip(rollouts, relative, strict=True):
         for step, value in zip(row, values, strict=True):
@@ -309,12 +364,12 @@ def reward_terms(
     settings: RewardSettings | None = None,
     agent: ReasoningAgent | None = None,
 ) -> list[list[dict[str, float | None]]]:
-    """Return `update_terms` of one group: the terms by rollout and step.
+    """Return the reward terms of one group by rollout and step, see `update_terms`.
 
     Args:
         group: Rollouts of one instance.
-        scheme: A reward scheme or the name of a shipped one.
-        settings: Settings of the reward terms (default: the paper's).
+        scheme: A reward scheme or the name of a shipped scheme.
+        settings: Settings of the reward terms; default: the paper's.
         agent: The reasoning agent that answered, for rules that read again.
 
     Raises:
@@ -323,11 +378,43 @@ def reward_terms(
     return update_terms([group], scheme, settings, agent).terms[0]
 
 
-def scheme_record(scheme: Scheme) -> str | dict[str, Any]:
-    """Return how a run's settings record a scheme: a shipped one by its name, others in full.
+Rewards = Sequence[Sequence[Sequence[float | None]]]
+"""Rewards by group, rollout and step."""
+
+
+def advantages_of(
+    scheme: Scheme, rewards: Rewards, scale_rewards: ScaleRewards = "group"
+) -> list[list[list[float | None]]]:
+    """Return the advantages of an update's steps, compared as the scheme says.
 
     Args:
         scheme: A reward scheme or the name of a shipped one.
+        rewards: Reward of every step.
+        scale_rewards: As in `advantages.group_relative`; for "batch" the groups are one batch.
+
+    Raises:
+        ValueError: As `advantages.group_relative`.
+
+    >>> advantages_of("Mem-alpha", [[[1.0, 0.0], [1.0, 0.0]]], "none")
+    [[[0.5, -0.5], [0.5, -0.5]]]
+    >>> advantages_of("Fine-Mem", [[[1.0, 0.0], [1.0, 0.0]]], "none")
+    [[[0.0, 0.0], [0.0, 0.0]]]
+    """
+    if scheme_of(scheme).advantage == "instance":
+        return [instance_relative(group, scale_rewards) for group in rewards]
+    together = [[*itertools.chain(*rows)] for rows in zip(*rewards, strict=True)]
+    flat = [iter(row) for row in group_relative(together, scale_rewards)]
+    return [
+        [[next(values) for _ in row] for values, row in zip(flat, group, strict=True)]
+        for group in rewards
+    ]
+
+
+def scheme_record(scheme: Scheme) -> str | dict[str, Any]:
+    """Return a scheme for a run's recorded settings: a shipped scheme by name, others in full.
+
+    Args:
+        scheme: A reward scheme or the name of a shipped scheme.
 
     >>> scheme_record("Fine-Mem"), scheme_record(RewardScheme("used", {"eara-used": 1.0}))["terms"]
     ('Fine-Mem', {'eara-used': 1.0})
@@ -338,7 +425,7 @@ def scheme_record(scheme: Scheme) -> str | dict[str, Any]:
 
 
 def w1_at(update: int, w1: float, until: int | None) -> float:
-    """Return w1 at an update: it falls linearly to 0 at update `until`, or stays.
+    """Return w1 at an update: it falls linearly to 0 at update `until`, or is constant.
 
     Args:
         update: Number of the update, from 1.

@@ -1,4 +1,4 @@
-"""Interrupts that come at a bad moment, advice when memory is too small, and missing reporters."""
+"""Defer interrupts, advise on settings when memory is too small, and check experiment trackers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Interrupts:
-    """Holds an interrupt (Ctrl-C, JupyterLab's stop button) back from `hold` to `release`.
+    """Defers interrupts (Ctrl-C, JupyterLab's stop button) from `hold` to `release`.
 
-    Outside the main thread, where Python raises none, it does nothing.
+    Outside the main thread, where Python raises no interrupts, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -37,14 +37,14 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._note)
 
     def release(self) -> None:
-        """Stop holding interrupts back, and raise the one that came, if any."""
+        """Stop deferring interrupts, and raise a deferred one, if any."""
         handler = self._handler
         self.restore()
         if handler is not None and self._came:
             handler(signal.SIGINT, None)
 
     def restore(self) -> None:
-        """Stop holding interrupts back, and forget the one that came, if any."""
+        """Stop deferring interrupts, and discard a deferred one, if any."""
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
@@ -57,10 +57,10 @@ _TOO_SMALL = ("out of memory", "can't allocate memory", *map(str.lower, VLLM_HAS
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory of a device or of the machine was too small.
+    """Return whether an error means that GPU or CPU memory was too small.
 
     Args:
-        error: What was raised.
+        error: Any error.
 
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(KeyError(1))
     (True, False)
@@ -77,11 +77,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advising_on_memory(
     doing: Literal["loading", "testing"], model: ModelSettings
 ) -> Iterator[None]:
-    """Name the settings to change when loading or testing a manager runs out of memory.
+    """Add the settings to change to an out-of-memory error of loading or testing a manager.
 
     Args:
-        doing: What the block does, for the message.
-        model: How the manager is loaded.
+        doing: The action of the block, for the message.
+        model: Settings of the manager.
 
     Raises:
         MemoryError: The block ran out of memory.
@@ -89,8 +89,8 @@ def advising_on_memory(
     try:
         yield
     except Exception as error:
-        told = isinstance(error, MemoryError) and error.args  # by `load_manager`, of vLLM's share
-        if told or not is_out_of_memory(error):
+        advised = isinstance(error, MemoryError) and error.args  # by `load_manager`, on vLLM
+        if advised or not is_out_of_memory(error):
             raise
         knobs = [
             (doing == "testing", f"{name}: {getattr(model, name) or 'the default'}")
@@ -124,21 +124,21 @@ def memory_advice(
     model: ModelSettings,
     checkpoint: str | Path | None,
 ) -> str:
-    """Return which settings to change after a run was out of memory.
+    """Return a message with the settings to change after a run was out of memory.
 
-    The one that costs least comes first; settings that are at their end are left out. A run
-    continues from its checkpoint with the first of them (`checkpoints.MEMORY_ONLY`) changed; the
-    others change what is trained.
+    Settings are ordered by cost, cheapest first; those that cannot be lowered further are left out.
+    The first ones (`checkpoints.MEMORY_ONLY`) may change when a run is resumed; the others need a
+    new run.
 
     Args:
         arguments: TRL's configuration of the run.
-        builder: Renders the run's prompts.
-        model: How the manager was loaded.
-        checkpoint: The last checkpoint; `None` where there is none yet.
+        builder: The prompt builder of the run.
+        model: Settings of the manager.
+        checkpoint: The last checkpoint, or `None`.
     """
     size, parts = arguments.num_generations or 1, arguments.steps_per_generation or 1
     instances = arguments.per_device_train_batch_size * parts // size
-    # A 4-bit base cannot be trained whole, and without CUDA there is none.
+    # 4-bit weights cannot be trained themselves, and they need CUDA.
     four_bit = model.precision != "4bit" and arguments.use_cpu is False
     resumable = _possible(
         [
@@ -182,14 +182,14 @@ REPORTERS = {
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
-"""Experiment trackers that a run can be reported to, and the packages of which each needs one."""
+"""Supported experiment trackers, with the packages of which each needs one."""
 
 
 def can_report(report_to: str) -> bool:
-    """Return whether a run can be reported there: "none", or a tracker that is installed.
+    """Return whether `report_to` is "none" or an installed experiment tracker.
 
     Args:
-        report_to: Name of a tracker, as TRL knows it.
+        report_to: TRL's name of a tracker, or "none".
 
     >>> can_report("none"), can_report("paper")
     (True, False)
@@ -202,11 +202,11 @@ def check_reporter(report_to: str) -> None:
     """Check that an experiment tracker is known and installed.
 
     Args:
-        report_to: Its name, or "none".
+        report_to: Name of the tracker, or "none".
 
     Raises:
-        ValueError: It is unknown.
-        ModuleNotFoundError: Its package is missing.
+        ValueError: The tracker is unknown.
+        ModuleNotFoundError: The tracker's package is missing.
 
     >>> check_reporter("none")
     >>> check_reporter("paper")

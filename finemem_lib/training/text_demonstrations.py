@@ -1,21 +1,22 @@
-"""Scripted demonstrations on real text: what a manager without any sense for worth writes.
+"""Generate demonstrations on real text for imitation learning, with a random choice of sentences.
 
-A demonstration shows a memory, a piece of a text, and operations that quote the piece's sentences.
-Which sentences are kept is drawn at random: what is worth keeping is left to GRPO. What is not
-random is how a text that revises itself is answered. Real passages seldom do, so revisions are
-constructed: a record says the same as a sentence of the piece, with another value; or the piece
-takes a record back.
+A demonstration consists of a memory, a piece of a text, and operations that quote the piece's
+sentences. The sentences to keep are drawn at random: GRPO has to learn what is worth keeping. The
+response to revisions is not random. Real passages seldom revise themselves, so revisions are
+constructed: a record states the same as a sentence of the piece with another value, or the piece
+retracts a record.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finemem_lib.data.excerpts import pieces
 from finemem_lib.data.sentences import units
+from finemem_lib.managers.grammar import MOST_OPERATIONS
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
@@ -23,10 +24,13 @@ from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, MemoryItem, Operation
 
 KEPT = 0.5
-"""Share of the sentences that a demonstration keeps: at it, choices of a policy vary most."""
+"""Share of the sentences that a demonstration keeps; at 0.5 a policy's choices vary most."""
 
 REVISED, RETRACTED = 0.6, 0.15
-"""Shares of the demonstrations in which a sentence revises a record, and takes a record back."""
+"""Shares of the demonstrations with revised records, and with a retracted record."""
+
+MOST_REVISIONS = 3
+"""Largest number of records that a piece revises; the number is drawn from 1 to it."""
 
 UPDATED = 0.75
 """Share of the kept revisions that update the record; the others delete it and insert."""
@@ -38,18 +42,18 @@ _VALUE = re.compile(r"(?<=\w )(?:\d[\d,.]*\d|\d|[A-Z][a-z]{2,})(?=\W|$)")
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A step and what is to be written at it.
+    """A step with its target completion.
 
     Attributes:
-        observation: What the manager sees.
-        completion: The operations as the manager writes them, quoting sentences by number.
-        revised: Item id and sentence of the revision, `None` where there is none.
-        retracted: Item id that the piece takes back, `None` where there is none.
+        observation: The manager's observation.
+        completion: The target completion, with operations that quote sentences by number.
+        revised: The revising sentence, by the id of each revised item.
+        retracted: Id of the retracted item, or `None`.
     """
 
     observation: Observation
     completion: str
-    revised: tuple[str, str] | None
+    revised: Mapping[str, str]
     retracted: str | None
 
 
@@ -61,14 +65,14 @@ def demonstrations(
     chunk_tokens: int = 80,
     memory_tokens: int = 150,
 ) -> list[Demonstration]:
-    """Draw demonstrations from texts; every data source is drawn equally often.
+    """Return random demonstrations from texts; all data sources are equally likely.
 
     Args:
         instances: Instances whose chunks are the texts.
         count: Number of demonstrations.
         seed: Seed of all draws.
-        chunk_tokens: Most tokens of a piece, see `excerpts.pieces`.
-        memory_tokens: Most tokens of the records together.
+        chunk_tokens: Largest number of tokens of a piece, see `excerpts.pieces`.
+        memory_tokens: Largest number of tokens of all records together.
     """
     rng = generator("text demonstrations", seed)
     texts: dict[str, list[list[str]]] = {}
@@ -87,7 +91,7 @@ def _drawn(
     rng: random.Random, cut: Sequence[str], instance: Instance, memory_tokens: int
 ) -> Demonstration:
     piece = rng.randrange(len(cut))
-    sentences = list(dict.fromkeys(units(cut[piece])))  # the memory refuses what it holds
+    sentences = list(dict.fromkeys(units(cut[piece])))  # unique: the memory refuses duplicates
     others = [unit for place, text in enumerate(cut) if place != piece for unit in units(text)]
     others = [unit for unit in dict.fromkeys(others) if unit not in sentences]
     rng.shuffle(others)
@@ -98,14 +102,13 @@ def _drawn(
         if room < 0:
             break
         records.append(unit)
-    revised: tuple[str, str] | None = None
     draw = rng.random()
-    if draw < REVISED:
-        revised = _revision(rng, sentences, others)
-        if revised is not None:
-            records.insert(rng.randint(0, len(records)), revised[0])
+    number = rng.randint(1, MOST_REVISIONS) if draw < REVISED else 0
+    earlier = _revisions(rng, sentences, others, number)
+    for record in earlier.values():
+        records.insert(rng.randint(0, len(records)), record)
     retracted = None
-    if records and draw > 1 - RETRACTED:
+    if records and draw > 1 - RETRACTED:  # excludes revisions, because REVISED < 1 - RETRACTED
         retracted = rng.choice(records)
         sentences.insert(rng.randint(0, len(sentences)), TAKEN_BACK + " ".join(retracted.split()))
     memory = FlatMemory()
@@ -121,8 +124,8 @@ def _drawn(
             written.append(f'{{"op":"DELETE","id":"{aliases[retracted]}"}}')
         elif rng.random() > KEPT:
             continue
-        elif revised is not None and sentence == revised[1]:
-            alias = aliases[revised[0]]
+        elif sentence in earlier:
+            alias = aliases[earlier[sentence]]
             if rng.random() < UPDATED:
                 written.append(f'{{"op":"UPDATE","id":"{alias}",{quote}')
             else:
@@ -132,17 +135,20 @@ def _drawn(
             written.append(f'{{"op":"INSERT",{quote}')
     return Demonstration(
         observation,
-        f"[{','.join(written)}]" if written else '[{"op":"SKIP"}]',
-        revised and (ids[revised[0]], revised[1]),
+        f"[{','.join(written[:MOST_OPERATIONS])}]" if written else '[{"op":"SKIP"}]',
+        {ids[record]: sentence for sentence, record in earlier.items()},
         None if retracted is None else ids[retracted],
     )
 
 
-def _revision(
-    rng: random.Random, sentences: Sequence[str], others: Sequence[str]
-) -> tuple[str, str] | None:
-    """Return an earlier form of one of the sentences, with another value, and the sentence."""
+def _revisions(
+    rng: random.Random, sentences: Sequence[str], others: Sequence[str], number: int
+) -> dict[str, str]:
+    """Return an earlier version, with another value, of at most `number` sentences, by sentence."""
+    found: dict[str, str] = {}
     for sentence in rng.sample(sentences, len(sentences)):
+        if len(found) == number:
+            break
         places = list(_VALUE.finditer(sentence))
         if len(sentence.split()) < 5 or not places:
             continue
@@ -158,15 +164,15 @@ def _revision(
             if not names:
                 continue
             value = rng.choice(sorted(names))
-        return sentence[: place.start()] + value + sentence[place.end() :], sentence
-    return None
+        found[sentence] = sentence[: place.start()] + value + sentence[place.end() :]
+    return found
 
 
 def memory_of(observation: Observation) -> FlatMemory:
-    """Return a memory that holds the items of an observation, under the same ids.
+    """Return a memory with the items of an observation, under the same ids.
 
     Args:
-        observation: A demonstration's observation.
+        observation: The observation of a demonstration.
     """
     memory = FlatMemory()
     items: tuple[MemoryItem, ...] = observation.items

@@ -1,4 +1,4 @@
-"""One update's rollouts: played in lockstep, rewarded per step, flattened to TRL's rows."""
+"""Play one update's rollouts in lockstep, reward every step, and flatten them to TRL's rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finemem_lib.advantages import ScaleRewards, instance_relative
 from finemem_lib.data.faults import EvidenceFaults, with_faults
-from finemem_lib.managers.prompts import PromptBuilder
+from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
+from finemem_lib.managers.prompts import Prompt, PromptBuilder
 from finemem_lib.managers.protocol import Completion, Observation
-from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
+from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings, check_memory
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
@@ -22,13 +24,13 @@ from finemem_lib.training.schemes import Scheme, scheme_weights, update_terms, w
 from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
 
 Terms = dict[str, float | None]
-"""The unweighted reward terms of one step by name; `None` where one is unknown."""
+"""The unweighted reward terms of one step by name; `None` where a term is unknown."""
 
 Sampled = tuple[Sequence[Sequence[int]], Sequence[Sequence[float] | None] | None]
-"""Token ids of the completions, and their log-probabilities where the sampler knows them."""
+"""Token ids of the completions, and their log-probabilities, or `None` where unknown."""
 
-Sampler = Callable[[list[tuple[int, ...]], int], Sampled]
-"""Samples one completion per prompt (token ids) at a step (from 1; below 0 in local groups)."""
+Sampler = Callable[[list[Prompt], int], Sampled]
+"""Samples one completion per prompt at a step (from 1; below 0 in local groups)."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Rollouts:
     """The rollouts of one update.
 
     Attributes:
-        groups: Trajectories per instance and rollout, as they were played.
-        rows: Reward terms and `Step`, ordered (instance, step, rollout), as TRL's rows are.
-        operations: What is added to the advantage of the tokens of every outcome of each row's
+        groups: Trajectories per instance and rollout.
+        rows: Reward terms and `Step`, ordered by (instance, step, rollout), as TRL's rows.
+        operations: Per row, the value added to the advantage of the tokens of each outcome of the
             step; `None` where the scheme credits no operations.
-        sampling_seconds: Seconds spent in sampling completions.
-        credit_seconds: Seconds spent in rewards and credit, after playing.
-        measures: `schemes.UpdateTerms.measures`, and those of the local groups.
-        local: The local groups; `rows` are without them.
+        sampling_seconds: Seconds spent on sampling completions.
+        credit_seconds: Seconds spent on rewards and credit after the rollouts.
+        measures: `schemes.UpdateTerms.measures` and `LocalUpdate.measures`.
+        local: The local groups, which are not in `rows`.
     """
 
     groups: list[list[Trajectory]]
@@ -57,13 +59,13 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class UpdatePlayer:
-    """Plays the rollouts of an update and rewards every step of them.
+    """Plays the rollouts of an update and rewards every step.
 
     Attributes:
-        builder: Renders prompts and reads completions.
-        agent: Answers the questions.
-        rollout: How instances are played.
-        scheme: Reward scheme, or the name of a shipped one.
+        builder: Renders prompts and parses completions.
+        agent: The reasoning agent.
+        rollout: Settings of the rollouts.
+        scheme: Reward scheme, or the name of a shipped scheme.
         rewards: Settings of the reward terms.
         w1_until: Update at which w1 has fallen to 0; `None` keeps it constant.
         evidence_faults: Faults of the evidence that credit is attributed by; scores stay as they
@@ -71,6 +73,7 @@ class UpdatePlayer:
         manager_name: Written into the trajectories.
         seed: Every random choice follows from it and the number of the update.
         local_groups: Local groups that are played beside the rollouts; `None` for none.
+        content_judge: Judges what is written, where the scheme pays for content.
 
     Raises:
         ValueError: `w1_until` is less than 2, or the scheme is unknown.
@@ -86,6 +89,7 @@ class UpdatePlayer:
     manager_name: str
     seed: int
     local_groups: LocalGroups | None = None
+    content_judge: ContentJudge = rule_verdicts
 
     def __post_init__(self) -> None:
         if self.w1_until is not None and self.w1_until < 2:
@@ -93,6 +97,7 @@ class UpdatePlayer:
                 f"StepGRPOTrainer: w1_until is {self.w1_until}, expected an update from 2 on, or "
                 "None; for no chunk-level step reward at all set w1 to 0"
             )
+        check_memory(self.manager_name, self.builder.memory, self.rollout)
         scheme_weights(self.scheme)  # refuses an unknown scheme before anything is loaded
 
     @property
@@ -104,7 +109,7 @@ class UpdatePlayer:
         """Return the weight of every logged term after `done` finished updates.
 
         Args:
-            done: Finished updates.
+            done: Number of finished updates, from 0.
         """
         w1 = w1_at(done + 1, self.rewards.w1, self.w1_until)
         return scheme_weights(self.scheme, dataclasses.replace(self.rewards, w1=w1))
@@ -122,11 +127,11 @@ class UpdatePlayer:
 
         Args:
             instances: The instances of the update.
-            size: Rollouts per instance.
-            done: Finished updates, which seeds follow from.
+            size: Number of rollouts per instance.
+            done: Number of finished updates, which determines the seeds.
             sample: Samples the completions of a step.
-            previous: `Rollouts.measures` of the update before.
-            local: Play the local groups, where there are any.
+            previous: `Rollouts.measures` of the previous update.
+            local: Whether to play the local groups, if there are any.
         """
         rollouts = LockstepRollouts(
             instances,
@@ -142,7 +147,7 @@ class UpdatePlayer:
             nonlocal seconds
             prompts = [self.builder.render(observation) for observation in observations]
             started = time.perf_counter()
-            sampled = sample([prompt.ids for prompt in prompts], step)
+            sampled = sample(prompts, step)
             seconds += time.perf_counter() - started
             return self.builder.complete(prompts, *sampled)
 
@@ -151,7 +156,12 @@ class UpdatePlayer:
         groups = rollouts.finish()
         started = time.perf_counter()
         found = update_terms(
-            self._attributed(groups, done), self.scheme, self.rewards, self.agent, previous
+            self._attributed(groups, done),
+            self.scheme,
+            self.rewards,
+            self.agent,
+            previous,
+            self.content_judge,
         )
         steps = [[one.steps for one in group] for group in groups]
         rows = list(zip(_as_rows(found.terms), _as_rows(steps), strict=True))
@@ -170,15 +180,36 @@ class UpdatePlayer:
             measures = measures | branched.measures
         return Rollouts(groups, rows, operations, seconds, credit_seconds, measures, branched)
 
+    def instance_advantages(
+        self, rollouts: Rollouts, done: int, scale: ScaleRewards
+    ) -> list[float]:
+        """Return the advantage of every row over the group of its whole instance.
+
+        Args:
+            rollouts: What was played.
+            done: Finished updates.
+            scale: As in `advantages.instance_relative`.
+        """
+        weights, found, start = self.weights(done), [], 0
+        for group in rollouts.groups:
+            steps, size = group[0].num_steps, len(group)
+            rows = rollouts.rows[start : start + steps * size]
+            start += len(rows)
+            rewards = [
+                [weighted_sum({name: row[name] for name in weights}, weights)] for row, _ in rows
+            ]
+            found += [value or 0.0 for (value,) in instance_relative(rewards, scale)]
+        return found
+
     def record(
         self, update: int, rollouts: Rollouts, weights: Sequence[float], advantages: Sequence[float]
     ) -> PlayedUpdate:
-        """Return the record of an update as it entered the loss.
+        """Return the record of an update with the rewards and advantages of its loss.
 
         Args:
             update: Number of the update, from 1.
-            rollouts: What was played.
-            weights: Weight of every term of `terms`, as TRL applied it.
+            rollouts: The rollouts of the update.
+            weights: Weight that TRL applied to each of `terms`.
             advantages: Advantage of every row.
         """
         weight_of = dict(zip(self.terms, weights, strict=True))
@@ -191,7 +222,7 @@ class UpdatePlayer:
         return PlayedUpdate(update, rollouts.groups, terms, rewards, known, rollouts.operations)
 
     def _attributed(self, groups: list[list[Trajectory]], done: int) -> list[list[Trajectory]]:
-        """Return the trajectories with the evidence that credit is attributed by."""
+        """Return the trajectories for credit, with `evidence_faults` applied."""
         faults = self.evidence_faults
         if faults is None:
             return groups
@@ -200,22 +231,22 @@ class UpdatePlayer:
 
 
 def _as_rows(groups: Sequence[Sequence[Sequence[Any]]]) -> list[Any]:
-    """Return what is given per group, rollout and step in the order (instance, step, rollout)."""
+    """Return values per group, rollout and step, flattened to (instance, step, rollout)."""
     return [one for group in groups for step in zip(*group, strict=True) for one in step]
 
 
 def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Return averages over trajectories, as every record of training has them.
+    """Return averages over trajectories for the training record.
 
     Args:
         trajectories: The rollouts of one update, at least one.
 
     Returns:
         "accuracy": mean r_global in [0, 1], absent where nothing could be scored;
-        "operations/<kind>": emitted per step, without those that could not be parsed;
-        "invalid_share": of the emitted operations, in [0, 1];
-        "prompt/truncated_tokens", "prompt/omitted_items": left out of the prompt, per step;
-        "memory_items", "memory_tokens": size of M_T.
+        "operations/<kind>": number of parsed operations per step;
+        "invalid_share": share of invalid operations among the emitted ones, in [0, 1];
+        "prompt/truncated_tokens", "prompt/omitted_items": mean number per step;
+        "memory_items", "memory_tokens": mean size of M_T.
     """
     scores = [score for played in trajectories if (score := outcome_reward(played)) is not None]
     steps = [step for played in trajectories for step in played.steps]

@@ -1,25 +1,26 @@
-"""The one file that overrides TRL's private methods: GRPO with one reward per step.
+"""GRPO with one reward per step; only this module overrides TRL's private methods.
 
-TRL normalises rewards within every `num_generations` consecutive rows, so the order of rows makes
-the group. All rollouts of an update are played in lockstep, one batched generation per step, and
-flattened to rows ordered (instance, step, rollout): TRL's group is then the G completions of one
-instance at one step. Every term of the reward is a TRL reward function with its weight. Sampling,
-normalisation, loss, optimiser, logging and checkpoints are TRL's.
+TRL normalises rewards within every `num_generations` consecutive rows, so the order of rows defines
+the groups. All rollouts of an update are played in lockstep, one batched generation per step, and
+flattened to rows ordered by (instance, step, rollout): TRL's group is then the G completions of one
+instance at one step. Every term of the reward is a TRL reward function with its weight. TRL
+performs normalisation, loss, optimisation, logging and checkpoints.
 
-Differs from the paper: the reward schemes name what the ablations leave out; the standard deviation
-is TRL's (unbiased, eps 1e-4); and the loss is TRL's default "dapo", which divides by the number of
-completion tokens of the whole update, so that every token weighs the same, where the paper's GRPO
-averages over the tokens of each completion first, so that every completion weighs the same
+Differs from the paper: `schemes` defines the ablations' reward terms; the standard deviation is
+TRL's (unbiased, eps 1e-4); and the loss is TRL's default "dapo", which divides by the number of
+completion tokens of the whole update, so that every token has the same weight, where the paper's
+GRPO first averages over the tokens of each completion, so that every completion has the same weight
 (`loss_type="grpo"`). See `grpo_config`.
 
-Local groups (see `local_groups`) are further groups of G rows behind those of the rollouts. They
-have the advantages that they came with, so TRL normalises and logs the rewards of the rollouts
-alone. Any number of groups can be cut into an update's parts, because those divide G; but the loss
-of "dapo" divides by the tokens of all rows, so with local groups each other token weighs less.
+Local groups (see `local_groups`) are further groups of G rows after those of the rollouts. Their
+advantages are computed beforehand, so TRL normalises and logs only the rewards of the rollouts. Any
+number of groups can be divided into an update's micro-batches, because their number divides G; but
+"dapo" divides by the tokens of all rows, so with local groups each token of a rollout weighs less.
 
-Unsloth rewrites TRL's classes when it is imported, so the trainer class is made in a function,
-after that import. TRL is imported there too: importing this module loads neither. The methods were
-read in TRL `READ_FROM`; a test compares the signatures of `OVERRIDDEN` with the installed TRL's.
+Unsloth patches TRL's classes when it is imported, so the trainer class is created in a function,
+after that import. TRL is imported there, too, so importing this module loads neither. The overrides
+were written for TRL `READ_FROM`; a test compares the signatures in `OVERRIDDEN` with the installed
+TRL.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.data.faults import EvidenceFaults
-from finemem_lib.managers.frozen_layers import frozen_layers
+from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
+from finemem_lib.managers.frozen_layers import FrozenLayers, frozen_layers
+from finemem_lib.managers.grammar import chosen_logprobs
 from finemem_lib.managers.loading import import_unsloth, no_progress_bars, single_precision
 from finemem_lib.managers.operation_tokens import operation_of_tokens, token_texts
-from finemem_lib.managers.prompts import PromptBuilder
+from finemem_lib.managers.prompts import Prompt, PromptBuilder
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.managers.sampling import (
     completion_logprobs,
     finite_or_none,
     sample_completions,
+    sample_constrained,
 )
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings
@@ -69,7 +73,7 @@ if TYPE_CHECKING:
 
     from finemem_lib.managers.small_qwen3 import FewOperations
 
-# TRL's GRPOTrainer is put in its place by `trainer_class`; its own types are partly missing.
+# `trainer_class` replaces this by TRL's GRPOTrainer, whose types are incomplete.
 _GRPOTrainer: Any = object
 
 READ_FROM = "1.14.2"
@@ -90,7 +94,7 @@ OVERRIDDEN = {
     "log": "(self, logs, start_time)",
     "training_step": "(self, model, inputs, num_items_in_batch)",
 }
-"""Methods of `GRPOTrainer` that are overridden or called here, with their parameters there."""
+"""Methods of `GRPOTrainer` that are overridden or called here, with their signatures in TRL."""
 
 SAMPLING_DEFAULTS = {
     "top_p": 1.0,
@@ -101,38 +105,40 @@ SAMPLING_DEFAULTS = {
     "cache_implementation": None,
     "use_transformers_continuous_batching": False,
 }
-"""TRL's own ways to sample, at which `sample_completions` samples the same; else TRL does."""
+"""TRL's sampling defaults. `sample_completions` replaces TRL's sampling only with these values."""
 
 ROWS_OF_LIKE_LENGTH = 32
-"""Rows that go through the model together; small, so that little of them is padding."""
+"""Number of rows in one forward pass, small enough for little padding."""
 
 NO_ADVANTAGE = 1e-9
-"""Advantages below it are rounding: a group whose rewards are equal has them."""
+"""Smaller advantages are rounding errors of groups with equal rewards."""
+
+AllowedTokens = dict[tuple[int, ...], list[tuple[int, ...]]]
+"""Allowed tokens at every position of a completion, by the token ids of prompt and completion."""
 
 Record = dict[str, Any]
-"""What is logged of one update, by TRL's names: "step" (the update, from 1), "reward",
+"""The logged quantities of one update. TRL's: "step" (number of the update, from 1), "reward",
 "rewards/<term>/mean", "frac_reward_zero_std" (share of groups without gradient), "entropy",
-"completions/mean_length" (tokens), "step_time" (seconds) and others; and ours:
-`trajectory_metrics`, "w1" (the weight of the chunk-level step reward), "advantages/mean_abs" and
-"advantages/max_abs" (over tokens where operations are credited), "seconds/generation" (sampling),
-"seconds/environment" (prompts, memory, answers, rewards; of it "seconds/credit" for rewards and
-credit); the rest of "step_time" is learning; "credit/<rule>/..." (reader calls and measures of
-every credit rule of the scheme); and "credit/local/..." (`LocalUpdate.measures`: completions,
-reader calls, seconds), where there are local groups."""
+"completions/mean_length" (tokens), "step_time" (seconds) and others. Ours: `trajectory_metrics`;
+"w1" (weight of the chunk-level step reward); "advantages/mean_abs" and "advantages/max_abs" (over
+tokens if operations are credited); "seconds/generation" (sampling); "seconds/environment" (prompts,
+memory, answers, rewards), which includes "seconds/credit" (rewards and credit), and the rest of
+"step_time" is learning; "credit/<rule>/..." (reader calls and measures of the scheme's credit
+rules); and, with local groups, "credit/local/..." (`LocalUpdate.measures`)."""
 
 MEASURED = "credit/"
-"""Begins the names of what credit rules measured of an update."""
+"""Prefix of the names of quantities from credit rules."""
 
 
 def load_trainer_class(unsloth: bool = False) -> type[StepGRPO]:
-    """Return `StepGRPOTrainer`: `StepGRPO` on the GRPOTrainer that TRL (or Unsloth) offers now.
+    """Return `StepGRPOTrainer`, the subclass of `StepGRPO` and TRL's (or Unsloth's) GRPOTrainer.
 
     Args:
-        unsloth: Import Unsloth first, as it must be; the model then has to come from its
+        unsloth: Whether to import Unsloth first; the model must then come from its
             FastLanguageModel.
 
     Raises:
-        RuntimeError: Unsloth is asked for and there is no CUDA device, or it is not installed.
+        RuntimeError: `unsloth` is set and there is no CUDA device or Unsloth is not installed.
     """
     if unsloth:
         import_unsloth()
@@ -141,14 +147,14 @@ def load_trainer_class(unsloth: bool = False) -> type[StepGRPO]:
 
 @functools.cache
 def trainer_class(unsloth: bool) -> type[StepGRPO]:
-    """Make the trainer class on TRL's present GRPOTrainer; see `load_trainer_class`.
+    """Return the trainer class for TRL's current GRPOTrainer, see `load_trainer_class`.
 
     Args:
-        unsloth: Whether Unsloth was imported and rewrote TRL's classes.
+        unsloth: Whether Unsloth was imported and has patched TRL's classes.
     """
     from trl import GRPOTrainer  # type: ignore[attr-defined]  # TRL exports its names lazily
 
-    # Unsloth computes log-probabilities its own way, without padding.
+    # Unsloth has its own computation of log-probabilities, without padding.
     bases = (StepGRPO, GRPOTrainer) if unsloth else (StepGRPO, LikeLengthRows, GRPOTrainer)
     return type("StepGRPOTrainer", bases, {"unsloth": unsloth, "__doc__": StepGRPO.__doc__})
 
@@ -156,31 +162,32 @@ def trainer_class(unsloth: bool) -> type[StepGRPO]:
 class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     """GRPO whose groups are the rollouts of one instance at one step.
 
-    One process only: a group must not be split.
+    It supports one process only, because a group must not be split.
 
     Args:
         model: The policy.
-        args: TRL's configuration, as `grpo_config` makes it.
-        instances: Instances in the order they are trained on.
-        builder: Renders prompts and reads completions.
-        agent: Answers the questions.
-        rollout: How instances are played.
-        scheme: Reward scheme, or the name of a shipped one.
-        rewards: Settings of the reward terms (default: the paper's).
-        w1_until: Update at which the weight w1 has fallen to 0; `None` keeps it.
-        evidence_faults: Faults of the evidence that credit is attributed by.
-        keep_updates: Updates (from 1) whose trajectories stay in `kept`.
-        updates_folder: Folder that every finished update is written into; `None` for none.
+        args: TRL's configuration, from `grpo_config`.
+        instances: Instances in the order of training.
+        builder: Renders prompts and parses completions.
+        agent: The reasoning agent.
+        rollout: Settings of the rollouts.
+        scheme: Reward scheme, or the name of a shipped scheme.
+        rewards: Settings of the reward terms; default: the paper's.
+        w1_until: Update at which the weight w1 has fallen to 0; `None` keeps w1 constant.
+        evidence_faults: Faults in the evidence used for credit.
+        keep_updates: Numbers (from 1) of the updates whose trajectories are stored in `kept`.
+        updates_folder: Folder for the files of finished updates; `None` for none.
         on_update: Called with the record of every update.
         manager_name: Written into the trajectories.
         learns: Who learns, see `co_training.Learns`.
         local_groups: Local groups that are played beside the rollouts; `None` for none.
+        content_judge: Judges what is written, where the scheme pays for content.
         trainer_arguments: Further arguments of TRL's GRPOTrainer.
 
     Raises:
-        ValueError: Fewer instances than one update takes, `w1_until` is less than 2, the scheme is
-            unknown, the reader is to learn and cannot, or local groups meet Unsloth or
-            `log_completions`.
+        ValueError: There are fewer instances than one update needs, `w1_until` is less than 2, the
+            scheme is unknown, the reader must be trained and is not trainable, or local groups are
+            combined with Unsloth or `log_completions`.
     """
 
     unsloth = False
@@ -204,6 +211,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         manager_name: str = "policy",
         learns: Learns = "manager",
         local_groups: LocalGroups | None = None,
+        content_judge: ContentJudge = rule_verdicts,
         **trainer_arguments: Any,
     ) -> None:
         from datasets import Dataset
@@ -212,6 +220,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         from finemem_lib.training.callbacks import WholeUpdates
 
         self._check(args, instances, scheme, local_groups)
+        self.allowed: AllowedTokens = {}
         check_learns(learns, agent)
         self.learns = learns
         self.player = UpdatePlayer(
@@ -225,6 +234,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             manager_name,
             args.seed,
             local_groups,
+            content_judge,
         )
         self.instances = instances
         self.keep_updates = frozenset(keep_updates)
@@ -237,7 +247,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.rewarded = 0
         self.interrupts = Interrupts()
         args.reward_weights = list(self.player.weights(0).values())
-        self.samples_itself = self._prepare_sampling(args, builder.tokenizer)
+        self.samples_itself = self._prepare_sampling(args, builder)
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"
         super().__init__(
             model=model,
@@ -253,7 +263,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             rollout_func=_replay,
             **trainer_arguments,
         )
-        single_precision(self.model)  # before the optimizer is made of them
+        single_precision(self.model)  # before the optimizer is created
         self.frozen = frozen_layers(self.model) if self.samples_itself else None
         self.remove_callback(PrinterCallback)
         self.whole_updates = WholeUpdates(self)
@@ -266,7 +276,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         scheme: Scheme,
         local_groups: LocalGroups | None,
     ) -> None:
-        """Refuse arguments that do not go together, before anything is loaded."""
+        """Raise an error for incompatible arguments, before anything is loaded."""
         if self.unsloth and scheme_of(scheme).operations:
             raise ValueError(
                 "StepGRPOTrainer: the scheme credits operations, but Unsloth's loss takes one "
@@ -291,22 +301,28 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
 
     @property
     def manager_learns(self) -> bool:
-        """Whether the manager learns in the update under way."""
+        """Whether the manager is trained in the current update."""
         return learners(self.learns, self.state.global_step + 1)[0]
 
-    def _prepare_sampling(self, args: Any, tokenizer: Any) -> bool:
-        """Return whether `sample_completions` samples; where TRL does, forbid the pad token.
+    def _prepare_sampling(self, args: Any, builder: PromptBuilder) -> bool:
+        """Return whether `sample_completions` samples; if TRL samples, forbid the pad token.
 
-        A sampled pad token would be masked out by Unsloth, which knows no other padding.
+        Unsloth would mask a sampled pad token as padding.
         """
         plain = all(getattr(args, name) == value for name, value in SAMPLING_DEFAULTS.items())
         if plain and not args.use_vllm and not self.unsloth:
             return True
-        pad, given = tokenizer.pad_token_id, dict(args.generation_kwargs or {})
-        if pad == tokenizer.eos_token_id:
+        if builder.operations_as == "constrained-quotes":
+            raise ValueError(
+                "StepGRPOTrainer: operations_as is 'constrained-quotes', which needs this "
+                "library's own sampling, and the settings let TRL or vLLM sample; take 'quotes', "
+                "or leave those settings out"
+            )
+        pad, given = builder.tokenizer.pad_token_id, dict(args.generation_kwargs or {})
+        if pad == builder.tokenizer.eos_token_id:
             return False
         if args.use_vllm:
-            # vLLM's SamplingParams has no list of tokens never to sample; -100 is its least bias.
+            # vLLM's SamplingParams has no list of forbidden tokens; -100 is its lowest bias.
             given["logit_bias"] = {**(given.get("logit_bias") or {}), pad: -100.0}
         else:
             given["suppress_tokens"] = [*(given.get("suppress_tokens") or []), pad]
@@ -314,15 +330,16 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         return False
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Play the instances of one update and let TRL score and normalise the rows."""
+        """Play the rollouts of one update, and let TRL score and normalise the rows."""
         import torch
 
         started = time.perf_counter()
         training, done = self.model.training, self.state.global_step
         size = self.num_generations if training else self.num_generations_eval
-        # An update depends on its number, not on what was drawn before: resuming is exact.
+        # Seed by the number of the update, not by earlier draws, so that resuming is exact.
         torch.manual_seed(stable_seed(self.args.seed, "update", done))
         instances = [self.instances[row["instance"]] for row in inputs[::size]]
+        self.allowed.clear()
         if self.frozen is not None:
             self.frozen.states.kept.clear()
         rollouts = self.player.play(
@@ -339,6 +356,9 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         rows = as_columns([*rollouts.rows, *(({}, step) for step in steps)])
         output: dict[str, Any] = super()._generate_and_score_completions(rows)
         output["advantages"] = advantages = output["advantages"].float()
+        if scheme_of(self.player.scheme).advantage == "instance":
+            own = self.player.instance_advantages(rollouts, done, self.args.scale_rewards)
+            output["advantages"] = advantages = torch.tensor(own).to(advantages)
         paid = advantages
         if rollouts.operations is not None:
             of_tokens = self._of_tokens(rollouts.operations, output["completion_ids"].shape[1])
@@ -352,7 +372,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         return output
 
     def _of_tokens(self, operations: Sequence[Sequence[float]], length: int) -> torch.Tensor:
-        """Return what operations add to the advantages of their tokens, shape (rows, length)."""
+        """Return the operations' additions to their tokens' advantages, shape (rows, length)."""
         import torch
 
         added = torch.zeros(len(operations), length)
@@ -366,7 +386,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         return added
 
     def _last_measures(self) -> dict[str, float] | None:
-        """Return what rules measured of the update before; the log survives a resume."""
+        """Return the rules' measures of the previous update, from the log, also after a resume."""
         updates: list[Record] = [entry for entry in self.state.log_history if "reward" in entry]
         measures = {
             name.removeprefix(MEASURED): value
@@ -376,7 +396,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         return measures or None
 
     def _keep(self, update: int, rollouts: Rollouts, advantages: torch.Tensor) -> None:
-        """Keep what was played until it is written, and for good where `keep_updates` asks."""
+        """Store the update's record until it is written, and its trajectories if requested."""
         if update in self.keep_updates:
             self.kept[update] = rollouts.groups
         self.played = self.player.record(
@@ -386,7 +406,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     def _note_metrics(
         self, rollouts: Rollouts, advantages: torch.Tensor, training: bool, started: float
     ) -> None:
-        """Add our metrics of the update to those that TRL logs."""
+        """Add our metrics of the update to TRL's log."""
         metrics = self._metrics["train" if training else "eval"]
         seconds = time.perf_counter() - started
         for name, value in (
@@ -401,48 +421,56 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         ):
             metrics[name].append(value)
 
-    def _sample(self, prompts: Sequence[tuple[int, ...]], step: int) -> Sampled:
+    def _sample(self, prompts: Sequence[Prompt], step: int) -> Sampled:
         """Return the completions of one step and their log-probabilities.
 
-        TRL's `generate` gives none; they are computed for the updates in `keep_updates`.
+        TRL's `generate` returns no log-probabilities; they are computed for `keep_updates` only.
         """
         model = self.accelerator.unwrap_model(self.model)
         if self.samples_itself:
             model.eval()
             states = None if self.frozen is None else self.frozen.states
+            grammars = [prompt.grammar for prompt in prompts if prompt.grammar is not None]
+            sample = (
+                functools.partial(sample_constrained, grammars=grammars)
+                if grammars
+                else functools.partial(sample_completions, end_token_ids=self.eos_token_ids)
+            )
             with states or contextlib.nullcontext():
-                return sample_completions(
+                sampled = sample(
                     model,
-                    prompts,
+                    [prompt.ids for prompt in prompts],
                     max_new_tokens=self.max_completion_length,
                     pad_token_id=self.processing_class.pad_token_id,
-                    end_token_ids=self.eos_token_ids,
                     temperature=self.temperature,
                     seed=stable_seed(self.args.seed, self.state.global_step, "sample", step),
                     hidden_states=states,
                 )
-        # num_generations=1: a vLLM server would otherwise keep every G-th prompt only.
+            for prompt, completion, grammar in zip(prompts, sampled[0], grammars, strict=False):
+                self.allowed[(*prompt.ids, *completion)] = grammar.choices(completion)
+            return sampled
+        # num_generations=1, because a vLLM server would otherwise use only every G-th prompt.
         completions, logprobs = self._generate_single_turn(
-            [list(prompt) for prompt in prompts], None, {}, num_generations=1
+            [list(prompt.ids) for prompt in prompts], None, {}, num_generations=1
         )
         if logprobs is not None:
             return completions, [finite_or_none(row) for row in logprobs]
         if self.state.global_step + 1 not in self.keep_updates:
-            return completions, None  # a forward pass costs time; only kept updates are looked at
+            return completions, None  # saves a forward pass: only kept updates need them
         model.eval()
         pad, end = self.processing_class.pad_token_id, self.processing_class.eos_token_id
         return completions, completion_logprobs(
             model,
-            prompts,
+            [prompt.ids for prompt in prompts],
             completions,
             never=() if pad == end else (pad,),
             temperature=self.temperature,
         )
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *arguments: Any) -> torch.Tensor:
-        """Return TRL's rewards (rows, terms) in double precision, of rows without a local group's.
+        """Return the rewards of the rollouts' rows in double precision, shape (rows, terms).
 
-        In single precision, rewards that differ by rounding only would get advantages of up to
+        In single precision, rewards that differ only by rounding would get advantages of up to
         1e-3, because a group's standard deviation may be as small as TRL's eps of 1e-4.
         """
         import torch
@@ -460,24 +488,24 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
 
     def training_step(self, *arguments: Any) -> torch.Tensor:
-        """Return TRL's loss of one part of the update, after it is found finite.
+        """Return TRL's loss of one micro-batch; raise an error if it is not finite.
 
         Args:
-            arguments: TRL's own.
+            arguments: TRL's arguments.
         """
         loss: torch.Tensor = super().training_step(*arguments)
         self.check_finite("loss", loss)
         return loss
 
     def check_finite(self, name: str, value: torch.Tensor) -> None:
-        """Check a loss or gradient norm, and write the update's batch where it is not finite.
+        """Raise an error if a loss or gradient norm is not finite, after writing the batch.
 
         Args:
-            name: Named in the error: "loss" or "gradient".
+            name: Name of the value in the error: "loss" or "gradient".
             value: The loss or the norm, shape ().
 
         Raises:
-            FloatingPointError: It is not finite.
+            FloatingPointError: The value is not finite.
         """
         import torch
 
@@ -497,13 +525,13 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log an update, write it and report it; an interrupt that came during it ends here.
+        """Log an update, write it and report it; then raise a deferred interrupt, if any.
 
-        The reader learns from the update here, when nothing is left to be answered in it.
+        The reader is trained here, after all questions of the update were answered.
 
         Args:
             logs: Quantities of the update by name.
-            start_time: When training began; TRL counts tokens per second from it.
+            start_time: Start of training, from which TRL computes tokens per second.
         """
         if self.played is not None and self.taught < self.state.global_step == self.played.update:
             self.taught = self.state.global_step
@@ -518,7 +546,7 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             self.on_update({**logs, "step": self.state.global_step})
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint into another folder and rename it, so that none is ever half."""
+        """Write the checkpoint into a temporary folder and rename it, so that it is atomic."""
         from transformers.trainer_utils import rotate_checkpoints
 
         folder = Path(self.args.output_dir)
@@ -537,8 +565,10 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load also the adapter that is trained: where TRL keeps a frozen copy of it ("ref",
-        for the KL term) in a subfolder, transformers loads the subfolders only."""
+        """Load a checkpoint, including the trained adapter.
+
+        If TRL stores a frozen copy of the adapter ("ref", for the KL term) in a subfolder,
+        transformers loads only the subfolders."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         adapted = self.model if model is None else model
         if "ref" in getattr(adapted, "peft_config", ()):
@@ -547,14 +577,13 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             )
 
     def save_finished(self, stop: BaseException) -> None:
-        """Write the checkpoint of the last finished update after a stop.
+        """Write the checkpoint of the last finished update after training stopped.
 
-        Nothing is written where it is there already, or where the stop may have left the weights
-        half updated.
+        Nothing is written if the checkpoint exists, or if training stopped within an update, whose
+        weights may be inconsistent.
 
         Args:
-            stop: The error that ended training; what keeps the checkpoint from being written is
-                added to its notes.
+            stop: The error that ended training; if writing fails, the reason is added as a note.
         """
         update = self.state.global_step
         held = Path(self.args.output_dir, f"checkpoint-{update}").exists()
@@ -570,19 +599,21 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
 
 
 class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
-    """Computes TRL's log-probabilities on rows of like length at a time, and those of rows without
-    an advantage, which have no gradient, without a backward pass."""
+    """A trainer that computes log-probabilities on rows of similar length, to avoid padding.
+
+    Rows without an advantage have no gradient and are computed without a graph."""
 
     idle: torch.Tensor | None = None
-    """Whether a row of the loss under way has no gradient; `None` outside of the loss."""
+    """Mask of the rows without gradient in the current loss; `None` outside of a loss."""
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return TRL's loss; rows without an advantage have a gradient through the KL term and the
-        entropy bonus only."""
+        """Return TRL's loss, after marking the rows without gradient.
+
+        Rows without an advantage have a gradient only through the KL term and the entropy bonus."""
         if not self.beta and not self._entropy_bonus_enabled:
             advantages = inputs["advantages"].abs()
             self.idle = advantages.reshape(len(advantages), -1).amax(dim=1) < NO_ADVANTAGE
-            self.idle[:1] = False  # a loss must have something to go back through
+            self.idle[:1] = False  # the loss needs at least one row with a graph
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
         finally:
@@ -598,10 +629,10 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         *arguments: Any,
         **settings: Any,
     ) -> tuple[torch.Tensor | None, ...]:
-        """Return TRL's (rows, tokens) values, computed on rows of like length at a time.
+        """Return TRL's (rows, tokens) values, computed on batches of rows of similar length.
 
-        Prompts grow from step to step and completions differ much in length: most of a batch that
-        holds all of them is padding.
+        Prompts grow from step to step and completions differ much in length, so most of a single
+        batch of all rows would be padding.
         """
         import torch
 
@@ -639,17 +670,74 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         return logps, entropies, None
 
     def _computing(self, model: Any) -> tuple[int, Callable[..., Any]]:
-        """Return how many rows are computed together, and what computes them."""
+        """Return the number of rows per batch, and the function that computes a batch."""
         from finemem_lib.managers.small_qwen3 import ROWS_AT_A_TIME, FewOperations, is_small_qwen3
 
-        # A model with frozen lower layers is called where their output is known.
+        # A model with frozen lower layers is called through `FrozenLayers`.
         called = getattr(self, "frozen", None) or model
+        if allowed := getattr(self, "allowed", None):
+            return ROWS_OF_LIKE_LENGTH, functools.partial(
+                constrained_logps, called, allowed, self.temperature
+            )
         own_way = self._entropy_bonus_enabled or getattr(model, "is_gradient_checkpointing", False)
         if called is model and is_small_qwen3(model) and not own_way:
             small = FewOperations(model)
             return ROWS_AT_A_TIME, functools.partial(few_operations_logps, small, self.temperature)
         own = super()._get_per_token_logps_and_entropies
         return ROWS_OF_LIKE_LENGTH, functools.partial(own, called)
+
+
+def constrained_logps(
+    model: Callable[..., Any],
+    allowed: AllowedTokens,
+    temperature: float,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    logits_to_keep: int,
+    *arguments: Any,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor, None]:
+    """Return log-probabilities and entropies under the constrained distribution.
+
+    Replaces TRL's `_get_per_token_logps_and_entropies`; both have shape (rows, completion
+    positions) and are 0 at forced tokens and padding.
+
+    Args:
+        model: Returns an object with `logits`.
+        allowed: The allowed tokens of each row, see `AllowedTokens`.
+        temperature: Temperature of the distribution, above 0.
+        input_ids: Prompts, padded on the left, then completions, padded on the right.
+        attention_mask: 1 for tokens and 0 for padding.
+        logits_to_keep: Number of completion positions.
+        arguments: Further arguments of TRL, not used.
+        settings: Further arguments of TRL, not used.
+    """
+    import torch
+
+    said = attention_mask[:, -logits_to_keep:].bool()
+    choices = [
+        one
+        for ids, mask in zip(input_ids, attention_mask.bool(), strict=True)
+        for one in allowed[tuple(ids[mask].tolist())]
+    ]
+    open_ = torch.tensor([len(one) > 1 for one in choices], device=said.device)
+    places = torch.zeros_like(said).masked_scatter(said, open_)
+    if isinstance(model, FrozenLayers):
+        before = torch.nn.functional.pad(places, (input_ids.shape[1] - logits_to_keep - 1, 1))
+        logits = model.logits_at(input_ids, attention_mask, before)
+    else:
+        output = model(
+            input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=logits_to_keep + 1
+        )
+        logits = output.logits[:, :-1][:, -logits_to_keep:][places]
+    logps, entropies = chosen_logprobs(
+        logits,
+        [one for one in choices if len(one) > 1],
+        input_ids[:, -logits_to_keep:][places].tolist(),
+        temperature,
+    )
+    empty = torch.zeros(said.shape, device=said.device)
+    return empty.masked_scatter(places, logps), empty.masked_scatter(places, entropies), None
 
 
 def few_operations_logps(
@@ -661,16 +749,19 @@ def few_operations_logps(
     *arguments: Any,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, None]:
-    """Return what TRL's `_get_per_token_logps_and_entropies` does, 0 where a row has no token.
+    """Return log-probabilities and entropies of the completions' tokens, for a small model.
+
+    Replaces TRL's `_get_per_token_logps_and_entropies`; both have shape (rows, completion
+    positions) and are 0 at padding.
 
     Args:
         math: The model.
-        temperature: Of the distribution.
+        temperature: Temperature of the distribution, above 0.
         input_ids: Prompts, padded on the left, then completions, padded on the right.
-        attention_mask: 1 where there is a token.
-        logits_to_keep: Places of the completions.
-        arguments: TRL's further ones, of which a small model needs none.
-        settings: As `arguments`.
+        attention_mask: 1 for tokens and 0 for padding.
+        logits_to_keep: Number of completion positions.
+        arguments: Further arguments of TRL, not used.
+        settings: Further arguments of TRL, not used.
     """
     import torch
 
@@ -688,7 +779,7 @@ def few_operations_logps(
 
 
 def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.Tensor:
-    """Return advantages per row (or row and token) with those of local groups behind them."""
+    """Return advantages per row (or row and token), with those of local groups appended."""
     import torch
 
     found = torch.tensor([value for group in local for value in group.advantages])
@@ -697,7 +788,7 @@ def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.
 
 
 def _column_reader(term: str) -> Callable[..., list[float | None]]:
-    """Return TRL's reward function for one term: rewards are known when a row is made."""
+    """Return a TRL reward function for one term, which returns the term's column."""
 
     def reward(**columns: Any) -> list[float | None]:
         values: list[float | None] = columns[term]
@@ -708,10 +799,10 @@ def _column_reader(term: str) -> Callable[..., list[float | None]]:
 
 
 def _replay(prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
-    """TRL's rollout_func: hand over what was sampled while playing, row by row.
+    """Return the sampled prompts and completions row by row, as TRL's rollout_func.
 
-    A completion whose log-probabilities are unknown hands over NaN, for which TRL takes a ratio of
-    1 between the policy and the sampler.
+    Unknown log-probabilities are returned as NaN, for which TRL uses a ratio of 1 between the
+    policy and the sampler.
     """
     steps: list[Step] = trainer.replayed
     logprobs = None

@@ -1,21 +1,22 @@
-"""The seeded command that makes the tiny manager's warm start, and the figures of its card.
+"""Train and measure the tiny manager's warm start, as a seeded command.
 
     python -m finemem_lib.training.warm_start --output DIR --seed 0 --world plain
     python -m finemem_lib.training.warm_start --measure DIR --seed 0 --world plain
 
-The second line measures a checkpoint that the first has made, and writes its card again.
+The second command measures an existing checkpoint again and rewrites its card.
 
-Supervised demonstrations teach three things and no more: the JSON format, copying a sentence of
-the chunk exactly, and addressing the record about the same person and attribute. Which sentences
-are kept, and which of the fitting operations is used, is drawn at random: what is worth keeping is
-left to GRPO. Finding the record is learnt in minutes because, in the first quarter of the updates,
-a few attention heads are told where to look; the architecture stays a plain Qwen3.
+Supervised demonstrations teach only three things: the JSON format, exact copying of a sentence of
+the chunk, and addressing the record about the same person and attribute. The sentences to keep, and
+the choice among suitable operations, are random: GRPO has to learn what is worth keeping. Finding
+the record is learnt in minutes because the loss guides the attention of some heads in the first
+quarter of the updates; the architecture is a plain Qwen3.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import tempfile
@@ -41,12 +42,19 @@ from finemem_lib.data.planted import (
     wording,
 )
 from finemem_lib.data.sentences import units
+from finemem_lib.layers.memory import LayeredMemory
 from finemem_lib.managers import tiny
 from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
-from finemem_lib.trajectory import OPERATION_KINDS, Operation, OperationKind, OperationOutcome
+from finemem_lib.trajectory import (
+    OPERATION_KINDS,
+    Operation,
+    OperationKind,
+    OperationOutcome,
+    Store,
+)
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
 
@@ -60,23 +68,24 @@ POOL = 16
 LEARNING_RATE = 3e-3
 
 GUIDED = 0.25
-"""Share of the updates in which attention is guided: fully for 3/5 of it, then fading out."""
+"""Share of the updates with guided attention: full weight for 3/5 of it, then decreasing to 0."""
 
 KEPT_AT_FIRST, KEPT, KEPT_FROM = 0.8, 0.3, 0.75
-"""Share of the sentences that a demonstration keeps, before and after that share of updates."""
+"""Share of the sentences that a demonstration keeps before and after the share `KEPT_FROM` of the
+updates."""
 
 ID_WEIGHT = 4.0
-"""Weight of an id in the loss: ids are rare, and each one is worth a whole operation."""
+"""Weight of an id in the loss: ids are rare, and a wrong id spoils a whole operation."""
 
 UNSEEN_SPREAD = 1.2
-"""How far the embedding of a never-seen name lies from the mean name, in units of the seen ones'
-distance: it competes with names that training has sharpened."""
+"""Distance of an unseen name's embedding from the mean name, relative to the mean distance of the
+seen names; above 1, because unseen names compete with trained ones."""
 
-# Guided heads as (layer, head). In the first layer every token looks at the nearest person, verb
-# and value and at the token before it. What they bring together says which sentence a token belongs
-# to, so the last layer can find the id of the record about the same slot (or the `memory:` mark
-# where there is none) and the next token to copy. Two heads do each, because one value vector is
-# half as wide as an embedding.
+# Guided heads as (layer, head). In the first layer every token attends to the nearest person, verb
+# and value and to the previous token. Together these identify the sentence of a token, so the last
+# layer can find the id of the record about the same slot (or the `memory:` mark if there is no
+# record) and the next token to copy. Two heads do each, because a value vector is half as wide as
+# an embedding.
 PERSON, VERB, VALUE, PREVIOUS = (0, 0), (0, 1), (0, 2), (0, 3)
 
 RECORD, COPY = ((1, 0), (1, 3)), ((1, 1), (1, 2))
@@ -92,11 +101,11 @@ _VERBS = {verb_of(template) for template in PARAPHRASED_NOISE} | {
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence as words.
+    """A sentence as words, with the positions of its parts.
 
     Attributes:
         words: The words in order.
-        person: Position of the person, or of the subject where there is none.
+        person: Position of the person, or of the subject if there is no person.
         verb: Position of the verb's first word.
         value: Position of the value.
         slot: (person, attribute) of a fact, `None` for noise.
@@ -110,9 +119,9 @@ class Sentence:
 
 
 class Demonstration:
-    """Token ids of a prompt and its completion, and where guided heads look.
+    """Token ids of a prompt and its completion, with the targets of guided attention.
 
-    `guides` holds (head, query position, key position); it stays empty unless `guided`.
+    `guides` holds (head, query position, key position); it is empty unless `guided`.
     """
 
     def __init__(self, guided: bool, world: World = "plain") -> None:
@@ -138,18 +147,18 @@ class Demonstration:
         return position
 
     def guide(self, head: tuple[int, int], query: int, key: int) -> None:
-        """Note where a head should look, if the demonstration is guided.
+        """Add an attention target of a head, if the demonstration is guided.
 
         Args:
             head: (layer, head) of the attention.
-            query: Position that looks.
-            key: Position to look at.
+            query: Position of the query.
+            key: Position that the query should attend to.
         """
         if self.guided:
             self.guides.append((head, query, key))
 
     def add_sentence(self, sentence: Sentence) -> int:
-        """Append the words of a sentence; return the position of the first.
+        """Append the words of a sentence; return the position of the first word.
 
         Args:
             sentence: The sentence and its parts.
@@ -169,7 +178,7 @@ def fact(rng: random.Random, slot: tuple[str, str], world: World) -> Sentence:
     Args:
         rng: Source of the verb and the value.
         slot: (person, attribute).
-        world: How it is worded.
+        world: The world, which selects the templates.
     """
     person, attribute = slot
     spec = ATTRIBUTES[attribute]
@@ -187,8 +196,8 @@ def noise(rng: random.Random, people: list[str], world: World) -> Sentence:
 
     Args:
         rng: Source of the words.
-        people: Persons that it may be about.
-        world: How it is worded.
+        people: Names that may occur in the sentence.
+        world: The world, which selects the templates.
     """
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
     if world == "paraphrased":
@@ -209,15 +218,15 @@ def _parsed(text: str, person: str, value: str, slot: tuple[str, str] | None = N
 
 
 def demonstration(rng: random.Random, progress: float, world: World = "plain") -> Demonstration:
-    """Draw a memory, a chunk, and what a manager without any sense for worth writes.
+    """Return a random memory and chunk with a completion that keeps random sentences.
 
-    With `progress` memories grow from 4 to 24 records, records about an already recorded slot
-    appear (then the latest counts), and the share of sentences kept falls to its final level.
+    With `progress` the largest memory grows from 4 to 24 records, several records may share a slot
+    (then the latest one counts), and the share of kept sentences falls to its final level.
 
     Args:
         rng: Source of all draws.
         progress: Share of the training done, in [0, 1].
-        world: How its sentences are worded.
+        world: The world, which selects the templates.
     """
     limit = 4 + round(8 * min(1.0, progress / GUIDED)) + round(12 * min(1.0, progress / 0.7))
     people = rng.sample(NAMES, rng.randint(2, 6))
@@ -307,12 +316,12 @@ def _render(
 
 
 def batches(seed: int, steps: int, world: World = "plain") -> Iterator[list[Demonstration]]:
-    """Yield `steps` batches; demonstrations of similar length share a batch.
+    """Yield `steps` batches of demonstrations, of similar length within a batch.
 
     Args:
         seed: Seed of all demonstrations.
         steps: Number of batches.
-        world: How their sentences are worded.
+        world: The world, which selects the templates.
     """
     rng = generator("warm-start", seed)
     for pool_start in range(0, steps, POOL):
@@ -339,11 +348,11 @@ def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstration]) -> torch.Tensor:
-    """Sum over the guided heads of the mean of -log attention paid to the guided position.
+    """Return the sum, over the guided heads, of the mean -log attention to the target positions.
 
     Args:
         attentions: One tensor per layer, shape (batch, heads, length, length).
-        batch: The demonstrations, in the rows' order.
+        batch: The demonstrations, in the order of the rows.
     """
     import torch
 
@@ -366,8 +375,8 @@ def train(
     Args:
         seed: Seed of the weights and the demonstrations.
         steps: Number of updates.
-        log_every: Updates between printed lines; 0 prints none.
-        world: The world that it is to read.
+        log_every: Number of updates between printed lines; 0 prints none.
+        world: The world of the demonstrations.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -416,15 +425,15 @@ def train(
 
 
 def embed_unseen_names(model: Qwen3ForCausalLM, seed: int, world: World = "plain") -> None:
-    """Give the never-seen names new embeddings, as tokens added to a vocabulary get them.
+    """Replace the embeddings of the unseen names, as for tokens added to a vocabulary.
 
-    Each is drawn from the normal distribution that the trained names span: of many draws the one
-    least like any name. Training itself only pushed them away.
+    Each new embedding is drawn from the normal distribution of the trained names' embeddings: of
+    many draws, the one least similar to all other names. Training only pushed unseen names away.
 
     Args:
-        model: Changed in place.
+        model: The model, changed in place.
         seed: Seed of the draws.
-        world: The world that the model reads.
+        world: The world of the model.
     """
     import torch
     from torch.nn.functional import normalize
@@ -454,7 +463,7 @@ _ATTRIBUTE_OF = {
 
 
 def slot_of(content: str) -> tuple[str, str] | None:
-    """Return (person, attribute) of a sentence with the parts of a fact, `None` for others.
+    """Return the slot (person, attribute) of a fact sentence, or `None` for other sentences.
 
     Args:
         content: A sentence of the stream.
@@ -471,19 +480,32 @@ def slot_of(content: str) -> tuple[str, str] | None:
     return (persons[0], attributes[0]) if known else None
 
 
-def held_out_observation(
-    rng: random.Random, records: int, names: tuple[str, ...], world: World = "plain"
-) -> Observation | None:
-    """Return a step of a planted stream with `records` of its earlier sentences in the memory.
+def _filled(contents: Sequence[str], stores: tuple[Store, ...]) -> FlatMemory:
+    """Return a memory with these contents, layered where there are stores to put them in turn."""
+    memory = LayeredMemory() if stores else FlatMemory()
+    places = itertools.cycle(stores or (None,))
+    memory.apply([Operation("INSERT", content, None, next(places)) for content in contents], 1)
+    return memory
 
-    Stale sentences and noise are among them, and at least one is about a slot that the chunk speaks
-    of; `None` where the draw did not come out so.
+
+def held_out_observation(
+    rng: random.Random,
+    records: int,
+    names: tuple[str, ...],
+    world: World = "plain",
+    stores: tuple[Store, ...] = (),
+) -> Observation | None:
+    """Return a step of a planted stream with `records` of its earlier sentences in memory.
+
+    The records may be stale or noise, and at least one is about a slot in the chunk; the result is
+    `None` if the draw does not fulfil this.
 
     Args:
         rng: Source of all draws.
         records: Number of sentences in the memory.
         names: Persons of the stream.
         world: How the stream is worded.
+        stores: As in `evaluate`.
     """
     stream = planted_stream(
         rng.getrandbits(40),
@@ -506,8 +528,7 @@ def held_out_observation(
     spoken_of = {slot_of(unit.rstrip(".")) for unit in units(stream.chunks[step - 1].text)} - {None}
     if spoken_of.isdisjoint(map(slot_of, kept)):
         return None
-    memory = FlatMemory()
-    memory.apply([Operation("INSERT", content) for content in kept], 1)
+    memory = _filled(kept, stores)
     return Observation(stream, memory.items, stream.chunks[step - 1], step)
 
 
@@ -518,34 +539,35 @@ def evaluate(
     records: int,
     names: tuple[str, ...] = NAMES,
     world: World = "plain",
+    stores: tuple[Store, ...] = (),
 ) -> dict[str, float | int | None]:
-    """Sample `samples` completions on held-out steps and return the shares of the card.
+    """Sample completions on held-out steps and return the measures of the model card.
 
-    `valid_json` is over completions, `executable` over emitted operations, `exact_copy` over
-    contents; `right_record` over the UPDATEs and DELETEs whose sentence has a record (a DELETE
-    speaks about the sentence inserted just before it), `without_record` over all of them. `None`
-    where nothing was counted.
+    The shares are of the completions (`valid_json`), of the emitted operations (`executable`), of
+    the contents (`exact_copy`), of the UPDATEs and DELETEs whose sentence has a record
+    (`right_record`; the sentence of a DELETE is the one inserted just before it), and of all
+    UPDATEs and DELETEs (`without_record`); `None` where the denominator is 0.
 
     Args:
         manager: The manager to measure.
-        samples: Number of completions.
+        samples: Number of completions, at least 1.
         seed: Seed of the sampling and the steps.
         records: Items in the memory of every step.
         names: Persons of the streams.
         world: How the streams are worded.
+        stores: Stores that the items of a layered memory lie in, in turn; none for a flat memory.
     """
     rng = generator("warm-start card", seed, records)
     observations: list[Observation] = []
     while len(observations) < samples:
-        drawn = held_out_observation(rng, records, names, world)
+        drawn = held_out_observation(rng, records, names, world, stores)
         observations += [drawn] if drawn else []
     tally: dict[str, list[bool]] = {name: [] for name in COUNTED}
     kinds = dict.fromkeys(OPERATION_KINDS, 0)
     completions = manager.act(observations, seed)
     for observation, completion in zip(observations, completions, strict=True):
         tally["valid_json"].append(_is_json_list(completion.text))
-        memory = FlatMemory()
-        memory.apply([Operation("INSERT", item.content) for item in observation.items], 1)
+        memory = _filled([item.content for item in observation.items], stores)
         outcomes, _ = memory.apply(completion.operations, 2)
         tally["executable"] += [outcome.applied for outcome in outcomes]
         _count_operations(observation, outcomes, tally, kinds)
@@ -570,7 +592,7 @@ COUNTED = (
     "fact_kept",
     "noise_kept",
 )
-"""The shares that `evaluate` counts, in the order of the card."""
+"""The shares that `evaluate` returns, in the order of the card."""
 
 
 def _is_json_list(text: str) -> bool:
@@ -586,7 +608,7 @@ def _count_operations(
     tally: dict[str, list[bool]],
     kinds: dict[OperationKind, int],
 ) -> None:
-    """Add what one completion's operations did to the shares and to the counts of their kinds."""
+    """Count the outcomes of one completion's operations in `tally` and `kinds`."""
     sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
     slots = {item.item_id: slot_of(item.content) for item in observation.items}
     about, written = None, set()
@@ -600,7 +622,7 @@ def _count_operations(
             tally["exact_copy"].append(operation.content in sentences)
             about = slot_of(operation.content)
             written.add(operation.content)
-        if operation.kind in ("UPDATE", "DELETE"):
+        if operation.kind in ("UPDATE", "DELETE") and operation.store != "core":
             has_record = about is not None and about in slots.values()
             tally["without_record"].append(not has_record)
             if has_record:
@@ -656,7 +678,7 @@ seen names span, apart from those.
 """
 
 MEASURED = "measured.jsonl"
-"""Rows of the figures of the card, in the folder of the checkpoint; their own card lies beside."""
+"""File in the checkpoint's folder with the rows of the card's figures."""
 
 _COLUMNS = (
     "valid_json",
@@ -681,15 +703,15 @@ def write_card(
 
     Args:
         folder: Folder of the checkpoint.
-        seed: Seed of the training; the next one draws the steps that are measured.
-        steps: Updates that it was trained for.
-        samples: Completions measured per row.
-        world: The world that it reads.
-        final: Where the folder will lie, if it is still to be renamed.
+        seed: Seed of the training; seed + 1 draws the measured steps.
+        steps: Number of updates of the training.
+        samples: Number of completions per row.
+        world: World of the checkpoint.
+        final: Final path of the folder, if it will be renamed.
 
     Raises:
         ValueError: The folder holds no checkpoint.
-        OSError: It cannot be written to.
+        OSError: The folder cannot be written to.
     """
     git = git_state(repository_root())
     started = time.perf_counter()
@@ -731,7 +753,7 @@ def write_card(
 
 
 def _measured(manager: ModelManager, seed: int, samples: int, world: World) -> list[dict[str, Any]]:
-    """Return the rows of the card: names of training and others, by the number of records."""
+    """Return the rows of the card: seen and unseen names, by number of records."""
     return [
         {"names": title, **evaluate(manager, samples, seed, records, names, world)}
         for title, names, sizes in (
@@ -743,7 +765,7 @@ def _measured(manager: ModelManager, seed: int, samples: int, world: World) -> l
 
 
 def _settings_of_card() -> dict[str, Any]:
-    """Return what the card says of every warm start."""
+    """Return the values in the card that are the same for every warm start."""
     return {
         "batch": BATCH,
         "max_records": tiny.MAX_RECORDS,
@@ -767,10 +789,10 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, save, measure; the folder appears whole or not at all.
+    """Train, save and measure a warm start, or measure an existing one; the folder is atomic.
 
     Args:
-        arguments: The words after the command, by default those of this process.
+        arguments: Command-line arguments; `None` for those of the process.
     """
     from transformers.utils import logging
 

@@ -42,3 +42,20 @@ def test_marginals_give_a_dummy_nothing_and_equals_the_same(n, seed, additive):
 def test_owen_values_take_at_most_the_square_of_the_steps(steps):
     wanted = marginals.coalitions(marginals.owen(range(1, steps + 1)))
     assert len(wanted) - 1 <= steps**2  # but all steps, which the outcome has read
+
+
+def test_sampled_owen_values_share_out_the_whole_and_come_to_the_exact_ones() -> None:
+    players, rng = range(5), random.Random(0)
+
+    def value(some: frozenset[int]) -> float:
+        return len(some) ** 2 + 3 * ({0, 4} <= some)
+
+    exact = marginals.player_values(marginals.owen(players), value)
+    few = marginals.player_values(marginals.sampled_owen(players, 2, rng), value)
+    assert sum(few.values()) == pytest.approx(value(frozenset(players)))
+    many = marginals.player_values(marginals.sampled_owen(players, 4000, rng), value)
+    assert many == pytest.approx(exact, abs=0.3)  # four standard errors
+    for _ in range(20):  # the halves, and the halves of these, stay together
+        order = [one.player for one in marginals.sampled_owen(players, 1, rng)]
+        assert {*order[:2]} == {0, 1} or {*order[-2:]} == {0, 1}
+        assert abs(order.index(3) - order.index(4)) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from finemem_lib.cli import main
@@ -21,6 +22,7 @@ from finemem_lib.experiments.design import Design, load_design
 from finemem_lib.experiments.rows import read_card, read_rows, write_rows
 from finemem_lib.experiments.sweep import run_cells
 from finemem_lib.experiments.tables import table
+from finemem_lib.managers.model import load_manager
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.local_groups import LocalGroups
 from finemem_lib.util import console
@@ -162,6 +164,16 @@ def test_local_groups_count_their_reader_calls_and_have_no_price_of_noise():
     plain = run_cell(cell(**shared, updates=1))
     assert own.curve["reader_calls"][0] > plain.curve["reader_calls"][0]
     assert plain.price and not own.price
+
+
+def test_a_trained_manager_is_kept_where_asked(tmp_path):
+    shared = {"num_chunks": 2, "instances_per_update": 2, "num_generations": 2, "held_out": 1}
+    made = run_cell(cell(**shared, updates=1), keep=tmp_path)
+    weights = [
+        load_manager(one).model.get_input_embeddings().weight.detach()
+        for one in ("tiny", tmp_path / made.key)
+    ]
+    assert weights[0].shape == weights[1].shape and not torch.equal(*weights)
 
 
 def test_only_a_reader_that_can_learn_learns():
@@ -609,6 +621,8 @@ def test_sweep_trains_the_regimes_and_seeds_that_are_named_and_keeps_the_rest(tm
     assert read_rows(tmp_path / "out" / "two.jsonl") == kept
     assert main.main([*command, "--regimes", "presure"]) == 2
     assert "--regimes has 'presure', expected some of no limit, pressure" in capsys.readouterr().err
+    assert main.main([*command, "--managers", str(design)]) == 2
+    assert f"--managers: {design} is no folder, expected" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main.main([*command, "--seeds", "one"])
     assert "'one', expected whole numbers" in capsys.readouterr().err

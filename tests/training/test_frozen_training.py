@@ -49,10 +49,12 @@ def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), "llama", num_hidden_layers=4)
 
 
-def trained(folder, tmp_path, *, frozen, beta):
-    settings = ModelSettings(lora_rank=2, lora_layers=2, operations_as="quotes")
+def trained(folder, tmp_path, *, frozen, beta, operations_as):
+    settings = ModelSettings(lora_rank=2, lora_layers=2, operations_as=operations_as)
     manager = load_manager(folder, model=settings, seed=3)
     gradient = {}
+    free = operations_as == "quotes"
+    builder = AnyQuote(manager.tokenizer, 400) if free else manager.builder
 
     class Capture(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **others):
@@ -69,14 +71,14 @@ def trained(folder, tmp_path, *, frozen, beta):
             updates=2,
             instances_per_update=2,
             num_generations=G,
-            max_completion_length=6,
+            max_completion_length=6 if free else 120,
             learning_rate=1e-2,
             seed=3,
             max_grad_norm=0.0,
             beta=beta,
         ),
         instances=instances(),
-        builder=AnyQuote(manager.tokenizer, 400),
+        builder=builder,
         agent=ExtractiveReader(),
         rollout=RolloutSettings(num_generations=G, token_budget=12),
         scheme="outcome-only",
@@ -90,10 +92,12 @@ def trained(folder, tmp_path, *, frozen, beta):
     return trainer, losses, gradient
 
 
+@pytest.mark.parametrize("operations_as", ["quotes", "constrained-quotes"])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_loss_and_gradient_are_those_of_the_plain_path(folder, tmp_path, beta):
-    trainer, losses, gradient = trained(folder, tmp_path / "a", frozen=True, beta=beta)
-    _, plain_losses, expected = trained(folder, tmp_path / "b", frozen=False, beta=beta)
+def test_loss_and_gradient_are_those_of_the_plain_path(folder, tmp_path, beta, operations_as):
+    how = {"beta": beta, "operations_as": operations_as}
+    trainer, losses, gradient = trained(folder, tmp_path / "a", frozen=True, **how)
+    _, plain_losses, expected = trained(folder, tmp_path / "b", frozen=False, **how)
     assert losses == pytest.approx(plain_losses, abs=1e-5)
     assert any(value.abs().max() > 1e-4 for value in expected.values()), "something was learned"
     assert gradient.keys() == expected.keys()

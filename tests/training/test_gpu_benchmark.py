@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from finemem_lib.util.provenance import repository_root
+from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 
@@ -23,12 +23,7 @@ SCRIPT = repository_root() / "benchmarks" / "gpu.py"
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("benchmark_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return benchmark_module("gpu")
 
 
 @pytest.fixture
@@ -271,7 +266,7 @@ def test_a_small_run_measures_the_trainer_and_says_what_it_leaves_out(gpu, tmp_p
         assert min(seconds) > 0 and sum(seconds) == pytest.approx(update["total"])
         assert update["mean_abs_advantage"] > 0.5  # one of two rollouts is right
     assert part["peak_bytes"] > 1e8
-    assert 0 < part["learning_share_of_matmul"] < 1
+    assert part["learning_share_of_matmul"] > 0  # above 1 where bf16 products are slow: no card
     assert found["compared"] == {} and found["versions"]["trl"]
     assert "needs a CUDA device" in done.stdout and "learnt tokens/s" in done.stdout
 

@@ -16,28 +16,21 @@ import torch
 from packaging.requirements import Requirement
 
 from finemem_lib.util.provenance import repository_root
+from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.patience import LAST_RESORT
 
 torch.set_num_threads(1)
 BENCHMARKS = repository_root() / "benchmarks"
 
 
-def module_of(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def kit():
-    return module_of("gpu_kit")
+    return benchmark_module("gpu_kit")
 
 
 @pytest.fixture(scope="module")
 def runner():
-    return module_of("gpu_run")
+    return benchmark_module("gpu_run")
 
 
 def machine(kit, **parts):
@@ -251,7 +244,7 @@ def test_the_run_goes_through_on_the_cpu(empty_kit, tmp_path):
 
 @pytest.fixture(scope="module")
 def first():
-    return module_of("gpu_first")
+    return benchmark_module("gpu_first")
 
 
 def save_leg(folder, leg, gradient, advantages=(1.0, -1.0), completions=((1,), (2,))):

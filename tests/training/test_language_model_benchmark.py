@@ -21,11 +21,13 @@ def test_both_loops_play_and_learn_and_their_times_are_written(tmp_path):
     command = [sys.executable, str(repository_root() / "benchmarks" / "language_model.py")]
     command += ["--checkpoint", str(tmp_path / "adapter"), "--repetitions", "1", "--threads", "1"]
     done = subprocess.run(
-        [*command, "--output", str(tmp_path / "out.json")], capture_output=True, text=True
+        [*command, "--output", str(tmp_path / "out.jsonl")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    for who in ("ours", "plain"):
-        assert all(found[who][part] > 0 for part in ("generation", "learning", "total"))
-        assert found[who]["tokens"] == 32 * 4
-    assert found["speedup"]["total"] > 0 and "times faster" in done.stdout
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {row["part"]: row for row in map(json.loads, lines)}
+    for part in ("generation", "learning", "total"):
+        assert all(found[part][who] > 0 for who in ("ours", "plain", "speedup"))
+    card = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert card["tokens"] == {"ours": 32 * 4, "plain": 32 * 4}
+    assert card["git"]["commit"] and "times faster" in done.stdout

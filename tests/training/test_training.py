@@ -6,7 +6,6 @@ Random weights are trained, see `tests.helpers.training_runs`.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from finemem_lib.training.run import train_manager
 from finemem_lib.training.schemes import PAPER_SCHEMES, TERMS, RewardScheme
 from finemem_lib.training.trainer import trajectory_metrics
 from finemem_lib.training.trl_adapter import load_trainer_class
-from tests.helpers.paths import ROOT
+from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.training_runs import (
     LIMIT,
     G,
@@ -62,14 +61,6 @@ class Silent(CompactPromptBuilder):
 
     def parse(self, completion, prompt):
         return ()
-
-
-def benchmark(name):
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def scheme_total(reward, scheme, settings):
@@ -233,7 +224,7 @@ def test_the_plain_loop_of_the_benchmark_has_the_same_gradient(tmp_path):
     done = run(tmp_path, mixed_instances(), rewards=RewardSettings())
     model = manager().model
     pad = done.trainer.player.builder.tokenizer.pad_token_id
-    benchmark("training").backward(model, pad, done.trainer.kept[1], RewardSettings())
+    benchmark_module("training").backward(model, pad, done.trainer.kept[1], RewardSettings())
     for name, weight in model.named_parameters():
         assert torch.allclose(weight.grad, done.gradient[name], rtol=1e-3, atol=1e-5), name
 
@@ -241,7 +232,7 @@ def test_the_plain_loop_of_the_benchmark_has_the_same_gradient(tmp_path):
 def test_benchmark_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     output = tmp_path / "training.json"
     monkeypatch.setattr(sys, "argv", ["training.py", "--quick", "--output", str(output)])
-    benchmark("training").main()
+    benchmark_module("training").main()
     found, printed = json.loads(output.read_text()), capsys.readouterr().out
     for part in ("generation", "environment", "learning", "total"):
         assert f"{found['ours'][part]:.3f}" in printed and f"{found['plain'][part]:.3f}" in printed
@@ -249,7 +240,7 @@ def test_benchmark_runs_and_writes_what_it_prints(tmp_path, monkeypatch, capsys)
     for one in (found["ours"], found["plain"]):
         assert one["tokens"] > 0 and one["generation"] < one["total"]
     with pytest.raises(SystemExit):
-        benchmark("training").main()
+        benchmark_module("training").main()
     assert "exists" in capsys.readouterr().err
 
 
