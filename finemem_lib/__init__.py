@@ -1,7 +1,7 @@
-"""Fine-Mem workbench: which memory operation deserves the credit, and how to train with it.
+"""Fine-Mem workbench: assign credit to memory operations, and train a memory manager with it.
 
-`from finemem_lib import ...` offers the names of `__init__.pyi`. Each is imported from its module
-when it is first used, so that importing the package loads neither numpy nor torch.
+`from finemem_lib import ...` offers the names in `__init__.pyi`. Each name is imported from its
+module on first use, so that importing the package loads neither numpy nor torch.
 """
 
 import lazy_loader

@@ -7,6 +7,7 @@ from .data.own_texts import make_instance as make_instance
 from .data.planted import planted_instances as planted_instances
 from .evaluation.evaluate import evaluate as evaluate
 from .example import worked_example as worked_example
+from .layers.memory import LayeredMemory as LayeredMemory, LayerRules as LayerRules
 from .managers.model import load_manager as load_manager, make_manager as make_manager
 from .managers.rollout import RolloutSettings as RolloutSettings, play as play
 from .memory import FlatMemory as FlatMemory
@@ -17,6 +18,7 @@ from .retrieval import BM25Retriever as BM25Retriever, Retriever as Retriever
 from .retrievers.dense import DenseRetriever as DenseRetriever
 from .retrievers.graph import GraphRetriever as GraphRetriever
 from .retrievers.hybrid import HybridRetriever as HybridRetriever
+from .retrievers.layered import LayeredRetriever as LayeredRetriever
 from .retrievers.named import make_retriever as make_retriever
 from .rewards import (
     RewardSettings as RewardSettings,

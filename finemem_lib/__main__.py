@@ -1,4 +1,4 @@
-"""``python -m finemem_lib``: the command line."""
+"""Run the command line with ``python -m finemem_lib``."""
 
 from finemem_lib.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Group-relative advantages: a step is compared over the G rollouts of one instance.
+"""Group-relative advantages: compare the rewards of a step over the G rollouts of one instance.
 
 Differs from the paper: Fine-Mem divides by ``std + eps`` without naming the estimator; here it is
 TRL's, the unbiased standard deviation (divided by count - 1) and eps = 1e-4, and `scale_rewards`
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 ScaleRewards = Literal["group", "batch", "none"]
 EPSILON = 1e-4
 
+Group = Literal["step", "instance"]
+"""What a step is compared with: `group_relative` or `instance_relative`."""
+
 DEAD_STD = 1e-8
-"""A group whose standard deviation is not above this counts as dead, as in TRL's log."""
+"""A group whose standard deviation is at most this value counts as dead, as in TRL's log."""
 
 
 def group_relative(
@@ -32,14 +35,14 @@ def group_relative(
 
     Args:
         rewards: One row per rollout (num_generations), one column per step. An unscorable reward
-            (`None`) enters neither mean nor standard deviation. Several instances form one batch
-            when their columns are put side by side.
+            (`None`) enters neither mean nor standard deviation. To form a batch of several
+            instances, concatenate their columns.
         scale_rewards: "group" divides by the standard deviation of the step's group, "batch" by
-            that of all rewards given, "none" not at all.
+            the standard deviation of all rewards, "none" does not divide.
 
     Returns:
-        Advantages in the shape of `rewards`, `None` where the reward is; 0.0 in a dead group,
-        whose rewards are all equal or one only.
+        Advantages in the shape of `rewards`, `None` where the reward is `None`; 0.0 in a dead
+        group, which has a single reward or only equal rewards.
 
     Raises:
         ValueError: rollouts of different length, a reward that is not finite, or an unknown name.
@@ -66,6 +69,31 @@ def group_relative(
     ]
 
 
+def instance_relative(
+    rewards: Sequence[Sequence[float | None]], scale_rewards: ScaleRewards = "group"
+) -> list[list[float | None]]:
+    """Return advantages over one group of all steps of all rollouts of an instance.
+
+    ``A_{t,i} = (r_{t,i} - mean) / (std + 1e-4)`` with mean and standard deviation over every t and
+    i, as in Mem-alpha (arXiv 2509.25911), whose code adds 1e-6. A step that earns more than others
+    in every rollout then has a positive advantage in all of them.
+
+    Args:
+        rewards: One row per rollout of one instance, one column per step; `None` enters nothing.
+        scale_rewards: "none" does not divide; "group" and "batch" are the same here.
+
+    Raises:
+        ValueError: as `group_relative`.
+
+    >>> instance_relative([[1.0, 0.0], [1.0, 0.0]], "none")
+    [[0.5, -0.5], [0.5, -0.5]]
+    """
+    flat = [[value] for row in rewards for value in row]
+    relative = iter(row[0] for row in group_relative(flat, scale_rewards))
+    _as_array(rewards)  # refuses rollouts of different length
+    return [[next(relative) for _ in row] for row in rewards]
+
+
 def dead_groups(rewards: Sequence[Sequence[float | None]]) -> list[bool]:
     """Return per step whether its group is dead, so that the step gives no gradient.
 
@@ -87,7 +115,7 @@ def dead_groups(rewards: Sequence[Sequence[float | None]]) -> list[bool]:
 def _as_array(
     rewards: Sequence[Sequence[float | None]],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the rewards with 0 for None, and where they are not None; both G x T."""
+    """Return the rewards, with 0 for None, and the mask of those that are not None; both G x T."""
     lengths = [len(row) for row in rewards]
     if len(set(lengths)) > 1:
         raise ValueError(

@@ -16,11 +16,11 @@ from finemem_lib.trajectory import (
 
 
 def worked_example() -> Trajectory:
-    """Return the example that can be checked by hand: T = 4 and two global questions.
+    """Return a trajectory with T = 4 and two global questions, small enough to check by hand.
 
     q1 (score 1.0) retrieved the items written at steps 1 and 3, q2 (score 0.5) the item written at
     step 3. Step 2 skips and has no chunk question; at step 3 one of two operations names an
-    unknown id; step 4 emits nothing.
+    unknown id; step 4 emits no operation.
 
     >>> example = worked_example()
     >>> [item.content for item in example.final_memory()]

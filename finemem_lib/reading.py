@@ -1,6 +1,6 @@
 """Ask questions on a memory: retrieve items, let a reasoning agent read them, score the answer.
 
-Any class with the methods of `ReasoningAgent` will do; those that ship are in `readers`.
+Any class with the methods of `ReasoningAgent` can answer; `readers` holds the classes provided.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class ReadingTask:
     """One question with the items retrieved for it.
 
     Attributes:
-        question: What is asked.
-        data_source: Where the question comes from.
+        question: Text of the question.
+        data_source: Data source of the question.
         items: (item_id, content) of the retrieved items, best first.
-        written: Ranks of the items by their last write, 0 the oldest; empty where it is not known.
-            They let an agent prefer the newer of two items that disagree.
+        written: Rank of each item by its last write, 0 the oldest; empty if not known. The ranks
+            let an agent prefer the newer of two contradicting items.
     """
 
     question: str
@@ -37,11 +37,11 @@ class ReadingTask:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reasoning agent answers.
+    """The answer of a reasoning agent to one task.
 
     Attributes:
-        answer: "" where the agent abstains, `None` where it failed to give one.
-        used: Ids of the task's items that it rests on, `None` where the agent does not say.
+        answer: "" where the agent abstains, `None` where it failed to answer.
+        used: Ids of the items the answer rests on, `None` where the agent does not report them.
     """
 
     answer: str | None
@@ -49,26 +49,26 @@ class Reading:
 
 
 class ReasoningAgent(Protocol):
-    """Answers questions from retrieved items; it is frozen, only the manager learns."""
+    """Answers questions from retrieved items; the agent is frozen, only the manager is trained."""
 
     @property
     def name(self) -> str:
-        """Its name in records."""
+        """Name of the agent in records."""
 
     @property
     def settings(self) -> str:
-        """Identifies everything the answers depend on, except for the task."""
+        """Text that identifies everything the answers depend on, except for the task."""
 
     def query(self, question: str, data_source: str) -> str:
-        """Return what retrieval is asked for a question.
+        """Return the retrieval query for a question.
 
         Args:
             question: Text of the question.
-            data_source: Its data source.
+            data_source: Data source of the question.
         """
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer a batch, one reading per task in order."""
+        """Answer a batch of tasks; return one reading per task, in order."""
 
 
 _Key = tuple[str, str, str, tuple[str, ...], tuple[int, ...]]
@@ -76,16 +76,16 @@ _Answer = tuple[str | None, tuple[int, ...] | None]
 
 
 class MemoisedAgent:
-    """Answers what was asked before from memory instead of asking the agent again.
+    """A reasoning agent that caches the readings of another agent.
 
     Two tasks are the same when agent settings, question, data source, and contents and write
-    order of the retrieved items agree; item ids may differ, and `used` comes back with the ids of
-    the task at hand.
+    order of the retrieved items agree; item ids may differ, and `used` is returned with the ids of
+    the current task.
 
     Attributes:
-        agent: The reasoning agent that is asked what is not known.
+        agent: The reasoning agent that answers tasks not in the cache.
         calls_asked: Number of tasks received.
-        calls_made: Number of tasks passed on.
+        calls_made: Number of tasks passed on to `agent`.
     """
 
     def __init__(self, agent: ReasoningAgent) -> None:
@@ -106,7 +106,7 @@ class MemoisedAgent:
         return self.agent.query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer a batch; equal tasks in it are passed on once.
+        """Answer a batch of tasks; pass equal tasks on to the agent once.
 
         Raises:
             ValueError: the agent returned another number of readings, or used an item it was
@@ -125,11 +125,11 @@ class MemoisedAgent:
         ]
 
     def know(self, tasks: Iterable[ReadingTask], readings: Iterable[Reading]) -> None:
-        """Add readings that were made before; they count neither as asked nor as made.
+        """Add earlier readings to the cache; they enter neither `calls_asked` nor `calls_made`.
 
         Args:
-            tasks: What was read; tasks that are known already keep their answer.
-            readings: One per task.
+            tasks: The tasks that were read; a task already in the cache keeps its answer.
+            readings: One reading per task.
         """
         for task, reading in zip(tasks, readings, strict=True):
             ids = [item_id for item_id, _ in task.items]
@@ -146,14 +146,14 @@ class MemoisedAgent:
         )
 
     def memo_to_json(self) -> str:
-        """Return all that was answered, for `memo_from_json`."""
+        """Return the cache as JSON text, for `memo_from_json`."""
         return json.dumps([*self._memo.items()])
 
     def memo_from_json(self, text: str) -> None:
-        """Add what was answered when `text` was made to what is known already.
+        """Add the readings in `text` to the cache; readings already in it are kept.
 
         Raises:
-            ValueError: the text is not that of a memo.
+            ValueError: `memo_to_json` cannot have written `text`.
         """
         try:
             known = type_adapter(list[tuple[_Key, _Answer]]).validate_python(parse_json(text))
@@ -166,7 +166,7 @@ class MemoisedAgent:
 
 
 def _read_batch(agent: ReasoningAgent, tasks: Sequence[ReadingTask]) -> list[Reading]:
-    """Read a batch and hold the agent to the protocol."""
+    """Let the agent read a batch, and check that its readings follow the protocol."""
     readings = agent.read(tasks) if tasks else []
     if len(readings) != len(tasks):
         raise ValueError(
@@ -189,9 +189,9 @@ class Inquiry:
 
     Attributes:
         questions: The questions.
-        memory: The memory they are asked on.
+        memory: The memory to ask them on.
         retriever: The index of that memory.
-        step: The step after which they are asked.
+        step: The step after which the questions are asked.
     """
 
     questions: Sequence[Question]
@@ -203,14 +203,14 @@ class Inquiry:
 def answer_questions(
     inquiries: Sequence[Inquiry], agent: ReasoningAgent, top_k: int
 ) -> list[tuple[AnsweredQuestion, ...]]:
-    """Retrieve M_j = Retrieve(q_j, M) for every question, read all of them in one batch, score.
+    """Retrieve M_j = Retrieve(q_j, M) for every question, answer all in one batch, and score them.
 
     The agent sees the question, its data source and the items, never the accepted answers.
 
     Args:
         inquiries: The questions of each memory.
         agent: Reads the retrieved items.
-        top_k: Most items retrieved per question.
+        top_k: Most items retrieved per question; of a layered memory, from each searched store.
 
     Returns:
         One tuple per inquiry, in the order of its questions; a failed answer is recorded as ""
@@ -245,7 +245,8 @@ def answer_questions(
                 reading.used,
                 score(reading.answer, question.answers, question.data_source),
             )
-            # `answered` is one stream over all inquiries: each takes its share, questions lead.
+            # `answered` runs over all inquiries. zip draws a question first, so that it consumes
+            # no answer of the next inquiry.
             for question, (found, reading) in zip(inquiry.questions, answered, strict=False)
         )
         for inquiry in inquiries
@@ -263,7 +264,7 @@ def _held(memory: FlatMemory, item_id: str) -> MemoryItem:
 
 
 def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
-    """Return the task of reading a question with the items retrieved for it.
+    """Return the reading task for a question and the items retrieved for it.
 
     Args:
         question: The question.

@@ -1,6 +1,6 @@
 """Retrieve memory items for a question, with an index that follows the memory.
 
-BM25 is the default; the other retrievers are in `retrievers`.
+BM25 is the default; `retrievers` holds the other retrievers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,60 +23,60 @@ if TYPE_CHECKING:
 class Searchable(Protocol):
     """An index of a memory."""
 
-    def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        """Return (item id, score) of at most `k` items, best first.
+    def search(self, query: str, k: int) -> Sequence[tuple[str, float | None]]:
+        """Return (item id, score) of at most `k` items of a store, best first.
 
         Args:
             query: Text to compare with the items.
-            k: Most items to return, at least 1.
+            k: Most items of a store to return, at least 1.
         """
 
 
 class Retriever(Searchable, Protocol):
-    """What a rollout needs of a retriever: an index that follows the memory step by step."""
+    """An index that a rollout updates after every step."""
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory; every change is passed on."""
+        """Apply one change of the memory to the index; callers must pass on every change."""
 
 
 class BM25Retriever:
-    """Okapi BM25 with the scores of `rank_bm25.BM25Okapi`, updated and never rebuilt.
+    """Okapi BM25 with the scores of `rank_bm25.BM25Okapi` and an index updated in place.
 
     With N items of which df hold a word, f the word's count in an item of length L:
 
         idf(word) = log(N - df + 0.5) - log(df + 0.5), and epsilon * mean idf where that is negative
         score     = sum over query words of idf * f * (k1 + 1) / (f + k1 * (1 - b + b * L / mean L))
 
-    Only items that share a word with the query are retrieved, by score, and among equal scores the
-    most recently written first.
+    `search` returns only items that share a word with the query, highest score first, and among
+    equal scores the most recently written first.
 
-    Okapi's weights fail in tiny memories. In one item every idf is negative, and so is their mean,
-    the floor; in two items a word held by one weighs nothing and a word held by both weighs less
-    than nothing. Sharing more with the query then lowers the score. Wherever the mean idf is not
-    positive, `search` therefore ranks by the number of different query words shared, then score,
-    then most recently written; the scores returned stay Okapi's, zero or negative as they are.
+    Okapi's weights fail in tiny memories. With one item every idf is negative, and so is the mean
+    idf, the floor; with two items the idf of a word in one item is 0 and the idf of a word in both
+    is negative. Sharing more words with the query then lowers the score. Where the mean idf is not
+    positive, `search` therefore ranks by the number of distinct query words shared, then by score,
+    then by most recent write; the scores it returns remain Okapi's, zero or negative.
 
-    An update costs time in proportion to the words of the changed items, a search in proportion to
-    the items that hold a query word, in numpy. (Robertson and Zaragoza, 2009; the floor is
+    The time of an update grows with the number of words in the changed items, the time of a search
+    with the number of items that hold a query word. (Robertson and Zaragoza, 2009; the floor is
     Trotman et al., 2014, as in rank-bm25.)
 
     Args:
-        k1: How slowly repeated words saturate, at least 0.
-        b: Weight of the length, in [0, 1].
-        epsilon: Share of the mean idf that replaces a negative one.
+        k1: Saturation of the term frequency, at least 0: larger values saturate later.
+        b: Strength of the length normalisation, in [0, 1].
+        epsilon: Share of the mean idf that replaces a negative idf.
     """
 
     def __init__(self, k1: float = 1.5, b: float = 0.75, epsilon: float = 0.25) -> None:
         self.k1 = k1
         self.b = b
         self.epsilon = epsilon
-        # Every item has a slot; the slots of removed items are used again.
+        # Every item has a slot; the slots of removed items are reused.
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
         self._ids: list[str] = []
         self._contents: list[str] = []
         self._lengths = array("q")
-        self._written = array("q")  # running number of the last write: greater is more recent
+        self._written = array("q")  # serial number of the last write: greater is more recent
         self._writes = 0
         self._postings: dict[
             str, tuple[array[int], array[int]]
@@ -87,21 +87,21 @@ class BM25Retriever:
 
     @classmethod
     def from_items(cls, items: Iterable[MemoryItem], **parameters: float) -> BM25Retriever:
-        """Return a retriever over items.
+        """Return a retriever that indexes these items.
 
         Args:
             items: Items in any order.
-            **parameters: As in the class: k1, b, epsilon.
+            **parameters: k1, b and epsilon, as for the class.
         """
         retriever = cls(**parameters)
         retriever.update(MemoryDelta(written=tuple(items)))
         return retriever
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
+        """Apply one change of the memory to the index.
 
         Raises:
-            KeyError: an item to be removed is not in the index, which has missed an update.
+            KeyError: an item to be removed is not in the index: an earlier update is missing.
         """
         for item_id in delta.removed + delta.evicted:
             self._remove(item_id)
@@ -112,7 +112,7 @@ class BM25Retriever:
         self._mean_idf = self._average_idf()
 
     def scores(self, query: str) -> dict[str, float]:
-        """Return Okapi's score of every item that shares a word with the query; all others have 0.
+        """Return Okapi's score of every item that shares a word with the query; others score 0.
 
         >>> from finemem_lib.trajectory import Write
         >>> contents = ("Mia lives in Rome", "Ana sails", "Leo owns cats")
@@ -131,7 +131,7 @@ class BM25Retriever:
 
         Args:
             query: Text to compare with the items.
-            k: Most items to return, at least 1.
+            k: Largest number of items to return, at least 1.
 
         Raises:
             ValueError: `k` is less than 1.
@@ -140,7 +140,7 @@ class BM25Retriever:
             raise ValueError(f"BM25Retriever.search: k is {k}, expected at least 1")
         scores, shared = self._score(query)
         found = np.flatnonzero(shared)
-        if self._mean_idf > 0 and len(found) > k:  # only the k best, with ties, are sorted
+        if self._mean_idf > 0 and len(found) > k:  # sort only the k best and their ties
             costs = -scores[found]
             found = found[costs <= np.partition(costs, k - 1)[k - 1]]
         keys = [-np.array(self._written)[found], -scores[found]]  # the last key sorts first
@@ -150,7 +150,7 @@ class BM25Retriever:
         return [(self._ids[slot], float(scores[slot])) for slot in best]
 
     def _score(self, query: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return (num_slots,) scores and (num_slots,) numbers of different query words shared."""
+        """Return the scores, (num_slots,), and the numbers of distinct query words shared."""
         scores = np.zeros(len(self._ids))
         shared = np.zeros(len(self._ids), dtype=np.int64)
         known = [
@@ -165,7 +165,7 @@ class BM25Retriever:
             idf = self._idf(len(holders))
             if idf < 0:
                 idf = self.epsilon * self._mean_idf
-            # Copies: an array cannot grow while a view of it lives, say, in a traceback.
+            # Copies, because an array cannot grow while a view of it exists, e.g. in a traceback.
             slots, frequencies = np.array(holders), np.array(counts)
             scores[slots] += (
                 repeats * idf * (self.k1 + 1) * frequencies / (frequencies + norms[slots])
@@ -177,8 +177,10 @@ class BM25Retriever:
         return math.log(len(self._slots) - df + 0.5) - math.log(df + 0.5)
 
     def _average_idf(self) -> float:
-        """Return the mean idf over the vocabulary: words of equal df share one idf, so this takes
-        one term for each df that occurs. The exact sum makes it independent of their order."""
+        """Return the mean idf over the vocabulary.
+
+        Words of equal df have the same idf, so the sum has one term per distinct df; `fsum` makes
+        it independent of their order."""
         terms = (number * self._idf(df) for df, number in self._words_by_df.items())
         return math.fsum(terms) / max(len(self._postings), 1)
 
@@ -220,7 +222,7 @@ class BM25Retriever:
             self._move_word(len(holders) + 1, len(holders))
 
     def _move_word(self, old_df: int, new_df: int) -> None:
-        """Keep count of how many words have which df; words with df 0 are no vocabulary."""
+        """Update the number of words per df after one word's df changed; df 0 is not counted."""
         for df, change in ((old_df, -1), (new_df, 1)):
             if df:
                 self._words_by_df[df] += change

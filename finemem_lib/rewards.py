@@ -1,16 +1,16 @@
 """The rewards of Fine-Mem (arXiv 2601.08435), per step, as pure functions of a trajectory.
 
 Lists carry one entry per step, indexed by ``step - 1``; T is the number of steps, n the number of
-global questions that could be scored. `None` means that nothing could be measured: a question
-whose score is `None` is left out of n, a step without a scorable chunk question has no chunk-level
-step reward, and where no global question can be scored there is neither an outcome reward nor
-evidence. A term that is `None` is left out of the hybrid sum; it never counts as 0.0.
+global questions with a score. `None` means not measured: a question whose score is `None` is left
+out of n, a step without a scored chunk question has no chunk-level step reward, and without a
+scored global question there is neither an outcome reward nor evidence. A term that is `None` is
+left out of the hybrid sum; it never counts as 0.0.
 
-Differs from the paper: where the paper is silent, `RewardSettings` names the choice. The evidence
-of a question that retrieved nothing is spread over all steps, without which the
-evidence-anchored rewards would not sum to the outcome reward; an item that was updated is credited
-to the step that last wrote it; every retrieved item shares the credit, needed or not; a step that
-emits nothing has format reward 0.0. DELETE and SKIP earn no evidence, as in the paper.
+Differs from the paper: `RewardSettings` names each choice that the paper leaves open. By default,
+the evidence of a question that retrieved nothing is spread over all steps, because otherwise the
+evidence-anchored rewards would not sum to the outcome reward; an updated item is credited to the
+step that last wrote it; every retrieved item shares the credit, needed or not; a step that emits
+no operation has format reward 0.0. DELETE and SKIP earn no evidence, as in the paper.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ class RewardSettings:
     """The weights of the hybrid reward and the choices that the paper leaves open.
 
     Attributes:
-        beta: Share of the outcome reward that is paid by evidence, in [0, 1]; 0 splits it evenly.
+        beta: Share of the outcome reward distributed by evidence, in [0, 1]; the rest is divided
+            evenly over the steps.
         w1: Weight of the chunk-level step reward, at least 0.
         w2: Weight of the compression reward, at least 0.
-        attribution: The step phi(m) that an item's evidence goes to. "last_write" wrote its
-            present content, "creation" created it, "lineage" gives all its writes equal parts.
-        credited: The items of M_j. "retrieved" takes all that were retrieved, "used" only those
-            that the reasoning agent names (all where its `used` is None).
-        unretrieved: The evidence of a question without a credited item. "spread" gives s_j/(T n)
-            to every step and keeps ``sum_t r_EARA = r_global``; "drop" loses beta s_j/n of it.
-        empty_format: Format reward of a step that emits no operation, in [0, 1], or None to leave
-            the term out of that step.
+        attribution: The step phi(m) that receives the evidence of item m: "last_write" is the step
+            that wrote its content, "creation" the step that created it; "lineage" divides the
+            evidence equally over all its writes.
+        credited: The items of M_j: "retrieved" takes all retrieved items, "used" only those that
+            the reasoning agent names (all where its `used` is None).
+        unretrieved: Treatment of a question without a credited item: "spread" gives s_j/(T n) to
+            every step and keeps ``sum_t r_EARA = r_global``; "drop" lowers that sum by beta s_j/n.
+        empty_format: Format reward of a step that emits no operation, in [0, 1]; None leaves the
+            term out.
 
     Raises:
         ValueError: a value is out of range.
@@ -98,10 +100,10 @@ class StepReward:
 
     Attributes:
         step: From 1 to T.
-        outcome, compression: Of the whole trajectory, the same at every step.
+        outcome, compression: Rewards of the whole trajectory, the same at every step.
         evidence: N_t; like the outcome it enters `total` only through `eara`.
-        eara, format, chunk: The rewards of this step.
-        total: Weighted sum of the terms in `weights`.
+        eara, format, chunk: Rewards of this step.
+        total: Weighted sum of the terms named in `weights`.
         weights: The weight of every term by its name.
     """
 
@@ -143,8 +145,8 @@ def outcome_reward(trajectory: Trajectory) -> float | None:
 def chunk_rewards(trajectory: Trajectory) -> list[float | None]:
     """Return the chunk-level step reward ``r_chunk(t) = (1/K) sum_k s_k^(t)`` of every step.
 
-    The K questions of chunk t were answered from M_t; in [0, 1], `None` for a step none of whose
-    chunk questions could be scored. Source: Fine-Mem, chunk-level step reward (CSR).
+    The K questions of chunk t were answered from M_t. In [0, 1]; `None` for a step without a
+    scored chunk question. Source: Fine-Mem, chunk-level step reward (CSR).
 
     Raises:
         ValueError: a score is neither None nor a number in [0, 1].
@@ -190,7 +192,7 @@ def evidence_contribution(
 def evidence_matrix(
     trajectory: Trajectory, settings: RewardSettings | None = None
 ) -> list[list[float | None]]:
-    """Return what every question contributes to every N_t: T rows, one column per global question.
+    """Return each question's contribution to each N_t: T rows, one column per global question.
 
     Cell (t, j) is ``sum_{m in M_j, phi(m) = t} s_j / (|M_j| n)``, so row t sums to N_t and column
     j to s_j/n (to 0 where `unretrieved` is "drop" and the question has no credited item). The
@@ -244,8 +246,9 @@ def format_rewards(
 ) -> list[float | None]:
     """Return the format reward ``r_fmt(t) = valid operations / emitted operations`` of every step.
 
-    Valid means that the memory applied it; what could not be parsed counts as emitted. In [0, 1];
-    a step that emitted nothing gets `settings.empty_format`. Source: Fine-Mem, format reward.
+    An operation is valid if the memory applied it; text that could not be parsed counts as emitted.
+    In [0, 1]; a step without operations gets `settings.empty_format`. Source: Fine-Mem, format
+    reward.
 
     Args:
         trajectory: The rollout to score.
@@ -325,11 +328,11 @@ def hybrid_reward(
 def weighted_sum(
     terms: Mapping[str, float | None], weights: Mapping[str, float] | None = None
 ) -> float | None:
-    """Return the weighted sum of the terms that are known, or `None` where none is.
+    """Return the weighted sum of the terms that are not `None`, or `None` if all are.
 
     Args:
         terms: Reward terms of one step by name; `None` is left out and never counts as 0.0.
-        weights: The weight of every term; `None` weights each by 1.
+        weights: The weight of every term by name; `None` weights each by 1.
 
     >>> weighted_sum({"outcome": 0.75, "chunk": None, "format": 1.0}, {"outcome": 1, "format": 0.5})
     1.25
@@ -360,7 +363,7 @@ def _mean_score(answered: Sequence[AnsweredQuestion]) -> float | None:
 
 
 def _score(answered: AnsweredQuestion) -> float | None:
-    """Return the score of a question, refusing what no metric may return (NaN included)."""
+    """Return the score of a question; raise ValueError if it is not in [0, 1] (NaN included)."""
     score = answered.score
     if score is not None and not 0 <= score <= 1:
         raise ValueError(
@@ -373,7 +376,7 @@ def _score(answered: AnsweredQuestion) -> float | None:
 def _evidence_columns(
     trajectory: Trajectory, settings: RewardSettings
 ) -> list[dict[int, float] | None]:
-    """Return per global question its parts of N_t by step (`None`: it could not be scored)."""
+    """Return, for each global question, its part of N_t by step (`None` without a score)."""
     scores = [_score(question) for question in trajectory.questions]
     n = sum(score is not None for score in scores)
     return [
@@ -390,8 +393,8 @@ def _evidence_columns(
 def _shares(
     answered: AnsweredQuestion, num_steps: int, settings: RewardSettings
 ) -> dict[int, float]:
-    """Return the share of a question's evidence that each step gets; the shares sum to 1, or
-    there are none when it is dropped."""
+    """Return each step's share of a question's evidence: the shares sum to 1, or the result is
+    empty when the evidence is dropped."""
     shares: defaultdict[int, float] = defaultdict(float)
     for step, _, share in item_shares(answered, num_steps, settings):
         shares[step] += share
@@ -403,10 +406,10 @@ def _shares(
 def item_shares(
     answered: AnsweredQuestion, num_steps: int, settings: RewardSettings
 ) -> list[tuple[int, str, float]]:
-    """Return the parts of a question's evidence as (step, item id, share).
+    """Return the shares of a question's evidence as (step, item id, share).
 
-    The shares sum to 1; there are none where the question has no credited item. Source: Fine-Mem,
-    the inner sum of N_t without s_j / n.
+    The shares sum to 1; the list is empty where the question has no credited item. Source:
+    Fine-Mem, the inner sum of N_t without s_j / n.
 
     Args:
         answered: The question with its retrieved items.
@@ -439,7 +442,7 @@ def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retr
 
     Args:
         answered: The question with its retrieved items.
-        credited: Whether "retrieved" or only "used" items share.
+        credited: "retrieved" or "used", as in `RewardSettings`.
     """
     if credited == "used" and answered.used is not None:
         return tuple(item for item in answered.retrieved if item.item_id in answered.used)
@@ -447,11 +450,11 @@ def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retr
 
 
 def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
-    """Return phi(m), the steps that an item's evidence goes to, in equal parts.
+    """Return phi(m), the steps that share an item's evidence equally.
 
     Args:
         item: A retrieved item.
-        attribution: Which of its writes are paid; "lineage" pays all.
+        attribution: "last_write", "creation" or "lineage", as in `RewardSettings`.
 
     >>> attributed_steps(Retrieved("1", 0.5, (2, 5)), "creation")
     (2,)

@@ -1,10 +1,9 @@
-r"""Score an answer against the accepted ones, with the metric of its data source.
+r"""Score an answer against the accepted answers, with the metric of its data source.
 
 Differs from the paper: Mem-alpha's scorer (arXiv 2509.25911, table 6) lower-cases the prediction
-but not the ";"-separated gold, and its baselines find label "3" inside "13". Here one
-normalisation is applied to both sides and labels are compared whole. The other conventions are
-kept: answers match as substrings, so a long answer scores at least as well as a short one, and
-answer length has to be reported beside the score.
+but not the ";"-separated gold answer, and its baselines find label "3" inside "13". Here both sides
+are normalised alike and labels must match as a whole. The other conventions are kept: answers match
+as substrings, so extending an answer never lowers its score; report the answer length with it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def normalise(text: str) -> str:
-    """Return the normal form in which two texts are compared.
+    """Return the normalised text that the metrics compare.
 
-    Compatibility forms folded (NFKC), lower case, no punctuation or symbols, no English articles,
-    single spaces; this is MemoryAgentBench's normalisation carried over to Unicode. A text of
-    which nothing would be left ("The", "%") keeps its lower-cased form.
+    NFKC form, lower case, no punctuation or symbols, no English articles, single spaces: the
+    normalisation of MemoryAgentBench extended to Unicode. A text that would become empty ("The",
+    "%") keeps its lower-cased form.
 
     >>> normalise("The  Treaty of Alès, 1629.")
     'treaty of alès 1629'
@@ -38,7 +37,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""Return 1.0 when the reply equals an answer: its first ``\boxed{}``, or all of it.
+    r"""Return 1.0 when the reply (its first ``\boxed{}``, or all of it) equals an answer, else 0.0.
 
     >>> exact_match("the Brandt couple.", ["The Brandt Couple"])
     1.0
@@ -48,10 +47,10 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def substring_match(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1.0 when an answer occurs in the reply.
+    """Return 1.0 when an answer occurs in the reply, else 0.0.
 
-    SubEM of Mem-alpha table 6 and MemoryAgentBench. As there the occurrence may begin or end inside
-    a word; an empty answer never occurs.
+    SubEM of Mem-alpha table 6 and MemoryAgentBench. As in both, the occurrence may begin or end
+    inside a word; an empty answer never occurs.
 
     >>> substring_match("It was signed in the year 1629.", ["1685", "1629"])
     1.0
@@ -62,7 +61,7 @@ def substring_match(prediction: str, answers: Sequence[str]) -> float:
 def part_match(prediction: str, answers: Sequence[str]) -> float:
     """Return the share of an answer's ";"-separated parts that occur in the reply.
 
-    The best answer counts (PerLTQA in Mem-alpha table 6).
+    The maximum over the answers (PerLTQA in Mem-alpha table 6).
 
     >>> part_match("philips and OSRAM", ["Philips; Osram; Midea; ABB"])
     0.5
@@ -73,8 +72,8 @@ def part_match(prediction: str, answers: Sequence[str]) -> float:
 def keyword_hit(prediction: str, answers: Sequence[str]) -> float:
     """Return the share of the keywords that occur in the reply.
 
-    One answer is a ","-separated list, several answers are one keyword each (BookSum and
-    InfBench-Sum in Mem-alpha table 6).
+    A single answer is a ","-separated list of keywords; of several answers each is one keyword
+    (BookSum and InfBench-Sum in Mem-alpha table 6).
 
     >>> keyword_hit("A cook grows algae.", ["algae, ketchup, Mars, cook"])
     0.5
@@ -83,9 +82,9 @@ def keyword_hit(prediction: str, answers: Sequence[str]) -> float:
 
 
 def label_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""Return 1.0 when the reply (its first ``\boxed{}``, or all of it) is exactly the label.
+    r"""Return 1.0 when the reply (its first ``\boxed{}``, or all of it) is exactly a label.
 
-    The metric of the TTL sources in Mem-alpha table 6.
+    Otherwise 0.0. The metric of the TTL sources in Mem-alpha table 6.
 
     >>> label_match(r"The label is \boxed{3}.", ["3"]), label_match("13", ["3"])
     (1.0, 0.0)
@@ -104,9 +103,9 @@ def word_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Return the harmonic mean of word precision and recall of the best answer.
+    """Return the F1 score, the harmonic mean of word precision and recall, of the best answer.
 
-    Unlike the substring metrics it charges for every word too many. Source: SQuAD, arXiv
+    Unlike the substring metrics, F1 penalises every superfluous word. Source: SQuAD, arXiv
     1606.05250.
 
     >>> round(f1("in Cape Town", ["Cape Town"]), 3)
@@ -122,7 +121,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """Return the ROUGE-L F-measure of the best answer, without stemming, by rouge-score.
+    """Return the ROUGE-L F-measure of the best answer, without stemming (package rouge-score).
 
     >>> round(rouge_l("a cook grows algae", ["the cook grows steak"]), 2)
     0.5
@@ -132,7 +131,7 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 
 def unscored(prediction: str, answers: Sequence[str]) -> None:
-    """Return no score: the source needs a judge (LongMemEval) or a table (ReDial's films)."""
+    """Return `None`: the source needs a judge (LongMemEval) or a table of films (ReDial)."""
 
 
 METRICS: dict[str, Metric] = {
@@ -154,6 +153,8 @@ METRICS: dict[str, Metric] = {
 SOURCES: dict[str, str] = {
     "planted": "word_match",
     "planted-paraphrased": "word_match",
+    "planted-layers": "word_match",
+    "planted-layers-summary": "keyword_hit",
     "squad": "substring_match",
     "hotpotqa": "substring_match",
     "perltqa": "part_match",
@@ -172,17 +173,17 @@ SOURCES: dict[str, str] = {
     "recsys*": "unscored",
     "own": "substring_match",
 }
-"""Metric by data source; a trailing "*" stands for any ending.
+"""Metric by data source; a trailing "*" matches any ending.
 
-"own" is for a researcher's own texts (`data.own_texts`). The other names and their metrics are
-those of Mem-alpha (arXiv 2509.25911, table 6 and its scorer for MemoryAgentBench) and of
+"own" is for a researcher's own texts (`data.own_texts`). The other names and their metrics come
+from Mem-alpha (arXiv 2509.25911, table 6 and its scorer for MemoryAgentBench) and from
 MemoryAgentBench (arXiv 2507.05257). `infbench_reference` is for rows whose answer is a whole
 reference summary rather than keywords.
 """
 
 
 def metric_for(data_source: str) -> str:
-    """Return the name of the metric a data source is scored with.
+    """Return the name of the metric for a data source.
 
     Raises:
         ValueError: the data source is not in `SOURCES`.
@@ -205,13 +206,13 @@ def score(prediction: str | None, answers: Sequence[str], data_source: str) -> f
     """Score a prediction against the accepted answers with the metric of its data source.
 
     Args:
-        prediction: The reader's reply; `None` where there is none.
-        answers: The accepted answers, any of which will do.
-        data_source: Name in `SOURCES` that decides the metric.
+        prediction: The reader's reply, or `None`.
+        answers: The accepted answers; one match suffices.
+        data_source: Name in `SOURCES` that selects the metric.
 
     Returns:
-        A value in [0, 1], or `None` where it cannot be scored: the source needs a judge, no answer
-        is known, or there is no prediction.
+        A score in [0, 1], or `None` where the source needs a judge, no answer is known, or there is
+        no prediction.
 
     Raises:
         ValueError: the data source is not in `SOURCES`.
@@ -224,7 +225,7 @@ def score(prediction: str | None, answers: Sequence[str], data_source: str) -> f
 
 
 def boxed(reply: str) -> str:
-    r"""Return the text of the first ``\boxed{}``, or the whole reply, without outer space.
+    r"""Return the text of the first ``\boxed{}``, or else the whole reply, stripped of white space.
 
     >>> boxed(r"So \boxed{ 7 }."), boxed(" 7\n")
     ('7', '7')
@@ -248,7 +249,7 @@ def _spelled(text: str) -> str:
 
 def _occurs(answer: str, prediction: str, edge: str = "") -> bool:
     wanted, reply = _bare(answer), _bare(prediction)
-    # "The The" or "%" would be lost on both sides and then match everything.
+    # "The The" or "%" would become empty on both sides, and the empty text matches everything.
     if not wanted:
         wanted, reply, edge = _spelled(answer), _spelled(prediction), " "
     if not wanted:

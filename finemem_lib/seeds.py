@@ -1,4 +1,4 @@
-"""Seeds and random generators that are the same in every process."""
+"""Seeds and random generators that do not depend on the process."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def stable_seed(*parts: object) -> int:
 
 
 def generator(*parts: object) -> random.Random:
-    """Return a new random generator, seeded from the parts as by `stable_seed`."""
+    """Return a new random generator with the seed `stable_seed(*parts)`."""
     return random.Random(stable_seed(*parts))

@@ -1,6 +1,6 @@
 """Words and tokens of a text.
 
-Everything here is linear in the length of its input: the text comes from data sets and models and
+Every function takes time linear in the length of its input, because texts from data sets and models
 may be long, repetitive or malformed.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 TOKENIZER = "words"
-"""Name of the unit `count_tokens` counts in, recorded with every trajectory."""
+"""Name of the tokenizer of `count_tokens`, recorded with every trajectory."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WORD = re.compile(r"\w+")
@@ -17,7 +17,7 @@ _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 
 def clean_text(text: str) -> str:
-    r"""Replace what UTF-8 cannot carry (lone surrogates) by U+FFFD.
+    r"""Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD.
 
     >>> clean_text("a\ud800b") == "a\ufffdb"
     True
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
 
 
 def count_tokens(text: str) -> int:
-    """Return the length of a text in words and punctuation marks.
+    """Return the number of tokens, that is words and punctuation marks, in a text.
 
     >>> count_tokens("Mia lives in Rome.")
     5
@@ -48,10 +48,10 @@ def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
 
     Args:
         text: Any text.
-        limit: Most tokens to keep.
+        limit: Largest number of tokens to keep.
 
     Returns:
-        The text that is kept and the number of tokens cut.
+        The text kept and the number of tokens removed.
 
     >>> truncate_tokens("one two three four", 3)
     ('one two three', 1)
@@ -60,3 +60,17 @@ def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
     if len(spans) <= limit:
         return text, 0
     return text[: spans[limit - 1]] if limit > 0 else "", len(spans) - max(limit, 0)
+
+
+def last_tokens(text: str, limit: int) -> str:
+    """Return the last `limit` tokens of a text (the "tail" rule).
+
+    Args:
+        text: Any text.
+        limit: Most tokens to keep.
+
+    >>> last_tokens("one two three four", 3)
+    'two three four'
+    """
+    starts = [match.start() for match in _WORD_OR_MARK.finditer(text)]
+    return text[starts[-limit] :] if 0 < limit < len(starts) else text if limit > 0 else ""

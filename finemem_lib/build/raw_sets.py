@@ -1,9 +1,9 @@
-"""The public raw sets that benchmarks are built from: their rows, and the units read from them.
+"""Read the public raw sets from which the benchmarks are built, as units.
 
-One record type per raw set says what a row must hold and one reader turns rows into units: facts
-with the texts that hold them (SQuAD, HotpotQA), characters with their events (PerLTQA), labelled
-examples (PubMed-RCT, NLU, TREC, CLINC150, Banking77), books (BookSum). What a row does not need is
-ignored; what it lacks is named with file, row and field.
+For each raw set, a record type defines the fields of a row and a reader turns rows into units:
+facts with their texts (SQuAD, HotpotQA), characters with their events (PerLTQA), labelled examples
+(PubMed-RCT, NLU, TREC, CLINC150, Banking77), books (BookSum). Unknown fields are ignored; an error
+for a missing field names file, row and field.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from finemem_lib.data.memalpha import broken, json_value, raw_rows, readable, va
 from finemem_lib.text import words
 
 ANCHOR_WORDS = 3
-"""A PerLTQA anchor with more words is no short answer (Mem-alpha: at most 3 words each)."""
+"""Largest number of words of a PerLTQA anchor used as an answer (Mem-alpha: at most 3 words)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A question with the texts that hold its answer.
+    """A question with the texts that contain its answer.
 
     Attributes:
         question: The question.
-        answer: Its answer.
-        texts: All that is needed to answer it, in reading order.
+        answer: The answer.
+        texts: All texts needed to answer the question, in reading order.
     """
 
     question: str
@@ -47,7 +47,7 @@ class Character:
 
     Attributes:
         name: Name of the person.
-        chunks: Each event with its dialogues as one chunk, by event.
+        chunks: One chunk per event, with its dialogues, by event.
         asked: Event, question and possible short answers of every question.
     """
 
@@ -61,10 +61,10 @@ class Example:
     """A text with its label.
 
     Attributes:
-        text: One line.
+        text: The text, one line.
         label: Name of the label.
-        shown: Whether the set keeps it for showing; the rest is asked. Where all examples are for
-            showing, those are asked that an instance does not show.
+        shown: Whether the example belongs to the split that is shown; the others are asked. If all
+            examples belong to it, an instance asks examples that it does not show.
     """
 
     text: str
@@ -74,12 +74,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """A text that is read over days, and its summary.
+    """A text that is read over several days, and its summary.
 
     Attributes:
         title: Title of the book.
         text: The text.
-        summary: A summary that people wrote.
+        summary: A summary by human writers.
     """
 
     title: str
@@ -97,7 +97,7 @@ def _fact(question: str, answer: str, texts: Sequence[str]) -> Fact:
 
 
 def _example(text: str, label: str, asked: bool) -> Example:
-    # A line break inside a text could pass for another example.
+    # A line break inside a text could imitate another example.
     return Example(" ".join(_nonempty(text, "text").split()), label, not asked)
 
 
@@ -148,7 +148,7 @@ class _SquadFile:
 
 
 def _squad(row: Any, asked: bool) -> Iterator[Fact]:
-    """SQuAD v1.1: the release's file of articles, or one row per question as on the hub."""
+    """Yield facts of SQuAD v1.1, from the release's file of articles or the hub's rows."""
     if isinstance(row, dict) and "data" in row:
         for article in validated(_SquadFile, row).data:
             for paragraph in article.paragraphs:
@@ -171,8 +171,9 @@ class _HotpotRow:
 
 
 def _hotpotqa(row: Any, asked: bool) -> Iterator[Fact]:
-    """HotpotQA: the release's pairs, the hub's columns, or columns without nesting; of the texts
-    only those that hold a supporting fact are kept."""
+    """Yield the fact of a HotpotQA row, with only the texts that hold a supporting fact.
+
+    The row may have the release's pairs, the hub's columns, or columns without nesting."""
     if not isinstance(row, dict):
         raise broken("(whole row)", "a JSON object", row)
     context, facts = row.get("context"), row.get("supporting_facts", row.get("sf"))
@@ -224,8 +225,9 @@ class _PerltQuestions:
 
 
 def _perltqa(row: Any, asked: bool) -> Iterator[Character]:
-    """PerLTQA: the memory file gives the chunks, the question file (`asked`) what is asked about
-    events and their dialogues; both are keyed by character."""
+    """Yield characters of PerLTQA, with chunks from the memory file or questions (`asked`).
+
+    Both files are keyed by character; the questions are about events and their dialogues."""
     if asked:
         for name, one in validated(dict[str, _PerltQuestions], row).items():
             yield Character(
@@ -296,8 +298,10 @@ PUBMED_LABELS = ("background", "conclusions", "methods", "objective", "results")
 
 
 def _pubmed(row: Any, asked: bool) -> Iterator[Example]:
-    """PubMed-RCT: the release's "LABEL<tab>sentence" lines, or rows with a label by name or, as on
-    the hub, by its place in the alphabet."""
+    """Yield examples of PubMed-RCT.
+
+    A row is a line "LABEL<tab>sentence" as in the release, or has a label by name or, as on the
+    hub, by its number in alphabetical order."""
     if isinstance(row, str):
         if not row.startswith("###"):
             label, tab, text = row.partition("\t")
@@ -333,8 +337,10 @@ class _NluRow:
 
 
 def _nlu(row: Any, asked: bool) -> Iterator[Example]:
-    """NLU evaluation data: a cross-validation file of one intent, or a line of the whole annotated
-    table, whose intent is "scenario_intent"."""
+    """Yield examples of the NLU evaluation data.
+
+    A row is a cross-validation file of one intent, or a line of the annotated table, whose label is
+    "scenario_intent"."""
     if isinstance(row, dict) and "scenario" in row:
         one = validated(_NluRow, row)
         if one.answer_normalised.strip() and one.answer_normalised != "null":
@@ -346,7 +352,7 @@ def _nlu(row: Any, asked: bool) -> Iterator[Example]:
 
 
 def _trec(fine: bool) -> Callable[[Any, bool], Iterator[Example]]:
-    """TREC question classification: lines "COARSE:fine question"."""
+    """Return a reader of TREC question classification, with lines "COARSE:fine question"."""
 
     def read(row: Any, asked: bool) -> Iterator[Example]:
         label, space, text = validated(str, row).partition(" ")
@@ -358,7 +364,7 @@ def _trec(fine: bool) -> Callable[[Any, bool], Iterator[Example]]:
 
 
 def _clinc150(row: Any, asked: bool) -> Iterator[Example]:
-    """CLINC150: the file with all splits; "train" is shown and "test" is asked, the rest unused."""
+    """Yield examples of CLINC150's file: split "train" to show, split "test" to ask."""
     splits = validated(dict[str, list[tuple[str, str]]], row)
     for split in ("train", "test"):
         if split not in splits:
@@ -374,7 +380,7 @@ class _BankingRow:
 
 
 def _banking77(row: Any, asked: bool) -> Iterator[Example]:
-    """Banking77: rows of text and category."""
+    """Yield the example of a Banking77 row with text and category."""
     one = validated(_BankingRow, row)
     yield _example(one.text, one.category, asked)
 
@@ -392,8 +398,7 @@ class _BookRow:
 
 
 def _booksum(row: Any, asked: bool) -> Iterator[Book]:
-    """BookSum, cleaned: chapters, each with the summaries several sites have of it; the first that
-    has a text is taken."""
+    """Yield the chapter of a row of cleaned BookSum, with its first non-empty summary."""
     one = validated(_BookRow, row)
     summaries = [summary.text for summary in one.summary if summary.text]
     if summaries:
@@ -412,7 +417,7 @@ READERS: dict[str, Callable[[Any, bool], Iterator[Unit]]] = {
     "banking77": _banking77,
     "booksum": _booksum,
 }
-"""The raw sets by name: (row, whether it is from the files of what is asked) -> units."""
+"""Readers of the raw sets by name: (row, whether it is from the files of questions) -> units."""
 
 
 def raw_units(
@@ -424,14 +429,14 @@ def raw_units(
     """Read the files of a raw set.
 
     Args:
-        raw_set: A name of `READERS`.
-        sources: Files, or hub names, of what is shown.
-        asked: Files, or hub names, of what is asked.
+        raw_set: A name in `READERS`.
+        sources: Files, or hub names, of the texts or examples to show.
+        asked: Files, or hub names, of the questions or examples to ask.
         on_error: Whether a broken row raises or is skipped with a message.
 
     Returns:
-        The units, those of `asked` last, and a message per row that was skipped. A character comes
-        with its questions from the question file.
+        The units, those of `asked` last, and a message per skipped row. A character includes its
+        questions from the question file.
 
     Raises:
         ValueError: a file is missing or cannot be read, or (unless `on_error` is "skip") a row is
@@ -457,7 +462,7 @@ def raw_units(
 
 
 def _by_character(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Make each character a row of its own; the files hold all of them in one object."""
+    """Yield one row per character; the files hold all characters in one object."""
     for where, row in rows:
         if isinstance(row, dict):
             for name, value in row.items():
@@ -467,7 +472,7 @@ def _by_character(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def _joined(units: Sequence[Character]) -> list[Character]:
-    """Give every character with chunks the questions the question file has of that name."""
+    """Return the characters with chunks, each with the questions for its name."""
     asked: dict[str, list[tuple[str, str, tuple[str, ...]]]] = defaultdict(list)
     for unit in units:
         asked[unit.name] += unit.asked
@@ -487,7 +492,7 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 def _decoded_text(path: Path) -> str:
-    """Return a file's text; the older sets are in Latin-1."""
+    """Return a file's text, in UTF-8 or else in Latin-1, as in the older sets."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")

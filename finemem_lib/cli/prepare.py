@@ -57,7 +57,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     questions = commands.add_parser("questions", help="make chunk questions ahead of training")
-    questions.set_defaults(command=questions_command)
+    questions.set_defaults(command=questions_command, last_line=True)
     questions.add_argument(
         "--data",
         nargs="+",
@@ -108,7 +108,7 @@ def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     build = commands.add_parser("build", help="make instances from a public raw set")
-    build.set_defaults(command=build_command)
+    build.set_defaults(command=build_command, last_line=True)
     build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
     build.add_argument("files", nargs="+", metavar="FILE", help="of the raw set")
     build.add_argument(

@@ -26,6 +26,7 @@ from finemem_lib.runs.notebooks import (
     writers_of,
 )
 from finemem_lib.runs.parameters import LoadsCheckpoint, NotebookParameters, ParameterError
+from finemem_lib.runs.profile_file import ProfileFile
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import real_path
 from finemem_lib.util.provenance import FETCHED, repository_root
@@ -69,16 +70,7 @@ def load_profile(folder: Path, name: str) -> Profile:
     Raises:
         UsageError: there is no such profile, or a key of it is unknown or has the wrong type.
     """
-    from pydantic import BaseModel, ConfigDict, ValidationError
-
-    class File(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True)
-        description: str
-        notebooks: list[str]
-        parameters: dict[str, Any] = {}
-        notebook_parameters: dict[str, dict[str, Any]] = {}
-        requires: list[str] = []
-        card: str = ""
+    from pydantic import ValidationError
 
     if os.sep in name or name.endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name))
@@ -92,7 +84,7 @@ def load_profile(folder: Path, name: str) -> Profile:
                 "the path of a profile"
             )
     try:
-        return Profile(name=name, **File.model_validate(read_yaml(path)).model_dump())
+        return Profile(name=name, **ProfileFile.model_validate(read_yaml(path)).model_dump())
     except ValidationError as error:
         raise UsageError(f"profile {path} is not usable: {problems_in_words(error)}") from error
     except ValueError as error:
@@ -188,11 +180,19 @@ def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[st
     folder = real_path(options.notebooks_dir or repository_root() / "notebooks")
     profile = load_profile(folder / "profiles", options.profile)
     notebooks = select_notebooks(folder, options.notebooks or profile.notebooks)
-    return profile, notebooks, _given(options.set, options.data)
+    return profile, notebooks, parameters_given(options.set, options.data)
 
 
-def _given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any]:
-    """Return the parameters of ``--set NAME=VALUE`` and ``--data PATH``, paths as absolute ones."""
+def parameters_given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any]:
+    """Return the parameters that options give, paths as absolute ones.
+
+    Args:
+        settings: Those of ``--set NAME=VALUE``.
+        data: Those of ``--data PATH``.
+
+    Raises:
+        UsageError: a setting has another form.
+    """
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")

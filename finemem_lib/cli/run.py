@@ -1,4 +1,4 @@
-"""Run and resume: notebooks in order through papermill, one folder and one manifest per run."""
+"""Run and resume: notebooks through papermill, one folder and one manifest per run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import os
 import resource
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,12 @@ from finemem_lib.cli.profiles import (
     typed_parameters,
     unusable_sources,
 )
+from finemem_lib.cli.schedule import Schedule, default_jobs
 from finemem_lib.runs.notebooks import read_notebook
 from finemem_lib.runs.parameters import ParameterError
 from finemem_lib.runs.run import (
     RESUMABLE,
+    changed_artefacts,
     format_metric,
     locate,
     now,
@@ -74,6 +78,9 @@ KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """What kernels see in addition to the user's environment."""
+
+REPORT_SHARE = 0.05
+"""Most of the time of a run that reports of what is done so far may take."""
 
 
 def run_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
@@ -174,6 +181,7 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Man
     place = Path(manifest.notebooks_dir or repository_root() / "notebooks")
     notebooks = [place / f"{entry.name}.ipynb" for entry in manifest.notebooks]
     problems = _obstacles(manifest, notebooks)
+    problems += changed_artefacts(folder, [e.name for e in manifest.notebooks if e.status == "ok"])
     problems += [] if problems else _change_parameters(place, left, options.set)
     if problems:
         raise UsageError(
@@ -256,9 +264,10 @@ def _change_parameters(
 
 
 class RunExecution:
-    """The notebooks of a run, executed in order until one fails.
+    """The notebooks of a run, executed side by side where none reads what another writes.
 
-    The manifest is written at every change of state, and ended whatever happens.
+    After one has failed none starts any more; those that are running go on to their end. The
+    manifest is written at every change of state, and ended whatever happens.
     """
 
     def __init__(
@@ -279,20 +288,29 @@ class RunExecution:
             options: Those of `finemem run` or `resume`.
         """
         self.folder = folder
-        self.notebooks = notebooks
+        self.notebooks = {path.stem: path for path in notebooks}
         self.manifest = manifest
         self.metrics: dict[str, dict[str, Any]] = {}
+        self._entries = {entry.name: entry for entry in manifest.notebooks}
+        parameters = {name: entry.parameters for name, entry in self._entries.items()}
+        self._schedule = Schedule.of([read_notebook(path) for path in notebooks], parameters)
+        self._jobs: int = options.jobs or default_jobs(parameters)
         self._execute = execute
         self._figures: str | None = options.figures
         self._begun = time.monotonic()
         self._deadline = self._begun + options.timeout if options.timeout else float("inf")
+        self._started: dict[str, float] = {}
+        self._reported = self._begun
+        self._report_seconds = 2.0  # a guess, before the first
+        self._writing = threading.Lock()
+        self._stopping = threading.Event()
 
     def carry_out(self) -> RunStatus:
         """Run the notebooks, make the report, print the results, and return the status."""
         manifest = self.manifest
         print(
             f"run {manifest.run_id}: profile {manifest.profile}, {len(manifest.remaining())} "
-            "notebooks",
+            f"notebooks, up to {self._jobs} side by side",
             flush=True,
         )
         status, error = self._run_notebooks()
@@ -309,13 +327,12 @@ class RunExecution:
                 manifest.record_origin(data_sources(e.parameters for e in manifest.notebooks))
                 manifest.status = "running"
                 write_manifest(self.folder, manifest)
-            environment = _kernel_environment(self.folder, manifest)
-            for path, entry in zip(self.notebooks, manifest.notebooks, strict=True):
+            for entry in manifest.notebooks:
                 if entry.status == "ok":
                     record = read_record(self.folder, entry.name)
                     self.metrics[entry.name] = record.get("metrics", {})
-                    continue
-                self._run_notebook(path, entry, environment)
+            self._run_side_by_side(_kernel_environment(self.folder, manifest))
+            for entry in manifest.notebooks:
                 if entry.status in ("failed", "timeout"):
                     return entry.status, f"{entry.name}: {entry.error}"
             return "ok", None
@@ -324,43 +341,89 @@ class RunExecution:
         except Exception as problem:  # a full disk, or an error of ours: the manifest must end
             return "failed", f"{type(problem).__name__}: {problem}"
 
-    def _run_notebook(
-        self, path: Path, entry: NotebookEntry, environment: Mapping[str, str]
-    ) -> None:
+    def _run_side_by_side(self, environment: Mapping[str, str]) -> None:
+        """Run what is not ok yet, as many notebooks at a time as are allowed, until one fails."""
+        running: dict[Future[None], NotebookEntry] = {}
+        with ThreadPoolExecutor(self._jobs) as pool, StatusLine() as shown:
+            try:
+                while True:
+                    while len(running) < self._jobs and (entry := self._next(running.values())):
+                        self._started[entry.name] = time.monotonic()
+                        begun = pool.submit(self._run_notebook, entry, environment)
+                        running[begun] = entry
+                    if not running:
+                        return
+                    ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                    shown.update([self._line(entry) for entry in running.values()])
+                    for future in ended:
+                        shown.end(self._line(running.pop(future)))
+                        future.result()  # raises what ended it
+                    if ended and running:
+                        self._report_so_far(shown)
+            finally:
+                self._stopping.set()  # the threads of what is still running see it and end it
+
+    def _next(self, running: Iterable[NotebookEntry]) -> NotebookEntry | None:
+        """Return the notebook to start now, `None` while none may, or when one has failed."""
+        statuses = {name: entry.status for name, entry in self._entries.items()}
+        if {"failed", "timeout"} & {*statuses.values()}:
+            return None
+        done = [name for name, status in statuses.items() if status == "ok"]
+        name = self._schedule.next(done, [entry.name for entry in running])
+        return None if name is None else self._entries[name]
+
+    def _report_so_far(self, shown: StatusLine) -> None:
+        """Make the report of what is done, unless that would delay the run; see `REPORT_SHARE`."""
+        began = time.monotonic()
+        if began - self._reported < self._report_seconds / REPORT_SHARE:
+            return
+        try:
+            with self._writing:
+                report = write_report(self.folder, None)
+        except Exception:  # nbconvert, jinja2 and plotly each raise their own; said at the end
+            return
+        self._reported = time.monotonic()
+        self._report_seconds = self._reported - began
+        shown.end(f"report so far: {report}")
+
+    def _line(self, entry: NotebookEntry) -> str:
+        """Return the state of a notebook in a line."""
+        seconds = time.monotonic() - self._started[entry.name]
+        state = f"{entry.name:<32} {entry.status:<11} {seconds:7.1f} s"
+        progress = progress_line(self.folder, entry.name)
+        return f"{state}  {plain(progress)}" if progress and entry.status == "running" else state
+
+    def _run_notebook(self, entry: NotebookEntry, environment: Mapping[str, str]) -> None:
         """Execute one notebook and complete its entry, also when it is cut short."""
         parameters = dict(entry.parameters)
-        held = self.folder / "scratch" / f"{path.stem}{CHECKPOINTS}"
+        held = self.folder / "scratch" / f"{entry.name}{CHECKPOINTS}"
         if "resume" in parameters and any(held.glob("checkpoint-*")):  # of a run that was stopped
             parameters["resume"] = True
-        started = time.monotonic()
-
-        def line() -> str:
-            state = f"{entry.name:<32} {entry.status:<11} {time.monotonic() - started:7.1f} s"
-            progress = progress_line(self.folder, path.stem)
-            shown = progress and entry.status == "running"
-            return f"{state}  {plain(progress)}" if shown else state
-
-        entry.status = "running"
-        with StatusLine() as shown:
-            try:
+        try:
+            with self._writing:
+                entry.status = "running"
                 write_manifest(self.folder, self.manifest)
-                entry.status, entry.error = self._execute(
-                    path,
-                    parameters,
-                    self.folder,
-                    environment,
-                    self._deadline,
-                    lambda: shown.update(line()),
-                )
-            except KeyboardInterrupt:
-                entry.status, entry.error = "interrupted", "interrupted"
-                raise
-            finally:
+            entry.status, entry.error = self._execute(
+                self.notebooks[entry.name],
+                parameters,
+                self.folder,
+                environment,
+                self._deadline,
+                self._raise_where_stopped,
+            )
+        except KeyboardInterrupt:
+            entry.status, entry.error = "interrupted", "interrupted"
+            raise
+        finally:
+            with self._writing:
                 if entry.status == "running":
                     entry.status = "failed"
-                entry.seconds = round(time.monotonic() - started, 1)
-                shown.end(line())
+                entry.seconds = round(time.monotonic() - self._started[entry.name], 1)
                 self._add_record(entry)
+
+    def _raise_where_stopped(self) -> None:
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
 
     def _add_record(self, entry: NotebookEntry) -> None:
         """Take over from a notebook's record what it read, wrote and measured."""
@@ -403,12 +466,8 @@ class RunExecution:
     def _print_results(self, report: Path | None) -> None:
         manifest = self.manifest
         print_table(
-            [("notebook", "metric", "value")]
-            + [
-                (name, metric, format_metric(value))
-                for name, values in self.metrics.items()
-                for metric, value in values.items()
-            ]
+            [("notebook", "found")]
+            + [(entry.name, found) for entry in manifest.notebooks for found in self._found(entry)]
         )
         if manifest.error:
             print(f"{manifest.status}: {manifest.error}", file=sys.stderr)
@@ -420,6 +479,14 @@ class RunExecution:
         if report:
             print(f"report: {report}")
         print(f"status={manifest.status} run={manifest.run_id} seconds={manifest.seconds:.0f}")
+
+    def _found(self, entry: NotebookEntry) -> list[str]:
+        """Return what a notebook found, in words; its metrics where it says none."""
+        findings = read_record(self.folder, entry.name).get("findings", ())
+        metrics = self.metrics.get(entry.name, {}).items()
+        return [one["text"] for one in findings] or [
+            ", ".join(f"{metric} {format_metric(value)}" for metric, value in metrics)
+        ] * bool(metrics)
 
 
 def _kernel_environment(folder: Path, manifest: Manifest) -> dict[str, str]:
@@ -455,7 +522,8 @@ def write_report(folder: Path, figures: str | None) -> Path:
         ValueError: the manifest is missing or cannot be read.
         OSError: something could not be written.
     """
-    from finemem_lib.cli.report import build_report, save_figures
+    from finemem_lib.cli.pictures import save_figures
+    from finemem_lib.cli.report import build_report
 
     path = build_report(folder, folder / "report.html")
     if figures is not None:

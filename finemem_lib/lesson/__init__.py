@@ -1,5 +1,5 @@
-"""The lesson of notebooks 03 and 08.
+"""Toy cases and self-checking exercises for notebooks 03, 08 and 10.
 
-Toy cases that can be checked by hand (`cases.toy`, `cases.duplicates`, ...), and exercises that
-check themselves (`exercises.check_exercise`, `exercises.reveal`).
+The numbers of the cases can be computed by hand (`cases.toy`, `cases.duplicates`, ...);
+`exercises.check_exercise` checks an answer, `exercises.reveal` shows a value after a prediction.
 """

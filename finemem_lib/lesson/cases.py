@@ -1,4 +1,4 @@
-"""Toy trajectories for lessons, played by hand so that every number can be checked on paper."""
+"""Toy trajectories for the lessons, small enough to compute every number by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from finemem_lib.trajectory import (
 
 
 class _ByHand(ScriptedManager):
-    """Emits one given operation per step."""
+    """A manager that emits one given operation per step."""
 
     name = "by hand"
 
@@ -44,15 +44,15 @@ def play_script(
     top_k: int,
     capacity: int | None = None,
 ) -> Trajectory:
-    """Play operations written by hand, then ask questions.
+    """Return the trajectory of scripted operations, with global questions.
 
     Args:
         name: Id of the instance.
         script: (chunk, operation) of every step.
-        asked: (person, attribute, value, step that told it) of every question; the step is `None`
-            where no chunk told the value.
-        top_k: Most items retrieved per question, at least 1.
-        capacity: Most items of the memory; `None` for no limit.
+        asked: (person, attribute, value, step that stated it) of every question; the step is `None`
+            if no chunk stated the value.
+        top_k: Largest number of items retrieved per question, at least 1.
+        capacity: Largest number of items in the memory, at least 1; `None` for no limit.
     """
     questions = tuple(
         Question(
@@ -76,7 +76,7 @@ def insert(sentence: str) -> tuple[str, Operation]:
     """Return a step that stores its chunk.
 
     Args:
-        sentence: The chunk, and what is stored.
+        sentence: The chunk and the stored content.
     """
     return sentence, Operation("INSERT", sentence)
 
@@ -85,8 +85,8 @@ def update(sentence: str, item_id: str) -> tuple[str, Operation]:
     """Return a step that overwrites an item with its chunk.
 
     Args:
-        sentence: The chunk, and the item's new content.
-        item_id: The item to overwrite.
+        sentence: The chunk and the item's new content.
+        item_id: Id of the item to overwrite.
     """
     return sentence, Operation("UPDATE", sentence, item_id)
 
@@ -119,7 +119,7 @@ def toy() -> Trajectory:
 
 @functools.cache
 def lucky_guess() -> Trajectory:
-    """Return `toy` as if retrieval had found nothing for q-3 and the agent had guessed right.
+    """Return `toy` changed so that q-3 retrieved no item and the agent guessed the answer.
 
     >>> from finemem_lib import outcome_reward
     >>> outcome_reward(lucky_guess())
@@ -133,7 +133,7 @@ def lucky_guess() -> Trajectory:
 
 @functools.cache
 def duplicates() -> Trajectory:
-    """Return the trajectory of the last exercise: T = 4, two of whose records say the same.
+    """Return the trajectory of the last exercise: T = 4, with two redundant records.
 
     >>> from finemem_lib import outcome_reward
     >>> outcome_reward(duplicates())
@@ -154,10 +154,10 @@ def duplicates() -> Trajectory:
 
 @functools.cache
 def pushed_out() -> tuple[Trajectory, Trajectory]:
-    """Return two rollouts of one stream of four steps in a memory of two items.
+    """Return two rollouts of one stream of four steps, with a memory of two items.
 
-    The first stores the noise of step 2, so that step 3 pushes out what step 1 stored and a
-    question needs; the second skips the noise.
+    The first stores the noise of step 2, so that step 3 evicts the item of step 1, which a question
+    needs; the second skips the noise.
 
     >>> from finemem_lib import outcome_reward
     >>> [outcome_reward(one) for one in pushed_out()]
@@ -178,16 +178,16 @@ def pushed_out() -> tuple[Trajectory, Trajectory]:
 
 
 def disagreement(top_k: int = 2, capacity: int | None = None) -> Trajectory:
-    """Return the trajectory of nine steps on which the credit rules disagree for visible reasons.
+    """Return a trajectory of nine steps on which the credit rules disagree for visible reasons.
 
-    Step 4 says again what step 1 stored, step 5 updates what step 2 created, step 6 stores a new
-    value and leaves the stale record of step 3, step 7 stores noise about a person who is asked
-    about, and step 9 deletes what step 8 stored and a question needs.
+    Step 4 repeats the fact of step 1, step 5 updates the item of step 2, step 6 stores a new value
+    and leaves the stale record of step 3, step 7 stores noise about the person of a question, and
+    step 9 deletes the item of step 8, which a question needs.
 
     Args:
-        top_k: Items retrieved per question.
-        capacity: Most items of the memory; `None` for no limit. With 4, steps 6 to 8 push out
-            items 1, 3 and 4, so that q-1 fails, too.
+        top_k: Largest number of items retrieved per question, at least 1.
+        capacity: Largest number of items in the memory; `None` for no limit. With 4, steps 6 to 8
+            evict items 1, 3 and 4, so that q-1 fails, too.
 
     >>> [answered.score for answered in disagreement().questions]
     [1.0, 1.0, 1.0, 0.0]
@@ -219,11 +219,11 @@ def disagreement(top_k: int = 2, capacity: int | None = None) -> Trajectory:
 def story(trajectory: Trajectory) -> str:
     """Return a trajectory as text: a line per operation, then two per global question.
 
-    A step that pushed items out says so in a line of its own. The lines of a question state its
-    score, the items retrieved (and the steps that wrote them) and those used.
+    Each eviction has a separate line. The lines of a question state its score, the retrieved items
+    (with the steps that wrote them) and the used items.
 
     Args:
-        trajectory: What was played.
+        trajectory: The trajectory.
 
     >>> print(story(duplicates()).splitlines()[2])
     step 3  INSERT item 3: Mia settled near Rome.
@@ -267,7 +267,7 @@ def _short(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as the lesson prints it: numbers with at most four decimals.
+    """Return a value as text for the lesson, with numbers rounded to four decimals.
 
     Args:
         value: A number, `None`, a text, or a list of these.

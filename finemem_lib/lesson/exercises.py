@@ -1,8 +1,8 @@
-"""Predictions that are revealed and exercises that are checked, for notebooks 03, 08 and 10.
+"""Predictions and self-checking exercises for notebooks 03, 08 and 10.
 
-The library computes the solutions when an answer is checked, and also the wrong answers that a
-diagnosis recognises; none is stored. A diagnosis repeats the learner's numbers and no others, so
-that it cannot give the answer away.
+The solutions, and the wrong answers that a diagnosis recognises, are computed when an answer is
+checked; none is stored. A diagnosis contains only the learner's own numbers, so that it does not
+reveal the answer.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from finemem_lib.trajectory import Trajectory
 Answer = Sequence[float | None]
 
 TOLERANCE = 0.005
-"""How far an answer worked out by hand may be from the exact one, per number."""
+"""Largest absolute error of a number in an answer."""
 
 LESSON_BETA = 0.25
-"""beta of the second exercise; not the default, so that it has to be used."""
+"""beta of the second exercise; it differs from the default, so that the learner must use it."""
 
 LESSON_GROUP: tuple[tuple[float | None, ...], ...] = (
     (0.9, 0.2),
@@ -45,12 +45,12 @@ LESSON_GROUP: tuple[tuple[float | None, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Revelation:
-    """A value that stays folded away until the reader has predicted it, or opens it.
+    """A value that is hidden until the learner has predicted it or opens it.
 
     Attributes:
-        predicted: The reader's prediction, `None` where there is none yet.
+        predicted: The learner's prediction, or `None`.
         actual: The value.
-        because: Why the value is what it is, in one sentence.
+        because: Explanation of the value, in one sentence.
     """
 
     predicted: Any
@@ -77,7 +77,7 @@ class Revelation:
         )
 
 
-# Kept here, because in the cell they would stand beside the question that they answer.
+# Kept here, because in the notebook's cell they would reveal the answer.
 REASONS = {
     "most evidence": "its item was retrieved for both questions.",
     "evidence": "q-1 pays 1/(2·2) to each of its two items, q-2 pays 0.5/(1·2) to its one.",
@@ -101,17 +101,17 @@ REASONS = {
     "inherited": "the step itself added {effect:g} to its outcome, and among the rollouts with the "
     "same memory its advantage is {within:+g}. The rest is what it inherited.",
 }
-"""Why a value is what it is, by the name of the prediction."""
+"""Explanations of the values, by the name of the prediction."""
 
 
 def reveal(name: str, predicted: Any, actual: Any, **numbers: float) -> Revelation:
-    """Return a prediction next to the value, for the end of a cell.
+    """Return a prediction with the value and its explanation, for display in a cell.
 
     Args:
         name: Key of the explanation in `REASONS`.
-        predicted: The reader's prediction, `None` where there is none yet.
+        predicted: The learner's prediction, or `None`.
         actual: The value.
-        **numbers: Fill the explanation.
+        **numbers: Numbers for the placeholders of the explanation.
 
     Raises:
         KeyError: there is no prediction of this name, or a number is missing.
@@ -127,7 +127,7 @@ class Verdict:
     """The result of a check.
 
     Attributes:
-        right: Whether the answer is right, `None` where there is none yet.
+        right: Whether the answer is right; `None` without an answer.
         message: A sentence for the learner.
     """
 
@@ -140,14 +140,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
-    """What a check compares an answer with.
+    """The solution of an exercise, with known wrong answers.
 
     Attributes:
         right: The right numbers.
-        per: What each number is for, such as "step".
-        total: The sum that the numbers must have, with its name; `None` where there is no such sum.
-        mistakes: Wrong answers, each with the mistake that leads to it.
-        praise: What the learner reads about a right answer.
+        per: The unit of each number, such as "step".
+        total: The required sum of the numbers, with its name; `None` if there is none.
+        mistakes: Wrong answers, each with a description of the mistake.
+        praise: The message for a right answer.
     """
 
     right: Answer
@@ -158,7 +158,7 @@ class Exercise:
 
 
 def _measured(values: Answer) -> list[float]:
-    """Return the values that are known: all of them, in the toy cases."""
+    """Return the values that are not `None`."""
     return [value for value in values if value is not None]
 
 
@@ -426,12 +426,12 @@ EXERCISES: dict[str, Callable[[], Exercise]] = {
 
 
 def check_exercise(name: str, answer: Any) -> Verdict:
-    """Say whether an answer is right and, if not, what kind of mistake it looks like.
+    """Return whether an answer is right and, if not, the most likely mistake.
 
     Args:
         name: Key of the exercise in `EXERCISES`.
-        answer: A list of numbers (`None` where nothing can be measured), or one number where one
-            is asked for; each may be off by 0.005. `None` stands for no answer yet.
+        answer: A list of numbers (`None` where nothing can be measured), or a single number if the
+            exercise asks for one; each may differ by 0.005. `None`: no answer yet.
 
     Raises:
         ValueError: there is no exercise of this name.
@@ -456,7 +456,7 @@ def check_exercise(name: str, answer: Any) -> Verdict:
 
 
 def _numbers(answer: Any, exercise: Exercise) -> tuple[list[float | None], str | None]:
-    """Return the answer as a list, and what keeps it from being one."""
+    """Return the answer as a list of numbers, and a message if that is not possible."""
     answer = answer.tolist() if hasattr(answer, "tolist") else answer
     expected = len(exercise.right)
     if expected == 1 and not isinstance(answer, list | tuple):
@@ -481,7 +481,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _diagnosis(answer: Answer, exercise: Exercise) -> str | None:
-    """Return what is wrong with an answer of the right shape; the most particular finding wins."""
+    """Return the most specific description of an answer's mistake, or `None` if it is right."""
     right = exercise.right
     if _same(answer, right):
         return None
@@ -522,7 +522,7 @@ def _diagnosis(answer: Answer, exercise: Exercise) -> str | None:
 
 def _same(one: Answer, other: Answer) -> bool:
     return len(one) == len(other) and all(
-        # The margin lets 0.125 be rounded up or down.
+        # The margin accepts 0.125 rounded up or down.
         a is b if a is None or b is None else abs(a - b) <= TOLERANCE + 1e-9
         for a, b in zip(one, other, strict=True)
     )

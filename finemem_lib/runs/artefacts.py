@@ -1,4 +1,4 @@
-"""Artefacts by name: their files, their kinds, and how each kind is written and read."""
+"""The artefacts of a run by name: their files and kinds, and how to write and read each kind."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Artefact:
     """A file or folder that one notebook saves and others load.
 
     Attributes:
-        file: Its name in the run's folder.
-        kind: What is in it, which decides how it is written and read.
-        version: Of its layout; increment it when a reader of the old layout would be misled.
+        file: Name of the file or folder in the run's folder.
+        kind: Kind of content, which selects writer and reader.
+        version: Version of the layout; increment it when code for the old layout would misread it.
     """
 
     file: str
@@ -40,11 +40,13 @@ ARTEFACTS: dict[str, Artefact] = {
     "trained_trajectories": Artefact("trained_trajectories.jsonl", "trajectories"),
     "evidence": Artefact("evidence.parquet", "table"),
     "benchmark": Artefact("benchmark.parquet", "table"),
+    "benchmark_answers": Artefact("benchmark_answers.parquet", "table"),
+    "benchmark_trajectories": Artefact("benchmark_trajectories.jsonl", "trajectories"),
     "experiment": Artefact("experiment.parquet", "table"),
     "experiment_streams": Artefact("experiment_streams.parquet", "table"),
     "rule_credits": Artefact("rule_credits.parquet", "table"),
 }
-"""Every artefact by name. Which notebook writes one stands in the metadata of that notebook."""
+"""Every artefact by name. The metadata of a notebook name the artefacts that it writes."""
 
 
 def _write_records(record_type: type, path: Path, records: Any) -> None:
@@ -56,7 +58,7 @@ def _write_records(record_type: type, path: Path, records: Any) -> None:
 
 
 def _write_updates(path: Path, updates: Mapping[int, Sequence[Sequence[Trajectory]]]) -> None:
-    """Write kept trajectories, each with its update and group in its metadata."""
+    """Write trajectories by update, each with update and group in its metadata."""
     _write_records(
         Trajectory,
         path,
@@ -115,10 +117,10 @@ def find_artefact(name: str) -> Artefact:
     """Return an artefact by name.
 
     Args:
-        name: one of `ARTEFACTS`.
+        name: A name in `ARTEFACTS`.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no artefact of this name.
     """
     if name not in ARTEFACTS:
         raise ValueError(f"no artefact is called {name!r}; there are {', '.join(ARTEFACTS)}")

@@ -1,8 +1,8 @@
-"""What each notebook says of itself in its metadata, under the key ``finemem``.
+"""Read the metadata of the notebooks, under the key ``finemem``.
 
-Order, parameters, artefacts read and written, minutes and hardware stand there only; the command
-line and the README's table take them from it. ``python -m finemem_lib.runs.notebooks`` prints the
-table, with a notebook's path its parameters cell.
+Only these metadata define order, parameters, artefacts read and written, minutes and hardware; the
+command line and the README's table read them. ``python -m finemem_lib.runs.notebooks`` prints the
+table, or, with the path of a notebook, its parameters cell.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from finemem_lib.util.provenance import repository_root
 from finemem_lib.util.validation import parse_json, problems_in_words
 
 RUNNING = "FINEMEM_NOTEBOOK"
-"""The environment variable by which the command line tells a kernel its notebook's path."""
+"""Environment variable in which the command line passes a kernel the path of its notebook."""
 
 
 class Notebook(BaseModel):
-    """A notebook's own description.
+    """The metadata of a notebook.
 
     Attributes:
-        path: Its file.
-        name: Its name; numbers on the command line mean it only while this is the file's stem.
-        parameters: Its model: a name in `parameters.MODELS`, or ``FILE.py:CLASS`` for a file in the
-            notebook's folder.
-        order: Its number on the command line and in the README; None for an extra notebook, which
-            runs only when its stem is given.
-        title: Its title.
-        question: The question that it answers.
-        reads: Artefacts it loads, each with the parameter values under which it does; none are
-            "always".
-        writes: Artefacts it saves.
-        minutes: About how long it takes with its defaults.
-        hardware: On what.
+        path: The notebook's file.
+        name: Name of the notebook; its number is valid on the command line only if this is the
+            file's stem.
+        parameters: Model of the parameters: a name in `parameters.MODELS`, or ``FILE.py:CLASS`` for
+            a file in the notebook's folder.
+        order: Number on the command line and in the README; None for an extra notebook, which runs
+            only when its stem is given.
+        title: Title of the notebook.
+        question: The question that the notebook answers.
+        reads: Artefacts to load, each with the parameter values under which it is loaded; an empty
+            mapping means always.
+        writes: Artefacts to save.
+        minutes: Approximate duration with default parameters, in minutes.
+        hardware: Hardware of that duration.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -64,7 +65,7 @@ class Notebook(BaseModel):
         return self.path.stem
 
     def is_numbered(self, number: int) -> bool:
-        """Return whether a number on the command line means this notebook.
+        """Return whether this notebook has a number on the command line.
 
         Args:
             number: The number, from 1.
@@ -72,7 +73,7 @@ class Notebook(BaseModel):
         return self.order == number and self.name == self.stem
 
     def answers_to(self, prefix: str) -> bool:
-        """Return whether a parameter given as ``PREFIX.NAME`` is for this notebook.
+        """Return whether a parameter given as ``PREFIX.NAME`` applies to this notebook.
 
         Args:
             prefix: Two digits, a notebook's stem, or "" for every notebook.
@@ -81,13 +82,13 @@ class Notebook(BaseModel):
         return prefix in ("", self.stem) or bool(number and self.is_numbered(int(prefix)))
 
     def reads_under(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Return the artefacts that the notebook loads under some parameters.
+        """Return the artefacts that the notebook loads with given parameters.
 
         Args:
-            values: Every parameter of the notebook by name.
+            values: All parameters of the notebook by name.
 
         Returns:
-            By artefact, the parameters that decide that it is loaded.
+            Artefacts by name, each with the parameters on which its loading depends.
         """
         return {
             artefact: sorted(conditions)
@@ -96,7 +97,7 @@ class Notebook(BaseModel):
         }
 
     def model(self) -> type[NotebookParameters]:
-        """Return the model of the parameters.
+        """Return the pydantic model of the notebook's parameters.
 
         Raises:
             ValueError: there is no such model, or its file cannot be imported.
@@ -113,7 +114,7 @@ class Notebook(BaseModel):
 
 
 def _class_in(path: Path, name: str) -> Any:
-    """Return a class of a file, which is executed once and again when it has changed."""
+    """Return a class from a Python file, which is executed once, and again after a change."""
     return _load_class(path, name, path.stat().st_mtime_ns) if path.is_file() else None
 
 
@@ -140,7 +141,7 @@ def read_json(path: Path) -> Any:
         path: The file.
 
     Raises:
-        ValueError: it cannot be read, is no JSON or is nested too deep to be read.
+        ValueError: the file cannot be read, is not JSON or is nested too deeply.
     """
     try:
         return parse_json(path.read_bytes())
@@ -151,13 +152,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Return what a notebook's metadata say.
+    """Return the metadata of a notebook.
 
     Args:
         path: An ``.ipynb`` file.
 
     Raises:
-        ValueError: it cannot be read, or has no such metadata, or they are not usable.
+        ValueError: the file cannot be read, or its metadata are missing or not usable.
     """
     try:
         content = read_json(path)
@@ -181,16 +182,16 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def notebooks_in(folder: Path) -> list[Notebook]:
-    """Return the notebooks of a folder that have such metadata, in the order of their names.
+    """Return the notebooks of a folder with valid metadata, in the order of their names.
 
     Args:
-        folder: Folder with notebooks; those below it are not looked at.
+        folder: Folder with notebooks; subfolders are not searched.
     """
     found = []
     for path in sorted(folder.glob("*.ipynb")):
         try:
             found.append(read_notebook(path))
-        except ValueError:  # a scratch notebook; said where it is chosen
+        except ValueError:  # a scratch notebook; choosing it raises the error
             continue
     return found
 
@@ -202,7 +203,7 @@ def numbered(folder: Path) -> list[Notebook]:
         folder: Folder with notebooks.
 
     Raises:
-        ValueError: two have the same number.
+        ValueError: two notebooks have the same number.
     """
     found: dict[int, Notebook] = {}
     for one in notebooks_in(folder):
@@ -218,10 +219,10 @@ def numbered(folder: Path) -> list[Notebook]:
 
 
 def writers_of(artefact: str, folder: Path) -> list[Notebook]:
-    """Return the notebooks of a folder that save an artefact, those with a number first.
+    """Return the notebooks of a folder that save an artefact, numbered ones first.
 
     Args:
-        artefact: Name of a file of a run.
+        artefact: Name of the artefact.
         folder: Folder with notebooks.
     """
     found = [one for one in notebooks_in(folder) if artefact in one.writes]
@@ -229,14 +230,13 @@ def writers_of(artefact: str, folder: Path) -> list[Notebook]:
 
 
 def find_notebook(name: str) -> Notebook:
-    """Return a notebook by name, seen from its kernel.
+    """Return the notebook of the current kernel.
 
     Args:
-        name: Its stem. Under the command line, which says which notebook is running, it is not
-            looked at.
+        name: Stem of the notebook's file; not used if the command line passes the path (`RUNNING`).
 
     Raises:
-        ValueError: there is no such notebook in the working directory or among the project's.
+        ValueError: there is no such notebook in the working directory or in ``notebooks``.
     """
     if running := os.environ.get(RUNNING):
         return read_notebook(Path(running))

@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from finemem_lib.baselines.systems import SYSTEMS
 from finemem_lib.data.planted import World
+from finemem_lib.managers.layered_scripted import ALL_SCRIPTED
 from finemem_lib.managers.loading import (
+    LAYERED_MANAGERS,
     SHIPPED_MANAGERS,
     TINY_WORLDS,
     ChunkRule,
@@ -27,12 +30,12 @@ from finemem_lib.managers.loading import (
     Precision,
     check_checkpoint,
 )
-from finemem_lib.managers.scripted import SCRIPTED
+from finemem_lib.managers.rollout import MemoryKind
 from finemem_lib.training.schemes import SCHEMES
 from finemem_lib.training.stops import REPORTERS, can_report
 from finemem_lib.util.yaml_files import parse_yaml
 
-MANAGERS = (*sorted(SCRIPTED), *SHIPPED_MANAGERS)
+MANAGERS = (*sorted(ALL_SCRIPTED), *SHIPPED_MANAGERS)
 MAIN = "Main parameters"
 
 
@@ -307,6 +310,7 @@ Capacity = Annotated[int, _within(0, 1_000_000, "most items the memory may hold;
 TokenBudget = Annotated[
     int, _within(0, 100_000_000, "most tokens the memory may hold; 0 for no limit")
 ]
+Memory = Annotated[MemoryKind, _help("kind of the memory; or layered, Mem-alpha's")]
 TopK = Annotated[int, _within(1, 1_000, "items retrieved per question")]
 Beta = Annotated[float, _within(0, 1, "share of the outcome that follows the evidence")]
 PlantedWorld = Annotated[
@@ -338,6 +342,25 @@ Managers = Annotated[
     ),
 ]
 Resamples = Annotated[int, _within(10, 1_000_000, "bootstrap resamples")]
+
+
+def managers_without_layers(managers: list[str], memory: str) -> list[str]:
+    """Return one sentence per manager that needs another kind of memory.
+
+    Args:
+        managers: Names of managers.
+        memory: Kind of the memory that they are to play on.
+
+    >>> managers_without_layers(["insert-all", "layered-notes"], "flat")
+    ["manager 'layered-notes' needs a layered memory, and memory is 'flat'; expected ..."]
+    """
+    layered = {name for name, one in ALL_SCRIPTED.items() if one.memory == "layered"}
+    return [
+        f"manager {name!r} needs a layered memory, and memory is {memory!r}; "
+        "expected memory layered"
+        for name in managers
+        if memory != "layered" and name in layered | {*LAYERED_MANAGERS}
+    ]
 
 
 class LoadsCheckpoint(NotebookParameters):
@@ -383,6 +406,11 @@ class QuestionGeneration(NotebookParameters):
     max_instances: Annotated[int, _within(1, 100_000, "instances per file, or planted streams")] = 8
     num_chunks: NumChunks = 6
     world: PlantedWorld = "plain"
+    streams: Annotated[
+        Literal["planted", "planted-layers"],
+        Rare("Planted streams"),
+        _help("planted streams; or planted-layers, whose questions need structure"),
+    ] = "planted"
     max_chunk_tokens: Annotated[
         int, _within(16, 1_000_000, "a longer chunk is cut after this many tokens")
     ] = 4096
@@ -402,10 +430,14 @@ class MemoryAndRetrieval(NotebookParameters):
         "keyword",
         "random",
     ]
+    memory: Memory = "flat"
     capacity: Capacity = 0
     token_budget: TokenBudget = 0
     top_k: TopK = 3
     models: Models = ""
+
+    def contradictions(self) -> list[str]:
+        return managers_without_layers(self.managers, self.memory)
 
 
 class RewardsAndCredit(NotebookParameters):
@@ -423,6 +455,7 @@ class RewardsAndCredit(NotebookParameters):
         Literal["group", "batch", "none"], _help("what the advantage is divided by; or batch, none")
     ] = "group"
     num_generations: NumGenerations = 8
+    memory: Memory = "flat"
     top_k: TopK = 3
 
 
@@ -463,6 +496,7 @@ class GRPOTraining(LoadsCheckpoint):
     beta: Annotated[Beta, _TASK] = 0.5
     num_chunks: Annotated[NumChunks, _TASK] = 6
     world: Annotated[PlantedWorld, _TASK] = "plain"
+    memory: Annotated[Memory, _TASK] = "flat"
     token_budget: Annotated[TokenBudget, _TASK] = 0
     top_k: Annotated[TopK, _TASK] = 3
     question_fraction: Annotated[
@@ -483,7 +517,7 @@ class GRPOTraining(LoadsCheckpoint):
         int, _LOADING, _within(0, 4_096, "scale of the adapter; 0 for twice the rank")
     ] = 0
     lora_layers: Annotated[
-        int, _LOADING, _within(0, 1_000, "layers, from the top, that get the adapter; 0 for all")
+        int, _LOADING, _within(0, 1_000, "layers, from the top, with a trained adapter; 0 for all")
     ] = 0
 
     micro_batches: Annotated[
@@ -515,7 +549,9 @@ class GRPOTraining(LoadsCheckpoint):
         ChunkRule, _PROMPTS, _help("part of a chunk shown when it is too long; or head+tail")
     ] = "head"
     operations_as: Annotated[
-        OperationsAs, _PROMPTS, _help("how operations are asked for; or tools, or quotes")
+        OperationsAs,
+        _PROMPTS,
+        _help("form of operations; or tools, quotes, constrained-quotes, calls of layers"),
     ] = "json"
 
     save_every: Annotated[int, _RUN, _within(1, 100_000, "updates between checkpoints")] = 10
@@ -551,10 +587,16 @@ class GRPOTraining(LoadsCheckpoint):
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
+        problems += managers_without_layers([self.checkpoint], self.memory)
         if self.micro_batches and self.num_generations % self.micro_batches:
             problems.append(
                 f"micro_batches is {self.micro_batches}, expected a divisor of num_generations "
                 f"({self.num_generations}), or 0 for that number"
+            )
+        if self.operations_as == "calls" and self.memory != "layered":
+            problems.append(
+                "operations_as is 'calls', which name the stores of a layered memory, and memory "
+                "is 'flat'; expected memory layered, or another form of operations"
             )
         if self.loader == "unsloth" and SCHEMES[self.scheme].operations:
             of_steps = ", ".join(name for name, one in SCHEMES.items() if not one.operations)
@@ -579,6 +621,9 @@ class EvidenceTracing(NotebookParameters):
     models: Models = ""
 
 
+_DETAILS = Rare("Details")
+
+
 class BenchmarkEvaluation(NotebookParameters):
     """Notebook 06: managers compared."""
 
@@ -589,8 +634,22 @@ class BenchmarkEvaluation(NotebookParameters):
         "random",
         "tiny",
     ]
+    systems: Annotated[
+        Texts,
+        Rule(
+            f"a list of some of {', '.join(SYSTEMS)}, or an empty one",
+            lambda names: {*names} <= {*SYSTEMS},
+        ),
+        _help("published systems"),
+    ] = ["long-context-tail", "rag-top2", "memagent", "memory-r1"]
     baseline: Annotated[str, _help("whom the others are compared with")] = "raw-chunks"
+    equal_budget: Annotated[
+        int,
+        _within(0, 100_000_000, "tokens that every memory may hold in the second table; 0: none"),
+    ] = 60
+    controls: Annotated[bool, _help("also what is answered without the memory"), _DETAILS] = True
     trained: Annotated[bool, _help("also the manager that notebook 04 trained")] = True
+    memory: Annotated[Memory, _DETAILS] = "flat"
     capacity: Capacity = 0
     token_budget: TokenBudget = 0
     top_k: TopK = 3
@@ -598,12 +657,17 @@ class BenchmarkEvaluation(NotebookParameters):
     models: Models = ""
 
     def contradictions(self) -> list[str]:
-        if self.baseline in self.managers:
-            return []
-        return [f"baseline is {self.baseline!r}, expected one of {', '.join(self.managers)}"]
-
-
-_DETAILS = Rare("Details")
+        problems = managers_without_layers(self.managers, self.memory)
+        names = [*self.managers, *self.systems]
+        if self.baseline not in names:
+            problems.append(f"baseline is {self.baseline!r}, expected one of {', '.join(names)}")
+        written = [name for name in self.systems if SYSTEMS[name].needs == "writer"]
+        if written and not self.models:
+            problems.append(
+                f"systems has {', '.join(written)}, which a language model plays and models names "
+                "none; expected a file with the role writer in models, or other systems"
+            )
+        return problems
 
 
 class AblationsAndRobustness(LoadsCheckpoint):

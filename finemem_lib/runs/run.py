@@ -1,10 +1,10 @@
-"""What one notebook hands to the next: artefacts by name, and a record of how they were made.
+"""A notebook's part in a run: load and save artefacts, and record how they were made.
 
 A run is a folder ``data/runs/<run_id>/``. Each notebook checks its parameters with `start_run`,
-loads and saves artefacts by the names of `ARTEFACTS`, and keeps one record
-``records/<notebook>.json``: parameters, seed, versions, hashes of what it read and wrote, metrics.
-An artefact counts as there only once the record of its notebook lists it, and the record is written
-last, so a notebook that was killed leaves nothing that a later one could take for whole.
+loads and saves artefacts by their names in `ARTEFACTS`, and writes one record
+``records/<notebook>.json``: parameters, seed, versions, hashes of the artefacts read and written,
+metrics. An artefact exists only once the record of its notebook lists it. The record is written
+last, so an interrupted notebook leaves no incomplete artefact that a later one could load.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,10 @@ from finemem_lib.readers.memo import Memo
 from finemem_lib.readers.roles import REPLIES, Models, load_roles, usage_line
 from finemem_lib.runs.artefacts import READERS, WRITERS, find_artefact
 from finemem_lib.runs.notebooks import RUNNING, Notebook, find_notebook, read_json, writers_of
-from finemem_lib.runs.parameters import ParameterError, ParameterTable
+from finemem_lib.runs.parameters import NotebookParameters, ParameterError, ParameterTable
+from finemem_lib.runs.profile_file import ProfileFile, injected_profile
 from finemem_lib.training.checkpoints import MEMORY_ONLY
-from finemem_lib.util.files import real_path, write_json, written_beside
+from finemem_lib.util.files import real_path, write_bytes, write_json, written_beside
 from finemem_lib.util.provenance import cpu_threads, repository_root, versions
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 RECORD_VERSION = 1
 
 RESUMABLE = (*MEMORY_ONLY, "jobs", "report_to", "save_every")
-"""The parameters that change nothing that is trained or found, so that `finemem resume` may be
-given others. Under another batch_size the tests draw other completions."""
+"""The parameters that `finemem resume` may change, because they do not change the training. With
+another batch_size, the tests sample other completions."""
 
 
 def runs_folder() -> Path:
@@ -57,7 +58,7 @@ def run_folder(run_id: str) -> Path:
         run_id: The run's id.
 
     Raises:
-        ValueError: the id could not be the name of a folder.
+        ValueError: the id is not a valid folder name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
         raise ValueError(
@@ -67,14 +68,16 @@ def run_folder(run_id: str) -> Path:
 
 
 def locate(source: str) -> Path | None:
-    """Return the file a data source names, relative ones from the repository root; `None` for a
-    name on the hub (owner/name or owner/name@REVISION, and no such file).
+    """Return the file of a data source, or `None` for a name on the hub.
+
+    Relative paths start at the repository root. A name on the hub is owner/name or
+    owner/name@REVISION for which no file exists.
 
     Args:
         source: One entry of the parameter `data`.
 
     Raises:
-        ValueError: it is neither an existing file with something in it nor the name of a data set.
+        ValueError: the source is neither an existing non-empty file nor the name of a data set.
     """
     path = _absolute(source)
     if path.is_file() and path.suffix in (".jsonl", ".json", ".parquet"):
@@ -85,27 +88,25 @@ def locate(source: str) -> Path | None:
     if re.fullmatch(name, source):
         return None
     raise ValueError(
-        f"data file {path} {_what(path)}; expected a .jsonl, .json or .parquet file, or a data "
+        f"data file {path} {_problem(path)}; expected a .jsonl, .json or .parquet file, or a data "
         "set on the hub as owner/name or owner/name@REVISION"
     )
 
 
 def locate_models(source: str) -> Path | None:
-    """Return the file of models that a parameter names, a relative one from the repository root,
-    `None` where it names none.
+    """Return the path of the file of models, or `None` if the parameter is empty.
 
     Args:
-        source: The parameter `models`.
+        source: The parameter `models`; a relative path starts at the repository root.
     """
     return _absolute(source) if source else None
 
 
 def locate_questions(source: str) -> str:
-    """Return a store of chunk questions as `question_store.load_questions` takes it, a relative
-    one from the repository root; "" where none is named.
+    """Return the source of chunk questions for `question_store.load_questions`, or "".
 
     Args:
-        source: The parameter `questions`.
+        source: The parameter `questions`; a relative path starts at the repository root.
 
     Raises:
         ValueError: there is no such folder.
@@ -125,14 +126,14 @@ def _absolute(source: str) -> Path:
     return real_path(repository_root() / os.path.expanduser(source))
 
 
-def _what(path: Path) -> str:
+def _problem(path: Path) -> str:
     if path.is_dir():
         return "is a folder"
     return "has another ending" if path.exists() else "does not exist"
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's file names and contents.
+    """Return the SHA-256 of a file, or of a folder's file names and contents, in hexadecimal.
 
     Args:
         path: A file or a folder.
@@ -150,24 +151,24 @@ def now() -> str:
 
 
 def peak_memory_mb(who: int) -> float:
-    """Return the largest resident size so far, in MB, as `resource.getrusage` counts it.
+    """Return the peak resident memory so far, in MB, from `resource.getrusage`.
 
     Args:
-        who: `resource.RUSAGE_SELF`, or `RUSAGE_CHILDREN` for processes that have ended.
+        who: `resource.RUSAGE_SELF`, or `RUSAGE_CHILDREN` for ended child processes.
     """
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return round(resource.getrusage(who).ru_maxrss / unit, 1)
 
 
 class Run:
-    """One notebook's part in a run; `start_run` makes it.
+    """One notebook's part in a run, created by `start_run`.
 
     Attributes:
         folder: The run's folder.
-        notebook: The name of the notebook, and of its record.
-        parameters: The notebook's parameters, checked.
+        notebook: Name of the notebook and of its record.
+        parameters: The validated parameters of the notebook.
         data: The sources of the parameter `data`, files as absolute paths.
-        questions: The source of the parameter `questions`, "" where there is none.
+        questions: The source of the parameter `questions`, or "".
         models: The language models of the parameter `models`; all notebooks of the run share their
             replies.
     """
@@ -181,12 +182,12 @@ class Run:
         models: Models,
         questions: str = "",
     ) -> None:
-        """Open the record; `start_run` has checked everything."""
+        """Open the record; `start_run` has checked the arguments."""
         self.folder = folder
         self.parameters = parameters
         self.models = models
-        models.after_batch = self._keep_record  # a notebook that fails has said what it paid
-        # replies that an earlier pass paid for stay in the sums
+        models.after_batch = self._keep_record  # record the cost even if the notebook fails later
+        # the sums include replies that earlier executions paid for
         self._paid_before = [one for one in record["models"] if one["usage"]["calls"]]
         self.questions = questions
         self.notebook: str = record["notebook"]
@@ -198,27 +199,28 @@ class Run:
         self._keep_record()
 
     def show_parameters(self) -> ParameterTable:
-        """Return all parameters of the notebook with values, defaults and help, as a table."""
+        """Return a table of all parameters of the notebook with values, defaults and help."""
         return ParameterTable(self.parameters)
 
     def load(self, name: str) -> Any:
         """Return an artefact that an earlier notebook saved.
 
-        An artefact of this run must have been made with this notebook's seed, and from what lies in
-        the run now. One that this run lacks is taken from the run that ``--reuse`` names, where
-        another seed is allowed: that run was chosen for what it holds.
+        An artefact of this run must have been made with this notebook's seed, and from the run's
+        current artefacts. If this run lacks the artefact, it is loaded from the run given by
+        ``--reuse``, which may have another seed.
 
         Args:
-            name: One of `ARTEFACTS`.
+            name: A name in `ARTEFACTS`.
 
         Returns:
-            Records as a list, kept trajectories as groups by update, a table as a DataFrame, a
-            folder as its path.
+            Records as a list, trajectories of updates as groups by update, a table as a DataFrame,
+            a folder as its path.
 
         Raises:
             ValueError: there is no artefact of this name, or it has another version, is broken, or
                 was made with another seed or from an artefact that has been replaced since.
-            FileNotFoundError: no notebook has written it; the message names those that do.
+            FileNotFoundError: the artefact was not written; the message names the notebooks that
+                write it.
         """
         artefact = find_artefact(name)
         reused = os.environ.get("FINEMEM_REUSE_RUN")
@@ -227,7 +229,7 @@ class Run:
             if written := written_entry(folder, name):
                 break
         else:
-            raise FileNotFoundError(self._who_writes(name))
+            raise FileNotFoundError(self._missing_message(name))
         again = f"run notebook {written['notebook']} again"
         if written["version"] != artefact.version:
             raise ValueError(
@@ -235,15 +237,21 @@ class Run:
                 f"expected {artefact.version}; {again}"
             )
         self._check_origin(name, written, folder)
+        if (digest := sha256(path)) != written["sha256"]:
+            raise ValueError(
+                f"artefact {path} is not as {written['notebook']} wrote it: its SHA-256 begins "
+                f"with {digest[:12]}, expected {written['sha256'][:12]}; {again}, or put back what "
+                "was changed by hand"
+            )
         try:
             value = READERS[artefact.kind](path)
         except (ValueError, OSError) as error:
             raise ValueError(f"artefact {path} cannot be read ({error}); {again}") from error
-        self._record["reads"][name] = {"run_id": folder.name, "sha256": sha256(path)}
+        self._record["reads"][name] = {"run_id": folder.name, "sha256": digest}
         self._keep_record()
         return value
 
-    def _who_writes(self, name: str) -> str:
+    def _missing_message(self, name: str) -> str:
         writers = [one.stem for one in writers_of(name, self._source.path.parent)]
         return f"artefact {name!r} is not in run {self.folder.name!r}; " + (
             f"notebook {' or '.join(writers)} writes it: run that notebook first, or on the "
@@ -253,7 +261,7 @@ class Run:
         )
 
     def _check_origin(self, name: str, written: Mapping[str, Any], folder: Path) -> None:
-        """Refuse an artefact that another seed, or a replaced artefact, has gone into."""
+        """Raise an error for an artefact made with another seed or from a replaced artefact."""
         writer, seed = written["notebook"], self._record["seed"]
         made = f"artefact {name!r} of run {folder.name!r} was written by {writer}"
         if folder == self.folder and written.get("seed", seed) != seed:
@@ -271,16 +279,16 @@ class Run:
             )
 
     def save(self, name: str, value: Any) -> None:
-        """Write an artefact, whole or not at all; one that is there already is replaced.
+        """Write an artefact atomically; an existing one is replaced.
 
         Args:
-            name: One of `ARTEFACTS` that the notebook's metadata name under "writes".
+            name: A name in `ARTEFACTS` that the notebook's metadata list under "writes".
             value: A sequence of records, groups of trajectories by update, rows or a DataFrame, or,
-                for a folder, a function that fills the empty folder it is given.
+                for a folder, a function that receives the empty folder and fills it.
 
         Raises:
-            ValueError: there is no artefact of this name, or the metadata do not name it.
-            OSError: it could not be written; what was there before is unchanged.
+            ValueError: there is no artefact of this name, or the metadata do not list it.
+            OSError: the artefact could not be written; an earlier version is unchanged.
         """
         artefact = find_artefact(name)
         if name not in self._source.writes:
@@ -309,14 +317,14 @@ class Run:
         self._keep_record()
 
     def scratch(self, name: str, *, keep: bool = False) -> Path:
-        """Return a folder of the run for what only this notebook needs, such as checkpoints.
+        """Return a folder of the run for this notebook's internal files, such as checkpoints.
 
-        What an earlier pass left there is removed unless `keep`. Checkpoints are never removed:
-        they are moved to another folder, whose name is printed.
+        Files of an earlier execution are removed unless `keep` is set. Checkpoints are never
+        removed but moved to another folder, whose name is printed.
 
         Args:
             name: Last part of the folder's name.
-            keep: Leave what an earlier pass wrote there, in order to go on from it.
+            keep: Whether to keep the files of an earlier execution, in order to resume it.
         """
         folder = self.folder / "scratch" / f"{self.notebook}-{name}"
         if not keep and any(folder.glob("checkpoint-*")):
@@ -332,17 +340,16 @@ class Run:
         return folder
 
     def loaded(self, manager: ModelManager) -> None:
-        """Note which commit of the hub the parameter `checkpoint` was loaded from; the hash of a
-        folder is noted already.
+        """Record the hub commit of the parameter `checkpoint`; a folder's hash is already recorded.
 
         Args:
-            manager: The manager that was loaded.
+            manager: The loaded manager.
         """
         self._record["checkpoint"]["commit"] = manager.commit
         self._keep_record()
 
     def progress(self, line: str) -> None:
-        """Say how far this notebook has come; `finemem run` shows the line while it is running.
+        """Report the notebook's progress; `finemem run` shows the line while the notebook runs.
 
         Args:
             line: One line of text.
@@ -351,11 +358,11 @@ class Run:
             beside.write_text(line, encoding="utf-8")
 
     def metric(self, name: str, value: float | int | str | None) -> None:
-        """Note a key figure of this notebook; `None` says that it could not be measured.
+        """Record a metric of this notebook.
 
         Args:
-            name: Key of the figure in the record.
-            value: A finite number, a text, or `None`.
+            name: Name of the metric in the record.
+            value: A finite number, a text, or `None` if it could not be measured.
 
         Raises:
             ValueError: the value is NaN or infinite.
@@ -367,28 +374,45 @@ class Run:
         self._record["metrics"][name] = value
 
     def figure(self, name: str, figure: go.Figure) -> None:
-        """Keep a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run.
+        """Save a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run.
 
-        ``finemem report RUN --figures`` makes images of those that were kept.
+        ``finemem report RUN --figures`` renders the saved figures as images.
 
         Args:
-            name: Letters, digits and "_".
-            figure: The figure to keep.
+            name: Name of the figure: letters, digits and "_".
+            figure: The figure to save.
 
         Raises:
-            ValueError: the name is not a plain word.
+            ValueError: the name has other characters.
         """
         if not re.fullmatch(r"\w+", name):
             raise ValueError(f"figure name {name!r}: expected letters, digits and '_'")
-        with written_beside(self.folder / "figures" / f"{self.notebook}-{name}.json") as beside:
-            beside.write_text(figure.to_json(), encoding="utf-8")
+        path = kept_figure(self.folder, self.notebook, name)
+        write_bytes(path, figure.to_json().encode())
+
+    def finding(self, text: str, figure: str) -> None:
+        """Record a finding of this notebook, which the run's report shows at the top.
+
+        Args:
+            text: One sentence with the computed number and its interval.
+            figure: Name of the figure that shows it, saved by `figure` before.
+
+        Raises:
+            ValueError: no such figure was saved.
+        """
+        if not kept_figure(self.folder, self.notebook, figure).exists():
+            raise ValueError(
+                f"finding of {self.notebook}: figure {figure!r} was not kept, expected the name of "
+                f"one that was; call run.figure({figure!r}, ...) before run.finding"
+            )
+        self._record["findings"].append({"text": text, "figure": figure})
 
     def model_usage(self) -> dict[str, float]:
-        """Return what the language models did for all notebooks of this run so far.
+        """Return the total usage of language models by all notebooks of this run so far.
 
         Returns:
-            Sums of the fields of `readers.chat.Usage`; empty where none was asked. Passes of a
-            notebook that ran again count each.
+            Sums of the fields of `readers.chat.Usage` over all executions; empty if no model was
+            used.
         """
         self._keep_record()
         total: dict[str, float] = {}
@@ -399,9 +423,10 @@ class Run:
         return total
 
     def finish(self) -> None:
-        """End this notebook's record, close the memo of replies, and print what was read, written
-        and measured; the text is the same on every run with the same results, but for what
-        language models were asked."""
+        """Complete this notebook's record, close the memos of replies, and print a summary.
+
+        The summary lists the artefacts read and written, the metrics and the usage of language
+        models. Except for that usage it depends only on the results."""
         self._record |= {
             "status": "ok",
             "ended": now(),
@@ -426,32 +451,38 @@ class Run:
 def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     """Check a notebook's parameters and open its part of a run.
 
-    From then on torch computes on as many CPU threads as OMP_NUM_THREADS says, without it on one.
+    It also sets the number of torch's CPU threads to OMP_NUM_THREADS, or 1.
 
     Args:
         notebook: The name of the notebook's file without ``.ipynb``. Its metadata name the model of
             its parameters and its artefacts.
         variables: Values by name, `globals()` in a notebook. Only the names of parameters are read;
-            one that is left out takes its default. A name that papermill injected and that is no
-            parameter is refused: IPython's list of cells (`In`) holds the injected cell. A line
-            with a misspelt name that a reader adds looks like any other code.
+            one that is left out takes its default. papermill may also inject a profile (its -f). A
+            name that it injected and that is no parameter is refused: IPython's list of cells
+            (`In`) holds the injected cell. A line with a misspelt name that a reader adds looks
+            like any other code.
 
     Returns:
         The notebook's part in the run `run_id`; `parameters` holds the values.
 
     Raises:
-        ValueError: parameters are refused (all are named at once), or other notebooks of the run
-            have worked with what this one made under other parameters, or a data file is missing,
-            or the file of models is not usable, or there is no such notebook.
+        ValueError: parameters are invalid (the message names all of them), or other notebooks of
+            the run depend on artefacts that this notebook made with other parameters, or a data
+            file is missing, or the file of models is not usable, or there is no such notebook.
         OSError: the run's folder cannot be written.
     """
     source = find_notebook(notebook)
     name = source.stem if RUNNING in os.environ else notebook
     model = source.model()
     given = {one: variables[one] for one in model.model_fields if one in variables}
-    given |= {one: variables.get(one) for one in _injected(variables.get("In", ()))}
+    injected = {one: variables.get(one) for one in _injected(variables.get("In", ()))}
+    profile = injected_profile(injected)
+    if profile is not None:  # papermill's -f; what -p gave wins
+        given |= profile.values_for(source, model.model_fields)
+        injected = {k: value for k, value in injected.items() if k not in ProfileFile.model_fields}
     try:
-        parameters = model.read(given)
+        parameters = model.read(given | injected, texts=profile is not None)
+        _check_required(profile, parameters)
     except ParameterError as error:
         raise ValueError(
             f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
@@ -483,8 +514,9 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         "checkpoint": _checkpoint_entry(checkpoint) if checkpoint else None,
         "reads": {},
         "metrics": {},
+        "findings": [],
         "models": earlier.get("models", []),
-        # what an earlier pass wrote stays valid until it is replaced
+        # artefacts of an earlier execution remain valid until they are replaced
         "writes": earlier.get("writes", {}),
     }
     return Run(folder, source, parameters, record, Models(roles), questions)
@@ -493,9 +525,9 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
 def _check_replaces_nothing_used(
     folder: Path, notebook: str, values: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> None:
-    """Refuse parameters under which a notebook would replace what others have worked with.
+    """Raise an error if changed parameters would replace artefacts that other notebooks used.
 
-    A notebook that resumes is asked to replace it, and may. `earlier` is its record so far.
+    A resumed notebook may replace them. `earlier` is the notebook's record so far.
     """
     if values.get("resume"):
         return
@@ -525,15 +557,25 @@ def _check_replaces_nothing_used(
             )
 
 
+def _check_required(profile: ProfileFile | None, parameters: NotebookParameters) -> None:
+    """Refuse parameters that a profile leaves to the user where the user gave none."""
+    if missing := [
+        f"the profile needs {name}: give it with -p or -y"
+        for name in (profile.requires if profile else ())
+        if name in type(parameters).model_fields and not getattr(parameters, name)
+    ]:
+        raise ParameterError(missing)
+
+
 def _compute_on_one_thread() -> None:
-    """Let torch compute on one CPU thread, in JupyterLab too, unless OMP_NUM_THREADS says more."""
+    """Set torch's CPU threads to 1, also in JupyterLab, unless OMP_NUM_THREADS is set."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if torch := sys.modules.get("torch"):  # which has read the variable already
+    if torch := sys.modules.get("torch"):  # torch reads the variable only at import
         torch.set_num_threads(cpu_threads() or torch.get_num_threads())
 
 
 def _injected(cells: Sequence[str]) -> set[str]:
-    """Return the names in the cells of a kernel that papermill injected."""
+    """Return the names assigned in the cells that papermill injected."""
     return {
         name
         for cell in cells
@@ -560,7 +602,7 @@ def _checkpoint_entry(checkpoint: str) -> dict[str, Any]:
 
 
 def _take_replies(folder: Path) -> None:
-    """Copy the replies of the reused run, so that no question is paid for again."""
+    """Copy the memo of replies from the reused run, so that no reply is paid for twice."""
     reused, mine = os.environ.get("FINEMEM_REUSE_RUN"), folder / REPLIES
     if reused and not mine.exists() and (earlier := run_folder(reused) / REPLIES).exists():
         memo = Memo(earlier)
@@ -570,11 +612,11 @@ def _take_replies(folder: Path) -> None:
 
 
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
-    """Return a notebook's record in a run, empty where there is none or it has another version.
+    """Return a notebook's record in a run, empty if it is missing or has another version.
 
     Args:
         folder: The run's folder.
-        notebook: Name of the notebook, without ending.
+        notebook: Name of the notebook's file without ``.ipynb``.
     """
     try:
         record = read_json(_record_file(folder, notebook))
@@ -585,7 +627,7 @@ def read_record(folder: Path, notebook: str) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of the notebooks that took part in a run, in the order of their names.
+    """Return the records of all notebooks of a run, in the order of their names.
 
     Args:
         folder: The run's folder.
@@ -595,15 +637,15 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 
 def written_entry(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return what the records of a run say of an artefact.
+    """Return the recorded entry of an artefact in a run.
 
     Args:
         folder: The run's folder.
-        name: One of `ARTEFACTS`.
+        name: A name in `ARTEFACTS`.
 
     Returns:
-        Notebook, file, version, sha256, seed and inputs, those of the notebook that saved it last;
-        `None` where no record lists it or the file is gone.
+        Notebook, file, version, sha256, seed and inputs, from the notebook that saved it last;
+        `None` if no record lists the artefact or its file is missing.
 
     Raises:
         ValueError: there is no artefact of this name.
@@ -618,18 +660,38 @@ def written_entry(folder: Path, name: str) -> dict[str, Any] | None:
     return max(entries, key=lambda entry: entry.get("saved", ""), default=None)
 
 
-def replaced_input(
-    folder: Path, name: str, seen: frozenset[str] = frozenset()
-) -> tuple[str, str] | None:
-    """Return an artefact that went into another one and has been replaced since.
+def changed_artefacts(folder: Path, notebooks: Collection[str]) -> list[str]:
+    """Return why artefacts of a run are not what its notebooks wrote, one sentence each.
 
     Args:
         folder: The run's folder.
-        name: The artefact whose inputs, and theirs, are compared with what lies in the run.
-        seen: Artefacts that have been compared already.
+        notebooks: Those that are done; one that was killed may have replaced what it recorded.
+    """
+    problems = []
+    for record in recorded(folder):
+        for name in record["writes"] if record["notebook"] in notebooks else ():
+            path = folder / find_artefact(name).file
+            if not path.exists() or sha256(path) != record["writes"][name]["sha256"]:
+                what = "was changed" if path.exists() else "is gone"
+                problems.append(
+                    f"artefact {path} {what} after {record['notebook']} wrote it; put it back, or "
+                    "start a new run"
+                )
+    return problems
+
+
+def replaced_input(
+    folder: Path, name: str, seen: frozenset[str] = frozenset()
+) -> tuple[str, str] | None:
+    """Return a direct or indirect input of an artefact that has been replaced since.
+
+    Args:
+        folder: The run's folder.
+        name: The artefact whose inputs are compared with the run's current artefacts.
+        seen: Artefacts that have already been compared.
 
     Returns:
-        The replaced artefact and the notebook that had read it; `None` where there is none.
+        The replaced artefact and the notebook that had read it, or `None`.
     """
     entry = written_entry(folder, name)
     if entry is None:
@@ -647,7 +709,7 @@ def replaced_input(
 
 
 def format_metric(value: float | int | str | None) -> str:
-    """Return a metric as it is shown everywhere: four decimals, a dash for `None`.
+    """Return a metric as text for display: floats with four decimals, a dash for `None`.
 
     Args:
         value: The metric.
@@ -656,8 +718,19 @@ def format_metric(value: float | int | str | None) -> str:
     ['0.2500', '0.0000', '3', '–']
     """
     if isinstance(value, float):
-        return f"{round(value, 4) + 0.0:.4f}"  # never "-0.0000", which rounding noise decides
+        return f"{round(value, 4) + 0.0:.4f}"  # + 0.0 avoids "-0.0000"
     return "–" if value is None else str(value)
+
+
+def kept_figure(folder: Path, notebook: str, name: str) -> Path:
+    """Return the path of a notebook's saved figure in a run.
+
+    Args:
+        folder: The run's folder.
+        notebook: Name of the notebook's file without ``.ipynb``.
+        name: Name of the figure.
+    """
+    return folder / "figures" / f"{notebook}-{name}.json"
 
 
 def _record_file(folder: Path, notebook: str) -> Path:
@@ -665,11 +738,11 @@ def _record_file(folder: Path, notebook: str) -> Path:
 
 
 def progress_line(folder: Path, notebook: str) -> str:
-    """Return the last line of a running notebook on its progress, "" before the first.
+    """Return the last progress line of a running notebook, or "".
 
     Args:
         folder: The run's folder.
-        notebook: Name of the notebook, without ending.
+        notebook: Name of the notebook's file without ``.ipynb``.
     """
     try:
         return _progress_file(folder, notebook).read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Helpers that belong to no subject.
+"""General helpers: files, YAML and JSON, provenance, console output.
 
-Files that are written whole or not at all (`files.write_json`), YAML and JSON read within limits
-(`yaml_files.read_yaml`, `validation.parse_json`), versions and commit (`provenance.versions`), and
-`progress.Progress`.
+`files.write_json` writes files atomically, `yaml_files.read_yaml` and `validation.parse_json` read
+files within limits, `provenance.versions` returns the versions of packages, and
+`progress.Progress` estimates the time remaining.
 """

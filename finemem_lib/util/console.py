@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, refusals, interrupts, tables, progress, plain text."""
+"""Common parts of the commands: exit codes, argument checks, interrupts, tables, progress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,21 +23,21 @@ EXIT_CODES = {"ok": 0, "failed": 1, "timeout": 3, "interrupted": 130}
 BAD_USAGE = 2
 
 SECONDS_A_LINE = 60.0
-"""How often a `StatusLine` is printed where there is no terminal."""
+"""Seconds between printed lines of a `StatusLine` without a terminal."""
 
 
 class UsageError(Exception):
-    """The command cannot be carried out as given; nothing was started or written."""
+    """The arguments of a command are invalid; nothing was started or written."""
 
 
 def positive(text: str) -> int:
-    """Return the whole number of at least 1 that a word of the command line stands for.
+    """Return a command-line argument as a whole number of at least 1.
 
     Args:
         text: Decimal digits.
 
     Raises:
-        argparse.ArgumentTypeError: it is no such number.
+        argparse.ArgumentTypeError: the text is not such a number.
     """
     if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
         raise argparse.ArgumentTypeError(
@@ -45,15 +46,34 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_output_folder(folder: Path, option: str = "--output") -> None:
-    """Refuse a folder that cannot be made or written to.
+def rows_file(text: str) -> Path:
+    """Return a command-line argument as the path of a file of rows.
 
     Args:
-        folder: Where files will be written.
-        option: The option that names it.
+        text: A path that ends in ".jsonl"; the card of the rows has the suffix ".json".
 
     Raises:
-        UsageError: it, or the folder it would be made in, is none that files can be written to.
+        argparse.ArgumentTypeError: the path has another suffix, so that the card could replace the
+            rows.
+    """
+    path = Path(text)
+    if path.suffix != ".jsonl":
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.200}, expected a file that ends in .jsonl; its card is written beside it, "
+            "ending in .json"
+        )
+    return path
+
+
+def check_output_folder(folder: Path, option: str = "--output") -> None:
+    """Raise an error if a folder cannot be created or written to.
+
+    Args:
+        folder: The folder for output files.
+        option: Name of the command-line option, for the message.
+
+    Raises:
+        UsageError: the folder, or its nearest existing parent, is not a writable folder.
     """
     places = (folder.absolute(), *folder.absolute().parents)
     there = next(place for place in places if os.path.lexists(place))
@@ -67,11 +87,11 @@ def check_output_folder(folder: Path, option: str = "--output") -> None:
 
 @contextlib.contextmanager
 def interruptible(once: bool = True) -> Iterator[None]:
-    """Turn SIGTERM and a lost terminal into KeyboardInterrupt, so that a command can clean up.
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt within the block, so that it can clean up.
 
     Args:
-        once: Whether further signals are ignored after the first, so that they cannot cut the
-            clean-up short.
+        once: Whether signals after the first one are ignored, so that they cannot interrupt the
+            clean-up.
     """
     former = {
         number: signal.getsignal(number)
@@ -85,7 +105,7 @@ def interruptible(once: bool = True) -> Iterator[None]:
 
     try:
         for number, handler in former.items():
-            if handler is not signal.SIG_IGN:  # nohup, or started in the background
+            if handler is not signal.SIG_IGN:  # ignored under nohup or in the background
                 signal.signal(number, interrupt)
         yield
     finally:
@@ -94,16 +114,31 @@ def interruptible(once: bool = True) -> Iterator[None]:
 
 
 def terminal() -> Console:
-    """Return a console that writes to standard output, in colour only where that is a terminal."""
+    """Return a console on standard output, in colour only on a terminal."""
     return Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns; long cells are folded on a terminal and whole elsewhere.
+def result_line(code: int, **fields: object) -> str:
+    """Return the last line of a command, for programs: ``NAME=VALUE`` as a shell would read it.
 
     Args:
-        rows: The header, then the rows; a header alone is not printed. Cells are text of anyone:
-            no markup is read in them, and `plain` makes them harmless.
+        code: The exit code, which becomes the status.
+        fields: What else the command did.
+
+    >>> result_line(0, run="a", page="my folder/x.html")
+    "status=ok run=a page='my folder/x.html'"
+    """
+    status = next(name for name, number in EXIT_CODES.items() if number == code)
+    pairs = [f"{name}={shlex.quote(str(value))}" for name, value in fields.items()]
+    return " ".join([f"status={status}", *pairs])
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns; long cells are wrapped only on a terminal.
+
+    Args:
+        rows: The header, then the rows; a header without rows is not printed. Cells may be
+            untrusted: markup is not interpreted, and `plain` removes control characters.
     """
     if len(rows) < 2:
         return
@@ -116,7 +151,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     if console.is_terminal:
         console.print(table)
         return
-    console.width = 1_000_000  # a script gets every row in one line
+    console.width = 1_000_000  # without a terminal, one line per row
     console.width = console.measure(table).maximum
     with console.capture() as capture:
         console.print(table)
@@ -124,17 +159,18 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
-    """One line that says how far something has come.
+    """Status lines of running tasks.
 
-    A terminal shows it in place, cut to its width, and keeps the last one. Elsewhere a line is
-    printed every `SECONDS_A_LINE`, and the last one.
+    A terminal updates the lines in place, truncated to its width, and keeps the last line of each
+    task. Without a terminal they are printed every `SECONDS_A_LINE` seconds, and the last line of
+    each task when it ends.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start the line.
+        """Create an empty display.
 
         Args:
-            clock: Seconds from any start.
+            clock: Returns the time in seconds, from any start.
         """
         self._console = terminal()
         self._clock = clock
@@ -144,40 +180,38 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
-    def update(self, line: str) -> None:
-        """Show the state.
+    def update(self, lines: Sequence[str]) -> None:
+        """Show the current lines.
 
         Args:
-            line: Without control characters; text of others in it went through `plain`.
+            lines: Lines without control characters; untrusted text must go through `plain` first.
         """
         if self._live:
-            text = Text(line, no_wrap=True, overflow="ellipsis")
+            text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
             self._live.update(text, refresh=True)
         elif self._clock() - self._printed >= SECONDS_A_LINE:
             self._printed = self._clock()
-            print(line, flush=True)
+            print("\n".join(lines), flush=True)
 
     def end(self, line: str) -> None:
-        """Show the last state for good.
+        """Print the last line of a task permanently.
 
         Args:
-            line: As in `update`.
+            line: The line, as for `update`.
         """
-        self.close()
-        print(line, flush=True)
-
-    def close(self) -> None:
-        """Give the terminal back."""
         if self._live:
-            self._live.stop()
-            self._live = None
+            self._live.update("")
+            self._live.console.print(Text(line), soft_wrap=True)  # above the remaining lines
+        else:
+            print(line, flush=True)
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._live:
+            self._live.stop()
 
 
 class StepLog(contextlib.AbstractContextManager["StepLog"]):
-    """A line for every step that is done, and on a terminal a bar and the time left below them."""
+    """Prints a line per finished step and, on a terminal, a progress bar with the time left."""
 
     def __init__(self) -> None:
         """Start the clock."""
@@ -197,12 +231,12 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
         return self
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        """Say that another step is done.
+        """Report a finished step.
 
         Args:
-            done: How many are done.
-            total: How many there are.
-            text: What was done, text of anyone.
+            done: Number of finished steps.
+            total: Total number of steps.
+            text: Description of the step; it may be untrusted.
         """
         line = f"{done:4}/{total} {time.monotonic() - self._begun:7.0f} s  {plain(text)}"
         print(line, flush=True)  # rich prints it above the bar
@@ -213,10 +247,10 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
 
 
 def plain(text: str) -> str:
-    r"""Return text of others in one line, without the characters a terminal would obey.
+    r"""Return untrusted text in one line, with control characters replaced by U+FFFD.
 
     Args:
-        text: May come from data, models or parameters.
+        text: Text from data, models or parameters.
 
     >>> plain("Mia\x1b[2J lives\nin Rome.")
     'Mia\ufffd[2J lives in Rome.'

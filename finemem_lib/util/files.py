@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 
 
 def real_path(path: str | Path) -> Path:
-    """Return an absolute path without links, also where links lead in a circle.
+    """Return an absolute path without symbolic links, also if links form a cycle.
 
     Args:
-        path: May begin with ``~``, or name nothing that exists.
+        path: A path, which may begin with ``~`` and need not exist.
     """
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 @contextmanager
 def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file, which the system releases when the process ends, however it ends.
+    """Hold a file lock within the block; the system also releases it when the process is killed.
 
     Args:
-        lock: The file; it is created where it is missing, and stays.
-        refusal: The sentence for a user whose command comes second.
+        lock: The lock file; created if missing, and not removed.
+        refusal: Message of the error if another process holds the lock.
 
     Raises:
-        ValueError: another process holds it; the text is `refusal`.
+        ValueError: another process holds the lock; the message is `refusal`.
     """
     with lock.open("a") as file:
         try:
@@ -42,18 +42,18 @@ def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
-    """Give a path beside `target` to write a file or a folder to, then put it in target's place.
+    """Yield a temporary path next to `target` to write to, then rename it to `target`.
 
     Args:
-        target: The file or folder to replace; parents that are missing are made.
+        target: The file or folder to replace; missing parent folders are created.
 
     Raises:
-        OSError: it could not be written; target is as it was before.
+        OSError: the target could not be written; an earlier version is unchanged.
     """
     beside = target.with_name(f"{target.name}.tmp")
     former = target.with_name(f"{target.name}.former")
     try:
-        if former.exists():  # a process was killed between the two renames below
+        if former.exists():  # a process was killed between the renames below
             if target.exists():
                 discard(former)
             else:
@@ -63,7 +63,7 @@ def written_beside(target: Path) -> Iterator[Path]:
         yield beside
         for path in (*beside.rglob("*"), beside) if beside.is_dir() else (beside,):
             _sync(path)
-        if beside.is_dir() and target.exists():  # a folder cannot be renamed over another
+        if beside.is_dir() and target.exists():  # a folder cannot be renamed onto another
             os.rename(target, former)
             try:
                 os.rename(beside, target)
@@ -95,10 +95,10 @@ def _sync(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder where there is one.
+    """Remove a file or a folder, if it exists.
 
     Args:
-        path: What to remove; of a folder, whatever cannot be removed stays.
+        path: The file or folder; parts of a folder that cannot be removed are kept silently.
     """
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -107,16 +107,29 @@ def discard(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all.
+    """Write a value as JSON, atomically.
 
     Args:
         path: The file to write or replace.
-        value: Anything JSON can hold.
+        value: A JSON value.
 
     Raises:
-        ValueError: the value holds NaN or an infinity.
-        OSError: it could not be written; what was there before is unchanged.
+        ValueError: the value contains NaN or an infinity.
+        OSError: the file could not be written; an earlier version is unchanged.
     """
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file atomically and return its path.
+
+    Args:
+        path: The file to write or replace.
+        content: Content of the file.
+
+    Raises:
+        OSError: the file could not be written; an earlier version is unchanged.
+    """
     with written_beside(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
+    return path

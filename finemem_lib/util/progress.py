@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 class Progress:
-    """Words for how much is done and how long the rest will take.
+    """A text with the number of finished units and the estimated time remaining.
 
-    The pace is that since the first call, so what an earlier, stopped process did does not count
-    as fast.
+    The rate is measured from the first call on, so units finished by an earlier process do not
+    count.
 
     >>> clock = iter([0.0, 20.0]).__next__
     >>> progress = Progress(75, "updates", clock)
@@ -21,12 +21,12 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with nothing done.
+        """Create an estimate without finished units.
 
         Args:
-            total: How many units there are.
-            unit: Their name in the plural.
-            clock: Seconds from any start.
+            total: Total number of units.
+            unit: Name of the units, in the plural.
+            clock: Returns the time in seconds, from any start.
         """
         self.total = total
         self.unit = unit
@@ -34,10 +34,10 @@ class Progress:
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int) -> str:
-        """Return the line to show.
+        """Return the progress as one line of text.
 
         Args:
-            done: Units that are done, those of an earlier process included.
+            done: Number of finished units, including those of an earlier process.
         """
         now = self._clock()
         begun, since = self._first = self._first or (done, now)
@@ -48,10 +48,10 @@ class Progress:
 
 
 def about(seconds: float) -> str:
-    """Return a duration, rounded, in the unit that suits it.
+    """Return a rounded duration as text, in seconds, minutes or hours.
 
     Args:
-        seconds: The duration; less than one counts as one.
+        seconds: The duration in seconds; less than 1 counts as 1.
 
     >>> [about(seconds) for seconds in (0.2, 89, 100, 5000, 9000)]
     ['about 1 s', 'about 89 s', 'about 2 min', 'about 83 min', 'about 2.5 h']

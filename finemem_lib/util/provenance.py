@@ -1,14 +1,18 @@
-"""Repository root, versions and the git commit: what makes a run repeatable."""
+"""Provenance of results: repository root, package versions, hardware and git commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from finemem_lib.util.files import write_json, written_beside
 
 RECORDED_PACKAGES = (
     "torch transformers trl peft accelerate datasets tokenizers safetensors numpy pandas pyarrow "
@@ -17,14 +21,14 @@ RECORDED_PACKAGES = (
 ).split()
 
 FETCHED = "data/models/"
-"""Begins the paths, relative to the repository root, of models that `finemem fetch` writes."""
+"""Folder of the models that `finemem fetch` writes, relative to the repository root."""
 
 
 def repository_root() -> Path:
-    """Return the checkout this library runs from.
+    """Return the root of the checkout from which this library is imported.
 
-    Notebooks and the command line resolve relative paths against it, whatever folder a kernel was
-    started in.
+    Notebooks and the command line resolve relative paths against it, independent of the working
+    directory.
 
     Raises:
         FileNotFoundError: the library was installed without its repository.
@@ -39,16 +43,16 @@ def repository_root() -> Path:
 
 
 def cpu_threads() -> int | None:
-    """Return the CPU threads that OMP_NUM_THREADS asks for, `None` where it names no number."""
+    """Return the number of CPU threads in OMP_NUM_THREADS, or `None` if it is not a number."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return int(threads) if threads.isdecimal() and int(threads) else None
 
 
 def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """Return the version of Python and of every installed package that results depend on.
+    """Return the versions of Python and of the installed packages.
 
     Args:
-        packages: Their names; those that are not installed are left out.
+        packages: Names of packages; packages that are not installed are left out.
     """
     found = {"python": sys.version.split()[0]}
     for name in packages:
@@ -60,7 +64,7 @@ def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
 
 
 def hardware() -> str:
-    """Return in words what this process runs on."""
+    """Return a description of this machine: cores, architecture, system, memory in GB."""
     import psutil
 
     memory = psutil.virtual_memory().total / 2**30
@@ -68,10 +72,10 @@ def hardware() -> str:
 
 
 def git_state(root: Path) -> dict[str, str | bool | None]:
-    """Return the commit of a checkout and whether its files differ from it, `None` without git.
+    """Return the commit of a checkout and whether its files differ from it; `None` without git.
 
     Args:
-        root: The checkout; a folder within another repository counts as one without git.
+        root: Root of the checkout; a folder inside another repository counts as without git.
     """
 
     def git(*arguments: str) -> str | None:
@@ -93,3 +97,25 @@ def git_state(root: Path) -> dict[str, str | bool | None]:
         return {"commit": None, "dirty": None}
     status = git("status", "--porcelain")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def write_measured(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    command: str,
+    git: Mapping[str, str | bool | None],
+    **more: Any,
+) -> None:
+    """Write measured rows, and next to them a card that records how they were made.
+
+    Args:
+        path: File of the rows, with suffix ".jsonl"; the card has the suffix ".json".
+        rows: The rows, one JSON object each.
+        command: The command that made the rows.
+        git: `git_state` at the start of the command.
+        more: Further fields of the card, such as "seed" and "seconds".
+    """
+    with written_beside(path) as beside:
+        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    card = {"command": command, "hardware": hardware(), **more, "git": git, "versions": versions()}
+    write_json(path.with_suffix(".json"), card)

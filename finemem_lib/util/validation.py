@@ -1,4 +1,4 @@
-"""Values from files: JSON read within a limit on its depth, types checked by pydantic."""
+"""Validate values from files: JSON with limited depth, types checked by pydantic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 MAX_DEPTH = 100
-"""How many lists and objects of a file may lie within each other."""
+"""Largest depth of nested lists and objects."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -21,7 +21,7 @@ def parse_json(text: str | bytes) -> Any:
         text: One JSON value; bytes are UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: the text is no JSON in UTF-8, or nests deeper than `MAX_DEPTH`.
+        ValueError: the text is not JSON in UTF-8, or is nested deeper than `MAX_DEPTH`.
     """
     try:
         value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
@@ -34,13 +34,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Refuse a value that no recursive function could walk through safely.
+    """Raise an error for a value that is nested too deeply for recursive functions.
 
     Args:
-        value: Lists, tuples and dicts within each other, and what they hold.
+        value: Nested lists, tuples and dicts.
 
     Raises:
-        ValueError: they nest deeper than `MAX_DEPTH`.
+        ValueError: the value is nested deeper than `MAX_DEPTH`.
     """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
@@ -62,10 +62,10 @@ def _too_deep() -> ValueError:
 
 
 def type_adapter(record_type: Any) -> TypeAdapter[Any]:
-    """Return pydantic's validator of a type, built once per type.
+    """Return pydantic's validator of a type, cached by type.
 
     Args:
-        record_type: A dataclass or any other type that pydantic knows.
+        record_type: A dataclass or any other type that pydantic supports.
     """
     return _built_adapter(record_type)
 
@@ -78,16 +78,16 @@ def _built_adapter(record_type: Any) -> TypeAdapter[Any]:
 
 
 def problems_in_words(error: ValidationError, limit: int = 3) -> str:
-    """Return what a pydantic model refused, in one line.
+    """Return the problems in a pydantic validation error as one line of text.
 
     Args:
-        error: Of a model's validation.
-        limit: How many problems to name.
+        error: Error of a model's validation.
+        limit: Largest number of problems to name.
     """
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     named = []
     for one in problems[:limit]:
-        what = re.sub(r" or instance of \w+", "", one["msg"])  # a class of ours tells nobody
+        what = re.sub(r" or instance of \w+", "", one["msg"])  # our class names do not help users
         named.append(f"{'.'.join(map(str, one['loc']))}: {what}" if one["loc"] else what)
     more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
     return "; ".join([*named, *more])

@@ -1,4 +1,4 @@
-"""YAML of users, read within limits on its size, depth and aliases."""
+"""Read YAML files of users within limits on size, depth and aliases."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
-"""How many lists and mappings may lie within each other."""
+"""Largest depth of nested lists and mappings."""
 
 MAX_NODES = 10_000
-"""Values, keys, lists and mappings, with everything that an alias stands for counted again."""
+"""Largest number of values, keys, lists and mappings; the content of an alias counts each time."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -24,11 +24,11 @@ def read_yaml(path: Path) -> Any:
         path: A file of at most `MAX_BYTES`; it may use aliases within the limits of `parse_yaml`.
 
     Raises:
-        ValueError: the file cannot be read, is no YAML or exceeds a limit. The message names the
-            file, the line and the limit, and quotes none of its content, which may hold a key.
+        ValueError: the file cannot be read, is not YAML or exceeds a limit. The message names the
+            file, the line and the limit, and quotes no content, which may include a key.
     """
     try:
-        with path.open("rb") as file:  # not read_text: the file may be endless
+        with path.open("rb") as file:  # not read_text: the file may be infinite
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
@@ -46,14 +46,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value that a YAML text stands for.
+    """Return the value of a YAML text.
 
     Args:
         text: One YAML document.
 
     Raises:
-        ValueError: the text is no YAML, nests deeper than `MAX_DEPTH`, or holds more than
-            `MAX_NODES` values. The message starts with the line and quotes nothing of the text.
+        ValueError: the text is not YAML, is nested deeper than `MAX_DEPTH`, or holds more than
+            `MAX_NODES` values. The message starts with the line and quotes no content.
     """
     import yaml
 
@@ -76,30 +76,30 @@ def _line(mark: Any) -> int:
 
 
 class _LimitExceeded(Exception):
-    """A text holds more than the limits allow."""
+    """A text exceeds a limit."""
 
 
 def _check_limits(text: str) -> None:
-    """Refuse a text that would take long to load, after its events and before any of it is built.
+    """Raise an error if a text exceeds the limits, from its parser events, before building values.
 
-    The events come one by one from a parser that does not recurse, so a text of any depth costs
-    no more than the part of it within the limits.
+    The parser is iterative and yields one event at a time, so the check ends at the first event
+    beyond the limits, whatever the depth of the text.
     """
     import yaml
 
     def refuse(event: yaml.Event, what: str, remedy: str) -> None:
         raise _LimitExceeded(f"line {_line(event.start_mark)}: {what}; {remedy}")
 
-    sizes: dict[str, tuple[int, int]] = {}  # of every anchor: its nodes and its depth
-    opened: list[tuple[str | None, int]] = []  # of every open collection: anchor, nodes before it
-    deepest: list[int] = []  # of every open collection: how deep its content went
+    sizes: dict[str, tuple[int, int]] = {}  # by anchor: number of nodes, depth
+    opened: list[tuple[str | None, int]] = []  # open collections: anchor, number of nodes before
+    deepest: list[int] = []  # open collections: largest depth of their content
     nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth = 0  # that this event adds to the collections which are open
+        depth = 0  # depth of this event below the open collections
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in opened):
                 refuse(event, "an alias lies within the value it stands for", "write it out")
-            # an unknown one is refused on loading
+            # loading raises an error for an unknown alias
             size, depth = sizes.get(event.anchor or "", (1, 0))
             nodes += size
         elif isinstance(event, yaml.ScalarEvent):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,11 @@ from finemem_lib.build.pretrained import (
     fetch,
 )
 from finemem_lib.cli.main import main
+from finemem_lib.managers.model import load_manager
+from tests.helpers.hub_server import hub
 from tests.helpers.package_index import package_index
 from tests.helpers.patience import LAST_RESORT
+from tests.helpers.small_models import save_model
 
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": b"weights", "sub/config.json": b"{}"}
 
@@ -196,6 +200,80 @@ def test_a_killed_process_leaves_no_folder_of_the_models_name(tmp_path):
 def test_a_name_of_no_model_is_refused(name):
     with pytest.raises(ValueError, match="expected smollm2, minilm or OWNER/NAME"):
         check_name(name)
+
+
+HUB_SCRIPT = """
+import json, sys
+from pathlib import Path
+from finemem_lib.build import pretrained
+
+for line in sys.stdin:
+    name, pins = json.loads(line)
+    if pins:
+        pins = pretrained.Pinned(**pins)
+        pretrained.PINNED[name] = pins
+    try:
+        found = pretrained.fetch(name, Path(sys.argv[1]), lambda said: None)
+        print(json.dumps([str(found.folder), dict(found.origin), found.new]))
+    except (ValueError, pretrained.FetchError) as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_the_hub_gives_any_causal_language_model_and_the_pinned_ones(tmp_path):
+    """A server on loopback stands for the hub; it is asked by the hub's own client."""
+    path = save_model(tmp_path / "model", "llama")
+    whole = {one.name: one.read_bytes() for one in path.iterdir()}
+    card = b"---\nlicense: mit\n---\n# A model\n"
+    old, new = "1" * 40, "2" * 40
+    pins = pinned(revision=new, hub="owner/pinned")
+    repositories = {
+        "owner/lm": {
+            old: whole,
+            new: whole | {"README.md": card, "pytorch_model.bin": b"pickle", "run.py": b"exit()"},
+        },
+        "owner/encoder": {
+            new: {"config.json": b'{"architectures": ["BertModel"]}', "model.safetensors": b""}
+        },
+        "owner/pickled": {new: {"config.json": whole["config.json"], "pytorch_model.bin": b""}},
+        "owner/pinned": {new: FILES},
+    }
+    asked = [
+        ("owner/lm", None),
+        ("owner/lm", None),
+        (f"owner/lm@{old}", None),
+        ("owner/encoder", None),
+        ("owner/pickled", None),
+        ("owner/none", None),
+        ("small", dataclasses.asdict(pins)),
+    ]
+    fetched = tmp_path / "fetched"
+    with hub(repositories, branches={"main": new}) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_SCRIPT, str(fetched)],
+            timeout=LAST_RESORT,
+            capture_output=True,
+            text=True,
+            input="".join(json.dumps(line) + "\n" for line in asked),
+            env=os.environ
+            | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"},
+        )
+    assert done.returncode == 0, done.stderr
+    model, again, other, encoder, pickled, none, small = map(json.loads, done.stdout.splitlines())
+    folder, origin, is_new = model
+    assert is_new and not again[2] and again[1] == origin
+    assert (origin["revision"], origin["licence"]) == (new, "mit")
+    assert origin["sha256"] == {"model.safetensors": digest(whole["model.safetensors"])}
+    held = {one.name for one in Path(folder).iterdir()}
+    assert held == {ORIGIN, *whole} - {"README.md"}  # and no pickle, and no code
+    assert load_manager(folder).model.config.model_type == "llama"
+    assert f"holds revision {new}" in other
+    assert "expected a causal language model" in encoder
+    assert "weights in safetensors" in pickled
+    assert "no answer" in none
+    assert small[1]["hub"] == "owner/pinned" and small[1]["sha256"] == dict(pins.files)
+    assert left_in(fetched) == ["owner", "small"]
+    assert left_in(fetched / "owner") == ["lm"]
 
 
 def test_the_command_prints_size_licence_and_origin(index, small, monkeypatch, tmp_path, capsys):

@@ -129,7 +129,7 @@ def test_language_models_are_asked_once_and_their_use_is_said(data, tmp_path, ke
         printed = capsys.readouterr().out
         calls = sum(server.paid.values())
         assert set(server.authorizations) == {f"Bearer {KEY}"} and set(server.paid.values()) == {1}
-        header, row = printed.splitlines()[-2:]
+        header, row = printed.splitlines()[-3:-1]
         used = dict(zip(re.split("  +", header), re.split("  +", row), strict=True))
         assert used["asked as"] == "teacher and verifier"  # equal settings share a client
         assert used["calls"] == str(calls) and calls > 6  # a teacher's call a chunk, and answers
@@ -379,7 +379,8 @@ def test_build_writes_instances_and_shows_the_published_sizes(tmp_path, capsys):
     ]
     tokens = sum(chunk.tokens for one in built for chunk in one.chunks) / 20
     assert float(rows[0][4]) == pytest.approx(tokens, abs=0.051)
-    assert printed.endswith(f"written: {path}\n")
+    written, last = printed.splitlines()[-2:]
+    assert written == f"written: {path}" and last.startswith("status=ok seconds=")
     before = path.read_bytes()
     assert main(command) == 2
     assert f"{path} exists and is kept" in capsys.readouterr().err and path.read_bytes() == before

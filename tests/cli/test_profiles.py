@@ -54,18 +54,18 @@ def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebook
 
 
 def test_evidence_of_the_trained_manager_needs_notebook_04_before_it():
-    """Incident: 05 of the default profile without 04 failed after its kernel had started."""
+    """Incident: 05 of a profile without 04 failed after its kernel had started."""
     profile = profiles.load_profile(PROJECT / "profiles", "default")
     chosen = profiles.select_notebooks(PROJECT, ["01-03", "05"])
-    resolved = profiles.resolve_parameters(chosen, profile, {}, "r")
+    trained = {"05.source": "trained_trajectories"}
+    resolved = profiles.resolve_parameters(chosen, profile, trained, "r")
     with pytest.raises(
         UsageError,
         match=r"05_evidence_tracing reads trained_trajectories.*"
         r"--notebooks 04,05.*set 05.source \(it is 'trained_trajectories'\)",
     ):
         profiles.check_reads(chosen, resolved, None)
-    given = {"05.source": "trajectories"}
-    resolved = profiles.resolve_parameters(chosen, profile, given, "r")
+    resolved = profiles.resolve_parameters(chosen, profile, {}, "r")
     profiles.check_reads(chosen, resolved, None)
 
 

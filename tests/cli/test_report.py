@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import os
 import re
-import sys
 from pathlib import Path
+from typing import Any
 
 import bs4
 import plotly.graph_objects as go
@@ -13,11 +15,11 @@ import pytest
 from finemem_lib.cli import report
 from finemem_lib.explorers import evidence
 from finemem_lib.figures import frames, notes
-from tests.helpers.browser import CHROMIUM, opened
+from tests.helpers.browser import opened, watched_page
 from tests.helpers.explorer_samples import drill, static_states
 from tests.helpers.figure_samples import make_figures, make_trajectory
 from tests.helpers.patience import eventually, wait_until
-from tests.helpers.run_samples import make_bare_run, make_run
+from tests.helpers.run_samples import add_finding, make_bare_run, make_run, notebook_entry
 
 POISON = (
     '<script>window.ran = 1</script><img src="https://example.org/x" onerror="window.ran = 1">'
@@ -37,13 +39,25 @@ def soup(page_path: Path) -> bs4.BeautifulSoup:
     return bs4.BeautifulSoup(page_path.read_text("utf-8"), "html.parser")
 
 
+def words(tag: bs4.Tag) -> str:
+    """Return the text of an element in one line."""
+    return " ".join(tag.get_text(" ").split())
+
+
+def packed_figures(soup: bs4.BeautifulSoup) -> dict[str, Any]:
+    """Return JSON and tables of the figures of a report by id."""
+    block = soup.find(id="packed-figures").text
+    found: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(block)))
+    return found
+
+
 # ---- without a browser ---------------------------------------------------------------------------
 
 
 def test_summary_says_what_ran_with_what_and_how_it_ended(soup: bs4.BeautifulSoup) -> None:
-    text = soup.get_text(" ", strip=True)
+    text = words(soup)
     for expected in (
-        "Status: failed",
+        "Status failed : 1 of 2 notebooks ran",
         "12.35",
         "trajectories",
         "r_global",
@@ -55,15 +69,82 @@ def test_summary_says_what_ran_with_what_and_how_it_ended(soup: bs4.BeautifulSou
     ):
         assert expected in text
     targets = {link["href"] for link in soup.select("nav a")}
-    assert {"#nb-03_rewards", "#nb-04_next", "#results", "#provenance"} <= targets
+    assert {"#nb-03_rewards", "#nb-04_next", "#findings", "#details"} <= targets
     assert all(soup.select(target) for target in targets)
+
+
+def test_a_failed_or_missing_notebook_is_named_before_everything_else(
+    soup: bs4.BeautifulSoup,
+) -> None:
+    header = words(soup.header)
+    assert "notebook 04_next failed" in header
+    assert "04_next : failed, left no executed copy." in header
+    assert "03_rewards :" not in header
+
+
+def test_findings_come_first_then_their_figures_then_notebooks_then_folded_details(
+    tmp_path: Path,
+) -> None:
+    figures = make_figures()
+    shown = figures["question_audit"]
+    run = make_run(tmp_path / "run", figures=[shown, figures["memory_growth"]])
+    add_finding(run, "03_rewards", f"It is 0.5 [0.4, 0.6] {POISON}", shown)
+    add_finding(run, "04_next", "It is 7.", figures["advantage_heatmap"])
+    page = report.build_report(run, tmp_path / "report.html").read_text("utf-8")
+    found = bs4.BeautifulSoup(page, "html.parser")
+    first, second = found.select("ol.findings > li")
+    assert f"It is 0.5 [0.4, 0.6] {POISON.strip()}" in first.text and not first.select("script")
+    links = [link["href"] for item in (first, second) for link in item.select("a")]
+    assert links == ["#key-1", "#nb-03_rewards", "#key-2", "#nb-04_next"]
+    order = [tag["id"] for tag in found.find_all(["h2", "figure"]) if tag.get("id")]
+    assert order == [
+        *("findings", "figures", "key-1", "key-2", "nb-03_rewards", "nb-03_rewards-2"),
+        *("nb-04_next", "details"),
+    ]
+    assert packed_figures(found)["key-1"]["spec"]["data"] == json.loads(shown.to_json())["data"]
+    section = found.select_one("section")
+    assert section.select_one("ul.findings a")["href"] == "#key-1"
+    assert section.select_one(".notebook a[href='#key-1']").text.startswith("Figure at the top")
+    for heading in ("Metrics", "Parameters", "Versions"):
+        fold = found.find("summary", string=re.compile(heading)).parent
+        assert fold.name == "details" and not fold.has_attr("open") and fold.select("td")
+    assert all(not fold.has_attr("open") for fold in found.select("details.notebook, details.code"))
+    assert all(cell.find_parent("details", "code") for cell in found.select(".highlight"))
+
+
+def test_at_most_seven_findings_lead_and_the_first_of_each_notebook_before_a_second(
+    tmp_path: Path,
+) -> None:
+    names = [f"0{number}_n" for number in range(1, 7)]
+    run = make_bare_run(tmp_path / "run", notebooks=[notebook_entry(name) for name in names])
+    figure = make_figures()["question_audit"]
+    for name in names:
+        for number in (1, 2):
+            add_finding(run, name, f"{name} finds {number}.", figure)
+    page = report.build_report(run, tmp_path / "report.html").read_text("utf-8")
+    found = bs4.BeautifulSoup(page, "html.parser")
+    told = [re.search(r"0\d_n finds \d", item.text)[0] for item in found.select("ol.findings > li")]
+    assert told == ["01_n finds 1", "01_n finds 2", *(f"{name} finds 1" for name in names[1:])]
+    assert len(found.select("figure.plotly")) == 1, "the figure of all of them, once"
+    assert len(found.select("section ul.findings > li")) == 12
+
+
+def test_a_finding_whose_figure_is_gone_is_shown_without_a_link(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", figures=[])
+    add_finding(run, "03_rewards", "It is 7.", make_figures()["question_audit"])
+    for kept in (run / "figures").iterdir():
+        kept.unlink()
+    page = report.build_report(run, tmp_path / "report.html").read_text("utf-8")
+    [item] = bs4.BeautifulSoup(page, "html.parser").select("ol.findings > li")
+    assert "It is 7." in item.text
+    assert [link["href"] for link in item.select("a")] == ["#nb-03_rewards"]
 
 
 def test_seeds_that_differ_by_notebook_are_not_called_none(tmp_path: Path) -> None:
     folder = make_bare_run(tmp_path / "run", seed=None)
     page = report.build_report(folder, tmp_path / "report.html").read_text("utf-8")
-    text = bs4.BeautifulSoup(page, "html.parser").get_text(" ", strip=True)
-    assert "seeds by notebook, see its parameters" in text and "seed None" not in text
+    text = words(bs4.BeautifulSoup(page, "html.parser"))
+    assert "seeds by notebook (see its parameters)" in text and "seed None" not in text
 
 
 def test_page_has_language_title_and_headings_in_order(soup: bs4.BeautifulSoup) -> None:
@@ -77,7 +158,7 @@ def test_page_has_language_title_and_headings_in_order(soup: bs4.BeautifulSoup) 
 
 
 def test_every_figure_has_alt_caption_and_table(soup: bs4.BeautifulSoup) -> None:
-    figures = soup.select("figure.plotly")
+    figures, packed = soup.select("figure.plotly"), packed_figures(soup)
     assert [figure["id"] for figure in figures] == [
         f"nb-03_rewards-{number}" for number in range(1, NUM_FIGURES + 1)
     ]
@@ -87,7 +168,8 @@ def test_every_figure_has_alt_caption_and_table(soup: bs4.BeautifulSoup) -> None
         assert drawing["aria-label"].endswith(meta["alt"])
         assert figure.figcaption.text == meta["caption"]
         rows = frames.figure_table(made)
-        assert len(figure.select("details tbody tr")) == min(len(rows), notes.MAX_TABLE_ROWS)
+        tables = bs4.BeautifulSoup(packed[figure["id"]]["tables"], "html.parser")
+        assert len(tables.select("tbody tr")) == min(len(rows), notes.MAX_TABLE_ROWS)
         assert soup.get_text().count(meta["caption"]) == 1
 
 
@@ -96,6 +178,7 @@ def test_nothing_is_loaded_from_elsewhere(soup: bs4.BeautifulSoup) -> None:
     policy = soup.select_one("meta[http-equiv=Content-Security-Policy]")["content"]
     assert "default-src 'none'" in policy and "unsafe-eval" not in policy
     assert len(re.findall("sha256-", policy)) == 2
+    assert len(soup.select("script:not([type='application/gzip'])")) == 1
     rest = "".join(str(tag) for tag in soup.body.find_all(recursive=False) if tag.name != "script")
     assert not re.search("mathjax|require.min|unpkg|cdnjs", rest, re.IGNORECASE)
 
@@ -202,13 +285,6 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch) -> No
         report.build_report(run, output)
     assert output.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
-
-
-def test_figure_without_a_browser_is_saved_as_html(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "kaleido", None)
-    with pytest.warns(UserWarning, match="written as HTML.*Chromium"):
-        [path] = report.save_figures({tmp_path / "flow": make_figures()["evidence_sankey"]})
-    assert path.name == "flow.html" and "Plotly.newPlot" in path.read_text("utf-8")
 
 
 # ---- in a browser --------------------------------------------------------------------------------
@@ -342,7 +418,7 @@ def test_page_works_by_keyboard_and_at_twice_the_size(page_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
-        table = page.locator("details").first
+        table = page.locator("details.table").first
         table.locator("summary").focus()
         page.keyboard.press("Enter")
         assert table.evaluate("details => details.open")
@@ -350,24 +426,58 @@ def test_page_works_by_keyboard_and_at_twice_the_size(page_path: Path) -> None:
 
 
 @browser
-def test_saved_images_are_small_and_the_same_every_time(tmp_path: Path) -> None:
-    pytest.importorskip("kaleido", reason="kaleido is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    figure = make_figures()["question_audit"]  # its patterns have random ids in plotly
-    first, second = report.save_figures({tmp_path / name: figure for name in ("a", "b")})
-    assert first.read_bytes() == second.read_bytes()
-    assert first.stat().st_size < 150_000 and first.name == "a.svg"
-    assert "accepted" in first.read_text("utf-8")
+def test_figures_in_folded_notebooks_are_drawn_when_they_are_unfolded(page_path: Path) -> None:
+    with watched_page() as (page, watch):
+        page.goto(page_path.as_uri())
+        page.wait_for_function("() => window.Plotly")
+        assert page.locator(".js-plotly-plot").count() == 0
+        page.locator("details.notebook > summary").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-drawn=all]")
+        assert page.locator(".js-plotly-plot .main-svg").count() >= NUM_FIGURES
+        assert watch.errors == []
 
 
-def test_a_browser_that_says_goodbye_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Incident: the export of figures was complete and ended with a traceback."""
-    pipe = pytest.importorskip("choreographer.channels.pipe", reason="kaleido is not installed")
-    pipe._logger.addFilter(report.is_real_error)
-    for read in ("{bye}\n", '{"id": 1'):
-        try:
-            pipe.wire.deserialize(read)
-        except pipe.JSONError:
-            pipe._logger.exception("of %s", read)
-    assert [record.args for record in caplog.records] == [('{"id": 1',)]
+@browser
+def test_the_first_figure_is_within_the_first_screen_and_a_half(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", figures=[])
+    finding = "The advantage correlates at 0.49 [0.42, 0.55] with what the step did. " * 2
+    for _ in range(7):
+        add_finding(run, "03_rewards", finding, make_figures()["question_audit"])
+    path = report.build_report(run, tmp_path / "report.html")
+    with watched_page(1280, 800) as (page, _):
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-drawn=all]")
+        box = page.locator("#key-1 .main-svg").first.bounding_box()
+        assert box["y"] + box["height"] <= 1200
+
+
+@browser
+def test_paper_has_everything_unfolded_and_drawn(page_path: Path) -> None:
+    with watched_page() as (page, watch):
+        page.goto(page_path.as_uri())
+        page.wait_for_function("() => window.Plotly")
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details:not([open], .table)").count() == 0
+        assert page.locator("figure.plotly:has(.main-svg)").count() == NUM_FIGURES
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.locator("details[open]").count() == 0
+        assert watch.errors == []
+
+
+@browser
+def test_dark_pages_keep_figures_on_a_white_card(tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
+    run = make_run(tmp_path / "run")
+    add_finding(run, "03_rewards", "It is 7.", make_figures()["question_audit"])
+    with opened(report.build_report(run, tmp_path / "report.html")) as (page, _, _):
+        page.emulate_media(color_scheme="dark")
+        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        ground = "element => getComputedStyle(element).backgroundColor"
+        assert page.locator("body").evaluate(ground) == "rgb(22, 24, 28)"
+        assert page.locator("figure.plotly").first.evaluate(ground) == "rgb(255, 255, 255)"
+        page.evaluate(Path(axe.__file__).with_name("axe.min.js").read_text("utf-8"))
+        found = page.evaluate(
+            "axe.run({runOnly: ['color-contrast']}).then(result => result.violations)"
+        )
+        assert [node["html"] for one in found for node in one["nodes"]] == []

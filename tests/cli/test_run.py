@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -17,11 +18,13 @@ import pytest
 from finemem_lib.cli import (
     execute as execution,
     manifest,
+    pictures,
     report as report_page,
     run as run_command_module,
 )
 from finemem_lib.cli.main import main
 from finemem_lib.runs.run import sha256, start_run
+from finemem_lib.util import console
 from finemem_lib.util.provenance import repository_root
 from tests.helpers.patience import LAST_RESORT, wait_until
 from tests.helpers.run_samples import make_bare_run
@@ -80,7 +83,8 @@ def notebooks(tmp_path):
 
 
 def run(notebooks, *arguments, execute=execution.execute_notebook):
-    return main(["run", "--notebooks-dir", str(notebooks), *arguments], execute)
+    """Run notebooks one after the other; `test_schedule.py` runs them side by side."""
+    return main(["run", "--notebooks-dir", str(notebooks), "--jobs", "1", *arguments], execute)
 
 
 # ---- a run that works ----------------------------------------------------------------------------
@@ -133,8 +137,8 @@ def good(tmp_path_factory):
 def test_a_run_ends_with_a_table_of_results_and_the_report(good):
     folder, printed, *_ = good
     lines = [line.split() for line in printed.splitlines()]
-    assert ["notebook", "metric", "value"] in lines
-    assert [FIRST, "kept", "6"] in lines and [FIRST, "unmeasured", "–"] in lines
+    assert ["notebook", "found"] in lines
+    assert [FIRST, "kept", "6,", "unmeasured", "–"] in lines
     assert [THIRD, "reward", "1.5000"] in lines
     assert f"report: {folder / 'report.html'}" in printed
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
@@ -209,7 +213,7 @@ def test_list_shows_the_run_and_report_makes_the_page_again(good, monkeypatch, c
     folder, *_ = good
     monkeypatch.setenv("FINEMEM_RUNS_DIR", str(folder.parent))
     exported = {}
-    monkeypatch.setattr(report_page, "save_figures", exported.update)
+    monkeypatch.setattr(pictures, "save_figures", exported.update)
     (folder / "report.html").unlink()
     assert main(["report", "good", "--figures", str(tmp_path / "figures")]) == 0
     assert (folder / "report.html").exists()
@@ -339,7 +343,7 @@ def sleeping(tmp_path, runs_dir):
     """A command whose notebook sleeps, started and waited for; its folder and its kernel's id."""
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [SLEEP]), THIRD: ("", [])})
     command = subprocess.Popen(
-        [*FINEMEM, "run", "--notebooks-dir", notebooks, "--run-id", "asleep"],
+        [*FINEMEM, "run", "--notebooks-dir", notebooks, "--run-id", "asleep", "--jobs", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -521,6 +525,7 @@ def test_a_process_id_used_again_is_not_taken_for_the_run(good, runs_dir):
     (runs_dir / "old" / "manifest.json").write_text(json.dumps(found))
     assert manifest.read_manifest(runs_dir / "old").status == "failed"
     found["process"]["created"] = process.create_time()
+    found["process"]["since_boot"] = process.create_time() - psutil.boot_time()
     (runs_dir / "old" / "manifest.json").write_text(json.dumps(found))
     assert manifest.read_manifest(runs_dir / "old").status == "running"
 
@@ -640,7 +645,8 @@ def test_resume_takes_other_values_of_what_changes_no_result(tmp_path, runs_dir,
     assert manifest_of(runs_dir / "full") == before and len(given) == 1
 
     changed = ["gradient_checkpointing=true", "01.save_every=5", "jobs=2"]
-    assert main(["resume", "full", *(f"--set={one}" for one in changed)], execute) == 1
+    arguments = ["resume", "full", "--jobs", "1", *(f"--set={one}" for one in changed)]
+    assert main(arguments, execute) == 1
     assert (given[1]["gradient_checkpointing"], given[1]["save_every"]) == (True, 5)
     assert given[1]["learning_rate"] == 0.1 and given[2]["jobs"] == 2 and given[2]["beta"] == 0.5
     found = manifest_of(runs_dir / "full")
@@ -716,27 +722,34 @@ def test_a_running_notebook_shows_how_far_it_has_come(
     tmp_path, runs_dir, monkeypatch, capsys, live
 ):
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: ("", [])})
+    seen = []
+
+    class Recorded(console.StatusLine):
+        def update(self, lines):
+            super().update(lines)
+            seen.extend(lines)
 
     def execute(source, parameters, folder, environment, deadline, tick):
-        tick()
+        wait_until(lambda: seen)
         for done in (1, 2):
             part = start_run(FIRST, {"run_id": folder.name})
             part.progress(f"{done}/75 updates, about {3 - done} min left\x1b[2J")
-            tick()
+            wait_until(functools.partial(lambda done: f"{done}/75" in seen[-1], done))
         return execution.Outcome("ok")
 
     monkeypatch.setenv("FORCE_COLOR", "1" if live else "")
-    monkeypatch.setattr("finemem_lib.util.console.SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(console, "SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr(run_command_module, "StatusLine", Recorded)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     assert run(notebooks, "--run-id", "seen", execute=execute) == 0
     printed = capsys.readouterr().out
     assert "\x1b[2J" not in printed and ("\x1b" in printed) == live
     shown = [line for line in re.split(r"[\r\n]|\x1b\[[\d;?]*\w", printed) if FIRST in line]
-    first, second, third, last = dict.fromkeys(line.rstrip() for line in shown)
-    assert "updates" not in first and "running" in second
-    assert "1/75 updates, about 2 min left" in second and "2/75 updates" in third
-    assert "ok" in last and "updates" not in last
+    assert "running" in shown[0] and "updates" not in shown[0]
+    assert any("1/75 updates, about 2 min left" in line for line in shown)
+    assert any("2/75 updates" in line for line in shown)
+    assert "ok" in shown[-1] and "updates" not in shown[-1]
 
 
 # ---- an executed notebook ------------------------------------------------------------------------

@@ -20,6 +20,13 @@ FAILURES = ROOT / ".pytest_cache" / "browser"
 """Where screenshots of failed tests are kept."""
 
 
+TOKENS = """area => [...area.querySelectorAll(".js-plotly-plot")]
+    .filter(plot => plot.layout?.coloraxis).flatMap(plot => [...plot.querySelectorAll(".point")])
+    .map(point => [point.querySelector("text").textContent,
+                   getComputedStyle(point.querySelector("path")).fill])"""
+"""Text and colour of the tokens of `figures.completion_view` below an element."""
+
+
 SLOW = "[anywidget] Failed to initialize model."
 """What anywidget says of a figure that a busy machine has not drawn within two seconds; the figure
 comes all the same, which the tests see for themselves."""
@@ -138,8 +145,15 @@ def click_at(figure: Any, x: Any, y: Any) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path, width: int = 1280) -> Iterator[tuple[Any, list[str], list[str]]]:
-    """Open a report from its file; yield the page when all is drawn, its errors and requests."""
+    """Open a report from its file and unfold its notebooks; yield the page when all is drawn, its
+    errors and requests."""
     with watched_page(width) as (page, watch):
         page.goto(path.as_uri())
-        page.wait_for_selector("body[data-drawn=all]")
+        unfold(page)
         yield page, watch.errors, watch.requests
+
+
+def unfold(page: Any) -> None:
+    """Open the notebooks of a report, and wait until all of its figures are drawn."""
+    page.evaluate("for (const one of document.querySelectorAll('.notebook')) one.open = true")
+    page.wait_for_selector("body[data-drawn=all]")

@@ -10,13 +10,17 @@ import plotly.graph_objects as go
 
 from finemem_lib import figures
 from finemem_lib.data.planted import StreamSettings, planted_stream
+from finemem_lib.evaluation.failure_stages import stage_counts
 from finemem_lib.evaluation.retrievers import Row as RetrieverRow
+from finemem_lib.evaluation.revisions import RevisionRow
+from finemem_lib.evaluation.stream_length import LengthRow
 from finemem_lib.evaluation.tables import ALL, Estimate
 from finemem_lib.experiments.overfitting import TrainingEnd, overfitting_sign
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.text import count_tokens, words
 from finemem_lib.trajectory import (
     AnsweredQuestion,
+    Chunk,
     InvalidOperation,
     MemoryDelta,
     MemoryItem,
@@ -102,6 +106,60 @@ def make_trajectory(seed: int = 3, num_chunks: int = 6, poison: str = "") -> Tra
         tuple(asked),
         f"{poison}words",
         seed,
+    )
+
+
+def long_trajectory(num_steps: int, num_questions: int = 12) -> Trajectory:
+    """Return a trajectory that inserts at every step, and sometimes updates or deletes.
+
+    Made without a manager, a memory and a reader, so that 20,000 steps take a second. Its questions
+    ask about steps all over it; each is answered from its own item.
+    """
+    items: dict[str, MemoryItem] = {}
+    steps = []
+    for number in range(1, num_steps + 1):
+        operations = [Operation("INSERT", f"Person{number} lives in City{number}.", str(number))]
+        if number % 3 == 0:
+            operations.append(Operation("UPDATE", f"Person moved at {number}.", str(number - 1)))
+        if number % 7 == 0:
+            operations.append(Operation("DELETE", item_id=str(number - 3)))
+        written, removed, outcomes = {}, [], []
+        for position, operation in enumerate(operations):
+            item_id = operation.item_id or ""
+            old = items.pop(item_id, None)
+            outcomes.append(OperationOutcome(operation, True, item_id=item_id))
+            if operation.content is None:
+                removed.append(item_id)
+                continue
+            lineage = (*(old.lineage if old else ()), Write(number, operation.kind, position))
+            items[item_id] = written[item_id] = MemoryItem(item_id, operation.content, lineage)
+        chunk = Chunk(f"Person{number} lives in City{number}.", 5)
+        delta = MemoryDelta(tuple(written.values()), tuple(removed))
+        steps.append(Step(number, chunk, "[]", tuple(outcomes), delta, 5 * len(items)))
+    asked = [
+        item
+        for item in items.values()
+        if len(item.lineage) == 1 and item.content.startswith(f"Person{item.created_step}")
+    ]
+    questions = tuple(
+        AnsweredQuestion(
+            Question(
+                f"q{place}",
+                f"Where does Person{item.item_id} live?",
+                (f"City{item.item_id}",),
+                "planted",
+                evidence_steps=(item.created_step,),
+            ),
+            num_steps,
+            (Retrieved(item.item_id, 1.0, (item.created_step,)),),
+            f"City{item.item_id}",
+            (item.item_id,),
+            1.0,
+        )
+        for place, item in enumerate(asked[:: max(1, len(asked) // num_questions)][:num_questions])
+    )
+    return Trajectory(
+        f"long {num_steps}", "planted", "AR", "by hand", 0, tuple(steps), questions, "words"
     )
 
 
@@ -246,6 +304,54 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "training_curves": figures.training_curves(records),
         "benchmark_accuracy": figures.benchmark_accuracy(rows),
         "memory_length": figures.memory_length(rows),
+        "question_card": figures.question_card(trajectory),
+        "cost_by_length": figures.cost_by_length(
+            [
+                LengthRow(
+                    "planted",
+                    f"{poison}{name}",
+                    None,
+                    n,
+                    20.0 * n,
+                    0.5,
+                    None,
+                    None,
+                    9.0 * n,
+                    30.0,
+                    0.001,
+                    3.0 * n,
+                    1,
+                    7,
+                )
+                for name in ("memagent", "mem1")
+                for n in (6, 24)
+            ]
+        ),
+        "accuracy_by_revisions": figures.accuracy_by_revisions(
+            [
+                RevisionRow(
+                    f"{poison}oracle",
+                    None,
+                    kind,
+                    n,
+                    1 / (1 + n),
+                    None,
+                    None,
+                    0.0,
+                    9,
+                    3,
+                    50.0,
+                    0.5,
+                    0.0,
+                    0.5,
+                )
+                for kind in ("single", "pair", "chain")
+                for n in (0, 1, 4)
+            ]
+        ),
+        "stages_by_method": figures.stages_by_method(
+            stage_counts({f"{poison}hand-made": [trajectory], "again": [trajectory]})
+        ),
     }
 
 

@@ -1,6 +1,7 @@
-"""A data set hub on loopback: what the hub's client asks for, answered from a dictionary.
+"""A hub on loopback: what the hub's client asks for, answered from a dictionary.
 
-It serves the revision, tree and file routes that `datasets` uses; every commit keeps its files.
+It serves the revision, tree and file routes of data sets and of models; every commit keeps its
+files. The header of a README.md is the card.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-_API = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/?]+))?(/[^?]*)?")
-_FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
+from finemem_lib.util.yaml_files import parse_yaml
+
+_API = re.compile(
+    r"/api/(?:datasets|models)/([^/]+/[^/?]+)(?:/(revision|tree|paths-info)/([^/?]+))?(/[^?]*)?"
+)
+_FILE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 
 @contextmanager
@@ -44,7 +50,7 @@ def hub(
                 if files is None:
                     return
                 if route in (None, "revision"):
-                    siblings = [{"rfilename": path} for path in files]
+                    siblings = [_sibling(path, content) for path, content in files.items()]
                     return self.send(
                         json.dumps(
                             {
@@ -52,6 +58,7 @@ def hub(
                                 "id": name,
                                 "sha": commit,
                                 "siblings": siblings,
+                                "cardData": _card(files.get("README.md", b"")),
                                 "tags": [],
                                 "private": False,
                                 "gated": False,
@@ -120,6 +127,18 @@ def hub(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _sibling(path: str, content: bytes) -> dict[str, Any]:
+    """Return what the hub says of a file; of weights, which it stores apart, also their hash."""
+    lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}
+    large = {"lfs": lfs} if path.endswith(".safetensors") else {}
+    return {"rfilename": path, "size": len(content), **large}
+
+
+def _card(readme: bytes) -> dict[str, Any] | None:
+    match = re.match(rb"---\n(.*?)\n---\n", readme, re.DOTALL)
+    return parse_yaml(match[1].decode()) if match else None
 
 
 def _oid(content: bytes) -> str:

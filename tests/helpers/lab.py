@@ -139,30 +139,78 @@ def changed(area: Any, before: str) -> str:
     return area.evaluate(STATE)
 
 
+def settled(area: Any) -> str:
+    """Wait until the kernel has answered a live explorer and the figure is drawn; return what the
+    figure shows, without the axes, whose ranges plotly finds again each time."""
+    root = area.locator(".finemem-explorer")
+    root.and_(area.page.locator("[aria-busy=false]")).wait_for()
+    return root.locator("[role=img]").first.evaluate("""({data = [], layout}) => JSON.stringify(
+        [data.map(trace => ({...trace, uid: 0})), layout?.shapes, layout?.title])""")
+
+
 def move_every_control(area: Any) -> int:
-    """Move every slider and menu of a live explorer by keyboard, there and back, and see its
-    figures follow; return how many there are."""
-    sliders, menus = area.locator(".noUi-handle").all(), area.locator("select").all()
-    for slider in sliders:
-        value = "element => element.getAttribute('aria-valuetext')"
-        before, was = area.evaluate(STATE), slider.evaluate(value)
-        keys = ["ArrowRight", "ArrowLeft"]
-        slider.focus()
-        slider.press(keys[0])
-        if slider.evaluate(value) == was:  # it stood at its end
-            keys.reverse()
-            slider.press(keys[0])
-        after = changed(area, before)
-        slider.press(keys[1])
-        changed(area, after)
-    for number, menu in enumerate(menus):
-        before = area.evaluate(STATE)
-        names = ["next", "previous"]
-        if menu.evaluate("menu => menu.selectedIndex === menu.options.length - 1"):
-            names.reverse()
-        for name in names:
-            area.locator(f"button[title$='{name}']").nth(number).focus()
-            area.page.keyboard.press("Enter")
-            before = changed(area, before)
+    """Move every slider and menu of a live explorer by keyboard, there and back, and see the figure
+    of a view follow; return how many there are. Those that are folded away are unfolded."""
+    for more in area.locator(".finemem-controls details:not([open]) > summary").all():
+        more.focus()
+        more.press("Enter")
+    controls = area.locator(".finemem-controls").locator("input, select").all()
+    for control in controls:
+        tabs = area.locator("[role=tab]").all()
+        assert _moves(area, control) or any(
+            _moves(area, control) for tab in tabs if _pressed(area, tab)
+        ), control.get_attribute("aria-label")
     assert area.locator("[role=alert]").count() == 0
-    return len(sliders) + len(menus)
+    return len(controls)
+
+
+def _pressed(area: Any, button: Any) -> bool:
+    button.focus()
+    button.press("Enter")
+    settled(area)
+    return True
+
+
+def _moves(area: Any, control: Any) -> bool:
+    """Return whether a control moves the figure that is shown, and move it there and back."""
+    before, was = settled(area), control.input_value()
+    control.focus()
+    keys = ["ArrowDown", "ArrowUp"]
+    control.press(keys[0])
+    if control.input_value() == was:  # it stood at its end
+        keys.reverse()
+        control.press(keys[0])
+    after = settled(area)
+    assert control.input_value() != was
+    assert control.evaluate("control => !control.disabled && control === document.activeElement")
+    control.press(keys[1])
+    assert settled(area) == before
+    assert control.input_value() == was
+    return after != before
+
+
+def on_screen(area: Any) -> dict[str, Any]:
+    """Bring a live explorer into the middle of its notebook and return what of its controls and its
+    figure is outside of what is seen there, which controls have to be scrolled to, whether the
+    figure stands beside them, and its width in pixels."""
+    return area.locator(".finemem-explorer").evaluate("""root => {
+        root.scrollIntoView({block: "center"});
+        const rect = element => element.getBoundingClientRect();
+        const within = (element, frame) => rect(element).top >= rect(frame).top - 1
+            && rect(element).bottom <= rect(frame).bottom + 1
+            && rect(element).left >= rect(frame).left - 1
+            && rect(element).right <= rect(frame).right + 1;
+        const page = root.closest(".jp-WindowedPanel-outer");
+        const [controls, view] = [".finemem-controls", ".finemem-view"]
+            .map(name => root.querySelector(name));
+        return {
+            outside: [root, controls, view].filter(part => !within(part, page))
+                .map(part => [part.className, rect(part).height, rect(page).height]),
+            hidden: [...controls.querySelectorAll("input, select")]
+                .filter(part => part.checkVisibility() && !within(part, controls))
+                .map(part => part.ariaLabel),
+            beside: rect(controls).right <= rect(view).left
+                && Math.abs(rect(controls).top - rect(view).top) < 60,
+            width: rect(view).width,
+        };
+    }""")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from finemem_lib.layers.memory import LayerRules
 from finemem_lib.memory import FlatMemory
 from finemem_lib.operations import MALFORMED
 from finemem_lib.trajectory import (
@@ -41,6 +43,34 @@ EMITTED = st.one_of(
     OPERATIONS, OPERATIONS, st.builds(InvalidOperation, st.sampled_from(MALFORMED), st.text())
 )
 STEPS = st.lists(st.lists(EMITTED, max_size=7), max_size=8)
+STORES = st.sampled_from(["semantic", "semantic", "episodic", "core", None])
+LAYERED_OPERATIONS = st.builds(
+    lambda operation, store, letter: dataclasses.replace(
+        operation,
+        store=store,
+        item_id=operation.item_id and letter + operation.item_id,  # as a layered memory names items
+    ),
+    OPERATIONS,
+    STORES,
+    st.sampled_from("se"),
+)
+LAYERED_STEPS = st.lists(
+    st.lists(
+        st.one_of(
+            LAYERED_OPERATIONS,
+            st.builds(Operation, st.just("UPDATE"), CONTENTS, st.none(), st.just("core")),
+        ),
+        max_size=7,
+    ),
+    max_size=8,
+)
+LAYER_RULES = st.builds(
+    LayerRules,
+    st.integers(1, 6),
+    st.sampled_from(["cut", "refuse"]),
+    st.sampled_from(["refuse", "clear"]),
+    st.sampled_from(["refuse", "succeed"]),
+)
 MEMORY_SETTINGS = st.fixed_dictionaries(
     {
         "capacity": st.one_of(st.none(), st.integers(1, 5)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from finemem_lib import figures
+from finemem_lib.figures import style
 from finemem_lib.trajectory import Operation, OperationOutcome, Trajectory
 from tests.helpers.figure_samples import make_trajectory
 
@@ -58,6 +59,15 @@ def make_training_figures(poison: str = "") -> dict:
     return {
         "gradient_map": figures.gradient_map(groups),
         "rollout_compare": figures.rollout_compare(groups[0]),
+        "rollout_diff": figures.rollout_diff(groups[0], 0, 1),
+        "group_completions": figures.group_completions(
+            groups[0], 2, [texts] * 3, [[0.5, -1.0, None, 0.0]] * 3, ["eara", "format"]
+        ),
+        "step_story": figures.step_story(group[0], 2, group[1].questions),
+        "seen_by_group": figures.seen_by_group(group, 2),
+        "text_rows": figures.text_rows(
+            [("chunk", [style.label(f"{poison}a")])], "Texts", "1 text.", "A text."
+        ),
         "step_terms": figures.step_terms(groups[0], 1),
         "episode_before_after": figures.episode_before_after(group[:2], group[1:]),
         "completion_grid": figures.completion_grid(texts, [0.5, -1.0, None, 0.0], "advantage A"),

@@ -125,6 +125,20 @@ def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None
     return folder
 
 
+def add_finding(folder: Path, notebook: str, text: str, figure: go.Figure) -> None:
+    """Add a finding, and the figure it belongs to, to the record of a notebook of a run."""
+    path = folder / "records" / f"{notebook}.json"
+    path.parent.mkdir(exist_ok=True)
+    record = json.loads(path.read_text()) if path.exists() else {"schema_version": 1}
+    found = record.setdefault("findings", [])
+    name = f"found_{len(found) + 1}"
+    found.append({"text": text, "figure": name})
+    path.write_text(json.dumps(record))
+    kept = folder / "figures" / f"{notebook}-{name}.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(figure.to_json())
+
+
 def nbformat_text(cells: list) -> str:
     import nbformat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 
 import pytest
@@ -21,9 +21,8 @@ TARGETS = sorted(set(re.findall(r"make ([a-z-]+)`", TEXT)))
 
 
 def resolved(name: str) -> object:
-    """Return the object of a dotted name."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    """Return the object of a dotted name, which may be a module's."""
+    return pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("name", SYMBOLS)

@@ -49,7 +49,8 @@ def test_every_declared_dependency_is_pinned_inside_its_range():
 
 
 def test_every_dependency_is_imported_by_the_library_or_a_notebook():
-    """What only tests import belongs to the test extra; JupyterLab is started, never imported."""
+    """What only tests import belongs to the test extra. JupyterLab is started, never imported; the
+    explorers' widget is one of ipywidgets by way of anywidget, whose base class it is."""
     modules = {"beautifulsoup4": "bs4", "pyyaml": "yaml"}
     paths = [*ROOT.glob("finemem_lib/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in paths)
@@ -57,7 +58,7 @@ def test_every_dependency_is_imported_by_the_library_or_a_notebook():
         name = canonicalize_name(Requirement(line).name)
         module = modules.get(name, name.replace("-", "_"))
         used = re.search(rf"\b(?:import|from) {module}\b", source)
-        assert used or name == "jupyterlab", f"nothing imports {name}"
+        assert used or name in ("jupyterlab", "ipywidgets"), f"nothing imports {name}"
 
 
 def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
@@ -73,9 +74,10 @@ def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
     assert "--editable .[gpu,test]" in lines
 
 
-def test_the_environment_file_brings_the_dask_extra_with_the_test_extra():
+def test_the_environment_file_brings_other_extras_with_the_test_extra():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert set(extras["dask"]) <= set(extras["test"])
+    for name in ("dask", "figures", "real"):
+        assert set(extras[name]) <= set(extras["test"])
     assert any(line.startswith("--editable") and "test" in line for line in environment_pip_lines())
 
 

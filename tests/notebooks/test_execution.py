@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import bs4
 import pytest
 
 from tests.helpers.notebook_runs import SMALL, finemem, settings
@@ -54,6 +57,18 @@ def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, chan
         *settings([*small, change]),
     )
     assert changed[notebook][metric] != base[notebook][metric]
+
+
+def test_the_report_of_all_notebooks_begins_with_findings_and_takes_at_most_3_mb(small_run):
+    report = small_run[0] / "base" / "report.html"
+    assert report.stat().st_size <= 3_000_000
+    page = bs4.BeautifulSoup(report.read_text("utf-8"), "html.parser")
+    found = page.select("ol.findings > li")
+    assert len(found) == 7
+    for item in found:
+        assert re.search(r"\d", item.text), "no number"
+        figure = item.select_one("a[href^='#key-']")["href"]
+        assert page.select_one(f"figure{figure}")
 
 
 DECLARED = {

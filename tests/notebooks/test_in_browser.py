@@ -18,8 +18,8 @@ from finemem_lib import figures
 from finemem_lib.example import worked_example
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
-from tests.helpers.browser import Watch, click_at, opened
-from tests.helpers.lab import REAL_RUN, Lab, move_every_control
+from tests.helpers.browser import TOKENS, Watch, click_at, opened, unfold
+from tests.helpers.lab import REAL_RUN, Lab, move_every_control, on_screen
 from tests.helpers.notebook_runs import SMALL, finemem, settings
 from tests.helpers.paths import ROOT
 
@@ -55,11 +55,10 @@ def read(request, lab: Lab, real_run: Path) -> Iterator[tuple[str, Any, Watch, P
         yield request.param, page, watch, lab.runs / "notebook"
 
 
-def drawn(page: Any) -> dict[str, list[dict[str, Any]]]:
-    """Return the traces of the first figure of each title that is drawn."""
-    found = page.evaluate("""() => [...document.querySelectorAll(".js-plotly-plot")]
+def drawn(page: Any) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the titles and the traces of the figures that are drawn."""
+    return page.evaluate("""() => [...document.querySelectorAll(".js-plotly-plot")]
         .map(plot => [plot.layout.title.text, plot.data])""")
-    return dict(reversed(found))
 
 
 def quantities(traces: list[dict[str, Any]]) -> list[Any]:
@@ -77,12 +76,12 @@ def quantities(traces: list[dict[str, Any]]) -> list[Any]:
 
 def test_its_figures_show_what_the_run_holds(read, real_run: Path) -> None:
     number, page, watch, folder = read
-    found = {title: quantities(traces) for title, traces in drawn(page).items()}
+    found = {title: quantities(traces) for title, traces in reversed(drawn(page))}
     kept = [
         json.loads(path.read_text("utf-8"))
         for path in sorted((folder / "figures").glob(f"{NOTEBOOKS[number]}-*.json"))
     ]
-    assert len(kept) == {"03": 4, "05": 3, "08": 8}[number]
+    assert len(kept) == {"03": 4, "05": 4, "08": 8}[number]
     if number == "05":  # the explorer draws the same quantities, and more beside them
         text = (real_run / "trajectories.jsonl").read_text("utf-8")
         [first, *_] = read_jsonl(Trajectory, text)
@@ -98,15 +97,31 @@ def test_its_figures_show_what_the_run_holds(read, real_run: Path) -> None:
 
 def test_every_control_is_moved_by_keyboard(read) -> None:
     number, page, watch, _ = read
-    explorers = page.locator(".jp-CodeCell:has(.noUi-handle, .jp-OutputArea select)")
+    explorers = page.locator(".jp-CodeCell:has(.finemem-explorer)")
     assert explorers.count() == {"03": 1, "05": 1, "08": 0}[number]
     for area in explorers.all():
+        for folded in area.locator(".finemem-controls summary").all():
+            folded.press("Enter")
         move_every_control(area)
-    for answer in page.locator(".jp-OutputArea details > summary").all()[:2]:
+    for answer in page.locator(".jp-RenderedHTMLCommon details > summary:visible").all()[:2]:
         answer.focus()
         page.keyboard.press("Enter")
         assert answer.evaluate("summary => summary.parentElement.open")
     assert watch.errors == [] and watch.requests == []
+
+
+def test_its_explorer_fits_the_screen(read) -> None:
+    _, page, watch, _ = read
+    before = page.viewport_size
+    for width, height in ((1280, 800), (853, 533)):  # and at 150 %, without the file browser
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate(f"jupyterapp.shell.{'expand' if width > 1000 else 'collapse'}Left()")
+        for area in page.locator(".jp-CodeCell:has(.finemem-explorer)").all():
+            found = on_screen(area)
+            assert found["outside"] == [] and found["beside"] and found["width"] > 380
+    page.evaluate("jupyterapp.shell.expandLeft()")
+    page.set_viewport_size(before)
+    assert watch.errors == []
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -135,7 +150,7 @@ SHOWN = """group => JSON.stringify([...document.querySelectorAll("figure.plotly"
 
 def test_the_report_draws_what_the_run_kept(reported, real_run: Path) -> None:
     page, errors, requests = reported
-    found = {title: quantities(traces) for title, traces in drawn(page).items()}
+    shown = [(title, quantities(traces)) for title, traces in drawn(page)]
     names = (
         "02_memory_and_retrieval-memory_growth",
         "03_rewards_and_credit-advantages",
@@ -143,12 +158,8 @@ def test_the_report_draws_what_the_run_kept(reported, real_run: Path) -> None:
     )
     for name in names:
         figure = json.loads((real_run / "figures" / f"{name}.json").read_text("utf-8"))
-        assert found[figure["layout"]["title"]["text"]] == quantities(figure["data"])
-    tokens = page.locator(".finemem-tokens pre span")
-    colours = tokens.evaluate_all(
-        "all => all.map(token => getComputedStyle(token).backgroundColor)"
-    )
-    assert len({*colours}) > 4
+        assert (figure["layout"]["title"]["text"], quantities(figure["data"])) in shown
+    assert len({colour for _, colour in page.evaluate(f"({TOKENS})(document)")}) > 4
     assert errors == [] and requests == []
 
 
@@ -156,7 +167,7 @@ def test_every_explorer_of_the_report_moves_by_keyboard(reported) -> None:
     page, errors, requests = reported
     groups = page.locator(".explorer")
     names = [group.get_attribute("aria-label") for group in groups.all()]
-    assert len(names) == 4 and "Training, from the run to the token" in names
+    assert len(names) == 6 and "Training, from the run to the token" in names
     for group in groups.all():
         name = group.get_attribute("id")
         for slider in group.locator("input").all():
@@ -185,7 +196,7 @@ def test_a_click_on_a_group_chooses_its_instance(reported) -> None:
         click_at(groups, 1, row)
         page.wait_for_function(
             "([plot, start]) => plot.layout.title.text.includes(` of ${start}`)",
-            arg=[rollouts.element_handle(), name.partition(": ")[2].rstrip("…")],
+            arg=[rollouts.element_handle(), name.rstrip("…")],
         )
     assert errors == [] and requests == []
 
@@ -194,7 +205,7 @@ def test_axe_finds_no_serious_violation_before_and_after_a_change(reported) -> N
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
     page, _, _ = reported
     page.reload()
-    page.wait_for_selector("body[data-drawn=all]")
+    unfold(page)
     page.evaluate(Path(axe.__file__).with_name("axe.min.js").read_text("utf-8"))
     parts = {
         "as opened": "document",

@@ -105,7 +105,7 @@ def test_another_version_or_a_broken_file_says_which_notebook_to_run_again(monke
     start(FIRST).save("instances", [INSTANCE])
     later = start(THIRD)
     (later.folder / "instances.jsonl").write_text('{"instance_id": 3}\n')
-    with pytest.raises(ValueError, match=f"(?s)cannot be read.*line 1.*run notebook {FIRST} again"):
+    with pytest.raises(ValueError, match=f"not as {FIRST} wrote it.*run notebook {FIRST} again"):
         later.load("instances")
     changed = artefacts.Artefact("instances.jsonl", "instances", version=2)
     monkeypatch.setitem(artefacts.ARTEFACTS, "instances", changed)
@@ -250,6 +250,19 @@ def test_figures_are_kept_under_the_notebook_and_a_plain_name():
 
 
 # Whose artefact is it?
+
+
+def test_findings_are_recorded_with_a_figure_that_was_kept():
+    run = start(THIRD)
+    with pytest.raises(ValueError, match=r"figure 'shares' was not kept.*run.figure\('shares'"):
+        run.finding("The share is 0.5 [0.4, 0.6].", "shares")
+    run.figure("shares", go.Figure())
+    run.finding("The share is 0.5 [0.4, 0.6].", "shares")
+    run.finish()
+    record = run_module.read_record(run.folder, THIRD)
+    assert record["findings"] == [{"text": "The share is 0.5 [0.4, 0.6].", "figure": "shares"}]
+    start(THIRD).finish()
+    assert run_module.read_record(run.folder, THIRD)["findings"] == [], "of the last pass alone"
 
 
 def seeded(notebook, seed, run_id="notebook"):
@@ -503,3 +516,30 @@ def test_a_read_only_folder_is_said_with_a_way_out(read_only_folder, monkeypatch
     with pytest.raises(PermissionError, match="could not be written.*FINEMEM_RUNS_DIR"):
         start()
     assert not list(read_only_folder.iterdir())
+
+
+def test_papermill_may_be_given_a_profile(tmp_path, monkeypatch):
+    """`papermill -f PROFILE` injects every key of the file; -p wins, and typos are refused."""
+    monkeypatch.setenv("FINEMEM_RUNS_DIR", str(tmp_path))
+    values = {
+        "description": "d",
+        "notebooks": ["01-11"],
+        "parameters": {"seed": 3, "num_chunks": "7", "learning_rate": "1e-4"},
+        "notebook_parameters": {"01": {"max_instances": 2}, "02": {"max_instances": 9}},
+        "requires": [],
+        "num_chunks": 5,
+        "run_id": "mine",
+    }
+    cell = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    run = run_module.start_run("01_question_generation", {"In": ["", cell], **values})
+    found = run.parameters
+    assert (found.seed, found.num_chunks, found.max_instances) == (3, 5, 2)
+    for change, reason in (
+        ({"num_chunk": 5}, "unknown parameter num_chunk"),
+        ({"requires": ["data"]}, "the profile needs data"),
+        ({"notebooks": "all"}, "the profile that papermill was given is not usable: notebooks"),
+    ):
+        names = values | change
+        cell = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in names.items())
+        with pytest.raises(ValueError, match=reason):
+            run_module.start_run("01_question_generation", {"In": ["", cell], **names})

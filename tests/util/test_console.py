@@ -49,7 +49,7 @@ def test_a_script_gets_a_status_a_minute_and_the_last(capsys):
     with console.StatusLine(clock=lambda: passed[0]) as line:
         for second in range(1, 151):
             passed[0] = second
-            line.update(f"{second} of 150")
+            line.update([f"{second} of 150"])
         line.end("done")
     assert capsys.readouterr().out == "60 of 150\n120 of 150\ndone\n"
 
@@ -57,10 +57,11 @@ def test_a_script_gets_a_status_a_minute_and_the_last(capsys):
 def test_a_terminal_gets_every_status_cut_to_its_width(capsys, terminal):
     with console.StatusLine() as line:
         for text in ("first", "second" * 50):
-            line.update(text)
+            line.update([text, "beside it"])
         line.end("done")
     printed = capsys.readouterr().out
-    assert "first" in printed and "…" in printed and printed.endswith("done\n")
+    assert "first" in printed and "…" in printed and "beside it" in printed
+    assert "done" in printed
     assert max(map(len, re.split(r"\x1b\[[\d;?]*\w|[\r\n]", printed))) <= 80
 
 

@@ -1,13 +1,21 @@
-const waiting = [...document.querySelectorAll("figure.plotly")];
+const waiting = new Set(document.querySelectorAll("figure.plotly"));
 const instant = {mode: "immediate", transition: {duration: 0}, frame: {duration: 0, redraw: true}};
-function draw() {  // one after the other, so that the page answers while it fills
-  const figure = waiting.shift();
-  if (!figure) { document.body.dataset.drawn = "all"; return; }
-  const spec = figure.spec = JSON.parse(figure.querySelector("script").textContent);
+async function unpacked(name) {
+  const block = document.getElementById(`packed-${name}`);
+  const bytes = Uint8Array.from(atob(block.textContent), letter => letter.charCodeAt(0));
+  block.remove();
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+function draw(figure) {
+  waiting.delete(figure);
+  const {spec, tables} = contents[figure.id];
+  figure.spec = spec;
+  figure.querySelector("details.table").insertAdjacentHTML("beforeend", tables);
   spec.config = {...spec.config, responsive: true, displayModeBar: false};
   const plot = figure.querySelector(".plot");
   const own = structuredClone(spec);  // plotly writes into what it is given
-  Plotly.newPlot(plot, own).then(() => {
+  return Plotly.newPlot(plot, own).then(() => {
     if (!spec.frames) return;
     const group = document.getElementById(figure.dataset.explorer);
     plot.on("plotly_click", event => {
@@ -18,7 +26,18 @@ function draw() {  // one after the other, so that the page answers while it fil
       if (to != null) setTimeout(() => move(group, to));
     });
     return show(figure, group.at);
-  }).finally(() => setTimeout(draw));
+  });
+}
+let busy = false;
+async function drawUnfolded() {  // one after the other, so that the page answers while it fills
+  if (busy) return;
+  busy = true;
+  for (let figure; figure = [...waiting].find(one => !one.closest("details:not([open])"));) {
+    await draw(figure);
+    await new Promise(done => setTimeout(done));
+  }
+  busy = false;
+  if (!waiting.size) document.body.dataset.drawn = "all";
 }
 function frame(figure, at) { return figure.spec.frames[figure.spec.layout.meta.states[at]]; }
 function meta(figure, at) {
@@ -77,4 +96,19 @@ for (const group of document.querySelectorAll(".explorer")) {
         group, level, Number(slider.value) + Number(button.dataset.by)));
   });
 }
-draw();
+let contents;
+unpacked("figures").then(async figures => {
+  contents = JSON.parse(figures);
+  const library = document.createElement("script");
+  library.textContent = await unpacked("plotly");  // the policy names its hash
+  document.head.append(library);
+  document.addEventListener("toggle", drawUnfolded, true);
+  drawUnfolded();
+  let unfolded = [];
+  window.addEventListener("beforeprint", () => {  // paper cannot be unfolded; figures stand for
+    unfolded = [...document.querySelectorAll("details:not([open], .table)")];  // their tables
+    for (const details of unfolded) details.open = true;
+    [...waiting].forEach(draw);
+  });
+  window.addEventListener("afterprint", () => unfolded.forEach(details => details.open = false));
+});

@@ -1,0 +1,87 @@
+"""`finemem list`: the runs, one line each or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.cli.manifest import read_manifest
+from finemem_lib.runs.run import recorded, runs_folder
+from finemem_lib.util.console import EXIT_CODES, print_table
+
+COLUMNS = ("started", "run", "status", "profile", "notebooks", "seconds")
+
+
+def add_command(commands: Any) -> None:
+    """Add `finemem list` to the command line.
+
+    Args:
+        commands: The subparsers of `finemem`.
+    """
+    command = commands.add_parser("list", help="show the runs")
+    command.set_defaults(command=list_command)
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def list_command(options: argparse.Namespace) -> int:
+    """Print what there is to say of every run, the newest last.
+
+    Args:
+        options: The command line.
+    """
+    root = runs_folder()
+    found = [one for folder in root.glob("[!.]*/") if (one := describe_run(folder))]
+    found.sort(key=lambda one: (one["started"], one["run"]))
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return EXIT_CODES["ok"]
+    print_table([COLUMNS, *map(_row, found)])
+    if not found:
+        print(f"no runs in {root}; start one with `finemem run`")
+    return EXIT_CODES["ok"]
+
+
+def _row(run: dict[str, Any]) -> tuple[str, ...]:
+    count = "" if run["notebooks"] is None else f"{run['ok']}/{run['notebooks']}"
+    seconds = "" if run["seconds"] is None else f"{run['seconds']:.0f}"
+    return (run["started"], run["run"], run["status"], run["profile"] or "", count, seconds)
+
+
+def describe_run(folder: Path) -> dict[str, Any] | None:
+    """Return what `finemem list` says of a run, `None` for a folder that is no run.
+
+    Args:
+        folder: That of the run.
+
+    Returns:
+        started, run, status ("JupyterLab" where notebooks were opened there, "unreadable" where the
+        manifest is broken), profile, seed, notebooks (their number), ok (the number of those that
+        are), seconds, error, exit_code and folder.
+    """
+    nothing = dict.fromkeys(("profile", "seed", "notebooks", "ok", "seconds", "error", "exit_code"))
+    about = {"started": "", "run": folder.name, "status": "unreadable", **nothing}
+    about["folder"] = str(folder)
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        if (folder / "manifest.json").exists():
+            return about | {"error": str(error)}
+        if not (records := recorded(folder)):
+            return None
+        return about | {
+            "started": min(str(record.get("started", "")) for record in records),
+            "status": "JupyterLab",
+            "notebooks": len(records),
+            "ok": sum(record.get("status") == "ok" for record in records),
+        }
+    known = {name: getattr(manifest, name) for name in about if hasattr(manifest, name)}
+    return (
+        about
+        | known
+        | {
+            "notebooks": len(manifest.notebooks),
+            "ok": len(manifest.notebooks) - len(manifest.remaining()),
+        }
+    )

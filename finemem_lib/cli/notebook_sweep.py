@@ -1,0 +1,442 @@
+"""`finemem sweep NOTEBOOK`: a run for every point of a grid and every seed, and what they found.
+
+Each cell is a `finemem run` of its own, in a process of its own, whose run folder lies in the
+folder of the sweep: what is finished is kept, what was stopped is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finemem_lib.cli.grid import SweepCell, grid_points, sweep_cells
+from finemem_lib.cli.manifest import ACTIVE, Manifest, read_manifest
+from finemem_lib.cli.profiles import (
+    Profile,
+    load_profile,
+    parameters_given,
+    select_notebooks,
+)
+from finemem_lib.cli.report import read_metrics
+from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.figures.sweeps import SweepRow, sweep_metrics
+from finemem_lib.runs.run import run_folder
+from finemem_lib.util.console import (
+    EXIT_CODES,
+    StepLog,
+    UsageError,
+    check_output_folder,
+    interruptible,
+    print_table,
+)
+from finemem_lib.util.files import real_path, write_bytes, write_json
+from finemem_lib.util.provenance import git_state, repository_root, write_measured
+
+BARE, BARE_FIELDS = "profile.yaml", ("description", "notebooks")
+"""File in the sweep's folder, and what it holds: the profile of a notebook that has none."""
+
+POLL = 1.0
+"""Seconds between looks at a cell that another process runs."""
+
+
+def is_notebook(text: str) -> bool:
+    """Return whether what `finemem sweep` is given is a notebook, by path or number.
+
+    Args:
+        text: The first word after ``sweep``.
+    """
+    return text.endswith(".ipynb") or (text.isdecimal() and len(text) <= 2)
+
+
+def sweep_notebook(options: argparse.Namespace) -> int:
+    """Run the cells that the folder lacks, print their table, write the page; return the exit code.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: something is not usable; nothing was started.
+    """
+    notebook, folder = _notebook(options), real_path(options.output)
+    check_output_folder(folder)
+    profile = _profile(options.profile, notebook)
+    cells = _cells(options, notebook, profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    if profile.name == BARE:
+        write_json(folder / BARE, {name: getattr(profile, name) for name in BARE_FIELDS})
+        profile = dataclasses.replace(profile, name=str(folder / BARE))
+    sweep = Sweep(folder, notebook, profile.name, tuple(_passed_on(options)), options.reuse)
+    sweep.link_reused()
+    print(f"{notebook.stem}: {len(cells)} cells, runs of {', '.join(cells[0].notebooks)}")
+    if not options.collect:
+        with interruptible(once=False), StepLog() as log:
+            _run(sweep, cells, options.jobs, options.scheduler, log)
+    results = [sweep.result(cell) for cell in cells]
+    rows = summarise(results)
+    _print_summary(rows)
+    page = _write(sweep, results, rows, options.command_line)
+    bad = [one for one in results if one.status != "ok"]
+    for one in bad:
+        print(f"{one.status}: {one.cell.key}: {one.error}", file=sys.stderr)
+    print(f"page: {page}")
+    options.result = {"cells": len(cells), "ok": len(cells) - len(bad), "page": page}
+    return EXIT_CODES["failed" if bad else "ok"]
+
+
+def _notebook(options: argparse.Namespace) -> Path:
+    text = options.design
+    for name in ("regimes", "variants", "managers"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} is for designs; a notebook takes --grid, --cell, --seeds")
+    if not text.endswith(".ipynb"):
+        return select_notebooks(repository_root() / "notebooks", [text])[0]
+    if not (notebook := real_path(text)).is_file():
+        raise UsageError(f"notebook {notebook} does not exist; give its path or its number")
+    return notebook
+
+
+def _profile(name: str, notebook: Path) -> Profile:
+    """Return the profile of this name; beside a notebook that has none, an empty one."""
+    folder = notebook.parent / "profiles"
+    if name == "default" and not folder.is_dir():
+        return Profile(BARE, "What the notebook declares.", [notebook.stem], {}, {}, [])
+    return load_profile(folder, name)
+
+
+def _cells(options: argparse.Namespace, notebook: Path, profile: Profile) -> list[SweepCell]:
+    """Return the cells, all checked."""
+    if options.reuse:
+        try:
+            read_manifest(run_folder(options.reuse))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    given = parameters_given(options.set, options.data)
+    points = grid_points(options.grid, options.cell)
+    return sweep_cells(notebook, profile, given, points, options.seeds or [], options.reuse)
+
+
+def _passed_on(options: argparse.Namespace) -> Iterator[str]:
+    """Yield the options of all cells, for `finemem run`."""
+    for setting in options.set:
+        yield from ("--set", setting)
+    if options.data:
+        yield from ("--data", *parameters_given([], options.data)["data"])
+
+
+@dataclass(frozen=True, slots=True)
+class CellRun:
+    """What a cell's run says of itself.
+
+    Attributes:
+        cell: The cell.
+        status: Of the run, "not run" where there is none.
+        error: Why it is not ok.
+        metrics: Those of the notebook that is swept.
+        seconds: Wall-clock time of the run.
+    """
+
+    cell: SweepCell
+    status: str
+    error: str
+    metrics: Mapping[str, Any]
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What all cells have in common.
+
+    Attributes:
+        folder: Holds the runs of the cells, and what the sweep writes.
+        notebook: The notebook that is swept.
+        profile: Name or path of the profile.
+        options: Further options of `finemem run`.
+        reuse: A run that all cells take artefacts from.
+    """
+
+    folder: Path
+    notebook: Path
+    profile: str
+    options: tuple[str, ...] = ()
+    reuse: str | None = None
+
+    def link_reused(self) -> None:
+        """Make the run that is reused one of the sweep's folder, where its cells look for it."""
+        if self.reuse and not os.path.lexists(self.folder / self.reuse):
+            os.symlink(run_folder(self.reuse), self.folder / self.reuse)
+
+    def manifest(self, cell: SweepCell) -> Manifest | None:
+        """Return the manifest of a cell, `None` where it was not begun.
+
+        Args:
+            cell: The cell.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        folder = self.folder / cell.key
+        return read_manifest(folder) if folder.exists() else None
+
+    def result(self, cell: SweepCell) -> CellRun:
+        """Return what a cell found so far.
+
+        Args:
+            cell: The cell.
+        """
+        try:
+            manifest = self.manifest(cell)
+            if manifest is None:
+                return CellRun(cell, "not run", "the same command runs it", {}, None)
+            metrics = read_metrics(self.folder / cell.key).get(self.notebook.stem, {})
+        except ValueError as error:
+            return CellRun(cell, "unreadable", str(error), {}, None)
+        metrics = metrics if manifest.status == "ok" else {}
+        return CellRun(cell, manifest.status, manifest.error or "", metrics, manifest.seconds)
+
+    def command(self, cell: SweepCell, begun: bool) -> list[str]:
+        """Return the command line that runs a cell, or goes on with it.
+
+        Args:
+            cell: The cell.
+            begun: Whether there is a run of it.
+        """
+        finemem = [sys.executable, "-m", "finemem_lib"]
+        if begun:
+            return [*finemem, "resume", cell.key, "--jobs", "1"]
+        reuse = ["--reuse", self.reuse] if self.reuse else []
+        return [
+            *(*finemem, "run", "--run-id", cell.key, "--profile", self.profile, "--jobs", "1"),
+            *("--notebooks-dir", str(self.notebook.parent)),
+            *("--notebooks", ",".join(cell.notebooks)),
+            *(*reuse, *self.options, *cell.settings),
+        ]
+
+
+@dataclass(slots=True)
+class Running:
+    """The processes of cells that run on this machine, so that all can be stopped."""
+
+    processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    stopped: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
+        """Run a command to its end and return its exit code; 130 where all were stopped before.
+
+        Args:
+            command: Its words.
+            environment: All of its variables.
+            log: File that its output goes to.
+        """
+        with self._lock:
+            if self.stopped:
+                return EXIT_CODES["interrupted"]
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,  # a Ctrl-C at the terminal is for the sweep
+                )
+            self.processes.add(process)
+        code = process.wait()
+        with self._lock:
+            self.processes.discard(process)
+        return code
+
+    def stop(self) -> None:
+        """Interrupt what runs, and start nothing more."""
+        with self._lock:
+            self.stopped = True
+            for process in self.processes:
+                process.send_signal(signal.SIGTERM)
+
+
+def run_cell(sweep: Sweep, cell: SweepCell, running: Running | None = None) -> str:
+    """Run a cell, or what is left of it, and return its status.
+
+    Args:
+        sweep: What all cells have in common.
+        cell: The cell.
+        running: Where its process is noted, so that it can be stopped.
+
+    Raises:
+        RuntimeError: it did not end well; the message says why.
+        ValueError: the manifest of an earlier try cannot be read.
+    """
+    running = running or Running()
+    while (manifest := sweep.manifest(cell)) and manifest.status in ACTIVE:
+        if manifest.process.elsewhere():
+            raise RuntimeError(
+                f"process {manifest.process.pid} on {manifest.process.host} runs it; wait for its "
+                "end, or stop it and run the same command again"
+            )
+        time.sleep(POLL)  # a sweep that was killed, or a lost worker, has left it running
+    if manifest and manifest.status == "ok":
+        return "kept"
+    logs = sweep.folder / "logs"
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{cell.key}.log"
+    environment = {**os.environ, "FINEMEM_RUNS_DIR": str(sweep.folder)}
+    code = running.start(sweep.command(cell, manifest is not None), environment, log)
+    found = sweep.result(cell)
+    if code == 0 and found.status == "ok":
+        return "ok"
+    why = found.error.partition("\n")[0] if found.status not in ("not run", "ok") else ""
+    raise RuntimeError(f"{found.status} (exit code {code}), see {log}" + (why and f": {why}"))
+
+
+def _run(
+    sweep: Sweep, cells: Sequence[SweepCell], jobs: int, scheduler: str | None, log: StepLog
+) -> None:
+    """Run the cells and say what became of each."""
+    by_key = {cell.key: cell for cell in cells}
+    try:
+        attempts = _on_dask(sweep, by_key, scheduler) if scheduler else _here(sweep, by_key, jobs)
+        with contextlib.closing(attempts):  # at an interrupt, it stops what runs
+            for done, (key, end) in enumerate(attempts, start=1):
+                cell = by_key[key]
+                seed = "" if cell.seed is None else f", seed {cell.seed}"
+                log(done, len(cells), f"{cell.name}{seed}: {end}")
+    except (ValueError, ModuleNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; what is finished is in {sweep.folder}, the same command goes on from it",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _here(
+    sweep: Sweep, cells: Mapping[str, SweepCell], jobs: int
+) -> Generator[tuple[str, str], None, None]:
+    running = Running()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run_cell, sweep, cell, running): key for key, cell in cells.items()}
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except (RuntimeError, ValueError, OSError) as error:
+                    yield futures[future], str(error)
+        except BaseException:
+            running.stop()
+            raise
+
+
+def _on_dask(
+    sweep: Sweep, cells: Mapping[str, SweepCell], scheduler: str
+) -> Generator[tuple[str, str], None, None]:
+    from finemem_lib.experiments.sweep import on_dask
+
+    for attempt in on_dask(cells, scheduler, functools.partial(run_cell, sweep)):
+        yield attempt.key, attempt.result or attempt.error
+
+
+def summarise(results: Sequence[CellRun]) -> list[SweepRow]:
+    """Return the mean of every metric over the seeds of every point, with its interval.
+
+    Args:
+        results: What the cells found; those that are not ok count nowhere.
+    """
+    points = dict.fromkeys(one.cell.name for one in results)
+    metrics = dict.fromkeys(
+        name
+        for one in results
+        for name, value in one.metrics.items()
+        if value is None or isinstance(value, int | float)
+    )
+    rows = []
+    for metric in metrics:
+        for point in points:
+            values = {
+                one.cell.key: [one.metrics[metric]]
+                for one in results
+                if one.cell.name == point and one.metrics.get(metric) is not None
+            }
+            seeds = tuple(float(value) for [value] in values.values())
+            rows.append(SweepRow(point, metric, *clustered_mean(values), seeds))
+    return rows
+
+
+def _print_summary(rows: Sequence[SweepRow]) -> None:
+    print_table(
+        [
+            ("parameters", "metric", "value [95 % interval]", "seeds"),
+            *(
+                (
+                    one.point,
+                    one.metric,
+                    interval_text(one.value, one.low, one.high, ".4g"),
+                    str(len(one.seeds)),
+                )
+                for one in rows
+            ),
+        ]
+    )
+
+
+def _write(
+    sweep: Sweep, results: Sequence[CellRun], rows: Sequence[SweepRow], words: Sequence[str]
+) -> Path:
+    """Write the rows of the cells, their card and the page, and return the path of the page."""
+    from markupsafe import Markup
+
+    from finemem_lib.cli.page import PageFigures, render
+
+    write_measured(
+        sweep.folder / "sweep.jsonl",
+        [
+            {
+                "run": one.cell.key,
+                "parameters": dict(one.cell.point),
+                "seed": one.cell.seed,
+                "status": one.status,
+                "seconds": one.seconds,
+                "metrics": dict(one.metrics),
+            }
+            for one in results
+        ],
+        " ".join(["finemem", *words]),
+        git_state(repository_root()),
+        notebook=sweep.notebook.stem,
+        error={one.cell.key: one.error for one in results if one.status != "ok"},
+    )
+    names = list(dict.fromkeys(name for one in results for name, _ in one.cell.point))
+    figures = PageFigures()
+    spec = json.loads(sweep_metrics(rows, ", ".join(names) or "the notebook as it is").to_json())
+    drawn = figures.draw(spec, "figure-1", {})
+    page = render(
+        "sweep.html.j2",
+        figures,
+        notebook=sweep.notebook.stem,
+        results=results,
+        figure=Markup(drawn),
+        summary_rows=[
+            {
+                "parameters": one.point,
+                "metric": one.metric,
+                "value [95 % interval]": interval_text(one.value, one.low, one.high, ".4g"),
+                "seeds": len(one.seeds),
+            }
+            for one in rows
+        ],
+    )
+    return write_bytes(sweep.folder / "sweep.html", page)

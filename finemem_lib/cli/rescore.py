@@ -1,0 +1,316 @@
+"""`finemem rescore` and `finemem recredit`: score and credit a finished run without playing it.
+
+Both read the trajectories that the run's notebooks saved and write a folder of their own in the
+run; nothing that is there is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finemem_lib.runs.artefacts import ARTEFACTS, READERS
+from finemem_lib.runs.run import run_folder, sha256, written_entry
+from finemem_lib.trajectory import Trajectory, read_jsonl, write_jsonl
+from finemem_lib.util.console import EXIT_CODES, UsageError, print_table
+from finemem_lib.util.files import write_json, written_beside
+from finemem_lib.util.provenance import git_state, repository_root, versions
+
+if TYPE_CHECKING:
+    from finemem_lib.evaluation.rescoring import ScoreChange
+    from finemem_lib.readers.roles import Models
+
+PLAYED = tuple(name for name, one in ARTEFACTS.items() if one.kind == "trajectories")
+"""The artefacts that hold trajectories."""
+
+Found = dict[str, list[Trajectory]]
+
+
+def add_commands(commands: Any) -> None:
+    """Add `finemem rescore` and `finemem recredit` to the command line.
+
+    Args:
+        commands: The subparsers of the command line.
+    """
+    rescore = commands.add_parser("rescore", help="score the answers of a finished run again")
+    rescore.set_defaults(command=rescore_command, last_line=True)
+    rescore.add_argument(
+        "--judge",
+        type=Path,
+        metavar="FILE",
+        help="YAML file whose role judge scores what no metric can (default: metrics only)",
+    )
+    rescore.add_argument(
+        "--every", action="store_true", help="the judge scores all answers, also those of metrics"
+    )
+    recredit = commands.add_parser("recredit", help="credit the steps of a finished run again")
+    recredit.set_defaults(command=recredit_command, last_line=True)
+    recredit.add_argument(
+        "--rule",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="a credit rule, such as eara or step-loo (may be given again)",
+    )
+    recredit.add_argument(
+        "--models",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with the reader that answered, for rules that read again (default: the "
+        "extractive reader)",
+    )
+    recredit.add_argument(
+        "--scores", metavar="NAME", help="credit by the scores that `finemem rescore` kept as NAME"
+    )
+    for command in (rescore, recredit):
+        command.add_argument("run", metavar="RUN")
+        command.add_argument(
+            "--artefact",
+            action="append",
+            choices=PLAYED,
+            metavar="NAME",
+            help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
+        )
+        command.add_argument(
+            "--name", metavar="NAME", help="of the folder of results (default: from the options)"
+        )
+
+
+def rescore_command(options: argparse.Namespace) -> int:
+    """Score the answers of a run again and print what changed.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: there is no such run or judge, or the results would replace others.
+    """
+    from finemem_lib.evaluation.rescoring import rescored, score_changes
+    from finemem_lib.readers.chat import ModelError
+
+    folder = _run(options.run)
+    if options.every and options.judge is None:
+        raise UsageError("--every is for a judge; name its file with --judge")
+    name = options.name or (options.judge.stem if options.judge else "metrics")
+    target = _target(folder, "rescored", name)
+    found = _played(folder, options.artefact)
+    models = _models(options.judge, "judge", folder) if options.judge else None
+    judge = models.judge() if models else None
+    try:
+        after = {one: rescored(some, judge, options.every) for one, some in found.items()}
+    except ModelError as error:
+        raise UsageError(
+            f"the judge could not be asked ({error}); what it answered is kept, and the same "
+            "command goes on from it"
+        ) from error
+    finally:
+        if models:
+            models.close()
+    changes = {one: score_changes(found[one], after[one]) for one in found}
+    card = _card(options, folder, found) | {
+        "judge": json.loads(judge.settings) if judge else None,
+        "changes": {one: [asdict(row) for row in some] for one, some in changes.items()},
+    }
+    _write(
+        target,
+        {f"{one}.jsonl": write_jsonl(some) for one, some in after.items()},
+        card,
+    )
+    _print_changes(changes)
+    print(f"scores: {target}")
+    return EXIT_CODES["ok"]
+
+
+def _print_changes(changes: Mapping[str, Sequence[ScoreChange]]) -> None:
+    """Print the scores before and after, by artefact, manager and data source."""
+    print_table(
+        [
+            (
+                "artefact",
+                "manager",
+                "data source",
+                "questions",
+                "before",
+                "after",
+                "changed",
+                "unscored",
+            ),
+            *(
+                (
+                    one,
+                    row.manager,
+                    row.data_source,
+                    str(row.questions),
+                    _number(row.before),
+                    _number(row.after),
+                    str(row.changed),
+                    f"{row.unscored_before} -> {row.unscored_after}",
+                )
+                for one, some in changes.items()
+                for row in some
+            ),
+        ]
+    )
+
+
+def recredit_command(options: argparse.Namespace) -> int:
+    """Credit the steps of a run again and print what each rule gave and cost.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: there is no such run, rule or scores, the trajectories lack what a rule needs,
+            or the results would replace others.
+    """
+    from finemem_lib.credit.rules import RULES
+    from finemem_lib.evaluation.rescoring import credit_summary, recredited
+    from finemem_lib.readers.extractive import reader_for
+
+    folder = _run(options.run)
+    if unknown := [rule for rule in options.rule if rule not in RULES]:
+        raise UsageError(f"--rule is {unknown[0]!r}, expected one of {', '.join(RULES)}")
+    rules = list(dict.fromkeys(options.rule))
+    scores = [options.scores] if options.scores else []
+    target = _target(folder, "recredited", options.name or "+".join([*rules, *scores]))
+    found = _played(folder, options.artefact, options.scores)
+    models = _models(options.models, "reader", folder) if options.models else None
+    rows, table = [], []
+    for artefact, some in found.items():
+        agent = models.reader([]) if models else reader_for(some)
+        for rule in rules:
+            try:
+                done = recredited(some, rule, agent)
+            except ValueError as error:
+                raise UsageError(
+                    f"--rule {rule}: {artefact} of run {folder.name}: {error}; choose another rule "
+                    "or artefact, or name the reader that answered with --models"
+                ) from error
+            rows += [{"artefact": artefact, **asdict(row)} for row in done.rows]
+            table += [
+                (
+                    artefact,
+                    rule,
+                    name,
+                    str(steps),
+                    str(missing),
+                    _number(mean),
+                    f"{done.calls_made} of {done.calls_asked}",
+                )
+                for name, (steps, missing, mean) in credit_summary(done.rows).items()
+            ]
+    if models:
+        models.close()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    card = _card(options, folder, found) | {"rules": rules, "scores": options.scores}
+    _write(target, {"credit.jsonl": lines}, card)
+    header = ("artefact", "rule", "manager", "steps", "without", "mean credit", "calls made")
+    print_table([header, *table])
+    print(f"credit: {target}")
+    return EXIT_CODES["ok"]
+
+
+def _run(name: str) -> Path:
+    try:
+        folder = run_folder(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no run {name!r} in {folder.parent}; `finemem list` shows those there are"
+        )
+    return folder
+
+
+def _played(folder: Path, chosen: Sequence[str] | None, scores: str | None = None) -> Found:
+    """Return the trajectories of a run by artefact, as played or as scored again."""
+    if scores is not None and not (folder / "rescored" / scores).is_dir():
+        there = sorted(path.name for path in (folder / "rescored").glob("[!.]*/"))
+        raise UsageError(
+            f"--scores is {scores!r}, which run {folder.name} does not have (it has "
+            f"{', '.join(there) or 'none'}); make them with `finemem rescore {folder.name}`"
+        )
+    found: Found = {}
+    for name in chosen or PLAYED:
+        entry = written_entry(folder, name)
+        again = folder / "rescored" / str(scores) / f"{name}.jsonl"
+        if entry is None or (scores is not None and not again.is_file()):
+            if chosen:
+                raise UsageError(
+                    f"run {folder.name} has no {name}; leave --artefact out to take what it has, "
+                    "or run the notebook that writes it"
+                )
+            continue
+        artefact = ARTEFACTS[name]
+        try:
+            found[name] = (
+                read_jsonl(Trajectory, again.read_text(encoding="utf-8"))
+                if scores is not None
+                else READERS[artefact.kind](folder / artefact.file)
+            )
+        except (ValueError, OSError) as error:
+            raise UsageError(
+                f"{name} of run {folder.name} cannot be read ({error}); run notebook "
+                f"{entry['notebook']} again"
+            ) from error
+    if not found:
+        raise UsageError(
+            f"run {folder.name} has no trajectories ({', '.join(PLAYED)}); run notebook 02 or 06 "
+            "in it first"
+        )
+    return found
+
+
+def _models(path: Path, role: str, folder: Path) -> Models:
+    """Return the language models of a file, which must name a role."""
+    from finemem_lib.readers.roles import Models, check_roles, load_roles
+
+    try:
+        check_roles(path)
+        roles = load_roles(path, folder)
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    if role not in roles:
+        raise UsageError(
+            f"{path} names no {role}; add the role {role} with a model that can be asked "
+            "(notebooks/models/server.yaml shows how)"
+        )
+    return Models(roles)
+
+
+def _target(folder: Path, kind: str, name: str) -> Path:
+    """Return the folder of results, refused where there is one."""
+    if not name or "/" in name or name.startswith("."):
+        raise UsageError(f"--name is {name!r}, expected a name of a folder, without / and first .")
+    target = folder / kind / name
+    if target.exists():
+        raise UsageError(f"{target} exists and is kept; give another --name, or remove it")
+    return target
+
+
+def _card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, Any]:
+    """Return how results were made."""
+    return {
+        "command": ["finemem", *getattr(options, "command_line", [])],
+        "run": folder.name,
+        "read": {name: sha256(folder / ARTEFACTS[name].file) for name in found},
+        "git": git_state(repository_root()),
+        "versions": versions(),
+    }
+
+
+def _write(target: Path, texts: dict[str, str], card: dict[str, Any]) -> None:
+    """Write results, whole or not at all."""
+    with written_beside(target) as beside:
+        beside.mkdir()
+        for name, text in texts.items():
+            (beside / name).write_text(text, encoding="utf-8")
+        write_json(beside / "how.json", card)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
