@@ -1,14 +1,22 @@
-# Set-up happens by itself: every target first builds .venv from pyproject.toml and constraints.txt.
+# Set-up happens by itself: every target first builds .venv from pyproject.toml and constraints.txt,
+# with what the notebooks need, and before tests also what only tests and tools need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTED := $(VENV)/.ready-for-tests
+RUN := .[figures,real]
+TESTS := .[test]
+# uv installs several times faster and takes the CPU build of torch where there is no GPU. It does not
+# read pip's configuration, so pip installs where there is one, and where uv fails.
+UV ?= $(shell command -v uv)
+PIP_CONFIGURATION ?= $(shell $(PYTHON) -m pip config list 2>/dev/null)
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run real test test-quick nightly coverage lab setup lint format types hooks bench clean
+.PHONY: run real test test-quick nightly coverage lab setup lint format types hooks notebook-filter bench clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
@@ -18,41 +26,44 @@ real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (
 	$(BIN)/finemem fetch smollm2
 	$(BIN)/finemem run --profile smollm2 --data $(DATA) --figures
 
-test: $(READY) lint types  ## everything a change must pass
+test: $(TESTED) lint types  ## everything a change must pass
 	$(PYTEST) $(SHARED) $(NOTEBOOKS) finemem_lib tests notebooks
 
-test-quick: $(READY)  ## core, credit and data, for the change at hand
+test-quick: $(TESTED)  ## core, credit and data, for the change at hand
 	$(PYTEST) -n 2 --dist load -q $(wildcard finemem_lib/*.py) finemem_lib/credit finemem_lib/data \
 		tests/core tests/credit tests/data
 
-nightly: $(READY)  ## the long fuzz tiers, and the notebooks with all of their training
+nightly: $(TESTED)  ## the long fuzz tiers, and the notebooks with all of their training
 	$(PYTEST) -m nightly tests
 	$(PYTEST) $(SHARED) $(NOTEBOOKS) --full-training notebooks
 
-coverage: $(READY)  ## which lines the tests reach; shown, not enforced
+coverage: $(TESTED)  ## which lines the tests reach; shown, not enforced
 	$(PYTEST) $(SHARED) -m "not nightly and not browser" --cov=finemem_lib \
 		--cov-report=term:skip-covered finemem_lib tests
 
-lint: $(READY)  ## formatter, linter, and the contracts of who imports whom
+lint: $(TESTED)  ## formatter, linter, and the contracts of who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-format: $(READY)
+format: $(TESTED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-types: $(READY)
+types: $(TESTED)
 	$(BIN)/mypy
 
-hooks: $(READY)  ## formatter, linter and types before every commit
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+hooks: $(TESTED) notebook-filter  ## formatter, linter and types before every commit
+	$(call install,.[dev])
 	$(BIN)/pre-commit install
 
-lab: $(READY)  ## JupyterLab on the notebooks
+lab: $(READY) notebook-filter  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-bench: $(READY)  ## the speed claims, as ratios measured side by side; credit rules, a small table
+notebook-filter:  # git leaves out of notebooks what a kernel leaves in them
+	-@git config filter.finemem-notebook.clean '$(BIN)/python -m finemem_lib.util.notebook_filter %f'
+
+bench: $(TESTED)  ## the speed claims, as ratios measured side by side; credit rules, a small table
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/rewards.py
 	$(BIN)/python benchmarks/explore.py
@@ -60,14 +71,27 @@ bench: $(READY)  ## the speed claims, as ratios measured side by side; credit ru
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/gpu.py
 
-setup: $(READY)
+setup: $(TESTED)
+
+define install
+@if [ -n "$(UV)" ] && [ -z "$(PIP_CONFIGURATION)" ] && $(UV) pip install --quiet \
+	--python $(BIN)/python --torch-backend auto --constraint constraints.txt --editable '$(1)'; \
+then echo "Installed by uv"; \
+else $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '$(1)' && \
+	echo "Installed by pip"; fi
+endef
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is %s; choose another one, e.g. make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (some GB, once)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(call install,$(RUN))
 	@touch $(READY)
+
+$(TESTED): $(READY)
+	@echo "Installing what tests and tools need into $(VENV)"
+	$(call install,$(TESTS))
+	@touch $(TESTED)
 
 clean:  ## the virtual environment and caches; runs under data/runs are kept
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
