@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CARRIED = "finemem_lib/workbench/"
 """Folder of the wheel that `finemem init` copies; setup.py fills it."""
 
-SHORT_RUN = ["run", "--notebooks", "01,04,05", "--set", "05.source=trained_trajectories"] + [
+SHORT_RUN = ["run", "--notebooks", "01,04"] + [
     word
     for setting in (
-        *("max_instances=2", "num_chunks=4", "resamples=100", "updates=1", "held_out=4"),
+        *("max_instances=2", "num_chunks=4", "updates=1", "held_out=4"),
         *("instances_per_update=2", "num_generations=2"),
     )
     for word in ("--set", setting)
