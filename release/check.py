@@ -293,12 +293,15 @@ def main() -> int:
         copy_sources(source)
         installed.mkdir()
         built: list[Path] = []
+
+        def check_build() -> str:
+            built.extend(build(source, output))
+            return ", ".join(path.name for path in built)
+
         checks: dict[str, Callable[[], str]] = {
             "commit": check_commit,
             "version": check_version,
-            "build": lambda: ", ".join(
-                path.name for path in built.extend(build(source, output)) or built
-            ),
+            "build": check_build,
             "metadata": lambda: check_metadata(*built),
             "contents": lambda: check_contents(*built),
             "licences": check_licences,

@@ -228,6 +228,14 @@ def test_an_exception_has_a_reason_and_a_use(exception, wrong):
     assert len(found) == len(wrong) and all(map(str.__contains__, found, wrong))
 
 
+def test_the_workflow_calls_targets_of_make():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "audit.yml").read_text())
+    commands = [step["run"] for step in workflow["jobs"]["audit"]["steps"] if "run" in step]
+    assert commands == ["make audit"]
+    paths = workflow[True]["push"]["paths"]  # YAML reads the key "on" as true
+    assert paths and all((ROOT / path).is_file() for path in paths)
+
+
 def test_the_exceptions_and_the_pins_of_the_audit_can_be_read():
     exceptions = yaml.safe_load((ROOT / "release" / "audit.yaml").read_text())["exceptions"]
     assert all({"id", "package", "reason"} <= {*one} for one in exceptions)
