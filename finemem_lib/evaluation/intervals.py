@@ -92,6 +92,7 @@ def clustered_mean(
     samples: Mapping[str, Sequence[float | None]],
     baseline: Mapping[str, Sequence[float | None]] | None = None,
     level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float | None, float | None, float | None]:
     """Return the mean of all values and the ends of its interval, over whole clusters.
 
@@ -99,6 +100,7 @@ def clustered_mean(
         samples: the values of every cluster (an instance, say); `None` is left out.
         baseline: values to subtract, in the same places; both must be known.
         level: coverage of the interval.
+        bounds: smallest and largest possible mean; the interval is cut to them.
 
     Returns:
         Mean, lower and upper end. The mean is `None` where there is no value, the ends where there
@@ -107,11 +109,13 @@ def clustered_mean(
     The interval is Student's t over m clusters: with sums s_i of c_i values and mean r, the squared
     standard error is ``m / (m - 1) sum_i (s_i - r c_i)^2 / (sum_i c_i)^2``, with m - 1 degrees of
     freedom. Where clusters are few it holds its level better than the percentile bootstrap, which
-    is too narrow; its ends may lie outside the range of the values. Source: Cochran (1977), ratio
-    of cluster totals.
+    is too narrow; without `bounds` its ends may lie outside the range of the values. Source:
+    Cochran (1977), ratio of cluster totals.
 
     >>> clustered_mean({"a": [1.0, 0.0], "b": [1.0, None]}, {"a": [0.5, None], "b": [0.5, 0.5]})
     (0.5, 0.5, 0.5)
+    >>> clustered_mean({"a": [1.0], "b": [1.0], "c": [0.25]}, bounds=(0, 1))
+    (0.75, 0, 1)
     """
     from scipy.special import stdtrit
 
@@ -131,4 +135,4 @@ def clustered_mean(
         (total - mean * count) ** 2 for total, count in zip(totals, counts, strict=True)
     )
     half = stdtrit(m - 1, (1 + level) / 2) * math.sqrt(m / (m - 1) * squares) / sum(counts)
-    return mean, float(mean - half), float(mean + half)
+    return mean, max(bounds[0], float(mean - half)), min(bounds[1], float(mean + half))

@@ -59,6 +59,9 @@ BASELINE: RetrieverName = "bm25"
 TOP_K = 3
 """Items that the evidence is taken from, the default of `RolloutSettings`."""
 
+CORRELATION = (-1, 1)
+"""Smallest and largest value of the two measures of credit."""
+
 Values = dict[str, list[float | None]]
 """Values by instance, `None` where there is nothing to measure."""
 
@@ -233,7 +236,9 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
                 retriever,
                 k,
                 items,
-                *clustered_mean(values),
+                *clustered_mean(
+                    values, bounds=CORRELATION if measure.startswith("credit") else (0, 1)
+                ),
                 *difference,
                 sum(value is not None for some in values.values() for value in some),
                 len(known),

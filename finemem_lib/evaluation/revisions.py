@@ -155,7 +155,7 @@ def rows_of(
             budget,
             kind,
             revisions,
-            *clustered_mean(scores[kind, revisions]),
+            *clustered_mean(scores[kind, revisions], bounds=(0, 1)),
             stale=sum(stale[kind, revisions]) / len(stale[kind, revisions]),
             questions=len(stale[kind, revisions]),
             streams=len(scores[kind, revisions]),

@@ -185,7 +185,7 @@ def _row(
         budget,
         max(steps),
         sum(chunk.tokens for one in instances for chunk in one.chunks) / len(played),
-        *clustered_mean(scores),
+        *clustered_mean(scores, bounds=(0, 1)),
         memory_tokens=sum(one.steps[-1].memory_tokens for one in played) / len(played),
         read_tokens=sum(map(_read, played)) / max(1, len(questions)),
         seconds_per_step=seconds / sum(steps),
