@@ -137,7 +137,7 @@ def layer_stream(seed: int, settings: LayerStream | None = None) -> Instance:
         people=settings.people, max_facts=settings.max_facts, change_rate=settings.change_rate
     )
     state: dict[tuple[str, str], tuple[str, int]] = {}
-    told: dict[tuple[str, str], tuple[str, int]] = {}  # person and place: date and step
+    told: dict[tuple[str, str], tuple[str, int]] = {}  # (person, place) -> (date, step)
     route: list[tuple[str, int]] = []
     chunks, chunk_questions = [], []
     kept: dict[str, list[object]] = {"facts": [], "events": [], "stops": [], "dates": []}
@@ -185,7 +185,7 @@ def _event(
 
 
 def _stop(rng: random.Random, rate: float, route: list[tuple[str, int]], step: int) -> list[str]:
-    """Return the next stop of the caravan, also appended to `route`, or nothing if it stays."""
+    """Return the caravan's next stop in a list and append it to `route`; return [] if it stays."""
     reached = {place for place, _ in route}
     free = [place for place in PLACES if place not in reached]
     if not free or rng.random() >= rate:

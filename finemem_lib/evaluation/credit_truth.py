@@ -5,7 +5,7 @@ Planted streams define two kinds of true credit ("truths"):
 - planted: the steps whose chunks state the answer share its part ``s_j / n`` of the outcome reward;
 - causal: the recorded score minus the score of a replay without the step
   (`credit.counterfactual.step_leave_one_out`). It is negative if the step did harm, and 0 at both
-  steps if two steps store the same fact.
+  steps if two steps state the same fact.
 
 The two differ. A stated fact that the manager never stored has no causal credit. If a stale item
 happens to give the right answer, the causal credit goes to a step that does not state the answer. A
@@ -23,8 +23,8 @@ Each measure gives one number per trajectory or per question:
 - noise: share of the absolute credit for the question that lies on steps whose truth is 0.
 
 The credit for a question is the rule's credit on the trajectory with this question alone. A value
-is `None` if the measure is undefined (the truth is constant, or no step is true; for precision no
-step is credited, for noise all credit is 0). Undefined values are counted and left out of the mean.
+is `None` if the measure is undefined, for example if the truth is 0 at every step (see the
+functions below). Undefined values are counted and left out of the mean.
 
 The cost of a rule is its number of reader calls beyond those of the outcome reward, which asks the
 global questions at the end: the calls for its chunk questions, made while the rollouts were played,

@@ -240,8 +240,8 @@ class _Played:
 
 def _versions(trajectory: Trajectory) -> list[_Version]:
     """Return every content that was written, oldest first."""
-    edits: dict[str, list[tuple[int, str]]] = {}  # by item: step and kind
-    written: list[tuple[str, int, str]] = []  # item, place among its edits, content
+    edits: dict[str, list[tuple[int, str]]] = {}  # item id -> its edits (step, kind)
+    written: list[tuple[str, int, str]] = []  # item id, index in its edits, content
     for record in trajectory.steps:
         for outcome in record.outcomes:
             if not outcome.applied or outcome.operation is None or outcome.item_id is None:

@@ -2,8 +2,8 @@
 
 `utilisation` counts, per store, operations, items, tokens, and items that no question retrieved.
 `failure_signs` counts, per data source, the failures that users of Mem-alpha report: an empty core,
-two events with the same timestamp, assistant turns of which nothing is written, and malformed calls
-by kind. A flat memory has one store, "flat"; failures of the core are not counted for it.
+two events with the same timestamp, assistant turns whose content is not written, and malformed
+calls by kind. A flat memory has one store, "flat"; failures of the core are not counted for it.
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ class _Ledger:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.slots: dict[str, tuple[str, str]] = {}  # of every fact sentence read so far
+        self.slots: dict[str, tuple[str, str]] = {}  # fact sentence -> slot, of all chunks so far
         self.values: dict[str, str] = {}
-        self.latest: dict[tuple[str, str], str] = {}  # the values that are true now
+        self.latest: dict[tuple[str, str], str] = {}  # slot -> latest value
         self.contents: dict[str | None, str] = {}
 
     def count_step(self, step: Step, facts: Iterable[Mapping[str, Any]]) -> dict[str, int]:

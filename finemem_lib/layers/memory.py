@@ -9,8 +9,8 @@ Differs from the paper: ids are never reused; the published code draws four hexa
 edits the first item that matches. Exact duplicates are refused in updates too (the published code
 checks inserts only), because a write that changes nothing must not earn credit. An item limit
 counts semantic and episodic items, a token budget all tokens; the core is never evicted. The paper
-has no such limits. Lengths are counted in tokens of `text.TOKENIZER`. Where paper and
-published code differ, `LayerRules` has a setting.
+has no such limits. Lengths are counted in tokens of `text.TOKENIZER`. Where paper and published
+code differ, `LayerRules` has a setting.
 """
 
 from __future__ import annotations
