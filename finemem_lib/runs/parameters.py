@@ -749,6 +749,18 @@ class PaperQuestions(NotebookParameters):
     resamples: Resamples = 10_000
 
 
+class MemAlpha(NotebookParameters):
+    """Notebook 12: Mem-alpha's memory and reward, and changed facts."""
+
+    top_k: Annotated[
+        int, _within(1, 1_000, "items retrieved from each searched layer, by hand")
+    ] = 1
+    experiments: Annotated[str, _help("folder with the rows of the experiments")] = (
+        "data/experiments"
+    )
+    resamples: Resamples = 2000
+
+
 MODELS: dict[str, type[NotebookParameters]] = {
     model.__name__: model
     for model in (
@@ -763,6 +775,7 @@ MODELS: dict[str, type[NotebookParameters]] = {
         PerStepGRPO,
         StateMismatch,
         PaperQuestions,
+        MemAlpha,
     )
 }
 """The models by name, as the metadata of notebooks name them."""
