@@ -489,6 +489,6 @@ def _check_same_instances(
         only = sorted(instance for _, _, instance in first ^ second)
         raise ValueError(
             f"{method} and {baseline} were played on different instances: {len(only)} of "
-            f"{len(first | second)} ({', '.join(only[:3])}) were played with one of the two methods "
-            "only; a paired difference needs both on every one"
+            f"{len(first | second)} ({', '.join(only[:3])}) were played with one method only; a "
+            "paired difference needs both methods on every instance"
         )
