@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.ready-for-tests
+DOCUMENTED := $(VENV)/.ready-for-docs
 RUN := .[figures,real]
 TESTS := .[test]
+DOCS := .[docs]
 # uv installs several times faster and takes the CPU build of torch where there is no GPU. It does not
 # read pip's configuration, so pip installs where there is one, and where uv fails.
 UV ?= $(shell command -v uv)
@@ -16,7 +18,7 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run real test test-quick nightly coverage lab setup lint format types hooks notebook-filter bench clean
+.PHONY: run real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter bench clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
@@ -40,6 +42,10 @@ nightly: $(TESTED)  ## the long fuzz tiers, and the notebooks with all of their 
 coverage: $(TESTED)  ## which lines the tests reach; shown, not enforced
 	$(PYTEST) $(SHARED) -m "not nightly and not browser" --cov=finemem_lib \
 		--cov-report=term:skip-covered finemem_lib tests
+
+docs: $(DOCUMENTED)  ## the site, in site/html/index.html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d site/doctrees . site/html
+	@echo "site/html/index.html"
 
 lint: $(TESTED)  ## formatter, linter, and the contracts of who imports whom
 	$(BIN)/ruff format --check .
@@ -93,5 +99,10 @@ $(TESTED): $(READY)
 	$(call install,$(TESTS))
 	@touch $(TESTED)
 
-clean:  ## the virtual environment and caches; runs under data/runs are kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
+$(DOCUMENTED): $(READY)
+	@echo "Installing what the site is built with into $(VENV)"
+	$(call install,$(DOCS))
+	@touch $(DOCUMENTED)
+
+clean:  ## the virtual environment, the site and caches; runs under data/runs are kept
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
