@@ -217,6 +217,25 @@ def read_source(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = MARK.sub(lambda found: GENERATED[found[1]](), source[0])
 
 
+def generated_pages(
+    app: Sphinx, env: Any, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Return the pages with generated parts, which are read every time.
+
+    Args:
+        app: Sphinx.
+        env: Its record of what it has read.
+        added: Pages that are new.
+        changed: Pages whose sources have changed.
+        removed: Pages that are gone.
+    """
+    return [
+        name
+        for name in env.found_docs
+        if (path := env.doc2path(name)).suffix == ".md" and MARK.search(path.read_text("utf-8"))
+    ]
+
+
 def keep_formulas(
     app: Sphinx, kind: str, name: str, described: Any, options: Any, lines: list[str]
 ) -> None:
@@ -294,6 +313,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("builder-inited", write_plotly)
+    app.connect("env-get-outdated", generated_pages)
     app.connect("source-read", read_source)
     # before napoleon, which has priority 500 and writes sections of its own
     app.connect("autodoc-process-docstring", keep_formulas, priority=400)
