@@ -59,4 +59,5 @@ templates_path = ["templates"]
 html_additional_pages = {"index": "to_the_first_page.html"}
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # a page that is read from its file may fetch no other page
 html_theme_options = {"navigation_with_keys": True}
