@@ -1,7 +1,7 @@
 """Settings of the site: `make docs` builds it from the repository, without a network.
 
-Sphinx with MyST-NB and not Jupyter Book: Jupyter Book 2 builds with a Node.js engine that knows no
-autodoc, and the pages here need docstrings, notebooks and Markdown in one build of Python packages.
+Sphinx with MyST-NB and not Jupyter Book: version 1 of that is these two with fewer settings, and
+version 2 builds with Node.js and cannot read docstrings.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 - plotly's figures in notebooks become places that ``static/figures.js`` draws; plotly.js is one
   file of the site, which only pages with figures load.
 - Formulas become MathML, which browsers draw without a script.
-- A comment such as ``<!-- generated: ledger -->`` in a page becomes the table of that name, so that
-  what the library or its data already say does not stand a second time.
+- A comment such as ``<!-- generated: ledger figures -->`` in a page becomes the table or figure of
+  that name, so that what the library or its data already say does not stand a second time.
 """
 
 from __future__ import annotations
