@@ -17,13 +17,13 @@ from finemem_lib.figures.style import INK, PALE, label
 from finemem_lib.figures.tokens import visible
 
 LINE = 112
-"""Characters per line of a completion: as many as fit on a page of 1280 pixels."""
+"""Characters of a line of a completion: those of a page of 1280 pixels."""
 
 MOST_LINES = 3
-"""Maximum lines shown of a completion; the caption states the number of omitted tokens."""
+"""Lines of a completion that are shown, the caption counts the tokens that are not."""
 
 SCAFFOLD = re.compile(r'"content":|"')
-"""JSON syntax that every operation repeats; it is omitted to save space."""
+"""What every operation of a completion repeats: it takes room and says nothing."""
 
 PITCH, GAP = 19, 0.5
 """Pixels per line of tokens, and the gap between two completions in lines."""
@@ -38,7 +38,7 @@ QUIET = 0.01
 
 
 class _Token(NamedTuple):
-    """A token and its position: completion, line and first character."""
+    """A token and its place: the completion, the line of it, its first character and its width."""
 
     rollout: int
     line: int
