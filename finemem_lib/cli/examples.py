@@ -1,4 +1,4 @@
-"""An example for every command, which `--help` shows."""
+"""Examples for every command, shown by `--help`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXAMPLES = {
 
 
 class ExampleFormatter(argparse.HelpFormatter):
-    """Keeps the lines of a text that begins with "example", and fills all others."""
+    """Keeps the line breaks of texts that begin with "example", and wraps all others."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("example"):
@@ -49,7 +49,7 @@ class ExampleFormatter(argparse.HelpFormatter):
 
 
 def add_examples(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Put the examples below the help of every command.
+    """Append the examples to the help of every command.
 
     Args:
         commands: The subparsers of `finemem`.

@@ -54,14 +54,14 @@ if TYPE_CHECKING:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    """Make a run's report again and print its path.
+    """Write the report of a run again and print its path.
 
     Args:
         options: The command line.
 
     Raises:
         UsageError: there is no such run, its manifest cannot be read, or figures cannot be
-            written where ``--figures`` says.
+            written to the folder of ``--figures``.
     """
     if options.figures:
         check_output_folder(Path(options.figures), "--figures")
@@ -80,7 +80,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def sweep_command(options: argparse.Namespace) -> int:
-    """Run the cells that a folder lacks, print their table, and return the exit code.
+    """Run the missing cells of an experiment, print their table, and return the exit code.
 
     Args:
         options: The command line.
@@ -127,7 +127,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     else:
         print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
-        # Not once: Python drops an interrupt that arrives while an object is being deleted.
+        # Later interrupts count, too: Python drops one that arrives while it deletes an object.
         with interruptible(once=False), StepLog() as log:
             _, failures = sweep.run_cells(
                 cells,
