@@ -16,6 +16,10 @@ EXAMPLES = {
         "finemem diff 20260101-020000-1a2b 20260102-020000-3c4d",
         "finemem diff baseline tonight --fail-over 5% --ignore 'seconds_*'",
     ],
+    "export": [
+        "finemem export 20260101-020000-1a2b --to inspect",
+        "finemem export 20260101-020000-1a2b --to trackio --python viewer/bin/python",
+    ],
     "sweep": [
         "finemem sweep 03 --grid beta=0.25,0.5 --seeds 0,1,2 --output sweeps/beta",
         "finemem sweep notebooks/designs/schemes.yaml --output sweeps/schemes --jobs 2",

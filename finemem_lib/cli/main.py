@@ -21,6 +21,7 @@ from finemem_lib.cli import (
     clean,
     completion,
     diff,
+    export,
     fetch,
     ledger,
     listing,
@@ -217,6 +218,7 @@ def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser
     listing.add_command(commands)
     clean.add_command(commands)
     diff.add_command(commands)
+    export.add_command(commands)
     _add_sweep(commands)
     arena.add_command(commands)
     ledger.add_command(commands)
