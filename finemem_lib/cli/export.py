@@ -16,7 +16,14 @@ from typing import Any
 from finemem_lib.cli import trackio_traces
 from finemem_lib.cli.conversations import Rollout, credited_rollouts, kept_credit
 from finemem_lib.cli.inspect_log import inspect_log, log_name
-from finemem_lib.cli.rescore import PLAYED, existing_run, new_results, played, results_card
+from finemem_lib.cli.rescore import (
+    PLAYED,
+    Found,
+    existing_run,
+    new_results,
+    played,
+    results_card,
+)
 from finemem_lib.runs.run import written_entry
 from finemem_lib.util.console import EXIT_CODES, UsageError, plain
 from finemem_lib.util.files import write_json, written_beside
@@ -95,7 +102,9 @@ def export_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["ok"]
 
 
-def _by_manager(folder: Path, found: Any) -> tuple[list[list[Rollout]], dict[str, dict[str, str]]]:
+def _by_manager(
+    folder: Path, found: Found
+) -> tuple[list[list[Rollout]], dict[str, dict[str, str]]]:
     """Return the rollouts of every artefact by manager, and the rules that give them no credit."""
     groups: defaultdict[tuple[str, str], list[Rollout]] = defaultdict(list)
     without = {}

@@ -373,6 +373,36 @@ def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, ru
     assert len([*runs_dir.iterdir()]) == 3
 
 
+@pytest.mark.nightly
+def test_two_runs_that_share_a_folder_do_not_touch_each_other(tmp_path, runs_dir, capsys):
+    """Both take what a third run wrote; one of them is killed, and then resumed."""
+    notebooks = make_notebooks(tmp_path / "notebooks", CHAIN)
+    words = ["run", "--notebooks-dir", str(notebooks), "--run-id"]
+    assert main([*words, "whole"]) == 0
+    expected, whole = hashes(runs_dir / "whole"), files(runs_dir / "whole")
+    reusing = [*words[:-1], "--notebooks", "02,03", "--reuse", "whole", "--run-id"]
+    folders = [runs_dir / "one", runs_dir / "other"]
+    commands = [subprocess.Popen([*FINEMEM, *reusing, folder.name]) for folder in folders]
+
+    def both_run():
+        assert [command.poll() for command in commands] == [None, None]
+        return all(folder.exists() and manifest_of(folder)["versions"] for folder in folders)
+
+    wait_until(both_run)
+    kill(commands[0], random.Random(2))
+    for command in commands:
+        command.wait(LAST_RESORT)
+    wait_until(functools.partial(has_ended, folders[0]))
+    assert manifest_of(folders[1])["status"] == "ok"
+    other = files(folders[1])
+    if manifest.read_manifest(folders[0]).status != "ok":
+        assert main(["resume", "one"]) == 0
+    for folder in folders:
+        assert hashes(folder) == {name: expected[name] for name in hashes(folder)}
+        assert {*hashes(folder)} == {"evidence", "benchmark", "rewards"}
+    assert files(folders[1]) == other and files(runs_dir / "whole") == whole
+
+
 # ---- files changed by hand or cut off ------------------------------------------------------------
 
 
