@@ -16,6 +16,8 @@ from typing import Any
 from finemem_lib.managers import loading
 from finemem_lib.managers.loading import split_revision
 from finemem_lib.readers.roles import check_roles
+from finemem_lib.retrievers.encoder import DENSE_MODEL, FETCHED as MINILM
+from finemem_lib.retrievers.named import WITH_ENCODER
 from finemem_lib.runs import run as runs
 from finemem_lib.runs.artefacts import ARTEFACTS
 from finemem_lib.runs.notebooks import (
@@ -350,7 +352,7 @@ def unusable_sources(values: Mapping[str, Any]) -> list[str]:
 
 
 def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> list[str]:
-    """Return why managers cannot be loaded on this machine.
+    """Return why managers or sentence encoders cannot be loaded on this machine.
 
     There may be no CUDA device, a package may be missing, or a checkpoint.
 
@@ -360,6 +362,8 @@ def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> 
     """
     problems = []
     for stem, values in parameters.items():
+        if problem := _missing_encoder(getattr(values, "retriever", "bm25"), offline):
+            problems.append(f"{stem}: {problem}")
         if not isinstance(values, LoadsCheckpoint):
             continue
         model = values.model_settings()
@@ -384,6 +388,20 @@ def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> 
         if problem := _missing_checkpoint(values.checkpoint, offline):
             problems.append(f"{stem}: {problem}")
     return problems
+
+
+def _missing_encoder(retriever: str, offline: bool) -> str | None:
+    """Return why the sentence encoder of a retriever cannot be found, `None` where it can."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if retriever not in WITH_ENCODER or not offline or (repository_root() / MINILM).is_dir():
+        return None
+    if isinstance(try_to_load_from_cache(DENSE_MODEL, "config.json"), str):
+        return None
+    return (
+        f"retriever is {retriever!r}, whose sentence encoder is not there, expected the folder "
+        f"{MINILM}; run `finemem fetch minilm` once, or take bm25 or graph"
+    )
 
 
 def _missing_checkpoint(
