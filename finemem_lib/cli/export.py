@@ -31,6 +31,9 @@ from finemem_lib.util.files import write_json, written_beside
 PASSED_ON = ("HOME", "LANG", "PATH", "TMPDIR")
 """The variables that the Python of a viewer sees: no token and no address to send anything to."""
 
+TRACKIO = "trackio>=0.43"
+"""The versions whose traces have spans."""
+
 
 def add_command(commands: Any) -> None:
     """Add `finemem export` to the command line.
@@ -135,9 +138,9 @@ def _check_trackio(python: str) -> None:
     except OSError as error:
         raise UsageError(f"--python {python} cannot be started ({error.strerror})") from error
     raise UsageError(
-        f"trackio is not installed for {python}. It needs other versions than the workbench, so "
-        "give it an environment of its own: `python3 -m venv viewer && viewer/bin/pip install "
-        "trackio`, then --python viewer/bin/python"
+        f"trackio is not installed for {python}. It needs an older pillow than the workbench, so "
+        f"give it an environment of its own: `python3 -m venv viewer && viewer/bin/pip install "
+        f"'{TRACKIO}'`, then --python viewer/bin/python"
     )
 
 
@@ -156,7 +159,9 @@ def _write_traces(
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        raise UsageError(f"trackio could not write the traces ({plain(last[0])})")
+        raise UsageError(
+            f"trackio of {python} could not write the traces ({plain(last[0])}); {TRACKIO} can"
+        )
 
 
 def _viewer(options: argparse.Namespace, target: Path) -> str:

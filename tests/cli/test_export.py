@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from finemem_lib.cli import trackio_traces
+from finemem_lib.cli import export, trackio_traces
 from finemem_lib.cli.conversations import credited_rollouts, messages
 from finemem_lib.cli.inspect_log import inspect_log
 from finemem_lib.cli.main import main
@@ -199,7 +199,16 @@ def test_a_python_without_trackio_is_said_with_how_to_get_one(run, capsys, tmp_p
     python.chmod(0o755)
     assert main(["export", "played", "--to", "trackio", "--python", str(python)]) == 2
     shown = capsys.readouterr().err
-    assert "trackio is not installed" in shown and "pip install trackio" in shown
+    assert "trackio is not installed" in shown and f"pip install '{export.TRACKIO}'" in shown
+
+
+def test_what_trackio_could_not_write_is_said_and_nothing_is_left(run, capsys, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "TypeError: spans" >&2\nexit 1\n')
+    python.chmod(0o755)
+    assert main(["export", "played", "--to", "trackio", "--python", str(python)]) == 2
+    assert "could not write the traces (TypeError: spans)" in capsys.readouterr().err
+    assert files(run / "exported") == []
 
 
 def test_the_script_for_another_python_needs_nothing_of_the_workbench(run, tmp_path, monkeypatch):
@@ -301,7 +310,7 @@ def test_inspect_shows_rollouts_with_step_credits(run, tmp_path):
 @pytest.mark.network
 @pytest.mark.browser
 def test_trackio_shows_rollouts_with_step_credits(run, tmp_path):
-    viewer = environment_with(tmp_path / "viewer", "trackio")
+    viewer = environment_with(tmp_path / "viewer", export.TRACKIO)
     python = str(viewer / "bin/python")
     assert main(["export", "played", "--to", "trackio", "--python", python]) == 0
     store = run / "exported" / "trackio" / "store"
