@@ -74,6 +74,17 @@ def test_notebooks_and_report_arrive_and_then_the_manifest(runs_dir, bucket, cap
     assert shown.splitlines()[-1].startswith("status=ok run=done copied=4 of=4 ")
 
 
+def test_an_address_of_google_goes_to_its_handler(runs_dir, monkeypatch):
+    made(runs_dir)
+    kept = {}
+    monkeypatch.setattr(
+        papermill.iorw.GCSHandler, "write", lambda _, text, to: kept.update({to: 1})
+    )
+    monkeypatch.setitem(copying.EXTRAS, "gs", ("gcs", "papermill"))
+    assert main(["copy", "done", "gs://results"]) == 0
+    assert len(kept) == 4 and {path[:18] for path in kept} == {"gs://results/done/"}
+
+
 def test_what_does_not_arrive_is_named_and_leaves_the_copy_without_manifest(
     runs_dir, bucket, capsys
 ):
