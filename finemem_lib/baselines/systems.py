@@ -157,14 +157,14 @@ SYSTEMS: dict[str, System] = {
     ),
     "memagent": System(
         _text_memory(MEM_AGENT),
-        "one text, written over at every chunk",
+        "one text, rewritten at every chunk",
         "arXiv 2507.02259",
         _WHOLE,
         calls=1,
     ),
     "memagent-privileged": System(
         _text_memory(MEM_AGENT_PRIVILEGED),
-        "one text, written over at every chunk",
+        "one text, rewritten at every chunk",
         "arXiv 2507.02259",
         _WHOLE,
         privileged=True,

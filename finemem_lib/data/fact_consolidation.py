@@ -45,7 +45,7 @@ def numbered_facts(context: str) -> list[tuple[int, str]]:
     if not found:
         raise ValueError(
             'field context: expected lines "0. a fact", got '
-            f"{context!r:.60}; give the row the source that its text has"
+            f"{context!r:.60}; set the data source of the row to that of its text"
         )
     return found
 

@@ -355,12 +355,12 @@ def _stage(played: _Played, place: int, answered: AnsweredQuestion) -> FailureSt
     if (answered.score or 0.0) >= RIGHT:
         return found("answered", *_answered_from(answered, ranks))
     if evidence is None:
-        reason = "no chunk of the stream holds an accepted answer in these words"
+        reason = "no chunk of the stream contains an accepted answer word for word"
         return found("absent", None, None, None, reason)
     written = [version for version in played.versions if evidence.carried_by(version)]
     if not evidence.whole(version.content for version in written):
         step = _told_at(played, evidence, written)
-        reason = f"the chunk of step {step} holds the answer, and no item with it was written"
+        reason = f"the chunk of step {step} contains the answer, but no item with it was written"
         return found("not written", step, None, None, reason + _refused(played, step, evidence))
     held = [version for version in written if version.ended is None]
     if not evidence.whole(version.content for version in held):

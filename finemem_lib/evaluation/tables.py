@@ -405,7 +405,7 @@ def _estimate(
         interval = "none: nothing was scored"
     elif single:
         unit = _unit(settings, measure)
-        interval = f"none: one {unit} is too few to draw from ({', '.join(single)})"
+        interval = f"none: one {unit} is too few to resample ({', '.join(single)})"
     else:
         low, high = map(
             float, percentile_ends(_average(np.stack(draws, axis=1), average), settings.level)
@@ -489,6 +489,6 @@ def _check_same_instances(
         only = sorted(instance for _, _, instance in first ^ second)
         raise ValueError(
             f"{method} and {baseline} were played on different instances: {len(only)} of "
-            f"{len(first | second)} ({', '.join(only[:3])}) have one of the two only; a paired "
-            "difference needs both on each"
+            f"{len(first | second)} ({', '.join(only[:3])}) were played with one method only; a "
+            "paired difference needs both methods on every instance"
         )
