@@ -20,7 +20,9 @@ from finemem_lib.cli import (
     arena,
     clean,
     completion,
+    copying,
     diff,
+    export,
     fetch,
     ledger,
     listing,
@@ -191,6 +193,12 @@ _FIGURES: dict[str, Any] = {
     "help": "export the figures the notebooks kept (default: figures/RUN)",
 }
 
+_COPY_TO: dict[str, Any] = {
+    "type": copying.address,
+    "metavar": "ADDRESS",
+    "help": "copy notebooks, report and manifest to s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+}
+
 _JOBS: dict[str, Any] = {
     "type": positive,
     "metavar": "N",
@@ -217,6 +225,8 @@ def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser
     listing.add_command(commands)
     clean.add_command(commands)
     diff.add_command(commands)
+    export.add_command(commands)
+    copying.add_command(commands)
     _add_sweep(commands)
     arena.add_command(commands)
     ledger.add_command(commands)
@@ -247,6 +257,7 @@ def _add_run(commands: Any, execute: Executor) -> None:
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
     run.add_argument("--jobs", **_JOBS)
     run.add_argument("--figures", **_FIGURES)
+    run.add_argument("--copy-to", **_COPY_TO)
 
 
 def _add_resume(commands: Any, execute: Executor) -> None:
@@ -263,6 +274,7 @@ def _add_resume(commands: Any, execute: Executor) -> None:
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
     resume.add_argument("--jobs", **_JOBS)
     resume.add_argument("--figures", **_FIGURES)
+    resume.add_argument("--copy-to", **_COPY_TO)
 
 
 def _add_sweep(commands: Any) -> None:

@@ -97,8 +97,8 @@ def test_unsloth_stays_out_of_the_cpu_environment():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]"])
-def test_both_sets_resolve_without_installing(extras, tmp_path):
+@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[s3,gcs]"])
+def test_all_sets_resolve_without_installing(extras, tmp_path):
     probe = [
         sys.executable,
         "-m",
