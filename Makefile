@@ -9,16 +9,13 @@ DOCUMENTED := $(VENV)/.ready-for-docs
 RUN := .[figures,real]
 TESTS := .[test]
 DOCS := .[docs]
-# uv installs several times faster and takes the CPU build of torch where there is no GPU. It does not
-# read pip's configuration, so pip installs where there is one, and where uv fails.
-UV ?= $(shell command -v uv)
-PIP_CONFIGURATION ?= $(shell $(PYTHON) -m pip config list 2>/dev/null)
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter bench clean
+.PHONY: run real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter \
+	bench licences audit release-check clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
@@ -77,14 +74,21 @@ bench: $(TESTED)  ## the speed claims, as ratios measured side by side; credit r
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/gpu.py
 
+licences: $(TESTED)  ## the licences of the pinned packages, checked
+	$(BIN)/python release/licences.py
+
+audit: $(TESTED)  ## known vulnerabilities of the pinned packages; needs PyPI's service
+	$(call install,.[dev])
+	$(BIN)/python release/audit.py
+
+release-check: $(TESTED)  ## the checklist of CONTRIBUTING.md; leaves sdist and wheel in dist
+	$(call install,.[dev])
+	$(BIN)/python release/check.py
+
 setup: $(TESTED)
 
 define install
-@if [ -n "$(UV)" ] && [ -z "$(PIP_CONFIGURATION)" ] && $(UV) pip install --quiet \
-	--python $(BIN)/python --torch-backend auto --constraint constraints.txt --editable '$(1)'; \
-then echo "Installed by uv"; \
-else $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '$(1)' && \
-	echo "Installed by pip"; fi
+@release/install.sh $(BIN)/python --editable '$(1)'
 endef
 
 $(READY): pyproject.toml constraints.txt
@@ -105,4 +109,4 @@ $(DOCUMENTED): $(READY)
 	@touch $(DOCUMENTED)
 
 clean:  ## the virtual environment, the site and caches; runs under data/runs are kept
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info build

@@ -24,6 +24,7 @@ from finemem_lib.cli import (
     diff,
     export,
     fetch,
+    init,
     ledger,
     listing,
     notebook_sweep,
@@ -49,6 +50,7 @@ from finemem_lib.util.console import (
     print_table,
     result_line,
 )
+from finemem_lib.util.provenance import NoWorkbenchError
 
 if TYPE_CHECKING:
     from finemem_lib.experiments.cells import Cell
@@ -220,6 +222,7 @@ def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True)
+    init.add_command(commands)
     _add_run(commands, execute)
     _add_resume(commands, execute)
     listing.add_command(commands)
@@ -389,7 +392,7 @@ def main(arguments: Sequence[str] | None = None, execute: Executor = execute_not
     begun = time.monotonic()
     try:
         code = int(options.command(options))
-    except UsageError as error:
+    except (UsageError, NoWorkbenchError) as error:
         print(f"finemem: {error}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:

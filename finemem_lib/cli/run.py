@@ -18,6 +18,7 @@ from typing import Any
 
 from finemem_lib.cli.copying import check_extra, copied_files, copy_run
 from finemem_lib.cli.execute import CHECKPOINTS, Executor, clear_scratch, execute_notebook
+from finemem_lib.cli.init import version_note
 from finemem_lib.cli.manifest import (
     ACTIVE,
     Manifest,
@@ -95,6 +96,8 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
         UsageError: the options cannot be carried out; nothing was started or written.
     """
     _check_destinations(options)
+    if note := version_note():
+        print(plain(note), file=sys.stderr)
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"

@@ -9,7 +9,7 @@ import pytest
 
 from finemem_lib.util.provenance import repository_root
 
-FILES = ("Makefile", "pyproject.toml", "constraints.txt")
+FILES = ("Makefile", "pyproject.toml", "constraints.txt", "release/install.sh")
 PYTHON = """#!/bin/sh
 case "$*" in
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/finemem ;;
@@ -26,6 +26,7 @@ exit $UV_CODE
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder with the project's Makefile, where python and uv write down how they are called."""
+    (tmp_path / "release").mkdir()
     for name in FILES:
         shutil.copy(repository_root() / name, tmp_path / name)
     for name, source in (("python3", PYTHON), ("uv", UV)):
