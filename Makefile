@@ -5,14 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.ready-for-tests
+DOCUMENTED := $(VENV)/.ready-for-docs
 RUN := .[figures,real]
 TESTS := .[test]
+DOCS := .[docs]
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run real test test-quick nightly coverage lab setup lint format types hooks notebook-filter \
+.PHONY: run real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter \
 	bench licences audit release-check clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
@@ -37,6 +39,10 @@ nightly: $(TESTED)  ## the long fuzz tiers, and the notebooks with all of their 
 coverage: $(TESTED)  ## which lines the tests reach; shown, not enforced
 	$(PYTEST) $(SHARED) -m "not nightly and not browser" --cov=finemem_lib \
 		--cov-report=term:skip-covered finemem_lib tests
+
+docs: $(DOCUMENTED)  ## the site, in site/html/index.html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d site/doctrees . site/html
+	@echo "site/html/index.html"
 
 lint: $(TESTED)  ## formatter, linter, and the contracts of who imports whom
 	$(BIN)/ruff format --check .
@@ -97,5 +103,10 @@ $(TESTED): $(READY)
 	$(call install,$(TESTS))
 	@touch $(TESTED)
 
-clean:  ## the virtual environment and caches; runs under data/runs are kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info build
+$(DOCUMENTED): $(READY)
+	@echo "Installing what the site is built with into $(VENV)"
+	$(call install,$(DOCS))
+	@touch $(DOCUMENTED)
+
+clean:  ## the virtual environment, the site and caches; runs under data/runs are kept
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info build

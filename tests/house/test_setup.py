@@ -87,6 +87,12 @@ def test_tests_and_tools_come_with_the_first_target_that_needs_them(checkout):
     assert [call.rpartition(" ")[2] for call in calls] == [".[figures,real]", ".[test]"]
 
 
+def test_the_site_brings_what_it_is_built_with(checkout):
+    _, calls = make(checkout, "docs")
+    installed = [call.rpartition(" ")[2] for call in calls if "install" in call]
+    assert installed == [".[figures,real]", ".[docs]"]
+
+
 def test_a_set_up_that_failed_is_tried_again(checkout):
     failing = PYTHON.replace("*) echo", '"-m pip install"*) exit 1 ;;\n  *) echo')
     (checkout / "bin" / "python3").write_text(failing)
