@@ -127,7 +127,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     else:
         print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
-        # Later interrupts count, too: Python drops one that arrives while it deletes an object.
+        # Later interrupts count also: Python drops one that arrives while it deletes an object.
         with interruptible(once=False), StepLog() as log:
             _, failures = sweep.run_cells(
                 cells,
