@@ -253,20 +253,32 @@ def _data(run: Manifest) -> dict[str, Any]:
 
 def _metrics(first: Path, second: Path, before: Manifest, after: Manifest) -> list[Change]:
     """Return the metrics of both; one that a notebook of a run has lost counts as `None`."""
-    found = read_metrics(first), read_metrics(second)
+    found = [_with_intervals(folder, read_metrics(folder)) for folder in (first, second)]
     takes_part = [{one.name for one in run.notebooks} for run in (before, after)]
-    names = dict.fromkeys((n, m) for one in found for n, metrics in one.items() for m in metrics)
+    names = {name for one in found for name in one}
     return [
         Change(
             notebook,
             metric,
             *(
-                Estimate(metrics.get(notebook, {}).get(metric)) if notebook in there else None
+                metrics.get((notebook, metric), Estimate(None)) if notebook in there else None
                 for metrics, there in zip(found, takes_part, strict=True)
             ),
         )
         for notebook, metric in sorted(names)
     ]
+
+
+def _with_intervals(
+    folder: Path, metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, str], Estimate]:
+    """Return the metrics of a run by notebook and name, with the intervals that records hold."""
+    return {
+        (notebook, name): Estimate(value, *intervals.get(name, ()))
+        for notebook, values in metrics.items()
+        for intervals in [read_record(folder, notebook).get("intervals", {})]
+        for name, value in values.items()
+    }
 
 
 def _estimates(first: Path, second: Path, before: Manifest, after: Manifest) -> list[Change]:

@@ -187,7 +187,9 @@ def _print_comparison(compared: Comparison, names: tuple[str, str]) -> None:
             print(f"\n{title}: the same")
     changed = [one for one in compared.metrics if one.relative != 0]
     print(f"\nmetrics: {len(changed)} of {len(compared.metrics)} differ")
-    print_table([("notebook", "metric", *names, "change", "relative"), *map(_row, changed)])
+    print_table(
+        [("notebook", "metric", *names, "change", "relative", "intervals"), *map(_row, changed)]
+    )
     differing = sorted(
         (one for one in compared.estimates if one.relative != 0),
         key=lambda one: (one.overlap is not False, -abs(one.relative or 0)),
@@ -201,7 +203,7 @@ def _print_comparison(compared: Comparison, names: tuple[str, str]) -> None:
     print_table(
         [
             ("artefact", "estimate", *names, "change", "relative", "intervals"),
-            *((*_row(one), overlap_text(one)) for one in differing[:SHOWN_ESTIMATES]),
+            *map(_row, differing[:SHOWN_ESTIMATES]),
         ]
     )
     if len(differing) > SHOWN_ESTIMATES:
@@ -223,6 +225,7 @@ def _row(change: Change) -> tuple[str, ...]:
         value_text(change.after),
         "" if difference is None else f"{difference:+.4g}",
         relative_text(change),
+        overlap_text(change),
     )
 
 
@@ -274,10 +277,7 @@ def diff_page(compared: Comparison, pairs: Sequence[FigurePair], names: tuple[st
             "Data and artefacts": _cells(compared.data, names),
         },
         metric_rows=[_change_cells(one, names) for one in compared.metrics],
-        estimate_rows=[
-            _change_cells(one, names) | {"intervals": overlap_text(one)}
-            for one in compared.estimates
-        ],
+        estimate_rows=[_change_cells(one, names) for one in compared.estimates],
     )
 
 
@@ -292,5 +292,5 @@ def _cells(found: Iterable[Difference], names: tuple[str, str]) -> list[dict[str
 
 
 def _change_cells(change: Change, names: tuple[str, str]) -> dict[str, str]:
-    columns = ("where", "what", *names, "change", "relative")
+    columns = ("where", "what", *names, "change", "relative", "intervals")
     return dict(zip(columns, _row(change), strict=True))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 
 EXAMPLES = {
+    "init": ["finemem init my-workbench && cd my-workbench && finemem run"],
     "run": [
         "finemem run --set updates=20 --notebooks 04,05",
         "finemem run --profile real --data data/real/train.parquet",
+        "finemem run --copy-to s3://results/nightly",
     ],
     "resume": ["finemem resume 20260101-020000-1a2b --timeout 3600"],
     "list": ["finemem list", "finemem list --json"],
@@ -15,6 +17,11 @@ EXAMPLES = {
     "diff": [
         "finemem diff 20260101-020000-1a2b 20260102-020000-3c4d",
         "finemem diff baseline tonight --fail-over 5% --ignore 'seconds_*'",
+    ],
+    "copy": ["finemem copy 20260101-020000-1a2b s3://results/nightly"],
+    "export": [
+        "finemem export 20260101-020000-1a2b --to inspect",
+        "finemem export 20260101-020000-1a2b --to trackio --python viewer/bin/python",
     ],
     "sweep": [
         "finemem sweep 03 --grid beta=0.25,0.5 --seeds 0,1,2 --output sweeps/beta",

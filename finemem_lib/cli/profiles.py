@@ -428,10 +428,7 @@ def _missing_checkpoint(
             found = (
                 not offline
                 or isinstance(config, str)
-                and any(
-                    file.suffix in (".safetensors", ".bin")
-                    for file in Path(config).parent.iterdir()
-                )
+                and any(Path(config).parent.glob("*.safetensors"))
             )
             why = (
                 "this is no folder and not in the hub's cache, and HF_HUB_OFFLINE is on, as it "

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finemem_lib.cli.copying import check_extra, copied_files, copy_run
 from finemem_lib.cli.execute import CHECKPOINTS, Executor, clear_scratch, execute_notebook
+from finemem_lib.cli.init import version_note
 from finemem_lib.cli.manifest import (
     ACTIVE,
     Manifest,
@@ -93,8 +95,9 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     Raises:
         UsageError: the options cannot be carried out; nothing was started or written.
     """
-    if options.figures:
-        check_output_folder(Path(options.figures), "--figures")
+    _check_destinations(options)
+    if note := version_note():
+        print(plain(note), file=sys.stderr)
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
@@ -119,8 +122,15 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     )
     with interruptible():
         create_run_folder(folder, manifest)
-        status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()
-    return EXIT_CODES[status]
+        return RunExecution(folder, notebooks, manifest, execute, options).carry_out()
+
+
+def _check_destinations(options: argparse.Namespace) -> None:
+    """Refuse what `--figures` and `--copy-to` say where nothing can be written to it."""
+    if options.figures:
+        check_output_folder(Path(options.figures), "--figures")
+    if options.copy_to:
+        check_extra(options.copy_to)
 
 
 def _check_sources(sources: Sequence[str]) -> None:
@@ -147,8 +157,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
     Raises:
         UsageError: the run cannot be resumed; nothing was started or written.
     """
-    if options.figures:
-        check_output_folder(Path(options.figures), "--figures")
+    _check_destinations(options)
     try:
         folder = run_folder(options.run)
         read_manifest(folder)  # says what is wrong with it, before a lock lies there
@@ -161,8 +170,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     with interruptible():
-        status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()
-    return EXIT_CODES[status]
+        return RunExecution(folder, notebooks, manifest, execute, options).carry_out()
 
 
 def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Manifest]:
@@ -300,6 +308,7 @@ class RunExecution:
         self._jobs: int = options.jobs or default_jobs(parameters)
         self._execute = execute
         self._figures: str | None = options.figures
+        self._copy_to: str | None = options.copy_to
         self._begun = time.monotonic()
         self._deadline = self._begun + options.timeout if options.timeout else float("inf")
         self._started: dict[str, float] = {}
@@ -308,8 +317,8 @@ class RunExecution:
         self._writing = threading.Lock()
         self._stopping = threading.Event()
 
-    def carry_out(self) -> RunStatus:
-        """Run the notebooks, make the report, print the results, and return the status."""
+    def carry_out(self) -> int:
+        """Run the notebooks, make the report, print the results, and return the exit code."""
         manifest = self.manifest
         print(
             f"run {manifest.run_id}: profile {manifest.profile}, {len(manifest.remaining())} "
@@ -319,8 +328,10 @@ class RunExecution:
         status, error = self._run_notebooks()
         clear_scratch(self.folder, finished=status == "ok")
         report = self._end(status, error)
-        self._print_results(report)
-        return self.manifest.status
+        missing = self._copy()
+        self._print_results(report, missing)
+        ended = self.manifest.status
+        return EXIT_CODES["failed" if ended == "ok" and missing else ended]
 
     def _run_notebooks(self) -> tuple[RunStatus, str | None]:
         """Run the remaining notebooks; return the status of the run, and its error."""
@@ -466,7 +477,13 @@ class RunExecution:
                     write_manifest(self.folder, manifest)
         return None
 
-    def _print_results(self, report: Path | None) -> None:
+    def _copy(self) -> list[str] | None:
+        """Copy the run where it is asked for, and return what did not arrive."""
+        if self._copy_to is None:
+            return None
+        return copy_run(self.folder, self._copy_to, copied_files(self.folder))
+
+    def _print_results(self, report: Path | None, missing: list[str] | None) -> None:
         manifest = self.manifest
         print_table(
             [("notebook", "found")]
@@ -481,7 +498,9 @@ class RunExecution:
             print(f"go on with: finemem resume {manifest.run_id}", file=sys.stderr)
         if report:
             print(f"report: {report}")
-        print(f"status={manifest.status} run={manifest.run_id} seconds={manifest.seconds:.0f}")
+        copied = "" if missing is None else f" copied={'no' if missing else 'yes'}"
+        seconds = f"{manifest.seconds:.0f}"
+        print(f"status={manifest.status} run={manifest.run_id} seconds={seconds}{copied}")
 
     def _found(self, entry: NotebookEntry) -> list[str]:
         """Return the findings of a notebook, or its metrics if it has none."""

@@ -421,7 +421,7 @@ class _CreditLab:
             return [[style.mean(step) for step in zip(*rows, strict=True)] for rows in orders]
         group = self.cut(choice.k) if "k" in self.reads(choice.rule) else self.group
         if choice.rule == FINE_MEM:
-            return [
+            return self._between(choice) or [
                 [reward.total for reward in hybrid_reward(one, choice.settings)] for one in group
             ]
         rule = RULES[choice.rule]
@@ -440,6 +440,24 @@ class _CreditLab:
         return [  # calls are not counted here
             list(rule.function(one, **arguments, **self._own_arguments(place, accepts)))
             for place, one in enumerate(group)
+        ]
+
+    def _between(self, choice: _Choice) -> Credits | None:
+        """Return the totals of the hybrid reward from those at β = 0 and 1, in which they are
+        linear, so that the slider moves without another attribution; `None` at these two."""
+        beta = choice.settings.beta
+        if beta in (0, 1):
+            return None
+        ends = (
+            self._given(dataclasses.replace(choice, settings=settings))
+            for settings in (dataclasses.replace(choice.settings, beta=end) for end in (0, 1))
+        )
+        return [
+            [
+                None if low is None or high is None else (1 - beta) * low + beta * high
+                for low, high in zip(*rows, strict=True)
+            ]
+            for rows in zip(*ends, strict=True)
         ]
 
     def _own_arguments(self, place: int, accepts: Collection[str]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
     regimes = [name for name in of.design.regimes if any(at[0] == name for at in ends)]
     columns = 2 if len(regimes) > 2 else len(regimes) or 1
     lines = -(-len(regimes) // columns) or 1
-    fig = style.side_by_side(regimes, columns, 0.2 / lines)
+    fig = style.side_by_side(regimes, columns, 0.3 / lines)  # for numbers, and three lines of names
     correlations, seen = [], set[str]()
     for panel, regime in enumerate(regimes):
         here = {at[1]: (prices[at], end) for at, end in ends.items() if at[0] == regime}
@@ -131,7 +131,7 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
         "is punished.",
         f"Scatter plots of {len(seen)} rules in {len(regimes)} regimes: advantage per stored noise "
         "sentence and accuracy at the end, with error bars.",
-        242 + 240 * lines,
+        242 + 260 * lines,
         margin={"t": style.PANELS_TOP, "b": 150},
     )
 

@@ -34,7 +34,7 @@ def evidence_sankey(
 ) -> go.Figure:
     """Show who earned which answer: step -> memory item -> question.
 
-    The width of a link is the item's share of the outcome reward, 1/(|M_j| n) for each credited
+    The width of a link is the item's share of the outcome reward, `1/(|M_j| n)` for each credited
     item, of which s_j is coloured (earned) and 1 - s_j grey (retrieved for an answer that was not
     right, or cannot be scored). Steps stand in their order from top to bottom. Beyond `MAX_STEPS`
     steps or `MAX_ITEMS` items a selection shows its own links alone, and what is still too much is

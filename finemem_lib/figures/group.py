@@ -16,13 +16,13 @@ from finemem_lib.figures.rollouts import TERMS, RolloutGroup
 from finemem_lib.figures.style import INK, PALE, label
 from finemem_lib.figures.tokens import visible
 
-LINE = 112
-"""Characters of a line of a completion: those of a page of 1280 pixels."""
+LINE = 68
+"""Characters of a line of a completion: those that can be read beside controls on 1280 pixels."""
 
 MOST_LINES = 3
 """Lines of a completion that are shown, the caption counts the tokens that are not."""
 
-SCAFFOLD = re.compile(r'"content":|"')
+SCAFFOLD = re.compile(r'[{}",]*"(?:content|op)":"?|[{}"]')
 """What every operation of a completion repeats: it takes room and says nothing."""
 
 PITCH, GAP = 19, 0.5
@@ -38,11 +38,13 @@ QUIET = 0.01
 
 
 class _Token(NamedTuple):
-    """A token and its place: the completion, the line of it, its first character and its width."""
+    """A token, what is shown of it, and its place: the completion, the line of it, and its first
+    character."""
 
     rollout: int
     line: int
     start: int
+    shown: str
     text: str
     push: float | None
 
@@ -101,7 +103,7 @@ def group_completions(
         round(156 + PITCH * count * (lines + GAP)),
         barmode="relative",
         bargap=0,
-        uniformtext={"mode": "hide", "minsize": 8},
+        uniformtext={"mode": "hide", "minsize": 6},
         margin={"t": 44, "b": 112},
         shapes=_mean_and_deviation(mean, std),
         **_axes(middles, mean, std, scale, count * (lines + GAP), largest),
@@ -119,7 +121,7 @@ def _placed(rollout: int, texts: Sequence[str], pushes: Sequence[float | None]) 
             line, start = line + 1, 0
         if line == MOST_LINES:
             break
-        found.append(_Token(rollout, line, start, shown, push))
+        found.append(_Token(rollout, line, start, shown, visible(text), push))
         start += width
     return found
 
@@ -130,7 +132,7 @@ def _token_bars(placed: Sequence[_Token], lines: int, bound: float) -> dict[str,
     for one in placed:
         turn = one.rollout, _sign(one.push, bound)
         mark = "" if turn == before else " ▲▼"[turn[1]].strip()
-        texts.append(f"{mark}{label(one.text, 24)}")
+        texts.append(f"{mark}{label(one.shown, 24)}")
         before = turn
     return {
         "type": "bar",
@@ -139,7 +141,7 @@ def _token_bars(placed: Sequence[_Token], lines: int, bound: float) -> dict[str,
         "showlegend": False,
         "y": [one.rollout * (lines + GAP) + one.line for one in placed],
         "base": [one.start for one in placed],
-        "x": [len(one.text) + 2 for one in placed],
+        "x": [len(one.shown) + 2 for one in placed],
         "width": 1,
         "text": texts,
         "textposition": "inside",
@@ -245,6 +247,7 @@ def _axes(
             "domain": domain,
             "anchor": "y",
             "nticks": 4,
+            "tickangle": 0,
         }
         for number, (title, domain) in enumerate(zip(titles, domains, strict=True), 1)
     }

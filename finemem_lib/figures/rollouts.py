@@ -326,7 +326,7 @@ def rollout_compare(
         _said_of_group(group, dead, parted, outcomes) + style.gap_note(gaps),
         f"Heatmap of the advantages of {count} rollouts at {group.num_steps} steps, orange below "
         "and purple above the mean of the group, with each step's operations as text.",
-        210 + max(150, min(34 * count, 640)),
+        210 + max(150, min(36 * count, 640)),
         margin={"t": 92},
         xaxis=style.count_axis(group.num_steps) | {"showgrid": False},
         yaxis={
@@ -380,7 +380,7 @@ def _said_of_group(
     reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
     return (
         f"{where} {spread} {len(dead)} of {group.num_steps} steps carry no gradient.{reasons} "
-        "Letters before the dot tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
+        "Letters tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
         "and invalid operations."
     )
 
@@ -389,7 +389,7 @@ def _cell_texts(group: RolloutGroup, branches: Sequence[Sequence[int]]) -> list[
     """Return the branch and the operations of every cell."""
     return [
         [
-            f"{_branch(branches[i][t])} · {_operation_counts(step)}"
+            f"{_branch(branches[i][t])}<br>{_operation_counts(step)}"
             for t, step in enumerate(rollout.steps)
         ]
         for i, rollout in enumerate(group.rollouts)

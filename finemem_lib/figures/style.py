@@ -63,6 +63,8 @@ _AXIS = {
     "zerolinecolor": GREY,
     "ticks": "outside",
     "automargin": True,
+    # margins have room for the names; to look for those without takes half of a drawing's time
+    "ticklabeloverflow": "allow",
     "title": {"standoff": 8, "font": {"size": 13}},
 }
 
@@ -89,8 +91,7 @@ TEMPLATE = {
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
         "xaxis": _AXIS,
-        # margins have room for the names; to look for those without takes half of a drawing's time
-        "yaxis": _AXIS | {"ticklabeloverflow": "allow"},
+        "yaxis": _AXIS,
         "legend": {
             "orientation": "h",
             # below all else, as wide as the figure: names at the left leave the drawing little room
@@ -462,6 +463,7 @@ def colorbar(title: str) -> dict[str, Any]:
         "thickness": 12,
         "outlinewidth": 0,
         "tickfont": {"size": 11},
+        "ticklabeloverflow": "allow",
     }
 
 

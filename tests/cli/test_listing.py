@@ -240,6 +240,8 @@ ENDING = {
     "sweep",
     "diff",
     "clean",
+    "copy",
+    "export",
     "questions",
     "build",
     "fetch",
