@@ -126,7 +126,7 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
 
 
 def _check_destinations(options: argparse.Namespace) -> None:
-    """Check that the folder of `--figures` is writable, and that the extra of `--copy-to` exists."""
+    """Check that the folder of `--figures` is writable and the extra of `--copy-to` installed."""
     if options.figures:
         check_output_folder(Path(options.figures), "--figures")
     if options.copy_to:
