@@ -1,10 +1,11 @@
-"""An example for every command, which `--help` shows."""
+"""Examples for every command, shown by `--help`."""
 
 from __future__ import annotations
 
 import argparse
 
 EXAMPLES = {
+    "init": ["finemem init my-workbench && cd my-workbench && finemem run"],
     "run": [
         "finemem run --set updates=20 --notebooks 04,05",
         "finemem run --profile real --data data/real/train.parquet",
@@ -46,7 +47,7 @@ EXAMPLES = {
 
 
 class ExampleFormatter(argparse.HelpFormatter):
-    """Keeps the lines of a text that begins with "example", and fills all others."""
+    """Keeps the line breaks of texts that begin with "example", and wraps all others."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("example"):
@@ -55,7 +56,7 @@ class ExampleFormatter(argparse.HelpFormatter):
 
 
 def add_examples(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Put the examples below the help of every command.
+    """Append the examples to the help of every command.
 
     Args:
         commands: The subparsers of `finemem`.

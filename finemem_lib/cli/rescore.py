@@ -1,7 +1,7 @@
-"""`finemem rescore` and `finemem recredit`: score and credit a finished run without playing it.
+"""`finemem rescore` and `finemem recredit`: score and credit a finished run again without rollouts.
 
-Both read the trajectories that the run's notebooks saved and write a folder of their own in the
-run; nothing that is there is replaced.
+Both read the trajectories saved by the notebooks of the run, and write a new folder in the run;
+nothing is replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from finemem_lib.readers.roles import Models
 
 PLAYED = tuple(name for name, one in ARTEFACTS.items() if one.kind == "trajectories")
-"""The artefacts that hold trajectories."""
+"""The artefacts that contain trajectories."""
 
 Found = dict[str, list[Trajectory]]
 
@@ -283,7 +283,7 @@ def played(folder: Path, chosen: Sequence[str] | None, scores: str | None = None
 
 
 def _models(path: Path, role: str, folder: Path) -> Models:
-    """Return the language models of a file, which must name a role."""
+    """Return the language models in a file, which must contain the given role."""
     from finemem_lib.readers.roles import Models, check_roles, load_roles
 
     try:
@@ -336,7 +336,7 @@ def results_card(options: argparse.Namespace, folder: Path, found: Found) -> dic
 
 
 def _write(target: Path, texts: dict[str, str], card: dict[str, Any]) -> None:
-    """Write results, whole or not at all."""
+    """Write the results and their card to a new folder, atomically."""
     with written_beside(target) as beside:
         beside.mkdir()
         for name, text in texts.items():
