@@ -73,7 +73,7 @@ from tests.helpers.figure_samples import long_trajectory
 
 ROLLOUTS, ROLLOUTS_READ, STEPS_READ = 8, 4, 24
 
-BEFORE = "6f362cc"
+BEFORE = "39e4357"
 """The last commit before the static form was made faster."""
 
 LONG = 20_000
