@@ -92,12 +92,12 @@ def rescore_command(options: argparse.Namespace) -> int:
     from finemem_lib.evaluation.rescoring import rescored, score_changes
     from finemem_lib.readers.chat import ModelError
 
-    folder = _run(options.run)
+    folder = existing_run(options.run)
     if options.every and options.judge is None:
         raise UsageError("--every is for a judge; name its file with --judge")
     name = options.name or (options.judge.stem if options.judge else "metrics")
     target = _target(folder, "rescored", name)
-    found = _played(folder, options.artefact)
+    found = played_artefacts(folder, options.artefact)
     models = _models(options.judge, "judge", folder) if options.judge else None
     judge = models.judge() if models else None
     try:
@@ -171,13 +171,13 @@ def recredit_command(options: argparse.Namespace) -> int:
     from finemem_lib.evaluation.rescoring import credit_summary, recredited
     from finemem_lib.readers.extractive import reader_for
 
-    folder = _run(options.run)
+    folder = existing_run(options.run)
     if unknown := [rule for rule in options.rule if rule not in RULES]:
         raise UsageError(f"--rule is {unknown[0]!r}, expected one of {', '.join(RULES)}")
     rules = list(dict.fromkeys(options.rule))
     scores = [options.scores] if options.scores else []
     target = _target(folder, "recredited", options.name or "+".join([*rules, *scores]))
-    found = _played(folder, options.artefact, options.scores)
+    found = played_artefacts(folder, options.artefact, options.scores)
     models = _models(options.models, "reader", folder) if options.models else None
     rows, table = [], []
     for artefact, some in found.items():
@@ -214,7 +214,15 @@ def recredit_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["ok"]
 
 
-def _run(name: str) -> Path:
+def existing_run(name: str) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        name: The run's id.
+
+    Raises:
+        UsageError: there is no such run.
+    """
     try:
         folder = run_folder(name)
     except ValueError as error:
@@ -226,8 +234,19 @@ def _run(name: str) -> Path:
     return folder
 
 
-def _played(folder: Path, chosen: Sequence[str] | None, scores: str | None = None) -> Found:
-    """Return the trajectories of a run by artefact, as played or as scored again."""
+def played_artefacts(
+    folder: Path, chosen: Sequence[str] | None = None, scores: str | None = None
+) -> Found:
+    """Return the trajectories of a run by artefact, as played or as scored again.
+
+    Args:
+        folder: That of the run.
+        chosen: Names of artefacts that it must have; `None`: all that it has.
+        scores: Name of the scores of `finemem rescore`.
+
+    Raises:
+        UsageError: there are no trajectories, or they cannot be read.
+    """
     if scores is not None and not (folder / "rescored" / scores).is_dir():
         there = sorted(path.name for path in (folder / "rescored").glob("[!.]*/"))
         raise UsageError(
