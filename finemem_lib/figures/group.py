@@ -1,4 +1,4 @@
-"""One group of GRPO: completions, rewards and advantages side by side."""
+"""Figure of one GRPO group: completions, rewards and advantages side by side."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SCAFFOLD = re.compile(r'[{}",]*"(?:content|op)":"?|[{}"]')
 """What every operation of a completion repeats: it takes room and says nothing."""
 
 PITCH, GAP = 19, 0.5
-"""Pixels of a line of tokens, and the lines of room between two completions."""
+"""Pixels per line of tokens, and the gap between two completions in lines."""
 
 SHADES = diverging.PuOr[2:-2]
-"""Orange for down, purple for up, without the darkest shades: text stands on them."""
+"""Orange for down, purple for up, without the darkest shades, on which text is hard to read."""
 
 DOWN, UP = SHADES[0], SHADES[-1]
 
 QUIET = 0.01
-"""A token that is pushed by no more than this share of the largest push has no sign."""
+"""Tokens whose push is at most this share of the largest push have no sign."""
 
 
 class _Token(NamedTuple):
@@ -57,18 +57,18 @@ def group_completions(
     terms: Sequence[str],
     scale: ScaleRewards = "group",
 ) -> go.Figure:
-    """Show the G completions of one step token by token, what each was paid, and its advantage.
+    """Show the G completions of one step by token, with their reward terms and advantages.
 
-    A token's colour is the push that an update gives it; where the sign changes, ▲ and ▼ say which
-    tokens become more and less likely. The bars are the weighted terms of the reward; the line is
-    the mean of the group, the band reaches one standard deviation to each side.
+    The colour of a token is its push (`tokens.token_push`). Where the sign changes, ▲ and ▼ mark
+    the tokens that an update makes more and less likely. The bars are the weighted terms of the
+    reward; the line is the mean of the group, the band one standard deviation to each side.
 
     Args:
         group: the rollouts.
         step: the step, from 1.
         tokens: the tokens of each completion, untrusted.
-        pushes: the push of every token (`tokens.token_push`; `None`: not known).
-        terms: the names of the terms that have a place, also where the group has none of them.
+        pushes: the push of every token (`None`: not known).
+        terms: the names of the terms drawn, also those that the group does not have.
         scale: how the advantages are scaled.
     """
     placed = [one for row, texts in enumerate(tokens) for one in _placed(row, texts, pushes[row])]
@@ -111,12 +111,12 @@ def group_completions(
 
 
 def _placed(rollout: int, texts: Sequence[str], pushes: Sequence[float | None]) -> list[_Token]:
-    """Return the tokens of a completion in lines, without `SCAFFOLD`, as far as there is room."""
+    """Return the tokens of a completion without `SCAFFOLD`, in at most `MOST_LINES` lines."""
     found: list[_Token] = []
     line = start = 0
     for text, push in zip(texts, pushes, strict=True):
         shown = style.one_line(SCAFFOLD.sub("", visible(text)), 24)
-        width = len(shown) + 2  # room for a sign
+        width = len(shown) + 2  # space for a sign
         if start and start + width > LINE:
             line, start = line + 1, 0
         if line == MOST_LINES:
@@ -127,7 +127,7 @@ def _placed(rollout: int, texts: Sequence[str], pushes: Sequence[float | None]) 
 
 
 def _token_bars(placed: Sequence[_Token], lines: int, bound: float) -> dict[str, Any]:
-    """Return the bars that the tokens stand on, coloured by their push."""
+    """Return the bars with the tokens' texts, coloured by their push."""
     texts, before = [], (-1, 0)
     for one in placed:
         turn = one.rollout, _sign(one.push, bound)
@@ -229,7 +229,7 @@ def _axes(
     end: float,
     largest: float,
 ) -> dict[str, Any]:
-    """Return the axes of `group_completions`; the titles say how a reward becomes an advantage."""
+    """Return the axes of `group_completions`; the titles state how advantages are computed."""
     divisor = {
         "group": f"<br>/ (std + {EPSILON:g})",
         "batch": f"<br>/ (std of all<br>+ {EPSILON:g})",
@@ -252,7 +252,7 @@ def _axes(
         for number, (title, domain) in enumerate(zip(titles, domains, strict=True), 1)
     }
     axes["xaxis"] |= {"range": [0, LINE], "showticklabels": False, "showgrid": False, "ticks": ""}
-    axes["xaxis3"] |= {"range": [-1.7 * largest, 1.7 * largest]}  # room for the numbers
+    axes["xaxis3"] |= {"range": [-1.7 * largest, 1.7 * largest]}  # space for the numbers
     axes["yaxis"] = {
         "title": {"text": "completion"},
         "tickvals": list(middles),
