@@ -18,7 +18,6 @@ function panelAround(model, plot) {  // what stands around a figure
   };
   const rows = panel().controls.map(control => controlRow(control, ask, () => asked));
   const rare = rows.filter((_, place) => panel().controls[place].rare).map(row => row.element);
-  const few = rows.length <= 3;  // which stand above a narrow figure, in one line
   const more = element("details", {}, element("summary", {textContent: "More controls"}), ...rare);
   const controls = element("div", {className: "finemem-controls"},
     element("b", {textContent: panel().title}),
@@ -43,9 +42,9 @@ function panelAround(model, plot) {  // what stands around a figure
     ariaLabel: panel().title,
     onkeydown: event => {  // plain keys are commands of JupyterLab, which would move its cell
       if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
-    }}, element("div", {className: `finemem-columns${few ? " finemem-few" : ""}`}, controls,
-    element("div", {className: "finemem-pane"}, alert,
-      element("div", {className: "finemem-bar"}, list, tabled), view)));
+    }}, element("div", {className: "finemem-columns"}, controls, element("div",
+    {className: "finemem-pane"}, alert, element("div", {className: "finemem-bar"}, list, tabled),
+    view)));
   let answers = panel().answers;
   const update = () => {
     const now = panel();
