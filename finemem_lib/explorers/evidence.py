@@ -41,6 +41,9 @@ menus."""
 WINDOW = 40
 """Number of steps in the window."""
 
+MAX_LANES = 14
+"""Items in the timeline: as many as a screen shows at once."""
+
 
 def evidence_explorer(
     trajectory: Trajectory, settings: RewardSettings | None = None, max_questions: int = 10
@@ -79,7 +82,7 @@ def evidence_explorer(
             "trail": evidence_trail(trajectory, settings, selected),
             "flow": evidence_sankey(trajectory, shown, settings, selected=selected),
             "heatmap": evidence_heatmap(trajectory, settings, selected, window),
-            "timeline": operation_timeline(trajectory, selected=selected, window=window),
+            "timeline": operation_timeline(trajectory, MAX_LANES, selected, window),
         }
 
     return Explorer(
