@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from finemem_lib.cli.examples import EXAMPLES
 from finemem_lib.cli.main import make_parser
 from finemem_lib.credit.rules import RULES
 from finemem_lib.figures.frames import without_slider
@@ -154,6 +155,11 @@ def test_every_command_is_one_that_can_be_given(path: Path) -> None:
                 parser.parse_args(words)
             except SystemExit:
                 pytest.fail(f"finemem does not take {line!r}")
+
+
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    shown = set(re.findall(r"finemem ([a-z]+)", text_of(ROOT / "docs/how_to/command_line.md")))
+    assert set(EXAMPLES) - shown == set()
 
 
 @pytest.mark.parametrize("path", OURS, ids=name)
