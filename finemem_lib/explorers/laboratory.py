@@ -270,13 +270,14 @@ class Laboratory(Live):
             self.notices.append(_sentence(error))
         own = [control for control in own if control.name in ("source", *page.reads)]
         named = {control.name for control in own}
-        rest = [control for control in inner.controls if control.name not in named]
-        reads = {control.name for control in inner.controls}
-
-        def build(**state: Any) -> Views:
-            return inner.build(**{name: state[name] for name in reads})
-
-        self.explorer = Explorer(TITLE, (*own, *rest), build)
+        first = inner.settle({})
+        rest = [  # what leaves no choice is left out, and has its value from `figures`
+            control
+            for control in inner.controls
+            if control.name not in named
+            and (callable(control.options) or len(control.choices(first)) > 1)
+        ]
+        self.explorer = Explorer(TITLE, (*own, *rest), inner.figures)
         self.state = self._choose(self.explorer.controls, answer=True)
         self.view = self._opened.get(self.page, "")
         self._look()
