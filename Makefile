@@ -6,18 +6,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 APP := $(VENV)/.ready-for-app
 TESTED := $(VENV)/.ready-for-tests
+DOCUMENTED := $(VENV)/.ready-for-docs
 RUN := .[figures,real]
 TESTS := .[test]
-# uv installs several times faster and takes the CPU build of torch where there is no GPU. It does not
-# read pip's configuration, so pip installs where there is one, and where uv fails.
-UV ?= $(shell command -v uv)
-PIP_CONFIGURATION ?= $(shell $(PYTHON) -m pip config list 2>/dev/null)
+DOCS := .[docs]
 PYTEST := $(BIN)/python -m pytest
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run app real test test-quick nightly coverage lab setup lint format types hooks notebook-filter bench clean
+.PHONY: run app real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter \
+	bench licences audit release-check clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
@@ -44,6 +43,10 @@ nightly: $(TESTED)  ## the long fuzz tiers, and the notebooks with all of their 
 coverage: $(TESTED)  ## which lines the tests reach; shown, not enforced
 	$(PYTEST) $(SHARED) -m "not nightly and not browser" --cov=finemem_lib \
 		--cov-report=term:skip-covered finemem_lib tests
+
+docs: $(DOCUMENTED)  ## the site, in site/html/index.html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs -d site/doctrees . site/html
+	@echo "site/html/index.html"
 
 lint: $(TESTED)  ## formatter, linter, and the contracts of who imports whom
 	$(BIN)/ruff format --check .
@@ -75,14 +78,21 @@ bench: $(TESTED)  ## the speed claims, as ratios measured side by side; credit r
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/gpu.py
 
+licences: $(TESTED)  ## the licences of the pinned packages, checked
+	$(BIN)/python release/licences.py
+
+audit: $(TESTED)  ## known vulnerabilities of the pinned packages; needs PyPI's service
+	$(call install,.[dev])
+	$(BIN)/python release/audit.py
+
+release-check: $(TESTED)  ## the checklist of CONTRIBUTING.md; leaves sdist and wheel in dist
+	$(call install,.[dev])
+	$(BIN)/python release/check.py
+
 setup: $(TESTED)
 
 define install
-@if [ -n "$(UV)" ] && [ -z "$(PIP_CONFIGURATION)" ] && $(UV) pip install --quiet \
-	--python $(BIN)/python --torch-backend auto --constraint constraints.txt --editable '$(1)'; \
-then echo "Installed by uv"; \
-else $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '$(1)' && \
-	echo "Installed by pip"; fi
+@release/install.sh $(BIN)/python --editable '$(1)'
 endef
 
 $(READY): pyproject.toml constraints.txt
@@ -102,5 +112,10 @@ $(TESTED): $(READY)
 	$(call install,$(TESTS))
 	@touch $(TESTED)
 
-clean:  ## the virtual environment and caches; runs under data/runs are kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
+$(DOCUMENTED): $(READY)
+	@echo "Installing what the site is built with into $(VENV)"
+	$(call install,$(DOCS))
+	@touch $(DOCUMENTED)
+
+clean:  ## the virtual environment, the site and caches; runs under data/runs are kept
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info build

@@ -204,7 +204,7 @@ def compared(folder: Path) -> Figures:
         ValueError: Their rows, advantages or weights differ, so that they cannot be compared.
     """
     plain, unsloth = (
-        torch.load(folder / f"{leg}.pt", weights_only=False) for leg in ("plain", "unsloth")
+        torch.load(folder / f"{leg}.pt", weights_only=True) for leg in ("plain", "unsloth")
     )
     pairs = zip(plain["advantages"], unsloth["advantages"], strict=True)
     for what, same in (

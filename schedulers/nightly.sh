@@ -6,14 +6,15 @@
 # Exit code: that of `finemem run`, 1 when a metric moved by more than FINEMEM_FAIL_OVER, 75 when
 # the run before is still going on. Needs flock (util-linux).
 #
-#   FINEMEM            the command               (default: that of this checkout's .venv)
+#   FINEMEM            the command               (default: that of .venv here, else of PATH)
 #   FINEMEM_RUNS_DIR   where runs, lock and log are   (default: data/runs)
 #   FINEMEM_FAIL_OVER  largest change of a metric     (default: 5%)
 #   FINEMEM_KEEP       number of runs that stay       (default: 14)
 #   FINEMEM_TIMEOUT    seconds of a run               (default: 7200)
 set -u
 cd "$(dirname "$(readlink -f "$0")")/.." || exit 2
-finemem=${FINEMEM:-$PWD/.venv/bin/finemem}
+[ -x .venv/bin/finemem ] && finemem=$PWD/.venv/bin/finemem || finemem=finemem
+finemem=${FINEMEM:-$finemem}
 export FINEMEM_RUNS_DIR="${FINEMEM_RUNS_DIR:-$PWD/data/runs}"
 mkdir -p "$FINEMEM_RUNS_DIR" || exit 2
 

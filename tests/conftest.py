@@ -19,6 +19,8 @@ LONGEST_FIRST = (
     r"tests/notebooks/test_execution\.py::test_the_real_profile",
     r"tests/training/test_full_size",
     r"tests/house/test_packaging",
+    r"tests/docs/test_site",
+    r"tests/house/test_release",
     r"tests/notebooks/test_in_browser",
     r"tests/explorers/test_untrusted_browser",
     r"notebooks/07_",

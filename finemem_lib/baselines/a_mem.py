@@ -1,12 +1,13 @@
-"""A proxy of A-Mem: notes with keywords and links, and notes that change with their neighbours.
+"""Proxy of A-Mem: linked notes with keywords; a new note also updates the note that it links to.
 
-Without a language model each sentence is a note with its names and rarest words as keywords; it is
-linked to the newest note that shares at least two content words, and that note takes over its first
-keyword that it lacks. With one, `prompted.PromptedManager` plays it with the prompt "a_mem".
+Without a language model, each sentence becomes a note with its names and rarest words as keywords.
+It is linked to the newest note that shares at least two content words with it; this note then gets
+the first keyword of the new note that it lacks. With a language model, `prompted.PromptedManager`
+plays the system with the prompt "a_mem".
 
 Differs from the paper: A-Mem (arXiv 2502.12110) lets a language model write notes, choose links and
-evolve neighbours, and finds neighbours by embeddings. This proxy has the form of its memory, and
-its figures say nothing about A-Mem itself.
+update neighbours, and finds neighbours by embeddings. This proxy copies only the form of its
+memory; results of the proxy are not results of A-Mem.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import Operation
 
 KEYWORDS = 3
-"""Keywords of a note."""
+"""Number of keywords of a new note."""
 
 SHARED = 2
-"""Content words that two notes must share to be linked."""
+"""Smallest number of content words that linked notes share."""
 
 TAKEN_OVER = 3
-"""Most keywords that a note takes over from later ones."""
+"""Largest number of keywords that a note gets from later notes."""
 
 
 class AMemProxy(ScriptedManager):
-    """Linked notes by rule, see above."""
+    """Manager that writes linked notes by rules, see the module docstring."""
 
     name = "a-mem-proxy"
     settings = {"proxy": True, "writer": "by rule", "calls_per_step": 0}
@@ -67,7 +68,7 @@ def _content_words(text: str) -> frozenset[str]:
 
 
 def _with_keyword(note: str, keywords: list[str]) -> str:
-    """Return a note with the first keyword of its new neighbour that it lacks, if it has room."""
+    """Return a note with the first of `keywords` that it lacks; a full note stays unchanged."""
     found = re.search(r" \| keywords: ([^|]+?)(?= \| |\Z)", note)
     if found is None:
         return note

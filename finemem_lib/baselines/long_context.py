@@ -1,11 +1,11 @@
-"""Long context: the stream itself, cut to the reader's window, as far as it has been read.
+"""Long-context baseline: the reader sees the stream read so far, cut to a window of tokens.
 
-Each chunk is one item, and the reader sees all items (retriever "whole"). What the window cannot
-hold is cut from the head of the stream (the newest text stays) or from its tail.
+Each chunk is one item, and the reader sees all items (retriever "whole"). If the stream is longer
+than the window, the text at its head or at its tail is cut.
 
 Differs from the paper: Mem-alpha (arXiv 2509.25911) counts the window in the reader's tokens over
-the whole prompt (its text says 32k, its code keeps the last 30,000), so that the instruction can be
-cut away; here it is counted in this library's tokens over the stream alone.
+the whole prompt (32k in the text, the last 30,000 in the code), so that the instruction can be cut
+too; here the window is counted in this library's tokens over the stream alone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from finemem_lib.trajectory import MemoryItem, Operation
 Keep = Literal["tail", "head"]
 
 WINDOW = 30_000
-"""Tokens of the window in Mem-alpha's code."""
+"""Length of the window in Mem-alpha's code, in tokens."""
 
 
 class LongContext(ScriptedManager):
-    """Stores every chunk whole, and cuts the stream to a window.
+    """Manager that stores every chunk whole and cuts the stream to a window.
 
     Args:
-        window: Tokens that the reader sees, at least 1.
+        window: Length of the window in tokens, at least 1.
         keep: "tail" keeps the newest text, "head" the oldest.
 
     Raises:
@@ -67,7 +67,7 @@ class LongContext(ScriptedManager):
 
 
 def _cut_heads(items: Sequence[MemoryItem], room: int) -> list[Operation]:
-    """Return the edits that leave the newest `room` tokens of the items."""
+    """Return the operations that keep only the newest `room` tokens of the items."""
     edits = []
     for item in reversed(items):  # newest first
         tokens = count_tokens(item.content)

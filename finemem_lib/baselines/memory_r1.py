@@ -1,10 +1,10 @@
-"""Memory-R1: ADD, UPDATE, DELETE and NOOP, its format, and the same choice made by rules.
+"""Memory-R1: parser of its operations ADD, UPDATE, DELETE and NOOP, and a rule-based manager.
 
 Differs from the paper: Memory-R1 (arXiv 2508.19828) trains manager and reader with PPO or GRPO on
-the outcome alone (here the reward scheme "Memory-R1"), and hands the manager the items that
-resemble each new fact; here the manager sees the whole memory. Its operations have other names and
-are read as this library's: ADD as INSERT, NOOP (also NONE) as SKIP. `MemoryR1Rules` chooses among
-the four without a model and stands in for an untrained manager of that kind.
+the outcome reward alone (here the reward scheme "Memory-R1"), and shows the manager only the items
+similar to each new fact; here the manager sees the whole memory. Its operations are mapped to those
+of this library: ADD to INSERT, NOOP and NONE to SKIP. `MemoryR1Rules` chooses among the four
+operations without a model and replaces an untrained manager of this kind.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ EVENTS: dict[str, OperationKind] = {
     "NOOP": "SKIP",
     "NONE": "SKIP",
 }
-"""Memory-R1's operations, and this library's for them."""
+"""Operation of Memory-R1 -> operation of this library."""
 
 LIKE = 0.5
-"""Share of words (Jaccard) from which two sentences about the same subject say the same thing."""
+"""Smallest Jaccard index of words at which two sentences about one subject count as similar."""
 
 _OUTER = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 _ENDED = re.compile(r"\b(?:no longer|not any ?more|stopped|never again)\b", re.IGNORECASE)
 
 
 def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Read the events of a Memory-R1 manager: an object with a list "memory", or the list alone.
+    """Return the operations of a Memory-R1 reply: a JSON object with a list "memory", or a list.
 
     Args:
-        reply: Text of the manager; nothing in it is trusted.
+        reply: Reply of the manager, untrusted text.
 
     Returns:
-        One entry per event, in order; what is no event is an `InvalidOperation` with its reason.
+        One entry per event, in order; a malformed event is an `InvalidOperation` with its reason.
 
     >>> reply = '{"memory": [{"event": "ADD", "text": "Mia sails"}, {"event": "NOOP"}]}'
     >>> [(one.kind, one.content) for one in parse_memory_r1(reply)]
@@ -66,14 +66,17 @@ def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
 def read_events(
     reply: str, kinds: Mapping[str, OperationKind]
 ) -> tuple[Operation | InvalidOperation, ...]:
-    """Read operations that a manager lists in JSON under names of its own.
+    """Return the operations of a reply that lists them in JSON under other names.
 
-    The kind stands under "event", "operation" or "op", the content under "text" or "content", the
-    item under "id" or "memory_id".
+    The key of the kind is "event", "operation" or "op", that of the content "text" or "content",
+    and that of the item id "id" or "memory_id".
 
     Args:
-        reply: Text of the manager; nothing in it is trusted.
-        kinds: Its operations by name, in upper case, and this library's for them.
+        reply: Reply of the manager, untrusted text.
+        kinds: Name of an operation in the reply, in upper case -> operation of this library.
+
+    Returns:
+        One entry per event, in order; a malformed event is an `InvalidOperation` with its reason.
     """
     found = _OUTER.search(reply)
     if found is None:
@@ -116,12 +119,13 @@ def _operation(event: Any, kinds: Mapping[str, OperationKind]) -> Operation | In
 
 
 class MemoryR1Rules(ScriptedManager):
-    """Chooses ADD, UPDATE, DELETE or NOOP for every sentence by its likeness to the items.
+    """Manager that chooses ADD, UPDATE, DELETE or NOOP per sentence by word overlap with the items.
 
-    Of the items with the same first word (the subject), the one with the largest share of common
-    words decides, the newest among equals: from `LIKE` on, a sentence that says that something
-    ended deletes it and any other updates it; a sentence that the memory holds word for word is a
-    NOOP; everything else is added. Labelled examples are added.
+    Each sentence is compared with the items that have the same first word (the subject). The item
+    with the largest Jaccard index of words is chosen, the newest one in a tie. If the index is at
+    least `LIKE`, a sentence that says that something ended deletes the item, and any other sentence
+    updates it. A sentence that equals an item is a NOOP. All other sentences and all other labelled
+    examples are added.
     """
 
     name = "memory-r1"
@@ -138,7 +142,7 @@ class MemoryR1Rules(ScriptedManager):
             if item_id is None:
                 inserts.append(Operation("INSERT", sentence))
                 continue
-            del items[item_id]  # each is edited once per step
+            del items[item_id]  # an item is edited at most once per step
             edits.append(
                 Operation("DELETE", item_id=item_id)
                 if _ENDED.search(sentence)
@@ -148,10 +152,10 @@ class MemoryR1Rules(ScriptedManager):
 
 
 def _most_like(sentence: str, items: Mapping[str, str]) -> str | None:
-    """Return the id of the item that says the same of the same subject, `None` without one."""
+    """Return the id of the most similar item with the same subject, `None` if none is similar."""
     said = words(sentence)
     best: tuple[float, str] | None = None
-    for item_id, content in items.items():  # oldest first, so that a later equal wins
+    for item_id, content in items.items():  # oldest first, so that the newest wins a tie
         other = words(content)
         if not said or not other or said[0] != other[0] or said[0] in STOPWORDS:
             continue

@@ -1,12 +1,12 @@
-"""A proxy of MIRIX: six stores, each with a writer of its own, on the flat memory.
+"""Proxy of MIRIX: six stores, each with its own writer, in one flat memory.
 
-An item belongs to the store that its content begins with, as in "[episodic] ". With a language
-model, six prompts read each chunk, one per store, and each edits its own items only. Without one, a
-rule sends each sentence to one store.
+The content of an item begins with the name of its store, as in "[episodic] ". With a language
+model, every chunk is processed by six prompts, one per store, and each edits only the items of its
+store. Without one, a rule assigns each sentence to one store.
 
 Differs from the paper: MIRIX (arXiv 2507.07957) is a system of agents with typed records, a meta
-manager, screenshots and a database of its own, and it retrieves per store. This proxy has its six
-stores and nothing else of it, so its figures say nothing about MIRIX itself.
+manager, screenshots and its own database, and it retrieves per store. This proxy copies only its
+six stores; results of the proxy are not results of MIRIX.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STORES = {
     "resource": "documents and labelled examples the user works with, word for word",
     "vault": "literal values to be kept exactly: numbers, addresses, codes, contacts",
 }
-"""The six stores, and what each holds."""
+"""The six stores and their contents, as the prompt describes them."""
 
 _RULES = (
     ("core", re.compile(r"\b(?:I|my|me|I'm|I've|user)\b.*\b(?:am|like|prefer|love|hate|name)\b")),
@@ -52,11 +52,11 @@ _RULES = (
         re.compile(r"^(?:first|then|next|finally|to \w+,|how to|step)\b", re.IGNORECASE),
     ),
 )
-"""The first store whose pattern a sentence has; without one it is "semantic"."""
+"""A sentence belongs to the first store whose pattern it matches, otherwise to "semantic"."""
 
 
 def store_of(sentence: str) -> str:
-    r"""Return the store that a sentence is sent to without a language model.
+    r"""Return the store that the rules assign to a sentence.
 
     Args:
         sentence: A sentence or a labelled example.
@@ -72,10 +72,10 @@ def store_of(sentence: str) -> str:
 
 
 class MirixProxy(ScriptedManager):
-    """Six stores on the flat memory, see above.
+    """Manager that keeps six stores in a flat memory, see the module docstring.
 
     Args:
-        chat: The language model that writes all six; `None`: by rule.
+        chat: The language model that writes all six stores; `None` to write by rules.
     """
 
     name = "mirix-proxy"
@@ -96,11 +96,11 @@ class MirixProxy(ScriptedManager):
         return [Operation("INSERT", text) for text in dict.fromkeys(marked) if text not in held]
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return what all six writers want done about every observation.
+        """Return the operations of all six writers for every observation.
 
         Args:
-            observations: What is seen at this step, one per rollout.
-            seed: Is not used: a language model has its own.
+            observations: Observations of this step, one per rollout.
+            seed: Not used with a language model, which has its own seed.
         """
         if self.chat is None:
             return super().act(observations, seed)
@@ -138,7 +138,7 @@ class MirixProxy(ScriptedManager):
 def _of_store(
     observation: Observation, store: str, reply: str
 ) -> list[Operation | InvalidOperation]:
-    """Return the operations of one writer, held to the items of its own store."""
+    """Return the operations of one writer; operations on items of other stores become invalid."""
     mark = f"[{store}] "
     own = {item.item_id for item in observation.items if item.content.startswith(mark)}
     found: list[Operation | InvalidOperation] = []

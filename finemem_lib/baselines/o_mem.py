@@ -1,13 +1,14 @@
-"""A proxy of O-Mem: a persona per person, topics, and a working queue of the latest sentences.
+"""Proxy of O-Mem: one persona per person, topics, and a working queue of the latest sentences.
 
-Without a language model a sentence waits in the working queue, the newest `QUEUE` of them; the one
-that leaves it is merged into the persona of the first name in it, else into the topic of its
-rarest word. With one, `prompted.PromptedManager` plays it with the prompt "o_mem".
+Without a language model, the newest `QUEUE` sentences are in the working queue. A sentence that
+leaves the queue is merged into the persona of the first name in it or, without a name, into the
+topic of its longest content word. With a language model, `prompted.PromptedManager` plays the
+system with the prompt "o_mem".
 
 Differs from the paper: O-Mem (arXiv 2511.13593) extracts topics, events and attributes with a
-language model and retrieves from persona, working and episodic memory in parallel. This proxy has
-the form of its memory on one flat store with one index, and its figures say nothing about O-Mem
-itself.
+language model and retrieves from persona, working and episodic memory in parallel. This proxy
+copies only the form of its memory, in one flat store with one index; results of the proxy are not
+results of O-Mem.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryItem, Operation
 
 QUEUE = 20
-"""Sentences of the working queue."""
+"""Largest number of sentences in the working queue."""
 
 MOST_SENTENCES = 12
-"""Sentences of a persona or topic; the oldest goes first."""
+"""Largest number of sentences of a persona or topic; the oldest sentences are dropped."""
 
 _NAME = re.compile(r"\b[A-Z][a-z]+\b(?! [A-Z])|(?<= )[A-Z][a-z]+\b")
-"""A capital at the beginning counts unless another one follows, as in "Yesterday Mia sailed"."""
+"""A capitalised word is a name, but not at the beginning of a sentence if another capitalised word
+follows, as in "Yesterday Mia sailed"."""
 
 
 class OMemProxy(ScriptedManager):
-    """Personas, topics and a working queue by rule, see above."""
+    """Manager that keeps personas, topics and a working queue, see the module docstring."""
 
     name = "o-mem-proxy"
     settings = {"proxy": True, "writer": "by rule", "queue": QUEUE, "calls_per_step": 0}
@@ -52,7 +54,7 @@ class OMemProxy(ScriptedManager):
 
 
 def head_of(content: str) -> str | None:
-    """Return how a persona or topic begins, `None` for a sentence of the working queue.
+    """Return the heading of a persona or topic, `None` for a sentence of the working queue.
 
     Args:
         content: Content of an item.
@@ -65,7 +67,7 @@ def head_of(content: str) -> str | None:
 
 
 def _merged(items: tuple[MemoryItem, ...], sentences: list[str]) -> list[Operation]:
-    """Return the edits that merge sentences into personas and topics."""
+    """Return the operations that merge sentences into personas and topics."""
     held = {head: item for item in items if (head := head_of(item.content))}
     texts: dict[str, list[str]] = {}
     for sentence in sentences:
@@ -83,7 +85,7 @@ def _merged(items: tuple[MemoryItem, ...], sentences: list[str]) -> list[Operati
 
 
 def _head(sentence: str) -> str:
-    """Return the persona or topic that a sentence belongs to."""
+    """Return the heading of the persona or topic that a sentence belongs to."""
     names = [name for name in _NAME.findall(sentence) if name.lower() not in STOPWORDS]
     if names:
         return f"Persona of {names[0]}: "

@@ -1,11 +1,11 @@
-"""Managers that a prompted language model plays: the untrained manager, and proxies of systems.
+"""Memory managers that prompt a language model: the untrained manager, and proxies of systems.
 
-The model sees the memory and the chunk and answers with a JSON list of operations, which goes
-through the same parser as that of a trained manager. It is asked once per step and prompt.
+The model sees the memory and the chunk and replies with a JSON list of operations, which is read by
+the same parser as the output of a trained manager. There is one call per step and prompt.
 
-Differs from the paper: prompts are this library's (`prompts/*.txt`, with name, version and hash in
-every trajectory). A memory that the prompt cannot hold is shown from its most recent item on, up to
-`SHOWN_TOKENS`, and what is left out is counted.
+Differs from the paper: the prompts are this library's (`prompts/*.txt`, with name, version and hash
+in every trajectory). Of a long memory the prompt shows the most recent items, up to `SHOWN_TOKENS`;
+the number of omitted items is recorded.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from finemem_lib.trajectory import InvalidOperation, MemoryItem, Operation
 Parse = Callable[[str], tuple[Operation | InvalidOperation, ...]]
 
 SHOWN_TOKENS = 4000
-"""Most tokens of the items that a prompt shows."""
+"""Largest number of tokens of the items that a prompt shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A conversation with a language model and its reply.
+    """A prompt and the reply of a language model.
 
     Attributes:
-        prompt: The last message that the model was sent.
-        reply: `None` where it refused or was cut off twice.
+        prompt: The last message sent to the model.
+        reply: Its reply; `None` if the model refused or was cut off twice.
     """
 
     prompt: str
@@ -42,14 +42,14 @@ class Written:
 
 
 def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
-    """Ask a language model and return what it was asked and replied, in order.
+    """Send conversations to a language model and return prompts and replies in the same order.
 
     Args:
-        chat: The model.
-        conversations: Any number; they are asked at the same time.
+        chat: The language model.
+        conversations: Any number of conversations; they are sent concurrently.
 
     Raises:
-        ModelError: the model could not be asked.
+        ModelError: a call to the model failed.
     """
     replies = chat.ask(conversations)
     return [
@@ -59,10 +59,10 @@ def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
 
 
 def shown_items(items: Sequence[MemoryItem]) -> tuple[str, int]:
-    """Return items as lines "#id content", oldest first, and how many had to be left out.
+    """Return items as lines "#id content", oldest first, and the number of omitted items.
 
     Args:
-        items: In order of creation; the last ones are shown, up to `SHOWN_TOKENS`.
+        items: Items in order of creation; the most recent ones are shown, up to `SHOWN_TOKENS`.
     """
     room, first = SHOWN_TOKENS, len(items)
     while first and (room := room - count_tokens(items[first - 1].content)) >= 0:
@@ -72,13 +72,13 @@ def shown_items(items: Sequence[MemoryItem]) -> tuple[str, int]:
 
 
 class PromptedManager:
-    """A language model whose prompt describes how to edit the memory.
+    """Memory manager that prompts a language model for operations.
 
     Args:
-        chat: The model.
-        name: Name in records.
-        prompt: Name of the file in `prompts/` that says how.
-        parse: Reads a reply as operations.
+        chat: The language model.
+        name: Name of the manager in trajectories.
+        prompt: Name of the prompt file in `prompts/`, without suffix.
+        parse: Function from a reply to its operations.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PromptedManager:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that are recorded in its trajectories."""
+        """Settings that are recorded in the manager's trajectories."""
         return {
             "writer": self.chat.name,
             "prompt": self._prompt.identity,
@@ -99,14 +99,14 @@ class PromptedManager:
         }
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return what the model wants done about every observation.
+        """Return the model's operations for every observation.
 
         Args:
-            observations: What is seen at this step, one per rollout.
-            seed: Is not used: the model has its own, and equal prompts get equal replies.
+            observations: Observations of this step, one per rollout.
+            seed: Not used: the model has its own seed, and equal prompts get equal replies.
 
         Raises:
-            ModelError: the model could not be asked.
+            ModelError: a call to the model failed.
         """
         shown = [shown_items(one.items) for one in observations]
         conversations = [
@@ -125,10 +125,10 @@ class PromptedManager:
 
 
 def without_mark(operation: Operation | InvalidOperation) -> Operation | InvalidOperation:
-    """Return an operation whose id has lost the mark that prompts show it with.
+    """Return an operation without the "#" that prompts put before item ids.
 
     Args:
-        operation: As it was read.
+        operation: The operation, as parsed.
 
     >>> without_mark(Operation("DELETE", item_id="#3")).item_id
     '3'

@@ -1,16 +1,17 @@
-"""Managers that others published: where their weights are, and how to read what they write.
+"""Published memory managers: their weights, prompts and output formats.
 
-- Memory-R2 (arXiv 2605.21768): `ahmedehabb/memory-r2-7b`, trained on LoCoMo. It writes a list of
-  INSERT, UPDATE and DELETE for the facts of a session.
-- Memory-R1 (arXiv 2508.19828): the events of `memory_r1.parse_memory_r1`. No weights are known.
+- Memory-R2 (arXiv 2605.21768): weights `ahmedehabb/memory-r2-7b`, trained on LoCoMo. It writes a
+  list of INSERT, UPDATE and DELETE for the facts of a session.
+- Memory-R1 (arXiv 2508.19828): writes the events of `memory_r1.parse_memory_r1`. No published
+  weights are known.
 
-Mem-alpha's tools edit three stores, which a flat memory does not have.
+Mem-alpha is not listed here: its tools edit three stores, which a flat memory does not have.
 
-Differs from the papers: Memory-R2 extracts facts before it edits the memory, with shared weights;
-here the chunk takes the place of the facts. Its operations are read from JSON lists, also inside a
-code fence, and by either name of a field ("content" or "text", "id" or "memory_id"); neither the
-weights nor an output of theirs was at hand when this was written, so read some of its completions
-before a table is made of them.
+Differs from the papers: Memory-R2 first extracts facts with the same weights and then edits the
+memory; here the prompt contains the chunk instead of the facts. Its operations are read from JSON
+lists, also inside a code fence, with either name of a field ("content" or "text", "id" or
+"memory_id"). Neither the weights nor their output were available when this was written: read some
+completions before you report results.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ MEMORY_R2: dict[str, OperationKind] = {
     "NOOP": "SKIP",
     "NONE": "SKIP",
 }
-"""Memory-R2's operations, and this library's for them."""
+"""Operation of Memory-R2 -> operation of this library."""
 
 
 def parse_memory_r2(reply: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Read the operations of a Memory-R2 manager.
+    """Return the operations of a Memory-R2 reply.
 
     Args:
-        reply: Text of the manager; nothing in it is trusted.
+        reply: Reply of the manager, untrusted text.
 
     >>> reply = '[{"operation": "UPDATE", "memory_id": 3, "content": "Mia sails"}]'
     >>> [(one.kind, one.item_id, one.content) for one in parse_memory_r2(reply)]
@@ -48,13 +49,13 @@ def parse_memory_r2(reply: str) -> tuple[Operation | InvalidOperation, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PublishedManager:
-    """A manager whose paper says how it writes.
+    """A memory manager whose output format was published.
 
     Attributes:
-        model: Name of its weights on the hub, `None` where none are known.
-        parse: Reads its completions.
-        prompt: Name of the prompt in `prompts/` that asks for them.
-        download: What is downloaded when it is named as a model.
+        model: Name of its weights on the Hugging Face hub; `None` if none are known.
+        parse: Function from a reply to its operations.
+        prompt: Name of its prompt file in `prompts/`, without suffix.
+        download: Size of the download of its weights.
     """
 
     model: str | None
@@ -73,11 +74,11 @@ PUBLISHED: dict[str, PublishedManager] = {
 
 
 def published_manager(name: str, chat: Chat) -> PromptedManager:
-    """Return a published manager, played by the language model that is given.
+    """Return a published manager that runs on the given language model.
 
     Args:
         name: One of `PUBLISHED`.
-        chat: A client of its weights, on a server or in this process.
+        chat: Client of its weights, on a server or in this process.
 
     Raises:
         ValueError: there is no published manager of that name.

@@ -1,8 +1,8 @@
-"""The systems that methods are compared with, by name, and what each needs to be played.
+"""Baseline systems by name, and the conditions under which each can be played.
 
-A system is a manager with the retrieval that belongs to it. Every name of `make_manager` is one,
-too, with the retrieval of the run. Under a budget a system may keep as many tokens as every other;
-without one each keeps what its own settings say.
+A system is a manager with its own retrieval settings. Every manager known to `make_manager` is also
+a system, with the retrieval settings of the run. A budget sets the same token limit for the memory
+of every system; without a budget, the limit in each system's own settings applies.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from finemem_lib.retrievers import encoder
 from finemem_lib.retrievers.named import WITH_ENCODER
 
 EVERYTHING = 1_000_000
-"""Items that a system retrieves that shows its whole memory."""
+"""`top_k` of systems that show their whole memory to the reader."""
 
 Needs = Literal["nothing", "writer"]
 Make = Callable[[Chat | None, int | None], MemoryManager]
-"""Makes the manager from the writing model (`None`: extractive) and the budget in tokens."""
+"""Function from the writing model (`None` to write by rules) and the token budget to a manager."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A system that methods are compared with.
+    """A baseline system.
 
     Attributes:
-        make: Makes its manager.
-        what: What it is, in a phrase.
-        source: Where it was published.
-        rollout: Settings of `RolloutSettings` that belong to it.
-        needs: "writer" where it cannot be played without a language model in that role.
-        privileged: Whether it sees more than the others do, such as the questions.
-        proxy: Whether it only resembles the system it is named after.
-        calls: Calls of the writing model per chunk, where one plays it.
+        make: Function that returns its manager.
+        what: Short description.
+        source: Publication.
+        rollout: Fields of `RolloutSettings` that the system sets itself.
+        needs: "writer" if it cannot be played without a language model in this role.
+        privileged: Whether it sees information that other systems do not, such as the questions.
+        proxy: Whether it only resembles the system that it is named after.
+        calls: Number of language-model calls per chunk, if a model writes the memory.
     """
 
     make: Make
@@ -68,7 +68,7 @@ class System:
 
     @property
     def label(self) -> str:
-        """What a table says of the system beside its name."""
+        """Description, marks ("privileged", "proxy") and source, as shown in tables."""
         marks = [
             mark
             for mark, said in (
@@ -93,7 +93,7 @@ def _text_memory(system: TextMemorySettings) -> Make:
 
 
 class _RetrievedChunks(InsertChunk):
-    """Stores chunks whole; its trajectories carry the name of the system."""
+    """Manager that stores chunks whole, under the name of the system."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -157,14 +157,14 @@ SYSTEMS: dict[str, System] = {
     ),
     "memagent": System(
         _text_memory(MEM_AGENT),
-        "one text, written over at every chunk",
+        "one text, rewritten at every chunk",
         "arXiv 2507.02259",
         _WHOLE,
         calls=1,
     ),
     "memagent-privileged": System(
         _text_memory(MEM_AGENT_PRIVILEGED),
-        "one text, written over at every chunk",
+        "one text, rewritten at every chunk",
         "arXiv 2507.02259",
         _WHOLE,
         privileged=True,
@@ -220,17 +220,17 @@ SYSTEMS: dict[str, System] = {
         calls=1,
     ),
 }
-"""The systems by name, without the managers that `make_manager` makes."""
+"""The systems by name, without the managers of `make_manager`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A system ready to play.
+    """A system with its manager and rollout settings.
 
     Attributes:
-        name: Its name.
-        manager: Edits the memory.
-        settings: How it is played.
+        name: Name of the system.
+        manager: Memory manager.
+        settings: Rollout settings.
     """
 
     name: str
@@ -246,19 +246,20 @@ def make_system(
     budget: int | None = None,
     manager: MemoryManager | None = None,
 ) -> Player:
-    """Return a system with its manager and the settings it is played with.
+    """Return a system with its manager and rollout settings.
 
     Args:
-        name: One of `SYSTEMS`, or a name that `make_manager` knows.
-        rollout: What it is played with where it has no settings of its own; default: one rollout,
-            no chunk questions.
-        chat: The language model that writes memories; `None`: extractive.
-        budget: Most tokens of its memory; `None`: its own.
-        manager: A manager that is made already, such as a trained one; `name` is then its label.
+        name: One of `SYSTEMS`, or a manager known to `make_manager`.
+        rollout: Rollout settings; the system overrides those that it sets itself. Default: one
+            rollout without chunk questions.
+        chat: Language model that writes the memory; `None` to write by rules.
+        budget: Token limit of the memory; `None` for the limit in `rollout` or, if there is none,
+            in the system's own settings.
+        manager: An existing manager, such as a trained one; `name` is then its label.
 
     Raises:
-        ValueError: there is no system of that name, or it cannot be played here; the message says
-            what helps.
+        ValueError: there is no system of this name, or it cannot be played with these arguments;
+            the message states the remedy.
 
     >>> player = make_system("long-context-tail", budget=500)
     >>> player.manager.settings["window"], player.settings.token_budget, player.settings.retriever
@@ -277,12 +278,12 @@ def make_system(
 
 
 def unavailable(name: str, chat: Chat | None, rollout: RolloutSettings) -> str | None:
-    """Return why a system cannot be played here and what helps, `None` where it can.
+    """Return why a system cannot be played, with the remedy; `None` if it can be played.
 
     Args:
-        name: A name; those that are not in `SYSTEMS` are left to `make_manager`.
-        chat: The language model that writes memories, if there is one.
-        rollout: Names the sentence encoder.
+        name: Name of a system; names that are not in `SYSTEMS` are not checked here.
+        chat: Language model that writes memories, if there is one.
+        rollout: Rollout settings, which name the sentence encoder.
     """
     system = SYSTEMS.get(name)
     if system is None:
@@ -300,15 +301,15 @@ def unavailable(name: str, chat: Chat | None, rollout: RolloutSettings) -> str |
 def check_systems(
     names: Iterable[str], chat: Chat | None = None, rollout: RolloutSettings | None = None
 ) -> None:
-    """Refuse systems that cannot be played here, all in one message, before any is played.
+    """Check that all systems can be played; raise one error that names every one that cannot.
 
     Args:
         names: Names of systems or managers.
-        chat: The language model that writes memories, if there is one.
-        rollout: Names the sentence encoder.
+        chat: Language model that writes memories, if there is one.
+        rollout: Rollout settings, which name the sentence encoder.
 
     Raises:
-        ValueError: one or more cannot be played.
+        ValueError: one or more systems cannot be played.
 
     >>> check_systems(["memagent", "untrained"])
     Traceback (most recent call last):

@@ -1,20 +1,20 @@
-"""Memories that are one text, written over at every chunk: MemAgent and MEM1.
+"""Memories that consist of one text, which is rewritten at every chunk: MemAgent and MEM1.
 
-The memory is one item. At each step the manager reads it with the chunk and writes the next one,
-which must fit a budget of tokens; the reader sees the whole text. With a language model the model
-writes it. Without one it is written extractively: of the sentences (or labelled examples) of the
-old text and the chunk those stay that say the most, until the budget is full. What a sentence says
-is measured by the rarity of its words among the candidates,
+The memory is one item. At each step the manager reads it together with the chunk and writes its
+replacement, which must fit a token budget; the reader sees the whole text. With a language model,
+the model writes the text. Without one, the text is extractive: of the N sentences (or labelled
+examples) of the old text and the chunk, those with the highest gain are kept until the budget is
+full. The gain of a sentence s measures how rare its words are among the candidates,
 
     gain(s) = sum over the content words w of s of log(1 + N / df(w)), divided by sqrt(|s|)
 
-and where the questions are known, only words of theirs count. Among equals the newer one stays.
+If the questions are known, only words of the questions count. In a tie the newer sentence is kept.
 
 Differs from the paper: MemAgent (arXiv 2507.02259) has a trained model of 14B parameters that reads
-5,000 tokens at a time with the question before it, one pass per question; here one pass serves all
+the question and then 5,000 tokens at a time, in one pass per question; here one pass serves all
 questions of an instance, and the variant that sees them is marked as privileged. MEM1 (arXiv
 2506.15841) interleaves its state with reasoning and search; here the state is rewritten per chunk,
-as Mem-alpha's comparison does. Both are prompted, not trained, and the prompts are this library's.
+as in Mem-alpha's comparison. Both are prompted, not trained, with this library's prompts.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ from finemem_lib.trajectory import Operation
 
 @dataclass(frozen=True, slots=True)
 class TextMemorySettings:
-    """What tells one system with a text memory from another.
+    """Settings of a system with a text memory.
 
     Attributes:
         name: Name of the manager.
-        prompt: Name of its prompt.
-        tokens: Most tokens of the text; the memories published for it are about as long.
-        sees_questions: Whether the manager knows the questions while it reads: a privilege.
+        prompt: Name of its prompt file in `prompts/`, without suffix.
+        tokens: Largest number of tokens of the text, close to the published memory length.
+        sees_questions: Whether the manager sees the questions while it reads the stream, which is
+            privileged information.
     """
 
     name: str
@@ -62,12 +63,12 @@ _STATE = re.compile(r"<state>(.*?)</state>", re.DOTALL)
 
 
 class OverwrittenText(ScriptedManager):
-    """One text that is written over at every chunk, see above.
+    """Manager whose memory is one text that is rewritten at every chunk, see the module docstring.
 
     Args:
-        system: Which system it follows.
-        chat: The language model that writes; `None`: extractive.
-        tokens: Most tokens of the text, at least 1; `None`: the system's own.
+        system: Settings of the system.
+        chat: Language model that writes the text; `None` for extractive text.
+        tokens: Largest number of tokens of the text, at least 1; `None` for the number in `system`.
 
     Raises:
         ValueError: `tokens` is out of range.
@@ -102,11 +103,11 @@ class OverwrittenText(ScriptedManager):
         return _overwrite(observation, joint.join(kept))
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return the writes of one step, as `MemoryManager.act` says.
+        """Return the completions of one step, see `MemoryManager.act`.
 
         Args:
-            observations: What is seen at this step, one per rollout.
-            seed: Is not used: a language model has its own.
+            observations: Observations of this step, one per rollout.
+            seed: Not used with a language model, which has its own seed.
         """
         if self.chat is None:
             return super().act(observations, seed)
@@ -127,7 +128,7 @@ class OverwrittenText(ScriptedManager):
         ]
 
     def _completion(self, observation: Observation, written: Written) -> Completion:
-        """Return the overwrite that a reply asks for; without a usable reply the memory stays."""
+        """Return the rewrite in a reply; an unusable reply leaves the memory unchanged."""
         text = written.reply or ""
         if self.system.prompt == "mem1":
             found = _STATE.search(text)
@@ -153,14 +154,14 @@ def _overwrite(observation: Observation, text: str) -> list[Operation]:
 def most_telling(
     candidates: Iterable[str], budget: int, questions: Sequence[str] = ()
 ) -> list[str]:
-    """Return the sentences that say the most and fit a budget together, in their order.
+    """Return the sentences with the highest gain that fit a token budget together, in their order.
 
-    A sentence that says nothing is left out; equal ones stay once, at their last place.
+    A sentence with gain 0 is left out; equal sentences are kept once, at their last position.
 
     Args:
         candidates: Sentences or labelled examples, oldest first.
-        budget: Tokens of all that is returned.
-        questions: Where they are known, only their words count.
+        budget: Largest total number of tokens of the returned sentences.
+        questions: Questions, if they are known; then only their words count for the gain.
 
     >>> texts = ["It was so.", "Mia lives in Rome.", "Ana saw Oslo.", "Mia saw Oslo."]
     >>> most_telling(texts, 10)

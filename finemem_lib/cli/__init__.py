@@ -1,5 +1,5 @@
 """The finemem command line.
 
-`main.main` reads the command; a run's profile and parameters are resolved, its notebooks executed,
-and its manifest and report written.
+`main.main` parses and carries out a command. `finemem run` resolves profile and parameters,
+executes the notebooks, and writes the manifest and the report of the run.
 """

@@ -1,4 +1,4 @@
-"""`finemem arena`: print which rule of credit is beaten where, from the rows of the experiment."""
+"""`finemem arena`: print which credit rule is clearly beaten in which regime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`finemem clean`: remove old runs, never the last good one and never one that is running."""
+"""`finemem clean`: remove old runs, except the last successful one and those that are running."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finemem_lib.util.console import EXIT_CODES, interruptible, positive, print_
 from finemem_lib.util.files import discard, exclusive_lock
 
 REMOVED = ".removed"
-"""How the names of folders end that a clean was interrupted in."""
+"""Suffix of folders whose removal is not complete."""
 
 
 def add_command(commands: Any) -> None:
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
 
 
 def clean_command(options: argparse.Namespace) -> int:
-    """Remove the runs that need not stay, say which, and return the exit code.
+    """Remove the runs without a reason to stay, print which, and return the exit code.
 
     Args:
         options: The command line.
@@ -98,11 +98,11 @@ def readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def reasons_to_stay(runs: Sequence[Manifest], keep: int) -> dict[str, str]:
-    """Return why runs stay, by run id; the others may be removed.
+    """Return the reasons why runs are kept, by run id; the others may be removed.
 
     Args:
-        runs: All of them, the newest first.
-        keep: How many of the newest stay.
+        runs: All runs, the newest first.
+        keep: Number of the newest runs to keep.
     """
     stays = {run.run_id: f"stays: {run.status}" for run in runs if run.status in ACTIVE}
     if last_good := next((run.run_id for run in runs if run.status == "ok"), None):
@@ -124,9 +124,9 @@ def _megabytes(folder: Path) -> float:
 
 
 def _remove(folder: Path) -> str | None:
-    """Remove a run, and return why it could not be.
+    """Remove a run; return the reason if that fails, otherwise `None`.
 
-    It leaves the list at once, by a rename; its files go afterwards.
+    A rename takes the run off the list at once; its files are deleted afterwards.
     """
     aside = folder.with_name(f".{folder.name}{REMOVED}")
     try:

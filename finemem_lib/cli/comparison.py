@@ -27,22 +27,22 @@ IDENTITY = (
     "measure",
     "average",
 )
-"""The columns that say of what a row of a table with intervals is an estimate."""
+"""The columns that identify a row of a table with intervals."""
 
 ROUNDING = 1e-9
-"""Numbers that differ by no more, or by no greater share, are equal: sums in another order."""
+"""Absolute and relative tolerance of equal numbers, for sums in another order."""
 
 _ABSENT = "–"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that two runs have differently.
+    """A property in which two runs differ.
 
     Attributes:
-        what: Its name.
-        before: In the first run, "–" where it is missing there.
-        after: In the second run, likewise.
+        what: Name of the property.
+        before: Value in the first run, "–" if it is missing there.
+        after: Value in the second run, "–" if it is missing there.
     """
 
     what: str
@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A measured value with the ends of its interval, `None` where there is none."""
+    """A measured value with the ends of its interval, `None` if it has no interval."""
 
     value: Any
     low: float | None = None
@@ -64,10 +64,10 @@ class Change:
     """A metric, or a row of a table with intervals, in two runs.
 
     Attributes:
-        where: The notebook, or the artefact.
-        name: Of the metric, or the cells that identify the row.
-        before: In the first run; `None` where the notebook or the artefact is not part of it.
-        after: In the second run, likewise.
+        where: Name of the notebook or artefact.
+        name: Name of the metric, or the cells that identify the row.
+        before: Value in the first run; `None` if the notebook or artefact is not part of it.
+        after: Value in the second run; `None` likewise.
     """
 
     where: str
@@ -86,8 +86,11 @@ class Change:
 
     @property
     def relative(self) -> float | None:
-        """The difference as a share of the first value: infinite from 0 to another value, and where
-        a value became another text or was lost; `None` where only one run has it."""
+        """The difference relative to the first value; `None` if only one run has the metric.
+
+        It is infinite if the first value is 0 and the second is not, if a text has changed, or if
+        the second value is missing.
+        """
         if self.before is None or self.after is None:
             return None
         if (difference := self.difference) is None:
@@ -99,7 +102,7 @@ class Change:
 
     @property
     def overlap(self) -> bool | None:
-        """Whether the two intervals have a value in common, `None` where one has no interval."""
+        """Whether the two intervals overlap, `None` if there are not two intervals."""
         ends = [
             (one.low, one.high)
             for one in (self.before, self.after)
@@ -110,28 +113,28 @@ class Change:
         return max(low for low, _ in ends) <= min(high for _, high in ends)
 
     def exceeds(self, limit: float) -> bool:
-        """Return whether the value has changed by more than a share of the first one.
+        """Return whether the relative change of the value exceeds a limit.
 
         Args:
-            limit: The share, 0.05 for 5 %.
+            limit: The limit, 0.05 for 5 %.
         """
         return self.relative is not None and abs(self.relative) > limit
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs side by side.
+    """The comparison of two runs.
 
     Attributes:
         before: Manifest of the first run.
-        after: Manifest of the second one.
-        about: What differs in status, profile, commit, machine and notebooks.
-        parameters: What differs in the parameters of notebooks that both have.
-        versions: What differs in the packages.
-        data: What differs in the inputs and the artefacts, by hash.
-        metrics: All metrics.
-        estimates: All rows of tables with intervals.
-        findings: By notebook what the runs found, one after the other.
+        after: Manifest of the second run.
+        about: Differences in status, profile, commit, machine and notebooks.
+        parameters: Differences in the parameters of notebooks that both runs have.
+        versions: Differences in package versions.
+        data: Differences in the hashes of inputs and artefacts.
+        metrics: All metrics of both runs.
+        estimates: All rows of tables with intervals of both runs.
+        findings: The findings of both runs, paired by notebook and position.
     """
 
     before: Manifest
@@ -145,11 +148,11 @@ class Comparison:
     findings: list[Difference]
 
     def over(self, limit: float, ignored: Sequence[str] = ()) -> list[Change]:
-        """Return the metrics that changed by more than a share of what they were.
+        """Return the metrics whose relative change exceeds a limit.
 
         Args:
-            limit: The share, 0.05 for 5 %.
-            ignored: Patterns of names that do not count, as ``seconds_*`` or ``04_*.reward``.
+            limit: The limit, 0.05 for 5 %.
+            ignored: Patterns of names to ignore, such as ``seconds_*`` or ``04_*.reward``.
         """
         return [
             one
@@ -164,11 +167,11 @@ class Comparison:
 
 
 def compare_runs(first: Path, second: Path) -> Comparison:
-    """Return what two runs have in common and where they differ.
+    """Compare two runs.
 
     Args:
-        first: Folder of the run that came before.
-        second: Folder of the other one.
+        first: Folder of the first run.
+        second: Folder of the second run.
 
     Raises:
         ValueError: a manifest or metrics cannot be read.
@@ -188,11 +191,11 @@ def compare_runs(first: Path, second: Path) -> Comparison:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
-    """Return the entries of two mappings that are not the same, in the order they first occur.
+    """Return the entries that differ between two mappings, in the order in which they first occur.
 
     Args:
-        before: The first.
-        after: The second.
+        before: The first mapping.
+        after: The second mapping.
 
     >>> differences({"a": 1, "b": 2}, {"b": 3, "a": 1, "c": None})
     [Difference(what='b', before='2', after='3'), Difference(what='c', before='–', after='None')]
@@ -210,7 +213,7 @@ def _number(estimate: Estimate | None) -> float | None:
 
 
 def _about(run: Manifest) -> dict[str, Any]:
-    """Return what identifies a run, but for its name and its times."""
+    """Return the properties of a run to compare, without its name and times."""
     return {
         "status": run.status,
         "profile": run.profile,
@@ -242,7 +245,7 @@ def _parameters(before: Manifest, after: Manifest) -> list[Difference]:
 
 
 def _data(run: Manifest) -> dict[str, Any]:
-    """Return the hashes of what went into a run and of the artefacts it made, by name."""
+    """Return the hashes of the inputs and artefacts of a run, by name."""
     hashes = {name: digest or "on the hub" for name, digest in run.inputs.items()}
     hashes |= {f"artefact {name}": entry["sha256"] for name, entry in run.outputs.items()}
     return {name: digest[:12] for name, digest in hashes.items()}
@@ -250,20 +253,32 @@ def _data(run: Manifest) -> dict[str, Any]:
 
 def _metrics(first: Path, second: Path, before: Manifest, after: Manifest) -> list[Change]:
     """Return the metrics of both; one that a notebook of a run has lost counts as `None`."""
-    found = read_metrics(first), read_metrics(second)
+    found = [_with_intervals(folder, read_metrics(folder)) for folder in (first, second)]
     takes_part = [{one.name for one in run.notebooks} for run in (before, after)]
-    names = dict.fromkeys((n, m) for one in found for n, metrics in one.items() for m in metrics)
+    names = {name for one in found for name in one}
     return [
         Change(
             notebook,
             metric,
             *(
-                Estimate(metrics.get(notebook, {}).get(metric)) if notebook in there else None
+                metrics.get((notebook, metric), Estimate(None)) if notebook in there else None
                 for metrics, there in zip(found, takes_part, strict=True)
             ),
         )
         for notebook, metric in sorted(names)
     ]
+
+
+def _with_intervals(
+    folder: Path, metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, str], Estimate]:
+    """Return the metrics of a run by notebook and name, with the intervals that records hold."""
+    return {
+        (notebook, name): Estimate(value, *intervals.get(name, ()))
+        for notebook, values in metrics.items()
+        for intervals in [read_record(folder, notebook).get("intervals", {})]
+        for name, value in values.items()
+    }
 
 
 def _estimates(first: Path, second: Path, before: Manifest, after: Manifest) -> list[Change]:
@@ -275,14 +290,14 @@ def _estimates(first: Path, second: Path, before: Manifest, after: Manifest) -> 
 
 
 def _tables(folder: Path, run: Manifest) -> dict[tuple[str, str], Estimate]:
-    """Return the rows of a run's tables with intervals, by artefact and what identifies them."""
+    """Return the rows of a run's tables with intervals, by artefact and identity."""
     import pandas as pd
 
     rows: dict[tuple[str, str], Estimate] = {}
     for name in run.outputs:
         if name not in ARTEFACTS or ARTEFACTS[name].kind != "table":
             continue
-        with contextlib.suppress(OSError, ValueError):  # gone, or another layout: its hash says so
+        with contextlib.suppress(OSError, ValueError):  # missing or other columns: see the hash
             table = pd.read_parquet(folder / ARTEFACTS[name].file)
             if {"value", "low", "high"} <= {*table.columns}:
                 rows |= _rows(name, table.to_dict("records"))
@@ -323,12 +338,12 @@ def _findings(first: Path, second: Path, before: Manifest, after: Manifest) -> l
 
 @dataclass(frozen=True, slots=True)
 class FigurePair:
-    """A figure that one of two runs kept, or both.
+    """A figure saved by at least one of two runs.
 
     Attributes:
-        name: Of its file, without ending.
-        before: Its plotly JSON in the first run, `None` where it is not there.
-        after: In the second run, likewise.
+        name: Name of its file without suffix.
+        before: Its plotly JSON in the first run, `None` if it is missing there.
+        after: Its plotly JSON in the second run, `None` if it is missing there.
     """
 
     name: str
@@ -337,11 +352,11 @@ class FigurePair:
 
 
 def figure_pairs(first: Path, second: Path) -> list[FigurePair]:
-    """Return the figures that two runs kept, in the order of their names.
+    """Return the figures saved by two runs, sorted by name.
 
     Args:
-        first: Folder of the run that came before.
-        second: Folder of the other one.
+        first: Folder of the first run.
+        second: Folder of the second run.
     """
     names = {path.stem for one in (first, second) for path in (one / "figures").glob("*.json")}
     return [

@@ -33,7 +33,7 @@ def add_command(commands: Any) -> None:
 
 
 def completion_command(options: argparse.Namespace) -> int:
-    """Print the code for a shell.
+    """Print the completion code for a shell.
 
     Args:
         options: The command line.
@@ -53,7 +53,7 @@ def completion_command(options: argparse.Namespace) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell and end the process, where it is a shell that asks.
+    """If the shell asks for completions, print them and end the process.
 
     Args:
         parser: The command line.
@@ -66,10 +66,10 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def add_completers(parser: argparse.ArgumentParser) -> None:
-    """Say of every argument where its words come from; those of files are argcomplete's own.
+    """Give arguments their sources of completions; argcomplete itself completes files.
 
     Args:
-        parser: The command line; its subcommands too.
+        parser: The parser of the command line, with its subcommands.
     """
     sources: dict[str, Callable[[], list[str]]] = {
         "run": run_ids,
@@ -81,13 +81,13 @@ def add_completers(parser: argparse.ArgumentParser) -> None:
         "notebooks": numbers,
     }
     for command in _subparsers(parser):
-        for action in command._actions:  # argparse has no public list of them
+        for action in command._actions:  # argparse has no public attribute for them
             if action.dest in sources and (action.option_strings or action.dest != "notebooks"):
                 action.completer = _completer(sources[action.dest])  # type: ignore[attr-defined]
 
 
 def _completer(words: Callable[[], list[str]]) -> Callable[..., list[str]]:
-    """Return a function that argcomplete can call, which tells it what was typed so far."""
+    """Return a function that argcomplete can call, with the signature that it expects."""
     return lambda **_: words()
 
 
@@ -113,7 +113,7 @@ def numbers() -> list[str]:
 
 
 def parameters() -> list[str]:
-    """Return the names of all parameters with "=", for all notebooks and for single ones."""
+    """Return the names of all parameters with "=", with and without the number of a notebook."""
     words: set[str] = set()
     for one in notebooks_in(_notebooks()):
         names = [f"{name}=" for name in one.model().model_fields if name != "run_id"]

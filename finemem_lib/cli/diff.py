@@ -1,4 +1,4 @@
-"""`finemem diff`: two runs side by side, in the terminal and as an offline page."""
+"""`finemem diff`: compare two runs in the terminal and on an offline page."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from finemem_lib.util.console import EXIT_CODES, UsageError, plain, print_table
 from finemem_lib.util.files import real_path, write_bytes
 
 MACHINE = ("seconds_*",)
-"""Metrics that measure the machine: shown, but they fail no comparison."""
+"""Metrics that depend on the machine: they are shown, but never fail a comparison."""
 
 SHOWN_ESTIMATES = 12
-"""Rows of tables with intervals in the terminal; the page has all of them."""
+"""Maximum rows of tables with intervals in the terminal; the page has all of them."""
 
 
 def add_command(commands: Any) -> None:
@@ -66,10 +66,10 @@ def add_command(commands: Any) -> None:
 
 
 def share(text: str) -> float:
-    """Return the share that a word of the command line stands for.
+    """Parse a share on the command line.
 
     Args:
-        text: As in "5%" or "0.05".
+        text: A percentage or a fraction, such as "5%" or "0.05".
 
     Raises:
         argparse.ArgumentTypeError: it is neither a percentage nor a fraction below 1.
@@ -82,7 +82,7 @@ def share(text: str) -> float:
 
 
 def diff_command(options: argparse.Namespace) -> int:
-    """Print and write what differs between two runs, and return the exit code.
+    """Print the differences of two runs, write the page, and return the exit code.
 
     Args:
         options: The command line.
@@ -135,21 +135,21 @@ def _folder(run: str) -> Path:
 
 
 def run_names(first: Path, second: Path) -> tuple[str, str]:
-    """Return what two runs are called in tables: their ids, with A and B where these are equal.
+    """Return the names of two runs in tables: their ids, with A and B added if these are equal.
 
     Args:
-        first: Folder of the run that came before.
-        second: Folder of the other one.
+        first: Folder of the first run.
+        second: Folder of the second run.
     """
     same = first.name == second.name
     return (f"{first.name} (A)", f"{second.name} (B)") if same else (first.name, second.name)
 
 
 def value_text(estimate: Estimate | None) -> str:
-    """Return a value as it is shown, with its interval where it has one.
+    """Format a value, with its interval if it has one.
 
     Args:
-        estimate: `None` where the run does not have it.
+        estimate: The value; `None` if the run does not have it.
     """
     if estimate is None:
         return "not run"
@@ -160,7 +160,7 @@ def value_text(estimate: Estimate | None) -> str:
 
 
 def relative_text(change: Change) -> str:
-    """Return the relative change of a metric in words.
+    """Format the relative change of a metric.
 
     Args:
         change: The metric in two runs.
@@ -173,7 +173,7 @@ def relative_text(change: Change) -> str:
 
 
 def _print_comparison(compared: Comparison, names: tuple[str, str]) -> None:
-    """Print what differs; of what is the same, the number."""
+    """Print the differences, and the number of equal entries."""
     for title, found in (
         ("runs", compared.about),
         ("parameters", compared.parameters),
@@ -187,7 +187,9 @@ def _print_comparison(compared: Comparison, names: tuple[str, str]) -> None:
             print(f"\n{title}: the same")
     changed = [one for one in compared.metrics if one.relative != 0]
     print(f"\nmetrics: {len(changed)} of {len(compared.metrics)} differ")
-    print_table([("notebook", "metric", *names, "change", "relative"), *map(_row, changed)])
+    print_table(
+        [("notebook", "metric", *names, "change", "relative", "intervals"), *map(_row, changed)]
+    )
     differing = sorted(
         (one for one in compared.estimates if one.relative != 0),
         key=lambda one: (one.overlap is not False, -abs(one.relative or 0)),
@@ -201,7 +203,7 @@ def _print_comparison(compared: Comparison, names: tuple[str, str]) -> None:
     print_table(
         [
             ("artefact", "estimate", *names, "change", "relative", "intervals"),
-            *((*_row(one), overlap_text(one)) for one in differing[:SHOWN_ESTIMATES]),
+            *map(_row, differing[:SHOWN_ESTIMATES]),
         ]
     )
     if len(differing) > SHOWN_ESTIMATES:
@@ -223,11 +225,12 @@ def _row(change: Change) -> tuple[str, ...]:
         value_text(change.after),
         "" if difference is None else f"{difference:+.4g}",
         relative_text(change),
+        overlap_text(change),
     )
 
 
 def overlap_text(change: Change) -> str:
-    """Return whether the intervals of an estimate overlap, in words.
+    """Return a text that states whether the intervals of an estimate overlap.
 
     Args:
         change: The estimate in two runs.
@@ -274,10 +277,7 @@ def diff_page(compared: Comparison, pairs: Sequence[FigurePair], names: tuple[st
             "Data and artefacts": _cells(compared.data, names),
         },
         metric_rows=[_change_cells(one, names) for one in compared.metrics],
-        estimate_rows=[
-            _change_cells(one, names) | {"intervals": overlap_text(one)}
-            for one in compared.estimates
-        ],
+        estimate_rows=[_change_cells(one, names) for one in compared.estimates],
     )
 
 
@@ -292,5 +292,5 @@ def _cells(found: Iterable[Difference], names: tuple[str, str]) -> list[dict[str
 
 
 def _change_cells(change: Change, names: tuple[str, str]) -> dict[str, str]:
-    columns = ("where", "what", *names, "change", "relative")
+    columns = ("where", "what", *names, "change", "relative", "intervals")
     return dict(zip(columns, _row(change), strict=True))

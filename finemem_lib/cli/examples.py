@@ -1,13 +1,15 @@
-"""An example for every command, which `--help` shows."""
+"""Examples for every command, shown by `--help`."""
 
 from __future__ import annotations
 
 import argparse
 
 EXAMPLES = {
+    "init": ["finemem init my-workbench && cd my-workbench && finemem run"],
     "run": [
         "finemem run --set updates=20 --notebooks 04,05",
         "finemem run --profile real --data data/real/train.parquet",
+        "finemem run --copy-to s3://results/nightly",
     ],
     "resume": ["finemem resume 20260101-020000-1a2b --timeout 3600"],
     "list": ["finemem list", "finemem list --json"],
@@ -16,6 +18,11 @@ EXAMPLES = {
     "diff": [
         "finemem diff 20260101-020000-1a2b 20260102-020000-3c4d",
         "finemem diff baseline tonight --fail-over 5% --ignore 'seconds_*'",
+    ],
+    "copy": ["finemem copy 20260101-020000-1a2b s3://results/nightly"],
+    "export": [
+        "finemem export 20260101-020000-1a2b --to inspect",
+        "finemem export 20260101-020000-1a2b --to trackio --python viewer/bin/python",
     ],
     "sweep": [
         "finemem sweep 03 --grid beta=0.25,0.5 --seeds 0,1,2 --output sweeps/beta",
@@ -41,7 +48,7 @@ EXAMPLES = {
 
 
 class ExampleFormatter(argparse.HelpFormatter):
-    """Keeps the lines of a text that begins with "example", and fills all others."""
+    """Keeps the line breaks of texts that begin with "example", and wraps all others."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("example"):
@@ -50,7 +57,7 @@ class ExampleFormatter(argparse.HelpFormatter):
 
 
 def add_examples(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Put the examples below the help of every command.
+    """Append the examples to the help of every command.
 
     Args:
         commands: The subparsers of `finemem`.

@@ -1,9 +1,9 @@
-"""Execute one notebook in a process of its own.
+"""Execute one notebook in a worker process.
 
-The worker process can be killed as a whole, so a timeout or an interrupt ends kernel and all. When
-the command itself is killed, the worker notices, kills the kernel and ends the manifest. papermill
-alone cannot say whether a notebook is done (a killed kernel leaves cells marked as completed), so
-`notebook_error` looks at the cells.
+At a timeout or an interrupt, the worker is killed together with its kernel. When the command itself
+is killed, the worker detects this, kills the kernel and completes the manifest.
+Papermill alone does not show whether a notebook is done (a killed kernel leaves cells marked as
+completed), so `notebook_error` checks the cells.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 CHECKPOINTS = "-checkpoints"
-"""How the scratch folders end (`Run.scratch`) that a stopped run keeps."""
+"""Suffix of the scratch folders (`Run.scratch`) that a stopped run keeps."""
 
 
 def notebook_error(path: Path) -> str | None:
-    """Return what went wrong in an executed notebook, `None` when every cell ran without an error.
+    """Return the error of an executed notebook, `None` if every cell ran without an error.
 
-    Every code cell must have been executed; cells tagged ``skip-execution`` and empty ones need
-    not. The text starts with the cell, counted as in the notebook before papermill added its own,
-    and the error, and ends with the traceback's last lines.
+    Every code cell must have been executed, except empty ones and those tagged ``skip-execution``.
+    The text begins with the number of the cell (not counting the cells that papermill adds) and the
+    error, and ends with the last lines of the traceback.
 
     Args:
         path: The executed notebook.
@@ -68,11 +68,11 @@ def notebook_error(path: Path) -> str | None:
 
 
 class Outcome(NamedTuple):
-    """How an executed notebook ended.
+    """The result of executing a notebook.
 
     Attributes:
-        status: Of the notebook.
-        error: What went wrong, `None` when it is ok.
+        status: Status of the notebook.
+        error: Description of the error, `None` if the status is ok.
     """
 
     status: NotebookStatus
@@ -101,8 +101,8 @@ def _execute_in_worker(
     environment: Mapping[str, str],
     answer: Connection,
 ) -> None:
-    """Execute one notebook, in a process of its own, and send errors that no cell holds."""
-    os.setsid()  # a Ctrl-C at the terminal is for the command, which then ends this process
+    """Execute one notebook in this worker process, and send errors that no cell contains."""
+    os.setsid()  # Ctrl-C at the terminal reaches only the command, which then ends this process
     log = os.open(folder / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -123,19 +123,19 @@ def _execute_in_worker(
             store_widget_state=False,
         )
     except papermill.PapermillExecutionError:
-        pass  # the cell holds it
+        pass  # the cell contains the error
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")
 
 
 def _clean_up_after_command(folder: Path) -> None:
-    """Wait for the command's process to end, then end the kernel and the manifest in its place."""
+    """Wait until the command's process ends, then kill the kernel and complete the manifest."""
     command = multiprocessing.parent_process()
     assert command is not None  # this is a worker
     multiprocessing.connection.wait([command.sentinel])
     try:
         _kill_tree(os.getpid(), including=False)
-        if read_manifest(folder, settle=True).status not in ACTIVE:  # else it was resumed
+        if read_manifest(folder, settle=True).status not in ACTIVE:  # otherwise it was resumed
             clear_scratch(folder)
     finally:
         os._exit(1)
@@ -154,11 +154,11 @@ def _kill_tree(pid: int, including: bool = True) -> None:
 
 
 def clear_scratch(folder: Path, finished: bool = False) -> None:
-    """Remove what a run needs only while it is running, and half-written files.
+    """Remove the scratch files of a run, and files that were not written completely.
 
     Args:
-        folder: That of the run.
-        finished: Whether the checkpoints go too, from which `finemem resume` would go on.
+        folder: Folder of the run.
+        finished: Whether to remove also the checkpoints from which `finemem resume` would continue.
     """
     for path in (folder / "scratch").glob("*"):
         if finished or not path.name.endswith(CHECKPOINTS):
@@ -177,15 +177,15 @@ def execute_notebook(
     deadline: float,
     tick: Callable[[], None],
 ) -> Outcome:
-    """Execute a notebook into ``notebooks/`` of a run and return how it ended.
+    """Execute a notebook, write it to ``notebooks/`` of a run, and return its status.
 
     Args:
         source: The notebook.
         parameters: Values for its parameters cell.
-        folder: That of the run.
-        environment: Variables of its kernel in addition to those of this process.
-        deadline: When to stop it, on the clock of `time.monotonic`.
-        tick: Called about once a second while it runs.
+        folder: Folder of the run.
+        environment: Environment variables of its kernel in addition to those of this process.
+        deadline: Time at which to stop it, on the clock of `time.monotonic`, in seconds.
+        tick: Function called about once a second while it runs.
     """
     executed = folder / "scratch" / source.name
     context = multiprocessing.get_context("spawn")
@@ -204,7 +204,7 @@ def execute_notebook(
             return Outcome("timeout", "stopped: the time given with --timeout is over")
         try:
             error = ours.recv()
-        except EOFError:  # it had nothing to say
+        except EOFError:  # the worker sent no error
             error = None
         if worker.exitcode != 0:
             error = f"the process that executed the notebook ended with code {worker.exitcode}"
@@ -219,6 +219,6 @@ def execute_notebook(
             worker.join()
         with contextlib.suppress(
             OSError, ValueError, RecursionError
-        ):  # none, or cut off while it was written
+        ):  # missing, or not written completely
             json.loads(executed.read_text(encoding="utf-8"))
             os.replace(executed, folder / "notebooks" / source.name)

@@ -1,4 +1,4 @@
-"""`finemem fetch`: get a pretrained model into `data/models`, once."""
+"""`finemem fetch`: download a pretrained model to `data/models` once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fetch_command(options: argparse.Namespace) -> int:
         options: The command line.
 
     Raises:
-        UsageError: no model has the name that is given.
+        UsageError: no model has the given name.
     """
     try:
         check_name(options.model)
@@ -55,7 +55,7 @@ def fetch_command(options: argparse.Namespace) -> int:
 
 
 def described(found: Fetched) -> list[str]:
-    """Return what is printed on a model that was fetched.
+    """Return the lines printed about a fetched model.
 
     Args:
         found: The model.

@@ -1,4 +1,4 @@
-"""The cells of a sweep over a notebook's parameters: a grid or a list of points, times seeds."""
+"""The cells of a sweep over the parameters of a notebook: points of a grid or list, and seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finemem_lib.runs.notebooks import read_notebook, writers_of
 from finemem_lib.util.console import UsageError
 
 Point = tuple[tuple[str, str], ...]
-"""Names and values of the parameters of one point, as ``--set`` takes them."""
+"""Names and values of the parameters of one point, in the form of ``--set``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class SweepCell:
     """One run of a sweep.
 
     Attributes:
-        key: Its run id. It changes with the parameters, the notebooks and the data.
-        point: The parameters that the sweep sets, but for the seed.
+        key: The run id, which depends on the parameters, the notebooks and the data.
+        point: The parameters that the sweep sets, without the seed.
         seed: The seed, `None` for that of the notebook or the profile.
-        notebooks: Stems of the notebooks that run: the one that is swept, and before it those that
-            write what it reads.
+        notebooks: Stems of the notebooks of the run: those that write the artefacts that the swept
+            notebook reads, then the swept notebook.
     """
 
     key: str
@@ -41,7 +41,7 @@ class SweepCell:
 
     @property
     def name(self) -> str:
-        """The point in words."""
+        """The point as text."""
         return ", ".join(f"{name}={value}" for name, value in self.point) or "as it is"
 
     @property
@@ -52,15 +52,15 @@ class SweepCell:
 
 
 def grid_points(grid: Sequence[str], listed: Sequence[Sequence[str]]) -> list[Point]:
-    """Return the points that options describe, each once.
+    """Return the points given by options, without duplicates.
 
     Args:
-        grid: One ``NAME=V1,V2`` for every axis; a value in brackets is JSON, a list of values.
-        listed: Points one by one, each with its ``NAME=VALUE``; every one of them is combined with
-            the whole grid.
+        grid: One ``NAME=V1,V2`` per axis; values in brackets are a JSON list.
+        listed: Single points, each as a list of ``NAME=VALUE``; every one is combined with the
+            whole grid.
 
     Raises:
-        UsageError: a text has another form, or a name stands in it twice.
+        UsageError: a text has another form, or a name occurs twice.
 
     >>> grid_points(["beta=0,0.5"], [["k=1"], ["k=2"]])[1]
     (('k', '1'), ('beta', '0.5'))
@@ -109,18 +109,19 @@ def sweep_cells(
     seeds: Sequence[int],
     reuse: str | None,
 ) -> list[SweepCell]:
-    """Return the cells of a sweep after everything about them was checked.
+    """Return the cells of a sweep after a check of their parameters and artefacts.
 
     Args:
-        notebook: The notebook that is swept.
+        notebook: The swept notebook.
         profile: Parameters for all cells.
-        given: Further parameters of the user for all cells, as ``--set`` and ``--data`` give them.
+        given: Further parameters for all cells, from ``--set`` and ``--data``.
         points: The parameters of the points.
         seeds: The seeds of every point; empty for that of the notebook.
-        reuse: A run that has artefacts which need not be made in each cell.
+        reuse: A run whose artefacts the cells use instead of making them.
 
     Raises:
-        UsageError: a parameter is refused, or what the notebook reads is written by none.
+        UsageError: a parameter is invalid, or no notebook writes an artefact that the swept one
+            reads.
     """
     cells = []
     each: Sequence[int | None] = seeds or [None]
@@ -137,9 +138,9 @@ def sweep_cells(
 def _with_writers(
     notebook: Path, profile: Profile, given: Mapping[str, Any], reuse: str | None
 ) -> tuple[list[Path], dict[str, dict[str, Any]]]:
-    """Return the notebook after those that write what it reads, and the parameters of all."""
+    """Return the notebook, after those that write its artefacts, and the parameters of all."""
     chosen = [notebook]
-    undemanding = dataclasses.replace(profile, requires=[])  # judged at the end, like unknown names
+    undemanding = dataclasses.replace(profile, requires=[])  # checked last, like unknown names
     while True:
         own = {name: value for name, value in given.items() if _has(chosen, name)}
         resolved = resolve_parameters(chosen, undemanding, own, "sweep", to_run=False)

@@ -1,8 +1,8 @@
-"""The ledger: every measured figure that a text states, and the rows that it comes from.
+"""`finemem ledger`: check every measured figure stated in a text against the rows behind it.
 
-``data/ledger.yaml`` names the texts that are watched, the sources (rows with their cards) and, for
-every figure, the text as it stands, the row that it comes from and how it is written. Nothing is
-copied: `check` writes each figure again from its rows and compares it with the text.
+``data/ledger.yaml`` lists the checked texts, the sources (rows with their cards) and, for every
+figure, its text, its row and its format. No value is copied: `check` formats each figure from its
+row and compares it with the text.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MEASURED = re.compile(
     r"|\d[\d,]*\s?(?:%|ms|s|seconds?|min|minutes?|h|hours?|kB|MB|GB|times)(?!\w)"
     rf"|\d{{1,3}}(?:,\d{{3}})+(?!\w)|{_COUNT} of (?:the )?{_COUNT}(?!\w))"
 )
-"""What looks measured: a number with a decimal point or a thousands separator, one with a unit of
-measurement, and "two of five", in digits or words."""
+"""Numbers that look measured: with a decimal point, a thousands separator or a unit of measurement,
+and counts such as "two of five", in digits or words."""
 
 
 class _Model(BaseModel):
@@ -42,12 +42,12 @@ class _Model(BaseModel):
 
 
 class Source(_Model):
-    """Rows that figures come from.
+    """Rows with measured values.
 
     Attributes:
         kind: "arena" (rows of experiment cells), "credit truth" (rows of judged credit rules) or
             "plain" (JSON lines of named values).
-        rows: Path of the rows from the repository's root; their card lies next to them.
+        rows: Path of the rows from the repository's root; their card is in the same folder.
         design: Path of the design of an arena.
     """
 
@@ -57,15 +57,15 @@ class Source(_Model):
 
 
 class Figure(_Model):
-    """A figure as a text states it.
+    """A measured figure in a text.
 
     Attributes:
-        file: The text, a path from the repository's root.
-        text: The figure and what stands with it, as it stands there.
-        source: Name of a source.
-        row: Fields of the one row that it comes from; its "table" is "standings", "comparisons",
-            "prices" or "cells" of an arena, else "rows"; "card" is the card of any source's rows.
-        written: How the row's fields are written, such as ``"{value:.2f} [{low:.2f}]"``.
+        file: Path of the text from the repository's root.
+        text: The figure with its surrounding words, literally.
+        source: Name of its source.
+        row: Fields that identify its row. The field "table" is "standings", "comparisons", "prices"
+            or "cells" for an arena, otherwise "rows"; "card" is the card of the rows of any source.
+        written: Format of the row's fields, such as ``"{value:.2f} [{low:.2f}]"``.
     """
 
     file: str
@@ -79,9 +79,9 @@ class NotMeasured(_Model):
     """Numbers of a text that were not measured here: settings, versions, worked examples.
 
     Attributes:
-        file: The text, or a glob of texts.
-        texts: The numbers, each with what stands with it.
-        why: What they are. Figures of a paper are named with the paper that they are cited from.
+        file: Path or glob of the texts.
+        texts: The numbers, each with its surrounding words.
+        why: What the numbers are; for published figures, the cited paper.
     """
 
     file: str
@@ -90,14 +90,13 @@ class NotMeasured(_Model):
 
 
 class Ledger(_Model):
-    """What ``data/ledger.yaml`` holds.
+    """The contents of ``data/ledger.yaml``.
 
     Attributes:
-        watched: Globs of the texts in which every number that looks measured has to be in the
-            ledger.
-        sources: Rows by name.
-        figures: The measured ones.
-        not_measured: The others.
+        watched: Globs of the texts in which every number that looks measured must be in the ledger.
+        sources: Sources by name.
+        figures: The measured figures.
+        not_measured: The numbers that were not measured here.
     """
 
     watched: list[str]
@@ -107,15 +106,15 @@ class Ledger(_Model):
 
 
 class Origin(BaseModel):
-    """Who made the rows of a source.
+    """The provenance of the rows of a source.
 
     Attributes:
-        commits: Commits of the code that made them.
-        clean: Whether each row names a commit without changes.
+        commits: Commits of the code that computed them.
+        clean: Whether every row names a commit without local changes.
         seeds: Seeds of the rows.
         data_hash: SHA-256 of the file of rows.
-        command: The command that made them.
-        hardware: What it ran on.
+        command: The command that computed them.
+        hardware: The hardware on which it ran.
     """
 
     commits: list[str]
@@ -145,10 +144,10 @@ def load_ledger(root: Path) -> Ledger:
 
 
 def origin(source: Source, root: Path) -> Origin:
-    """Return who made the rows of a source.
+    """Return the provenance of the rows of a source.
 
     Args:
-        source: The rows.
+        source: The source.
         root: The repository's root.
 
     Raises:
@@ -179,7 +178,7 @@ def origin(source: Source, root: Path) -> Origin:
 
 
 def check(ledger: Ledger, root: Path) -> list[str]:
-    """Return what is wrong with a ledger; nothing where all is well.
+    """Return the errors of a ledger, an empty list if there are none.
 
     Args:
         ledger: The ledger.
@@ -254,17 +253,17 @@ def prose(path: Path) -> str:
 
 
 def _written(figure: Figure, row: Mapping[str, Any]) -> str:
-    """Return the figure as its row gives it."""
+    """Return the figure formatted from its row."""
     try:
         return figure.written.format(**row)
-    except (KeyError, TypeError, ValueError):  # a field that is missing, or not measured
+    except (KeyError, TypeError, ValueError):  # a field is missing or not measured
         return f"{figure.written} of {row}"
 
 
 def _uncovered(ledger: Ledger, file: str, root: Path) -> Iterator[tuple[str, str]]:
     """Yield the numbers of a text that look measured and are not in the ledger."""
     text = prose(root / file)
-    known = [(one.text, 1) for one in ledger.figures if one.file == file]  # an entry, a place
+    known = [(one.text, 1) for one in ledger.figures if one.file == file]  # one place per entry
     known += [
         (some, -1)
         for one in ledger.not_measured
@@ -297,7 +296,7 @@ def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
 
 
 def ledger_command(options: argparse.Namespace) -> int:
-    """List the figures, or check them, and return the exit code (1: something is wrong).
+    """List the figures, or check them, and return the exit code (1: errors were found).
 
     Args:
         options: The command line, with "check" and "json".

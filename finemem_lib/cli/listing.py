@@ -1,4 +1,4 @@
-"""`finemem list`: the runs, one line each or as JSON."""
+"""`finemem list`: list the runs, one line each or as JSON."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
 
 
 def describe_run(folder: Path) -> dict[str, Any] | None:
-    """Return what `finemem list` says of a run, `None` for a folder that is no run.
+    """Return the entry of a run in `finemem list`, `None` for a folder that is not a run.
 
     Args:
-        folder: That of the run.
+        folder: Folder of the run.
 
     Returns:
-        started, run, status ("JupyterLab" where notebooks were opened there, "unreadable" where the
-        manifest is broken), profile, seed, notebooks (their number), ok (the number of those that
-        are), seconds, error, exit_code and folder.
+        started, run, status ("JupyterLab" if notebooks were run there, "unreadable" if the manifest
+        is broken), profile, seed, notebooks (their number), ok (the number of notebooks with this
+        status), seconds, error, exit_code and folder.
     """
     nothing = dict.fromkeys(("profile", "seed", "notebooks", "ok", "seconds", "error", "exit_code"))
     about = {"started": "", "run": folder.name, "status": "unreadable", **nothing}

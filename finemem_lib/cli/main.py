@@ -21,8 +21,11 @@ from finemem_lib.cli import (
     arena,
     clean,
     completion,
+    copying,
     diff,
+    export,
     fetch,
+    init,
     ledger,
     listing,
     notebook_sweep,
@@ -48,6 +51,7 @@ from finemem_lib.util.console import (
     print_table,
     result_line,
 )
+from finemem_lib.util.provenance import NoWorkbenchError
 
 if TYPE_CHECKING:
     from finemem_lib.experiments.cells import Cell
@@ -55,14 +59,14 @@ if TYPE_CHECKING:
 
 
 def report_command(options: argparse.Namespace) -> int:
-    """Make a run's report again and print its path.
+    """Write the report of a run again and print its path.
 
     Args:
         options: The command line.
 
     Raises:
         UsageError: there is no such run, its manifest cannot be read, or figures cannot be
-            written where ``--figures`` says.
+            written to the folder of ``--figures``.
     """
     if options.figures:
         check_output_folder(Path(options.figures), "--figures")
@@ -81,7 +85,7 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def sweep_command(options: argparse.Namespace) -> int:
-    """Run the cells that a folder lacks, print their table, and return the exit code.
+    """Run the missing cells of an experiment, print their table, and return the exit code.
 
     Args:
         options: The command line.
@@ -128,7 +132,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     else:
         print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
-        # Not once: Python drops an interrupt that arrives while an object is being deleted.
+        # Later interrupts count also: Python drops one that arrives while it deletes an object.
         with interruptible(once=False), StepLog() as log:
             _, failures = sweep.run_cells(
                 cells,
@@ -192,6 +196,12 @@ _FIGURES: dict[str, Any] = {
     "help": "export the figures the notebooks kept (default: figures/RUN)",
 }
 
+_COPY_TO: dict[str, Any] = {
+    "type": copying.address,
+    "metavar": "ADDRESS",
+    "help": "copy notebooks, report and manifest to s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+}
+
 _JOBS: dict[str, Any] = {
     "type": positive,
     "metavar": "N",
@@ -213,12 +223,15 @@ def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True)
+    init.add_command(commands)
     _add_run(commands, execute)
     _add_resume(commands, execute)
     listing.add_command(commands)
     app.add_command(commands)
     clean.add_command(commands)
     diff.add_command(commands)
+    export.add_command(commands)
+    copying.add_command(commands)
     _add_sweep(commands)
     arena.add_command(commands)
     ledger.add_command(commands)
@@ -249,6 +262,7 @@ def _add_run(commands: Any, execute: Executor) -> None:
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
     run.add_argument("--jobs", **_JOBS)
     run.add_argument("--figures", **_FIGURES)
+    run.add_argument("--copy-to", **_COPY_TO)
 
 
 def _add_resume(commands: Any, execute: Executor) -> None:
@@ -265,6 +279,7 @@ def _add_resume(commands: Any, execute: Executor) -> None:
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
     resume.add_argument("--jobs", **_JOBS)
     resume.add_argument("--figures", **_FIGURES)
+    resume.add_argument("--copy-to", **_COPY_TO)
 
 
 def _add_sweep(commands: Any) -> None:
@@ -379,7 +394,7 @@ def main(arguments: Sequence[str] | None = None, execute: Executor = execute_not
     begun = time.monotonic()
     try:
         code = int(options.command(options))
-    except UsageError as error:
+    except (UsageError, NoWorkbenchError) as error:
         print(f"finemem: {error}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:

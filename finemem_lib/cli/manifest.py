@@ -1,4 +1,4 @@
-"""The manifest of a run: parameters, versions, commit, hashes, and the state of every notebook."""
+"""The manifest of a run: parameters, versions, commit, hashes, and the status of every notebook."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from finemem_lib.util.validation import problems_in_words
 MANIFEST_VERSION = 1
 
 ACTIVE = ("starting", "running")
-"""The states of a run whose process has not ended it yet."""
+"""The statuses of a run that its process has not completed yet."""
 
 _ENDS = {"failed": "failed", "timeout": "ran out of time", "interrupted": "was interrupted"}
 
@@ -34,7 +34,7 @@ NotebookStatus = Literal["not run", "running", "ok", "failed", "timeout", "inter
 
 
 class _Stored(BaseModel):
-    """What a manifest holds; what a later version may add is kept."""
+    """Base of the manifest's models; unknown fields of later versions are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -43,12 +43,13 @@ class ProcessId(_Stored):
     """The process that carries out a run.
 
     Attributes:
-        pid: Its id, which the system may use again.
-        created: When it began, in seconds since 1970, to tell it from a later one with its id.
-        host: The machine it runs on.
-        since_boot: When it began, in seconds since the machine started: a clock that is set back or
-            forward moves `created`, but not this. `None` in manifests of earlier versions.
-        boot: Which start of the machine that was, where the system says so.
+        pid: Its id, which the system can reuse.
+        created: Its start time in seconds since 1970, to distinguish it from a later process with
+            the same id.
+        host: The machine on which it runs.
+        since_boot: Its start time in seconds since the boot of the machine, which does not depend
+            on the clock, unlike `created`. `None` in manifests of earlier versions.
+        boot: Identifier of the boot, if the system provides one.
     """
 
     pid: int
@@ -59,7 +60,7 @@ class ProcessId(_Stored):
 
     @classmethod
     def current(cls) -> ProcessId:
-        """Return this process."""
+        """Return the id of the current process."""
         import psutil
 
         created = psutil.Process().create_time()
@@ -72,7 +73,7 @@ class ProcessId(_Stored):
         )
 
     def elsewhere(self) -> bool:
-        """Return whether the process is on another machine, where nobody can tell if it runs."""
+        """Return whether the process is on another machine, where its state is unknown."""
         return self.host != platform.node()
 
     def may_be_alive(self) -> bool:
@@ -88,13 +89,13 @@ class ProcessId(_Stored):
                 if self.boot != _boot_id():
                     return False
                 created, began = created - psutil.boot_time(), self.since_boot
-            same = abs(created - began) < 2  # seconds; ids are used again
+            same = abs(created - began) < 2  # seconds; ids are reused
             return bool(same) and found.status() != psutil.STATUS_ZOMBIE
         return False
 
 
 def _boot_id() -> str | None:
-    """Return what changes whenever the machine starts, `None` where the system does not say."""
+    """Return an identifier of the boot of the machine, `None` if the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return None
@@ -105,15 +106,15 @@ class NotebookEntry(_Stored):
 
     Attributes:
         name: Its file name without ``.ipynb``.
-        source_sha256: Hash of its cells, without outputs and metadata.
+        source_sha256: SHA-256 of its cells, without outputs and metadata.
         status: "not run" until it starts.
-        parameters: All of them, with their resolved values.
-        seconds: Wall-clock time it took.
-        reads: Names of the artefacts it loaded.
-        writes: Names of the artefacts it saved.
+        parameters: All parameters with their resolved values.
+        seconds: Wall-clock time.
+        reads: Names of the artefacts that it loaded.
+        writes: Names of the artefacts that it saved.
         error: Why it failed or was not run.
-        peak_memory_mb: Largest resident size of its kernel.
-        models: What its language models were asked.
+        peak_memory_mb: Maximum resident memory of its kernel in MB.
+        models: The calls of its language models.
     """
 
     name: str
@@ -128,10 +129,10 @@ class NotebookEntry(_Stored):
     models: list[dict[str, Any]] = []
 
     def add_record(self, folder: Path) -> dict[str, Any]:
-        """Copy what the notebook read, wrote and asked from its record, and return the record.
+        """Copy artefacts, model calls and memory from the notebook's record, and return the record.
 
         Args:
-            folder: That of the run.
+            folder: Folder of the run.
         """
         record = read_record(folder, self.name)
         self.reads = list(record.get("reads", ()))
@@ -145,11 +146,11 @@ class Resumption(_Stored):
     """One `finemem resume` of a run.
 
     Attributes:
-        at: When, in ISO 8601.
-        process: The process that resumed it.
+        at: Time in ISO 8601.
+        process: The process that resumed the run.
         git: Commit at that time.
         after: Status, error and process of the run before.
-        notebooks: Names of those that were left to run.
+        notebooks: Names of the remaining notebooks.
         set: Its ``--set`` options.
     """
 
@@ -162,32 +163,32 @@ class Resumption(_Stored):
 
 
 class Manifest(_Stored):
-    """Everything that makes a run repeatable, and how far it has come.
+    """The data needed to repeat a run, and its progress.
 
     Attributes:
         schema_version: `MANIFEST_VERSION` of the library that wrote it.
         run_id: Name of the run and of its folder.
         status: "starting" until data, versions and commit are recorded.
-        exit_code: That of the command, `None` while it runs and where it was killed.
-        error: What ended the run.
-        started: When, in ISO 8601; `ended` likewise.
-        seconds: Wall-clock time, all resumptions together.
+        exit_code: Exit code of the command, `None` while it runs and if it was killed.
+        error: The error that ended the run.
+        started: Start time in ISO 8601; `ended` likewise.
+        seconds: Wall-clock time, including all resumptions.
         command: The command line.
         profile: Name or path of the profile.
         notebooks_dir: Folder of the notebooks, `None` for those of the repository.
-        parameters_given: Those of ``--set`` and ``--data``.
-        seed: That of all notebooks, `None` where they differ.
-        reuse: Run whose artefacts are taken.
+        parameters_given: The parameters of ``--set`` and ``--data``.
+        seed: The seed of all notebooks, `None` if they differ.
+        reuse: Run whose artefacts are reused.
         inputs: SHA-256 of every data file and artefact of another run, `None` for hub data.
         outputs: File, version and SHA-256 of every artefact by name.
-        versions: Of Python and of the packages.
+        versions: Versions of Python and of the packages.
         git: Commit, and whether files differ from it.
         platform: Operating system.
         cpus: Number of processors.
-        peak_memory_mb: Largest resident size of a process of the run.
-        process: Who carries it out.
+        peak_memory_mb: Maximum resident memory of a process of the run in MB.
+        process: The process that carries out the run.
         resumed: Every `finemem resume`.
-        notebooks: In the order they run.
+        notebooks: The notebooks in the order in which they run.
     """
 
     schema_version: int = MANIFEST_VERSION
@@ -220,7 +221,7 @@ class Manifest(_Stored):
         return [entry for entry in self.notebooks if entry.status != "ok"]
 
     def explain_not_run(self) -> None:
-        """Give every notebook that an ended run did not reach the reason."""
+        """Set the error of every notebook that was not run to the reason."""
         stopped = next((e for e in self.notebooks if e.status not in ("ok", "not run")), None)
         for entry in self.notebooks:
             if entry.status == "not run":
@@ -231,10 +232,10 @@ class Manifest(_Stored):
                 )
 
     def end_killed(self, folder: Path) -> None:
-        """Turn the manifest of a run whose process is gone into that of a failed run.
+        """Mark a run whose process was killed as failed.
 
         Args:
-            folder: That of the run.
+            folder: Folder of the run.
         """
         self.error = "the process of this run was killed"
         if self.status == "starting":
@@ -247,7 +248,7 @@ class Manifest(_Stored):
         self.explain_not_run()
 
     def record_origin(self, sources: Iterable[str]) -> None:
-        """Add what takes seconds to find out: hashes of data files, versions, commit.
+        """Record the hashes of data files, the versions and the commit, which takes seconds.
 
         Args:
             sources: Data files and names on the hub.
@@ -262,14 +263,14 @@ class Manifest(_Stored):
 
 
 def read_manifest(folder: Path, settle: bool = False) -> Manifest:
-    """Return the manifest of a run, as failed where its process is gone before it ended the run.
+    """Read the manifest of a run; it is marked as failed if its process was killed.
 
     Args:
-        folder: That of the run.
-        settle: Whether to write the manifest too where the process is gone.
+        folder: Folder of the run.
+        settle: Whether to write the changed manifest if the process was killed.
 
     Raises:
-        ValueError: the manifest is missing, cannot be read, or lacks something.
+        ValueError: the manifest is missing, cannot be read, or lacks fields.
     """
     path = folder / "manifest.json"
     try:
@@ -300,24 +301,24 @@ def _unreadable(folder: Path, why: str) -> ValueError:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest into the folder of its run, whole or not at all.
+    """Write the manifest to the folder of its run, replacing the old one atomically.
 
     Args:
-        folder: That of the run.
-        manifest: Replaces the one that is there.
+        folder: Folder of the run.
+        manifest: The new manifest.
 
     Raises:
-        OSError: it could not be written; what was there before is unchanged.
+        OSError: it could not be written; the old one is unchanged.
     """
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def create_run_folder(folder: Path, manifest: Manifest) -> None:
-    """Make the folder of a run with its manifest in it, both or neither.
+    """Create the folder of a run with its manifest, both or neither.
 
     Args:
-        folder: Must not exist yet.
-        manifest: Its first state.
+        folder: Folder of the run, which must not exist yet.
+        manifest: Its first manifest.
 
     Raises:
         UsageError: the folder exists or cannot be written.
@@ -359,11 +360,11 @@ def new_manifest(
         run_id: Name of the run.
         command: The command line, without the program's name.
         profile: Name or path of the profile.
-        notebooks: In the order they will run.
+        notebooks: The notebooks in the order in which they will run.
         given: The parameters of ``--set`` and ``--data``.
         resolved: All parameters of every notebook by its name.
-        notebooks_dir: Folder of the notebooks where it is not the repository's.
-        reuse: Run whose artefacts are taken.
+        notebooks_dir: Folder of the notebooks, `None` for that of the repository.
+        reuse: Run whose artefacts are reused.
     """
     seeds = {values.get("seed") for values in resolved.values()}
     return Manifest(
@@ -398,10 +399,10 @@ def new_manifest(
 
 
 def data_sources(parameters: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the data files and hub names that notebooks read, each once.
+    """Return the data files and hub names that notebooks read, without duplicates.
 
     Args:
-        parameters: Those of every notebook.
+        parameters: The parameters of every notebook.
     """
     sources = (str(source) for values in parameters for source in values.get("data", ()))
     return list(dict.fromkeys(sources))

@@ -1,7 +1,7 @@
-"""`finemem sweep NOTEBOOK`: a run for every point of a grid and every seed, and what they found.
+"""`finemem sweep NOTEBOOK`: a run for every grid point and seed, and a summary of their metrics.
 
-Each cell is a `finemem run` of its own, in a process of its own, whose run folder lies in the
-folder of the sweep: what is finished is kept, what was stopped is resumed.
+Each cell is a `finemem run` in a separate process, with its run folder in the folder of the sweep.
+Finished cells are kept, stopped ones are resumed.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from finemem_lib.util.files import real_path, write_bytes, write_json
 from finemem_lib.util.provenance import git_state, repository_root, write_measured
 
 BARE, BARE_FIELDS = "profile.yaml", ("description", "notebooks")
-"""File in the sweep's folder, and what it holds: the profile of a notebook that has none."""
+"""File in the sweep's folder with the profile of a notebook that has none, and its fields."""
 
 POLL = 1.0
-"""Seconds between looks at a cell that another process runs."""
+"""Seconds between checks of a cell that another process runs."""
 
 
 def is_notebook(text: str) -> bool:
-    """Return whether what `finemem sweep` is given is a notebook, by path or number.
+    """Return whether an argument of `finemem sweep` is the path or number of a notebook.
 
     Args:
         text: The first word after ``sweep``.
@@ -63,13 +63,13 @@ def is_notebook(text: str) -> bool:
 
 
 def sweep_notebook(options: argparse.Namespace) -> int:
-    """Run the cells that the folder lacks, print their table, write the page; return the exit code.
+    """Run the missing cells, print their table, write the page, and return the exit code.
 
     Args:
         options: The command line.
 
     Raises:
-        UsageError: something is not usable; nothing was started.
+        UsageError: an option, file or cell is not usable; nothing was started.
     """
     notebook, folder = _notebook(options), real_path(options.output)
     check_output_folder(folder)
@@ -110,7 +110,7 @@ def _notebook(options: argparse.Namespace) -> Path:
 
 
 def _profile(name: str, notebook: Path) -> Profile:
-    """Return the profile of this name; beside a notebook that has none, an empty one."""
+    """Return the named profile, an empty one if the notebook has no folder of profiles."""
     folder = notebook.parent / "profiles"
     if name == "default" and not folder.is_dir():
         return Profile(BARE, "What the notebook declares.", [notebook.stem], {}, {}, [])
@@ -118,7 +118,7 @@ def _profile(name: str, notebook: Path) -> Profile:
 
 
 def _cells(options: argparse.Namespace, notebook: Path, profile: Profile) -> list[SweepCell]:
-    """Return the cells, all checked."""
+    """Return the cells after a check of all."""
     if options.reuse:
         try:
             read_manifest(run_folder(options.reuse))
@@ -130,7 +130,7 @@ def _cells(options: argparse.Namespace, notebook: Path, profile: Profile) -> lis
 
 
 def _passed_on(options: argparse.Namespace) -> Iterator[str]:
-    """Yield the options of all cells, for `finemem run`."""
+    """Yield the options of `finemem run` that all cells share."""
     for setting in options.set:
         yield from ("--set", setting)
     if options.data:
@@ -139,13 +139,13 @@ def _passed_on(options: argparse.Namespace) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class CellRun:
-    """What a cell's run says of itself.
+    """The result of a cell's run.
 
     Attributes:
         cell: The cell.
-        status: Of the run, "not run" where there is none.
-        error: Why it is not ok.
-        metrics: Those of the notebook that is swept.
+        status: Status of the run, "not run" if there is none.
+        error: Why the status is not ok.
+        metrics: The metrics of the swept notebook.
         seconds: Wall-clock time of the run.
     """
 
@@ -158,14 +158,14 @@ class CellRun:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What all cells have in common.
+    """The properties that all cells share.
 
     Attributes:
-        folder: Holds the runs of the cells, and what the sweep writes.
-        notebook: The notebook that is swept.
+        folder: Folder with the runs of the cells and the files of the sweep.
+        notebook: The swept notebook.
         profile: Name or path of the profile.
         options: Further options of `finemem run`.
-        reuse: A run that all cells take artefacts from.
+        reuse: A run whose artefacts all cells reuse.
     """
 
     folder: Path
@@ -175,12 +175,12 @@ class Sweep:
     reuse: str | None = None
 
     def link_reused(self) -> None:
-        """Make the run that is reused one of the sweep's folder, where its cells look for it."""
+        """Link the reused run into the sweep's folder, where the cells look for runs."""
         if self.reuse and not os.path.lexists(self.folder / self.reuse):
             os.symlink(run_folder(self.reuse), self.folder / self.reuse)
 
     def manifest(self, cell: SweepCell) -> Manifest | None:
-        """Return the manifest of a cell, `None` where it was not begun.
+        """Return the manifest of a cell, `None` if it was not started.
 
         Args:
             cell: The cell.
@@ -192,7 +192,7 @@ class Sweep:
         return read_manifest(folder) if folder.exists() else None
 
     def result(self, cell: SweepCell) -> CellRun:
-        """Return what a cell found so far.
+        """Return the current result of a cell.
 
         Args:
             cell: The cell.
@@ -208,11 +208,11 @@ class Sweep:
         return CellRun(cell, manifest.status, manifest.error or "", metrics, manifest.seconds)
 
     def command(self, cell: SweepCell, begun: bool) -> list[str]:
-        """Return the command line that runs a cell, or goes on with it.
+        """Return the command line that runs or resumes a cell.
 
         Args:
             cell: The cell.
-            begun: Whether there is a run of it.
+            begun: Whether the cell has a run to resume.
         """
         finemem = [sys.executable, "-m", "finemem_lib"]
         if begun:
@@ -228,19 +228,19 @@ class Sweep:
 
 @dataclass(slots=True)
 class Running:
-    """The processes of cells that run on this machine, so that all can be stopped."""
+    """The processes of cells on this machine, which can be stopped together."""
 
     processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run a command to its end and return its exit code; 130 where all were stopped before.
+        """Run a command to its end and return its exit code; 130 if `stop` was called before.
 
         Args:
-            command: Its words.
-            environment: All of its variables.
-            log: File that its output goes to.
+            command: The words of the command.
+            environment: All of its environment variables.
+            log: File for its output.
         """
         with self._lock:
             if self.stopped:
@@ -252,7 +252,7 @@ class Running:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    start_new_session=True,  # a Ctrl-C at the terminal is for the sweep
+                    start_new_session=True,  # Ctrl-C at the terminal reaches only the sweep
                 )
             self.processes.add(process)
         code = process.wait()
@@ -261,7 +261,7 @@ class Running:
         return code
 
     def stop(self) -> None:
-        """Interrupt what runs, and start nothing more."""
+        """Interrupt all running processes, and start no more."""
         with self._lock:
             self.stopped = True
             for process in self.processes:
@@ -269,16 +269,16 @@ class Running:
 
 
 def run_cell(sweep: Sweep, cell: SweepCell, running: Running | None = None) -> str:
-    """Run a cell, or what is left of it, and return its status.
+    """Run or resume a cell, and return its status.
 
     Args:
-        sweep: What all cells have in common.
+        sweep: The sweep.
         cell: The cell.
-        running: Where its process is noted, so that it can be stopped.
+        running: Registry for its process, so that it can be stopped.
 
     Raises:
-        RuntimeError: it did not end well; the message says why.
-        ValueError: the manifest of an earlier try cannot be read.
+        RuntimeError: the run failed; the message states why.
+        ValueError: the manifest of an earlier run cannot be read.
     """
     running = running or Running()
     while (manifest := sweep.manifest(cell)) and manifest.status in ACTIVE:
@@ -287,7 +287,7 @@ def run_cell(sweep: Sweep, cell: SweepCell, running: Running | None = None) -> s
                 f"process {manifest.process.pid} on {manifest.process.host} runs it; wait for its "
                 "end, or stop it and run the same command again"
             )
-        time.sleep(POLL)  # a sweep that was killed, or a lost worker, has left it running
+        time.sleep(POLL)  # a killed sweep or lost worker left it running
     if manifest and manifest.status == "ok":
         return "kept"
     logs = sweep.folder / "logs"
@@ -305,11 +305,11 @@ def run_cell(sweep: Sweep, cell: SweepCell, running: Running | None = None) -> s
 def _run(
     sweep: Sweep, cells: Sequence[SweepCell], jobs: int, scheduler: str | None, log: StepLog
 ) -> None:
-    """Run the cells and say what became of each."""
+    """Run the cells and print the status of each."""
     by_key = {cell.key: cell for cell in cells}
     try:
         attempts = _on_dask(sweep, by_key, scheduler) if scheduler else _here(sweep, by_key, jobs)
-        with contextlib.closing(attempts):  # at an interrupt, it stops what runs
+        with contextlib.closing(attempts):  # at an interrupt, this stops the running cells
             for done, (key, end) in enumerate(attempts, start=1):
                 cell = by_key[key]
                 seed = "" if cell.seed is None else f", seed {cell.seed}"
@@ -354,7 +354,7 @@ def summarise(results: Sequence[CellRun]) -> list[SweepRow]:
     """Return the mean of every metric over the seeds of every point, with its interval.
 
     Args:
-        results: What the cells found; those that are not ok count nowhere.
+        results: The results of the cells; those whose status is not ok are ignored.
     """
     points = dict.fromkeys(one.cell.name for one in results)
     metrics = dict.fromkeys(

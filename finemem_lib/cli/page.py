@@ -1,9 +1,9 @@
-"""The parts that offline pages of runs share: templates, plotly.js once, figures with their tables.
+"""Common parts of the offline pages of runs: templates, plotly.js, figures with their tables.
 
-Everything in a page that came from data, models or parameters is text: figures carry plotly's JSON
-in a data block, and a content security policy lets only plotly.js and ``report.js`` run, and
-nothing leave the page. plotly.js and the figures' JSON and tables, nine tenths of the bytes, are
-compressed; ``report.js`` unpacks them.
+Values from data, models or parameters are inserted as text only: plotly's JSON is in data blocks,
+and a content security policy allows only plotly.js and ``report.js`` to run and no requests.
+plotly.js and the JSON and tables of figures, nine tenths of the bytes, are compressed;
+``report.js`` decompresses them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 KEY = "key-"
-"""How the ids of the figures at the top of the page begin."""
+"""Prefix of the ids of the figures at the top of the page."""
 
 
 @functools.cache
@@ -45,10 +45,10 @@ def _templates() -> jinja2.Environment:
 
 
 def template_text(name: str) -> str:
-    """Return a file of ``templates`` as it stands.
+    """Return the text of a file of ``templates``, not rendered.
 
     Args:
-        name: Of the file.
+        name: Name of the file.
     """
     return (importlib.resources.files("finemem_lib.cli") / "templates" / name).read_text("utf-8")
 
@@ -57,10 +57,10 @@ def render(template: str, figures: PageFigures, **values: Any) -> bytes:
     """Return a page that works offline.
 
     Args:
-        template: A file of ``templates``; its parts for the head and the end of a page are in
+        template: Name of a file of ``templates``; the common head and end of pages are in
             ``page.html.j2``.
-        figures: Those of the page, drawn already.
-        values: What else the template shows.
+        figures: The figures of the page, after `PageFigures.draw`.
+        values: The other values of the template.
     """
     from markupsafe import Markup
 
@@ -100,7 +100,7 @@ class PageFigures:
         self._places: dict[str, str] = {}
 
     def place(self, spec: Mapping[str, Any] | None) -> str | None:
-        """Return the id under which a figure stands in the page, `None` where it does not.
+        """Return the id of a figure in the page, `None` if the page does not contain it.
 
         Args:
             spec: plotly's JSON of the figure.
@@ -108,10 +108,10 @@ class PageFigures:
         return self._places.get(_identity(spec or {}))
 
     def draw(self, spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) -> str:
-        """Return a plotly spec as HTML: place to draw, caption and place for the table.
+        """Return the HTML of a figure: containers for drawing and table, and the caption.
 
-        A figure that stands at the top of the page already becomes a link to it. A figure with
-        frames also gets the controls of its explorer in front, once per explorer.
+        For a figure that is already at the top of the page, it is a link to that. Before the first
+        figure with frames of an explorer, it contains the controls of the explorer.
 
         Args:
             spec: plotly's JSON of the figure.
@@ -128,7 +128,7 @@ class PageFigures:
             group = explorers.setdefault(meta["explorer"], f"{figure_id}-states")
             if group == f"{figure_id}-states":
                 controls = _controls(meta, spec["layout"]["sliders"][0], group)
-            spec = without_slider(spec)  # which also makes it less high
+            spec = without_slider(spec)  # this also reduces its height
         self.packed[figure_id] = {"spec": spec, "tables": _tables(title, spec)}
         return (
             _templates()
@@ -155,12 +155,12 @@ def figure_title(spec: Mapping[str, Any]) -> str:
 
 
 def _identity(spec: Mapping[str, Any]) -> str:
-    """Return the same text for a figure that was kept and for one that a notebook shows."""
+    """Return a text that is equal for a saved figure and the same figure in a notebook."""
     return json.dumps({key: spec.get(key) for key in ("data", "layout")}, sort_keys=True)
 
 
 def _controls(meta: Mapping[str, Any], slider: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Return an explorer's sliders, one for each level of the paths to its states."""
+    """Return the sliders of an explorer, one per level of the paths to its states."""
     paths = meta.get("paths") or [[step["label"]] for step in slider["steps"]]
     paths = [[plain(text) for text in path] for path in paths]
     first = paths[meta["start"]]
@@ -186,7 +186,7 @@ def _controls(meta: Mapping[str, Any], slider: Mapping[str, Any], group: str) ->
 
 
 def _tables(title: str, spec: Mapping[str, Any]) -> str:
-    """Return the table twins of a figure as HTML, each with the names of its frames."""
+    """Return the tables of a figure as HTML, each with the names of its frames."""
     if not spec.get("frames"):
         return html_table(title, figure_table(spec), MAX_TABLE_ROWS)
     states: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
-"""Figures as image files, and as pictures inside executed notebooks.
+"""Export figures as image files, and embed images of figures in executed notebooks.
 
-GitHub, nbviewer and nbconvert draw no plotly figure. `finemem pictures` puts a PNG of each beside
-its plotly JSON: JupyterLab goes on to draw the figure, the others show the picture. nbval does not
+GitHub, nbviewer and nbconvert do not draw plotly figures. `finemem pictures` adds a PNG to the
+plotly JSON of each: JupyterLab still draws the figure, the others show the image. nbval does not
 compare PNG.
 """
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MAX_NOTEBOOK_BYTES = 150_000
-"""Most bytes of all pictures of a notebook, as they stand in its file (base64)."""
+"""Maximum bytes of all images of a notebook in its file (base64)."""
 
 WIDTH = 900
-"""Pixels that a figure is laid out in."""
+"""Width of the layout of a figure in pixels."""
 
 SCALES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4)
-"""Pixels of a picture for each pixel of its figure; the first with which all of them fit."""
+"""Image pixels per figure pixel, in the order in which they are tried until all images fit."""
 
 COLOURS = 64
-"""Colours of a picture: those of the figure, and shades for smooth text."""
+"""Number of colours of an image: those of the figure, and shades for smooth text."""
 
 REMEDY = (
     "install Chromium (Debian: apt-get install chromium) and the extra `figures` "
@@ -61,13 +61,13 @@ def add_command(commands: Any) -> None:
 
 
 def pictures_command(options: argparse.Namespace) -> int:
-    """Put pictures into notebooks, print what became of each, and return the exit code.
+    """Embed images in notebooks, print the result for each, and return the exit code.
 
     Args:
         options: The command line.
 
     Raises:
-        UsageError: a file is no notebook; nothing was written.
+        UsageError: a file is not a notebook; nothing was written.
     """
     import nbformat
 
@@ -75,7 +75,7 @@ def pictures_command(options: argparse.Namespace) -> int:
     for path in options.notebooks:
         try:
             notebooks[path] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(notebooks[path], dict):  # nbformat fails on a list in its own code
+            if not isinstance(notebooks[path], dict):  # nbformat itself fails on a list
                 raise TypeError
             nbformat.validate(notebooks[path])
         except (OSError, ValueError, LookupError, TypeError, nbformat.ValidationError) as error:
@@ -89,24 +89,24 @@ def pictures_command(options: argparse.Namespace) -> int:
         except (RuntimeError, ValueError) as error:
             print(f"failed: {path}: {error}", file=sys.stderr)
             return EXIT_CODES["failed"]
-        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"  # as nbformat writes it
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"  # in nbformat's format
         write_bytes(path, text.encode())
         print(f"{path.name}: {number} pictures, {size / 1000:.0f} kB")
     return EXIT_CODES["ok"]
 
 
 def add_pictures(notebook: Mapping[str, Any]) -> tuple[int, int]:
-    """Put a PNG with alt text beside every figure of an executed notebook, in place.
+    """Add a PNG with alt text to every figure output of an executed notebook, in place.
 
     Args:
         notebook: The JSON of its file.
 
     Returns:
-        The number of figures, and the bytes of their pictures in the file.
+        The number of figures, and the bytes of their images in the file.
 
     Raises:
-        RuntimeError: no picture can be drawn here; the message has the remedy.
-        ValueError: the pictures do not fit into `MAX_NOTEBOOK_BYTES`.
+        RuntimeError: no image can be drawn here; the message has the remedy.
+        ValueError: the images do not fit into `MAX_NOTEBOOK_BYTES`.
     """
     from finemem_lib.figures.style import PLOTLY_MIME
 
@@ -142,7 +142,7 @@ def add_pictures(notebook: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _alt(layout: Mapping[str, Any]) -> str:
-    """Return the text in the place of a picture; figures of others may have no title."""
+    """Return the alt text of an image; figures from other libraries may have no title."""
     from finemem_lib.figures.style import plain
 
     title, meta = layout.get("title") or {}, layout.get("meta")
@@ -152,7 +152,7 @@ def _alt(layout: Mapping[str, Any]) -> str:
 
 
 def _few_colours(png: bytes) -> bytes:
-    """Return a PNG with a palette, which is a fifth as large."""
+    """Convert a PNG to one with a palette, a fifth of the size."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -168,12 +168,12 @@ def _few_colours(png: bytes) -> bytes:
 def save_figures(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> list[Path]:
     """Write figures as SVG, and return the paths.
 
-    Where kaleido or a browser for it is missing, each becomes a small HTML page instead, with one
-    plotly.js in its folder, and a line on stderr says how many and what to install.
+    If kaleido or its browser is missing, each is written as a small HTML page instead, with one
+    plotly.js in the folder, and a line on stderr states how many and what to install.
 
     Args:
-        figures: By the path of their file without its suffix.
-        width: Of the images, in pixels.
+        figures: The figures by path of their file without suffix.
+        width: Width of the images in pixels.
 
     Raises:
         OSError: a file could not be written.
@@ -219,15 +219,15 @@ def draw(
     """Return the image of every figure, or the error that prevented it.
 
     Args:
-        specs: Figures as plotly's JSON; of those with frames the first state is drawn.
+        specs: Figures as plotly's JSON; of a figure with frames the first state is drawn.
         form: "svg" or "png".
-        width: Width the figures are laid out in, in pixels.
-        scale: Pixels of a PNG for each of these.
+        width: Width of the layout of the figures in pixels.
+        scale: PNG pixels per layout pixel.
     """
     specs = [
         {
             "data": [
-                # else random, and part of the ids in an SVG
+                # otherwise random, and part of the ids in an SVG
                 {**trace, "uid": f"{number:06x}"}
                 for number, trace in enumerate(spec.get("data", ()))
             ],
@@ -241,23 +241,23 @@ def draw(
         import kaleido
 
         logging.getLogger("choreographer.channels.pipe").addFilter(is_real_error)
-        # mathjax: its default is fetched from the network
+        # by default, kaleido downloads MathJax
         async with kaleido.Kaleido(n=1, mathjax=False) as browser:
             for spec in specs:
                 height = spec["layout"].get("height")
                 opts = {"format": form, "width": width, "height": height, "scale": scale}
                 try:
                     images.append(await browser.calc_fig(spec, opts=opts))
-                except Exception as error:  # of this figure alone
+                except Exception as error:  # the error of this figure only
                     images.append(error)
 
     def run() -> None:
         try:
             asyncio.run(draw_all())
-        except Exception as error:  # kaleido, choreographer and the browser each raise their own
+        except Exception as error:  # kaleido, choreographer and browser raise various errors
             images.extend([error] * (len(specs) - len(images)))
 
-    # In a thread of its own, because the caller may be in an event loop: a notebook is.
+    # In a thread, because the caller may run in an event loop, as notebooks do.
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
@@ -265,10 +265,10 @@ def draw(
 
 
 def is_real_error(record: logging.LogRecord) -> bool:
-    """Return whether a log record of kaleido's helper is an error.
+    """Return whether a log record of choreographer, kaleido's browser helper, is an error.
 
-    The helper sends "{bye}" when its browser ends; where that arrives together with the last
-    answer, it is logged as broken JSON with a traceback.
+    When the browser ends, it sends "{bye}". If that arrives together with the last answer, it is
+    logged as invalid JSON with a traceback.
 
     Args:
         record: A record of the logger.
@@ -278,6 +278,6 @@ def is_real_error(record: logging.LogRecord) -> bool:
 
 
 def _fixed_ids(image: bytes) -> bytes:
-    """Replace the random id that plotly puts into every SVG, so that equal figures are equal."""
+    """Replace the random id in an SVG of plotly, so that equal figures have equal files."""
     found = re.search(rb'id="defs-([0-9a-f]{6})"', image)
     return image.replace(found[1], b"figure") if found else image

@@ -1,6 +1,6 @@
-"""`finemem plan`: estimate what a run takes, before anything starts.
+"""`finemem plan`: estimate the model calls, GPU memory and time of a run before it starts.
 
-Parameters are resolved as `finemem run` resolves them; the sizes come from `training.estimates`.
+Parameters are resolved as in `finemem run`; the estimates are from `training.estimates`.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ def add_command(commands: Any) -> None:
 
 
 def plan_command(options: argparse.Namespace) -> int:
-    """Print what a run will take.
+    """Print the estimates for a run.
 
     Args:
         options: The command line.
 
     Returns:
-        The exit code; that of "failed" for a plan that cannot fit its card.
+        The exit code; that of "failed" if the training does not fit on the card.
 
     Raises:
-        UsageError: the options, or the parameters they lead to, cannot be planned.
+        UsageError: the options, or the parameters from them, are invalid.
     """
     profile, notebooks, given = requested(options)
     values = resolve_parameters(notebooks, profile, given, "plan", to_run=False)
@@ -138,7 +138,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 
 def _of(resolved: Mapping[str, NotebookParameters], model: type[P]) -> P | None:
-    """Return the parameters of the chosen notebook that has this model, `None` without one."""
+    """Return the parameters of the selected notebook with this model, `None` if there is none."""
     return next((one for one in resolved.values() if isinstance(one, model)), None)
 
 
@@ -170,7 +170,7 @@ def _assumptions(given: Sequence[str]) -> estimates.Assumptions:
 
 
 def _instances(resolved: Mapping[str, NotebookParameters]) -> list[Instance]:
-    """Return what notebook 01 would load, or planted streams like those it would make."""
+    """Return the instances that notebook 01 would load, or planted ones as it would make them."""
     made_by = _of(resolved, QuestionGeneration)
     if made_by is None:
         training = _of(resolved, GRPOTraining)
@@ -194,7 +194,7 @@ def _instances(resolved: Mapping[str, NotebookParameters]) -> list[Instance]:
 def _training_instances(
     training: GRPOTraining, instances: Sequence[Instance]
 ) -> Sequence[Instance]:
-    """Return the instances that notebook 04 trains on, or planted ones like them."""
+    """Return the instances that notebook 04 trains on, or similar planted ones."""
     if training.train_on == "planted":
         stream = StreamSettings(num_chunks=training.num_chunks, world=training.world)
         return planted_instances("train", training.instances_per_update, 0, stream)
@@ -207,8 +207,11 @@ def _training_instances(
 def _tokens(
     training: GRPOTraining | None,
 ) -> tuple[Callable[[str], int], str, PromptBuilder | None]:
-    """Return how tokens are counted, in words too, and the builder of prompts where the tokenizer
-    can be loaded without a network."""
+    """Return the token counter, its description, and the builder of prompts.
+
+    The counter uses the tokenizer of the model if it can be loaded without network; otherwise it
+    counts words and marks, and there is no builder.
+    """
     if training is not None:
         from transformers import AutoTokenizer
 
@@ -217,7 +220,7 @@ def _tokens(
             tokenizer = AutoTokenizer.from_pretrained(
                 source, revision=revision, local_files_only=True
             )
-        except Exception:  # a broken file leads transformers to errors of any kind
+        except Exception:  # transformers raises errors of any type for a broken file
             tokenizer = None
         if tokenizer is not None:
             try:
@@ -233,7 +236,7 @@ def _tokens(
 
 
 class _CallTable:
-    """The calls of language models, row by row, with their cost."""
+    """A table of the calls of language models with their cost."""
 
     def __init__(self, resolved: Mapping[str, NotebookParameters]) -> None:
         self.rows = [
@@ -263,7 +266,7 @@ class _CallTable:
         *,
         counts: bool = True,
     ) -> None:
-        """Add the calls of a role, where a model of this notebook has it."""
+        """Add the calls of a role if a model of this notebook has the role."""
         chat = self._roles.get(_stem_of(self._resolved, asked_by), {}).get(role)
         if chat and calls.calls:
             cost = calls.cost(chat.price_in, chat.price_out)
@@ -298,10 +301,10 @@ def _print_calls(
     trained_on: Sequence[estimates.Stream],
     assumed: estimates.Assumptions,
 ) -> dict[str, float]:
-    """Print what language models are asked at most, and return the calls by what they are for.
+    """Print the maximum number of language model calls, and return the calls by purpose.
 
-    Fewer are made: a question whose items are the same as before is not asked again, and rules that
-    read again need only the questions that failed.
+    The actual number is smaller: a question with the same items as before is answered from the
+    cache, and credit rules with further reader calls need them only for the failed questions.
     """
     table = _CallTable(resolved)
     asked = [count_tokens(question.text) for one in instances for question in one.questions]
@@ -351,13 +354,13 @@ def _add_training_calls(
         for share in (training.question_fraction, 1.0)
     )
     rollouts = training.instances_per_update * training.num_generations
-    # Rules read again, at most, all global questions: the price of a slot those that failed.
+    # Credit rules repeat at most all global questions; the price of a slot only the failed ones.
     again = sampled - of_chunks if scheme_of(training.scheme).rules else 0
     update = answer.times(rollouts * (sampled + again) / len(trained_on))
     table.add(training, "04 per update", "reader", update, counts=False)
     whole = update.times(training.updates)
     table.add(training, f"04 {training.updates} updates", "reader", whole)
-    # The manager before and after, on one of them three times more, and two scripted ones.
+    # The manager before and after training, each 3 more times on one instance, and two scripted.
     played = 2 * training.held_out + 6 + 2 * training.held_out
     tests = answer.times(played * of_all / len(trained_on))
     table.add(training, "04 tests before and after", "reader", tests)
@@ -378,9 +381,9 @@ def _print_training(
     calls: Mapping[str, float],
     played: int,
 ) -> int:
-    """Print the model, an update, the card's memory by part and the hours; return the exit code.
+    """Print the model, an update, the memory of the card by part, the hours; return the exit code.
 
-    `played` are the instances that notebook 06 plays the trained manager on.
+    `played` is the number of instances on which notebook 06 runs the trained manager.
     """
     shape, found = sizes
     training = _planned_training(values, prompts, played)
@@ -427,7 +430,7 @@ def _print_training(
 def _planned_training(
     values: GRPOTraining, prompts: PromptBuilder | None, played: int
 ) -> estimates.Training:
-    """Return the sizes of the training, with the model's defaults where a parameter is 0."""
+    """Return the sizes of the training, with the model's defaults for parameters that are 0."""
     model = values.model_settings()
     compact = isinstance(prompts, CompactPromptBuilder)
     return estimates.Training(
@@ -470,11 +473,11 @@ def _print_hours(
     held_out: int,
     played: int,
 ) -> None:
-    """Print the time of an update by part, and the hours of everything."""
+    """Print the time of an update by part, and the hours of the whole run."""
     seconds = estimates.update_seconds(
         shape, training, mean, card, assumed, calls.get("04 per update", 0)
     )
-    # In addition to the updates: the manager's own seconds, and the calls of language models.
+    # In addition to the updates: the time of the manager, and the calls of language models.
     others = {what: 0.0 for what in calls if what[:2] in ("01", "02")}
     for what, times, number in (
         ("04 tests before and after", 2, held_out),
@@ -512,7 +515,7 @@ def _shape(checkpoint: str) -> tuple[estimates.ModelShape, str]:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
         return estimates.ModelShape.of(config), "its config.json"
-    except Exception as error:  # a broken file leads transformers to errors of any kind
+    except Exception as error:  # transformers raises errors of any type for a broken file
         last = source.rpartition("/")[2]  # copies by other owners have the same sizes
         known = next(
             (its for name, its in estimates.SHAPES.items() if name.endswith(f"/{last}")), None
@@ -527,6 +530,6 @@ def _shape(checkpoint: str) -> tuple[estimates.ModelShape, str]:
 
 
 def _source(checkpoint: str) -> tuple[str, str | None]:
-    """Return what is loaded of a checkpoint: a folder, or a name on the hub and its revision."""
+    """Return the source of a checkpoint: a folder, or a name on the hub and its revision."""
     folder = loading.checkpoint_folder(checkpoint)
     return (str(folder), None) if folder else split_revision(checkpoint)

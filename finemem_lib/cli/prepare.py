@@ -1,7 +1,7 @@
-"""The commands that make data: chunk questions ahead of training, instances from public raw sets.
+"""Commands that make data: chunk questions before training, and instances from public raw sets.
 
-Options are checked before a question is asked. Questions are kept when the command is interrupted,
-and the same command goes on from them.
+Options are checked before the first model call. An interrupted command keeps its questions, and the
+same command continues from them.
 """
 
 from __future__ import annotations
@@ -135,13 +135,13 @@ def _add_on_error(parser: argparse.ArgumentParser) -> None:
 
 
 def questions_command(options: argparse.Namespace) -> int:
-    """Make the chunk questions that a folder lacks, print their audit, and return the exit code.
+    """Make the missing chunk questions of a folder, print their audit, and return the exit code.
 
     Args:
         options: The command line.
 
     Raises:
-        UsageError: data, models or folder are not usable; nothing was asked.
+        UsageError: data, models or folder are not usable; no model was called.
     """
     folder = Path(options.output)
     check_output_folder(folder)
@@ -194,7 +194,7 @@ def questions_command(options: argparse.Namespace) -> int:
 
 
 def build_command(options: argparse.Namespace) -> int:
-    """Make instances from a raw set, compare their sizes with the published, return the exit code.
+    """Make instances from a raw set, compare them with published sizes, and return the exit code.
 
     Args:
         options: The command line.

@@ -16,6 +16,8 @@ from typing import Any
 from finemem_lib.managers import loading
 from finemem_lib.managers.loading import split_revision
 from finemem_lib.readers.roles import check_roles
+from finemem_lib.retrievers.encoder import DENSE_MODEL, FETCHED as MINILM
+from finemem_lib.retrievers.named import WITH_ENCODER
 from finemem_lib.runs import run as runs
 from finemem_lib.runs.artefacts import ARTEFACTS
 from finemem_lib.runs.notebooks import (
@@ -41,13 +43,13 @@ class Profile:
     """A named set of parameters.
 
     Attributes:
-        name: As it was given.
-        description: What it is for.
-        notebooks: A selection, as `select_notebooks` takes it.
+        name: Name or path given by the user.
+        description: Purpose of the profile.
+        notebooks: A selection as for `select_notebooks`.
         parameters: Values for every notebook that has the parameter.
         notebook_parameters: Values for single notebooks, by number or stem.
         requires: Parameters that the user must give.
-        card: The graphics card it is made for, a name in `estimates.CARDS`; "" for none.
+        card: The graphics card for which it is made, a name in `estimates.CARDS`; "" for none.
     """
 
     name: str
@@ -63,9 +65,9 @@ def load_profile(folder: Path, name: str) -> Profile:
     """Read a profile.
 
     Args:
-        folder: Where profiles with a name lie.
-        name: That of ``<name>.yaml`` in the folder, or the path of any profile: what has a path
-            separator or ends with ``.yaml`` or ``.yml``.
+        folder: Folder of the named profiles.
+        name: Name of ``<name>.yaml`` in the folder, or a path, which contains a path separator or
+            ends with ``.yaml`` or ``.yml``.
 
     Raises:
         UsageError: there is no such profile, or a key of it is unknown or has the wrong type.
@@ -92,16 +94,16 @@ def load_profile(folder: Path, name: str) -> Profile:
 
 
 def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
-    """Return the notebooks of a folder that a selection names, in the order of their file names.
+    """Return the selected notebooks of a folder, in the order of their file names.
 
     Args:
-        folder: Where they lie.
+        folder: Folder of the notebooks.
         selection: Numbers, ranges and stems, as in ``01,03-05`` or ``04_short``. A number is the
-            order in a notebook's metadata, so an extra notebook whose file name begins with the
-            same digits, or that copied the metadata, runs only when its stem is given.
+            order in a notebook's metadata. An extra notebook whose file name begins with the same
+            digits, or whose metadata were copied, is selected by its stem only.
 
     Raises:
-        UsageError: a part is none of these, or names no notebook or one that cannot be read.
+        UsageError: a part has another form, or its notebook is missing or cannot be read.
     """
     try:
         found = {one.order: one.path for one in numbered(folder)}
@@ -126,7 +128,7 @@ def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
 
 
 def _check_readable(folder: Path, numbers: Iterable[int]) -> None:
-    """Refuse numbers whose notebook is there but cannot be read: a range would leave it out."""
+    """Raise UsageError for numbers of unreadable notebooks, which a range would omit silently."""
     for path in (
         path for number in numbers for path in sorted(folder.glob(f"{number:02}_*.ipynb"))
     ):
@@ -137,10 +139,10 @@ def _check_readable(folder: Path, numbers: Iterable[int]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose profile, notebooks and parameters.
+    """Add the options that select profile, notebooks and parameters.
 
     Args:
-        parser: That of a command.
+        parser: The parser of a command.
     """
     parser.add_argument(
         "--profile", default="default", help="a profile: a name in notebooks/profiles, or a path"
@@ -169,13 +171,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[str, Any]]:
-    """Return the profile, the notebooks and the parameters that options ask for.
+    """Return the profile, the notebooks and the parameters given by options.
 
     Args:
-        options: Those of `add_arguments`.
+        options: The options of `add_arguments`.
 
     Raises:
-        UsageError: there is no such profile or notebook, or a setting has another form.
+        UsageError: there is no such profile or notebook, or a setting is not ``NAME=VALUE``.
     """
     folder = real_path(options.notebooks_dir or repository_root() / "notebooks")
     profile = load_profile(folder / "profiles", options.profile)
@@ -184,14 +186,14 @@ def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[st
 
 
 def parameters_given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any]:
-    """Return the parameters that options give, paths as absolute ones.
+    """Return the parameters given by options, with absolute paths.
 
     Args:
-        settings: Those of ``--set NAME=VALUE``.
-        data: Those of ``--data PATH``.
+        settings: The settings of ``--set NAME=VALUE``.
+        data: The paths of ``--data PATH``.
 
     Raises:
-        UsageError: a setting has another form.
+        UsageError: a setting is not ``NAME=VALUE``.
     """
     given: dict[str, Any] = {}
     for setting in settings:
@@ -218,20 +220,20 @@ def resolve_parameters(
 ) -> dict[str, dict[str, Any]]:
     """Return every parameter of every notebook, by the notebook's stem.
 
-    The user's value wins over the profile's, that over the one in the parameters cell, and that
-    over the model's default.
+    The user's value has precedence over the profile's, then the one in the parameters cell, then
+    the model's default.
 
     Args:
-        notebooks: Those that are chosen.
+        notebooks: The selected notebooks.
         profile: Values for all notebooks and for single ones.
-        given: The user's values by name; a name may carry a notebook's number or stem, as in
-            ``04.updates``.
+        given: The user's values by name; a name can have the number or stem of a notebook as a
+            prefix, as in ``04.updates``.
         run_id: The run's id, a parameter of every notebook.
-        to_run: Whether what this machine cannot load is refused too.
+        to_run: Whether to check also that this machine can load the models.
 
     Raises:
-        UsageError: a name is unknown, a value is refused, two contradict each other, or the file
-            of models is not usable from here. All problems are named.
+        UsageError: a name is unknown, a value is invalid, two values contradict each other, or the
+            file of models is not usable here. The message names all problems.
     """
     try:
         chosen = [read_notebook(path) for path in notebooks]
@@ -248,7 +250,7 @@ def resolve_parameters(
     for notebook in chosen:
         stem, model = notebook.stem, models[notebook.stem]
         values = cell_values(notebook.path)
-        for layer in (profile.parameters, for_one, given):  # later ones win, and NN.NAME over NAME
+        for layer in (profile.parameters, for_one, given):  # later ones win; NN.NAME wins over NAME
             for full_name in sorted(layer, key=lambda name: "." in name):
                 prefix, _, name = full_name.rpartition(".")
                 if name in model.model_fields and notebook.answers_to(prefix):
@@ -289,10 +291,10 @@ def typed_parameters(
 
     Args:
         notebooks: Notebooks of a run.
-        values: All parameters by stem; a notebook that has none here is left out.
+        values: All parameters by stem; notebooks without values are omitted.
 
     Raises:
-        ValueError: a notebook cannot be read, or its model refuses the values.
+        ValueError: a notebook cannot be read, or its values are invalid.
     """
     typed = {}
     for path in notebooks:
@@ -305,13 +307,13 @@ def typed_parameters(
 
 
 def cell_values(path: Path) -> dict[str, Any]:
-    """Return the values in a notebook's parameters cell, as a reader left them.
+    """Return the values in a notebook's parameters cell.
 
     Args:
         path: The notebook.
 
     Raises:
-        UsageError: there is no such cell, or a value in it is no literal.
+        UsageError: there is no such cell, or a value in it is not a literal.
     """
     import papermill
 
@@ -320,7 +322,7 @@ def cell_values(path: Path) -> dict[str, Any]:
             name: ast.literal_eval(entry["default"])
             for name, entry in papermill.inspect_notebook(str(path)).items()
         }
-    except Exception as error:  # nbformat, papermill and ast each raise their own
+    except Exception as error:  # nbformat, papermill and ast raise various errors
         raise UsageError(f"the parameters of {path} are not readable: {error}") from error
     if "run_id" not in found:
         raise UsageError(f"{path.name} has no parameter run_id in a cell tagged 'parameters'")
@@ -328,13 +330,13 @@ def cell_values(path: Path) -> dict[str, Any]:
 
 
 def unusable_sources(values: Mapping[str, Any]) -> list[str]:
-    """Return why the language models or chunk questions that parameters name cannot be used.
+    """Return why the language models or chunk questions in parameters cannot be used.
 
     Args:
         values: The parameters of a notebook by name.
 
     Returns:
-        One sentence per problem, for example that the variable of a key is not set.
+        One sentence per problem, for example that the environment variable of a key is not set.
     """
     problems = []
     try:
@@ -350,7 +352,7 @@ def unusable_sources(values: Mapping[str, Any]) -> list[str]:
 
 
 def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> list[str]:
-    """Return why managers cannot be loaded on this machine.
+    """Return why managers or sentence encoders cannot be loaded on this machine.
 
     There may be no CUDA device, a package may be missing, or a checkpoint.
 
@@ -360,6 +362,8 @@ def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> 
     """
     problems = []
     for stem, values in parameters.items():
+        if problem := _missing_encoder(getattr(values, "retriever", "bm25"), offline):
+            problems.append(f"{stem}: {problem}")
         if not isinstance(values, LoadsCheckpoint):
             continue
         model = values.model_settings()
@@ -386,6 +390,20 @@ def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> 
     return problems
 
 
+def _missing_encoder(retriever: str, offline: bool) -> str | None:
+    """Return why the sentence encoder of a retriever cannot be found, `None` where it can."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if retriever not in WITH_ENCODER or not offline or (repository_root() / MINILM).is_dir():
+        return None
+    if isinstance(try_to_load_from_cache(DENSE_MODEL, "config.json"), str):
+        return None
+    return (
+        f"retriever is {retriever!r}, whose sentence encoder is not there, expected the folder "
+        f"{MINILM}; run `finemem fetch minilm` once, or take bm25 or graph"
+    )
+
+
 def _missing_checkpoint(
     checkpoint: str, offline: bool, seen: frozenset[Path] = frozenset()
 ) -> str | None:
@@ -410,10 +428,7 @@ def _missing_checkpoint(
             found = (
                 not offline
                 or isinstance(config, str)
-                and any(
-                    file.suffix in (".safetensors", ".bin")
-                    for file in Path(config).parent.iterdir()
-                )
+                and any(Path(config).parent.glob("*.safetensors"))
             )
             why = (
                 "this is no folder and not in the hub's cache, and HF_HUB_OFFLINE is on, as it "
@@ -435,17 +450,17 @@ def _missing_checkpoint(
 
 
 def hub_offline(parameters: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a run's kernels may not reach the hub.
+    """Return whether the kernels of a run must not access the hub.
 
-    They may where data comes from it; else HF_HUB_OFFLINE decides, and without it they may not.
+    They may if the data are on the hub. Otherwise HF_HUB_OFFLINE decides; by default they must not.
 
     Args:
-        parameters: Those of every notebook of the run, by name.
+        parameters: The parameters of every notebook of the run, by name.
     """
     from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 
     for source in {source for values in parameters for source in values.get("data", ())}:
-        with contextlib.suppress(ValueError):  # no such file, which is said elsewhere
+        with contextlib.suppress(ValueError):  # missing files are reported elsewhere
             if runs.locate(source) is None:
                 return False
     return os.environ.get("HF_HUB_OFFLINE", "1").upper() in ENV_VARS_TRUE_VALUES
@@ -458,7 +473,7 @@ def _has_cuda() -> bool:
 
 
 def _unknown(names: Iterable[str], notebooks: Sequence[Notebook], folder: Path) -> list[str]:
-    """Return which names of parameters no notebook has."""
+    """Return a sentence for every parameter name that no notebook has."""
     problems = []
     for full_name in names:
         prefix, _, name = full_name.rpartition(".")
@@ -482,7 +497,7 @@ def _unknown(names: Iterable[str], notebooks: Sequence[Notebook], folder: Path) 
 
 
 def _short_name(notebook: Notebook) -> str:
-    """Return what a notebook is chosen by: its number, or its stem."""
+    """Return the short name that selects a notebook: its number, or its stem."""
     order = notebook.order
     return f"{order:02}" if order and notebook.is_numbered(order) else notebook.stem
 
@@ -490,13 +505,14 @@ def _short_name(notebook: Notebook) -> str:
 def _owners(name: str, folder: Path) -> list[str]:
     """Return the numbered notebooks of a folder that have a parameter.
 
-    The parameters of an extra notebook may lie in a file, which is not executed for a message.
+    Extra notebooks are not included: their parameters may be in a file, which is not executed for a
+    message.
     """
     found = []
     for one in notebooks_in(folder):
         if one.order is None or not one.is_numbered(one.order):
             continue
-        with contextlib.suppress(ValueError):  # one that is not chosen need not be usable
+        with contextlib.suppress(ValueError):  # a notebook that is not selected need not be usable
             if name in one.model().model_fields:
                 found.append(one.stem)
     return found
@@ -505,16 +521,16 @@ def _owners(name: str, folder: Path) -> list[str]:
 def check_reads(
     notebooks: Sequence[Path], resolved: Mapping[str, Mapping[str, Any]], reuse: str | None
 ) -> None:
-    """Check that what every notebook will load is written before it, with the same seed.
+    """Check that every artefact that a notebook reads is written before, with the same seed.
 
     Args:
-        notebooks: Those that are chosen, in order.
+        notebooks: The selected notebooks, in order.
         resolved: Their parameters, by stem.
-        reuse: A run that may hold what no chosen notebook writes. Its artefacts may have another
-            seed: they were chosen on purpose.
+        reuse: A run for artefacts that no selected notebook writes. They may have another seed,
+            because the user selected the run.
 
     Raises:
-        UsageError: an artefact would be missing, or would have been made with another seed.
+        UsageError: an artefact would be missing, or made with another seed.
     """
     problems = []
     written: dict[str, Notebook] = {}
@@ -548,7 +564,7 @@ def _missing_artefact(
     values: Mapping[str, Any],
     reuse: str | None,
 ) -> str:
-    """Return which notebook writes an artefact, and what to do about it."""
+    """Return the message for a missing artefact: which notebook writes it, and the remedy."""
     number = _short_name(reader)
     other = "".join(
         f", or set {number}.{each} (it is {values[each]!r}) to something else" for each in because

@@ -1,7 +1,7 @@
-"""One offline HTML page per run: what was found first, then figures, notebooks and settings.
+"""The report of a run: an offline HTML page with findings, figures, notebooks and settings.
 
-HTML outputs and Markdown pass through an allowlist (nbconvert's own has no headings, paragraphs or
-table heads); `cli.page` treats the rest as text.
+HTML outputs and Markdown are cleaned with an allowlist (that of nbconvert lacks headings,
+paragraphs and table heads); `cli.page` inserts the rest as text.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ _OUTPUT_TYPES = [
     "image/jpeg",
     "text/plain",
 ]
-"""Of an output with several, the first of these is shown."""
+"""MIME types of outputs in order of preference."""
 
 MAX_FINDINGS = 7
-"""Findings at the top of the page; the others stand with their notebook."""
+"""Maximum findings at the top of the page; all are shown with their notebook."""
 
 
 def build_report(run_dir: Path, output: Path) -> Path:
     """Write the report of a run and return its path.
 
-    A run that failed or is still running gets a report of what there is. The file appears whole or
-    not at all, opens from disk and asks the network for nothing.
+    The report of a run that failed or is still running shows what exists. The file is written
+    atomically, can be opened from disk and makes no network requests.
 
     Args:
-        run_dir: Folder with ``manifest.json``, ``metrics.json`` where there is one, and the
-            executed notebooks, anywhere in it.
+        run_dir: Folder with ``manifest.json``, optionally ``metrics.json``, and the executed
+            notebooks in any subfolder.
         output: The HTML file to write.
 
     Raises:
@@ -88,7 +88,7 @@ def build_report(run_dir: Path, output: Path) -> Path:
         findings=found,
         key_figures=key_figures,
         notebooks=notebooks,
-        # of pygments' styles two whose colours have a contrast of 4.5 on the ground of cells
+        # two pygments styles whose colours have a contrast of 4.5 on the background of cells
         pygments=_highlighting("xcode"),
         pygments_dark=_highlighting("github-dark"),
         **_summary_rows(run, read_metrics(run_dir)),
@@ -103,8 +103,10 @@ def _highlighting(style: str) -> str:
 
 
 def _findings(run_dir: Path, run: Manifest) -> list[dict[str, Any]]:
-    """Return what the notebooks recorded as findings, each with the JSON of its figure, `None`
-    where that is gone."""
+    """Return the recorded findings of the notebooks, each with the JSON of its figure.
+
+    The JSON is `None` if the file is missing.
+    """
     found = []
     for entry in run.notebooks:
         for number, one in enumerate(read_record(run_dir, entry.name).get("findings", ())):
@@ -126,14 +128,16 @@ def _findings(run_dir: Path, run: Manifest) -> list[dict[str, Any]]:
 
 
 def _leading(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the findings for the top of the page: the first of every notebook before any second,
-    in the order of the notebooks."""
+    """Return the findings for the top of the page, in the order of the notebooks.
+
+    The first finding of every notebook has precedence over the second of any.
+    """
     chosen = sorted(found, key=lambda one: one["number"])[:MAX_FINDINGS]
     return [one for one in found if one in chosen]
 
 
 def _key_figures(leading: Sequence[Mapping[str, Any]], figures: PageFigures) -> list[Markup]:
-    """Return the figures of findings as HTML, each once."""
+    """Return the figures of findings as HTML, without duplicates."""
     from markupsafe import Markup
 
     shown: list[Markup] = []
@@ -145,7 +149,7 @@ def _key_figures(leading: Sequence[Mapping[str, Any]], figures: PageFigures) -> 
 
 
 def _notebooks(run_dir: Path, run: Manifest, figures: PageFigures) -> list[dict[str, Any]]:
-    """Return what the page says of every notebook; one that fails stops no other."""
+    """Return the template values of every notebook; an error in one does not affect the others."""
     import nbformat
 
     links = {f"{entry.name}.ipynb": f"#{_anchor(entry.name)}" for entry in run.notebooks}
@@ -158,7 +162,7 @@ def _notebooks(run_dir: Path, run: Manifest, figures: PageFigures) -> list[dict[
                 notebook = nbformat.read(path, as_version=4)
                 described = notebook.metadata.get("finemem", {})
                 body = _notebook_body(notebook, entry.name, links, figures)
-        except Exception as error:  # json, nbformat, nbconvert and jinja2 each raise their own
+        except Exception as error:  # json, nbformat, nbconvert and jinja2 raise various errors
             problem = f"{type(error).__name__}: {one_line(str(error))[:300]}"
             print(f"{entry.name}: its executed copy cannot be shown: {problem}", file=sys.stderr)
         shown.append(
@@ -207,13 +211,13 @@ def _summary_rows(
 
 
 def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the metrics of a run by notebook, empty where it has none yet.
+    """Return the metrics of a run by notebook, empty if it has none yet.
 
     Args:
         run_dir: Folder of the run.
 
     Raises:
-        ValueError: they are there and cannot be read.
+        ValueError: the metrics exist but cannot be read.
     """
     path = run_dir / "metrics.json"
     if not path.exists():
@@ -268,12 +272,12 @@ def _notebook_body(
 
 
 _UNCOLOURED = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
-"""Names, punctuation and space of highlighted code: they have the colour of their surroundings in
-both styles, and their tags took a fifteenth of the page."""
+"""Tags of names, punctuation and space in highlighted code, a fifteenth of the page. They are
+removed, because both styles give them the default colour."""
 
 
 def _drop_notes(notebook: Any) -> None:
-    """Remove what `figures.show` puts below a figure: the page has the same inside the figure."""
+    """Remove the notes of `figures.show` below figures, which the page shows in the figure."""
     for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = [
@@ -284,7 +288,7 @@ def _drop_notes(notebook: Any) -> None:
 
 
 def clean_html(markup: Any) -> str:
-    """Keep allowlisted tags of an HTML fragment, escape all others, drop pandas' style block.
+    """Keep allowed tags of an HTML fragment, escape all others, and remove pandas' style block.
 
     Args:
         markup: An HTML fragment of a cell's output; untrusted.
@@ -299,8 +303,11 @@ def clean_html(markup: Any) -> str:
 
 
 def _renderer() -> Any:
-    """Return nbconvert's Markdown renderer with headings two levels down (the page has its own
-    first and second) and formulas as marked code."""
+    """Return nbconvert's Markdown renderer with changed headings and formulas.
+
+    Headings are two levels lower, because the page has its own first and second level. Formulas are
+    code with a class.
+    """
     from nbconvert.filters.markdown_mistune import IPythonRenderer
 
     class Renderer(IPythonRenderer):
@@ -317,13 +324,13 @@ def _renderer() -> Any:
 
 
 def draw_formulas(body: str) -> str:
-    """Turn marked TeX into MathML, which browsers draw without a script.
+    """Convert TeX formulas to MathML, which browsers draw without a script.
 
-    Runs on cleaned HTML. latex2mathml does not escape what it copies, so the TeX is given to it
-    without angle brackets and its result can hold no markup of the author's.
+    latex2mathml does not escape text that it copies. Its input has no angle brackets, so the result
+    cannot contain markup of the author.
 
     Args:
-        body: HTML in which a formula is code of the class formula-block or formula-inline.
+        body: Cleaned HTML in which formulas are code of the class formula-block or formula-inline.
     """
     from latex2mathml.converter import convert
 
@@ -331,7 +338,7 @@ def draw_formulas(body: str) -> str:
         tex = html.unescape(match[2]).replace("<", r"\lt ").replace(">", r"\gt ")
         try:
             return convert(tex, display=match[1])
-        except Exception:  # each malformed formula raises another type; its source can be read
+        except Exception:  # malformed TeX raises various errors; it stays as source
             return match[0]
 
     return re.sub(r'<code class="formula-(block|inline)">([^<]*)</code>', formula, body)

@@ -1,7 +1,7 @@
-"""`finemem rescore` and `finemem recredit`: score and credit a finished run without playing it.
+"""`finemem rescore` and `finemem recredit`: score and credit a finished run again without rollouts.
 
-Both read the trajectories that the run's notebooks saved and write a folder of their own in the
-run; nothing that is there is replaced.
+Both read the trajectories saved by the notebooks of the run, and write a new folder in the run;
+nothing is replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from finemem_lib.readers.roles import Models
 
 PLAYED = tuple(name for name, one in ARTEFACTS.items() if one.kind == "trajectories")
-"""The artefacts that hold trajectories."""
+"""The artefacts that contain trajectories."""
 
 Found = dict[str, list[Trajectory]]
 
@@ -96,8 +96,8 @@ def rescore_command(options: argparse.Namespace) -> int:
     if options.every and options.judge is None:
         raise UsageError("--every is for a judge; name its file with --judge")
     name = options.name or (options.judge.stem if options.judge else "metrics")
-    target = _target(folder, "rescored", name)
-    found = played_artefacts(folder, options.artefact)
+    target = new_results(folder, "rescored", name)
+    found = played(folder, options.artefact)
     models = _models(options.judge, "judge", folder) if options.judge else None
     judge = models.judge() if models else None
     try:
@@ -111,7 +111,7 @@ def rescore_command(options: argparse.Namespace) -> int:
         if models:
             models.close()
     changes = {one: score_changes(found[one], after[one]) for one in found}
-    card = _card(options, folder, found) | {
+    card = results_card(options, folder, found) | {
         "judge": json.loads(judge.settings) if judge else None,
         "changes": {one: [asdict(row) for row in some] for one, some in changes.items()},
     }
@@ -176,8 +176,8 @@ def recredit_command(options: argparse.Namespace) -> int:
         raise UsageError(f"--rule is {unknown[0]!r}, expected one of {', '.join(RULES)}")
     rules = list(dict.fromkeys(options.rule))
     scores = [options.scores] if options.scores else []
-    target = _target(folder, "recredited", options.name or "+".join([*rules, *scores]))
-    found = played_artefacts(folder, options.artefact, options.scores)
+    target = new_results(folder, "recredited", options.name or "+".join([*rules, *scores]))
+    found = played(folder, options.artefact, options.scores)
     models = _models(options.models, "reader", folder) if options.models else None
     rows, table = [], []
     for artefact, some in found.items():
@@ -206,7 +206,7 @@ def recredit_command(options: argparse.Namespace) -> int:
     if models:
         models.close()
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    card = _card(options, folder, found) | {"rules": rules, "scores": options.scores}
+    card = results_card(options, folder, found) | {"rules": rules, "scores": options.scores}
     _write(target, {"credit.jsonl": lines}, card)
     header = ("artefact", "rule", "manager", "steps", "without", "mean credit", "calls made")
     print_table([header, *table])
@@ -234,18 +234,16 @@ def existing_run(name: str) -> Path:
     return folder
 
 
-def played_artefacts(
-    folder: Path, chosen: Sequence[str] | None = None, scores: str | None = None
-) -> Found:
+def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None = None) -> Found:
     """Return the trajectories of a run by artefact, as played or as scored again.
 
     Args:
         folder: That of the run.
-        chosen: Names of artefacts that it must have; `None`: all that it has.
-        scores: Name of the scores of `finemem rescore`.
+        chosen: Names of artefacts, `None` for all that the run has.
+        scores: Name of what `finemem rescore` kept.
 
     Raises:
-        UsageError: there are no trajectories, or they cannot be read.
+        UsageError: the run lacks them, or they cannot be read.
     """
     if scores is not None and not (folder / "rescored" / scores).is_dir():
         there = sorted(path.name for path in (folder / "rescored").glob("[!.]*/"))
@@ -285,7 +283,7 @@ def played_artefacts(
 
 
 def _models(path: Path, role: str, folder: Path) -> Models:
-    """Return the language models of a file, which must name a role."""
+    """Return the language models in a file, which must contain the given role."""
     from finemem_lib.readers.roles import Models, check_roles, load_roles
 
     try:
@@ -301,8 +299,17 @@ def _models(path: Path, role: str, folder: Path) -> Models:
     return Models(roles)
 
 
-def _target(folder: Path, kind: str, name: str) -> Path:
-    """Return the folder of results, refused where there is one."""
+def new_results(folder: Path, kind: str, name: str) -> Path:
+    """Return the folder of results, which is not there yet.
+
+    Args:
+        folder: That of the run.
+        kind: Of the results, which names the folder above.
+        name: Of the folder.
+
+    Raises:
+        UsageError: the folder is there, or the name is not one.
+    """
     if not name or "/" in name or name.startswith("."):
         raise UsageError(f"--name is {name!r}, expected a name of a folder, without / and first .")
     target = folder / kind / name
@@ -311,8 +318,14 @@ def _target(folder: Path, kind: str, name: str) -> Path:
     return target
 
 
-def _card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, Any]:
-    """Return how results were made."""
+def results_card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, Any]:
+    """Return how results were made.
+
+    Args:
+        options: The command line.
+        folder: That of the run.
+        found: What was read.
+    """
     return {
         "command": ["finemem", *getattr(options, "command_line", [])],
         "run": folder.name,
@@ -323,7 +336,7 @@ def _card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, 
 
 
 def _write(target: Path, texts: dict[str, str], card: dict[str, Any]) -> None:
-    """Write results, whole or not at all."""
+    """Write the results and their card to a new folder, atomically."""
     with written_beside(target) as beside:
         beside.mkdir()
         for name, text in texts.items():

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finemem_lib.cli.copying import check_extra, copied_files, copy_run
 from finemem_lib.cli.execute import CHECKPOINTS, Executor, clear_scratch, execute_notebook
+from finemem_lib.cli.init import version_note
 from finemem_lib.cli.manifest import (
     ACTIVE,
     Manifest,
@@ -71,16 +73,16 @@ from finemem_lib.util.provenance import cpu_threads, git_state, repository_root
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",  # on small tensors threads wait for each other
+    "OMP_NUM_THREADS": "1",  # more threads do not help on small tensors
     "PLOTLY_RENDERER": "plotly_mimetype",
     "PYTHONHASHSEED": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-"""What kernels see in addition to the user's environment."""
+"""Environment variables of kernels in addition to the user's environment."""
 
 REPORT_SHARE = 0.05
-"""Most of the time of a run that reports of what is done so far may take."""
+"""Maximum share of a run's time for intermediate reports."""
 
 
 def run_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
@@ -93,8 +95,9 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     Raises:
         UsageError: the options cannot be carried out; nothing was started or written.
     """
-    if options.figures:
-        check_output_folder(Path(options.figures), "--figures")
+    _check_destinations(options)
+    if note := version_note():
+        print(plain(note), file=sys.stderr)
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
@@ -119,8 +122,15 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     )
     with interruptible():
         create_run_folder(folder, manifest)
-        status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()
-    return EXIT_CODES[status]
+        return RunExecution(folder, notebooks, manifest, execute, options).carry_out()
+
+
+def _check_destinations(options: argparse.Namespace) -> None:
+    """Check that the folder of `--figures` is writable and the extra of `--copy-to` installed."""
+    if options.figures:
+        check_output_folder(Path(options.figures), "--figures")
+    if options.copy_to:
+        check_extra(options.copy_to)
 
 
 def _check_sources(sources: Sequence[str]) -> None:
@@ -147,8 +157,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
     Raises:
         UsageError: the run cannot be resumed; nothing was started or written.
     """
-    if options.figures:
-        check_output_folder(Path(options.figures), "--figures")
+    _check_destinations(options)
     try:
         folder = run_folder(options.run)
         read_manifest(folder)  # says what is wrong with it, before a lock lies there
@@ -161,12 +170,11 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     with interruptible():
-        status = RunExecution(folder, notebooks, manifest, execute, options).carry_out()
-    return EXIT_CODES[status]
+        return RunExecution(folder, notebooks, manifest, execute, options).carry_out()
 
 
 def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Manifest]:
-    """Return the notebooks of a run and its manifest, which from now on names this process."""
+    """Return the notebooks of a run and its manifest, now with this process as its process."""
     manifest = read_manifest(folder, settle=True)
     if manifest.status in ACTIVE:
         raise UsageError(
@@ -211,7 +219,7 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Man
 
 
 def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
-    """Return why what is left of a run cannot be run here and now."""
+    """Return the reasons why the remaining notebooks of a run cannot run now."""
     left = {entry.name: entry.parameters for entry in manifest.remaining()}
     problems = [f"notebook {path} is gone" for path in notebooks if not path.is_file()]
     problems += [
@@ -224,7 +232,7 @@ def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
     try:
         there = [path for path in notebooks if path.is_file()]
         problems += cannot_load(typed_parameters(there, left), offline)
-    except ValueError as error:  # a notebook or its model has changed since the run began
+    except ValueError as error:  # a notebook or its model has changed since the run started
         problems.append(str(error))
     return problems
 
@@ -232,8 +240,11 @@ def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
 def _change_parameters(
     folder: Path, left: Sequence[NotebookEntry], settings: Sequence[str]
 ) -> list[str]:
-    """Put ``NAME=VALUE`` or ``NN.NAME=VALUE`` into the parameters of the notebooks of `folder` that
-    are left; return what cannot be."""
+    """Set ``NAME=VALUE`` or ``NN.NAME=VALUE`` in the parameters of the remaining notebooks.
+
+    Returns:
+        One sentence for every setting that is not possible.
+    """
     problems = []
     for setting in settings:
         full_name, equals, text = setting.partition("=")
@@ -264,10 +275,10 @@ def _change_parameters(
 
 
 class RunExecution:
-    """The notebooks of a run, executed side by side where none reads what another writes.
+    """Executes the notebooks of a run, in parallel if they do not depend on each other.
 
-    After one has failed none starts any more; those that are running go on to their end. The
-    manifest is written at every change of state, and ended whatever happens.
+    After a failure no further notebook starts; running ones continue to their end. The manifest is
+    written at every change of status, and completed in every case.
     """
 
     def __init__(
@@ -281,11 +292,11 @@ class RunExecution:
         """Start the clock of ``--timeout``.
 
         Args:
-            folder: That of the run, with the manifest in it.
-            notebooks: One for every entry of the manifest.
-            manifest: Names this process; "starting" or "running".
-            execute: Executes one notebook.
-            options: Those of `finemem run` or `resume`.
+            folder: Folder of the run, which contains the manifest.
+            notebooks: One notebook for every entry of the manifest.
+            manifest: Manifest with this process, "starting" or "running".
+            execute: Function that executes one notebook.
+            options: The options of `finemem run` or `resume`.
         """
         self.folder = folder
         self.notebooks = {path.stem: path for path in notebooks}
@@ -297,6 +308,7 @@ class RunExecution:
         self._jobs: int = options.jobs or default_jobs(parameters)
         self._execute = execute
         self._figures: str | None = options.figures
+        self._copy_to: str | None = options.copy_to
         self._begun = time.monotonic()
         self._deadline = self._begun + options.timeout if options.timeout else float("inf")
         self._started: dict[str, float] = {}
@@ -305,8 +317,8 @@ class RunExecution:
         self._writing = threading.Lock()
         self._stopping = threading.Event()
 
-    def carry_out(self) -> RunStatus:
-        """Run the notebooks, make the report, print the results, and return the status."""
+    def carry_out(self) -> int:
+        """Run the notebooks, make the report, print the results, and return the exit code."""
         manifest = self.manifest
         print(
             f"run {manifest.run_id}: profile {manifest.profile}, {len(manifest.remaining())} "
@@ -316,11 +328,13 @@ class RunExecution:
         status, error = self._run_notebooks()
         clear_scratch(self.folder, finished=status == "ok")
         report = self._end(status, error)
-        self._print_results(report)
-        return self.manifest.status
+        missing = self._copy()
+        self._print_results(report, missing)
+        ended = self.manifest.status
+        return EXIT_CODES["failed" if ended == "ok" and missing else ended]
 
     def _run_notebooks(self) -> tuple[RunStatus, str | None]:
-        """Run what is not ok yet; return the status of the run, and what ended it."""
+        """Run the remaining notebooks; return the status of the run, and its error."""
         manifest = self.manifest
         try:
             if manifest.status == "starting":
@@ -338,11 +352,11 @@ class RunExecution:
             return "ok", None
         except KeyboardInterrupt:
             return "interrupted", "by a signal"
-        except Exception as problem:  # a full disk, or an error of ours: the manifest must end
+        except Exception as problem:  # a full disk or a bug: the manifest must be completed
             return "failed", f"{type(problem).__name__}: {problem}"
 
     def _run_side_by_side(self, environment: Mapping[str, str]) -> None:
-        """Run what is not ok yet, as many notebooks at a time as are allowed, until one fails."""
+        """Run the remaining notebooks, up to ``--jobs`` at a time, until one fails."""
         running: dict[Future[None], NotebookEntry] = {}
         with ThreadPoolExecutor(self._jobs) as pool, StatusLine() as shown:
             try:
@@ -357,14 +371,14 @@ class RunExecution:
                     shown.update([self._line(entry) for entry in running.values()])
                     for future in ended:
                         shown.end(self._line(running.pop(future)))
-                        future.result()  # raises what ended it
+                        future.result()  # raises the error of the thread
                     if ended and running:
                         self._report_so_far(shown)
             finally:
-                self._stopping.set()  # the threads of what is still running see it and end it
+                self._stopping.set()  # tells the threads to stop their notebooks
 
     def _next(self, running: Iterable[NotebookEntry]) -> NotebookEntry | None:
-        """Return the notebook to start now, `None` while none may, or when one has failed."""
+        """Return the notebook to start now, `None` if none can start or one has failed."""
         statuses = {name: entry.status for name, entry in self._entries.items()}
         if {"failed", "timeout"} & {*statuses.values()}:
             return None
@@ -373,31 +387,31 @@ class RunExecution:
         return None if name is None else self._entries[name]
 
     def _report_so_far(self, shown: StatusLine) -> None:
-        """Make the report of what is done, unless that would delay the run; see `REPORT_SHARE`."""
+        """Write an intermediate report, unless that would delay the run (see `REPORT_SHARE`)."""
         began = time.monotonic()
         if began - self._reported < self._report_seconds / REPORT_SHARE:
             return
         try:
             with self._writing:
                 report = write_report(self.folder, None)
-        except Exception:  # nbconvert, jinja2 and plotly each raise their own; said at the end
+        except Exception:  # nbconvert, jinja2 and plotly raise various errors; reported at the end
             return
         self._reported = time.monotonic()
         self._report_seconds = self._reported - began
         shown.end(f"report so far: {report}")
 
     def _line(self, entry: NotebookEntry) -> str:
-        """Return the state of a notebook in a line."""
+        """Return a line with the status, time and progress of a notebook."""
         seconds = time.monotonic() - self._started[entry.name]
         state = f"{entry.name:<32} {entry.status:<11} {seconds:7.1f} s"
         progress = progress_line(self.folder, entry.name)
         return f"{state}  {plain(progress)}" if progress and entry.status == "running" else state
 
     def _run_notebook(self, entry: NotebookEntry, environment: Mapping[str, str]) -> None:
-        """Execute one notebook and complete its entry, also when it is cut short."""
+        """Execute one notebook and complete its entry, also if it is interrupted."""
         parameters = dict(entry.parameters)
         held = self.folder / "scratch" / f"{entry.name}{CHECKPOINTS}"
-        if "resume" in parameters and any(held.glob("checkpoint-*")):  # of a run that was stopped
+        if "resume" in parameters and any(held.glob("checkpoint-*")):  # from a stopped run
             parameters["resume"] = True
         try:
             with self._writing:
@@ -426,7 +440,7 @@ class RunExecution:
             raise KeyboardInterrupt
 
     def _add_record(self, entry: NotebookEntry) -> None:
-        """Take over from a notebook's record what it read, wrote and measured."""
+        """Copy artefacts and metrics from a notebook's record."""
         record = entry.add_record(self.folder)
         self.metrics[entry.name] = record.get("metrics", {})
         self.manifest.outputs |= {name: record["writes"][name] for name in entry.writes}
@@ -440,7 +454,7 @@ class RunExecution:
             self.manifest.inputs[checkpoint["source"]] = held
 
     def _end(self, status: RunStatus, error: str | None) -> Path | None:
-        """End the manifest, write the last files, and return the path of the report."""
+        """Complete the manifest, write the last files, and return the path of the report."""
         manifest = self.manifest
         manifest.status, manifest.error, manifest.exit_code = status, error, EXIT_CODES[status]
         manifest.ended = now()
@@ -454,7 +468,7 @@ class RunExecution:
             write_json(self.folder / "metrics.json", self.metrics)
             write_manifest(self.folder, manifest)
             return write_report(self.folder, self._figures)
-        except Exception as problem:  # nbconvert, jinja2 and plotly each raise their own
+        except Exception as problem:  # nbconvert, jinja2 and plotly raise various errors
             print(f"the run's last files could not be written: {problem}", file=sys.stderr)
             if status == "ok":
                 manifest.status, manifest.exit_code = "failed", EXIT_CODES["failed"]
@@ -463,7 +477,13 @@ class RunExecution:
                     write_manifest(self.folder, manifest)
         return None
 
-    def _print_results(self, report: Path | None) -> None:
+    def _copy(self) -> list[str] | None:
+        """Copy the run to the address of ``--copy-to``, and return the names of missing files."""
+        if self._copy_to is None:
+            return None
+        return copy_run(self.folder, self._copy_to, copied_files(self.folder))
+
+    def _print_results(self, report: Path | None, missing: list[str] | None) -> None:
         manifest = self.manifest
         print_table(
             [("notebook", "found")]
@@ -478,10 +498,12 @@ class RunExecution:
             print(f"go on with: finemem resume {manifest.run_id}", file=sys.stderr)
         if report:
             print(f"report: {report}")
-        print(f"status={manifest.status} run={manifest.run_id} seconds={manifest.seconds:.0f}")
+        copied = "" if missing is None else f" copied={'no' if missing else 'yes'}"
+        seconds = f"{manifest.seconds:.0f}"
+        print(f"status={manifest.status} run={manifest.run_id} seconds={seconds}{copied}")
 
     def _found(self, entry: NotebookEntry) -> list[str]:
-        """Return what a notebook found, in words; its metrics where it says none."""
+        """Return the findings of a notebook, or its metrics if it has none."""
         findings = read_record(self.folder, entry.name).get("findings", ())
         metrics = self.metrics.get(entry.name, {}).items()
         return [one["text"] for one in findings] or [
@@ -490,8 +512,10 @@ class RunExecution:
 
 
 def _kernel_environment(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """Return the variables of the kernels, and write a kernelspec for exactly this interpreter:
-    a "python3" of the user's own may start another environment."""
+    """Write a kernelspec for this interpreter, and return the environment variables of kernels.
+
+    A kernelspec "python3" of the user could start another environment.
+    """
     from ipykernel.kernelspec import write_kernel_spec
 
     scratch = folder / "scratch"
@@ -512,15 +536,16 @@ def _kernel_environment(folder: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def write_report(folder: Path, figures: str | None) -> Path:
-    """Write the report of a run, export its figures where asked to, and return the report's path.
+    """Write the report of a run, optionally export its figures, and return the report's path.
 
     Args:
-        folder: That of the run.
-        figures: Folder for the figures; `None` for none, "" for ``figures/RUN`` of the repository.
+        folder: Folder of the run.
+        figures: Folder for the figures; `None` for no export, "" for ``figures/RUN`` of the
+            repository.
 
     Raises:
         ValueError: the manifest is missing or cannot be read.
-        OSError: something could not be written.
+        OSError: a file could not be written.
     """
     from finemem_lib.cli.pictures import save_figures
     from finemem_lib.cli.report import build_report

@@ -1,4 +1,4 @@
-"""The order of a run's notebooks: which wait for which, and which one starts next."""
+"""The order of a run's notebooks: their dependencies, and the notebook that starts next."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from finemem_lib.runs.notebooks import Notebook
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The notebooks of a run and what each needs of the others.
+    """The notebooks of a run with their dependencies.
 
     Attributes:
-        names: Their stems, in their order.
-        waits_for: By stem, those that must be done before it starts.
+        names: Stems of the notebooks, in order.
+        waits_for: By stem, the notebooks that must be done before it starts.
         minutes: By stem, the minutes of the longest chain of notebooks that begins with it.
     """
 
@@ -29,14 +29,14 @@ class Schedule:
     def of(
         cls, notebooks: Sequence[Notebook], parameters: Mapping[str, Mapping[str, Any]]
     ) -> Schedule:
-        """Return the schedule that the notebooks' metadata lead to.
+        """Return the schedule for the metadata of the notebooks.
 
-        A notebook without a number is somebody's own, which may read what its metadata do not
-        say: it waits for all that come before it.
+        A notebook without a number was added by a user and can read artefacts that its metadata do
+        not state, so it waits for all notebooks before it.
 
         Args:
-            notebooks: Those of the run, in their order.
-            parameters: All parameters of each, by stem.
+            notebooks: The notebooks of the run, in order.
+            parameters: All parameters of each notebook, by stem.
         """
         names = tuple(notebook.stem for notebook in notebooks)
         waits_for: dict[str, frozenset[str]] = {}
@@ -55,15 +55,15 @@ class Schedule:
         return cls(names, waits_for, minutes)
 
     def next(self, done: Collection[str], running: Collection[str]) -> str | None:
-        """Return the notebook to start now, `None` while none may.
+        """Return the notebook to start now, `None` if none can start.
 
-        Notebooks start in their order, so that the first figures come early; but where others run
-        and all of them belong to shorter chains, the longest chain begins, which ends the run
-        earlier.
+        Notebooks start in order, so that the first figures are ready early. If others are running
+        and all of them belong to shorter chains, the notebook with the longest chain starts, which
+        shortens the run.
 
         Args:
-            done: Those that are ok.
-            running: Those that have begun and not ended.
+            done: Stems of the notebooks that are ok.
+            running: Stems of the running notebooks.
 
         >>> chain = {"01": 2, "02": 1, "04": 4, "07": 3}
         >>> waits = {"01": frozenset(), "02": {"01"}, "04": frozenset(), "07": frozenset()}
@@ -84,14 +84,14 @@ class Schedule:
 
 
 def default_jobs(parameters: Mapping[str, Mapping[str, Any]]) -> int:
-    """Return how many notebooks run side by side where nobody says it.
+    """Return the default number of notebooks that run in parallel.
 
     Args:
         parameters: All parameters of each notebook of the run, by stem.
 
     Returns:
-        The number of processors; 1 where a notebook loads or asks a language model, which would
-        share its memory or its card.
+        The number of processors; 1 if a notebook loads or calls a language model, whose memory or
+        card parallel notebooks would share.
     """
     large = any(
         values.get("models") or values.get("checkpoint", "tiny") not in TINY_WORLDS

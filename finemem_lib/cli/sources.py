@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.cli.listing import described_runs
-from finemem_lib.cli.rescore import played_artefacts
+from finemem_lib.cli.rescore import played
 from finemem_lib.data.instance_names import instance_name
 from finemem_lib.data.planted import planted_instances
 from finemem_lib.example import worked_example
@@ -114,12 +114,12 @@ def _load_run(run: dict[str, Any], say: Say) -> Material:
     say(f"Reading run {run['run']}")
     folder = Path(run["folder"])
     try:
-        played = played_artefacts(folder)
+        found = played(folder)
     except UsageError as error:
         raise ValueError(str(error)) from error
     groups = {
         f"{PLAYED_BY[artefact]} {name}": group
-        for artefact, some in played.items()
+        for artefact, some in found.items()
         for name, group in _by_instance(some).items()
     }
     if not written_entry(folder, "training_rollouts"):

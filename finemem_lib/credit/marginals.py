@@ -45,7 +45,7 @@ def shapley(
 
     Args:
         players: All players. Up to `EXACT_PLAYERS` of them give all marginals, weighted
-            |S|! (N-|S|-1)! / N!.
+            `|S|! (N-|S|-1)! / N!`.
         permutations: Number of random orders, at least 1, from which the marginals of more players
             are sampled.
         rng: Draws the orders.

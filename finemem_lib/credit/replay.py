@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from finemem_lib.credit.asking import Asking, Memory, need_probabilities
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
@@ -62,9 +62,12 @@ class Replayer:
         self.trajectory = trajectory
         self.agent = agent
         self._named = _named(trajectory)
-        self._after: dict[tuple[int, frozenset[Missing], Orphaned], FlatMemory] = {}
+        empty = recorded_memory(trajectory)  # raises if the trajectory records no settings
+        self._after: dict[tuple[int, frozenset[Missing], Orphaned], FlatMemory] = {
+            (0, frozenset(), orphaned): empty for orphaned in get_args(Orphaned)
+        }
         self._left: dict[tuple[frozenset[Missing], Orphaned], Memory] = {}
-        everything = self.memory(frozenset())  # raises if the trajectory records no settings
+        everything = self.memory(frozenset())
         need(
             everything.items == trajectory.final_memory(),
             trajectory,
@@ -80,37 +83,38 @@ class Replayer:
             without: Steps or operations to omit.
             orphaned: Treatment of updates of items that the omissions created.
         """
-        return self._memory_after(self.trajectory.num_steps, without, orphaned)
+        last, nothing = self.trajectory.num_steps, frozenset[Missing]()
+        if without and (last, nothing, orphaned) not in self._after:
+            self.memory(nothing, orphaned)
+        omitted: dict[int, list[Missing]] = {}
+        for one in without:
+            omitted.setdefault(_step_of(one), []).append(one)
+        # Sets that agree up to a step share all memories to there.
+        unknown, step = [], last
+        while (key := (step, without, orphaned)) not in self._after:
+            unknown.append(key)
+            without = without.difference(omitted[step]) if step in omitted else without
+            step -= 1
+        memory = self._after[key]
+        for key in reversed(unknown):
+            memory = self._after[key] = self._next(key, memory, key[0] in omitted)
+        return memory
 
-    def _memory_after(
-        self, step: int, without: frozenset[Missing], orphaned: Orphaned
+    def _next(
+        self, key: tuple[int, frozenset[Missing], Orphaned], before: FlatMemory, omits: bool
     ) -> FlatMemory:
-        """Return the memory after a step, from that after the step before: sets that agree up to a
-        step share all memories to there. Where what is missing no longer shows, say because it
-        would be evicted by now, the recorded memories follow."""
-        if later := [one for one in without if _step_of(one) > step]:
-            without = without.difference(later)
-        key = step, without, orphaned
-        if key in self._after:
-            return self._after[key]
-
-        def recorded(step: int) -> FlatMemory:
-            return self._memory_after(step, frozenset(), orphaned)
-
-        before = self._memory_after(step - 1, without, orphaned) if step else None
-        if before is None:
-            after = recorded_memory(self.trajectory)
-        elif without and step not in map(_step_of, without) and before is recorded(step - 1):
-            after = recorded(step)
-        else:
-            record = self.trajectory.steps[step - 1]
-            after = before
-            if step not in without or _touches(record, before):
-                after = _copied(before)
-                _apply(record, after, without, orphaned, self._named)
-            if without and _same_state(after, recorded(step)):
-                after = recorded(step)
-        self._after[key] = after
+        """Return the memory after a step, from that before it. Where what is missing no longer
+        shows, say because it would be evicted by now, the recorded memories follow."""
+        step, without, orphaned = key
+        nothing = frozenset[Missing]()
+        if without and not omits and before is self._after[step - 1, nothing, orphaned]:
+            return self._after[step, nothing, orphaned]
+        record, after = self.trajectory.steps[step - 1], before
+        if step not in without or _touches(record, before):
+            after = _copied(before)
+            _apply(record, after, without, orphaned, self._named)
+        if without and _same_state(after, recorded := self._after[step, nothing, orphaned]):
+            return recorded
         return after
 
     def through(self, agent: ReasoningAgent) -> Replayer:

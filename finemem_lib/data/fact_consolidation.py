@@ -1,14 +1,14 @@
-"""FactConsolidation's lists of facts: numbered, a larger number newer, some revised by later ones.
+"""Read FactConsolidation's numbered lists of facts, in which later facts revise earlier ones.
 
 The rows are those of MemoryAgentBench's conflict resolution (arXiv 2507.05257): a context "Here is
-a list of facts:" with a fact per line, questions and accepted answers; sources
-"factconsolidation_sh_*" ask for one fact (single hop), "factconsolidation_mh_*" for a chain
-(multi-hop). Two facts revise each other where they agree up to their last words, as in "The capital
-of X is A" and "The capital of X is B".
+a list of facts:" with one numbered fact per line, questions and accepted answers. A larger number
+is newer. Data sources "factconsolidation_sh_*" ask for one fact (single hop),
+"factconsolidation_mh_*" for a chain of facts (multi-hop). A fact revises an earlier one if the two
+differ only in the value at their end, as in "The capital of X is A" and "The capital of X is B".
 
-Differs from the paper: a fact is written as "Fact 17: ..." rather than "17. ...", so that a number
-is not cut off as a sentence of its own. Rows do not say how often a fact was revised; that is read
-off the list, for single-hop questions whose fact is found there.
+Differs from the paper: a fact is written as "Fact 17: ..." instead of "17. ...", because sentence
+splitting would cut off the number. The rows do not state how often a fact was revised; this is
+derived from the list, for single-hop questions whose fact is found in it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from finemem_lib.scoring import normalise
 from finemem_lib.text import words
 
 FACTS_LEAD_IN = "Facts; where two disagree, the one with the larger number is newer:"
-"""What stands before the facts of a chunk."""
+"""Text before the facts of a chunk."""
 
 _FACT = re.compile(r"^[ \t]*(\d+)[.)][ \t]+(\S[^\n]*?)[ \t]*$", re.MULTILINE)
 _VALUE = re.compile(r"\A(.*\b(?:is|are|was|were|of|by|in|at|to|with|from|on|as|plays)) (\S.*)\Z")
 
 
 def numbered_facts(context: str) -> list[tuple[int, str]]:
-    """Return the number and text of every fact of a context, in its order.
+    """Return the number and text of every fact of a context, in order.
 
     Args:
         context: The list of facts.
@@ -45,16 +45,16 @@ def numbered_facts(context: str) -> list[tuple[int, str]]:
     if not found:
         raise ValueError(
             'field context: expected lines "0. a fact", got '
-            f"{context!r:.60}; give the row the source that its text has"
+            f"{context!r:.60}; set the data source of the row to that of its text"
         )
     return found
 
 
 def fact_line(fact: tuple[int, str]) -> str:
-    """Return a fact as a chunk shows it.
+    """Return a fact as a line of a chunk.
 
     Args:
-        fact: Its number and text.
+        fact: Number and text of the fact.
 
     >>> fact_line((17, "Mia sails."))
     'Fact 17: Mia sails.'
@@ -63,10 +63,13 @@ def fact_line(fact: tuple[int, str]) -> str:
 
 
 def versions(facts: Sequence[tuple[int, str]]) -> dict[str, list[str]]:
-    """Return the values that every fact had, oldest first; one may come back.
+    """Return the values of every fact, oldest first; a value can occur again later.
 
     Args:
-        facts: Numbers and texts, in any order.
+        facts: Numbers and texts of the facts, in any order.
+
+    Returns:
+        The values by the text before them, in lower case.
 
     >>> versions([(0, "X is married to A."), (1, "Y plays chess."), (2, "X is married to B.")])
     {'x is married to': ['A', 'B'], 'y plays': ['chess']}
@@ -86,17 +89,17 @@ def revisions_of(
     questions: Sequence[str],
     answers: Sequence[Sequence[str]],
 ) -> dict[str, dict[str, Any]]:
-    """Return kind and number of revisions by question id, as `revised.revised_stream` records them.
+    """Return kind and revisions of every question, as in `metadata` of `revised.revised_stream`.
 
     Args:
-        facts: Those of the context.
-        source: Says whether one fact is asked for or a chain.
-        questions: Their texts.
-        answers: Accepted answers of each.
+        facts: Numbers and texts of the facts of the context.
+        source: Name of the data source, which determines the kind.
+        questions: Texts of the questions.
+        answers: Accepted answers of each question.
 
     Returns:
-        Per question "kind" ("single" or "chain"), "revisions", `None` for a chain and where no
-        fact has the answer as its last value, and the "former" values, as far as they are known.
+        By question id, "kind" ("single" or "chain"), "revisions" (`None` for a chain, and if no
+        fact has an accepted answer as its last value), and the known "former" values.
     """
     single = "_sh" in source
     known = versions(facts) if single else {}

@@ -1,15 +1,15 @@
-"""A planted stream whose questions need a running summary, dated events and facts.
+"""Planted streams whose questions need a running summary, dated events and facts.
 
-Every chunk is a dated dialogue. Its first line holds the date, its sentences do not: whoever wants
-to know later when something happened must store the date with it. A chunk states facts that may
-change (as the planted stream does), one event, where a caravan went, and noise. The questions ask
+Every chunk is a dated dialogue. Only its first line contains the date, so a manager must store the
+date together with an event. A chunk states facts that may change (as in the planted stream), one
+event, sometimes the next stop of a caravan, and noise. The questions ask
 
-- for the latest value of every slot: facts;
-- when each person visited a place: dated events;
-- which places the caravan has reached: a summary that no single chunk holds.
+- for the latest value of every slot (facts);
+- when each person visited a place (dated events);
+- which places the caravan has reached (a summary, which no single chunk contains).
 
-The plain planted stream is its counterpart without structure: every question there is answered by
-one sentence of one chunk.
+The plain planted stream is the counterpart without this structure: each of its questions is
+answered by one sentence of one chunk.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from finemem_lib.trajectory import Chunk, Instance, Question
 
 LAYERS_SOURCE = "planted-layers"
 SUMMARY_SOURCE = "planted-layers-summary"
-"""Source of the questions for a summary: they are scored by the share of keywords."""
+"""Data source of the summary questions, which are scored by the share of keywords."""
 
 PLACES = tuple(
     "Accra Baku Bergen Bogota Cusco Dublin Fez Genoa Hanoi Izmir Jaffa Kabul Leon Malmo Nantes "
     "Oran Porto Riga Sofia Tunis Ulm Varna Wroclaw Yerevan Zadar Aleppo Bari Cadiz Delft Essen "
     "Faro Ghent Haifa Iasi Kiel Lyon Minsk Nice Odessa Pisa".split()
 )
-"""Places of events and of the caravan; no fact is about one of them."""
+"""Places of events and caravan stops; no fact mentions one of them."""
 
 STOP_VERBS = ("reached", "camped near", "went on to")
 WHERE = "Which places did the caravan reach?"
@@ -52,14 +52,14 @@ WHERE = "Which places did the caravan reach?"
 
 @dataclass(frozen=True, slots=True)
 class LayerStream:
-    """Shape of a stream that needs structure.
+    """Settings of a planted stream with facts, events and a summary.
 
     Attributes:
-        num_chunks: Chunks, at least 1.
-        people: People, at least 1.
-        max_facts: Facts per chunk, drawn from 1 to this (at most 3).
-        max_noise: Noise sentences per chunk, drawn from 1 to this.
-        change_rate: Probability that a fact changes a filled slot.
+        num_chunks: Number of chunks, at least 1.
+        people: Number of people, at least 1.
+        max_facts: Largest number of facts per chunk, 1 to 3; the number is drawn from 1 to this.
+        max_noise: Largest number of noise sentences per chunk; the number is drawn from 1 to this.
+        change_rate: Probability that a fact changes a slot that has a value.
         stop_rate: Probability that the caravan moves in a chunk, while there are new places.
 
     Raises:
@@ -88,11 +88,11 @@ class LayerStream:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened once.
+    """One visit of a person to a place.
 
     Attributes:
-        sentence: What a chunk says of it, without full stop and date.
-        person, place: Who visited what.
+        sentence: Sentence of the chunk, without full stop and date.
+        person, place: The visitor and the place.
         date: The day, as the chunk writes it.
     """
 
@@ -103,23 +103,26 @@ class Event:
 
 
 def verbs_of(data_source: str) -> dict[str, tuple[str, ...]] | None:
-    """Return the verbs that answer each question of a planted source; `None` for other sources.
+    """Return the verbs that answer a question, by cue, as in `planted.VERBS`.
 
     Args:
-        data_source: Name of the source.
+        data_source: Name of the data source.
+
+    Returns:
+        The verbs; `None` if the data source is not planted.
     """
     return VERBS.get(PLAIN if data_source == LAYERS_SOURCE else data_source)
 
 
 def layer_stream(seed: int, settings: LayerStream | None = None) -> Instance:
-    """Generate one instance of the stream.
+    """Generate one stream.
 
-    `metadata` holds per chunk its "facts" (as `planted.Fact`), "events" (as `Event`), "stops" (the
-    places the caravan reached) and "dates".
+    `metadata` holds, with one entry per chunk, "facts" (fields of `planted.Fact`), "events" (fields
+    of `Event`), "stops" (places that the caravan reached) and "dates".
 
     Args:
         seed: The same seed and settings give the same instance on every machine.
-        settings: Shape of the stream; `None`: the defaults.
+        settings: Settings of the stream; default: `LayerStream()`.
 
     >>> instance = layer_stream(seed=1)
     >>> instance.chunks[0].text.splitlines()[0]
@@ -134,7 +137,7 @@ def layer_stream(seed: int, settings: LayerStream | None = None) -> Instance:
         people=settings.people, max_facts=settings.max_facts, change_rate=settings.change_rate
     )
     state: dict[tuple[str, str], tuple[str, int]] = {}
-    told: dict[tuple[str, str], tuple[str, int]] = {}  # person and place: date and step
+    told: dict[tuple[str, str], tuple[str, int]] = {}  # (person, place) -> (date, step)
     route: list[tuple[str, int]] = []
     chunks, chunk_questions = [], []
     kept: dict[str, list[object]] = {"facts": [], "events": [], "stops": [], "dates": []}
@@ -173,7 +176,7 @@ def layer_stream(seed: int, settings: LayerStream | None = None) -> Instance:
 def _event(
     rng: random.Random, people: Sequence[str], date: str, told: Collection[tuple[str, str]]
 ) -> Event | None:
-    """Draw a visit that has not been told; `None` where all have been."""
+    """Draw a visit that no chunk has stated yet; `None` if there is none left."""
     free = [(who, where) for who in people for where in PLACES if (who, where) not in told]
     if not free:
         return None
@@ -182,7 +185,7 @@ def _event(
 
 
 def _stop(rng: random.Random, rate: float, route: list[tuple[str, int]], step: int) -> list[str]:
-    """Move the caravan to a place where it has not been, or leave it where it is."""
+    """Return the caravan's next stop in a list and append it to `route`; return [] if it stays."""
     reached = {place for place, _ in route}
     free = [place for place in PLACES if place not in reached]
     if not free or rng.random() >= rate:
@@ -248,10 +251,10 @@ def layer_instances(
     """Return streams with different seeds.
 
     Args:
-        split: Which of the two sets of seeds; they share none.
+        split: Set of seeds; the seeds of the two sets differ.
         count: Number of streams.
         seed: Seed of the set.
-        stream: Shape of the streams; `None`: the defaults.
+        stream: Settings of the streams; default: `LayerStream()`.
     """
     return [
         layer_stream(stable_seed(seed, LAYERS_SOURCE, split, number), stream)

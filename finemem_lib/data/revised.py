@@ -1,21 +1,22 @@
-"""Generated streams of revised facts: which value is the last one, after none or many revisions.
+"""Generated streams of facts that are revised; the questions ask for the last values.
 
-They are planted streams (`planted`) whose slots (person, attribute) are set once and then revised a
-given number of times, each time to a value that the slot never had, at steps that are drawn. Three
-kinds of questions ask for what holds at the end:
+They are planted streams (`planted`). Each slot (person, attribute) is set once and then revised a
+given number of times, at random steps, each time to a value that it never had. There are three
+kinds of questions about the values at the end:
 
 - "single": the value of one slot;
 - "pair": the values of one attribute of two people, both of which must be right;
-- "chain": the home of the person who keeps a pet that only one keeps: two hops. The extractive
-  reader does not chain hops and guesses among the homes it finds; a language model reads them.
+- "chain": the home of the person who keeps a given pet, which only this person keeps (two hops).
+  The extractive reader does not combine hops and guesses among the homes that it finds; a language
+  model can answer these questions.
 
-`metadata["revisions"]` says of every question its "kind", how often its facts were revised in all
-(of a pair and a chain the sum), and the "former" values of what it asks for. The streams carry the
-category "CR" of MemoryAgentBench's conflict resolution.
+`metadata["revisions"]` has, for every question, its "kind", the number of "revisions" of its facts
+(for a pair or a chain the sum), and the "former" values of the slots that it asks for. The streams
+have the category "CR" of MemoryAgentBench's conflict resolution.
 
-Differs from the paper: Mem-alpha (arXiv 2509.25911) leaves conflict resolution out for want of a
-realistic set, and asks for one; these are generated sentences, which FactConsolidation's are as
-well.
+Differs from the paper: Mem-alpha (arXiv 2509.25911) leaves conflict resolution out because there is
+no realistic data set, and asks for one; the sentences here are generated, as are those of
+FactConsolidation.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ CATEGORY = "CR"
 
 @dataclass(frozen=True, slots=True)
 class RevisionSettings:
-    """Shape of a stream of revised facts.
+    """Settings of a stream of revised facts.
 
     Attributes:
-        num_chunks: Chunks; more than `max_revisions`.
-        people: People, each with three slots.
-        max_revisions: Slots are revised 0, 1, ... up to so many times, equally many of each.
-        noise: Noise sentences per chunk.
-        pairs: Questions about two people.
+        num_chunks: Number of chunks, more than `max_revisions`.
+        people: Number of people, each with three slots.
+        max_revisions: Largest number of revisions of a slot; 0, 1, ... and this number of revisions
+            are equally frequent.
+        noise: Number of noise sentences per chunk.
+        pairs: Largest number of "pair" questions.
     """
 
     num_chunks: int = 12
@@ -70,7 +72,7 @@ def revised_stream(seed: int, settings: RevisionSettings | None = None) -> Insta
 
     Args:
         seed: The same seed and settings give the same instance on every machine.
-        settings: Shape of the stream; `None`: the defaults.
+        settings: Settings of the stream; default: `RevisionSettings()`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -124,7 +126,7 @@ def _told(
 def _questions(
     rng: random.Random, settings: RevisionSettings, told: list[tuple[Fact, int]]
 ) -> tuple[list[Question], dict[str, dict[str, Any]]]:
-    """Return the questions, and of each its kind and number of revisions."""
+    """Return the questions and, by question id, the entries of `metadata["revisions"]`."""
     last = {(fact.person, fact.attribute): (fact.value, step) for fact, step in told}
     times = {slot: -1 for slot in last}
     for fact, _ in told:
@@ -177,7 +179,7 @@ def _questions(
 def _pairs(
     rng: random.Random, settings: RevisionSettings, last: Mapping[Slot, tuple[str, int]]
 ) -> list[tuple[str, str, str]]:
-    """Draw (attribute, person, person) whose values differ."""
+    """Draw triples (attribute, person, person) of two people with different values."""
     people = [*dict.fromkeys(person for person, _ in last)]
     possible = [
         (name, one, two)

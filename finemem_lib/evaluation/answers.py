@@ -1,7 +1,6 @@
-"""One row per question and method: what was retrieved, answered, scored and spent, where it failed.
+"""One row per question and method: retrieved items, answer, score, tokens, calls, failure stage.
 
-Everything is read from the trajectory; a row of a method that was played with a language model
-counts its calls, one of a method by rule counts none.
+All values are read from the trajectories.
 """
 
 from __future__ import annotations
@@ -21,20 +20,21 @@ class AnswerRow:
 
     Attributes:
         method: Name of the method.
-        instance_id, category, data_source, rollout, question_id: Which question.
-        question: Its text.
-        retrieved: Ids of the items that were retrieved, best first, with spaces between them.
-        answer: The reader's.
-        gold: Accepted answers, with " | " between them.
-        metric: What it was scored with.
-        score: In [0, 1]; `None` where it could not be scored.
-        read_tokens: Tokens of the retrieved items and the question, what the reader read.
-        answer_tokens: Tokens of the answer; the substring metrics never punish a long one.
-        memory_tokens: L(M_T).
-        writer_calls: Calls of language models that wrote the memory, of the whole stream.
-        stage: Where the answer was lost, see `failure_stages.STAGES`; `None` where it has none.
-        stage_step, stage_rank: Step and rank that belong to the stage, `None` without one.
-        stage_exact: Whether the evidence is known, `None` without a stage.
+        instance_id, category, data_source, rollout, question_id: Identify the question.
+        question: Text of the question.
+        retrieved: Ids of the retrieved items, best first, separated by spaces.
+        answer: Answer of the reader.
+        gold: Accepted answers, separated by " | ".
+        metric: Name of the metric that scored the answer.
+        score: In [0, 1]; `None` if the answer could not be scored.
+        read_tokens: Tokens of the question and the retrieved items, the input of the reader.
+        answer_tokens: Tokens of the answer; the substring metrics do not penalise long answers.
+        memory_tokens: Length of the final memory in tokens, L(M_T).
+        writer_calls: Language-model calls that wrote the memory, over the whole stream.
+        stage: A value of `failure_stages.STAGES`, the failure stage or "answered"; `None` without a
+            score.
+        stage_step, stage_rank: Step and rank of the stage, see `failure_stages.FailureStage`.
+        stage_exact: Whether the stage rests on known evidence steps; `None` without a stage.
     """
 
     method: str
@@ -60,13 +60,13 @@ class AnswerRow:
 
 
 def answer_rows(methods: Mapping[str, Sequence[Trajectory]]) -> list[AnswerRow]:
-    """Return one row per method, trajectory and global question, in their order.
+    """Return one row per method, trajectory and global question, in this order.
 
     Args:
         methods: Trajectories of every method by its name.
 
     Raises:
-        ValueError: As `failure_stages`.
+        ValueError: see `failure_stages`.
 
     >>> from finemem_lib.example import worked_example
     >>> first, second = answer_rows({"by hand": [worked_example()]})
@@ -108,11 +108,13 @@ def _rows(method: str, trajectory: Trajectory) -> Iterable[AnswerRow]:
 
 
 def writer_calls(trajectory: Trajectory) -> int:
-    """Return how often a language model was asked to write the memory of a trajectory.
+    """Return the number of language-model calls that wrote the memory of a trajectory.
+
+    Rule-based managers make none.
 
     Args:
-        trajectory: What was played; a system records its calls per step in its settings, and a
-            model in this process leaves its token ids.
+        trajectory: A played trajectory. The recorded settings of its manager state the calls per
+            step; without them, every step with completion token ids counts as one call.
     """
     per_step = trajectory.metadata.get("manager_settings", {}).get("calls_per_step")
     if per_step is not None:

@@ -1,4 +1,4 @@
-"""Systems on equal terms: the same instances, reader, questions and, where asked, token budget."""
+"""Play systems under equal conditions: instances, questions, reader and optionally token budget."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from finemem_lib.trajectory import Instance, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class PlayedSystem:
-    """What a system did on all instances.
+    """Results of one system on all instances.
 
     Attributes:
-        name: In tables: that of the system, and its budget where it had one.
+        name: Name in tables: the system, with its budget if it had one.
         system: Name of the system.
-        budget: Tokens that its memory could hold; `None`: its own settings.
+        budget: Token limit of its memory; `None` for the limit in its own settings.
         trajectories: One per instance and rollout.
-        seconds: Wall time of playing, reading included.
-        writer_calls: Calls of language models that wrote memories.
-        questions: Questions that were read.
+        seconds: Wall time of playing in seconds, including reading.
+        writer_calls: Language-model calls that wrote memories.
+        questions: Number of questions that were answered.
     """
 
     name: str
@@ -39,17 +39,17 @@ class PlayedSystem:
 
     @property
     def seconds_per_step(self) -> float:
-        """Wall time per chunk."""
+        """Wall time per chunk in seconds."""
         steps = sum(one.num_steps for one in self.trajectories)
         return self.seconds / max(1, steps)
 
 
 def budget_name(name: str, budget: int | None) -> str:
-    """Return what a table calls a system under a budget.
+    """Return the name of a system under a budget, as tables show it.
 
     Args:
-        name: Of the system.
-        budget: Most tokens of its memory; `None`: its own.
+        name: Name of the system.
+        budget: Token limit of its memory; `None` for the limit in its own settings.
 
     >>> budget_name("mem1", None), budget_name("mem1", 1500)
     ('mem1', 'mem1, 1,500 tokens')
@@ -68,23 +68,24 @@ def play_systems(
     managers: Mapping[str, MemoryManager] | None = None,
     seed: int = 0,
 ) -> dict[str, PlayedSystem]:
-    """Let systems play the same instances, each with its own memory and under equal budgets.
+    """Play the same instances with every system, once per budget.
 
     Args:
-        names: Names of `baselines.systems.SYSTEMS` or of `make_manager`.
-        instances: What every system plays.
-        agent: Answers the questions of all.
-        rollout: How systems without settings of their own are played.
-        budgets: Most tokens of the memory; `None` leaves each its own.
-        chat: The language model that writes memories; `None`: extractive.
-        managers: Managers that are made already, such as a trained one, by name.
-        seed: Of the managers' sampling.
+        names: Names in `baselines.systems.SYSTEMS` or known to `make_manager`.
+        instances: Instances that every system plays.
+        agent: Reasoning agent that answers the questions for all systems.
+        rollout: Rollout settings; a system overrides those that it defines itself.
+        budgets: Token limits of the memory; `None` for the limit in each system's own settings.
+        chat: Language model that writes memories; `None` to write by rules.
+        managers: Existing managers, such as trained ones, by name; they are played in addition.
+        seed: Seed of the managers' sampling.
 
     Returns:
-        What was played by `PlayedSystem.name`.
+        Results by `PlayedSystem.name`.
 
     Raises:
-        ValueError: a system cannot be played here (said before any plays), or as `play`.
+        ValueError: a system cannot be played with these arguments (raised before any is played);
+            also see `play`.
     """
     managers = dict(managers or {})
     check_systems(names, chat, rollout)
@@ -123,11 +124,11 @@ def _played(
 
 
 def model_calls(system: str, steps: int) -> int:
-    """Return the calls that a system asks of a writing model for a stream, where one plays it.
+    """Return the number of calls on a stream if a language model writes the system's memory.
 
     Args:
-        system: A name of `SYSTEMS`, or of a manager by rule.
-        steps: Chunks of the stream.
+        system: A name in `SYSTEMS`, or of a rule-based manager (no calls).
+        steps: Number of chunks of the stream.
 
     >>> model_calls("mirix-proxy", 10), model_calls("rag-top2", 10), model_calls("insert-all", 10)
     (60, 0, 0)

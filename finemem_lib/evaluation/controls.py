@@ -1,14 +1,15 @@
-"""Negative controls: what can be answered without the memory that a method made.
+"""Negative controls: scores without the memory that a method wrote for the instance.
 
-- "control: no memory": the reader answers from nothing. What it gets right, it knows already.
-- "control: question": the question itself is the answer. What scores, the question gives away, or
-  the metric lets pass.
-- "control: shuffled memory": the reader answers from the memory that the same manager made of
-  another instance of the same data source. What it gets right, any memory of the kind would give.
+- "control: no memory": the reader answers with an empty memory. The score measures what the reader
+  knows already.
+- "control: question": the question itself is the answer. The score measures what the question
+  leaks and what the metric tolerates.
+- "control: shuffled memory": the reader answers from the memory that the same manager wrote for
+  another instance of the same data source. The score measures what any memory of this source gives.
 
-Each is a row of its own in a table of methods, never taken off another row.
+Each control is a row of its own in a table of methods; it is never subtracted from another row.
 
-Differs from the paper, which has none; users of MemoryAgentBench ask for them.
+Differs from the paper, which has no negative controls; users of MemoryAgentBench ask for them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONTROLS = (NO_MEMORY, QUESTION, SHUFFLED)
 
 
 class KeepNothing(ScriptedManager):
-    """Skips every chunk."""
+    """Manager that skips every chunk."""
 
     name = "keep-nothing"
     settings = {"calls_per_step": 0}
@@ -42,36 +43,36 @@ class KeepNothing(ScriptedManager):
 
 
 class Echo:
-    """A reader that answers with the question."""
+    """Reader that answers with the question."""
 
     name = settings = "echo of the question"
 
     def query(self, question: str, data_source: str) -> str:
-        """Return what to search the memory for.
+        """Return the question as the search query.
 
         Args:
             question: Text of the question.
-            data_source: Is not looked at.
+            data_source: Ignored.
         """
         return question
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Return every question as its answer.
+        """Return every question as its own answer.
 
         Args:
-            tasks: The questions.
+            tasks: The questions with their retrieved items.
         """
         return [Reading(task.question, ()) for task in tasks]
 
 
 def shuffled(instances: Sequence[Instance]) -> list[Instance]:
-    """Return the questions of every instance on the stream of the next one of its data source.
+    """Return every instance with the chunks of the next instance of the same data source.
 
-    An instance whose data source has no other is left out. Evidence steps are dropped: they are
-    those of the stream that the questions were written for.
+    The only instance of a data source is left out. Evidence steps are dropped, because they refer
+    to the replaced chunks.
 
     Args:
-        instances: With ids that differ.
+        instances: Instances with distinct ids.
 
     >>> from finemem_lib.data.planted import planted_instances
     >>> streams = planted_instances("held-out", 2, seed=0)
@@ -104,14 +105,14 @@ def play_controls(
     """Play the negative controls.
 
     Args:
-        instances: What the methods played.
-        player: Makes the memories that are shuffled.
-        agent: The reader of the methods.
-        seed: Of the manager's sampling.
+        instances: Instances that the methods played.
+        player: System whose memories are shuffled.
+        agent: Reader of the methods.
+        seed: Seed of the manager's sampling.
 
     Returns:
-        Trajectories by the name of the control; without the shuffled memory where no data source
-        has two instances.
+        Trajectories by name of the control; `SHUFFLED` is missing if no data source has two
+        instances.
     """
     settings = dataclasses.replace(
         player.settings, num_generations=1, ask_chunk_questions=False, question_fraction=1.0

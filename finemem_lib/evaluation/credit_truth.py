@@ -1,31 +1,35 @@
-"""Credit rules against the truth: does the step that earned an answer get the credit for it?
+"""Compare credit rules with the true credit of every step on planted streams.
 
-On the planted stream two truths are known. *Planted*: the step whose chunk states the answer
-earned ``s_j / n`` of the outcome reward. *Causal*: the recorded score minus the score without the
-step (`credit.step_leave_one_out`), negative where the step did harm, 0 at every step where two
-state the same fact. The two differ, and neither is wrong: a stated fact that the manager never
-stored causes nothing, a lucky answer from a stale item is caused by a step that states something
-else, and a step that only evicts an item from a full memory states nothing and does harm.
+Planted streams define two kinds of true credit ("truths"):
 
-Measures, one number per trajectory or per question:
+- planted: the steps whose chunks state the answer share its part ``s_j / n`` of the outcome reward;
+- causal: the recorded score minus the score of a replay without the step
+  (`credit.counterfactual.step_leave_one_out`). It is negative if the step did harm, and 0 at both
+  steps if two steps state the same fact.
 
-- rank: Spearman correlation of credit and truth over the steps of a trajectory (who earned it?);
-- rank_rollouts: the same over the rollouts of an instance at one step, which is all that
-  group-relative advantages see; a credit that is constant ranks nothing and counts 0 in both;
-- sign: share of the steps of a trajectory that did good or harm (truth other than 0) whose credit
-  has the other sign; a reward that is never negative pays every harmful step;
-- precision, recall: a step is credited when its credit for the question is positive and more than
-  an even share, and true when its truth for that question is positive;
-- noise: share of the question's absolute credit that lies on steps whose truth is 0.
+The two differ. A stated fact that the manager never stored has no causal credit. If a stale item
+happens to give the right answer, the causal credit goes to a step that does not state the answer. A
+step that only evicts an item from a full memory states nothing but has negative causal credit.
 
-A question is judged by giving the rule the trajectory with this question alone. Where the truth has
-nothing to find (all equal, no true step), or the rule gives nothing to judge (precision without a
-credited step, noise without credit), the value is `None`: it is counted and left out of the mean.
+Each measure gives one number per trajectory or per question:
 
-The cost of a rule is its reader calls beyond those of the outcome reward, which asks the global
-questions at the end: calls for the chunk questions that it reads, made while the rollouts were
-played, and calls that it makes afterwards. What any rollout of the group read for the outcome is
-known and never read again.
+- rank: Spearman correlation of credit and truth over the steps of a trajectory;
+- rank_rollouts: the same correlation over the rollouts of an instance at one step, the only
+  comparison that group-relative advantages make; constant credit counts as 0 in both measures;
+- sign: share of the steps with nonzero truth whose credit has the opposite sign; a reward that is
+  never negative cannot penalise a harmful step;
+- precision, recall: a step is credited if its credit for the question is positive and above the
+  mean over steps, and true if its truth for the question is positive;
+- noise: share of the absolute credit for the question that lies on steps whose truth is 0.
+
+The credit for a question is the rule's credit on the trajectory with this question alone. A value
+is `None` if the measure is undefined, for example if the truth is 0 at every step (see the
+functions below). Undefined values are counted and left out of the mean.
+
+The cost of a rule is its number of reader calls beyond those of the outcome reward, which asks the
+global questions at the end: the calls for its chunk questions, made while the rollouts were played,
+and the calls that it makes afterwards. Readings that the outcome reward of any rollout in the group
+already made are reused and cost nothing.
 """
 
 from __future__ import annotations
@@ -60,25 +64,25 @@ TRUTHS: tuple[Truth, ...] = ("planted", "causal")
 MEASURES: tuple[Measure, ...] = ("rank", "rank_rollouts", "precision", "recall", "noise", "sign")
 
 BASELINE = "eara"
-"""The paper's rule, from which every other rule's difference is shown."""
+"""The paper's rule; tables show the difference of every other rule to it."""
 
 REGIMES: Mapping[str, tuple[str, str]] = {
     "memory": ("memory without limit", "memory of 12 items"),
     "duplicates": ("duplicates refused", "duplicates allowed"),
     "facts": ("facts stay", "facts change"),
 }
-"""The slices that a table compares, in addition to "all" and one per manager."""
+"""Pairs of slices that a table compares, in addition to "all" and one slice per manager."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A rule of `credit.RULES` with the settings it is judged with.
+    """A rule of `credit.rules.RULES` with its settings.
 
     Attributes:
-        rule: name in `credit.RULES`.
+        rule: name in `credit.rules.RULES`.
         settings: keyword arguments of the rule.
-        probes: questions that "potential" asks after every step: the trajectory's global questions
-            ("global", as they will be asked at the end) or its chunk questions ("chunk").
+        probes: questions that the rule "potential" asks after every step: the trajectory's global
+            questions ("global", those asked at the end) or its chunk questions ("chunk").
     """
 
     rule: str
@@ -122,7 +126,7 @@ VARIANTS: dict[str, Variant] = {
     "csr-later, 1 step": Variant("csr-later", {"delay": 1}),
     "csr-later, end": Variant("csr-later"),
 }
-"""What is compared."""
+"""The compared rules with their settings, by name."""
 
 EARLY: tuple[str, ...] = (
     "potential, final questions",
@@ -134,24 +138,23 @@ EARLY: tuple[str, ...] = (
     "delta-belief",
     "himpo",
 )
-"""Variants that ask after every step what no manager may know yet: the questions of the end."""
+"""Variants that use the global questions after every step, before a manager may know them."""
 
 PRIVILEGED: Mapping[Truth, tuple[str, ...]] = {
     "causal": ("step-loo", "step-loo, orphans stored", *EARLY),
     "planted": ("hindsight", *EARLY),
 }
-"""Rules that equal the truth but for a switch, or read what no manager may know: they are shown and
-not ranked with the others."""
+"""By truth, the variants that equal it up to a setting or use information that no manager may have.
+Tables show them without ranking them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One value of one measure, and where it was measured.
+    """One value of one measure for a variant on an instance.
 
     Attributes:
-        rule: name in the variants judged.
-        value: in [-1, 1] for rank correlations, else in [0, 1]; `None` where there is nothing to
-            judge.
+        rule: name of the variant.
+        value: in [-1, 1] for rank correlations, else in [0, 1]; `None` if undefined.
     """
 
     rule: str
@@ -162,11 +165,11 @@ class Judged:
 
 
 class Calls(NamedTuple):
-    """Reader calls beyond those of the outcome.
+    """Reader calls beyond those of the outcome reward.
 
     Attributes:
-        asked: readings asked for.
-        made: readings that reached the reader, where the rollouts of an instance share one memo.
+        asked: readings that were requested.
+        made: readings that reached the reader; the rollouts of an instance share one cache.
         played: the part of `made` that was made while the rollouts were played.
     """
 
@@ -183,9 +186,9 @@ class Row:
         value: mean of the measure; `low` and `high` are the ends of its interval.
         difference: mean difference to `BASELINE` where both could be judged, with its interval in
             `difference_low` and `difference_high`.
-        counted: trajectories, steps or questions in the mean.
-        left_out: those in which there was nothing to judge.
-        instances: clusters behind the interval.
+        counted: number of trajectories, steps or questions in the mean.
+        left_out: number of those where the measure is undefined.
+        instances: number of instances with a value, the clusters of the interval.
         calls_asked: `Calls.asked` per trajectory; so are `calls_made` and `calls_played`.
     """
 
@@ -208,16 +211,17 @@ class Row:
 
 
 def planted_credit(trajectory: Trajectory) -> Credit:
-    """Return what every step truly earned: ``(1/n) sum_j s_j [t in E_j] / |E_j|``.
+    """Return the planted credit of every step: ``(1/n) sum_j s_j [t in E_j] / |E_j|``.
 
-    E_j are the steps whose chunks state the answer; the sum is r_global. `None` at every step where
-    no question could be scored.
+    E_j are the steps whose chunks state the answer of question j, s_j is its score, and n is the
+    number of scored questions. The sum is r_global. All entries are `None` if no question has a
+    score.
 
     Args:
         trajectory: a trajectory of a planted stream, whose questions name their evidence steps.
 
     Raises:
-        ValueError: the evidence steps of a question are not known.
+        ValueError: the evidence steps of a question are unknown.
     """
     scored = [(one.question, one.score) for one in trajectory.questions if one.score is not None]
     credit = [0.0] * trajectory.num_steps
@@ -234,14 +238,14 @@ def planted_credit(trajectory: Trajectory) -> Credit:
 
 
 def rank_correlation(credit: Credit, truth: Credit) -> float | None:
-    """Return Spearman's rank correlation over the entries that both have, in [-1, 1].
+    """Return Spearman's rank correlation of credit and truth, in [-1, 1].
 
     Args:
-        credit: what a rule pays, one entry per step (or per rollout); `None` is left out.
-        truth: what was earned, in the same places.
+        credit: credit by a rule, one entry per step (or rollout); `None` entries are left out.
+        truth: true credit of the same steps (or rollouts); `None` entries are left out.
 
     Returns:
-        The correlation; `None` where the truth is constant, 0.0 where only the credit is.
+        The correlation; `None` if the truth is constant, 0.0 if only the credit is.
 
     >>> rank_correlation([0.1, 0.5, None, 0.2], [0.0, 0.6, 0.3, 0.1])
     1.0
@@ -261,12 +265,13 @@ def rank_correlation(credit: Credit, truth: Credit) -> float | None:
 def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | None]:
     """Return precision and recall of the credited steps, in [0, 1].
 
-    A step is credited when its credit is positive and above the mean, and true when its truth is
-    positive. Both are `None` without a true step, precision also without a credited one.
+    A step is credited if its credit is positive and above the mean, and true if its truth is
+    positive. Both values are `None` if no step is true; precision is also `None` if no step is
+    credited.
 
     Args:
-        credit: what a rule pays, one entry per step; `None` is left out.
-        truth: what each step earned.
+        credit: credit by a rule, one entry per step; `None` entries are left out.
+        truth: true credit of each step.
 
     >>> at_true_steps([0.1, 0.4, 0.4, 0.1], [0.0, 1.0, 0.0, 0.0])
     (0.5, 1.0)
@@ -288,11 +293,11 @@ def noise_share(credit: Credit, truth: Credit) -> float | None:
     """Return the share of absolute credit on steps whose truth is 0, in [0, 1].
 
     Args:
-        credit: what a rule pays, one entry per step; `None` is left out.
-        truth: what each step earned.
+        credit: credit by a rule, one entry per step; `None` entries are left out.
+        truth: true credit of each step.
 
     Returns:
-        The share; `None` where no truth differs from 0 or no credit was given.
+        The share; `None` if the truth or the credit is 0 at every step.
 
     >>> noise_share([0.1, 0.4, -0.3, 0.2], [0.0, 1.0, 0.0, 0.0])
     0.6
@@ -305,14 +310,15 @@ def noise_share(credit: Credit, truth: Credit) -> float | None:
 
 
 def sign_errors(credit: Credit, truth: Credit) -> float | None:
-    """Return the share of steps with a truth other than 0 whose credit has the other sign.
+    """Return the share of steps with nonzero truth whose credit has the opposite sign.
 
     Args:
-        credit: what a rule pays, one entry per step; `None` is left out, and 0 has no sign.
-        truth: what each step earned.
+        credit: credit by a rule, one entry per step; `None` entries are left out, and a credit of 0
+            has no sign.
+        truth: true credit of each step.
 
     Returns:
-        The share in [0, 1]; `None` where no truth differs from 0.
+        The share in [0, 1]; `None` if the truth is 0 at every step.
 
     >>> sign_errors([0.5, 0.5, 0.0, 0.5], [1.0, -1.0, 1.0, 0.0])
     0.3333333333333333
@@ -325,12 +331,12 @@ def sign_errors(credit: Credit, truth: Credit) -> float | None:
 
 
 _TIE = 1e-12
-"""Credits nearer than this are the same number, summed in another order."""
+"""Credits that differ by no more than this are equal; the difference is rounding error."""
 
 
 def _known_pairs(credit: Credit, truth: Credit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     pairs = [pair for pair in zip(credit, truth, strict=True) if None not in pair]
-    # Ranks must not tell apart what differs in the last bit only.
+    # Rounded, so that values that differ by floating-point error only rank as ties.
     paid, true = np.round(np.array(pairs, dtype=float).reshape(-1, 2), 12).T
     return paid, true
 
@@ -340,15 +346,15 @@ def judge(
     agent: ReasoningAgent,
     variants: Mapping[str, Variant] | None = None,
 ) -> tuple[list[Judged], dict[str, Calls]]:
-    """Judge every variant on one group: the rollouts of one planted instance.
+    """Compute every measure of every variant on the rollouts of one planted instance.
 
     Args:
         group: the rollouts, of equal length and with equal questions.
-        agent: the reasoning agent that answered.
-        variants: what to judge, by name; by default `VARIANTS`.
+        agent: the reasoning agent that answered the questions.
+        variants: the variants by name; default: `VARIANTS`.
 
     Returns:
-        The values, and per variant the reader calls of the whole trajectories of the group.
+        The values, and by variant the reader calls for the credit of the whole trajectories.
 
     Raises:
         ValueError: a rule cannot be applied to the trajectories, see `credit`.
@@ -379,7 +385,7 @@ def judge(
 
 
 def _memoised(agent: ReasoningAgent, group: Sequence[Trajectory]) -> MemoisedAgent:
-    """Return an agent with its own memo, which knows what was read for the outcome."""
+    """Return the agent with a new cache that holds the readings of the outcome reward."""
     memoised = MemoisedAgent(agent)
     for one in group:
         memoised.know(*outcome_readings(one))
@@ -387,7 +393,7 @@ def _memoised(agent: ReasoningAgent, group: Sequence[Trajectory]) -> MemoisedAge
 
 
 def _by_question(group: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Return, per question, the group with this question only."""
+    """Return one group per question: the trajectories with this question only."""
     return [
         [dataclasses.replace(one, questions=(one.questions[number],)) for one in group]
         for number in range(len(group[0].questions))
@@ -400,7 +406,10 @@ def _apply(
     shared: MemoisedAgent,
     replayers: Sequence[Replayer],
 ) -> tuple[list[list[Credit]], Calls]:
-    """Return a variant's credit for every group, and its calls for the first, the whole one."""
+    """Return a variant's credit for every group, and its reader calls for the first group.
+
+    The first group holds the whole trajectories, every other one a single question.
+    """
     whole = groups[0]
     counter = _memoised(shared, whole)  # counts every call of this variant
     counted = [replayer.through(counter) for replayer in replayers]
@@ -441,10 +450,10 @@ def _probes(variant: Variant, one: Trajectory, full: Trajectory) -> list[Questio
 def _values(
     credits: Sequence[Sequence[Credit]], truths: Sequence[Sequence[Credit]]
 ) -> Iterable[tuple[Measure, float | None]]:
-    """Yield all values of a rule against one truth.
+    """Yield the values of all measures of a variant against one truth.
 
-    Entry 0 of both is of the whole trajectories, the others are of one question each; each holds
-    one credit per rollout.
+    Entry 0 of both arguments belongs to the whole trajectories, every other entry to one question.
+    An entry holds one credit per rollout.
     """
     for credit, truth in zip(credits[0], truths[0], strict=True):
         yield "rank", rank_correlation(credit, truth)
@@ -465,10 +474,10 @@ def truth_table(
 ) -> list[Row]:
     """Return one row per slice, rule, truth and measure.
 
-    Intervals are those of `intervals.clustered_mean` with the instances as clusters.
+    Intervals are those of `intervals.clustered_mean`, with instances as clusters.
 
     Args:
-        slices: by name, what `judge` returned for every group, each with the number of its
+        slices: by name, the two results of `judge` for every group, with the group's number of
             trajectories.
     """
     rows = []
@@ -504,17 +513,17 @@ def truth_table(
 
 
 def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.DataFrame:
-    """Return all measures of every variant against one truth, the cheapest variant first.
+    """Return a table of all measures of every variant against one truth, cheapest variant first.
 
     Args:
         rows: rows of `truth_table`.
-        truth: the truth that credit is compared with.
+        truth: the truth with which credit is compared.
         name: the slice to show.
 
     Returns:
-        A pandas frame. A cell is a mean with its interval, "–" where there was nothing to judge;
-        "calls" are reader calls per trajectory beyond those of the outcome, and "rank per call" is
-        the gain in rank correlation over `BASELINE` for each of them.
+        A pandas frame. A cell is a mean with its interval, "–" if undefined; "calls" are reader
+        calls per trajectory beyond those of the outcome reward, and "rank per call" is the gain in
+        rank correlation over `BASELINE` divided by "calls".
     """
     import pandas as pd
 
@@ -544,18 +553,18 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
         )
         .set_index("rule")
         .rename_axis(index=None, columns="rule")
-    )  # one line of headings
+    )  # index and columns share one heading line
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four decimals, whole or not at all.
+    """Write rows as JSON lines with four decimals; the file is replaced atomically.
 
     Args:
-        rows: The rows of the table, one per line.
-        path: File to write or replace.
+        rows: the rows of the table, one per line.
+        path: file to write or replace.
 
     Raises:
-        OSError: they could not be written; what was there before is unchanged.
+        OSError: the file could not be written; an earlier version is unchanged.
     """
     with written_beside(path) as beside:
         beside.write_text(
@@ -574,13 +583,13 @@ def write_table(rows: Iterable[Row], path: Path) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read back what `write_table` wrote.
+    """Read the rows that `write_table` wrote.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: the file is missing, or a line of it is not a row.
+        ValueError: the file is missing, or a line is not a row.
     """
     try:
         return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,7 +1,7 @@
-"""Why a reward scheme helps or hurts: the spread of its terms and the direction of its gradient.
+"""Diagnose a reward scheme: spread of its terms, true evidence credit, direction of its gradient.
 
-Differs from the paper, which reports final scores: these are measurements on the rollouts that
-were trained on, made where the truth is known.
+Differs from the paper, which reports final scores only: these are measurements on training rollouts
+of streams with known truth.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SPREAD_TERMS = ("outcome", "evidence", "eara", "format", "chunk", "compression")
 """The fields of `StepReward` whose spread is measured."""
 
 TokenIds = tuple[Sequence[int], Sequence[int]]
-"""Prompt and completion of one step."""
+"""Token ids of the prompt and of the completion of one step."""
 
 _ANSWERED = ("outcome", "eara")
-"""Terms that a question without a score leaves unknown."""
+"""Terms that are unknown if a question has no score."""
 
 
 def term_spread(
@@ -42,16 +42,16 @@ def term_spread(
 ) -> dict[str, float | None]:
     """Return the within-group standard deviation of every unweighted term, pooled over steps.
 
-    A group is the rollouts of one instance at one step; each rollout deviates from the group's
-    mean, and the mean of squares is over these deviations, each group's scaled by n/(n-1). When a
-    sum of terms is normalised, the term with the greatest spread decides it.
+    A group is the rollouts of one instance at one step. The spread is the root of the mean squared
+    deviation from the group mean, where the squares of a group of n rollouts are scaled by
+    n/(n-1). The term with the largest spread dominates a normalised sum of terms.
 
     Args:
         groups: the rollouts of every instance.
-        settings: how the terms are computed; weights do not matter.
+        settings: settings of the reward terms; weights are ignored.
 
     Returns:
-        The spread of every term of `SPREAD_TERMS`; `None` where a term was measured nowhere.
+        Spread by term of `SPREAD_TERMS`; `None` if no group has two known values of the term.
     """
     squares: dict[str, list[float]] = {term: [] for term in SPREAD_TERMS}
     for group in groups:
@@ -77,11 +77,11 @@ def credit_at_evidence(
 
     Args:
         trajectories: rollouts of planted streams.
-        settings: how evidence is attributed.
+        settings: settings of the evidence attribution.
 
     Returns:
-        The share, summed over the scored questions whose `evidence_steps` are known; `None` where
-        none of them earned credit.
+        The share over all scored questions with known `evidence_steps`; `None` if these questions
+        give no credit.
     """
     right = total = 0.0
     for trajectory in trajectories:
@@ -96,12 +96,12 @@ def credit_at_evidence(
 
 
 REFERENCE = "true outcome"
-"""The gradient that the others are compared with."""
+"""Name of the gradient with which all others are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Where a scheme's gradient points.
+    """Agreement of a scheme's policy gradient with the reference gradient.
 
     Attributes:
         scheme: name of the scheme, or `REFERENCE`.
@@ -123,28 +123,28 @@ def gradient_alignment(
     schemes: Mapping[str, tuple[Scheme, RewardSettings]],
     seed: int,
 ) -> list[Alignment]:
-    """Return how well each scheme's policy gradient agrees with the true outcome's.
+    """Return the cosine similarity of each scheme's policy gradient with that of the true outcome.
 
-    Every batch is played once, and all schemes are computed from the same rollouts, at the weights
-    that played them. A scheme's gradient is GRPO's at that point, ``sum_rows A sum_tokens grad log
-    pi / tokens``, with its advantages per step. The reference has ``A = r_global - mean over
-    rollouts`` at every step of the trajectory, not divided by a standard deviation: the unbiased
-    estimate of the gradient of the expected outcome. A cosine is also small where the reference of
-    the other batches is mostly noise; the reference's own cosine says how much can be resolved.
+    Every batch is played once; the gradients of all schemes are computed from the same rollouts at
+    the weights that produced them. A scheme's gradient is that of GRPO at these weights,
+    ``sum_rows A sum_tokens grad log pi / tokens``, with the scheme's advantages A per step. The
+    reference has ``A = r_global - mean over rollouts`` at every step, not divided by a standard
+    deviation: an unbiased estimate of the gradient of the expected outcome. A cosine is also small
+    if the reference gradient of the other batches is noisy; the reference's own cosine shows this.
 
     Args:
-        manager: the policy; its trainable weights are differentiated.
+        manager: the policy; gradients are over its trainable weights.
         batches: instances of every batch, at least two batches.
-        agent: answers the questions.
-        rollout: how batches are played; `num_generations` rollouts of each instance.
+        agent: reasoning agent that answers the questions.
+        rollout: rollout settings, with `num_generations` rollouts per instance.
         schemes: reward scheme and settings by name.
-        seed: of the rollouts.
+        seed: seed of the rollouts.
 
     Returns:
         One entry per gradient, `REFERENCE` first.
 
     Raises:
-        ValueError: fewer than two batches, or a question that could not be scored.
+        ValueError: there are fewer than two batches, or a question could not be scored.
     """
     if len(batches) < 2:
         raise ValueError(
@@ -233,11 +233,11 @@ def policy_gradients(
 
     Args:
         model: the policy, a causal language model.
-        steps: prompt and completion ids of every row.
-        advantages: by name, A of every row.
+        steps: token ids of prompt and completion of every row.
+        advantages: by name, the advantage A of every row.
 
     Returns:
-        By name, one flat vector.
+        By name, the gradient as one flat vector.
     """
     import torch
 
@@ -261,7 +261,7 @@ def policy_gradients(
 
 
 def _row_logprobs(model: torch.nn.Module, steps: Sequence[TokenIds]) -> torch.Tensor:
-    """Return the log-probability of every completion given its prompt, with its graph."""
+    """Return the log-probability of every completion given its prompt, shape (rows,), with grad."""
     import torch
 
     device = next(model.parameters()).device

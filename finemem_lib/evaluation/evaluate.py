@@ -28,25 +28,24 @@ def evaluate(
     bootstrap: BootstrapSettings | None = None,
     seed: int = 0,
 ) -> list[Estimate]:
-    """Let managers play the same instances and return accuracy and memory with intervals.
+    """Play the same instances with every manager; return accuracy and memory with intervals.
 
     Args:
-        managers: Names of systems (`baselines.systems.SYSTEMS`) or of `make_manager`, or managers
-            by the name they get in the table.
-        instances: What every manager plays.
-        agent: Answers the questions; the extractive reader for these instances by default.
-        rollout: How the instances are played; one rollout each, without chunk questions, by
-            default.
-        baseline: Manager that all others are compared with, question by question.
-        bootstrap: How intervals are made.
+        managers: Names of systems (`baselines.systems.SYSTEMS`) or managers (`make_manager`), or
+            manager objects by their name in the table.
+        instances: Instances that every manager plays.
+        agent: Reasoning agent that answers; default: the extractive reader for these instances.
+        rollout: Rollout settings; default: one rollout per instance, without chunk questions.
+        baseline: Manager with which all others are compared, question by question.
+        bootstrap: Settings of the bootstrap intervals.
         seed: Seed of the managers' sampling.
 
     Returns:
-        The rows of `benchmark_table`, followed by those of `paired_differences` in accuracy where a
-        baseline is named; `tables.summary` and `tables.to_frame` make them readable.
+        The rows of `benchmark_table`; with a baseline also the `paired_differences` in accuracy.
+        `tables.summary` and `tables.to_frame` format them.
 
     Raises:
-        ValueError: no manager or no instance is given, a name is unknown, or as `play`.
+        ValueError: no manager or no instance is given, or a name is unknown; also see `play`.
 
     >>> from finemem_lib.data.planted import planted_instances
     >>> from finemem_lib.evaluation.tables import summary

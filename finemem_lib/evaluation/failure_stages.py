@@ -1,16 +1,16 @@
-"""Where the answer to a question was lost on its way from the stream to the reader.
+"""Find the stage at which the answer to a question was lost between stream and reader.
 
-An answer passes from a chunk into a written item, stays in the memory, is retrieved, is used and is
-read. The stage of a question that failed is the first of these that it did not pass. A text holds
-an answer when the metric of the question's data source scores it at least `RIGHT`
-(`retrievers.recall`); where the metric compares whole texts or is a judge, when an accepted answer
-stands in it word for word.
+For a correct answer, the evidence must be in a chunk, be written to an item, stay in the memory, be
+retrieved, be used, and be read correctly. The stage of a failed question is the first of these
+conditions that does not hold. A text contains an answer if the metric of the question's data source
+scores the text at least `RIGHT` (`retrievers.recall`); if the metric compares whole texts or is a
+judge, the text must contain an accepted answer word for word.
 
-Where the question names its evidence steps and their chunks hold the answer, only what comes from
-those chunks counts: items that such a step wrote, or that say only what such a chunk says. On
-planted streams an item must name a person of the question, too. The stage is then exact, except
-that noise about the same person with the same value in the same chunk is taken for the fact. Where
-no evidence steps are known, any text that holds the answer counts.
+If the question names its evidence steps and their chunks contain the answer, only items from these
+chunks count as evidence: items that such a step wrote, or whose words all occur in these chunks. On
+planted streams, the item must also name a person of the question. The stage is then exact, with one
+exception: noise about the same person with the same value in the same chunk is mistaken for the
+fact. If no evidence steps are known, any text that contains the answer counts.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ STAGES: dict[Stage, str] = {
     "not used": "retrieved, not used",
     "misread": "used and misread",
 }
-"""The stages in the order of the way, each with its name in figures and tables."""
+"""The stages, in order from stream to reader, with their names in figures and tables."""
 
 RIGHT = 0.5
-"""The score from which an answer counts as right."""
+"""Smallest score of an answer that counts as right."""
 
 _FOUND_IN_TEXT = ("substring_match", "part_match", "keyword_hit", "label_match", "word_match")
-"""Metrics that a longer text never scores lower."""
+"""Metrics whose score never falls when text is added."""
 
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
 class FailureStage:
-    """Where the answer to one question was lost.
+    """The stage at which the answer to one question was lost.
 
     Attributes:
         question: Position of the question in the trajectory, from 0.
         stage: A key of `STAGES`.
-        step: The step that wrote the item; of "not written" the step whose chunk holds the answer,
-            of "lost" the step that lost the item. `None` where no step is concerned.
-        item_id: The item that holds the answer, `None` where none was written.
-        rank: Its place among all items of the memory for this question, from 1; `None` where it was
-            not in the memory, the retriever does not find it, or cannot be loaded.
-        reason: What happened, in words.
-        exact: Whether the evidence is known, rather than found by the words of the answer.
-        content: The item's content that holds the answer, where the question failed and there is
-            an item.
+        step: The step that wrote the item; for "not written" the step whose chunk contains the
+            answer, for "lost" the step that removed the item; `None` if there is no such step.
+        item_id: Id of the item that contains the answer; `None` if there is no such item.
+        rank: Rank of the item for this question, from 1; `None` if the item is not in the memory,
+            the retriever does not return it, or the retriever cannot be loaded.
+        reason: Explanation in words.
+        exact: Whether the stage rests on known evidence steps, not on any text with the answer.
+        content: Content of the item that contains the answer, if the question failed and there is
+            such an item.
     """
 
     question: int
@@ -88,20 +88,20 @@ class FailureStage:
 
 
 def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
-    """Return for every global question where its answer was lost.
+    """Return the failure stage of every global question.
 
-    The rank of an item is that of the recorded retriever with the query of the reader that
-    answered. That of "dense" and "hybrid" needs their sentence encoder: where it cannot be loaded,
-    the rank is `None` and the reason names the encoder. No stage depends on it.
+    The rank of an item is computed with the recorded retriever and the query of the reader that
+    answered. The retrievers "dense" and "hybrid" need their sentence encoder: if it cannot be
+    loaded, the rank is `None` and the reason names the encoder. No stage depends on the rank.
 
     Args:
-        trajectory: What was played.
+        trajectory: A played trajectory.
 
     Returns:
-        One entry per question; `None` where it cannot be scored or no accepted answer is known.
+        One entry per question; `None` if the question has no score or no accepted answer.
 
     Raises:
-        ValueError: The recorded retriever is unknown.
+        ValueError: the recorded retriever is unknown.
 
     >>> from finemem_lib.example import worked_example
     >>> first, second = failure_stages(worked_example())
@@ -119,14 +119,14 @@ def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
 
 @dataclass(frozen=True, slots=True)
 class StageCount:
-    """How many questions of a method ended at a stage.
+    """Number of questions of a method at one stage.
 
     Attributes:
         method: Name of the method.
         stage: A key of `STAGES`.
-        count: Questions that ended there, of `total` questions with a stage.
-        total: See `count`.
-        exact: How many of them are exact.
+        count: Number of questions at this stage.
+        total: Number of questions with any stage.
+        exact: Number of questions at this stage for which the stage is exact.
     """
 
     method: str
@@ -137,12 +137,12 @@ class StageCount:
 
     @property
     def share(self) -> float | None:
-        """The share of the questions with a stage; `None` where there are none."""
+        """`count` / `total`, in [0, 1]; `None` if no question has a stage."""
         return self.count / self.total if self.total else None
 
 
 def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount]:
-    """Count the questions of every method by stage.
+    """Return the number of questions of every method at every stage.
 
     Args:
         methods: Trajectories of every method by its name.
@@ -151,7 +151,7 @@ def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount
         One row per method and stage, in the order of `STAGES`.
 
     Raises:
-        ValueError: As `failure_stages`.
+        ValueError: see `failure_stages`.
     """
     rows = []
     for method, trajectories in methods.items():
@@ -165,13 +165,13 @@ def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount
 
 
 def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
-    """Return a line per method and a column per stage: the number of questions and their share.
+    """Return a table of question counts and shares: one row per method, one column per stage.
 
     Args:
-        rows: What `stage_counts` returned.
+        rows: Rows of `stage_counts`.
 
     Returns:
-        A pandas frame of texts, "–" for a method without a question that has a stage.
+        A pandas frame of text; "–" if no question of the method has a stage.
     """
     import pandas as pd
 
@@ -183,10 +183,11 @@ def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
 
 
 class _Version(NamedTuple):
-    """A content that an operation wrote.
+    """A content that an operation wrote to an item.
 
-    `sources` are the steps that had written its item by then, this one last; `ended` is how and at
-    which step it left the memory, `None` while it is there; `words` are those of the content.
+    `sources` are the steps that wrote the item up to this version, oldest first; `ended` is how and
+    at which step the version left the memory, `None` if it is in the final memory; `words` are the
+    words of the content.
     """
 
     item_id: str
@@ -197,7 +198,7 @@ class _Version(NamedTuple):
 
 
 class _Played:
-    """What the questions of one trajectory share: its texts, versions and final memory."""
+    """Data of one trajectory that all its questions use: chunk texts, versions, final memory."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
@@ -211,7 +212,7 @@ class _Played:
 
     @functools.cached_property
     def index(self) -> Retriever | None:
-        """The final memory in the recorded retriever, `None` where its encoder is not here."""
+        """The recorded retriever with the final memory; `None` if its encoder cannot be loaded."""
         try:
             retriever = recorded_retriever(self.trajectory)
         except ValueError:
@@ -222,8 +223,10 @@ class _Played:
         return retriever
 
     def rank(self, question: Question, item_id: str) -> tuple[int | None, str]:
-        """Return the place of an item of its store for a question, where there is one, and the same
-        in words."""
+        """Return the rank of an item within its store for a question, and a description of it.
+
+        The rank is `None` if the retriever does not return the item or cannot be loaded.
+        """
         if self.index is None:
             return None, f"its rank is not computed: it needs the encoder {self.encoder}"
         search = retrieval_query
@@ -237,8 +240,8 @@ class _Played:
 
 def _versions(trajectory: Trajectory) -> list[_Version]:
     """Return every content that was written, oldest first."""
-    edits: dict[str, list[tuple[int, str]]] = {}  # by item: step and kind
-    written: list[tuple[str, int, str]] = []  # item, place among its edits, content
+    edits: dict[str, list[tuple[int, str]]] = {}  # item id -> its edits (step, kind)
+    written: list[tuple[str, int, str]] = []  # item id, index in its edits, content
     for record in trajectory.steps:
         for outcome in record.outcomes:
             if not outcome.applied or outcome.operation is None or outcome.item_id is None:
@@ -266,15 +269,16 @@ def _versions(trajectory: Trajectory) -> list[_Version]:
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """What counts as evidence of a question.
+    """Criteria by which a text counts as evidence of a question.
 
     Attributes:
         question: The question.
-        steps: Its evidence steps, none where they are not known.
-        said: The words of their chunks.
-        names: The people of a planted question, in lower case; else none.
+        steps: Its evidence steps; empty if they are unknown.
+        said: Words of the chunks of these steps (of all chunks if the steps are unknown).
+        names: Names of the people in a planted question, in lower case; empty for other questions.
         parts: The question with each ";"-separated part of an answer as an accepted answer.
-        literal: Whether the answer stands in them; else all that those steps wrote is evidence.
+        literal: Whether these chunks contain the answer; if not, everything that the steps wrote is
+            evidence.
     """
 
     question: Question
@@ -285,20 +289,20 @@ class _Evidence:
     literal: bool
 
     def whole(self, contents: Iterable[str]) -> bool:
-        """Return whether texts together hold an answer."""
+        """Return whether the texts together contain an answer."""
         texts = [*contents]
         return bool(texts) and (not self.literal or _told(self.question, texts) >= RIGHT)
 
     def part(self, text: str) -> bool:
-        """Return whether a text holds an answer or one of its ";"-separated parts."""
+        """Return whether a text contains an answer or one of its ";"-separated parts."""
         if self.names and self.names.isdisjoint(words(text)):
             return False
         return not self.literal or _told(self.parts, [text]) > 0
 
     def carried_by(self, version: _Version) -> bool:
-        """Return whether a version holds evidence."""
+        """Return whether a version is evidence of the question."""
         if self.names and self.names.isdisjoint(version.words):
-            return False  # again in `part`; here it spares reading long streams
+            return False  # `part` checks this too; checking early saves time on long streams
         return (
             not self.steps
             or not self.steps.isdisjoint(version.sources)
@@ -306,21 +310,24 @@ class _Evidence:
         ) and self.part(version.content)
 
     def decisive(self, have: Iterable[str], lacking: Sequence[tuple[Key, str]]) -> Key:
-        """Return the last of named texts that completes the answer, else the last of all."""
+        """Return the key of the last text that, together with `have`, contains the answer.
+
+        If there is none, return the last key of `lacking`.
+        """
         texts = [*have]
         completing = [key for key, text in lacking if self.whole([*texts, text])]
         return completing[-1] if completing else lacking[-1][0]
 
 
 def _told(question: Question, texts: Sequence[str]) -> float:
-    """Return what texts say of the answer, in [0, 1]."""
+    """Return the score of the answer contained in the texts, in [0, 1]."""
     if metric_for(question.data_source) in _FOUND_IN_TEXT:
         return recall(question, texts) or 0.0
     return substring_match("\n".join(texts), question.answers)
 
 
 def _evidence(played: _Played, question: Question) -> _Evidence | None:
-    """Return what counts as evidence of a question, `None` where no text holds an answer."""
+    """Return the evidence criteria of a question, `None` if no text contains an answer."""
     steps = frozenset(
         step for step in question.evidence_steps or () if 0 < step <= len(played.texts)
     )
@@ -340,7 +347,7 @@ def _evidence(played: _Played, question: Question) -> _Evidence | None:
 
 
 def _stage(played: _Played, place: int, answered: AnsweredQuestion) -> FailureStage:
-    """Return the first stage that the answer to a question did not pass."""
+    """Return the failure stage of one question."""
     evidence = _evidence(played, answered.question)
     exact = evidence is not None and bool(evidence.steps) and evidence.literal
     found = functools.partial(FailureStage, place, exact=exact)
@@ -348,12 +355,12 @@ def _stage(played: _Played, place: int, answered: AnsweredQuestion) -> FailureSt
     if (answered.score or 0.0) >= RIGHT:
         return found("answered", *_answered_from(answered, ranks))
     if evidence is None:
-        reason = "no chunk of the stream holds an accepted answer in these words"
+        reason = "no chunk of the stream contains an accepted answer word for word"
         return found("absent", None, None, None, reason)
     written = [version for version in played.versions if evidence.carried_by(version)]
     if not evidence.whole(version.content for version in written):
         step = _told_at(played, evidence, written)
-        reason = f"the chunk of step {step} holds the answer, and no item with it was written"
+        reason = f"the chunk of step {step} contains the answer, but no item with it was written"
         return found("not written", step, None, None, reason + _refused(played, step, evidence))
     held = [version for version in written if version.ended is None]
     if not evidence.whole(version.content for version in held):
@@ -403,7 +410,7 @@ def _stage_in_memory(
 def _answered_from(
     answered: AnsweredQuestion, ranks: Mapping[str, int]
 ) -> tuple[int | None, str | None, int | None, str]:
-    """Return step, item, rank and reason of a question that was answered."""
+    """Return step, item id, rank and reason of a question that was answered right."""
     ids = tuple(ranks) if answered.used is None else answered.used
     best = next((item for item in answered.retrieved if item.item_id in ids), None)
     if best is None:
@@ -415,7 +422,7 @@ def _answered_from(
 
 
 def _told_at(played: _Played, evidence: _Evidence, written: Sequence[_Version]) -> int:
-    """Return the last step whose chunk holds what was never written."""
+    """Return the last step whose chunk contains the part of the answer that was never written."""
     steps = sorted(evidence.steps) or range(1, len(played.texts) + 1)
     told = [(step, played.texts[step - 1]) for step in steps]
     return evidence.decisive(
@@ -425,7 +432,7 @@ def _told_at(played: _Played, evidence: _Evidence, written: Sequence[_Version]) 
 
 
 def _refused(played: _Played, step: int, evidence: _Evidence) -> str:
-    """Return that the memory refused a write of the evidence at a step, "" if it did not."""
+    """Return a note that the memory refused to write the evidence at a step, "" if it did not."""
     for outcome in played.trajectory.steps[step - 1].outcomes:
         asked = outcome.operation
         if asked and not outcome.applied and asked.content and evidence.part(asked.content):
@@ -434,7 +441,7 @@ def _refused(played: _Played, step: int, evidence: _Evidence) -> str:
 
 
 def _place(version: _Version) -> tuple[int, str]:
-    """Return the step that wrote a version, and its item."""
+    """Return the step that wrote a version, and the id of its item."""
     return version.sources[-1], version.item_id
 
 

@@ -1,4 +1,4 @@
-"""Means with confidence intervals, and how an interval is written."""
+"""Means with confidence intervals, corrected p-values, and intervals as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def percentile_ends(
     """Return the ends of the percentile interval of bootstrap draws, lower end first.
 
     Args:
-        draws: resampled values.
+        draws: values of the statistic on resampled data.
         level: coverage, between 0 and 1.
-        axis: the axis of the draws; by default all values are draws.
+        axis: axis of the draws; default: all values are draws of one statistic.
     """
     import numpy as np
 
@@ -29,14 +29,14 @@ def percentile_ends(
 
 
 def expanded_level(level: float, clusters: int) -> float:
-    """Return the level at which a percentile interval over few clusters covers `level`.
+    """Return the level that gives a percentile interval over few clusters the coverage `level`.
 
-    A bootstrap over n clusters is too narrow by ``sqrt((n - 1) / n)``, and normal where Student's t
-    is due; the percentiles ``Phi(-sqrt(n / (n - 1)) t)`` make up for both. Source: Hesterberg
-    (2015), expanded percentile interval.
+    A bootstrap interval over n clusters is too narrow by the factor ``sqrt((n - 1) / n)`` and has
+    normal instead of Student's t quantiles; the percentiles ``Phi(-sqrt(n / (n - 1)) t)`` correct
+    both. Source: Hesterberg (2015), expanded percentile interval.
 
     Args:
-        level: coverage wanted, between 0 and 1.
+        level: desired coverage, between 0 and 1.
         clusters: n, at least 2.
 
     >>> [round(expanded_level(0.95, n), 4) for n in (3, 6, 100)]
@@ -49,14 +49,16 @@ def expanded_level(level: float, clusters: int) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number, so that one error in all is as rare as p says.
+    """Return p-values corrected by Holm's method, which controls the family-wise error rate.
 
     Args:
-        p_values: of all comparisons of the family; `None` (not made yet) counts as one with p = 1.
+        p_values: p-values of all comparisons of the family; a comparison without a result (`None`)
+            counts as one with p = 1 and stays `None`.
 
     Returns:
         Corrected values in the same order: with m comparisons the i-th smallest p is multiplied by
-        ``m - i + 1``, never falls below the one before it, and is 1 at most. Source: Holm (1979).
+        ``m - i + 1``, and is at least the corrected value before it and at most 1. Source: Holm
+        (1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -73,11 +75,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def interval_text(
     value: float | None, low: float | None, high: float | None, form: str = ".3f"
 ) -> str:
-    """Return a value with its interval as text, "–" without a value.
+    """Return a value with its interval as text, "–" if there is no value.
 
     Args:
         value: the estimate.
-        low, high: ends of its interval, `None` where there is none.
+        low, high: ends of its interval, `None` if there is none.
         form: format specification of all three.
 
     >>> interval_text(0.5, 0.25, 0.75, "+.2f"), interval_text(0.5, None, None)
@@ -92,26 +94,30 @@ def clustered_mean(
     samples: Mapping[str, Sequence[float | None]],
     baseline: Mapping[str, Sequence[float | None]] | None = None,
     level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float | None, float | None, float | None]:
-    """Return the mean of all values and the ends of its interval, over whole clusters.
+    """Return the mean of all values and the ends of its cluster-robust confidence interval.
 
     Args:
-        samples: the values of every cluster (an instance, say); `None` is left out.
-        baseline: values to subtract, in the same places; both must be known.
+        samples: values by cluster (for example, by instance); `None` is left out.
+        baseline: values to subtract, in the same positions; a pair with a `None` is left out.
         level: coverage of the interval.
+        bounds: smallest and largest possible mean; the interval is clipped to them.
 
     Returns:
-        Mean, lower and upper end. The mean is `None` where there is no value, the ends where there
-        are fewer than two clusters.
+        Mean, lower end and upper end. The mean is `None` if there is no value, the ends are `None`
+        if there are fewer than two clusters.
 
     The interval is Student's t over m clusters: with sums s_i of c_i values and mean r, the squared
     standard error is ``m / (m - 1) sum_i (s_i - r c_i)^2 / (sum_i c_i)^2``, with m - 1 degrees of
-    freedom. Where clusters are few it holds its level better than the percentile bootstrap, which
-    is too narrow; its ends may lie outside the range of the values. Source: Cochran (1977), ratio
-    of cluster totals.
+    freedom. With few clusters its coverage is closer to `level` than that of the percentile
+    bootstrap, which is too narrow; without `bounds` its ends may lie outside the range of the
+    values. Source: Cochran (1977), ratio of cluster totals.
 
     >>> clustered_mean({"a": [1.0, 0.0], "b": [1.0, None]}, {"a": [0.5, None], "b": [0.5, 0.5]})
     (0.5, 0.5, 0.5)
+    >>> clustered_mean({"a": [1.0], "b": [1.0], "c": [0.25]}, bounds=(0, 1))
+    (0.75, 0, 1)
     """
     from scipy.special import stdtrit
 
@@ -131,4 +137,4 @@ def clustered_mean(
         (total - mean * count) ** 2 for total, count in zip(totals, counts, strict=True)
     )
     half = stdtrit(m - 1, (1 + level) / 2) * math.sqrt(m / (m - 1) * squares) / sum(counts)
-    return mean, float(mean - half), float(mean + half)
+    return mean, max(bounds[0], float(mean - half)), min(bounds[1], float(mean + half))

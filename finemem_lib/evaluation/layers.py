@@ -1,9 +1,9 @@
-"""What the layers of a memory are used for, and the signs by which a layered manager fails.
+"""Usage of the stores of a layered memory, and counts of known failures of layered managers.
 
-`utilisation` counts, per store, calls and items, tokens, and what no question retrieved.
-`failure_signs` counts, per data source, the failures that users of Mem-alpha report: a core that
-stays empty, two events with one timestamp, turns of the assistant that leave no trace, and calls
-that are malformed, by kind. A flat memory has one store, "flat", and no core to be empty.
+`utilisation` counts, per store, operations, items, tokens, and items that no question retrieved.
+`failure_signs` counts, per data source, the failures that users of Mem-alpha report: an empty core,
+two events with the same timestamp, assistant turns whose content is not written, and malformed
+calls by kind. A flat memory has one store, "flat"; failures of the core are not counted for it.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ STORES: tuple[Store, ...] = ("flat", *LAYERS)
 _ASSISTANT = re.compile(r"^<(?:Assistant|System)>\s*(.*?)(?=^<\w|\Z)", re.MULTILINE | re.DOTALL)
 
 LEAST_SAID = 8
-"""Content words from which a turn of the assistant says more than an acknowledgement."""
+"""Assistant turns with at most this many content words are skipped as acknowledgements."""
 
 TRACE = 0.25
-"""Share of a turn's content words that the step must write, at least, to leave a trace of it."""
+"""An assistant turn is lost if the step writes less than this share of its content words."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreUse:
-    """What one store was used for, over trajectories of one method.
+    """Usage of one store over the trajectories of one method.
 
     Attributes:
         method: Name of the method.
-        store: The store.
-        trajectories: How many were played.
-        calls: Operations that named it, carried out or not, by kind.
-        refused: How many of them the memory refused.
-        tokens: Mean length of its items at the end, in tokens.
-        items: Mean number of its items at the end.
-        written: Items that ever were in it.
-        retrieved: How many of them a question retrieved (the core is shown to each).
+        store: Name of the store.
+        trajectories: Number of trajectories.
+        calls: Number of operations on the store by kind, applied or not.
+        refused: Number of them that the memory did not apply.
+        tokens: Mean tokens of its items in the final memory.
+        items: Mean number of its items in the final memory.
+        written: Number of items that were ever in the store.
+        retrieved: Number of them that a question retrieved (the core is shown for every question).
     """
 
     method: str
@@ -62,21 +62,21 @@ class StoreUse:
 
     @property
     def never_retrieved(self) -> float | None:
-        """The share of its items that no question retrieved; `None` where it had none."""
+        """Share of its items that no question retrieved; `None` if the store never had an item."""
         return 1 - self.retrieved / self.written if self.written else None
 
 
 def utilisation(methods: Mapping[str, Sequence[Trajectory]]) -> list[StoreUse]:
-    """Return what each store was used for, per method.
+    """Return the usage of every store by every method.
 
-    An operation without a store counts for the store of its item; one that named neither is left
-    out, as it is no call of any store (see `failure_signs`).
+    An operation without a store counts for the store of its item. One that names neither belongs to
+    no store of a layered memory and is left out (see `failure_signs`).
 
     Args:
         methods: Trajectories of every method by its name.
 
     Returns:
-        One row per method and store that was called or held an item, in the order of `STORES`.
+        One row per method and store with an operation or an item, in the order of `STORES`.
 
     >>> from finemem_lib import worked_example
     >>> [row] = utilisation({"by hand": [worked_example()]})
@@ -151,21 +151,23 @@ def _counted(trajectory: Trajectory) -> dict[Store, _Count]:
 
 @dataclass(frozen=True, slots=True)
 class FailureSigns:
-    """Signs of failure over the trajectories of one data source.
+    """Counts of known failures over the trajectories of one data source.
 
     Attributes:
-        data_source: The source.
-        trajectories: How many were played.
-        layered: How many of them had layers; the next two are counted among these.
-        empty_core: Trajectories that end without a core.
-        same_timestamp: Trajectories that end with two episodic items of one timestamp.
-        undated: Episodic items at the end that begin with no timestamp, of `episodic` items.
-        episodic: Episodic items at the end.
-        assistant_turns: Turns of an assistant that say more than `LEAST_SAID` content words.
-        lost_turns: How many of them the writes of their step hold less than `TRACE` of.
-        calls: Operations that were emitted, malformed ones included.
-        malformed: How many could not be read, by reason (`operations.MALFORMED`).
-        refused: How many the memory refused, by reason.
+        data_source: Name of the data source.
+        trajectories: Number of trajectories.
+        layered: Number of them with a layered memory.
+        empty_core: Number of layered trajectories without a core in the final memory.
+        same_timestamp: Number of layered trajectories with two final episodic items of one
+            timestamp.
+        undated: Number of final episodic items that do not begin with a timestamp.
+        episodic: Number of final episodic items.
+        assistant_turns: Number of assistant turns with more than `LEAST_SAID` content words.
+        lost_turns: Number of them of whose content words their step writes less than `TRACE`.
+        calls: Number of emitted operations, including malformed ones.
+        malformed: Number of operations that could not be parsed, by reason
+            (`operations.MALFORMED`).
+        refused: Number of operations that the memory refused, by reason.
     """
 
     data_source: str
@@ -183,13 +185,13 @@ class FailureSigns:
 
 
 def failure_signs(trajectories: Iterable[Trajectory]) -> list[FailureSigns]:
-    """Count the signs of failure per data source.
+    """Return the counts of known failures per data source.
 
     Args:
-        trajectories: What was played, flat or layered.
+        trajectories: Played trajectories with flat or layered memory.
 
     Returns:
-        One row per data source, in the order of their first trajectories.
+        One row per data source, in the order of first appearance.
     """
     by_source: dict[str, list[Trajectory]] = {}
     for one in trajectories:
@@ -227,7 +229,7 @@ def is_layered(trajectory: Trajectory) -> bool:
     """Return whether a trajectory was played with a layered memory.
 
     Args:
-        trajectory: What was played.
+        trajectory: A played trajectory.
     """
     said = trajectory.metadata.get("rollout", {}).get("memory")
     if said is not None:
@@ -236,10 +238,13 @@ def is_layered(trajectory: Trajectory) -> bool:
 
 
 def lost_turns(step: Step) -> list[bool]:
-    """Return per turn of an assistant in a chunk whether the step's writes leave no trace of it.
+    """Return, for each assistant turn of a chunk, whether its content is missing from the writes.
 
     Args:
-        step: The step; turns that say little are passed over.
+        step: The step; turns with at most `LEAST_SAID` content words are skipped.
+
+    Returns:
+        Per turn, whether the step writes less than the share `TRACE` of its content words.
 
     >>> from finemem_lib.trajectory import Chunk, MemoryDelta
     >>> said = "The old mill near Porto grinds barley, wheat and rye every Sunday morning"
@@ -262,13 +267,13 @@ def lost_turns(step: Step) -> list[bool]:
 
 
 def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
-    """Return a line per method and store.
+    """Return a table with one row per method and store.
 
     Args:
-        rows: What `utilisation` returned.
+        rows: Rows of `utilisation`.
 
     Returns:
-        A pandas frame of texts; "–" where nothing was measured.
+        A pandas frame of text; "–" if a value is undefined.
     """
     import pandas as pd
 
@@ -290,13 +295,13 @@ def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
 
 
 def signs_frame(methods: Mapping[str, Sequence[Trajectory]]) -> pd.DataFrame:
-    """Return a line per method and data source with the signs of failure.
+    """Return a table of known failures with one row per method and data source.
 
     Args:
         methods: Trajectories of every method by its name.
 
     Returns:
-        A pandas frame of texts, counts with what they are counted among; "–" where that is nothing.
+        A pandas frame of text, "count of total"; "–" if the total is 0.
     """
     import pandas as pd
 

@@ -1,7 +1,7 @@
-"""What an advantage pays for a stored fact and for a stored noise sentence.
+"""Regress advantages on the numbers of stored facts and stored noise sentences.
 
-A credit rule that does not charge noise teaches a manager to store everything, whatever else it
-gets right. Differs from the paper, which does not measure this.
+A credit rule that does not penalise stored noise trains a manager to store everything. Differs from
+the paper, which does not measure this.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ STORED = {
     "fact": ("INSERT fact", "UPDATE right", "UPDATE reuse", "UPDATE wrong"),
     "noise": ("INSERT noise", "UPDATE noise"),
 }
-"""What is stored -> the counts of `operation_truth` that add up to it. Duplicates and sentences
-that are not in the chunk are neither."""
+"""Kind of stored sentence -> the counts of `operation_truth` whose sum is its number. Duplicates
+and sentences that are not in the chunk belong to neither kind."""
 
 Price = tuple[float | None, float | None]
 """Slope and its standard error."""
@@ -31,21 +31,22 @@ def noise_price(
 ) -> dict[str, Price]:
     """Return the advantage per stored fact and per stored noise sentence, within groups.
 
-    Least squares of A on the numbers of fact and noise sentences that the step stores, each as a
-    deviation from the mean of its group (the rollouts of one instance at one step). With the
-    deviations x of the steps of cluster i (an instance), their residuals e and m clusters, the
-    covariance of the slopes is ``m / (m - 1) B^-1 (sum_i s_i s_i') B^-1`` with ``B = sum x x'`` and
-    ``s_i = sum x e``. Source: Liang and Zeger (1986), clustered standard errors.
+    Least-squares regression of the advantage A on the numbers of fact and noise sentences that the
+    step stores; all are deviations from the mean of the group (the rollouts of one instance at one
+    step). With the deviations x of the steps of cluster i (an instance), their residuals e and m
+    clusters, the covariance of the slopes is ``m / (m - 1) B^-1 (sum_i s_i s_i') B^-1`` with
+    ``B = sum x x'`` and ``s_i = sum x e``. Source: Liang and Zeger (1986), clustered standard
+    errors.
 
     Args:
-        groups: the rollouts of every instance, planted streams.
-        advantages: in the same shape, one value per step; `None` is left out.
+        groups: the rollouts of every instance of planted streams.
+        advantages: one value per step, in the shape of `groups`; `None` is left out.
         truth: the instances by id, with their facts.
 
     Returns:
-        By "fact" and "noise" the slope, in advantage per sentence, and its standard error. The
-        slope is `None` where no group varies in the number or it varies with the other number only,
-        the error also where there are fewer than two groups.
+        By "fact" and "noise", the slope in advantage per sentence and its standard error. A slope
+        is `None` if its number is constant in every group or collinear with the other number; its
+        error is also `None` if there are fewer than two instances.
 
     Raises:
         ValueError: groups and advantages differ in shape, or the facts of an instance are unknown.
@@ -82,7 +83,7 @@ def _deviations(
     advantages: Sequence[Sequence[float | None]],
     truth: Mapping[str, Instance],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers stored and the advantage of every known step, less their group's means."""
+    """Return numbers stored and advantage of the steps with an advantage, minus the group means."""
     stored = np.array(
         [
             [

@@ -1,4 +1,4 @@
-"""Operations judged against the planted truth of their stream."""
+"""Classify operations by the planted truth of their stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPERATION_TRUTHS = (
     "SKIP fact",
     "refused",
 )
-"""What `operation_truth` counts."""
+"""The classes that `operation_truth` counts."""
 
 RIGHT_EDITS = ("INSERT fact", "UPDATE right", "UPDATE reuse", "DELETE stale", "DELETE noise")
 
@@ -36,23 +36,25 @@ WRONG_EDITS = tuple(
 
 
 def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int]:
-    """Return how often each of `OPERATION_TRUTHS` happened on a planted stream.
+    """Return the number of operations of each class in `OPERATION_TRUTHS` on a planted stream.
 
-    A written content is a fact sentence of the chunk, noise (another sentence of it), inexact (no
-    sentence of it) or, whatever it says, a duplicate of an item in the memory, refused or not; an
-    item evicted in the same step still counts as held. A fact UPDATEs the right record (an earlier
-    value of its slot), reuses a worthless one (noise, inexact, or outdated), or overwrites a live
-    one (wrong). DELETE removes a stale, worthless or live record; a record is live while it holds
-    the latest value of its slot, the chunk included. SKIP counts the sentences of the chunk that no
-    write carries, whether or not a SKIP was emitted. "refused" is every other operation that the
-    memory did not apply, unparsed ones included.
+    INSERT and UPDATE are classified by the content that they write: "fact" (a fact sentence of the
+    chunk), "noise" (another sentence of the chunk), "inexact" (no sentence of the chunk) or
+    "duplicate" (equal to an item in the memory, applied or not; an item evicted in the same step
+    still counts as in the memory). An UPDATE to a fact is "right" if it replaces an earlier value
+    of the fact's slot, "reuse" if it replaces a noise, inexact or outdated record, and "wrong" if
+    it overwrites a live record of another slot. DELETE removes a "stale" (outdated), "noise" (noise
+    or inexact) or "live" record. A record is live while it holds the latest value of its slot, the
+    current chunk included. SKIP counts the sentences of the chunk that no operation writes, whether
+    or not a SKIP was emitted. "refused" is every other operation that the memory did not apply,
+    including unparsed ones.
 
     Args:
         trajectory: one rollout of the stream.
         instance: the planted stream that was played, with its facts.
 
     Raises:
-        ValueError: the instance is not that of the trajectory, or its facts are not known.
+        ValueError: the instance is not that of the trajectory, or its facts are unknown.
     """
     counts = Counter(dict.fromkeys(OPERATION_TRUTHS, 0))
     for step in step_truth(trajectory, instance):
@@ -61,14 +63,14 @@ def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int
 
 
 def step_truth(trajectory: Trajectory, instance: Instance) -> list[dict[str, int]]:
-    """Return the counts of `operation_truth` of every step.
+    """Return the counts of `operation_truth` for every step.
 
     Args:
         trajectory: one rollout of the stream.
         instance: the planted stream that was played, with its facts.
 
     Raises:
-        ValueError: as `operation_truth`.
+        ValueError: see `operation_truth`.
     """
     facts_by_chunk = instance.metadata.get("facts")
     if facts_by_chunk is None or instance.instance_id != trajectory.instance_id:
@@ -85,13 +87,13 @@ def step_truth(trajectory: Trajectory, instance: Instance) -> list[dict[str, int
 
 
 class _Ledger:
-    """What the stream has told and the memory holds so far, and the counts of one step."""
+    """Facts and memory contents up to the current step, and the counts of this step."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.slots: dict[str, tuple[str, str]] = {}  # of every fact sentence read so far
+        self.slots: dict[str, tuple[str, str]] = {}  # fact sentence -> slot, of all chunks so far
         self.values: dict[str, str] = {}
-        self.latest: dict[tuple[str, str], str] = {}  # the values that are true now
+        self.latest: dict[tuple[str, str], str] = {}  # slot -> latest value
         self.contents: dict[str | None, str] = {}
 
     def count_step(self, step: Step, facts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -119,7 +121,7 @@ class _Ledger:
     def _count(
         self, outcome: OperationOutcome, stated: set[str], sentences: set[str]
     ) -> str | None:
-        """Count one operation, edit the memory, and return the content that it carries."""
+        """Count one operation, edit the memory, and return the content that it writes."""
         operation = outcome.operation
         if operation is None or operation.kind == "SKIP":
             self.counts["refused"] += operation is None
@@ -146,7 +148,7 @@ class _Ledger:
         return content
 
     def _edit(self, old: str, fact: str | None) -> str:
-        """Judge an UPDATE of the record `old` by a fact, or (`None`) its DELETE."""
+        """Return the class of an UPDATE of record `old` to `fact`, or (`None`) of its DELETE."""
         live = old in self.slots and self.latest[self.slots[old]] == self.values[old]
         if fact is None:
             return "live" if live else "stale" if old in self.slots else "noise"

@@ -1,9 +1,9 @@
-"""Tests of differences between methods, question by question, corrected over the whole table.
+"""Paired sign-flip tests between methods, with p-values corrected over the whole table.
 
-Both methods answered the same questions. The statistic is the mean difference in score; under the
-null hypothesis the two methods of an instance could be swapped, so the sign of every instance's
-sum of differences is drawn at random. Instances, not questions, are the units, because the
-questions of one instance share its memory. With at most `EXACT` instances all signs are tried.
+Both methods answered the same questions. The statistic is the mean difference in score. Under the
+null hypothesis the two methods are exchangeable within an instance, so the sign of every instance's
+summed difference is random. Instances, not questions, are the units, because the questions of one
+instance share its memory. With at most `EXACT` instances all sign combinations are enumerated.
 P-values are corrected by Holm's method over all rows that are returned together.
 
 Differs from the paper, which reports means without tests.
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXACT = 14
-"""Most instances whose signs are all tried."""
+"""Largest number of instances for which all sign combinations are enumerated."""
 
 DRAWS = 20_000
-"""Random signs where there are more."""
+"""Number of random sign combinations for more than `EXACT` instances."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """One method against another.
+    """Test of one method against a baseline.
 
     Attributes:
-        method, baseline: The two.
-        category: "all" over several.
-        data_source: "all" over several.
-        difference: Mean score of the method minus that of the baseline, each question once.
-        questions: Questions that both answered with a score.
-        instances: Units of the test.
-        p: Two-sided p-value; `None` where one instance is too few.
-        least_p: Smallest p that so few instances can give.
-        p_holm: Corrected over all rows of the table.
+        method, baseline: Names of the two methods.
+        category: Category of the questions; "all" over several.
+        data_source: Data source of the questions; "all" over several.
+        difference: Mean score of the method minus that of the baseline over the questions.
+        questions: Number of questions with a score under both methods.
+        instances: Number of instances, the units of the test.
+        p: Two-sided p-value; `None` if there is only one instance.
+        least_p: Smallest p-value that this number of instances can give.
+        p_holm: `p` corrected over all rows of the table.
     """
 
     method: str
@@ -64,17 +64,18 @@ class PairedTest:
 def paired_tests(
     methods: Mapping[str, Sequence[Trajectory]], baseline: str, seed: int = 0
 ) -> list[PairedTest]:
-    """Test every method against the baseline, by data source, by category and over all.
+    """Test every method against the baseline, by data source, by category and overall.
 
-    A category of one data source, and "all" of one category, has the row of that source only.
+    A row with the same questions as an earlier one is left out: that of a category with one data
+    source, and that of "all" with one category.
 
     Args:
         methods: Trajectories of every method by its name, played on the same instances.
-        baseline: The name of the method that the others are compared with.
-        seed: Of the random signs.
+        baseline: Name of the method with which the others are compared.
+        seed: Seed of the random signs.
 
     Raises:
-        ValueError: no such baseline, or a method shares no scored question with it.
+        ValueError: the baseline is unknown, or a method shares no scored question with it.
     """
     if baseline not in methods:
         raise ValueError(
@@ -107,11 +108,11 @@ def paired_tests(
 
 
 _Key = tuple[str, str, str, str]
-"""Category, data source, instance and question."""
+"""Category, data source, instance id and question id."""
 
 
 def _scores(trajectories: Sequence[Trajectory]) -> dict[_Key, float]:
-    """Return the score of every question, its rollouts averaged; unscored ones are left out."""
+    """Return the score of every question, averaged over rollouts, without unscored questions."""
     found: defaultdict[_Key, list[float]] = defaultdict(list)
     for one in trajectories:
         for answered in one.questions:
@@ -160,11 +161,11 @@ def _test(
 def sign_flip(totals: NDArray[np.float64], rng: np.random.Generator) -> float:
     """Return the two-sided p-value of a sum under random signs of its terms.
 
-    With more than `EXACT` terms signs are drawn, and p is (1 + hits) / (1 + draws).
+    With more than `EXACT` terms, signs are drawn at random and p is (1 + hits) / (1 + draws).
 
     Args:
         totals: The terms, shape (instances,).
-        rng: Source of the draws.
+        rng: Generator of the random signs.
 
     >>> sign_flip(np.array([1.0, 1.0, 1.0]), np.random.default_rng(0))
     0.25

@@ -1,8 +1,8 @@
-"""Published tables as reference data, next to what was measured here, column by column.
+"""Published result tables, shown next to values measured with this library.
 
-The figures are those that were printed (`published.yaml`), with their source and what to know of
-them. They are never averaged with, subtracted from or ranked among measured ones: readers, samples
-and scorers differ.
+The figures are copied as printed (`published.yaml`), with source and caveats. They are never
+averaged with, subtracted from or ranked among measured values, because readers, samples and scorers
+differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WIDE = 0.002
-"""A printed average that is further from the mean of its columns is said to differ."""
+"""Largest distance of a printed average from the mean of its columns that counts as rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class PublishedRow:
 
     Attributes:
         table: Key of the table.
-        method: As it is printed.
-        ours: The system of this library that stands in for it, `None` for none.
-        performance: By data source.
-        memory: Thousands of tokens of the memory, by data source.
-        average: As it is printed.
+        method: Name of the method, as printed.
+        ours: The corresponding system of this library; `None` if there is none.
+        performance: Performance by data source.
+        memory: Memory length in thousands of tokens, by data source.
+        average: Average performance, as printed.
     """
 
     table: str
@@ -59,12 +59,12 @@ class PublishedTable:
     """A published table.
 
     Attributes:
-        key: Its name here.
-        title: What it shows.
-        source: Where it is printed.
-        caveat: What to know before it is read beside other figures.
-        columns: Heading by data source.
-        rows: Its methods.
+        key: Key in `published.yaml`.
+        title: Title of the table.
+        source: Publication and number of the table.
+        caveat: Limits of a comparison with other figures.
+        columns: Printed heading by data source.
+        rows: One row per method.
     """
 
     key: str
@@ -107,16 +107,16 @@ def _table(key: str, content: dict[str, Any]) -> PublishedTable:
 
 
 def beside_published(rows: Iterable[Estimate], table: str = "memalpha") -> pd.DataFrame:
-    """Return a published table with what was measured here in columns of its own.
+    """Return a published table with measured values in separate columns.
 
     Args:
-        rows: What `tables.benchmark_table` returned.
+        rows: Rows of `tables.benchmark_table`.
         table: Key of the published table.
 
     Returns:
-        A pandas frame with a line per published method. Each data source has the columns
-        "published" and "ours"; ours is "–" where no system of this library stands in for the
-        method, or was not measured on that source.
+        A pandas frame with one row per published method. Each data source has the columns
+        "published" and "ours"; "ours" is "–" if no system of this library corresponds to the
+        method, or if the system was not measured on this source.
 
     Raises:
         ValueError: there is no such table.

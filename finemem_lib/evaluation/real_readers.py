@@ -1,16 +1,15 @@
-"""What changes when a small language model reads, verifies or teaches instead of the rules.
+"""Compare a small language model with the rule-based reader, verifier and question teacher.
 
-Differs from the paper: there Qwen3-32B reads and verifies and GPT-4o-mini teaches, and no other
-model is tried. Here each role is played by a language model and by the model-free default on the
-same data:
+Differs from the paper, where Qwen3-32B is reader and verifier, GPT-4o-mini is teacher, and no other
+model is tested. Here a language model and the model-free default take each role on the same data:
 
 - accuracy: score of a reader on the items retrieved from the same memories;
-- accepted, same verdict, kappa: share of the same candidate questions that a verifier accepts, how
-  often two verifiers agree, and Cohen's kappa of it, which is 0 where they agree as by chance;
+- accepted, same verdict, kappa: share of the same candidate questions that a verifier accepts,
+  share of equal verdicts of two verifiers, and Cohen's kappa of their verdicts (0 at chance level);
 - questions: share of a teacher's candidates that a verifier accepts;
-- CSR agreement: Spearman correlation, over the rollouts of one instance at one step, of the step
-  rewards that two pairs of teacher and reader give to the same operations. GRPO compares exactly
-  these rollouts with each other, so it is the agreement that matters to training.
+- CSR agreement: Spearman correlation of the chunk-level step rewards that two pairs of teacher and
+  reader give to the same operations, over the rollouts of one instance at one step. GRPO compares
+  exactly these rollouts, so this agreement is the one that affects training.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from finemem_lib.trajectory import Instance
 Measure = Literal["accuracy", "accepted", "same verdict", "kappa", "questions", "CSR agreement"]
 
 Values = dict[str, list[float | None]]
-"""Values by instance, `None` where there is nothing to measure."""
+"""Values by instance id; `None` if undefined."""
 
 Rewards = dict[str, list[list[float | None]]]
-"""Step rewards by instance: a list per rollout of a value per step."""
+"""Step rewards by instance id: one list per rollout with one value per step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +42,15 @@ class Row:
     """One value with its interval over instances.
 
     Attributes:
-        measure: See above.
+        measure: Name of the measure, see the module docstring.
         file: The data file.
-        who: The reader, the verifier, the teacher, or "teacher, reader".
-        against: Whom it is compared with or verified by; "" for a value of its own.
-        value: The mean, between `low` and `high`; of "accuracy" against another reader the
+        who: The reader, verifier or teacher, or the pair "teacher, reader".
+        against: The reader, verifier or pair that `who` is compared with, or the verifier of a
+            teacher's questions; "" if there is none.
+        value: Mean, with its interval from `low` to `high`; for "accuracy" with `against`, the mean
             difference on the same questions.
-        counted: Questions, candidates or steps behind the value.
-        instances: Clusters behind the interval.
+        counted: Number of questions, candidates or steps in the mean.
+        instances: Number of instances in the mean, the clusters of the interval.
     """
 
     measure: Measure
@@ -72,12 +72,12 @@ def row_of(
     against: str = "",
     baseline: Mapping[str, Sequence[float | None]] | None = None,
 ) -> Row:
-    """Return the row of values, or of their difference to others in the same places.
+    """Return the row for the mean of values, or of their differences to a baseline.
 
     Args:
-        measure, file, who, against: As in `Row`.
+        measure, file, who, against: See `Row`.
         values: Values by instance.
-        baseline: Values to subtract.
+        baseline: Values to subtract, in the same positions.
 
     >>> row_of("accuracy", "squad", "m", {"a": [1.0, 0.0], "b": [None]}).counted
     2
@@ -108,10 +108,10 @@ def accuracies(
     """Return the score of every question, by instance.
 
     Args:
-        instances: What the manager reads and the reader is asked about.
-        manager: Fills the memories.
-        reader: Answers.
-        top_k: Items it reads per question.
+        instances: Instances with the questions.
+        manager: Memory manager that writes the memories.
+        reader: Reader that answers the questions.
+        top_k: Number of items retrieved per question.
         seed: Seed of the manager.
     """
     settings = RolloutSettings(num_generations=1, top_k=top_k, ask_chunk_questions=False)
@@ -124,15 +124,15 @@ def accuracies(
 def questioned(
     instances: Sequence[Instance], teacher: Teacher, verifier: ReasoningAgent, k: int, seed: int
 ) -> tuple[list[Instance], dict[str, tuple[AuditRow, ...]]]:
-    """Return instances with the questions that were accepted, and the verdicts by instance.
+    """Return the instances with their accepted chunk questions, and all verdicts by instance.
 
-    With at most k candidates per chunk, every candidate gets a verdict.
+    If the teacher writes at most k candidates per chunk, every candidate gets a verdict.
 
     Args:
-        instances: Their chunks are asked about.
-        teacher: Writes the candidates.
-        verifier: Accepts them.
-        k: Most questions per chunk.
+        instances: Instances whose chunks get questions.
+        teacher: Writes the candidate questions.
+        verifier: Accepts or rejects the candidates.
+        k: Largest number of accepted questions per chunk.
         seed: Seed of the teacher.
     """
     made = [make_chunk_questions(one, teacher, verifier, k, seed) for one in instances]
@@ -149,13 +149,13 @@ def acceptances(audits: Mapping[str, Sequence[AuditRow]]) -> Values:
 
 
 def same_verdicts(one: Values, other: Values) -> Values:
-    """Return 1 where two verifiers agree on a candidate and 0 where not, by instance.
+    """Return 1 for every candidate on which two verifiers agree and 0 for every other, by instance.
 
     Args:
         one, other: `acceptances` of the same candidates in the same order.
 
     Raises:
-        ValueError: They are not of the same candidates.
+        ValueError: the numbers of candidates differ.
 
     >>> same_verdicts({"a": [1.0, 0.0]}, {"a": [1.0, 1.0]})
     {'a': [1.0, 0.0]}
@@ -167,13 +167,13 @@ def same_verdicts(one: Values, other: Values) -> Values:
 
 
 def kappa(one: Values, other: Values) -> float | None:
-    """Return Cohen's kappa of two verifiers over all candidates, `None` where it is undefined.
+    """Return Cohen's kappa of two verifiers over all candidates, `None` if it is undefined.
 
-    ``(p - e) / (1 - e)`` with p the share of equal verdicts and e the share that the two shares of
-    acceptance give by chance.
+    ``(p - e) / (1 - e)`` with p the share of equal verdicts and e the share expected by chance from
+    the two acceptance rates.
 
     Args:
-        one, other: As for `same_verdicts`.
+        one, other: See `same_verdicts`.
 
     >>> kappa({"a": [1.0, 1.0, 0.0, 0.0]}, {"a": [1.0, 0.0, 0.0, 0.0]})
     0.5
@@ -196,13 +196,13 @@ def step_rewards(
 ) -> Rewards:
     """Return the CSR of every step of every rollout, by instance.
 
-    The same manager and seed give the same operations, whoever asks and answers.
+    With the same manager and seed the operations are the same for every teacher and reader.
 
     Args:
-        instances: With chunk questions; their global questions are not asked.
-        manager: It must not look at questions or answers.
-        reader: Answers the chunk questions.
-        settings: How they are played.
+        instances: Instances with chunk questions; their global questions are not asked.
+        manager: Memory manager whose operations do not depend on questions or answers.
+        reader: Reader that answers the chunk questions.
+        settings: Rollout settings.
         seed: Seed of the manager.
     """
     silent = [dataclasses.replace(one, questions=()) for one in instances]
@@ -211,11 +211,14 @@ def step_rewards(
 
 
 def reward_agreement(one: Rewards, other: Rewards) -> Values:
-    """Return the rank agreement of two step rewards over the rollouts, per step, by instance.
+    """Return Spearman's correlation of two step rewards over the rollouts, per step, by instance.
 
     Args:
-        one, other: Step rewards of the same rollouts. Where `other` is the same for all of them
-            there is nothing to rank (`None`); where only `one` is, they do not agree (0.0).
+        one, other: Step rewards of the same rollouts.
+
+    Returns:
+        By instance, one value per step: `None` if `other` is constant over the rollouts, 0.0 if
+        only `one` is.
 
     >>> first = {"a": [[0.0, 1.0], [0.5, 1.0], [1.0, 0.0]]}
     >>> reward_agreement(first, {"a": [[0.1, 1.0], [0.2, 1.0], [0.3, 1.0]]})

@@ -1,7 +1,7 @@
-"""Score and credit what was played, again, from the trajectories alone.
+"""Recompute scores and credit of recorded trajectories.
 
-Nothing is played or read again but what a credit rule asks for. What was answered stays; scores
-become those of the metrics of this version, or of a judge.
+Nothing is played again, and the reader is called only for credit rules that need it. The recorded
+answers stay; scores are recomputed by the metrics of this version or by a judge.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ Group = list[Trajectory]
 def rescored(
     trajectories: Sequence[Trajectory], judge: ModelJudge | None = None, every: bool = False
 ) -> list[Trajectory]:
-    """Return trajectories with new scores of their global and chunk questions.
+    """Return trajectories with recomputed scores of their global and chunk questions.
 
-    An answer that failed ("" without a score) stays without one, and so does a question without an
-    accepted answer.
+    A failed answer ("" without a score) and a question without an accepted answer get no score.
 
     Args:
-        trajectories: What was played.
-        judge: Judges the answers that no metric can score; without one they keep their score.
-        every: Let the judge judge all answers.
+        trajectories: Recorded trajectories.
+        judge: Scores the answers that no metric can score; without a judge they keep their score.
+        every: Whether the judge scores all answers.
 
     Raises:
-        ModelError: the judge could not be asked.
+        ModelError: a call to the judge failed.
 
     >>> from finemem_lib.example import worked_example
     >>> [one] = rescored([worked_example()])
@@ -86,14 +85,14 @@ def _answers(trajectory: Trajectory) -> Iterator[AnsweredQuestion]:
 
 @dataclass(frozen=True, slots=True)
 class ScoreChange:
-    """What new scores change for one manager on one data source.
+    """Effect of rescoring for one manager on one data source.
 
     Attributes:
-        manager, data_source: Of which trajectories.
-        questions: Global questions.
-        before, after: Their mean score, `None` where none has one.
-        changed: Questions whose score is another now.
-        unscored_before, unscored_after: Questions without a score.
+        manager, data_source: Manager and data source of the trajectories.
+        questions: Number of global questions.
+        before, after: Mean score, without unscored questions; `None` if all are unscored.
+        changed: Number of questions whose score changed.
+        unscored_before, unscored_after: Number of questions without a score.
     """
 
     manager: str
@@ -107,11 +106,14 @@ class ScoreChange:
 
 
 def score_changes(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[ScoreChange]:
-    """Compare the scores of the global questions of the same trajectories.
+    """Compare the scores of the global questions before and after rescoring.
 
     Args:
-        before: As they were played.
-        after: The same, scored again.
+        before: The recorded trajectories.
+        after: The same trajectories rescored, in the same order.
+
+    Returns:
+        One entry per manager and data source.
     """
     pairs: defaultdict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(list)
     for old, new in zip(before, after, strict=True):
@@ -140,8 +142,8 @@ class CreditRow:
 
     Attributes:
         rule: Name of the rule.
-        manager, instance_id, rollout, step: Which step.
-        credit: What the rule gives it, `None` where nothing could be measured.
+        manager, instance_id, rollout, step: Identify the step.
+        credit: Credit of the step; `None` if undefined.
     """
 
     rule: str
@@ -154,11 +156,12 @@ class CreditRow:
 
 @dataclass(frozen=True, slots=True)
 class Recredited:
-    """What a credit rule gives to what was played.
+    """Credit of recorded trajectories under one rule.
 
     Attributes:
-        rows: One per step.
-        calls_asked, calls_made: Readings that the rule asked for, and those that were new.
+        rows: One row per step.
+        calls_asked, calls_made: Reader calls that the rule requested, and those that were not
+            answered from the cache.
     """
 
     rows: tuple[CreditRow, ...]
@@ -167,10 +170,13 @@ class Recredited:
 
 
 def updates_of(trajectories: Iterable[Trajectory]) -> list[list[Group]]:
-    """Return the groups of rollouts of every manager: a credit rule sees one manager at a time.
+    """Return the rollout groups by manager; credit rules are applied to one manager at a time.
 
     Args:
-        trajectories: In any order.
+        trajectories: Trajectories in any order.
+
+    Returns:
+        One list of groups per manager; a group holds the rollouts of one instance.
     """
     updates: defaultdict[str, defaultdict[str, Group]] = defaultdict(lambda: defaultdict(list))
     for one in trajectories:
@@ -181,12 +187,12 @@ def updates_of(trajectories: Iterable[Trajectory]) -> list[list[Group]]:
 def recredited(
     trajectories: Sequence[Trajectory], rule: str, agent: ReasoningAgent | None = None
 ) -> Recredited:
-    """Apply a credit rule to what was played.
+    """Apply a credit rule to recorded trajectories.
 
     Args:
-        trajectories: What was played; rollouts of one instance by one manager are a group.
+        trajectories: Recorded trajectories; rollouts of one instance by one manager form a group.
         rule: A name in `credit.rules.RULES`.
-        agent: The reasoning agent that answered, for rules that read again.
+        agent: The reasoning agent that answered, for rules that call the reader.
 
     Raises:
         ValueError: there is no such rule, or the trajectories lack what it needs.
@@ -208,10 +214,10 @@ def recredited(
 
 
 def credit_summary(rows: Sequence[CreditRow]) -> Mapping[str, tuple[int, int, float | None]]:
-    """Return steps, steps without a value, and the mean credit, by manager.
+    """Return, by manager, the number of steps, of steps without credit, and the mean credit.
 
     Args:
-        rows: Of one rule.
+        rows: Rows of one rule.
     """
     by_manager: defaultdict[str, list[float | None]] = defaultdict(list)
     for row in rows:

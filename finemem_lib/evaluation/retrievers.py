@@ -1,19 +1,19 @@
-"""What another retriever changes: recall, answers, time, and the credit that evidence gives.
+"""Compare retrievers by recall, accuracy, evidence credit and time.
 
-All retrievers search the same memories: a scripted manager reads the instances, whatever is
-retrieved. Measures, each against `BASELINE` on the same questions:
+All retrievers search the same memories, which a scripted manager writes independently of retrieval.
+Measures, each compared with `BASELINE` on the same questions:
 
-- recall: what the k items say of the answer, by the metric of the question; where a label is asked
-  for, whether an example with an accepted label is among them;
+- recall: score of the answer contained in the k retrieved items, by the metric of the question; for
+  label questions, whether an example with an accepted label is among the items;
 - accuracy: score of the extractive reader on the k items;
-- evidence used: share of the retrieved items that the reader answered from, over the questions with
-  a score above 0: the share of EARA's evidence that does not go to bystanders;
-- credit agreement: Spearman correlation of the evidence per step with that of `BASELINE`, per
-  trajectory;
-- credit against truth: the same with `credit_truth.planted_credit`, where the steps that state the
-  answers are known;
-- query ms, update ms: CPU time of one search, and of one changed item, in an index of so many
-  items; a text that is new to the encoder is encoded in it. Their interval is that of quartiles.
+- evidence used: share of the retrieved items that the reader used, over the questions with a score
+  above 0; EARA credits all retrieved items, so this is the share of its evidence that was used;
+- credit agreement: Spearman correlation, per trajectory, of the evidence credit per step with that
+  under `BASELINE`;
+- credit against truth: the same correlation with `credit_truth.planted_credit`, if the steps that
+  state the answers are known;
+- query ms, update ms: CPU time of one search and of updating one item in an index of the given
+  number of items, including the encoding of new texts; median with quartiles as the interval.
 """
 
 from __future__ import annotations
@@ -54,13 +54,16 @@ Measure = Literal[
 ]
 
 BASELINE: RetrieverName = "bm25"
-"""The retriever that all others are compared with."""
+"""The retriever with which all others are compared."""
 
 TOP_K = 3
-"""Items that the evidence is taken from, the default of `RolloutSettings`."""
+"""Number of retrieved items for the measures of evidence, the default of `RolloutSettings`."""
+
+CORRELATION = (-1, 1)
+"""Smallest and largest value of the two credit measures."""
 
 Values = dict[str, list[float | None]]
-"""Values by instance, `None` where there is nothing to measure."""
+"""Values by instance id; `None` if undefined."""
 
 Found = dict[tuple[Measure, RetrieverName, int], Values]
 """Values by measure, retriever and k."""
@@ -71,17 +74,17 @@ class Row:
     """One value with its interval, and its difference to `BASELINE` on the same questions.
 
     Attributes:
-        measure: See above.
-        file: Data file, "planted" for planted streams, "" where time is measured.
-        manager: Who filled the memory; "" where time is measured.
+        measure: Name of the measure, see the module docstring.
+        file: Data file; "planted" for planted streams, "" for times.
+        manager: Manager that wrote the memory; "" for times.
         retriever: Name of the retriever.
-        k: Items retrieved.
-        items: Items in the memory, the mean over instances.
-        value: The mean (the median of a time), between `low` and `high`.
-        difference: To `BASELINE`, between `difference_low` and `difference_high`; `None` for itself
-            and for times.
-        counted: Questions, trajectories or repetitions behind the value.
-        instances: Clusters behind the interval.
+        k: Number of retrieved items.
+        items: Number of items in the memory, the mean over instances.
+        value: Mean (median for times), with its interval from `low` to `high`.
+        difference: Mean difference to `BASELINE`, with its interval from `difference_low` to
+            `difference_high`; `None` for `BASELINE` and for times.
+        counted: Number of questions, trajectories or repetitions in the value.
+        instances: Number of instances in the value, the clusters of the interval.
     """
 
     measure: Measure
@@ -101,10 +104,10 @@ class Row:
 
 
 def recall(question: Question, contents: Sequence[str]) -> float | None:
-    r"""Return what items say of the answer, in [0, 1]; `None` where no metric can tell.
+    r"""Return the score of the answer contained in items, in [0, 1]; `None` if no metric applies.
 
     Args:
-        question: With its accepted answers.
+        question: The question with its accepted answers.
         contents: Contents of the items.
 
     >>> question = Question("q", "Where does Mia live?", ("Rome",), "planted")
@@ -132,15 +135,15 @@ def compare(
     dense_model: str = DENSE_MODEL,
     seed: int = 0,
 ) -> tuple[Found, int]:
-    """Return every measure but time, and the mean number of items in the final memories.
+    """Return every measure except time, and the mean number of items in the final memories.
 
     Args:
-        instances: What the manager reads.
-        manager: Fills the memories; it must not look at what is retrieved.
-        retrievers: Names of the retrievers, `BASELINE` among them.
-        recall_at: Numbers of items to measure the recall of.
-        accuracy_at: Numbers of items to let the reader read.
-        dense_model: Sentence encoder of those that need one.
+        instances: Instances that the manager plays.
+        manager: Memory manager whose operations do not depend on retrieval.
+        retrievers: Names of the retrievers, including `BASELINE`.
+        recall_at: Values of k for the recall.
+        accuracy_at: Values of k for the accuracy.
+        dense_model: Sentence encoder of the retrievers that need one.
         seed: Seed of the manager.
     """
     agent = reader_for(instances)
@@ -193,7 +196,7 @@ def _add_evidence(
     one: Trajectory,
     read: Sequence[AnsweredQuestion],
 ) -> None:
-    """Add what the answers of a trajectory say of its evidence."""
+    """Add the evidence measures of one trajectory to `found`, and its credit to `credits`."""
     at_k = dataclasses.replace(one, questions=tuple(read))
     credit = credits[name, one.instance_id] = evidence_contribution(at_k)
     found["evidence used", name, TOP_K][one.instance_id] = [
@@ -210,13 +213,13 @@ def _add_evidence(
 
 
 def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
-    """Return the rows of what `compare` found, with intervals over instances.
+    """Return rows for the values that `compare` returned, with intervals over instances.
 
     Args:
         found: Values by measure, retriever and k.
         file: Data file.
         manager: Name of the manager.
-        items: Mean number of items.
+        items: Mean number of items in the final memories.
     """
     rows = []
     for (measure, retriever, k), values in found.items():
@@ -233,7 +236,9 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
                 retriever,
                 k,
                 items,
-                *clustered_mean(values),
+                *clustered_mean(
+                    values, bounds=CORRELATION if measure.startswith("credit") else (0, 1)
+                ),
                 *difference,
                 sum(value is not None for some in values.values() for value in some),
                 len(known),
@@ -243,13 +248,13 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
 
 
 def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame:
-    """Return times and the measures of evidence, a column per retriever, a line per measure.
+    """Return a table of times and evidence measures: a row per measure, a column per retriever.
 
-    What has fewer than two instances to measure is left out.
+    Measures with fewer than two instances are left out.
 
     Args:
-        rows: The rows, of any measures and files.
-        manager: Who filled the memories.
+        rows: Rows of any measures and files.
+        manager: Manager that wrote the memories.
     """
     import pandas as pd
 
@@ -278,14 +283,14 @@ _ORDER = (
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four significant digits, whole or not at all.
+    """Write rows as JSON lines with four significant digits; the file is replaced atomically.
 
     Args:
         rows: The rows, one per line.
         path: File to write or replace.
 
     Raises:
-        OSError: they could not be written; what was there before is unchanged.
+        OSError: the file could not be written; an earlier version is unchanged.
     """
 
     def short(row: Row) -> Mapping[str, object]:
@@ -301,13 +306,13 @@ def write_table(rows: Iterable[Row], path: Path) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read back what `write_table` wrote.
+    """Read the rows that `write_table` wrote.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: the file is missing, or a line of it is not a row.
+        ValueError: the file is missing, or a line is not a row.
     """
     optional = ("value", "low", "high", "difference", "difference_low", "difference_high")
     try:

@@ -1,9 +1,9 @@
-"""Conflict resolution: accuracy by how often a fact was revised, and what a manager does about it.
+"""Conflict resolution: accuracy by number of revisions of a fact, and operations at revisions.
 
-The managers by planted truth differ in one thing: a changed fact updates its item ("oracle"),
-deletes it and inserts another ("oracle-replace"), or is added beside it ("facts-only"). What the
-other managers do is counted: of the operations at steps that revise a fact, the shares of UPDATE,
-DELETE and INSERT.
+The managers that know the planted truth differ only in how they store a changed fact: "oracle"
+updates its item, "oracle-replace" deletes it and inserts a new one, and "facts-only" inserts a
+second item. For every manager, the shares of UPDATE, DELETE and INSERT among the operations at
+steps that revise a fact are reported.
 
 Differs from the papers, which report no accuracy by number of revisions.
 """
@@ -41,33 +41,33 @@ MANAGERS = (
     "raw-chunks",
     "tiny",
 )
-"""Every manager by rule, and the tiny one that is shipped."""
+"""All rule-based managers, and the tiny model that is shipped with the library."""
 
 STREAMS = 40
 BUDGETS = (None, 60)
-"""Tokens of the memory: without a limit, and hardly more than the last values take."""
+"""Token limits of the memory: none, and little more than the last values need."""
 
 TOP_K = 3
-"""Items per question, fewer than a fact has values once it was revised three times."""
+"""Number of retrieved items, fewer than the values of a fact that was revised three times."""
 
 ALL_REVISIONS = -1
-"""Stands for all numbers of revisions together."""
+"""Value of `RevisionRow.revisions` in rows over all numbers of revisions."""
 
 
 @dataclass(frozen=True, slots=True)
 class RevisionRow:
-    """One manager on questions of one kind whose facts were revised so often.
+    """Results of one manager on the questions of one kind and number of revisions.
 
     Attributes:
         manager: Name of the manager.
-        budget: Most tokens of its memory; `None` for no limit.
-        kind: "single", "pair" or "chain".
-        revisions: How often; `ALL_REVISIONS` for all.
+        budget: Token limit of its memory; `None` for no limit.
+        kind: Kind of question: "single", "pair" or "chain".
+        revisions: Number of revisions of the facts; `ALL_REVISIONS` for all numbers together.
         accuracy, low, high: Mean score with its interval over streams.
-        stale: Share of the answers that name a former value and not the last one.
-        questions: Questions behind them.
-        streams: Instances behind the interval.
-        memory_tokens: Mean length of the final memory, over all kinds.
+        stale: Share of the answers that score 0 and name a former value.
+        questions: Number of questions.
+        streams: Number of streams.
+        memory_tokens: Mean length of the final memory in tokens, over all kinds.
         updates, deletes, inserts: Shares of the applied operations at steps that revise a fact.
     """
 
@@ -88,7 +88,7 @@ class RevisionRow:
 
     @property
     def method(self) -> str:
-        """Name of the manager, with its budget."""
+        """Name of the manager, with its budget if it has one."""
         return budget_name(self.manager, self.budget)
 
 
@@ -99,14 +99,14 @@ def revision_rows(
     seed: int = 0,
     settings: RevisionSettings | None = None,
 ) -> list[RevisionRow]:
-    """Let managers play streams of revised facts and return their rows.
+    """Play streams of revised facts with every manager and return the rows.
 
     Args:
-        managers: Names of `make_system`.
+        managers: Names known to `make_system`.
         streams: Number of streams.
-        budgets: Most tokens of the memory.
-        seed: Of streams and managers.
-        settings: Shape of the streams.
+        budgets: Token limits of the memory; `None` for no limit.
+        seed: Seed of streams and managers.
+        settings: Settings of the streams.
     """
     instances = [
         revised_stream(stable_seed(seed, "revised", number), settings) for number in range(streams)
@@ -131,8 +131,8 @@ def rows_of(
     """Return the rows of one manager.
 
     Args:
-        manager: Its name.
-        budget: Most tokens of its memory.
+        manager: Name of the manager.
+        budget: Token limit of its memory; `None` for no limit.
         instances: Streams of revised facts.
         trajectories: One per instance, in order.
     """
@@ -155,7 +155,7 @@ def rows_of(
             budget,
             kind,
             revisions,
-            *clustered_mean(scores[kind, revisions]),
+            *clustered_mean(scores[kind, revisions], bounds=(0, 1)),
             stale=sum(stale[kind, revisions]) / len(stale[kind, revisions]),
             questions=len(stale[kind, revisions]),
             streams=len(scores[kind, revisions]),
@@ -170,7 +170,7 @@ def rows_of(
 
 
 def _operations(instances: Sequence[Instance], trajectories: Sequence[Trajectory]) -> Counter[str]:
-    """Count the applied edits by kind, at the steps whose chunk revises a fact."""
+    """Return the number of applied operations by kind, at steps whose chunk revises a fact."""
     found: Counter[str] = Counter()
     for instance, one in zip(instances, trajectories, strict=True):
         for step, facts in zip(one.steps, instance.metadata["facts"], strict=True):
@@ -184,11 +184,11 @@ def _operations(instances: Sequence[Instance], trajectories: Sequence[Trajectory
 
 
 def revisions_frame(rows: Iterable[RevisionRow], kind: Kind = "single") -> pd.DataFrame:
-    """Return a line per manager and budget, and a column per number of revisions.
+    """Return a table with one row per manager and budget, one column per number of revisions.
 
     Args:
         rows: Rows of any kinds.
-        kind: The kind to show.
+        kind: Kind of question to show.
     """
     import pandas as pd
 
@@ -215,6 +215,6 @@ def read_rows(path: Path) -> list[RevisionRow]:
         path: The file.
 
     Raises:
-        ValueError: the file is missing, or a line of it is not a row.
+        ValueError: the file is missing, or a line is not a row.
     """
     return rows.read_rows(path, RevisionRow, "python benchmarks/systems.py --output FOLDER")

@@ -1,4 +1,4 @@
-"""Files of measured rows, one JSON object per line."""
+"""Read and write measured rows as JSON lines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def write_rows(rows: Iterable[DataclassInstance], path: Path) -> None:
-    """Write rows as JSON lines with four significant digits, whole or not at all.
+    """Write rows as JSON lines with four significant digits; the file is replaced atomically.
 
     Args:
-        rows: Dataclass instances of plain values.
+        rows: Dataclass instances whose fields are plain values.
         path: File to write or replace.
     """
     with written_beside(path) as beside:
@@ -42,11 +42,11 @@ def read_rows(path: Path, kind: type[R], made_by: str) -> list[R]:
 
     Args:
         path: The file.
-        kind: Dataclass of its rows.
-        made_by: The command that makes the file, for the message of an error.
+        kind: Dataclass of the rows.
+        made_by: Command that makes the file; the error message names it.
 
     Raises:
-        ValueError: The file is missing, or one of its lines is not such a row.
+        ValueError: the file is missing, or a line is not a row of this dataclass.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,12 +1,14 @@
-"""May steps with different prompts share a group? How well an advantage follows what a step did.
+"""State mismatch: how well advantages match the effects of steps whose memory states differ.
 
-At step 1 the rollouts of a group have seen the same prompt. Later each has a memory of its own, so
-that a difference of outcomes mixes what a step did with the state it inherited. `Fork` is the
-smallest example; `mismatch_rows` measures it on rollouts, step by step, with the remedies: compare
-equal states only (GiGPO), or play a step again and again from one shared state (LoGo-GRPO).
+At step 1 all rollouts of a group see the same prompt. Later each rollout has its own memory, so a
+difference in outcome mixes the effect of the step with that of the earlier steps. `Fork` is the
+smallest example. `mismatch_rows` measures the agreement on rollouts, step by step, also for two
+remedies: comparing only rollouts in equal states (GiGPO), and rolling out each step several times
+from one shared state (LoGo-GRPO).
 
-Differs from the papers: of both only the local comparison is taken, without the advantage over the
-group that they add to it, and the re-rollouts of all steps start from the first rollout of a group.
+Differs from the papers: only the local comparison of both methods is used, without the advantage
+over the whole group that they add to it; the re-rollouts of all steps start from the first rollout
+of a group.
 """
 
 from __future__ import annotations
@@ -36,19 +38,19 @@ COMPARISONS = (
     "equal states only",
     "re-rollouts from one state",
 )
-"""Ways to compare a step: over all rollouts, by the outcome or by the evidence of what the reader
-used; among the rollouts in the same state; among rollouts played again from one state."""
+"""Comparisons that define an advantage: over all rollouts, by the outcome or by the evidence of the
+items that the reader used; among rollouts in the same state; among re-rollouts from one state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Four rollouts of two steps: each step stores its fact or not, in all combinations.
+    """Example: four rollouts of two steps that store their facts or not, in all combinations.
 
-    A share of the questions asks for the first fact, the rest for the second. A fact that is in
-    memory is answered.
+    A question is answered right if the fact that it asks for is in the memory.
 
     Attributes:
-        share: Share of the questions that ask for the fact of step 1, in [0, 1].
+        share: Share of the questions that ask for the fact of step 1, in [0, 1]; all others ask for
+            that of step 2.
 
     >>> fork = Fork(0.75)
     >>> fork.outcomes, fork.compared, fork.within_state, fork.effects
@@ -68,32 +70,32 @@ class Fork:
 
     @property
     def effects(self) -> list[float]:
-        """What step 2 did in each rollout: its outcome less that without step 2."""
+        """The effect of step 2 in each rollout: its outcome minus the outcome without step 2."""
         return [(1 - self.share) * second for _, second in self.STORED]
 
     @property
     def compared(self) -> list[float]:
-        """The advantage of step 2 over all rollouts, not scaled."""
+        """The advantage of step 2 over all rollouts, unscaled."""
         return _centred(self.outcomes)
 
     @property
     def within_state(self) -> list[float]:
-        """The advantage of step 2 among the two rollouts with the same memory, not scaled."""
+        """The advantage of step 2 among the two rollouts with the same memory, unscaled."""
         outcomes = self.outcomes
         return _centred(outcomes[:2]) + _centred(outcomes[2:])
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One step as one comparison sees it.
+    """Advantage and effect of one step of one rollout under one comparison.
 
     Attributes:
         comparison: One of `COMPARISONS`.
-        instance_id: The instance that was played.
+        instance_id: Id of the instance.
         step: From 1 to T.
-        advantage: Relative to what the comparison compares with.
-        effect: r_global less that of the memory that the other steps leave.
-        alone: Whether there was nothing to compare with.
+        advantage: Advantage of the step under the comparison.
+        effect: r_global minus r_global of a replay without the step.
+        alone: Whether there was no other rollout to compare with.
     """
 
     comparison: str
@@ -106,14 +108,14 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How well the advantages of a comparison follow the effects, at one step.
+    """Correlation of advantages and effects under one comparison at one step.
 
     Attributes:
         comparison: One of `COMPARISONS`.
         step: From 1 to T.
-        value: Correlation of advantage and effect within instances; `None` where one is constant.
-        low, high: Ends of its interval over instances, `None` where there is none.
-        alone: Share of the rollouts that had nothing to be compared with.
+        value: Correlation within instances, in [-1, 1]; `None` if advantage or effect is constant.
+        low, high: Ends of its bootstrap interval over instances; `None` if there is none.
+        alone: Share of the rollouts without another rollout to compare with.
     """
 
     comparison: str
@@ -125,11 +127,11 @@ class Agreement:
 
 
 class FromState:
-    """Repeats what was recorded up to a step, then lets a manager act.
+    """Manager that repeats recorded completions before a step and samples new ones from there on.
 
     Args:
-        manager: Acts from the step on.
-        recorded: The trajectory to repeat, by instance.
+        manager: Memory manager that acts from `step` on.
+        recorded: The trajectory to repeat, by instance id.
         step: The first step that is not repeated.
     """
 
@@ -143,12 +145,12 @@ class FromState:
         self.settings = manager.settings
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return the recorded completions before the step, the manager's own from there on.
+        """Return recorded completions before `step`, and the manager's own from there on.
 
         Args:
-            observations: What is seen at this step, one per rollout.
-            seed: Seed of every random choice; the step counts too, so that no two shared states
-                are played on alike.
+            observations: Observations of this step, one per rollout.
+            seed: Seed of all random choices; it is combined with `step`, so that re-rollouts from
+                different steps use different random numbers.
         """
         if observations[0].step >= self.step:
             return self.manager.act(observations, stable_seed(seed, "from", self.step))
@@ -166,21 +168,21 @@ def mismatch_rows(
     seed: int,
     scale_rewards: ScaleRewards = "group",
 ) -> list[Compared]:
-    """Play instances and return every step as every comparison sees it.
+    """Play instances and return advantage and effect of every step under every comparison.
 
-    The re-rollouts take ``(T - 1) / 2`` times the steps of the rollouts themselves: those of step
-    1, where all start alike, are the rollouts.
+    The re-rollouts cost ``(T - 1) / 2`` times the steps of the original rollouts; step 1 needs no
+    re-rollouts, because all rollouts start from the same state.
 
     Args:
-        instances: Of equal length, with ids that differ.
-        manager: Plays them.
-        settings: How they are played.
-        agent: Answers the questions.
-        seed: Every random choice follows from it.
-        scale_rewards: As in `advantages.group_relative`.
+        instances: Instances of equal length with distinct ids.
+        manager: Memory manager.
+        settings: Rollout settings.
+        agent: Reasoning agent that answers the questions.
+        seed: Seed of all random choices.
+        scale_rewards: See `advantages.group_relative`.
 
     Raises:
-        ValueError: As `rollout.play` and `counterfactual.step_leave_one_out`.
+        ValueError: see `rollout.play` and `counterfactual.step_leave_one_out`.
     """
     groups = play(instances, manager, settings, agent, seed)
     num_steps = groups[0][0].num_steps
@@ -224,15 +226,15 @@ def mismatch_rows(
 def agreements(
     rows: Sequence[Compared], resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> list[Agreement]:
-    """Return how well every comparison follows the effects, step by step.
+    """Return the correlation of advantages and effects for every comparison and step.
 
-    Advantage and effect are deviations from the means of the instance at the step. The interval is
-    the bootstrap's over instances.
+    Advantage and effect are centred on their means over the rollouts of an instance at the step.
+    Intervals are bootstrap intervals over instances.
 
     Args:
-        rows: As `mismatch_rows` returns them.
-        resamples: Bootstrap resamples.
-        seed: Of the bootstrap.
+        rows: Rows of `mismatch_rows`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
         level: Coverage of the intervals.
     """
     found = []
@@ -265,7 +267,7 @@ def _rows(
     effect: float | None,
     alone: Mapping[str, bool],
 ) -> list[Compared]:
-    """Return the rows of one step of one rollout; what could not be scored has none."""
+    """Return the rows of one step of one rollout; an unscored comparison has no row."""
     return [
         Compared(name, group[0].instance_id, step, value, effect, alone.get(name, False))
         for name, value in advantages.items()
@@ -274,7 +276,7 @@ def _rows(
 
 
 def _effects(group: Sequence[Trajectory], step: int, agent: ReasoningAgent) -> list[float | None]:
-    """Return r_global less that of the memory that all steps but one leave, per rollout."""
+    """Return, per rollout, r_global minus r_global of a replay without the step."""
     effects: list[float | None] = []
     for one in group:
         outcome = outcome_reward(one)
@@ -288,7 +290,7 @@ def _effects(group: Sequence[Trajectory], step: int, agent: ReasoningAgent) -> l
 
 
 def _completion(step: Step) -> Completion:
-    """Return a recorded completion as the manager returned it."""
+    """Return the completion of a recorded step, as the manager returned it."""
     operations = tuple(
         InvalidOperation(outcome.reason or "", outcome.raw or "")
         if outcome.operation is None

@@ -1,9 +1,10 @@
-"""Accuracy, memory, seconds and calls of systems against the length of the stream.
+"""Accuracy, memory, time and model calls of systems by stream length.
 
-Planted streams of growing length, or growing heads of one long instance: of its questions those
-are asked whose evidence lies in the head, where the evidence is known, else those whose answer
-does. Seconds are CPU seconds of manager, memory and index per step, without the final reading;
-calls are those of a writing model where one plays the system, and one reading per question.
+The streams are planted streams of increasing length, or prefixes ("heads") of increasing length of
+one long instance. A head keeps the questions whose evidence steps lie in it or, if these are
+unknown, whose answer occurs in it. Time is CPU time of manager, memory and index per step, without
+the final reading. Calls are those of a language model that writes the memory, if the system is
+played with one, plus one reading per question.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ class LengthRow:
     """One system on streams of one length.
 
     Attributes:
-        stream: "planted", or the name of the long instance.
+        stream: "planted", or the id of the long instance.
         system: Name of the system.
-        budget: Most tokens of its memory; `None`: its own.
+        budget: Token limit of its memory; `None` for the limit in its own settings.
         chunks: Length of the streams in chunks.
-        stream_tokens: Mean length in tokens.
-        accuracy: Mean score of the questions, between `low` and `high` over instances (`None` where
-            there is one instance).
-        memory_tokens: Mean L(M_T).
+        stream_tokens: Mean length of the streams in tokens.
+        accuracy: Mean score of the questions; its interval over instances is `low` to `high`
+            (`None` for a single instance).
+        memory_tokens: Mean length of the final memory in tokens, L(M_T).
         read_tokens: Mean tokens of the items retrieved for a question.
         seconds_per_step: CPU seconds per chunk.
-        calls: Calls of models per stream.
-        instances: Streams.
-        questions: Questions behind the accuracy.
+        calls: Model calls per stream.
+        instances: Number of streams.
+        questions: Number of questions.
     """
 
     stream: str
@@ -65,7 +66,7 @@ class LengthRow:
 
     @property
     def method(self) -> str:
-        """Name of the system, with its budget."""
+        """Name of the system, with its budget if it has one."""
         return budget_name(self.system, self.budget)
 
 
@@ -80,10 +81,10 @@ def planted_lengths(
 
     Args:
         systems: Names of systems, played without a language model.
-        lengths: Chunks of the streams.
-        count: Streams per length.
-        budgets: Most tokens of the memory.
-        seed: Of streams and managers.
+        lengths: Stream lengths in chunks.
+        count: Number of streams per length.
+        budgets: Token limits of the memory; `None` for the limit in each system's own settings.
+        seed: Seed of streams and managers.
     """
     return [
         _row("planted", name, budget, instances, reader_for(instances), seed)
@@ -108,14 +109,14 @@ def head_lengths(
     budgets: Sequence[int | None] = (None,),
     seed: int = 0,
 ) -> list[LengthRow]:
-    """Measure systems on growing heads of one long instance.
+    """Measure systems on heads of increasing length of one long instance.
 
     Args:
         systems: Names of systems, played without a language model.
         instance: The long instance.
-        shares: Shares of its chunks, in (0, 1].
-        budgets: Most tokens of the memory.
-        seed: Of the managers.
+        shares: Shares of its chunks that the heads keep, in (0, 1].
+        budgets: Token limits of the memory; `None` for the limit in each system's own settings.
+        seed: Seed of the managers.
     """
     agent = reader_for([instance])
     heads = [head_of(instance, max(1, round(share * len(instance.chunks)))) for share in shares]
@@ -133,7 +134,7 @@ def head_of(instance: Instance, chunks: int) -> Instance:
 
     Args:
         instance: The long instance.
-        chunks: How many chunks are kept.
+        chunks: Number of chunks to keep.
     """
     kept = instance.chunks[:chunks]
     text = "\n".join(chunk.text for chunk in kept)
@@ -185,7 +186,7 @@ def _row(
         budget,
         max(steps),
         sum(chunk.tokens for one in instances for chunk in one.chunks) / len(played),
-        *clustered_mean(scores),
+        *clustered_mean(scores, bounds=(0, 1)),
         memory_tokens=sum(one.steps[-1].memory_tokens for one in played) / len(played),
         read_tokens=sum(map(_read, played)) / max(1, len(questions)),
         seconds_per_step=seconds / sum(steps),
@@ -196,7 +197,7 @@ def _row(
 
 
 def _read(trajectory: Trajectory) -> int:
-    """Return the tokens that were read for all questions of a trajectory."""
+    """Return the total tokens of the items retrieved for all questions of a trajectory."""
     sizes = {item.item_id: count_tokens(item.content) for item in trajectory.final_memory()}
     return sum(sizes[hit.item_id] for a in trajectory.questions for hit in a.retrieved)
 
@@ -208,6 +209,6 @@ def read_rows(path: Path) -> list[LengthRow]:
         path: The file.
 
     Raises:
-        ValueError: the file is missing, or a line of it is not a row.
+        ValueError: the file is missing, or a line is not a row.
     """
     return rows.read_rows(path, LengthRow, "python benchmarks/systems.py --output FOLDER")

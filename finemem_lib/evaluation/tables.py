@@ -1,10 +1,10 @@
 """Tables over trajectories: accuracy, memory length and operations by method, with intervals.
 
-Trajectories of the same instance (its rollouts) stay together in the bootstrap. Strata are the
-data sources: they are held fixed, and the instances within each are resampled, so an interval
-speaks of other instances of the same sources. An unscored question is counted and shown, never
-taken as 0. Retrieval over raw chunks or over labelled examples needs nothing here: it is a
-scripted manager that inserts each of them as one item, so every reward and figure works on it.
+The bootstrap resamples whole instances with all their rollouts, within each data source (stratum).
+An interval therefore covers the variation between instances of the same data sources. An unscored
+question is counted and shown, never scored as 0. Retrieval over raw chunks or over labelled
+examples is a scripted manager that inserts each of them as one item, so every reward and figure
+applies to it.
 
 Differs from the paper: each average states what it averages over. "pooled" counts each scored
 question once, whatever its source; "macro" is the mean of the pooled values of the data sources.
@@ -39,15 +39,16 @@ UNPARSED = "unparsed"
 
 @dataclass(frozen=True, slots=True)
 class BootstrapSettings:
-    """How intervals are made: percentile bootstrap.
+    """Settings of the percentile bootstrap.
 
     Attributes:
-        resample: what is drawn with replacement within a data source. "instance" speaks of other
-            instances; "question" of other questions on the same instances, the only choice where a
-            source has one instance. Memory measures are always drawn by instance.
-        num_resamples: number of draws, at least 100.
+        resample: unit that is drawn with replacement within a data source. "instance" covers the
+            variation between instances, "question" that between questions on the same instances,
+            the only choice for a data source with one instance. Memory measures always resample
+            instances.
+        num_resamples: number of resamples, at least 100.
         level: coverage of the interval, between 0 and 1.
-        seed: of the draws.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: a value is out of range.
@@ -80,13 +81,13 @@ class Estimate:
         data_source: "all" over several.
         measure: accuracy and memory share are fractions, memory tokens are L(M_T).
         average: how questions and sources are weighted.
-        value: `None` where nothing could be measured.
-        low: lower end of the interval, `None` where there is too little to draw from; so is `high`.
-        instances: number of instances behind the value.
-        counted: scored answers (for memory, trajectories; for a difference, pairs).
-        left_out: those that could not be scored (or paired).
+        value: the estimate; `None` if nothing could be measured.
+        low: lower end of the interval, `None` if there are too few units to resample; so is `high`.
+        instances: number of instances in the value.
+        counted: number of scored answers (for memory, trajectories; for a difference, pairs).
+        left_out: number of those that could not be scored (or paired).
         over: what the value averages over, in words.
-        interval: how the interval was made, or why there is none.
+        interval: how the interval was computed, or why there is none.
     """
 
     method: str
@@ -106,12 +107,12 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class OperationCount:
-    """How often a method emitted a kind of operation, and what became of it.
+    """Numbers of emitted, applied and invalid operations of one kind by one method.
 
     Attributes:
         kind: one of `OPERATION_KINDS`, or "unparsed" for text that is no operation.
         per_step: emitted / steps.
-        reasons: number of invalid ones by reason, most frequent first.
+        reasons: number of invalid operations by reason, most frequent first.
     """
 
     method: str
@@ -128,22 +129,22 @@ def benchmark_table(
     settings: BootstrapSettings | None = None,
     measures: Sequence[Measure] = get_args(Measure),
 ) -> list[Estimate]:
-    """Return accuracy and memory of every method by data source, by category and over all.
+    """Return accuracy and memory of every method by data source, by category and overall.
 
     accuracy: mean score of the scored global questions. memory_tokens: mean L(M_T) over
     trajectories. memory_share: mean of L(M_T) / sum_t L(c_t), which is 1 - r_comp.
 
     Args:
         methods: trajectories of every method by its name.
-        settings: how intervals are made.
-        measures: what to measure.
+        settings: settings of the bootstrap.
+        measures: the measures to compute.
 
     Returns:
-        Per method and measure, one row per data source and two (macro, pooled) per category and
-        over all.
+        Per method and measure, one row per data source, and two rows (macro, pooled) per category
+        and overall.
 
     Raises:
-        ValueError: a method without trajectories, or lengths counted by different tokenizers.
+        ValueError: a method has no trajectories, or lengths were counted by different tokenizers.
     """
     _check(methods)
     settings = settings or BootstrapSettings()
@@ -161,19 +162,22 @@ def paired_differences(
     settings: BootstrapSettings | None = None,
     measure: Measure = "accuracy",
 ) -> list[Estimate]:
-    """Return the rows of `benchmark_table` for every method minus the baseline, pair by pair.
+    """Return the paired differences between every method and the baseline, with intervals.
 
-    Both are compared on the questions (for memory, the instances) that were scored for both, and
-    are drawn together, so that the difficulty of an instance cancels out.
+    Only questions (for memory, instances) with a value under both methods count. Both methods are
+    resampled together, so the difficulty of an instance cancels out.
 
     Args:
         methods: trajectories of every method by its name.
-        baseline: the name of the method to subtract.
-        settings: how intervals are made.
-        measure: what to compare.
+        baseline: name of the method to subtract.
+        settings: settings of the bootstrap.
+        measure: the measure to compare.
+
+    Returns:
+        Per method, the rows of `benchmark_table` for the difference.
 
     Raises:
-        ValueError: no such baseline, or methods played on different instances.
+        ValueError: the baseline is unknown, or the methods were played on different instances.
     """
     _check(methods)
     if baseline not in methods:
@@ -192,13 +196,13 @@ def paired_differences(
 
 
 def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[OperationCount]:
-    """Return how many operations of each kind every method emitted, applied and invalid.
+    """Return the numbers of emitted, applied and invalid operations by method and kind.
 
     Args:
-        methods: name of each method -> its trajectories.
+        methods: trajectories of every method by its name.
 
     Raises:
-        ValueError: a method without trajectories.
+        ValueError: a method has no trajectories, or lengths were counted by different tokenizers.
     """
     _check(methods)
     rows = []
@@ -225,14 +229,14 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
 
 
 def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
-    """Return one line of text cells per method.
+    """Return one table row of text per method.
 
     Args:
-        rows: what `benchmark_table` returned.
+        rows: rows of `benchmark_table`.
 
     Returns:
-        Per method: accuracy by category and over all (each the macro mean over data sources),
-        memory, and the number of unscored questions, by the name of the column.
+        Per method, text by column: accuracy by category and overall (macro means over data
+        sources), memory, and the number of unscored questions.
     """
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -249,10 +253,10 @@ def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
 
 
 def format_estimate(row: Estimate) -> str:
-    """Return a value with its interval as text, "–" where nothing could be measured.
+    """Return an estimate with its interval as text, "–" if nothing could be measured.
 
     Args:
-        row: a row of a table of estimates.
+        row: the estimate.
     """
     if row.value is None:
         return "–"
@@ -273,9 +277,9 @@ def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
 
 @dataclass(slots=True)
 class _Stratum:
-    """One data source, read under M methods at once (two for a difference).
+    """Sums per cluster in one data source, for M methods (two for a difference).
 
-    `numerators` and `denominators` have one row per method and one column per drawn cluster.
+    `numerators` and `denominators` have shape (M, clusters); `draws` holds the bootstrap resamples.
     """
 
     category: str
@@ -309,8 +313,11 @@ def _observations(
 def _strata(
     runs: Sequence[Sequence[Trajectory]], measure: Measure, settings: BootstrapSettings
 ) -> list[_Stratum]:
-    """Gather the sums per cluster. For a difference, a question (or instance) is one pair: its
-    rollouts are averaged first, and it is left out unless it was scored under both methods."""
+    """Return the sums per cluster of every data source.
+
+    For a difference, a question (or instance) is one pair: its rollouts are averaged first, and it
+    is left out unless it has a value under both methods.
+    """
     seen: defaultdict[tuple[str, str], dict[tuple[str, str | None], NDArray[np.float64]]]
     seen = defaultdict(dict)
     unscored: Counter[tuple[str, str]] = Counter()
@@ -398,7 +405,7 @@ def _estimate(
         interval = "none: nothing was scored"
     elif single:
         unit = _unit(settings, measure)
-        interval = f"none: one {unit} is too few to draw from ({', '.join(single)})"
+        interval = f"none: one {unit} is too few to resample ({', '.join(single)})"
     else:
         low, high = map(
             float, percentile_ends(_average(np.stack(draws, axis=1), average), settings.level)
@@ -482,6 +489,6 @@ def _check_same_instances(
         only = sorted(instance for _, _, instance in first ^ second)
         raise ValueError(
             f"{method} and {baseline} were played on different instances: {len(only)} of "
-            f"{len(first | second)} ({', '.join(only[:3])}) have one of the two only; a paired "
-            "difference needs both on each"
+            f"{len(first | second)} ({', '.join(only[:3])}) were played with one method only; a "
+            "paired difference needs both methods on every instance"
         )

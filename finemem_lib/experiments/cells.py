@@ -531,7 +531,7 @@ def _training_streams(cell: Cell) -> list[Instance]:
         instances = real_instances(cell.data, "train")
         generator("training order", cell.seed).shuffle(instances)
         return instances[: max(number, 1)]
-    instances = _streams(cell, "train", number, cell.num_chunks, cell.seed)
+    instances = cell_streams(cell, "train", number, cell.num_chunks, cell.seed)
     if cell.wrong_questions:
         instances = [wrong_questions(one, cell.wrong_questions, cell.seed) for one in instances]
     if cell.verified:
@@ -540,10 +540,18 @@ def _training_streams(cell: Cell) -> list[Instance]:
     return instances
 
 
-def _streams(
+def cell_streams(
     cell: Cell, split: Literal["train", "held-out"], number: int, chunks: int, seed: int
 ) -> list[Instance]:
-    """Return the planted streams of a cell."""
+    """Return planted streams of a cell.
+
+    Args:
+        cell: Names the world and the shape of the streams.
+        split: Streams to train on, or those that managers are tested on.
+        number: Number of streams, at least 1.
+        chunks: Chunks of each stream.
+        seed: Seed of the streams; tests use that of the cell.
+    """
     if cell.streams == LAYERS_SOURCE:
         return layer_instances(split, number, seed, LayerStream(num_chunks=chunks))
     shape = dataclasses.replace(cell.stream, num_chunks=chunks)
@@ -678,7 +686,7 @@ def _test(
     if cell.data:
         streams = real_instances(cell.data, "held_out")[:number]
     else:
-        streams = _streams(cell, "held-out", number, chunks, cell.seed)
+        streams = cell_streams(cell, "held-out", number, chunks, cell.seed)
     sampled = manager if isinstance(manager, ModelManager) else None
     before = None if sampled is None else sampled.temperature
     try:
@@ -758,7 +766,7 @@ def _alignment(cell: Cell, manager: ModelManager) -> dict[str, list[float]]:
     """Return the gradient alignment of the paper's schemes on held-out streams."""
     size = cell.instances_per_update
     seed = stable_seed(cell.seed, "alignment")
-    streams = _streams(cell, "held-out", cell.alignment_batches * size, cell.num_chunks, seed)
+    streams = cell_streams(cell, "held-out", cell.alignment_batches * size, cell.num_chunks, seed)
     schemes: dict[str, tuple[Scheme, RewardSettings]] = {
         scheme: (scheme, cell.rewards) for scheme in PAPER_SCHEMES
     }

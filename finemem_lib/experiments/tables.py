@@ -18,7 +18,13 @@ import numpy as np
 from finemem_lib.evaluation.intervals import interval_text, percentile_ends
 from finemem_lib.evaluation.operation_truth import RIGHT_EDITS, WRONG_EDITS
 from finemem_lib.evaluation.tables import BootstrapSettings
-from finemem_lib.experiments.cells import FAULTY, REAL_TRUTHS, Cell, CellResult
+from finemem_lib.experiments.cells import (
+    FAULTY,
+    REAL_TRUTHS,
+    Cell,
+    CellResult,
+    cell_streams,
+)
 from finemem_lib.seeds import stable_seed
 
 if TYPE_CHECKING:
@@ -195,6 +201,38 @@ def diagnostic_measures(result: CellResult) -> dict[str, list[float]]:
             )
         ]
     return _with_nan(found)
+
+
+CHANGED_UPDATED = "changed facts updated"
+STALE_DELETED = "stale records deleted per changed fact"
+
+
+def revision_measures(result: CellResult) -> dict[str, list[float]]:
+    """Return how the sampled test treats changed facts, each with one value per stream.
+
+    `CHANGED_UPDATED` is the share of changed facts whose UPDATE overwrites a former value of the
+    same slot, in [0, 1]; `STALE_DELETED` is the number of DELETEs of outdated records per changed
+    fact. NaN in a stream without a changed fact. Empty where the operations of the test were not
+    judged: on real text and on streams that need structure.
+
+    Args:
+        result: A tested cell.
+    """
+    test = result.tests["sampled"]
+    if "UPDATE right" not in test.columns:
+        return {}
+    number = len(test.columns["accuracy"])
+    streams = cell_streams(result.cell, "held-out", number, test.chunks, result.cell.seed)
+    changed = [
+        sum(fact["changed"] for chunk in one.metadata["facts"] for fact in chunk) for one in streams
+    ]
+    return {
+        measure: [
+            (count or 0) / facts if facts else math.nan
+            for count, facts in zip(test.columns[name], changed, strict=True)
+        ]
+        for measure, name in ((CHANGED_UPDATED, "UPDATE right"), (STALE_DELETED, "DELETE stale"))
+    }
 
 
 def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | float | None]]:

@@ -1,7 +1,7 @@
 """Interactive widgets for JupyterLab.
 
-`what_if_explorer`, `evidence_explorer` and `training_explorer` are made to be passed to `show`,
-which falls back to a figure with a static slider where no kernel runs.
+Pass the explorers, such as `what_if_explorer`, `evidence_explorer` and `training_explorer`, to
+`show`, which displays figures with static sliders if no kernel runs.
 """
 
 from finemem_lib.explorers.display import is_live, show

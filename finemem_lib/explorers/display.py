@@ -1,4 +1,4 @@
-"""Show an explorer: a widget where a kernel runs, figures with a slider elsewhere."""
+"""Display an explorer: a widget if a kernel runs, otherwise figures with a slider."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from finemem_lib.explorers.live import Live
 from finemem_lib.figures.display import display_bundle, outputs, show as show_figure
 
 LIVE_ONLY = {"finemem": "live"}
-"""Metadata of outputs that belong to the widget, not to the notebook (`util.notebook_filter`)."""
+"""Metadata of outputs that belong to the widget and are not saved (`util.notebook_filter`)."""
 
 SECONDS = 10
-"""Time after which a live explorer begins no further frame of the figures that it leaves behind."""
+"""Seconds after which a live explorer computes no further frames of its static form."""
 
-_kept: dict[tuple[str, str], dict[str, Any]] = {}  # what readers left, by title and first state
+_kept: dict[tuple[str, str], dict[str, Any]] = {}  # last states, by title and first state
 
 
 def is_live() -> bool:
-    """Return whether `show` makes widgets.
+    """Return whether `show` displays widgets.
 
-    A kernel cannot see who displays its output, so this follows the environment variable
-    FINEMEM_EXPLORERS, "live" or "static", which the command line and the tests of notebooks set.
-    Without it, widgets are made in kernels that a Jupyter server or VS Code started.
+    A kernel does not know which front end displays its output. The environment variable
+    FINEMEM_EXPLORERS, "live" or "static", decides; the command line and the tests of notebooks set
+    it. Without it, widgets are displayed in kernels started by a Jupyter server or VS Code.
 
     Raises:
         ValueError: FINEMEM_EXPLORERS is set to something else.
@@ -40,13 +40,13 @@ def is_live() -> bool:
 def show(explorer: Explorer, frames: Collection[str] | None = None) -> None:
     """Display an explorer, live or static, each figure with its caption.
 
-    A live one comes with the figures of the static form, which stand in the notebook where it is
-    opened without its kernel; the page hides them while the widget is there. It goes on where its
-    reader left the explorer of this title, if that started alike.
+    A live explorer is followed by the figures of its static form, for readers who open the notebook
+    without a kernel; the page hides them while the widget exists. It resumes the last state of the
+    explorer with the same title and the same first state.
 
     Args:
         explorer: the explorer.
-        frames: names of the controls that have frames in the static form, of those with `static`
+        frames: names of the controls with frames in the static form, among those with `static`
             (`None`: all of them); each frame adds some kB to a notebook.
     """
     saved = explorer.without_kernel or explorer
@@ -66,7 +66,7 @@ def show(explorer: Explorer, frames: Collection[str] | None = None) -> None:
 
 
 def _show_live(explorer: Explorer, saved: Explorer) -> None:
-    """Display the widget of an explorer and, for a page without it, the figures of another."""
+    """Display the widget of `explorer`, and the static figures of `saved` for pages without it."""
     start = str(explorer.settle({}))
     widget = Live(explorer, _kept.setdefault((explorer.title, start), {})).widget
     note = "The controls are not shown here: run this cell to get them."
@@ -74,7 +74,7 @@ def _show_live(explorer: Explorer, saved: Explorer) -> None:
     try:
         for figure in saved.static_figures(SECONDS):
             bundles += outputs(figure)
-    except Exception as error:  # the widget shows what can be shown
+    except Exception as error:  # the widget works without the static figures
         note += f" There are no figures without them: {type(error).__name__}: {error}"
     display_bundle({"text/html": _note(note, len(bundles)), "text/plain": note}, metadata=LIVE_ONLY)
     display_bundle(widget, raw=False)
@@ -83,11 +83,11 @@ def _show_live(explorer: Explorer, saved: Explorer) -> None:
 
 
 def _note(text: str, below: int) -> str:
-    """Return the HTML in front of a widget: a text in its place where it is gone, and a style.
+    """Return the HTML before a widget: a text for pages without the widget, and a style.
 
-    JupyterLab says "Error displaying widget" there. Its outputs are siblings: this note, the
-    widget, and the figures. A style needs no script that waits for them to come and to go, and it
-    acts in trusted notebooks only, as the widget does.
+    The style replaces JupyterLab's "Error displaying widget" by the text. Note, widget and figures
+    are sibling outputs. Unlike a script, a style need not wait for outputs to appear or disappear.
+    It is applied in trusted notebooks only, like the widget.
 
     Args:
         text: the text.

@@ -1,4 +1,4 @@
-"""Explorers of one trajectory: its evidence, and its memory step by step."""
+"""Explorers of one trajectory: its evidence, and its memory after every step."""
 
 from __future__ import annotations
 
@@ -28,33 +28,36 @@ from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory
 
 LONG_FRAMES = {"question": 8, "step": 4, "item": 4}
-"""The same of a long trajectory."""
+"""The values of `EVIDENCE_FRAMES` for a long trajectory."""
 
 EVIDENCE_FRAMES = {"question": 16, "step": 16, "item": 12}
-"""Most selections of each kind with frames in the static form; each adds some 20 kB."""
+"""Maximum selections per kind with frames in the static form; each adds about 20 kB."""
 
 
 LONG = 120
-"""Steps from which figures show a window of a trajectory, and menus what has evidence only."""
+"""Trajectories with more steps are shown in a window, with only steps and items with evidence in
+menus."""
 
 WINDOW = 40
-"""Steps in the window."""
+"""Number of steps in the window."""
+
+MAX_LANES = 14
+"""Items in the timeline: as many as a screen shows at once."""
 
 
 def evidence_explorer(
     trajectory: Trajectory, settings: RewardSettings | None = None, max_questions: int = 10
 ) -> Explorer:
-    """Return the explorer of evidence: who earned which answer.
+    """Return the explorer of evidence: the credit of steps and items for questions.
 
-    A question, step or item is selected in the menu or by a click, and every figure highlights what
-    belongs to it. Of more than `LONG` steps, the heatmap and the timeline show the neighbourhood of
-    the selected step, an overview the place of it, and the menu has the steps and items that an
-    answer touched.
+    A menu or a click selects a question, step or item, and every figure highlights its evidence.
+    For more than `LONG` steps, the heatmap and the timeline show a window around the selected step,
+    an overview shows where this is, and the menu lists only steps and items related to an answer.
 
     Args:
         trajectory: the trajectory.
         settings: how evidence is attributed.
-        max_questions: most questions in the Sankey diagram, in addition to the selected one.
+        max_questions: maximum questions in the Sankey diagram, in addition to the selected one.
 
     Raises:
         ValueError: as `rewards.evidence_contribution`.
@@ -79,7 +82,7 @@ def evidence_explorer(
             "trail": evidence_trail(trajectory, settings, selected),
             "flow": evidence_sankey(trajectory, shown, settings, selected=selected),
             "heatmap": evidence_heatmap(trajectory, settings, selected, window),
-            "timeline": operation_timeline(trajectory, selected=selected, window=window),
+            "timeline": operation_timeline(trajectory, MAX_LANES, selected, window),
         }
 
     return Explorer(
@@ -96,7 +99,11 @@ def evidence_explorer(
 def _options(
     trajectory: Trajectory, touched: Collection[int | None] | None, named: Collection[str | None]
 ) -> list[tuple[str, str]]:
-    """Return what can be selected: all, or the steps `touched` and the items retrieved or named."""
+    """Return the options of the menu.
+
+    They are everything and all questions, steps and items; unless `touched` is `None`, only the
+    steps in `touched` and the items that were retrieved or are in `named`.
+    """
     ever = {item.item_id: item for step in trajectory.steps for item in step.delta.written}
     hits = Counter(found.item_id for a in trajectory.questions for found in a.retrieved)
     return [
@@ -124,9 +131,9 @@ def _window(
     parts: Sequence[EvidencePart],
     stages: Sequence[FailureStage | None],
 ) -> Window:
-    """Return `WINDOW` steps around what is selected; around its last evidence, if it has several.
+    """Return a window of `WINDOW` steps around the last evidence of the selection.
 
-    Without a selection, around the last step of the trajectory with evidence.
+    Without a selection, it is the last evidence of the trajectory.
     """
     steps = [p.step for p in parts if belongs(selected, p.step, p.item_id, p.question)]
     kind, _, key = selected.partition(" ")
@@ -147,10 +154,10 @@ def _around(step: int, num_steps: int) -> Window:
 
 
 def memory_player(trajectory: Trajectory) -> Explorer:
-    """Return the explorer of the memory M_t, step by step from the empty start to M_T.
+    """Return the explorer of the memory M_t after every step, from the empty memory to M_T.
 
-    It opens at the first step that did more than insert. Of more than `LONG` steps, the growth
-    shows the neighbourhood of the step, and an overview the place of it.
+    It opens at the first step that updated or removed an item, if any. For more than `LONG` steps,
+    the growth is shown in a window around the step, and an overview shows where this is.
 
     Args:
         trajectory: the trajectory.

@@ -1,14 +1,14 @@
-"""Explorers: controls and the figures they choose, as widgets or as figures with a slider.
+"""Explorers: controls that determine figures, as widgets or as figures with a slider.
 
 An `Explorer` is a list of controls and one function from their values to named figures. Every
-selection is the value of a control, so a click on a figure and a key pressed on a widget do the
-same. `display.show` displays it in one of two forms:
+selection is the value of a control, so clicks on figures and keys pressed on a widget are
+equivalent. `display.show` displays an explorer in one of two forms:
 
-live    a widget: the controls, and beside them the figure of one view. An error of a callback
-        appears in a box above it, and it keeps its last state.
-static  one figure per view with a plotly slider over frames that are computed now, one changed
-        control at a time. It needs no kernel and no network; the report adds a slider that the
-        keyboard reaches, joins the views of an explorer, and lets clicks move them.
+live    a widget with the controls and the figure of one view. The error of a callback appears in a
+        box above it, and the last state is kept.
+static  one figure per view with a plotly slider over frames computed in advance, in which one
+        control at a time changes. It needs no kernel and no network; the report adds a slider for
+        the keyboard, joins the views of an explorer, and makes them react to clicks.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ Views = Mapping[str, "go.Figure"]
 """The figures of an explorer by name."""
 
 THE_REST = "Run the cell in JupyterLab to choose among all."
-"""The sentence that says how to see what the static form leaves out."""
+"""The sentence that states how to see the values that the static form omits."""
 
 MAX_FRAMES = 40
-"""Most frames of a control in the static form: a notebook has room for them, a slider too."""
+"""Maximum frames of a control in the static form, limited by the size of notebook and slider."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One value that a reader chooses.
+    """A control for one value.
 
     Attributes:
         name: the keyword under which `Explorer.build` receives the value.
-        label: label of the widget, with the unit where there is one.
-        options: (text, value) pairs, or a function of the controls before this one that returns
-            them; a value that is no longer among them falls back to the first. Texts may be
-            untrusted.
-        value: the value at first; by default that of the first option.
+        label: label of the widget, with the unit if there is one.
+        options: (text, value) pairs, or a function that returns them for the values of the controls
+            before this one; a value that is no longer an option is replaced by the first. Texts may
+            be untrusted.
+        value: the initial value; by default that of the first option.
         kind: "slider" for ordered values, "menu" for names.
-        static: whether the static form has frames for its values, or for how many of them (a
-            menu's first ones, a slider's evenly spaced ones; True: at most `MAX_FRAMES`), or for
-            how many of each kind, which is the first word of a value.
-        telling: values of a slider that the static form takes first where it cannot take all, as
-            the steps that carry a gradient.
-        idle: whether the control moves nothing in a state, so that a live explorer greys it out.
-        rare: whether a live explorer folds the control away, among those rarely used.
-        play: whether a live explorer moves a slider by itself when asked to, one option a second.
+        static: whether the static form has frames for its values (True: at most `MAX_FRAMES`), or
+            the number of values with frames (the first ones of a menu, evenly spaced ones of a
+            slider), or this number by kind, the first word of a value.
+        telling: values of a slider that get frames first if not all can have frames, such as the
+            steps that carry a gradient.
+        idle: whether the control has no effect in a state, so that a live explorer disables it.
+        rare: whether a live explorer hides the control in a section of rarely used ones.
+        play: whether a live explorer has a play button for the slider, one option per second.
     """
 
     name: str
@@ -78,14 +78,14 @@ class Control:
     _fixed: list[tuple[str, Any]] = field(default_factory=list, init=False, repr=False)
 
     def choices(self, state: State) -> list[tuple[str, Any]]:
-        """Return the options in a state, their texts short and on one line.
+        """Return the options in a state, with texts shortened to one line.
 
         Args:
             state: the values of the controls before this one.
         """
         if callable(self.options):
             return [(style.one_line(text, 60), value) for text, value in self.options(state)]
-        if not self._fixed:  # asked for in every state, and a long stream has thousands
+        if not self._fixed:  # cached: needed in every state, with thousands for a long stream
             self._fixed.extend((style.one_line(text, 60), value) for text, value in self.options)
         return self._fixed
 
@@ -118,7 +118,7 @@ class Control:
         ]
 
     def kind_of(self, value: Any) -> str:
-        """Return the kind of a value, by which values are counted.
+        """Return the kind of a value, by which `static` limits the number of frames.
 
         Args:
             value: the value of an option.
@@ -128,24 +128,24 @@ class Control:
 
 @dataclass(frozen=True)
 class Explorer:
-    """Controls, and the function that turns their values into figures.
+    """Controls, and the function that returns the figures for their values.
 
-    `build` is called with every control's value by name and returns the same view names in the
-    same order each time. In the static form a view must also keep its traces (number and types;
-    empty ones may stand in) and name the same properties. A figure whose ``layout.meta["clicks"]``
-    is ``{"control": name, "points": {trace number as text: [value per point]}}`` (None: no effect;
-    of a heatmap one value per column, or a list of them per row) sets that control when one of its
-    points is clicked.
+    `build` is called with the value of every control by name and returns the same view names in the
+    same order each time. In the static form, a view must also have the same number and types of
+    traces (they may be empty) and the same properties in every state. A click on a point of a
+    figure sets a control if ``layout.meta["clicks"]`` of the figure is ``{"control": name,
+    "points": {trace number as text: [value per point]}}`` (None: no effect; for a heatmap one value
+    per column, or a list of them per row).
 
     Attributes:
         title: title above the controls.
-        controls: the controls, in their order.
+        controls: the controls, in display order.
         build: the function from the values of the controls to the figures.
-        linked: the states of the static form where controls lead to one another: each names the
-            first controls, and their values in the order of the sliders. Without it the static form
+        linked: the states of the static form if options of controls depend on each other: each maps
+            the first controls to values, in the order of the sliders. Without it, the static form
             changes one control at a time.
         without_kernel: the explorer whose static form is stored in the notebook; `None` for this
-            one. A live explorer may offer more states than a notebook can hold.
+            one. A live explorer may have more states than a notebook can store.
 
     Raises:
         ValueError: two controls share a name, or a control has no options.
@@ -164,13 +164,13 @@ class Explorer:
         self.settle({})
 
     def settle(self, wanted: State) -> dict[str, Any]:
-        """Return a value for every control.
+        """Return a valid value for every control.
 
-        It is the one wanted where that is an option, else the control's value at first, else the
-        first option.
+        It is the wanted value if that is an option, otherwise the control's initial value, or else
+        the first option.
 
         Args:
-            wanted: values by name of the control, any number of them.
+            wanted: values by name of the control, for any of the controls.
 
         Raises:
             ValueError: a control has no options.
@@ -191,19 +191,19 @@ class Explorer:
         """Return the figures of one state.
 
         Args:
-            wanted: values of controls; those not named have their value at first.
+            wanted: values of controls by name; the others have their initial values.
         """
         return dict(self.build(**self.settle(wanted)))
 
     def static_figures(self, seconds: float = math.inf) -> list[go.Figure]:
         """Return one figure per view with a slider over frames.
 
-        The frames are the `linked` states, or all values of every control with `static`, one
-        control at a time. An explorer without either has no slider. The first caption says which
-        values have no frames.
+        The frames are the `linked` states, or the values of every control with `static`, with one
+        control changed at a time. An explorer without either has no slider. The first caption
+        states which values have no frames.
 
         Args:
-            seconds: time after which no further frame is begun.
+            seconds: time limit in seconds, after which no further frame is computed.
 
         Raises:
             ValueError: a view changes its traces between states.
@@ -224,7 +224,7 @@ class Explorer:
             for place, (chain, state) in enumerate(states)
             if place == begin or time.monotonic() < ends
         ]
-        places: dict[Path, int] = {}  # of the first state at the end of each path of values
+        places: dict[Path, int] = {}  # position of the first state with each path of values
         for place, (chain, state, _) in enumerate(built):
             for depth in range(1, len(chain) + 1):
                 places.setdefault(_path(chain[:depth], state), place)
@@ -252,13 +252,13 @@ class Explorer:
         ]
 
     def _levels(self) -> list[Control]:
-        """Return the controls that lead from one to the next in the static form."""
+        """Return the controls of the `linked` states, in order."""
         return [one for one in self.controls if self.linked and one.name in self.linked[0]]
 
     def _specs(
         self, state: State, figures: Views, places: Mapping[Path, int]
     ) -> dict[str, dict[str, Any]]:
-        """Return the views of a state as JSON, their clicks naming states by their places."""
+        """Return the views of a state as JSON, with clicks that refer to states by position."""
         specs = {view: dict(style.read_only(figure)) for view, figure in figures.items()}
         for spec in specs.values():
             meta = dict(spec["layout"]["meta"])
@@ -270,7 +270,7 @@ class Explorer:
 
                 path = _path(above, state)
 
-                @functools.cache  # the traces of a view name the same values
+                @functools.cache  # the traces of a view contain the same values
                 def place(value: Any, name: str = clicked.name, path: Path = path) -> int | None:
                     return places.get((*path, (name, str(value))))
 
@@ -282,7 +282,7 @@ class Explorer:
     def _left_out(self, first: State, states: Sequence[State]) -> str:
         """Return a sentence about values without frames in the static form, if there are any."""
         levels = self._levels()
-        every: list[dict[str, Any]] = [{}]  # states as far as the levels so far lead
+        every: list[dict[str, Any]] = [{}]  # all combinations of values of the levels so far
         few, fixed = [], []
         for control in self.controls:
             if control in levels:
@@ -314,7 +314,7 @@ class Explorer:
 
 
 def _spread(places: Sequence[int], most: int) -> list[int]:
-    """Return at most so many of some places, evenly spaced from the first to the last.
+    """Return at most `most` of the given places, evenly spaced from the first to the last.
 
     >>> _spread([1, 2, 3, 4, 5], 3), _spread([1, 2], 3), _spread([1, 2], 1)
     ([1, 3, 5], [1, 2], [1])
@@ -326,7 +326,7 @@ def _spread(places: Sequence[int], most: int) -> list[int]:
 
 
 Path = tuple[tuple[str, str], ...]
-"""Names and values of the controls that lead to a state."""
+"""Names and values of the linked controls in a state, values as text."""
 
 
 def _path(chain: Sequence[Control], state: State) -> Path:
@@ -334,7 +334,7 @@ def _path(chain: Sequence[Control], state: State) -> Path:
 
 
 def _each(values: list[Any], change: Callable[[Any], Any]) -> list[Any]:
-    """Return a change of every value in a list, or in lists of rows."""
+    """Apply a function to every value in a list, or in a list of rows."""
     return [_each(one, change) if isinstance(one, list) else change(one) for one in values]
 
 

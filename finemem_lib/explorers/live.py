@@ -1,4 +1,4 @@
-"""The live form of an explorer: one widget of controls and a figure, and errors that are shown."""
+"""The live form of an explorer: a widget with controls, a figure and error messages."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 MAX_TABLE_ROWS = 200
-"""Rows of a table twin that a live explorer shows."""
+"""Maximum rows of the table that a live explorer shows in place of a figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownControl:
-    """A control as it stands.
+    """The current state of a control.
 
     Attributes:
         options: text and value of each option.
-        value: the value chosen.
-        disabled: whether it moves nothing in this state.
+        value: the current value.
+        disabled: whether the control has no effect in this state.
     """
 
     options: Sequence[tuple[str, Any]]
@@ -42,29 +42,30 @@ class ShownControl:
 
 
 class Live:
-    """The live form of an explorer: a widget that shows one view at a time beside the controls.
+    """The live form of an explorer: a widget with the controls and one view at a time.
 
-    The widget's elements are its own, not those of ipywidgets, whose tabs and folds no key reaches,
-    whose sliders have no label, and whose menus leave the arrow keys to JupyterLab.
+    The widget has its own HTML elements instead of those of ipywidgets, whose tabs and accordions
+    are not accessible by keyboard, whose sliders have no label, and whose menus do not handle the
+    arrow keys in JupyterLab.
 
     Attributes:
         explorer: the explorer.
         widget: the widget to display.
-        controls: each control as it stands, by name.
+        controls: the current state of each control by name.
         state: the value of each control by name.
         views: the figure of each view by name.
-        view: name of the view that is open.
-        tabled: whether a table stands in the place of the figure.
-        error: the text of the last error, empty when there is none.
+        view: name of the open view.
+        tabled: whether a table is shown in place of the figure.
+        error: the text of the last error, empty if there is none.
     """
 
     def __init__(self, explorer: Explorer, kept: dict[str, Any] | None = None) -> None:
-        """Make the widget.
+        """Create the widget.
 
         Args:
             explorer: the explorer.
-            kept: where the state, the open view and the choice of the table are kept; what it
-                holds is shown again.
+            kept: dictionary for the state, the open view and the choice of the table; values in it
+                are restored.
         """
         self._kept = {} if kept is None else kept
         self.explorer = explorer
@@ -79,7 +80,7 @@ class Live:
         self._guarded(self._draw)
 
     def set(self, name: str, value: Any) -> None:
-        """Set a control as its widget does; a value that is no option is ignored.
+        """Set a control like its widget; a value that is not an option is ignored.
 
         Args:
             name: name of the control.
@@ -91,7 +92,7 @@ class Live:
         """Show a view.
 
         Args:
-            view: its name.
+            view: name of the view.
         """
         self.view = view
         self._publish()
@@ -102,7 +103,7 @@ class Live:
         Args:
             view: name of the view.
             trace: number of the trace.
-            points: numbers of the points; of a heatmap the row and column of each.
+            points: numbers of the points; for a heatmap the row and column of each.
         """
         layout = style.read_only(self.views[view])["layout"]
         clicks = layout["meta"].get("clicks") or {"points": {}}
@@ -114,7 +115,7 @@ class Live:
                 self.set(clicks["control"], of_row[place])
 
     def _received(self, message: Mapping[str, Any]) -> None:
-        """Do what a message of the widget says; each is answered by a new panel."""
+        """Handle a message of the widget; the answer to each is a new panel."""
         self._answers += 1
         match message:
             case {"control": name, "option": place}:
@@ -129,11 +130,11 @@ class Live:
                 self.click(self.view, trace, [point])
 
     def _guarded(self, callback: Callable[[], None]) -> None:
-        """Run a callback and show its error, since the front end would swallow it."""
+        """Run a callback and show its error, which the front end would hide."""
         try:
             callback()
             self.error = self._trace = ""
-        except Exception as error:  # the reader is shown whatever a builder raises
+        except Exception as error:  # builders can raise any error; all are shown
             self.error = f"{type(error).__name__}: {error}"
             self._trace = traceback.format_exc()
         self._publish()
@@ -201,11 +202,11 @@ class Live:
 def drawing(
     spec: Mapping[str, Any], received: Callable[[Mapping[str, Any]], None] | None = None
 ) -> Any:
-    """Return a widget that draws a figure, and draws again when its `spec` is set.
+    """Return a widget that draws a figure, and redraws it when its `spec` is set.
 
-    Plotly's FigureWidget brings plotly.js with every figure; a busy or slow machine does not load
-    several in the two seconds that anywidget gives each; such a figure then stays as it is, or
-    empty. This widget loads plotly.js once per page, and its state is always the whole figure.
+    Plotly's FigureWidget loads plotly.js with every figure. On a slow machine, several do not load
+    within anywidget's time limit of two seconds each, and a figure stays unchanged or empty. This
+    widget loads plotly.js once per page, and its state is always the whole figure.
 
     Args:
         spec: the figure as plotly's JSON.

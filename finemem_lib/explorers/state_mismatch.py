@@ -1,4 +1,4 @@
-"""Explorer of the state mismatch: four rollouts, and a slider for what the questions ask."""
+"""Explorer of the state mismatch: four rollouts, and a slider for the shares of questions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from finemem_lib.explorers.explorer import Control, Explorer, Views
 from finemem_lib.figures.state_mismatch import fork_advantages
 
 SHARES = 8
-"""Parts that the slider divides the questions into."""
+"""Number of intervals of the slider."""
 
 
 def fork_explorer(share: float = 0.5) -> Explorer:
-    """Return the explorer of a fork: what step 2 did, and the advantages it gets.
+    """Return the explorer of a fork: the effects of step 2, and its advantages.
 
     Args:
-        share: Share of the questions about step 1 at first, in [0, 1]; the slider's nearest.
+        share: Initial share of the questions about step 1, in [0, 1], rounded to a slider value.
     """
 
     def build(share: float) -> Views:

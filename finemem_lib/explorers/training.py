@@ -1,6 +1,6 @@
-"""Explorers of training: curves that grow while it trains, groups of rollouts, and a whole run.
+"""Explorers of training: live curves, groups of rollouts, and a whole run.
 
-They need the records and rollouts that training kept, and no trainer.
+They need the records and rollouts that training kept, but no trainer.
 """
 
 from __future__ import annotations
@@ -56,30 +56,29 @@ if TYPE_CHECKING:
     from finemem_lib.managers.model import ModelManager
 
 Updates = Mapping[int, Sequence[Sequence[Trajectory]]]
-"""Kept trajectories: per update, instance and rollout, as `TrainingResult.trajectories`."""
+"""Kept trajectories by update, instance and rollout, as in `TrainingResult.trajectories`."""
 
 SHARE_OF_TIME = 0.05
-"""Most of a training run's time that `LiveCurves` spends on drawing."""
+"""Maximum share of the time of a training run that `LiveCurves` spends on drawing."""
 
 
 class LiveCurves:
-    """Curves of a training run that grow below the cell that trains.
+    """Curves of a training run that are updated below the cell during training.
 
-    Give it to `train_manager` as `on_update`, and call `finish` with the result's records. The
-    title says how many updates are done and about how much time is left. Every record costs a few
-    milliseconds at most: the figure is made once and then only its numbers are replaced, and where
+    Pass it to `train_manager` as `on_update`, and call `finish` with the records of the result. The
+    title states the number of updates done and the estimated time remaining. A record costs a few
+    milliseconds at most: the figure is created once and then only its numbers are replaced, and if
     drawing takes longer than `SHARE_OF_TIME` of the time, several records are drawn together. An
-    error in drawing is printed once and never reaches the training.
+    error in drawing is printed once and does not interrupt the training.
 
-    The curves are one output of the cell, replaced as records come in, so a notebook that is run
-    without a front end keeps the last state as a plain figure. JupyterLab does not draw a plain
-    figure again when its output is updated, so there the curves are the explorers' widget until
-    `finish`.
+    The curves are one output of the cell, replaced with every drawing, so a notebook that is run
+    without a front end keeps the last state as a plain figure. JupyterLab does not redraw a plain
+    figure when its output is updated; there the curves are the explorers' widget until `finish`.
 
     Attributes:
         line: progress and remaining time, as in the title.
         records: the records so far.
-        error: the text of the last error, empty when there is none.
+        error: the text of the last error, empty if there is none.
     """
 
     def __init__(self, updates: int, say: Callable[[str], Any] | None = None) -> None:
@@ -87,7 +86,7 @@ class LiveCurves:
 
         Args:
             updates: number of updates of the whole run.
-            say: called with `line` at every record, such as `Run.progress`.
+            say: function called with `line` at every record, such as `Run.progress`.
         """
         self.say = say
         self.progress = Progress(updates, "updates")
@@ -101,7 +100,7 @@ class LiveCurves:
         self._next = 0.0
 
     def __call__(self, record: Record) -> None:
-        """Add the record of an update and draw it, unless drawing took too long lately."""
+        """Add the record of an update and draw it, unless the last drawing was too recent."""
         try:
             self.records.append(dict(record))
             self.line = self.progress(record["step"])
@@ -111,10 +110,10 @@ class LiveCurves:
             if started >= self._next:
                 known = self._keys
                 self._draw()
-                if self._keys == known:  # the first drawing says nothing about the others
+                if self._keys == known:  # the time of the first drawing is not typical
                     ended = time.perf_counter()
                     self._next = ended + (ended - started) * (1 / SHARE_OF_TIME - 1)
-        except Exception as error:  # hours of training are worth more than a picture of them
+        except Exception as error:  # an error in drawing must not stop hours of training
             if not self.error:
                 print(
                     f"the live curves failed ({type(error).__name__}: {error}); training goes "
@@ -127,7 +126,7 @@ class LiveCurves:
         """Replace the live figure by the final one with its caption and table, and return it.
 
         Args:
-            records: the records of the whole run; a resumed run has more than were seen here.
+            records: the records of the whole run, in a resumed run also those of earlier sessions.
         """
         figure = training_curves(records)
         drawn, below = outputs(figure)
@@ -156,7 +155,7 @@ class LiveCurves:
         self._keys = drawn
 
     def _show(self, output: Any, raw: bool = True) -> None:
-        """Display an output, or put it in the place of the one displayed before."""
+        """Display an output, replacing the one displayed before."""
         if self._handle is None:
             self._handle = display_bundle(output, display_id=True, raw=raw)
         else:
@@ -164,7 +163,7 @@ class LiveCurves:
 
 
 def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[float, ...] | None]:
-    """Return the log-probability that a manager gives every token of recorded completions.
+    """Return the log-probability of every token of recorded completions under a manager.
 
     For the manager that sampled them these are `Step.logprobs`, up to rounding.
 
@@ -173,11 +172,11 @@ def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[f
         steps: steps that a language model wrote.
 
     Returns:
-        One row per step with one value in nats per completion token, after its prompt; `None` for a
+        One row per step with one value in nats per completion token, given its prompt; `None` for a
         step whose log-probabilities are unknown.
 
     Raises:
-        ValueError: a step has no token ids, because no model wrote it.
+        ValueError: a step has no token ids, because it was not written by a language model.
     """
     for step in steps:
         if not step.prompt_ids or not step.completion_ids:
@@ -193,8 +192,8 @@ def token_logprobs(manager: ModelManager, steps: Sequence[Step]) -> list[tuple[f
 def log_prob_change(trajectory: Trajectory, after: ModelManager) -> go.Figure:
     """Show a trajectory's completions with every token coloured by its change of log-probability.
 
-    Purple tokens are more likely after training, orange ones less; tokens whose log-probability is
-    unknown have no colour.
+    Purple tokens are more likely after training, orange ones less; tokens with unknown
+    log-probability have no colour.
 
     Args:
         trajectory: a trajectory of the manager before training.
@@ -218,21 +217,21 @@ def compare_rollouts(
     settings: RewardSettings | None = None,
     scale_rewards: ScaleRewards = "group",
 ) -> Explorer:
-    """Return the explorer of one update's groups under any reward scheme.
+    """Return the explorer of one update's groups under the reward schemes of the paper.
 
     It shows which groups carry a gradient, how the rollouts of one instance differ, and two of them
-    next to each other. A click on the map chooses the instance. It opens at the instance with most
+    next to each other. A click on the map selects the instance. It opens at the instance with most
     steps that carry a gradient, and at its best and its worst rollout.
 
     Args:
         groups: the rollouts of one instance each.
-        scheme: the reward scheme at first, one of `training.schemes.PAPER_SCHEMES`: the others
-            read again.
+        scheme: the initial reward scheme, one of `training.schemes.PAPER_SCHEMES`; others can need
+            further reader calls.
         settings: settings of the rewards.
-        scale_rewards: scaling of the advantages at first.
+        scale_rewards: initial scaling of the advantages.
 
     Raises:
-        ValueError: `scheme` is not offered.
+        ValueError: `scheme` is not one of them.
     """
     if scheme not in PAPER_SCHEMES:
         raise ValueError(
@@ -271,7 +270,7 @@ def _most_telling(groups: Sequence[RolloutGroup]) -> int:
 def _comparing_controls(
     groups: Sequence[Sequence[Trajectory]], scheme: str, scale_rewards: ScaleRewards, instance: int
 ) -> tuple[Control, ...]:
-    """Return the controls of `compare_rollouts`, which opens at an instance."""
+    """Return the controls of `compare_rollouts`, which opens at `instance`."""
 
     def rollouts(state: State) -> Options:
         return [(str(place + 1), place) for place in range(len(groups[state["instance"]]))]
@@ -299,19 +298,19 @@ def group_explorer(
     scale_rewards: ScaleRewards = "group",
     agent: ReasoningAgent | None = None,
 ) -> Explorer:
-    """Return the explorer of one GRPO group: a prompt, its G completions, and what they are taught.
+    """Return the explorer of one GRPO group: a prompt, its G completions, rewards and advantages.
 
-    It opens at the first step at which the completions differ and are paid differently: until there
-    all of them saw the same memory.
+    It opens at the first step at which the completions differ, if that has a gradient: at this step
+    all rollouts still have the same memory.
 
     Args:
         group: the rollouts of one instance, played by `manager`.
-        manager: spells the tokens.
-        scheme: the reward scheme at first; it is offered with those of the paper. One that compares
-            the groups of an update sees this one only.
+        manager: the manager whose tokenizer converts token ids to text.
+        scheme: the initial reward scheme, in addition to those of the paper. A scheme that compares
+            the groups of an update sees only this group.
         settings: settings of the rewards.
-        scale_rewards: scaling of the advantages at first.
-        agent: the reasoning agent that answered, for credit rules that read again.
+        scale_rewards: initial scaling of the advantages.
+        agent: the reasoning agent that answered, for credit rules with further reader calls.
 
     Raises:
         ValueError: as `rollout_groups`.
@@ -356,8 +355,10 @@ def group_explorer(
 
 
 def _first_taught(group: RolloutGroup) -> int:
-    """Return the step at which rollouts part, where it carries a gradient, else the first that
-    does."""
+    """Return the first step at which rollouts differ, or if it has no gradient, the first that has.
+
+    It is 1 if no step has a gradient.
+    """
     dead, parted = group.without_gradient(), group.parted()
     live = [step for step in range(1, group.num_steps + 1) if step not in dead]
     return parted if parted in live else min(live, default=1)
@@ -375,25 +376,26 @@ def training_explorer(
 ) -> Explorer:
     """Return the explorer of a training run: run, update, group, rollout, step, token.
 
-    Every figure chooses in the next: click a kept update (dotted lines), a group, a rollout, a
-    step's bar. It starts at the kept update in which most groups carry a gradient, and there at the
-    instance, rollout and step that show most.
+    A click on a kept update (dotted lines), a group, a rollout or a step's bar selects what the
+    next figure shows. The explorer opens at the kept update in which most groups carry a gradient,
+    at its most informative instance (`RolloutGroup.telling`), and at the rollout and step of the
+    largest advantage.
 
     Args:
         records: the records of a `TrainingResult`, or the run's artefact "training".
         kept: its trajectories, or the run's artefact "training_rollouts".
-        manager: the trained manager, which spells the tokens and gives them log-probabilities.
+        manager: the trained manager, for the texts and log-probabilities of tokens.
         scheme: the reward scheme of the run.
         settings: settings of the rewards.
         scale_rewards: scaling of the advantages.
-        stored: all updates as training wrote them (`TrainingResult.updates`, or `StoredUpdates` of
-            the artefact "training_updates"); with it, a kernel offers every one of them, and
+        stored: all updates as written by training (`TrainingResult.updates`, or `StoredUpdates` of
+            the artefact "training_updates"). With it, a live explorer offers every update, and
             rewards and advantages are those that training recorded. Without it they are computed
             from `kept`.
-        agent: the reasoning agent that answered, for credit rules that read again.
+        agent: the reasoning agent that answered, for credit rules with further reader calls.
 
     Raises:
-        ValueError: no update's trajectories were kept.
+        ValueError: no trajectories of an update were kept.
     """
     given = manager, scheme, settings or RewardSettings(), scale_rewards, stored, agent
     if stored and is_live():
@@ -406,7 +408,7 @@ def training_explorer(
 def _run_explorer(
     records: Sequence[Record], offered: Updates, kept: Updates, *given: Any
 ) -> Explorer:
-    """Return the explorer of a run that offers some updates; the rest is as in its `_RunViews`."""
+    """Return the explorer of a run for the `offered` updates; `given` as for `_RunViews`."""
     if not offered:
         raise ValueError(
             "training_explorer: no trajectories were kept, expected those of at least one update; "
@@ -414,7 +416,7 @@ def _run_explorer(
         )
     views = _RunViews(records, offered, kept, *given)
     start = views.most_telling(kept or offered)
-    with_frames = sorted(kept) if offered is kept else []  # with a kernel, none are needed
+    with_frames = sorted(kept) if offered is kept else []  # a live explorer needs no frames
     return Explorer(
         "Training, from the run to the token",
         _run_controls(sorted(offered), views.played, start),
@@ -424,7 +426,7 @@ def _run_explorer(
 
 
 class _RunViews:
-    """The figures of `training_explorer`; what they share is computed once."""
+    """The figures of `training_explorer`, with caches of their common inputs."""
 
     def __init__(
         self,
@@ -441,7 +443,7 @@ class _RunViews:
         self._manager = manager
         weights = {record["step"]: record["w1"] for record in records if "w1" in record}
 
-        @functools.lru_cache(maxsize=8)  # of hundreds of updates, each may be large
+        @functools.lru_cache(maxsize=8)  # a run has hundreds of updates, which can be large
         def played(update: int) -> Sequence[Sequence[Trajectory]]:
             return offered[update]
 
@@ -488,8 +490,12 @@ class _RunViews:
         }
 
     def most_telling(self, updates: Iterable[int]) -> dict[str, int]:
-        """Return the update in which most groups carry a gradient, of those the one in which
-        rewards spread most, and the instance, rollout and step there that show most."""
+        """Return the most informative update, and its instance, rollout and step.
+
+        The update has most steps with a gradient over all groups, and at equal numbers the largest
+        sum of reward deviations. The instance is chosen by `RolloutGroup.telling`, rollout and step
+        by the largest advantage.
+        """
 
         def telling(update: int) -> tuple[float, ...]:
             found = [group.telling()[:2] for group in self.groups(update)]
@@ -517,7 +523,7 @@ class _RunViews:
 
     def _rollouts_of_group(self, update: int, instance: int) -> go.Figure:
         group, name = self.groups(update)[instance], stream_names(self.played(update))[instance]
-        figure = rollout_compare(group, False, name)  # the next views show the details
+        figure = rollout_compare(group, False, name)  # without details: the next views show them
         rows = [[row] * group.num_steps for row in range(len(group.rollouts))]
         return _clickable(figure, "rollout", {0: rows})
 
@@ -532,7 +538,7 @@ def _run_controls(
     played: Callable[[int], Sequence[Sequence[Trajectory]]],
     start: Mapping[str, int],
 ) -> tuple[Control, ...]:
-    """Return the controls of `training_explorer`, each offering what the ones before it allow."""
+    """Return the controls of `training_explorer`; options depend on the controls before."""
 
     def rollouts(state: State) -> Options:
         return [
@@ -557,24 +563,26 @@ def _run_controls(
 
 
 STATIC_GROUPS, STATIC_ROLLOUTS, STATIC_STEPS = 2, 2, 3
-"""Groups of every update, rollouts of each, and steps of the first of them, with frames in the
-static form: a notebook has no room for more."""
+"""Numbers of groups per update, rollouts per group, and steps of the first rollout with frames in
+the static form, limited by the size of a notebook."""
 
 RUN_PANELS = {title: TRAINING_PANELS[title] for title in ("reward (mean)", "accuracy (mean score)")}
-"""Panels of the run in `training_explorer`: enough to choose an update by."""
+"""Panels of the run in `training_explorer`, which suffice to choose an update."""
 
 TOKEN_COLOURS = {
     "push": "push A(1 − p)",
     "advantage": "advantage A",
     "change": "change of log-probability (nats)",
 }
-"""Colours of the tokens of a step: how far the update pushes a token's logit, the advantage, and
-how much more likely the trained manager writes the token."""
+"""Measures for the colours of tokens: the push of the update (`tokens.token_push`), the advantage,
+and the change of log-probability between sampling and the trained manager."""
 
 
 def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
-    """Return for every rollout its largest absolute advantage, its place and the step (from 1),
-    the rollout with the largest first."""
+    """Return the largest absolute advantage, position and step (from 1) of every rollout.
+
+    The rollout with the largest advantage comes first.
+    """
     best = [
         max((group.largest(row, step), row, -step) for step in range(1, group.num_steps + 1))
         for row in range(len(group.rollouts))
@@ -583,8 +591,10 @@ def _strongest(group: RolloutGroup) -> list[tuple[float, int, int]]:
 
 
 def _shown_steps(group: RolloutGroup) -> dict[int, list[int]]:
-    """Return the rollouts and steps of a group with frames in the static form: the steps around the
-    largest advantage, and one step of each of the next rollouts."""
+    """Return the rollouts of a group with frames in the static form, and the steps of each.
+
+    They are the steps around the largest advantage, and one step of each of the next rollouts.
+    """
     (_, first, strongest), *others = _strongest(group)[:STATIC_ROLLOUTS]
     near = sorted(range(1, group.num_steps + 1), key=lambda step: abs(step - strongest))
     return {first: sorted(near[:STATIC_STEPS])} | {row: [step] for _, row, step in others}
@@ -593,7 +603,7 @@ def _shown_steps(group: RolloutGroup) -> dict[int, list[int]]:
 def _token_advantages(
     group: RolloutGroup, rollout: int, step: int, manager: ModelManager
 ) -> list[float | None]:
-    """Return the advantage of every completion token, with what its operation adds."""
+    """Return the advantage of every completion token, including the credit of its operation."""
     one = group.rollouts[rollout].steps[step - 1]
     ids = tuple(one.completion_ids or ())
     advantage = group.advantages[rollout][step - 1]
@@ -628,7 +638,7 @@ def _instances(groups: Sequence[Sequence[Trajectory]]) -> list[tuple[str, int]]:
 def _run_curves(
     records: Sequence[Record], offered: Collection[int], kept: Collection[int], update: int
 ) -> go.Figure:
-    """Return the curves of the run with a line at every kept update, solid at the chosen one."""
+    """Return the curves of the run with a line at every kept update, solid at the selected one."""
     figure = training_curves(records, RUN_PANELS)
     for number in kept:
         chosen = number == update
@@ -653,13 +663,13 @@ def _run_curves(
 
 
 def _rows_of(groups: Sequence[RolloutGroup]) -> dict[int, list[Any]]:
-    """Return the instance that a click on `gradient_map` chooses, for its cells and crosses."""
+    """Return the instance that a click on a cell or cross of `gradient_map` selects."""
     width = max(group.num_steps for group in groups)
     crosses = [row for row, group in enumerate(groups) for _ in group.without_gradient()]
     return {0: [[row] * width for row in range(len(groups))], 1: crosses}
 
 
 def _clickable(figure: go.Figure, control: str, points: Mapping[int, Sequence[Any]]) -> go.Figure:
-    """Let clicks on the points of a figure set a control, and return it."""
+    """Make clicks on the points of a figure set a control, and return the figure."""
     figure.layout.meta = {**figure.layout.meta, "clicks": clicks_on(control, points)}
     return figure

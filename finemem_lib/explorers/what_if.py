@@ -1,4 +1,4 @@
-"""The explorer of credit: one group of rollouts under any rule and any setting."""
+"""Explorer of credit: one group of rollouts under any credit rule and settings."""
 
 from __future__ import annotations
 
@@ -43,19 +43,20 @@ FINE_MEM = "Fine-Mem"
 BROADCAST, START = "outcome reward only", "as it starts"
 
 Credits = list[list[float | None]]
-"""A number per rollout and step (G x T), `None` where there is none."""
+"""A number per rollout and step (G x T), `None` for missing values."""
 
 EVEN = "outcome split evenly"
-"""The rewards that rewards are compared with, where advantages are compared with `BROADCAST`."""
+"""The reference of rewards if that of advantages is `BROADCAST`."""
 
 SAMPLED, ORDERS = ("step-shapley", "owen"), (2, 4)
-"""Rules that ask about many sets of steps, and the random orders of their estimates."""
+"""Rules that evaluate many subsets of steps, and numbers of random orders for estimates."""
 
 MANY_SETS = 600
-"""Sets of steps that these rules ask about at once, over all rollouts, without an estimate."""
+"""Maximum subsets of steps, over all rollouts, that these rules evaluate without sampling."""
 
 READ_RETRIEVED = (FINE_MEM, "eara", "eara-used", "hindsight", "attributed-dense")
-"""Rules that k moves; a rule that reads again takes the recorded score as that of all items."""
+"""Rules that depend on k; rules with further reader calls take the recorded score as that of all
+items."""
 
 
 def what_if_explorer(
@@ -66,22 +67,23 @@ def what_if_explorer(
 ) -> Explorer:
     """Return the explorer of credit: other weights, switches and rules on the same rollouts.
 
-    It opens at the step with the most evidence among those without which an answer changes (without
-    an agent, among all), and shows first what that step read, wrote and changed.
+    It opens at the step with the most evidence among the steps without which an answer changes
+    (without an agent, among all). The first view shows the chunk and operations of the step, and
+    the changed answer.
 
-    The readings that a rule or a step needs are made when it is first chosen, and remembered;
-    nothing else calls a model, so a change takes milliseconds. A control that the chosen rule does
-    not read is greyed out.
+    The reader calls for a rule or step are made when it is first selected, and cached; nothing else
+    calls a model, so other changes take milliseconds. A control that the selected rule does not use
+    is disabled.
 
     Args:
         trajectories: the rollouts of one instance.
-        settings: reward settings at which the controls start.
-        scale_rewards: scaling of the advantages at which the control starts.
-        agent: the reasoning agent that answered; with it the rules that read again are offered.
+        settings: initial reward settings.
+        scale_rewards: initial scaling of the advantages.
+        agent: the reasoning agent that answered, needed for rules with further reader calls.
 
     Raises:
-        ValueError: there is no rollout, or they are not of one instance and length; or, with an
-            agent, as `credit.replay.Replayer`.
+        ValueError: there is no rollout, or they differ in instance or length; or, with an agent, as
+            `credit.replay.Replayer`.
     """
     start = settings or RewardSettings()
     group = list(trajectories)
@@ -128,7 +130,7 @@ def _check_group(group: Sequence[Trajectory]) -> None:
 
 
 def _name_of(chosen: _Choice) -> str:
-    """Return the rule's name, with β where it has one, and whether it is sampled."""
+    """Return the name of the rule with the number of sampled orders, or with β."""
     if chosen.orders is not None:
         return f"{chosen.rule}, sampled, {chosen.orders} orders"
     return chosen.rule if chosen.rule != FINE_MEM else f"{FINE_MEM}, β = {chosen.settings.beta:g}"
@@ -137,7 +139,7 @@ def _name_of(chosen: _Choice) -> str:
 def _rewards_view(
     lab: _CreditLab, chosen: _Choice, even: _Choice, before: str, rollout: int, step: int
 ) -> go.Figure:
-    """Draw what a rule pays the steps of one rollout beside the start or an even split."""
+    """Return the figure of the rewards of one rollout, compared with the start or an even split."""
     names = (before if before == START else EVEN, _name_of(chosen))
     return advantage_dumbbell(lab.paid(even), lab.paid(chosen), names, "reward", [rollout], step)
 
@@ -145,8 +147,8 @@ def _rewards_view(
 def _advantages_view(
     lab: _CreditLab, chosen: _Choice, other: _Choice, before: str, rollout: int, step: int
 ) -> go.Figure:
-    """Draw the advantages of the whole group where they are few, else of one rollout."""
-    few = len(lab.group) * lab.group[0].num_steps <= 40  # more are a crowd, too much for a frame
+    """Return the figure of the advantages of the group, of one rollout if the group is large."""
+    few = len(lab.group) * lab.group[0].num_steps <= 40  # more are unreadable, and large as a frame
     return advantage_dumbbell(
         lab.advantages(other),
         lab.advantages(chosen),
@@ -160,9 +162,9 @@ def _advantages_view(
 def _controls(
     lab: _CreditLab, start: RewardSettings, scale_rewards: ScaleRewards, most: int
 ) -> tuple[Control, ...]:
-    """Return the controls; a switch that the chosen rule does not read is idle.
+    """Return the controls; a switch that the selected rule does not use is idle.
 
-    Those that a lesson seldom moves are folded, so that all others and a figure share a screen.
+    Rarely used ones are collapsed, so that the others and a figure fit on a screen.
     """
 
     def choices(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -210,8 +212,11 @@ def _controls(
 
 @dataclass(frozen=True)
 class _Choice:
-    """A rule and its settings: the number k of retrieved items credited, scale_rewards, and the
-    orders that steps are sampled from (`None`: the rule's own)."""
+    """A rule and its settings.
+
+    `k` is the number of credited retrieved items per question, `scale` the scale_rewards, `orders`
+    the number of sampled orders of steps (`None`: the default of the rule).
+    """
 
     rule: str
     settings: RewardSettings
@@ -221,8 +226,10 @@ class _Choice:
 
 
 class _CreditLab:
-    """Rewards and advantages of a group under any choice; a change that the chosen rule does not
-    read computes nothing."""
+    """Computes rewards and advantages of a group under any choice, with a cache.
+
+    The change of a setting that the rule does not use needs no computation.
+    """
 
     def __init__(self, group: list[Trajectory], agent: ReasoningAgent | None) -> None:
         self.group = CachedGroup(group)
@@ -235,8 +242,7 @@ class _CreditLab:
 
     @functools.cached_property
     def agents(self) -> list[MemoisedAgent]:
-        """The reasoning agent for each rollout, which asks nothing twice and knows the readings of
-        the rollout's outcome."""
+        """The reasoning agent for each rollout, with a cache that holds its recorded answers."""
         if self._agent is None:
             raise ValueError("what_if: a rule reads again, expected an agent; give one")
         shared = MemoisedAgent(self._agent)
@@ -247,11 +253,11 @@ class _CreditLab:
 
     @functools.cached_property
     def replayers(self) -> list[Replayer]:
-        """The replayer of each rollout, for the rules that play it again."""
+        """The replayer of each rollout, for the rules that replay it."""
         return list(map(Replayer, self.group, self.agents))
 
     def telling_step(self, settings: RewardSettings) -> tuple[int, int]:
-        """Return the rollout (from 0) and the step (from 1) that the explorer opens at."""
+        """Return the rollout (from 0) and the step (from 1) at which the explorer opens."""
         earned = sorted(
             (-share, place, step)
             for place, one in enumerate(self.group)
@@ -268,7 +274,7 @@ class _CreditLab:
         return any(score_change(*pair) for pair in pairs)
 
     def without(self, rollout: int, step: int) -> tuple[AnsweredQuestion, ...]:
-        """Return the global questions, answered on the memory that all other steps leave."""
+        """Return the global questions, answered on the memory without a step."""
         if (rollout, step) not in self._without:
             one, replayer = self.group[rollout], self.replayers[rollout]
             missing = frozenset({step})
@@ -283,19 +289,21 @@ class _CreditLab:
         return self._without[rollout, step]
 
     def story(self, rollout: int, step: int, settings: RewardSettings) -> go.Figure:
-        """Return the figure of what a step read, wrote and changed."""
+        """Return the figure of the chunk, operations and changed answer of a step."""
         again = None if self._agent is None else self.without(rollout, step)
         return step_story(self.group[rollout], step, again, settings)
 
     @staticmethod
     def pays(rule: str) -> bool:
-        """Return whether a rule pays rewards; the others give advantages directly."""
+        """Return whether a rule computes rewards; the others compute advantages directly."""
         return rule == FINE_MEM or RULES[rule].gives == "reward"
 
     @staticmethod
     def reads(rule: str) -> list[str]:
-        """Return the controls that move the credit of a rule, without scale_rewards, which moves
-        every advantage."""
+        """Return the controls on which the credit of a rule depends.
+
+        All advantages depend on scale_rewards, which is not included.
+        """
         accepts = (
             ["w1", "w2", "switches"]
             if rule == FINE_MEM
@@ -330,7 +338,7 @@ class _CreditLab:
         return self._cut[k]
 
     def split_evenly(self, choice: _Choice) -> _Choice:
-        """Return the choice that pays the same sum as the chosen one, without evidence."""
+        """Return the choice whose rewards have the same sum, without evidence."""
         if choice.rule == FINE_MEM:
             return dataclasses.replace(
                 choice, settings=dataclasses.replace(choice.settings, beta=0)
@@ -338,7 +346,7 @@ class _CreditLab:
         return dataclasses.replace(choice, rule="uniform-split", orders=None)
 
     def paid(self, choice: _Choice) -> Credits:
-        """Return the reward of each rollout per step (G x T), `None` by a rule without rewards."""
+        """Return the rewards (G x T), `None` for a rule that computes advantages directly."""
         if self.pays(choice.rule):
             return self._given(choice)
         return [[None] * one.num_steps for one in self.group]
@@ -354,7 +362,7 @@ class _CreditLab:
         return self._once(self._key(choice), lambda: self._by_rule(choice))
 
     def _key(self, choice: _Choice) -> tuple[Any, ...]:
-        """Return everything that a rule reads of a choice."""
+        """Return the values of a choice on which the result of the rule depends."""
         values = dataclasses.asdict(choice.settings) | {"k": choice.k}
         return (
             choice.rule,
@@ -370,7 +378,7 @@ class _CreditLab:
         return self._known[key]
 
     def precision(self) -> list[Control]:
-        """Return the control of how exactly `SAMPLED` rules are worked out, where that is slow."""
+        """Return the control for the precision of `SAMPLED` rules, if exact values are slow."""
         steps = self.group[0].num_steps
         if "owen" not in self.rules or len(self.group) * steps**2 <= MANY_SETS:
             return []
@@ -389,7 +397,7 @@ class _CreditLab:
         ]
 
     def orders_of(self, choice: _Choice, rollout: int) -> list[list[float | None]]:
-        """Return the credit of every step of a rollout by each of the sampled orders alone."""
+        """Return the credit of every step of a rollout under each single sampled order."""
         key = choice.rule, choice.orders, rollout
         return self._once(
             key,
@@ -413,7 +421,7 @@ class _CreditLab:
             return [[style.mean(step) for step in zip(*rows, strict=True)] for rows in orders]
         group = self.cut(choice.k) if "k" in self.reads(choice.rule) else self.group
         if choice.rule == FINE_MEM:
-            return [
+            return self._between(choice) or [
                 [reward.total for reward in hybrid_reward(one, choice.settings)] for one in group
             ]
         rule = RULES[choice.rule]
@@ -434,6 +442,24 @@ class _CreditLab:
             for place, one in enumerate(group)
         ]
 
+    def _between(self, choice: _Choice) -> Credits | None:
+        """Return the totals of the hybrid reward from those at β = 0 and 1, in which they are
+        linear, so that the slider moves without another attribution; `None` at these two."""
+        beta = choice.settings.beta
+        if beta in (0, 1):
+            return None
+        ends = (
+            self._given(dataclasses.replace(choice, settings=settings))
+            for settings in (dataclasses.replace(choice.settings, beta=end) for end in (0, 1))
+        )
+        return [
+            [
+                None if low is None or high is None else (1 - beta) * low + beta * high
+                for low, high in zip(*rows, strict=True)
+            ]
+            for rows in zip(*ends, strict=True)
+        ]
+
     def _own_arguments(self, place: int, accepts: Collection[str]) -> dict[str, Any]:
         """Return the arguments of a rule that differ from rollout to rollout."""
         own: dict[str, Any] = {}
@@ -445,7 +471,7 @@ class _CreditLab:
 
 
 def _with_reservation(rule: str, before: str, rollout: int, figure: go.Figure) -> go.Figure:
-    """Return the figure of rewards with a note where they cannot be compared."""
+    """Return the figure of rewards with a note if they cannot be compared."""
     spec = style.read_only(figure)
     layout = {**spec["layout"], "meta": {**spec["layout"]["meta"]}}
     layout["yaxis"] = layout["yaxis"] | {"showticklabels": _CreditLab.pays(rule)}
@@ -476,7 +502,7 @@ def _with_reservation(rule: str, before: str, rollout: int, figure: go.Figure) -
 
 
 def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figure:
-    """Return the formula card of one step: what it is paid, term by term, and its advantage."""
+    """Return the formula card of one step: the terms of its reward, and its advantage."""
     rule, is_reward = choice.rule, lab.pays(choice.rule)
     rewards, advantages = lab.paid(choice), lab.advantages(choice)
     paid, advantage = rewards[rollout][step - 1], advantages[rollout][step - 1]
@@ -517,7 +543,7 @@ def _card(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> go.Figur
 
 
 def _sampled(lab: _CreditLab, choice: _Choice, rollout: int, step: int) -> str:
-    """Return a sentence about the interval of a sampled credit, nothing for one that is not."""
+    """Return a sentence about the interval of a sampled credit, "" if it is not sampled."""
     if choice.orders is None:
         return ""
     values = [row[step - 1] for row in lab.orders_of(choice, rollout)]
@@ -599,7 +625,7 @@ def _standardised(
     advantage: float | None,
     scale: ScaleRewards,
 ) -> Term:
-    """Return the line that leads from a reward to its advantage."""
+    """Return the line of the card that computes the advantage from the reward."""
     formula = (
         "A_t = r_t - mean"
         if scale == "none"
@@ -623,7 +649,7 @@ def _standardised(
 
 
 def _cut_away(lab: _CreditLab, choice: _Choice, rollout: int) -> str:
-    """Return a sentence about used items that k cuts away, where only used items are credited."""
+    """Return a sentence about used items beyond the first k, if only used items are credited."""
     reads, settings = lab.reads(choice.rule), choice.settings
     if choice.rule != "eara-used" and not ("credited" in reads and settings.credited == "used"):
         return ""

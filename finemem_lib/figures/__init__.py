@@ -1,7 +1,7 @@
 """Plotly figures, each with a title, a caption and alternative text.
 
-One file per subject. Notebooks call the functions from this package, say `evidence_sankey` or
-`training_curves`, and `show` what they return.
+One file per subject. Notebooks call the functions of this package, such as `evidence_sankey` or
+`training_curves`, and display the figures with `show`.
 """
 
 from finemem_lib.figures.arena import arena_standings, noise_price_and_end

@@ -1,6 +1,6 @@
-"""Figures of the arena: every rule in every regime, and the price of noise against the end.
+"""Figures of the arena: measures of every rule by regime, and the price of noise against a measure.
 
-They take what `experiments.arena.arena` returned.
+They draw the result of `experiments.arena.arena`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figu
     """Show the measures of every rule with their intervals, one panel per regime.
 
     Rules are ordered by their mean rank over regimes in the first measure, the best on top. A
-    marker is open where another rule is clearly better (`Standing.beaten_by`).
+    marker is open if another rule is clearly better (`Standing.beaten_by`).
 
     Args:
-        of: what `experiments.arena.arena` returned.
+        of: the result of `experiments.arena.arena`.
         measures: the measures shown, by default the primary ones.
     """
     measures = measures or of.design.primary
@@ -68,8 +68,8 @@ def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figu
 def _standing_dots(
     part: Sequence[Standing], rules: Sequence[str], series: int, shift: float, regime: str
 ) -> go.Scatter:
-    """Return the dots of one measure in the panel of a regime, each `shift` beside the line of its
-    rule."""
+    """Return the dots of one measure in the panel of a regime, each `shift` lines below the line of
+    its rule."""
     at = [rules.index(one.variant) for one in part]
     marker = style.series_marker(series, 9)
     shape = marker.pop("symbol")
@@ -107,7 +107,7 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
     regimes = [name for name in of.design.regimes if any(at[0] == name for at in ends)]
     columns = 2 if len(regimes) > 2 else len(regimes) or 1
     lines = -(-len(regimes) // columns) or 1
-    fig = style.side_by_side(regimes, columns, 0.2 / lines)
+    fig = style.side_by_side(regimes, columns, 0.3 / lines)  # for numbers, and three lines of names
     correlations, seen = [], set[str]()
     for panel, regime in enumerate(regimes):
         here = {at[1]: (prices[at], end) for at, end in ends.items() if at[0] == regime}
@@ -131,7 +131,7 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
         "is punished.",
         f"Scatter plots of {len(seen)} rules in {len(regimes)} regimes: advantage per stored noise "
         "sentence and accuracy at the end, with error bars.",
-        242 + 240 * lines,
+        242 + 260 * lines,
         margin={"t": style.PANELS_TOP, "b": 150},
     )
 
@@ -170,7 +170,7 @@ def _best_first(standings: Sequence[Standing], measure: str) -> list[str]:
 
 
 def _prices_at(of: Arena, update: int | None) -> dict[tuple[str, str], NoisePrice]:
-    """Return the price of noise of every regime and rule at an update, or at its second one."""
+    """Return the price of noise by regime and rule, at an update or at each rule's second one."""
     by_place: dict[tuple[str, str], list[NoisePrice]] = {}
     for price in of.prices:
         if price.noise is not None and update in (None, price.update):

@@ -1,4 +1,4 @@
-"""Accuracy and memory length of managers, with intervals, and where their answers are lost."""
+"""Figures of managers: accuracy, memory length, failure stages, and cost by stream length."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def benchmark_accuracy(rows: Iterable[Estimate], average: Average = "macro") -> 
 
     Args:
         rows: the rows of `evaluation.tables.benchmark_table`.
-        average: which of its two averages over a category is drawn.
+        average: the average over a category that is drawn.
     """
     table, methods, categories = _estimates(rows, "accuracy", average)
     fig = style.side_by_side(categories)
@@ -136,10 +136,10 @@ def memory_length(rows: Iterable[Estimate], average: Average = "macro") -> go.Fi
 
 
 def stages_by_method(rows: Iterable[StageCount]) -> go.Figure:
-    """Show where the answers of every method were lost, as shares of its questions.
+    """Show the failure stages of every method's questions, as shares of its questions.
 
     Args:
-        rows: what `evaluation.failure_stages.stage_counts` returned.
+        rows: the rows of `evaluation.failure_stages.stage_counts`.
     """
     table = [row for row in rows if row.share is not None]
     methods = list(dict.fromkeys(row.method for row in table))
@@ -199,14 +199,14 @@ LENGTH_PANELS = (
     ("seconds_per_step", "CPU seconds per step"),
     ("calls", "calls of models per stream"),
 )
-"""What the figure of stream lengths shows: fields of `LengthRow`, and their names."""
+"""The measures of `cost_by_length`: fields of `LengthRow`, and their names."""
 
 
 def cost_by_length(rows: Iterable[LengthRow]) -> go.Figure:
-    """Show accuracy, memory, seconds and calls of every system against the stream's length.
+    """Show accuracy, memory, seconds and calls of every system against the length of the stream.
 
     Args:
-        rows: rows of one stream, of any systems and budgets.
+        rows: rows of one stream, with any systems and budgets.
     """
     table = sorted(rows, key=lambda row: row.stream_tokens)
     methods = list(dict.fromkeys(row.method for row in table))

@@ -1,6 +1,6 @@
-"""Figures of credit rules against the truth.
+"""Figures of how well credit rules agree with the true credit.
 
-They take the rows of `evaluation.credit_truth.truth_table`, computed or read from a file.
+They draw the rows of `evaluation.credit_truth.truth_table`, computed or read from a file.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ LESS_IS_BETTER: tuple[Measure, ...] = ("noise", "sign")
 def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:
     """Show one measure of every variant of a rule with its interval, one panel per regime.
 
-    The panels are `REGIMES`, each of two slices of the worlds. A variant that could not be judged
-    in a slice has no point there. The variants are ordered by their value over all worlds, the best
-    on top.
+    The panels are `REGIMES`, each with two slices of the worlds. A variant without a value in a
+    slice has no point there. The variants are ordered by their value over all worlds, the best on
+    top.
 
     Args:
         rows: the rows of `truth_table`.
@@ -73,10 +73,10 @@ def credit_by_regime(rows: Iterable[Row], truth: Truth, measure: Measure = "rank
 def differences_by_regime(
     rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
 ) -> go.Figure:
-    """Show by how much every variant exceeds `BASELINE` in one measure, one panel per regime.
+    """Show the difference of every variant to `BASELINE` in one measure, one panel per regime.
 
-    A difference is taken over what both could be judged on, drawn together, so its interval may
-    exclude 0 where the two intervals of `credit_by_regime` overlap.
+    The differences are paired: computed and resampled on the cases in which both have a value. So
+    an interval can exclude 0 although the two intervals of `credit_by_regime` overlap.
 
     Args:
         rows: the rows of `truth_table`.
@@ -119,7 +119,7 @@ def differences_by_regime(
 
 
 def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str) -> go.Figure:
-    """Return a panel per regime with a line per rule; a slice is a series of dots."""
+    """Return a panel per regime with a line per rule and a series of dots per slice."""
     fig = make_subplots(
         rows=1,
         cols=len(REGIMES),
@@ -154,27 +154,27 @@ def _dots(table: Mapping[tuple[str, str], Row], rules: Sequence[str], axis: str)
 
 
 def _one_per_line(fig: go.Figure, names: Sequence[str], title: str = "credit rule") -> go.Figure:
-    """Let the y axes name one variant on each line, the first on top."""
+    """Label each line of the y axes with one variant, the first on top."""
     fig.update_yaxes(style.lines_axis([label(name, 36) for name in names]))
     fig.update_yaxes(title_text=title, col=1)
     return fig
 
 
 _LINE = 24
-"""Pixels of a line with the dots of one variant: all variants are on a screen, or nearly so."""
+"""Height in pixels of the line of one variant, such that all variants nearly fit on a screen."""
 
 _ROOM = {"t": 84, "b": 130, "r": 12}
-"""Pixels around panels side by side: their titles above, below the axis title and the legend."""
+"""Margins in pixels of panels side by side: titles on top, axis title and legend below."""
 
 
 def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank") -> go.Figure:
-    """Show the reader calls that every variant costs and, next to them, one measure.
+    """Show the reader calls of every variant and, next to them, one measure.
 
-    The calls are per trajectory and beyond those of the outcome, made while playing and afterwards,
-    as far as they reached the reader when the rollouts of an instance share a memo. They are drawn
-    on a scale of log10(1 + calls), so that rules that ask nothing more have a place. The measure is
-    over all worlds. Every variant has a line, the cheapest on top; variants that know the truth or
-    the exam are hollow.
+    The calls are those per trajectory that a rule needs in addition to the outcome reward, during
+    and after play. Calls answered by the cache that the rollouts of an instance share are not
+    counted. The scale is log10(1 + calls), so that 0 calls have a point. The measure is over all
+    worlds. Every variant has a line, the one with the fewest calls on top; variants that know the
+    truth or the exam have hollow markers.
 
     Args:
         rows: the rows of `truth_table`.
@@ -227,7 +227,7 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
 def _call_markers(
     how: str, place: int, chosen: Sequence[Row], order: Sequence[Row], truth: Truth
 ) -> dict[str, Any]:
-    """Return the markers of the variants that ask in one way, each on its line of `order`."""
+    """Return trace properties of the variants in series `how`, each on its line of `order`."""
     color, symbol = CATEGORIES[place], MARKERS[place]
     hollow = [row.rule in PRIVILEGED[truth] for row in chosen]
     return {
@@ -248,9 +248,9 @@ def _call_markers(
 
 
 def _calls_axis(fig: go.Figure, most: float) -> None:
-    """Name the axis of reader calls, which reaches to `most` on a scale of log10(1 + calls)."""
+    """Label the axis of reader calls up to `most`, on a scale of log10(1 + calls)."""
     ticks = [calls for calls in (0, 1, 3, 10, 30, 100, 300, 1000) if calls <= 1.5 * most + 1]
-    # Not rounded, so that no number of calls can be taken for a place on the axis.
+    # Unrounded positions cannot be mistaken for numbers of calls.
     fig.update_xaxes(
         title_text="reader calls (log)",
         col=1,
@@ -262,7 +262,7 @@ def _calls_axis(fig: go.Figure, most: float) -> None:
 def credit_measures(rows: Iterable[Row]) -> go.Figure:
     """Show all measures of every variant over all worlds against both truths, a panel per measure.
 
-    The cheapest variant is on top, with its reader calls per trajectory next to its name.
+    Reader calls per trajectory stand next to each name; the variant with the fewest is on top.
 
     Args:
         rows: the rows of `truth_table`.
@@ -308,7 +308,7 @@ def credit_measures(rows: Iterable[Row]) -> go.Figure:
 
 
 _BETWEEN_PANELS = 100
-"""Pixels between two rows of panels: numbers of an axis, and three lines of a title."""
+"""Pixels between two rows of panels, for tick labels and a title of three lines."""
 
 
 def _measures_height(rules: int) -> int:
@@ -319,7 +319,7 @@ def _measures_height(rules: int) -> int:
 def _measure_panels(
     tables: Mapping[tuple[Truth, Measure], Mapping[tuple[str, str], Row]], rules: Sequence[str]
 ) -> go.Figure:
-    """Return a panel per measure with a line per rule; a truth is a series of dots."""
+    """Return a panel per measure with a line per rule and a series of dots per truth."""
     columns = 3
     names = [MEASURE_NAMES[measure] for measure in MEASURES]
     starts = range(0, len(names), columns)
@@ -359,7 +359,7 @@ def _measure_panels(
 
 
 def _intervals_note(rows: Iterable[Row]) -> str:
-    """Return a sentence about what the lines through the dots are."""
+    """Return a sentence that explains the intervals."""
     counts = sorted({row.instances for row in rows if row.low is not None})
     if not counts:
         return "There are no intervals: they need two instances."
@@ -375,7 +375,7 @@ def _clear_sign(row: Row | None) -> int:
 
 
 LISTED = 4
-"""Most names in a caption; all of them are in `PRIVILEGED`."""
+"""Maximum number of names in a caption; `PRIVILEGED` holds all of them."""
 
 
 def _not_comparable(truth: Truth, rules: Iterable[str]) -> str:
@@ -388,7 +388,7 @@ def _not_comparable(truth: Truth, rules: Iterable[str]) -> str:
 
 
 def _log_calls(calls: float) -> float:
-    """Return the place of a number of calls on the axis."""
+    """Return the position of a number of calls on the axis."""
     return math.log10(1 + calls)
 
 
@@ -402,7 +402,7 @@ def _judged(rows: Iterable[Row], truth: Truth, measure: Measure) -> dict[tuple[s
 
 
 def _cheapest_first(table: Mapping[tuple[str, str], Row]) -> list[Row]:
-    """Return the rows over all worlds, those of the fewest reader calls first."""
+    """Return the rows over all worlds, those with the fewest reader calls first."""
     everywhere = [row for (name, _), row in table.items() if name == "all"]
     return sorted(everywhere, key=lambda row: (row.calls_made, row.rule))
 

@@ -14,12 +14,12 @@ from finemem_lib.figures.style import CONFIG, PLOTLY_MIME, plain
 def show(figure: go.Figure) -> None:
     """Display a figure in a notebook, and below it its caption, alt text and table.
 
-    What is stored (about 10 kB) is the same on every run. Where plotly's JSON is not rendered, the
-    alt text stands in. The description below is text, because nothing that a notebook holds can
-    label the drawing: JupyterLab's renderer of plotly takes no role or label.
+    The stored output (about 10 kB) is the same on every run. A front end that does not render
+    plotly's JSON shows the alt text. The description is text below the figure, because JupyterLab's
+    plotly renderer accepts no ARIA role or label.
 
     Args:
-        figure: a figure of this package: with a title, and `caption` and `alt` in
+        figure: a figure of this package, with a title, and with `caption` and `alt` in
             ``layout.meta``.
     """
     for bundle in outputs(figure):
@@ -27,7 +27,7 @@ def show(figure: go.Figure) -> None:
 
 
 def outputs(figure: go.Figure) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two outputs of `show`, by MIME type: the figure, and what stands below it.
+    """Return the two outputs of `show` by MIME type: the figure, and the description below it.
 
     Args:
         figure: as for `show`.
@@ -40,8 +40,10 @@ def outputs(figure: go.Figure) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def page_number(text: str) -> int | float:
-    """Return a number as a page writes it when JupyterLab saves a notebook: 1.0 is 1 there, so that
-    a figure that nobody changed is the same text before and after.
+    """Parse a JSON number such that JupyterLab writes it back unchanged.
+
+    JupyterLab saves 1.0 as 1. With such numbers, saving a notebook does not change the text of its
+    figures.
 
     Args:
         text: the number in JSON.
@@ -54,7 +56,7 @@ def page_number(text: str) -> int | float:
 
 
 def figure_bundle(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the output of a figure alone, by MIME type: its JSON, and its alt text.
+    """Return the output of a figure by MIME type: its JSON and its alt text.
 
     Args:
         spec: the figure as plotly's JSON.
@@ -64,10 +66,10 @@ def figure_bundle(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def display_bundle(bundle: Any, **form: Any) -> Any:
-    """Display one output in a notebook and return IPython's handle of it, if it makes one.
+    """Display one output in a notebook and return IPython's display handle, if there is one.
 
     Args:
-        bundle: representations by MIME type, or with ``raw=False`` an object to display.
+        bundle: representations by MIME type, or an object to display if ``raw=False``.
         form: further arguments of IPython's `display`.
     """
     from IPython.display import display

@@ -1,4 +1,4 @@
-"""One episode before and after training, sentence by sentence."""
+"""Figure that compares rollouts of one instance before and after training, by sentence."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def episode_before_after(
 ) -> go.Figure:
     """Show rollouts of one instance side by side, from before and after training.
 
-    They show which sentences of the stream each rollout kept, and which questions it could answer
-    then. An item stands for the sentence of its chunk that it shares most words with. A sentence is
-    needed (◆) when it holds an accepted answer of a global question and its step is among the
-    known evidence.
+    The figure marks the sentences of the stream that each rollout stored, and the questions that it
+    answered. An item is assigned to the sentence of its chunk with which it shares most words. A
+    sentence is needed (◆) if it contains an accepted answer of a global question and its step is
+    among the known evidence.
 
     Args:
         before: rollouts of the manager before training.
         after: rollouts of the trained manager.
-        max_sentences: most sentences shown, the needed ones first.
-        max_questions: most questions shown, the first ones.
+        max_sentences: maximum number of sentences shown; needed ones are preferred.
+        max_questions: maximum number of questions shown, from the first.
 
     Raises:
-        ValueError: the trajectories are not all of one instance, or there are none.
+        ValueError: the trajectories are of several instances, or there are none.
     """
     columns = _columns(before, after)
     read = [
@@ -75,7 +75,7 @@ def episode_before_after(
 
 
 def _columns(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[Trajectory]:
-    """Return the rollouts of both sides; refuse those that are not of one instance."""
+    """Return the rollouts of both sides; raise ValueError unless all are of one instance."""
     columns = [*before, *after]
     names = sorted({trajectory.instance_id for trajectory in columns})
     if len(names) != 1 or not before or not after:
@@ -89,7 +89,7 @@ def _columns(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[
 def _matrix(
     chosen: Sequence[tuple[int, int, str]], needed: Collection[Place], asked: Sequence[Question]
 ) -> go.Figure:
-    """Return an empty panel of sentences above one of questions, their lines named."""
+    """Return empty panels with named lines: sentences above, questions below."""
     fig = make_subplots(
         rows=2,
         cols=1,
@@ -108,7 +108,7 @@ def _matrix(
 
 
 def _draw_marks(fig: go.Figure, name: str, points: Sequence[tuple[float, int, str]]) -> None:
-    """Draw the marks of one name of `_FATES`: x, y and hover text of each."""
+    """Draw the marks of one name of `_FATES`, given as x, y and hover text."""
     color, symbol, size, row = _FATES[name]
     has_notes = bool(points[0][2])
     fig.add_scatter(
@@ -161,7 +161,7 @@ def _marks(
     rows: Mapping[Place, int],
     questions: int,
 ) -> dict[str, list[tuple[float, int, str]]]:
-    """Return by name of `_FATES` the marks of sentences and answers: x, y and hover text."""
+    """Return the marks of sentences and answers (x, y, hover text) by name of `_FATES`."""
     marks: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _FATES}
     for x, trajectory, fate in zip(xs, columns, fates, strict=True):
         for place, row in rows.items():
@@ -182,7 +182,7 @@ def _marks(
 def _average(
     trajectories: Sequence[Trajectory], fates: Sequence[Fates], needed: Collection[Place]
 ) -> str:
-    """Return in words the sentences that rollouts kept on average, and their outcome reward."""
+    """Return a text with the mean number of sentences kept and the mean outcome reward."""
     kept = [
         [place for place, (fate, _) in found.items() if fate == "kept to the end"]
         for found in fates
@@ -197,10 +197,10 @@ def _average(
 
 
 Place = tuple[int, int]
-"""A sentence of the stream: its step from 1, and its place in the chunk from 0."""
+"""A sentence of the stream: its step from 1, and its position in the chunk from 0."""
 
 Fates = Mapping[Place, tuple[str, str]]
-"""What became of every sentence that was stored: a name of `_FATES`, and a note."""
+"""Outcome of every stored sentence: a name of `_FATES`, and a note."""
 
 _FATES = {
     "kept to the end": (BLUE, "circle", 11, 1),
@@ -210,20 +210,20 @@ _FATES = {
     "answer not right": (ORANGE, "x-thin", 9, 2),
     "not scored": (GREY, "square-open", 9, 2),
 }
-"""Fates of a sentence or an answer: colour, symbol, size, panel."""
+"""Outcomes of sentences and answers, with colour, symbol, size and panel."""
 
 
 def needed_sentences(trajectory: Trajectory) -> set[Place]:
-    """Return the sentences that hold the answers of the global questions.
+    """Return the sentences that contain the answers of the global questions.
 
-    There is one for each question and evidence step, or one per question where the evidence is not
+    There is at most one per question and evidence step, or per question if its evidence is not
     known.
 
     Args:
         trajectory: the trajectory.
 
     Returns:
-        The step (from 1) and the place in its chunk (from 0) of each sentence.
+        The step (from 1) and the position in its chunk (from 0) of each sentence.
     """
     found: set[Place] = set()
     for question in (answered.question for answered in trajectory.questions):
@@ -272,7 +272,7 @@ def _fates(trajectory: Trajectory) -> Fates:
 
 
 def _end(trajectory: Trajectory, item_id: str, written: int) -> str:
-    """Return how an item's state after step `written` ended."""
+    """Return how the version of an item written at step `written` was lost."""
     for step in trajectory.steps[written:]:
         if item_id in step.delta.removed:
             return f"deleted at step {step.step}"

@@ -1,4 +1,4 @@
-"""Evidence: which step earned which answer, item by item and in a matrix."""
+"""Figures of evidence: the credit of each step and item for each question."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from finemem_lib.text import words
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Retrieved, Trajectory
 
 Window = tuple[int, int]
-"""The first and the last step of a part of a trajectory."""
+"""First and last step of a part of a trajectory."""
 
 MAX_BINS = 200
-"""Most bars of `evidence_overview`."""
+"""Maximum number of bars of `evidence_overview`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class EvidencePart:
         step: the step that is credited for the item, from 1.
         item_id: the item that was retrieved.
         question: position of the question in the trajectory, from 0.
-        share: 1/(|M_j| n), the share of the outcome reward that the step earns when the answer is
+        share: 1/(|M_j| n), the share of the outcome reward that the step earns if the answer is
             right.
     """
 
@@ -57,10 +57,11 @@ class EvidencePart:
 def evidence_parts(
     trajectory: Trajectory, settings: RewardSettings | None = None
 ) -> list[EvidencePart]:
-    """Return the evidence item by item; times s_j and summed it is `rewards.evidence_matrix`.
+    """Return the evidence per question and credited item.
 
-    Questions without a credited item have no part. A question that cannot be scored has parts (it
-    retrieved something) although it earns nothing.
+    The shares times s_j, summed over items, are `rewards.evidence_matrix`. A question without a
+    credited item has no part. A question that cannot be scored has parts for its retrieved items,
+    although it earns nothing.
 
     Args:
         trajectory: the trajectory.
@@ -77,7 +78,7 @@ def evidence_parts(
 
 @style.remembered
 def source_sentence(content: str, chunk_text: str) -> str:
-    """Return the sentence of a chunk that shares most words with an item's content.
+    """Return the sentence of a chunk that shares most words with the content of an item.
 
     Args:
         content: content of the item.
@@ -103,17 +104,17 @@ def evidence_trail(
     selected: str = "",
     max_rows: int = 10,
 ) -> go.Figure:
-    """Show where credit came from, line by line: question, item, operation, sentence of the chunk.
+    """Show the source of credit line by line: question, item, operation, sentence of the chunk.
 
     Every retrieved item of the selected questions has a line for each step that shares its credit
-    (with 0 where it has none); blue is the share of the outcome reward that flowed back to that
-    step, grey the share that a wrong answer left unearned.
+    (0 if it has none). Blue is the share of the outcome reward that the step earned, grey the share
+    that it did not earn because the answer was wrong.
 
     Args:
         trajectory: the trajectory.
         settings: how evidence is attributed.
-        selected: "question j", "step t" or "item id" to show only what belongs to it; "" for all.
-        max_rows: most lines shown; the smallest are left out.
+        selected: "question j", "step t" or "item id" to show only its lines; "" for all.
+        max_rows: maximum number of lines; those that earned least are left out.
     """
     rows = _trail_rows(trajectory, settings, selected)
     kept = sorted(range(len(rows)), key=lambda n: (-rows[n].earned, n))
@@ -167,7 +168,7 @@ class _TrailRow(NamedTuple):
 def _trail_rows(
     trajectory: Trajectory, settings: RewardSettings | None, selected: str
 ) -> list[_TrailRow]:
-    """Return the lines of what is selected, in the order of the questions."""
+    """Return the lines of the selection, in the order of the questions."""
     shares: dict[tuple[int, str], list[tuple[int, float]]] = {}
     for part in parts_of(trajectory, settings):
         shares.setdefault((part.question, part.item_id), []).append((part.step, part.share))
@@ -181,7 +182,7 @@ def _trail_rows(
 
 
 def _trail_bars(rows: Sequence[_TrailRow], notes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the bars of what each line earned, with its hover text, and of what it did not."""
+    """Return the bars of the earned shares, with hover texts, and of the unearned shares."""
     earned: dict[str, Any] = {
         "name": "earned",
         "x": style.numbers(row.earned for row in rows),
@@ -200,7 +201,7 @@ def _trail_bars(rows: Sequence[_TrailRow], notes: Sequence[str]) -> list[dict[st
 
 
 def retrieval_text(found: Retrieved) -> str:
-    """Return how a retriever found an item, as part of a sentence.
+    """Return a phrase for how a retriever found an item.
 
     Args:
         found: The retrieved item.
@@ -240,11 +241,12 @@ def evidence_overview(
 ) -> go.Figure:
     """Show N_t over a whole long trajectory, in bars of equal numbers of steps.
 
+    A click on a bar selects the step of the bar that earned most.
+
     Args:
         trajectory: the trajectory.
         settings: how evidence is attributed.
-        window: the part that other figures show, outlined. A click on a bar selects its step that
-            earned most.
+        window: first and last step that other figures show, outlined here.
     """
     earned = _contribution(trajectory, settings)
     bars, clicks, size = _overview_bars(trajectory, settings)
@@ -267,7 +269,7 @@ def evidence_overview(
 def _overview_bars(
     trajectory: Trajectory, settings: RewardSettings | None
 ) -> tuple[dict[str, Any], list[str], int]:
-    """Return the bars of the overview, what a click on each selects, and the steps of a bar."""
+    """Return the bars of the overview, the selection of a click on each, and the steps per bar."""
     earned = [total or 0.0 for total in _contribution(trajectory, settings)]
     size = max(1, math.ceil(len(earned) / MAX_BINS))
     starts = range(0, len(earned), size)
@@ -291,18 +293,17 @@ def evidence_heatmap(
     selected: str | None = None,
     window: Window | None = None,
 ) -> go.Figure:
-    """Show which step matters for which question: what step t earned from question j.
+    """Show the share of the outcome reward that every step t earned from every question j.
 
-    Cells are shares of the outcome reward; the row sums on the right are N_t (normalised evidence
-    contribution), the bars on top the scores s_j. Blank: no evidence; cross: retrieved, earned
-    nothing.
+    The row sums on the right are N_t (normalised evidence contribution), the bars on top the scores
+    s_j. A blank cell has no evidence; a cross marks evidence that was retrieved and earned nothing.
 
     Args:
         trajectory: the trajectory.
         settings: how evidence is attributed.
-        selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
+        selected: the selection to highlight: "question j", "step t", "item id" or "" (see
             `selection`); `None` for a figure without selection.
-        window: the first and the last step shown; `None` for all.
+        window: first and last step shown; `None` for all.
     """
     first, last = window or (1, trajectory.num_steps)
     steps = list(range(first, last + 1))
@@ -345,14 +346,14 @@ def evidence_heatmap(
 def _heatmap_clicks(
     numbers: Sequence[int], steps: Sequence[int], zeros: Sequence[tuple[int, int]]
 ) -> dict[int, list[str]]:
-    """Return what a click selects: on a cell, a cross or a score its question, on N_t its step."""
+    """Return what clicks select: a cell, cross or score its question, a bar of N_t its step."""
     columns = [f"question {j}" for j in numbers]
     crosses = [columns[j - 1] for _, j in zeros]
     return {0: columns, 1: crosses, 2: columns, 3: [f"step {step}" for step in steps]}
 
 
 def _heatmap_caption(steps: Sequence[int], row_sums: Sequence[float]) -> str:
-    """Return what the heatmap shows of steps with these N_t."""
+    """Return the caption of the heatmap."""
     best = max(range(len(steps)), key=row_sums.__getitem__, default=0)
     total = sum(row_sums)
     top = f"Step {steps[best]} contributes most, N_t = {row_sums[best]:.3g}. " if total else ""
@@ -391,7 +392,7 @@ def _share_cells(
 
 
 def _unearned_crosses(zeros: Sequence[tuple[int, int]], few: bool) -> dict[str, Any]:
-    """Return crosses at (step, question), both from 1, that were retrieved and earned nothing."""
+    """Return crosses at the (step, question) pairs, from 1, whose evidence earned nothing."""
     return {
         "type": "scatter",
         "x": [j for _, j in zeros],
@@ -442,7 +443,7 @@ def _cell_outline(step: int, question: int) -> dict[str, Any]:
 
 
 def _evidence_axes(first: int, last: int, num_questions: int) -> dict[str, Any]:
-    """Return the axes of the heatmap, and of the bars above it and on its right."""
+    """Return the axes of the heatmap and of the bars above and right of it."""
     rows = style.count_axis(last - first + 1, "step t") | {"showgrid": False}
     columns = style.count_axis(num_questions, "question j") | {"showgrid": False}
     return {

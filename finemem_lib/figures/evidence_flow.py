@@ -1,4 +1,4 @@
-"""Who earned which answer: a Sankey diagram from steps over memory items to questions."""
+"""Sankey diagram of credit from steps over memory items to questions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory
 
 STRONG, FAINT = ("A6", "8C"), ("14", "14")
-"""Opacity (hexadecimal) of links that earned something and of those that did not: selected ones,
-and others."""
+"""Opacity (hexadecimal) of links that earned something and of those that did not; in each pair,
+first of selected links, then of others."""
 
 MAX_STEPS, MAX_ITEMS = 12, 20
-"""Most steps and items that the Sankey diagram draws one by one."""
+"""Maximum numbers of steps and items that the Sankey diagram draws individually."""
 
 
 def evidence_sankey(
@@ -34,7 +34,7 @@ def evidence_sankey(
 ) -> go.Figure:
     """Show who earned which answer: step -> memory item -> question.
 
-    The width of a link is the item's share of the outcome reward, 1/(|M_j| n) for each credited
+    The width of a link is the item's share of the outcome reward, `1/(|M_j| n)` for each credited
     item, of which s_j is coloured (earned) and 1 - s_j grey (retrieved for an answer that was not
     right, or cannot be scored). Steps stand in their order from top to bottom. Beyond `MAX_STEPS`
     steps or `MAX_ITEMS` items a selection shows its own links alone, and what is still too much is
@@ -100,21 +100,21 @@ def _heading(x: float, anchor: str, text: str) -> dict[str, Any]:
 
 
 COLUMNS = {"step": 0.001, "item": 0.22, "question": 0.999}
-"""Place of each kind of node from left to right; plotly takes 0 for no place. The names of items
-and questions share the room between their columns, those of steps need little."""
+"""Horizontal position of each kind of node. It is never 0, which plotly ignores. The names of items
+and questions share the space between their columns; those of steps are short."""
 
 ITEM_NAME, QUESTION_NAME = 24, 28
-"""Characters of the names of items and questions, which meet on a page of 640 pixels."""
+"""Maximum characters of item and question names, which just do not overlap at 640 pixels."""
 
 NODE_PAD = 14
 """Pixels between the nodes of a column."""
 
 _Key = tuple[str, Any]
-"""The kind of a node, and which of its kind it is."""
+"""The kind of a node, and its identifier within the kind."""
 
 
 class _Node(NamedTuple):
-    """A node of a Sankey diagram; `order` sorts its column, `click` is what it selects."""
+    """A node of a Sankey diagram; `order` sorts its column, `click` is the selection it sets."""
 
     text: str
     hover: str
@@ -124,7 +124,7 @@ class _Node(NamedTuple):
 
 
 class _Link(NamedTuple):
-    """A band between two nodes: earned or not, of what is selected or not."""
+    """A link between two nodes; `own` links belong to the selection."""
 
     source: _Key
     target: _Key
@@ -134,7 +134,7 @@ class _Link(NamedTuple):
 
 @dataclass(slots=True)
 class _Flow:
-    """Nodes and links of a Sankey diagram, while they are collected."""
+    """Collects the nodes and links of a Sankey diagram."""
 
     nodes: dict[_Key, _Node] = field(default_factory=dict)
     links: dict[_Link, float] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class _Flow:
     def link(
         self, source: _Key, target: _Key, share: float, score: float | None, own: bool
     ) -> None:
-        """Add a share to a link, of which the score is earned; `own`: it is selected."""
+        """Add a share to two links: `score` of it earned, the rest not; `own` if it is selected."""
         for earned, part in ((True, share * (score or 0.0)), (False, share * (1 - (score or 0.0)))):
             if part > 0:
                 key = _Link(source, target, earned, own)
@@ -160,7 +160,7 @@ class _Flow:
         ]
 
     def heights(self, height: float) -> list[float]:
-        """Return y of the nodes of all columns in a drawing of so many pixels."""
+        """Return y (0 to 1) of the nodes of all columns in a drawing `height` pixels high."""
         through: dict[_Key, list[float]] = {key: [0.0, 0.0] for key in self.nodes}
         for link, share in self.links.items():
             through[link.target][0] += share
@@ -183,10 +183,11 @@ class _Flow:
         return places
 
     def trace(self, selected: str | None, height: float) -> tuple[dict[str, Any], list[str | None]]:
-        """Return the plotly trace in a drawing of so many pixels, and what its clicks select.
+        """Return the plotly trace in a drawing `height` pixels high, and what its clicks select.
 
-        A click says only the number of what was clicked, be it node or link: unused nodes in front
-        keep the two apart, as many for every selection (a link is earned or not, own or not).
+        Plotly reports a click by the number of the node or link, without the kind. Unused nodes
+        before the others make the numbers distinct. Their number, 4 per pair of linked nodes (a
+        link is earned or not, own or not), is the same for every selection.
         """
         keys = sorted(self.links, key=lambda key: (key.own, not key.earned))
         ahead = 0 if selected is None else 4 * len({key[:2] for key in keys})
@@ -194,8 +195,7 @@ class _Flow:
         numbers = {key: ahead + n for n, key in enumerate(order)}
         nodes = [self.nodes[key] for key in order]
         trace = {
-            # nodes that can be dragged are not clicked: plotly takes them out of the page on the
-            # way
+            # Clicks do not reach nodes that can be dragged: plotly removes them from the page.
             "type": "sankey",
             "arrangement": "snap" if selected is None else "fixed",
             "textfont": {"size": 12},
@@ -203,7 +203,7 @@ class _Flow:
                 "label": [""] * ahead + [node.text for node in nodes],
                 "customdata": [""] * ahead + [node.hover for node in nodes],
                 "color": [PALE] * ahead + [node.color for node in nodes],
-                # plotly counts the places of the nodes that are used only
+                # Plotly expects positions of the used nodes only.
                 "x": [COLUMNS[kind] for kind, _ in order],
                 "y": self.heights(height),
                 "pad": NODE_PAD,
@@ -237,7 +237,7 @@ def _evidence_flow(
     settings: RewardSettings | None,
     selected: str | None,
 ) -> tuple[_Flow, dict[int, float]]:
-    """Return the flow from steps over items to the chosen questions, and each step's earnings."""
+    """Return the flow from steps over items to the chosen questions, and what each step earned."""
     flow = _Flow()
     parts = [part for part in parts_of(trajectory, settings) if part.question in chosen]
     if selected and _too_many(parts):
@@ -262,7 +262,7 @@ def _evidence_flow(
 
 
 def _too_many(parts: Sequence[EvidencePart]) -> bool:
-    """Return whether evidence has more steps or items than the diagram draws one by one."""
+    """Return whether evidence has more steps or items than the diagram draws individually."""
     steps, items = {part.step for part in parts}, {part.item_id for part in parts}
     return len(steps) > MAX_STEPS or len(items) > MAX_ITEMS
 
@@ -274,7 +274,7 @@ def _add_questions(
     parts: Sequence[EvidencePart],
     selected: str | None,
 ) -> None:
-    """Add the nodes of questions, and the links of those for which no item was credited."""
+    """Add the nodes of questions, and the links of questions without a credited item."""
     scored = sum(a.score is not None for a in trajectory.questions) or len(trajectory.questions)
     credited = {part.question for part in parts}
     for j in chosen:
@@ -296,11 +296,11 @@ def _add_questions(
 
 
 _AddNodes = Callable[[EvidencePart], tuple[_Key, _Key]]
-"""Adds the nodes of a part of the evidence and returns them: its step and its item."""
+"""Function that adds the nodes of an evidence part and returns their keys: step and item."""
 
 
 def _item_nodes(flow: _Flow, trajectory: Trajectory) -> _AddNodes:
-    """Return what adds a node for every step and every item."""
+    """Return the function that adds a node for every step and every item."""
     past = memory_history(trajectory)
 
     def add(part: EvidencePart) -> tuple[_Key, _Key]:
@@ -333,9 +333,9 @@ def _item_nodes(flow: _Flow, trajectory: Trajectory) -> _AddNodes:
 def _run_nodes(
     flow: _Flow, parts: Sequence[EvidencePart], earners: Mapping[int, float]
 ) -> _AddNodes:
-    """Return what adds a node for every run of steps, and one for all items that it wrote.
+    """Return the function that adds a node per range of steps, and one for all items it wrote.
 
-    A click on either selects the step of the run that earned most.
+    A click on either selects the step of the range that earned most.
     """
     items: dict[int, set[str]] = {}
     for part in parts:

@@ -1,6 +1,6 @@
 """Figures of experiments: estimates with intervals, paired differences, curves, edits.
 
-They take the rows of `experiments.tables.table` or the results of cells.
+They draw the rows of `experiments.tables.table` or the results of cells.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EDITS = {
     ),
     "DELETE of a live record": (("DELETE live",), RED),
 }
-"""The bars of `edit_bars`: name -> the counts of `operation_truth` that it adds up, colour."""
+"""The bars of `edit_bars`: name -> the counts of `operation_truth` that are summed, and colour."""
 
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wrong chunk questions": ("wrong_questions", {}),
@@ -58,11 +58,11 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "evidence dropped": ("evidence_drop", {}),
     "evidence swapped": ("evidence_swap", {}),
 }
-"""The lines of `dose_response`: name -> the knob that it follows, and the knobs that differ from
-the first regime all along the line."""
+"""The lines of `dose_response`: name -> the knob that varies, and the values of other knobs that
+differ from the first regime on the whole line."""
 
 BLOCK = 5
-"""Updates that are averaged into one point of a learning curve."""
+"""Number of updates averaged per point of a learning curve."""
 
 
 def measure_intervals(
@@ -74,15 +74,15 @@ def measure_intervals(
 ) -> go.Figure:
     """Show measures with their intervals, one panel per regime and one line per variant.
 
-    Where there are more regimes than variants, the panels are variants and the lines regimes.
+    If there are more regimes than variants, the panels are variants and the lines regimes.
 
     Args:
         rows: the rows of `experiments.tables.table`.
         measures: the measures shown, by name.
         title: title of the figure.
         unit: title of the x axis.
-        difference: whether the paired differences to the baseline are shown instead of the values;
-            the baseline has none.
+        difference: show paired differences to the baseline instead of values; the baseline then
+            has no line.
     """
     drawn = [
         row
@@ -125,7 +125,7 @@ def _measure_dots(
     shift: float,
     difference: bool,
 ) -> go.Scatter:
-    """Return the dots of one measure in a panel, each `shift` beside its line."""
+    """Return the dots of one measure in a panel, each `shift` lines below its line."""
     bounds = [_bounds(row, difference) for row in part]
     at = [lines.names.index(lines.of(row)) for row in part]
     return go.Scatter(
@@ -149,7 +149,7 @@ def difference_heatmap(
 ) -> go.Figure:
     """Show the paired differences to the baseline, in panels like those of `measure_intervals`.
 
-    A value stands in brackets where its interval includes zero.
+    A value is in brackets if its interval includes zero.
 
     Args:
         rows: the rows of `experiments.tables.table`.
@@ -195,17 +195,17 @@ def dose_response(
     title: str = "What faults do to the difference",
     unit: str = "share that is faulty",
 ) -> go.Figure:
-    """Show the paired difference to the baseline over the strength of a fault, or over any knob.
+    """Show the paired difference to the baseline against the strength of a fault, or any knob.
 
-    One panel per primary measure, one line per kind and variant, over the regimes that differ from
-    the first one in the kind's knobs only. The first regime, in which nothing is wrong, begins
-    every line that has no further knobs.
+    There is one panel per primary measure and one line per kind and variant, over the regimes that
+    differ from the first one in the knobs of the kind only. The first regime, which has no fault,
+    is the first point of every line without further knobs.
 
     Args:
         rows: the rows of `experiments.tables.table`.
-        results: the results of the cells behind them, which hold the knobs.
-        kinds: name of each line -> the knob that it follows, and the knobs that differ from the
-            first regime all along it.
+        results: the results of the cells of these rows, which hold the knobs.
+        kinds: name of each line -> the knob that varies, and the values of other knobs that differ
+            from the first regime on the whole line.
         title: title of the figure.
         unit: title of the x axis.
     """
@@ -250,7 +250,7 @@ def _doses(
     knob: str,
     along: Mapping[str, Any],
 ) -> list[tuple[float, ExperimentRow]]:
-    """Return the rows of a line of `dose_response` with their doses, the smallest first."""
+    """Return the doses and rows of a line of `dose_response`, the smallest dose first."""
     points = [(dose, row) for row in rows if (dose := _dose(row, cells, knob, along)) is not None]
     return sorted(points, key=lambda point: point[0])
 
@@ -258,7 +258,7 @@ def _doses(
 def _draw_doses(
     fig: go.Figure, points: Sequence[tuple[float, ExperimentRow]], name: str, line: int, panel: int
 ) -> None:
-    """Draw a line of `dose_response` in one panel; lines of one number belong together."""
+    """Draw a line of `dose_response` in one panel; its number is the same in all panels."""
     fig.add_scatter(
         x=style.numbers(dose for dose, _ in points),
         row=1,
@@ -283,10 +283,10 @@ def learning_curves(
 ) -> go.Figure:
     """Show one curve of the training rollouts, one panel per regime and one line per variant.
 
-    A point is the mean over seeds of `BLOCK` updates, with the range over seeds.
+    A point is the mean of `BLOCK` updates over seeds; the error bars are the range over seeds.
 
     Args:
-        results: the results of cells; those without the curve are left out.
+        results: the results of cells; cells without the curve are omitted.
         curve: name of the curve.
         unit: title of the y axis.
     """
@@ -330,7 +330,7 @@ def learning_curves(
 def _curve_of(
     runs: Sequence[Sequence[float | None]], variant: str, regime: str, panel: int, line: int
 ) -> go.Scatter:
-    """Return the mean of a variant's runs, block by block, with their range."""
+    """Return the mean of a variant's runs per block of updates, with the range over runs."""
     updates = max(map(len, runs))
     points = list(zip(*map(_blocks, runs), strict=False))
     middle = [style.mean(point) for point in points]
@@ -355,7 +355,7 @@ def _curve_of(
 
 
 def edit_bars(results: Iterable[CellResult]) -> go.Figure:
-    """Show the edits per step of the tested managers (sampled), judged by the planted truth.
+    """Show the edits per step in the sampled test rollouts, judged by the planted truth.
 
     Args:
         results: the results of cells.
@@ -406,7 +406,7 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """One of the two names of cells, "regime" or "variant", and those that occur."""
+    """The values that occur of one field of cells, "regime" or "variant"."""
 
     field: str
     names: list[str]
@@ -419,7 +419,7 @@ class _Names:
 
 
 def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
-    """Return the names of the panels and of the lines: the fewer names stand side by side."""
+    """Return the names of the panels and of the lines; the field with fewer names has panels."""
     regimes, variants = regimes_and_variants(rows)
     by_regime, by_variant = _Names("regime", regimes), _Names("variant", variants)
     if len(regimes) <= len(variants):
@@ -428,7 +428,7 @@ def _arranged(rows: Sequence[ExperimentRow | Cell]) -> tuple[_Names, _Names]:
 
 
 def _panels(panels: _Names, lines: _Names) -> go.Figure:
-    """Return an empty panel for each name of `panels`, its lines named by `lines`."""
+    """Return a figure with an empty panel per name of `panels` and lines named by `lines`."""
     fig = style.side_by_side(panels.names)
     fig.update_yaxes(style.lines_axis([paragraph(name, 36, 20) for name in lines.names]))
     fig.update_yaxes(title_text=lines.field, col=1)
@@ -439,8 +439,10 @@ def _panels(panels: _Names, lines: _Names) -> go.Figure:
 def _dose(
     row: ExperimentRow, cells: Mapping[tuple[str, str], Cell], knob: str, along: Mapping[str, Any]
 ) -> float | None:
-    """Return the value of a knob in the regime of a row, `None` where its cell differs from that of
-    the first regime in other knobs than this one and those given."""
+    """Return the value of a knob in the regime of a row; `None` if other knobs differ.
+
+    Knobs are compared with those of the first regime; `along` holds the allowed differences.
+    """
 
     def knobs(cell: Cell) -> dict[str, Any]:
         return cell.model_dump(exclude={"variant", "regime", "seed"})
@@ -452,7 +454,7 @@ def _dose(
 
 
 def _counted(rows: Sequence[ExperimentRow]) -> str:
-    """Return in words how many of the comparisons in primary measures are clear."""
+    """Return a sentence with the number of clear comparisons in primary measures."""
     pairs = compared(rows)
     clear = [row for row in pairs if excludes_zero(row)]
     up = sum(known(row.difference) > 0 for row in clear)
@@ -464,7 +466,7 @@ def _counted(rows: Sequence[ExperimentRow]) -> str:
 
 
 def _bounds(row: ExperimentRow, difference: bool) -> tuple[float, float, float]:
-    """Return a value, or a difference, with the lower and upper end of its interval."""
+    """Return a value or difference, and the lower and upper end of its interval."""
     if difference:
         return known(row.difference), known(row.difference_low), known(row.difference_high)
     return row.value, row.low, row.high

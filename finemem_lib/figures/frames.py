@@ -1,7 +1,7 @@
-"""A figure's data as a table, and figures whose states are precomputed frames.
+"""Convert figures to tables, and join the states of a figure into plotly frames.
 
-A framed figure needs no kernel and no network: its states are plotly frames that a slider, or the
-script of the report, moves through.
+A framed figure needs no kernel and no network: a slider, or the script of the report, selects the
+frame to show.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from finemem_lib.figures.style import (
 
 
 def figure_table(figure: go.Figure | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the data of a figure as rows, for readers who do not see it and for tests.
+    """Return the data of a figure as rows, for screen readers and for tests.
 
-    Where the place of a point is not its value (series stand next to each other, an axis counts in
-    logarithms), the ``meta`` of its trace holds the values under "x" or "y", and under "z" those of
-    cells whose colour is another number; under "panel" it holds the title of the panel.
+    If the position of a point is not its value (shifted series, logarithmic axes), the ``meta`` of
+    its trace holds the values under "x" or "y", and under "z" if the colour of a cell encodes
+    another number. Under "panel" it holds the title of the panel.
 
     Args:
         figure: a figure of this package, or its JSON.
 
     Returns:
-        One row per point, cell or link, the columns named after the axes. Kinds of traces that this
+        One row per point, cell or link, with columns named after the axes. Trace types that this
         package does not use have no rows.
 
     >>> figure_table(go.Figure(go.Bar(x=[1, 2], y=[3.0, None], name="a")))
@@ -91,9 +91,9 @@ def _note(note: object) -> dict[str, str]:
 
 
 def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, dict[Any, str]]:
-    """Return the name of an axis and the texts that stand for its values.
+    """Return the title of an axis and the labels of its values.
 
-    Panels that share an axis are named on one of them only, or all together (`style.name_panels`).
+    The title of a shared axis is on one panel only, or common to all (`style.name_panels`).
     """
     axes = {
         key.replace("axis", ""): spec
@@ -115,7 +115,7 @@ def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, di
 
 
 def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not entered.
+    """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not flattened.
 
     Args:
         spec: the mapping.
@@ -134,7 +134,7 @@ def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that differ in `after`, by dotted path; `None` for what is gone.
+    """Return the values that differ in `after`, by dotted path; `None` for those it lacks.
 
     Args:
         before: Nested values, such as the JSON of a figure.
@@ -146,7 +146,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
     found: dict[str, Any] = {}
     for key in [*before, *(key for key in after if key not in before)]:
         old, new = before.get(key), after.get(key)
-        if old is new:  # states share what no control moves, and most of a figure stays
+        if old is new:  # states share the objects that no control changes: most of a figure
             continue
         if key != "clicks" and _is_branch(old) and _is_branch(new):
             found |= {f"{key}.{path}": value for path, value in changes(old, new).items()}
@@ -161,30 +161,31 @@ def _is_branch(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 DRAWN = ("shapes", "annotations")
-"""Lists of the layout that plotly merges place by place, removing nothing."""
+"""Lists of the layout that plotly merges index by index, without removing entries."""
 
 SLIDER_ROOM = 64
-"""Pixels between title and drawing for the slider of `framed`."""
+"""Height in pixels of the slider of `framed`, between title and drawing."""
 
 
 def framed(
     states: Sequence[tuple[Sequence[str], Mapping[str, Any]]], start: int, explorer: str
 ) -> go.Figure:
-    """Join states of one figure into one with a plotly slider, which needs no kernel.
+    """Join the states of a figure into one figure with a plotly slider, which needs no kernel.
 
-    Frame 0 is the first state, with everything that any other state changes. The other frames hold
-    their changes to it, equal ones once; ``layout.meta["states"]`` names the frame of every state.
-    The slider goes as deep into the paths as the figure depends on them.
+    Frame 0 is the state shown first, with all values that any state changes. The other frames hold
+    their changes to it; states with equal changes share a frame. ``layout.meta["states"]`` holds
+    the frame number of every state. The slider has one step for each path prefix on which the
+    figure depends.
 
     Args:
         states: the path to each state (one text per level) and the JSON of the figure there, in
             the order of the slider.
         start: position of the state shown first.
-        explorer: name that figures which move together have in common; the report puts its
-            controls above all of them.
+        explorer: name shared by figures with common controls; the report puts the controls above
+            all of them.
 
     Raises:
-        ValueError: two states have other traces (number or types).
+        ValueError: two states differ in the number or types of their traces.
     """
     specs = [{**spec, "layout": dict(spec["layout"])} for _, spec in states]
     kinds = [[trace["type"] for trace in spec["data"]] for spec in specs]
@@ -211,7 +212,7 @@ def framed(
 def _frames(
     specs: Sequence[Mapping[str, Any]], start: int
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the frames of states, and the number of the frame of every state."""
+    """Return the frames, and the frame number of every state."""
     base = specs[start]
     parts = [(*spec["data"], spec["layout"]) for spec in specs]
     changed = [[changes(*pair) for pair in zip(parts[start], part, strict=True)] for part in parts]
@@ -221,7 +222,7 @@ def _frames(
                 _nested(changes(*pair))
                 for pair in zip(base["layout"][drawn], column[-1][drawn], strict=True)
             ]
-            while not column[-1][drawn][-1]:  # frame 0 has the rest
+            while not column[-1][drawn][-1]:  # frame 0 holds the unchanged entries at the end
                 column[-1][drawn].pop()
     moved = [
         {path for column in changed for path in column[place]} for place in range(len(parts[start]))
@@ -244,7 +245,7 @@ def _frames(
 def _slider(
     paths: Sequence[tuple[str, ...]], numbers: Sequence[int], start: int, layout: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a slider with a step for each beginning of a path that the figure depends on."""
+    """Return a slider with a step for each path prefix on which the figure depends."""
     pairs = list(zip(paths, numbers, strict=True))
     depth = next(
         depth
@@ -254,7 +255,7 @@ def _slider(
         == len({(path[:depth], number) for path, number in pairs})
     )
     shown = {path[:depth]: number for path, number in pairs}
-    # plotly gives a transition no more time than its frame has
+    # Plotly shortens a transition to the duration of its frame.
     instant = {"mode": "immediate", "frame": {"duration": 0}}
     return {
         "active": [*shown].index(paths[start][:depth]),
@@ -265,7 +266,7 @@ def _slider(
         "pad": {"t": 0, "b": max(0, layout["margin"]["t"] - SLIDER_ROOM - 40)},
         "minorticklen": 0,
         "ticklen": 4,
-        "font": {"color": "rgba(0,0,0,0)", "size": 6},  # the name of the current step is enough
+        "font": {"color": "rgba(0,0,0,0)", "size": 6},  # hidden: the current value is shown
         "currentvalue": {"font": {"color": INK, "size": 13}},
         "steps": [
             {
@@ -279,8 +280,10 @@ def _slider(
 
 
 def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
-    """Give every kind of shape or annotation (by its properties) the same places in all layouts,
-    hidden where a layout has fewer."""
+    """Pad the shapes or annotations of all layouts with hidden ones to the same lists.
+
+    Shapes of one kind (with the same properties) then have the same indices in all layouts.
+    """
     found = [
         [(frozenset(leaves(one)), one) for one in layout.get(drawn) or ()] for layout in layouts
     ]
@@ -301,7 +304,7 @@ def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
 def _frame(
     number: int, data: Sequence[Mapping[str, Any]], changed: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return a frame from its changes in each trace and, last, in the layout."""
+    """Return a frame from the changes of every trace and, last in `changed`, of the layout."""
     moving = [place for place in range(len(data)) if changed[place]]
     frame = {
         "name": str(number),
@@ -313,17 +316,17 @@ def _frame(
 
 
 WIDTH = 7.5
-"""Pixels that a character of a name on an axis takes at most, on average."""
+"""Upper bound on the average width in pixels of a character in an axis label."""
 
 BESIDE_NAMES = 40
-"""Pixels for the ticks and the title of an axis beside its names."""
+"""Width in pixels of the ticks and title of a y axis."""
 
 
 def _steady_margins(specs: Sequence[dict[str, Any]]) -> None:
-    """Give all states of a figure the same margin on the left, wide enough for the names there.
+    """Give all states of a figure the same left margin, wide enough for the labels there.
 
-    Where a margin follows the names (``automargin``), plotly leaves bars and lines where they were
-    when a frame changes it, and they no longer stand at their values.
+    With ``automargin``, plotly does not move bars and lines when a frame changes the margin, so
+    they no longer match the axis.
     """
     widths = [0.0]
     for spec in specs:
@@ -338,7 +341,7 @@ def _steady_margins(specs: Sequence[dict[str, Any]]) -> None:
 
 
 def _names_at_the_left(spec: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the length of the longest line of text beside every y axis at the left."""
+    """Yield the length in characters of the longest label line of every y axis at the left."""
     layout = spec["layout"]
     for trace in spec["data"]:
         axis = trace.get("yaxis", "y")
@@ -355,7 +358,7 @@ def _names_at_the_left(spec: Mapping[str, Any]) -> Iterator[int]:
 
 @remembered
 def _width(name: str) -> int:
-    """Return the characters of the longest line of a name."""
+    """Return the length in characters of the longest line of a name."""
     return max(len(plain(line)) for line in name.split("<br>"))
 
 
@@ -366,9 +369,9 @@ def _make_room(layout: dict[str, Any], pixels: int) -> None:
 
 
 def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a framed figure without its slider and the room for it.
+    """Return the JSON of a framed figure without its slider and the space for it.
 
-    For a page that moves the frames by other means.
+    A page with other controls for the frames uses it.
 
     Args:
         spec: the JSON of the framed figure.
@@ -385,7 +388,7 @@ def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the JSON of a framed figure in one of its states, without frames.
+    """Return the JSON of a framed figure in the state of one frame, without frames.
 
     Args:
         spec: the JSON of the framed figure.

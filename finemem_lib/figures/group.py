@@ -1,4 +1,4 @@
-"""One group of GRPO: completions, rewards and advantages side by side."""
+"""Figure of one GRPO group: completions, rewards and advantages side by side."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from finemem_lib.figures.rollouts import TERMS, RolloutGroup
 from finemem_lib.figures.style import INK, PALE, label
 from finemem_lib.figures.tokens import visible
 
-LINE = 112
-"""Characters of a line of a completion: those of a page of 1280 pixels."""
+LINE = 68
+"""Characters per line of a completion, readable next to the controls on a page of 1280 pixels."""
 
 MOST_LINES = 3
-"""Lines of a completion that are shown, the caption counts the tokens that are not."""
+"""Maximum lines shown of a completion; the caption states the number of omitted tokens."""
 
-SCAFFOLD = re.compile(r'"content":|"')
-"""What every operation of a completion repeats: it takes room and says nothing."""
+SCAFFOLD = re.compile(r'[{}",]*"(?:content|op)":"?|[{}"]')
+"""JSON syntax that every operation repeats; it is omitted to save space."""
 
 PITCH, GAP = 19, 0.5
-"""Pixels of a line of tokens, and the lines of room between two completions."""
+"""Pixels per line of tokens, and the gap between two completions in lines."""
 
 SHADES = diverging.PuOr[2:-2]
-"""Orange for down, purple for up, without the darkest shades: text stands on them."""
+"""Orange for down, purple for up, without the darkest shades, on which text is hard to read."""
 
 DOWN, UP = SHADES[0], SHADES[-1]
 
 QUIET = 0.01
-"""A token that is pushed by no more than this share of the largest push has no sign."""
+"""Tokens whose push is at most this share of the largest push have no sign."""
 
 
 class _Token(NamedTuple):
-    """A token and its place: the completion, the line of it, its first character and its width."""
+    """A token, the text shown of it, and its position: completion, line and first character."""
 
     rollout: int
     line: int
     start: int
+    shown: str
     text: str
     push: float | None
 
@@ -55,18 +56,18 @@ def group_completions(
     terms: Sequence[str],
     scale: ScaleRewards = "group",
 ) -> go.Figure:
-    """Show the G completions of one step token by token, what each was paid, and its advantage.
+    """Show the G completions of one step by token, with their reward terms and advantages.
 
-    A token's colour is the push that an update gives it; where the sign changes, ▲ and ▼ say which
-    tokens become more and less likely. The bars are the weighted terms of the reward; the line is
-    the mean of the group, the band reaches one standard deviation to each side.
+    The colour of a token is its push (`tokens.token_push`). Where the sign changes, ▲ and ▼ mark
+    the tokens that an update makes more and less likely. The bars are the weighted terms of the
+    reward; the line is the mean of the group, the band one standard deviation to each side.
 
     Args:
         group: the rollouts.
         step: the step, from 1.
         tokens: the tokens of each completion, untrusted.
-        pushes: the push of every token (`tokens.token_push`; `None`: not known).
-        terms: the names of the terms that have a place, also where the group has none of them.
+        pushes: the push of every token (`None`: not known).
+        terms: the names of the terms drawn, also those that the group does not have.
         scale: how the advantages are scaled.
     """
     placed = [one for row, texts in enumerate(tokens) for one in _placed(row, texts, pushes[row])]
@@ -101,7 +102,7 @@ def group_completions(
         round(156 + PITCH * count * (lines + GAP)),
         barmode="relative",
         bargap=0,
-        uniformtext={"mode": "hide", "minsize": 8},
+        uniformtext={"mode": "hide", "minsize": 6},
         margin={"t": 44, "b": 112},
         shapes=_mean_and_deviation(mean, std),
         **_axes(middles, mean, std, scale, count * (lines + GAP), largest),
@@ -109,28 +110,28 @@ def group_completions(
 
 
 def _placed(rollout: int, texts: Sequence[str], pushes: Sequence[float | None]) -> list[_Token]:
-    """Return the tokens of a completion in lines, without `SCAFFOLD`, as far as there is room."""
+    """Return the tokens of a completion without `SCAFFOLD`, in at most `MOST_LINES` lines."""
     found: list[_Token] = []
     line = start = 0
     for text, push in zip(texts, pushes, strict=True):
         shown = style.one_line(SCAFFOLD.sub("", visible(text)), 24)
-        width = len(shown) + 2  # room for a sign
+        width = len(shown) + 2  # space for a sign
         if start and start + width > LINE:
             line, start = line + 1, 0
         if line == MOST_LINES:
             break
-        found.append(_Token(rollout, line, start, shown, push))
+        found.append(_Token(rollout, line, start, shown, visible(text), push))
         start += width
     return found
 
 
 def _token_bars(placed: Sequence[_Token], lines: int, bound: float) -> dict[str, Any]:
-    """Return the bars that the tokens stand on, coloured by their push."""
+    """Return the bars with the tokens' texts, coloured by their push."""
     texts, before = [], (-1, 0)
     for one in placed:
         turn = one.rollout, _sign(one.push, bound)
         mark = "" if turn == before else " ▲▼"[turn[1]].strip()
-        texts.append(f"{mark}{label(one.text, 24)}")
+        texts.append(f"{mark}{label(one.shown, 24)}")
         before = turn
     return {
         "type": "bar",
@@ -139,7 +140,7 @@ def _token_bars(placed: Sequence[_Token], lines: int, bound: float) -> dict[str,
         "showlegend": False,
         "y": [one.rollout * (lines + GAP) + one.line for one in placed],
         "base": [one.start for one in placed],
-        "x": [len(one.text) + 2 for one in placed],
+        "x": [len(one.shown) + 2 for one in placed],
         "width": 1,
         "text": texts,
         "textposition": "inside",
@@ -227,7 +228,7 @@ def _axes(
     end: float,
     largest: float,
 ) -> dict[str, Any]:
-    """Return the axes of `group_completions`; the titles say how a reward becomes an advantage."""
+    """Return the axes of `group_completions`; the titles state how advantages are computed."""
     divisor = {
         "group": f"<br>/ (std + {EPSILON:g})",
         "batch": f"<br>/ (std of all<br>+ {EPSILON:g})",
@@ -245,11 +246,12 @@ def _axes(
             "domain": domain,
             "anchor": "y",
             "nticks": 4,
+            "tickangle": 0,
         }
         for number, (title, domain) in enumerate(zip(titles, domains, strict=True), 1)
     }
     axes["xaxis"] |= {"range": [0, LINE], "showticklabels": False, "showgrid": False, "ticks": ""}
-    axes["xaxis3"] |= {"range": [-1.7 * largest, 1.7 * largest]}  # room for the numbers
+    axes["xaxis3"] |= {"range": [-1.7 * largest, 1.7 * largest]}  # space for the numbers
     axes["yaxis"] = {
         "title": {"text": "completion"},
         "tickvals": list(middles),

@@ -1,4 +1,4 @@
-"""What became of every memory item of a trajectory, worked out once for all figures of it."""
+"""Lifetimes and counts of the memory items of a trajectory, computed once for all its figures."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 KEPT = 8
-"""Most results that `per_trajectory` keeps of a function; each keeps its trajectory alive."""
+"""Size of the cache of `per_trajectory`; each entry keeps its trajectory in memory."""
 
 
 def per_trajectory(
     function: Callable[Concatenate[Trajectory, P], Result],
 ) -> Callable[Concatenate[Trajectory, P], Result]:
-    """Return the function, which remembers what it returned for the last trajectories.
+    """Return the function with a cache of its last `KEPT` results.
 
-    Trajectories are told apart by identity: they never change, and comparing two long ones takes
-    longer than most functions of them. Callers share the result and must leave it as it is.
+    Trajectories are compared by identity: they are immutable, and comparing two long ones by value
+    takes longer than most cached functions. Callers share the result and must not change it.
 
     Args:
-        function: a pure function of a trajectory and of arguments that can be hashed.
+        function: a pure function of a trajectory and of hashable arguments.
     """
     kept: OrderedDict[tuple[object, ...], tuple[Trajectory, Result]] = OrderedDict()
 
@@ -47,7 +47,7 @@ def per_trajectory(
 
 @dataclass(slots=True)
 class Life:
-    """What became of an item: its last content, its first step, and the step and way of its end."""
+    """An item's first step, last content, and the step and kind of its removal (`end`)."""
 
     born: int
     content: str
@@ -57,19 +57,19 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class MemoryHistory:
-    """The memory of a trajectory at every step, without playing it again.
+    """The memory of a trajectory at every step, without replaying the trajectory.
 
     Its size grows with the number of writes, not with the size of the memory at every step.
 
     Attributes:
-        lives: the life of every item, the most retrieved first, then the oldest.
-        ids: every item, in the order of creation.
-        hits: how often each item was retrieved by a question of the trajectory.
-        longest: most tokens of an item as it was written last, at least 1.
-        counts: items in memory after every step, from step 0.
-        tokens: tokens in memory after every step, as `text.count_tokens` counts them.
-        idle: items in memory after every step that no question retrieves.
-        names: names of all outcomes (`selection.outcome_name`), and "evicted", that occur.
+        lives: the `Life` of every item by id, the most retrieved first, then the oldest.
+        ids: ids of all items, in the order of creation.
+        hits: number of questions of the trajectory that retrieved each item.
+        longest: maximum number of tokens of an item's last version, at least 1.
+        counts: number of items in memory after every step, from step 0.
+        tokens: number of tokens in memory after every step (`text.count_tokens`), from step 0.
+        idle: number of items in memory after every step that no question retrieves, from step 0.
+        names: names of the outcomes that occur (`selection.outcome_name`, and "evicted").
     """
 
     lives: Mapping[str, Life]
@@ -84,27 +84,27 @@ class MemoryHistory:
     _states: Mapping[str, list[MemoryItem | None]]
 
     def at(self, item_id: str, step: int) -> MemoryItem | None:
-        """Return an item as it is after a step, `None` where it is not in the memory.
+        """Return the version of an item after a step, `None` if it is not in the memory.
 
         Args:
-            item_id: its id.
-            step: from 0.
+            item_id: id of the item.
+            step: the step, from 0.
         """
         place = bisect.bisect_right(self._steps.get(item_id, ()), step)
         return self._states[item_id][place - 1] if place else None
 
     def there(self, ids: Iterable[str], step: int) -> dict[str, MemoryItem]:
-        """Return those of some items that are in the memory after a step.
+        """Return the items with the given ids that are in the memory after a step.
 
         Args:
-            ids: their ids.
-            step: from 0.
+            ids: ids of the items.
+            step: the step, from 0.
         """
         found = ((item_id, self.at(item_id, step)) for item_id in ids)
         return {item_id: item for item_id, item in found if item}
 
     def living(self, first: int, last: int) -> dict[str, Life]:
-        """Return the lives of the items that are in the memory between two steps.
+        """Return the lives, by id, of the items that are in the memory between two steps.
 
         Args:
             first: the first step.
@@ -133,7 +133,7 @@ def memory_history(trajectory: Trajectory) -> MemoryHistory:
     last = {item.item_id: item for step in trajectory.steps for item in step.delta.written}
     steps: dict[str, list[int]] = {item_id: [] for item_id in last}
     states: dict[str, list[MemoryItem | None]] = {item_id: [] for item_id in last}
-    length: dict[str, int] = {}  # tokens of what is in memory
+    length: dict[str, int] = {}  # tokens of each item in memory
     counts, tokens, idle = [0], [0], [0]
     total = unused = 0
     for record in trajectory.steps:
@@ -189,7 +189,7 @@ def _lives(trajectory: Trajectory) -> dict[str, Life]:
 
 
 def _names(trajectory: Trajectory) -> frozenset[str]:
-    """Return the names of all outcomes, and "evicted", that occur in a trajectory."""
+    """Return the names of the outcomes, and "evicted", that occur in a trajectory."""
     done = {outcome_name(outcome) for step in trajectory.steps for outcome in step.outcomes}
     return frozenset(
         done | ({"evicted"} if any(step.delta.evicted for step in trajectory.steps) else set())

@@ -1,4 +1,4 @@
-"""Memory and operations over the steps of one trajectory, and the audit of chunk questions."""
+"""Figures of memory and operations over the steps of a trajectory, and of rejected questions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
-    """Show what became of the candidate questions of each chunk: kept, or rejected and why.
+    """Show the number of candidate questions per chunk that were kept, and rejected by reason.
 
     Args:
         rows: one row per candidate question, of any number of streams.
@@ -102,21 +102,21 @@ def question_audit(rows: Iterable[AuditRow]) -> go.Figure:
 
 
 MAX_POINTS = 400
-"""Most points of `memory_growth`; a longer trajectory has several steps in each."""
+"""Maximum number of points of `memory_growth`; in a longer trajectory a point is several steps."""
 
 
 def memory_growth(
     trajectory: Trajectory, step: int | None = None, window: tuple[int, int] | None = None
 ) -> go.Figure:
-    """Show, step by step, items and tokens in memory and the operations that made them.
+    """Show the items and tokens in memory after every step, and the operations of every step.
 
     Tokens are L(M_t) in the token unit of the trajectory.
 
     Args:
         trajectory: the trajectory.
-        step: the step that is marked, from 1; a click chooses another one. `None` for a figure
-            without selection.
-        window: the first and the last step shown; `None` for all.
+        step: the marked step, from 1; a click selects another one. `None` for a figure without
+            selection.
+        window: first and last step shown; `None` for all.
     """
     first, last = window or (1, trajectory.num_steps)
     growth = _growth(trajectory, first, last)
@@ -138,8 +138,10 @@ def memory_growth(
 
 
 class _Growth(NamedTuple):
-    """What `memory_growth` shows of some steps, whichever of them is marked; a point stands for
-    `size` steps."""
+    """The parts of `memory_growth` that do not depend on the marked step.
+
+    A point stands for `size` steps.
+    """
 
     traces: list[dict[str, Any]]
     caption: str
@@ -149,7 +151,7 @@ class _Growth(NamedTuple):
 
 @per_trajectory
 def _growth(trajectory: Trajectory, first: int, last: int) -> _Growth:
-    """Return what is shown of the steps from `first` to `last`."""
+    """Return the parts of `memory_growth` for the steps from `first` to `last`."""
     size = max(1, math.ceil((last - first + 1) / MAX_POINTS))
     ends = [*range(last, first - 1, -size)][::-1]  # the last step of every point
     steps = [trajectory.steps[end - 1].step for end in ends]
@@ -231,30 +233,29 @@ MEMORY_STATES = {
     "deleted at this step": RED,
     "evicted at this step": PINK,
 }
-"""The states of an item in `memory_state`, each with its colour."""
+"""The states of an item in `memory_state`, with their colours."""
 
 
 STATE_SIGNS = dict(zip(MEMORY_STATES, ("+ ", "~ ", "", "", "− ", "× "), strict=True))
-"""The sign of each state before the name of an item, so that colour is not needed."""
+"""The sign of each state before the name of an item, for readers who do not see colours."""
 
 OPERATION_SIGNS = {"INSERT": "+", "UPDATE": "~", "DELETE": "−"}
 
 CHUNK_LENGTH = 600
-"""Most characters of a chunk in `memory_state`."""
+"""Maximum characters of a chunk in `memory_state`."""
 
 SHOWN_OUTCOMES = 8
-"""Most outcomes of a step that `memory_state` lists."""
+"""Maximum number of outcomes of a step listed in `memory_state`."""
 
 
 def first_change(trajectory: Trajectory) -> int:
-    """Return the first step that did more than insert.
+    """Return the first step that updated or removed an item.
 
     Args:
         trajectory: the trajectory.
 
     Returns:
-        The first step that updated or removed an item; without any, the first that wrote one, and
-        without that 0.
+        The step, from 1; if there is none, the first step that wrote an item, or else 0.
     """
     first = 0
     for record in trajectory.steps:
@@ -266,17 +267,17 @@ def first_change(trajectory: Trajectory) -> int:
 
 
 def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.Figure:
-    """Show M_t, the memory after one step: its items, what this step did to them, and its chunk.
+    """Show M_t, the items in memory after one step, with the operations and chunk of the step.
 
-    Lengths are tokens, as `text.count_tokens` counts them. An item that this step removed is shown
-    a last time; an item that no question of the whole trajectory retrieved is grey. Signs say what
-    colours say: + inserted, ~ updated, − deleted, × evicted. At the right stand the chunk that the
-    step read and the operations that it emitted.
+    Bars are tokens (`text.count_tokens`), also of items that this step removed. Items that no
+    question of the trajectory retrieved are grey. Signs repeat the colours: + inserted, ~ updated,
+    − deleted, × evicted. On the right are the chunk and the operations of the step.
 
     Args:
         trajectory: the trajectory.
         step: the step t in 0..T; 0 is the empty memory at the start.
-        max_items: most items shown; those that this step touched come first, then the last written.
+        max_items: maximum number of items; those touched by this step come first, then those
+            written last.
 
     Raises:
         ValueError: `step` is outside 0..T.
@@ -321,8 +322,10 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
 def _items_by_state(
     chosen: Sequence[str], there: Mapping[str, MemoryItem], states: Mapping[str, str]
 ) -> tuple[dict[str, list[tuple[int, MemoryItem]]], list[str]]:
-    """Return the lane and the item of every bar by its state, and the names of the lanes: without a
-    bar where an item is not there, bold where the step touched it."""
+    """Return the lane and item of every bar by state, and the names of the lanes.
+
+    An item that is not in `there` has no bar; the name of an item that the step touched is bold.
+    """
     bars: dict[str, list[tuple[int, MemoryItem]]] = {state: [] for state in MEMORY_STATES}
     names = []
     for lane, item_id in enumerate(chosen):
@@ -337,7 +340,7 @@ def _items_by_state(
 
 
 def _named(trajectory: Trajectory, step: int) -> set[str]:
-    """Return the items that a step or its operations name."""
+    """Return the ids of the items that a step or its operations name."""
     if not step:
         return set()
     record = trajectory.steps[step - 1]
@@ -348,7 +351,7 @@ def _named(trajectory: Trajectory, step: int) -> set[str]:
 
 
 def _latest(trajectory: Trajectory, step: int, touched: Collection[str], most: int) -> list[str]:
-    """Return items in the memory after a step: those it touched, then those written last."""
+    """Return ids of items after a step: first those it touched, then those written last."""
     past = memory_history(trajectory)
     found = past.there(touched, max(0, step - 1)) | past.there(touched, step)
     for number in range(step, 0, -1):
@@ -364,14 +367,14 @@ def _latest(trajectory: Trajectory, step: int, touched: Collection[str], most: i
 
 
 def _happened(touched: Mapping[str, str]) -> str:
-    """Return what a step did to the items, counted by state."""
+    """Return a phrase with the number of items that a step inserted, updated or removed."""
     counts = Counter(touched.values())
     parts = [f"{count} {state.removesuffix(' at this step')}" for state, count in counts.items()]
     return ", ".join(parts) or "nothing changed"
 
 
 def _beside(text: str) -> dict[str, Any]:
-    """Return a text that stands at the right of the bars."""
+    """Return the annotation with a text to the right of the bars."""
     return {
         "x": 0.38,
         "y": 1,
@@ -387,7 +390,7 @@ def _beside(text: str) -> dict[str, Any]:
 
 
 def _step_page(trajectory: Trajectory, step: int, before: Mapping[str, MemoryItem]) -> str:
-    """Return what a step read and emitted, escaped and in lines."""
+    """Return the chunk and the operations of a step, escaped and in lines."""
     if not step:
         return "<b>before step 1</b><br>nothing was read"
     record = trajectory.steps[step - 1]
@@ -408,7 +411,7 @@ def _step_page(trajectory: Trajectory, step: int, before: Mapping[str, MemoryIte
 
 
 def _outcome_line(outcome: OperationOutcome, before: Mapping[str, MemoryItem]) -> str:
-    """Return what became of an operation, escaped and on one line."""
+    """Return the outcome of an operation, escaped and on one line."""
     kind = outcome.operation.kind if outcome.operation else "what is no operation"
     if not outcome.applied:
         return f"refused: {label(kind, 20)} ({label(outcome.reason, 20)})"
@@ -462,17 +465,17 @@ def operation_timeline(
     selected: str | None = None,
     window: tuple[int, int] | None = None,
 ) -> go.Figure:
-    """Show the life of every memory item: its operations, its end, and its retrievals.
+    """Show the lifetime, operations and retrievals of every memory item on a time line.
 
-    One lane per item, a line for its lifetime, a marker per operation, a tick per retrieval; global
-    questions stand after the last step.
+    Every item has a lane with a line for its lifetime, a marker per operation and a tick per
+    retrieval. Global questions follow the last step.
 
     Args:
         trajectory: the trajectory.
-        max_items: most lanes shown: the most retrieved items, then the oldest.
-        selected: "question j", "step t", "item id" or "" to highlight what belongs to it (see
+        max_items: maximum number of lanes: the most retrieved items, then the oldest.
+        selected: the selection to highlight: "question j", "step t", "item id" or "" (see
             `selection`); `None` for a figure without selection.
-        window: the first and the last step shown, with the items that live in it; `None` for all.
+        window: first and last step shown, with the items in memory then; `None` for all.
     """
     times = _Times.of(trajectory, window)
     past = memory_history(trajectory)
@@ -516,8 +519,15 @@ def operation_timeline(
 
 
 class _Times(NamedTuple):
-    """The time axis of the timeline: the steps shown, the room that the global questions take after
-    the last step of the trajectory, and where the axis ends."""
+    """The time axis of the timeline, in steps.
+
+    Attributes:
+        first: First step shown.
+        last: Last step shown.
+        start: Where the global questions begin, after the last step of the trajectory.
+        end: Where the global questions end.
+        right: Where the axis ends.
+    """
 
     first: int
     last: int
@@ -533,7 +543,7 @@ class _Times(NamedTuple):
         return cls(first, last, start, end, end if last == trajectory.num_steps else last + 0.55)
 
     def axis(self) -> dict[str, Any]:
-        """Return the layout of the axis, which names steps only."""
+        """Return the layout of the axis, with labels at steps only."""
         axis = style.count_axis(self.last - self.first + 1)
         named = [step for step in range(self.first, self.last + 1) if step % axis["dtick"] == 0]
         return axis | {"range": [self.first - 0.6, self.right], "tickvals": named}
@@ -542,7 +552,7 @@ class _Times(NamedTuple):
 def _timeline_lanes(
     lives: Mapping[str, Life], chosen: Collection[str], max_items: int
 ) -> dict[str, int]:
-    """Return the lanes of the items shown, of `lives` in the order in which they are preferred."""
+    """Return the lane of every item shown; items that come first in `lives` are preferred."""
     own = [item_id for item_id in lives if item_id in chosen]
     others = (item_id for item_id in lives if item_id not in chosen)
     shown = [*own, *itertools.islice(others, max(0, max_items - len(own)))][:max_items]
@@ -551,7 +561,7 @@ def _timeline_lanes(
 
 
 def _lives_caption(lives: Mapping[str, Life], hits: Mapping[str, int], shown: int) -> str:
-    """Return what became of items, of which so many are shown."""
+    """Return the caption: the numbers of items, removed items and items never retrieved."""
     never = sum(1 for item_id in lives if item_id not in hits)
     ended = sum(1 for life in lives.values() if life.end is not None)
     cut = "" if shown == len(lives) else f" ({shown} most retrieved shown)"
@@ -567,14 +577,14 @@ def _timeline_traces(
     chosen: Collection[str],
     selected: str | None,
 ) -> tuple[list[dict[str, Any]], dict[int, list[str | None]]]:
-    """Return the traces of a timeline, and what a click on a point of each selects."""
+    """Return the traces of a timeline, and the selection set by a click on each point."""
     owners = [*(f"item {item_id}" for item_id in lanes), None]
     lit = [not selected or item_id in chosen for item_id in lanes] + [not selected]
     clicks: dict[int, list[str | None]] = {}
     traces = [lifetimes]
     for name, points in marks.items():
         if not points and selected is None:
-            continue  # else a selection changes which items are shown, but not the traces
+            continue  # with selections, empty traces stay: all states need the same traces
         trace = _mark_trace(name, points)
         if selected is not None:
             clicks[len(traces)] = [owners[lane] for lane in trace["y"]]
@@ -614,7 +624,7 @@ def _heading_of_questions(x: float) -> dict[str, Any]:
 
 
 class _Mark(NamedTuple):
-    """A point of the timeline: its place, its hover text, and the time it stands for."""
+    """A point of the timeline: its position, its hover text and its time."""
 
     x: float
     lane: int
@@ -623,11 +633,11 @@ class _Mark(NamedTuple):
 
 
 Asked = tuple[float, int | str, AnsweredQuestion]
-"""A question with its place on the time axis and the time that this stands for."""
+"""A question with its position on the time axis and the time at this position."""
 
 
 def _times_of_questions(trajectory: Trajectory, times: _Times) -> list[Asked]:
-    """Place chunk questions within their step, and global ones after the last; those shown."""
+    """Return the questions shown: chunk questions within their step, global ones after the last."""
     groups: list[tuple[float, float, int | str, Sequence[AnsweredQuestion]]] = [
         (step.step + 0.1, 0.8, step.step, step.chunk_questions)
         for step in trajectory.steps[times.first - 1 : times.last]
@@ -643,7 +653,7 @@ def _times_of_questions(trajectory: Trajectory, times: _Times) -> list[Asked]:
 
 
 def _lifetimes(lives: Mapping[str, Life], lanes: Mapping[str, int], end: float) -> dict[str, Any]:
-    """Return the trace of a line from the first to the last step of every item."""
+    """Return the trace with a line from the first to the last step of every item."""
     xs: list[float | None] = []
     ys: list[int | None] = []
     for item_id, lane in lanes.items():
@@ -667,8 +677,10 @@ def _operation_marks(
     lives: Mapping[str, Life],
     lanes: Mapping[str, int],
 ) -> dict[str, list[_Mark]]:
-    """Return the marks of operations and evictions by name, of all that occur in the trajectory; an
-    operation that touched no item is in the lane below the items."""
+    """Return the marks of operations and evictions by name, for every name in the trajectory.
+
+    An operation that touched no item is in the lane below the items.
+    """
     done = memory_history(trajectory).names
     marks: dict[str, list[_Mark]] = {name: [] for name in OPERATION_STYLE if name in done}
     for item_id, lane in lanes.items():
@@ -703,7 +715,7 @@ RETRIEVAL_STYLE = {
 
 
 def _retrieval_marks(asked: Iterable[Asked], lanes: Mapping[str, int]) -> dict[str, list[_Mark]]:
-    """Return the marks of retrievals, by whether the answer was right."""
+    """Return the marks of retrievals, separately for right and other answers."""
     right, not_right = RETRIEVAL_STYLE
     marks: dict[str, list[_Mark]] = {right: [], not_right: []}
     for x, time, answered in asked:

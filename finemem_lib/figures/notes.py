@@ -12,14 +12,14 @@ from finemem_lib.figures.frames import figure_table
 from finemem_lib.figures.style import plain
 
 MAX_TABLE_ROWS = 200
-"""Rows of a figure's table that the page shows; it says how many it leaves out."""
+"""Maximum rows shown of a figure's table; a sentence states how many rows are omitted."""
 
 NOTE = '<figure class="finemem-note"'
-"""How the HTML of `note_below` begins."""
+"""First characters of the HTML of `note_below`."""
 
 
 def cell_text(value: Any) -> str:
-    """Return a value as a table cell shows it: four significant digits, a dash for `None`.
+    """Format a value for a table cell: four significant digits, a dash for `None`.
 
     Args:
         value: a number, a text, or `None`.
@@ -35,12 +35,12 @@ def cell_text(value: Any) -> str:
 
 
 def html_table(name: str, rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> Markup:
-    """Return rows as an HTML table with everything escaped, or a sentence when there are none.
+    """Return rows as an HTML table with all text escaped, or a sentence if there are none.
 
     Args:
         name: caption and accessible name of the table.
-        rows: one mapping per row; the columns are all keys in the order they first occur.
-        limit: number of rows shown; a sentence says how many are left out (`None`: all are shown).
+        rows: one mapping per row; the columns are all keys in the order in which they first occur.
+        limit: maximum rows shown; a sentence states how many are omitted (`None`: no limit).
     """
     if not rows:
         return Markup(f"<p>{escape(name)}: none.</p>")
@@ -65,17 +65,17 @@ def html_table(name: str, rows: Sequence[Mapping[str, Any]], limit: int | None =
 
 
 def note_below(spec: Mapping[str, Any]) -> str:
-    """Return what a notebook shows below a figure: its caption and, folded, alt text and table.
+    """Return the note below a figure in a notebook: caption, and collapsed alt text and table.
 
-    JupyterLab drops roles and labels from notebooks that are not trusted, but keeps texts, the
-    elements of a figure and those that open. A figure with frames has the table of the state that
-    is shown first, since nothing in a notebook follows its slider, and says so.
+    JupyterLab removes ARIA roles and labels from notebooks that are not trusted, but keeps text and
+    the elements `figure` and `details`. The table of a figure with frames is that of the state
+    shown first, because it cannot follow the slider in a notebook; the note states this.
 
     Args:
         spec: the figure as plotly's JSON.
 
     Returns:
-        HTML that front ends keep, all texts escaped.
+        HTML that front ends do not strip, with all texts escaped.
     """
     meta = meta_of(spec)
     title = plain(spec["layout"]["title"]["text"])
@@ -95,7 +95,7 @@ def note_below(spec: Mapping[str, Any]) -> str:
 
 
 def meta_of(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``layout.meta`` of a figure's JSON, empty where it has none.
+    """Return ``layout.meta`` of a figure's JSON, an empty mapping if there is none.
 
     Args:
         spec: a figure as plotly's JSON.

@@ -1,4 +1,4 @@
-"""Figure of a sign of overfitting: chunk accuracy in training against held-out accuracy."""
+"""Figure of an overfitting indicator: chunk accuracy in training against held-out accuracy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from finemem_lib.figures.style import label
 
 
 def overfitting_scatter(ends: Sequence[TrainingEnd], sign: Sign) -> go.Figure:
-    """Show each training by its chunk accuracy, its held-out and its global accuracy.
+    """Show chunk, held-out and global accuracy at the end of every training run.
 
     Args:
-        ends: what `experiments.overfitting.training_ends` returned.
-        sign: what `overfitting_sign` said of them.
+        ends: the result of `experiments.overfitting.training_ends`.
+        sign: the result of `overfitting_sign` for them.
     """
     fig = go.Figure()
     for place, seed in enumerate(sorted({one.seed for one in ends})):

@@ -1,4 +1,4 @@
-"""Why a question was answered as it was, and what became of every question."""
+"""Figure of one question's retrieval, answer and failure stage, or of a list of questions."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ CARD_SERIES = {
     "not answered": (ORANGE, "x"),
     "cannot be scored": (GREY, "square-open"),
 }
-"""The marks of `question_card`, items first, then questions, each with its colour and shape."""
+"""The markers of `question_card` with colour and shape, those of items before questions."""
 
 
 CARD_WIDTH = 54
-"""Characters of a line of `question_card`: as many as fit where the page is narrow."""
+"""Maximum characters per line of `question_card`, which fit on a narrow page."""
 
 
 class _CardRow(NamedTuple):
-    """A line of a card: its heading, its text, and the mark of a series at a value if it has one.
+    """A line of a card: its heading, its text, and optionally a marker of `series` at `value`.
 
-    `text` is shown, `note` is the whole of it; both are escaped.
+    `text` is shown, `note` is the full text on hover; both are escaped.
     """
 
     heading: str
@@ -58,18 +58,18 @@ def question_card(
     max_rows: int = 16,
     stages: Sequence[FailureStage | None] | None = None,
 ) -> go.Figure:
-    """Show why a question was answered as it was, or what became of every question.
+    """Show one question with its retrieved items, answers and failure stage, or list questions.
 
-    Of a selected question: what was asked, accepted and answered, its score, every retrieved item
-    with rank and retrieval score, and where the answer was lost (`failure_stages`). Else a line per
-    question with its score and stage; those that failed come first where there are too many.
+    For one question the figure shows its text, accepted and given answer, score, every retrieved
+    item with rank and retrieval score, and the failure stage (`failure_stages`). Otherwise it shows
+    score and stage of every question; if there are too many, failed ones are preferred.
 
     Args:
         trajectory: the trajectory.
         selected: "question j" for one question; "step t" or "item id" for the questions that
-            retrieved what belongs to it; "" for all.
-        max_rows: most questions shown.
-        stages: what `failure_stages` returns for the trajectory, where it is known.
+            retrieved the item or an item of the step; "" for all.
+        max_rows: maximum number of questions shown.
+        stages: the result of `failure_stages` for the trajectory; `None` to compute it.
 
     Raises:
         ValueError: as `failure_stages`.
@@ -112,14 +112,14 @@ def question_card(
 
 
 def _card_range(values: Sequence[float]) -> list[float]:
-    """Return the range of the marks with room for them, from 0 where nothing lies below."""
+    """Return an axis range that contains the markers, from 0 if no value is negative."""
     low, high = min([0.0, *values]), max([0.0, *values])
     room = 0.08 * ((high - low) or 1)
     return style.numbers([low - room, (high if high > low else 1) + room])
 
 
 def _card_traces(rows: Sequence[_CardRow]) -> list[dict[str, Any]]:
-    """Return the texts of the lines, and their marks by series; all series in every state."""
+    """Return the traces: texts of the lines, and markers of every series, also of empty ones."""
     texts = {
         "type": "scatter",
         "mode": "text",
@@ -152,7 +152,7 @@ def _card_traces(rows: Sequence[_CardRow]) -> list[dict[str, Any]]:
 
 
 def _card_clicks(rows: Sequence[_CardRow]) -> dict[int, list[str | None]]:
-    """Return what a click on each point of a card selects."""
+    """Return the selection set by a click on each point of a card."""
     clicks = {0: [row.click for row in rows]}
     for number, series in enumerate(CARD_SERIES, 1):
         clicks[number] = [row.click for row in rows if row.series == series]
@@ -160,7 +160,7 @@ def _card_clicks(rows: Sequence[_CardRow]) -> dict[int, list[str | None]]:
 
 
 def _reason(stage: FailureStage | None) -> tuple[str, str]:
-    """Return the name of a stage and, as a sentence, why; neither is escaped."""
+    """Return the name of a stage and a sentence with the reason, both unescaped."""
     if stage is None:
         return "no stage", "it cannot be scored, or no accepted answer is known."
     known = "" if stage.exact else " (evidence found by the words of the answer)"

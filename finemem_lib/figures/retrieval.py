@@ -15,14 +15,14 @@ _COLUMNS = 3
 
 
 def recall_by_rank(rows: Iterable[Row], manager: str = "insert-all") -> go.Figure:
-    """Show the recall of the answer in the k first items, a panel per file, a line per retriever.
+    """Show the recall of the answer in the first k items, a panel per file, a line per retriever.
 
-    The points of a rank stand side by side. The interval of a recall holds how much instances
-    differ; the caption compares retrievers on the same questions.
+    The points of a rank are side by side. The interval of a recall includes the variance between
+    instances; the caption compares retrievers on the same questions (paired).
 
     Args:
         rows: The rows of `evaluation.retrievers.rows_of`, of any measures and files.
-        manager: Who filled the memories.
+        manager: Name of the manager that wrote the memories.
     """
     table = [row for row in rows if row.measure == "recall" and row.manager == manager]
     files = list(dict.fromkeys(row.file for row in table))
@@ -55,7 +55,7 @@ def recall_by_rank(rows: Iterable[Row], manager: str = "insert-all") -> go.Figur
                 row=panel // _COLUMNS + 1,
                 col=panel % _COLUMNS + 1,
             )
-    # Student's intervals may leave the range of a recall.
+    # Student's t intervals can exceed the range of a recall.
     fig.update_yaxes(range=[-0.02, 1.02], tickvals=[0, 0.5, 1])
     fig.update_yaxes(title_text="recall", col=1)
     fig.update_annotations(font={"size": 13})

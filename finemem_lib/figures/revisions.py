@@ -1,4 +1,4 @@
-"""Accuracy of managers by how often a fact was revised."""
+"""Figure of the accuracy of managers by the number of revisions of a fact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def accuracy_by_revisions(rows: Iterable[RevisionRow]) -> go.Figure:
     """Show accuracy by number of revisions, a line per manager, a panel per kind of question.
 
     Args:
-        rows: what `evaluation.revisions.revision_rows` returned, of one budget.
+        rows: the rows of `evaluation.revisions.revision_rows`, of one budget.
     """
     table = [row for row in rows if row.accuracy is not None and row.revisions != ALL_REVISIONS]
     kinds = [kind for kind in KINDS if any(row.kind == kind for row in table)]

@@ -1,4 +1,4 @@
-"""Rewards, advantages and credit per step."""
+"""Figures of rewards, advantages and credit per step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TERM_NAMES = {
 
 
 def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
-    """Show what each step is paid for: the weighted terms of the hybrid reward and their total.
+    """Show the weighted terms of the hybrid reward of every step, and their sum.
 
     A term that could not be measured (`None`) has no bar.
 
@@ -73,7 +73,7 @@ def stacked_terms(
     caption: str,
     alt: str,
 ) -> go.Figure:
-    """Return bars of weighted reward terms stacked at every step, and a mark at each.
+    """Return stacked bars of weighted reward terms per step, with a mark at every step.
 
     Args:
         steps: the steps, from 1.
@@ -113,10 +113,9 @@ def stacked_terms(
 
 
 def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure:
-    """Show which rollout is reinforced at which step.
+    """Show the advantage of every rollout at every step.
 
-    A step whose group is dead (all advantages 0 or `None`) teaches nothing and is marked "no
-    gradient".
+    A step whose group is dead (all advantages 0 or `None`) is marked "no gradient".
 
     Args:
         advantages: num_generations rows of T values, as `group_relative` returns them.
@@ -165,7 +164,7 @@ def advantage_heatmap(advantages: Sequence[Sequence[float | None]]) -> go.Figure
 
 
 def _cover_dead_step(fig: go.Figure, step: int, num_rows: int) -> None:
-    """Cover the cells of a step that carries no gradient, and say so."""
+    """Cover the cells of a step without gradient with a label."""
     fig.add_shape(
         type="rect",
         x0=step - 0.5,
@@ -186,14 +185,14 @@ def _cover_dead_step(fig: go.Figure, step: int, num_rows: int) -> None:
 
 
 def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
-    """Show what each credit rule pays each step of one trajectory, one row per rule.
+    """Show the credit of every step of one trajectory by every credit rule, one row per rule.
 
-    A colour is the share of the largest credit of its rule: rules differ in what they add up to,
-    and a rule that pays the whole outcome to every step would leave all others pale.
+    Colours are relative to the largest absolute credit of the rule, because the sums of the rules
+    differ: next to a rule that gives every step the whole outcome, all others would be pale.
 
     Args:
-        credits: name of each rule -> T values in units of the outcome reward; `None` leaves a cell
-            empty.
+        credits: name of each rule -> T values in units of the outcome reward; a `None` has an empty
+            cell.
     """
     rows = [style.numbers(row) for row in credits.values()]
     num_steps = max((len(row) for row in rows), default=0)
@@ -243,11 +242,11 @@ def _shares(row: Sequence[float | None]) -> list[float | None]:
 def credit_side_by_side(
     credits: Mapping[str, Mapping[str, Sequence[float | None]]], title: str
 ) -> go.Figure:
-    """Show what each rule pays each step of several trajectories, one panel per rule.
+    """Show the credit of every step of several trajectories by every rule, one panel per rule.
 
     Args:
         credits: name of each rule -> name of each trajectory -> T values in units of the outcome
-            reward; `None` leaves a bar out. All rules have the same trajectories.
+            reward; a `None` has no bar. All rules have the same trajectories.
         title: title of the figure, escaped.
     """
     names = list(next(iter(credits.values()), {}))
@@ -287,8 +286,11 @@ def credit_side_by_side(
 def _credit_bars(
     values: Sequence[float | None], rule: str, name: str, series: int, count: int
 ) -> go.Bar:
-    """Return the bars of one trajectory in the panel of a rule, with numbers where `count` bars
-    leave room for them; those of many have no 0 before the point, so that they do not touch."""
+    """Return the bars of one trajectory in the panel of a rule.
+
+    The bars have numbers if the panel has at most 20 bars (`count`); with more than 10, the 0
+    before the decimal point is omitted, so that numbers do not touch.
+    """
     numbers = ["" if value is None else f"{round(value, 2) + 0.0:g}" for value in values]
     if count > 10:
         numbers = [re.sub(r"^(-?)0\.", r"\1.", text) for text in numbers]
@@ -309,7 +311,7 @@ def _credit_bars(
 
 
 def _range_of_bars(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    """Return the range of an axis with room for numbers at the ends of bars."""
+    """Return the range of an axis with space for numbers at the ends of bars."""
     known = [value for row in rows for value in row if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
     low, high = min(low, 0.0), max(high, 0.0)
@@ -318,7 +320,7 @@ def _range_of_bars(rows: Sequence[Sequence[float | None]]) -> list[float]:
 
 
 def _sums_said(paid: tuple[str, Mapping[str, Sequence[float | None]]]) -> str:
-    """Return the sum over steps of every trajectory of one rule, and where any is negative."""
+    """Return a text with the sum over steps of every trajectory, and the steps below 0."""
     name, rows = paid
     sums = " and ".join(
         f"{math.fsum(value for value in row if value is not None):.3g}" for row in rows.values()
@@ -345,18 +347,18 @@ def advantage_dumbbell(
     rollouts: Sequence[int] | None = None,
     step: int | None = None,
 ) -> go.Figure:
-    """Show how attribution moves the advantage of each rollout at each step.
+    """Show how attribution changes the advantage of every rollout at every step.
 
-    The rollouts stand side by side within a step.
+    The rollouts are side by side within a step.
 
     Args:
-        before: num_generations rows of T values, `None` for what could not be scored.
-        after: the same with attribution.
-        names: what `before` and `after` are called.
-        measure: what the numbers are, "advantage" or "reward".
+        before: num_generations rows of T values; `None` for a step that could not be scored.
+        after: the values with attribution, in the same shape.
+        names: names of `before` and `after` in the legend.
+        measure: name of the values, "advantage" or "reward".
         rollouts: positions of the rollouts shown (`None`: all).
-        step: the step that is marked, from 1; a click chooses another one. `None` for a figure
-            without selection.
+        step: the marked step, from 1; a click selects another one. `None` for a figure without
+            selection.
     """
     shown = list(range(len(before)) if rollouts is None else rollouts)
     num_steps = max((len(row) for row in before), default=0)
@@ -397,7 +399,7 @@ def advantage_dumbbell(
 
 
 class _Move(NamedTuple):
-    """A value of one rollout at one step before and after, and its place on the x axis."""
+    """The values of one rollout at one step before and after, with their x position."""
 
     x: float
     step: int
@@ -412,7 +414,7 @@ def _moves(
     shown: Sequence[int],
     num_steps: int,
 ) -> list[_Move]:
-    """Return the values that are known before and after, step by step, for the rollouts shown."""
+    """Return the pairs of values that are both known, by step, for the rollouts shown."""
     return [
         _Move(style.number(x), step, rollout, old, new)
         for step in range(1, num_steps + 1)
@@ -425,7 +427,7 @@ def _moves(
 
 
 def _connections(pairs: Sequence[_Move]) -> dict[str, Any]:
-    """Return the trace of the lines between the two ends."""
+    """Return the trace of the lines between both values."""
     ends = (style.numbers((pair.before, pair.after)) for pair in pairs)
     return {
         "type": "scatter",
@@ -442,7 +444,7 @@ def _connections(pairs: Sequence[_Move]) -> dict[str, Any]:
 def _dumbbell_ends(
     name: str, pairs: Sequence[_Move], values: Sequence[float], color: str, symbol: str
 ) -> dict[str, Any]:
-    """Return the trace of the markers at one end."""
+    """Return the trace of the markers of the values before, or of those after."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -470,9 +472,9 @@ class Term:
 
     Attributes:
         formula: the line in symbols.
-        numbers: the same with numbers.
-        value: its value; `None` where it cannot be measured and is left out.
-        result: whether the line is the result of those above it.
+        numbers: the line in numbers.
+        value: its value; `None` if it cannot be measured and is omitted.
+        result: whether the line is the result of the lines above it.
     """
 
     formula: str
@@ -484,7 +486,7 @@ class Term:
 def formula_card(
     terms: Sequence[Term], title: str, caption: str, units: str = "units of the reward"
 ) -> go.Figure:
-    """Show a formula with its numbers: a line and a bar for each term.
+    """Show a formula with its numbers: a line and a bar per term.
 
     Args:
         terms: the lines of the formula, from top to bottom.
@@ -522,7 +524,7 @@ def formula_card(
 
 
 def _value_bars(terms: Sequence[Term], result: bool) -> dict[str, Any]:
-    """Return the bars of the terms of a formula, or of its results, each on its line."""
+    """Return the bars of the terms of a formula, or of its results (`result`)."""
     values = [term.value if term.result == result else None for term in terms]
     return {
         "type": "bar",

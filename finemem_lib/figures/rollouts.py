@@ -1,6 +1,6 @@
-"""Groups of rollouts: what each did, what it was paid, and which groups carry a gradient.
+"""Figures of groups of rollouts: operations, rewards, advantages, and groups without gradient.
 
-Rewards and advantages are computed from trajectories, or read from the record that training wrote.
+Rewards and advantages are computed from trajectories, or read from the records of training.
 """
 
 from __future__ import annotations
@@ -42,12 +42,11 @@ class RolloutGroup:
 
     Attributes:
         rollouts: the G trajectories, all of T steps.
-        terms: G rows of T mappings: the weighted terms that the scheme adds up (`None`: not
-            measurable).
+        terms: G rows of T mappings: the weighted terms of the scheme (`None`: not measurable).
         rewards: G rows of T sums of the terms (`None`: unscorable).
         advantages: G rows of T advantages (`None`: unscorable).
-        operations: G rows of T rows: what is added to the advantage on each operation's own tokens;
-            `None` where the scheme credits no operations.
+        operations: G rows of T rows: the value added to the advantage on the tokens of each
+            operation; `None` if the scheme credits no operations.
     """
 
     rollouts: tuple[Trajectory, ...]
@@ -75,9 +74,10 @@ class RolloutGroup:
         return max(abs(advantage + more) for more in (*added, 0.0))
 
     def branches(self) -> list[list[int]]:
-        """Return the branch of every rollout at every step, G rows of T numbers.
+        """Return the branch number of every rollout at every step, G rows of T numbers.
 
-        Rollouts that did the same in every step so far share a number, the first rollout has 0.
+        Rollouts with the same operations in all steps so far share a number; the first rollout has
+        0.
         """
         histories: list[tuple[Any, ...]] = [() for _ in self.rollouts]
         columns = []
@@ -90,20 +90,25 @@ class RolloutGroup:
             for history in histories:
                 if history not in distinct:
                     distinct.append(history)
-            # a number is enough to compare the next step by
+            # the number of a history suffices to compare the next step
             histories = [(distinct.index(history),) for history in histories]
             columns.append([history[0] for history in histories])
         return [list(row) for row in zip(*columns, strict=True)]
 
     def parted(self) -> int | None:
-        """Return the first step (from 1) at which not all rollouts did the same, if any."""
+        """Return the first step (from 1) at which the rollouts differ, `None` if they are equal."""
         columns = zip(*self.branches(), strict=True)
         return next((step for step, column in enumerate(columns, 1) if any(column)), None)
 
     def telling(self) -> tuple[int, float, float]:
-        """Return how many steps carry a gradient, how far rewards spread (the sum of their standard
-        deviations), and the largest absolute advantage: the group for which this is largest shows
-        most. An advantage alone does not tell: it is large in units of the smallest deviation."""
+        """Return a sort key whose maximum is the most informative group of an update.
+
+        The advantage comes last, because dividing by a small deviation makes it large.
+
+        Returns:
+            The number of steps with a gradient, the sum over steps of the rewards' standard
+            deviations, and the largest absolute advantage.
+        """
         sizes = (
             self.largest(rollout, step)
             for rollout in range(len(self.rollouts))
@@ -114,10 +119,11 @@ class RolloutGroup:
         return live, round(spread, 8), max(sizes, default=0.0)
 
     def without_gradient(self) -> dict[int, str]:
-        """Return the steps (from 1) that carry no gradient, each with the reason.
+        """Return the steps (from 1) without gradient, each with the reason.
 
-        Either fewer than two rollouts could be scored, or the rewards are equal: because every
-        term is, or because the terms that differ cancel out. Credit of operations is a gradient.
+        Either fewer than two rollouts could be scored, or the rewards are equal: because all terms
+        are equal, or because the terms that differ cancel out. A step with credit of operations has
+        a gradient.
         """
         return {
             step: self._reason(step)
@@ -153,7 +159,7 @@ class RolloutGroup:
 
 
 def stream_names(groups: Sequence[Sequence[Trajectory]]) -> list[str]:
-    """Return what figures and controls call the instances of an update, not yet escaped.
+    """Return the names of the instances of an update in figures and controls, unescaped.
 
     Args:
         groups: the rollouts of one instance each.
@@ -176,20 +182,20 @@ def rollout_groups(
     scale_rewards: ScaleRewards = "group",
     agent: ReasoningAgent | None = None,
 ) -> list[RolloutGroup]:
-    """Return the groups of one update with their rewards and advantages, as training had them.
+    """Return the groups of one update with the rewards and advantages that training computes.
 
     Args:
         groups: the rollouts of one instance each, the same number in every group.
         scheme: name of the reward scheme.
-        settings: settings of the rewards; an update with an annealed w1 needs those of the update.
+        settings: settings of the rewards; with an annealed w1 those of this update.
         scale_rewards: as for `group_relative`; for "batch" the groups are one batch.
-        agent: the reasoning agent that answered, for credit rules that read again.
+        agent: the reasoning agent that answered, for credit rules with further reader calls.
 
     Returns:
-        One group per instance, in their order.
+        One group per instance, in the order of `groups`.
 
     Raises:
-        ValueError: a group is empty or mixes instances, or as `update_terms` and
+        ValueError: a group is empty or mixes instances, or as for `update_terms` and
             `group_relative`.
     """
     settings = settings or RewardSettings()
@@ -221,12 +227,12 @@ def recorded_groups(
 ) -> list[RolloutGroup]:
     """Return the groups of an update with the rewards and advantages that training recorded.
 
-    A rule that compares the whole update cannot be recomputed from a few of its groups.
+    A rule that compares all groups of an update cannot be recomputed from a part of them.
 
     Args:
         played: the update.
         scheme: the reward scheme of the run.
-        settings: settings of the rewards; with an annealed w1 those of the update.
+        settings: settings of the rewards; with an annealed w1 those of this update.
     """
     found, end = [], 0
     for group in played.groups:
@@ -253,7 +259,7 @@ def recorded_groups(
 def _weighted(
     rows: Sequence[Sequence[Mapping[str, float | None]]], scheme: Scheme, settings: RewardSettings
 ) -> list[list[dict[str, float | None]]]:
-    """Return the terms of a scheme, weighted, per rollout and step."""
+    """Return the weighted terms of a scheme per rollout and step."""
     weights = scheme_weights(scheme, settings)
     return [
         [
@@ -268,11 +274,11 @@ def _weighted(
 
 
 SHORT = {"INSERT": "I", "UPDATE": "U", "DELETE": "D", "SKIP": "S", "invalid": "!"}
-"""Operations where there is room for a letter each."""
+"""One-letter abbreviations of operations."""
 
 
 def _operation_counts(step: Step) -> str:
-    """Return the operations of a step in a few characters: "I2 S1"."""
+    """Return the numbers of operations of a step in short form, such as "I2 S1"."""
     names = Counter(map(outcome_name, step.outcomes))
     return " ".join(f"{short}{names[name]}" for name, short in SHORT.items() if names[name]) or "–"
 
@@ -293,16 +299,16 @@ def _branch(number: int) -> str:
 def rollout_compare(
     group: RolloutGroup, details: bool = True, name: str | None = None
 ) -> go.Figure:
-    """Show the G rollouts of one instance side by side: what each did, and its advantage.
+    """Show the operations and advantages of the G rollouts of one instance side by side.
 
-    A cell holds the branch (rollouts with the same letter did the same so far) and the number of
-    operations of each kind; its colour is the advantage. The dashed line is where they part; a
-    step whose group carries no gradient is marked, and its cells say why.
+    A cell shows the branch (rollouts with the same letter have had the same operations so far) and
+    the number of operations of each kind; its colour is the advantage. The dashed line is the first
+    step at which rollouts differ. A step without gradient is marked, with the reason in its cells.
 
     Args:
         group: the rollouts.
         details: whether hovering shows the operations and the terms of the reward.
-        name: what the instance is called (`None`: as `instance_name` says).
+        name: name of the instance (`None`: that of `instance_name`).
     """
     dead, parted = group.without_gradient(), group.parted()
     outcomes = [outcome_reward(rollout) for rollout in group.rollouts]
@@ -320,7 +326,7 @@ def rollout_compare(
         _said_of_group(group, dead, parted, outcomes) + style.gap_note(gaps),
         f"Heatmap of the advantages of {count} rollouts at {group.num_steps} steps, orange below "
         "and purple above the mean of the group, with each step's operations as text.",
-        210 + max(150, min(34 * count, 640)),
+        210 + max(150, min(36 * count, 640)),
         margin={"t": 92},
         xaxis=style.count_axis(group.num_steps) | {"showgrid": False},
         yaxis={
@@ -336,7 +342,7 @@ def rollout_compare(
 
 
 def _advantage_cells(group: RolloutGroup, dead: Mapping[int, str], details: bool) -> go.Heatmap:
-    """Return the cells of `rollout_compare`; many have no texts."""
+    """Return the cells of `rollout_compare`, without texts if there are many."""
     branches = group.branches()
     advantages = [style.numbers(row) for row in group.advantages]
     few = len(advantages) * group.num_steps <= 160
@@ -374,7 +380,7 @@ def _said_of_group(
     reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
     return (
         f"{where} {spread} {len(dead)} of {group.num_steps} steps carry no gradient.{reasons} "
-        "Letters before the dot tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
+        "Letters tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
         "and invalid operations."
     )
 
@@ -383,7 +389,7 @@ def _cell_texts(group: RolloutGroup, branches: Sequence[Sequence[int]]) -> list[
     """Return the branch and the operations of every cell."""
     return [
         [
-            f"{_branch(branches[i][t])} · {_operation_counts(step)}"
+            f"{_branch(branches[i][t])}<br>{_operation_counts(step)}"
             for t, step in enumerate(rollout.steps)
         ]
         for i, rollout in enumerate(group.rollouts)
@@ -391,7 +397,7 @@ def _cell_texts(group: RolloutGroup, branches: Sequence[Sequence[int]]) -> list[
 
 
 def _mark_dead_step(fig: go.Figure, step: int, num_rollouts: int) -> None:
-    """Frame the cells of a step that carries no gradient, and say so above them."""
+    """Outline the cells of a step without gradient, with a label above them."""
     fig.add_annotation(
         x=step,
         y=1,
@@ -414,7 +420,7 @@ def _mark_dead_step(fig: go.Figure, step: int, num_rollouts: int) -> None:
 def _hover_notes(
     group: RolloutGroup, branches: Sequence[Sequence[int]], dead: Mapping[int, str]
 ) -> list[list[str]]:
-    """Return for every cell the operations, the terms of the reward and why it has no gradient."""
+    """Return the operations, reward terms and reason for no gradient of every cell."""
     return [
         [
             f"branch {_branch(branches[i][t])}: {_operation_lines(rollout, t + 1)}<br>"
@@ -427,11 +433,11 @@ def _hover_notes(
 
 
 def reward_text(value: float | None, form: str = ".3g") -> str:
-    """Return a reward in a number format, or that it was not scored.
+    """Format a reward; a reward of `None` is described as not scored.
 
     Args:
-        value: The reward; `None` where it was not scored.
-        form: A format specification of Python.
+        value: The reward; `None` if it was not scored.
+        form: A Python format specification.
     """
     return "not scored" if value is None else format(value, form)
 
@@ -443,10 +449,10 @@ def _breakdown(terms: Mapping[str, float | None]) -> str:
 
 
 def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
-    """Show what each step of one rollout was paid for under the scheme it was trained with.
+    """Show the reward terms of every step of one rollout under the scheme of its training.
 
-    The bars are the weighted terms, a term that could not be measured has none; the mark is the
-    mean reward of the group at that step, which the advantage is measured from.
+    The bars are the weighted terms; a term that could not be measured has no bar. The mark is the
+    mean reward of the group at the step, which the advantage subtracts.
 
     Args:
         group: the rollouts of the instance.
@@ -485,11 +491,11 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
 
 
 def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
-    """Show which groups of one update carry a gradient, and why the others do not.
+    """Show which groups of one update have a gradient, and why the others have none.
 
-    One row per instance, one column per step; the colour is the standard deviation of the group's
-    rewards, a cross marks a group without gradient. Where it has no colour, fewer than two of its
-    rollouts could be scored; a deviation of 0 has one.
+    There is one row per instance and one column per step. The colour is the standard deviation of
+    the group's rewards, also if it is 0; a cell without colour has fewer than two scored rollouts.
+    A cross marks a group without gradient.
 
     Args:
         groups: the groups of the update.
@@ -539,7 +545,7 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
 
 
 def _dead_crosses(dead: Sequence[tuple[int, int, str]]) -> go.Scatter:
-    """Return crosses at groups without gradient, given as step, row and reason."""
+    """Return crosses at the groups without gradient, given as (step, row, reason)."""
     return go.Scatter(
         x=[step for step, _, _ in dead],
         y=[row for _, row, _ in dead],
@@ -553,7 +559,7 @@ def _dead_crosses(dead: Sequence[tuple[int, int, str]]) -> go.Scatter:
 
 
 def _spreads(group: RolloutGroup, num_steps: int) -> list[float | None]:
-    """Return the standard deviation of the rewards at every step, `None` with fewer than two."""
+    """Return the standard deviation of rewards per step, `None` for fewer than two rewards."""
     columns = [
         [reward for reward in rewards if reward is not None]
         for rewards in zip(*group.rewards, strict=True)
@@ -566,7 +572,7 @@ UNSCORED = "fewer than two scored rollouts"
 
 
 def _kind_of_reason(why: str) -> str:
-    """Return which kind of reason `RolloutGroup.without_gradient` gave."""
+    """Return the kind of a reason given by `RolloutGroup.without_gradient`."""
     if why.endswith("cancel out"):
         return "cancelling terms"
     if why.endswith("the same operations"):
@@ -577,27 +583,27 @@ def _kind_of_reason(why: str) -> str:
 
 
 ONLY_FIRST, ONLY_SECOND = "#F5D08A", "#A9CFE8"
-"""Fill of what only the first of two rollouts did, and of what only the second did: tints of
-orange and blue that black text can be read on."""
+"""Fill of operations of only the first, and of only the second of two rollouts: tints of orange and
+blue on which black text is readable."""
 
 SAME = "the same"
 CELL = 28
-"""Most characters of a line in a cell of `rollout_diff`: two cells have room on a narrow page."""
+"""Maximum characters per line of a cell of `rollout_diff`: two cells fit on a narrow page."""
 
 
 def rollout_diff(
     group: RolloutGroup, first: int, second: int, name: str | None = None
 ) -> go.Figure:
-    """Show two rollouts of one instance next to each other, aligned by step, then their answers.
+    """Compare the operations of two rollouts of one instance by step, then their answers.
 
-    Operations that only one of them did are marked with "−" (the first) or "+" (the second) and a
-    colour; what both did is counted. Below, the questions that they answer differently.
+    Operations of only one rollout are marked by "−" (the first) or "+" (the second) and a colour;
+    common ones are counted. Questions with different answers follow below.
 
     Args:
         group: the rollouts of the instance.
-        first: position of the one rollout in the group.
-        second: position of the other.
-        name: what the instance is called (`None`: as `instance_name` says).
+        first: position of the first rollout in the group.
+        second: position of the second rollout.
+        name: name of the instance (`None`: that of `instance_name`).
     """
     one, other = group.rollouts[first], group.rollouts[second]
     steps = _step_rows(one, other)
@@ -637,12 +643,15 @@ def rollout_diff(
 
 
 _Row = tuple[str, str, str]
-"""What a row of `rollout_diff` is called, and its untrusted text for each of the rollouts."""
+"""Name of a row of `rollout_diff`, and its untrusted text for each of both rollouts."""
 
 
 def _step_rows(one: Trajectory, other: Trajectory) -> list[_Row]:
-    """Return rows for what only one of two rollouts did at a step, and a row for steps in turn at
-    which both did the same."""
+    """Return the rows of operations by step.
+
+    Operations of only one rollout have a row each; consecutive steps at which both rollouts have
+    the same operations share one row.
+    """
     rows: list[_Row] = []
     did = [
         (step, Counter(written(one, step)), Counter(written(other, step)))

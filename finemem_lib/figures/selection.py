@@ -1,4 +1,4 @@
-"""What belongs to a selected step, item or question: highlighted, faded, clickable.
+"""Highlight, fade and select a step, an item or a question in figures.
 
 A selection is a text: "" (everything), "step 3", "item 7" or "question 2"; steps and questions
 count from 1. `None` stands for a figure in which nothing can be selected.
@@ -16,12 +16,12 @@ from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, OperationOutcom
 def belongs(
     selected: str | None, step: int | None, item_id: str | None, question: int | None
 ) -> bool:
-    """Return whether evidence on its way from a step over an item to a question is selected.
+    """Return whether the evidence of a step and item for a question belongs to the selection.
 
     Args:
         selected: the selection.
-        step: the step that wrote the item.
-        item_id: the item that was retrieved.
+        step: the step that wrote the item, from 1.
+        item_id: id of the retrieved item.
         question: position of the question, from 0.
     """
     kind, _, key = (selected or "").partition(" ")
@@ -34,11 +34,14 @@ def belongs(
 
 
 def selected_items(trajectory: Trajectory, selected: str | None) -> set[str]:
-    """Return the items that a question retrieved, a step wrote, or that are selected themselves.
+    """Return the ids of the items of a selection.
+
+    They are the items that a selected question retrieved, that a selected step wrote, or the
+    selected item; none for "" and `None`.
 
     Args:
-        trajectory: the trajectory that the selection is about.
-        selected: the selection; none of its items for "" and `None`.
+        trajectory: the trajectory to which the selection refers.
+        selected: the selection.
     """
     kind, _, key = (selected or "").partition(" ")
     if kind == "question":
@@ -49,12 +52,12 @@ def selected_items(trajectory: Trajectory, selected: str | None) -> set[str]:
 
 
 def clicks_on(control: str, points: Mapping[int, Sequence[Any]]) -> dict[str, Any]:
-    """Return what ``layout.meta["clicks"]`` of a figure says: which control a click sets, to what.
+    """Return ``layout.meta["clicks"]`` of a figure: the control that a click sets, and its values.
 
     Args:
         control: name of the control.
-        points: a value per point of each clickable trace, by the trace's number; `None` where a
-            click does nothing.
+        points: by number of each clickable trace, one value per point; `None` if a click does
+            nothing.
     """
     return {
         "control": control,
@@ -68,7 +71,7 @@ def clicks_on(control: str, points: Mapping[int, Sequence[Any]]) -> dict[str, An
 def selecting_clicks(
     selected: str | None, points: Mapping[int, Sequence[Any]]
 ) -> dict[str, Any] | None:
-    """Return `clicks_on` the control "selected"; `None` for a figure without selection.
+    """Return `clicks_on` for the control "selected"; `None` for a figure without selection.
 
     Args:
         selected: the selection.
@@ -78,12 +81,12 @@ def selecting_clicks(
 
 
 def faded(chosen: Sequence[bool]) -> dict[str, Any]:
-    """Return the trace properties that fade the points which are not chosen.
+    """Return the trace properties that fade the points that are not chosen.
 
-    All points are named where all are chosen, since a frame cannot take a property away.
+    If all are chosen, all are listed, because a plotly frame cannot remove a property.
 
     Args:
-        chosen: for every point of the trace whether it is chosen.
+        chosen: whether each point of the trace is chosen.
     """
     return {
         "selectedpoints": [place for place, own in enumerate(chosen) if own],
@@ -92,7 +95,7 @@ def faded(chosen: Sequence[bool]) -> dict[str, Any]:
 
 
 def outline(**corners: Any) -> dict[str, Any]:
-    """Return the shape of a rectangle around what is selected.
+    """Return the shape of a rectangle around a selection.
 
     Args:
         corners: `x0`, `x1`, `y0`, `y1` and other properties of a plotly shape.
@@ -105,31 +108,31 @@ def step_outline(step: int, half: float = 0.5) -> dict[str, Any]:
 
     Args:
         step: the step, from 1.
-        half: half of its width, in steps.
+        half: half of the width, in steps.
     """
     return outline(x0=step - half, x1=step + half, yref="paper", y0=0, y1=1)
 
 
 def outcome_name(outcome: OperationOutcome) -> str:
-    """Return the kind of an operation that was applied, "invalid" of any other.
+    """Return the kind of an applied operation, "invalid" for a rejected one.
 
     Args:
-        outcome: an operation as the memory took or refused it.
+        outcome: the outcome of an operation.
     """
     return outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
 
 
 def stored_in(item: MemoryItem | None) -> str:
-    """Return the layer that holds an item, in brackets after a space; "" of a flat memory.
+    """Return the layer of an item, such as " (core memory)"; "" for a flat memory.
 
     Args:
-        item: an item, or `None` where it is not known.
+        item: an item, `None` if it is not known.
     """
     return "" if item is None or item.store == "flat" else f" ({item.store} memory)"
 
 
 def score_text(answered: AnsweredQuestion) -> str:
-    """Return the score of an answer with two digits, or that it cannot be scored.
+    """Format the score of an answer with two decimals, or state that it cannot be scored.
 
     Args:
         answered: an answered question.
@@ -138,7 +141,7 @@ def score_text(answered: AnsweredQuestion) -> str:
 
 
 def verdict(answered: AnsweredQuestion) -> str:
-    """Return a mark (right from a score of 0.5) and the score of an answer.
+    """Return a mark for right (a score of at least 0.5) or wrong, and the score of an answer.
 
     Args:
         answered: an answered question.

@@ -13,7 +13,7 @@ from finemem_lib.figures.style import known
 
 
 def fork_advantages(fork: Fork) -> go.Figure:
-    """Show what step 2 of every rollout of a fork did, and what two comparisons make of it.
+    """Show the effect of step 2 of every rollout of a fork, and its advantage by two comparisons.
 
     Args:
         fork: Four rollouts of two steps.
@@ -66,7 +66,7 @@ def fork_advantages(fork: Fork) -> go.Figure:
 
 
 def _axis_of_rollouts() -> dict[str, Any]:
-    """Return an axis of the rollouts of a fork, named in lines that fit next to each other."""
+    """Return the axis of the rollouts of a fork, with labels in lines that do not overlap."""
     words = ("skips", "stores")
     return {
         "title": {"text": "rollout: step 1, then step 2"},
@@ -79,10 +79,10 @@ def _axis_of_rollouts() -> dict[str, Any]:
 
 
 def agreement_by_step(agreements: Sequence[Agreement]) -> go.Figure:
-    """Show by step how well the advantages of every comparison follow what the step did.
+    """Show by step how well the advantages of every comparison agree with the step's effect.
 
     Args:
-        agreements: As `evaluation.state_mismatch.agreements` returns them.
+        agreements: The rows of `evaluation.state_mismatch.agreements`.
     """
     names = [name for name in COMPARISONS if any(one.comparison == name for one in agreements)]
     fig = go.Figure()

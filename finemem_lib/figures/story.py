@@ -1,4 +1,4 @@
-"""Figures of text: what a step read, what it wrote, and which answer depends on it."""
+"""Figures of text: the chunk of a step, its operations, and the answer that depends on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, OperationOutcome, Trajectory
 
 LINE = 40
-"""Most characters of a line of `text_rows`: it has room on a page of 640 pixels."""
+"""Maximum characters per line of `text_rows`, which fit on a page of 640 pixels."""
 
 MOST_LINES = 5
-"""Most operations, or memory items, that are listed; a line counts the others."""
+"""Maximum lines of a list of operations or items; its last line counts the omitted ones."""
 
 
 def text_rows(
@@ -78,16 +78,16 @@ def step_story(
     without: Sequence[AnsweredQuestion] | None = None,
     settings: RewardSettings | None = None,
 ) -> go.Figure:
-    """Show what a step read, what it wrote, and which answer changes when the step is taken out.
+    """Show the chunk and operations of a step, and the answer that changes without the step.
 
-    The answer is the one whose score changes most; where nothing was read again, it is the one that
-    the step gave most evidence for.
+    The answer is the one whose score changes most; if `without` is `None`, the one for which the
+    step gave most evidence.
 
     Args:
         trajectory: the trajectory.
         step: the step, from 1.
-        without: the global questions, answered on the memory that all other steps leave, in their
-            order (`None`: nothing was read again).
+        without: the global questions in their order, answered on the memory without this step
+            (`None`: they were not answered again).
         settings: how evidence is attributed.
     """
     what = trajectory.steps[step - 1]
@@ -111,9 +111,9 @@ def step_story(
 
 
 def seen_by_group(group: Sequence[Trajectory], step: int) -> go.Figure:
-    """Show what the rollouts of a group saw at a step: the memory and the chunk.
+    """Show the memory and the chunk that a group of rollouts reads at a step.
 
-    Rollouts that did other things before hold other memories; that of the first is shown.
+    Memories differ between rollouts with different earlier operations; the first one is shown.
 
     Args:
         group: the rollouts of one instance.
@@ -144,10 +144,10 @@ def _lines(text: str, limit: int) -> list[str]:
 
 
 def listed(texts: Sequence[str]) -> list[str]:
-    """Return untrusted texts as the lines of a row, the first ones where they are many.
+    """Return untrusted texts as the lines of a row, at most `MOST_LINES`.
 
     Args:
-        texts: the texts, a line each.
+        texts: the texts, one per line.
 
     >>> listed(["INSERT a < b"]), listed([])
     (['INSERT a &lt; b'], ['nothing'])
@@ -158,13 +158,13 @@ def listed(texts: Sequence[str]) -> list[str]:
 
 
 _Told = tuple[str, AnsweredQuestion | None, AnsweredQuestion | None]
-"""A sentence, a question as it was answered, and the same without the step, if it is known."""
+"""A sentence, a question as answered, and as answered without the step, if known."""
 
 
 def _two_answers(
     answered: AnsweredQuestion, again: AnsweredQuestion | None, step: int
 ) -> list[str]:
-    """Return a question, its answers with and without a step, and the accepted ones."""
+    """Return a question, its answers with and without a step, and the accepted answers."""
     texts = [
         answered.question.text,
         f"with step {step}: {answered.answer or '(no answer)'} {verdict(answered)}",
@@ -195,18 +195,18 @@ def _most_changed(
 
 
 def score_change(old: AnsweredQuestion, new: AnsweredQuestion) -> float:
-    """Return by how much the score of a question changes, 0.0 where it has none.
+    """Return the change in the score of a question, 0.0 if one of the scores is `None`.
 
     Args:
-        old: the question as it was answered.
+        old: the answered question.
         new: the same question, answered again.
     """
     return 0.0 if old.score is None or new.score is None else new.score - old.score
 
 
 def _most_evidence(trajectory: Trajectory, step: int, settings: RewardSettings | None) -> _Told:
-    """Return a sentence about all answers, and the one that a step gave most evidence for."""
-    earned: dict[int, tuple[bool, float]] = {}  # whether it answered from the item, and the share
+    """Return a sentence about all answers, and the one for which a step gave most evidence."""
+    earned: dict[int, tuple[bool, float]] = {}  # whether the answer used the item, and the share
     for part in evidence_parts(trajectory, settings):
         if part.step == step:
             answered = trajectory.questions[part.question]
@@ -222,10 +222,9 @@ def _most_evidence(trajectory: Trajectory, step: int, settings: RewardSettings |
 
 
 def written(trajectory: Trajectory, step: int) -> list[str]:
-    """Return what the operations of a step did, one untrusted text each.
+    """Return the operations of a step, one untrusted text each.
 
-    An item that was updated or deleted is named by what it held, so that rollouts whose items have
-    different ids can be compared.
+    An updated or deleted item is named by its former content, because ids differ between rollouts.
 
     Args:
         trajectory: the trajectory.

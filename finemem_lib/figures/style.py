@@ -1,11 +1,10 @@
-"""What all figures share: colours, markers, template, safe text and the small parts of traces.
+"""Colours, markers, template, text escaping and parts of traces that all figures share.
 
 Categories have the colours of Okabe and Ito, and a marker shape or a pattern in addition.
-Magnitudes are drawn in `MAGNITUDES`, signed values in PuOr around 0; grey stands for what has no
-value. Text from data sets and models is
-untrusted: plotly renders a subset of HTML, ``%{...}`` inside hover templates and TeX between dollar
-signs, so such text reaches a figure only through `label` and `paragraph`, and hover text only
-through `customdata`.
+Magnitudes are drawn in `MAGNITUDES`, signed values in PuOr around 0, missing values in grey. Text
+from data sets and models is untrusted: plotly renders a subset of HTML, ``%{...}`` inside hover
+templates and TeX between dollar signs. So such text is passed to figures only through `label` and
+`paragraph`, and as hover text only in `customdata`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from plotly.subplots import make_subplots
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 
 CONFIG = {"displaylogo": False}
-"""Not "responsive": plotly forgets a responsive figure's height when the window changes, and takes
-that of the page around it, which in a notebook is the figure's own: 0. JupyterLab resizes by
-itself; who gives the figure a place with a height adds "responsive"."""
+"""Not "responsive": when the window changes, plotly replaces the height of a responsive figure by
+that of its container, which in a notebook is 0 without the figure. JupyterLab resizes figures
+itself; a page whose container has a height adds "responsive"."""
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = (
     "#0072B2",
@@ -46,8 +45,8 @@ MARKERS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
 PATTERNS = ("", "/", ".", "x", "-", "\\", "+", "|")
 
 MAGNITUDES = [sequential.YlGnBu[n] for n in (1, 2, 3, 5, 7)]
-"""Colours of values that are not negative, without any grey, from 0, which is not white. The middle
-is light enough for numbers in a dark colour."""
+"""Colours of nonnegative values, without grey, and without white for 0. The middle is light enough
+for dark numbers."""
 
 OPERATION_STYLE = {
     "INSERT": (GREEN, "triangle-up"),
@@ -64,6 +63,8 @@ _AXIS = {
     "zerolinecolor": GREY,
     "ticks": "outside",
     "automargin": True,
+    # margins have room for the names; to look for those without takes half of a drawing's time
+    "ticklabeloverflow": "allow",
     "title": {"standoff": 8, "font": {"size": 13}},
 }
 
@@ -90,8 +91,7 @@ TEMPLATE = {
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"color": INK}},
         "xaxis": _AXIS,
-        # margins have room for the names; to look for those without takes half of a drawing's time
-        "yaxis": _AXIS | {"ticklabeloverflow": "allow"},
+        "yaxis": _AXIS,
         "legend": {
             "orientation": "h",
             # below all else, as wide as the figure: names at the left leave the drawing little room
@@ -107,9 +107,9 @@ TEMPLATE = {
 }
 
 PURPLE_ORANGE = [[round(place, 2), colour] for place, colour in get_colorscale("PuOr")]
-"""The colour scale of signed values, in full: plotly.js does not know it by its name."""
+"""The colour scale of signed values as a list, because plotly.js does not know its name."""
 
-# The same texts come back each time a control draws again.
+# The same texts recur each time a control redraws a figure.
 remembered = functools.lru_cache(maxsize=8192)
 
 
@@ -120,8 +120,8 @@ def label(text: object, limit: int = 40) -> str:
     Non-printable characters (controls, lone surrogates, direction marks) become spaces.
 
     Args:
-        text: anything; its `str` is shown.
-        limit: room in characters of average width, before they are escaped (see `one_line`).
+        text: any object; its `str` is shown.
+        limit: maximum width in average characters, before escaping (see `one_line`).
 
     >>> label("<script>alert('a $x$')</script>", limit=20)
     "&lt;script&gt;alert('a &#36;x…"
@@ -131,11 +131,11 @@ def label(text: object, limit: int = 40) -> str:
 
 @remembered
 def elided(text: object, limit: int = 40) -> str:
-    """Return untrusted text as `label` does, cut in the middle, so that its last words stay.
+    """Return untrusted text as `label` does, but cut in the middle, so that its end is shown.
 
     Args:
-        text: anything; its `str` is shown.
-        limit: room in characters of average width, before they are escaped (see `one_line`).
+        text: any object; its `str` is shown.
+        limit: maximum width in average characters, before escaping (see `one_line`).
 
     >>> elided("Mia moved to the north of Oslo", limit=18)
     'Mia move… of Oslo'
@@ -155,9 +155,9 @@ def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
     """Return untrusted text for a hover box, in several lines.
 
     Args:
-        text: anything; its `str` is shown.
-        limit: room in characters of average width, before they are escaped (see `one_line`).
-        width: the same of a line.
+        text: any object; its `str` is shown.
+        limit: maximum width in average characters, before escaping (see `one_line`).
+        width: maximum width of a line, in the same unit.
 
     >>> paragraph("a < b " * 3, width=8)
     'a &lt; b a<br>&lt; b a &lt;<br>b'
@@ -167,7 +167,7 @@ def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
 
 
 def plain(text: object) -> str:
-    """Undo `label` and `paragraph`, for places that do not render HTML.
+    """Undo the escaping of `label` and `paragraph`, for output that is not HTML.
 
     Args:
         text: an escaped text.
@@ -180,12 +180,12 @@ def plain(text: object) -> str:
 
 @remembered
 def one_line(text: object, limit: int) -> str:
-    """Return text without line breaks and non-printable characters; it is not yet escaped.
+    """Return text without line breaks and non-printable characters, unescaped.
 
     Args:
-        text: anything; its `str` is returned.
-        limit: room in characters of average width: m and w take one and a half, those of East Asia
-            and emoji two. A text without room ends in an ellipsis.
+        text: any object; its `str` is returned.
+        limit: maximum width in average characters: m and w count 1.5, East Asian wide characters
+            and emoji 2. A text that is cut ends in an ellipsis.
 
     >>> one_line("Mia lives", 8), one_line("wwwwwwwww", 8)
     ('Mia liv…', 'wwwww…')
@@ -199,14 +199,16 @@ def one_line(text: object, limit: int) -> str:
 
 
 _FILLER = "\ue000"
-"""Stands after a wide character for the room it takes; it is not printable, so no line has one."""
+"""Placeholder for the extra width of a character; not printable, so it occurs in no line."""
 
 _WIDE_PAIR = re.compile("([mwMW@%][^mwMW@%]*[mwMW@%])")
 
 
 def _weighed(line: str) -> str:
-    """Return a line with a filler for the room of every second wide letter, and of each character
-    that is as wide as two, so that the length of its parts is their width."""
+    """Return a line with placeholders, so that the length of each part is its width.
+
+    A placeholder follows every second wide letter, and every character of double width.
+    """
     if not line.isascii():
         line = "".join(
             char + _FILLER if unicodedata.east_asian_width(char) in "WF" else char for char in line
@@ -223,10 +225,10 @@ def _escape(text: str) -> str:
 
 
 def number(value: Any) -> Any:
-    """Return a JSON number of four significant digits; `None` for what is not finite.
+    """Round to four significant digits for JSON; `None` for values that are not finite.
 
     Args:
-        value: any number, also of numpy, or `None`.
+        value: any number, including numpy's, or `None`.
     """
     if value is None or isinstance(value, int):
         return value
@@ -235,22 +237,22 @@ def number(value: Any) -> Any:
 
 
 def numbers(values: Iterable[Any]) -> list[Any]:
-    """Return `number` of every value.
+    """Apply `number` to every value.
 
     Args:
-        values: as for `number`.
+        values: numbers or `None`, as for `number`.
     """
     return [number(value) for value in values]
 
 
 def known(value: float | None) -> float:
-    """Return a value of which it is certain that it was measured.
+    """Return a value after a check that it is not `None`.
 
     Args:
         value: a value that cannot be `None` here.
 
     Raises:
-        ValueError: it is `None`.
+        ValueError: the value is `None`.
     """
     if value is None:
         raise ValueError("known: got None, expected a number; leave unmeasured rows out first")
@@ -258,17 +260,17 @@ def known(value: float | None) -> float:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not `None`; `None` without any.
+    """Return the mean of the values that are not `None`; `None` if there are none.
 
     Args:
-        values: measured values, `None` where nothing was measured.
+        values: measured values; `None` for missing ones.
     """
     measured = [value for value in values if value is not None]
     return statistics.fmean(measured) if measured else None
 
 
 def largest(rows: Iterable[Iterable[float | None]]) -> float:
-    """Return the largest absolute value in rows of values, 1 where all are 0 or `None`.
+    """Return the largest absolute value in rows of values, 1 if all are 0 or `None`.
 
     Args:
         rows: rows of values, of any length.
@@ -285,12 +287,12 @@ def finish(
     Args:
         fig: the figure, changed in place.
         title: title above the figure, escaped.
-        caption: sentence with the numbers of this figure: what to see in it.
-        alt: sentence for screen readers: what kind of figure this is, of what.
+        caption: sentence with the main numbers of this figure.
+        alt: sentence for screen readers: the kind of figure and the data it shows.
         height: height in pixels.
         layout: further properties of the layout.
     """
-    fig.layout.template = TEMPLATE  # assigned: an update would merge it into plotly's long one
+    fig.layout.template = TEMPLATE  # assigned; update_layout would merge it into plotly's default
     fig.update_layout(
         title_text=title, height=height, **layout, meta={"caption": caption, "alt": alt}
     )
@@ -298,11 +300,11 @@ def finish(
 
 
 def no_rows(title: str, alt: str) -> go.Figure:
-    """Return a figure that says that there is nothing to draw yet, without axes.
+    """Return a figure without axes that states that there are no data yet.
 
     Args:
         title: as for `finish`.
-        alt: what kind of figure it will be, of what.
+        alt: the kind of figure and the data it will show.
     """
     fig = go.Figure()
     fig.update_xaxes(visible=False)
@@ -315,9 +317,9 @@ def no_rows(title: str, alt: str) -> go.Figure:
 
 
 class PlainFigure(go.Figure):  # type: ignore[misc]  # plotly has no types
-    """A figure that stays plotly's JSON until its traces or its layout are asked for.
+    """A figure that creates plotly's objects only when its traces or layout are accessed.
 
-    plotly copies every value of a figure when it makes its objects, and again when it returns the
+    Plotly copies every value of a figure when it creates its objects, and again when it returns the
     JSON. An explorer draws many figures of which only the JSON is used.
 
     Args:
@@ -330,30 +332,30 @@ class PlainFigure(go.Figure):  # type: ignore[misc]  # plotly has no types
     def __getattr__(self, name: str) -> Any:
         if "_spec" not in self.__dict__:
             raise AttributeError(name)
-        spec = self.to_dict()  # plotly changes what it is given, which other figures may share
+        spec = self.to_dict()  # plotly changes its input, which other figures may share
         del self.__dict__["_spec"]
         super().__init__(spec, _validate=False)
         return getattr(self, name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plotly's JSON: new dictionaries, whose lists are shared with the figure."""
+        """Return plotly's JSON in new dictionaries, whose lists are shared with the figure."""
         spec: Mapping[str, Any] = self.__dict__.get("_spec") or super().to_dict()
         lists = {key: [_own(one) for one in spec[key]] for key in ("data", "frames") if key in spec}
         return {"layout": _own(spec["layout"]), **lists}
 
 
 def read_only(figure: go.Figure) -> Mapping[str, Any]:
-    """Return plotly's JSON of a figure, for callers that change nothing in it.
+    """Return plotly's JSON of a figure, for callers that do not change it.
 
     Args:
-        figure: a figure; of a `PlainFigure` nothing is copied.
+        figure: a figure; the JSON of a `PlainFigure` is not copied.
     """
     spec: Mapping[str, Any] | None = figure.__dict__.get("_spec")
     return figure.to_plotly_json() if spec is None else spec
 
 
 def _own(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested dictionaries, without copies of their lists."""
+    """Return a copy of nested dictionaries that shares their lists."""
     return {key: _own(value) if isinstance(value, dict) else value for key, value in spec.items()}
 
 
@@ -366,9 +368,10 @@ def from_traces(
     clicks: Mapping[str, Any] | None = None,
     **layout: Any,
 ) -> go.Figure:
-    """Return a figure of plain traces, for figures that a control draws again and again.
+    """Return a figure from plain traces, for figures that a control redraws often.
 
-    Nothing is validated: plotly would check each cell of a heatmap; a test does that instead.
+    The traces are not validated, because plotly would check each cell of a heatmap. A test
+    validates them instead.
 
     Args:
         traces: the traces as plotly's JSON.
@@ -376,7 +379,7 @@ def from_traces(
         caption: as for `finish`.
         alt: as for `finish`.
         height: as for `finish`.
-        clicks: what a click on a point sets (`selection.clicks_on`).
+        clicks: the control and values that clicks on points set (`selection.clicks_on`).
         layout: further properties of the layout.
     """
     meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
@@ -395,7 +398,7 @@ def from_traces(
 
 
 def pattern(number: int) -> dict[str, Any]:
-    """Return the fill of the bars of series `number`, which tells them apart without colour.
+    """Return the fill pattern of the bars of series `number`, to distinguish them without colour.
 
     Args:
         number: position of the series, from 0; patterns repeat.
@@ -428,8 +431,10 @@ def series_marker(number: int, size: int) -> dict[str, Any]:
 
 
 def series_style(number: int, size: int) -> dict[str, Any]:
-    """Return line and markers of series `number`; past the last colour lines are dashed and
-    markers open, so that twice as many series can be told apart.
+    """Return line and markers of series `number`.
+
+    After the last colour, lines are dashed and markers open, so that twice as many series can be
+    distinguished.
 
     Args:
         number: Position of the series, from 0.
@@ -458,14 +463,15 @@ def colorbar(title: str) -> dict[str, Any]:
         "thickness": 12,
         "outlinewidth": 0,
         "tickfont": {"size": 11},
+        "ticklabeloverflow": "allow",
     }
 
 
 def magnitude_heatmap(bound: float | None, bar_title: str) -> dict[str, Any]:
-    """Return the properties of a heatmap of values that are not negative.
+    """Return the properties of a heatmap of nonnegative values.
 
     Args:
-        bound: the value at the end of the scale; `None` for the largest.
+        bound: the value at the end of the scale; `None` for the largest value.
         bar_title: title of the colour bar.
     """
     return {
@@ -497,21 +503,21 @@ def signed_heatmap(bound: float, bar_title: str, gap: int = 1) -> dict[str, Any]
         "ygap": gap,
         "textfont": {"size": 11},
         "colorbar": colorbar(bar_title),
-        "hoverongaps": False,  # else a box says NaN where nothing is known
+        "hoverongaps": False,  # otherwise the hover box of a missing value shows NaN
     }
 
 
 def gap_marks(
     x: Sequence[Any], y: Sequence[Any], cells: Sequence[Sequence[Any]], name: str
 ) -> dict[str, Any]:
-    """Return marks on the cells of a heatmap that hold no value, and their entry in the legend.
+    """Return marks on the cells of a heatmap without value, with a legend entry.
 
-    Without them such a cell looks like a value of 0.
+    An unmarked cell would look like a value of 0.
 
     Args:
         x: the columns of the heatmap.
         y: its rows.
-        cells: its values, one row after the other, which may be shorter than the columns.
+        cells: its values, row by row; a row may be shorter than the columns.
         name: what the marks mean: "not scored", "not assigned".
     """
     gaps = [
@@ -538,10 +544,10 @@ def gap_marks(
 
 
 def gap_note(trace: Mapping[str, Any]) -> str:
-    """Return a sentence for the caption about the marks of `gap_marks`, "" where there are none.
+    """Return a sentence for the caption about the marks of `gap_marks`, "" if there are none.
 
     Args:
-        trace: what `gap_marks` returned.
+        trace: the trace of `gap_marks`.
     """
     count = len(trace["x"])
     return f" A dash is {trace['name']} ({count}), 0 is a value." if count else ""
@@ -569,7 +575,7 @@ def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, An
 
 
 def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
-    """Return the layout of an axis that names one thing on each line, the first on top.
+    """Return the layout of a y axis with one name per line, the first on top.
 
     Args:
         texts: the names, escaped.
@@ -584,10 +590,10 @@ def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
 
 
 def panel_titles(titles: Sequence[object]) -> list[str]:
-    """Return titles for panels that stand side by side, in lines that fit above them.
+    """Return titles of panels side by side, broken into lines that fit above the panels.
 
     Args:
-        titles: one untrusted title per panel. Words of up to 14 characters stay whole.
+        titles: one untrusted title per panel. Words of up to 14 characters are not broken.
 
     >>> panel_titles(["no limit, compression", "a", "b", "c"])[0]
     'no limit,<br>compression'
@@ -595,12 +601,12 @@ def panel_titles(titles: Sequence[object]) -> list[str]:
     words = (word for title in titles for word in _weighed(one_line(title, 40)).split())
     width = max(10, 40 // max(1, len(titles)), min(14, max(map(len, words), default=0)))
     lines = [paragraph(title, min(36, 3 * width - 4), width).split("<br>") for title in titles]
-    # a word that does not fit the rest of a line may take the room of a fourth one
+    # a word that does not fit on the rest of a line can cause a fourth line
     return ["<br>".join(own[:3]) + "…" * (len(own) > 3) for own in lines]
 
 
 PANELS_TOP = 92
-"""Pixels above panels side by side, for the title of the figure and three lines of theirs."""
+"""Top margin in pixels of panels side by side, for the title and three lines of panel titles."""
 
 
 def side_by_side(
@@ -610,8 +616,8 @@ def side_by_side(
 
     Args:
         titles: as for `panel_titles`.
-        columns: panels next to each other, `None` for all of them.
-        spacing: room between two rows of panels, as a share of the drawing.
+        columns: panels per row, `None` for all in one row.
+        spacing: space between two rows of panels, as a share of the height of the drawing.
     """
     columns = min(columns or len(titles), len(titles)) or 1
     return make_subplots(
@@ -629,9 +635,9 @@ def side_by_side(
 
 
 def name_panels(fig: go.Figure, title: str) -> None:
-    """Give panels side by side one title for their x axes, in the middle below all of them.
+    """Give panels side by side one common title of their x axes, centred below them.
 
-    A title for each would run into the next where the page is narrow, and slanted numbers into it.
+    On a narrow page, a title per panel would overlap the next one, and slanted tick labels.
 
     Args:
         fig: the figure, changed in place.
@@ -653,7 +659,7 @@ def name_panels(fig: go.Figure, title: str) -> None:
 
 
 class Measured(Protocol):
-    """A row of a table with a value and, where it could be drawn, an interval around it."""
+    """A row of a table with a value and, if it could be computed, an interval around it."""
 
     @property
     def value(self) -> float | None: ...
@@ -684,11 +690,11 @@ def error_bars(
     width: int = 4,
     thickness: int = 2,
 ) -> dict[str, Any]:
-    """Return error bars of different length to both sides.
+    """Return error bars with different lengths to both sides.
 
     Args:
         above: length of each bar above its point, in units of the axis; `None` for no bar.
-        below: the same below it.
+        below: length of each bar below its point.
         width: width of the caps in pixels.
         thickness: thickness of the lines in pixels.
     """

@@ -1,4 +1,4 @@
-"""Figure of a sweep over a notebook's parameters: each metric against the points of the grid."""
+"""Figure of a sweep over the parameters of a notebook: every metric against the grid points."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from finemem_lib.figures import style
 from finemem_lib.figures.style import BLUE, GREY, known, label
 
 POINT_HEIGHT, PANEL_ROOM = 26, 80
-"""Pixels of a point's line, and of title and axis of a panel."""
+"""Height in pixels of the line of a point, and of the title and axis of a panel."""
 
 COLUMNS = 3
-"""Panels side by side."""
+"""Panels per row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class SweepRow:
     """One metric at one point of the grid.
 
     Attributes:
-        point: The parameters of the point in words.
+        point: The parameters of the point as text.
         metric: Name of the metric.
-        value: Mean over the seeds, `None` where nothing was measured; `low` and `high` bound its
+        value: Mean over the seeds, `None` if no seed has a value; `low` and `high` bound its
             interval, `None` for fewer than two seeds.
-        seeds: The value of every seed that measured one.
+        seeds: The value of every seed that has one.
     """
 
     point: str
@@ -42,7 +42,7 @@ def sweep_metrics(rows: Sequence[SweepRow], unit: str) -> go.Figure:
     """Show every metric of a sweep in a panel of its own.
 
     Args:
-        rows: What was measured, points in the order of the axis.
+        rows: The metrics at all points, in the order of the axis.
         unit: Title of the axis of points: the names of the parameters.
     """
     title, alt = "Metrics by parameters", "Dot plots of each metric against the points of the grid"

@@ -1,7 +1,8 @@
-"""Completions with tokens coloured by advantage or by change of log-probability.
+"""Figures of completions with tokens coloured by advantage or change of log-probability.
 
-Both figures are plotly's, whose colours a notebook needs no trust for: `completion_view` reads like
-text, `completion_grid` keeps its traces while a control moves.
+Both are plotly figures, because their colours are shown also in notebooks that are not trusted.
+`completion_view` reads like text; `completion_grid` has the same traces for every state of a
+control.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS = 78
-"""Monospaced characters in a line of `completion_view`: it can be read in 600 pixels."""
+"""Monospaced characters per line of `completion_view`, readable on 600 pixels."""
 
 LINE = 26
-"""Pixels of a line of tokens."""
+"""Height in pixels of a line of tokens."""
 
 SCALE_LINES = 2.8
-"""Lines that the colour scale takes above them; plotly moves the title where it stands higher."""
+"""Height of the colour scale above the text, in lines; plotly moves the title if it is higher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class ColouredCompletion:
         heading: heading above the completion.
         tokens: the text of every token.
         values: the value of every token (`None`: not known).
-        logprobs: the log-probability in nats with which every token was sampled (`None`: not
+        logprobs: the log-probability with which every token was sampled, in nats (`None`: not
             known).
     """
 
@@ -60,15 +61,16 @@ def completion_view(
 ) -> go.Figure:
     """Show completions as lines of text with every token coloured by a signed value.
 
-    Purple is above 0, orange and underlined below; a white token has no known value, which the
-    caption says. Hovering shows the whole token and its numbers. All texts may be untrusted.
+    Values above 0 are purple, values below 0 orange and underlined. Tokens without a known value
+    are white; the caption states this. Hovering shows the whole token and its numbers. All texts
+    may be untrusted.
 
     Args:
         completions: the completions, in reading order.
         measure: name of the values.
         unit: unit of the values, if they have one.
         title: title of the figure.
-        max_tokens: only so many tokens are shown, and the caption says so.
+        max_tokens: maximum number of tokens shown; the caption states if any are omitted.
     """
     shown = _first_tokens(completions, max_tokens)
     values = [value for one in shown for value in one.values if value is not None]
@@ -108,7 +110,7 @@ def completion_view(
 
 
 def _extremes(values: Sequence[float]) -> str:
-    """Return in words how many values are above and below 0, and where they end."""
+    """Return a text with the numbers of values above and below 0, and the extreme values."""
     if not values:
         return "No token has a known value."
     up, down = sum(value > 0 for value in values), sum(value < 0 for value in values)
@@ -119,7 +121,7 @@ def _extremes(values: Sequence[float]) -> str:
 
 
 def _scale_above(what: str, bound: float) -> dict[str, Any]:
-    """Return the colours with their scale above the text."""
+    """Return the colour axis with its scale above the text."""
     return {
         "colorscale": style.PURPLE_ORANGE,
         "cmin": -bound,
@@ -134,7 +136,7 @@ def _scale_above(what: str, bound: float) -> dict[str, Any]:
 def _first_tokens(
     completions: Sequence[ColouredCompletion], max_tokens: int
 ) -> list[ColouredCompletion]:
-    """Return the completions cut to so many tokens together."""
+    """Return the first completions with at most `max_tokens` tokens in total."""
     left = max_tokens
     shown = []
     for one in completions:
@@ -157,7 +159,7 @@ def _heading(line: int, text: str) -> dict[str, Any]:
 
 
 def _boxed(token: str) -> str:
-    """Return the text of a token's box: short, and something even where it is only spaces."""
+    """Return the short text in a token's box, "␣" for a token of spaces only."""
     return style.one_line(visible(token), 40) or "␣"
 
 
@@ -179,7 +181,7 @@ def _boxes(
     bound: float,
     measure: str,
 ) -> go.Bar:
-    """Return the boxes of a completion that begins on a line, in the `_places` of its tokens."""
+    """Return the boxes of a completion that begins on line `line`; `places` are from `_places`."""
     texts = [label(_boxed(token)) for token in one.tokens]
     return go.Bar(
         orientation="h",
@@ -218,7 +220,7 @@ def _boxes(
 
 
 def _hovers(one: ColouredCompletion, measure: str) -> list[str]:
-    """Return for every token its text and its numbers."""
+    """Return the hover text of every token: the token and its numbers."""
     sampled = [
         "" if value is None else f"<br>log-probability {value:.3g} nats"
         for value in (one.logprobs or (None,) * len(one.tokens))
@@ -238,7 +240,7 @@ def completion_grid(
 ) -> go.Figure:
     """Show a completion as a grid of tokens, coloured by a signed value.
 
-    The figure for explorers, with long tokens cut; `completion_view` reads better.
+    Explorers use it. Long tokens are cut; `completion_view` is easier to read.
 
     Args:
         tokens: the text of every token.
@@ -290,18 +292,18 @@ def completion_grid(
 
 
 def token_push(step: Step, advantages: Sequence[float | None]) -> tuple[float | None, ...]:
-    """Return how far a policy-gradient step pushes the logit of every completion token.
+    """Return the policy gradient with respect to the logit of every completion token, its push.
 
-    The gradient of ``A log p`` in the token's logit is ``A (1 - p)``, p being the probability that
-    it was sampled with.
+    The gradient of ``A log p`` with respect to the token's logit is ``A (1 - p)``, where p is the
+    probability with which it was sampled.
 
     Args:
         step: the step that wrote the completion.
         advantages: the advantage A of every completion token.
 
     Returns:
-        One number per completion token, `None` where the advantage or the log-probabilities are
-        not known.
+        One number per completion token, `None` if its advantage or the log-probabilities are not
+        known.
     """
     if step.logprobs is None:
         return (None,) * len(advantages)
@@ -324,9 +326,10 @@ def change_view(
         steps: the steps that wrote the completions.
         before: log-probabilities before training, one row per step and one value in nats per
             completion token, such as `Step.logprobs`.
-        after: the same after training, such as `explorers.token_logprobs`.
-        tokenizer: spells the tokens.
-        title: title of the view.
+        after: log-probabilities after training in the same shape, such as
+            `explorers.token_logprobs`.
+        tokenizer: converts token ids to text.
+        title: title of the figure.
     """
     completions = []
     for step, old, new in zip(steps, before, after, strict=True):
@@ -348,15 +351,15 @@ def step_tokens(step: Step, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ..
 
     Args:
         step: the step.
-        tokenizer: spells the tokens.
+        tokenizer: converts token ids to text.
     """
     return token_texts(tuple(step.completion_ids or ()), tokenizer)
 
 
 def visible(token: str) -> str:
-    r"""Return a token so that it can be seen and does nothing, in at most 80 characters.
+    r"""Return a token with visible escapes for control characters, in at most 80 characters.
 
-    Controls and direction marks are shown by their escapes.
+    Control characters and direction marks have no effect in this form.
 
     Args:
         token: the text of a token.

@@ -1,4 +1,4 @@
-"""Curves of a training run."""
+"""Figure of the curves of a training run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TRAINING_PANELS: Mapping[str, tuple[str, ...]] = {
 """The panels of `training_curves`: title with unit -> patterns of record keys."""
 
 LEGEND = 40
-"""Pixels of a panel's legend, below all panels."""
+"""Height in pixels of the legend of a panel, below all panels."""
 
 
 def training_keys(
     records: Sequence[Mapping[str, Any]],
     panels: Mapping[str, Sequence[str]] = TRAINING_PANELS,
 ) -> dict[str, list[str]]:
-    """Return the record keys of every panel that has any, in the order they are drawn.
+    """Return the record keys of every panel that has any, in drawing order.
 
     Args:
         records: the records of a training run, one per update.
@@ -103,7 +103,7 @@ def training_curves(
 def _curve(
     records: Sequence[Mapping[str, Any]], key: str, number: int, panel: str, legend: int | None
 ) -> go.Scatter:
-    """Return the line of a key, the `number`-th of its panel; without a legend it has no name."""
+    """Return the curve of a key, the `number`-th of its panel; without `legend` it is not named."""
     return go.Scatter(
         x=style.numbers(record["step"] for record in records),
         y=style.numbers(record.get(key) for record in records),
@@ -119,9 +119,9 @@ def _curve(
 
 
 def _range_of_equal(values: Sequence[float | None]) -> list[float] | None:
-    """Return the range of an axis for equal values, with 0 in it; `None` where they differ.
+    """Return an axis range for equal values that includes 0; `None` if values differ.
 
-    plotly would put them in the middle of an axis that a share cannot have: from -1 to 1.
+    Plotly would choose -1 to 1 around 0, which a share cannot have.
 
     >>> _range_of_equal([0.0, None, 0.0]), _range_of_equal([2.0]), _range_of_equal([1.0, 2.0])
     ([-0.05, 1.05], [-0.1, 2.1], None)
@@ -153,7 +153,7 @@ def _what_changed(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _legends(titles: Sequence[str], height: int) -> dict[str, Any]:
-    """Return a legend for each panel of several lines, one below the other."""
+    """Return one legend for each panel with several lines, below each other."""
     return {
         _legend(place): {
             "title": {"text": title, "side": "left", "font": {"size": 12}},

@@ -1,13 +1,12 @@
-"""Mem-alpha's content reward r4: is what a call wrote of the kind that its store is for?
+"""Mem-alpha's content reward r4: the share of calls whose content fits their store.
 
-``r4(t)`` is the mean, over the calls of step t, of a verdict in {0, 1}. Only inserts and updates
-are judged; a delete, a malformed call and an empty content count 0, and so does a step without a
-call.
+``r4(t)`` is the mean of a verdict in {0, 1} over the calls of step t. Only inserts and updates are
+judged; a delete, a malformed call and an empty content count as 0. A step without calls has r4 = 0.
 
 Differs from the paper (arXiv 2509.25911): its judge is Qwen3-32B. Here `rule_verdicts` judges by
-the form of the text, without a model, and `readers.model_content_judge` asks a language model. A
-verdict that a model does not give is `None` and leaves the mean, where the published code counts a
-reply that cannot be parsed as 0. Calls that the memory refused are judged too, as there.
+the form of the text, without a model, and `readers.model_content_judge` uses a language model. A
+missing verdict of a model is `None` and is left out of the mean; the published code counts a reply
+that cannot be parsed as 0. As in the published code, calls that the memory refused are judged too.
 """
 
 from __future__ import annotations
@@ -24,34 +23,34 @@ from finemem_lib.trajectory import OperationOutcome, Store, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a call wants to write: the text and the store it is for."""
+    """The content that a call writes, and its store."""
 
     store: Store
     content: str
 
 
 ContentJudge = Callable[[Sequence[Written]], Sequence[float | None]]
-"""Returns a verdict in [0, 1] per text, `None` where there is none."""
+"""Function that returns one verdict in [0, 1] per text, `None` for a missing verdict."""
 
 _PLACEHOLDER = re.compile(r"(?:none|n/?a|null|empty|todo|tbd|unknown|\W|\.\.\.|<[^>]*>)*", re.I)
 _VAGUE = frozenset("it this that these those he she they there".split())
 LEAST_WORDS = 3
-"""Fewer words state nothing about anybody."""
+"""Smallest number of words of a statement."""
 
 
 def rule_verdicts(written: Sequence[Written]) -> list[float]:
-    """Judge texts by their form.
+    """Return a verdict per text by its form, without a model.
 
-    A core is refused where it is a placeholder or speaks of the core memory itself. A semantic item
-    must be a statement of at least 3 words that begins with no pronoun, asks nothing, and is no
-    dated event. An episodic item must begin with a date and say at least 3 words more. An item of
-    a flat store may be either.
+    A core fits unless it is a placeholder or mentions the core memory itself. A semantic item fits
+    if it has at least `LEAST_WORDS` words, does not begin with a pronoun, is not a question, and
+    does not begin with a date. An episodic item fits if it begins with a date that at least
+    `LEAST_WORDS` words follow. An item of a flat memory fits if it could be either of the two.
 
     Args:
         written: Texts with their stores.
 
     Returns:
-        1.0 or 0.0 per text.
+        Per text 1.0 if it fits its store, else 0.0.
 
     >>> rule_verdicts([
     ...     Written("episodic", "On 3 May 2024 Mia saw Rome"),
@@ -96,14 +95,14 @@ def content_rewards(
 ) -> list[list[float | None]]:
     """Return r4 of every step of every trajectory, in [0, 1].
 
-    `None` where the step has calls that ask for a verdict and the judge gave none of them.
+    A step is `None` if the verdicts of all its calls are missing.
 
     Args:
-        trajectories: What was played; all texts are judged in one batch.
-        judge: Gives the verdicts.
+        trajectories: Played trajectories; all texts are judged in one batch.
+        judge: Function that returns the verdicts.
 
     Raises:
-        ValueError: the judge returned another number of verdicts than it was given texts.
+        ValueError: the number of verdicts differs from the number of texts.
 
     >>> from finemem_lib import worked_example
     >>> content_rewards([worked_example()])
@@ -131,7 +130,7 @@ def _is_call(outcome: OperationOutcome) -> bool:
 
 
 def _written(outcome: OperationOutcome) -> Written | None:
-    """Return what a call is judged by; `None` for one that counts 0."""
+    """Return the content and store of a call to judge; `None` for a call that counts as 0."""
     operation = outcome.operation
     if operation is None or operation.kind not in ("INSERT", "UPDATE"):
         return None

@@ -1,15 +1,16 @@
 """Mem-alpha's memory in three layers: core, semantic and episodic (arXiv 2509.25911).
 
 The core is one paragraph that every reader sees; it can only be rewritten. Semantic items (facts,
-examples, rules) and episodic items (what happened when) are inserted, updated and deleted. Items,
-lineage, limits and records are those of `FlatMemory`, so whatever reads a `Trajectory` reads both.
+examples, rules) and episodic items (dated events) are inserted, updated and deleted. Items,
+lineage, limits and records are those of `FlatMemory`, so code that reads a `Trajectory` works with
+both memories.
 
-Differs from the paper: ids are never used again, where the published code draws four hexadecimal
-digits and edits the first item that matches. Exact duplicates are refused in updates too (the
-code looks at inserts only), because a write that changes nothing must not earn credit. An item
-limit counts semantic and episodic items, a token budget all tokens; the core is never evicted. The
-paper has no such limits. Lengths are counted in `text.TOKENIZER`. Where paper and published code
-disagree, `LayerRules` names the choice.
+Differs from the paper: ids are never reused; the published code draws four hexadecimal digits and
+edits the first item that matches. Exact duplicates are refused in updates too (the published code
+checks inserts only), because a write that changes nothing must not earn credit. An item limit
+counts semantic and episodic items, a token budget all tokens; the core is never evicted. The paper
+has no such limits. Lengths are counted in tokens of `text.TOKENIZER`. Where paper and published
+code differ, `LayerRules` has a setting.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from finemem_lib.text import count_tokens, truncate_tokens
 from finemem_lib.trajectory import MemoryItem, Operation, Store, Write
 
 LAYERS: tuple[Store, ...] = ("core", "semantic", "episodic")
-"""The stores of a layered memory, in the order a reader sees them."""
+"""The stores of a layered memory, in the order in which the reader sees them."""
 
 CORE_ID = "core"
-"""Id of the core; one that was cleared is followed by "core-2"."""
+"""Id of the first core; after it was cleared, the next core has the id "core-2"."""
 
 CUT_MARK = " [cut]"
-"""Ends a core that was too long."""
+"""Text at the end of a core that was cut to the limit."""
 
 LongCore = Literal["cut", "refuse"]
 CoreDelete = Literal["refuse", "clear"]
@@ -50,19 +51,20 @@ UnknownDelete = Literal["refuse", "succeed"]
 
 @dataclass(frozen=True, slots=True)
 class LayerRules:
-    """The edge rules of the layers, by name.
+    """Behaviour of a layered memory in edge cases.
 
     Attributes:
-        core_tokens: Most tokens of the core (512 in the paper), at least 1.
-        long_core: A longer core is cut there and marked, as in the published code ("cut"), or not
-            written ("refuse").
-        core_delete: A DELETE of the core is invalid, as in the paper ("refuse"), or clears it, as
-            in the published code ("clear").
-        unknown_delete: A DELETE of an unknown id is invalid ("refuse"), or counts as done without
-            an effect, as in the published code ("succeed"). An UPDATE of one is always invalid.
+        core_tokens: Largest number of tokens of the core (512 in the paper), at least 1.
+        long_core: "cut" shortens a longer core to the limit and marks it, as in the published code;
+            "refuse" makes the write invalid.
+        core_delete: "refuse" makes a DELETE of the core invalid, as in the paper; "clear" clears
+            the core, as in the published code.
+        unknown_delete: "refuse" makes a DELETE of an unknown id invalid; "succeed" counts it as
+            applied without effect, as in the published code. An UPDATE of an unknown id is always
+            invalid.
 
     Raises:
-        ValueError: A value is not one of these.
+        ValueError: a value is not allowed.
 
     >>> LayerRules(core_delete="keep")
     Traceback (most recent call last):
@@ -95,20 +97,21 @@ PUBLISHED_RULES = LayerRules(core_delete="clear", unknown_delete="succeed")
 
 
 class LayeredMemory(FlatMemory):
-    """A core paragraph, semantic items and episodic items.
+    """Memory with a core paragraph, semantic items and episodic items.
 
-    An operation names its store. Without one an INSERT goes to the semantic items, and an UPDATE or
-    DELETE to the item of its id, so a manager of the flat memory plays here too. An UPDATE of the
-    core writes it where there is none; each rewrite adds to the lineage of one item. Ids begin with
-    the first letter of the store: "s1", "e2".
+    An operation names its store. Without a store, an INSERT goes to the semantic items, and an
+    UPDATE or DELETE to the item with its id, so managers of the flat memory work here too. An
+    UPDATE of the core creates it if there is none; every rewrite extends the lineage of the same
+    item. Ids begin with the first letter of the store: "s1", "e2".
 
     Args:
-        capacity: Most semantic and episodic items; `None` for no limit.
-        eviction: Which of them leaves a full memory, see `FlatMemory`.
-        max_item_tokens: Most tokens of one of them; `None` for no limit.
-        duplicates: "refuse" makes a write invalid that repeats an item of its store.
-        token_budget: Most tokens of all items together, the core included; `None` for no limit.
-        rules: Edge rules of the layers; default: `LayerRules()`.
+        capacity: Largest number of semantic and episodic items; `None` for no limit.
+        eviction: Which of these items a full memory evicts, see `FlatMemory`.
+        max_item_tokens: Largest number of tokens of such an item; `None` for no limit.
+        duplicates: "refuse" makes a write invalid if it repeats an item of its store.
+        token_budget: Largest number of tokens of all items, including the core; `None` for no
+            limit.
+        rules: Behaviour in edge cases; default: `LayerRules()`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -145,11 +148,11 @@ class LayeredMemory(FlatMemory):
 
     @property
     def core(self) -> MemoryItem | None:
-        """The core, `None` before its first write and after it was cleared."""
+        """The core item; `None` before its first write and after it was cleared."""
         return self._items.get(self._core_id)
 
     def _meant(self, operation: Operation) -> Operation:
-        """Return the operation with its store, the id of the core, and a core of allowed length."""
+        """Return the operation with its store and, for the core, with its id and a cut content."""
         item = self._items.get(operation.item_id or "")
         store = operation.store or (item.store if item else "semantic")
         if operation.kind not in ("INSERT", "UPDATE", "DELETE"):
@@ -186,7 +189,7 @@ class LayeredMemory(FlatMemory):
         return reason
 
     def _core_objection(self, operation: Operation) -> str | None:
-        """Return why the core cannot be written or cleared, or `None`."""
+        """Return why an operation on the core is invalid, `None` if it is valid."""
         old = self.core
         if operation.kind == "DELETE":
             if self.rules.core_delete == "refuse":
@@ -211,7 +214,7 @@ class LayeredMemory(FlatMemory):
     def _write(self, item_id: str, content: str, write: Write, store: Store) -> None:
         super()._write(item_id, content, write, store)
         if store == "core":
-            self._queue.pop(item_id)  # it is never evicted
+            self._queue.pop(item_id)  # the core is never evicted
 
     def _remove(self, item_id: str) -> None:
         super()._remove(item_id)
@@ -221,11 +224,11 @@ class LayeredMemory(FlatMemory):
 
 
 def cut_core(content: str, limit: int) -> str:
-    """Return a core of at most `limit` tokens: a longer one loses its end to a mark.
+    """Return the text of a core, cut to `limit` tokens and marked with `CUT_MARK` if it is longer.
 
     Args:
         content: Text of the core.
-        limit: Most tokens, at least 1; with less room than the mark takes there is none.
+        limit: Largest number of tokens, at least 1; the mark is left out if it does not fit.
 
     >>> cut_core("one two three four five six", 5)
     'one two [cut]'
@@ -248,9 +251,9 @@ _TIMESTAMP = re.compile(
 
 
 def timestamp_of(content: str) -> str | None:
-    """Return the date that an episodic item begins with, `None` where it begins with none.
+    """Return the date at the beginning of an episodic item, `None` if there is none.
 
-    Mem-alpha's tools have no field for it: an episodic item states its time in its own text.
+    Mem-alpha's tools have no field for the date, so an episodic item states it in its text.
 
     Args:
         content: Text of the item.

@@ -1,13 +1,13 @@
-"""Mem-alpha's tool calls as memory operations (arXiv 2509.25911): read them and write them.
+"""Parse and format Mem-alpha's tool calls as memory operations (arXiv 2509.25911).
 
 A completion is a JSON list of calls: ``memory_insert`` (memory_type, content), ``memory_update``
 (memory_type, new_content, memory_id) and ``memory_delete`` (memory_type, memory_id). The core needs
-no memory_id. An empty list does nothing.
+no memory_id. An empty list is a step without operations.
 
-Differs from the paper: calls are JSON and nothing else, where the published code marks calls by
-words and repairs broken JSON. The code's names are read too (``new_memory_insert``,
-``semantic_memory``), and "content" and "id" as the flat memory calls them. What a memory cannot
-carry out is decided by `layers.memory.LayerRules`.
+Differs from the paper: calls are plain JSON; the published code marks calls by words and repairs
+broken JSON. The names of the published code are read too (``new_memory_insert``,
+``semantic_memory``), and so are "content" and "id", the names of the flat memory's format.
+`layers.memory.LayerRules` decides which parsed operations a memory refuses.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ MEMORY_TYPES: dict[str, Store] = {
     "semantic_memory": "semantic",
     "episodic_memory": "episodic",
 }
-"""The stores by the names that a call may give them."""
+"""Value of memory_type in a call -> store."""
 
 CALLS: dict[OperationKind, tuple[str, dict[str, str]]] = {
     "INSERT": ("memory_insert", {"content": "content"}),
     "UPDATE": ("memory_update", {"new_content": "content", "memory_id": "item_id"}),
     "DELETE": ("memory_delete", {"memory_id": "item_id"}),
 }
-"""Per kind of operation the tool, and its arguments by the fields of `Operation` that they hold."""
+"""Kind of operation -> name of the tool, and its arguments with their `Operation` fields."""
 
 _CONTENT, _ID = ("new_content", "content"), ("memory_id", "id")
 
 
 def parse_calls(completion: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Read the tool calls of a completion as operations on the stores of a layered memory.
+    """Return the tool calls of a completion as operations on the stores of a layered memory.
 
     Args:
-        completion: Text of the memory manager; nothing in it is trusted.
+        completion: Completion of the memory manager, untrusted text.
 
     Returns:
-        The operations in the order they were written. A malformed call is an `InvalidOperation`
-        whose reason is one of `operations.MALFORMED`. A SKIP is what calls nothing.
+        The operations in the order of their calls. A malformed call is an `InvalidOperation` whose
+        reason is one of `operations.MALFORMED`.
 
     >>> call = '{"name":"memory_insert","arguments":{"memory_type":"episodic","content":"a"}}'
     >>> parse_calls(f"[{call}]")
@@ -60,7 +60,7 @@ def parse_calls(completion: str) -> tuple[Operation | InvalidOperation, ...]:
 
 
 def format_calls(operations: Iterable[Operation]) -> str:
-    """Return the JSON list of calls that `parse_calls` reads back; a SKIP calls nothing.
+    """Return operations as a JSON list of calls for `parse_calls`; a SKIP is no call.
 
     Args:
         operations: Operations that name their store.
@@ -89,7 +89,7 @@ def format_calls(operations: Iterable[Operation]) -> str:
 
 
 def _read_call(raw: str) -> Operation | InvalidOperation:
-    """Read one object as a call."""
+    """Return one JSON object as an operation."""
     found = fields_of(raw)
     if isinstance(found, InvalidOperation):
         return found
@@ -143,4 +143,4 @@ CALL_TOOLS: list[dict[str, Any]] = [
     ),
     _tool("memory_delete", ["semantic", "episodic"], ["memory_id"]),
 ]
-"""The tools of a layered memory, to be shown to a language model."""
+"""Descriptions of the tools of a layered memory, for a language model."""

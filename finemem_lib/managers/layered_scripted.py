@@ -1,8 +1,8 @@
-"""Scripted managers of the layered memory, and the same notes in one flat store.
+"""Scripted managers of the layered memory, and flat counterparts that write the same notes.
 
-A manager here decides what to note: a running summary, dated events, and facts. `layered-...`
-writes them to core, episodic and semantic memory, `flat-...` writes the same texts to the one store
-of a flat memory, so that a comparison of the two is one of the stores and not of the notes.
+A note-taking manager writes a running summary, dated events, and facts. `layered-...` writes them
+to core, episodic and semantic memory; `flat-...` writes the same texts to the one store of a flat
+memory. A comparison of the two therefore measures the effect of the stores, not of the notes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from finemem_lib.text import clean_text, count_tokens
 from finemem_lib.trajectory import MemoryItem, Operation
 
 SUMMARY = "So far: "
-"""Begins a running summary."""
+"""Beginning of a running summary."""
 
 
 class LayeredManager(ScriptedManager):
-    """A scripted manager that writes Mem-alpha's calls; it needs a layered memory."""
+    """Scripted manager that writes Mem-alpha's calls; it needs a layered memory."""
 
     memory = "layered"
 
@@ -43,14 +43,14 @@ class LayeredManager(ScriptedManager):
         """Return operations as a list of Mem-alpha's calls.
 
         Args:
-            operations: Those of one step.
+            operations: Operations of one step.
         """
         text = format_calls(operations)
         return Completion(text, parse_calls(text))
 
 
 class LayeredInsertAll(LayeredManager):
-    """Stores every unit of the chunk in semantic memory."""
+    """Manager that stores every unit of the chunk in semantic memory."""
 
     name = "layered-insert-all"
 
@@ -60,8 +60,11 @@ class LayeredInsertAll(LayeredManager):
 
 
 class LayeredRandom(LayeredManager):
-    """`RandomManager` in three layers: an item goes to a random list, and with probability 1/4 a
-    random unit of the chunk takes the place of the core. Every operation is a valid one."""
+    """`RandomManager` for the layered memory; every operation is valid.
+
+    An item is inserted into semantic or episodic memory at random; with probability 1/4 a random
+    unit of the chunk replaces the core.
+    """
 
     name = "layered-random"
 
@@ -86,13 +89,13 @@ class LayeredRandom(LayeredManager):
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What a step is worth writing down.
+    """The notes of one step.
 
     Attributes:
-        summary: The running summary from now on; `None` where it stays.
-        events: Sentences with their date.
-        facts: Sentences that are stored.
-        changes: Sentences that take the place of an item, by its id.
+        summary: The new running summary; `None` if it is unchanged.
+        events: Event sentences with their date, to insert.
+        facts: Fact sentences, to insert.
+        changes: Pairs of an item id and the sentence that replaces the item's content.
     """
 
     summary: str | None = None
@@ -102,15 +105,15 @@ class Notes:
 
 
 class NoteTaker(ScriptedManager):
-    """A rule that takes notes; a subclass says which, and `Layered` or `Flat` where they go."""
+    """Scripted manager that takes notes; `_Layered` and `_Flat` define how they are stored."""
 
     @abstractmethod
     def notes(self, observation: Observation, summary: str) -> Notes:
         """Return the notes of one step.
 
         Args:
-            observation: The step: chunk and memory.
-            summary: The running summary before it, "" where there is none.
+            observation: Chunk and memory of the step.
+            summary: The running summary before the step, "" if there is none.
         """
 
 
@@ -150,12 +153,12 @@ _RUMOURS = re.compile(r"\A[A-Z][a-z]{3,}s ")
 
 
 class HeuristicNotes(NoteTaker):
-    """Notes by the form of a sentence, without knowledge of what is planted.
+    """Note-taker that classifies sentences by their form, without the planted truth.
 
-    The date is that of the chunk's first line. "The <noun> ... <Name>" goes on in the running
-    summary; a sentence of a person with a verb in the past is a dated event; other sentences that
-    begin with a name are facts, and one with the first two words of a stored fact replaces it.
-    Sentences that begin with a plural are left out.
+    The date is that of the chunk's first line. A sentence "The <noun> ... <Name>" extends the
+    running summary. A sentence that begins with a name and a verb in the past tense is a dated
+    event. Other sentences that begin with a name are facts; one that has the first two words of a
+    stored fact replaces it. Sentences that begin with a plural noun are left out.
     """
 
     settings: Mapping[str, Any] = {"core_tokens": LayerRules().core_tokens}
@@ -192,13 +195,13 @@ def _opening(sentence: str) -> tuple[str, ...]:
 
 
 def continued(summary: str, subject: str, name: str, limit: int = 512) -> str:
-    """Return a running summary that also says a name of a subject; a full one loses old names.
+    """Return a running summary with a name added to a subject; a full summary drops old names.
 
     Args:
-        summary: The summary before, "" where there is none.
-        subject: Whom it is about.
-        name: What is added.
-        limit: Most tokens.
+        summary: The summary so far, "" if there is none.
+        subject: Subject to which the name is added.
+        name: Name to add.
+        limit: Largest number of tokens; the subject with the most names loses its oldest first.
 
     >>> continued(continued("", "The caravan", "Fez"), "The caravan", "Oran")
     'So far: The caravan: Fez, Oran.'
@@ -222,7 +225,7 @@ def continued(summary: str, subject: str, name: str, limit: int = 512) -> str:
 
 
 class OracleNotes(NoteTaker):
-    """Notes of all that is planted and of nothing else: the best that a note-taker can do.
+    """Note-taker that notes exactly the planted facts, events and stops: an upper bound.
 
     Raises:
         ValueError: the instance is not a planted stream.
@@ -263,25 +266,25 @@ class OracleNotes(NoteTaker):
 
 
 class LayeredNotes(_Layered, HeuristicNotes):
-    """`HeuristicNotes` in three layers."""
+    """`HeuristicNotes` in a layered memory."""
 
     name = "layered-notes"
 
 
 class FlatNotes(_Flat, HeuristicNotes):
-    """`HeuristicNotes` in one flat store."""
+    """`HeuristicNotes` in a flat memory."""
 
     name = "flat-notes"
 
 
 class LayeredOracle(_Layered, OracleNotes):
-    """`OracleNotes` in three layers."""
+    """`OracleNotes` in a layered memory."""
 
     name = "layered-oracle"
 
 
 class FlatOracle(_Flat, OracleNotes):
-    """`OracleNotes` in one flat store."""
+    """`OracleNotes` in a flat memory."""
 
     name = "flat-oracle"
 
@@ -304,7 +307,7 @@ ALL_SCRIPTED: dict[str, type[ScriptedManager]] = {**SCRIPTED, **LAYERED}
 
 
 def summary_tokens(items: Sequence[MemoryItem]) -> int:
-    """Return the length of the running summary in a memory, in tokens; 0 where there is none.
+    """Return the length of the running summary in a memory, in tokens; 0 if there is none.
 
     Args:
         items: Items of the memory, flat or layered.

@@ -286,6 +286,9 @@ def load_model(
     source, revision = (str(folder), None) if folder else split_revision(path_or_name)
     held = None if folder is None else held_adapter(folder)
     base = str(path_or_name) if held is None else held["base_model_name_or_path"]
+    for place in (folder, checkpoint_folder(base)):
+        if place is not None:
+            _refuse_pickle(place)
     if base.startswith(FETCHED) and checkpoint_folder(base) is None:
         raise ValueError(
             f"load_manager: {str(path_or_name)!r} needs the model in {base}, which is not there; "
@@ -324,6 +327,17 @@ def load_model(
         adapters: Any = model.peft_config
         adapters["default"].revision = commit
     return model, tokenizer
+
+
+def _refuse_pickle(folder: Path) -> None:
+    """Raise an error if a checkpoint's weights are pickled: reading them could run code."""
+    pickled = sorted(folder.glob("*.bin"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"load_manager: {folder} holds pickled weights ({pickled[0].name}), expected "
+            "safetensors, because reading a pickle can run code; save the model again with "
+            "save_pretrained of transformers or peft, which writes safetensors"
+        )
 
 
 VLLM_HAS_NO_ROOM = (
@@ -482,7 +496,7 @@ def _with_transformers(
     revision = base_revision
     with no_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, **_weights(settings.precision)
+            base, revision=revision, use_safetensors=True, **_weights(settings.precision)
         )
     if settings.precision != "4bit":  # transformers has already placed a 4-bit model
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -40,7 +40,9 @@ class LocalChat(Chat):
             )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.source, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.source, dtype="auto", use_safetensors=True
+        )
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:

@@ -100,7 +100,7 @@ def load_encoder(model_name: str) -> SentenceEncoder:
     source = str(fetched) if model_name == DENSE_MODEL and fetched.is_dir() else model_name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"dense retrieval: {model_name!r} could not be loaded ({str(error).splitlines()[0]}); "

@@ -1,8 +1,8 @@
 """Read the metadata of the notebooks, under the key ``finemem``.
 
 Only these metadata define order, parameters, artefacts read and written, minutes and hardware; the
-command line and the README's table read them. ``python -m finemem_lib.runs.notebooks`` prints the
-table, or, with the path of a notebook, its parameters cell.
+command line and the table in ``docs/notebooks.md`` read them. ``python -m
+finemem_lib.runs.notebooks`` prints the table, or, with the path of a notebook, its parameters cell.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Notebook(BaseModel):
             file's stem.
         parameters: Model of the parameters: a name in `parameters.MODELS`, or ``FILE.py:CLASS`` for
             a file in the notebook's folder.
-        order: Number on the command line and in the README; None for an extra notebook, which runs
+        order: Number on the command line and on the site; None for an extra notebook, which runs
             only when its stem is given.
         title: Title of the notebook.
         question: The question that the notebook answers.
@@ -250,8 +250,8 @@ def find_notebook(name: str) -> Notebook:
     )
 
 
-def readme_table(folder: Path) -> str:
-    """Return the README's table of the numbered notebooks of a folder, in Markdown.
+def notebook_table(folder: Path) -> str:
+    """Return the table of docs/notebooks.md: the numbered notebooks of a folder, in Markdown.
 
     Args:
         folder: Folder with notebooks.
@@ -269,7 +269,7 @@ def readme_table(folder: Path) -> str:
         )
         writes = ", ".join(f"`{name}`" for name in one.writes)
         rows.append(
-            f"| {one.order:02} | [{one.title}](notebooks/{one.path.name}) | {one.question} | "
+            f"| {one.order:02} | [{one.title}](../notebooks/{one.path.name}) | {one.question} | "
             f"{reads or 'nothing'} | {writes or 'nothing'} | {one.minutes} | {one.hardware} |"
         )
     return "\n".join(rows)
@@ -279,4 +279,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         print(read_notebook(Path(sys.argv[1])).model().cell())
     else:
-        print(readme_table(repository_root() / "notebooks"))
+        print(notebook_table(repository_root() / "notebooks"))

@@ -31,6 +31,7 @@ from finemem_lib.managers.loading import (
     check_checkpoint,
 )
 from finemem_lib.managers.rollout import MemoryKind
+from finemem_lib.retrievers.named import RetrieverName
 from finemem_lib.training.schemes import SCHEMES
 from finemem_lib.training.stops import REPORTERS, can_report
 from finemem_lib.util.yaml_files import parse_yaml
@@ -312,6 +313,7 @@ TokenBudget = Annotated[
 ]
 Memory = Annotated[MemoryKind, _help("kind of the memory; or layered, Mem-alpha's")]
 TopK = Annotated[int, _within(1, 1_000, "items retrieved per question")]
+Retrieval = Annotated[RetrieverName, _help("how items are found; or dense, hybrid, graph, whole")]
 Beta = Annotated[float, _within(0, 1, "share of the outcome that follows the evidence")]
 PlantedWorld = Annotated[
     World, _help("wording of planted streams; or paraphrased, told by the verb alone")
@@ -434,6 +436,7 @@ class MemoryAndRetrieval(NotebookParameters):
     capacity: Capacity = 0
     token_budget: TokenBudget = 0
     top_k: TopK = 3
+    retriever: Retrieval = "bm25"
     models: Models = ""
 
     def contradictions(self) -> list[str]:
@@ -499,6 +502,7 @@ class GRPOTraining(LoadsCheckpoint):
     memory: Annotated[Memory, _TASK] = "flat"
     token_budget: Annotated[TokenBudget, _TASK] = 0
     top_k: Annotated[TopK, _TASK] = 3
+    retriever: Annotated[Retrieval, _TASK] = "bm25"
     question_fraction: Annotated[
         float,
         _TASK,
@@ -653,6 +657,7 @@ class BenchmarkEvaluation(NotebookParameters):
     capacity: Capacity = 0
     token_budget: TokenBudget = 0
     top_k: TopK = 3
+    retriever: Annotated[Retrieval, _DETAILS] = "bm25"
     resamples: Resamples = 1000
     models: Models = ""
 
@@ -744,6 +749,18 @@ class PaperQuestions(NotebookParameters):
     resamples: Resamples = 10_000
 
 
+class MemAlpha(NotebookParameters):
+    """Notebook 12: Mem-alpha's memory and reward, and changed facts."""
+
+    top_k: Annotated[
+        int, _within(1, 1_000, "items retrieved from each searched layer, by hand")
+    ] = 1
+    experiments: Annotated[str, _help("folder with the rows of the experiments")] = (
+        "data/experiments"
+    )
+    resamples: Resamples = 2000
+
+
 MODELS: dict[str, type[NotebookParameters]] = {
     model.__name__: model
     for model in (
@@ -758,6 +775,7 @@ MODELS: dict[str, type[NotebookParameters]] = {
         PerStepGRPO,
         StateMismatch,
         PaperQuestions,
+        MemAlpha,
     )
 }
 """The models by name, as the metadata of notebooks name them."""

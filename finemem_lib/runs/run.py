@@ -357,21 +357,31 @@ class Run:
         with written_beside(_progress_file(self.folder, self.notebook)) as beside:
             beside.write_text(line, encoding="utf-8")
 
-    def metric(self, name: str, value: float | int | str | None) -> None:
+    def metric(
+        self,
+        name: str,
+        value: float | int | str | None,
+        low: float | None = None,
+        high: float | None = None,
+    ) -> None:
         """Record a metric of this notebook.
 
         Args:
             name: Name of the metric in the record.
             value: A finite number, a text, or `None` if it could not be measured.
+            low: Lower end of its interval, which `finemem diff` compares; `None` where it has none.
+            high: Upper end, likewise.
 
         Raises:
-            ValueError: the value is NaN or infinite.
+            ValueError: a number is NaN or infinite, or only one end is given.
         """
-        if value is not None and not isinstance(value, str):
-            value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
-            if not math.isfinite(value):
-                raise ValueError(f"metric {name} is {value}, expected a finite number or None")
+        value, low, high = (_metric_number(name, one) for one in (value, low, high))
+        if (low is None) != (high is None):
+            raise ValueError(f"metric {name} has one end of an interval, expected both or none")
         self._record["metrics"][name] = value
+        self._record["intervals"].pop(name, None)
+        if low is not None:
+            self._record["intervals"][name] = [low, high]
 
     def figure(self, name: str, figure: go.Figure) -> None:
         """Save a figure of this notebook as ``figures/<notebook>-<name>.json`` of the run.
@@ -514,6 +524,7 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         "checkpoint": _checkpoint_entry(checkpoint) if checkpoint else None,
         "reads": {},
         "metrics": {},
+        "intervals": {},
         "findings": [],
         "models": earlier.get("models", []),
         # artefacts of an earlier execution remain valid until they are replaced
@@ -706,6 +717,16 @@ def replaced_input(
         if found := replaced_input(folder, read, seen):
             return found
     return None
+
+
+def _metric_number(name: str, value: Any) -> Any:
+    """Return a metric's value or an end of its interval as plain Python, refused if not finite."""
+    if value is None or isinstance(value, str):
+        return value
+    value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
+    if not math.isfinite(value):
+        raise ValueError(f"metric {name} is {value}, expected a finite number or None")
+    return value
 
 
 def format_metric(value: float | int | str | None) -> str:

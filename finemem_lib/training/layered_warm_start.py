@@ -129,11 +129,11 @@ def batch_of(rng: random.Random, size: int = BATCH) -> list[Calls]:
 def widened(seed: int) -> Qwen3ForCausalLM:
     """Return the flat warm start with embeddings for the tokens of calls.
 
-    Each new token begins as the flat token that it stands for, moved a little, so that tokens of
-    different stores can be told apart.
+    The embedding of each new token is that of the flat token it stands for, plus a small random
+    vector, so that tokens of different stores differ.
 
     Args:
-        seed: Seed of these moves.
+        seed: Seed of the random vectors.
     """
     import torch
     from transformers import Qwen3ForCausalLM

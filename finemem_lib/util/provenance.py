@@ -1,4 +1,4 @@
-"""Provenance of results: repository root, package versions, hardware and git commit."""
+"""Provenance of results: folder of the notebooks, package versions, hardware and git commit."""
 
 from __future__ import annotations
 
@@ -21,25 +21,39 @@ RECORDED_PACKAGES = (
 ).split()
 
 FETCHED = "data/models/"
-"""Folder of the models that `finemem fetch` writes, relative to the repository root."""
+"""Folder of the models that `finemem fetch` writes, relative to `repository_root`."""
+
+
+FOLDER_MARK = ".finemem.json"
+"""File by which a folder that `finemem init` made is known; it holds the library's version."""
+
+
+class NoWorkbenchError(FileNotFoundError):
+    """There is neither a checkout nor a folder of `finemem init` to read notebooks from."""
 
 
 def repository_root() -> Path:
-    """Return the root of the checkout from which this library is imported.
+    """Return the folder that notebooks, profiles and shipped data are read from.
 
-    Notebooks and the command line resolve relative paths against it, independent of the working
-    directory.
+    This is the folder of `finemem init` that contains the working directory, else the checkout
+    that this library is imported from. Notebooks and the command line resolve relative paths
+    against it.
 
     Raises:
-        FileNotFoundError: the library was installed without its repository.
+        NoWorkbenchError: the library was installed without its repository, and the working
+            directory is in no folder of `finemem init`.
     """
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "notebooks" / "profiles").is_dir():
-        raise FileNotFoundError(
-            f"no notebooks/profiles beside {root}: the workbench runs from a checkout; "
-            "clone the repository and install it with `make setup` (pip install -e .)"
-        )
-    return root
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / FOLDER_MARK).is_file():
+            return folder
+    package = Path(__file__).resolve().parents[1]
+    if (package.parent / "notebooks" / "profiles").is_dir():
+        return package.parent
+    raise NoWorkbenchError(
+        f"no notebooks found: {here} is in no folder that `finemem init` made, and {package} is "
+        "in no checkout; expected one of them; run `finemem init FOLDER`, then `cd FOLDER`"
+    )
 
 
 def cpu_threads() -> int | None:

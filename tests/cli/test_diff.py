@@ -152,6 +152,35 @@ def test_intervals_of_tables_overlap_or_not(runs_dir, capsys):
     assert "0.2000 [0.1000, 0.3000]" in shown
 
 
+def with_intervals(folder, **ends):
+    """Give metrics of a run the ends of their intervals, as its notebook records them."""
+    (folder / "records").mkdir()
+    record = {"schema_version": 1, "intervals": ends}
+    (folder / "records" / f"{TEACHING}.json").write_text(json.dumps(record))
+
+
+def test_metrics_say_whether_their_intervals_overlap(runs_dir, capsys):
+    metrics = ["apart", "touching", "bare"]
+    first = make(runs_dir / "a", {name: 0.2 for name in metrics})
+    second = make(runs_dir / "b", {name: 0.7 for name in metrics})
+    make(runs_dir / "old", {name: 0.6 for name in metrics})
+    with_intervals(first, apart=[0.1, 0.3], touching=[0.1, 0.6], bare=[0.1, 0.3])
+    with_intervals(second, apart=[0.6, 0.8], touching=[0.6, 0.8])
+    found = comparison.compare_runs(first, second)
+    assert {one.name: one.overlap for one in found.metrics} == {
+        "apart": False,
+        "touching": True,
+        "bare": None,
+    }
+    assert main(["diff", "a", "b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [apart] = [line for line in lines if "apart" in line]
+    assert "0.2000 [0.1000, 0.3000]" in apart and apart.endswith("apart")
+    page = (runs_dir / "b" / "diff-a.html").read_text(encoding="utf-8")
+    assert "0.7000 [0.6000, 0.8000]" in page and ">apart<" in page
+    assert main(["diff", "old", "b"]) == 0, "a run from before metrics had intervals"
+
+
 def test_rows_without_an_interval_or_that_look_alike_are_no_comparison(runs_dir):
     make(runs_dir / "a", {}, rows=[("rag", 0.5, None, None), ("twin", 1, 0, 2), ("twin", 2, 1, 3)])
     make(runs_dir / "b", {}, rows=[("rag", 0.7, 0.6, 0.8)])

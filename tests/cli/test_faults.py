@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -25,7 +26,6 @@ from tests.helpers.patience import LAST_RESORT, wait_until
 from tests.helpers.run_samples import make_bare_run
 from tests.helpers.small_notebooks import FIRST, SECOND, THIRD, make_notebooks
 
-KILLS = 50
 FINEMEM = [sys.executable, "-m", "finemem_lib"]
 IN_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
@@ -118,8 +118,23 @@ def kill(command, rng):
                 victim.kill()
 
 
+def phase(folder):
+    """Return how far a run has come: its state, and the notebook that runs."""
+    if not folder.exists():
+        return "before the run's folder is there"
+    found = manifest_of(folder)
+    running = [one["name"][:2] for one in found["notebooks"] if one["status"] == "running"]
+    if found["status"] != "running":
+        return {"starting": "starting"}.get(found["status"], "after its end, or before it goes on")
+    return f"in notebook {', '.join(running)}" if running else "between notebooks, or at the end"
+
+
 @pytest.mark.nightly
-def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path, runs_dir, capsys):
+@pytest.mark.parametrize(("kills", "seed"), [(50, 50)])
+def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
+    tmp_path, runs_dir, capsys, kills, seed
+):
+    """`tests/README.md` states what this printed."""
     notebooks = make_notebooks(tmp_path / "notebooks", CHAIN)
     start = ["run", "--notebooks-dir", str(notebooks), "--run-id"]
     began = time.monotonic()
@@ -127,9 +142,9 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path, runs_d
     seconds = time.monotonic() - began
     expected = hashes(runs_dir / "whole")
     assert len(expected) == 4
-    rng = random.Random(50)
-    number, kills, statuses = 0, 0, []
-    while kills < KILLS:
+    rng = random.Random(seed)
+    number, phases, statuses = 0, [], []
+    while len(phases) < kills:
         number += 1
         folder = runs_dir / f"killed-{number}"
         words = [*start, folder.name]
@@ -137,11 +152,11 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path, runs_d
             command = subprocess.Popen(
                 [*FINEMEM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            if kills < KILLS:
+            if len(phases) < kills:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     command.wait(rng.uniform(0.3, seconds))
+                phases.append("after the command" if command.poll() is not None else phase(folder))
                 kill(command, rng)
-                kills += 1
             command.wait(LAST_RESORT)
             if not folder.exists():  # it was killed before it had begun
                 assert not [*runs_dir.glob(f"{folder.name}*")]
@@ -158,8 +173,11 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path, runs_d
             words = ["resume", folder.name]
         assert hashes(folder) == expected
         assert not [*folder.rglob("*.tmp")]
-    print(f"{kills} kills in {number} runs, after which {statuses.count('failed')} were failed")
-    assert statuses.count("failed") > KILLS / 4
+    print(
+        f"{kills} kills (seed {seed}) in {number} runs, after which {statuses.count('failed')} "
+        f"were failed and {number} ended with equal hashes; killed {dict(Counter(phases))}"
+    )
+    assert statuses.count("failed") > kills / 4
     assert hashes(runs_dir / "whole") == expected
 
 
@@ -353,6 +371,36 @@ def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path, ru
         words = ["run", "--notebooks-dir", str(notebooks)]
         assert main(words, lambda *_: execution.Outcome("ok")) == 0
     assert len([*runs_dir.iterdir()]) == 3
+
+
+@pytest.mark.nightly
+def test_two_runs_that_share_a_folder_do_not_touch_each_other(tmp_path, runs_dir, capsys):
+    """Both take what a third run wrote; one of them is killed, and then resumed."""
+    notebooks = make_notebooks(tmp_path / "notebooks", CHAIN)
+    words = ["run", "--notebooks-dir", str(notebooks), "--run-id"]
+    assert main([*words, "whole"]) == 0
+    expected, whole = hashes(runs_dir / "whole"), files(runs_dir / "whole")
+    reusing = [*words[:-1], "--notebooks", "02,03", "--reuse", "whole", "--run-id"]
+    folders = [runs_dir / "one", runs_dir / "other"]
+    commands = [subprocess.Popen([*FINEMEM, *reusing, folder.name]) for folder in folders]
+
+    def both_run():
+        assert [command.poll() for command in commands] == [None, None]
+        return all(folder.exists() and manifest_of(folder)["versions"] for folder in folders)
+
+    wait_until(both_run)
+    kill(commands[0], random.Random(2))
+    for command in commands:
+        command.wait(LAST_RESORT)
+    wait_until(functools.partial(has_ended, folders[0]))
+    assert manifest_of(folders[1])["status"] == "ok"
+    other = files(folders[1])
+    if manifest.read_manifest(folders[0]).status != "ok":
+        assert main(["resume", "one"]) == 0
+    for folder in folders:
+        assert hashes(folder) == {name: expected[name] for name in hashes(folder)}
+        assert {*hashes(folder)} == {"evidence", "benchmark", "rewards"}
+    assert files(folders[1]) == other and files(runs_dir / "whole") == whole
 
 
 # ---- files changed by hand or cut off ------------------------------------------------------------

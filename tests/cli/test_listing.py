@@ -196,7 +196,7 @@ def test_every_command_has_an_example():
         ("finemem diff nightly-1 nightly-2", {"nightly-2"}),
         ("finemem run --profile qwen3-4b", {"qwen3-4b-24gb", "qwen3-4b-80gb"}),
         ("finemem run --set 04.num_gen", {"04.num_generations="}),
-        ("finemem run --notebooks 1", {"10", "11"}),
+        ("finemem run --notebooks 1", {"10", "11", "12"}),
         ("finemem completion f", {"fish"}),
     ],
 )
@@ -241,6 +241,8 @@ ENDING = {
     "sweep",
     "diff",
     "clean",
+    "copy",
+    "export",
     "questions",
     "build",
     "fetch",

@@ -174,6 +174,17 @@ def test_a_checkpoint_that_is_nowhere_is_refused_before_anything_runs(hub_cache,
         train({"checkpoint": "owner/name"})
 
 
+def test_a_retriever_whose_encoder_is_nowhere_is_refused_before_anything_runs(
+    hub_cache, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(profiles, "repository_root", lambda: tmp_path)
+    train({"retriever": "graph"})
+    with pytest.raises(UsageError, match="retriever is 'hybrid'.*run `finemem fetch minilm` once"):
+        train({"retriever": "hybrid"})
+    (tmp_path / "data/models/minilm").mkdir(parents=True)
+    train({"retriever": "hybrid"})
+
+
 def test_a_folder_without_a_model_and_an_adapter_without_its_base_are_refused(tmp_path, hub_cache):
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -152,7 +152,7 @@ def test_one_instance_has_no_interval_over_instances_but_one_over_questions() ->
     methods = {"mine": [played("1", [1.0, 0.0] * 50)]}
     row = benchmark_table(methods, FEW, ["accuracy"])[0]
     assert (row.value, row.low, row.high) == (0.5, None, None)
-    assert row.interval == "none: one instance is too few to draw from (squad)"
+    assert row.interval == "none: one instance is too few to resample (squad)"
     questions = BootstrapSettings(resample="question", num_resamples=1000)
     row = benchmark_table(methods, questions, ["accuracy"])[0]
     # The binomial standard error of 100 questions is 0.05.
@@ -251,7 +251,7 @@ def test_paired_difference_of_a_method_with_itself_is_nothing() -> None:
 
 def test_paired_difference_needs_the_same_instances() -> None:
     methods = {"a": random_instances(5, 10), "b": random_instances(5, 9)}
-    with pytest.raises(ValueError, match=r"1 of 10 \(squad-9\) have one of the two only"):
+    with pytest.raises(ValueError, match=r"1 of 10 \(squad-9\) were played with one method only"):
         paired_differences(methods, "a")
     with pytest.raises(ValueError, match="baseline 'c' is not among the methods"):
         paired_differences(methods, "c")

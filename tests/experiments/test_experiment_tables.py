@@ -11,11 +11,15 @@ import pytest
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments import tables as experiment_tables
 from finemem_lib.experiments.arena import arena
+from finemem_lib.experiments.cells import run_cell
 from finemem_lib.experiments.tables import (
     ACCURACIES,
+    CHANGED_UPDATED,
+    STALE_DELETED,
     diagnostic_measures,
     excludes_zero,
     findings,
+    revision_measures,
     stream_rows,
     table,
 )
@@ -121,6 +125,23 @@ def test_diagnostics_are_read_per_update():
     assert found_values["spread of chunk"] == 0.25
     assert found_values["duplicates per step"] == 0.75
     assert "credit at the evidence step, used items" not in found_values, "never measured"
+
+
+@pytest.mark.parametrize(
+    ("manager", "updated", "deleted"),
+    [("oracle", 1.0, 0.0), ("oracle-replace", 0.0, 1.0), ("facts-only", 0.0, 0.0)],
+)
+def test_managers_by_planted_truth_revise_as_they_say(manager, updated, deleted):
+    tested = run_cell(cell(checkpoint=manager, updates=0, held_out=4, num_chunks=8))
+    measured = revision_measures(tested)
+    assert measured[CHANGED_UPDATED] == [updated] * 4
+    assert np.mean(measured[STALE_DELETED]) == deleted
+
+
+def test_operations_that_were_not_judged_have_no_revisions():
+    unjudged = result(cell())
+    del unjudged.tests["sampled"].columns["UPDATE right"]
+    assert revision_measures(unjudged) == {}
 
 
 def test_the_alignment_of_a_cell_is_a_measure_of_its_batches():

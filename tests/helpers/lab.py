@@ -192,7 +192,7 @@ def _moves(area: Any, control: Any) -> bool:
 def on_screen(area: Any) -> dict[str, Any]:
     """Bring a live explorer into the middle of its notebook and return what of its controls and its
     figure is outside of what is seen there, which controls have to be scrolled to, whether the
-    figure stands beside them, and its width in pixels."""
+    figure stands beside them or below one line of them, and its width in pixels."""
     return area.locator(".finemem-explorer").evaluate("""root => {
         root.scrollIntoView({block: "center"});
         const rect = element => element.getBoundingClientRect();
@@ -210,7 +210,8 @@ def on_screen(area: Any) -> dict[str, Any]:
                 .filter(part => part.checkVisibility() && !within(part, controls))
                 .map(part => part.ariaLabel),
             beside: rect(controls).right <= rect(view).left
-                && Math.abs(rect(controls).top - rect(view).top) < 60,
+                ? Math.abs(rect(controls).top - rect(view).top) < 60
+                : rect(controls).bottom <= rect(view).top && rect(controls).height < 70,
             width: rect(view).width,
         };
     }""")

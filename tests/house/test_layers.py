@@ -1,6 +1,6 @@
 """The library's files and folders: what they are for, what they import, what importing loads.
 
-`python -m tests.house.test_layers` prints the map to paste into the README.
+`python -m tests.house.test_layers` prints the map to paste into docs/api/index.md.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def folder_map() -> str:
     )
 
 
-def test_the_map_in_the_readme_is_that_of_the_docstrings() -> None:
-    assert folder_map() in (ROOT / "README.md").read_text(), f"paste this:\n{folder_map()}"
+def test_the_map_of_the_site_is_that_of_the_docstrings() -> None:
+    page = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    assert folder_map() in page, f"paste this:\n{folder_map()}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -76,7 +76,7 @@ def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
 
 def test_the_environment_file_brings_other_extras_with_the_test_extra():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    for name in ("app", "dask", "figures", "real"):
+    for name in ("app", "dask", "docs", "figures", "real"):
         assert set(extras[name]) <= set(extras["test"])
     assert any(line.startswith("--editable") and "test" in line for line in environment_pip_lines())
 
@@ -97,8 +97,8 @@ def test_unsloth_stays_out_of_the_cpu_environment():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]"])
-def test_both_sets_resolve_without_installing(extras, tmp_path):
+@pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[s3,gcs]"])
+def test_all_sets_resolve_without_installing(extras, tmp_path):
     probe = [
         sys.executable,
         "-m",

@@ -73,6 +73,17 @@ def calls(nightly):
     return [line.split() for line in (nightly.runs / "calls").read_text().splitlines()]
 
 
+def test_in_a_folder_without_an_environment_the_command_of_the_path_is_used(nightly, tmp_path):
+    copied = tmp_path / "folder" / "schedulers" / "nightly.sh"
+    copied.parent.mkdir(parents=True)
+    shutil.copy(SCHEDULERS / "nightly.sh", copied)
+    path = f"{tmp_path}:{os.environ['PATH']}"  # where the stand-in lies
+    process = nightly([str(copied)], FINEMEM="", PATH=path)
+    process.communicate(timeout=LAST_RESORT)
+    assert process.returncode == 0
+    assert [one[0] for one in calls(nightly)] == ["list", "run", "clean"]
+
+
 def test_a_night_runs_compares_with_the_last_good_night_and_cleans(nightly):
     runs = "a nightly-1 ok d\nb nightly-2 ok d\nc nightly-3 failed d\nd mine ok d\n"
     process = nightly(RUNS=runs, FINEMEM_FAIL_OVER="2%")

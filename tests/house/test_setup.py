@@ -9,7 +9,7 @@ import pytest
 
 from finemem_lib.util.provenance import repository_root
 
-FILES = ("Makefile", "pyproject.toml", "constraints.txt")
+FILES = ("Makefile", "pyproject.toml", "constraints.txt", "release/install.sh")
 PYTHON = """#!/bin/sh
 case "$*" in
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/finemem ;;
@@ -26,6 +26,7 @@ exit $UV_CODE
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder with the project's Makefile, where python and uv write down how they are called."""
+    (tmp_path / "release").mkdir()
     for name in FILES:
         shutil.copy(repository_root() / name, tmp_path / name)
     for name, source in (("python3", PYTHON), ("uv", UV)):
@@ -84,6 +85,12 @@ def test_pip_installs_where_it_is_configured_and_where_uv_fails(checkout, pip_sa
 def test_tests_and_tools_come_with_the_first_target_that_needs_them(checkout):
     _, calls = make(checkout, "setup")
     assert [call.rpartition(" ")[2] for call in calls] == [".[figures,real]", ".[test]"]
+
+
+def test_the_site_brings_what_it_is_built_with(checkout):
+    _, calls = make(checkout, "docs")
+    installed = [call.rpartition(" ")[2] for call in calls if "install" in call]
+    assert installed == [".[figures,real]", ".[docs]"]
 
 
 def test_a_set_up_that_failed_is_tried_again(checkout):

@@ -21,7 +21,7 @@ SMALL_LESSON = ["10.streams=2"]
 def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return folder, finemem(
-        folder, "--run-id", "base", "--notebooks", "01-11", *settings([*SMALL, *SMALL_LESSON])
+        folder, "--run-id", "base", "--notebooks", "01-12", *settings([*SMALL, *SMALL_LESSON])
     )
 
 
@@ -39,6 +39,7 @@ def small_run(tmp_path_factory):
         ("09", "09.learning_rate=0.003", "loss_second_update"),
         ("10", "10.num_generations=3", "last_step_all_rollouts_outcome"),
         ("11", "acceptance=1", "wrong_questions_kept"),
+        ("12", "12.top_k=2", "items_shown"),
     ],
 )
 def test_a_changed_parameter_changes_the_stated_metric(small_run, notebook, change, metric):
@@ -88,6 +89,7 @@ DECLARED = {
     "09": {"num_chunks"},
     "10": {"num_chunks", "resamples", "10.streams"},
     "11": {"resamples"},
+    "12": {"resamples"},
     "07": {
         "resamples",
         "07.updates",

@@ -14,7 +14,7 @@ import pytest
 
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.runs.artefacts import ARTEFACTS
-from finemem_lib.runs.notebooks import read_notebook, readme_table
+from finemem_lib.runs.notebooks import notebook_table, read_notebook
 from tests.helpers.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -162,9 +162,10 @@ def test_every_figure_cell_is_followed_by_a_sentence_that_says_what_to_see(noteb
             assert position + 1 < len(cells) and cells[position + 1].cell_type == "markdown"
 
 
-def test_readme_table_is_made_from_the_metadata():
+def test_the_table_of_notebooks_is_made_from_the_metadata():
     """`python -m finemem_lib.runs.notebooks` prints it."""
-    assert readme_table(ROOT / "notebooks") in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
+    assert notebook_table(ROOT / "notebooks") in page
 
 
 def test_unsloth_can_be_imported_before_what_it_rewrites():

@@ -116,8 +116,9 @@ def test_the_files_of_the_project_name_every_role(path, monkeypatch):
     assert all(one.chat.memo is None for one in roles.values())
 
 
-def test_the_settings_that_the_readme_shows_are_accepted(tmp_path):
-    shown = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+def test_the_settings_that_the_site_shows_are_accepted(tmp_path):
+    page = (ROOT / "docs" / "how_to" / "language_models.md").read_text("utf-8")
+    shown = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert shown
     for text in shown:
         roles = load_roles(write(tmp_path / "models.yaml", text), tmp_path / "q")

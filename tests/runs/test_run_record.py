@@ -240,6 +240,22 @@ def test_a_metric_is_a_finite_number_or_none(value):
         start().metric("loss", value)
 
 
+def test_the_ends_of_a_metrics_interval_stand_beside_it():
+    run = start()
+    run.metric("accuracy", pd.Series([0.5]).mean(), 0.4, 0.6)
+    run.metric("alone", 0.5, None, None)
+    run.finish()
+    kept = run_module.read_record(run.folder, FIRST)
+    assert kept["metrics"] == {"accuracy": 0.5, "alone": 0.5}
+    assert kept["intervals"] == {"accuracy": [0.4, 0.6]}
+    run.metric("accuracy", 0.7)
+    run.finish()
+    assert run_module.read_record(run.folder, FIRST)["intervals"] == {}
+    for ends in ((0.4, None), (float("nan"), 0.6)):
+        with pytest.raises(ValueError, match="metric accuracy .*, expected"):
+            run.metric("accuracy", 0.5, *ends)
+
+
 def test_figures_are_kept_under_the_notebook_and_a_plain_name():
     run = start()
     run.figure("audit", go.Figure(go.Bar(y=[1, 2])))

@@ -30,6 +30,7 @@ function panelAround(model, plot) {  // what stands around a figure
     controls.replaceChildren(element("b", {textContent: panel().title}),
       ...rows.map(row => row.element).filter(row => !rare.includes(row)),
       ...(rare.length ? [more] : []));
+    columns.classList.toggle("finemem-few", rows.length <= 3);  // one line above a narrow figure
     if (controls.contains(focused)) focused.focus();
   };
   const views = tabList(name => ask("view", {view: name}));
@@ -39,14 +40,14 @@ function panelAround(model, plot) {  // what stands around a figure
   const caption = element("p"), table = element("div");
   const view = element("div", {className: "finemem-view", role: "tabpanel"}, plot, table, caption);
   const around = panel().pages ? aroundAll(ask, panel) : null;
+  const columns = element("div", {className: "finemem-columns"}, controls, element("div",
+    {className: "finemem-pane"}, ...(around ? [around.notices] : []), alert,
+    element("div", {className: "finemem-bar"}, views.element, tabled), view));
   const root = element("div", {className: "finemem-explorer", role: "group",
     ariaLabel: panel().title,
     onkeydown: event => {  // plain keys are commands of JupyterLab, which would move its cell
       if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
-    }}, ...(around ? [around.element] : []),
-    element("div", {className: "finemem-columns"}, controls, element("div",
-    {className: "finemem-pane"}, ...(around ? [around.notices] : []), alert,
-    element("div", {className: "finemem-bar"}, views.element, tabled), view)));
+    }}, ...(around ? [around.element] : []), columns);
   let answers = panel().answers;
   const update = () => {
     const now = panel();
