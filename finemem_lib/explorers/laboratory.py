@@ -271,12 +271,7 @@ class Laboratory(Live):
         own = [control for control in own if control.name in ("source", *page.reads)]
         named = {control.name for control in own}
         rest = [control for control in inner.controls if control.name not in named]
-        reads = {control.name for control in inner.controls}
-
-        def build(**state: Any) -> Views:
-            return inner.build(**{name: state[name] for name in reads})
-
-        self.explorer = Explorer(TITLE, (*own, *rest), build)
+        self.explorer = Explorer(TITLE, (*own, *rest), inner.figures)
         self.state = self._choose(self.explorer.controls, answer=True)
         self.view = self._opened.get(self.page, "")
         self._look()
@@ -338,7 +333,13 @@ class Laboratory(Live):
     def _around(self) -> dict[str, Any]:
         if self._trace:
             print(self._trace, file=sys.__stderr__)
+        shown = [
+            self._described(control)
+            for control in self.explorer.controls
+            if control.name in OWN or len(self.controls[control.name].options) > 1
+        ]
         return {
+            "controls": shown,
             "pages": [[name, page.label] for name, page in PAGES.items()],
             "page": self.page,
             "notices": self.notices,
@@ -349,6 +350,9 @@ class Laboratory(Live):
 
 
 TITLE = "Credit laboratory"
+
+OWN = ("source", "stream", "rollout")
+"""Its own controls, which are shown even where they leave no choice."""
 
 
 def _nothing(**_: Any) -> Views:

@@ -202,3 +202,9 @@ def test_the_panel_names_all_tabs() -> None:
     panel = opened().widget.panel
     assert [name for name, _ in panel["pages"]] == [*PAGES]
     assert panel["page"] == "evidence" and panel["trace"] == ""
+
+
+def test_a_control_that_leaves_no_choice_is_not_shown() -> None:
+    panel = opened("?tab=compare&stream=toy").widget.panel
+    assert [one["name"] for one in panel["controls"]] == ["source", "stream", "scheme", "scale"]
+    assert panel["views"]

@@ -74,11 +74,14 @@ function panelAround(model, plot) {  // what stands around a figure
     alert.querySelector("details")?.toggleAttribute("hidden", !now.trace);
     next();
   };
-  const scale = () => panel().projector ? PROJECTED : 1;
-  const fit = natural => {  // squeezed further, names would overlap; a figure still higher scrolls
+  // the height and the scale of a figure; squeezed further, names would overlap; what is still
+  // higher scrolls
+  const fit = natural => {
     const most = parseFloat(getComputedStyle(view).maxHeight) || (around ? view.clientHeight : NaN);
-    const room = (most - caption.offsetHeight - 16) / scale();
-    return Math.round(Math.min(natural, Math.max(0.85 * natural, room || natural)));
+    const room = most - caption.offsetHeight - 16 || natural, least = 0.85 * natural;
+    const [small, large] = panel().projector ? PROJECTED : [1, 1];
+    const scale = Math.min(large, Math.max(small, room / least));
+    return [Math.round(Math.min(natural, Math.max(least, room / scale))), scale];
   };
   const drawn = () => { root.ariaBusy = String(asked); };
   if (around) {
@@ -86,7 +89,7 @@ function panelAround(model, plot) {  // what stands around a figure
     model.on("change:status", say);
     ask("address", {address: location.search});
   }
-  return {root, update, fit, drawn, scale, stop: () => rows.forEach(row => row.stop())};
+  return {root, update, fit, drawn, stop: () => rows.forEach(row => row.stop())};
 }
 function tabList(choose) {  // arrow keys lead from tab to tab
   const list = element("div", {className: "finemem-tabs", role: "tablist"});
@@ -110,7 +113,7 @@ function tabList(choose) {  // arrow keys lead from tab to tab
   };
   return {element: list, update};
 }
-const PROJECTED = 1.5;  // times the size of a figure on a projector
+const PROJECTED = [1.25, 1.5];  // the least and the largest scale of a figure on a projector
 function aroundAll(ask, panel) {  // what stands around the explorers of the laboratory
   const pages = tabList(name => ask("page", {page: name}));
   pages.element.ariaLabel = "Explorers";

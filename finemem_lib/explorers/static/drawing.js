@@ -43,8 +43,7 @@ function render({model, el}) {
     const title = new DOMParser().parseFromString(layout.title.text, "text/html").body.textContent;
     plot.setAttribute("aria-label", `${title}. ${meta.alt}`);
     if (!plot.data) plot.replaceChildren();  // an error may stand there
-    const scale = frame?.scale() ?? 1;
-    const height = frame ? frame.fit(layout.height) : layout.height;
+    const [height, scale] = frame ? frame.fit(layout.height) : [layout.height, 1];
     plot.style.height = `${height}px`;
     Object.assign(plot.style, {width: `${100 / scale}%`, marginBottom: `${(scale - 1) * height}px`,
       transform: scale === 1 ? "" : `scale(${scale})`, transformOrigin: "0 0"});
