@@ -5,8 +5,8 @@ from .credit.rules import RULES as RULES, Assigned as Assigned, Rule as Rule, as
 from .data.memalpha import load_instances as load_instances
 from .data.own_texts import make_instance as make_instance
 from .data.planted import planted_instances as planted_instances
+from .data.worked_example import worked_example as worked_example
 from .evaluation.evaluate import evaluate as evaluate
-from .example import worked_example as worked_example
 from .layers.memory import LayeredMemory as LayeredMemory, LayerRules as LayerRules
 from .managers.model import load_manager as load_manager, make_manager as make_manager
 from .managers.rollout import RolloutSettings as RolloutSettings, play as play

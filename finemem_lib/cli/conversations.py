@@ -73,7 +73,7 @@ def credited_rollouts(
     Returns:
         The rollouts, and for every rule without credit here the reason.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> [one], _ = credited_rollouts("trajectories", [worked_example()])
     >>> one.steps[2]["credit"]["eara"], one.steps[2]["reward"]["format"]
     (0.34375, 0.5)
@@ -131,7 +131,7 @@ def messages(rollout: Rollout) -> Iterator[Message]:
     Args:
         rollout: The rollout.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> [one], _ = credited_rollouts("trajectories", [worked_example()])
     >>> [message["role"] for message in messages(one)][:5]
     ['user', 'assistant', 'tool', 'user', 'assistant']

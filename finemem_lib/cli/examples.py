@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 EXAMPLES = {
-    "init": ["finemem init my-workbench && cd my-workbench && finemem run"],
+    "init": ["finemem init my-workbench"],
     "run": [
         "finemem run --set updates=20 --notebooks 04,05",
         "finemem run --profile real --data data/real/train.parquet",

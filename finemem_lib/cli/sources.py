@@ -12,7 +12,7 @@ from finemem_lib.cli.listing import described_runs
 from finemem_lib.cli.rescore import played
 from finemem_lib.data.instance_names import instance_name
 from finemem_lib.data.planted import planted_instances
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.explorers.laboratory import Group, Laboratory, Material, Say, Source
 from finemem_lib.explorers.training import training_explorer
 from finemem_lib.figures.display import display_bundle

@@ -408,7 +408,7 @@ def applicable(trajectories: Sequence[Trajectory], given: Collection[str] = ()) 
         trajectories: The rollouts to credit.
         given: Arguments that the caller can pass, see `Rule.arguments`.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> "eara-used" in applicable([worked_example()]), "owen" in applicable([worked_example()])
     (True, False)
     """

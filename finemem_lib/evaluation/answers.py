@@ -68,7 +68,7 @@ def answer_rows(methods: Mapping[str, Sequence[Trajectory]]) -> list[AnswerRow]:
     Raises:
         ValueError: see `failure_stages`.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> first, second = answer_rows({"by hand": [worked_example()]})
     >>> first.retrieved, first.score, first.stage, first.writer_calls
     ('1 2', 1.0, 'answered', 0)

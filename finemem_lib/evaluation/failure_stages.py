@@ -103,7 +103,7 @@ def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
     Raises:
         ValueError: the recorded retriever is unknown.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> first, second = failure_stages(worked_example())
     >>> first.stage, first.item_id, first.rank, first.exact
     ('answered', '1', 1, False)

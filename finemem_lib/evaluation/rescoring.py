@@ -36,7 +36,7 @@ def rescored(
     Raises:
         ModelError: a call to the judge failed.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> [one] = rescored([worked_example()])
     >>> one.num_steps == worked_example().num_steps
     True

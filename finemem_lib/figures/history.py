@@ -124,7 +124,7 @@ def memory_history(trajectory: Trajectory) -> MemoryHistory:
     Args:
         trajectory: the trajectory.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> past = memory_history(worked_example())
     >>> past.counts, past.at("1", 1).content, past.at("1", 0)
     ([0, 1, 1, 2, 2], 'Mia lives in Rome.', None)

@@ -146,7 +146,7 @@ def verdict(answered: AnsweredQuestion) -> str:
     Args:
         answered: an answered question.
 
-    >>> from finemem_lib.example import worked_example
+    >>> from finemem_lib.data.worked_example import worked_example
     >>> [verdict(answered) for answered in worked_example().questions]
     ['✓ 1.00', '✓ 0.50']
     """

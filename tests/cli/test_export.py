@@ -19,7 +19,7 @@ from finemem_lib.cli import export, trackio_traces
 from finemem_lib.cli.conversations import credited_rollouts, messages
 from finemem_lib.cli.inspect_log import inspect_log
 from finemem_lib.cli.main import main
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.runs.run import start_run
 from tests.helpers.browser import watched_page
 from tests.helpers.environments import environment_with

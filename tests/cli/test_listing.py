@@ -242,6 +242,7 @@ ENDING = {
     "diff",
     "clean",
     "copy",
+    "init",
     "export",
     "questions",
     "build",

@@ -11,8 +11,8 @@ import pytest
 from finemem_lib.cli.main import main
 from finemem_lib.credit.rules import assign
 from finemem_lib.data.planted import planted_instances
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.rescoring import recredited, rescored, score_changes, updates_of
-from finemem_lib.example import worked_example
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from finemem_lib.data.faults import EvidenceFaults, with_faults
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.rewards import (
     RewardSettings,
     chunk_rewards,

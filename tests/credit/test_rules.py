@@ -13,7 +13,7 @@ from finemem_lib.credit import (
 from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.data.planted import planted_stream
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.lesson.cases import disagreement
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import RandomManager

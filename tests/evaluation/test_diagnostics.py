@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finemem_lib.data.planted import SYNONYMS, StreamSettings, planted_instances
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.diagnostics import (
     REFERENCE,
     credit_at_evidence,
@@ -16,7 +17,6 @@ from finemem_lib.evaluation.diagnostics import (
     policy_gradients,
     term_spread,
 )
-from finemem_lib.example import worked_example
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for

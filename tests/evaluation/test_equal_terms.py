@@ -12,6 +12,7 @@ import pytest
 
 from finemem_lib.baselines.systems import make_system
 from finemem_lib.data.planted import planted_instances
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.answers import answer_rows, writer_calls
 from finemem_lib.evaluation.comparison import model_calls, play_systems
 from finemem_lib.evaluation.controls import (
@@ -33,7 +34,6 @@ from finemem_lib.evaluation.stream_length import (
     read_rows,
 )
 from finemem_lib.evaluation.tables import BootstrapSettings, Estimate, benchmark_table
-from finemem_lib.example import worked_example
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.scoring import metric_for

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from finemem_lib.data.planted import StreamSettings, World, planted_stream
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.operation_truth import OPERATION_TRUTHS, operation_truth
 from finemem_lib.evaluation.tables import (
     BootstrapSettings,
@@ -21,7 +22,6 @@ from finemem_lib.evaluation.tables import (
     summary,
     to_frame,
 )
-from finemem_lib.example import worked_example
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.layers import (
     failure_signs,
     is_layered,
@@ -12,7 +13,6 @@ from finemem_lib.evaluation.layers import (
     use_frame,
     utilisation,
 )
-from finemem_lib.example import worked_example
 from finemem_lib.layers.memory import LayeredMemory
 from finemem_lib.layers.operations import parse_calls
 from finemem_lib.memory import FlatMemory

@@ -20,8 +20,8 @@ from finemem_lib import explorers, figures
 from finemem_lib.advantages import group_relative
 from finemem_lib.credit import counterfactual, group as group_rules
 from finemem_lib.credit.rules import RULES, assign
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.failure_stages import STAGES, failure_stages
-from finemem_lib.example import worked_example
 from finemem_lib.explorers.evidence import LONG as LONG_STREAM, WINDOW
 from finemem_lib.explorers.explorer import THE_REST, Control, Explorer
 from finemem_lib.explorers.live import Live

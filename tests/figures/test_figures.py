@@ -16,8 +16,8 @@ import pytest
 
 from finemem_lib import explorers, figures
 from finemem_lib.data.planted import StreamSettings, planted_stream
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
-from finemem_lib.example import worked_example
 from finemem_lib.figures import style
 from finemem_lib.figures.evidence_flow import MAX_ITEMS, MAX_STEPS, STRONG
 from finemem_lib.figures.memory import MAX_POINTS
@@ -540,7 +540,7 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
             nb.new_code_cell(
                 "from finemem_lib import figures\n"
                 "from finemem_lib.rewards import hybrid_reward\n"
-                "from finemem_lib.example import worked_example\n"
+                "from finemem_lib.data.worked_example import worked_example\n"
                 "figures.show(figures.evidence_sankey(worked_example()))\n"
                 "figures.show(figures.reward_decomposition(hybrid_reward(worked_example())))"
             )

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from finemem_lib import figures
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
 from tests.helpers.browser import TOKENS, Watch, click_at, opened, unfold

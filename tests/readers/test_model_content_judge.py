@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.layers.content_reward import Written, content_rewards, rule_verdicts
 from finemem_lib.readers.model_content_judge import ModelContentJudge
 from finemem_lib.readers.roles import Models

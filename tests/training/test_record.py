@@ -11,7 +11,7 @@ import pytest
 from finemem_lib.advantages import group_relative
 from finemem_lib.data.memalpha import held_out_split
 from finemem_lib.data.planted import planted_instances
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.rewards import RewardSettings, hybrid_reward
 from finemem_lib.training.record import PlayedUpdate, StoredUpdates, read_update, update_file
 from finemem_lib.training.schemes import SCHEMES, TERMS, scheme_weights

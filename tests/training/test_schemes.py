@@ -9,7 +9,7 @@ import pytest
 
 from finemem_lib.credit.rules import assign, credit_update
 from finemem_lib.data.planted import planted_stream
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import InsertAll
 from finemem_lib.readers.extractive import reader_for

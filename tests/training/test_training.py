@@ -20,7 +20,7 @@ from finemem_lib.advantages import group_relative
 from finemem_lib.credit.rules import assign
 from finemem_lib.data.faults import EvidenceFaults, with_faults
 from finemem_lib.data.planted import StreamSettings, planted_instances
-from finemem_lib.example import worked_example
+from finemem_lib.data.worked_example import worked_example
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.prompts import CompactPromptBuilder
 from finemem_lib.managers.rollout import RolloutSettings
