@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+APP := $(VENV)/.ready-for-app
 TESTED := $(VENV)/.ready-for-tests
 DOCUMENTED := $(VENV)/.ready-for-docs
 RUN := .[figures,real]
@@ -14,11 +15,14 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter \
+.PHONY: run app real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter \
 	bench licences audit release-check clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
+
+app: $(APP)  ## the credit laboratory in a browser, without code
+	$(BIN)/finemem app
 
 DATA ?= data/real/train.parquet data/real/held_out.parquet
 real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (DATA=FILE: on your own)
@@ -97,6 +101,11 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing the pinned packages into $(VENV) (some GB, once)"
 	$(call install,$(RUN))
 	@touch $(READY)
+
+$(APP): $(READY)
+	@echo "Installing what the laboratory needs into $(VENV)"
+	$(call install,.[app])
+	@touch $(APP)
 
 $(TESTED): $(READY)
 	@echo "Installing what tests and tools need into $(VENV)"

@@ -232,6 +232,12 @@ def container_script(dockerfile: str, source: Path, place: Path, command: Sequen
     return "\n".join(lines) + "\n"
 
 
+def checksums(wheel: Path) -> dict[str, int]:
+    """Return the checksum of every file of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {one.filename: one.CRC for one in archive.infolist()}
+
+
 def container_engine() -> str | None:
     """Return "docker" or "podman", whichever can build here, or `None`."""
     for engine in ("docker", "podman"):
@@ -242,12 +248,13 @@ def container_engine() -> str | None:
     return None
 
 
-def check_install(source: Path, place: Path) -> str:
+def check_install(source: Path, place: Path, wheel: Path) -> str:
     """Build and run the container, else do its steps in an empty folder; both from the wheel.
 
     Args:
         source: A copy of the repository.
         place: An empty folder.
+        wheel: The wheel of the release, which the steps must have built again.
     """
     if engine := container_engine():
         call(engine, "build", "--tag", "fine-mem-check", source)
@@ -258,6 +265,9 @@ def check_install(source: Path, place: Path) -> str:
         script = place.parent / "container.sh"
         script.write_text(container_script(dockerfile, source, place, SHORT_RUN), "utf-8")
         printed = call("sh", script, cwd=place, environment=apart())
+        [again] = (place / "wheel").glob("*.whl")
+        if checksums(again) != checksums(wheel):
+            raise Failed(f"{again.name} was built with other files the second time; see setup.py")
         how = "in an empty environment (no docker or podman here)"
     last = printed.splitlines()[-1]
     if not last.startswith("status=ok"):
@@ -298,15 +308,20 @@ def main() -> int:
             built.extend(build(source, output))
             return ", ".join(path.name for path in built)
 
+        def outputs() -> list[Path]:
+            if not built:
+                raise NotPossible("nothing was built; see above")
+            return built
+
         checks: dict[str, Callable[[], str]] = {
             "commit": check_commit,
             "version": check_version,
             "build": check_build,
-            "metadata": lambda: check_metadata(*built),
-            "contents": lambda: check_contents(*built),
+            "metadata": lambda: check_metadata(*outputs()),
+            "contents": lambda: check_contents(*outputs()),
             "licences": check_licences,
             "audit": check_audit,
-            "install": lambda: check_install(source, installed),
+            "install": lambda: check_install(source, installed, outputs()[1]),
         }
         states = []
         for name, check in checks.items():

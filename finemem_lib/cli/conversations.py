@@ -1,4 +1,4 @@
-"""Rollouts as conversations with the reward and the credit of every step, for viewers of agents."""
+"""Convert rollouts to conversations with reward and credit of every step, for agent viewers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from finemem_lib.trajectory import (
 )
 
 Message = dict[str, Any]
-"""A message with role, content, metadata and tool calls, named as in the API of OpenAI."""
+"""A message with role, content, metadata and tool calls, with the names of the OpenAI API."""
 
 REWARDS = ("total", "eara", "format", "chunk", "compression", "evidence")
-"""The components of a step's reward that are exported, by their names in `StepReward`."""
+"""The fields of `StepReward` that are exported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Rollout:
     """A rollout with the reward and the credit of its steps.
 
     Attributes:
-        artefact: Name of the artefact that holds it.
-        trajectory: What was played.
-        steps: By step the values of "reward" and "credit", each by name; `None` where nothing could
-            be measured.
+        artefact: Name of the artefact that contains it.
+        trajectory: The trajectory.
+        steps: Per step the values of "reward" and "credit", each by name; `None` for values that
+            could not be measured.
     """
 
     artefact: str
@@ -44,7 +44,7 @@ class Rollout:
     steps: tuple[dict[str, dict[str, float | None]], ...]
 
     def about(self) -> dict[str, Any]:
-        """Return what tells it from others, and its outcome."""
+        """Return the identifiers and the outcome of the rollout."""
         one = self.trajectory
         return {
             "artefact": self.artefact,
@@ -63,15 +63,15 @@ def credited_rollouts(
 ) -> tuple[list[Rollout], dict[str, str]]:
     """Return rollouts with the reward of every step and its credit under every rule.
 
-    Rules that read again are left to `finemem recredit`, whose rows may be given.
+    Credit of rules with further reader calls is taken from the rows of `finemem recredit`, if any.
 
     Args:
         artefact: Name of the artefact.
-        trajectories: What it holds.
-        kept: Credit that was computed before.
+        trajectories: The trajectories in it.
+        kept: Rows of credit that was computed before.
 
     Returns:
-        The rollouts, and by rule why it gives no credit here.
+        The rollouts, and for every rule without credit here the reason.
 
     >>> from finemem_lib.example import worked_example
     >>> [one], _ = credited_rollouts("trajectories", [worked_example()])
@@ -109,7 +109,7 @@ def kept_credit(folder: Path, artefact: str) -> list[CreditRow]:
     """Return the credit that `finemem recredit` computed from the recorded scores of a run.
 
     Args:
-        folder: That of the run.
+        folder: Folder of the run.
         artefact: Name of the artefact.
     """
     names = {field.name for field in dataclasses.fields(CreditRow)}
@@ -129,7 +129,7 @@ def messages(rollout: Rollout) -> Iterator[Message]:
     """Yield a rollout as messages: chunks, operations as tool calls, and questions with answers.
 
     Args:
-        rollout: What was played.
+        rollout: The rollout.
 
     >>> from finemem_lib.example import worked_example
     >>> [one], _ = credited_rollouts("trajectories", [worked_example()])
@@ -189,10 +189,10 @@ def operation_call(step: Step, place: int) -> dict[str, Any]:
 
 
 def operation_result(outcome: OperationOutcome) -> str:
-    """Return what became of an operation, in words.
+    """Return a text with the outcome of an operation.
 
     Args:
-        outcome: The operation.
+        outcome: The outcome.
     """
     if not outcome.applied:
         return f"not applied: {outcome.reason}"
@@ -217,7 +217,7 @@ def retrieved_texts(answered: AnsweredQuestion, trajectory: Trajectory) -> list[
 
     Args:
         answered: The question.
-        trajectory: Holds the memory at that time.
+        trajectory: The trajectory, which contains the memory at the time of the question.
     """
     memory: Mapping[str, MemoryItem] = {
         item.item_id: item for item in trajectory.memory_at(answered.asked_step)
@@ -230,7 +230,7 @@ def retrieved_texts(answered: AnsweredQuestion, trajectory: Trajectory) -> list[
 
 
 def judgement(answered: AnsweredQuestion) -> dict[str, Any]:
-    """Return the score of an answer and what was accepted.
+    """Return the score of an answer and the accepted answers.
 
     Args:
         answered: The question.

@@ -1,7 +1,7 @@
 """Copy the notebooks, report and manifest of a run to S3 or Google Cloud Storage.
 
-papermill's handlers write there, with the credentials that the environment gives them; none is read
-or kept here.
+papermill's handlers write there, with credentials from the environment. This module does not read
+or store credentials.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from finemem_lib.cli.rescore import existing_run
 from finemem_lib.util.console import EXIT_CODES, UsageError, plain
 
 EXTRAS = {"s3": ("s3", "boto3"), "gs": ("gcs", "gcsfs")}
-"""By scheme the extra of the project, and the module that papermill's handler imports."""
+"""By URL scheme, the project's extra and the module that papermill's handler imports."""
 
 
 def address(text: str) -> str:
-    """Return an argument of the command line as the address of a folder in object storage.
+    """Parse the address of a folder in object storage on the command line.
 
     Args:
-        text: As s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.
+        text: The address, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.
 
     Raises:
-        argparse.ArgumentTypeError: it is none, or may hold credentials; the message does not repeat
-            it.
+        argparse.ArgumentTypeError: it has another form, or may contain credentials; the message
+            does not repeat it.
 
     >>> address("s3://results/nightly/")
     's3://results/nightly'
@@ -61,7 +61,7 @@ def add_command(commands: Any) -> None:
 
 
 def copy_command(options: argparse.Namespace) -> int:
-    """Copy a run and print what did not arrive.
+    """Copy a run and print the files that could not be copied.
 
     Args:
         options: The command line.
@@ -82,7 +82,7 @@ def copy_command(options: argparse.Namespace) -> int:
 
 
 def check_extra(to: str) -> None:
-    """Refuse an address whose extra is not installed.
+    """Check that the extra for an address is installed.
 
     Args:
         to: The address.
@@ -99,25 +99,24 @@ def check_extra(to: str) -> None:
 
 
 def copied_files(folder: Path) -> list[Path]:
-    """Return the files of a run that are copied, the manifest last: with it a copy is complete.
+    """Return the files of a run to copy, the manifest last, which marks the copy as complete.
 
     Args:
-        folder: That of the run.
+        folder: Folder of the run.
     """
     named = [folder / name for name in ("metrics.json", "report.html", "manifest.json")]
     return [*sorted((folder / "notebooks").glob("*.ipynb")), *filter(Path.exists, named)]
 
 
 def copy_run(folder: Path, to: str, files: Sequence[Path]) -> list[str]:
-    """Copy files of a run, say which did not arrive, and return their names.
+    """Copy files of a run, print which could not be copied, and return their names.
 
-    An object is written whole or not at all. The manifest is not copied where another file is
-    missing.
+    Each object is written atomically. The manifest is not copied if another file is missing.
 
     Args:
-        folder: That of the run.
-        to: The address; the run's id is added.
-        files: Those of `copied_files`.
+        folder: Folder of the run.
+        to: The address, to which the run's id is appended.
+        files: The files of `copied_files`.
     """
     from papermill.iorw import papermill_io
 
@@ -130,7 +129,7 @@ def copy_run(folder: Path, to: str, files: Sequence[Path]) -> list[str]:
         try:
             text = path.read_text(encoding="utf-8")
             papermill_io.write(text, f"{to}/{folder.name}/{name}", [path.suffix])
-        except Exception as error:  # botocore and gcsfs each raise their own
+        except Exception as error:  # botocore and gcsfs raise various errors
             missing.append(name)
             why = plain(f"{type(error).__name__}: {error}")
             print(f"not copied: {name} ({why})", file=sys.stderr)

@@ -173,7 +173,7 @@ def relative_text(change: Change) -> str:
 
 
 def _print_comparison(compared: Comparison, names: tuple[str, str]) -> None:
-    """Print what differs; of what is the same, the number."""
+    """Print the differences, and the number of equal entries."""
     for title, found in (
         ("runs", compared.about),
         ("parameters", compared.parameters),

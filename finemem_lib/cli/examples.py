@@ -13,6 +13,7 @@ EXAMPLES = {
     ],
     "resume": ["finemem resume 20260101-020000-1a2b --timeout 3600"],
     "list": ["finemem list", "finemem list --json"],
+    "app": ["finemem app", "finemem app 20260101-020000-1a2b --projector"],
     "clean": ["finemem clean --keep 10 --dry-run", "finemem clean --keep 10"],
     "diff": [
         "finemem diff 20260101-020000-1a2b 20260102-020000-3c4d",

@@ -1,7 +1,7 @@
 """Execute one notebook in a worker process.
 
-Killing the worker with its children ends the kernel, too, at a timeout or an interrupt. When the
-command itself is killed, the worker detects this, kills the kernel and completes the manifest.
+At a timeout or an interrupt, the worker is killed together with its kernel. When the command itself
+is killed, the worker detects this, kills the kernel and completes the manifest.
 Papermill alone does not show whether a notebook is done (a killed kernel leaves cells marked as
 completed), so `notebook_error` checks the cells.
 """
@@ -158,7 +158,7 @@ def clear_scratch(folder: Path, finished: bool = False) -> None:
 
     Args:
         folder: Folder of the run.
-        finished: Whether to remove the checkpoints, too, from which `finemem resume` would resume.
+        finished: Whether to remove also the checkpoints from which `finemem resume` would continue.
     """
     for path in (folder / "scratch").glob("*"):
         if finished or not path.name.endswith(CHECKPOINTS):

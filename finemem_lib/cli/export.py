@@ -1,4 +1,4 @@
-"""`finemem export`: the rollouts of a run with the credit of their steps, for viewers of agents."""
+"""`finemem export`: export the rollouts of a run with credit per step, for agent viewers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from finemem_lib.util.console import EXIT_CODES, UsageError, plain
 from finemem_lib.util.files import write_json, written_beside
 
 PASSED_ON = ("HOME", "LANG", "PATH", "TMPDIR")
-"""The variables that the Python of a viewer sees: no token and no address to send anything to."""
+"""The environment variables passed to the Python of a viewer, without tokens and addresses."""
 
 TRACKIO = "trackio>=0.43"
-"""The versions whose traces have spans."""
+"""The versions of Trackio whose traces have spans."""
 
 
 def add_command(commands: Any) -> None:
@@ -75,8 +75,8 @@ def export_command(options: argparse.Namespace) -> int:
         options: The command line.
 
     Raises:
-        UsageError: there is no such run, it has no rollouts, the folder is there, or the viewer's
-            package is not.
+        UsageError: there is no such run, it has no rollouts, the target folder exists, or the
+            viewer's package is missing.
     """
     folder = existing_run(options.run)
     target = new_results(folder, "exported", options.name or options.to)
@@ -108,7 +108,7 @@ def export_command(options: argparse.Namespace) -> int:
 def _by_manager(
     folder: Path, found: Found
 ) -> tuple[list[list[Rollout]], dict[str, dict[str, str]]]:
-    """Return the rollouts of every artefact by manager, and the rules that give them no credit."""
+    """Return the rollouts of every artefact by manager, and the rules without credit for them."""
     groups: defaultdict[tuple[str, str], list[Rollout]] = defaultdict(list)
     without = {}
     for artefact, trajectories in found.items():
@@ -130,7 +130,7 @@ def _write_logs(logs: Path, folder: Path, groups: Sequence[Sequence[Rollout]]) -
 
 
 def _check_trackio(python: str) -> None:
-    """Refuse a Python that lacks Trackio."""
+    """Raise UsageError if a Python lacks Trackio."""
     look = "import importlib.util as u; raise SystemExit(u.find_spec('trackio') is None)"
     try:
         if not subprocess.run([python, "-c", look], capture_output=True).returncode:
@@ -165,7 +165,7 @@ def _write_traces(
 
 
 def _viewer(options: argparse.Namespace, target: Path) -> str:
-    """Return the command that opens what was written."""
+    """Return the command that opens the exported files."""
     if options.to == "inspect":
         return f"inspect view --log-dir {shlex.quote(str(target / 'logs'))}"
     command = Path(options.python).with_name("trackio")

@@ -17,11 +17,12 @@ from finemem_lib.util.files import real_path, write_json, written_beside
 from finemem_lib.util.provenance import FOLDER_MARK, repository_root
 
 PATTERNS = Path(__file__).with_name("workbench_files.txt")
-"""What a wheel carries and `finemem init` copies: patterns from the root of the repository."""
+"""File with the patterns, relative to the repository's root, of the files that a wheel contains and
+`finemem init` copies."""
 
 PACKAGE = Path(finemem_lib.__file__).parent
 CARRIED = PACKAGE / "workbench"
-"""Folder of a wheel into which the build copies the files that `PATTERNS` names."""
+"""Folder of a wheel into which the build copies the files in `PATTERNS`."""
 
 
 def add_command(commands: Any) -> None:
@@ -42,13 +43,13 @@ def add_command(commands: Any) -> None:
 
 
 def init_command(options: argparse.Namespace) -> int:
-    """Make the folder, print what comes next, and return the exit code.
+    """Create the folder, print the next commands, and return the exit code.
 
     Args:
         options: The command line.
 
     Raises:
-        UsageError: the folder exists and holds something, or cannot be written.
+        UsageError: the folder exists and is not empty, or cannot be written.
     """
     folder = real_path(options.folder)
     check_folder(folder)
@@ -65,13 +66,13 @@ def init_command(options: argparse.Namespace) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise an error unless a folder can be made, or is empty and not the working directory.
+    """Check that a folder can be created, or is empty and not the working directory.
 
     Args:
         folder: An absolute path without symbolic links.
 
     Raises:
-        UsageError: the folder holds something, is the working directory, or cannot be written.
+        UsageError: the folder is not empty, is the working directory, or cannot be written.
     """
     if folder.is_dir():
         if found := sorted(path.name for path in folder.iterdir()):
@@ -88,7 +89,7 @@ def check_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> int:
-    """Copy the files into a folder, which appears whole or not at all; return their number.
+    """Copy the files to a folder, which is created atomically; return their number.
 
     Args:
         folder: A new or an empty folder.
@@ -113,7 +114,7 @@ def make_folder(folder: Path) -> int:
 
 
 def carried_files(root: Path) -> Iterator[Path]:
-    """Yield the files that `PATTERNS` names, in order.
+    """Yield the files that match `PATTERNS`, in order.
 
     Args:
         root: Root of the repository, or `CARRIED`.
@@ -123,7 +124,7 @@ def carried_files(root: Path) -> Iterator[Path]:
 
 
 def version_note() -> str:
-    """Return a warning if another version of the library made the folder in use; else nothing."""
+    """Return a warning if another version of the library made the folder in use, otherwise ""."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         made_by = json.loads((repository_root() / FOLDER_MARK).read_text("utf-8"))["version"]
         if made_by != finemem_lib.__version__:

@@ -1,4 +1,4 @@
-"""Rollouts as a log of Inspect, in its JSON format (`inspect log schema` prints the schema)."""
+"""Convert rollouts to a JSON log of Inspect (`inspect log schema` prints the schema)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOG_VERSION = 2
 
 
 def log_name(log: dict[str, Any]) -> str:
-    """Return the file name of a log, in the form that Inspect gives its own.
+    """Return the file name of a log in Inspect's format.
 
     Args:
-        log: What `inspect_log` returned.
+        log: The log of `inspect_log`.
     """
     about = log["eval"]
     task = re.sub(r"[^\w-]", "-", about["task"])[:80]
@@ -29,8 +29,8 @@ def inspect_log(run: str, saved: str, rollouts: Sequence[Rollout]) -> dict[str, 
 
     Args:
         run: Id of the run.
-        saved: When its artefact was saved, in ISO 8601.
-        rollouts: Those of one artefact and one manager, at least one.
+        saved: Time at which the artefact was saved, in ISO 8601.
+        rollouts: The rollouts of one artefact and one manager, at least one.
     """
     artefact, manager = rollouts[0].artefact, rollouts[0].trajectory.manager
     samples = [_sample(one) for one in rollouts]
@@ -105,7 +105,7 @@ def by_step(rollout: Rollout) -> dict[str, dict[str, list[float | None]]]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """Return a message as Inspect has it: a call's function is a name, an error an object."""
+    """Return a message in Inspect's format: a call's function is a name, an error an object."""
     inspected = {name: message[name] for name in ("role", "content")}
     if "metadata" in message:
         inspected["metadata"] = _flat(message["metadata"])
@@ -128,7 +128,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata without lists and mappings, which the viewer shows folded."""
+    """Return metadata without lists and mappings, which the viewer shows collapsed."""
     flat: dict[str, Any] = {}
     for name, value in metadata.items():
         if isinstance(value, dict):

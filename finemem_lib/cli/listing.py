@@ -31,16 +31,20 @@ def list_command(options: argparse.Namespace) -> int:
     Args:
         options: The command line.
     """
-    root = runs_folder()
-    found = [one for folder in root.glob("[!.]*/") if (one := describe_run(folder))]
-    found.sort(key=lambda one: (one["started"], one["run"]))
+    found = described_runs()
     if options.json:
         print(json.dumps(found, indent=1))
         return EXIT_CODES["ok"]
     print_table([COLUMNS, *map(_row, found)])
     if not found:
-        print(f"no runs in {root}; start one with `finemem run`")
+        print(f"no runs in {runs_folder()}; start one with `finemem run`")
     return EXIT_CODES["ok"]
+
+
+def described_runs() -> list[dict[str, Any]]:
+    """Return what there is to say of every run, the newest last, see `describe_run`."""
+    found = [one for folder in runs_folder().glob("[!.]*/") if (one := describe_run(folder))]
+    return sorted(found, key=lambda one: (one["started"], one["run"]))
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:

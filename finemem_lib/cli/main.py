@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib import __version__
 from finemem_lib.cli import (
+    app,
     arena,
     clean,
     completion,
@@ -131,7 +132,7 @@ def sweep_command(options: argparse.Namespace) -> int:
     else:
         print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
     try:
-        # Later interrupts count, too: Python drops one that arrives while it deletes an object.
+        # Later interrupts count also: Python drops one that arrives while it deletes an object.
         with interruptible(once=False), StepLog() as log:
             _, failures = sweep.run_cells(
                 cells,
@@ -226,6 +227,7 @@ def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser
     _add_run(commands, execute)
     _add_resume(commands, execute)
     listing.add_command(commands)
+    app.add_command(commands)
     clean.add_command(commands)
     diff.add_command(commands)
     export.add_command(commands)

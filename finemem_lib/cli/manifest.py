@@ -267,7 +267,7 @@ def read_manifest(folder: Path, settle: bool = False) -> Manifest:
 
     Args:
         folder: Folder of the run.
-        settle: Whether to write the changed manifest, too, if the process was killed.
+        settle: Whether to write the changed manifest if the process was killed.
 
     Raises:
         ValueError: the manifest is missing, cannot be read, or lacks fields.

@@ -229,7 +229,7 @@ def resolve_parameters(
         given: The user's values by name; a name can have the number or stem of a notebook as a
             prefix, as in ``04.updates``.
         run_id: The run's id, a parameter of every notebook.
-        to_run: Whether to check, too, that this machine can load the managers.
+        to_run: Whether to check also that this machine can load the models.
 
     Raises:
         UsageError: a name is unknown, a value is invalid, two values contradict each other, or the

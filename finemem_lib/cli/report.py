@@ -54,7 +54,7 @@ _OUTPUT_TYPES = [
 """MIME types of outputs in order of preference."""
 
 MAX_FINDINGS = 7
-"""Maximum findings at the top of the page; the others are shown with their notebook."""
+"""Maximum findings at the top of the page; all are shown with their notebook."""
 
 
 def build_report(run_dir: Path, output: Path) -> Path:
@@ -326,8 +326,8 @@ def _renderer() -> Any:
 def draw_formulas(body: str) -> str:
     """Convert TeX formulas to MathML, which browsers draw without a script.
 
-    latex2mathml does not escape text that it copies. So angle brackets are removed from the TeX,
-    and the result cannot contain markup of the author.
+    latex2mathml does not escape text that it copies. Its input has no angle brackets, so the result
+    cannot contain markup of the author.
 
     Args:
         body: Cleaned HTML in which formulas are code of the class formula-block or formula-inline.

@@ -234,7 +234,7 @@ def existing_run(name: str) -> Path:
     return folder
 
 
-def played(folder: Path, chosen: Sequence[str] | None, scores: str | None = None) -> Found:
+def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None = None) -> Found:
     """Return the trajectories of a run by artefact, as played or as scored again.
 
     Args:

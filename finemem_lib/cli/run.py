@@ -126,7 +126,7 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
 
 
 def _check_destinations(options: argparse.Namespace) -> None:
-    """Refuse what `--figures` and `--copy-to` say where nothing can be written to it."""
+    """Check that the folder of `--figures` is writable and the extra of `--copy-to` installed."""
     if options.figures:
         check_output_folder(Path(options.figures), "--figures")
     if options.copy_to:
@@ -478,7 +478,7 @@ class RunExecution:
         return None
 
     def _copy(self) -> list[str] | None:
-        """Copy the run where it is asked for, and return what did not arrive."""
+        """Copy the run to the address of ``--copy-to``, and return the names of missing files."""
         if self._copy_to is None:
             return None
         return copy_run(self.folder, self._copy_to, copied_files(self.folder))

@@ -1,7 +1,7 @@
-"""Rollouts as traces of Trackio: what to log, and the script that logs it.
+"""Convert rollouts to traces of Trackio, and log them.
 
-Trackio may need other versions than the workbench, so this file is also run as a script by another
-Python, the one that has Trackio. It imports no more than that until something of ours is called.
+Trackio may need other package versions than the workbench. So this file is also run as a script by
+the Python that has Trackio; it imports modules of the workbench only in functions that need them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Span = dict[str, Any]
 
 
 def trackio_run(project: str, rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Return what `write` logs as one run: a trace and the outcome of every rollout.
+    """Return the data that `write` logs as one run: trace and outcome of every rollout.
 
     Args:
         project: Name of the project.
-        rollouts: Those of one artefact and one manager.
+        rollouts: The rollouts of one artefact and one manager.
     """
     from finemem_lib.cli.conversations import messages
 
@@ -45,7 +45,7 @@ def trackio_run(project: str, rollouts: Sequence[Rollout]) -> dict[str, Any]:
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message whose calls have their arguments as JSON text, as in the API of OpenAI."""
+    """Return a message with the arguments of its calls as JSON text, as in the OpenAI API."""
     if not (calls := message.get("tool_calls")):
         return {key: value for key, value in message.items() if key != "tool_calls"}
     functions = [
@@ -92,7 +92,7 @@ def _operations(step: Step) -> Iterator[Span]:
 
     for place, outcome in enumerate(step.outcomes):
         call = operation_call(step, place)
-        yield {  # without a status: one of "error" would be that of the whole rollout
+        yield {  # without a status: "error" would mark the whole rollout
             "id": call["id"],
             "parent_id": f"step-{step.step}",
             "name": call["function"]["name"] + ("" if outcome.applied else ", not applied"),
@@ -123,10 +123,10 @@ def _question(
 
 
 def write(runs: Sequence[dict[str, Any]]) -> None:
-    """Log runs into the folder that TRACKIO_DIR names.
+    """Log runs to the folder in TRACKIO_DIR.
 
     Args:
-        runs: What `trackio_run` returned.
+        runs: The results of `trackio_run`.
     """
     import trackio
 

@@ -155,7 +155,7 @@ class Live:
     def _draw(self) -> None:
         self.views = dict(self.explorer.build(**self.state))
         if self.view not in self.views:
-            self.view = next(iter(self.views))
+            self.view = next(iter(self.views), "")
 
     def _publish(self) -> None:
         """Let the widget show the state, and keep it."""
@@ -179,7 +179,11 @@ class Live:
                 "error": self.error,
                 "trace": self._trace,
                 "answers": self._answers,
-            }
+            } | self._around()
+
+    def _around(self) -> dict[str, Any]:
+        """Return what the panel shows in addition to one explorer, in the place of its own."""
+        return {}
 
     def _described(self, control: Control) -> dict[str, Any]:
         shown = self.controls[control.name]
@@ -232,6 +236,7 @@ def _drawing_class() -> type:
         spec = traitlets.Dict().tag(sync=True)
         panel = traitlets.Dict().tag(sync=True)
         texts = traitlets.Dict().tag(sync=True)
+        status = traitlets.Unicode().tag(sync=True)
         config = traitlets.Dict().tag(sync=True)
         received = traitlets.Callable()
 

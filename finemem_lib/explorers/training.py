@@ -300,8 +300,8 @@ def group_explorer(
 ) -> Explorer:
     """Return the explorer of one GRPO group: a prompt, its G completions, rewards and advantages.
 
-    It opens at the first step at which the completions differ, if their rewards differ, too: at
-    that step all rollouts still have the same memory.
+    It opens at the first step at which the completions differ, if that has a gradient: at this step
+    all rollouts still have the same memory.
 
     Args:
         group: the rollouts of one instance, played by `manager`.

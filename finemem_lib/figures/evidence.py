@@ -114,7 +114,7 @@ def evidence_trail(
         trajectory: the trajectory.
         settings: how evidence is attributed.
         selected: "question j", "step t" or "item id" to show only its lines; "" for all.
-        max_rows: maximum number of lines; those with the smallest shares are left out.
+        max_rows: maximum number of lines; those that earned least are left out.
     """
     rows = _trail_rows(trajectory, settings, selected)
     kept = sorted(range(len(rows)), key=lambda n: (-rows[n].earned, n))

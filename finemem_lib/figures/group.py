@@ -17,13 +17,13 @@ from finemem_lib.figures.style import INK, PALE, label
 from finemem_lib.figures.tokens import visible
 
 LINE = 68
-"""Characters of a line of a completion: those that can be read beside controls on 1280 pixels."""
+"""Characters per line of a completion, readable next to the controls on a page of 1280 pixels."""
 
 MOST_LINES = 3
-"""Lines of a completion that are shown, the caption counts the tokens that are not."""
+"""Maximum lines shown of a completion; the caption states the number of omitted tokens."""
 
 SCAFFOLD = re.compile(r'[{}",]*"(?:content|op)":"?|[{}"]')
-"""What every operation of a completion repeats: it takes room and says nothing."""
+"""JSON syntax that every operation repeats; it is omitted to save space."""
 
 PITCH, GAP = 19, 0.5
 """Pixels per line of tokens, and the gap between two completions in lines."""
@@ -38,8 +38,7 @@ QUIET = 0.01
 
 
 class _Token(NamedTuple):
-    """A token, what is shown of it, and its place: the completion, the line of it, and its first
-    character."""
+    """A token, the text shown of it, and its position: completion, line and first character."""
 
     rollout: int
     line: int

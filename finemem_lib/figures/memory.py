@@ -269,9 +269,9 @@ def first_change(trajectory: Trajectory) -> int:
 def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.Figure:
     """Show M_t, the items in memory after one step, with the operations and chunk of the step.
 
-    Bars are tokens (`text.count_tokens`). Items that this step removed are shown, too. Items that
-    no question of the trajectory retrieved are grey. Signs repeat the colours: + inserted,
-    ~ updated, − deleted, × evicted. On the right are the chunk and the operations of the step.
+    Bars are tokens (`text.count_tokens`), also of items that this step removed. Items that no
+    question of the trajectory retrieved are grey. Signs repeat the colours: + inserted, ~ updated,
+    − deleted, × evicted. On the right are the chunk and the operations of the step.
 
     Args:
         trajectory: the trajectory.

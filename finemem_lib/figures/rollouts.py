@@ -227,8 +227,7 @@ def recorded_groups(
 ) -> list[RolloutGroup]:
     """Return the groups of an update with the rewards and advantages that training recorded.
 
-    Recomputing them is impossible for a rule that compares the whole update, if only a part of its
-    groups was saved.
+    A rule that compares all groups of an update cannot be recomputed from a part of them.
 
     Args:
         played: the update.

@@ -1,6 +1,6 @@
 """Figures of completions with tokens coloured by advantage or change of log-probability.
 
-Both are plotly figures, whose colours are shown in notebooks that are not trusted, too.
+Both are plotly figures, because their colours are shown also in notebooks that are not trusted.
 `completion_view` reads like text; `completion_grid` has the same traces for every state of a
 control.
 """

@@ -234,6 +234,7 @@ def test_completion_without_its_package_is_a_sentence(monkeypatch, capsys):
 
 
 ENDING = {
+    "app",
     "report",
     "rescore",
     "recredit",

@@ -171,7 +171,7 @@ def test_a_drawing_holds_the_whole_figure_and_loads_plotly_when_asked() -> None:
     """Incident: FigureWidgets of 5 MB each stayed empty, or as they were, on a busy machine."""
     live = Live(toy())
     drawing = live.widget
-    assert len(drawing.get_state("_esm")["_esm"]) < 10_000
+    assert len(drawing.get_state("_esm")["_esm"]) < 20_000
     live.set("n", 2)
     assert json.loads(json.dumps(drawing.spec))["data"] == live.views["a"].to_plotly_json()["data"]
     sent = []

@@ -76,7 +76,7 @@ def test_environment_file_holds_the_packages_asked_for_at_the_pinned_versions():
 
 def test_the_environment_file_brings_other_extras_with_the_test_extra():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    for name in ("dask", "docs", "figures", "real"):
+    for name in ("app", "dask", "docs", "figures", "real"):
         assert set(extras[name]) <= set(extras["test"])
     assert any(line.startswith("--editable") and "test" in line for line in environment_pip_lines())
 

@@ -16,53 +16,53 @@ function panelAround(model, plot) {  // what stands around a figure
     waiting.delete(first[0]);
     model.send(first[1]);
   };
-  const rows = panel().controls.map(control => controlRow(control, ask, () => asked));
-  const rare = rows.filter((_, place) => panel().controls[place].rare).map(row => row.element);
-  const more = element("details", {}, element("summary", {textContent: "More controls"}), ...rare);
-  const controls = element("div", {className: "finemem-controls"},
-    element("b", {textContent: panel().title}),
-    ...rows.map(row => row.element).filter(row => !rare.includes(row)),
-    ...(rare.length ? [more] : []));
-  let tabs = [];
-  const tabOf = ([name, label], place, views) => element("button", {textContent: label, role: "tab",
-    onclick: () => ask("view", {view: name}),
-    onkeydown: ({key}) => {
-      const by = {ArrowLeft: -1, ArrowRight: 1}[key];
-      const other = by && tabs[(place + by + views.length) % views.length];
-      other?.focus();
-      other?.click();
-    }});
+  let rows = [];
+  const more = element("details"), controls = element("div", {className: "finemem-controls"});
+  const arrange = described => {  // the rows of controls; those that stay keep what they hold
+    const keys = described.map(({place, idle, ...control}) => JSON.stringify(control));
+    if (rows.length && keys.join() === rows.map(row => row.key).join()) return;
+    const former = new Map(rows.map(row => [row.key, row])), focused = document.activeElement;
+    rows = described.map((control, place) => former.get(keys[place])
+      ?? Object.assign(controlRow(control, ask, () => asked), {key: keys[place]}));
+    for (const row of former.values()) if (!rows.includes(row)) row.stop();
+    const rare = rows.filter((_, place) => described[place].rare).map(row => row.element);
+    more.replaceChildren(element("summary", {textContent: "More controls"}), ...rare);
+    controls.replaceChildren(element("b", {textContent: panel().title}),
+      ...rows.map(row => row.element).filter(row => !rare.includes(row)),
+      ...(rare.length ? [more] : []));
+    columns.classList.toggle("finemem-few", rows.length <= 3);  // one line above a narrow figure
+    if (controls.contains(focused)) focused.focus();
+  };
+  const views = tabList(name => ask("view", {view: name}));
   const tabled = element("button", {textContent: "Show as table", className: "finemem-tabled",
     onclick: () => ask("table", {table: !panel().tabled})});
   const alert = element("div", {className: "finemem-alert", hidden: true});
   const caption = element("p"), table = element("div");
   const view = element("div", {className: "finemem-view", role: "tabpanel"}, plot, table, caption);
-  const list = element("div", {className: "finemem-tabs", role: "tablist"});
+  const around = panel().pages ? aroundAll(ask, panel) : null;
+  const columns = element("div", {className: "finemem-columns"}, controls, element("div",
+    {className: "finemem-pane"}, ...(around ? [around.notices] : []), alert,
+    element("div", {className: "finemem-bar"}, views.element, tabled), view));
   const root = element("div", {className: "finemem-explorer", role: "group",
     ariaLabel: panel().title,
     onkeydown: event => {  // plain keys are commands of JupyterLab, which would move its cell
       if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
-    }}, element("div", {className: "finemem-columns"}, controls, element("div",
-    {className: "finemem-pane"}, alert, element("div", {className: "finemem-bar"}, list, tabled),
-    view)));
+    }}, ...(around ? [around.element] : []), columns);
   let answers = panel().answers;
   const update = () => {
     const now = panel();
     if (now.answers !== answers) asked = false;
     answers = now.answers;
     const texts = model.get("texts");
+    arrange(now.controls);
     rows.forEach((row, place) =>
       row.update(now.controls[place], texts[row.name], waiting.has(row.name)));
-    if (tabs.length !== now.views.length) list.replaceChildren(...tabs = now.views.map(tabOf));
-    list.hidden = tabs.length < 2;
-    now.views.forEach(([name, label], place) => {
-      const open = name === now.view;
-      tabs[place].ariaSelected = String(open);
-      tabs[place].tabIndex = open ? 0 : -1;
-      if (open) view.ariaLabel = label;
-    });
+    view.ariaLabel = views.update(now.views, now.view);
+    views.element.hidden = now.views.length < 2;
+    around?.update(root);
+    tabled.hidden = !now.views.length;
     tabled.ariaPressed = String(now.tabled);
-    plot.hidden = now.tabled;
+    plot.hidden = now.tabled || !now.views.length;
     table.innerHTML = now.table;
     caption.textContent = now.caption;
     alert.hidden = !now.error;
@@ -72,14 +72,73 @@ function panelAround(model, plot) {  // what stands around a figure
       element("div", {textContent: now.error}), element("details", {},
         element("summary", {textContent: "Traceback"}), element("pre", {textContent: now.trace})),
     ] : []));
+    alert.querySelector("details")?.toggleAttribute("hidden", !now.trace);
     next();
   };
+  const scale = () => panel().projector ? PROJECTED : 1;
   const fit = natural => {  // squeezed further, names would overlap; a figure still higher scrolls
-    const room = parseFloat(getComputedStyle(view).maxHeight) - caption.offsetHeight - 16;
+    const most = parseFloat(getComputedStyle(view).maxHeight) || (around ? view.clientHeight : NaN);
+    const room = (most - caption.offsetHeight - 16) / scale();
     return Math.round(Math.min(natural, Math.max(0.85 * natural, room || natural)));
   };
   const drawn = () => { root.ariaBusy = String(asked); };
-  return {root, update, fit, drawn, stop: () => rows.forEach(row => row.stop())};
+  if (around) {
+    const say = () => around.say(model.get("status"));
+    model.on("change:status", say);
+    ask("address", {address: location.search});
+  }
+  return {root, update, fit, drawn, scale, stop: () => rows.forEach(row => row.stop())};
+}
+function tabList(choose) {  // arrow keys lead from tab to tab
+  const list = element("div", {className: "finemem-tabs", role: "tablist"});
+  let tabs = [], shown = "";
+  const tabOf = ([name, label], place, all) => element("button", {textContent: label, role: "tab",
+    onclick: () => choose(name),
+    onkeydown: ({key}) => {
+      const by = {ArrowLeft: -1, ArrowRight: 1}[key];
+      const other = by && tabs[(place + by + all.length) % all.length];
+      other?.focus();
+      other?.click();
+    }});
+  const update = (items, chosen) => {  // returns the label of the chosen tab
+    if (shown !== JSON.stringify(items)) list.replaceChildren(...tabs = items.map(tabOf));
+    shown = JSON.stringify(items);
+    items.forEach(([name], place) => {
+      tabs[place].ariaSelected = String(name === chosen);
+      tabs[place].tabIndex = name === chosen ? 0 : -1;
+    });
+    return items.find(([name]) => name === chosen)?.[1] ?? "";
+  };
+  return {element: list, update};
+}
+const PROJECTED = 1.5;  // times the size of a figure on a projector
+function aroundAll(ask, panel) {  // what stands around the explorers of the laboratory
+  const pages = tabList(name => ask("page", {page: name}));
+  pages.element.ariaLabel = "Explorers";
+  const large = element("button", {textContent: "Large type", className: "finemem-large",
+    onclick: () => ask("projector", {projector: !panel().projector})});
+  const status = element("span", {className: "finemem-status", role: "status"});
+  const notices = element("div", {className: "finemem-notices", role: "alert"});
+  const bar = element("div", {className: "finemem-pages"}, pages.element, status, large);
+  const update = root => {
+    const {notices: said, projector, page, address} = panel();
+    root.classList.add("finemem-laboratory");
+    root.classList.toggle("finemem-projector", projector);
+    document.documentElement.classList.toggle("finemem-projected", projector);
+    pages.update(panel().pages, page);
+    large.ariaPressed = String(projector);
+    status.textContent = "";
+    notices.hidden = !said.length;
+    if (said.join() !== [...notices.children].map(one => one.textContent).join()) {
+      notices.replaceChildren(...said.map(text => element("p", {textContent: text})));
+    }
+    if (panel().answers && location.search !== address) {
+      const url = new URL(location.href);
+      url.search = address;
+      history.replaceState(null, "", url);
+    }
+  };
+  return {element: bar, notices, update, say: text => { status.textContent = text; }};
 }
 function controlRow(control, ask, busy) {
   const {name, label} = control, slider = control.kind === "slider";

@@ -43,9 +43,12 @@ function render({model, el}) {
     const title = new DOMParser().parseFromString(layout.title.text, "text/html").body.textContent;
     plot.setAttribute("aria-label", `${title}. ${meta.alt}`);
     if (!plot.data) plot.replaceChildren();  // an error may stand there
+    const scale = frame?.scale() ?? 1;
     const height = frame ? frame.fit(layout.height) : layout.height;
     plot.style.height = `${height}px`;
-    const uirevision = model.get("panel").view ?? "kept";
+    Object.assign(plot.style, {width: `${100 / scale}%`, marginBottom: `${(scale - 1) * height}px`,
+      transform: scale === 1 ? "" : `scale(${scale})`, transformOrigin: "0 0"});
+    const uirevision = [model.get("panel").page, model.get("panel").view ?? "kept"].join(" ");
     const library = await plotly(model);
     const drawn = [plot, data, {...layout, height, uirevision}, model.get("config")];
     const anew = async () => {
