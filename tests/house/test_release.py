@@ -85,6 +85,8 @@ def test_the_wheel_alone_makes_a_folder_and_runs_there(built, tmp_path):
     options = ["--quiet", "--no-deps", "--no-index"]
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "install", *options, str(built[1])],
+        cwd=tmp_path,
+        env=check.apart(),  # an egg-info of the checkout would count as installed
         check=True,
     )
     shared = sysconfig.get_path("purelib")

@@ -30,7 +30,6 @@ function panelAround(model, plot) {  // what stands around a figure
     controls.replaceChildren(element("b", {textContent: panel().title}),
       ...rows.map(row => row.element).filter(row => !rare.includes(row)),
       ...(rare.length ? [more] : []));
-    columns.classList.toggle("finemem-few", rows.length <= 3);  // one line above a narrow figure
     if (controls.contains(focused)) focused.focus();
   };
   const views = tabList(name => ask("view", {view: name}));
