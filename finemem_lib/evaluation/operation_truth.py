@@ -42,8 +42,8 @@ def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int
     chunk), "noise" (another sentence of the chunk), "inexact" (no sentence of the chunk) or
     "duplicate" (equal to an item in the memory, applied or not; an item evicted in the same step
     still counts as in the memory). An UPDATE to a fact is "right" if it replaces an earlier value
-    of the fact's slot, "reuse" if it replaces a noise, inexact or outdated record, and "wrong" if
-    it overwrites a live record of another slot. DELETE removes a "stale" (outdated), "noise" (noise
+    of the fact's slot, "reuse" if it replaces a noise, inexact or outdated record or is the first
+    write of a core, and "wrong" if it overwrites a live record of another slot. DELETE removes a "stale" (outdated), "noise" (noise
     or inexact) or "live" record. A record is live while it holds the latest value of its slot, the
     current chunk included. SKIP counts the sentences of the chunk that no operation writes, whether
     or not a SKIP was emitted. "refused" is every other operation that the memory did not apply,
@@ -138,10 +138,11 @@ class _Ledger:
         elif operation.kind == "INSERT":
             what = "fact"
         else:
-            what = self._edit(self.contents[outcome.item_id], content if writes else None)
+            old = self.contents.get(outcome.item_id, "")  # "": the first write of a core
+            what = self._edit(old, content if writes else None)
         self.counts[f"{operation.kind} {what}"] += 1
         if not writes:
-            del self.contents[outcome.item_id]
+            self.contents.pop(outcome.item_id, None)
             return None
         if outcome.applied:
             self.contents[outcome.item_id] = content

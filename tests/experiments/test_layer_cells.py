@@ -38,6 +38,21 @@ def test_the_columns_say_what_the_stores_hold_and_what_each_kind_of_question_sco
     assert measures(flat)["accuracy, event"] == [0.0, 0.0]
 
 
+def test_a_manager_of_layers_is_trained_and_its_operations_are_judged():
+    trained = run_cell(
+        cell(
+            streams="planted",
+            checkpoint="tiny-layers",
+            scheme="Mem-alpha",
+            updates=1,
+            instances_per_update=2,
+            num_generations=2,
+        )
+    )
+    operations = [trained.curve[f"truth/{name}"][0] for name in ("UPDATE reuse", "INSERT fact")]
+    assert sum(operations) > 0 and len(trained.episodes) == 1
+
+
 def test_settings_of_layers_enter_a_key_only_where_they_differ():
     plain = {"streams": "planted", "memory": "flat", "checkpoint": "insert-all"}
     assert (
