@@ -43,11 +43,11 @@ def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int
     "duplicate" (equal to an item in the memory, applied or not; an item evicted in the same step
     still counts as in the memory). An UPDATE to a fact is "right" if it replaces an earlier value
     of the fact's slot, "reuse" if it replaces a noise, inexact or outdated record or is the first
-    write of a core, and "wrong" if it overwrites a live record of another slot. DELETE removes a "stale" (outdated), "noise" (noise
-    or inexact) or "live" record. A record is live while it holds the latest value of its slot, the
-    current chunk included. SKIP counts the sentences of the chunk that no operation writes, whether
-    or not a SKIP was emitted. "refused" is every other operation that the memory did not apply,
-    including unparsed ones.
+    write of a core, and "wrong" if it overwrites a live record of another slot. DELETE removes a
+    "stale" (outdated), "noise" (noise or inexact) or "live" record. A record is live while it holds
+    the latest value of its slot, the current chunk included. SKIP counts the sentences of the chunk
+    that no operation writes, whether or not a SKIP was emitted. "refused" is every other operation
+    that the memory did not apply, including unparsed ones.
 
     Args:
         trajectory: one rollout of the stream.
