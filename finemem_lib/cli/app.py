@@ -37,6 +37,9 @@ EXTENSIONS = (
 PATIENCE, STOPPED = 120.0, 15.0
 """Seconds after which a server that does not answer, or does not end, is given up."""
 
+WORKING_FOLDER = "FINEMEM_WORKING_FOLDER"
+"""Variable with the folder that `finemem app` was called in; Voila starts a kernel elsewhere."""
+
 
 def add_command(commands: Any) -> None:
     """Add `finemem app` to the command line.
@@ -86,7 +89,7 @@ def app_command(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("voila") is None:
         raise UsageError(
             "the laboratory needs Voila, which is not installed; run `make app`, or pip install "
-            "'finemem-workbench[app]'"
+            "'fine-mem[app]'"
         )
     asked = {"source": existing_run(options.run).name} if options.run else {}
     asked |= {"projector": "1"} if options.projector else {}
@@ -131,6 +134,7 @@ def _serving(port: int, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {
         "JUPYTER_PATH": os.pathsep.join(templates),
         "FINEMEM_EXPLORERS": "live",
+        WORKING_FOLDER: os.getcwd(),
         "FINEMEM_RUNS_DIR": str(runs_folder()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finemem_lib.cli.app import WORKING_FOLDER
 from finemem_lib.cli.listing import described_runs
 from finemem_lib.cli.rescore import played
 from finemem_lib.data.instance_names import instance_name
@@ -47,7 +49,8 @@ PLAYED_BY = {
 
 
 def open_laboratory() -> None:
-    """Display the laboratory in a notebook."""
+    """Display the laboratory in a notebook, in the folder that `finemem app` was called in."""
+    os.chdir(os.environ.get(WORKING_FOLDER, "."))
     display_bundle(Laboratory(find_sources()).widget, raw=False)
 
 

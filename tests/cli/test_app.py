@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from finemem_lib.cli import app
+from finemem_lib.cli import app, sources
 from finemem_lib.cli.main import main
 from finemem_lib.cli.sources import find_sources
 from finemem_lib.data.planted import planted_instances
@@ -51,6 +51,15 @@ def make_runs(folder: Path, patch: pytest.MonkeyPatch) -> None:
     second.finish()
     make_bare_run(folder / "empty")
     (make_bare_run(folder / "broken") / "manifest.json").write_text(f'{{"run_id": "{HOSTILE}')
+
+
+def test_the_kernel_works_in_the_folder_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(app.WORKING_FOLDER, str(tmp_path))
+    shown = []
+    monkeypatch.setattr(sources, "display_bundle", lambda widget, raw: shown.append(widget))
+    sources.open_laboratory()
+    assert Path.cwd() == tmp_path and len(shown) == 1
 
 
 @pytest.fixture
