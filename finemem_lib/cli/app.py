@@ -1,7 +1,7 @@
 """`finemem app`: the credit laboratory in a browser, without code.
 
 Voila executes `laboratory/laboratory.ipynb` and shows what it displays. It listens on loopback
-only, and takes neither a template nor a theme from a URL.
+only and asks for the token of the printed address; a URL chooses neither template nor theme.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -91,13 +92,16 @@ def app_command(options: argparse.Namespace) -> int:
             "the laboratory needs Voila, which is not installed; run `make app`, or pip install "
             "'fine-mem[app]'"
         )
-    asked = {"source": existing_run(options.run).name} if options.run else {}
+    # A kernel runs what it is sent, and another account of this machine could reach the port.
+    token = secrets.token_urlsafe()
+    asked = {"token": token}
+    asked |= {"source": existing_run(options.run).name} if options.run else {}
     asked |= {"projector": "1"} if options.projector else {}
     port = _free_port(options.port)
-    url = f"http://{HOST}:{port}/" + (f"?{urlencode(asked)}" if asked else "")
+    url = f"http://{HOST}:{port}/?{urlencode(asked)}"
     options.result = {"url": url}
     try:
-        with interruptible(once=False), _serving(port, options.verbose) as server:
+        with interruptible(once=False), _serving(port, token, options.verbose) as server:
             if not _answers(port, server):
                 print(
                     "the server of the laboratory does not answer; --verbose shows what it reports",
@@ -127,7 +131,7 @@ def _free_port(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _serving(port: int, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
+def _serving(port: int, token: str, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
     """Run Voila on the notebook of the laboratory; at the end, stop it with its kernels."""
     folder = resources.files(__package__) / "laboratory"
     templates = [str(folder), *filter(None, [os.environ.get("JUPYTER_PATH")])]
@@ -135,6 +139,7 @@ def _serving(port: int, verbose: bool) -> Iterator[subprocess.Popen[bytes]]:
         "JUPYTER_PATH": os.pathsep.join(templates),
         "FINEMEM_EXPLORERS": "live",
         WORKING_FOLDER: os.getcwd(),
+        "JUPYTER_TOKEN": token,  # not an option, which any account could read
         "FINEMEM_RUNS_DIR": str(runs_folder()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
@@ -161,6 +166,7 @@ def _options(port: int) -> list[str]:
         "--no-browser",
         f"--port={port}",
         "--Voila.port_retries=0",
+        "--Voila.auto_token=True",  # takes JUPYTER_TOKEN
         f"--Voila.ip={HOST}",
         "--Voila.tornado_settings=allow_remote_access=",  # empty: only under a name of loopback
         "--Voila.tornado_settings=disable_check_xsrf=1",  # its page ends its kernel without a token

@@ -187,6 +187,7 @@ class Laboratory(Live):
             self.notices.append(
                 f"The address has more than {MOST} fields, so none was read; shorten it."
             )
+        fields.pop("token", None)  # of the server
         self.projector = fields.pop("projector", "") == "1"
         page = fields.pop("tab", self.page)
         if page in PAGES:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ class Served:
     def page(self, query: str = "") -> Iterator[tuple[Any, Watch]]:
         """Open a page on a screen of a projector, and yield it when the first figure is drawn."""
         with watched_page(1280, 800) as (page, watch):
-            page.goto(f"{self.url}{query}")
+            page.goto(self.url + query.replace("?", "&", 1))
             settled(page.locator("body"))
             yield page, watch
 
@@ -274,12 +275,20 @@ def test_a_hostile_address_and_a_broken_run_are_sentences(served: Served) -> Non
         notices = page.locator(".finemem-notices")
         assert "'broken' has no readable manifest.json" in notices.inner_text()
         assert page.locator("text=Traceback").locator("visible=true").count() == 0
-        page.goto(f"{served.url}?source={HOSTILE}&tab={HOSTILE}&template=../x&theme=dark")
+        page.goto(f"{served.url}&source={HOSTILE}&tab={HOSTILE}&template=../x&theme=dark")
         page.wait_for_selector(".finemem-laboratory")
         settled(page.locator("body"))
         assert notices.inner_text().count("<script>") == 2
         assert page.evaluate("window.ran === undefined")
         assert watch.errors == [] and watch.requests == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", ["", "api/kernels"])
+def test_without_the_token_there_is_only_a_login(served: Served, path: str) -> None:
+    base, _, _ = served.url.partition("?")
+    with urllib.request.urlopen(f"{base}{path}", timeout=LAST_RESORT) as answer:
+        assert "/login" in answer.url and "finemem" not in answer.read().decode()
 
 
 @pytest.mark.browser
