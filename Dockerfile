@@ -1,9 +1,10 @@
 # The workbench without a GPU, installed from its wheel.
 #
 #   docker build --tag fine-mem .
-#   mkdir -p runs && docker run --rm --volume "$PWD/runs:/workbench/runs" fine-mem
+#   mkdir -p runs
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD/runs:/workbench/runs" fine-mem
 #
-# Podman takes the same words. After the name of the image any command line of `finemem` may stand.
+# Rootless podman needs --userns keep-id as well. After the name of the image any command line of `finemem` may stand.
 # `make release-check` builds and runs this, or carries it out as a script where neither is there, so
 # it keeps to COPY, ENV, RUN, WORKDIR, USER, ENTRYPOINT and CMD, and to paths below /workbench.
 FROM python:3.11-slim

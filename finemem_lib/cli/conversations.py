@@ -13,6 +13,8 @@ from typing import Any
 from finemem_lib.credit.rules import RULES
 from finemem_lib.evaluation.rescoring import CreditRow, recredited
 from finemem_lib.rewards import hybrid_reward, outcome_reward
+from finemem_lib.runs.artefacts import ARTEFACTS
+from finemem_lib.runs.run import sha256
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     MemoryItem,
@@ -108,6 +110,8 @@ def credited_rollouts(
 def kept_credit(folder: Path, artefact: str) -> list[CreditRow]:
     """Return the credit that `finemem recredit` computed from the recorded scores of a run.
 
+    Left out is credit of an artefact that was written again since.
+
     Args:
         folder: Folder of the run.
         artefact: Name of the artefact.
@@ -115,7 +119,9 @@ def kept_credit(folder: Path, artefact: str) -> list[CreditRow]:
     names = {field.name for field in dataclasses.fields(CreditRow)}
     rows = []
     for path in sorted((folder / "recredited").glob("[!.]*/credit.jsonl")):
-        if json.loads((path.parent / "how.json").read_text(encoding="utf-8"))["scores"] is None:
+        how = json.loads((path.parent / "how.json").read_text(encoding="utf-8"))
+        read = how["read"].get(artefact)
+        if how["scores"] is None and read == sha256(folder / ARTEFACTS[artefact].file):
             found = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             rows += [
                 CreditRow(**{name: row[name] for name in names})

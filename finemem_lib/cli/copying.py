@@ -93,8 +93,9 @@ def check_extra(to: str) -> None:
     extra, module = EXTRAS[to.partition("://")[0]]
     if importlib.util.find_spec(module) is None:
         raise UsageError(
-            f"{to} needs the extra {extra}, which is not installed: `pip install --constraint "
-            f"constraints.txt '.[{extra}]'`"
+            f"{to} needs the extra {extra}, which is not installed; in a checkout "
+            f"`pip install --constraint constraints.txt '.[{extra}]'`, elsewhere `pip install "
+            f"'fine-mem[{extra}]'`"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,12 @@ def check_folder(folder: Path) -> None:
             raise UsageError(
                 f"init: {folder} is the folder you are in, expected another one; name a new "
                 "folder, such as `finemem init workbench`. Nothing was changed"
+            )
+    for beside in (folder.with_name(f"{folder.name}{end}") for end in (".tmp", ".former")):
+        if os.path.lexists(beside):  # `written_beside` uses these names
+            raise UsageError(
+                f"init: {beside} is there, whose name is needed while {folder.name} is made, "
+                "expected no such file; move it away, or name another folder. Nothing was changed"
             )
     check_output_folder(folder, "init")
 

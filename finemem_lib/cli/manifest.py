@@ -19,7 +19,7 @@ from finemem_lib.runs.notebooks import read_json
 from finemem_lib.runs.run import locate, now, read_record, recorded, sha256
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import git_state, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, versions
 from finemem_lib.util.validation import problems_in_words
 
 MANIFEST_VERSION = 1
@@ -258,7 +258,7 @@ class Manifest(_Stored):
         """
         self.inputs |= {source: data_hash(source) for source in sources}
         self.versions = {"finemem": __version__, **versions()}
-        self.git = git_state(repository_root())
+        self.git = git_state(code_root())
         self.platform = platform.platform()
 
 

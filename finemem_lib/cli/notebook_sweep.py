@@ -44,7 +44,7 @@ from finemem_lib.util.console import (
     print_table,
 )
 from finemem_lib.util.files import real_path, write_bytes, write_json
-from finemem_lib.util.provenance import git_state, repository_root, write_measured
+from finemem_lib.util.provenance import code_root, git_state, repository_root, write_measured
 
 BARE, BARE_FIELDS = "profile.yaml", ("description", "notebooks")
 """File in the sweep's folder with the profile of a notebook that has none, and its fields."""
@@ -415,7 +415,7 @@ def _write(
             for one in results
         ],
         " ".join(["finemem", *words]),
-        git_state(repository_root()),
+        git_state(code_root()),
         notebook=sweep.notebook.stem,
         error={one.cell.key: one.error for one in results if one.status != "ok"},
     )

@@ -18,7 +18,7 @@ from finemem_lib.runs.run import run_folder, sha256, written_entry
 from finemem_lib.trajectory import Trajectory, read_jsonl, write_jsonl
 from finemem_lib.util.console import EXIT_CODES, UsageError, print_table
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import git_state, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, versions
 
 if TYPE_CHECKING:
     from finemem_lib.evaluation.rescoring import ScoreChange
@@ -330,7 +330,7 @@ def results_card(options: argparse.Namespace, folder: Path, found: Found) -> dic
         "command": ["finemem", *getattr(options, "command_line", [])],
         "run": folder.name,
         "read": {name: sha256(folder / ARTEFACTS[name].file) for name in found},
-        "git": git_state(repository_root()),
+        "git": git_state(code_root()),
         "versions": versions(),
     }
 

@@ -68,7 +68,7 @@ from finemem_lib.util.console import (
     print_table,
 )
 from finemem_lib.util.files import exclusive_lock, write_json
-from finemem_lib.util.provenance import cpu_threads, git_state, repository_root
+from finemem_lib.util.provenance import code_root, cpu_threads, git_state, repository_root
 
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
@@ -201,7 +201,7 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Man
         Resumption(
             at=now(),
             process=manifest.process,
-            git=git_state(repository_root()),
+            git=git_state(code_root()),
             after=after,
             notebooks=[entry.name for entry in left],
             set=options.set,

@@ -145,7 +145,10 @@ def _load_run(run: dict[str, Any], say: Say) -> Material:
 
 
 def _by_instance(trajectories: Iterable[Trajectory]) -> dict[str, Group]:
-    """Return the trajectories of every instance, whoever played them."""
+    """Return the trajectories of every instance, of all managers: they are there to be compared.
+
+    Where several managers played, an advantage compares them; no training saw such a group.
+    """
     groups: defaultdict[tuple[str, int], list[Trajectory]] = defaultdict(list)
     for one in trajectories:
         groups[one.instance_id, one.num_steps].append(one)

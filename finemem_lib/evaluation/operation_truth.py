@@ -138,11 +138,12 @@ class _Ledger:
         elif operation.kind == "INSERT":
             what = "fact"
         else:
-            old = self.contents.get(outcome.item_id, "")  # "": the first write of a core
-            what = self._edit(old, content if writes else None)
+            if operation.store == "core":
+                self.contents.setdefault(outcome.item_id, "")  # its first write is an UPDATE
+            what = self._edit(self.contents[outcome.item_id], content if writes else None)
         self.counts[f"{operation.kind} {what}"] += 1
         if not writes:
-            self.contents.pop(outcome.item_id, None)
+            del self.contents[outcome.item_id]
             return None
         if outcome.applied:
             self.contents[outcome.item_id] = content

@@ -77,7 +77,7 @@ from finemem_lib.training.schemes import (
 from finemem_lib.training.trl_adapter import MEASURED
 from finemem_lib.trajectory import Instance, Trajectory
 from finemem_lib.util.files import written_beside
-from finemem_lib.util.provenance import git_state, repository_root
+from finemem_lib.util.provenance import code_root, git_state
 
 KEY_VERSION = 2
 """Part of every key. Increment when the same settings would produce different results."""
@@ -445,7 +445,7 @@ def run_cell(cell: Cell, keep: Path | None = None) -> CellResult:
     Raises:
         ValueError: as `train_manager`.
     """
-    code: dict[str, Any] = {**git_state(repository_root())}
+    code: dict[str, Any] = {**git_state(code_root())}
     with torch_threads(1):
         started, cpu = time.perf_counter(), time.process_time()
         instances = _training_streams(cell)

@@ -12,7 +12,7 @@ from finemem_lib.experiments.cells import KEY_VERSION, CellResult
 from finemem_lib.experiments.design import Design
 from finemem_lib.experiments.sweep import FailedCell
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, hardware, versions
 
 
 def write_rows(results: Sequence[CellResult], path: Path, card: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def experiment_card(
         "description": design.description,
         "baseline": design.baseline,
         "command": command,
-        **git_state(repository_root()),
+        **git_state(code_root()),
         "made_by": Counter(
             (one.commit or "no recorded commit") + (" and changes" if one.dirty else "")
             for one in cells.values()

@@ -105,13 +105,15 @@ def measure_intervals(
             if difference:
                 fig.add_vline(x=0, line={"color": GREY, "width": 1}, row=1, col=panel + 1)
     style.name_panels(fig, unit)
-    count = f"{len(drawn)} estimates over {_seeds(drawn)} seeds"
+    one_seed = all(row.seeds == 1 for row in drawn)
+    count = f"{len(drawn)} estimates over {_seeds(drawn)} seed{'s' * (not one_seed)}"
+    over = "its streams" if one_seed else "seeds and streams"
     clear = [row for row in drawn if difference and excludes_zero(row)]
     excluding = f"; {len(clear)} of the intervals exclude zero" if difference else ""
     return style.finish(
         fig,
         title,
-        f"{count}, with 95 % intervals over seeds and streams{excluding}.",
+        f"{count}, with 95 % intervals over {over}{excluding}.",
         f"Dot plot with intervals of {len(measures)} measures for {lines} in {panels}.",
         170 + max(130, (26 + 12 * len(measures)) * len(lines.names)) + 24 * (len(measures) > 1),
         margin={"t": style.PANELS_TOP, "b": 72 + 24 * (len(measures) > 1)},

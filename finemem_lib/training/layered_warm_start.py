@@ -34,7 +34,7 @@ from finemem_lib.training.warm_start import (
     evaluate,
 )
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, hardware, repository_root, versions
 
 if TYPE_CHECKING:
     import torch
@@ -278,7 +278,7 @@ def write_card(folder: Path, seed: int, steps: int, samples: int, final: Path | 
         OSError: It cannot be written to.
     """
     started = time.perf_counter()
-    git = git_state(repository_root())
+    git = git_state(code_root())
     manager = load_manager(folder)
     rows: list[dict[str, Any]] = [
         {

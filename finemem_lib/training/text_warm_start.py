@@ -52,13 +52,7 @@ from finemem_lib.training.text_demonstrations import (
 from finemem_lib.training.trl_adapter import constrained_logps
 from finemem_lib.trajectory import Instance
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import (
-    git_state,
-    hardware,
-    repository_root,
-    versions,
-    write_measured,
-)
+from finemem_lib.util.provenance import code_root, git_state, hardware, versions, write_measured
 from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
@@ -381,7 +375,7 @@ def _trained(
     texts: Sequence[Instance], asked: argparse.Namespace
 ) -> tuple[ModelManager, dict[str, Any]]:
     """Return the trained manager and the record of its training."""
-    git, started = git_state(repository_root()), time.perf_counter()
+    git, started = git_state(code_root()), time.perf_counter()
     manager = load_manager(asked.model, model=SETTINGS, seed=asked.seed)
     single_precision(manager.model)
     losses = train(
@@ -421,7 +415,7 @@ def write_card(
         texts: Instances to draw demonstrations from, by name of the row.
         asked: Command-line arguments with `samples`, `seed` and `threads`.
     """
-    git, started = git_state(repository_root()), time.perf_counter()
+    git, started = git_state(code_root()), time.perf_counter()
     rows = []
     for number, (name, instances) in enumerate(texts.items(), start=asked.seed + 1):
         shown = demonstrations(instances, asked.samples, number)

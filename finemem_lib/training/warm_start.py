@@ -56,7 +56,7 @@ from finemem_lib.trajectory import (
     Store,
 )
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, hardware, repository_root, versions
 
 if TYPE_CHECKING:
     import torch
@@ -713,7 +713,7 @@ def write_card(
         ValueError: The folder holds no checkpoint.
         OSError: The folder cannot be written to.
     """
-    git = git_state(repository_root())
+    git = git_state(code_root())
     started = time.perf_counter()
     manager = load_manager(folder)
     rows = _measured(manager, seed + 1, samples, world)

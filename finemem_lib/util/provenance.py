@@ -56,6 +56,11 @@ def repository_root() -> Path:
     )
 
 
+def code_root() -> Path:
+    """Return the folder that holds this library: its checkout, or where it is installed."""
+    return Path(__file__).resolve().parents[2]
+
+
 def cpu_threads() -> int | None:
     """Return the number of CPU threads in OMP_NUM_THREADS, or `None` if it is not a number."""
     threads = os.environ.get("OMP_NUM_THREADS", "")

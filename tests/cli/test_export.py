@@ -20,7 +20,7 @@ from finemem_lib.cli.conversations import credited_rollouts, messages
 from finemem_lib.cli.inspect_log import inspect_log
 from finemem_lib.cli.main import main
 from finemem_lib.data.worked_example import worked_example
-from finemem_lib.runs.run import start_run
+from finemem_lib.runs.run import sha256, start_run
 from tests.helpers.browser import watched_page
 from tests.helpers.environments import environment_with
 from tests.helpers.patience import LAST_RESORT, wait_until
@@ -91,7 +91,7 @@ def test_every_step_carries_its_rewards_and_the_credit_of_every_rule_from_the_re
 
 
 def test_credit_that_recredit_has_computed_is_exported_too(run):
-    """But not that of answers which a judge has scored again."""
+    """But not that of answers which a judge has scored again, or of rollouts since replaced."""
     rows = [
         {
             "artefact": "trajectories",
@@ -105,13 +105,20 @@ def test_credit_that_recredit_has_computed_is_exported_too(run):
         for one in rollouts(POISON)
         for step in one.steps
     ]
-    for name, scores in (("step-loo", None), ("judged", "strict")):
+    now = sha256(run / "trajectories.jsonl")
+    for name, scores, read in (
+        ("step-loo", None, now),
+        ("judged", "strict", now),
+        ("stale", None, "0" * 64),
+    ):
         folder = run / "recredited" / name
         folder.mkdir(parents=True)
-        factor = 1 if scores is None else 100
+        factor = 1 if name == "step-loo" else 100
         lines = [json.dumps(row | {"credit": row["credit"] * factor}) for row in rows]
         (folder / "credit.jsonl").write_text("\n".join(lines))
-        (folder / "how.json").write_text(json.dumps({"scores": scores}))
+        (folder / "how.json").write_text(
+            json.dumps({"scores": scores, "read": {"trajectories": read}})
+        )
     assert main(["export", "played", "--to", "inspect"]) == 0
     [log] = (run / "exported" / "inspect" / "logs").iterdir()
     sample = json.loads(log.read_text())["samples"][1]

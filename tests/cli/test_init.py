@@ -105,6 +105,16 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(again, made, tmp_path, caps
     assert "expected" in error and contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("end", [".tmp", ".former"])
+def test_what_lies_under_a_name_that_is_needed_is_left_as_it_is(end, tmp_path, capsys):
+    work = tmp_path / f"mine{end}" / "work"
+    work.parent.mkdir()
+    work.write_text("mine")
+    assert main(["init", str(tmp_path / "mine")]) == 2
+    assert "move it away" in capsys.readouterr().err and work.read_text() == "mine"
+    assert [*tmp_path.iterdir()] == [work.parent]
+
+
 def test_an_empty_folder_is_filled_unless_it_is_the_working_directory(
     tmp_path, monkeypatch, capsys
 ):
