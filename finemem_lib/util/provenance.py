@@ -27,6 +27,9 @@ FETCHED = "data/models/"
 FOLDER_MARK = ".finemem.json"
 """File by which a folder that `finemem init` made is known; it holds the library's version."""
 
+ROOT_UID = 0
+"""Number of the account that may write everything anyway."""
+
 
 class NoWorkbenchError(FileNotFoundError):
     """There is neither a checkout nor a folder of `finemem init` to read notebooks from."""
@@ -35,24 +38,26 @@ class NoWorkbenchError(FileNotFoundError):
 def repository_root() -> Path:
     """Return the folder that notebooks, profiles and shipped data are read from.
 
-    This is the folder of `finemem init` that contains the working directory, else the checkout
-    that this library is imported from. Notebooks and the command line resolve relative paths
-    against it.
+    This is the nearest folder around the working directory that `finemem init` made or that is the
+    checkout of this library, else that checkout. A folder of another account is not used, because
+    its notebooks would be executed. Notebooks and the command line resolve relative paths against
+    the returned folder.
 
     Raises:
         NoWorkbenchError: the library was installed without its repository, and the working
             directory is in no folder of `finemem init`.
     """
-    here = Path.cwd()
+    here, root = Path.cwd(), code_root()
+    checkout = root if (root / "notebooks" / "profiles").is_dir() else None
     for folder in (here, *here.parents):
-        if (folder / FOLDER_MARK).is_file():
+        mark = folder / FOLDER_MARK
+        if folder == checkout or mark.is_file() and mark.stat().st_uid in (os.getuid(), ROOT_UID):
             return folder
-    package = Path(__file__).resolve().parents[1]
-    if (package.parent / "notebooks" / "profiles").is_dir():
-        return package.parent
+    if checkout:
+        return checkout
     raise NoWorkbenchError(
-        f"no notebooks found: {here} is in no folder that `finemem init` made, and {package} is "
-        "in no checkout; expected one of them; run `finemem init FOLDER`, then `cd FOLDER`"
+        f"no notebooks found: {here} is in no folder that `finemem init` made for this account, "
+        f"and {root} is no checkout; expected one of them; run `finemem init FOLDER`, then `cd FOLDER`"
     )
 
 

@@ -82,6 +82,22 @@ def test_outside_such_a_folder_a_checkout_is_used(tmp_path, monkeypatch):
     assert repository_root() == ROOT
 
 
+def test_the_nearest_folder_is_used_and_none_of_another_account(tmp_path, monkeypatch):
+    """Who executes notebooks of another account runs that account's code."""
+    (tmp_path / FOLDER_MARK).write_text("{}")
+    checkout = tmp_path / "checkout"
+    (checkout / "notebooks" / "profiles").mkdir(parents=True)
+    module = checkout / "finemem_lib" / "util" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    monkeypatch.chdir(checkout / "notebooks")
+    assert repository_root() == checkout
+    monkeypatch.chdir(tmp_path)
+    assert repository_root() == tmp_path
+    monkeypatch.setattr(provenance.os, "getuid", lambda: (tmp_path.stat().st_uid or 1) + 1)
+    monkeypatch.setattr(provenance, "ROOT_UID", -1)
+    assert repository_root() == checkout
+
+
 def test_without_folder_and_checkout_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FINEMEM_RUNS_DIR", raising=False)
