@@ -328,7 +328,8 @@ class RunExecution:
         status, error = self._run_notebooks()
         clear_scratch(self.folder, finished=status == "ok")
         report = self._end(status, error)
-        missing = self._copy()
+        # Signals are ignored by now, and a slow copy of an interrupted run could not be ended.
+        missing = None if status == "interrupted" else self._copy()
         self._print_results(report, missing)
         ended = self.manifest.status
         return EXIT_CODES["failed" if ended == "ok" and missing else ended]

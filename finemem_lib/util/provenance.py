@@ -57,7 +57,8 @@ def repository_root() -> Path:
         return checkout
     raise NoWorkbenchError(
         f"no notebooks found: {here} is in no folder that `finemem init` made for this account, "
-        f"and {root} is no checkout; expected one of them; run `finemem init FOLDER`, then `cd FOLDER`"
+        f"and {root} is no checkout; expected one of them; run `finemem init FOLDER`, then `cd "
+        "FOLDER`"
     )
 
 
