@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ class Reply:
     tokens_in: int | None = None
     tokens_out: int | None = None
     cut: bool = False
+
+
+LONGEST_WAIT = 60.0
+"""Seconds to wait for other processes that use the file."""
 
 
 class Memo:
@@ -56,9 +61,12 @@ class Memo:
         try:
             # Autocommit: a reply is on disk when `put` returns. Replies arrive in another thread.
             file = sqlite3.connect(
-                self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+                self.path or ":memory:",
+                timeout=LONGEST_WAIT,
+                isolation_level=None,
+                check_same_thread=False,
             )
-            file.execute("PRAGMA journal_mode=WAL")
+            _use_write_ahead_log(file)
             file.execute(
                 "CREATE TABLE IF NOT EXISTS replies (key TEXT, round INTEGER, reply TEXT NOT NULL, "
                 "PRIMARY KEY (key, round)) WITHOUT ROWID"
@@ -108,3 +116,16 @@ class Memo:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _use_write_ahead_log(file: sqlite3.Connection) -> None:
+    """Switch a file to the write-ahead log; SQLite does not wait here for other processes."""
+    ends = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                raise
+            time.sleep(0.02)

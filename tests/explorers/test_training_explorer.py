@@ -121,7 +121,7 @@ def test_in_a_front_end_a_widget_grows_until_the_plain_figure_takes_its_place(
         assert shown[0].spec["layout"]["title"]["text"] == f"Training, {live.line}"
         told.append(shown[0].spec)
     assert told[0] != told[1]  # an equal spec would not reach the page
-    assert len(shown[0].get_state("_esm")["_esm"]) < 10_000  # Incident: a FigureWidget loads 5 MB
+    assert len(shown[0].get_state("_esm")["_esm"]) < 20_000  # Incident: a FigureWidget loads 5 MB
     live.finish(RECORDS)
     assert shown[0].comm is None and style.PLOTLY_MIME in shown[1]
     live = explorers.LiveCurves(2)
@@ -413,7 +413,9 @@ def test_a_group_is_shown_where_its_completions_answer_one_prompt(manager, playe
             advantages = [row[step - 1] for row in found.advantages]
             assert list(figure.data[-1].x) == [style.number(value) for value in advantages]
             ids = [one.steps[step - 1].completion_ids for one in played[0]]
-            assert len(figure.data[0].text) == sum(map(len, ids))
+            cut = sum(map(len, ids)) - len(figure.data[0].text)
+            said = f" {cut} tokens have no room."
+            assert cut >= 0 and (said in figure.layout.meta["caption"]) == bool(cut)
             signs = {
                 (note.split(":")[0], note.split()[-1][0]) for note in figure.data[0].customdata
             }
