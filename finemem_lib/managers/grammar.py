@@ -12,9 +12,11 @@ operations with the format reward.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from finemem_lib.text import words
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ class State:
     Attributes:
         asked: The next field: "start", "id" or "quote".
         kind: Kind of the operation that the field belongs to.
+        record: Alias of the record that an UPDATE addresses, without "#".
         quoted: Numbers of the sentences quoted so far.
         addressed: Aliases of the records addressed so far, without "#".
         operations: Number of operations begun so far.
@@ -44,6 +47,7 @@ class State:
 
     asked: str = "start"
     kind: str = ""
+    record: int | None = None
     quoted: frozenset[int] = frozenset()
     addressed: frozenset[int] = frozenset()
     operations: int = 0
@@ -63,12 +67,20 @@ class QuoteGrammar:
         records: Number of records that may be addressed, #0 first.
         encode: Returns the token ids of a text.
         end: Id of the token that ends a completion.
+        matches: For each record, the sentences that may replace it by an UPDATE; a record without
+            one is not addressed at all. `None`: every sentence may replace every record.
     """
 
     def __init__(
-        self, quotes: int, records: int, encode: Callable[[str], Sequence[int]], end: int
+        self,
+        quotes: int,
+        records: int,
+        encode: Callable[[str], Sequence[int]],
+        end: int,
+        matches: Sequence[Collection[int]] | None = None,
     ) -> None:
         self.quotes, self.records, self.encode, self.end = quotes, records, encode, end
+        self.matches = matches
         self.branch = functools.cache(self._branch)
 
     def walk(self) -> Walk:
@@ -130,15 +142,16 @@ class QuoteGrammar:
         if state.asked == "quote":
             return [
                 (f"{number}}}{text}", after)
-                for number in range(1, self.quotes + 1)
-                if number not in state.quoted
-                for text, after in self._closed(_with(state, quoted=state.quoted | {number}))
+                for number in self._quotable(state, state.record)
+                for text, after in self._closed(
+                    _with(state, record=None, quoted=state.quoted | {number})
+                )
             ]
-        left = [number for number in range(self.records) if number not in state.addressed]
+        left = self._addressable(state, state.kind)
         after_id = [_with(state, addressed=state.addressed | {number}) for number in left]
         if state.kind == "UPDATE":
             return [
-                (f'{number}","quote":', _with(after, asked="quote"))
+                (f'{number}","quote":', _with(after, asked="quote", record=number))
                 for number, after in zip(left, after_id, strict=True)
             ]
         return [
@@ -156,9 +169,11 @@ class QuoteGrammar:
         """Return the possible beginnings of the next operation, with the states after them."""
         if state.operations == MOST_OPERATIONS:
             return []
-        quotes = len(state.quoted) < self.quotes
-        records = len(state.addressed) < self.records
-        possible = {"INSERT": quotes, "UPDATE": quotes and records, "DELETE": records}
+        possible = {
+            "INSERT": len(state.quoted) < self.quotes,
+            "UPDATE": bool(self._addressable(state, "UPDATE")),
+            "DELETE": bool(self._addressable(state, "DELETE")),
+        }
         return [
             (
                 opening,
@@ -173,6 +188,19 @@ class QuoteGrammar:
             if possible[kind]
         ]
 
+    def _quotable(self, state: State, record: int | None) -> list[int]:
+        """Return the sentences left to quote; for a record, those that may replace it."""
+        every = range(1, self.quotes + 1)
+        allowed = every if record is None or self.matches is None else self.matches[record]
+        return [number for number in every if number in allowed and number not in state.quoted]
+
+    def _addressable(self, state: State, kind: str) -> list[int]:
+        """Return the records left that an operation of a kind may address."""
+        left = [number for number in range(self.records) if number not in state.addressed]
+        if kind == "UPDATE":
+            return [number for number in left if self._quotable(state, number)]
+        return [number for number in left if self.matches is None or self.matches[number]]
+
     def _branch(self, state: State) -> Branch:
         """Return the options of a state as a tree of tokens."""
         tree: Branch = {}
@@ -183,6 +211,36 @@ class QuoteGrammar:
                 branch = branch.setdefault(token, {})
             branch[tokens[-1]] = after
         return tree
+
+
+MATCHING_SHARE = 0.7
+"""Share of a record's words that a sentence repeats if it may revise or retract the record."""
+
+
+def matching_sentences(
+    sentences: Sequence[str], records: Sequence[str]
+) -> tuple[frozenset[int], ...]:
+    """Return, for each record, the numbers of the sentences that may revise or retract it.
+
+    A sentence matches if it repeats at least `MATCHING_SHARE` of the record's distinct words, and
+    at least three of them.
+
+    Args:
+        sentences: Sentences of the chunk; the first has number 1.
+        records: Contents of the records.
+
+    >>> matching_sentences(["Mia sails.", "Leo owns a cat."], ["Leo owns a dog.", "Zoe paints."])
+    (frozenset({2}), frozenset())
+    """
+    said = [set(words(sentence)) for sentence in sentences]
+    found = []
+    for record in records:
+        known = set(words(record))
+        least = max(3, MATCHING_SHARE * len(known))
+        found.append(
+            frozenset(n for n, one in enumerate(said, start=1) if len(known & one) >= least)
+        )
+    return tuple(found)
 
 
 def _with(state: State, **changed: Any) -> State:

@@ -62,7 +62,9 @@ Loader = Literal["transformers", "unsloth"]
 Precision = Literal["auto", "bf16", "4bit"]
 MemoryRule = Literal["recent", "relevant", "recent+relevant"]
 ChunkRule = Literal["head", "head+tail"]
-OperationsAs = Literal["json", "tools", "quotes", "constrained-quotes", "calls"]
+OperationsAs = Literal["json", "tools", "quotes", "constrained-quotes", "matched-quotes", "calls"]
+CONSTRAINED = ("constrained-quotes", "matched-quotes")
+"""Forms of operations whose decoding is constrained by a grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,10 @@ class ModelSettings:
         chunk_rule: Which part of a chunk it shows when it is too long, see `PromptBuilder`.
         operations_as: Operations are a JSON list ("json"), tool calls of the model's chat template
             ("tools"), or a JSON list whose contents are sentences of the chunk, quoted by their
-            number ("quotes", not in the paper), of which "constrained-quotes" samples only what
-            the memory can apply, see `grammar`; or Mem-alpha's calls on a layered memory as a JSON
-            list ("calls").
+            number ("quotes", not in the paper); of which "constrained-quotes" samples only what
+            the memory can apply, and "matched-quotes" also addresses only records that a sentence
+            of the chunk may revise, see `grammar`; or Mem-alpha's calls on a layered memory as a
+            JSON list ("calls").
 
     Raises:
         ValueError: A setting is out of range, or two settings contradict each other.
@@ -146,11 +149,11 @@ class ModelSettings:
                 f"ModelSettings: lora_alpha is {self.lora_alpha} and lora_rank is 0, so there is "
                 "no adapter to scale; give a lora_rank, or leave lora_alpha out"
             )
-        if self.operations_as == "constrained-quotes" and self.loader == "unsloth":
+        if self.operations_as in CONSTRAINED and self.loader == "unsloth":
             raise ValueError(
-                "ModelSettings: operations_as is 'constrained-quotes', which this library samples "
-                "itself, and the loader is 'unsloth', which samples its own way; take 'quotes', or "
-                "the loader transformers"
+                f"ModelSettings: operations_as is {self.operations_as!r}, which this library "
+                "samples itself, and the loader is 'unsloth', which samples its own way; take "
+                "'quotes', or the loader transformers"
             )
         if self.lora_layers is not None and (not self.lora_rank or self.loader == "unsloth"):
             raise ValueError(

@@ -19,8 +19,9 @@ from finemem_lib.data.sentences import units
 from finemem_lib.layers.memory import LayerRules
 from finemem_lib.layers.operations import format_calls, parse_calls
 from finemem_lib.managers import tiny
-from finemem_lib.managers.grammar import QuoteGrammar
+from finemem_lib.managers.grammar import QuoteGrammar, matching_sentences
 from finemem_lib.managers.loading import (
+    CONSTRAINED,
     MAX_PROMPT_TOKENS,
     ChunkRule,
     MemoryRule,
@@ -404,16 +405,22 @@ class QuotingPromptBuilder(PromptBuilder):
         Args:
             prompt: Text of the prompt.
         """
-        if self.operations_as != "constrained-quotes":
+        if self.operations_as not in CONSTRAINED:
             return None
         # Every sentence and record occupies one line, so no text can imitate another line.
-        quotes, records = (len(mark.findall(prompt)) for mark in (_SENTENCE, _RECORD))
-        return self._grammar(quotes, records)
+        sentences, records = (mark.findall(prompt) for mark in (_SENTENCE, _RECORD))
+        matches = None
+        if self.operations_as == "matched-quotes":
+            shown = [self._special.split(record)[0] for record in records]  # without the turn's end
+            matches = matching_sentences(sentences, shown)
+        return self._grammar(len(sentences), len(records), matches)
 
     @functools.lru_cache(maxsize=1 << 10)  # noqa: B019  # a builder lives as long as its manager
-    def _grammar(self, quotes: int, records: int) -> QuoteGrammar:
+    def _grammar(
+        self, quotes: int, records: int, matches: tuple[frozenset[int], ...] | None
+    ) -> QuoteGrammar:
         end: Any = self.tokenizer.eos_token_id
-        return QuoteGrammar(quotes, records, self._encode, end)
+        return QuoteGrammar(quotes, records, self._encode, end, matches)
 
     def _quotable(self, chunk: str) -> tuple[str, ...]:
         return tuple(units(chunk))
@@ -433,8 +440,8 @@ class QuotingPromptBuilder(PromptBuilder):
         ]
 
 
-_SENTENCE = re.compile(r"^\[\d+\] ", re.MULTILINE)
-_RECORD = re.compile(r"^#\d+ ", re.MULTILINE)
+_SENTENCE = re.compile(r"^\[\d+\] (.*)", re.MULTILINE)
+_RECORD = re.compile(r"^#\d+ (.*)", re.MULTILINE)
 _QUOTE = re.compile(r'"quote"\s*:\s*"?(\d{1,4})"?')
 _CONTENT = re.compile(r'"content"\s*:')
 

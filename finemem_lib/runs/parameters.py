@@ -555,7 +555,7 @@ class GRPOTraining(LoadsCheckpoint):
     operations_as: Annotated[
         OperationsAs,
         _PROMPTS,
-        _help("form of operations; or tools, quotes, constrained-quotes, calls of layers"),
+        _help("form of operations; or tools, [constrained-|matched-]quotes, calls of layers"),
     ] = "json"
 
     save_every: Annotated[int, _RUN, _within(1, 100_000, "updates between checkpoints")] = 10

@@ -2,9 +2,9 @@
 
 A demonstration consists of a memory, a piece of a text, and operations that quote the piece's
 sentences. The sentences to keep are drawn at random: GRPO has to learn what is worth keeping. The
-response to revisions is not random. Real passages seldom revise themselves, so revisions are
-constructed: a record states the same as a sentence of the piece with another value, or the piece
-retracts a record.
+response to revisions is not random, and comes first. Real passages seldom revise themselves, so
+revisions are constructed: a record states the same as a sentence of the piece with another value,
+which updates it, or the piece retracts a record, which is deleted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from finemem_lib.data.excerpts import pieces
 from finemem_lib.data.sentences import units
-from finemem_lib.managers.grammar import MOST_OPERATIONS
+from finemem_lib.managers.grammar import MOST_OPERATIONS, matching_sentences
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
@@ -24,16 +24,13 @@ from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, MemoryItem, Operation
 
 KEPT = 0.5
-"""Share of the sentences that a demonstration keeps; at 0.5 a policy's choices vary most."""
+"""Share of the other sentences that a demonstration keeps; at 0.5 a policy's choices vary most."""
 
 REVISED, RETRACTED = 0.6, 0.15
 """Shares of the demonstrations with revised records, and with a retracted record."""
 
 MOST_REVISIONS = 3
 """Largest number of records that a piece revises; the number is drawn from 1 to it."""
-
-UPDATED = 0.75
-"""Share of the kept revisions that update the record; the others delete it and insert."""
 
 MOST_RECORDS = 12
 TAKEN_BACK = "It is no longer true that "
@@ -108,8 +105,10 @@ def _drawn(
     for record in earlier.values():
         records.insert(rng.randint(0, len(records)), record)
     retracted = None
-    if records and draw > 1 - RETRACTED:  # excludes revisions, because REVISED < 1 - RETRACTED
-        retracted = rng.choice(records)
+    if draw > 1 - RETRACTED:  # excludes revisions, because REVISED < 1 - RETRACTED
+        found = [record for record in records if _matches(TAKEN_BACK + record, record)]
+        retracted = rng.choice(found) if found else None
+    if retracted is not None:
         sentences.insert(rng.randint(0, len(sentences)), TAKEN_BACK + " ".join(retracted.split()))
     memory = FlatMemory()
     memory.apply([Operation("INSERT", record) for record in records], 1)
@@ -117,25 +116,19 @@ def _drawn(
     text = "\n".join(sentences)
     observation = Observation(instance, memory.items, Chunk(text, count_tokens(text)), 2)
     aliases = {item.content: f"#{place}" for place, item in enumerate(memory.items)}
-    written = []
+    edits, inserts = [], []
     for number, sentence in enumerate(units(text), start=1):
-        quote = f'"quote":{number}}}'
         if retracted is not None and sentence.startswith(TAKEN_BACK):
-            written.append(f'{{"op":"DELETE","id":"{aliases[retracted]}"}}')
-        elif rng.random() > KEPT:
-            continue
+            edits.append(f'{{"op":"DELETE","id":"{aliases[retracted]}"}}')
         elif sentence in earlier:
             alias = aliases[earlier[sentence]]
-            if rng.random() < UPDATED:
-                written.append(f'{{"op":"UPDATE","id":"{alias}",{quote}')
-            else:
-                written.append(f'{{"op":"DELETE","id":"{alias}"}}')
-                written.append(f'{{"op":"INSERT",{quote}')
-        else:
-            written.append(f'{{"op":"INSERT",{quote}')
+            edits.append(f'{{"op":"UPDATE","id":"{alias}","quote":{number}}}')
+        elif rng.random() < KEPT:
+            inserts.append(f'{{"op":"INSERT","quote":{number}}}')
+    written = [*edits, *inserts][:MOST_OPERATIONS]
     return Demonstration(
         observation,
-        f"[{','.join(written[:MOST_OPERATIONS])}]" if written else '[{"op":"SKIP"}]',
+        f"[{','.join(written)}]" if written else '[{"op":"SKIP"}]',
         {ids[record]: sentence for sentence, record in earlier.items()},
         None if retracted is None else ids[retracted],
     )
@@ -164,8 +157,15 @@ def _revisions(
             if not names:
                 continue
             value = rng.choice(sorted(names))
-        found[sentence] = sentence[: place.start()] + value + sentence[place.end() :]
+        record = sentence[: place.start()] + value + sentence[place.end() :]
+        if _matches(sentence, record):
+            found[sentence] = record
     return found
+
+
+def _matches(sentence: str, record: str) -> bool:
+    """Return whether the grammar lets a sentence revise or retract a record."""
+    return bool(matching_sentences([sentence], [record])[0])
 
 
 def memory_of(observation: Observation) -> FlatMemory:

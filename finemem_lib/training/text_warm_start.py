@@ -44,7 +44,7 @@ from finemem_lib.training.text_demonstrations import (
     MOST_REVISIONS,
     RETRACTED,
     REVISED,
-    UPDATED,
+    TAKEN_BACK,
     Demonstration,
     demonstrations,
     memory_of,
@@ -71,7 +71,7 @@ SETTINGS = ModelSettings(
     max_prompt_tokens=640,
     max_new_tokens=128,
     batch_size=32,
-    operations_as="constrained-quotes",
+    operations_as="matched-quotes",
 )
 """Settings to load and prompt the model."""
 
@@ -234,7 +234,8 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
         "valid_json", of the completions; "executable", of the emitted operations; "supported", of
         the INSERTs and UPDATEs, with at least 0.9 of the content's words in the chunk;
         "right_record", of the UPDATEs and DELETEs in steps with a revision or retraction, that
-        address a revised or retracted record, an UPDATE with the revising sentence;
+        address a revised or retracted record, an UPDATE with the revising sentence; "outdated",
+        of the records with a stored revision and of the retracted ones, that stayed as they were;
         "without_record", of all UPDATEs and DELETEs, in steps without revision or retraction;
         "kept", of the sentences.
     """
@@ -246,6 +247,7 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
             "executable",
             "supported",
             "right_record",
+            "outdated",
             "without_record",
             "kept",
         )
@@ -255,7 +257,8 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
             tally["valid_json"].append(isinstance(json.loads(completion.text), list))
         except ValueError:
             tally["valid_json"].append(False)
-        outcomes, _ = memory_of(one.observation).apply(completion.operations, 2)
+        memory = memory_of(one.observation)
+        outcomes, _ = memory.apply(completion.operations, 2)
         text = one.observation.chunk.text
         spoken, stored = set(words(text)), set()
         tally["executable"] += [outcome.applied for outcome in outcomes]
@@ -273,6 +276,13 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
                     if operation.kind == "UPDATE":
                         right = one.revised.get(operation.item_id) == operation.content
                     tally["right_record"].append(right)
+        before = {item.item_id: item.content for item in one.observation.items}
+        after = {item.item_id: item.content for item in memory.items}
+        tally["outdated"] += [
+            after.get(record) == before[record]
+            for record in meant
+            if one.revised.get(record, TAKEN_BACK) in {*stored, TAKEN_BACK}
+        ]
         quotable = manager.builder.render(one.observation).quotable
         tally["kept"] += [sentence in stored for sentence in quotable]
     return {
@@ -293,7 +303,8 @@ An adapter of {parameters:,} parameters ({megabytes:.1f} MB, rank {rank}, all la
 SmolLM2-135M-Instruct (`finemem fetch smollm2`), to start GRPO on real text from. It writes
 operations that quote the sentences of the text by number; decoding is constrained to operations on
 the sentences and records that the prompt shows (`finemem_lib/managers/grammar.py`), so they are
-valid by construction. How often it finds the record that a text revises stands below. It has **no**
+valid by construction. A record can be updated or deleted only if a sentence of the text repeats
+half of its words; whether to do so is the manager's choice. It has **no**
 sense for what is worth keeping: it was shown random choices. GRPO goes on training the adapter of
 the {layers} layers at the top.
 
@@ -302,10 +313,9 @@ seconds on {hardware}.
 
 **Data.** Demonstrations drawn by `training.text_demonstrations` from {sources}, all but the last
 fifth of each file's instances: pieces of at most 80 tokens, 0 to 12 records of other pieces of the
-same text within 150 tokens. A sentence is quoted with probability {kept:g}. In {revised:.0%} of the
-demonstrations one to {revisions} records hold sentences of the piece with another value; where such
-a sentence is quoted, the record is updated ({updated:.0%}) or deleted and the sentence inserted. In
-{retracted:.0%} the piece takes a record back, which is then deleted.
+same text within 150 tokens. In {revised:.0%} of the demonstrations one to {revisions} records hold
+sentences of the piece with another value; these sentences update them. In {retracted:.0%} the piece
+takes a record back, which is deleted. Any other sentence is quoted with probability {kept:g}.
 
 ## Measured
 
@@ -315,18 +325,27 @@ which no demonstration was drawn. Valid JSON: share of the completions. Executab
 operations that the memory applies. Supported: share of the written contents of whose words 90 % or
 more stand in the text. Right record: of the UPDATEs and DELETEs where records are revised or taken
 back (their number in brackets), those of such a record, an UPDATE by the sentence that revises it.
-Without record: share of all UPDATEs and DELETEs in a step that
-revises nothing. Kept: share of the sentences that were stored.
+Outdated: share of the records with a stored revision, and of those taken back, that stayed as they
+were. Without record: share of all UPDATEs and DELETEs in a step that revises nothing. Kept: share
+of the sentences that were stored.
 
-| texts | valid JSON | executable | supported | right record | without record | kept |
-|---|---|---|---|---|---|---|
+| texts | valid JSON | executable | supported | right record | outdated | without record | kept |
+|---|---|---|---|---|---|---|---|
 {rows}
 """
 
 TRAINED, MEASURED = "training.json", "measured.jsonl"
 """Files in the adapter's folder: the record of its training, and the rows of the card's figures."""
 
-_COLUMNS = ("valid_json", "executable", "supported", "right_record", "without_record", "kept")
+_COLUMNS = (
+    "valid_json",
+    "executable",
+    "supported",
+    "right_record",
+    "outdated",
+    "without_record",
+    "kept",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -464,7 +483,6 @@ def card(folder: Path) -> str:
         kept=KEPT,
         revised=REVISED,
         revisions=MOST_REVISIONS,
-        updated=UPDATED,
         retracted=RETRACTED,
         samples=rows[0]["completions"],
         rows="\n".join(_line(row) for row in rows),
@@ -475,6 +493,7 @@ def _line(row: Mapping[str, Any]) -> str:
     """Return a row of the card's table."""
     cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in _COLUMNS]
     cells[3] += f" ({row['right_record_of']})"
+    cells[4] += f" ({row['outdated_of']})"
     return f"| {row['texts']} | {' | '.join(cells)} |"
 
 

@@ -39,7 +39,12 @@ from finemem_lib.data.faults import EvidenceFaults
 from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
 from finemem_lib.managers.frozen_layers import FrozenLayers, frozen_layers
 from finemem_lib.managers.grammar import chosen_logprobs
-from finemem_lib.managers.loading import import_unsloth, no_progress_bars, single_precision
+from finemem_lib.managers.loading import (
+    CONSTRAINED,
+    import_unsloth,
+    no_progress_bars,
+    single_precision,
+)
 from finemem_lib.managers.operation_tokens import operation_of_tokens, token_texts
 from finemem_lib.managers.prompts import Prompt, PromptBuilder
 from finemem_lib.managers.rollout import RolloutSettings
@@ -312,9 +317,9 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         plain = all(getattr(args, name) == value for name, value in SAMPLING_DEFAULTS.items())
         if plain and not args.use_vllm and not self.unsloth:
             return True
-        if builder.operations_as == "constrained-quotes":
+        if builder.operations_as in CONSTRAINED:
             raise ValueError(
-                "StepGRPOTrainer: operations_as is 'constrained-quotes', which needs this "
+                f"StepGRPOTrainer: operations_as is {builder.operations_as!r}, which needs this "
                 "library's own sampling, and the settings let TRL or vLLM sample; take 'quotes', "
                 "or leave those settings out"
             )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from finemem_lib.managers.frozen_layers import FrozenLayers
-from finemem_lib.managers.grammar import MOST_OPERATIONS, QuoteGrammar, State
+from finemem_lib.managers.grammar import MATCHING_SHARE, MOST_OPERATIONS, QuoteGrammar, State
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.prompts import prompt_builder
@@ -62,6 +62,41 @@ def test_whatever_is_written_can_be_applied(builder, quotes, records, rng):
     outcomes, _ = memory.apply(builder.parse(said, prompt), 2)
     assert outcomes and all(outcome.applied for outcome in outcomes), said
     assert prompt.grammar.tokens(said) == tuple(tokens)
+
+
+def matched_builder():
+    return prompt_builder(small_tokenizer("llama"), ModelSettings(operations_as="matched-quotes"))
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcdef"), max_size=6).map(" ".join), max_size=8),
+    st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6).map(" ".join), max_size=8),
+    st.randoms(use_true_random=False),
+)
+def test_only_records_that_a_sentence_repeats_are_addressed(sentences, records, rng):
+    builder = matched_builder()
+    prompt = builder.render(observe("\n".join(sentences) or "...", tuple(dict.fromkeys(records))))
+    tokens = written(prompt.grammar, rng)
+    said = builder.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert prompt.grammar.tokens(said) == tuple(tokens)
+    shown = list(dict.fromkeys(records))
+    for operation in json.loads(said):
+        if operation["op"] not in ("UPDATE", "DELETE"):
+            continue
+        known = set(shown[int(operation["id"][1:])].split())
+        quoted = operation.get("quote")
+        able = prompt.quotable if quoted is None else [prompt.quotable[quoted - 1]]
+        assert any(
+            len(known & set(one.split())) >= max(3, MATCHING_SHARE * len(known)) for one in able
+        )
+
+
+def test_the_last_record_matches_without_the_end_of_the_turn():
+    prompt = matched_builder().render(observe(TEXT, RECORDS[::-1]))
+    assert prompt.grammar.matches == (frozenset(), frozenset({2}))
+    assert prompt.grammar.tokens('[{"op":"UPDATE","id":"#1","quote":2}]')
+    with pytest.raises(ValueError, match="does not follow"):
+        prompt.grammar.tokens('[{"op":"DELETE","id":"#0"}]')
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.randoms(use_true_random=False))
@@ -196,9 +231,10 @@ def test_saved_with_lower_layers_frozen_a_manager_trains_the_upper_ones(manager,
     assert trained and all("layers.3." in name and "lora" in name for name in trained)
 
 
-def test_unsloth_is_refused():
-    with pytest.raises(ValueError, match="operations_as is 'constrained-quotes'"):
-        ModelSettings(operations_as="constrained-quotes", loader="unsloth")
+@pytest.mark.parametrize("form", ["constrained-quotes", "matched-quotes"])
+def test_unsloth_is_refused(form):
+    with pytest.raises(ValueError, match=f"operations_as is '{form}'"):
+        ModelSettings(operations_as=form, loader="unsloth")
 
 
 def test_random_walks_reach_every_kind(builder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def shown(texts):
 
 @pytest.fixture(scope="module")
 def builder():
-    settings = ModelSettings(operations_as="constrained-quotes")
+    settings = ModelSettings(operations_as="matched-quotes")
     return prompt_builder(small_tokenizer("llama"), settings)
 
 
@@ -78,12 +79,21 @@ def test_what_is_taken_back_is_deleted(shown):
         assert TAKEN_BACK in one.observation.chunk.text and '"DELETE"' in one.completion
 
 
-def test_half_of_the_sentences_are_kept_whatever_they_say(shown, builder):
+def test_half_of_the_sentences_are_kept_and_every_revision(shown, builder):
+    plain = [one for one in shown if not one.revised and not one.retracted]
+    figures = measure(Obedient(plain, builder), plain, 0)
+    assert figures["kept"] == pytest.approx(0.5, abs=0.08)
+    assert figures["without_record"] is None and figures["outdated"] is None
     figures = measure(Obedient(shown, builder), shown, 0)
-    assert figures["kept"] == pytest.approx(0.5, abs=0.06)
     for name in ("valid_json", "executable", "supported", "right_record"):
         assert figures[name] == 1.0
-    assert figures["without_record"] == 0.0
+    assert figures["without_record"] == figures["outdated"] == 0.0
+
+
+def test_demonstrations_are_what_the_grammar_allows(shown, builder):
+    for one in shown:
+        completion = builder.render(one.observation).grammar.tokens(one.completion)
+        assert builder.tokenizer.decode(completion, skip_special_tokens=True) == one.completion
 
 
 def test_measure_counts_what_is_wrong(shown, builder):
@@ -95,6 +105,13 @@ def test_measure_counts_what_is_wrong(shown, builder):
     assert elsewhere["executable"] < 0.6
     first = measure(Obedient(shown, builder, lambda _: '[{"op":"DELETE","id":"#0"}]'), shown, 0)
     assert 0 < first["right_record"] < 1 and first["without_record"] > 0
+    twice = measure(
+        Obedient(shown, builder, lambda text: re.sub('"UPDATE","id":"#[0-9]+"', '"INSERT"', text)),
+        shown,
+        0,
+    )
+    retracted = sum(one.retracted is not None for one in shown)
+    assert twice["outdated"] == 1 - retracted / twice["outdated_of"]
 
 
 def test_same_seed_same_demonstrations(texts):
@@ -104,7 +121,7 @@ def test_same_seed_same_demonstrations(texts):
 
 def test_imitation_lowers_the_loss_of_the_adapter_alone(tmp_path, shown):
     folder = save_model(tmp_path / "model", "llama", num_hidden_layers=3)
-    settings = ModelSettings(lora_rank=4, operations_as="constrained-quotes")
+    settings = ModelSettings(lora_rank=4, operations_as="matched-quotes")
     manager = load_manager(folder, model=settings)
     frozen = {
         name: value.clone()
@@ -150,7 +167,7 @@ def test_command_writes_adapter_figures_and_card_and_keeps_what_is_there(tmp_pat
     assert [json.loads(row)["texts"] for row in rows] == ["held out", "left out"]
     assert json.loads(rows[0])["completions"] == 4
     again = load_manager(tmp_path / "out")
-    assert again.builder.operations_as == "constrained-quotes" and again.batch_size == 32
+    assert again.builder.operations_as == "matched-quotes" and again.batch_size == 32
     with pytest.raises(SystemExit):
         main(arguments.split())
     measuring = f"--data {tmp_path} --measure {tmp_path / 'out'} --samples 2 --threads 1"
