@@ -103,6 +103,7 @@ LATER_KNOBS = (
     "data",
     "memory",
     "streams",
+    "test_plays",
 )
 """Settings added after the first stored results: they enter a key only if they differ from their
 default."""
@@ -208,6 +209,8 @@ class Cell(FrozenModel):
         config: any other field of TRL's GRPOConfig.
         held_out: streams of `num_chunks` chunks that the manager is tested on.
         test_chunks: further lengths to test, each on `test_streams` streams.
+        test_plays: sampled plays of every held-out stream, whose mean is its result; the greedy
+            test plays it once.
         alignment_batches: batches, of the size of an update, that measure gradient alignment after
             training; 0 for none.
 
@@ -258,6 +261,7 @@ class Cell(FrozenModel):
     held_out: int = Field(64, ge=1)
     test_chunks: tuple[int, ...] = ()
     test_streams: int = Field(16, ge=1)
+    test_plays: int = Field(1, ge=1)
     alignment_batches: int = Field(0, ge=0)
 
     @field_validator("scheme")
@@ -688,6 +692,7 @@ def _test(
     else:
         streams = cell_streams(cell, "held-out", number, chunks, cell.seed)
     sampled = manager if isinstance(manager, ModelManager) else None
+    plays = cell.test_plays if temperature else 1
     before = None if sampled is None else sampled.temperature
     try:
         if sampled is not None:
@@ -695,7 +700,7 @@ def _test(
         played = play(
             streams,
             manager,
-            dataclasses.replace(cell.rollout(1), question_fraction=1.0),
+            dataclasses.replace(cell.rollout(plays), question_fraction=1.0),
             agent,
             stable_seed(cell.seed, "test", chunks),
         )
@@ -703,17 +708,25 @@ def _test(
         if sampled is not None and before is not None:
             sampled.temperature = before
     columns: defaultdict[str, list[float | None]] = defaultdict(list)
-    for (one,), stream in zip(played, streams, strict=True):
-        outcomes = [outcome for step in one.steps for outcome in step.outcomes]
-        columns["accuracy"].append(_rounded(outcome_reward(one)))
-        columns["memory_tokens"].append(one.steps[-1].memory_tokens)
-        columns["memory_items"].append(len(one.final_memory()))
-        columns["valid_share"].append(_mean(outcome.applied for outcome in outcomes))
-        for name, count in _truth(one, stream).items():
-            columns[name].append(count)
-        for name, value in _layers(cell, one).items():
-            columns[name].append(_rounded(value))
+    for group, stream in zip(played, streams, strict=True):
+        found = [_measured(cell, one, stream) for one in group]
+        for name in found[0]:
+            values = [one[name] for one in found]
+            columns[name].append(values[0] if plays == 1 else _mean(values))
     return HeldOut(chunks=chunks, temperature=temperature, columns=columns)
+
+
+def _measured(cell: Cell, one: Trajectory, stream: Instance) -> dict[str, float | None]:
+    """Return what a test measures of one play of a stream."""
+    outcomes = [outcome for step in one.steps for outcome in step.outcomes]
+    return {
+        "accuracy": _rounded(outcome_reward(one)),
+        "memory_tokens": one.steps[-1].memory_tokens,
+        "memory_items": len(one.final_memory()),
+        "valid_share": _mean(outcome.applied for outcome in outcomes),
+        **_truth(one, stream),
+        **{name: _rounded(value) for name, value in _layers(cell, one).items()},
+    }
 
 
 def _truth(one: Trajectory, instance: Instance) -> dict[str, int]:

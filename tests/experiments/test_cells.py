@@ -214,6 +214,14 @@ def test_a_cell_of_real_text_tests_a_scripted_manager_on_the_held_out_excerpts()
     assert sum(fewer) < sum(columns["WRITE distractor"])
 
 
+def test_several_plays_of_a_stream_count_as_their_mean():
+    once, thrice = (run_cell(cell(updates=0, held_out=4, test_plays=n)) for n in (1, 3))
+    assert once.tests["greedy"] == thrice.tests["greedy"] and once.key != thrice.key
+    stored = thrice.tests["sampled"].columns["memory_items"]
+    assert len(stored) == 4 and all(abs(3 * value - round(3 * value)) < 1e-4 for value in stored)
+    assert any(value != int(value) for value in stored), "three plays differ"
+
+
 def test_a_cell_of_real_text_trains_on_excerpts_in_the_order_of_its_seed():
     orders = [
         [one.instance_id for one in cells._training_streams(cell(**REAL, seed=seed, updates=3))]
