@@ -29,9 +29,10 @@ SHIPPED_MANAGERS = {
     "tiny-paraphrased": "data/tiny_manager_paraphrased",
     "tiny-layers": "data/tiny_layers_manager",
     "smollm2": "data/smollm2_manager",
+    "smollm2-trained": "data/smollm2_trained",
 }
-"""Folders of the shipped warm starts by name, relative to the repository root. "smollm2" is an
-adapter; its base model must be fetched once."""
+"""Folders of the shipped managers by name, relative to the repository root: warm starts, and an
+adapter that GRPO trained. Those of SmolLM2 are adapters; its weights must be fetched once."""
 
 TINY_WORLDS: dict[str, World] = {
     "tiny": "plain",
