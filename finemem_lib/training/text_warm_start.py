@@ -50,7 +50,7 @@ from finemem_lib.training.text_demonstrations import (
     memory_of,
 )
 from finemem_lib.training.trl_adapter import constrained_logps
-from finemem_lib.trajectory import Instance
+from finemem_lib.trajectory import Instance, Operation
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import code_root, git_state, hardware, versions, write_measured
 from finemem_lib.util.validation import parse_json
@@ -234,8 +234,9 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
         "valid_json", of the completions; "executable", of the emitted operations; "supported", of
         the INSERTs and UPDATEs, with at least 0.9 of the content's words in the chunk;
         "right_record", of the UPDATEs and DELETEs in steps with a revision or retraction, that
-        address a revised or retracted record, an UPDATE with the revising sentence; "outdated",
-        of the records with a stored revision and of the retracted ones, that stayed as they were;
+        address a revised or retracted record, an UPDATE with the sentence that revises or retracts
+        it; "deleted", of those that address a retracted record, the DELETEs; "outdated", of the
+        records with a stored revision and of the retracted ones, that stayed as they were;
         "without_record", of all UPDATEs and DELETEs, in steps without revision or retraction;
         "kept", of the sentences.
     """
@@ -247,6 +248,7 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
             "executable",
             "supported",
             "right_record",
+            "deleted",
             "outdated",
             "without_record",
             "kept",
@@ -272,10 +274,9 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
             if operation.item_id is not None:
                 tally["without_record"].append(not meant)
                 if meant:
-                    right = operation.item_id in meant
-                    if operation.kind == "UPDATE":
-                        right = one.revised.get(operation.item_id) == operation.content
-                    tally["right_record"].append(right)
+                    tally["right_record"].append(_is_right(operation, one))
+                if operation.item_id == one.retracted:
+                    tally["deleted"].append(operation.kind == "DELETE")
         before = {item.item_id: item.content for item in one.observation.items}
         after = {item.item_id: item.content for item in memory.items}
         tally["outdated"] += [
@@ -290,6 +291,18 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
         **{name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()},
         **{f"{name}_of": len(hits) for name, hits in tally.items()},
     }
+
+
+def _is_right(edit: Operation, shown: Demonstration) -> bool:
+    """Return whether an UPDATE or DELETE is of a record that the text revises or retracts.
+
+    An UPDATE must write the sentence that does so."""
+    if edit.item_id == shown.retracted:
+        return edit.content is None or edit.content.startswith(TAKEN_BACK)
+    return edit.item_id in shown.revised and edit.content in (
+        None,
+        shown.revised[edit.item_id],
+    )
 
 
 CARD = """---
@@ -324,13 +337,14 @@ takes a record back, which is deleted. Any other sentence is quoted with probabi
 which no demonstration was drawn. Valid JSON: share of the completions. Executable: share of the
 operations that the memory applies. Supported: share of the written contents of whose words 90 % or
 more stand in the text. Right record: of the UPDATEs and DELETEs where records are revised or taken
-back (their number in brackets), those of such a record, an UPDATE by the sentence that revises it.
-Outdated: share of the records with a stored revision, and of those taken back, that stayed as they
+back (their number in brackets), those of such a record, an UPDATE by the sentence that does so.
+Deleted: of those on a record taken back, the DELETEs; the others write the sentence that takes it
+back into the record. Outdated: share of the records with a stored revision, and of those taken back, that stayed as they
 were. Without record: share of all UPDATEs and DELETEs in a step that revises nothing. Kept: share
 of the sentences that were stored.
 
-| texts | valid JSON | executable | supported | right record | outdated | without record | kept |
-|---|---|---|---|---|---|---|---|
+| texts | JSON | executable | supported | right record | deleted | outdated | without record | kept |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -342,6 +356,7 @@ _COLUMNS = (
     "executable",
     "supported",
     "right_record",
+    "deleted",
     "outdated",
     "without_record",
     "kept",
@@ -492,8 +507,8 @@ def card(folder: Path) -> str:
 def _line(row: Mapping[str, Any]) -> str:
     """Return a row of the card's table."""
     cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in _COLUMNS]
-    cells[3] += f" ({row['right_record_of']})"
-    cells[4] += f" ({row['outdated_of']})"
+    for place in (3, 4, 5):
+        cells[place] += f" ({row[_COLUMNS[place] + '_of']})"
     return f"| {row['texts']} | {' | '.join(cells)} |"
 
 

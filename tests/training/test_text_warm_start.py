@@ -87,7 +87,7 @@ def test_half_of_the_sentences_are_kept_and_every_revision(shown, builder):
     figures = measure(Obedient(shown, builder), shown, 0)
     for name in ("valid_json", "executable", "supported", "right_record"):
         assert figures[name] == 1.0
-    assert figures["without_record"] == figures["outdated"] == 0.0
+    assert figures["without_record"] == figures["outdated"] == 0.0 and figures["deleted"] == 1.0
 
 
 def test_demonstrations_are_what_the_grammar_allows(shown, builder):
