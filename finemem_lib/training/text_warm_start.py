@@ -340,8 +340,8 @@ more stand in the text. Right record: of the UPDATEs and DELETEs where records a
 back (their number in brackets), those of such a record, an UPDATE by the sentence that does so.
 Deleted: of those on a record taken back, the DELETEs; the others write the sentence that takes it
 back into the record. Outdated: share of the records with a stored revision, and of those taken
-back, that stayed as they were. No record: share of all UPDATEs and DELETEs in a step that revises nothing. Kept: share
-of the sentences that were stored.
+back, that stayed as they were. No record: share of all UPDATEs and DELETEs in a step that revises
+nothing. Kept: share of the sentences that were stored.
 
 | texts | JSON | executable | supported | right record | deleted | outdated | no record | kept |
 |---|---|---|---|---|---|---|---|---|
