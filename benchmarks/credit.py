@@ -45,8 +45,8 @@ from finemem_lib.evaluation.credit_truth import (
     Row,
     judge,
     truth_table,
-    write_table,
 )
+from finemem_lib.evaluation.rows import write_rows
 from finemem_lib.managers.loading import SHIPPED_MANAGERS
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import MemoryManager, Observation
@@ -220,7 +220,7 @@ def main() -> None:
     for truth in TRUTHS:
         show(rows, truth)
     if arguments.output:
-        write_table(rows, arguments.output)
+        write_rows(rows, arguments.output, lambda value: round(value, 4))
         weights = (checkpoint / "model.safetensors").read_bytes()
         write_json(
             arguments.output.with_suffix(".json"),

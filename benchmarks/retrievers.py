@@ -38,7 +38,8 @@ from finemem_lib.data.memalpha import load_instances
 from finemem_lib.data.planted import planted_instances
 from finemem_lib.data.questions import sampled_questions
 from finemem_lib.data.sentences import units
-from finemem_lib.evaluation.retrievers import Found, Row, compare, rows_of, write_table
+from finemem_lib.evaluation.retrievers import Found, Row, compare, rows_of
+from finemem_lib.evaluation.rows import write_rows
 from finemem_lib.managers.model import make_manager
 from finemem_lib.retrievers.encoder import DENSE_MODEL, load_encoder
 from finemem_lib.retrievers.named import RETRIEVERS, RetrieverName, make_retriever
@@ -221,7 +222,7 @@ def main() -> None:
     )
     show(rows)
     if arguments.output:
-        write_table(rows, arguments.output)
+        write_rows(rows, arguments.output)
         write_json(
             arguments.output.with_suffix(".json"),
             {

@@ -13,7 +13,7 @@ from typing import Protocol
 from finemem_lib.memory import FlatMemory
 from finemem_lib.retrieval import Searchable
 from finemem_lib.scoring import score
-from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
+from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved, last_write_key
 from finemem_lib.util.validation import parse_json, type_adapter
 
 
@@ -75,7 +75,7 @@ _Key = tuple[str, str, str, tuple[str, ...], tuple[int, ...]]
 _Answer = tuple[str | None, tuple[int, ...] | None]
 
 
-class MemoisedAgent:
+class MemoisedAgent(ReasoningAgent):
     """A reasoning agent that caches the readings of another agent.
 
     Two tasks are the same when agent settings, question, data source, and contents and write
@@ -270,7 +270,7 @@ def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask
         question: The question.
         items: Items retrieved for it, best first.
     """
-    lasts = [(item.last_step, item.lineage[-1].position) for item in items]
+    lasts = [*map(last_write_key, items)]
     oldest_first = sorted(lasts)
     return ReadingTask(
         question.text,

@@ -309,6 +309,12 @@ def creation_key(item: MemoryItem) -> tuple[int, int]:
     return first.step, first.position
 
 
+def last_write_key(item: MemoryItem) -> tuple[int, int]:
+    """Return the key that sorts items in the order of their last writes."""
+    last = item.lineage[-1]
+    return last.step, last.position
+
+
 def to_json(record: Any) -> str:
     """Return the JSON text of a record of this module.
 

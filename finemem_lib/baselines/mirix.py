@@ -96,12 +96,6 @@ class MirixProxy(ScriptedManager):
         return [Operation("INSERT", text) for text in dict.fromkeys(marked) if text not in held]
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return the operations of all six writers for every observation.
-
-        Args:
-            observations: Observations of this step, one per rollout.
-            seed: Not used with a language model, which has its own seed.
-        """
         if self.chat is None:
             return super().act(observations, seed)
         asked = [(one, store) for one in observations for store in STORES]

@@ -109,8 +109,7 @@ def anchored_groups(
     GiGPO (arXiv 2505.10978).
 
     Args:
-        trajectory: One rollout of `group`.
-        group: All rollouts of the instance.
+        trajectory, group: As in `turn_level`.
         omega: Weight of A_step.
         gamma: Discount per step.
         scale_rewards: As in `advantages.group_relative`; with "batch" the compared returns of all
@@ -176,8 +175,7 @@ def hindsight(
     memory construction.
 
     Args:
-        trajectory: One rollout of `group`.
-        group: All rollouts of the instance.
+        trajectory, group: As in `turn_level`.
         retrieved_weight: lambda, the weight of having written a retrieved item.
         scale_rewards: As in `advantages.group_relative`.
 
@@ -237,8 +235,7 @@ def attributed_dense(
     attributed dense reward.
 
     Args:
-        trajectory: One rollout of `group`.
-        group: All rollouts of the instance.
+        trajectory, group: As in `turn_level`.
         alpha: Weight of the step whose items were retrieved most often.
         length_weight: lambda, the weight of the length; the default is our choice.
         scale_rewards: As in `advantages.group_relative`.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import inspect
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 from finemem_lib.credit.asking import Asking, Memory, need_probabilities
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
@@ -24,11 +26,11 @@ from finemem_lib.retrievers.named import make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
     MemoryDelta,
-    MemoryItem,
     Operation,
     Question,
     Step,
     Trajectory,
+    last_write_key,
 )
 
 Orphaned = Literal["refuse", "insert"]
@@ -180,7 +182,7 @@ class Replayer:
         key = without, orphaned
         if key not in self._left:
             items = self.memory(without, orphaned).items
-            self._left[key] = tuple(sorted(items, key=_last_write))
+            self._left[key] = tuple(sorted(items, key=last_write_key))
         return self._left[key]
 
 
@@ -190,45 +192,55 @@ Plan = tuple[Sequence[Asked], Callable[[Rows], Credit]]
 """The questions that a rule asks on replays of a trajectory, and its credit given the scores."""
 
 
-def replayed_credit(
-    trajectory: Trajectory,
-    agent: ReasoningAgent,
-    plan: Callable[[Trajectory], Plan],
-    *,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-    key: Hashable = None,
-    orphaned: Orphaned = "refuse",
-    soft: bool = False,
-) -> Credit:
-    """Return the credit of a rule that asks questions on replayed memories.
+def replayed(plan: Callable[..., Plan]) -> Callable[..., Credit]:
+    """Return the credit rule that asks the questions of a plan on replays of a trajectory.
 
-    If `batch` is a `CachedUpdate`, the credit of the whole update is computed at once: the rollouts
-    of an instance share readings, and their memories are searched together.
+    The rule takes the settings of the plan and, by keyword:
+
+    - agent: the reasoning agent that answered the trajectory's questions;
+    - orphaned: treatment of a later UPDATE of an item that an omitted step created, see `replay`;
+    - replay: `Replayer` of this trajectory with scores from other rules; by default a new one;
+    - batch: the groups of the whole update. If it is a `CachedUpdate`, the credit of all its
+      rollouts is computed at once: the rollouts of an instance share readings, and their memories
+      are searched together.
+
+    It raises ValueError if no global question was asked, the trajectory cannot be replayed, another
+    agent answered, or `agent` fails.
 
     Args:
-        trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        plan: Returns the rule's plan for a trajectory.
-        replay: Replayer of this trajectory with scores from other rules; `batch` is then not used.
-        batch: The groups of the whole update.
-        key: Identifies the rule, including every setting that it depends on.
-        orphaned: Treatment of updates of items that the omissions created.
-        soft: Whether the plan takes probabilities of the accepted answers instead of scores.
-
-    Raises:
-        ValueError: as `Replayer`, as `plan`, or `soft` is set and the agent gives no probabilities.
+        plan: Returns the plan for a trajectory. With its setting `soft`, the questions are measured
+            by the probabilities of their accepted answers instead of scores.
     """
-    if soft:
-        need_probabilities(agent)
-    if isinstance(batch, CachedUpdate) and replay is None:
-        credits = batch.once(
-            (key, orphaned, soft, id(agent)), lambda: _of_update(batch, agent, plan, orphaned, soft)
-        )
-        return credits[trajectory.instance_id, trajectory.rollout]
-    asked, credit = plan(trajectory)
-    rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned, soft) if asked else []
-    return credit(rows)
+
+    @functools.wraps(plan)
+    def rule(
+        trajectory: Trajectory,
+        *,
+        agent: ReasoningAgent,
+        orphaned: Orphaned = "refuse",
+        replay: Replayer | None = None,
+        batch: Sequence[Sequence[Trajectory]] | None = None,
+        **settings: Any,
+    ) -> Credit:
+        soft = settings.get("soft", False)
+        if soft:
+            need_probabilities(agent)
+        if isinstance(batch, CachedUpdate) and replay is None:
+            planned = functools.partial(plan, **settings)
+            credits = batch.once(
+                (plan.__name__, *sorted(settings.items()), orphaned, id(agent)),
+                lambda: _of_update(batch, agent, planned, orphaned, soft),
+            )
+            return credits[trajectory.instance_id, trajectory.rollout]
+        asked, credit = plan(trajectory, **settings)
+        rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned, soft) if asked else []
+        return credit(rows)
+
+    own, [_, *shared, _] = (
+        [*inspect.signature(one, follow_wrapped=False).parameters.values()] for one in (plan, rule)
+    )
+    rule.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    return rule
 
 
 def _of_update(
@@ -412,11 +424,6 @@ def _named(trajectory: Trajectory) -> frozenset[str | None]:
         if outcome.operation
         for name in (outcome.operation.item_id, outcome.item_id)
     )
-
-
-def _last_write(item: MemoryItem) -> tuple[int, int]:
-    last = item.lineage[-1]
-    return last.step, last.position
 
 
 def _copied(memory: FlatMemory) -> FlatMemory:

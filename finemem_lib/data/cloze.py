@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from finemem_lib.data.questions import Teacher
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, sentences
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import words
@@ -90,7 +91,7 @@ class Statement:
     speaker: str
 
 
-class ClozeTeacher:
+class ClozeTeacher(Teacher):
     """A teacher that writes questions about one sentence each, by rules for English text.
 
     Labelled examples of sources scored by label are asked for in the form of their source. In other
@@ -133,26 +134,11 @@ class ClozeTeacher:
         return json.dumps([self.name, self.max_candidates, self.max_words])
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Do nothing, because `write` takes only milliseconds per chunk.
-
-        Args:
-            chunk_texts: The texts that `write` will receive.
-        """
+        pass  # `write` takes only milliseconds per chunk
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
-        """Return candidate questions with the chunk's step as evidence, see `Teacher`.
-
-        Args:
-            chunk_text: The text to ask about.
-            step: The chunk's step, from 1.
-            data_source: The instance's data source.
-            rng: Orders candidates of equal rank.
-
-        Raises:
-            ValueError: the data source has no metric.
-        """
         metric = metric_for(data_source)
         examples = labelled_examples(chunk_text) if metric == "label_match" else []
         if examples:

@@ -73,6 +73,9 @@ class Teacher(Protocol):
             data_source: The instance's data source; if its metric needs a judge, the questions have
                 another data source.
             rng: Source of random choices.
+
+        Raises:
+            ValueError: the data source has no metric.
         """
 
 

@@ -29,7 +29,6 @@ from finemem_lib.trajectory import Instance, Operation, Trajectory
 NO_MEMORY = "control: no memory"
 QUESTION = "control: question"
 SHUFFLED = "control: shuffled memory"
-CONTROLS = (NO_MEMORY, QUESTION, SHUFFLED)
 
 
 class KeepNothing(ScriptedManager):
@@ -42,26 +41,15 @@ class KeepNothing(ScriptedManager):
         return []
 
 
-class Echo:
+class Echo(ReasoningAgent):
     """Reader that answers with the question."""
 
     name = settings = "echo of the question"
 
     def query(self, question: str, data_source: str) -> str:
-        """Return the question as the search query.
-
-        Args:
-            question: Text of the question.
-            data_source: Ignored.
-        """
         return question
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Return every question as its own answer.
-
-        Args:
-            tasks: The questions with their retrieved items.
-        """
         return [Reading(task.question, ()) for task in tasks]
 
 

@@ -35,12 +35,10 @@ already made are reused and cost nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -49,9 +47,9 @@ from finemem_lib.credit.needs import Credit
 from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, calls_while_playing, outcome_readings
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.reading import MemoisedAgent, ReasoningAgent
 from finemem_lib.trajectory import Question, Trajectory
-from finemem_lib.util.files import written_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,9 +57,8 @@ if TYPE_CHECKING:
 
 Truth = Literal["planted", "causal"]
 Measure = Literal["rank", "rank_rollouts", "precision", "recall", "noise", "sign"]
-TRUTHS: tuple[Truth, ...] = ("planted", "causal")
-
-MEASURES: tuple[Measure, ...] = ("rank", "rank_rollouts", "precision", "recall", "noise", "sign")
+TRUTHS: tuple[Truth, ...] = get_args(Truth)
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 BASELINE = "eara"
 """The paper's rule; tables show the difference of every other rule to it."""
@@ -179,7 +176,7 @@ class Calls(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(MeasuredRow):
     """One cell of the table: a mean with its interval, and the paired difference to `BASELINE`.
 
     Attributes:
@@ -191,6 +188,8 @@ class Row:
         instances: number of instances with a value, the clusters of the interval.
         calls_asked: `Calls.asked` per trajectory; so are `calls_made` and `calls_played`.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/credit.py --output FILE.jsonl"
 
     slice: str
     rule: str
@@ -554,47 +553,3 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
         .set_index("rule")
         .rename_axis(index=None, columns="rule")
     )  # index and columns share one heading line
-
-
-def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four decimals; the file is replaced atomically.
-
-    Args:
-        rows: the rows of the table, one per line.
-        path: file to write or replace.
-
-    Raises:
-        OSError: the file could not be written; an earlier version is unchanged.
-    """
-    with written_beside(path) as beside:
-        beside.write_text(
-            "".join(
-                json.dumps(
-                    {
-                        name: round(value, 4) if isinstance(value, float) else value
-                        for name, value in dataclasses.asdict(row).items()
-                    }
-                )
-                + "\n"
-                for row in rows
-            ),
-            encoding="utf-8",
-        )
-
-
-def read_table(path: Path) -> list[Row]:
-    """Read the rows that `write_table` wrote.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    try:
-        return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold a table of credit rules ({error}); make one with "
-            "`python benchmarks/credit.py --output FILE.jsonl`"
-        ) from error

@@ -6,14 +6,13 @@ answers stay; scores are recomputed by the metrics of this version or by a judge
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finemem_lib.credit.needs import mean_of_known
 from finemem_lib.credit.rules import RULES, credit_update
-from finemem_lib.readers.model_judge import ModelJudge
+from finemem_lib.readers.model_judge import ModelJudge, all_answers, with_scores
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.trajectory import AnsweredQuestion, Trajectory
@@ -42,45 +41,24 @@ def rescored(
     True
     """
 
-    def judged(one: AnsweredQuestion) -> bool:
+    def has_metric(one: AnsweredQuestion) -> bool:
+        return metric_for(one.question.data_source) != "unscored"
+
+    def needs_judge(one: AnsweredQuestion) -> bool:
         known = one.answer and one.question.answers
-        by_metric = metric_for(one.question.data_source) != "unscored"
-        return bool(judge and known and (every or not by_metric))
+        return bool(judge and known and (every or not has_metric(one)))
 
-    asked = [one for played in trajectories for one in _answers(played) if judged(one)]
-    verdicts = iter(judge.answers(asked) if judge else ())
+    def new_score(one: AnsweredQuestion) -> float | None:
+        if needs_judge(one):
+            return next(verdicts)
+        failed = one.score is None and not one.answer
+        if failed or not has_metric(one):
+            return one.score
+        return score(one.answer, one.question.answers, one.question.data_source)
 
-    def new(some: Iterable[AnsweredQuestion]) -> tuple[AnsweredQuestion, ...]:
-        found = []
-        for one in some:
-            value = one.score
-            if judged(one):
-                value = next(verdicts)
-            elif metric_for(one.question.data_source) != "unscored" and not (
-                value is None and not one.answer
-            ):
-                value = score(one.answer, one.question.answers, one.question.data_source)
-            found.append(dataclasses.replace(one, score=value))
-        return tuple(found)
-
-    # The verdicts come in the order of `_answers`: global questions first, then step by step.
-    return [
-        dataclasses.replace(
-            one,
-            questions=new(one.questions),
-            steps=tuple(
-                dataclasses.replace(step, chunk_questions=new(step.chunk_questions))
-                for step in one.steps
-            ),
-        )
-        for one in trajectories
-    ]
-
-
-def _answers(trajectory: Trajectory) -> Iterator[AnsweredQuestion]:
-    yield from trajectory.questions
-    for step in trajectory.steps:
-        yield from step.chunk_questions
+    answered = [one for trajectory in trajectories for one in all_answers(trajectory)]
+    verdicts = iter(judge.answers([*filter(needs_judge, answered)]) if judge else ())
+    return with_scores(trajectories, [*map(new_score, answered)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,16 +19,15 @@ Measures, each compared with `BASELINE` on the same questions:
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.evaluation.credit_truth import planted_credit, rank_correlation
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -38,7 +37,6 @@ from finemem_lib.retrievers.named import RetrieverName
 from finemem_lib.rewards import evidence_contribution
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Trajectory
-from finemem_lib.util.files import written_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +68,7 @@ Found = dict[tuple[Measure, RetrieverName, int], Values]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(MeasuredRow):
     """One value with its interval, and its difference to `BASELINE` on the same questions.
 
     Attributes:
@@ -86,6 +84,8 @@ class Row:
         counted: Number of questions, trajectories or repetitions in the value.
         instances: Number of instances in the value, the clusters of the interval.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/retrievers.py DATA --output FILE.jsonl"
 
     measure: Measure
     file: str
@@ -280,48 +280,3 @@ _ORDER = (
     "credit agreement",
     "credit against truth",
 )
-
-
-def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four significant digits; the file is replaced atomically.
-
-    Args:
-        rows: The rows, one per line.
-        path: File to write or replace.
-
-    Raises:
-        OSError: the file could not be written; an earlier version is unchanged.
-    """
-
-    def short(row: Row) -> Mapping[str, object]:
-        return {
-            name: float(f"{value:.4g}") if isinstance(value, float) else value
-            for name, value in dataclasses.asdict(row).items()
-            if value is not None
-        }
-
-    with written_beside(path) as beside:
-        lines = (json.dumps(short(row), separators=(",", ":")) + "\n" for row in rows)
-        beside.write_text("".join(lines), encoding="utf-8")
-
-
-def read_table(path: Path) -> list[Row]:
-    """Read the rows that `write_table` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    optional = ("value", "low", "high", "difference", "difference_low", "difference_high")
-    try:
-        return [
-            Row(**dict.fromkeys(optional) | json.loads(line))
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold rows of retrievers ({error}); make them with "
-            "`python benchmarks/retrievers.py DATA --output FILE.jsonl`"
-        ) from error

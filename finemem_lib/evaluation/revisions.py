@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finemem_lib.baselines.systems import make_system
 from finemem_lib.data.revised import KINDS, Kind, RevisionSettings, revised_stream
-from finemem_lib.evaluation import rows
 from finemem_lib.evaluation.comparison import budget_name
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.seeds import stable_seed
@@ -55,7 +54,7 @@ ALL_REVISIONS = -1
 
 
 @dataclass(frozen=True, slots=True)
-class RevisionRow:
+class RevisionRow(MeasuredRow):
     """Results of one manager on the questions of one kind and number of revisions.
 
     Attributes:
@@ -70,6 +69,8 @@ class RevisionRow:
         memory_tokens: Mean length of the final memory in tokens, over all kinds.
         updates, deletes, inserts: Shares of the applied operations at steps that revise a fact.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/systems.py --output FOLDER"
 
     manager: str
     budget: int | None
@@ -206,15 +207,3 @@ def revisions_frame(rows: Iterable[RevisionRow], kind: Kind = "single") -> pd.Da
             )
             line["memory"] = f"{row.memory_tokens:,.0f}"
     return pd.DataFrame.from_dict(lines, orient="index").fillna("–")
-
-
-def read_rows(path: Path) -> list[RevisionRow]:
-    """Read rows that `rows.write_rows` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    return rows.read_rows(path, RevisionRow, "python benchmarks/systems.py --output FOLDER")

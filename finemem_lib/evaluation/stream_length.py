@@ -13,13 +13,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 from finemem_lib.baselines.systems import make_system
 from finemem_lib.data.planted import StreamSettings, planted_instances
-from finemem_lib.evaluation import rows
 from finemem_lib.evaluation.comparison import budget_name, model_calls
 from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import ReasoningAgent
@@ -30,7 +30,7 @@ from finemem_lib.trajectory import Instance, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class LengthRow:
+class LengthRow(MeasuredRow):
     """One system on streams of one length.
 
     Attributes:
@@ -48,6 +48,8 @@ class LengthRow:
         instances: Number of streams.
         questions: Number of questions.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/systems.py --output FOLDER"
 
     stream: str
     system: str
@@ -200,15 +202,3 @@ def _read(trajectory: Trajectory) -> int:
     """Return the total tokens of the items retrieved for all questions of a trajectory."""
     sizes = {item.item_id: count_tokens(item.content) for item in trajectory.final_memory()}
     return sum(sizes[hit.item_id] for a in trajectory.questions for hit in a.retrieved)
-
-
-def read_rows(path: Path) -> list[LengthRow]:
-    """Read rows that `rows.write_rows` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    return rows.read_rows(path, LengthRow, "python benchmarks/systems.py --output FOLDER")

@@ -4,7 +4,7 @@
 judged; a delete, a malformed call and an empty content count as 0. A step without calls has r4 = 0.
 
 Differs from the paper (arXiv 2509.25911): its judge is Qwen3-32B. Here `rule_verdicts` judges by
-the form of the text, without a model, and `readers.model_content_judge` uses a language model. A
+the form of the text, without a model, and `readers.model_judge` uses a language model. A
 missing verdict of a model is `None` and is left out of the mean; the published code counts a reply
 that cannot be parsed as 0. As in the published code, calls that the memory refused are judged too.
 """

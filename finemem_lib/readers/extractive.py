@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from finemem_lib.data.planted_layers import verbs_of
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, retrieval_query, sentences
-from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
+from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask, ReasoningAgent
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Trajectory
@@ -94,7 +94,7 @@ _About = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pa
 hold, the stemmed words of the query, and the patterns of an answer."""
 
 
-class ExtractiveReader:
+class ExtractiveReader(ReasoningAgent):
     r"""A reader whose answers are parts of the retrieved text.
 
     The metric of the data source selects the method:
@@ -109,7 +109,8 @@ class ExtractiveReader:
       `CONTEXT_WEIGHT`; a span of the type asked for counts as a bonus. Among equals the item
       written last wins (unknown: the one retrieved first), then the later sentence.
 
-    If no sentence has enough support, the reader abstains: answer "", used ().
+    If no sentence has enough support, the reader abstains: answer "", used (). The time is linear
+    in the words of the items.
 
     Args:
         synonyms: Words that may answer a question word. They are added to the query. A question
@@ -125,7 +126,8 @@ class ExtractiveReader:
         summary_words: Largest number of words of a summary, at least 1.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range. `query` and `read` raise it if a data source has no
+            metric.
 
     >>> reader = ExtractiveReader(synonyms={"live": ("moved",)}, answer="span")
     >>> items = (("1", "Mia moved to Rome."), ("2", "Leo visited Oslo."))
@@ -189,17 +191,6 @@ class ExtractiveReader:
         return " ".join([question, *itertools.chain.from_iterable(others)])
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task separately, in time linear in the words of its items.
-
-        Args:
-            tasks: Questions with the retrieved items.
-
-        Returns:
-            One reading per task, in order.
-
-        Raises:
-            ValueError: a task's data source has no metric.
-        """
         return [self._read(task) for task in tasks]
 
     def _read(self, task: ReadingTask) -> Reading:

@@ -21,8 +21,7 @@ from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
 from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.readers.local import LocalChat
-from finemem_lib.readers.model_content_judge import ModelContentJudge
-from finemem_lib.readers.model_judge import ModelJudge, judged
+from finemem_lib.readers.model_judge import ModelContentJudge, ModelJudge, judged
 from finemem_lib.readers.model_reader import ModelReader
 from finemem_lib.readers.model_teacher import ModelTeacher
 from finemem_lib.readers.server import ChatClient

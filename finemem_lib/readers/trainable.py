@@ -32,7 +32,7 @@ DENSE = ("overlap", "rank", "recency")
 retrieval rank, 1 for the best; order of the last write, 1 for the newest."""
 
 
-class TrainableReader:
+class TrainableReader(ReasoningAgent):
     """A reader that selects the retrieved item with the highest score and extracts the answer.
 
     The score of item m for question q is linear, ``s(q, m) = sum_(u, v) w[hash(u, v)] + sum_f w_f
@@ -108,23 +108,9 @@ class TrainableReader:
         return json.dumps([self.name, self._digest, self.buckets, self._searcher.synonyms])
 
     def query(self, question: str, data_source: str) -> str:
-        """Return the retrieval query, as `ExtractiveReader` does with the same synonyms.
-
-        Args:
-            question: Text of the question.
-            data_source: Data source, which selects the metric.
-        """
         return self._searcher.query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task from the selected item; return one reading per task, in order.
-
-        Args:
-            tasks: Questions with the retrieved items.
-
-        Raises:
-            ValueError: a task's data source has no metric.
-        """
         import torch
 
         with torch.no_grad():

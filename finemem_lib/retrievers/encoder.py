@@ -34,10 +34,10 @@ TOLERANCE = 1e-6
 BATCH = 8
 """Number of texts encoded together; on one thread larger batches take longer per text."""
 
-MOST_KNOWN = 1 << 16
+MAX_CACHED = 1 << 16
 """Largest number of cached vectors, about 100 MB at 384 numbers each; the oldest are dropped."""
 
-_KNOWN: dict[tuple[str, str], NDArray[np.float32]] = {}
+_CACHE: dict[tuple[str, str], NDArray[np.float32]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,11 @@ def embeddings(model_name: str, texts: Sequence[str]) -> list[NDArray[np.float32
     """
     encoder = load_encoder(model_name)
     keys = [(encoder.model_hash, text) for text in texts]
-    if new := [key for key in dict.fromkeys(keys) if key not in _KNOWN]:
-        _KNOWN.update(zip(new, encoder.encode([text for _, text in new]), strict=True))
-    found = [_KNOWN[key] for key in keys]
-    for key in [*_KNOWN][: max(0, len(_KNOWN) - MOST_KNOWN)]:
-        del _KNOWN[key]
+    if new := [key for key in dict.fromkeys(keys) if key not in _CACHE]:
+        _CACHE.update(zip(new, encoder.encode([text for _, text in new]), strict=True))
+    found = [_CACHE[key] for key in keys]
+    for key in [*_CACHE][: max(0, len(_CACHE) - MAX_CACHED)]:
+        del _CACHE[key]
     return found
 
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from finemem_lib.cli import ledger, main
-from finemem_lib.evaluation.credit_truth import read_table
+from finemem_lib.evaluation.credit_truth import Row
+from finemem_lib.evaluation.rows import read_rows
 from finemem_lib.util.provenance import repository_root
 
 ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
@@ -25,7 +26,7 @@ def checkout(tmp_path):
     card = json.loads(ROWS.with_suffix(".json").read_text())
     card["git"] = {"commit": "abc", "dirty": False}
     (folder / "credit_truth.json").write_text(json.dumps(card))
-    [row] = [one for one in read_table(ROWS) if {k: getattr(one, k) for k in ROW} == ROW]
+    [row] = [one for one in read_rows(ROWS, Row) if {k: getattr(one, k) for k in ROW} == ROW]
     figure = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
     (tmp_path / "README.md").write_text(f"It reaches {figure} at a rate of 0.0015, see `0.5`.\n")
     entries = {

@@ -31,12 +31,11 @@ from finemem_lib.evaluation.credit_truth import (
     noise_share,
     planted_credit,
     rank_correlation,
-    read_table,
     sign_errors,
     truth_table,
-    write_table,
 )
 from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.evaluation.rows import read_rows, write_rows
 from finemem_lib.figures import credit_rules
 from finemem_lib.figures.frames import figure_table
 from finemem_lib.managers.rollout import RolloutSettings, play
@@ -496,8 +495,8 @@ def test_figures_keep_markup_out_and_stand_an_empty_table():
 
 def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
-    write_table(table(), path)
-    again = read_table(path)
+    write_rows(table(), path)
+    again = read_rows(path, Row)
     assert [(row.rule, row.measure, row.counted) for row in again] == [
         (row.rule, row.measure, row.counted) for row in table()
     ]
@@ -505,11 +504,11 @@ def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
     path.write_text('{"rule": 1}\n')
     for wrong in (path, tmp_path / "none.jsonl"):
         with pytest.raises(ValueError, match="benchmarks/credit.py"):
-            read_table(wrong)
+            read_rows(wrong, Row)
 
 
 def test_the_committed_table_is_whole_and_says_how_it_was_made():
-    rows, card = read_table(COMMITTED), json.loads(COMMITTED.with_suffix(".json").read_text())
+    rows, card = read_rows(COMMITTED, Row), json.loads(COMMITTED.with_suffix(".json").read_text())
     assert {row.slice for row in rows} == set(SLICES) | {
         f"manager: {name}" for name in card["managers"]
     }
