@@ -22,8 +22,6 @@ class ReadingTask:
     """One question with the items retrieved for it.
 
     Attributes:
-        question: Text of the question.
-        data_source: Data source of the question.
         items: (item_id, content) of the retrieved items, best first.
         written: Rank of each item by its last write, 0 the oldest; empty if not known. The ranks
             let an agent prefer the newer of two contradicting items.
@@ -188,7 +186,6 @@ class Inquiry:
     """Questions to ask on one memory.
 
     Attributes:
-        questions: The questions.
         memory: The memory to ask them on.
         retriever: The index of that memory.
         step: The step after which the questions are asked.

@@ -30,7 +30,6 @@ class Chunk:
     """One piece of the input history, which the memory manager reads at one step.
 
     Attributes:
-        text: The text of the piece.
         tokens: The length L(c_t), in the units of the trajectory's `tokenizer`.
         truncated_tokens: Number of tokens cut away when the data were loaded.
     """
@@ -188,7 +187,6 @@ class Retrieved:
     """One retrieved item.
 
     Attributes:
-        item_id: Its id in the memory.
         score: Score of the retriever; `None` for what is shown without a search (core memory).
         steps: Steps that wrote it, oldest first: ``steps[0]`` created it, ``steps[-1]`` wrote it
             last.
@@ -204,7 +202,6 @@ class AnsweredQuestion:
     """A question with the retrieved items, the answer and its score.
 
     Attributes:
-        question: The question.
         asked_step: The step after which it was asked.
         retrieved: M_j, the retrieved items, best first.
         answer: Answer of the reasoning agent; "" where it gave none.
@@ -258,7 +255,6 @@ class Trajectory:
 
     Attributes:
         instance_id, data_source, category: Copied from the instance.
-        manager: Name of the memory manager.
         rollout: Index of the rollout within its group, from 0.
         steps: One step per chunk.
         questions: The global questions, answered from M_T.

@@ -49,7 +49,6 @@ class System:
     Attributes:
         make: Function that returns its manager.
         what: Short description.
-        source: Publication.
         rollout: Fields of `RolloutSettings` that the system sets itself.
         needs: "writer" if it cannot be played without a language model in this role.
         privileged: Whether it sees information that other systems do not, such as the questions.
@@ -217,13 +216,7 @@ SYSTEMS: dict[str, System] = {
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A system with its manager and rollout settings.
-
-    Attributes:
-        name: Name of the system.
-        manager: Memory manager.
-        settings: Rollout settings.
-    """
+    """A system with its manager and rollout settings."""
 
     name: str
     manager: MemoryManager

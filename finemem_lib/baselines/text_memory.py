@@ -42,7 +42,6 @@ class TextMemorySettings:
     """Settings of a system with a text memory.
 
     Attributes:
-        name: Name of the manager.
         prompt: Name of its prompt file in `prompts/`, without suffix.
         tokens: Largest number of tokens of the text, close to the published memory length.
         sees_questions: Whether the manager sees the questions while it reads the stream, which is

@@ -155,7 +155,6 @@ class BookRule:
 
     Attributes:
         data_source: Data source of the instances and their questions.
-        chunk_tokens: Largest number of tokens of a chunk.
         min_chunks, max_chunks: Limits of the number of chunks; other texts are dropped.
     """
 
@@ -635,12 +634,7 @@ def build_instances(
     """
     rule = _checked_rule(raw_set, rule)
     _check_files(raw_set, rule, sources, asked)
-    if num_instances is not None and num_instances < 1:
-        raise ValueError(
-            f"build_instances: num_instances is {num_instances!r}, expected 1 or more, or None"
-        )
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'build_instances: on_error is {on_error!r}, expected "raise" or "skip"')
+    _check_limits(num_instances, on_error)
     units, problems = raw_units(raw_set, sources, asked, on_error)
     build = _Build(raw_set, seed, count, tokenizer, closed_book, problems)
     builder: Any = {
@@ -651,16 +645,11 @@ def build_instances(
     }[type(rule)]
     instances = tuple(builder(units, rule, build, num_instances))
     if not instances:
-        raise ValueError(
-            "; ".join(
-                [
-                    f"build_instances: no instance of {raw_set} from {len(units)} units of "
-                    f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for "
-                    "less",
-                    *problems[:3],
-                ]
-            )
+        nothing = (
+            f"build_instances: no instance of {raw_set} from {len(units)} units of "
+            f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for less"
         )
+        raise ValueError("; ".join([nothing, *problems[:3]]))
     return Loaded(instances, tuple(problems))
 
 
@@ -677,6 +666,15 @@ def _checked_rule(raw_set: str, rule: Rule | None) -> Rule:
             f"{type(RULES[raw_set]).__name__}; change the set's own with dataclasses.replace"
         )
     return rule
+
+
+def _check_limits(num_instances: int | None, on_error: str) -> None:
+    if num_instances is not None and num_instances < 1:
+        raise ValueError(
+            f"build_instances: num_instances is {num_instances!r}, expected 1 or more, or None"
+        )
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'build_instances: on_error is {on_error!r}, expected "raise" or "skip"')
 
 
 def _check_files(

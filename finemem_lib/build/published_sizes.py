@@ -19,7 +19,6 @@ class Sizes:
     """Sizes of a data source.
 
     Attributes:
-        instances: Number of instances.
         chunks: Mean number of chunks per instance.
         tokens: Mean number of tokens per chunk, in `unit`.
         questions: Mean number of questions per instance.

@@ -276,7 +276,7 @@ def operation_slot_price(
         return OperationCredit([[None] * len(step.outcomes) or [None] for step in trajectory.steps])
     charged = per != "eviction" or lost.evictions > 0
     credit = [
-        [-price * _room(outcome, per) * charged for outcome in step.outcomes]
+        [-price * _memory_units(outcome, per) * charged for outcome in step.outcomes]
         for step in trajectory.steps
     ]
     for loss, value in lost.values:
@@ -354,10 +354,12 @@ def _price(
 
 def _units(trajectory: Trajectory, per: Per) -> list[int]:
     """Return the units of memory that every step used."""
-    return [sum(_room(outcome, per) for outcome in step.outcomes) for step in trajectory.steps]
+    return [
+        sum(_memory_units(outcome, per) for outcome in step.outcomes) for step in trajectory.steps
+    ]
 
 
-def _room(outcome: OperationOutcome, per: Per) -> int:
+def _memory_units(outcome: OperationOutcome, per: Per) -> int:
     """Return the units of memory that an operation used: 0 unless it is an applied INSERT."""
     operation = outcome.operation
     if operation is None or operation.kind != "INSERT" or not outcome.applied:

@@ -90,7 +90,6 @@ class Rule:
     Attributes:
         function: The rule, ``(trajectory, **settings) -> Credit``.
         formula: The value at step t.
-        source: The publication.
         gives: "reward", which `advantages.group_relative` still has to compare over the rollouts,
             or "advantage", which is already group-relative.
         conserves: The sum of the values.
@@ -318,7 +317,6 @@ class Assigned:
     """The credit of one trajectory and its number of reader calls, without those of the outcome.
 
     Attributes:
-        rule: Name of the rule.
         credit: One value per step.
         calls_asked: Number of readings requested.
         calls_made: Number of these that reached the reasoning agent, because they differed from

@@ -63,7 +63,7 @@ _NAME = re.compile(
 _LAST_WORD = re.compile(r"\b([^\W\d_]{3,})\W*$")
 _SUBJECT_VERB = re.compile(r"\s(?:is|are|was|were|has|had|became|[a-z]{2,}ed)\s")
 
-_STRAY = re.compile(r"[^.!…](?:[\"'”’)\]]*)$|\*\*|\(shares ")
+_INCOMPLETE = re.compile(r"[^.!…](?:[\"'”’)\]]*)$|\*\*|\(shares ")
 """Signs that a text is not a complete sentence: no final full stop, bold type, a caption."""
 
 _PARTICIPLE = re.compile(
@@ -83,7 +83,6 @@ class Statement:
     """A declarative sentence of a chunk.
 
     Attributes:
-        text: The sentence.
         speaker: Name of the speaker; "" in running text.
     """
 
@@ -167,7 +166,7 @@ class ClozeTeacher(Teacher):
             terms = words(statement.text)
             if not 3 <= len(terms) <= self.max_words or not _DOUBT_WORDS.isdisjoint(terms):
                 continue
-            leans = terms[0] in _CONTEXT_WORDS or bool(_STRAY.search(statement.text))
+            leans = terms[0] in _CONTEXT_WORDS or bool(_INCOMPLETE.search(statement.text))
             asked = []
             for start, end, rank in _spans(statement):
                 answer = statement.text[start:end]
@@ -175,7 +174,7 @@ class ClozeTeacher(Teacher):
                 known = not speakers.isdisjoint(words(answer))
                 if known or not _stands_alone(left, statement.speaker):
                     continue
-                turned = None if statement.speaker else _turned(statement.text, start, end)
+                turned = None if statement.speaker else _rephrased(statement.text, start, end)
                 blank = _blank(statement, start, end)
                 asked.append((rank, turned is None, rng.random(), turned or blank, answer))
             for turn, (rank, is_blank, chance, text, answer) in enumerate(sorted(asked)[:2]):
@@ -265,7 +264,7 @@ def _blank(statement: Statement, start: int, end: int) -> str:
     return f"Fill the blank{place}: {statement.text[:start]}____{statement.text[end:]}"
 
 
-def _turned(sentence: str, start: int, end: int) -> str | None:
+def _rephrased(sentence: str, start: int, end: int) -> str | None:
     """Return the sentence rephrased as a question for the span, or `None`.
 
     The supported patterns are: ANSWER VERB ...; SUBJECT AUXILIARY ... PREPOSITION ANSWER ...; In
@@ -275,7 +274,7 @@ def _turned(sentence: str, start: int, end: int) -> str | None:
     if not before:
         return f"Who or what{after.rstrip(' .!;:')}?" if _SUBJECT_VERB.match(after) else None
     preposition = _PREPOSITION.match(before)
-    asked = _asked_for(answer, preposition[1].lower()) if preposition else None
+    asked = _question_words(answer, preposition[1].lower()) if preposition else None
     if preposition and before.lower() == f"{preposition[1].lower()} ":
         clause, tail = after.removeprefix(",").strip(), ""
         clause = clause[: m.start()] if (m := _TAIL_END.search(clause)) else clause
@@ -312,7 +311,7 @@ def _is_auxiliary(parts: Sequence[str], place: int) -> bool:
     return parts[place] in _AUXILIARIES or perfect and parts[place + 1] == "been"
 
 
-def _asked_for(answer: str, preposition: str) -> str | None:
+def _question_words(answer: str, preposition: str) -> str | None:
     """Return the question words for "PREPOSITION answer", or `None` if no rule applies."""
     if _YEAR.fullmatch(answer):
         return f"{preposition.capitalize()} what year" if preposition != "at" else None

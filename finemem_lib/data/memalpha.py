@@ -167,11 +167,9 @@ def load_instances(
             if len(instances) == limit:
                 break
     if not instances:
-        if other_sources:
-            found = f"no instance of data source {data_source!r}, only {sorted(other_sources)}"
-        else:
-            found = f"no instance; rows skipped: {len(problems)}"
-        raise ValueError("; ".join([f"{source}: {found}", *problems[:3]]))
+        only = f" of data source {data_source!r}, only {sorted(other_sources)}"
+        found = only if other_sources else f"; rows skipped: {len(problems)}"
+        raise ValueError("; ".join([f"{source}: no instance{found}", *problems[:3]]))
     return Loaded(tuple(instances), tuple(problems), commit)
 
 

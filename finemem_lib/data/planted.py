@@ -44,7 +44,6 @@ class Attribute:
         question: The question, with {person}.
         pair_question: The question about two people, with {person} for "Mia and Ana".
         cue: The verb of the questions, of which the verbs above are synonyms.
-        values: The possible values.
     """
 
     verbs: tuple[str, ...]
@@ -257,18 +256,7 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
         rng.shuffle(lines)
         text = " ".join(f"{line}." for line in lines)
         chunks.append(Chunk(text=text, tokens=count_tokens(text)))
-        chunk_questions.append(
-            tuple(
-                _question(
-                    f"chunk-{step}-{number}",
-                    fact.attribute,
-                    {fact.person: (fact.value, step)},
-                    settings.world,
-                    step,
-                )
-                for number, fact in enumerate(facts, start=1)
-            )
-        )
+        chunk_questions.append(_of_chunk(facts, settings.world, step))
         facts_by_chunk.append([dataclasses.asdict(fact) for fact in facts])
     asked = [(attribute, {person: held}) for (person, attribute), held in state.items()]
     if settings.world == "paraphrased":
@@ -376,6 +364,19 @@ def _paired(
             first, second = rng.choice(differ)
             asked[first][1].update(asked.pop(second)[1])
     return asked
+
+
+def _of_chunk(facts: Sequence[Fact], world: World, step: int) -> tuple[Question, ...]:
+    return tuple(
+        _question(
+            f"chunk-{step}-{number}",
+            fact.attribute,
+            {fact.person: (fact.value, step)},
+            world,
+            step,
+        )
+        for number, fact in enumerate(facts, start=1)
+    )
 
 
 def _question(

@@ -47,7 +47,7 @@ PLACES = tuple(
 """Places of events and caravan stops; no fact mentions one of them."""
 
 STOP_VERBS = ("reached", "camped near", "went on to")
-WHERE = "Which places did the caravan reach?"
+ROUTE_QUESTION = "Which places did the caravan reach?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _global(
     if route:
         answer = ", ".join(place for place, _ in route)
         steps = tuple(step for _, step in route)
-        asked.append(Question("summary", WHERE, (answer,), SUMMARY_SOURCE, None, steps))
+        asked.append(Question("summary", ROUTE_QUESTION, (answer,), SUMMARY_SOURCE, None, steps))
     return tuple(asked)
 
 

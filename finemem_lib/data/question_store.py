@@ -120,7 +120,6 @@ class StoredQuestions:
     Attributes:
         instances: The instances with their questions.
         audits: The verdicts on all candidates, per instance.
-        recipe: The recipe of all questions.
     """
 
     instances: tuple[Instance, ...]

@@ -84,7 +84,6 @@ class AuditRow:
     """The verdict on one candidate.
 
     Attributes:
-        step: Step of the chunk.
         question, answer: The candidate; several accepted answers are joined by "; ".
         accepted: Whether the candidate became a chunk question.
         reason: Why it was rejected; `None` exactly when it was accepted.
@@ -147,14 +146,7 @@ def make_chunk_questions(
         for step, candidates in enumerate(drafts, start=1)
     )
     audit = tuple(
-        AuditRow(
-            step,
-            candidate.question.text,
-            "; ".join(candidate.question.answers),
-            candidate.accepted,
-            candidate.reason,
-            candidate.reply,
-        )
+        candidate.audit_row(step)
         for step, candidates in enumerate(drafts, start=1)
         for candidate in candidates
     )
@@ -254,6 +246,10 @@ class _Candidate:
     accepted: bool = False
     reason: Reason | None = None
     reply: str | None = None
+
+    def audit_row(self, step: int) -> AuditRow:
+        asked, answer = self.question.text, "; ".join(self.question.answers)
+        return AuditRow(step, asked, answer, self.accepted, self.reason, self.reply)
 
 
 def _open(lists: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:

@@ -19,11 +19,8 @@ class AnswerRow:
     """One question under one method.
 
     Attributes:
-        method: Name of the method.
         instance_id, category, data_source, rollout, question_id: Identify the question.
-        question: Text of the question.
         retrieved: Ids of the retrieved items, best first, separated by spaces.
-        answer: Answer of the reader.
         gold: Accepted answers, separated by " | ".
         metric: Name of the metric that scored the answer.
         score: In [0, 1]; `None` if the answer could not be scored.

@@ -21,7 +21,6 @@ class PlayedSystem:
 
     Attributes:
         name: Name in tables: the system, with its budget if it had one.
-        system: Name of the system.
         budget: Token limit of its memory; `None` for the limit in its own settings.
         trajectories: One per instance and rollout.
         seconds: Wall time of playing in seconds, including reading.

@@ -125,7 +125,7 @@ VARIANTS: dict[str, Variant] = {
 }
 """The compared rules with their settings, by name."""
 
-EARLY: tuple[str, ...] = (
+USES_FINAL_QUESTIONS: tuple[str, ...] = (
     "potential, final questions",
     "value-difference",
     "value-difference, lambda 0.7",
@@ -138,8 +138,8 @@ EARLY: tuple[str, ...] = (
 """Variants that use the global questions after every step, before a manager may know them."""
 
 PRIVILEGED: Mapping[Truth, tuple[str, ...]] = {
-    "causal": ("step-loo", "step-loo, orphans stored", *EARLY),
-    "planted": ("hindsight", *EARLY),
+    "causal": ("step-loo", "step-loo, orphans stored", *USES_FINAL_QUESTIONS),
+    "planted": ("hindsight", *USES_FINAL_QUESTIONS),
 }
 """By truth, the variants that equal it up to a setting or use information that no manager may have.
 Tables show them without ranking them."""

@@ -27,10 +27,10 @@ STORES: tuple[Store, ...] = ("flat", *LAYERS)
 
 _ASSISTANT = re.compile(r"^<(?:Assistant|System)>\s*(.*?)(?=^<\w|\Z)", re.MULTILINE | re.DOTALL)
 
-LEAST_SAID = 8
+MAX_ACKNOWLEDGEMENT_WORDS = 8
 """Assistant turns with at most this many content words are skipped as acknowledgements."""
 
-TRACE = 0.25
+MIN_WRITTEN_SHARE = 0.25
 """An assistant turn is lost if the step writes less than this share of its content words."""
 
 
@@ -39,9 +39,6 @@ class StoreUse:
     """Usage of one store over the trajectories of one method.
 
     Attributes:
-        method: Name of the method.
-        store: Name of the store.
-        trajectories: Number of trajectories.
         calls: Number of operations on the store by kind, applied or not.
         refused: Number of them that the memory did not apply.
         tokens: Mean tokens of its items in the final memory.
@@ -154,16 +151,14 @@ class FailureSigns:
     """Counts of known failures over the trajectories of one data source.
 
     Attributes:
-        data_source: Name of the data source.
-        trajectories: Number of trajectories.
         layered: Number of them with a layered memory.
         empty_core: Number of layered trajectories without a core in the final memory.
         same_timestamp: Number of layered trajectories with two final episodic items of one
             timestamp.
         undated: Number of final episodic items that do not begin with a timestamp.
         episodic: Number of final episodic items.
-        assistant_turns: Number of assistant turns with more than `LEAST_SAID` content words.
-        lost_turns: Number of them of whose content words their step writes less than `TRACE`.
+        assistant_turns: Number of assistant turns, without acknowledgements.
+        lost_turns: Number of them of whose content words their step writes too few.
         calls: Number of emitted operations, including malformed ones.
         malformed: Number of operations that could not be parsed, by reason
             (`operations.MALFORMED`).
@@ -241,10 +236,11 @@ def lost_turns(step: Step) -> list[bool]:
     """Return, for each assistant turn of a chunk, whether its content is missing from the writes.
 
     Args:
-        step: The step; turns with at most `LEAST_SAID` content words are skipped.
+        step: The step; turns with at most `MAX_ACKNOWLEDGEMENT_WORDS` content words are skipped.
 
     Returns:
-        Per turn, whether the step writes less than the share `TRACE` of its content words.
+        Per turn, whether the step writes less than the share `MIN_WRITTEN_SHARE` of its content
+        words.
 
     >>> from finemem_lib.trajectory import Chunk, MemoryDelta
     >>> said = "The old mill near Porto grinds barley, wheat and rye every Sunday morning"
@@ -261,8 +257,8 @@ def lost_turns(step: Step) -> list[bool]:
     found = []
     for turn in _ASSISTANT.findall(step.chunk.text):
         said = {*words(turn)} - STOPWORDS
-        if len(said) > LEAST_SAID:
-            found.append(len(said & wrote) < TRACE * len(said))
+        if len(said) > MAX_ACKNOWLEDGEMENT_WORDS:
+            found.append(len(said & wrote) < MIN_WRITTEN_SHARE * len(said))
     return found
 
 

@@ -67,7 +67,6 @@ class ScoreChange:
 
     Attributes:
         manager, data_source: Manager and data source of the trajectories.
-        questions: Number of global questions.
         before, after: Mean score, without unscored questions; `None` if all are unscored.
         changed: Number of questions whose score changed.
         unscored_before, unscored_after: Number of questions without a score.
@@ -119,7 +118,6 @@ class CreditRow:
     """The credit of one step under one rule.
 
     Attributes:
-        rule: Name of the rule.
         manager, instance_id, rollout, step: Identify the step.
         credit: Credit of the step; `None` if undefined.
     """

@@ -31,12 +31,12 @@ from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
-from finemem_lib.reading import reading_task
+from finemem_lib.reading import ReasoningAgent, reading_task
 from finemem_lib.retrievers.encoder import DENSE_MODEL
 from finemem_lib.retrievers.named import RetrieverName
 from finemem_lib.rewards import evidence_contribution
 from finemem_lib.scoring import metric_for, score
-from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Trajectory
+from finemem_lib.trajectory import AnsweredQuestion, Instance, MemoryItem, Question, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,6 @@ class Row(MeasuredRow):
         measure: Name of the measure, see the module docstring.
         file: Data file; "planted" for planted streams, "" for times.
         manager: Manager that wrote the memory; "" for times.
-        retriever: Name of the retriever.
         k: Number of retrieved items.
         items: Number of items in the memory, the mean over instances.
         value: Mean (median for times), with its interval from `low` to `high`.
@@ -168,25 +167,32 @@ def compare(
                     for a, hits in zip(one.questions, ranked, strict=True)
                 ]
             for k in sorted({*accuracy_at, TOP_K}):
-                tasks = [
-                    reading_task(a.question, hits[:k])
-                    for a, hits in zip(one.questions, ranked, strict=True)
-                ]
-                read = [
-                    dataclasses.replace(
-                        a,
-                        retrieved=a.retrieved[:k],
-                        answer=reading.answer or "",
-                        used=reading.used,
-                        score=score(reading.answer, a.question.answers, a.question.data_source),
-                    )
-                    for a, reading in zip(one.questions, agent.read(tasks), strict=True)
-                ]
+                read = _read(one.questions, ranked, k, agent)
                 if k in accuracy_at:
                     found["accuracy", name, k][one.instance_id] = [a.score for a in read]
                 if k == TOP_K:
                     _add_evidence(found, credits, name, one, read)
     return dict(found), round(sum(sizes) / len(sizes))
+
+
+def _read(
+    questions: Sequence[AnsweredQuestion],
+    ranked: Sequence[Sequence[MemoryItem]],
+    k: int,
+    agent: ReasoningAgent,
+) -> list[AnsweredQuestion]:
+    """Return the questions answered from their first k retrieved items (`ranked`)."""
+    tasks = [reading_task(a.question, hits[:k]) for a, hits in zip(questions, ranked, strict=True)]
+    return [
+        dataclasses.replace(
+            a,
+            retrieved=a.retrieved[:k],
+            answer=reading.answer or "",
+            used=reading.used,
+            score=score(reading.answer, a.question.answers, a.question.data_source),
+        )
+        for a, reading in zip(questions, agent.read(tasks), strict=True)
+    ]
 
 
 def _add_evidence(

@@ -58,14 +58,11 @@ class RevisionRow(MeasuredRow):
     """Results of one manager on the questions of one kind and number of revisions.
 
     Attributes:
-        manager: Name of the manager.
         budget: Token limit of its memory; `None` for no limit.
         kind: Kind of question: "single", "pair" or "chain".
         revisions: Number of revisions of the facts; `ALL_REVISIONS` for all numbers together.
         accuracy, low, high: Mean score with its interval over streams.
         stale: Share of the answers that score 0 and name a former value.
-        questions: Number of questions.
-        streams: Number of streams.
         memory_tokens: Mean length of the final memory in tokens, over all kinds.
         updates, deletes, inserts: Shares of the applied operations at steps that revise a fact.
     """

@@ -35,7 +35,6 @@ class LengthRow(MeasuredRow):
 
     Attributes:
         stream: "planted", or the id of the long instance.
-        system: Name of the system.
         budget: Token limit of its memory; `None` for the limit in its own settings.
         chunks: Length of the streams in chunks.
         stream_tokens: Mean length of the streams in tokens.
@@ -45,8 +44,6 @@ class LengthRow(MeasuredRow):
         read_tokens: Mean tokens of the items retrieved for a question.
         seconds_per_step: CPU seconds per chunk.
         calls: Model calls per stream.
-        instances: Number of streams.
-        questions: Number of questions.
     """
 
     made_by: ClassVar[str] = "python benchmarks/systems.py --output FOLDER"

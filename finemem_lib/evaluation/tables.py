@@ -48,7 +48,6 @@ class BootstrapSettings:
             instances.
         num_resamples: number of resamples, at least 100.
         level: coverage of the interval, between 0 and 1.
-        seed: seed of the resampling.
 
     Raises:
         ValueError: a value is out of range.
@@ -83,7 +82,6 @@ class Estimate:
         average: how questions and sources are weighted.
         value: the estimate; `None` if nothing could be measured.
         low: lower end of the interval, `None` if there are too few units to resample; so is `high`.
-        instances: number of instances in the value.
         counted: number of scored answers (for memory, trajectories; for a difference, pairs).
         left_out: number of those that could not be scored (or paired).
         over: what the value averages over, in words.

@@ -34,7 +34,7 @@ ContentJudge = Callable[[Sequence[Written]], Sequence[float | None]]
 
 _PLACEHOLDER = re.compile(r"(?:none|n/?a|null|empty|todo|tbd|unknown|\W|\.\.\.|<[^>]*>)*", re.I)
 _VAGUE = frozenset("it this that these those he she they there".split())
-LEAST_WORDS = 3
+MIN_WORDS = 3
 """Smallest number of words of a statement."""
 
 
@@ -42,9 +42,9 @@ def rule_verdicts(written: Sequence[Written]) -> list[float]:
     """Return a verdict per text by its form, without a model.
 
     A core fits unless it is a placeholder or mentions the core memory itself. A semantic item fits
-    if it has at least `LEAST_WORDS` words, does not begin with a pronoun, is not a question, and
+    if it has at least `MIN_WORDS` words, does not begin with a pronoun, is not a question, and
     does not begin with a date. An episodic item fits if it begins with a date that at least
-    `LEAST_WORDS` words follow. An item of a flat memory fits if it could be either of the two.
+    `MIN_WORDS` words follow. An item of a flat memory fits if it could be either of the two.
 
     Args:
         written: Texts with their stores.
@@ -70,7 +70,7 @@ def _is_core(content: str) -> bool:
 def _is_knowledge(content: str) -> bool:
     said = words(content)
     return (
-        len(said) >= LEAST_WORDS
+        len(said) >= MIN_WORDS
         and said[0] not in _VAGUE
         and not content.rstrip().endswith("?")
         and timestamp_of(content) is None
@@ -79,7 +79,7 @@ def _is_knowledge(content: str) -> bool:
 
 def _is_event(content: str) -> bool:
     date = timestamp_of(content)
-    return date is not None and len(words(content.partition(date)[2])) >= LEAST_WORDS
+    return date is not None and len(words(content.partition(date)[2])) >= MIN_WORDS
 
 
 _RULES: dict[Store, Callable[[str], bool]] = {

@@ -147,7 +147,7 @@ class LayeredMemory(FlatMemory):
         """The core item; `None` before its first write and after it was cleared."""
         return self._items.get(self._core_id)
 
-    def _meant(self, operation: Operation) -> Operation:
+    def _resolved(self, operation: Operation) -> Operation:
         """Return the operation with its store and, for the core, with its id and a cut content."""
         item = self._items.get(operation.item_id or "")
         store = operation.store or (item.store if item else "semantic")
@@ -166,25 +166,25 @@ class LayeredMemory(FlatMemory):
     def _overfull(self, items: int, tokens: int) -> bool:
         return super()._overfull(items - (self.core is not None), tokens)
 
-    def _objection(self, operation: Operation) -> str | None:
+    def _refusal(self, operation: Operation) -> str | None:
         if operation.store not in self.stores:
             return UNKNOWN_STORE
         if operation.store == "core":
-            return self._core_objection(operation)
+            return self._core_refusal(operation)
         item = self._items.get(operation.item_id or "")
         elsewhere = item is not None and item.store != operation.store
         if operation.kind == "UPDATE" and elsewhere:
             return UNKNOWN_ID
         if operation.kind == "DELETE" and (item is None or elsewhere):
             return None if self.rules.unknown_delete == "succeed" and item is None else UNKNOWN_ID
-        reason = super()._objection(operation)
+        reason = super()._refusal(operation)
         if reason is None and self.core is not None and self.token_budget is not None:
             held = count_tokens(self.core.content) + count_tokens(operation.content or "")
             if operation.kind in ("INSERT", "UPDATE") and held > self.token_budget:
                 return TOO_LONG
         return reason
 
-    def _core_objection(self, operation: Operation) -> str | None:
+    def _core_refusal(self, operation: Operation) -> str | None:
         """Return why an operation on the core is invalid, `None` if it is valid."""
         old = self.core
         if operation.kind == "DELETE":

@@ -143,7 +143,6 @@ class Exercise:
     """The solution of an exercise, with known wrong answers.
 
     Attributes:
-        right: The right numbers.
         per: The unit of each number, such as "step".
         total: The required sum of the numbers, with its name; `None` if there is none.
         mistakes: Wrong answers, each with a description of the mistake.

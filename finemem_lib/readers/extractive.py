@@ -89,7 +89,7 @@ _WORD = re.compile(r"\w+")
 _SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|edly|ing|ies|ied|es|ed|ly|s|e|y)$")
 _SUMMARY_METRICS = ("keyword_hit", "rouge_l")
 
-_About = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pattern[str], ...]]
+_Parsed = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pattern[str], ...]]
 """A parsed question: the terms of every content word, the indices of the words that an answer must
 hold, the stemmed words of the query, and the patterns of an answer."""
 
@@ -158,7 +158,7 @@ class ExtractiveReader(ReasoningAgent):
         self.synonyms = {
             cue.lower(): tuple(words(" ".join(others))) for cue, others in (synonyms or {}).items()
         }
-        self._known: dict[tuple[str, str], _About] = {}
+        self._parsed_questions: dict[tuple[str, str], _Parsed] = {}
 
     @functools.cached_property  # part of the key of every memoised task
     def settings(self) -> str:
@@ -268,7 +268,7 @@ class ExtractiveReader(ReasoningAgent):
 
     def _extract(self, task: ReadingTask) -> Reading:
         """Return the sentence with the most support, or the answer span in it."""
-        concepts, required, asked, patterns = self._about(task.question, task.data_source)
+        concepts, required, asked, patterns = self._parsed(task.question, task.data_source)
         candidates: list[tuple[int, int, int, str, list[int], list[int]]] = []
         for place, ((_, content), rank) in enumerate(zip(task.items, _ranks(task), strict=True)):
             before: list[int] = []
@@ -302,15 +302,15 @@ class ExtractiveReader(ReasoningAgent):
         answer = _span(patterns, sentence, asked) if self.answer == "span" else sentence
         return Reading(answer, (task.items[-place][0],))
 
-    def _about(self, question: str, data_source: str) -> _About:
+    def _parsed(self, question: str, data_source: str) -> _Parsed:
         """Return the parsed question, cached because it is read with many sets of items."""
-        if (question, data_source) not in self._known:
-            self._known[question, data_source] = (
+        if (question, data_source) not in self._parsed_questions:
+            self._parsed_questions[question, data_source] = (
                 *self._concepts(question),
                 frozenset(map(_stem, words(self.query(question, data_source)))),
                 _answer_patterns(question),
             )
-        return self._known[question, data_source]
+        return self._parsed_questions[question, data_source]
 
     def _concepts(self, question: str) -> tuple[list[frozenset[str]], frozenset[int]]:
         """Return the terms of each content word of the question, and the indices of required words.

@@ -21,7 +21,6 @@ class CitedAnswer:
     """A language model's answer with the items that it cites.
 
     Attributes:
-        answer: The answer in words.
         items: Numbers of the cited items; 1 is the first item of the prompt.
     """
 

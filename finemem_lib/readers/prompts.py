@@ -24,8 +24,6 @@ class Prompt:
 
     Attributes:
         name: Name of the file in `prompts/`, without suffix.
-        version: Version number in the file.
-        system: The system message.
         user: The user message, with a $name for each value.
         digest: 12 hexadecimal digits of the file's SHA-256.
     """

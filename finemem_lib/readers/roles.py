@@ -150,7 +150,6 @@ class Models:
         roles: Settings by role; a missing role uses no model.
 
     Attributes:
-        roles: As the argument.
         after_batch: Called after each batch of questions to a model, also after a failed one.
     """
 

@@ -38,13 +38,11 @@ class Notebook(BaseModel):
             a file in the notebook's folder.
         order: Number on the command line and on the site; None for an extra notebook, which runs
             only when its stem is given.
-        title: Title of the notebook.
         question: The question that the notebook answers.
         reads: Artefacts to load, each with the parameter values under which it is loaded; an empty
             mapping means always.
         writes: Artefacts to save.
         minutes: Approximate duration with default parameters, in minutes.
-        hardware: Hardware of that duration.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)

@@ -16,7 +16,6 @@ class ProfileFile(BaseModel):
 
     Attributes:
         description: What it is for.
-        notebooks: A selection of notebooks.
         parameters: Values for every notebook that has the parameter.
         notebook_parameters: Values for single notebooks, by number or stem.
         requires: Parameters that the user must give.

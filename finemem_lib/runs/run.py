@@ -9,7 +9,6 @@ last, so an interrupted notebook leaves no incomplete artefact that a later one 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -31,7 +30,7 @@ from finemem_lib.runs.notebooks import RUNNING, Notebook, find_notebook, read_js
 from finemem_lib.runs.parameters import NotebookParameters, ParameterError, ParameterTable
 from finemem_lib.runs.profile_file import ProfileFile, injected_profile
 from finemem_lib.training.checkpoints import MEMORY_ONLY
-from finemem_lib.util.files import real_path, write_bytes, write_json, written_beside
+from finemem_lib.util.files import real_path, sha256, write_bytes, write_json, written_beside
 from finemem_lib.util.provenance import cpu_threads, repository_root, versions
 
 if TYPE_CHECKING:
@@ -130,20 +129,6 @@ def _problem(path: Path) -> str:
     if path.is_dir():
         return "is a folder"
     return "has another ending" if path.exists() else "does not exist"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's file names and contents, in hexadecimal.
-
-    Args:
-        path: A file or a folder.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]
-        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def now() -> str:
@@ -483,21 +468,10 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     """
     source = find_notebook(notebook)
     name = source.stem if RUNNING in os.environ else notebook
-    model = source.model()
-    given = {one: variables[one] for one in model.model_fields if one in variables}
+    fields = source.model().model_fields
+    given = {one: variables[one] for one in fields if one in variables}
     injected = {one: variables.get(one) for one in _injected(variables.get("In", ()))}
-    profile = injected_profile(injected)
-    if profile is not None:  # papermill's -f; what -p gave wins
-        given |= profile.values_for(source, model.model_fields)
-        injected = {k: value for k, value in injected.items() if k not in ProfileFile.model_fields}
-    try:
-        parameters = model.read(given | injected, texts=profile is not None)
-        _check_required(profile, parameters)
-    except ParameterError as error:
-        raise ValueError(
-            f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
-            "command line"
-        ) from None
+    parameters = _checked_parameters(name, source, given, injected)
     _compute_on_one_thread()
     values = parameters.model_dump(exclude={"run_id"})
     folder = run_folder(parameters.run_id)
@@ -509,7 +483,7 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     roles = None
     if path := locate_models(values.get("models", "")):
         roles = load_roles(path, folder)
-        _take_replies(folder)
+        _copy_replies(folder)
     record = {
         "schema_version": RECORD_VERSION,
         "notebook": name,
@@ -531,6 +505,26 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         "writes": earlier.get("writes", {}),
     }
     return Run(folder, source, parameters, record, Models(roles), questions)
+
+
+def _checked_parameters(
+    name: str, source: Notebook, given: dict[str, Any], injected: dict[str, Any]
+) -> NotebookParameters:
+    """Return a notebook's parameters from its variables and from those that papermill injected."""
+    model = source.model()
+    profile = injected_profile(injected)
+    if profile is not None:  # papermill's -f; what -p gave wins
+        given |= profile.values_for(source, model.model_fields)
+        injected = {k: value for k, value in injected.items() if k not in ProfileFile.model_fields}
+    try:
+        parameters = model.read(given | injected, texts=profile is not None)
+        _check_required(profile, parameters)
+    except ParameterError as error:
+        raise ValueError(
+            f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
+            "command line"
+        ) from None
+    return parameters
 
 
 def _check_replaces_nothing_used(
@@ -612,7 +606,7 @@ def _checkpoint_entry(checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _take_replies(folder: Path) -> None:
+def _copy_replies(folder: Path) -> None:
     """Copy the memo of replies from the reused run, so that no reply is paid for twice."""
     reused, mine = os.environ.get("FINEMEM_REUSE_RUN"), folder / REPLIES
     if reused and not mine.exists() and (earlier := run_folder(reused) / REPLIES).exists():

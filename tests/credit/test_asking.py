@@ -57,7 +57,7 @@ def test_memories_of_many_items_are_searched_in_parts(monkeypatch):
     queries = [f"city{n} word{n}" for n in range(8)]
     whole = search_memories(memories, queries, 3)
     assert whole == [[plain_search(memory, query, 3) for query in queries] for memory in memories]
-    monkeypatch.setattr(asking, "MOST_NUMBERS", 60 * 8)
+    monkeypatch.setattr(asking, "MAX_TABLE_SCORES", 60 * 8)
     assert search_memories(memories, queries, 3) == whole
 
 
