@@ -56,10 +56,7 @@ _RULES = (
 
 
 def store_of(sentence: str) -> str:
-    r"""Return the store that the rules assign to a sentence.
-
-    Args:
-        sentence: A sentence or a labelled example.
+    r"""Return the store that the rules assign to a `sentence` or labelled example.
 
     >>> [store_of(text) for text in ("Mia lives in Rome.", "Yesterday Mia sailed.")]
     ['semantic', 'episodic']

@@ -125,10 +125,7 @@ class PromptedManager:
 
 
 def without_mark(operation: Operation | InvalidOperation) -> Operation | InvalidOperation:
-    """Return an operation without the "#" that prompts put before item ids.
-
-    Args:
-        operation: The operation, as parsed.
+    """Return `operation` without the "#" that prompts put before item ids.
 
     >>> without_mark(Operation("DELETE", item_id="#3")).item_id
     '3'

@@ -99,10 +99,7 @@ def size_table(
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return records as a Markdown table.
-
-    Args:
-        rows: At least one record; all records have the same keys.
+    """Return `rows`, at least one record, all with the same keys, as a Markdown table.
 
     >>> print(as_markdown([{"data source": "squad", "instances": 30}]))
     | data source | instances |

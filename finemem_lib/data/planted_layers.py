@@ -103,10 +103,7 @@ class Event:
 
 
 def verbs_of(data_source: str) -> dict[str, tuple[str, ...]] | None:
-    """Return the verbs that answer a question, by cue, as in `planted.VERBS`.
-
-    Args:
-        data_source: Name of the data source.
+    """Return the verbs that answer a question of `data_source`, by cue, as in `planted.VERBS`.
 
     Returns:
         The verbs; `None` if the data source is not planted.

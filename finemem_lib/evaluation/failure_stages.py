@@ -88,14 +88,11 @@ class FailureStage:
 
 
 def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
-    """Return the failure stage of every global question.
+    """Return the failure stage of every global question of `trajectory`.
 
     The rank of an item is computed with the recorded retriever and the query of the reader that
     answered. The retrievers "dense" and "hybrid" need their sentence encoder: if it cannot be
     loaded, the rank is `None` and the reason names the encoder. No stage depends on the rank.
-
-    Args:
-        trajectory: A played trajectory.
 
     Returns:
         One entry per question; `None` if the question has no score or no accepted answer.
@@ -141,10 +138,7 @@ class StageCount:
 
 
 def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount]:
-    """Return the number of questions of every method at every stage.
-
-    Args:
-        methods: Trajectories of every method by its name.
+    """Return the number of questions at every stage, by method (`methods`).
 
     Returns:
         One row per method and stage, in the order of `STAGES`.
@@ -164,10 +158,7 @@ def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount
 
 
 def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
-    """Return a table of question counts and shares: one row per method, one column per stage.
-
-    Args:
-        rows: Rows of `stage_counts`.
+    """Return `rows` of `stage_counts` as a table: a row per method, a column per stage.
 
     Returns:
         A pandas frame of text; "–" if no question of the method has a stage.

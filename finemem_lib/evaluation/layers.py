@@ -64,13 +64,10 @@ class StoreUse:
 
 
 def utilisation(methods: Mapping[str, Sequence[Trajectory]]) -> list[StoreUse]:
-    """Return the usage of every store by every method.
+    """Return the usage of every store by every method (`methods`).
 
     An operation without a store counts for the store of its item. One that names neither belongs to
     no store of a layered memory and is left out (see `failure_signs`).
-
-    Args:
-        methods: Trajectories of every method by its name.
 
     Returns:
         One row per method and store with an operation or an item, in the order of `STORES`.
@@ -180,10 +177,7 @@ class FailureSigns:
 
 
 def failure_signs(trajectories: Iterable[Trajectory]) -> list[FailureSigns]:
-    """Return the counts of known failures per data source.
-
-    Args:
-        trajectories: Played trajectories with flat or layered memory.
+    """Return the counts of known failures of `trajectories` per data source.
 
     Returns:
         One row per data source, in the order of first appearance.
@@ -221,11 +215,7 @@ def _signs(source: str, played: Sequence[Trajectory]) -> FailureSigns:
 
 
 def is_layered(trajectory: Trajectory) -> bool:
-    """Return whether a trajectory was played with a layered memory.
-
-    Args:
-        trajectory: A played trajectory.
-    """
+    """Return whether `trajectory` was played with a layered memory."""
     said = trajectory.metadata.get("rollout", {}).get("memory")
     if said is not None:
         return bool(said == "layered")
@@ -263,10 +253,7 @@ def lost_turns(step: Step) -> list[bool]:
 
 
 def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
-    """Return a table with one row per method and store.
-
-    Args:
-        rows: Rows of `utilisation`.
+    """Return `rows` of `utilisation` as a table, one row per method and store.
 
     Returns:
         A pandas frame of text; "–" if a value is undefined.
@@ -291,10 +278,7 @@ def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
 
 
 def signs_frame(methods: Mapping[str, Sequence[Trajectory]]) -> pd.DataFrame:
-    """Return a table of known failures with one row per method and data source.
-
-    Args:
-        methods: Trajectories of every method by its name.
+    """Return a table of known failures of `methods`: a row per method and data source.
 
     Returns:
         A pandas frame of text, "count of total"; "–" if the total is 0.

@@ -146,10 +146,7 @@ class Recredited:
 
 
 def updates_of(trajectories: Iterable[Trajectory]) -> list[list[Group]]:
-    """Return the rollout groups by manager; credit rules are applied to one manager at a time.
-
-    Args:
-        trajectories: Trajectories in any order.
+    """Return `trajectories` as groups by manager; rules are applied to one manager at a time.
 
     Returns:
         One list of groups per manager; a group holds the rollouts of one instance.
@@ -190,11 +187,7 @@ def recredited(
 
 
 def credit_summary(rows: Sequence[CreditRow]) -> Mapping[str, tuple[int, int, float | None]]:
-    """Return, by manager, the number of steps, of steps without credit, and the mean credit.
-
-    Args:
-        rows: Rows of one rule.
-    """
+    """Return, by manager, the number of `rows`, of those without credit, and the mean credit."""
     by_manager: defaultdict[str, list[float | None]] = defaultdict(list)
     for row in rows:
         by_manager[row.manager].append(row.credit)

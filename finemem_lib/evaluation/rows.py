@@ -24,11 +24,7 @@ Row = TypeVar("Row", bound=MeasuredRow)
 
 
 def four_digits(value: float) -> float:
-    """Return a number with four significant digits.
-
-    Args:
-        value: Any number.
-    """
+    """Return `value` with four significant digits."""
     return float(f"{value:.4g}")
 
 

@@ -194,10 +194,7 @@ def paired_differences(
 
 
 def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[OperationCount]:
-    """Return the numbers of emitted, applied and invalid operations by method and kind.
-
-    Args:
-        methods: trajectories of every method by its name.
+    """Return the numbers of emitted, applied and invalid operations of `methods` by kind.
 
     Raises:
         ValueError: a method has no trajectories, or lengths were counted by different tokenizers.
@@ -227,10 +224,7 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
 
 
 def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
-    """Return one table row of text per method.
-
-    Args:
-        rows: rows of `benchmark_table`.
+    """Return `rows` of `benchmark_table` as one row of text per method.
 
     Returns:
         Per method, text by column: accuracy by category and overall (macro means over data
@@ -251,11 +245,7 @@ def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
 
 
 def format_estimate(row: Estimate) -> str:
-    """Return an estimate with its interval as text, "–" if nothing could be measured.
-
-    Args:
-        row: the estimate.
-    """
+    """Return `row` with its interval as text, "–" if nothing could be measured."""
     if row.value is None:
         return "–"
     digits = ",.0f" if row.measure == "memory_tokens" else ".3f"
@@ -263,11 +253,7 @@ def format_estimate(row: Estimate) -> str:
 
 
 def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
-    """Return table rows (dataclasses) as a pandas frame, one column per field.
-
-    Args:
-        rows: dataclasses of one type, any number.
-    """
+    """Return `rows`, dataclasses of one type, as a pandas frame with one column per field."""
     import pandas as pd
 
     return pd.DataFrame([dataclasses.asdict(row) for row in rows])

@@ -133,11 +133,7 @@ def judged(trajectories: Sequence[Trajectory], judge: ModelJudge) -> list[Trajec
 
 
 def all_answers(trajectory: Trajectory) -> list[AnsweredQuestion]:
-    """Return the answered global questions, then the chunk questions of every step.
-
-    Args:
-        trajectory: The trajectory.
-    """
+    """Return the answered global questions of `trajectory`, then the chunk questions by step."""
     chunks = (answered for step in trajectory.steps for answered in step.chunk_questions)
     return [*trajectory.questions, *chunks]
 

@@ -12,10 +12,7 @@ Structure = TypeVar("Structure")
 
 
 def without_thinking(text: str) -> str:
-    """Return a reply without the reasoning that some models write first.
-
-    Args:
-        text: The complete reply.
+    """Return `text`, a complete reply, without the reasoning that some models write first.
 
     Returns:
         The text after the reasoning, or "" if the reasoning does not end.
@@ -53,9 +50,5 @@ def structured(text: str, structure: type[Structure]) -> Structure | None:
 
 
 def json_schema(structure: type) -> dict[str, Any]:
-    """Return the JSON schema of a structured answer.
-
-    Args:
-        structure: A dataclass.
-    """
+    """Return the JSON schema of a structured answer, the dataclass `structure`."""
     return type_adapter(structure).json_schema()

@@ -25,10 +25,7 @@ class WriteOrder:
         return len(self._ids)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory.
-
-        Args:
-            delta: The change.
+        """Apply one change of the memory, `delta`.
 
         Raises:
             KeyError: an item to be removed is unknown: an earlier update is missing.

@@ -31,10 +31,7 @@ class UsageError(Exception):
 
 
 def positive(text: str) -> int:
-    """Return a command-line argument as a whole number of at least 1.
-
-    Args:
-        text: Decimal digits.
+    """Return a command-line argument, `text`, as a whole number of at least 1.
 
     Raises:
         argparse.ArgumentTypeError: the text is not such a number.
@@ -194,11 +191,7 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
             print("\n".join(lines), flush=True)
 
     def end(self, line: str) -> None:
-        """Print the last line of a task permanently.
-
-        Args:
-            line: The line, as for `update`.
-        """
+        """Print the last `line` of a task permanently."""
         if self._live:
             self._live.update("")
             self._live.console.print(Text(line), soft_wrap=True)  # above the remaining lines
@@ -247,10 +240,7 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
 
 
 def plain(text: str) -> str:
-    r"""Return untrusted text in one line, with control characters replaced by U+FFFD.
-
-    Args:
-        text: Text from data, models or parameters.
+    r"""Return untrusted `text` in one line, with control characters replaced by U+FFFD.
 
     >>> plain("Mia\x1b[2J lives\nin Rome.")
     'Mia\ufffd[2J lives in Rome.'

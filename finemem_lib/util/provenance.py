@@ -74,11 +74,7 @@ def cpu_threads() -> int | None:
 
 
 def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of the installed packages.
-
-    Args:
-        packages: Names of packages; packages that are not installed are left out.
-    """
+    """Return the versions of Python and of those `packages` that are installed."""
     found = {"python": sys.version.split()[0]}
     for name in packages:
         try:
