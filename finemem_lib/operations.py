@@ -86,14 +86,11 @@ def parse_operations(completion: str) -> tuple[Operation | InvalidOperation, ...
 def scan(
     completion: str, read: Callable[[str], Operation | InvalidOperation]
 ) -> tuple[Operation | InvalidOperation, ...]:
-    """Read the operations of a completion in any form that is made of shallow JSON objects.
+    """Return the operations of a completion, as `parse_operations`, from shallow JSON objects.
 
     Args:
         completion: Text of the memory manager; nothing in it is trusted.
         read: Reads one object, its arguments at most one level deeper; never raises.
-
-    Returns:
-        As `parse_operations`.
     """
     text = _THINKING.sub("", clean_text(completion))
     found: list[Operation | InvalidOperation] = []

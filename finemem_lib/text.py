@@ -44,14 +44,11 @@ def count_tokens(text: str) -> int:
 
 
 def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
-    """Keep the first `limit` tokens of a text (the "head" rule).
+    """Return the first `limit` tokens of a text (the "head" rule), and the number of removed ones.
 
     Args:
         text: Any text.
         limit: Largest number of tokens to keep.
-
-    Returns:
-        The text kept and the number of tokens removed.
 
     >>> truncate_tokens("one two three four", 3)
     ('one two three', 1)

@@ -253,16 +253,13 @@ def search_memories(
     k: int,
     like: BM25Retriever | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Return the results of `BM25Retriever.search` for every query on every memory.
+    """Return per memory and query the places of what `BM25Retriever.search` returns, best first.
 
     Args:
         memories: The contents of each memory, in the order of their last writes.
         queries: Texts to compare with the contents.
         k: Largest number of items to return, at least 1.
         like: Retriever whose parameters k1, b and epsilon to use; default: `BM25Retriever()`.
-
-    Returns:
-        Per memory and query, the positions of the items in the memory, best first.
 
     >>> search_memories([["Mia lives in Rome", "Ana sails", "Mia saw Oslo"]], ["Where is Mia?"], 2)
     [[(2, 0)]]

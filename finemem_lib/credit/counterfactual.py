@@ -228,7 +228,7 @@ def potential_shaping(
         return [None] * trajectory.num_steps
     replay = replay or Replayer(trajectory, agent)
     steps = range(1, trajectory.num_steps + 1)
-    rows = replay.scores(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
+    rows = replay.ask([(probes, frozenset(steps[t:])) for t in range(trajectory.num_steps)])
     potentials = [mean for row in rows if (mean := mean_of_known(row)) is not None]
     need(
         len(potentials) == len(rows),

@@ -132,36 +132,18 @@ class Replayer:
         other.agent, other.asking = agent, self.asking.through(agent)
         return other
 
-    def scores(
-        self,
-        questions: Sequence[Question],
-        withouts: Sequence[frozenset[Missing]],
-        orphaned: Orphaned = "refuse",
-    ) -> list[list[float | None]]:
-        """Return the score of every question on every replayed memory, read in one batch.
-
-        Args:
-            questions: Questions to ask on every memory.
-            withouts: Sets of steps or operations to omit; one replay per set.
-            orphaned: Treatment of updates of items that the omissions created.
-
-        Returns:
-            One row per set, one score in [0, 1] per question, `None` where it cannot be scored.
-        """
-        return self.ask([(questions, without) for without in withouts], orphaned)
-
     def ask(
         self, asked: Sequence[Asked], orphaned: Orphaned = "refuse", soft: bool = False
     ) -> Rows:
-        """Return the scores of lists of questions, each list with its own omissions.
+        """Return the scores of questions on replayed memories, read in one batch.
 
         Args:
             asked: Pairs of questions and the steps or operations omitted before they are asked.
-            orphaned: As in `scores`.
+            orphaned: Treatment of updates of items that the omissions created.
             soft: Whether to return `Asking.probabilities` instead.
 
         Returns:
-            One row per entry, as `scores` returns them.
+            One row per pair, one score in [0, 1] per question, `None` where it cannot be scored.
         """
         return _measured(
             self.asking,

@@ -57,13 +57,10 @@ def fact_line(fact: tuple[int, str]) -> str:
 
 
 def versions(facts: Sequence[tuple[int, str]]) -> dict[str, list[str]]:
-    """Return the values of every fact, oldest first; a value can occur again later.
+    """Return the values of every fact, oldest first, by the text before them in lower case.
 
     Args:
         facts: Numbers and texts of the facts, in any order.
-
-    Returns:
-        The values by the text before them, in lower case.
 
     >>> versions([(0, "X is married to A."), (1, "Y plays chess."), (2, "X is married to B.")])
     {'x is married to': ['A', 'B'], 'y plays': ['chess']}

@@ -54,9 +54,6 @@ def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> t
         instances: The data to check.
         training: The training data to compare with.
 
-    Returns:
-        The findings, in the order of the instances.
-
     Raises:
         ValueError: a data source has no metric.
 

@@ -39,8 +39,8 @@ class Attribute:
     """One kind of fact.
 
     Attributes:
-        verbs: Verb phrases that state the fact in the plain world.
-        paraphrases: Templates that state the fact in the paraphrased world, see `wording`.
+        verbs: Verb phrases that state the fact.
+        paraphrases: Templates that also state it in the paraphrased world, see `wording`.
         question: The question, with {person}.
         pair_question: The question about two people, with {person} for "Mia and Ana".
         cue: The verb of the questions, of which the verbs above are synonyms.
@@ -58,9 +58,6 @@ ATTRIBUTES: dict[str, Attribute] = {
     "home": Attribute(
         verbs=("lives in", "moved to", "settled near"),
         paraphrases=(
-            "{person} lives in {value}",
-            "{person} moved to {value}",
-            "{person} settled near {value}",
             "{others} welcome {person} in {value}",
             "{adverb} {value} houses {person}",
         ),
@@ -75,9 +72,6 @@ ATTRIBUTES: dict[str, Attribute] = {
     "study": Attribute(
         verbs=("studies", "researches", "lectures on"),
         paraphrases=(
-            "{person} studies {value}",
-            "{person} researches {value}",
-            "{person} lectures on {value}",
             "{others} hear {person} on {value}",
             "{adverb} {value} occupies {person}",
         ),
@@ -92,9 +86,6 @@ ATTRIBUTES: dict[str, Attribute] = {
     "pet": Attribute(
         verbs=("owns", "adopted", "feeds"),
         paraphrases=(
-            "{person} owns {value}",
-            "{person} adopted {value}",
-            "{person} feeds {value}",
             "{others} meet {person} with {value}",
             "{adverb} {value} obey {person}",
         ),
@@ -115,12 +106,7 @@ NOISE_SUBJECTS = ("Buses left for", "Trains passed", "Rumours reached", "Letters
 ADVERBS = ("Lately", "Finally", "Today", "Apparently")
 OTHERS = ("Friends", "Students", "Neighbours")
 PARAPHRASED_NOISE = (
-    "{person} visited {value}",
-    "{person} saw {value}",
-    "{person} mentioned {value}",
-    "{person} discussed {value}",
-    "{person} painted {value}",
-    "{person} dreamt about {value}",
+    *(f"{{person}} {verb} {{value}}" for verb in NOISE_VERBS),
     "{others} told {person} about {value}",
     "{others} asked {person} about {value}",
     "{adverb} {value} bored {person}",
@@ -151,13 +137,16 @@ def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+_PLAIN = {
+    name: tuple(f"{{person}} {verb} {{value}}" for verb in attribute.verbs)
+    for name, attribute in ATTRIBUTES.items()
+}
+
 TEMPLATES: dict[World, dict[str, tuple[str, ...]]] = {
-    "plain": {
-        name: tuple(f"{{person}} {verb} {{value}}" for verb in attribute.verbs)
-        for name, attribute in ATTRIBUTES.items()
-    },
+    "plain": _PLAIN,
     "paraphrased": {
-        name: with_adverbs(attribute.paraphrases) for name, attribute in ATTRIBUTES.items()
+        name: with_adverbs((*_PLAIN[name], *attribute.paraphrases))
+        for name, attribute in ATTRIBUTES.items()
     },
 }
 """Templates of the fact sentences, by world and attribute, see `wording`."""

@@ -84,9 +84,6 @@ def prepare_questions(
         teacher, verifier, k, seed: As for `make_chunk_questions`.
         progress: Called after each instance with the number done and the total.
 
-    Returns:
-        The instances with their questions.
-
     Raises:
         ValueError: `k` is less than 1, another process is writing to the store, the folder cannot
             be created, a part cannot be read, or a data source has no metric.
@@ -277,26 +274,20 @@ def _write(part: Path, made: Instance, audit: Sequence[AuditRow], recipe: Recipe
                 **dataclasses.asdict(recipe),
             }
         )
+    whole, text = pa.int64(), pa.string()
     types = {
-        "answers": pa.list_(pa.string()),
+        "instance_id": text,
+        "step": whole,
+        "question": text,
+        "answers": pa.list_(text),
+        "data_source": text,
         "accepted": pa.bool_(),
-        "step": pa.int64(),
-        "k": pa.int64(),
-        "seed": pa.int64(),
-        "version": pa.int64(),
+        "reason": text,
+        "reply": text,
     }
-    names = (
-        "instance_id",
-        "step",
-        "question",
-        "answers",
-        "data_source",
-        "accepted",
-        "reason",
-        "reply",
-        *(field.name for field in dataclasses.fields(Recipe)),
-    )
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    for field in dataclasses.fields(Recipe):
+        types[field.name] = whole if field.name in ("k", "seed", "version") else text
+    schema = pa.schema(types)
     with written_beside(part) as beside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
 

@@ -88,14 +88,11 @@ def units(text: str) -> list[str]:
 
 
 def retrieval_query(question: str, data_source: str) -> str:
-    r"""Return the retrieval query for a question.
+    r"""Return the retrieval query: the sentence to label if a label is asked for, or the question.
 
     Args:
         question: Text of the question.
         data_source: Data source, which selects the metric.
-
-    Returns:
-        The sentence to label if the question asks for a label, else the whole question.
 
     Raises:
         ValueError: the data source has no metric.

@@ -67,7 +67,7 @@ def play_systems(
     managers: Mapping[str, MemoryManager] | None = None,
     seed: int = 0,
 ) -> dict[str, PlayedSystem]:
-    """Play the same instances with every system, once per budget.
+    """Play the same instances with every system and budget; return results by their name.
 
     Args:
         names: Names in `baselines.systems.SYSTEMS` or known to `make_manager`.
@@ -78,9 +78,6 @@ def play_systems(
         chat: Language model that writes memories; `None` to write by rules.
         managers: Existing managers, such as trained ones, by name; they are played in addition.
         seed: Seed of the managers' sampling.
-
-    Returns:
-        Results by `PlayedSystem.name`.
 
     Raises:
         ValueError: a system cannot be played with these arguments (raised before any is played);

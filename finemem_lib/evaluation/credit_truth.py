@@ -289,14 +289,11 @@ def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | 
 
 
 def noise_share(credit: Credit, truth: Credit) -> float | None:
-    """Return the share of absolute credit on steps whose truth is 0, in [0, 1].
+    """Return the share of absolute credit on steps whose truth is 0; `None` if one is 0 everywhere.
 
     Args:
         credit: credit by a rule, one entry per step; `None` entries are left out.
         truth: true credit of each step.
-
-    Returns:
-        The share; `None` if the truth or the credit is 0 at every step.
 
     >>> noise_share([0.1, 0.4, -0.3, 0.2], [0.0, 1.0, 0.0, 0.0])
     0.6
@@ -511,13 +508,12 @@ def truth_table(
     return rows
 
 
-def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.DataFrame:
+def measures_frame(rows: Iterable[Row], truth: Truth) -> pd.DataFrame:
     """Return a table of all measures of every variant against one truth, cheapest variant first.
 
     Args:
         rows: rows of `truth_table`.
         truth: the truth with which credit is compared.
-        name: the slice to show.
 
     Returns:
         A pandas frame. A cell is a mean with its interval, "–" if undefined; "calls" are reader
@@ -527,7 +523,7 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
     import pandas as pd
 
     cells = {
-        (row.rule, row.measure): row for row in rows if row.slice == name and row.truth == truth
+        (row.rule, row.measure): row for row in rows if row.slice == "all" and row.truth == truth
     }
     ranks = sorted(
         (row for row in cells.values() if row.measure == "rank"),

@@ -88,14 +88,11 @@ class FailureStage:
 
 
 def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
-    """Return the failure stage of every global question of `trajectory`.
+    """Return the failure stages of `trajectory`, `None` without a score or an accepted answer.
 
     The rank of an item is computed with the recorded retriever and the query of the reader that
     answered. The retrievers "dense" and "hybrid" need their sentence encoder: if it cannot be
     loaded, the rank is `None` and the reason names the encoder. No stage depends on the rank.
-
-    Returns:
-        One entry per question; `None` if the question has no score or no accepted answer.
 
     Raises:
         ValueError: the recorded retriever is unknown.
@@ -138,10 +135,7 @@ class StageCount:
 
 
 def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount]:
-    """Return the number of questions at every stage, by method (`methods`).
-
-    Returns:
-        One row per method and stage, in the order of `STAGES`.
+    """Return the numbers of questions of `methods`, a row per method and stage, as in `STAGES`.
 
     Raises:
         ValueError: see `failure_stages`.
@@ -158,11 +152,7 @@ def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount
 
 
 def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
-    """Return `rows` of `stage_counts` as a table: a row per method, a column per stage.
-
-    Returns:
-        A pandas frame of text; "–" if no question of the method has a stage.
-    """
+    """Return `rows` of `stage_counts` as a table: a row per method, a column per stage."""
     import pandas as pd
 
     lines: dict[str, dict[str, str]] = {}

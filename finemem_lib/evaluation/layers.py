@@ -177,11 +177,7 @@ class FailureSigns:
 
 
 def failure_signs(trajectories: Iterable[Trajectory]) -> list[FailureSigns]:
-    """Return the counts of known failures of `trajectories` per data source.
-
-    Returns:
-        One row per data source, in the order of first appearance.
-    """
+    """Return the counts of known failures of `trajectories` per data source."""
     by_source: dict[str, list[Trajectory]] = {}
     for one in trajectories:
         by_source.setdefault(one.data_source, []).append(one)
@@ -228,10 +224,6 @@ def lost_turns(step: Step) -> list[bool]:
     Args:
         step: The step; turns with at most `MAX_ACKNOWLEDGEMENT_WORDS` content words are skipped.
 
-    Returns:
-        Per turn, whether the step writes less than the share `MIN_WRITTEN_SHARE` of its content
-        words.
-
     >>> from finemem_lib.trajectory import Chunk, MemoryDelta
     >>> said = "The old mill near Porto grinds barley, wheat and rye every Sunday morning"
     >>> chunk = Chunk(f"<User>What mill?\\n<Assistant>{said}", 20)
@@ -253,11 +245,7 @@ def lost_turns(step: Step) -> list[bool]:
 
 
 def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
-    """Return `rows` of `utilisation` as a table, one row per method and store.
-
-    Returns:
-        A pandas frame of text; "–" if a value is undefined.
-    """
+    """Return `rows` of `utilisation` as a table, one row per method and store."""
     import pandas as pd
 
     lines = [
@@ -278,11 +266,7 @@ def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
 
 
 def signs_frame(methods: Mapping[str, Sequence[Trajectory]]) -> pd.DataFrame:
-    """Return a table of known failures of `methods`: a row per method and data source.
-
-    Returns:
-        A pandas frame of text, "count of total"; "–" if the total is 0.
-    """
+    """Return a table of known failures of `methods`: a row per method and data source."""
     import pandas as pd
 
     def among(count: int, total: int) -> str:

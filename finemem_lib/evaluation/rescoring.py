@@ -83,14 +83,11 @@ class ScoreChange:
 
 
 def score_changes(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[ScoreChange]:
-    """Compare the scores of the global questions before and after rescoring.
+    """Return the effect of rescoring on the global questions, by manager and data source.
 
     Args:
         before: The recorded trajectories.
         after: The same trajectories rescored, in the same order.
-
-    Returns:
-        One entry per manager and data source.
     """
     pairs: defaultdict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(list)
     for old, new in zip(before, after, strict=True):
@@ -146,11 +143,7 @@ class Recredited:
 
 
 def updates_of(trajectories: Iterable[Trajectory]) -> list[list[Group]]:
-    """Return `trajectories` as groups by manager; rules are applied to one manager at a time.
-
-    Returns:
-        One list of groups per manager; a group holds the rollouts of one instance.
-    """
+    """Return `trajectories` as groups by manager; rules are applied to one manager at a time."""
     updates: defaultdict[str, defaultdict[str, Group]] = defaultdict(lambda: defaultdict(list))
     for one in trajectories:
         updates[one.manager][one.instance_id].append(one)

@@ -253,14 +253,13 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
     return rows
 
 
-def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame:
+def cost_table(rows: Iterable[Row]) -> pd.DataFrame:
     """Return a table of times and evidence measures: a row per measure, a column per retriever.
 
     Measures with fewer than two instances are left out.
 
     Args:
-        rows: Rows of any measures and files.
-        manager: Manager that wrote the memories.
+        rows: Rows of any measures and files; of the evidence those of "insert-all" are shown.
     """
     import pandas as pd
 
@@ -270,7 +269,7 @@ def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame
         if row.measure.endswith(" ms"):
             line = f"{row.measure}, {row.items:,} items"
             lines[line][row.retriever] = f"{row.value:.2f}"
-        elif row.manager == manager and row.measure in _ORDER and row.low is not None:
+        elif row.manager == "insert-all" and row.measure in _ORDER and row.low is not None:
             file = row.file.removesuffix(".jsonl")
             text = interval_text(row.value, row.low, row.high, ".2f")
             lines[f"{row.measure}, {file}"][row.retriever] = text

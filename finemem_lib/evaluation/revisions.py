@@ -181,18 +181,13 @@ def _operations(instances: Sequence[Instance], trajectories: Sequence[Trajectory
     return found
 
 
-def revisions_frame(rows: Iterable[RevisionRow], kind: Kind = "single") -> pd.DataFrame:
-    """Return a table with one row per manager and budget, one column per number of revisions.
-
-    Args:
-        rows: Rows of any kinds.
-        kind: Kind of question to show.
-    """
+def revisions_frame(rows: Iterable[RevisionRow]) -> pd.DataFrame:
+    """Return the `rows` of single facts as a table: a column per number of revisions."""
     import pandas as pd
 
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        if row.kind != kind:
+        if row.kind != "single":
             continue
         line = lines.setdefault(row.method, {})
         name = "all" if row.revisions == ALL_REVISIONS else f"revised {row.revisions}×"

@@ -160,7 +160,7 @@ def paired_differences(
     settings: BootstrapSettings | None = None,
     measure: Measure = "accuracy",
 ) -> list[Estimate]:
-    """Return the paired differences between every method and the baseline, with intervals.
+    """Return the differences between every method and the baseline as rows of `benchmark_table`.
 
     Only questions (for memory, instances) with a value under both methods count. Both methods are
     resampled together, so the difficulty of an instance cancels out.
@@ -170,9 +170,6 @@ def paired_differences(
         baseline: name of the method to subtract.
         settings: settings of the bootstrap.
         measure: the measure to compare.
-
-    Returns:
-        Per method, the rows of `benchmark_table` for the difference.
 
     Raises:
         ValueError: the baseline is unknown, or the methods were played on different instances.

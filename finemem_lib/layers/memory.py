@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from finemem_lib.memory import (
     EMPTY_CONTENT,
@@ -28,8 +28,6 @@ from finemem_lib.memory import (
     TOO_LONG,
     UNKNOWN_ID,
     UNKNOWN_STORE,
-    Duplicates,
-    Eviction,
     FlatMemory,
 )
 from finemem_lib.text import count_tokens, truncate_tokens
@@ -101,16 +99,9 @@ class LayeredMemory(FlatMemory):
     item. Ids begin with the first letter of the store: "s1", "e2".
 
     Args:
-        capacity: Largest number of semantic and episodic items; `None` for no limit.
-        eviction: Which of these items a full memory evicts, see `FlatMemory`.
-        max_item_tokens: Largest number of tokens of such an item; `None` for no limit.
-        duplicates: "refuse" makes a write invalid if it repeats an item of its store.
-        token_budget: Largest number of tokens of all items, including the core; `None` for no
-            limit.
         rules: Behaviour in edge cases; default: `LayerRules()`.
-
-    Raises:
-        ValueError: a setting is out of range.
+        limits: As in `FlatMemory`. The core is never evicted and enters only `token_budget`;
+            duplicates are those within a store.
 
     >>> memory = LayeredMemory()
     >>> outcomes, delta = memory.apply(
@@ -128,16 +119,8 @@ class LayeredMemory(FlatMemory):
 
     stores = (None, *LAYERS)
 
-    def __init__(
-        self,
-        capacity: int | None = None,
-        eviction: Eviction = "oldest",
-        max_item_tokens: int | None = None,
-        duplicates: Duplicates = "refuse",
-        token_budget: int | None = None,
-        rules: LayerRules | None = None,
-    ) -> None:
-        super().__init__(capacity, eviction, max_item_tokens, duplicates, token_budget)
+    def __init__(self, *, rules: LayerRules | None = None, **limits: Any) -> None:
+        super().__init__(**limits)
         self.rules = rules or LayerRules()
         self._core_id = CORE_ID
         self._cleared = 0

@@ -82,14 +82,11 @@ def reader_role(options: Mapping[str, Any]) -> ModelRole:
 
 
 def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
-    """Read the settings of the language models per role from a YAML file.
+    """Return the settings of the language models by role, read from a YAML file.
 
     Args:
         path: A YAML file with a mapping of `ChatSettings` per role.
         folder: Folder of the memo for models that name none; `None` keeps replies in memory.
-
-    Returns:
-        The roles in the file, by name.
 
     Raises:
         ValueError: the file or a setting in it is not usable. The message shows no value, because

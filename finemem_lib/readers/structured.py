@@ -12,10 +12,7 @@ Structure = TypeVar("Structure")
 
 
 def without_thinking(text: str) -> str:
-    """Return `text`, a complete reply, without the reasoning that some models write first.
-
-    Returns:
-        The text after the reasoning, or "" if the reasoning does not end.
+    """Return `text` without the reasoning before the reply; "" if the reasoning does not end.
 
     >>> without_thinking("<think>Let me see.</think> Rome"), without_thinking("<think>Let me")
     ('Rome', '')
@@ -26,14 +23,11 @@ def without_thinking(text: str) -> str:
 
 
 def structured(text: str, structure: type[Structure]) -> Structure | None:
-    """Return the object that the JSON in a reply describes.
+    """Return the object that the JSON in a reply describes, `None` where the reply does not fit.
 
     Args:
         text: The reply; text or a code fence around the braces is ignored.
         structure: A dataclass; the JSON object must fit its fields.
-
-    Returns:
-        The object, or `None` where the reply does not fit.
 
     >>> from finemem_lib.readers.memo import Reply
     >>> structured('Here: {"text": "Rome"}', Reply)

@@ -76,11 +76,7 @@ class Notebook(BaseModel):
         return prefix in ("", self.stem) or bool(number and self.is_numbered(int(prefix)))
 
     def reads_under(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Return the artefacts that the notebook loads with the parameters `values`.
-
-        Returns:
-            Artefacts by name, each with the parameters on which its loading depends.
-        """
+        """Return the artefacts loaded with `values`, each with the parameters it depends on."""
         return {
             artefact: sorted(conditions)
             for artefact, conditions in self.reads.items()

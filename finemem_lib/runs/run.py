@@ -446,9 +446,6 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
             (`In`) holds the injected cell. A line with a misspelt name that a reader adds looks
             like any other code.
 
-    Returns:
-        The notebook's part in the run `run_id`; `parameters` holds the values.
-
     Raises:
         ValueError: parameters are invalid (the message names all of them), or other notebooks of
             the run depend on artefacts that this notebook made with other parameters, or a data
@@ -673,15 +670,12 @@ def changed_artefacts(folder: Path, notebooks: Collection[str]) -> list[str]:
 def replaced_input(
     folder: Path, name: str, seen: frozenset[str] = frozenset()
 ) -> tuple[str, str] | None:
-    """Return a direct or indirect input of an artefact that has been replaced since.
+    """Return an input of an artefact that was replaced since, and the notebook that had read it.
 
     Args:
         folder: The run's folder.
         name: The artefact whose inputs are compared with the run's current artefacts.
         seen: Artefacts that have already been compared.
-
-    Returns:
-        The replaced artefact and the notebook that had read it, or `None`.
     """
     entry = written_entry(folder, name)
     if entry is None:

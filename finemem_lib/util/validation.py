@@ -70,17 +70,12 @@ def _built_adapter(record_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(record_type)
 
 
-def problems_in_words(error: ValidationError, limit: int = 3) -> str:
-    """Return the problems in a pydantic validation error as one line of text.
-
-    Args:
-        error: Error of a model's validation.
-        limit: Largest number of problems to name.
-    """
+def problems_in_words(error: ValidationError) -> str:
+    """Return the problems in a pydantic validation `error`, at most three, as one line of text."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     named = []
-    for one in problems[:limit]:
+    for one in problems[:3]:
         what = re.sub(r" or instance of \w+", "", one["msg"])  # our class names do not help users
         named.append(f"{'.'.join(map(str, one['loc']))}: {what}" if one["loc"] else what)
-    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
     return "; ".join([*named, *more])
