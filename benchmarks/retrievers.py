@@ -45,7 +45,7 @@ from finemem_lib.retrievers.encoder import DENSE_MODEL, load_encoder
 from finemem_lib.retrievers.named import RETRIEVERS, RetrieverName, make_retriever
 from finemem_lib.trajectory import Instance, MemoryDelta, MemoryItem, Write
 from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import git_state, hardware, versions, workbench_root
 
 FILES = {
     "squad.jsonl": 8,
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one manager, two instances per file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default=DENSE_MODEL, help="the sentence encoder's folder")
-    parser.add_argument("--work", type=Path, default=repository_root() / "data/runs/retrievers")
+    parser.add_argument("--work", type=Path, default=workbench_root() / "data/runs/retrievers")
     parser.add_argument(
         "--output", type=Path, help="also write the rows as JSON lines, to a new file"
     )
@@ -188,7 +188,7 @@ def main() -> None:
         file: hashlib.sha256((arguments.data / file).read_bytes()).hexdigest()
         for file in (*files, NEW_TEXTS)
     }
-    git = git_state(repository_root())
+    git = git_state(workbench_root())
     made = [git, arguments.seed, arguments.quick, load_encoder(arguments.model).model_hash, hashes]
     rows, seconds = [], 0.0
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib.managers.loading import first_line, no_progress_bars
 from finemem_lib.util.files import discard, exclusive_lock, sha256, write_json, written_beside
-from finemem_lib.util.provenance import FETCHED, repository_root, versions
+from finemem_lib.util.provenance import FETCHED, versions, workbench_root
 from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Fetched:
 
 def models_folder() -> Path:
     """Return the folder that models are fetched into; git ignores it."""
-    return repository_root() / FETCHED
+    return workbench_root() / FETCHED
 
 
 def check_name(name: str) -> None:

@@ -25,7 +25,7 @@ from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_card, read_rows
 from finemem_lib.util.console import UsageError, print_table
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.yaml_files import read_yaml
 
 _COUNT = r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)"
@@ -306,7 +306,7 @@ def ledger_command(options: argparse.Namespace) -> int:
         UsageError: The ledger, rows or a card cannot be read.
     """
     try:
-        root = repository_root()
+        root = workbench_root()
         ledger = load_ledger(root)
         wrong = check(ledger, root) if options.check else []
         origins = {name: origin(source, root) for name, source in ledger.sources.items()}

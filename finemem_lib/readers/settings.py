@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from finemem_lib.util.provenance import FETCHED, repository_root
+from finemem_lib.util.provenance import FETCHED, workbench_root
 from finemem_lib.util.validation import type_adapter
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -120,7 +120,7 @@ class ChatSettings:
     def source(self) -> str:
         """The folder of a local model (absolute, or relative to the working directory or the
         repository), or else its name on the hub."""
-        folders = (Path(self.model), repository_root() / self.model)
+        folders = (Path(self.model), workbench_root() / self.model)
         return str(next((folder for folder in folders if folder.is_dir()), self.model))
 
     @property

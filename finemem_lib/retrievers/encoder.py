@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +92,7 @@ def load_encoder(model_name: str) -> SentenceEncoder:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    fetched = repository_root() / FETCHED
+    fetched = workbench_root() / FETCHED
     source = str(fetched) if model_name == DENSE_MODEL and fetched.is_dir() else model_name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib.runs.artefacts import ARTEFACTS
 from finemem_lib.runs.parameters import MODELS, NotebookParameters
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.validation import parse_json, problems_in_words
 
 RUNNING = "FINEMEM_NOTEBOOK"
@@ -214,7 +214,7 @@ def find_notebook(name: str) -> Notebook:
     """
     if running := os.environ.get(RUNNING):
         return read_notebook(Path(running))
-    places = [Path.cwd() / f"{name}.ipynb", repository_root() / "notebooks" / f"{name}.ipynb"]
+    places = [Path.cwd() / f"{name}.ipynb", workbench_root() / "notebooks" / f"{name}.ipynb"]
     for path in places:
         if path.is_file():
             return read_notebook(path)
@@ -249,4 +249,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         print(read_notebook(Path(sys.argv[1])).model().cell())
     else:
-        print(notebook_table(repository_root() / "notebooks"))
+        print(notebook_table(workbench_root() / "notebooks"))

@@ -31,7 +31,7 @@ from finemem_lib.runs.parameters import NotebookParameters, ParameterError, Para
 from finemem_lib.runs.profile_file import ProfileFile, injected_profile
 from finemem_lib.training.checkpoints import MEMORY_ONLY
 from finemem_lib.util.files import real_path, sha256, write_bytes, write_json, written_beside
-from finemem_lib.util.provenance import cpu_threads, repository_root, versions
+from finemem_lib.util.provenance import cpu_threads, versions, workbench_root
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,7 +47,7 @@ another batch_size, the tests sample other completions."""
 
 def runs_folder() -> Path:
     """Return the folder of all runs: FINEMEM_RUNS_DIR, else ``data/runs`` of the repository."""
-    return real_path(os.environ.get("FINEMEM_RUNS_DIR") or repository_root() / "data" / "runs")
+    return real_path(os.environ.get("FINEMEM_RUNS_DIR") or workbench_root() / "data" / "runs")
 
 
 def run_folder(run_id: str) -> Path:
@@ -119,7 +119,7 @@ def locate_questions(source: str) -> str:
 
 
 def _absolute(source: str) -> Path:
-    return real_path(repository_root() / os.path.expanduser(source))
+    return real_path(workbench_root() / os.path.expanduser(source))
 
 
 def _problem(path: Path) -> str:

@@ -21,7 +21,7 @@ RECORDED_PACKAGES = (
 ).split()
 
 FETCHED = "data/models/"
-"""Folder of the models that `finemem fetch` writes, relative to `repository_root`."""
+"""Folder of the models that `finemem fetch` writes, relative to `workbench_root`."""
 
 
 FOLDER_MARK = ".finemem.json"
@@ -35,7 +35,7 @@ class NoWorkbenchError(FileNotFoundError):
     """There is neither a checkout nor a folder of `finemem init` to read notebooks from."""
 
 
-def repository_root() -> Path:
+def workbench_root() -> Path:
     """Return the folder that notebooks, profiles and shipped data are read from.
 
     This is the nearest folder around the working directory that `finemem init` made or that is the

@@ -42,11 +42,11 @@ from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import Oracle, RandomManager
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.rewards import outcome_reward
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.figure_samples import strings
 from tests.helpers.patience import LAST_RESORT
 
-COMMITTED = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
+COMMITTED = workbench_root() / "data" / "experiments" / "credit_truth.jsonl"
 SLICES = ("all", *(name for names in REGIMES.values() for name in names))
 
 
@@ -525,7 +525,7 @@ def test_the_committed_table_is_whole_and_says_how_it_was_made():
 
 
 def test_the_command_says_what_it_can_do():
-    script = repository_root() / "benchmarks" / "credit.py"
+    script = workbench_root() / "benchmarks" / "credit.py"
     done = subprocess.run(
         [sys.executable, script, "--instances", "1"],
         capture_output=True,

@@ -16,9 +16,9 @@ from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_rows
 from finemem_lib.lesson.cases import disagreement
 from finemem_lib.runs.parameters import RulesDisagree
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
-ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
+ROWS = workbench_root() / "data" / "experiments" / "credit_truth.jsonl"
 EVIDENCE = ("eara", "eara-used", "evidence-loo", "evidence-shapley")
 PRESSED = "memory of 12 items"
 REPLAYING = ("step-loo", "step-shapley", "owen")
@@ -197,7 +197,7 @@ def test_the_words_around_the_figures_hold():
 
 
 def page():
-    (path,) = (repository_root() / "notebooks").glob("08_*.ipynb")
+    (path,) = (workbench_root() / "notebooks").glob("08_*.ipynb")
     return nbformat.read(path, as_version=4).cells
 
 
