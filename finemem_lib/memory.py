@@ -156,8 +156,7 @@ class FlatMemory:
             resolved = self._resolved(operation)
             if resolved.store == "core":
                 operation = resolved  # recorded as it is carried out
-            reason = self._refusal(resolved)
-            if reason is not None:
+            if (reason := self._refusal(resolved)) is not None:
                 outcomes.append(OperationOutcome(operation, False, reason))
                 continue
             self._last_id += resolved.kind == "INSERT"
