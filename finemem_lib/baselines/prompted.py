@@ -42,11 +42,7 @@ class Written:
 
 
 def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
-    """Send conversations to a language model and return prompts and replies in the same order.
-
-    Args:
-        chat: The language model.
-        conversations: Any number of conversations; they are sent concurrently.
+    """Send `conversations` to `chat` concurrently; return prompts and replies in the same order.
 
     Raises:
         ModelError: a call to the model failed.

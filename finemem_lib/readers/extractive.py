@@ -168,11 +168,7 @@ class ExtractiveReader(ReasoningAgent):
         )
 
     def query(self, question: str, data_source: str) -> str:
-        r"""Return the retrieval query for a question.
-
-        Args:
-            question: Text of the question.
-            data_source: Data source, which selects the metric.
+        r"""Return `question` with synonyms of its words, or by `data_source` the text to label.
 
         Returns:
             The sentence to label for sources scored by label, else the question followed by the

@@ -23,11 +23,7 @@ def without_thinking(text: str) -> str:
 
 
 def structured(text: str, structure: type[Structure]) -> Structure | None:
-    """Return the object that the JSON in a reply describes, `None` where the reply does not fit.
-
-    Args:
-        text: The reply; text or a code fence around the braces is ignored.
-        structure: A dataclass; the JSON object must fit its fields.
+    """Return the `structure`, a dataclass, that the JSON in `text` describes, or `None`.
 
     >>> from finemem_lib.readers.memo import Reply
     >>> structured('Here: {"text": "Rome"}', Reply)

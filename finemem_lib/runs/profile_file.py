@@ -32,12 +32,7 @@ class ProfileFile(BaseModel):
     card: str = ""
 
     def values_for(self, notebook: Notebook, names: Collection[str]) -> dict[str, Any]:
-        """Return the values of a notebook's parameters; those for it alone win.
-
-        Args:
-            notebook: The notebook.
-            names: Its parameters.
-        """
+        """Return values of those `names` that `notebook` has; the values for it alone win."""
         own = [
             values for key, values in self.notebook_parameters.items() if notebook.answers_to(key)
         ]

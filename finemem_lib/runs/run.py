@@ -603,12 +603,7 @@ def _copy_replies(folder: Path) -> None:
 
 
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
-    """Return a notebook's record in a run, empty if it is missing or has another version.
-
-    Args:
-        folder: The run's folder.
-        notebook: Name of the notebook's file without ``.ipynb``.
-    """
+    """Return the record of `notebook` in the run's `folder`, empty without one of this version."""
     try:
         record = read_json(_record_file(folder, notebook))
     except ValueError:
@@ -670,13 +665,7 @@ def changed_artefacts(folder: Path, notebooks: Collection[str]) -> list[str]:
 def replaced_input(
     folder: Path, name: str, seen: frozenset[str] = frozenset()
 ) -> tuple[str, str] | None:
-    """Return an input of an artefact that was replaced since, and the notebook that had read it.
-
-    Args:
-        folder: The run's folder.
-        name: The artefact whose inputs are compared with the run's current artefacts.
-        seen: Artefacts that have already been compared.
-    """
+    """Return a replaced input of artefact `name` in `folder`, and who read it, without `seen`."""
     entry = written_entry(folder, name)
     if entry is None:
         return None
@@ -714,13 +703,7 @@ def format_metric(value: float | int | str | None) -> str:
 
 
 def kept_figure(folder: Path, notebook: str, name: str) -> Path:
-    """Return the path of a notebook's saved figure in a run.
-
-    Args:
-        folder: The run's folder.
-        notebook: Name of the notebook's file without ``.ipynb``.
-        name: Name of the figure.
-    """
+    """Return the path of the figure `name` of `notebook` in the run's `folder`."""
     return folder / "figures" / f"{notebook}-{name}.json"
 
 
@@ -729,12 +712,7 @@ def _record_file(folder: Path, notebook: str) -> Path:
 
 
 def progress_line(folder: Path, notebook: str) -> str:
-    """Return the last progress line of a running notebook, or "".
-
-    Args:
-        folder: The run's folder.
-        notebook: Name of the notebook's file without ``.ipynb``.
-    """
+    """Return the last progress line of the running `notebook` in the run's `folder`, or ""."""
     try:
         return _progress_file(folder, notebook).read_text(encoding="utf-8")
     except (OSError, ValueError):

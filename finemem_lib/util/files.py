@@ -24,11 +24,7 @@ def real_path(path: str | Path) -> Path:
 
 @contextmanager
 def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a file lock within the block; the system also releases it when the process is killed.
-
-    Args:
-        lock: The lock file; created if missing, and not removed.
-        refusal: Message of the error if another process holds the lock.
+    """Hold the file `lock` within the block; if another process holds it, raise `refusal`.
 
     Raises:
         ValueError: another process holds the lock; the message is `refusal`.
@@ -118,11 +114,7 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, atomically.
-
-    Args:
-        path: The file to write or replace.
-        value: A JSON value.
+    """Write a `value` to `path` as JSON, atomically.
 
     Raises:
         ValueError: the value contains NaN or an infinity.
@@ -132,11 +124,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file atomically and return its path.
-
-    Args:
-        path: The file to write or replace.
-        content: Content of the file.
+    """Write `content` to `path` atomically and return the path.
 
     Raises:
         OSError: the file could not be written; an earlier version is unchanged.
