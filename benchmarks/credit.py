@@ -45,8 +45,8 @@ from finemem_lib.evaluation.credit_truth import (
     Row,
     judge,
     truth_table,
-    write_table,
 )
+from finemem_lib.evaluation.rows import write_rows
 from finemem_lib.managers.loading import SHIPPED_MANAGERS
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import MemoryManager, Observation
@@ -58,7 +58,7 @@ from finemem_lib.retrieval import BM25Retriever
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.trajectory import Operation, Step, Trajectory
 from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import git_state, repository_root, versions
+from finemem_lib.util.provenance import git_state, versions, workbench_root
 
 GENERATIONS = 8
 CAPACITIES = dict(zip(REGIMES["memory"], (None, 12), strict=True))
@@ -133,7 +133,7 @@ def show_cost(streams: int, repeats: int, seed: int) -> None:
     """Print the CPU seconds of leave-one-out and of the plain way, taken in turns."""
     drawn = planted_instances("train", streams, seed)
     settings = RolloutSettings(num_generations=GENERATIONS, capacity=12)
-    managers = [RandomManager(), load_manager(repository_root() / SHIPPED_MANAGERS["tiny"])]
+    managers = [RandomManager(), load_manager(workbench_root() / SHIPPED_MANAGERS["tiny"])]
     print("CPU seconds per update, medians")
     print(f"{'manager':14}{'unit':12}{'plain':>8}{'now':>8}{'ratio':>8}")
     for manager, unit in itertools.product(managers, ("step", "operation")):
@@ -210,17 +210,17 @@ def main() -> None:
         parser.error(f"{arguments.output} exists; name a new file or remove it")
     if arguments.instances < 2 and not arguments.quick:
         parser.error(f"--instances is {arguments.instances}, expected at least 2 for an interval")
-    start, git = time.perf_counter(), git_state(repository_root())
+    start, git = time.perf_counter(), git_state(workbench_root())
     instances, num_generations = (1, 2) if arguments.quick else (arguments.instances, GENERATIONS)
     managers: list[MemoryManager] = [RandomManager(), CopyingManager()]
-    checkpoint = repository_root() / SHIPPED_MANAGERS["tiny"]
+    checkpoint = workbench_root() / SHIPPED_MANAGERS["tiny"]
     if not arguments.quick:
         managers.append(load_manager(checkpoint))
     rows = measure(instances, num_generations, arguments.seed, managers)
     for truth in TRUTHS:
         show(rows, truth)
     if arguments.output:
-        write_table(rows, arguments.output)
+        write_rows(rows, arguments.output, lambda value: round(value, 4))
         weights = (checkpoint / "model.safetensors").read_bytes()
         write_json(
             arguments.output.with_suffix(".json"),

@@ -36,11 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import nbformat.v4 as nb
 
 from finemem_lib.util.console import rows_file
-from finemem_lib.util.provenance import git_state, repository_root, write_measured
+from finemem_lib.util.provenance import git_state, workbench_root, write_measured
 from tests.helpers.lab import Lab, served
 
 BUDGET_MS, PATIENCE_MS = 100, 120_000
-ROOT = repository_root()
+ROOT = workbench_root()
 
 SET_UP = """import json, sys, time
 sys.path[:0] = [{root!r}, {root!r} + "/benchmarks"]

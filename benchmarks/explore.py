@@ -68,7 +68,7 @@ from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, evidence_matrix, hybrid_reward
 from finemem_lib.trajectory import Trajectory
 from finemem_lib.util.console import rows_file
-from finemem_lib.util.provenance import git_state, repository_root, write_measured
+from finemem_lib.util.provenance import git_state, workbench_root, write_measured
 from tests.helpers.figure_samples import long_trajectory
 
 ROLLOUTS, ROLLOUTS_READ, STEPS_READ = 8, 4, 24
@@ -245,7 +245,7 @@ def static_form(tree: Path, steps: int, states: dict[str, Any]) -> dict[str, dic
 
 def measure_static(steps: int, repeats: int, before: str) -> list[dict[str, Any]]:
     """Return the rows of the static form of explorers of a planted stream, now and before."""
-    root = repository_root()
+    root = workbench_root()
     archive = subprocess.run(
         ["git", "archive", before, "finemem_lib"], cwd=root, capture_output=True, check=True
     )
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=rows_file, help="also write the rows and their card")
     parser.add_argument("--before", default=BEFORE, help="commit of the static form to compare")
     asked = parser.parse_args(arguments)
-    git, started = git_state(repository_root()), time.perf_counter()
+    git, started = git_state(workbench_root()), time.perf_counter()
     steps, questions, repeats = (50, 25, 6) if asked.quick else (200, 100, 16)
     print(
         f'{steps} steps, {questions} questions, {ROLLOUTS} rollouts; those of "reads again": '

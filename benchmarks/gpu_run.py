@@ -24,9 +24,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finemem_lib.build.pretrained import convert_gguf, models_folder
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
-ROOT = repository_root()
+ROOT = workbench_root()
 
 TOTAL, SLACK = 580, 4
 """Seconds for everything, from the start of gpu_run.sh; a small run, which is for machines that are

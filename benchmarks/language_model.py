@@ -31,7 +31,7 @@ from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.training.run import torch_threads, train_manager
 from finemem_lib.util.console import positive, rows_file
-from finemem_lib.util.provenance import git_state, repository_root, write_measured
+from finemem_lib.util.provenance import git_state, workbench_root, write_measured
 
 WARM_UP, COMPLETIONS = 1, 32
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--output", type=rows_file)
     asked = parser.parse_args()
-    git = git_state(repository_root())
+    git = git_state(workbench_root())
     found = measure(asked.checkpoint, asked.data, asked.repetitions, asked.threads)
     for name in (*PARTS, *TOTALS):
         print(

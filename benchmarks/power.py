@@ -32,7 +32,7 @@ from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.training.run import torch_threads
 from finemem_lib.util.console import positive, rows_file
-from finemem_lib.util.provenance import git_state, repository_root, write_measured
+from finemem_lib.util.provenance import git_state, workbench_root, write_measured
 
 TWO_SIDED = 1.96 + 0.84
 """Standard errors that an effect must be away from zero, for 5 % and a power of 80 %."""
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if asked.rollouts == 1:
         parser.error("--rollouts is 1, expected 2 or more; one rollout has no spread")
-    git, started = git_state(repository_root()), time.perf_counter()
+    git, started = git_state(workbench_root()), time.perf_counter()
     with torch_threads(1):
         found = measure(asked.checkpoint, asked.data, asked.excerpts, asked.rollouts, asked.seed)
     print(

@@ -49,7 +49,7 @@ from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.roles import Models, load_roles
 from finemem_lib.trajectory import Instance, Question
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import git_state, hardware, versions, workbench_root
 
 FILES = {"squad.jsonl": 8, "hotpotqa.jsonl": 6, "locomo.jsonl": 5}
 """The data files and how many of their instances are read; they share `QUESTIONS`."""
@@ -79,9 +79,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two questions, one instance each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--models", type=Path, default=repository_root() / "notebooks/models/smollm2.yaml"
+        "--models", type=Path, default=workbench_root() / "notebooks/models/smollm2.yaml"
     )
-    parser.add_argument("--work", type=Path, default=repository_root() / "data/runs/real_readers")
+    parser.add_argument("--work", type=Path, default=workbench_root() / "data/runs/real_readers")
     parser.add_argument("--output", type=Path, help="also write the rows, to a new file")
     arguments = parser.parse_args()
     if arguments.output and arguments.output.exists():
@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
     models = {RULES: Models(), MODEL: Models(load_roles(arguments.models, arguments.work))}
-    git = git_state(repository_root())
+    git = git_state(workbench_root())
     made = [git, arguments.seed, arguments.quick, arguments.models.read_text(encoding="utf-8")]
     seconds = 0.0
 
@@ -148,7 +148,7 @@ def main() -> None:
                     str(name): hashlib.sha256(path.read_bytes()).hexdigest()
                     for name, path in (
                         *((file, arguments.data / file) for file in FILES),
-                        (REAL, repository_root() / REAL),
+                        (REAL, workbench_root() / REAL),
                     )
                 },
                 "models": models[MODEL].record(),
@@ -165,7 +165,7 @@ def rows_of_questions(
     models: dict[str, Models], part: Callable[[str, Callable[[], Any]], Any], number: int, seed: int
 ) -> list[Row]:
     """Return the rows on verifiers, teachers and the CSR of their questions."""
-    instances = load_instances(repository_root() / REAL, limit=number).instances
+    instances = load_instances(workbench_root() / REAL, limit=number).instances
     teachers: dict[str, Callable[[], Teacher]] = {
         RULES: lambda: ClozeTeacher(max_candidates=CANDIDATES),
         MODEL: lambda: models[MODEL].teacher(CANDIDATES),

@@ -38,13 +38,14 @@ from finemem_lib.data.memalpha import load_instances
 from finemem_lib.data.planted import planted_instances
 from finemem_lib.data.questions import sampled_questions
 from finemem_lib.data.sentences import units
-from finemem_lib.evaluation.retrievers import Found, Row, compare, rows_of, write_table
+from finemem_lib.evaluation.retrievers import Found, Row, compare, rows_of
+from finemem_lib.evaluation.rows import write_rows
 from finemem_lib.managers.model import make_manager
 from finemem_lib.retrievers.encoder import DENSE_MODEL, load_encoder
 from finemem_lib.retrievers.named import RETRIEVERS, RetrieverName, make_retriever
 from finemem_lib.trajectory import Instance, MemoryDelta, MemoryItem, Write
 from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import git_state, hardware, versions, workbench_root
 
 FILES = {
     "squad.jsonl": 8,
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one manager, two instances per file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default=DENSE_MODEL, help="the sentence encoder's folder")
-    parser.add_argument("--work", type=Path, default=repository_root() / "data/runs/retrievers")
+    parser.add_argument("--work", type=Path, default=workbench_root() / "data/runs/retrievers")
     parser.add_argument(
         "--output", type=Path, help="also write the rows as JSON lines, to a new file"
     )
@@ -187,7 +188,7 @@ def main() -> None:
         file: hashlib.sha256((arguments.data / file).read_bytes()).hexdigest()
         for file in (*files, NEW_TEXTS)
     }
-    git = git_state(repository_root())
+    git = git_state(workbench_root())
     made = [git, arguments.seed, arguments.quick, load_encoder(arguments.model).model_hash, hashes]
     rows, seconds = [], 0.0
 
@@ -221,7 +222,7 @@ def main() -> None:
     )
     show(rows)
     if arguments.output:
-        write_table(rows, arguments.output)
+        write_rows(rows, arguments.output)
         write_json(
             arguments.output.with_suffix(".json"),
             {

@@ -21,7 +21,7 @@ from finemem_lib.data.memalpha import load_instances
 from finemem_lib.evaluation import revisions, stream_length
 from finemem_lib.evaluation.rows import write_rows
 from finemem_lib.util.files import write_json
-from finemem_lib.util.provenance import git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import git_state, hardware, versions, workbench_root
 
 LENGTHS = (6, 24, 96, 240)
 STREAMS = 8
@@ -50,7 +50,7 @@ def card(kind: str, begun: float, **settings: Any) -> dict[str, Any]:
     return {
         "kind": kind,
         "settings": settings,
-        "git": git_state(repository_root()),
+        "git": git_state(workbench_root()),
         "hardware": hardware(),
         "versions": versions(),
         "cpu_seconds": round(time.process_time() - begun, 1),

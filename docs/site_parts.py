@@ -28,7 +28,7 @@ from finemem_lib.credit.rules import RULES
 from finemem_lib.figures.display import outputs
 from finemem_lib.figures.notes import meta_of
 from finemem_lib.figures.style import PLOTLY_MIME, plain
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 PLOTLY = "plotly.min.js"
 PLACE = '<div class="site-figure"'
@@ -103,7 +103,7 @@ def rules_table() -> str:
 
 def ledger_figures() -> str:
     """Return every measured figure of the texts with the rows that it comes from."""
-    entries = ledger.load_ledger(repository_root())
+    entries = ledger.load_ledger(workbench_root())
     return markdown_table(
         ["Text", "Figure", "Rows"],
         [[code(one.file), one.text, one.source] for one in entries.figures],
@@ -112,7 +112,7 @@ def ledger_figures() -> str:
 
 def ledger_sources() -> str:
     """Return the rows that figures come from, and who made them."""
-    root = repository_root()
+    root = workbench_root()
     entries = ledger.load_ledger(root)
     rows = []
     for name, source in entries.sources.items():
@@ -135,7 +135,7 @@ def ledger_sources() -> str:
 
 def public_names() -> str:
     """Return what `from finemem_lib import ...` offers, by the module that defines it."""
-    stub = repository_root() / "finemem_lib" / "__init__.pyi"
+    stub = workbench_root() / "finemem_lib" / "__init__.pyi"
     rows = [
         [
             code(f"finemem_lib.{node.module}"),

@@ -153,35 +153,27 @@ class FlatMemory:
             if isinstance(operation, InvalidOperation):
                 outcomes.append(OperationOutcome(None, False, operation.reason, raw=operation.raw))
                 continue
-            meant = self._meant(operation)
-            if meant.store == "core":
-                operation = meant  # recorded as it is carried out
-            reason = self._objection(meant)
-            if reason is not None:
+            resolved = self._resolved(operation)
+            if resolved.store == "core":
+                operation = resolved  # recorded as it is carried out
+            if (reason := self._refusal(resolved)) is not None:
                 outcomes.append(OperationOutcome(operation, False, reason))
                 continue
-            item_id = meant.item_id or ""
-            if meant.kind == "INSERT":
-                self._last_id += 1
-                item_id = item_id or self._new_id(meant)
-            if meant.kind in ("INSERT", "UPDATE"):
+            self._last_id += resolved.kind == "INSERT"
+            item_id = None if resolved.kind == "SKIP" else resolved.item_id
+            if resolved.kind in ("INSERT", "UPDATE"):
+                item_id = item_id or self._new_id(resolved)
                 if item_id not in self._items:
                     created.add(item_id)
-                write = Write(step, meant.kind, position)
-                self._write(item_id, meant.content or "", write, meant.store or "flat")
-                while self._overfull(len(self._items), self._tokens):
-                    oldest = next(other for other in self._queue if other != item_id)
-                    self._remove(oldest)
-                    evicted.append(oldest)
+                evicted += self._write_and_evict(item_id, resolved, step, position)
                 written.pop(item_id, None)
                 written[item_id] = None
-            elif meant.kind == "DELETE" and item_id in self._items:
+            elif item_id in self._items:  # a DELETE; one of nothing may count as done
                 self._remove(item_id)
                 removed.append(item_id)
-            elif meant.kind == "DELETE":  # of nothing, where that counts as done
-                item_id = ""
-            named = None if meant.kind == "SKIP" else item_id or None
-            outcomes.append(OperationOutcome(operation, True, item_id=named))
+            else:
+                item_id = None
+            outcomes.append(OperationOutcome(operation, True, item_id=item_id))
         delta = MemoryDelta(
             written=tuple(self._items[item_id] for item_id in written if item_id in self._items),
             removed=tuple(item_id for item_id in removed if item_id not in created),
@@ -190,11 +182,7 @@ class FlatMemory:
         return tuple(outcomes), delta
 
     def touch(self, item_ids: Iterable[str]) -> None:
-        """Mark items as just retrieved, so that "least_recent" evicts them later.
-
-        Args:
-            item_ids: Ids of the items retrieved together; ids not in the memory are ignored.
-        """
+        """Mark `item_ids` as just retrieved, so that "least_recent" evicts them later."""
         if self.eviction == "least_recent":
             found = {*item_ids} & self._queue.keys()
             for item_id in sorted(found, key=lambda name: self._items[name].lineage):
@@ -205,15 +193,27 @@ class FlatMemory:
             self.token_budget is not None and tokens > self.token_budget
         )
 
+    def _write_and_evict(
+        self, item_id: str, operation: Operation, step: int, position: int
+    ) -> list[str]:
+        """Write an item and return the ids of the items evicted to make room for it."""
+        write = Write(step, operation.kind, position)
+        self._write(item_id, operation.content or "", write, operation.store or "flat")
+        evicted = []
+        while self._overfull(len(self._items), self._tokens):
+            evicted.append(next(other for other in self._queue if other != item_id))
+            self._remove(evicted[-1])
+        return evicted
+
     def _new_id(self, operation: Operation) -> str:
         """Return the id of an item that an operation creates."""
         return str(self._last_id)
 
-    def _meant(self, operation: Operation) -> Operation:
+    def _resolved(self, operation: Operation) -> Operation:
         """Return the operation with what it leaves to the memory."""
         return operation
 
-    def _objection(self, operation: Operation) -> str | None:
+    def _refusal(self, operation: Operation) -> str | None:
         """Return the reason why the operation cannot be applied now, or `None` if it can."""
         if operation.kind not in OPERATION_KINDS:
             return UNKNOWN_OPERATION

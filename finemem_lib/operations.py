@@ -86,14 +86,11 @@ def parse_operations(completion: str) -> tuple[Operation | InvalidOperation, ...
 def scan(
     completion: str, read: Callable[[str], Operation | InvalidOperation]
 ) -> tuple[Operation | InvalidOperation, ...]:
-    """Read the operations of a completion in any form that is made of shallow JSON objects.
+    """Return the operations of a completion, as `parse_operations`, from shallow JSON objects.
 
     Args:
         completion: Text of the memory manager; nothing in it is trusted.
         read: Reads one object, its arguments at most one level deeper; never raises.
-
-    Returns:
-        As `parse_operations`.
     """
     text = _THINKING.sub("", clean_text(completion))
     found: list[Operation | InvalidOperation] = []
@@ -150,11 +147,7 @@ def _load(raw: str) -> Any:
 
 
 def fields_of(raw: str) -> tuple[OperationKind, dict[str, Any]] | InvalidOperation:
-    """Return the kind and the fields of one object, an operation or a call of a tool.
-
-    Args:
-        raw: An object that `scan` has found.
-    """
+    """Return the kind and the fields of one object (`raw`), an operation or a call of a tool."""
     try:
         fields = _load(raw)
         kind = fields.get("op")
@@ -192,12 +185,7 @@ def _read(raw: str) -> Operation | InvalidOperation:
 
 
 def refused(reason: str, raw: str) -> InvalidOperation:
-    """Return a piece of a completion that is no operation, with the beginning of its text.
-
-    Args:
-        reason: Why it is none.
-        raw: The piece.
-    """
+    """Return `raw`, a piece of a completion that is no operation for a `reason`, cut if long."""
     return InvalidOperation(reason, raw if len(raw) <= RAW_LIMIT else raw[: RAW_LIMIT - 1] + "…")
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from finemem_lib.memory import FlatMemory
 from finemem_lib.retrieval import Searchable
 from finemem_lib.scoring import score
-from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved
+from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Question, Retrieved, last_write_key
 from finemem_lib.util.validation import parse_json, type_adapter
 
 
@@ -22,8 +22,6 @@ class ReadingTask:
     """One question with the items retrieved for it.
 
     Attributes:
-        question: Text of the question.
-        data_source: Data source of the question.
         items: (item_id, content) of the retrieved items, best first.
         written: Rank of each item by its last write, 0 the oldest; empty if not known. The ranks
             let an agent prefer the newer of two contradicting items.
@@ -75,7 +73,7 @@ _Key = tuple[str, str, str, tuple[str, ...], tuple[int, ...]]
 _Answer = tuple[str | None, tuple[int, ...] | None]
 
 
-class MemoisedAgent:
+class MemoisedAgent(ReasoningAgent):
     """A reasoning agent that caches the readings of another agent.
 
     Two tasks are the same when agent settings, question, data source, and contents and write
@@ -188,7 +186,6 @@ class Inquiry:
     """Questions to ask on one memory.
 
     Attributes:
-        questions: The questions.
         memory: The memory to ask them on.
         retriever: The index of that memory.
         step: The step after which the questions are asked.
@@ -264,13 +261,8 @@ def _held(memory: FlatMemory, item_id: str) -> MemoryItem:
 
 
 def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
-    """Return the reading task for a question and the items retrieved for it.
-
-    Args:
-        question: The question.
-        items: Items retrieved for it, best first.
-    """
-    lasts = [(item.last_step, item.lineage[-1].position) for item in items]
+    """Return the reading task for `question` and the `items` retrieved for it, best first."""
+    lasts = [*map(last_write_key, items)]
     oldest_first = sorted(lasts)
     return ReadingTask(
         question.text,

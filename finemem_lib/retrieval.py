@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from finemem_lib.text import words
-from finemem_lib.trajectory import MemoryDelta, MemoryItem
+from finemem_lib.trajectory import MemoryDelta, MemoryItem, last_write_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,10 @@ class Searchable(Protocol):
 
         Args:
             query: Text to compare with the items.
-            k: Most items of a store to return, at least 1.
+            k: Largest number of items of a store to return, at least 1.
+
+        Raises:
+            ValueError: `k` is less than 1.
         """
 
 
@@ -36,10 +39,14 @@ class Retriever(Searchable, Protocol):
     """An index that a rollout updates after every step."""
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory to the index; callers must pass on every change."""
+        """Apply one change of the memory to the index; callers must pass on every change.
+
+        Raises:
+            KeyError: an item to be removed is not in the index: an earlier update is missing.
+        """
 
 
-class BM25Retriever:
+class BM25Retriever(Retriever):
     """Okapi BM25 with the scores of `rank_bm25.BM25Okapi` and an index updated in place.
 
     With N items of which df hold a word, f the word's count in an item of length L:
@@ -98,14 +105,9 @@ class BM25Retriever:
         return retriever
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory to the index.
-
-        Raises:
-            KeyError: an item to be removed is not in the index: an earlier update is missing.
-        """
         for item_id in delta.removed + delta.evicted:
             self._remove(item_id)
-        for item in sorted(delta.written, key=_last_write):
+        for item in sorted(delta.written, key=last_write_key):
             if item.item_id in self._slots:
                 self._remove(item.item_id)
             self._add(item)
@@ -127,15 +129,6 @@ class BM25Retriever:
         return {self._ids[slot]: float(scores[slot]) for slot in np.flatnonzero(shared)}
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        """Return (item id, score) of at most `k` items, best first.
-
-        Args:
-            query: Text to compare with the items.
-            k: Largest number of items to return, at least 1.
-
-        Raises:
-            ValueError: `k` is less than 1.
-        """
         if k < 1:
             raise ValueError(f"BM25Retriever.search: k is {k}, expected at least 1")
         scores, shared = self._score(query)
@@ -228,8 +221,3 @@ class BM25Retriever:
                 self._words_by_df[df] += change
                 if not self._words_by_df[df]:
                     del self._words_by_df[df]
-
-
-def _last_write(item: MemoryItem) -> tuple[int, int]:
-    last = item.lineage[-1]
-    return last.step, last.position

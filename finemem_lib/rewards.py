@@ -438,23 +438,14 @@ def item_shares(
 
 
 def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retrieved, ...]:
-    """Return M_j, the items of a question that share its credit.
-
-    Args:
-        answered: The question with its retrieved items.
-        credited: "retrieved" or "used", as in `RewardSettings`.
-    """
+    """Return M_j, the retrieved or the used items of `answered`, as `credited` says."""
     if credited == "used" and answered.used is not None:
         return tuple(item for item in answered.retrieved if item.item_id in answered.used)
     return answered.retrieved
 
 
 def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
-    """Return phi(m), the steps that share an item's evidence equally.
-
-    Args:
-        item: A retrieved item.
-        attribution: "last_write", "creation" or "lineage", as in `RewardSettings`.
+    """Return phi(m), the steps that share the evidence of `item` equally, by `attribution`.
 
     >>> attributed_steps(Retrieved("1", 0.5, (2, 5)), "creation")
     (2,)

@@ -44,14 +44,7 @@ def count_tokens(text: str) -> int:
 
 
 def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
-    """Keep the first `limit` tokens of a text (the "head" rule).
-
-    Args:
-        text: Any text.
-        limit: Largest number of tokens to keep.
-
-    Returns:
-        The text kept and the number of tokens removed.
+    """Return the first `limit` tokens of `text` (the "head" rule), and the number of removed ones.
 
     >>> truncate_tokens("one two three four", 3)
     ('one two three', 1)
@@ -63,11 +56,7 @@ def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
 
 
 def last_tokens(text: str, limit: int) -> str:
-    """Return the last `limit` tokens of a text (the "tail" rule).
-
-    Args:
-        text: Any text.
-        limit: Most tokens to keep.
+    """Return the last `limit` tokens of `text` (the "tail" rule).
 
     >>> last_tokens("one two three four", 3)
     'two three four'

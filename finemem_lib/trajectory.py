@@ -30,7 +30,6 @@ class Chunk:
     """One piece of the input history, which the memory manager reads at one step.
 
     Attributes:
-        text: The text of the piece.
         tokens: The length L(c_t), in the units of the trajectory's `tokenizer`.
         truncated_tokens: Number of tokens cut away when the data were loaded.
     """
@@ -188,7 +187,6 @@ class Retrieved:
     """One retrieved item.
 
     Attributes:
-        item_id: Its id in the memory.
         score: Score of the retriever; `None` for what is shown without a search (core memory).
         steps: Steps that wrote it, oldest first: ``steps[0]`` created it, ``steps[-1]`` wrote it
             last.
@@ -204,7 +202,6 @@ class AnsweredQuestion:
     """A question with the retrieved items, the answer and its score.
 
     Attributes:
-        question: The question.
         asked_step: The step after which it was asked.
         retrieved: M_j, the retrieved items, best first.
         answer: Answer of the reasoning agent; "" where it gave none.
@@ -258,7 +255,6 @@ class Trajectory:
 
     Attributes:
         instance_id, data_source, category: Copied from the instance.
-        manager: Name of the memory manager.
         rollout: Index of the rollout within its group, from 0.
         steps: One step per chunk.
         questions: The global questions, answered from M_T.
@@ -309,6 +305,12 @@ def creation_key(item: MemoryItem) -> tuple[int, int]:
     return first.step, first.position
 
 
+def last_write_key(item: MemoryItem) -> tuple[int, int]:
+    """Return the key that sorts items in the order of their last writes."""
+    last = item.lineage[-1]
+    return last.step, last.position
+
+
 def to_json(record: Any) -> str:
     """Return the JSON text of a record of this module.
 
@@ -319,14 +321,10 @@ def to_json(record: Any) -> str:
 
 
 def from_json(record_type: type[Record], text: str) -> Record:
-    """Return the record that `to_json` wrote.
+    """Return the record of class `record_type` that `to_json` wrote as `text`.
 
     Pydantic validates every field against its declared type: it converts the text "5" to the
     number 5 and ignores unknown fields.
-
-    Args:
-        record_type: Class of the record.
-        text: JSON text from `to_json`.
 
     Raises:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
@@ -356,11 +354,7 @@ def write_jsonl(records: Iterable[Any]) -> str:
 
 
 def read_jsonl(record_type: type[Record], text: str) -> list[Record]:
-    """Return the records that `write_jsonl` wrote.
-
-    Args:
-        record_type: Class of the records, such as `Trajectory`.
-        text: One JSON record per line; blank lines are skipped.
+    """Return the records of class `record_type` in `text`, which `write_jsonl` wrote.
 
     Raises:
         ValueError: a line cannot be read; the message carries its number.

@@ -19,7 +19,7 @@ except ImportError:  # Airflow 2
 
 from finemem_lib.runs.notebooks import numbered
 from finemem_lib.runs.run import runs_folder
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 RUN = "airflow-{{ ts_nodash }}"
 EXECUTED = runs_folder().parent / "airflow"
@@ -38,7 +38,7 @@ with DAG(
 ) as dag:
     tasks: dict[str, PapermillOperator] = {}
     writers: dict[str, str] = {}
-    for notebook in numbered(repository_root() / "notebooks"):
+    for notebook in numbered(workbench_root() / "notebooks"):
         values = notebook.model().read(PARAMETERS).model_dump()
         task = PapermillOperator(
             task_id=notebook.stem,

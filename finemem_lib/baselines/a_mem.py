@@ -23,13 +23,13 @@ from finemem_lib.retrievers.graph import names
 from finemem_lib.text import words
 from finemem_lib.trajectory import Operation
 
-KEYWORDS = 3
+NUM_KEYWORDS = 3
 """Number of keywords of a new note."""
 
-SHARED = 2
+MIN_SHARED_WORDS = 2
 """Smallest number of content words that linked notes share."""
 
-TAKEN_OVER = 3
+MAX_ADDED_KEYWORDS = 3
 """Largest number of keywords that a note gets from later notes."""
 
 
@@ -50,9 +50,13 @@ class AMemProxy(ScriptedManager):
             if sentence in stated:
                 continue
             terms = _content_words(sentence)
-            near = [name for name, other in said.items() if len(terms & other) >= SHARED]
+            near = [name for name, other in said.items() if len(terms & other) >= MIN_SHARED_WORDS]
             keywords = sorted(terms, key=lambda word: (word not in names(sentence), df[word], word))
-            note = f"{sentence} | keywords: {', '.join(keywords[:KEYWORDS])}" if terms else sentence
+            note = (
+                f"{sentence} | keywords: {', '.join(keywords[:NUM_KEYWORDS])}"
+                if terms
+                else sentence
+            )
             if near:
                 link = near[-1]
                 note += f" | links: #{link}"
@@ -74,6 +78,6 @@ def _with_keyword(note: str, keywords: list[str]) -> str:
         return note
     own = found[1].split(", ")
     new = next((word for word in keywords if word not in own), None)
-    if new is None or len(own) >= KEYWORDS + TAKEN_OVER:
+    if new is None or len(own) >= NUM_KEYWORDS + MAX_ADDED_KEYWORDS:
         return note
     return note[: found.end()] + f", {new}" + note[found.end() :]

@@ -1,10 +1,16 @@
-"""Memory-R1: parser of its operations ADD, UPDATE, DELETE and NOOP, and a rule-based manager.
+"""Memory-R1 and Memory-R2: parsers of their operations, and a rule-based manager.
 
-Differs from the paper: Memory-R1 (arXiv 2508.19828) trains manager and reader with PPO or GRPO on
+`MemoryR1Rules` chooses among ADD, UPDATE, DELETE and NOOP without a model and replaces an untrained
+manager of this kind.
+
+Differs from the papers: Memory-R1 (arXiv 2508.19828) trains manager and reader with PPO or GRPO on
 the outcome reward alone (here the reward scheme "Memory-R1"), and shows the manager only the items
-similar to each new fact; here the manager sees the whole memory. Its operations are mapped to those
-of this library: ADD to INSERT, NOOP and NONE to SKIP. `MemoryR1Rules` chooses among the four
-operations without a model and replaces an untrained manager of this kind.
+similar to each new fact; here the manager sees the whole memory. No weights of it are published.
+Memory-R2 (arXiv 2605.21768; weights `ahmedehabb/memory-r2-7b`, about 15 GB in 16 bits, trained on
+LoCoMo) first extracts facts with the same weights and then edits the memory; here the prompt
+contains the chunk instead of the facts. Neither the weights nor their output were available when
+this was written: read some completions before you report results. Mem-alpha has no parser here: its
+tools edit three stores, which a flat memory does not have.
 """
 
 from __future__ import annotations
@@ -38,7 +44,10 @@ EVENTS: dict[str, OperationKind] = {
 }
 """Operation of Memory-R1 -> operation of this library."""
 
-LIKE = 0.5
+MEMORY_R2_EVENTS: dict[str, OperationKind] = {"INSERT": "INSERT", **EVENTS}
+"""Operation of Memory-R2 -> operation of this library."""
+
+MIN_SIMILARITY = 0.5
 """Smallest Jaccard index of words at which two sentences about one subject count as similar."""
 
 _OUTER = re.compile(r"[\[{].*[\]}]", re.DOTALL)
@@ -46,10 +55,7 @@ _ENDED = re.compile(r"\b(?:no longer|not any ?more|stopped|never again)\b", re.I
 
 
 def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Return the operations of a Memory-R1 reply: a JSON object with a list "memory", or a list.
-
-    Args:
-        reply: Reply of the manager, untrusted text.
+    """Return the operations of a Memory-R1 `reply`: a JSON object with a list "memory", or a list.
 
     Returns:
         One entry per event, in order; a malformed event is an `InvalidOperation` with its reason.
@@ -60,23 +66,26 @@ def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
     >>> [one.reason for one in parse_memory_r1('[{"event": "MERGE"}, {"event": "DELETE"}]')]
     ['unknown operation', 'id missing or not a string']
     """
-    return read_events(reply, EVENTS)
+    return _operations(reply, EVENTS)
 
 
-def read_events(
+def parse_memory_r2(reply: str) -> tuple[Operation | InvalidOperation, ...]:
+    """Return the operations of a Memory-R2 `reply`, as `parse_memory_r1`.
+
+    >>> reply = '[{"operation": "UPDATE", "memory_id": 3, "content": "Mia sails"}]'
+    >>> [(one.kind, one.item_id, one.content) for one in parse_memory_r2(reply)]
+    [('UPDATE', '3', 'Mia sails')]
+    """
+    return _operations(reply, MEMORY_R2_EVENTS)
+
+
+def _operations(
     reply: str, kinds: Mapping[str, OperationKind]
 ) -> tuple[Operation | InvalidOperation, ...]:
-    """Return the operations of a reply that lists them in JSON under other names.
+    """Return the operations of a reply that lists them in JSON.
 
     The key of the kind is "event", "operation" or "op", that of the content "text" or "content",
-    and that of the item id "id" or "memory_id".
-
-    Args:
-        reply: Reply of the manager, untrusted text.
-        kinds: Name of an operation in the reply, in upper case -> operation of this library.
-
-    Returns:
-        One entry per event, in order; a malformed event is an `InvalidOperation` with its reason.
+    and that of the item id "id" or "memory_id". The JSON may stand inside a code fence.
     """
     found = _OUTER.search(reply)
     if found is None:
@@ -123,13 +132,13 @@ class MemoryR1Rules(ScriptedManager):
 
     Each sentence is compared with the items that have the same first word (the subject). The item
     with the largest Jaccard index of words is chosen, the newest one in a tie. If the index is at
-    least `LIKE`, a sentence that says that something ended deletes the item, and any other sentence
-    updates it. A sentence that equals an item is a NOOP. All other sentences and all other labelled
-    examples are added.
+    least `MIN_SIMILARITY`, a sentence that says that something ended deletes the item, and any
+    other sentence updates it. A sentence that equals an item is a NOOP. All other sentences and all
+    other labelled examples are added.
     """
 
     name = "memory-r1"
-    settings = {"like": LIKE, "calls_per_step": 0}
+    settings = {"like": MIN_SIMILARITY, "calls_per_step": 0}
 
     def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
         items = {item.item_id: item.content for item in observation.items}
@@ -138,7 +147,7 @@ class MemoryR1Rules(ScriptedManager):
         for sentence in dict.fromkeys(chunk_units(observation.chunk)):
             if sentence in known:
                 continue
-            item_id = None if "\n" in sentence else _most_like(sentence, items)
+            item_id = None if "\n" in sentence else _most_similar(sentence, items)
             if item_id is None:
                 inserts.append(Operation("INSERT", sentence))
                 continue
@@ -151,7 +160,7 @@ class MemoryR1Rules(ScriptedManager):
         return edits + inserts
 
 
-def _most_like(sentence: str, items: Mapping[str, str]) -> str | None:
+def _most_similar(sentence: str, items: Mapping[str, str]) -> str | None:
     """Return the id of the most similar item with the same subject, `None` if none is similar."""
     said = words(sentence)
     best: tuple[float, str] | None = None
@@ -160,6 +169,6 @@ def _most_like(sentence: str, items: Mapping[str, str]) -> str | None:
         if not said or not other or said[0] != other[0] or said[0] in STOPWORDS:
             continue
         share = len({*said} & {*other}) / len({*said} | {*other})
-        if share >= LIKE and (best is None or share >= best[0]):
+        if share >= MIN_SIMILARITY and (best is None or share >= best[0]):
             best = share, item_id
     return best[1] if best else None

@@ -56,10 +56,7 @@ _RULES = (
 
 
 def store_of(sentence: str) -> str:
-    r"""Return the store that the rules assign to a sentence.
-
-    Args:
-        sentence: A sentence or a labelled example.
+    r"""Return the store that the rules assign to a `sentence` or labelled example.
 
     >>> [store_of(text) for text in ("Mia lives in Rome.", "Yesterday Mia sailed.")]
     ['semantic', 'episodic']
@@ -96,12 +93,6 @@ class MirixProxy(ScriptedManager):
         return [Operation("INSERT", text) for text in dict.fromkeys(marked) if text not in held]
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return the operations of all six writers for every observation.
-
-        Args:
-            observations: Observations of this step, one per rollout.
-            seed: Not used with a language model, which has its own seed.
-        """
         if self.chat is None:
             return super().act(observations, seed)
         asked = [(one, store) for one in observations for store in STORES]

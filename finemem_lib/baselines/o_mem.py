@@ -1,8 +1,8 @@
 """Proxy of O-Mem: one persona per person, topics, and a working queue of the latest sentences.
 
-Without a language model, the newest `QUEUE` sentences are in the working queue. A sentence that
-leaves the queue is merged into the persona of the first name in it or, without a name, into the
-topic of its longest content word. With a language model, `prompted.PromptedManager` plays the
+Without a language model, the newest `QUEUE_SIZE` sentences are in the working queue. A sentence
+that leaves the queue is merged into the persona of the first name in it or, without a name, into
+the topic of its longest content word. With a language model, `prompted.PromptedManager` plays the
 system with the prompt "o_mem".
 
 Differs from the paper: O-Mem (arXiv 2511.13593) extracts topics, events and attributes with a
@@ -22,10 +22,10 @@ from finemem_lib.managers.scripted import ScriptedManager, chunk_units
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryItem, Operation
 
-QUEUE = 20
+QUEUE_SIZE = 20
 """Largest number of sentences in the working queue."""
 
-MOST_SENTENCES = 12
+MAX_SENTENCES = 12
 """Largest number of sentences of a persona or topic; the oldest sentences are dropped."""
 
 _NAME = re.compile(r"\b[A-Z][a-z]+\b(?! [A-Z])|(?<= )[A-Z][a-z]+\b")
@@ -37,14 +37,14 @@ class OMemProxy(ScriptedManager):
     """Manager that keeps personas, topics and a working queue, see the module docstring."""
 
     name = "o-mem-proxy"
-    settings = {"proxy": True, "writer": "by rule", "queue": QUEUE, "calls_per_step": 0}
+    settings = {"proxy": True, "writer": "by rule", "queue": QUEUE_SIZE, "calls_per_step": 0}
 
     def rule(self, observation: Observation, rng: random.Random) -> list[Operation]:
         waiting = [item for item in observation.items if head_of(item.content) is None]
         new = [*dict.fromkeys(chunk_units(observation.chunk))]
         stays = {item.content for item in waiting}
         new = [sentence for sentence in new if sentence not in stays]
-        leaving = waiting[: max(0, len(waiting) + len(new) - QUEUE)]
+        leaving = waiting[: max(0, len(waiting) + len(new) - QUEUE_SIZE)]
         merged = _merged(observation.items, [item.content for item in leaving])
         return [
             *(Operation("DELETE", item_id=item.item_id) for item in leaving),
@@ -54,10 +54,7 @@ class OMemProxy(ScriptedManager):
 
 
 def head_of(content: str) -> str | None:
-    """Return the heading of a persona or topic, `None` for a sentence of the working queue.
-
-    Args:
-        content: Content of an item.
+    """Return the heading of a persona or topic in `content`, `None` for a queued sentence.
 
     >>> head_of("Persona of Mia: Mia sails."), head_of("Mia sails.")
     ('Persona of Mia: ', None)
@@ -75,7 +72,7 @@ def _merged(items: tuple[MemoryItem, ...], sentences: list[str]) -> list[Operati
         if head not in texts:
             old = held[head].content.removeprefix(head).split("\n") if head in held else []
             texts[head] = old
-        texts[head] = [*texts[head], sentence][-MOST_SENTENCES:]
+        texts[head] = [*texts[head], sentence][-MAX_SENTENCES:]
     return [
         Operation("UPDATE", head + "\n".join(text), held[head].item_id)
         if head in held

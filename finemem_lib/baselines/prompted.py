@@ -4,8 +4,8 @@ The model sees the memory and the chunk and replies with a JSON list of operatio
 the same parser as the output of a trained manager. There is one call per step and prompt.
 
 Differs from the paper: the prompts are this library's (`prompts/*.txt`, with name, version and hash
-in every trajectory). Of a long memory the prompt shows the most recent items, up to `SHOWN_TOKENS`;
-the number of omitted items is recorded.
+in every trajectory). Of a long memory the prompt shows the most recent items, up to
+`MAX_SHOWN_TOKENS`; the number of omitted items is recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from finemem_lib.trajectory import InvalidOperation, MemoryItem, Operation
 
 Parse = Callable[[str], tuple[Operation | InvalidOperation, ...]]
 
-SHOWN_TOKENS = 4000
+MAX_SHOWN_TOKENS = 4000
 """Largest number of tokens of the items that a prompt shows."""
 
 
@@ -42,11 +42,7 @@ class Written:
 
 
 def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
-    """Send conversations to a language model and return prompts and replies in the same order.
-
-    Args:
-        chat: The language model.
-        conversations: Any number of conversations; they are sent concurrently.
+    """Send `conversations` to `chat` concurrently; return prompts and replies in the same order.
 
     Raises:
         ModelError: a call to the model failed.
@@ -62,9 +58,9 @@ def shown_items(items: Sequence[MemoryItem]) -> tuple[str, int]:
     """Return items as lines "#id content", oldest first, and the number of omitted items.
 
     Args:
-        items: Items in order of creation; the most recent ones are shown, up to `SHOWN_TOKENS`.
+        items: Items in order of creation; the most recent ones are shown, up to `MAX_SHOWN_TOKENS`.
     """
-    room, first = SHOWN_TOKENS, len(items)
+    room, first = MAX_SHOWN_TOKENS, len(items)
     while first and (room := room - count_tokens(items[first - 1].content)) >= 0:
         first -= 1
     lines = [f"#{item.item_id} {item.content}" for item in items[first:]]
@@ -125,10 +121,7 @@ class PromptedManager:
 
 
 def without_mark(operation: Operation | InvalidOperation) -> Operation | InvalidOperation:
-    """Return an operation without the "#" that prompts put before item ids.
-
-    Args:
-        operation: The operation, as parsed.
+    """Return `operation` without the "#" that prompts put before item ids.
 
     >>> without_mark(Operation("DELETE", item_id="#3")).item_id
     '3'

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 from finemem_lib.baselines.a_mem import AMemProxy
 from finemem_lib.baselines.long_context import WINDOW, Keep, LongContext
-from finemem_lib.baselines.memory_r1 import MemoryR1Rules
+from finemem_lib.baselines.memory_r1 import MemoryR1Rules, parse_memory_r1, parse_memory_r2
 from finemem_lib.baselines.mirix import MirixProxy
 from finemem_lib.baselines.o_mem import OMemProxy
-from finemem_lib.baselines.prompted import PromptedManager
-from finemem_lib.baselines.published_managers import published_manager
+from finemem_lib.baselines.prompted import Parse, PromptedManager
 from finemem_lib.baselines.text_memory import (
     MEM1,
     MEM_AGENT,
@@ -30,11 +29,12 @@ from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.managers.scripted import InsertChunk
+from finemem_lib.operations import parse_operations
 from finemem_lib.readers.chat import Chat
 from finemem_lib.retrievers import encoder
 from finemem_lib.retrievers.named import WITH_ENCODER
 
-EVERYTHING = 1_000_000
+ALL_ITEMS = 1_000_000
 """`top_k` of systems that show their whole memory to the reader."""
 
 Needs = Literal["nothing", "writer"]
@@ -49,7 +49,6 @@ class System:
     Attributes:
         make: Function that returns its manager.
         what: Short description.
-        source: Publication.
         rollout: Fields of `RolloutSettings` that the system sets itself.
         needs: "writer" if it cannot be played without a language model in this role.
         privileged: Whether it sees information that other systems do not, such as the questions.
@@ -80,7 +79,7 @@ class System:
         return f"{self.what} ({'; '.join([*marks, self.source])})"
 
 
-_WHOLE = {"retriever": "whole", "top_k": EVERYTHING, "duplicates": "allow"}
+_WHOLE = {"retriever": "whole", "top_k": ALL_ITEMS, "duplicates": "allow"}
 _MEM_ALPHA = "arXiv 2509.25911"
 
 
@@ -104,30 +103,22 @@ def _raw_chunks(name: str) -> Make:
     return lambda chat, budget: _RetrievedChunks(name)
 
 
-def _untrained(chat: Chat | None, budget: int | None) -> MemoryManager:
-    if chat is None:
-        raise ValueError(_no_writer("untrained"))
-    return PromptedManager(chat, "untrained")
+def _prompted(
+    name: str,
+    prompt: str,
+    parse: Parse = parse_operations,
+    rules: Callable[[], MemoryManager] | None = None,
+) -> Make:
+    """Return the maker of a manager that prompts a model, or else (`rules`) follows rules."""
 
+    def make(chat: Chat | None, budget: int | None) -> MemoryManager:
+        if chat is not None:
+            return PromptedManager(chat, name, prompt, parse)
+        if rules is None:
+            raise ValueError(_no_writer(name))
+        return rules()
 
-def _memory_r2(chat: Chat | None, budget: int | None) -> MemoryManager:
-    if chat is None:
-        raise ValueError(_no_writer("memory-r2"))
-    return published_manager("memory-r2", chat)
-
-
-def _memory_r1(chat: Chat | None, budget: int | None) -> MemoryManager:
-    if chat is None:
-        return MemoryR1Rules()
-    return published_manager("memory-r1", chat)
-
-
-def _a_mem(chat: Chat | None, budget: int | None) -> MemoryManager:
-    return AMemProxy() if chat is None else PromptedManager(chat, "a-mem-proxy", "a_mem")
-
-
-def _o_mem(chat: Chat | None, budget: int | None) -> MemoryManager:
-    return OMemProxy() if chat is None else PromptedManager(chat, "o-mem-proxy", "o_mem")
+    return make
 
 
 SYSTEMS: dict[str, System] = {
@@ -178,20 +169,20 @@ SYSTEMS: dict[str, System] = {
         calls=1,
     ),
     "memory-r1": System(
-        _memory_r1,
+        _prompted("memory-r1", "memory_r1", parse_memory_r1, MemoryR1Rules),
         "ADD, UPDATE, DELETE or NOOP per fact, untrained",
         "arXiv 2508.19828",
         calls=1,
     ),
     "memory-r2": System(
-        _memory_r2,
+        _prompted("memory-r2", "memory_r2", parse_memory_r2),
         "INSERT, UPDATE or DELETE per fact; its weights are ahmedehabb/memory-r2-7b",
         "arXiv 2605.21768",
         needs="writer",
         calls=1,
     ),
     "untrained": System(
-        _untrained,
+        _prompted("untrained", "manage"),
         "an untrained language model, prompted to edit the memory",
         "this library's prompt",
         needs="writer",
@@ -205,7 +196,7 @@ SYSTEMS: dict[str, System] = {
         calls=6,
     ),
     "a-mem-proxy": System(
-        _a_mem,
+        _prompted("a-mem-proxy", "a_mem", rules=AMemProxy),
         "linked notes that evolve",
         "arXiv 2502.12110",
         {"retriever": "graph"},
@@ -213,7 +204,7 @@ SYSTEMS: dict[str, System] = {
         calls=1,
     ),
     "o-mem-proxy": System(
-        _o_mem,
+        _prompted("o-mem-proxy", "o_mem", rules=OMemProxy),
         "personas, topics and a working queue",
         "arXiv 2511.13593",
         proxy=True,
@@ -225,13 +216,7 @@ SYSTEMS: dict[str, System] = {
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A system with its manager and rollout settings.
-
-    Attributes:
-        name: Name of the system.
-        manager: Memory manager.
-        settings: Rollout settings.
-    """
+    """A system with its manager and rollout settings."""
 
     name: str
     manager: MemoryManager

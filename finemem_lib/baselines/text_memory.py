@@ -42,7 +42,6 @@ class TextMemorySettings:
     """Settings of a system with a text memory.
 
     Attributes:
-        name: Name of the manager.
         prompt: Name of its prompt file in `prompts/`, without suffix.
         tokens: Largest number of tokens of the text, close to the published memory length.
         sees_questions: Whether the manager sees the questions while it reads the stream, which is
@@ -98,17 +97,11 @@ class OverwrittenText(ScriptedManager):
         asked = _questions(observation) if self.system.sees_questions else ()
         old = units(observation.items[0].content) if observation.items else []
         new = chunk_units(observation.chunk)
-        kept = most_telling([*old, *new], self.tokens, asked)
+        kept = select_sentences([*old, *new], self.tokens, asked)
         joint = "\n\n" if any(map(labelled_examples, kept)) else "\n"
         return _overwrite(observation, joint.join(kept))
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return the completions of one step, see `MemoryManager.act`.
-
-        Args:
-            observations: Observations of this step, one per rollout.
-            seed: Not used with a language model, which has its own seed.
-        """
         if self.chat is None:
             return super().act(observations, seed)
         conversations = [
@@ -151,7 +144,7 @@ def _overwrite(observation: Observation, text: str) -> list[Operation]:
     return [] if text == item.content else [Operation("UPDATE", text, item.item_id)]
 
 
-def most_telling(
+def select_sentences(
     candidates: Iterable[str], budget: int, questions: Sequence[str] = ()
 ) -> list[str]:
     """Return the sentences with the highest gain that fit a token budget together, in their order.
@@ -164,26 +157,26 @@ def most_telling(
         questions: Questions, if they are known; then only their words count for the gain.
 
     >>> texts = ["It was so.", "Mia lives in Rome.", "Ana saw Oslo.", "Mia saw Oslo."]
-    >>> most_telling(texts, 10)
+    >>> select_sentences(texts, 10)
     ['Mia lives in Rome.', 'Ana saw Oslo.']
-    >>> most_telling(texts, 5, ["Where is Ana?"])
+    >>> select_sentences(texts, 5, ["Where is Ana?"])
     ['Ana saw Oslo.']
     """
     texts = [*reversed(dict.fromkeys(reversed([*candidates])))]
-    said = [frozenset(words(text)) - STOPWORDS for text in texts]
+    contents = [frozenset(words(text)) - STOPWORDS for text in texts]
     if questions:
         asked = frozenset(words(" ".join(questions)))
-        said = [content & asked for content in said]
-    df = Counter(word for content in said for word in content)
+        contents = [content & asked for content in contents]
+    df = Counter(word for content in contents for word in content)
 
     def gain(place: int) -> float:
-        weights = (math.log1p(len(texts) / df[word]) for word in said[place])
+        weights = (math.log1p(len(texts) / df[word]) for word in contents[place])
         return math.fsum(weights) / math.sqrt(len(words(texts[place])) or 1)
 
     kept = []
     for place in sorted(range(len(texts)), key=lambda one: (-gain(one), -one)):
         tokens = count_tokens(texts[place])
-        if said[place] and tokens <= budget:
+        if contents[place] and tokens <= budget:
             kept.append(place)
             budget -= tokens
     return [texts[place] for place in sorted(kept)]

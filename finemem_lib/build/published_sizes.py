@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -19,7 +19,6 @@ class Sizes:
     """Sizes of a data source.
 
     Attributes:
-        instances: Number of instances.
         chunks: Mean number of chunks per instance.
         tokens: Mean number of tokens per chunk, in `unit`.
         questions: Mean number of questions per instance.
@@ -44,17 +43,8 @@ def published_sizes() -> Mapping[str, Mapping[str, Sizes]]:
     return dict(found)
 
 
-def sizes(
-    instances: Sequence[Instance],
-    count: Callable[[str], int] = count_tokens,
-    unit: str = TOKENIZER,
-) -> dict[str, Sizes]:
-    """Return the sizes of instances by data source, in order of occurrence.
-
-    Args:
-        instances: Instances of one or more data sources.
-        count, unit: Function that counts the tokens of a chunk, and its name.
-    """
+def sizes(instances: Sequence[Instance]) -> dict[str, Sizes]:
+    """Return the sizes of `instances` by data source, in order of occurrence."""
     groups: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         groups[instance.data_source].append(instance)
@@ -65,24 +55,15 @@ def sizes(
         found[source] = Sizes(
             len(group),
             len(texts) / len(group),
-            sum(map(count, texts)) / max(1, len(texts)),
+            sum(map(count_tokens, texts)) / max(1, len(texts)),
             questions / len(group),
-            unit,
+            TOKENIZER,
         )
     return found
 
 
-def size_table(
-    instances: Sequence[Instance],
-    count: Callable[[str], int] = count_tokens,
-    unit: str = TOKENIZER,
-) -> list[dict[str, Any]]:
-    """Return one record per data source of the instances, followed by its published sizes.
-
-    Args:
-        instances: Instances of one or more data sources.
-        count, unit: Function that counts the tokens of a chunk, and its name.
-    """
+def size_table(instances: Sequence[Instance]) -> list[dict[str, Any]]:
+    """Return one record per data source of `instances`, followed by its published sizes."""
     return [
         {
             "data source": source,
@@ -94,16 +75,13 @@ def size_table(
             "questions per instance": round(one.questions, 1),
             "unit": one.unit,
         }
-        for source, here in sizes(instances, count, unit).items()
+        for source, here in sizes(instances).items()
         for where, one in {"these instances": here, **published_sizes().get(source, {})}.items()
     ]
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return records as a Markdown table.
-
-    Args:
-        rows: At least one record; all records have the same keys.
+    """Return `rows`, at least one record, all with the same keys, as a Markdown table.
 
     >>> print(as_markdown([{"data source": "squad", "instances": 30}]))
     | data source | instances |

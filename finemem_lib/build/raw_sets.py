@@ -31,8 +31,6 @@ class Fact:
     """A question with the texts that contain its answer.
 
     Attributes:
-        question: The question.
-        answer: The answer.
         texts: All texts needed to answer the question, in reading order.
     """
 
@@ -46,7 +44,6 @@ class Character:
     """A person of PerLTQA.
 
     Attributes:
-        name: Name of the person.
         chunks: One chunk per event, with its dialogues, by event.
         asked: Event, question and possible short answers of every question.
     """
@@ -62,7 +59,6 @@ class Example:
 
     Attributes:
         text: The text, one line.
-        label: Name of the label.
         shown: Whether the example belongs to the split that is shown; the others are asked. If all
             examples belong to it, an instance asks examples that it does not show.
     """
@@ -77,8 +73,6 @@ class Book:
     """A text that is read over several days, and its summary.
 
     Attributes:
-        title: Title of the book.
-        text: The text.
         summary: A summary by human writers.
     """
 

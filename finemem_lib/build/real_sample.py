@@ -10,7 +10,6 @@ different articles and meetings.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from finemem_lib.data.excerpts import ExcerptSettings, excerpts, without_last_fi
 from finemem_lib.data.memalpha import load_instances, save_instances
 from finemem_lib.seeds import generator
 from finemem_lib.trajectory import Instance
+from finemem_lib.util.files import sha256
 
-ASKED, BETWEEN = "squad", "qmsum"
+QUESTION_SET, DISTRACTOR_SET = "squad", "qmsum"
 TRAIN, HELD_OUT = 120, 60
-SHAPE = ExcerptSettings(chunk_tokens=80, chunks=5, distractors=3, min_questions=2)
+EXCERPTS = ExcerptSettings(chunk_tokens=80, chunks=5, distractors=3, min_questions=2)
 
 CARD = """# Real sample: passages with meetings between them
 
@@ -60,37 +60,33 @@ def real_sample(
     for long, others, count in zip(
         without_last_fifth(asked), without_last_fifth(between), (TRAIN, HELD_OUT), strict=True
     ):
-        made = excerpts(long, SHAPE, others=others, seed=seed)
+        made = excerpts(long, EXCERPTS, others=others, seed=seed)
         generator("real sample", seed, count).shuffle(made)
         found.append(made[:count])
     return found[0], found[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the sample; see the module.
-
-    Args:
-        arguments: Command-line arguments; `None` for those of the process.
-    """
+    """Make the sample; see the module. `arguments` are by default those of the process."""
     parser = argparse.ArgumentParser(description="Make the real sample and its card.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
-    files = [asked.data / f"{name}.jsonl" for name in (ASKED, BETWEEN)]
+    files = [asked.data / f"{name}.jsonl" for name in (QUESTION_SET, DISTRACTOR_SET)]
     passages, meetings = (load_instances(file).instances for file in files)
     train, held_out = real_sample(passages, meetings, asked.seed)
     asked.output.mkdir(parents=True, exist_ok=True)
     save_instances(train, asked.output / "train.parquet")
     save_instances(held_out, asked.output / "held_out.parquet")
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    hashes = [*map(sha256, files)]
     card = CARD.format(
         train=len(train),
         held_out=len(held_out),
-        chunks=SHAPE.chunks,
-        own=SHAPE.chunks - SHAPE.distractors,
-        distractors=SHAPE.distractors,
-        chunk_tokens=SHAPE.chunk_tokens,
+        chunks=EXCERPTS.chunks,
+        own=EXCERPTS.chunks - EXCERPTS.distractors,
+        distractors=EXCERPTS.distractors,
+        chunk_tokens=EXCERPTS.chunk_tokens,
         seed=asked.seed,
         asked=hashes[0],
         between=hashes[1],

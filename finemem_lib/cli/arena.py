@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finemem_lib.util.console import EXIT_CODES, UsageError, plain, positive, print_table
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 DESIGN = "arena.design.yaml"
 
@@ -60,7 +60,7 @@ def arena_command(options: argparse.Namespace) -> int:
     from finemem_lib.experiments.design import load_design
     from finemem_lib.experiments.rows import read_rows
 
-    folder = repository_root() / "data" / "experiments"
+    folder = workbench_root() / "data" / "experiments"
     files = options.rows or sorted(folder.glob("arena*.jsonl"))
     try:
         found = arena(

@@ -11,7 +11,7 @@ from typing import Any
 from finemem_lib.runs.notebooks import notebooks_in
 from finemem_lib.runs.run import runs_folder
 from finemem_lib.util.console import EXIT_CODES, UsageError
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -123,4 +123,4 @@ def parameters() -> list[str]:
 
 
 def _notebooks() -> Path:
-    return repository_root() / "notebooks"
+    return workbench_root() / "notebooks"

@@ -15,7 +15,7 @@ from typing import Any
 import finemem_lib
 from finemem_lib.util.console import EXIT_CODES, UsageError, check_output_folder, interruptible
 from finemem_lib.util.files import real_path, write_json, written_beside
-from finemem_lib.util.provenance import FOLDER_MARK, repository_root
+from finemem_lib.util.provenance import FOLDER_MARK, workbench_root
 
 PATTERNS = Path(__file__).with_name("workbench_files.txt")
 """File with the patterns, relative to the repository's root, of the files that a wheel contains and
@@ -133,10 +133,10 @@ def carried_files(root: Path) -> Iterator[Path]:
 def version_note() -> str:
     """Return a warning if another version of the library made the folder in use, otherwise ""."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        made_by = json.loads((repository_root() / FOLDER_MARK).read_text("utf-8"))["version"]
+        made_by = json.loads((workbench_root() / FOLDER_MARK).read_text("utf-8"))["version"]
         if made_by != finemem_lib.__version__:
             return (
-                f"{repository_root()} was made by version {made_by!s:.20}, this is "
+                f"{workbench_root()} was made by version {made_by!s:.20}, this is "
                 f"{finemem_lib.__version__}; if a notebook fails, make a new folder with "
                 "`finemem init` and repeat your changes there"
             )

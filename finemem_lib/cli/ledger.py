@@ -19,12 +19,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from finemem_lib.evaluation.credit_truth import read_table
+from finemem_lib.evaluation.credit_truth import Row
+from finemem_lib.evaluation.rows import read_rows as read_measured
 from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_card, read_rows
 from finemem_lib.util.console import UsageError, print_table
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.yaml_files import read_yaml
 
 _COUNT = r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)"
@@ -284,7 +285,7 @@ def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
     if source.kind == "plain":
         tables["rows"] = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     elif source.kind == "credit truth":
-        tables["rows"] = map(dataclasses.asdict, read_table(path))
+        tables["rows"] = map(dataclasses.asdict, read_measured(path, Row))
     else:
         of = arena(read_rows(path), load_design(root / (source.design or "")))
         tables["standings"] = map(dataclasses.asdict, of.standings)
@@ -305,7 +306,7 @@ def ledger_command(options: argparse.Namespace) -> int:
         UsageError: The ledger, rows or a card cannot be read.
     """
     try:
-        root = repository_root()
+        root = workbench_root()
         ledger = load_ledger(root)
         wrong = check(ledger, root) if options.check else []
         origins = {name: origin(source, root) for name, source in ledger.sources.items()}

@@ -44,7 +44,7 @@ from finemem_lib.util.console import (
     print_table,
 )
 from finemem_lib.util.files import real_path, write_bytes, write_json
-from finemem_lib.util.provenance import code_root, git_state, repository_root, write_measured
+from finemem_lib.util.provenance import code_root, git_state, workbench_root, write_measured
 
 BARE, BARE_FIELDS = "profile.yaml", ("description", "notebooks")
 """File in the sweep's folder with the profile of a notebook that has none, and its fields."""
@@ -103,7 +103,7 @@ def _notebook(options: argparse.Namespace) -> Path:
         if getattr(options, name):
             raise UsageError(f"--{name} is for designs; a notebook takes --grid, --cell, --seeds")
     if not text.endswith(".ipynb"):
-        return select_notebooks(repository_root() / "notebooks", [text])[0]
+        return select_notebooks(workbench_root() / "notebooks", [text])[0]
     if not (notebook := real_path(text)).is_file():
         raise UsageError(f"notebook {notebook} does not exist; give its path or its number")
     return notebook

@@ -31,7 +31,7 @@ from finemem_lib.runs.parameters import LoadsCheckpoint, NotebookParameters, Par
 from finemem_lib.runs.profile_file import ProfileFile
 from finemem_lib.util.console import UsageError
 from finemem_lib.util.files import real_path
-from finemem_lib.util.provenance import FETCHED, repository_root
+from finemem_lib.util.provenance import FETCHED, workbench_root
 from finemem_lib.util.validation import problems_in_words
 from finemem_lib.util.yaml_files import read_yaml
 
@@ -179,7 +179,7 @@ def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[st
     Raises:
         UsageError: there is no such profile or notebook, or a setting is not ``NAME=VALUE``.
     """
-    folder = real_path(options.notebooks_dir or repository_root() / "notebooks")
+    folder = real_path(options.notebooks_dir or workbench_root() / "notebooks")
     profile = load_profile(folder / "profiles", options.profile)
     notebooks = select_notebooks(folder, options.notebooks or profile.notebooks)
     return profile, notebooks, parameters_given(options.set, options.data)
@@ -394,7 +394,7 @@ def _missing_encoder(retriever: str, offline: bool) -> str | None:
     """Return why the sentence encoder of a retriever cannot be found, `None` where it can."""
     from huggingface_hub import try_to_load_from_cache
 
-    if retriever not in WITH_ENCODER or not offline or (repository_root() / MINILM).is_dir():
+    if retriever not in WITH_ENCODER or not offline or (workbench_root() / MINILM).is_dir():
         return None
     if isinstance(try_to_load_from_cache(DENSE_MODEL, "config.json"), str):
         return None

@@ -68,7 +68,7 @@ from finemem_lib.util.console import (
     print_table,
 )
 from finemem_lib.util.files import exclusive_lock, write_json
-from finemem_lib.util.provenance import code_root, cpu_threads, git_state, repository_root
+from finemem_lib.util.provenance import code_root, cpu_threads, git_state, workbench_root
 
 KERNEL_ENVIRONMENT = {
     "FINEMEM_EXPLORERS": "static",
@@ -186,7 +186,7 @@ def _resumed(folder: Path, options: argparse.Namespace) -> tuple[list[Path], Man
             f"run {options.run!r} has nothing left to run; `finemem report "
             f"{options.run}` makes its report again"
         )
-    place = Path(manifest.notebooks_dir or repository_root() / "notebooks")
+    place = Path(manifest.notebooks_dir or workbench_root() / "notebooks")
     notebooks = [place / f"{entry.name}.ipynb" for entry in manifest.notebooks]
     problems = _obstacles(manifest, notebooks)
     problems += changed_artefacts(folder, [e.name for e in manifest.notebooks if e.status == "ok"])
@@ -555,7 +555,7 @@ def write_report(folder: Path, figures: str | None) -> Path:
     if figures is not None:
         import plotly.io
 
-        target = Path(figures) if figures else repository_root() / "figures" / folder.name
+        target = Path(figures) if figures else workbench_root() / "figures" / folder.name
         save_figures(
             {
                 target / kept.stem: plotly.io.read_json(kept)

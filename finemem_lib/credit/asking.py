@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 Memory = tuple[MemoryItem, ...]
 """The items of a memory, in the order of their last writes."""
 
-MOST_CONTENTS = 500
+MAX_TABLE_CONTENTS = 500
 """Largest number of distinct contents to search as one table; above it, each memory is indexed."""
 
-MOST_NUMBERS = 2_000_000
+MAX_TABLE_SCORES = 2_000_000
 """Largest number of scores in one table; larger tables are split, to save memory."""
 
 _Contents = tuple[str, ...]
@@ -50,12 +50,9 @@ _Task = tuple[int, _Contents, tuple[int, ...]]
 def need_probabilities(
     agent: ReasoningAgent,
 ) -> Callable[[Sequence[ReadingTask], Sequence[Sequence[str]]], list[float]]:
-    """Return the agent's method `answer_log_probabilities`.
+    """Return the method `answer_log_probabilities` of `agent`, memoised or not.
 
     The method returns, per task, the mean log-probability per token of an accepted answer.
-
-    Args:
-        agent: A reasoning agent, memoised or not.
 
     Raises:
         ValueError: the agent has no such method.
@@ -94,11 +91,7 @@ class Asking:
         self._probabilities: dict[_Task, float | None] = {}
 
     def through(self, agent: ReasoningAgent) -> Asking:
-        """Return an `Asking` without cached scores that asks another agent of equal settings.
-
-        Args:
-            agent: The other agent; the cache of retrieved items is shared.
-        """
+        """Return an `Asking` without cached scores that asks another `agent` of equal settings."""
         other = copy.copy(self)
         other.agent, other._scores, other._probabilities = agent, {}, {}
         return other
@@ -185,7 +178,7 @@ class Asking:
                 )
                 if key not in known and key not in new:
                     items = tuple([memory[place] for place in places])
-                    new[key] = Inquiry([question], _Held(items), _Found(items), 0)  # type: ignore[arg-type]
+                    new[key] = Inquiry([question], _FixedMemory(items), _FixedResult(items), 0)  # type: ignore[arg-type]
                 row.append(key)
             keys.append(row)
         known.update(zip(new, measure([*new.values()]), strict=True))
@@ -210,7 +203,7 @@ class Asking:
         ]
         index = self._new_index()
         distinct = {content for memory in memories for content in memory}
-        if type(index) is BM25Retriever and len(distinct) <= MOST_CONTENTS:
+        if type(index) is BM25Retriever and len(distinct) <= MAX_TABLE_CONTENTS:
             found = search_memories([*memories], queries, self._top_k, index)
         else:
             found = [self._by_index(memory, queries) for memory in memories.values()]
@@ -235,7 +228,7 @@ def _state(contents: _Contents, memory: Memory) -> _Contents:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _FixedMemory:
     """A memory that holds only the retrieved items."""
 
     items: tuple[MemoryItem, ...]
@@ -245,7 +238,7 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _FixedResult:
     """An index that returns given items as its search result."""
 
     items: tuple[MemoryItem, ...]
@@ -260,16 +253,13 @@ def search_memories(
     k: int,
     like: BM25Retriever | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Return the results of `BM25Retriever.search` for every query on every memory.
+    """Return per memory and query the places of what `BM25Retriever.search` returns, best first.
 
     Args:
         memories: The contents of each memory, in the order of their last writes.
         queries: Texts to compare with the contents.
         k: Largest number of items to return, at least 1.
         like: Retriever whose parameters k1, b and epsilon to use; default: `BM25Retriever()`.
-
-    Returns:
-        Per memory and query, the positions of the items in the memory, best first.
 
     >>> search_memories([["Mia lives in Rome", "Ana sails", "Mia saw Oslo"]], ["Where is Mia?"], 2)
     [[(2, 0)]]
@@ -279,19 +269,14 @@ def search_memories(
     most = int(sizes.max(initial=0))
     if not most:
         return [[() for _ in queries] for _ in memories]
-    if len(memories) > 1 and len(memories) * most * len(queries) > MOST_NUMBERS:
+    if len(memories) > 1 and len(memories) * most * len(queries) > MAX_TABLE_SCORES:
         half = len(memories) // 2
         parts = memories[:half], memories[half:]
         return [row for part in parts for row in search_memories(part, queries, k, like)]
     # Contents are numbered from 1; number 0 stands for an empty position.
     numbers = {c: n for n, c in enumerate(dict.fromkeys(c for m in memories for c in m), start=1)}
-    counted = [Counter(words(content)) for content in numbers]
-    vocabulary = {word: n for n, word in enumerate({word: None for row in counted for word in row})}
-    frequencies = np.zeros((len(numbers) + 1, len(vocabulary) + 1))  # last: words in no item
-    for number, counts in enumerate(counted, start=1):
-        for word, count in counts.items():
-            frequencies[number, vocabulary[word]] = count
-    lengths = np.array([0, *(counts.total() for counts in counted)])
+    frequencies, vocabulary = _word_counts([*numbers])
+    lengths = frequencies.sum(axis=1).astype(np.int64)
     items = np.zeros((len(memories), most), dtype=np.int64)
     for row, memory in zip(items, memories, strict=True):
         row[: len(memory)] = [numbers[content] for content in memory]
@@ -315,8 +300,28 @@ def search_memories(
         )
         shared += found > 0
 
+    return _ranked(scores, shared, mean_idf, k)
+
+
+def _word_counts(contents: Sequence[str]) -> tuple[NDArray[np.float64], dict[str, int]]:
+    """Return the counts of words in contents, and the column of every word.
+
+    Row 0 is that of an empty content, the last column that of words in no content."""
+    counted = [Counter(words(content)) for content in contents]
+    vocabulary = {word: n for n, word in enumerate({word: None for row in counted for word in row})}
+    frequencies = np.zeros((len(contents) + 1, len(vocabulary) + 1))
+    for number, counts in enumerate(counted, start=1):
+        for word, count in counts.items():
+            frequencies[number, vocabulary[word]] = count
+    return frequencies, vocabulary
+
+
+def _ranked(
+    scores: NDArray[np.float64], shared: NDArray[np.int64], mean_idf: NDArray[np.float64], k: int
+) -> list[list[tuple[int, ...]]]:
+    """Return per memory and query the positions of the best items that share a word with it."""
     by_words = np.where(mean_idf > 0, 0, 1)[:, None, None] * shared
-    written = np.broadcast_to(np.arange(most)[None, :, None], scores.shape)
+    written = np.broadcast_to(np.arange(scores.shape[1])[None, :, None], scores.shape)
     best = np.lexsort((-written, -scores, -by_words, shared == 0), axis=1)[:, :k]
     counts = np.minimum((shared > 0).sum(axis=1), k)
     return [

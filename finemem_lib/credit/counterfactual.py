@@ -1,4 +1,8 @@
-"""Counterfactual credit rules: leave-one-out, Shapley and Owen values, and potential shaping."""
+"""Counterfactual credit rules: leave-one-out, Shapley and Owen values, and potential shaping.
+
+`replay.replayed`, which makes the rules of steps and operations, describes their arguments agent,
+orphaned, replay and batch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from finemem_lib.credit.needs import (
     need_questions,
     retrieved_items,
 )
-from finemem_lib.credit.replay import Orphaned, Plan, Replayer, Rows, replayed_credit
+from finemem_lib.credit.replay import Plan, Replayer, Rows, replayed
 from finemem_lib.reading import ReasoningAgent, reading_task
 from finemem_lib.rewards import Attribution, attributed_steps, outcome_reward
 from finemem_lib.scoring import score
@@ -83,49 +87,19 @@ def evidence_shapley(
     )
 
 
-def step_leave_one_out(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    orphaned: Orphaned = "refuse",
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
-    """Return ``r_global - r_global(replay without step t)``, the causal effect of the step.
+@replayed
+def step_leave_one_out(trajectory: Trajectory) -> Plan:
+    """Return ``r_global - r_global(replay without step t)`` of `trajectory`, the steps' effects.
 
-    In [-1, 1], negative where the step lowered the outcome. Nothing is conserved.
-
-    Args:
-        trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        orphaned: Treatment of a later UPDATE of an item that the omitted step created: "refuse" it
-            (both steps then earn credit for the item's final content) or "insert" its content.
-        replay: Replayer of this trajectory with scores from other rules; by default a new one.
-        batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
-
-    Raises:
-        ValueError: no global question was asked, the trajectory cannot be replayed, another agent
-            answered, or `agent` fails.
+    In [-1, 1], negative where the step lowered the outcome. Nothing is conserved. With `orphaned`
+    "refuse", both the step that created an item and a step that updated it earn credit for the
+    item's final content.
     """
-    return replayed_credit(
-        trajectory,
-        agent,
-        lambda one: _step_plan(one, leave_one_out),
-        replay=replay,
-        batch=batch,
-        key="step-loo",
-        orphaned=orphaned,
-    )
+    return _step_plan(trajectory, leave_one_out)
 
 
-def operation_leave_one_out(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    orphaned: Orphaned = "refuse",
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> OperationCredit:
+@replayed
+def operation_leave_one_out(trajectory: Trajectory) -> Plan:
     """Return ``r_global - r_global(replay without the operation)`` per operation, and step sums.
 
     In [-1, 1] per operation; 0.0 for SKIP and for an operation that was not applied, because
@@ -135,37 +109,40 @@ def operation_leave_one_out(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        orphaned: As in `step_leave_one_out`.
-        replay: As in `step_leave_one_out`.
-        batch: As in `step_leave_one_out`.
-
-    Raises:
-        ValueError: as `step_leave_one_out`.
     """
-    credit = replayed_credit(
-        trajectory,
-        agent,
-        _operation_plan,
-        replay=replay,
-        batch=batch,
-        key="operation-loo",
-        orphaned=orphaned,
-    )
-    assert isinstance(credit, OperationCredit)
-    return credit
+    need_questions(trajectory)
+    outcome = outcome_reward(trajectory)
+    places = [
+        [
+            done.applied and done.operation is not None and done.operation.kind != "SKIP"
+            for done in step.outcomes
+        ]
+        for step in trajectory.steps
+    ]
+    if outcome is None:
+        return (), lambda rows: OperationCredit([[None] * len(step) or [None] for step in places])
+    questions = [a.question for a in trajectory.questions if a.score is not None]
+    asked = [
+        (questions, frozenset({(step, place)}))
+        for step, applied in enumerate(places, start=1)
+        for place, there in enumerate(applied)
+        if there
+    ]
+
+    def credit(rows: Rows) -> Credit:
+        without = iter(rows)
+        return OperationCredit(
+            [
+                [outcome - _answered(next(without), trajectory) if there else 0.0 for there in step]
+                for step in places
+            ]
+        )
+
+    return asked, credit
 
 
-def step_shapley(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    orphaned: Orphaned = "refuse",
-    permutations: int = 16,
-    seed: int = 0,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+@replayed
+def step_shapley(trajectory: Trajectory, *, permutations: int = 16, seed: int = 0) -> Plan:
     """Return the Shapley value of every step, where v(S) is r_global after replaying only S.
 
     Exact for at most 4 steps that emitted an operation other than SKIP, else sampled. In both cases
@@ -174,43 +151,17 @@ def step_shapley(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        orphaned: As in `step_leave_one_out`.
         permutations: Number of random orders for more than 4 steps, at least 1.
         seed: Seed of the random orders.
-        replay: As in `step_leave_one_out`.
-        batch: As in `step_leave_one_out`.
-
-    Raises:
-        ValueError: as `step_leave_one_out`.
     """
-
-    def plan(one: Trajectory) -> Plan:
-        rng = generator("step shapley", seed, one.instance_id, one.rollout)
-        return _step_plan(one, lambda steps: shapley(steps, permutations, rng))
-
-    return replayed_credit(
-        trajectory,
-        agent,
-        plan,
-        replay=replay,
-        batch=batch,
-        key=("step-shapley", permutations, seed),
-        orphaned=orphaned,
-    )
+    rng = generator("step shapley", seed, trajectory.instance_id, trajectory.rollout)
+    return _step_plan(trajectory, lambda steps: shapley(steps, permutations, rng))
 
 
+@replayed
 def owen_values(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    orphaned: Orphaned = "refuse",
-    alpha: float = 1.0,
-    permutations: int | None = None,
-    seed: int = 0,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+    trajectory: Trajectory, *, alpha: float = 1.0, permutations: int | None = None, seed: int = 0
+) -> Plan:
     """Return ``alpha Owen_t + (1 - alpha) [t = T] r_global``.
 
     Owen_t is the Shapley value over the orders that keep each half of the steps together, each half
@@ -220,41 +171,28 @@ def owen_values(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        orphaned: As in `step_leave_one_out`.
         alpha: Share of the Owen values, in [0, 1].
         permutations: Number of random orders for an estimate, at least 1; `None`: exact values.
         seed: Seed of the random orders.
-        replay: As in `step_leave_one_out`.
-        batch: As in `step_leave_one_out`.
-
-    Raises:
-        ValueError: as `step_leave_one_out`.
     """
-
-    def plan(one: Trajectory) -> Plan:
-        steps = range(1, one.num_steps + 1)  # inactive steps too: the halves divide the stream
-        if permutations is None:
-            return _step_plan(one, lambda _: owen(steps))
-        rng = generator("owen", seed, one.instance_id, one.rollout)
-        return _step_plan(one, lambda _: sampled_owen(steps, permutations, rng))
-
-    shared = replayed_credit(
-        trajectory,
-        agent,
-        plan,
-        replay=replay,
-        batch=batch,
-        key=("owen", permutations, seed),
-        orphaned=orphaned,
-    )
+    steps = range(1, trajectory.num_steps + 1)  # inactive ones too: the halves divide the stream
+    if permutations is None:
+        marginals = owen(steps)
+    else:
+        rng = generator("owen", seed, trajectory.instance_id, trajectory.rollout)
+        marginals = sampled_owen(steps, permutations, rng)
+    asked, owen_credit = _step_plan(trajectory, lambda _: marginals)
     outcome = outcome_reward(trajectory)
-    return [
-        None
-        if part is None or outcome is None
-        else alpha * part + (1 - alpha) * outcome * (step == trajectory.num_steps)
-        for step, part in enumerate(shared, start=1)
-    ]
+
+    def credit(rows: Rows) -> Credit:
+        return [
+            None
+            if part is None or outcome is None
+            else alpha * part + (1 - alpha) * outcome * (step == trajectory.num_steps)
+            for step, part in enumerate(owen_credit(rows), start=1)
+        ]
+
+    return asked, credit
 
 
 def potential_shaping(
@@ -277,7 +215,7 @@ def potential_shaping(
         agent: The reasoning agent that answered its questions.
         probes: Questions asked on every memory; at least one must be scorable.
         gamma: Discount per step.
-        replay: As in `step_leave_one_out`.
+        replay: `Replayer` of this trajectory with scores from other rules.
 
     Raises:
         ValueError: no probe question can be scored, the trajectory cannot be replayed, another
@@ -290,7 +228,7 @@ def potential_shaping(
         return [None] * trajectory.num_steps
     replay = replay or Replayer(trajectory, agent)
     steps = range(1, trajectory.num_steps + 1)
-    rows = replay.scores(probes, [frozenset(steps[t:]) for t in range(trajectory.num_steps)])
+    rows = replay.ask([(probes, frozenset(steps[t:])) for t in range(trajectory.num_steps)])
     potentials = [mean for row in rows if (mean := mean_of_known(row)) is not None]
     need(
         len(potentials) == len(rows),
@@ -340,39 +278,6 @@ def _evidence_credit(
             for step in steps:
                 credit[step - 1] += gains[item.item_id] / (len(steps) * len(games))
     return [*credit]
-
-
-def _operation_plan(trajectory: Trajectory) -> Plan:
-    """Return the plan of leave-one-out: ask the questions once without each applied operation."""
-    need_questions(trajectory)
-    outcome = outcome_reward(trajectory)
-    places = [
-        [
-            done.applied and done.operation is not None and done.operation.kind != "SKIP"
-            for done in step.outcomes
-        ]
-        for step in trajectory.steps
-    ]
-    if outcome is None:
-        return (), lambda rows: OperationCredit([[None] * len(step) or [None] for step in places])
-    questions = [a.question for a in trajectory.questions if a.score is not None]
-    asked = [
-        (questions, frozenset({(step, place)}))
-        for step, applied in enumerate(places, start=1)
-        for place, there in enumerate(applied)
-        if there
-    ]
-
-    def credit(rows: Rows) -> Credit:
-        without = iter(rows)
-        return OperationCredit(
-            [
-                [outcome - _answered(next(without), trajectory) if there else 0.0 for there in step]
-                for step in places
-            ]
-        )
-
-    return asked, credit
 
 
 def _answered(row: Sequence[float | None], trajectory: Trajectory) -> float:

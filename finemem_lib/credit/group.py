@@ -21,12 +21,7 @@ class _Cached:
     """A cache of results that rules computed from all of its parts."""
 
     def once(self, key: Hashable, compute: Callable[[], Known]) -> Known:
-        """Return the cached result for a key; compute it on the first call.
-
-        Args:
-            key: Identifies the result, including every setting that it depends on.
-            compute: Computes the result; called only if the key is new.
-        """
+        """Return the cached result for `key`, which names every setting, or `compute` it."""
         known: dict[Hashable, Any] = self.__dict__.setdefault("known", {})
         if key not in known:
             known[key] = compute()
@@ -109,8 +104,7 @@ def anchored_groups(
     GiGPO (arXiv 2505.10978).
 
     Args:
-        trajectory: One rollout of `group`.
-        group: All rollouts of the instance.
+        trajectory, group: As in `turn_level`.
         omega: Weight of A_step.
         gamma: Discount per step.
         scale_rewards: As in `advantages.group_relative`; with "batch" the compared returns of all
@@ -176,8 +170,7 @@ def hindsight(
     memory construction.
 
     Args:
-        trajectory: One rollout of `group`.
-        group: All rollouts of the instance.
+        trajectory, group: As in `turn_level`.
         retrieved_weight: lambda, the weight of having written a retrieved item.
         scale_rewards: As in `advantages.group_relative`.
 
@@ -237,8 +230,7 @@ def attributed_dense(
     attributed dense reward.
 
     Args:
-        trajectory: One rollout of `group`.
-        group: All rollouts of the instance.
+        trajectory, group: As in `turn_level`.
         alpha: Weight of the step whose items were retrieved most often.
         length_weight: lambda, the weight of the length; the default is our choice.
         scale_rewards: As in `advantages.group_relative`.
@@ -271,12 +263,7 @@ def attributed_dense(
 
 
 def valid_and_short(step: Step, length_weight: float) -> float:
-    """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`.
-
-    Args:
-        step: The step to credit.
-        length_weight: lambda, the weight of the length.
-    """
+    """Return ``valid_t (1 - lambda l_t)`` of `step`; lambda is `length_weight`."""
     valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
     written = sum(count_tokens(item.content) for item in step.delta.written)
     return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))
@@ -320,11 +307,7 @@ def _outcome_advantages(rollouts: CachedGroup, scale_rewards: ScaleRewards) -> l
 
 
 def states_seen(trajectory: Trajectory) -> list[tuple[str, ...]]:
-    """Return the manager's state at every step: the chunk and the contents in memory before it.
-
-    Args:
-        trajectory: The rollout whose states are returned.
-    """
+    """Return the state at every step of `trajectory`: the chunk and the memory before it."""
     states = []
     contents: dict[str, str] = {}  # by item id, in the order of creation
     for step in trajectory.steps:

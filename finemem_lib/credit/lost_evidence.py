@@ -220,7 +220,7 @@ def slot_price(
         agent: The reasoning agent that answered its questions.
         group: All rollouts of the instance.
         batch: The groups of the whole update.
-        previous: Result of `slot_price_measures` for the previous update.
+        previous: Result of `slot_price_measures` for the previous update; `None` at the first one.
         per: The unit: "write", an applied INSERT; "eviction", an applied INSERT of a trajectory
             with evictions, where p is the value lost per evicted item; or "token", a token of an
             inserted content.
@@ -235,12 +235,10 @@ def slot_price(
     update = _update(trajectory, group, batch)
     price = _price(trajectory, update, agent, previous, per, over, smoothing)
     overflowed = _valued(update, agent)[_key(trajectory)].evictions > 0
-    units = (
-        _units(trajectory, per) if per != "eviction" or overflowed else [0] * len(trajectory.steps)
-    )
+    charged = per != "eviction" or overflowed
     return [
-        None if paid is None else paid - price * number
-        for paid, number in zip(_evidence(trajectory), units, strict=True)
+        None if paid is None else paid - price * number * charged
+        for paid, number in zip(_evidence(trajectory), _units(trajectory, per), strict=True)
     ]
 
 
@@ -262,14 +260,7 @@ def operation_slot_price(
     and refused operations get 0, so a write pays off if its evidence exceeds its price.
 
     Args:
-        trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        group: All rollouts of the instance.
-        batch: The groups of the whole update.
-        previous: Result of `slot_price_measures` for the previous update.
-        per: As in `slot_price`.
-        over: As in `slot_price`.
-        smoothing: As in `slot_price`.
+        trajectory, agent, group, batch, previous, per, over, smoothing: As in `slot_price`.
 
     Returns:
         One value per step and one per outcome of the step; `None` where r_global is `None`.
@@ -285,7 +276,7 @@ def operation_slot_price(
         return OperationCredit([[None] * len(step.outcomes) or [None] for step in trajectory.steps])
     charged = per != "eviction" or lost.evictions > 0
     credit = [
-        [-price * _room(outcome, per) * charged for outcome in step.outcomes]
+        [-price * _memory_units(outcome, per) * charged for outcome in step.outcomes]
         for step in trajectory.steps
     ]
     for loss, value in lost.values:
@@ -317,14 +308,7 @@ def slot_price_measures(
     """Return, as "price", the price that `slot_price` charges, as a part of r_global per unit.
 
     Args:
-        trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        group: All rollouts of the instance.
-        batch: The groups of the whole update.
-        previous: Result of this function for the previous update; `None` at the first update.
-        per: See `slot_price`.
-        over: See `slot_price`.
-        smoothing: Weight of the previous update's price, in [0, 1).
+        trajectory, agent, group, batch, previous, per, over, smoothing: As in `slot_price`.
 
     Raises:
         ValueError: As `slot_price`.
@@ -370,10 +354,12 @@ def _price(
 
 def _units(trajectory: Trajectory, per: Per) -> list[int]:
     """Return the units of memory that every step used."""
-    return [sum(_room(outcome, per) for outcome in step.outcomes) for step in trajectory.steps]
+    return [
+        sum(_memory_units(outcome, per) for outcome in step.outcomes) for step in trajectory.steps
+    ]
 
 
-def _room(outcome: OperationOutcome, per: Per) -> int:
+def _memory_units(outcome: OperationOutcome, per: Per) -> int:
     """Return the units of memory that an operation used: 0 unless it is an applied INSERT."""
     operation = outcome.operation
     if operation is None or operation.kind != "INSERT" or not outcome.applied:

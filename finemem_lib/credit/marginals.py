@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-EXACT_PLAYERS = 4
+MAX_EXACT_PLAYERS = 4
 """Largest number of players (items or steps) with exact Shapley values; more are sampled."""
 
 Player = TypeVar("Player", bound=Hashable)
@@ -30,11 +30,7 @@ class Marginal(NamedTuple, Generic[Player]):
 
 
 def leave_one_out(players: Sequence[Player]) -> list[Marginal[Player]]:
-    """Return each player's marginal contribution to the set of all other players.
-
-    Args:
-        players: All players, each once.
-    """
+    """Return each player's marginal contribution to the set of all other `players`."""
     return [Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
 
 
@@ -44,7 +40,7 @@ def shapley(
     """Return the marginals whose weighted sums are the Shapley values.
 
     Args:
-        players: All players. Up to `EXACT_PLAYERS` of them give all marginals, weighted
+        players: All players. Up to `MAX_EXACT_PLAYERS` of them give all marginals, weighted
             `|S|! (N-|S|-1)! / N!`.
         permutations: Number of random orders, at least 1, from which the marginals of more players
             are sampled.
@@ -54,7 +50,7 @@ def shapley(
         ValueError: `permutations` is needed and less than 1.
     """
     n = len(players)
-    if n <= EXACT_PLAYERS:
+    if n <= MAX_EXACT_PLAYERS:
         return [
             Marginal(one, 1 / (n * math.comb(n - 1, size)), frozenset(others))
             for one in players
@@ -142,11 +138,7 @@ def player_values(
 
 
 def coalitions(marginals: Iterable[Marginal[Player]]) -> dict[frozenset[Player], None]:
-    """Return the sets of players whose values the marginals need, each once.
-
-    Args:
-        marginals: Marginal contributions.
-    """
+    """Return the sets of players whose values the `marginals` need, each once."""
     return dict.fromkeys(
         wanted for one in marginals for wanted in (one.others, one.others | {one.player})
     )

@@ -28,13 +28,7 @@ class OperationCredit(list[float | None]):
 
 
 def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
-    """Raise an error unless a trajectory has what a rule needs.
-
-    Args:
-        there: Anything; a false value means missing.
-        trajectory: Named in the error.
-        what: The missing thing, with its article.
-        remedy: How to get it.
+    """Raise the error of `missing` (`trajectory`, `what`, `remedy`) unless `there` is true.
 
     Raises:
         ValueError: `there` is false.
@@ -44,13 +38,7 @@ def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
 
 
 def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
-    """Return the error that names what a trajectory lacks and how to get it.
-
-    Args:
-        trajectory: Named in the error.
-        what: The missing thing, with its article.
-        remedy: How to get it.
-    """
+    """Return the error that names `what` (with article) `trajectory` lacks, and a `remedy`."""
     return ValueError(
         f"credit of {trajectory.instance_id!r}, rollout {trajectory.rollout}: this rule needs "
         f"{what}, which the trajectory lacks; {remedy}"
@@ -58,10 +46,7 @@ def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
 
 
 def need_questions(trajectory: Trajectory) -> None:
-    """Raise an error if a trajectory has no global question.
-
-    Args:
-        trajectory: Named in the error.
+    """Raise an error if `trajectory` has no global question.
 
     Raises:
         ValueError: the trajectory has no global question.
@@ -70,11 +55,7 @@ def need_questions(trajectory: Trajectory) -> None:
 
 
 def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
-    """Raise an error if another reasoning agent answered the trajectory's questions.
-
-    Args:
-        trajectory: Its metadata hold the settings of the agent that answered.
-        agent: The agent to compare with it.
+    """Raise an error if another `agent` answered the questions of `trajectory`.
 
     Raises:
         ValueError: the recorded settings differ from those of `agent`.
@@ -89,11 +70,7 @@ def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
 
 
 def answered_again(value: Known | None, trajectory: Trajectory) -> Known:
-    """Return the value of a repeated reading; raise an error if it is `None`.
-
-    Args:
-        value: Score or probability of the reading; `None` where the agent failed.
-        trajectory: Named in the error.
+    """Return the `value` read again; raise an error, naming `trajectory`, if it is `None`.
 
     Raises:
         ValueError: the reasoning agent failed.
@@ -131,10 +108,6 @@ def retrieved_items(
 
 
 def mean_of_known(scores: Iterable[float | None]) -> float | None:
-    """Return the mean of the scores that are not `None`, or `None` if all are.
-
-    Args:
-        scores: Scores in [0, 1]; `None` is left out.
-    """
+    """Return the mean of the `scores` that are not `None`, or `None` if all are."""
     known = [one for one in scores if one is not None]
     return math.fsum(known) / len(known) if known else None

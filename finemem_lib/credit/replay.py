@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import inspect
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 from finemem_lib.credit.asking import Asking, Memory, need_probabilities
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
@@ -24,11 +26,11 @@ from finemem_lib.retrievers.named import make_retriever
 from finemem_lib.trajectory import (
     InvalidOperation,
     MemoryDelta,
-    MemoryItem,
     Operation,
     Question,
     Step,
     Trajectory,
+    last_write_key,
 )
 
 Orphaned = Literal["refuse", "insert"]
@@ -77,12 +79,7 @@ class Replayer:
         self.asking = asking or asking_of(trajectory, agent)
 
     def memory(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> FlatMemory:
-        """Return the final memory of a replay with omissions, see `replay`.
-
-        Args:
-            without: Steps or operations to omit.
-            orphaned: Treatment of updates of items that the omissions created.
-        """
+        """Return the memory replayed `without` steps or operations; `orphaned` as in `replay`."""
         last, nothing = self.trajectory.num_steps, frozenset[Missing]()
         if without and (last, nothing, orphaned) not in self._after:
             self.memory(nothing, orphaned)
@@ -118,12 +115,9 @@ class Replayer:
         return after
 
     def through(self, agent: ReasoningAgent) -> Replayer:
-        """Return a replayer without cached scores that asks another agent of equal settings.
+        """Return a replayer without cached scores that asks another `agent` of equal settings.
 
         The replayers share memories and retrieved items.
-
-        Args:
-            agent: The reasoning agent to ask.
 
         Raises:
             ValueError: the settings of `agent` are not those of the agent that answered.
@@ -133,36 +127,18 @@ class Replayer:
         other.agent, other.asking = agent, self.asking.through(agent)
         return other
 
-    def scores(
-        self,
-        questions: Sequence[Question],
-        withouts: Sequence[frozenset[Missing]],
-        orphaned: Orphaned = "refuse",
-    ) -> list[list[float | None]]:
-        """Return the score of every question on every replayed memory, read in one batch.
-
-        Args:
-            questions: Questions to ask on every memory.
-            withouts: Sets of steps or operations to omit; one replay per set.
-            orphaned: Treatment of updates of items that the omissions created.
-
-        Returns:
-            One row per set, one score in [0, 1] per question, `None` where it cannot be scored.
-        """
-        return self.ask([(questions, without) for without in withouts], orphaned)
-
     def ask(
         self, asked: Sequence[Asked], orphaned: Orphaned = "refuse", soft: bool = False
     ) -> Rows:
-        """Return the scores of lists of questions, each list with its own omissions.
+        """Return the scores of questions on replayed memories, read in one batch.
 
         Args:
             asked: Pairs of questions and the steps or operations omitted before they are asked.
-            orphaned: As in `scores`.
+            orphaned: Treatment of updates of items that the omissions created.
             soft: Whether to return `Asking.probabilities` instead.
 
         Returns:
-            One row per entry, as `scores` returns them.
+            One row per pair, one score in [0, 1] per question, `None` where it cannot be scored.
         """
         return _measured(
             self.asking,
@@ -171,16 +147,11 @@ class Replayer:
         )
 
     def left(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> Memory:
-        """Return the items of `memory`, in the order of their last writes.
-
-        Args:
-            without: Steps or operations to omit.
-            orphaned: Treatment of updates of items that the omissions created.
-        """
+        """Return the items of `memory` (`without`, `orphaned`) in order of their last writes."""
         key = without, orphaned
         if key not in self._left:
             items = self.memory(without, orphaned).items
-            self._left[key] = tuple(sorted(items, key=_last_write))
+            self._left[key] = tuple(sorted(items, key=last_write_key))
         return self._left[key]
 
 
@@ -190,45 +161,55 @@ Plan = tuple[Sequence[Asked], Callable[[Rows], Credit]]
 """The questions that a rule asks on replays of a trajectory, and its credit given the scores."""
 
 
-def replayed_credit(
-    trajectory: Trajectory,
-    agent: ReasoningAgent,
-    plan: Callable[[Trajectory], Plan],
-    *,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-    key: Hashable = None,
-    orphaned: Orphaned = "refuse",
-    soft: bool = False,
-) -> Credit:
-    """Return the credit of a rule that asks questions on replayed memories.
+def replayed(plan: Callable[..., Plan]) -> Callable[..., Credit]:
+    """Return the credit rule that asks the questions of a plan on replays of a trajectory.
 
-    If `batch` is a `CachedUpdate`, the credit of the whole update is computed at once: the rollouts
-    of an instance share readings, and their memories are searched together.
+    The rule takes the settings of the plan and, by keyword:
+
+    - agent: the reasoning agent that answered the trajectory's questions;
+    - orphaned: treatment of a later UPDATE of an item that an omitted step created, see `replay`;
+    - replay: `Replayer` of this trajectory with scores from other rules; by default a new one;
+    - batch: the groups of the whole update. If it is a `CachedUpdate`, the credit of all its
+      rollouts is computed at once: the rollouts of an instance share readings, and their memories
+      are searched together.
+
+    It raises ValueError if no global question was asked, the trajectory cannot be replayed, another
+    agent answered, or `agent` fails.
 
     Args:
-        trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
-        plan: Returns the rule's plan for a trajectory.
-        replay: Replayer of this trajectory with scores from other rules; `batch` is then not used.
-        batch: The groups of the whole update.
-        key: Identifies the rule, including every setting that it depends on.
-        orphaned: Treatment of updates of items that the omissions created.
-        soft: Whether the plan takes probabilities of the accepted answers instead of scores.
-
-    Raises:
-        ValueError: as `Replayer`, as `plan`, or `soft` is set and the agent gives no probabilities.
+        plan: Returns the plan for a trajectory. With its setting `soft`, the questions are measured
+            by the probabilities of their accepted answers instead of scores.
     """
-    if soft:
-        need_probabilities(agent)
-    if isinstance(batch, CachedUpdate) and replay is None:
-        credits = batch.once(
-            (key, orphaned, soft, id(agent)), lambda: _of_update(batch, agent, plan, orphaned, soft)
-        )
-        return credits[trajectory.instance_id, trajectory.rollout]
-    asked, credit = plan(trajectory)
-    rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned, soft) if asked else []
-    return credit(rows)
+
+    @functools.wraps(plan)
+    def rule(
+        trajectory: Trajectory,
+        *,
+        agent: ReasoningAgent,
+        orphaned: Orphaned = "refuse",
+        replay: Replayer | None = None,
+        batch: Sequence[Sequence[Trajectory]] | None = None,
+        **settings: Any,
+    ) -> Credit:
+        soft = settings.get("soft", False)
+        if soft:
+            need_probabilities(agent)
+        if isinstance(batch, CachedUpdate) and replay is None:
+            planned = functools.partial(plan, **settings)
+            credits = batch.once(
+                (plan.__name__, *sorted(settings.items()), orphaned, id(agent)),
+                lambda: _of_update(batch, agent, planned, orphaned, soft),
+            )
+            return credits[trajectory.instance_id, trajectory.rollout]
+        asked, credit = plan(trajectory, **settings)
+        rows = (replay or Replayer(trajectory, agent)).ask(asked, orphaned, soft) if asked else []
+        return credit(rows)
+
+    own, [_, *shared, _] = (
+        [*inspect.signature(one, follow_wrapped=False).parameters.values()] for one in (plan, rule)
+    )
+    rule.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    return rule
 
 
 def _of_update(
@@ -273,11 +254,7 @@ def _replayers(group: CachedGroup, agent: ReasoningAgent) -> list[Replayer]:
 
 
 def asking_of(trajectory: Trajectory, agent: ReasoningAgent) -> Asking:
-    """Return an `Asking` with the recorded retrieval settings of a trajectory.
-
-    Args:
-        trajectory: Records top_k and the kind of index in its metadata.
-        agent: The reasoning agent that answered.
+    """Return an `Asking` for `agent` with the recorded retrieval settings of `trajectory`.
 
     Raises:
         ValueError: these settings are not recorded, or the recorded index is unknown.
@@ -318,10 +295,7 @@ def _is_layered(trajectory: Trajectory) -> bool:
 
 
 def recorded_retriever(trajectory: Trajectory) -> Retriever:
-    """Return an empty index of the kind recorded in a trajectory (BM25 by default).
-
-    Args:
-        trajectory: The rollout whose metadata is read.
+    """Return an empty index of the kind recorded in `trajectory` (BM25 by default).
 
     Raises:
         ValueError: The recorded kind is unknown.
@@ -412,11 +386,6 @@ def _named(trajectory: Trajectory) -> frozenset[str | None]:
         if outcome.operation
         for name in (outcome.operation.item_id, outcome.item_id)
     )
-
-
-def _last_write(item: MemoryItem) -> tuple[int, int]:
-    last = item.lineage[-1]
-    return last.step, last.position
 
 
 def _copied(memory: FlatMemory) -> FlatMemory:

@@ -89,14 +89,10 @@ class Rule:
 
     Attributes:
         function: The rule, ``(trajectory, **settings) -> Credit``.
+        formula: The value at step t.
         gives: "reward", which `advantages.group_relative` still has to compare over the rollouts,
             or "advantage", which is already group-relative.
-        formula: The value at step t.
-        source: The publication.
         conserves: The sum of the values.
-        arguments: Arguments that the rule accepts: the reasoning "agent", the "group", "probes"
-            (questions to ask), a "replay" (`Replayer` of the trajectory), the "batch" (all groups
-            of the update), and "previous" (the rule's `measures` of the previous update).
         records: Parts that the trajectory must record.
         cost: Largest number of reader calls per trajectory, without those of the outcome.
         measures: Function that returns further quantities of the update, by name, for the training
@@ -106,22 +102,32 @@ class Rule:
     """
 
     function: Callable[..., Credit]
-    gives: Literal["reward", "advantage"]
     formula: str
     source: str
-    conserves: str
-    arguments: tuple[str, ...]
-    records: tuple[str, ...]
-    cost: str
+    gives: Literal["reward", "advantage"] = "reward"
+    conserves: str = "nothing"
+    records: tuple[str, ...] = ()
+    cost: str = "0"
     measures: Callable[..., Mapping[str, float]] | None = None
     unit: Literal["step", "operation"] = "step"
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of `ARGUMENTS` that the rule accepts."""
+        accepted = inspect.signature(self.function).parameters
+        return tuple(name for name in ARGUMENTS if name in accepted)
+
+    @property
     def required(self) -> tuple[str, ...]:
         """The arguments that the rule requires; the other arguments only save work."""
-        parameters = inspect.signature(self.function).parameters
-        return tuple(n for n in self.arguments if parameters[n].default is inspect.Parameter.empty)
+        accepted = inspect.signature(self.function).parameters
+        empty = inspect.Parameter.empty
+        return tuple(name for name in self.arguments if accepted[name].default is empty)
 
+
+ARGUMENTS = ("agent", "group", "probes", "replay", "batch", "previous")
+"""Arguments that a rule may take: the reasoning agent, the group, questions to ask, a `Replayer` of
+the trajectory, all groups of the update, and the rule's `measures` of the previous update."""
 
 _SPLIT = "sum over steps = r_global"
 _GAIN = "sum over steps = r_global - r_global(empty memory)"
@@ -130,247 +136,176 @@ _ZERO = "sum over rollouts = 0 at every step"
 RULES: dict[str, Rule] = {
     "outcome-broadcast": Rule(
         outcome_broadcast,
-        "reward",
         "r_global",
         "GRPO, arXiv 2402.03300",
-        "mean over steps = r_global",
-        (),
-        (),
-        "0",
+        conserves="mean over steps = r_global",
     ),
     "uniform-split": Rule(
         uniform_split,
-        "reward",
         "r_global / T",
         "even split, the rule to beat",
-        _SPLIT,
-        (),
-        (),
-        "0",
+        conserves=_SPLIT,
     ),
     "csr": Rule(
         chunk_step_reward,
-        "reward",
         "(1/K) sum_k score(q_k read from M_t)",
         "Fine-Mem, arXiv 2601.08435",
-        "nothing",
-        (),
-        ("chunk questions",),
-        "K T while playing",
+        records=("chunk questions",),
+        cost="K T while playing",
     ),
     "eara": Rule(
         evidence_anchored,
-        "reward",
         "(1-beta) r_global / T + beta sum_j sum_{m in M_j, phi(m)=t} s_j / (|M_j| n)",
         "Fine-Mem, arXiv 2601.08435",
-        f"{_SPLIT} (not with unretrieved='drop')",
-        (),
-        (),
-        "0",
+        conserves=f"{_SPLIT} (not with unretrieved='drop')",
     ),
     "eara-used": Rule(
         evidence_anchored_used,
-        "reward",
         "eara, M_j being the items that the reader used",
         "Fine-Mem, arXiv 2601.08435, with a switch of ours",
-        f"{_SPLIT} (not with unretrieved='drop')",
-        (),
-        ("used items",),
-        "0",
+        conserves=f"{_SPLIT} (not with unretrieved='drop')",
+        records=("used items",),
     ),
     "evidence-loo": Rule(
         evidence_leave_one_out,
-        "reward",
         "(1/n) sum_j sum_{m in M_j, phi(m)=t} (s_j(M_j) - s_j(M_j - m))",
         "leave-one-out",
-        "nothing",
-        ("agent",),
-        (),
-        "n k",
+        cost="n k",
     ),
     "evidence-shapley": Rule(
         evidence_shapley,
-        "reward",
         "(1/n) sum_j sum_{m in M_j, phi(m)=t} Shapley_m(s_j)",
         "Shapley (1953)",
-        "sum over steps = mean_j (s_j - s_j read from nothing)",
-        ("agent",),
-        (),
-        "n (2^k - 1), 3n at k = 2; above k = 4: n P k",
+        conserves="sum over steps = mean_j (s_j - s_j read from nothing)",
+        cost="n (2^k - 1), 3n at k = 2; above k = 4: n P k",
     ),
     "step-loo": Rule(
         step_leave_one_out,
-        "reward",
         "r_global(all steps) - r_global(all but t)",
         "leave-one-out, by replay",
-        "nothing",
-        ("agent", "replay", "batch"),
-        (),
-        "n T",
+        cost="n T",
     ),
     "operation-loo": Rule(
         operation_leave_one_out,
-        "reward",
         "sum over the operations o of t: r_global(all) - r_global(all but o)",
         "leave-one-out, by replay",
-        "nothing",
-        ("agent", "replay", "batch"),
-        (),
-        "n per applied operation",
+        cost="n per applied operation",
         unit="operation",
     ),
     "step-shapley": Rule(
         step_shapley,
-        "reward",
         "Shapley_t(r_global of the memory that a set of steps leaves)",
         "Shapley (1953); Castro et al. (2009)",
-        _GAIN,
-        ("agent", "replay", "batch"),
-        (),
-        "n P T; up to T = 4: n (2^T - 1)",
+        conserves=_GAIN,
+        cost="n P T; up to T = 4: n (2^T - 1)",
     ),
     "owen": Rule(
         owen_values,
-        "reward",
         "alpha Owen_t + (1-alpha) [t = T] r_global, steps halved repeatedly",
         "SCAR, arXiv 2505.20417; Owen (1977)",
-        "sum over steps = r_global - alpha r_global(empty memory)",
-        ("agent", "replay", "batch"),
-        (),
-        "n T^2",
+        conserves="sum over steps = r_global - alpha r_global(empty memory)",
+        cost="n T^2",
     ),
     "mt-grpo": Rule(
         turn_level,
-        "advantage",
         "A(r_global) + c A(r_chunk(t)), the latter at step 1 only",
         "MT-GRPO, arXiv 2505.11821",
-        _ZERO,
-        ("group",),
-        ("chunk questions",),
-        "K while playing; K T with turns='all'",
+        gives="advantage",
+        conserves=_ZERO,
+        records=("chunk questions",),
+        cost="K while playing; K T with turns='all'",
     ),
     "gigpo": Rule(
         anchored_groups,
-        "advantage",
         "A(r_global) + omega A(gamma^(T-t) r_global among the rollouts in the same state)",
         "GiGPO, arXiv 2505.10978",
-        _ZERO,
-        ("group",),
-        (),
-        "0",
+        gives="advantage",
+        conserves=_ZERO,
     ),
     "hindsight": Rule(
         hindsight,
-        "advantage",
         "(1/n) sum_j ([t in E_j] + lambda [t wrote into M_j]) A(s_j)",
         "Mem-T",
-        "at lambda = 0, sum over rollouts = 0 where all of them wrote",
-        ("group",),
-        ("evidence steps",),
-        "0",
+        gives="advantage",
+        conserves="at lambda = 0, sum over rollouts = 0 where all of them wrote",
+        records=("evidence steps",),
     ),
     "attributed-dense": Rule(
         attributed_dense,
-        "advantage",
         "w_t A(valid_t r_chunk(t) (1 - lambda l_t)), w_t = alpha where retrieved most, else 1",
         "MemBuilder, arXiv 2601.05488",
-        f"at alpha = 1, {_ZERO}",
-        ("group",),
-        ("chunk questions",),
-        "K T while playing",
+        gives="advantage",
+        conserves=f"at alpha = 1, {_ZERO}",
+        records=("chunk questions",),
+        cost="K T while playing",
     ),
     "potential": Rule(
         potential_shaping,
-        "reward",
         "gamma Phi(M_t) - Phi(M_{t-1}), at T: r_global - Phi(M_{T-1})",
         "Ng, Harada and Russell (1999)",
-        "sum_t gamma^(t-1) r_t = gamma^(T-1) r_global - Phi(M_0)",
-        ("agent", "probes", "replay"),
-        (),
-        "K' T for K' probes",
+        conserves="sum_t gamma^(t-1) r_t = gamma^(T-1) r_global - Phi(M_0)",
+        cost="K' T for K' probes",
     ),
     "two-sided-evidence": Rule(
         two_sided_evidence,
-        "reward",
         "N_t (used items) - sum of what the items it helped to push out would have scored",
         "ours",
-        "sum over steps = r_global - value of all losses",
-        ("agent", "group", "batch"),
-        ("used items",),
-        "n",
+        conserves="sum over steps = r_global - value of all losses",
+        records=("used items",),
+        cost="n",
     ),
     "slot-price": Rule(
         slot_price,
-        "reward",
         "N_t (used items) - p INSERTs_t, p = value lost by evictions / INSERTs, over the update",
         "ours",
-        "sum over the update = sum of r_global - value lost by evictions (per='write')",
-        ("agent", "group", "batch", "previous"),
-        ("used items",),
-        "n",
+        conserves="sum over the update = sum of r_global - value lost by evictions (per='write')",
+        records=("used items",),
+        cost="n",
         measures=slot_price_measures,
     ),
     "operation-slot-price": Rule(
         operation_slot_price,
-        "reward",
         "evidence of the operation - value it destroyed - p [INSERT into an overflowing memory]",
         "ours",
-        "nothing",
-        ("agent", "group", "batch", "previous"),
-        ("used items",),
-        "n",
+        records=("used items",),
+        cost="n",
         unit="operation",
-        measures=functools.partial(slot_price_measures, per="eviction"),  # the rule's own default
+        measures=functools.partial(slot_price_measures, per="eviction"),  # the default of the rule
     ),
     "value-difference": Rule(
         value_difference,
-        "reward",
         "sum_{u>=t} lambda^(u-t) (Phi(M_u) - Phi(M_{u-1})), Phi(M_T) = r_global",
         "lambda-returns of potentials, Ng, Harada and Russell (1999)",
-        "at lambda = 0, sum over steps = r_global - Phi(M_0)",
-        ("agent", "replay", "batch"),
-        (),
-        "n T; with soft=True: n (T + 1)",
+        conserves="at lambda = 0, sum over steps = r_global - Phi(M_0)",
+        cost="n T; with soft=True: n (T + 1)",
     ),
     "igpo": Rule(
         information_gain,
-        "reward",
         "sum_{u>=t} lambda^(u-t) g_u, g_u = Phi(M_u) - Phi(M_{u-1}), g_T = r_global",
         "IGPO, arXiv 2510.14967",
-        "at lambda = 0, sum over steps = r_global + Phi(M_{T-1}) - Phi(M_0)",
-        ("agent", "replay", "batch"),
-        (),
-        "n T",
+        conserves="at lambda = 0, sum over steps = r_global + Phi(M_{T-1}) - Phi(M_0)",
+        cost="n T",
     ),
     "delta-belief": Rule(
         delta_belief,
-        "reward",
         "(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))",
         "delta-belief, arXiv 2602.12342",
-        "sum over steps >= r_global - Phi(M_0)",
-        ("agent", "replay", "batch"),
-        (),
-        "n T; with soft=True: n (T + 1)",
+        conserves="sum over steps >= r_global - Phi(M_0)",
+        cost="n T; with soft=True: n (T + 1)",
     ),
     "himpo": Rule(
         gated_utility,
-        "reward",
         "(1/n) sum_j h_jt (s_j(M_t) - s_j(M_{t-1})), h_jt in [f, 1]: support by s_j(M_T)",
         "HiMPO, arXiv 2606.16285, the filter ours",
-        "at f = 1, sum over steps = r_global - Phi(M_0)",
-        ("agent", "replay", "batch"),
-        (),
-        "n T",
+        conserves="at f = 1, sum over steps = r_global - Phi(M_0)",
+        cost="n T",
     ),
     "csr-later": Rule(
         later_chunk_reward,
-        "reward",
         "(1/K) sum_k score(q_k of step t, read from M_{t+d}), d = 'end': from M_T",
         "Fine-Mem, arXiv 2601.08435, with a switch of ours",
-        "nothing",
-        ("agent", "replay", "batch"),
-        ("chunk questions",),
-        "K (T - 1), and K while playing",
+        records=("chunk questions",),
+        cost="K (T - 1), and K while playing",
     ),
 }
 """Every credit rule by name. T steps, n questions, k items retrieved for each, K questions per
@@ -382,7 +317,6 @@ class Assigned:
     """The credit of one trajectory and its number of reader calls, without those of the outcome.
 
     Attributes:
-        rule: Name of the rule.
         credit: One value per step.
         calls_asked: Number of readings requested.
         calls_made: Number of these that reached the reasoning agent, because they differed from
@@ -614,13 +548,10 @@ def calls_while_playing(
 
 
 def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
-    """Return the readings of the outcome: the global questions with their items, and the answers.
+    """Return the readings of the outcome of `trajectory`: questions with items, and answers.
 
     Left out are questions without a score, where the agent may have failed, and questions whose
     used items are not all among the retrieved ones, because they were read from more items.
-
-    Args:
-        trajectory: The rollout whose global questions are returned.
 
     Raises:
         ValueError: the trajectory does not hold the items that it retrieved.

@@ -3,7 +3,8 @@
 Phi(M) is the mean score of the trajectory's global questions, answered from the memory M. Phi(M_T)
 is r_global, which is recorded and costs no call; the memories before M_T are replayed and asked,
 including the empty memory, because a reader may guess. The gain of a step is
-``delta_t = Phi(M_t) - Phi(M_{t-1})``.
+``delta_t = Phi(M_t) - Phi(M_{t-1})``. `replay.replayed`, which makes the rules, describes their
+arguments agent, orphaned, replay and batch.
 
 Differs from the papers: IGPO (arXiv 2510.14967) and delta-belief (arXiv 2602.12342) measure how
 much a turn raised the policy's own probability of the gold answer. Here another model answers from
@@ -34,21 +35,13 @@ from finemem_lib.credit.needs import (
     need_questions,
 )
 from finemem_lib.credit.recorded import chunk_step_reward
-from finemem_lib.credit.replay import Asked, Plan, Replayer, Rows, replayed_credit
-from finemem_lib.reading import ReasoningAgent
+from finemem_lib.credit.replay import Asked, Plan, Rows, replayed
 from finemem_lib.rewards import outcome_reward
 from finemem_lib.trajectory import Trajectory
 
 
-def value_difference(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    lambda_: float = 1.0,
-    soft: bool = False,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+@replayed
+def value_difference(trajectory: Trajectory, *, lambda_: float = 1.0, soft: bool = False) -> Plan:
     """Return ``sum_{u >= t} lambda^(u-t) delta_u``, where ``delta_u = Phi(M_u) - Phi(M_{u-1})``.
 
     At lambda 1 this is ``r_global - Phi(M_{t-1})``, the return from step t on; at lambda 0 it is
@@ -58,40 +51,21 @@ def value_difference(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
         lambda_: Decay per step of the gains of later steps, in [0, 1].
         soft: Whether Phi is the mean probability of the accepted answer (`Asking.probabilities`)
             instead, also for M_T, which then costs n readings; only for agents with probabilities.
-        replay: Replayer of this trajectory with scores from other rules; by default a new one.
-        batch: The groups of the whole update; a `CachedUpdate` shares the work among its rollouts.
 
     Raises:
-        ValueError: `lambda_` is out of range, no global question was asked, the trajectory cannot
-            be replayed, another agent answered, or `agent` fails.
+        ValueError: `lambda_` is out of range.
     """
     _check(lambda_)
-    return replayed_credit(
-        trajectory,
-        agent,
-        lambda one: _gains_plan(
-            one, lambda gains, _: _returns([_mean(step) for step in gains], lambda_), soft
-        ),
-        replay=replay,
-        batch=batch,
-        key=("value-difference", lambda_),
-        soft=soft,
+    return _gains_plan(
+        trajectory, lambda gains, _: _returns([_mean(step) for step in gains], lambda_), soft
     )
 
 
-def information_gain(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    lambda_: float = 0.0,
-    soft: bool = False,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+@replayed
+def information_gain(trajectory: Trajectory, *, lambda_: float = 0.0, soft: bool = False) -> Plan:
     """Return the gain delta_t at steps 1 to T-1 and r_global at step T.
 
     With lambda above 0, each step also receives ``lambda^(u-t)`` times the reward of each later
@@ -101,37 +75,21 @@ def information_gain(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
         lambda_: Discount per step of the rewards of later steps, in [0, 1]; the paper's gamma.
         soft: As in `value_difference`; the outcome remains r_global.
-        replay: As in `value_difference`.
-        batch: As in `value_difference`.
 
     Raises:
-        ValueError: as `value_difference`.
+        ValueError: `lambda_` is out of range.
     """
     _check(lambda_)
-    return replayed_credit(
-        trajectory,
-        agent,
-        lambda one: _gains_plan(
-            one, lambda gains, final: _returns([*map(_mean, gains[:-1]), _mean(final)], lambda_)
-        ),
-        replay=replay,
-        batch=batch,
-        key=("igpo", lambda_),
-        soft=soft,
+    # Phi(M_T) is not needed, so no probability is read for it.
+    return _gains_plan(
+        trajectory, lambda gains, final: _returns([*map(_mean, gains[:-1]), _mean(final)], lambda_)
     )
 
 
-def delta_belief(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    soft: bool = False,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+@replayed
+def delta_belief(trajectory: Trajectory, *, soft: bool = False) -> Plan:
     """Return ``(1/n) sum_j max(0, s_j(M_t) - s_j(M_{t-1}))``, the mean of the positive gains.
 
     The sum over the steps is ``r_global - Phi(M_0)`` plus the sum of all losses. In [0, 1]. Source:
@@ -139,38 +97,18 @@ def delta_belief(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
         soft: As in `value_difference`; s_j is then the probability. The paper uses its logarithm,
             with which the least likely of n questions would dominate the mean.
-        replay: As in `value_difference`.
-        batch: As in `value_difference`.
-
-    Raises:
-        ValueError: as `value_difference`.
     """
-    return replayed_credit(
+    return _gains_plan(
         trajectory,
-        agent,
-        lambda one: _gains_plan(
-            one,
-            lambda gains, _: [_mean([max(0.0, gain) for gain in step]) for step in gains],
-            soft,
-        ),
-        replay=replay,
-        batch=batch,
-        key="delta-belief",
-        soft=soft,
+        lambda gains, _: [_mean([max(0.0, gain) for gain in step]) for step in gains],
+        soft,
     )
 
 
-def gated_utility(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    floor: float = 0.1,
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+@replayed
+def gated_utility(trajectory: Trajectory, *, floor: float = 0.1) -> Plan:
     """Return ``(1/n) sum_j h_jt u_jt`` with the local utility ``u_jt = s_j(M_t) - s_j(M_{t-1})``.
 
     The gate ``h_jt = floor + (1 - floor) x support`` weights the utility by the final outcome. The
@@ -180,14 +118,11 @@ def gated_utility(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
         floor: Weight of a utility that the outcome does not support, in [0, 1]; at 1 this is
             `value_difference` with lambda 0.
-        replay: As in `value_difference`.
-        batch: As in `value_difference`.
 
     Raises:
-        ValueError: `floor` is out of range, or as `value_difference`.
+        ValueError: `floor` is out of range.
     """
     _check(floor, "floor")
 
@@ -202,24 +137,11 @@ def gated_utility(
             for step in gains
         ]
 
-    return replayed_credit(
-        trajectory,
-        agent,
-        lambda one: _gains_plan(one, credit),
-        replay=replay,
-        batch=batch,
-        key=("himpo", floor),
-    )
+    return _gains_plan(trajectory, credit)
 
 
-def later_chunk_reward(
-    trajectory: Trajectory,
-    *,
-    agent: ReasoningAgent,
-    delay: int | Literal["end"] = "end",
-    replay: Replayer | None = None,
-    batch: Sequence[Sequence[Trajectory]] | None = None,
-) -> Credit:
+@replayed
+def later_chunk_reward(trajectory: Trajectory, *, delay: int | Literal["end"] = "end") -> Plan:
     """Return the mean score of the chunk questions of step t, read from M_{t+d} instead of M_t.
 
     ``M_{t+d}`` is M_T where t + d exceeds T. At d = 0 this is the recorded chunk-level step reward.
@@ -229,29 +151,13 @@ def later_chunk_reward(
 
     Args:
         trajectory: The rollout to credit.
-        agent: The reasoning agent that answered its questions.
         delay: d, in steps, at least 0; "end" asks all chunk questions on M_T.
-        replay: As in `value_difference`.
-        batch: As in `value_difference`.
 
     Raises:
-        ValueError: `delay` is negative, no step has a chunk question, the trajectory cannot be
-            replayed, or another agent answered.
+        ValueError: `delay` is negative, or no step has a chunk question.
     """
     if delay != "end" and delay < 0:
         raise ValueError(f"csr-later: delay is {delay}, expected at least 0 steps or 'end'")
-    return replayed_credit(
-        trajectory,
-        agent,
-        lambda one: _later_plan(one, delay),
-        replay=replay,
-        batch=batch,
-        key=("csr-later", delay),
-    )
-
-
-def _later_plan(trajectory: Trajectory, delay: int | Literal["end"]) -> Plan:
-    """Return the plan: ask again the chunk questions whose memory differs from the recorded one."""
     credit = chunk_step_reward(trajectory)
     last = trajectory.num_steps
     after = {

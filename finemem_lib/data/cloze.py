@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from finemem_lib.data.questions import Teacher
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, sentences
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import words
@@ -62,7 +63,7 @@ _NAME = re.compile(
 _LAST_WORD = re.compile(r"\b([^\W\d_]{3,})\W*$")
 _SUBJECT_VERB = re.compile(r"\s(?:is|are|was|were|has|had|became|[a-z]{2,}ed)\s")
 
-_STRAY = re.compile(r"[^.!…](?:[\"'”’)\]]*)$|\*\*|\(shares ")
+_INCOMPLETE = re.compile(r"[^.!…](?:[\"'”’)\]]*)$|\*\*|\(shares ")
 """Signs that a text is not a complete sentence: no final full stop, bold type, a caption."""
 
 _PARTICIPLE = re.compile(
@@ -82,7 +83,6 @@ class Statement:
     """A declarative sentence of a chunk.
 
     Attributes:
-        text: The sentence.
         speaker: Name of the speaker; "" in running text.
     """
 
@@ -90,7 +90,7 @@ class Statement:
     speaker: str
 
 
-class ClozeTeacher:
+class ClozeTeacher(Teacher):
     """A teacher that writes questions about one sentence each, by rules for English text.
 
     Labelled examples of sources scored by label are asked for in the form of their source. In other
@@ -133,26 +133,11 @@ class ClozeTeacher:
         return json.dumps([self.name, self.max_candidates, self.max_words])
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Do nothing, because `write` takes only milliseconds per chunk.
-
-        Args:
-            chunk_texts: The texts that `write` will receive.
-        """
+        pass  # `write` takes only milliseconds per chunk
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
-        """Return candidate questions with the chunk's step as evidence, see `Teacher`.
-
-        Args:
-            chunk_text: The text to ask about.
-            step: The chunk's step, from 1.
-            data_source: The instance's data source.
-            rng: Orders candidates of equal rank.
-
-        Raises:
-            ValueError: the data source has no metric.
-        """
         metric = metric_for(data_source)
         examples = labelled_examples(chunk_text) if metric == "label_match" else []
         if examples:
@@ -181,7 +166,7 @@ class ClozeTeacher:
             terms = words(statement.text)
             if not 3 <= len(terms) <= self.max_words or not _DOUBT_WORDS.isdisjoint(terms):
                 continue
-            leans = terms[0] in _CONTEXT_WORDS or bool(_STRAY.search(statement.text))
+            leans = terms[0] in _CONTEXT_WORDS or bool(_INCOMPLETE.search(statement.text))
             asked = []
             for start, end, rank in _spans(statement):
                 answer = statement.text[start:end]
@@ -189,7 +174,7 @@ class ClozeTeacher:
                 known = not speakers.isdisjoint(words(answer))
                 if known or not _stands_alone(left, statement.speaker):
                     continue
-                turned = None if statement.speaker else _turned(statement.text, start, end)
+                turned = None if statement.speaker else _rephrased(statement.text, start, end)
                 blank = _blank(statement, start, end)
                 asked.append((rank, turned is None, rng.random(), turned or blank, answer))
             for turn, (rank, is_blank, chance, text, answer) in enumerate(sorted(asked)[:2]):
@@ -198,10 +183,7 @@ class ClozeTeacher:
 
 
 def statements(chunk_text: str) -> Iterator[Statement]:
-    """Yield the declarative sentences of a chunk, without its wrapper.
-
-    Args:
-        chunk_text: Running text, or text in one of the published wrappers.
+    """Yield the declarative sentences of `chunk_text`, without its wrapper.
 
     >>> [one.text for one in statements("[Dialogue at noon]\\n<User>Note:\\nIt ran.")]
     ['It ran.']
@@ -279,7 +261,7 @@ def _blank(statement: Statement, start: int, end: int) -> str:
     return f"Fill the blank{place}: {statement.text[:start]}____{statement.text[end:]}"
 
 
-def _turned(sentence: str, start: int, end: int) -> str | None:
+def _rephrased(sentence: str, start: int, end: int) -> str | None:
     """Return the sentence rephrased as a question for the span, or `None`.
 
     The supported patterns are: ANSWER VERB ...; SUBJECT AUXILIARY ... PREPOSITION ANSWER ...; In
@@ -289,7 +271,7 @@ def _turned(sentence: str, start: int, end: int) -> str | None:
     if not before:
         return f"Who or what{after.rstrip(' .!;:')}?" if _SUBJECT_VERB.match(after) else None
     preposition = _PREPOSITION.match(before)
-    asked = _asked_for(answer, preposition[1].lower()) if preposition else None
+    asked = _question_words(answer, preposition[1].lower()) if preposition else None
     if preposition and before.lower() == f"{preposition[1].lower()} ":
         clause, tail = after.removeprefix(",").strip(), ""
         clause = clause[: m.start()] if (m := _TAIL_END.search(clause)) else clause
@@ -326,7 +308,7 @@ def _is_auxiliary(parts: Sequence[str], place: int) -> bool:
     return parts[place] in _AUXILIARIES or perfect and parts[place + 1] == "been"
 
 
-def _asked_for(answer: str, preposition: str) -> str | None:
+def _question_words(answer: str, preposition: str) -> str | None:
     """Return the question words for "PREPOSITION answer", or `None` if no rule applies."""
     if _YEAR.fullmatch(answer):
         return f"{preposition.capitalize()} what year" if preposition != "at" else None

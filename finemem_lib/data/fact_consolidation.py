@@ -30,10 +30,7 @@ _VALUE = re.compile(r"\A(.*\b(?:is|are|was|were|of|by|in|at|to|with|from|on|as|p
 
 
 def numbered_facts(context: str) -> list[tuple[int, str]]:
-    """Return the number and text of every fact of a context, in order.
-
-    Args:
-        context: The list of facts.
+    """Return the number and text of every fact of `context`, in order.
 
     Raises:
         ValueError: there is no numbered line.
@@ -51,10 +48,7 @@ def numbered_facts(context: str) -> list[tuple[int, str]]:
 
 
 def fact_line(fact: tuple[int, str]) -> str:
-    """Return a fact as a line of a chunk.
-
-    Args:
-        fact: Number and text of the fact.
+    """Return `fact`, its number and text, as a line of a chunk.
 
     >>> fact_line((17, "Mia sails."))
     'Fact 17: Mia sails.'
@@ -63,13 +57,10 @@ def fact_line(fact: tuple[int, str]) -> str:
 
 
 def versions(facts: Sequence[tuple[int, str]]) -> dict[str, list[str]]:
-    """Return the values of every fact, oldest first; a value can occur again later.
+    """Return the values of every fact, oldest first, by the text before them in lower case.
 
     Args:
         facts: Numbers and texts of the facts, in any order.
-
-    Returns:
-        The values by the text before them, in lower case.
 
     >>> versions([(0, "X is married to A."), (1, "Y plays chess."), (2, "X is married to B.")])
     {'x is married to': ['A', 'B'], 'y plays': ['chess']}

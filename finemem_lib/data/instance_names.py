@@ -5,7 +5,7 @@ from __future__ import annotations
 from finemem_lib.data.planted import DATA_SOURCES, NAMES
 from finemem_lib.trajectory import Instance, Question, Trajectory
 
-MOST_PEOPLE = 4
+MAX_PEOPLE = 4
 """Largest number of people in the name of a planted stream."""
 
 
@@ -29,8 +29,8 @@ def instance_name(one: Instance | Trajectory, number: int | None = None) -> str:
     if one.data_source in DATA_SOURCES.values():
         texts = [word.strip("?,.") for asked in questions for word in asked.text.split()]
         people = [name for name in dict.fromkeys(texts) if name in NAMES]
-        more = len(people) - MOST_PEOPLE
-        shown = people[:MOST_PEOPLE] + [f"{more} more"] * (more > 0)
+        more = len(people) - MAX_PEOPLE
+        shown = people[:MAX_PEOPLE] + [f"{more} more"] * (more > 0)
         if shown:
             *first, last = shown
             return f"stream{place}: {' and '.join(filter(None, [', '.join(first), last]))}"

@@ -20,10 +20,10 @@ LeakKind = Literal["answer in question", "asked example shown", "question in bot
 asked; a question and its answers that are also in training; a chunk whose text is also in
 training."""
 
-SHARED_TEXT = 0.5
+MIN_SHARED_TEXT = 0.5
 """Smallest share of a chunk's pieces found in training for which the chunk is reported."""
 
-PIECE_WORDS = 4
+MIN_PIECE_WORDS = 4
 """Smallest number of words of a compared piece; shorter ones ("He agreed.") occur in every text."""
 
 
@@ -32,8 +32,6 @@ class Leak:
     """One finding.
 
     Attributes:
-        kind: Kind of leak.
-        instance_id: Id of the instance.
         step: Step of the chunk or chunk question; `None` for a global question.
         text: The question, or the beginning of the chunk.
         share: Share of the chunk's pieces that are also in training; 1.0 for questions.
@@ -47,17 +45,10 @@ class Leak:
 
 
 def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> tuple[Leak, ...]:
-    """Return leaked answers and, with `training`, overlap with the training data.
+    """Return leaked answers in `instances` and, with `training`, overlap with the training data.
 
     Global and chunk questions are checked. Texts are compared by their sentences or labelled
     examples, without wrappers.
-
-    Args:
-        instances: The data to check.
-        training: The training data to compare with.
-
-    Returns:
-        The findings, in the order of the instances.
 
     Raises:
         ValueError: a data source has no metric.
@@ -114,7 +105,7 @@ def _overlap(instance: Instance, known: _TrainingText) -> Iterator[Leak]:
     for step, chunk in enumerate(instance.chunks, start=1):
         pieces = _pieces(chunk.text)
         share = len(pieces & known.pieces) / max(1, len(pieces))
-        if share >= SHARED_TEXT:
+        if share >= MIN_SHARED_TEXT:
             yield Leak("text in both", instance.instance_id, step, chunk.text[:80], share)
 
 
@@ -130,4 +121,4 @@ def _asked(question: Question) -> tuple[str, frozenset[str]]:
 def _pieces(text: str) -> frozenset[str]:
     examples = [example for example, _ in labelled_examples(text)]
     pieces = examples or [statement.text for statement in statements(text)]
-    return frozenset(normalise(piece) for piece in pieces if len(words(piece)) >= PIECE_WORDS)
+    return frozenset(normalise(piece) for piece in pieces if len(words(piece)) >= MIN_PIECE_WORDS)

@@ -120,7 +120,6 @@ def load_instances(
     limit: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     max_chunk_tokens: int | None = None,
-    revision: str | None = None,
 ) -> Loaded:
     """Load instances from a local file or, if there is no such file, from the hub by name.
 
@@ -139,7 +138,6 @@ def load_instances(
         max_chunk_tokens: Largest number of tokens of a chunk, at least 1; `None`: no limit. A
             longer chunk is truncated at its end (text.truncate_tokens), as recorded in
             `Chunk.truncated_tokens` and `metadata["truncated"]`.
-        revision: Revision of a data set on the hub; replaces the revision in its name.
 
     Raises:
         ValueError: the source cannot be read or holds no instance, the hub is unreachable and the
@@ -154,7 +152,7 @@ def load_instances(
     instances: list[Instance] = []
     problems: list[str] = []
     other_sources: set[str] = set()
-    rows, commit = raw_rows(source, split, revision)
+    rows, commit = raw_rows(source, split)
     for loaded in _parsed(rows, max_chunk_tokens):
         if isinstance(loaded, ValueError):
             if on_error == "raise":
@@ -167,11 +165,9 @@ def load_instances(
             if len(instances) == limit:
                 break
     if not instances:
-        if other_sources:
-            found = f"no instance of data source {data_source!r}, only {sorted(other_sources)}"
-        else:
-            found = f"no instance; rows skipped: {len(problems)}"
-        raise ValueError("; ".join([f"{source}: {found}", *problems[:3]]))
+        only = f" of data source {data_source!r}, only {sorted(other_sources)}"
+        found = only if other_sources else f"; rows skipped: {len(problems)}"
+        raise ValueError("; ".join([f"{source}: no instance{found}", *problems[:3]]))
     return Loaded(tuple(instances), tuple(problems), commit)
 
 
@@ -197,7 +193,7 @@ def _parsed(
 
 
 def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
-    """Write instances as parquet in Memalpha's published columns; `load_instances` reads the file.
+    """Write instances as parquet in Memalpha's columns, for `load_instances`; return the path.
 
     As published, `instance_id` is the row number; id and category of the instance are written into
     `metadata`. Chunk questions are not part of the layout and are left out.
@@ -205,9 +201,6 @@ def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
     Args:
         instances: The instances to write.
         path: The file to write; it must not exist.
-
-    Returns:
-        The path.
 
     Raises:
         FileExistsError: `path` exists; nothing is overwritten.
@@ -219,18 +212,19 @@ def save_instances(instances: Iterable[Instance], path: str | Path) -> Path:
     if path.exists():
         raise FileExistsError(f"{path} exists and is kept; give another path or remove it first")
     rows = [_published_row(number, instance) for number, instance in enumerate(instances)]
-    types = {"instance_id": pa.int64(), "num_chunks": pa.int64(), "num_questions": pa.int64()}
-    names = (
-        "instance_id",
-        "prompt",
-        "chunks",
-        "questions_and_answers",
-        "data_source",
-        "metadata",
-        "num_chunks",
-        "num_questions",
+    text = pa.large_string()
+    schema = pa.schema(
+        {
+            "instance_id": pa.int64(),
+            "prompt": text,
+            "chunks": text,
+            "questions_and_answers": text,
+            "data_source": text,
+            "metadata": text,
+            "num_chunks": pa.int64(),
+            "num_questions": pa.int64(),
+        }
     )
-    schema = pa.schema([(name, types.get(name, pa.large_string())) for name in names])
     with written_beside(path) as beside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
     return path
@@ -261,13 +255,13 @@ def _published_row(number: int, instance: Instance) -> dict[str, Any]:
 
 
 def raw_rows(
-    source: str | Path, split: str = "train", revision: str | None = None
+    source: str | Path, split: str = "train"
 ) -> tuple[Iterator[tuple[str, Any]], str | None]:
     """Return the rows of a file or of a data set on the hub.
 
     Args:
         source: As for `load_instances`.
-        split, revision: Split and revision of a data set on the hub.
+        split: Split of a data set on the hub.
 
     Returns:
         Pairs of a row's location, for messages, and the row; and the commit on the hub, or `None`.
@@ -290,7 +284,7 @@ def raw_rows(
                 f"{source}: no such file, expected a {', '.join(SUFFIXES)} file or a hub name "
                 "like owner/name; check the path"
             )
-        return _hub_rows(hub[1], split, revision or hub[2])
+        return _hub_rows(hub[1], split, hub[2])
     readers = {".jsonl": _json_lines, ".json": _json_rows, ".parquet": _parquet_rows}
     if path.suffix not in readers:
         raise ValueError(
@@ -537,7 +531,6 @@ def packed(
     limit: int,
     joint: str,
     enough: int | None = None,
-    count: Callable[[str], int] = count_tokens,
 ) -> list[str]:
     """Join pieces in order into texts.
 
@@ -546,7 +539,6 @@ def packed(
         limit: Largest number of tokens of a text, without the separators.
         joint: Separator between two pieces.
         enough: Number of tokens at which a text is closed early; `None`: never.
-        count: Counts the tokens of a piece.
 
     >>> packed(["one two.", "three.", "four."], limit=5, joint=" ")
     ['one two. three.', 'four.']
@@ -554,7 +546,7 @@ def packed(
     texts: list[list[str]] = []
     size = 0
     for piece in pieces:
-        tokens = count(piece)
+        tokens = count_tokens(piece)
         if not texts or size + tokens > limit or (enough is not None and size >= enough):
             texts.append([])
             size = 0
@@ -616,12 +608,7 @@ def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
 
 
 def book_page(day: int, text: str) -> str:
-    """Return a chunk in which the user continues reading a book.
-
-    Args:
-        day: Days after 2024-01-01, at least 0.
-        text: The text of the pages.
-    """
+    """Return a chunk in which the user reads `text` in a book, `day` days after 2024-01-01."""
     return (
         f"[Event happened on {_date(day)} The user is reading a book]\n<User> {text}\n\n"
         f"<System> Remember what was read on {_date(day)}, the details and the story so far."
@@ -712,13 +699,7 @@ def _place(field: str, location: tuple[int | str, ...]) -> str:
 
 
 def broken(field: str, expected: str, got: Any) -> ValueError:
-    """Return the error for a field with an unexpected value.
-
-    Args:
-        field: Path of the field.
-        expected: The expected value, in words.
-        got: The value of the field.
-    """
+    """Return the error for a `field` that holds `got` where `expected` is expected."""
     shown = f"{got!r:.60}"
     return ValueError(f"field {field}: expected {expected}, got {type(got).__name__} {shown}")
 
@@ -726,15 +707,12 @@ def broken(field: str, expected: str, got: Any) -> ValueError:
 def held_out_split(
     instances: Sequence[Instance], held_out: int, instances_per_update: int
 ) -> tuple[list[Instance], list[Instance]]:
-    """Split instances into training and test instances.
+    """Return the training instances and the test instances of all `instances`.
 
     Args:
         instances: All instances.
         held_out: Number of test instances, taken from the end, at least 0.
         instances_per_update: Smallest number of training instances.
-
-    Returns:
-        The training instances and the test instances.
 
     Raises:
         ValueError: too few training instances remain.

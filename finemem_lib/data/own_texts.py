@@ -50,29 +50,34 @@ def make_instance(
             "chunks, expected one per chunk; give {} for a chunk without questions"
         )
     metric_for(data_source)
-
-    def asked(
-        texts: Mapping[str, str | Sequence[str]], step: int | None = None
-    ) -> tuple[Question, ...]:
-        prefix = f"{instance_id}-q" if step is None else f"{instance_id}-{step}-q"
-        return tuple(
-            Question(
-                f"{prefix}{number}",
-                clean_text(text),
-                tuple(map(clean_text, [answers] if isinstance(answers, str) else answers)),
-                data_source,
-                step,
-            )
-            for number, (text, answers) in enumerate(texts.items(), start=1)
-        )
-
     return Instance(
         instance_id,
         data_source,
         category,
         tuple(Chunk(text, count_tokens(text)) for text in map(clean_text, chunks)),
-        asked(questions),
+        _questions(f"{instance_id}-q", questions, data_source),
         None
         if chunk_questions is None
-        else tuple(asked(texts, step) for step, texts in enumerate(chunk_questions, start=1)),
+        else tuple(
+            _questions(f"{instance_id}-{step}-q", texts, data_source, step)
+            for step, texts in enumerate(chunk_questions, start=1)
+        ),
+    )
+
+
+def _questions(
+    prefix: str,
+    answers_by_text: Mapping[str, str | Sequence[str]],
+    data_source: str,
+    step: int | None = None,
+) -> tuple[Question, ...]:
+    return tuple(
+        Question(
+            f"{prefix}{number}",
+            clean_text(text),
+            tuple(map(clean_text, [answers] if isinstance(answers, str) else answers)),
+            data_source,
+            step,
+        )
+        for number, (text, answers) in enumerate(answers_by_text.items(), start=1)
     )

@@ -39,12 +39,11 @@ class Attribute:
     """One kind of fact.
 
     Attributes:
-        verbs: Verb phrases that state the fact in the plain world.
-        paraphrases: Templates that state the fact in the paraphrased world, see `wording`.
+        verbs: Verb phrases that state the fact.
+        paraphrases: Templates that also state it in the paraphrased world, see `wording`.
         question: The question, with {person}.
         pair_question: The question about two people, with {person} for "Mia and Ana".
         cue: The verb of the questions, of which the verbs above are synonyms.
-        values: The possible values.
     """
 
     verbs: tuple[str, ...]
@@ -59,9 +58,6 @@ ATTRIBUTES: dict[str, Attribute] = {
     "home": Attribute(
         verbs=("lives in", "moved to", "settled near"),
         paraphrases=(
-            "{person} lives in {value}",
-            "{person} moved to {value}",
-            "{person} settled near {value}",
             "{others} welcome {person} in {value}",
             "{adverb} {value} houses {person}",
         ),
@@ -76,9 +72,6 @@ ATTRIBUTES: dict[str, Attribute] = {
     "study": Attribute(
         verbs=("studies", "researches", "lectures on"),
         paraphrases=(
-            "{person} studies {value}",
-            "{person} researches {value}",
-            "{person} lectures on {value}",
             "{others} hear {person} on {value}",
             "{adverb} {value} occupies {person}",
         ),
@@ -93,9 +86,6 @@ ATTRIBUTES: dict[str, Attribute] = {
     "pet": Attribute(
         verbs=("owns", "adopted", "feeds"),
         paraphrases=(
-            "{person} owns {value}",
-            "{person} adopted {value}",
-            "{person} feeds {value}",
             "{others} meet {person} with {value}",
             "{adverb} {value} obey {person}",
         ),
@@ -116,12 +106,7 @@ NOISE_SUBJECTS = ("Buses left for", "Trains passed", "Rumours reached", "Letters
 ADVERBS = ("Lately", "Finally", "Today", "Apparently")
 OTHERS = ("Friends", "Students", "Neighbours")
 PARAPHRASED_NOISE = (
-    "{person} visited {value}",
-    "{person} saw {value}",
-    "{person} mentioned {value}",
-    "{person} discussed {value}",
-    "{person} painted {value}",
-    "{person} dreamt about {value}",
+    *(f"{{person}} {verb} {{value}}" for verb in NOISE_VERBS),
     "{others} told {person} about {value}",
     "{others} asked {person} about {value}",
     "{adverb} {value} bored {person}",
@@ -131,10 +116,7 @@ PARAPHRASED_NOISE = (
 
 
 def verb_of(template: str) -> str:
-    """Return the verb of a template: the first word that is not a placeholder.
-
-    Args:
-        template: A sentence with placeholders in braces.
+    """Return the verb of `template`: the first word that is not a placeholder in braces.
 
     >>> verb_of("{others} welcome {person} in {value}")
     'welcome'
@@ -143,10 +125,7 @@ def verb_of(template: str) -> str:
 
 
 def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return every template twice, the second time with {adverb} in front if it begins {person}.
-
-    Args:
-        templates: Sentences with placeholders in braces.
+    """Return `templates` twice, the second time with {adverb} in front of {person}.
 
     >>> with_adverbs(["{person} owns {value}"])
     ('{person} owns {value}', '{adverb} {person} owns {value}')
@@ -158,13 +137,16 @@ def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+_PLAIN = {
+    name: tuple(f"{{person}} {verb} {{value}}" for verb in attribute.verbs)
+    for name, attribute in ATTRIBUTES.items()
+}
+
 TEMPLATES: dict[World, dict[str, tuple[str, ...]]] = {
-    "plain": {
-        name: tuple(f"{{person}} {verb} {{value}}" for verb in attribute.verbs)
-        for name, attribute in ATTRIBUTES.items()
-    },
+    "plain": _PLAIN,
     "paraphrased": {
-        name: with_adverbs(attribute.paraphrases) for name, attribute in ATTRIBUTES.items()
+        name: with_adverbs((*_PLAIN[name], *attribute.paraphrases))
+        for name, attribute in ATTRIBUTES.items()
     },
 }
 """Templates of the fact sentences, by world and attribute, see `wording`."""
@@ -257,18 +239,7 @@ def planted_stream(seed: int, settings: StreamSettings | None = None) -> Instanc
         rng.shuffle(lines)
         text = " ".join(f"{line}." for line in lines)
         chunks.append(Chunk(text=text, tokens=count_tokens(text)))
-        chunk_questions.append(
-            tuple(
-                _question(
-                    f"chunk-{step}-{number}",
-                    fact.attribute,
-                    {fact.person: (fact.value, step)},
-                    settings.world,
-                    step,
-                )
-                for number, fact in enumerate(facts, start=1)
-            )
-        )
+        chunk_questions.append(_of_chunk(facts, settings.world, step))
         facts_by_chunk.append([dataclasses.asdict(fact) for fact in facts])
     asked = [(attribute, {person: held}) for (person, attribute), held in state.items()]
     if settings.world == "paraphrased":
@@ -347,13 +318,7 @@ def wording(rng: random.Random, templates: tuple[str, ...], person: str, value: 
 
 
 def noise_sentence(rng: random.Random, people: list[str], world: World) -> str:
-    """Return a sentence that states no fact.
-
-    Args:
-        rng: Source of all draws.
-        people: Names that may occur in the sentence.
-        world: The world, which selects the templates.
-    """
+    """Return a noise sentence of the `world`, drawn with `rng`; it may name one of the `people`."""
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
     if world == "paraphrased":
         return wording(rng, with_adverbs(PARAPHRASED_NOISE), rng.choice(people), value)
@@ -376,6 +341,19 @@ def _paired(
             first, second = rng.choice(differ)
             asked[first][1].update(asked.pop(second)[1])
     return asked
+
+
+def _of_chunk(facts: Sequence[Fact], world: World, step: int) -> tuple[Question, ...]:
+    return tuple(
+        _question(
+            f"chunk-{step}-{number}",
+            fact.attribute,
+            {fact.person: (fact.value, step)},
+            world,
+            step,
+        )
+        for number, fact in enumerate(facts, start=1)
+    )
 
 
 def _question(

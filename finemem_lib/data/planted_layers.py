@@ -47,7 +47,7 @@ PLACES = tuple(
 """Places of events and caravan stops; no fact mentions one of them."""
 
 STOP_VERBS = ("reached", "camped near", "went on to")
-WHERE = "Which places did the caravan reach?"
+ROUTE_QUESTION = "Which places did the caravan reach?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,7 @@ class Event:
 
 
 def verbs_of(data_source: str) -> dict[str, tuple[str, ...]] | None:
-    """Return the verbs that answer a question, by cue, as in `planted.VERBS`.
-
-    Args:
-        data_source: Name of the data source.
-
-    Returns:
-        The verbs; `None` if the data source is not planted.
-    """
+    """Return the verbs that answer a question of `data_source`, by cue; `None` if not planted."""
     return VERBS.get(PLAIN if data_source == LAYERS_SOURCE else data_source)
 
 
@@ -241,7 +234,7 @@ def _global(
     if route:
         answer = ", ".join(place for place, _ in route)
         steps = tuple(step for _, step in route)
-        asked.append(Question("summary", WHERE, (answer,), SUMMARY_SOURCE, None, steps))
+        asked.append(Question("summary", ROUTE_QUESTION, (answer,), SUMMARY_SOURCE, None, steps))
     return tuple(asked)
 
 

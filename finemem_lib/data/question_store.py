@@ -84,9 +84,6 @@ def prepare_questions(
         teacher, verifier, k, seed: As for `make_chunk_questions`.
         progress: Called after each instance with the number done and the total.
 
-    Returns:
-        The instances with their questions.
-
     Raises:
         ValueError: `k` is less than 1, another process is writing to the store, the folder cannot
             be created, a part cannot be read, or a data source has no metric.
@@ -120,7 +117,6 @@ class StoredQuestions:
     Attributes:
         instances: The instances with their questions.
         audits: The verdicts on all candidates, per instance.
-        recipe: The recipe of all questions.
     """
 
     instances: tuple[Instance, ...]
@@ -165,10 +161,7 @@ def load_questions(
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
-    """Return the folder and, if given, the recipe's key of a source.
-
-    Args:
-        source: FOLDER or FOLDER@KEY.
+    """Return folder and key of `source`, which is FOLDER or FOLDER@KEY (the key of a recipe).
 
     >>> split_source("no/such/folder@0123456789abcdef")
     (PosixPath('no/such/folder'), '0123456789abcdef')
@@ -178,11 +171,7 @@ def split_source(source: str | Path) -> tuple[Path, str | None]:
 
 
 def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
-    """Return the audit recorded in rows of a store.
-
-    Args:
-        rows: Rows of one part.
-    """
+    """Return the audit recorded in `rows` of one part of a store."""
     return tuple(
         AuditRow(
             row["step"],
@@ -216,10 +205,7 @@ def with_questions(
 
 
 def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the audit of a whole store.
-
-    Args:
-        folder: The store.
+    """Return the audit of the whole store in `folder`.
 
     Returns:
         One record per candidate: its instance and step, question and answers, whether it was
@@ -288,26 +274,20 @@ def _write(part: Path, made: Instance, audit: Sequence[AuditRow], recipe: Recipe
                 **dataclasses.asdict(recipe),
             }
         )
+    whole, text = pa.int64(), pa.string()
     types = {
-        "answers": pa.list_(pa.string()),
+        "instance_id": text,
+        "step": whole,
+        "question": text,
+        "answers": pa.list_(text),
+        "data_source": text,
         "accepted": pa.bool_(),
-        "step": pa.int64(),
-        "k": pa.int64(),
-        "seed": pa.int64(),
-        "version": pa.int64(),
+        "reason": text,
+        "reply": text,
     }
-    names = (
-        "instance_id",
-        "step",
-        "question",
-        "answers",
-        "data_source",
-        "accepted",
-        "reason",
-        "reply",
-        *(field.name for field in dataclasses.fields(Recipe)),
-    )
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    for field in dataclasses.fields(Recipe):
+        types[field.name] = whole if field.name in ("k", "seed", "version") else text
+    schema = pa.schema(types)
     with written_beside(part) as beside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)
 

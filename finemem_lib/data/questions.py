@@ -73,6 +73,9 @@ class Teacher(Protocol):
             data_source: The instance's data source; if its metric needs a judge, the questions have
                 another data source.
             rng: Source of random choices.
+
+        Raises:
+            ValueError: the data source has no metric.
         """
 
 
@@ -81,7 +84,6 @@ class AuditRow:
     """The verdict on one candidate.
 
     Attributes:
-        step: Step of the chunk.
         question, answer: The candidate; several accepted answers are joined by "; ".
         accepted: Whether the candidate became a chunk question.
         reason: Why it was rejected; `None` exactly when it was accepted.
@@ -144,14 +146,7 @@ def make_chunk_questions(
         for step, candidates in enumerate(drafts, start=1)
     )
     audit = tuple(
-        AuditRow(
-            step,
-            candidate.question.text,
-            "; ".join(candidate.question.answers),
-            candidate.accepted,
-            candidate.reason,
-            candidate.reply,
-        )
+        candidate.audit_row(step)
         for step, candidates in enumerate(drafts, start=1)
         for candidate in candidates
     )
@@ -223,11 +218,7 @@ def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
 
 
 def audit_counts(audit: Sequence[AuditRow], num_steps: int) -> list[dict[str, int]]:
-    """Return one record per step: candidates, accepted, and the count of every reason.
-
-    Args:
-        audit: The verdicts.
-        num_steps: Number of records, for the steps 1 to `num_steps`.
+    """Return the counts of `audit` per step to `num_steps`: candidates, accepted, every reason.
 
     >>> rows = [AuditRow(1, "Q?", "A", True, None), AuditRow(1, "Q?", "A", False, "duplicate")]
     >>> audit_counts(rows, num_steps=2)[0]["duplicate"], audit_counts(rows, 2)[1]["candidates"]
@@ -251,6 +242,10 @@ class _Candidate:
     accepted: bool = False
     reason: Reason | None = None
     reply: str | None = None
+
+    def audit_row(self, step: int) -> AuditRow:
+        asked, answer = self.question.text, "; ".join(self.question.answers)
+        return AuditRow(step, asked, answer, self.accepted, self.reason, self.reply)
 
 
 def _open(lists: Sequence[Sequence[_Candidate]]) -> list[_Candidate]:

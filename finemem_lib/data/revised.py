@@ -85,7 +85,7 @@ def revised_stream(seed: int, settings: RevisionSettings | None = None) -> Insta
     _check(settings)
     rng = generator("revised", seed)
     people = rng.sample(NAMES, settings.people)
-    told = _told(rng, settings, people)
+    told = _stated_facts(rng, settings, people)
     chunks, facts = [], []
     for step in range(1, settings.num_chunks + 1):
         here = [fact for fact, at in told if at == step]
@@ -106,7 +106,7 @@ def revised_stream(seed: int, settings: RevisionSettings | None = None) -> Insta
     )
 
 
-def _told(
+def _stated_facts(
     rng: random.Random, settings: RevisionSettings, people: list[str]
 ) -> list[tuple[Fact, int]]:
     """Return every fact sentence with its step, in the order of the steps."""

@@ -36,12 +36,9 @@ _LABEL_REQUEST = re.compile(r"\s*What (?:is|are) the labels? for the above[\w ]*
 
 
 def sentences(text: str) -> list[str]:
-    """Split prose into sentences; a line break always ends one.
+    """Split `text` into sentences; a line break always ends one.
 
     Initials, decimals and common abbreviations do not end a sentence.
-
-    Args:
-        text: Any text.
 
     >>> sentences("Dr. Okoye left at 5 p.m. on Monday. It rained!")
     ['Dr. Okoye left at 5 p.m. on Monday.', 'It rained!']
@@ -66,10 +63,7 @@ def _is_initial(word: str) -> bool:
 
 
 def labelled_examples(text: str) -> list[tuple[str, str]]:
-    r"""Return (sentence, label) of every labelled example of a test-time-learning chunk.
-
-    Args:
-        text: Any text, with or without labelled examples.
+    r"""Return (sentence, label) of every labelled example in `text`.
 
     >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
     [('good day', '3'), ('bye', '4')]
@@ -80,10 +74,7 @@ def labelled_examples(text: str) -> list[tuple[str, str]]:
 
 
 def units(text: str) -> list[str]:
-    r"""Return the labelled examples of a chunk or, if it has none, its sentences.
-
-    Args:
-        text: Text of the chunk.
+    r"""Return the labelled examples in the `text` of a chunk or, if it has none, its sentences.
 
     >>> units("Sentence: good day\nLabel: 3")
     ['Sentence: good day\nLabel: 3']
@@ -97,14 +88,7 @@ def units(text: str) -> list[str]:
 
 
 def retrieval_query(question: str, data_source: str) -> str:
-    r"""Return the retrieval query for a question.
-
-    Args:
-        question: Text of the question.
-        data_source: Data source, which selects the metric.
-
-    Returns:
-        The sentence to label if the question asks for a label, else the whole question.
+    r"""Return `question`, or only the sentence to label if `data_source` is scored by label.
 
     Raises:
         ValueError: the data source has no metric.

@@ -15,6 +15,19 @@ from finemem_lib.trajectory import (
 )
 
 
+def _answered(
+    name: str,
+    text: str,
+    gold: str,
+    score: float,
+    items: tuple[Retrieved, ...],
+    step: int | None = None,
+) -> AnsweredQuestion:
+    question = Question(name, text, (gold,), "planted", step=step)
+    used = tuple(item.item_id for item in items)
+    return AnsweredQuestion(question, step or 4, items, gold if score else "", used, score)
+
+
 def worked_example() -> Trajectory:
     """Return a trajectory with T = 4 and two global questions, small enough to check by hand.
 
@@ -27,19 +40,6 @@ def worked_example() -> Trajectory:
     ['Mia lives in Rome.', 'Mia adopted cats.']
     """
     one, two = Retrieved("1", 1.2, (1,)), Retrieved("2", 0.8, (3,))
-
-    def asked(
-        name: str,
-        text: str,
-        gold: str,
-        score: float,
-        items: tuple[Retrieved, ...],
-        step: int | None = None,
-    ) -> AnsweredQuestion:
-        question = Question(name, text, (gold,), "planted", step=step)
-        used = tuple(item.item_id for item in items)
-        return AnsweredQuestion(question, step or 4, items, gold if score else "", used, score)
-
     home, pet = "Where does Mia live?", "Which pets does Mia keep?"
     emitted: tuple[tuple[str, list[Operation]], ...] = (
         ("Mia lives in Rome.", [Operation("INSERT", "Mia lives in Rome.")]),
@@ -51,13 +51,13 @@ def worked_example() -> Trajectory:
         ("Buses left.", []),
     )
     chunk_questions = (
-        (asked("chunk-1-1", home, "Rome", 1.0, (one,), 1),),
+        (_answered("chunk-1-1", home, "Rome", 1.0, (one,), 1),),
         (),
         (
-            asked("chunk-3-1", pet, "cats", 1.0, (two,), 3),
-            asked("chunk-3-2", "Who saw cats?", "Ben", 0.0, (two,), 3),
+            _answered("chunk-3-1", pet, "cats", 1.0, (two,), 3),
+            _answered("chunk-3-2", "Who saw cats?", "Ben", 0.0, (two,), 3),
         ),
-        (asked("chunk-4-1", "What left?", "Buses", 0.0, (), 4),),
+        (_answered("chunk-4-1", "What left?", "Buses", 0.0, (), 4),),
     )
     memory, steps = FlatMemory(), []
     for number, ((text, operations), questions) in enumerate(
@@ -74,8 +74,8 @@ def worked_example() -> Trajectory:
         rollout=0,
         steps=tuple(steps),
         questions=(
-            asked("q-1", home, "Rome", 1.0, (one, two)),
-            asked("q-2", pet, "cats and dogs", 0.5, (two,)),
+            _answered("q-1", home, "Rome", 1.0, (one, two)),
+            _answered("q-2", pet, "cats and dogs", 0.5, (two,)),
         ),
         tokenizer=TOKENIZER,
     )

@@ -9,7 +9,7 @@ reward (CSR) under another reader or teacher, and `failure_stages.failure_stages
 at which an answer was lost. `comparison.play_systems` plays baselines on the same instances with
 the same reader, `controls.play_controls` plays the negative controls; `answers.answer_rows` returns
 one row per question, `paired_tests.paired_tests` tests differences between methods,
-`published.beside_published` shows published figures next to measured ones, and
+`published.compare_with_published` shows published figures next to measured ones, and
 `stream_length.planted_lengths` measures systems on streams of increasing length.
 `layers.utilisation` counts how the stores of a layered memory are used, and `layers.failure_signs`
 counts known failures of layered managers.

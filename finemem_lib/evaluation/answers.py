@@ -19,11 +19,8 @@ class AnswerRow:
     """One question under one method.
 
     Attributes:
-        method: Name of the method.
         instance_id, category, data_source, rollout, question_id: Identify the question.
-        question: Text of the question.
         retrieved: Ids of the retrieved items, best first, separated by spaces.
-        answer: Answer of the reader.
         gold: Accepted answers, separated by " | ".
         metric: Name of the metric that scored the answer.
         score: In [0, 1]; `None` if the answer could not be scored.
@@ -60,10 +57,7 @@ class AnswerRow:
 
 
 def answer_rows(methods: Mapping[str, Sequence[Trajectory]]) -> list[AnswerRow]:
-    """Return one row per method, trajectory and global question, in this order.
-
-    Args:
-        methods: Trajectories of every method by its name.
+    """Return one row per question and trajectory of every method (`methods`), in this order.
 
     Raises:
         ValueError: see `failure_stages`.

@@ -21,7 +21,6 @@ class PlayedSystem:
 
     Attributes:
         name: Name in tables: the system, with its budget if it had one.
-        system: Name of the system.
         budget: Token limit of its memory; `None` for the limit in its own settings.
         trajectories: One per instance and rollout.
         seconds: Wall time of playing in seconds, including reading.
@@ -45,11 +44,7 @@ class PlayedSystem:
 
 
 def budget_name(name: str, budget: int | None) -> str:
-    """Return the name of a system under a budget, as tables show it.
-
-    Args:
-        name: Name of the system.
-        budget: Token limit of its memory; `None` for the limit in its own settings.
+    """Return the `name` of a system under a token `budget` (`None`: its own), as tables show it.
 
     >>> budget_name("mem1", None), budget_name("mem1", 1500)
     ('mem1', 'mem1, 1,500 tokens')
@@ -68,7 +63,7 @@ def play_systems(
     managers: Mapping[str, MemoryManager] | None = None,
     seed: int = 0,
 ) -> dict[str, PlayedSystem]:
-    """Play the same instances with every system, once per budget.
+    """Play the same instances with every system and budget; return results by their name.
 
     Args:
         names: Names in `baselines.systems.SYSTEMS` or known to `make_manager`.
@@ -79,9 +74,6 @@ def play_systems(
         chat: Language model that writes memories; `None` to write by rules.
         managers: Existing managers, such as trained ones, by name; they are played in addition.
         seed: Seed of the managers' sampling.
-
-    Returns:
-        Results by `PlayedSystem.name`.
 
     Raises:
         ValueError: a system cannot be played with these arguments (raised before any is played);
@@ -124,11 +116,7 @@ def _played(
 
 
 def model_calls(system: str, steps: int) -> int:
-    """Return the number of calls on a stream if a language model writes the system's memory.
-
-    Args:
-        system: A name in `SYSTEMS`, or of a rule-based manager (no calls).
-        steps: Number of chunks of the stream.
+    """Return the number of calls in `steps` chunks if a model writes the memory of `system`.
 
     >>> model_calls("mirix-proxy", 10), model_calls("rag-top2", 10), model_calls("insert-all", 10)
     (60, 0, 0)

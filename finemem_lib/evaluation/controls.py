@@ -29,7 +29,6 @@ from finemem_lib.trajectory import Instance, Operation, Trajectory
 NO_MEMORY = "control: no memory"
 QUESTION = "control: question"
 SHUFFLED = "control: shuffled memory"
-CONTROLS = (NO_MEMORY, QUESTION, SHUFFLED)
 
 
 class KeepNothing(ScriptedManager):
@@ -42,37 +41,23 @@ class KeepNothing(ScriptedManager):
         return []
 
 
-class Echo:
+class Echo(ReasoningAgent):
     """Reader that answers with the question."""
 
     name = settings = "echo of the question"
 
     def query(self, question: str, data_source: str) -> str:
-        """Return the question as the search query.
-
-        Args:
-            question: Text of the question.
-            data_source: Ignored.
-        """
         return question
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Return every question as its own answer.
-
-        Args:
-            tasks: The questions with their retrieved items.
-        """
         return [Reading(task.question, ()) for task in tasks]
 
 
 def shuffled(instances: Sequence[Instance]) -> list[Instance]:
-    """Return every instance with the chunks of the next instance of the same data source.
+    """Return `instances` with the chunks of the next instance of the same data source.
 
     The only instance of a data source is left out. Evidence steps are dropped, because they refer
     to the replaced chunks.
-
-    Args:
-        instances: Instances with distinct ids.
 
     >>> from finemem_lib.data.planted import planted_instances
     >>> streams = planted_instances("held-out", 2, seed=0)

@@ -35,12 +35,10 @@ already made are reused and cost nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -49,9 +47,9 @@ from finemem_lib.credit.needs import Credit
 from finemem_lib.credit.replay import Replayer
 from finemem_lib.credit.rules import RULES, calls_while_playing, outcome_readings
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.reading import MemoisedAgent, ReasoningAgent
 from finemem_lib.trajectory import Question, Trajectory
-from finemem_lib.util.files import written_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,9 +57,8 @@ if TYPE_CHECKING:
 
 Truth = Literal["planted", "causal"]
 Measure = Literal["rank", "rank_rollouts", "precision", "recall", "noise", "sign"]
-TRUTHS: tuple[Truth, ...] = ("planted", "causal")
-
-MEASURES: tuple[Measure, ...] = ("rank", "rank_rollouts", "precision", "recall", "noise", "sign")
+TRUTHS: tuple[Truth, ...] = get_args(Truth)
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 BASELINE = "eara"
 """The paper's rule; tables show the difference of every other rule to it."""
@@ -128,7 +125,7 @@ VARIANTS: dict[str, Variant] = {
 }
 """The compared rules with their settings, by name."""
 
-EARLY: tuple[str, ...] = (
+USES_FINAL_QUESTIONS: tuple[str, ...] = (
     "potential, final questions",
     "value-difference",
     "value-difference, lambda 0.7",
@@ -141,8 +138,8 @@ EARLY: tuple[str, ...] = (
 """Variants that use the global questions after every step, before a manager may know them."""
 
 PRIVILEGED: Mapping[Truth, tuple[str, ...]] = {
-    "causal": ("step-loo", "step-loo, orphans stored", *EARLY),
-    "planted": ("hindsight", *EARLY),
+    "causal": ("step-loo", "step-loo, orphans stored", *USES_FINAL_QUESTIONS),
+    "planted": ("hindsight", *USES_FINAL_QUESTIONS),
 }
 """By truth, the variants that equal it up to a setting or use information that no manager may have.
 Tables show them without ranking them."""
@@ -179,7 +176,7 @@ class Calls(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(MeasuredRow):
     """One cell of the table: a mean with its interval, and the paired difference to `BASELINE`.
 
     Attributes:
@@ -191,6 +188,8 @@ class Row:
         instances: number of instances with a value, the clusters of the interval.
         calls_asked: `Calls.asked` per trajectory; so are `calls_made` and `calls_played`.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/credit.py --output FILE.jsonl"
 
     slice: str
     rule: str
@@ -290,14 +289,11 @@ def at_true_steps(credit: Credit, truth: Credit) -> tuple[float | None, float | 
 
 
 def noise_share(credit: Credit, truth: Credit) -> float | None:
-    """Return the share of absolute credit on steps whose truth is 0, in [0, 1].
+    """Return the share of absolute credit on steps whose truth is 0; `None` if one is 0 everywhere.
 
     Args:
         credit: credit by a rule, one entry per step; `None` entries are left out.
         truth: true credit of each step.
-
-    Returns:
-        The share; `None` if the truth or the credit is 0 at every step.
 
     >>> noise_share([0.1, 0.4, -0.3, 0.2], [0.0, 1.0, 0.0, 0.0])
     0.6
@@ -512,13 +508,8 @@ def truth_table(
     return rows
 
 
-def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.DataFrame:
-    """Return a table of all measures of every variant against one truth, cheapest variant first.
-
-    Args:
-        rows: rows of `truth_table`.
-        truth: the truth with which credit is compared.
-        name: the slice to show.
+def measures_frame(rows: Iterable[Row], truth: Truth) -> pd.DataFrame:
+    """Return all measures of the variants in `rows` against one `truth`, cheapest variant first.
 
     Returns:
         A pandas frame. A cell is a mean with its interval, "–" if undefined; "calls" are reader
@@ -528,7 +519,7 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
     import pandas as pd
 
     cells = {
-        (row.rule, row.measure): row for row in rows if row.slice == name and row.truth == truth
+        (row.rule, row.measure): row for row in rows if row.slice == "all" and row.truth == truth
     }
     ranks = sorted(
         (row for row in cells.values() if row.measure == "rank"),
@@ -554,47 +545,3 @@ def measures_frame(rows: Iterable[Row], truth: Truth, name: str = "all") -> pd.D
         .set_index("rule")
         .rename_axis(index=None, columns="rule")
     )  # index and columns share one heading line
-
-
-def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four decimals; the file is replaced atomically.
-
-    Args:
-        rows: the rows of the table, one per line.
-        path: file to write or replace.
-
-    Raises:
-        OSError: the file could not be written; an earlier version is unchanged.
-    """
-    with written_beside(path) as beside:
-        beside.write_text(
-            "".join(
-                json.dumps(
-                    {
-                        name: round(value, 4) if isinstance(value, float) else value
-                        for name, value in dataclasses.asdict(row).items()
-                    }
-                )
-                + "\n"
-                for row in rows
-            ),
-            encoding="utf-8",
-        )
-
-
-def read_table(path: Path) -> list[Row]:
-    """Read the rows that `write_table` wrote.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    try:
-        return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold a table of credit rules ({error}); make one with "
-            "`python benchmarks/credit.py --output FILE.jsonl`"
-        ) from error

@@ -3,8 +3,8 @@
 For a correct answer, the evidence must be in a chunk, be written to an item, stay in the memory, be
 retrieved, be used, and be read correctly. The stage of a failed question is the first of these
 conditions that does not hold. A text contains an answer if the metric of the question's data source
-scores the text at least `RIGHT` (`retrievers.recall`); if the metric compares whole texts or is a
-judge, the text must contain an accepted answer word for word.
+scores the text at least `RIGHT_SCORE` (`retrievers.recall`); if the metric compares whole texts or
+is a judge, the text must contain an accepted answer word for word.
 
 If the question names its evidence steps and their chunks contain the answer, only items from these
 chunks count as evidence: items that such a step wrote, or whose words all occur in these chunks. On
@@ -50,7 +50,7 @@ STAGES: dict[Stage, str] = {
 }
 """The stages, in order from stream to reader, with their names in figures and tables."""
 
-RIGHT = 0.5
+RIGHT_SCORE = 0.5
 """Smallest score of an answer that counts as right."""
 
 _FOUND_IN_TEXT = ("substring_match", "part_match", "keyword_hit", "label_match", "word_match")
@@ -88,17 +88,11 @@ class FailureStage:
 
 
 def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
-    """Return the failure stage of every global question.
+    """Return the failure stages of `trajectory`, `None` without a score or an accepted answer.
 
     The rank of an item is computed with the recorded retriever and the query of the reader that
     answered. The retrievers "dense" and "hybrid" need their sentence encoder: if it cannot be
     loaded, the rank is `None` and the reason names the encoder. No stage depends on the rank.
-
-    Args:
-        trajectory: A played trajectory.
-
-    Returns:
-        One entry per question; `None` if the question has no score or no accepted answer.
 
     Raises:
         ValueError: the recorded retriever is unknown.
@@ -122,7 +116,6 @@ class StageCount:
     """Number of questions of a method at one stage.
 
     Attributes:
-        method: Name of the method.
         stage: A key of `STAGES`.
         count: Number of questions at this stage.
         total: Number of questions with any stage.
@@ -142,13 +135,7 @@ class StageCount:
 
 
 def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount]:
-    """Return the number of questions of every method at every stage.
-
-    Args:
-        methods: Trajectories of every method by its name.
-
-    Returns:
-        One row per method and stage, in the order of `STAGES`.
+    """Return the numbers of questions of `methods`, a row per method and stage, as in `STAGES`.
 
     Raises:
         ValueError: see `failure_stages`.
@@ -165,14 +152,7 @@ def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount
 
 
 def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
-    """Return a table of question counts and shares: one row per method, one column per stage.
-
-    Args:
-        rows: Rows of `stage_counts`.
-
-    Returns:
-        A pandas frame of text; "–" if no question of the method has a stage.
-    """
+    """Return `rows` of `stage_counts` as a table: a row per method, a column per stage."""
     import pandas as pd
 
     lines: dict[str, dict[str, str]] = {}
@@ -272,7 +252,6 @@ class _Evidence:
     """Criteria by which a text counts as evidence of a question.
 
     Attributes:
-        question: The question.
         steps: Its evidence steps; empty if they are unknown.
         said: Words of the chunks of these steps (of all chunks if the steps are unknown).
         names: Names of the people in a planted question, in lower case; empty for other questions.
@@ -291,13 +270,15 @@ class _Evidence:
     def whole(self, contents: Iterable[str]) -> bool:
         """Return whether the texts together contain an answer."""
         texts = [*contents]
-        return bool(texts) and (not self.literal or _told(self.question, texts) >= RIGHT)
+        return bool(texts) and (
+            not self.literal or _answer_score(self.question, texts) >= RIGHT_SCORE
+        )
 
     def part(self, text: str) -> bool:
         """Return whether a text contains an answer or one of its ";"-separated parts."""
         if self.names and self.names.isdisjoint(words(text)):
             return False
-        return not self.literal or _told(self.parts, [text]) > 0
+        return not self.literal or _answer_score(self.parts, [text]) > 0
 
     def carried_by(self, version: _Version) -> bool:
         """Return whether a version is evidence of the question."""
@@ -319,7 +300,7 @@ class _Evidence:
         return completing[-1] if completing else lacking[-1][0]
 
 
-def _told(question: Question, texts: Sequence[str]) -> float:
+def _answer_score(question: Question, texts: Sequence[str]) -> float:
     """Return the score of the answer contained in the texts, in [0, 1]."""
     if metric_for(question.data_source) in _FOUND_IN_TEXT:
         return recall(question, texts) or 0.0
@@ -332,7 +313,7 @@ def _evidence(played: _Played, question: Question) -> _Evidence | None:
         step for step in question.evidence_steps or () if 0 < step <= len(played.texts)
     )
     texts = [played.texts[step - 1] for step in sorted(steps)] or played.texts
-    literal = bool(texts) and _told(question, texts) >= RIGHT
+    literal = bool(texts) and _answer_score(question, texts) >= RIGHT_SCORE
     if not literal and not steps:
         return None
     names = frozenset(
@@ -352,14 +333,14 @@ def _stage(played: _Played, place: int, answered: AnsweredQuestion) -> FailureSt
     exact = evidence is not None and bool(evidence.steps) and evidence.literal
     found = functools.partial(FailureStage, place, exact=exact)
     ranks = {item.item_id: n for n, item in enumerate(answered.retrieved, 1)}
-    if (answered.score or 0.0) >= RIGHT:
+    if (answered.score or 0.0) >= RIGHT_SCORE:
         return found("answered", *_answered_from(answered, ranks))
     if evidence is None:
         reason = "no chunk of the stream contains an accepted answer word for word"
         return found("absent", None, None, None, reason)
     written = [version for version in played.versions if evidence.carried_by(version)]
     if not evidence.whole(version.content for version in written):
-        step = _told_at(played, evidence, written)
+        step = _unwritten_step(played, evidence, written)
         reason = f"the chunk of step {step} contains the answer, but no item with it was written"
         return found("not written", step, None, None, reason + _refused(played, step, evidence))
     held = [version for version in written if version.ended is None]
@@ -421,7 +402,7 @@ def _answered_from(
     return best.steps[-1], best.item_id, rank, reason
 
 
-def _told_at(played: _Played, evidence: _Evidence, written: Sequence[_Version]) -> int:
+def _unwritten_step(played: _Played, evidence: _Evidence, written: Sequence[_Version]) -> int:
     """Return the last step whose chunk contains the part of the answer that was never written."""
     steps = sorted(evidence.steps) or range(1, len(played.texts) + 1)
     told = [(step, played.texts[step - 1]) for step in steps]

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+LEVEL = 0.95
+"""Coverage of the intervals of `clustered_mean`."""
+
 
 def percentile_ends(
     draws: NDArray[np.float64], level: float, axis: int | None = None
@@ -93,7 +96,6 @@ def interval_text(
 def clustered_mean(
     samples: Mapping[str, Sequence[float | None]],
     baseline: Mapping[str, Sequence[float | None]] | None = None,
-    level: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float | None, float | None, float | None]:
     """Return the mean of all values and the ends of its cluster-robust confidence interval.
@@ -101,7 +103,6 @@ def clustered_mean(
     Args:
         samples: values by cluster (for example, by instance); `None` is left out.
         baseline: values to subtract, in the same positions; a pair with a `None` is left out.
-        level: coverage of the interval.
         bounds: smallest and largest possible mean; the interval is clipped to them.
 
     Returns:
@@ -110,7 +111,7 @@ def clustered_mean(
 
     The interval is Student's t over m clusters: with sums s_i of c_i values and mean r, the squared
     standard error is ``m / (m - 1) sum_i (s_i - r c_i)^2 / (sum_i c_i)^2``, with m - 1 degrees of
-    freedom. With few clusters its coverage is closer to `level` than that of the percentile
+    freedom. With few clusters its coverage is closer to `LEVEL` than that of the percentile
     bootstrap, which is too narrow; without `bounds` its ends may lie outside the range of the
     values. Source: Cochran (1977), ratio of cluster totals.
 
@@ -136,5 +137,5 @@ def clustered_mean(
     squares = math.fsum(
         (total - mean * count) ** 2 for total, count in zip(totals, counts, strict=True)
     )
-    half = stdtrit(m - 1, (1 + level) / 2) * math.sqrt(m / (m - 1) * squares) / sum(counts)
+    half = stdtrit(m - 1, (1 + LEVEL) / 2) * math.sqrt(m / (m - 1) * squares) / sum(counts)
     return mean, max(bounds[0], float(mean - half)), min(bounds[1], float(mean + half))

@@ -27,10 +27,10 @@ STORES: tuple[Store, ...] = ("flat", *LAYERS)
 
 _ASSISTANT = re.compile(r"^<(?:Assistant|System)>\s*(.*?)(?=^<\w|\Z)", re.MULTILINE | re.DOTALL)
 
-LEAST_SAID = 8
+MAX_ACKNOWLEDGEMENT_WORDS = 8
 """Assistant turns with at most this many content words are skipped as acknowledgements."""
 
-TRACE = 0.25
+MIN_WRITTEN_SHARE = 0.25
 """An assistant turn is lost if the step writes less than this share of its content words."""
 
 
@@ -39,9 +39,6 @@ class StoreUse:
     """Usage of one store over the trajectories of one method.
 
     Attributes:
-        method: Name of the method.
-        store: Name of the store.
-        trajectories: Number of trajectories.
         calls: Number of operations on the store by kind, applied or not.
         refused: Number of them that the memory did not apply.
         tokens: Mean tokens of its items in the final memory.
@@ -67,13 +64,10 @@ class StoreUse:
 
 
 def utilisation(methods: Mapping[str, Sequence[Trajectory]]) -> list[StoreUse]:
-    """Return the usage of every store by every method.
+    """Return the usage of every store by every method (`methods`).
 
     An operation without a store counts for the store of its item. One that names neither belongs to
     no store of a layered memory and is left out (see `failure_signs`).
-
-    Args:
-        methods: Trajectories of every method by its name.
 
     Returns:
         One row per method and store with an operation or an item, in the order of `STORES`.
@@ -154,16 +148,14 @@ class FailureSigns:
     """Counts of known failures over the trajectories of one data source.
 
     Attributes:
-        data_source: Name of the data source.
-        trajectories: Number of trajectories.
         layered: Number of them with a layered memory.
         empty_core: Number of layered trajectories without a core in the final memory.
         same_timestamp: Number of layered trajectories with two final episodic items of one
             timestamp.
         undated: Number of final episodic items that do not begin with a timestamp.
         episodic: Number of final episodic items.
-        assistant_turns: Number of assistant turns with more than `LEAST_SAID` content words.
-        lost_turns: Number of them of whose content words their step writes less than `TRACE`.
+        assistant_turns: Number of assistant turns, without acknowledgements.
+        lost_turns: Number of them of whose content words their step writes too few.
         calls: Number of emitted operations, including malformed ones.
         malformed: Number of operations that could not be parsed, by reason
             (`operations.MALFORMED`).
@@ -185,14 +177,7 @@ class FailureSigns:
 
 
 def failure_signs(trajectories: Iterable[Trajectory]) -> list[FailureSigns]:
-    """Return the counts of known failures per data source.
-
-    Args:
-        trajectories: Played trajectories with flat or layered memory.
-
-    Returns:
-        One row per data source, in the order of first appearance.
-    """
+    """Return the counts of known failures of `trajectories` per data source."""
     by_source: dict[str, list[Trajectory]] = {}
     for one in trajectories:
         by_source.setdefault(one.data_source, []).append(one)
@@ -226,11 +211,7 @@ def _signs(source: str, played: Sequence[Trajectory]) -> FailureSigns:
 
 
 def is_layered(trajectory: Trajectory) -> bool:
-    """Return whether a trajectory was played with a layered memory.
-
-    Args:
-        trajectory: A played trajectory.
-    """
+    """Return whether `trajectory` was played with a layered memory."""
     said = trajectory.metadata.get("rollout", {}).get("memory")
     if said is not None:
         return bool(said == "layered")
@@ -241,10 +222,7 @@ def lost_turns(step: Step) -> list[bool]:
     """Return, for each assistant turn of a chunk, whether its content is missing from the writes.
 
     Args:
-        step: The step; turns with at most `LEAST_SAID` content words are skipped.
-
-    Returns:
-        Per turn, whether the step writes less than the share `TRACE` of its content words.
+        step: The step; turns with at most `MAX_ACKNOWLEDGEMENT_WORDS` content words are skipped.
 
     >>> from finemem_lib.trajectory import Chunk, MemoryDelta
     >>> said = "The old mill near Porto grinds barley, wheat and rye every Sunday morning"
@@ -261,20 +239,13 @@ def lost_turns(step: Step) -> list[bool]:
     found = []
     for turn in _ASSISTANT.findall(step.chunk.text):
         said = {*words(turn)} - STOPWORDS
-        if len(said) > LEAST_SAID:
-            found.append(len(said & wrote) < TRACE * len(said))
+        if len(said) > MAX_ACKNOWLEDGEMENT_WORDS:
+            found.append(len(said & wrote) < MIN_WRITTEN_SHARE * len(said))
     return found
 
 
 def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
-    """Return a table with one row per method and store.
-
-    Args:
-        rows: Rows of `utilisation`.
-
-    Returns:
-        A pandas frame of text; "–" if a value is undefined.
-    """
+    """Return `rows` of `utilisation` as a table, one row per method and store."""
     import pandas as pd
 
     lines = [
@@ -295,14 +266,7 @@ def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
 
 
 def signs_frame(methods: Mapping[str, Sequence[Trajectory]]) -> pd.DataFrame:
-    """Return a table of known failures with one row per method and data source.
-
-    Args:
-        methods: Trajectories of every method by its name.
-
-    Returns:
-        A pandas frame of text, "count of total"; "–" if the total is 0.
-    """
+    """Return a table of known failures of `methods`: a row per method and data source."""
     import pandas as pd
 
     def among(count: int, total: int) -> str:

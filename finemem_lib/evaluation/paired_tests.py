@@ -3,8 +3,8 @@
 Both methods answered the same questions. The statistic is the mean difference in score. Under the
 null hypothesis the two methods are exchangeable within an instance, so the sign of every instance's
 summed difference is random. Instances, not questions, are the units, because the questions of one
-instance share its memory. With at most `EXACT` instances all sign combinations are enumerated.
-P-values are corrected by Holm's method over all rows that are returned together.
+instance share its memory. With at most `MAX_EXACT_INSTANCES` instances all sign combinations are
+enumerated. P-values are corrected by Holm's method over all rows that are returned together.
 
 Differs from the paper, which reports means without tests.
 """
@@ -26,11 +26,11 @@ from finemem_lib.trajectory import Trajectory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXACT = 14
+MAX_EXACT_INSTANCES = 14
 """Largest number of instances for which all sign combinations are enumerated."""
 
-DRAWS = 20_000
-"""Number of random sign combinations for more than `EXACT` instances."""
+NUM_DRAWS = 20_000
+"""Number of random sign combinations for more than `MAX_EXACT_INSTANCES` instances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +154,15 @@ def _test(
         questions=len(differences),
         instances=len(totals),
         p=sign_flip(totals, rng) if len(totals) > 1 else None,
-        least_p=max(2.0 ** (1 - len(totals)), 1 / (DRAWS + 1)) if len(totals) > 1 else None,
+        least_p=max(2.0 ** (1 - len(totals)), 1 / (NUM_DRAWS + 1)) if len(totals) > 1 else None,
     )
 
 
 def sign_flip(totals: NDArray[np.float64], rng: np.random.Generator) -> float:
     """Return the two-sided p-value of a sum under random signs of its terms.
 
-    With more than `EXACT` terms, signs are drawn at random and p is (1 + hits) / (1 + draws).
+    With more than `MAX_EXACT_INSTANCES` terms, signs are drawn at random and p is (1 + hits) / (1 +
+    draws).
 
     Args:
         totals: The terms, shape (instances,).
@@ -172,9 +173,9 @@ def sign_flip(totals: NDArray[np.float64], rng: np.random.Generator) -> float:
     """
     count = len(totals)
     reached = abs(float(totals.sum())) - 1e-9
-    if count <= EXACT:
+    if count <= MAX_EXACT_INSTANCES:
         bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
         return float(np.mean(np.abs((1 - 2 * bits) @ totals) >= reached))
-    signs = 1 - 2 * rng.integers(0, 2, size=(DRAWS, count))
+    signs = 1 - 2 * rng.integers(0, 2, size=(NUM_DRAWS, count))
     hits = int(np.sum(np.abs(signs @ totals) >= reached))
-    return (1 + hits) / (1 + DRAWS)
+    return (1 + hits) / (1 + NUM_DRAWS)

@@ -19,7 +19,7 @@ from finemem_lib.util.yaml_files import parse_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDE = 0.002
+ROUNDING_TOLERANCE = 0.002
 """Largest distance of a printed average from the mean of its columns that counts as rounding."""
 
 
@@ -28,7 +28,6 @@ class PublishedRow:
     """One method of a published table.
 
     Attributes:
-        table: Key of the table.
         method: Name of the method, as printed.
         ours: The corresponding system of this library; `None` if there is none.
         performance: Performance by data source.
@@ -51,7 +50,7 @@ class PublishedRow:
     @property
     def average_differs(self) -> bool:
         """Whether the printed average is not the mean of the printed columns."""
-        return abs(self.mean - self.average) > WIDE
+        return abs(self.mean - self.average) > ROUNDING_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,9 @@ class PublishedTable:
 
     Attributes:
         key: Key in `published.yaml`.
-        title: Title of the table.
         source: Publication and number of the table.
         caveat: Limits of a comparison with other figures.
         columns: Printed heading by data source.
-        rows: One row per method.
     """
 
     key: str
@@ -106,7 +103,7 @@ def _table(key: str, content: dict[str, Any]) -> PublishedTable:
     return PublishedTable(key, title, source, caveat, columns, rows)
 
 
-def beside_published(rows: Iterable[Estimate], table: str = "memalpha") -> pd.DataFrame:
+def compare_with_published(rows: Iterable[Estimate], table: str = "memalpha") -> pd.DataFrame:
     """Return a published table with measured values in separate columns.
 
     Args:

@@ -6,14 +6,13 @@ answers stay; scores are recomputed by the metrics of this version or by a judge
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finemem_lib.credit.needs import mean_of_known
 from finemem_lib.credit.rules import RULES, credit_update
-from finemem_lib.readers.model_judge import ModelJudge
+from finemem_lib.readers.model_judge import ModelJudge, all_answers, with_scores
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.trajectory import AnsweredQuestion, Trajectory
@@ -42,45 +41,24 @@ def rescored(
     True
     """
 
-    def judged(one: AnsweredQuestion) -> bool:
+    def has_metric(one: AnsweredQuestion) -> bool:
+        return metric_for(one.question.data_source) != "unscored"
+
+    def needs_judge(one: AnsweredQuestion) -> bool:
         known = one.answer and one.question.answers
-        by_metric = metric_for(one.question.data_source) != "unscored"
-        return bool(judge and known and (every or not by_metric))
+        return bool(judge and known and (every or not has_metric(one)))
 
-    asked = [one for played in trajectories for one in _answers(played) if judged(one)]
-    verdicts = iter(judge.answers(asked) if judge else ())
+    def new_score(one: AnsweredQuestion) -> float | None:
+        if needs_judge(one):
+            return next(verdicts)
+        failed = one.score is None and not one.answer
+        if failed or not has_metric(one):
+            return one.score
+        return score(one.answer, one.question.answers, one.question.data_source)
 
-    def new(some: Iterable[AnsweredQuestion]) -> tuple[AnsweredQuestion, ...]:
-        found = []
-        for one in some:
-            value = one.score
-            if judged(one):
-                value = next(verdicts)
-            elif metric_for(one.question.data_source) != "unscored" and not (
-                value is None and not one.answer
-            ):
-                value = score(one.answer, one.question.answers, one.question.data_source)
-            found.append(dataclasses.replace(one, score=value))
-        return tuple(found)
-
-    # The verdicts come in the order of `_answers`: global questions first, then step by step.
-    return [
-        dataclasses.replace(
-            one,
-            questions=new(one.questions),
-            steps=tuple(
-                dataclasses.replace(step, chunk_questions=new(step.chunk_questions))
-                for step in one.steps
-            ),
-        )
-        for one in trajectories
-    ]
-
-
-def _answers(trajectory: Trajectory) -> Iterator[AnsweredQuestion]:
-    yield from trajectory.questions
-    for step in trajectory.steps:
-        yield from step.chunk_questions
+    answered = [one for trajectory in trajectories for one in all_answers(trajectory)]
+    verdicts = iter(judge.answers([*filter(needs_judge, answered)]) if judge else ())
+    return with_scores(trajectories, [*map(new_score, answered)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +67,6 @@ class ScoreChange:
 
     Attributes:
         manager, data_source: Manager and data source of the trajectories.
-        questions: Number of global questions.
         before, after: Mean score, without unscored questions; `None` if all are unscored.
         changed: Number of questions whose score changed.
         unscored_before, unscored_after: Number of questions without a score.
@@ -106,15 +83,7 @@ class ScoreChange:
 
 
 def score_changes(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[ScoreChange]:
-    """Compare the scores of the global questions before and after rescoring.
-
-    Args:
-        before: The recorded trajectories.
-        after: The same trajectories rescored, in the same order.
-
-    Returns:
-        One entry per manager and data source.
-    """
+    """Return the score changes from trajectories `before` to those `after`, in the same order."""
     pairs: defaultdict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(list)
     for old, new in zip(before, after, strict=True):
         pairs[old.manager, old.data_source] += [
@@ -141,7 +110,6 @@ class CreditRow:
     """The credit of one step under one rule.
 
     Attributes:
-        rule: Name of the rule.
         manager, instance_id, rollout, step: Identify the step.
         credit: Credit of the step; `None` if undefined.
     """
@@ -170,14 +138,7 @@ class Recredited:
 
 
 def updates_of(trajectories: Iterable[Trajectory]) -> list[list[Group]]:
-    """Return the rollout groups by manager; credit rules are applied to one manager at a time.
-
-    Args:
-        trajectories: Trajectories in any order.
-
-    Returns:
-        One list of groups per manager; a group holds the rollouts of one instance.
-    """
+    """Return `trajectories` as groups by manager; rules are applied to one manager at a time."""
     updates: defaultdict[str, defaultdict[str, Group]] = defaultdict(lambda: defaultdict(list))
     for one in trajectories:
         updates[one.manager][one.instance_id].append(one)
@@ -214,11 +175,7 @@ def recredited(
 
 
 def credit_summary(rows: Sequence[CreditRow]) -> Mapping[str, tuple[int, int, float | None]]:
-    """Return, by manager, the number of steps, of steps without credit, and the mean credit.
-
-    Args:
-        rows: Rows of one rule.
-    """
+    """Return, by manager, the number of `rows`, of those without credit, and the mean credit."""
     by_manager: defaultdict[str, list[float | None]] = defaultdict(list)
     for row in rows:
         by_manager[row.manager].append(row.credit)

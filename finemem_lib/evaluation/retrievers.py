@@ -19,26 +19,24 @@ Measures, each compared with `BASELINE` on the same questions:
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.evaluation.credit_truth import planted_credit, rank_correlation
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
-from finemem_lib.reading import reading_task
+from finemem_lib.reading import ReasoningAgent, reading_task
 from finemem_lib.retrievers.encoder import DENSE_MODEL
 from finemem_lib.retrievers.named import RetrieverName
 from finemem_lib.rewards import evidence_contribution
 from finemem_lib.scoring import metric_for, score
-from finemem_lib.trajectory import AnsweredQuestion, Instance, Question, Trajectory
-from finemem_lib.util.files import written_beside
+from finemem_lib.trajectory import AnsweredQuestion, Instance, MemoryItem, Question, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,14 +68,13 @@ Found = dict[tuple[Measure, RetrieverName, int], Values]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(MeasuredRow):
     """One value with its interval, and its difference to `BASELINE` on the same questions.
 
     Attributes:
         measure: Name of the measure, see the module docstring.
         file: Data file; "planted" for planted streams, "" for times.
         manager: Manager that wrote the memory; "" for times.
-        retriever: Name of the retriever.
         k: Number of retrieved items.
         items: Number of items in the memory, the mean over instances.
         value: Mean (median for times), with its interval from `low` to `high`.
@@ -86,6 +83,8 @@ class Row:
         counted: Number of questions, trajectories or repetitions in the value.
         instances: Number of instances in the value, the clusters of the interval.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/retrievers.py DATA --output FILE.jsonl"
 
     measure: Measure
     file: str
@@ -168,25 +167,32 @@ def compare(
                     for a, hits in zip(one.questions, ranked, strict=True)
                 ]
             for k in sorted({*accuracy_at, TOP_K}):
-                tasks = [
-                    reading_task(a.question, hits[:k])
-                    for a, hits in zip(one.questions, ranked, strict=True)
-                ]
-                read = [
-                    dataclasses.replace(
-                        a,
-                        retrieved=a.retrieved[:k],
-                        answer=reading.answer or "",
-                        used=reading.used,
-                        score=score(reading.answer, a.question.answers, a.question.data_source),
-                    )
-                    for a, reading in zip(one.questions, agent.read(tasks), strict=True)
-                ]
+                read = _read(one.questions, ranked, k, agent)
                 if k in accuracy_at:
                     found["accuracy", name, k][one.instance_id] = [a.score for a in read]
                 if k == TOP_K:
                     _add_evidence(found, credits, name, one, read)
     return dict(found), round(sum(sizes) / len(sizes))
+
+
+def _read(
+    questions: Sequence[AnsweredQuestion],
+    ranked: Sequence[Sequence[MemoryItem]],
+    k: int,
+    agent: ReasoningAgent,
+) -> list[AnsweredQuestion]:
+    """Return the questions answered from their first k retrieved items (`ranked`)."""
+    tasks = [reading_task(a.question, hits[:k]) for a, hits in zip(questions, ranked, strict=True)]
+    return [
+        dataclasses.replace(
+            a,
+            retrieved=a.retrieved[:k],
+            answer=reading.answer or "",
+            used=reading.used,
+            score=score(reading.answer, a.question.answers, a.question.data_source),
+        )
+        for a, reading in zip(questions, agent.read(tasks), strict=True)
+    ]
 
 
 def _add_evidence(
@@ -247,14 +253,13 @@ def rows_of(found: Found, file: str, manager: str, items: int) -> list[Row]:
     return rows
 
 
-def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame:
+def cost_table(rows: Iterable[Row]) -> pd.DataFrame:
     """Return a table of times and evidence measures: a row per measure, a column per retriever.
 
     Measures with fewer than two instances are left out.
 
     Args:
-        rows: Rows of any measures and files.
-        manager: Manager that wrote the memories.
+        rows: Rows of any measures and files; of the evidence those of "insert-all" are shown.
     """
     import pandas as pd
 
@@ -264,7 +269,7 @@ def cost_table(rows: Iterable[Row], manager: str = "insert-all") -> pd.DataFrame
         if row.measure.endswith(" ms"):
             line = f"{row.measure}, {row.items:,} items"
             lines[line][row.retriever] = f"{row.value:.2f}"
-        elif row.manager == manager and row.measure in _ORDER and row.low is not None:
+        elif row.manager == "insert-all" and row.measure in _ORDER and row.low is not None:
             file = row.file.removesuffix(".jsonl")
             text = interval_text(row.value, row.low, row.high, ".2f")
             lines[f"{row.measure}, {file}"][row.retriever] = text
@@ -280,48 +285,3 @@ _ORDER = (
     "credit agreement",
     "credit against truth",
 )
-
-
-def write_table(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines with four significant digits; the file is replaced atomically.
-
-    Args:
-        rows: The rows, one per line.
-        path: File to write or replace.
-
-    Raises:
-        OSError: the file could not be written; an earlier version is unchanged.
-    """
-
-    def short(row: Row) -> Mapping[str, object]:
-        return {
-            name: float(f"{value:.4g}") if isinstance(value, float) else value
-            for name, value in dataclasses.asdict(row).items()
-            if value is not None
-        }
-
-    with written_beside(path) as beside:
-        lines = (json.dumps(short(row), separators=(",", ":")) + "\n" for row in rows)
-        beside.write_text("".join(lines), encoding="utf-8")
-
-
-def read_table(path: Path) -> list[Row]:
-    """Read the rows that `write_table` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    optional = ("value", "low", "high", "difference", "difference_low", "difference_high")
-    try:
-        return [
-            Row(**dict.fromkeys(optional) | json.loads(line))
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold rows of retrievers ({error}); make them with "
-            "`python benchmarks/retrievers.py DATA --output FILE.jsonl`"
-        ) from error

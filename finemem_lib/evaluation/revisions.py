@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finemem_lib.baselines.systems import make_system
 from finemem_lib.data.revised import KINDS, Kind, RevisionSettings, revised_stream
-from finemem_lib.evaluation import rows
 from finemem_lib.evaluation.comparison import budget_name
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.seeds import stable_seed
@@ -55,21 +54,20 @@ ALL_REVISIONS = -1
 
 
 @dataclass(frozen=True, slots=True)
-class RevisionRow:
+class RevisionRow(MeasuredRow):
     """Results of one manager on the questions of one kind and number of revisions.
 
     Attributes:
-        manager: Name of the manager.
         budget: Token limit of its memory; `None` for no limit.
         kind: Kind of question: "single", "pair" or "chain".
         revisions: Number of revisions of the facts; `ALL_REVISIONS` for all numbers together.
         accuracy, low, high: Mean score with its interval over streams.
         stale: Share of the answers that score 0 and name a former value.
-        questions: Number of questions.
-        streams: Number of streams.
         memory_tokens: Mean length of the final memory in tokens, over all kinds.
         updates, deletes, inserts: Shares of the applied operations at steps that revise a fact.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/systems.py --output FOLDER"
 
     manager: str
     budget: int | None
@@ -183,18 +181,13 @@ def _operations(instances: Sequence[Instance], trajectories: Sequence[Trajectory
     return found
 
 
-def revisions_frame(rows: Iterable[RevisionRow], kind: Kind = "single") -> pd.DataFrame:
-    """Return a table with one row per manager and budget, one column per number of revisions.
-
-    Args:
-        rows: Rows of any kinds.
-        kind: Kind of question to show.
-    """
+def revisions_frame(rows: Iterable[RevisionRow]) -> pd.DataFrame:
+    """Return the `rows` of single facts as a table: a column per number of revisions."""
     import pandas as pd
 
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        if row.kind != kind:
+        if row.kind != "single":
             continue
         line = lines.setdefault(row.method, {})
         name = "all" if row.revisions == ALL_REVISIONS else f"revised {row.revisions}×"
@@ -206,15 +199,3 @@ def revisions_frame(rows: Iterable[RevisionRow], kind: Kind = "single") -> pd.Da
             )
             line["memory"] = f"{row.memory_tokens:,.0f}"
     return pd.DataFrame.from_dict(lines, orient="index").fillna("–")
-
-
-def read_rows(path: Path) -> list[RevisionRow]:
-    """Read rows that `rows.write_rows` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    return rows.read_rows(path, RevisionRow, "python benchmarks/systems.py --output FOLDER")

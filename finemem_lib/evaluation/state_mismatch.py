@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from finemem_lib.advantages import ScaleRewards, group_relative
+from finemem_lib.advantages import group_relative
 from finemem_lib.credit.group import anchored_groups, states_seen
+from finemem_lib.credit.needs import mean_of_known
 from finemem_lib.credit.recorded import evidence_anchored_used
 from finemem_lib.credit.replay import Replayer
 from finemem_lib.evaluation.intervals import expanded_level, percentile_ends
@@ -91,7 +92,6 @@ class Compared:
 
     Attributes:
         comparison: One of `COMPARISONS`.
-        instance_id: Id of the instance.
         step: From 1 to T.
         advantage: Advantage of the step under the comparison.
         effect: r_global minus r_global of a replay without the step.
@@ -166,7 +166,6 @@ def mismatch_rows(
     settings: RolloutSettings,
     agent: ReasoningAgent,
     seed: int,
-    scale_rewards: ScaleRewards = "group",
 ) -> list[Compared]:
     """Play instances and return advantage and effect of every step under every comparison.
 
@@ -179,7 +178,6 @@ def mismatch_rows(
         settings: Rollout settings.
         agent: Reasoning agent that answers the questions.
         seed: Seed of all random choices.
-        scale_rewards: See `advantages.group_relative`.
 
     Raises:
         ValueError: see `rollout.play` and `counterfactual.step_leave_one_out`.
@@ -191,51 +189,50 @@ def mismatch_rows(
         step: play(instances, FromState(manager, first, step), settings, agent, seed)
         for step in range(2, num_steps + 1)
     }
+    return [
+        row
+        for place, group in enumerate(groups)
+        for row in _group_rows(group, {step: again[step][place] for step in again}, agent)
+    ]
+
+
+def _group_rows(
+    group: Sequence[Trajectory],
+    again: Mapping[int, Sequence[Trajectory]],
+    agent: ReasoningAgent,
+) -> list[Compared]:
+    """Return the rows of a group, given its re-rollouts from every step."""
+    outcome = group_relative([[outcome_reward(one)] for one in group])
+    used = group_relative([evidence_anchored_used(one, beta=1.0) for one in group])
+    local = [anchored_groups(one, group=group, gamma=1.0) for one in group]
     rows = []
-    for place, group in enumerate(groups):
-        outcome = group_relative([[outcome_reward(one)] for one in group], scale_rewards)
-        used = group_relative(
-            [evidence_anchored_used(one, beta=1.0) for one in group], scale_rewards
-        )
-        local = [
-            anchored_groups(one, group=group, gamma=1.0, scale_rewards=scale_rewards)
-            for one in group
-        ]
-        states = list(zip(*map(states_seen, group), strict=True))
-        for step in range(1, num_steps + 1):
-            effects = _effects(group, step, agent)
-            alike = states[step - 1]
-            for number, (whole, effect) in enumerate(zip(outcome, effects, strict=True)):
-                anchored, shared = local[number][step - 1], whole[0]
-                values = {
-                    COMPARISONS[0]: shared,
-                    COMPARISONS[1]: used[number][step - 1],
-                    COMPARISONS[2]: None
-                    if anchored is None or shared is None
-                    else anchored - shared,
-                }
-                alone = {COMPARISONS[2]: alike.count(alike[number]) == 1}
-                rows += _rows(group, step, values, effect, alone)
-            replayed = again[step][place]
-            fresh = group_relative([[outcome_reward(one)] for one in replayed], scale_rewards)
-            for row, effect in zip(fresh, _effects(replayed, step, agent), strict=True):
-                rows += _rows(replayed, step, {COMPARISONS[3]: row[0]}, effect, {})
+    for step, states in enumerate(zip(*map(states_seen, group), strict=True), start=1):
+        effects = _effects(group, step, agent)
+        for number, (whole, effect) in enumerate(zip(outcome, effects, strict=True)):
+            anchored, shared = local[number][step - 1], whole[0]
+            values = {
+                COMPARISONS[0]: shared,
+                COMPARISONS[1]: used[number][step - 1],
+                COMPARISONS[2]: None if anchored is None or shared is None else anchored - shared,
+            }
+            alone = {COMPARISONS[2]: states.count(states[number]) == 1}
+            rows += _rows(group, step, values, effect, alone)
+        fresh = group_relative([[outcome_reward(one)] for one in again[step]])
+        for row, effect in zip(fresh, _effects(again[step], step, agent), strict=True):
+            rows += _rows(again[step], step, {COMPARISONS[3]: row[0]}, effect, {})
     return rows
 
 
-def agreements(
-    rows: Sequence[Compared], resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> list[Agreement]:
+def agreements(rows: Sequence[Compared], resamples: int = 1000, seed: int = 0) -> list[Agreement]:
     """Return the correlation of advantages and effects for every comparison and step.
 
     Advantage and effect are centred on their means over the rollouts of an instance at the step.
-    Intervals are bootstrap intervals over instances.
+    Intervals are bootstrap intervals over instances, of 95 %.
 
     Args:
         rows: Rows of `mismatch_rows`.
         resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
-        level: Coverage of the intervals.
     """
     found = []
     keys = dict.fromkeys((row.comparison, row.step) for row in rows)
@@ -253,7 +250,7 @@ def agreements(
             draw = np.random.default_rng(stable_seed(seed, comparison, step))
             picked = sums[draw.integers(len(sums), size=(resamples, len(sums)))].sum(axis=1)
             drawn = [one for one in map(_correlation, picked) if one is not None]
-            ends = percentile_ends(np.array(drawn), expanded_level(level, len(sums)))
+            ends = percentile_ends(np.array(drawn), expanded_level(0.95, len(sums)))
             low, high = map(float, ends)
         alone = sum(row.alone for row in those) / len(those)
         found.append(Agreement(comparison, step, value, low, high, alone))
@@ -281,11 +278,9 @@ def _effects(group: Sequence[Trajectory], step: int, agent: ReasoningAgent) -> l
     for one in group:
         outcome = outcome_reward(one)
         questions = [answered.question for answered in one.questions if answered.score is not None]
-        [scores] = Replayer(one, agent).scores(questions, [frozenset({step})])
-        known = [score for score in scores if score is not None]
-        effects.append(
-            None if outcome is None or not known else outcome - math.fsum(known) / len(known)
-        )
+        [scores] = Replayer(one, agent).ask([(questions, frozenset({step}))])
+        without = mean_of_known(scores)
+        effects.append(None if outcome is None or without is None else outcome - without)
     return effects
 
 

@@ -13,13 +13,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 from finemem_lib.baselines.systems import make_system
 from finemem_lib.data.planted import StreamSettings, planted_instances
-from finemem_lib.evaluation import rows
 from finemem_lib.evaluation.comparison import budget_name, model_calls
 from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.managers.rollout import LockstepRollouts, RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import ReasoningAgent
@@ -30,12 +30,11 @@ from finemem_lib.trajectory import Instance, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class LengthRow:
+class LengthRow(MeasuredRow):
     """One system on streams of one length.
 
     Attributes:
         stream: "planted", or the id of the long instance.
-        system: Name of the system.
         budget: Token limit of its memory; `None` for the limit in its own settings.
         chunks: Length of the streams in chunks.
         stream_tokens: Mean length of the streams in tokens.
@@ -45,9 +44,9 @@ class LengthRow:
         read_tokens: Mean tokens of the items retrieved for a question.
         seconds_per_step: CPU seconds per chunk.
         calls: Model calls per stream.
-        instances: Number of streams.
-        questions: Number of questions.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/systems.py --output FOLDER"
 
     stream: str
     system: str
@@ -130,12 +129,7 @@ def head_lengths(
 
 
 def head_of(instance: Instance, chunks: int) -> Instance:
-    """Return the first chunks of an instance with the questions that they can answer.
-
-    Args:
-        instance: The long instance.
-        chunks: Number of chunks to keep.
-    """
+    """Return the first `chunks` chunks of `instance` with the questions that they can answer."""
     kept = instance.chunks[:chunks]
     text = "\n".join(chunk.text for chunk in kept)
     questions = tuple(
@@ -200,15 +194,3 @@ def _read(trajectory: Trajectory) -> int:
     """Return the total tokens of the items retrieved for all questions of a trajectory."""
     sizes = {item.item_id: count_tokens(item.content) for item in trajectory.final_memory()}
     return sum(sizes[hit.item_id] for a in trajectory.questions for hit in a.retrieved)
-
-
-def read_rows(path: Path) -> list[LengthRow]:
-    """Read rows that `rows.write_rows` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: the file is missing, or a line is not a row.
-    """
-    return rows.read_rows(path, LengthRow, "python benchmarks/systems.py --output FOLDER")

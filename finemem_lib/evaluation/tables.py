@@ -48,7 +48,6 @@ class BootstrapSettings:
             instances.
         num_resamples: number of resamples, at least 100.
         level: coverage of the interval, between 0 and 1.
-        seed: seed of the resampling.
 
     Raises:
         ValueError: a value is out of range.
@@ -83,7 +82,6 @@ class Estimate:
         average: how questions and sources are weighted.
         value: the estimate; `None` if nothing could be measured.
         low: lower end of the interval, `None` if there are too few units to resample; so is `high`.
-        instances: number of instances in the value.
         counted: number of scored answers (for memory, trajectories; for a difference, pairs).
         left_out: number of those that could not be scored (or paired).
         over: what the value averages over, in words.
@@ -162,7 +160,7 @@ def paired_differences(
     settings: BootstrapSettings | None = None,
     measure: Measure = "accuracy",
 ) -> list[Estimate]:
-    """Return the paired differences between every method and the baseline, with intervals.
+    """Return the differences between every method and the baseline as rows of `benchmark_table`.
 
     Only questions (for memory, instances) with a value under both methods count. Both methods are
     resampled together, so the difficulty of an instance cancels out.
@@ -172,9 +170,6 @@ def paired_differences(
         baseline: name of the method to subtract.
         settings: settings of the bootstrap.
         measure: the measure to compare.
-
-    Returns:
-        Per method, the rows of `benchmark_table` for the difference.
 
     Raises:
         ValueError: the baseline is unknown, or the methods were played on different instances.
@@ -196,10 +191,7 @@ def paired_differences(
 
 
 def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[OperationCount]:
-    """Return the numbers of emitted, applied and invalid operations by method and kind.
-
-    Args:
-        methods: trajectories of every method by its name.
+    """Return the numbers of emitted, applied and invalid operations of `methods` by kind.
 
     Raises:
         ValueError: a method has no trajectories, or lengths were counted by different tokenizers.
@@ -229,10 +221,7 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
 
 
 def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
-    """Return one table row of text per method.
-
-    Args:
-        rows: rows of `benchmark_table`.
+    """Return `rows` of `benchmark_table` as one row of text per method.
 
     Returns:
         Per method, text by column: accuracy by category and overall (macro means over data
@@ -253,11 +242,7 @@ def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
 
 
 def format_estimate(row: Estimate) -> str:
-    """Return an estimate with its interval as text, "–" if nothing could be measured.
-
-    Args:
-        row: the estimate.
-    """
+    """Return `row` with its interval as text, "–" if nothing could be measured."""
     if row.value is None:
         return "–"
     digits = ",.0f" if row.measure == "memory_tokens" else ".3f"
@@ -265,11 +250,7 @@ def format_estimate(row: Estimate) -> str:
 
 
 def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
-    """Return table rows (dataclasses) as a pandas frame, one column per field.
-
-    Args:
-        rows: dataclasses of one type, any number.
-    """
+    """Return `rows`, dataclasses of one type, as a pandas frame with one column per field."""
     import pandas as pd
 
     return pd.DataFrame([dataclasses.asdict(row) for row in rows])

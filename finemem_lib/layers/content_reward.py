@@ -4,7 +4,7 @@
 judged; a delete, a malformed call and an empty content count as 0. A step without calls has r4 = 0.
 
 Differs from the paper (arXiv 2509.25911): its judge is Qwen3-32B. Here `rule_verdicts` judges by
-the form of the text, without a model, and `readers.model_content_judge` uses a language model. A
+the form of the text, without a model, and `readers.model_judge` uses a language model. A
 missing verdict of a model is `None` and is left out of the mean; the published code counts a reply
 that cannot be parsed as 0. As in the published code, calls that the memory refused are judged too.
 """
@@ -34,23 +34,17 @@ ContentJudge = Callable[[Sequence[Written]], Sequence[float | None]]
 
 _PLACEHOLDER = re.compile(r"(?:none|n/?a|null|empty|todo|tbd|unknown|\W|\.\.\.|<[^>]*>)*", re.I)
 _VAGUE = frozenset("it this that these those he she they there".split())
-LEAST_WORDS = 3
+MIN_WORDS = 3
 """Smallest number of words of a statement."""
 
 
 def rule_verdicts(written: Sequence[Written]) -> list[float]:
-    """Return a verdict per text by its form, without a model.
+    """Return a verdict by form per text of `written`: 1.0 if it fits its store, else 0.0.
 
     A core fits unless it is a placeholder or mentions the core memory itself. A semantic item fits
-    if it has at least `LEAST_WORDS` words, does not begin with a pronoun, is not a question, and
+    if it has at least `MIN_WORDS` words, does not begin with a pronoun, is not a question, and
     does not begin with a date. An episodic item fits if it begins with a date that at least
-    `LEAST_WORDS` words follow. An item of a flat memory fits if it could be either of the two.
-
-    Args:
-        written: Texts with their stores.
-
-    Returns:
-        Per text 1.0 if it fits its store, else 0.0.
+    `MIN_WORDS` words follow. An item of a flat memory fits if it could be either of the two.
 
     >>> rule_verdicts([
     ...     Written("episodic", "On 3 May 2024 Mia saw Rome"),
@@ -70,7 +64,7 @@ def _is_core(content: str) -> bool:
 def _is_knowledge(content: str) -> bool:
     said = words(content)
     return (
-        len(said) >= LEAST_WORDS
+        len(said) >= MIN_WORDS
         and said[0] not in _VAGUE
         and not content.rstrip().endswith("?")
         and timestamp_of(content) is None
@@ -79,7 +73,7 @@ def _is_knowledge(content: str) -> bool:
 
 def _is_event(content: str) -> bool:
     date = timestamp_of(content)
-    return date is not None and len(words(content.partition(date)[2])) >= LEAST_WORDS
+    return date is not None and len(words(content.partition(date)[2])) >= MIN_WORDS
 
 
 _RULES: dict[Store, Callable[[str], bool]] = {

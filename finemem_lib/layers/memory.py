@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from finemem_lib.memory import (
     EMPTY_CONTENT,
@@ -28,8 +28,6 @@ from finemem_lib.memory import (
     TOO_LONG,
     UNKNOWN_ID,
     UNKNOWN_STORE,
-    Duplicates,
-    Eviction,
     FlatMemory,
 )
 from finemem_lib.text import count_tokens, truncate_tokens
@@ -92,10 +90,6 @@ class LayerRules:
                 raise ValueError(f"layer rules: {name} is {value!r}, expected one of {expected}")
 
 
-PUBLISHED_RULES = LayerRules(core_delete="clear", unknown_delete="succeed")
-"""The rules of Mem-alpha's published code."""
-
-
 class LayeredMemory(FlatMemory):
     """Memory with a core paragraph, semantic items and episodic items.
 
@@ -105,16 +99,9 @@ class LayeredMemory(FlatMemory):
     item. Ids begin with the first letter of the store: "s1", "e2".
 
     Args:
-        capacity: Largest number of semantic and episodic items; `None` for no limit.
-        eviction: Which of these items a full memory evicts, see `FlatMemory`.
-        max_item_tokens: Largest number of tokens of such an item; `None` for no limit.
-        duplicates: "refuse" makes a write invalid if it repeats an item of its store.
-        token_budget: Largest number of tokens of all items, including the core; `None` for no
-            limit.
         rules: Behaviour in edge cases; default: `LayerRules()`.
-
-    Raises:
-        ValueError: a setting is out of range.
+        limits: As in `FlatMemory`. The core is never evicted and enters only `token_budget`;
+            duplicates are those within a store.
 
     >>> memory = LayeredMemory()
     >>> outcomes, delta = memory.apply(
@@ -132,16 +119,8 @@ class LayeredMemory(FlatMemory):
 
     stores = (None, *LAYERS)
 
-    def __init__(
-        self,
-        capacity: int | None = None,
-        eviction: Eviction = "oldest",
-        max_item_tokens: int | None = None,
-        duplicates: Duplicates = "refuse",
-        token_budget: int | None = None,
-        rules: LayerRules | None = None,
-    ) -> None:
-        super().__init__(capacity, eviction, max_item_tokens, duplicates, token_budget)
+    def __init__(self, *, rules: LayerRules | None = None, **limits: Any) -> None:
+        super().__init__(**limits)
         self.rules = rules or LayerRules()
         self._core_id = CORE_ID
         self._cleared = 0
@@ -151,7 +130,7 @@ class LayeredMemory(FlatMemory):
         """The core item; `None` before its first write and after it was cleared."""
         return self._items.get(self._core_id)
 
-    def _meant(self, operation: Operation) -> Operation:
+    def _resolved(self, operation: Operation) -> Operation:
         """Return the operation with its store and, for the core, with its id and a cut content."""
         item = self._items.get(operation.item_id or "")
         store = operation.store or (item.store if item else "semantic")
@@ -170,25 +149,25 @@ class LayeredMemory(FlatMemory):
     def _overfull(self, items: int, tokens: int) -> bool:
         return super()._overfull(items - (self.core is not None), tokens)
 
-    def _objection(self, operation: Operation) -> str | None:
+    def _refusal(self, operation: Operation) -> str | None:
         if operation.store not in self.stores:
             return UNKNOWN_STORE
         if operation.store == "core":
-            return self._core_objection(operation)
+            return self._core_refusal(operation)
         item = self._items.get(operation.item_id or "")
         elsewhere = item is not None and item.store != operation.store
         if operation.kind == "UPDATE" and elsewhere:
             return UNKNOWN_ID
         if operation.kind == "DELETE" and (item is None or elsewhere):
             return None if self.rules.unknown_delete == "succeed" and item is None else UNKNOWN_ID
-        reason = super()._objection(operation)
+        reason = super()._refusal(operation)
         if reason is None and self.core is not None and self.token_budget is not None:
             held = count_tokens(self.core.content) + count_tokens(operation.content or "")
             if operation.kind in ("INSERT", "UPDATE") and held > self.token_budget:
                 return TOO_LONG
         return reason
 
-    def _core_objection(self, operation: Operation) -> str | None:
+    def _core_refusal(self, operation: Operation) -> str | None:
         """Return why an operation on the core is invalid, `None` if it is valid."""
         old = self.core
         if operation.kind == "DELETE":
@@ -251,12 +230,9 @@ _TIMESTAMP = re.compile(
 
 
 def timestamp_of(content: str) -> str | None:
-    """Return the date at the beginning of an episodic item, `None` if there is none.
+    """Return the date at the beginning of an episodic item (`content`), `None` if there is none.
 
     Mem-alpha's tools have no field for the date, so an episodic item states it in its text.
-
-    Args:
-        content: Text of the item.
 
     >>> timestamp_of("At timestamp 2024-01-03 00:00, the user sold a boat.")
     '2024-01-03 00:00'

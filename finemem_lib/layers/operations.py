@@ -60,10 +60,7 @@ def parse_calls(completion: str) -> tuple[Operation | InvalidOperation, ...]:
 
 
 def format_calls(operations: Iterable[Operation]) -> str:
-    """Return operations as a JSON list of calls for `parse_calls`; a SKIP is no call.
-
-    Args:
-        operations: Operations that name their store.
+    """Return `operations` as a JSON list of calls for `parse_calls`; a SKIP is no call.
 
     Raises:
         ValueError: an operation names no store.
@@ -114,33 +111,3 @@ def _read_call(raw: str) -> Operation | InvalidOperation:
 
 def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
     return next((fields[name] for name in names if name in fields), None)
-
-
-_ABOUT: dict[str, str] = {
-    "memory_insert": "Store a new semantic or episodic item.",
-    "memory_update": "Rewrite the core, or replace an item.",
-    "memory_delete": "Remove a semantic or episodic item that is no longer true.",
-}
-
-
-def _tool(name: str, stores: list[str], arguments: list[str], optional: str = "") -> dict[str, Any]:
-    """Return the description of a tool for the `tools` of a chat template."""
-    properties: dict[str, Any] = {"memory_type": {"type": "string", "enum": stores}}
-    properties |= {argument: {"type": "string"} for argument in arguments}
-    required = ["memory_type", *(one for one in arguments if one != optional)]
-    parameters = {"type": "object", "properties": properties, "required": required}
-    function = {"name": name, "description": _ABOUT[name], "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-CALL_TOOLS: list[dict[str, Any]] = [
-    _tool("memory_insert", ["semantic", "episodic"], ["content"]),
-    _tool(
-        "memory_update",
-        ["core", "semantic", "episodic"],
-        ["new_content", "memory_id"],
-        optional="memory_id",
-    ),
-    _tool("memory_delete", ["semantic", "episodic"], ["memory_id"]),
-]
-"""Descriptions of the tools of a layered memory, for a language model."""

@@ -73,21 +73,12 @@ def play_script(
 
 
 def insert(sentence: str) -> tuple[str, Operation]:
-    """Return a step that stores its chunk.
-
-    Args:
-        sentence: The chunk and the stored content.
-    """
+    """Return a step that stores its chunk, `sentence`."""
     return sentence, Operation("INSERT", sentence)
 
 
 def update(sentence: str, item_id: str) -> tuple[str, Operation]:
-    """Return a step that overwrites an item with its chunk.
-
-    Args:
-        sentence: The chunk and the item's new content.
-        item_id: Id of the item to overwrite.
-    """
+    """Return a step that overwrites item `item_id` with its chunk, `sentence`."""
     return sentence, Operation("UPDATE", sentence, item_id)
 
 
@@ -217,13 +208,10 @@ def disagreement(top_k: int = 2, capacity: int | None = None) -> Trajectory:
 
 
 def story(trajectory: Trajectory) -> str:
-    """Return a trajectory as text: a line per operation, then two per global question.
+    """Return `trajectory` as text: a line per operation, then two per global question.
 
     Each eviction has a separate line. The lines of a question state its score, the retrieved items
     (with the steps that wrote them) and the used items.
-
-    Args:
-        trajectory: The trajectory.
 
     >>> print(story(duplicates()).splitlines()[2])
     step 3  INSERT item 3: Mia settled near Rome.
@@ -267,10 +255,7 @@ def _short(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as text for the lesson, with numbers rounded to four decimals.
-
-    Args:
-        value: A number, `None`, a text, or a list of these.
+    """Return `value`, also a list, as text for the lesson, with four decimals.
 
     >>> as_text([0.25, None, 1 / 3])
     '[0.25, None, 0.3333]'

@@ -143,7 +143,6 @@ class Exercise:
     """The solution of an exercise, with known wrong answers.
 
     Attributes:
-        right: The right numbers.
         per: The unit of each number, such as "step".
         total: The required sum of the numbers, with its name; `None` if there is none.
         mistakes: Wrong answers, each with a description of the mistake.
@@ -167,6 +166,19 @@ def _outcome(case: Trajectory) -> float:
     return outcome
 
 
+def _undivided_evidence(case: Trajectory) -> Answer:
+    """Return the evidence of every step if each retrieved item got the whole score."""
+    return [
+        math.fsum(
+            (answered.score or 0.0) / len(case.questions)
+            for answered in case.questions
+            for item in answered.retrieved
+            if item.steps[-1] == step
+        )
+        for step in range(1, case.num_steps + 1)
+    ]
+
+
 def _evidence() -> Exercise:
     case = toy()
     right = _measured(evidence_contribution(case))
@@ -176,15 +188,6 @@ def _evidence() -> Exercise:
     def under(**choice: Any) -> Answer:
         return evidence_contribution(case, RewardSettings(**choice))
 
-    whole = [
-        math.fsum(
-            (answered.score or 0.0) / n
-            for answered in case.questions
-            for item in answered.retrieved
-            if item.steps[-1] == step
-        )
-        for step in range(1, steps + 1)
-    ]
     all_right = replace(
         case, questions=tuple(replace(answered, score=1.0) for answered in case.questions)
     )
@@ -217,7 +220,7 @@ def _evidence() -> Exercise:
                 "n counts the questions that were scored, not only those that were answered right.",
             ),
             (
-                whole,
+                _undivided_evidence(case),
                 "every retrieved item gets the whole score of its question; share it among them.",
             ),
             (

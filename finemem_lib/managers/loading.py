@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from finemem_lib.util.provenance import FETCHED, repository_root
+from finemem_lib.util.provenance import FETCHED, workbench_root
 from finemem_lib.util.validation import parse_json
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def checkpoint_folder(path_or_name: str | Path) -> Path | None:
             is also searched for in the repository.
     """
     source = SHIPPED_MANAGERS.get(str(path_or_name), path_or_name)
-    folders = (Path(source), repository_root() / source)
+    folders = (Path(source), workbench_root() / source)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from finemem_lib.data.planted_layers import verbs_of
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, retrieval_query, sentences
-from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask
+from finemem_lib.reading import MemoisedAgent, Reading, ReadingTask, ReasoningAgent
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, Trajectory
@@ -89,12 +89,12 @@ _WORD = re.compile(r"\w+")
 _SUFFIX = re.compile(r"(?<=\w{3})(?:ingly|edly|ing|ies|ied|es|ed|ly|s|e|y)$")
 _SUMMARY_METRICS = ("keyword_hit", "rouge_l")
 
-_About = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pattern[str], ...]]
+_Parsed = tuple[list[frozenset[str]], frozenset[int], frozenset[str], tuple[re.Pattern[str], ...]]
 """A parsed question: the terms of every content word, the indices of the words that an answer must
 hold, the stemmed words of the query, and the patterns of an answer."""
 
 
-class ExtractiveReader:
+class ExtractiveReader(ReasoningAgent):
     r"""A reader whose answers are parts of the retrieved text.
 
     The metric of the data source selects the method:
@@ -109,7 +109,8 @@ class ExtractiveReader:
       `CONTEXT_WEIGHT`; a span of the type asked for counts as a bonus. Among equals the item
       written last wins (unknown: the one retrieved first), then the later sentence.
 
-    If no sentence has enough support, the reader abstains: answer "", used ().
+    If no sentence has enough support, the reader abstains: answer "", used (). The time is linear
+    in the words of the items.
 
     Args:
         synonyms: Words that may answer a question word. They are added to the query. A question
@@ -125,7 +126,8 @@ class ExtractiveReader:
         summary_words: Largest number of words of a summary, at least 1.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range. `query` and `read` raise it if a data source has no
+            metric.
 
     >>> reader = ExtractiveReader(synonyms={"live": ("moved",)}, answer="span")
     >>> items = (("1", "Mia moved to Rome."), ("2", "Leo visited Oslo."))
@@ -156,7 +158,7 @@ class ExtractiveReader:
         self.synonyms = {
             cue.lower(): tuple(words(" ".join(others))) for cue, others in (synonyms or {}).items()
         }
-        self._known: dict[tuple[str, str], _About] = {}
+        self._parsed_questions: dict[tuple[str, str], _Parsed] = {}
 
     @functools.cached_property  # part of the key of every memoised task
     def settings(self) -> str:
@@ -166,11 +168,7 @@ class ExtractiveReader:
         )
 
     def query(self, question: str, data_source: str) -> str:
-        r"""Return the retrieval query for a question.
-
-        Args:
-            question: Text of the question.
-            data_source: Data source, which selects the metric.
+        r"""Return `question` with synonyms of its words, or by `data_source` the text to label.
 
         Returns:
             The sentence to label for sources scored by label, else the question followed by the
@@ -189,17 +187,6 @@ class ExtractiveReader:
         return " ".join([question, *itertools.chain.from_iterable(others)])
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task separately, in time linear in the words of its items.
-
-        Args:
-            tasks: Questions with the retrieved items.
-
-        Returns:
-            One reading per task, in order.
-
-        Raises:
-            ValueError: a task's data source has no metric.
-        """
         return [self._read(task) for task in tasks]
 
     def _read(self, task: ReadingTask) -> Reading:
@@ -277,7 +264,7 @@ class ExtractiveReader:
 
     def _extract(self, task: ReadingTask) -> Reading:
         """Return the sentence with the most support, or the answer span in it."""
-        concepts, required, asked, patterns = self._about(task.question, task.data_source)
+        concepts, required, asked, patterns = self._parsed(task.question, task.data_source)
         candidates: list[tuple[int, int, int, str, list[int], list[int]]] = []
         for place, ((_, content), rank) in enumerate(zip(task.items, _ranks(task), strict=True)):
             before: list[int] = []
@@ -311,15 +298,15 @@ class ExtractiveReader:
         answer = _span(patterns, sentence, asked) if self.answer == "span" else sentence
         return Reading(answer, (task.items[-place][0],))
 
-    def _about(self, question: str, data_source: str) -> _About:
+    def _parsed(self, question: str, data_source: str) -> _Parsed:
         """Return the parsed question, cached because it is read with many sets of items."""
-        if (question, data_source) not in self._known:
-            self._known[question, data_source] = (
+        if (question, data_source) not in self._parsed_questions:
+            self._parsed_questions[question, data_source] = (
                 *self._concepts(question),
                 frozenset(map(_stem, words(self.query(question, data_source)))),
                 _answer_patterns(question),
             )
-        return self._known[question, data_source]
+        return self._parsed_questions[question, data_source]
 
     def _concepts(self, question: str) -> tuple[list[frozenset[str]], frozenset[int]]:
         """Return the terms of each content word of the question, and the indices of required words.

@@ -57,13 +57,9 @@ class LocalChat(Chat):
     def log_probabilities(
         self, conversations: Sequence[Messages], replies: Sequence[str]
     ) -> list[float]:
-        """Return, per conversation, the mean log-probability per token of a given reply.
+        """Return the mean log-probability per token of `replies`, not empty, to `conversations`.
 
         The end-of-sequence token is not counted; the temperature has no effect.
-
-        Args:
-            conversations: The conversations before the reply.
-            replies: One non-empty reply per conversation.
         """
         import torch
 

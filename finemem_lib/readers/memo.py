@@ -103,11 +103,7 @@ class Memo:
         )
 
     def copy_to(self, path: str | Path) -> None:
-        """Write all replies to a new file; other processes may add replies meanwhile.
-
-        Args:
-            path: The new file.
-        """
+        """Write all replies to a new file, `path`; other processes may add replies meanwhile."""
         with contextlib.closing(sqlite3.connect(path)) as copy:
             self._file.backup(copy)
 

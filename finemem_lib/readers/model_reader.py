@@ -11,7 +11,7 @@ from finemem_lib.data.sentences import retrieval_query
 from finemem_lib.readers.chat import Chat, Messages
 from finemem_lib.readers.local import LocalChat
 from finemem_lib.readers.prompts import Prompted
-from finemem_lib.reading import Reading, ReadingTask
+from finemem_lib.reading import Reading, ReadingTask, ReasoningAgent
 
 AnswerLogProbabilities = Callable[[Sequence[ReadingTask], Sequence[Sequence[str]]], list[float]]
 
@@ -21,7 +21,6 @@ class CitedAnswer:
     """A language model's answer with the items that it cites.
 
     Attributes:
-        answer: The answer in words.
         items: Numbers of the cited items; 1 is the first item of the prompt.
     """
 
@@ -30,7 +29,7 @@ class CitedAnswer:
     items: list[int]
 
 
-class ModelReader(Prompted):
+class ModelReader(Prompted, ReasoningAgent):
     """A reasoning agent that answers all tasks of a batch with a language model.
 
     It also verifies chunk questions. The prompt lists items in the order of their last writes,
@@ -40,6 +39,9 @@ class ModelReader(Prompted):
         chat: The model to ask.
         cite: Whether the answer must cite the items it rests on; otherwise `Reading.used` is
             `None`. Citations of numbers without an item are ignored.
+
+    An answer is `None` where the model twice refused or gave a malformed reply. `read` raises
+    ModelError if a call to the model failed; the replies until then are in the memo.
     """
 
     def __init__(self, chat: Chat, cite: bool = False) -> None:
@@ -47,27 +49,9 @@ class ModelReader(Prompted):
         self.cite = cite
 
     def query(self, question: str, data_source: str) -> str:
-        """Return the retrieval query for a question.
-
-        Args:
-            question: Text of the question.
-            data_source: Data source, which selects the metric.
-        """
         return retrieval_query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer a batch of tasks.
-
-        Args:
-            tasks: Questions with the memory items to answer them from.
-
-        Returns:
-            One reading per task, in order; its answer is `None` where the model twice refused or
-            gave a malformed reply.
-
-        Raises:
-            ModelError: a call to the model failed; the replies until then are in the memo.
-        """
         shown = [_in_order(task) for task in tasks]
         conversations = self._conversations(tasks)
         if not self.cite:

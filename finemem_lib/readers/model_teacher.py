@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from finemem_lib.data.cloze import FACT_METRICS, FACT_SOURCE
+from finemem_lib.data.questions import Teacher
 from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.prompts import Prompted
 from finemem_lib.scoring import metric_for
@@ -31,10 +32,12 @@ class WrittenQuestions:
     questions: list[WrittenQuestion]
 
 
-class ModelTeacher(Prompted):
+class ModelTeacher(Prompted, Teacher):
     """A teacher that lets a language model write questions about a chunk.
 
-    A chunk for which the model gave no valid reply has no candidates.
+    A chunk for which the model gave no valid reply has no candidates. `prepare` asks about all
+    chunks in one batch, and `write` reads the replies from the memo; both raise ModelError if a
+    call to the model failed.
 
     Args:
         chat: The model to ask.
@@ -51,32 +54,11 @@ class ModelTeacher(Prompted):
         self.number = number
 
     def prepare(self, chunk_texts: Sequence[str]) -> None:
-        """Ask for the questions of many chunks in one batch; `write` then reads them from the memo.
-
-        Args:
-            chunk_texts: The texts that `write` will receive.
-
-        Raises:
-            ModelError: a call to the model failed; the replies until then are in the memo.
-        """
         self._written(chunk_texts)
 
     def write(
         self, chunk_text: str, step: int, data_source: str, rng: random.Random
     ) -> list[Question]:
-        """Return candidate questions in the model's order, with the chunk's step as evidence.
-
-        Args:
-            chunk_text: The text to ask about.
-            step: The chunk's step, from 1.
-            data_source: The instance's data source; `FACT_SOURCE` replaces it in the questions if
-                its metric cannot score facts.
-            rng: Not used.
-
-        Raises:
-            ValueError: the data source has no metric.
-            ModelError: a call to the model failed.
-        """
         source = data_source if metric_for(data_source) in FACT_METRICS else FACT_SOURCE
         [written] = self._written([chunk_text])
         questions = written.questions[: self.number] if written else []

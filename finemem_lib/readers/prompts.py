@@ -24,8 +24,6 @@ class Prompt:
 
     Attributes:
         name: Name of the file in `prompts/`, without suffix.
-        version: Version number in the file.
-        system: The system message.
         user: The user message, with a $name for each value.
         digest: 12 hexadecimal digits of the file's SHA-256.
     """
@@ -42,10 +40,7 @@ class Prompt:
         return f"{self.name} v{self.version} {self.digest}"
 
     def messages(self, **values: str) -> Messages:
-        """Return the conversation with the values inserted; a $name inside a value is kept.
-
-        Args:
-            values: The text for each $name.
+        """Return the conversation with `values` inserted; a $name inside a value is kept.
 
         Raises:
             KeyError: a $name has no value.
@@ -55,10 +50,7 @@ class Prompt:
 
 
 def load_prompt(name: str) -> Prompt:
-    """Return a prompt of the library.
-
-    Args:
-        name: Name of the prompt's file in `prompts/`, without suffix.
+    """Return the prompt `name` of the library, the name of its file in `prompts/` without suffix.
 
     >>> load_prompt("teach").messages(number="5", text="Costs $items.")[1]["content"]
     'Write 5 questions about this text:\\n\\nCosts $items.'

@@ -21,8 +21,7 @@ from finemem_lib.layers.content_reward import ContentJudge, rule_verdicts
 from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.readers.local import LocalChat
-from finemem_lib.readers.model_content_judge import ModelContentJudge
-from finemem_lib.readers.model_judge import ModelJudge, judged
+from finemem_lib.readers.model_judge import ModelContentJudge, ModelJudge, judged
 from finemem_lib.readers.model_reader import ModelReader
 from finemem_lib.readers.model_teacher import ModelTeacher
 from finemem_lib.readers.server import ChatClient
@@ -33,10 +32,7 @@ from finemem_lib.util.yaml_files import read_yaml
 
 
 def make_chat(settings: ChatSettings) -> Chat:
-    """Return the client of a language model.
-
-    Args:
-        settings: The model and its sampling settings.
+    """Return the client of the language model that `settings` name.
 
     Raises:
         ValueError, ImportError, OSError: as `ChatClient` and `LocalChat`.
@@ -71,10 +67,7 @@ class ModelRole:
 
 
 def reader_role(options: Mapping[str, Any]) -> ModelRole:
-    """Return the settings of the reader from a mapping.
-
-    Args:
-        options: Names and values of `ChatSettings`, and `cite`.
+    """Return the settings of the reader from `options`: those of `ChatSettings`, and `cite`.
 
     Raises:
         ValueError: a setting is unknown, missing or out of range.
@@ -89,14 +82,11 @@ def reader_role(options: Mapping[str, Any]) -> ModelRole:
 
 
 def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
-    """Read the settings of the language models per role from a YAML file.
+    """Return the settings of the language models by role, read from a YAML file.
 
     Args:
         path: A YAML file with a mapping of `ChatSettings` per role.
         folder: Folder of the memo for models that name none; `None` keeps replies in memory.
-
-    Returns:
-        The roles in the file, by name.
 
     Raises:
         ValueError: the file or a setting in it is not usable. The message shows no value, because
@@ -128,10 +118,7 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
 
 
 def check_roles(path: Path) -> None:
-    """Raise an error if a model in the file cannot be used here, before any call.
-
-    Args:
-        path: A YAML file as for `load_roles`.
+    """Raise an error if a model in the file `path` cannot be used here, before any call.
 
     Raises:
         ValueError: the file or a setting is not usable, or the variable of a key is not set.
@@ -151,7 +138,6 @@ class Models:
         roles: Settings by role; a missing role uses no model.
 
     Attributes:
-        roles: As the argument.
         after_batch: Called after each batch of questions to a model, also after a failed one.
     """
 
@@ -268,10 +254,7 @@ class Models:
 
 
 def usage_line(entry: Mapping[str, Any]) -> str:
-    """Return the usage of a language model as one line of text.
-
-    Args:
-        entry: An entry of `Models.record`.
+    """Return the usage of a language model, an `entry` of `Models.record`, as one line.
 
     >>> usage_line({"model": "m", "roles": {"reader": {}}, "usage": {"calls": 3, "tokens_in": 40}})
     'asked m as reader: calls 3, tokens in 40'

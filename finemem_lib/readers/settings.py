@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from finemem_lib.util.provenance import FETCHED, repository_root
+from finemem_lib.util.provenance import FETCHED, workbench_root
 from finemem_lib.util.validation import type_adapter
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -120,7 +120,7 @@ class ChatSettings:
     def source(self) -> str:
         """The folder of a local model (absolute, or relative to the working directory or the
         repository), or else its name on the hub."""
-        folders = (Path(self.model), repository_root() / self.model)
+        folders = (Path(self.model), workbench_root() / self.model)
         return str(next((folder for folder in folders if folder.is_dir()), self.model))
 
     @property
@@ -143,10 +143,7 @@ class ChatSettings:
 
 
 def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
-    """Return validated settings from a mapping, such as a role in a file of models.
-
-    Args:
-        options: Names and values of `ChatSettings`.
+    """Return validated settings from `options`, such as a role in a file of models.
 
     Raises:
         ValueError: a field is unknown, missing, of another type or out of range.
@@ -173,10 +170,7 @@ def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
 
 
 def check_usable(settings: ChatSettings) -> None:
-    """Raise an error if a model cannot be used from this process, before any call.
-
-    Args:
-        settings: Settings of the model.
+    """Raise an error if the model of `settings` cannot be used here, before any call.
 
     Raises:
         ValueError: the key's variable is not set, or a local model was not fetched.

@@ -12,13 +12,7 @@ Structure = TypeVar("Structure")
 
 
 def without_thinking(text: str) -> str:
-    """Return a reply without the reasoning that some models write first.
-
-    Args:
-        text: The complete reply.
-
-    Returns:
-        The text after the reasoning, or "" if the reasoning does not end.
+    """Return `text` without the reasoning before the reply; "" if the reasoning does not end.
 
     >>> without_thinking("<think>Let me see.</think> Rome"), without_thinking("<think>Let me")
     ('Rome', '')
@@ -29,14 +23,7 @@ def without_thinking(text: str) -> str:
 
 
 def structured(text: str, structure: type[Structure]) -> Structure | None:
-    """Return the object that the JSON in a reply describes.
-
-    Args:
-        text: The reply; text or a code fence around the braces is ignored.
-        structure: A dataclass; the JSON object must fit its fields.
-
-    Returns:
-        The object, or `None` where the reply does not fit.
+    """Return the `structure`, a dataclass, that the JSON in `text` describes, or `None`.
 
     >>> from finemem_lib.readers.memo import Reply
     >>> structured('Here: {"text": "Rome"}', Reply)
@@ -53,9 +40,5 @@ def structured(text: str, structure: type[Structure]) -> Structure | None:
 
 
 def json_schema(structure: type) -> dict[str, Any]:
-    """Return the JSON schema of a structured answer.
-
-    Args:
-        structure: A dataclass.
-    """
+    """Return the JSON schema of a structured answer, the dataclass `structure`."""
     return type_adapter(structure).json_schema()

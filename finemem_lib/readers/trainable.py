@@ -32,7 +32,7 @@ DENSE = ("overlap", "rank", "recency")
 retrieval rank, 1 for the best; order of the last write, 1 for the newest."""
 
 
-class TrainableReader:
+class TrainableReader(ReasoningAgent):
     """A reader that selects the retrieved item with the highest score and extracts the answer.
 
     The score of item m for question q is linear, ``s(q, m) = sum_(u, v) w[hash(u, v)] + sum_f w_f
@@ -108,23 +108,9 @@ class TrainableReader:
         return json.dumps([self.name, self._digest, self.buckets, self._searcher.synonyms])
 
     def query(self, question: str, data_source: str) -> str:
-        """Return the retrieval query, as `ExtractiveReader` does with the same synonyms.
-
-        Args:
-            question: Text of the question.
-            data_source: Data source, which selects the metric.
-        """
         return self._searcher.query(question, data_source)
 
     def read(self, tasks: Sequence[ReadingTask]) -> list[Reading]:
-        """Answer every task from the selected item; return one reading per task, in order.
-
-        Args:
-            tasks: Questions with the retrieved items.
-
-        Raises:
-            ValueError: a task's data source has no metric.
-        """
         import torch
 
         with torch.no_grad():
@@ -139,19 +125,11 @@ class TrainableReader:
         return readings
 
     def answers(self, task: ReadingTask) -> list[str]:
-        """Return the answers that would be extracted from each item of a task.
-
-        Args:
-            task: A question with the retrieved items.
-        """
+        """Return the answers that would be extracted from each retrieved item of `task`."""
         return [_extracted(task.question, task.data_source, content) for _, content in task.items]
 
     def scores(self, tasks: Sequence[ReadingTask]) -> list[torch.Tensor]:
-        """Return the scores of a task's items, one (num_items,) tensor per task, with gradients.
-
-        Args:
-            tasks: Questions with the retrieved items.
-        """
+        """Return the scores of the items of `tasks`, a (num_items,) tensor each, with gradients."""
         import torch
 
         bags, dense = [], []
@@ -221,11 +199,7 @@ class TrainableReader:
         self._digest = None
 
     def save(self, path: Path) -> None:
-        """Write the weights and the optimizer's state.
-
-        Args:
-            path: The file.
-        """
+        """Write the weights and the optimizer's state to `path`."""
         import torch
 
         torch.save(
@@ -233,10 +207,7 @@ class TrainableReader:
         )
 
     def load(self, path: Path) -> None:
-        """Load the weights and the optimizer's state that `save` wrote.
-
-        Args:
-            path: The file, written by a reader with the same number of buckets.
+        """Load the weights and the optimizer's state that `save` wrote to `path`.
 
         Raises:
             ValueError: the file cannot be read or does not fit this reader.
@@ -258,11 +229,7 @@ class TrainableReader:
 
 
 def trainable_reader(agent: ReasoningAgent | None) -> TrainableReader | None:
-    """Return the agent if it is a `TrainableReader`, memoised or not; else `None`.
-
-    Args:
-        agent: A reasoning agent, or `None`.
-    """
+    """Return `agent` if it is a `TrainableReader`, memoised or not; else `None`."""
     inner = agent.agent if isinstance(agent, MemoisedAgent) else agent
     return inner if isinstance(inner, TrainableReader) else None
 

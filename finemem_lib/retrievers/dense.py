@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finemem_lib.retrieval import Retriever
 from finemem_lib.retrievers import encoder
-from finemem_lib.retrievers.ranking import Newest
+from finemem_lib.retrievers.ranking import WriteOrder
 from finemem_lib.trajectory import MemoryDelta
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class DenseRetriever:
-    """A retriever by cosine similarity of sentence embeddings; in ties, the last written first.
+class DenseRetriever(Retriever):
+    """A retriever by cosine similarity, in [-1, 1], of sentence embeddings.
 
-    Unlike BM25 it always returns k items if the memory has k, however dissimilar they are. All
-    indexes of a model share a cache of embeddings; the new texts of an update are embedded in one
-    batch.
+    Unlike BM25 it always returns k items if the memory has k, however dissimilar they are; in ties
+    the last written first. All indexes of a model share a cache of embeddings; the new texts of an
+    update are embedded in one batch.
 
     Args:
         model_name: A folder or a name on the hub, see `encoder.load_encoder`.
@@ -31,22 +32,14 @@ class DenseRetriever:
     def __init__(self, model_name: str = encoder.DENSE_MODEL) -> None:
         encoder.load_encoder(model_name)  # fails early if the model cannot be loaded
         self.model_name = model_name
-        self._newest = Newest()
+        self._order = WriteOrder()
         # Every item has a row of the matrix; the rows of removed items are reused.
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._vectors: NDArray[np.float32] = np.zeros((0, 0), dtype=np.float32)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory to the index.
-
-        Args:
-            delta: The change.
-
-        Raises:
-            KeyError: an item to be removed is not in the index: an earlier update is missing.
-        """
-        self._newest.update(delta)
+        self._order.update(delta)
         for item_id in delta.removed + delta.evicted:
             self._free.append(self._rows.pop(item_id))
         vectors = encoder.embeddings(self.model_name, [item.content for item in delta.written])
@@ -61,18 +54,9 @@ class DenseRetriever:
             self._vectors[row] = vector
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        """Return (item id, cosine in [-1, 1]) of at most `k` items, best first.
-
-        Args:
-            query: Text to compare with the items.
-            k: Largest number of items to return, at least 1.
-
-        Raises:
-            ValueError: `k` is less than 1.
-        """
         if not self._rows:
-            return self._newest.best({}, k)
+            return self._order.best({}, k)
         [asked] = encoder.embeddings(self.model_name, [query])
         # A matrix product may round equal rows differently and thus break ties.
         scores = (self._vectors * asked).sum(axis=1).tolist()
-        return self._newest.best({item_id: scores[row] for item_id, row in self._rows.items()}, k)
+        return self._order.best({item_id: scores[row] for item_id, row in self._rows.items()}, k)

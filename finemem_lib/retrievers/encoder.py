@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,10 +34,10 @@ TOLERANCE = 1e-6
 BATCH = 8
 """Number of texts encoded together; on one thread larger batches take longer per text."""
 
-MOST_KNOWN = 1 << 16
+MAX_CACHED = 1 << 16
 """Largest number of cached vectors, about 100 MB at 384 numbers each; the oldest are dropped."""
 
-_KNOWN: dict[tuple[str, str], NDArray[np.float32]] = {}
+_CACHE: dict[tuple[str, str], NDArray[np.float32]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,7 @@ class SentenceEncoder:
     model_hash: str
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector of length 1 per text, shape (texts, dimensions).
-
-        Args:
-            texts: At least one text, in any order.
-        """
+        """Return one vector of length 1 per text of `texts`, shape (texts, dimensions)."""
         import torch
 
         ids = self.tokenizer([*texts], truncation=True, max_length=self.max_tokens)["input_ids"]
@@ -96,7 +92,7 @@ def load_encoder(model_name: str) -> SentenceEncoder:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    fetched = repository_root() / FETCHED
+    fetched = workbench_root() / FETCHED
     source = str(fetched) if model_name == DENSE_MODEL and fetched.is_dir() else model_name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -128,19 +124,14 @@ def load_encoder(model_name: str) -> SentenceEncoder:
 
 
 def embeddings(model_name: str, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-    """Return the embedding of every text, shape (dimensions,), from the cache if possible.
-
-    Args:
-        model_name: As in `load_encoder`.
-        texts: The texts to embed.
-    """
+    """Return the embeddings of `texts` by the model `model_name`, from the cache if possible."""
     encoder = load_encoder(model_name)
     keys = [(encoder.model_hash, text) for text in texts]
-    if new := [key for key in dict.fromkeys(keys) if key not in _KNOWN]:
-        _KNOWN.update(zip(new, encoder.encode([text for _, text in new]), strict=True))
-    found = [_KNOWN[key] for key in keys]
-    for key in [*_KNOWN][: max(0, len(_KNOWN) - MOST_KNOWN)]:
-        del _KNOWN[key]
+    if new := [key for key in dict.fromkeys(keys) if key not in _CACHE]:
+        _CACHE.update(zip(new, encoder.encode([text for _, text in new]), strict=True))
+    found = [_CACHE[key] for key in keys]
+    for key in [*_CACHE][: max(0, len(_CACHE) - MAX_CACHED)]:
+        del _CACHE[key]
     return found
 
 

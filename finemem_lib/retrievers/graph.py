@@ -1,16 +1,16 @@
 """Graph retrieval: from BM25's hits, follow links to items that share a name or a rare word.
 
 The items are the nodes. An item links to another item by every term that both contain and that is a
-name or number in the first item or occurs in at most `RARE` items. A hit of rank r has the score
-1 / r and distributes half as much, equally over its link terms, and for each term equally over the
-other items with that term:
+name or number in the first item or occurs in at most `MAX_LINK_DF` items. A hit of rank r has the
+score 1 / r and distributes half as much, equally over its link terms, and for each term equally
+over the other items with that term:
 
     score(j) = 1 / r_j + 1/2 sum_{hits i} sum_{terms t of i and j} 1 / (r_i |L(i)| (df(t) - 1))
 
-where L(i) are the link terms of i, df(t) is the number of items with t, only the first `HITS` hits
-distribute, and 1 / r_j is 0 for items that BM25 does not find. This is one step of a random walk
-that stays at its node with probability 2/3. Links change with the memory: a word that becomes
-common is no longer a link.
+where L(i) are the link terms of i, df(t) is the number of items with t, only the first
+`LINKING_HITS` hits distribute, and 1 / r_j is 0 for items that BM25 does not find. This is one step
+of a random walk that stays at its node with probability 2/3. Links change with the memory: a word
+that becomes common is no longer a link.
 
 Differs from the paper: Fine-Mem retrieves with BM25 and asks what graphs would change, but defines
 no graph. Differs from systems like HippoRAG (Gutiérrez et al., 2024): no language model extracts
@@ -25,31 +25,28 @@ import re
 from collections import defaultdict
 
 from finemem_lib.data.sentences import STOPWORDS, sentences
-from finemem_lib.retrieval import BM25Retriever
-from finemem_lib.retrievers.ranking import Newest
+from finemem_lib.retrieval import BM25Retriever, Retriever
+from finemem_lib.retrievers.ranking import WriteOrder
 from finemem_lib.text import words
 from finemem_lib.trajectory import MemoryDelta
 
-HITS = 10
+LINKING_HITS = 10
 """Number of first hits that distribute score along links."""
 
-PASSED = 0.5
+LINK_WEIGHT = 0.5
 """Distributed score of a hit, as a share of its own score."""
 
-RARE = 3
+MAX_LINK_DF = 3
 """Largest number of items with a word that links without being a name."""
 
 _WORD = re.compile(r"\w+")
 
 
 def names(content: str) -> frozenset[str]:
-    """Return the names and numbers of a text, in lower case.
+    """Return the names and numbers of a text (`content`), in lower case.
 
     A name is a word with a capital letter that does not begin a sentence; a number is a word with a
     digit.
-
-    Args:
-        content: Any text.
 
     >>> sorted(names("Yesterday Mia met Dr. Okoye in Rome. She left at 9."))
     ['9', 'dr', 'mia', 'okoye', 'rome']
@@ -63,7 +60,7 @@ def names(content: str) -> frozenset[str]:
     return frozenset(found - STOPWORDS)
 
 
-class GraphRetriever:
+class GraphRetriever(Retriever):
     """A retriever of BM25's hits and the items linked to the first hits.
 
     The module's docstring defines the score. In ties, the last written item comes first. Without
@@ -72,22 +69,14 @@ class GraphRetriever:
 
     def __init__(self) -> None:
         self._bm25 = BM25Retriever()
-        self._newest = Newest()
+        self._order = WriteOrder()
         self._terms: dict[str, frozenset[str]] = {}
         self._names: dict[str, frozenset[str]] = {}
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory to the index.
-
-        Args:
-            delta: The change.
-
-        Raises:
-            KeyError: an item to be removed is not in the index: an earlier update is missing.
-        """
         self._bm25.update(delta)
-        self._newest.update(delta)
+        self._order.update(delta)
         gone = delta.removed + delta.evicted
         changed = tuple(item.item_id for item in delta.written if item.item_id in self._terms)
         for item_id in gone + changed:
@@ -103,22 +92,13 @@ class GraphRetriever:
                 self._holders[term].add(item.item_id)
 
     def search(self, query: str, k: int) -> list[tuple[str, float]]:
-        """Return (item id, score above 0) of at most `k` items, best first.
-
-        Args:
-            query: Text to compare with the items.
-            k: Largest number of items to return, at least 1.
-
-        Raises:
-            ValueError: `k` is less than 1.
-        """
-        hits = self._bm25.search(query, max(1, len(self._newest)))
+        hits = self._bm25.search(query, max(1, len(self._order)))
         parts = {item_id: [1 / rank] for rank, (item_id, _) in enumerate(hits, start=1)}
         passed: defaultdict[str, dict[str, float]] = defaultdict(dict)  # by term and hit
-        for rank, (item_id, _) in enumerate(hits[:HITS], start=1):
+        for rank, (item_id, _) in enumerate(hits[:LINKING_HITS], start=1):
             links = self._links(item_id)
             for term in links:
-                passed[term][item_id] = PASSED / (rank * len(links))
+                passed[term][item_id] = LINK_WEIGHT / (rank * len(links))
         for term, from_hits in passed.items():
             others = len(self._holders[term]) - 1
             for item_id in self._holders[term]:
@@ -126,7 +106,7 @@ class GraphRetriever:
                 if part:
                     parts.setdefault(item_id, []).append(part / others)
         # fsum makes ties independent of the history of the index.
-        return self._newest.best({name: math.fsum(some) for name, some in parts.items()}, k)
+        return self._order.best({name: math.fsum(some) for name, some in parts.items()}, k)
 
     def _links(self, item_id: str) -> list[str]:
         """Return the terms of an item that link it to other items."""
@@ -134,5 +114,5 @@ class GraphRetriever:
             term
             for term in self._terms[item_id]
             if 1 < len(self._holders[term])
-            and (term in self._names[item_id] or len(self._holders[term]) <= RARE)
+            and (term in self._names[item_id] or len(self._holders[term]) <= MAX_LINK_DF)
         ]

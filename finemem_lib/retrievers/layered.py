@@ -11,7 +11,7 @@ SEARCHED: tuple[Store, ...] = ("semantic", "episodic")
 """The stores that are searched, in the order of their hits."""
 
 
-class LayeredRetriever:
+class LayeredRetriever(Retriever):
     """The core, then the best of the semantic and of the episodic items, each of its own index.
 
     Scores of two indexes cannot be compared, so the hits stay in the order of the stores. The core
@@ -38,14 +38,6 @@ class LayeredRetriever:
         self._stores: dict[str, Store] = {}
 
     def update(self, delta: MemoryDelta) -> None:
-        """Follow one change of the memory.
-
-        Args:
-            delta: The change; every one is passed on.
-
-        Raises:
-            KeyError: an item to be removed is not in the index, which has missed an update.
-        """
         for item in delta.written:
             self._stores[item.item_id] = "semantic" if item.store == "flat" else item.store
         stores = {
@@ -68,15 +60,6 @@ class LayeredRetriever:
                 self._core[item.item_id] = None
 
     def search(self, query: str, k: int) -> list[tuple[str, float | None]]:
-        """Return (item id, score) of the core and of at most `k` items of each searched store.
-
-        Args:
-            query: Text to compare with the items.
-            k: Most items of a store, at least 1.
-
-        Raises:
-            ValueError: `k` is less than 1.
-        """
         found: list[tuple[str, float | None]] = [(item_id, None) for item_id in self._core]
         for index in self._indexes.values():
             found += index.search(query, k)

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from finemem_lib.trajectory import MemoryDelta
+from finemem_lib.trajectory import MemoryDelta, last_write_key
 
 FUSION_CONSTANT = 60
 """The constant of reciprocal rank fusion in Cormack, Clarke and Büttcher (2009)."""
 
 
-class Newest:
+class WriteOrder:
     """The ids of a memory's items, in the order of their last writes."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}  # in the order of the last writes
+        self._ids: dict[str, None] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory.
-
-        Args:
-            delta: The change.
+        """Apply one change of the memory, `delta`.
 
         Raises:
             KeyError: an item to be removed is unknown: an earlier update is missing.
         """
         for item_id in delta.removed + delta.evicted:
             del self._ids[item_id]
-        last = {one.item_id: one.lineage[-1] for one in delta.written}
-        for item_id in sorted(last, key=lambda name: (last[name].step, last[name].position)):
-            self._ids.pop(item_id, None)
-            self._ids[item_id] = None
+        for item in sorted(delta.written, key=last_write_key):
+            self._ids.pop(item.item_id, None)
+            self._ids[item.item_id] = None
 
     def best(self, scores: Mapping[str, float], k: int) -> list[tuple[str, float]]:
         """Return (item id, score) of the `k` best items; in ties, the last written first.

@@ -114,10 +114,7 @@ READERS: dict[Kind, Callable[[Path], Any]] = {
 
 
 def find_artefact(name: str) -> Artefact:
-    """Return an artefact by name.
-
-    Args:
-        name: A name in `ARTEFACTS`.
+    """Return the artefact `name` of `ARTEFACTS`.
 
     Raises:
         ValueError: there is no artefact of this name.

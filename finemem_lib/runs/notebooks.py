@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib.runs.artefacts import ARTEFACTS
 from finemem_lib.runs.parameters import MODELS, NotebookParameters
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.validation import parse_json, problems_in_words
 
 RUNNING = "FINEMEM_NOTEBOOK"
@@ -38,13 +38,11 @@ class Notebook(BaseModel):
             a file in the notebook's folder.
         order: Number on the command line and on the site; None for an extra notebook, which runs
             only when its stem is given.
-        title: Title of the notebook.
         question: The question that the notebook answers.
         reads: Artefacts to load, each with the parameter values under which it is loaded; an empty
             mapping means always.
         writes: Artefacts to save.
         minutes: Approximate duration with default parameters, in minutes.
-        hardware: Hardware of that duration.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -65,11 +63,7 @@ class Notebook(BaseModel):
         return self.path.stem
 
     def is_numbered(self, number: int) -> bool:
-        """Return whether this notebook has a number on the command line.
-
-        Args:
-            number: The number, from 1.
-        """
+        """Return whether this notebook has the number `number` on the command line."""
         return self.order == number and self.name == self.stem
 
     def answers_to(self, prefix: str) -> bool:
@@ -82,14 +76,7 @@ class Notebook(BaseModel):
         return prefix in ("", self.stem) or bool(number and self.is_numbered(int(prefix)))
 
     def reads_under(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Return the artefacts that the notebook loads with given parameters.
-
-        Args:
-            values: All parameters of the notebook by name.
-
-        Returns:
-            Artefacts by name, each with the parameters on which its loading depends.
-        """
+        """Return the artefacts loaded with `values`, each with the parameters it depends on."""
         return {
             artefact: sorted(conditions)
             for artefact, conditions in self.reads.items()
@@ -135,10 +122,7 @@ def _load_class(path: Path, name: str, modified: int) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Args:
-        path: The file.
+    """Return the content of the JSON file `path`.
 
     Raises:
         ValueError: the file cannot be read, is not JSON or is nested too deeply.
@@ -152,10 +136,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Return the metadata of a notebook.
-
-    Args:
-        path: An ``.ipynb`` file.
+    """Return the metadata of the notebook file `path`.
 
     Raises:
         ValueError: the file cannot be read, or its metadata are missing or not usable.
@@ -182,11 +163,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def notebooks_in(folder: Path) -> list[Notebook]:
-    """Return the notebooks of a folder with valid metadata, in the order of their names.
-
-    Args:
-        folder: Folder with notebooks; subfolders are not searched.
-    """
+    """Return the notebooks in `folder` with valid metadata, in the order of their names."""
     found = []
     for path in sorted(folder.glob("*.ipynb")):
         try:
@@ -197,10 +174,7 @@ def notebooks_in(folder: Path) -> list[Notebook]:
 
 
 def numbered(folder: Path) -> list[Notebook]:
-    """Return the notebooks of a folder that have a number, in the order of their numbers.
-
-    Args:
-        folder: Folder with notebooks.
+    """Return the notebooks in `folder` that have a number, in the order of their numbers.
 
     Raises:
         ValueError: two notebooks have the same number.
@@ -219,12 +193,7 @@ def numbered(folder: Path) -> list[Notebook]:
 
 
 def writers_of(artefact: str, folder: Path) -> list[Notebook]:
-    """Return the notebooks of a folder that save an artefact, numbered ones first.
-
-    Args:
-        artefact: Name of the artefact.
-        folder: Folder with notebooks.
-    """
+    """Return the notebooks in `folder` that save an `artefact`, numbered ones first."""
     found = [one for one in notebooks_in(folder) if artefact in one.writes]
     return sorted(found, key=lambda one: (one.name != one.stem, one.order or 100, one.stem))
 
@@ -240,7 +209,7 @@ def find_notebook(name: str) -> Notebook:
     """
     if running := os.environ.get(RUNNING):
         return read_notebook(Path(running))
-    places = [Path.cwd() / f"{name}.ipynb", repository_root() / "notebooks" / f"{name}.ipynb"]
+    places = [Path.cwd() / f"{name}.ipynb", workbench_root() / "notebooks" / f"{name}.ipynb"]
     for path in places:
         if path.is_file():
             return read_notebook(path)
@@ -251,11 +220,7 @@ def find_notebook(name: str) -> Notebook:
 
 
 def notebook_table(folder: Path) -> str:
-    """Return the table of docs/notebooks.md: the numbered notebooks of a folder, in Markdown.
-
-    Args:
-        folder: Folder with notebooks.
-    """
+    """Return the table of docs/notebooks.md: the numbered notebooks in `folder`, in Markdown."""
     rows = [
         "| # | Notebook | Question | Reads | Writes | Minutes | Hardware |",
         "|---|---|---|---|---|---|---|",
@@ -279,4 +244,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         print(read_notebook(Path(sys.argv[1])).model().cell())
     else:
-        print(notebook_table(repository_root() / "notebooks"))
+        print(notebook_table(workbench_root() / "notebooks"))

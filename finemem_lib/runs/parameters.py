@@ -192,10 +192,7 @@ top_k is True, expected a whole number from 1 to 1000
 
 
 def expected(field: FieldInfo) -> str:
-    """Return what a parameter may be, as a phrase that follows "expected".
-
-    Args:
-        field: A field of a notebook's model.
+    """Return what a parameter (`field`) may be, as a phrase that follows "expected".
 
     >>> expected(GRPOTraining.model_fields["question_fraction"])
     'a number above 0 and at most 1'
@@ -221,11 +218,7 @@ def expected(field: FieldInfo) -> str:
 
 
 def group_of(field: FieldInfo) -> str:
-    """Return the heading of a parameter in the table of all parameters.
-
-    Args:
-        field: A field of a notebook's model.
-    """
+    """Return the heading of a parameter (`field`) in the table of all parameters."""
     return next((each.group for each in field.metadata if isinstance(each, Rare)), MAIN)
 
 
@@ -247,11 +240,7 @@ class ParameterTable:
     """All parameters of a notebook by group: a folded table in a browser, lines elsewhere."""
 
     def __init__(self, parameters: NotebookParameters) -> None:
-        """Take the values to show.
-
-        Args:
-            parameters: Those of the notebook.
-        """
+        """Take the values of `parameters` to show."""
         self._groups: dict[str, list[tuple[str, str, str, str]]] = {}
         for name, field in type(parameters).model_fields.items():
             value, default = (_literal(v) for v in (getattr(parameters, name), field.get_default()))
@@ -347,11 +336,7 @@ Resamples = Annotated[int, _within(10, 1_000_000, "bootstrap resamples")]
 
 
 def managers_without_layers(managers: list[str], memory: str) -> list[str]:
-    """Return one sentence per manager that needs another kind of memory.
-
-    Args:
-        managers: Names of managers.
-        memory: Kind of the memory that they are to play on.
+    """Return one sentence per manager in `managers` that needs another kind of `memory`.
 
     >>> managers_without_layers(["insert-all", "layered-notes"], "flat")
     ["manager 'layered-notes' needs a layered memory, and memory is 'flat'; expected ..."]

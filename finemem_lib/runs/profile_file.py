@@ -16,7 +16,6 @@ class ProfileFile(BaseModel):
 
     Attributes:
         description: What it is for.
-        notebooks: A selection of notebooks.
         parameters: Values for every notebook that has the parameter.
         notebook_parameters: Values for single notebooks, by number or stem.
         requires: Parameters that the user must give.
@@ -33,12 +32,7 @@ class ProfileFile(BaseModel):
     card: str = ""
 
     def values_for(self, notebook: Notebook, names: Collection[str]) -> dict[str, Any]:
-        """Return the values of a notebook's parameters; those for it alone win.
-
-        Args:
-            notebook: The notebook.
-            names: Its parameters.
-        """
+        """Return values of those `names` that `notebook` has; the values for it alone win."""
         own = [
             values for key, values in self.notebook_parameters.items() if notebook.answers_to(key)
         ]
@@ -51,12 +45,9 @@ class ProfileFile(BaseModel):
 
 
 def injected_profile(values: Mapping[str, Any]) -> ProfileFile | None:
-    """Return the profile among values that papermill injected, `None` where there is none.
+    """Return the profile among `values` that papermill injected, `None` where there is none.
 
     ``papermill -f notebooks/profiles/default.yaml`` injects every key of the file as a parameter.
-
-    Args:
-        values: The injected values by name.
 
     Raises:
         ValueError: it is a profile, and one of its keys has another type.

@@ -9,7 +9,6 @@ last, so an interrupted notebook leaves no incomplete artefact that a later one 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -31,8 +30,8 @@ from finemem_lib.runs.notebooks import RUNNING, Notebook, find_notebook, read_js
 from finemem_lib.runs.parameters import NotebookParameters, ParameterError, ParameterTable
 from finemem_lib.runs.profile_file import ProfileFile, injected_profile
 from finemem_lib.training.checkpoints import MEMORY_ONLY
-from finemem_lib.util.files import real_path, write_bytes, write_json, written_beside
-from finemem_lib.util.provenance import cpu_threads, repository_root, versions
+from finemem_lib.util.files import real_path, sha256, write_bytes, write_json, written_beside
+from finemem_lib.util.provenance import cpu_threads, versions, workbench_root
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,14 +47,11 @@ another batch_size, the tests sample other completions."""
 
 def runs_folder() -> Path:
     """Return the folder of all runs: FINEMEM_RUNS_DIR, else ``data/runs`` of the repository."""
-    return real_path(os.environ.get("FINEMEM_RUNS_DIR") or repository_root() / "data" / "runs")
+    return real_path(os.environ.get("FINEMEM_RUNS_DIR") or workbench_root() / "data" / "runs")
 
 
 def run_folder(run_id: str) -> Path:
-    """Return the folder of a run.
-
-    Args:
-        run_id: The run's id.
+    """Return the folder of the run `run_id`.
 
     Raises:
         ValueError: the id is not a valid folder name.
@@ -123,27 +119,13 @@ def locate_questions(source: str) -> str:
 
 
 def _absolute(source: str) -> Path:
-    return real_path(repository_root() / os.path.expanduser(source))
+    return real_path(workbench_root() / os.path.expanduser(source))
 
 
 def _problem(path: Path) -> str:
     if path.is_dir():
         return "is a folder"
     return "has another ending" if path.exists() else "does not exist"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's file names and contents, in hexadecimal.
-
-    Args:
-        path: A file or a folder.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]
-        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def now() -> str:
@@ -340,20 +322,12 @@ class Run:
         return folder
 
     def loaded(self, manager: ModelManager) -> None:
-        """Record the hub commit of the parameter `checkpoint`; a folder's hash is already recorded.
-
-        Args:
-            manager: The loaded manager.
-        """
+        """Record the hub commit of `manager`, loaded from the parameter `checkpoint`."""
         self._record["checkpoint"]["commit"] = manager.commit
         self._keep_record()
 
     def progress(self, line: str) -> None:
-        """Report the notebook's progress; `finemem run` shows the line while the notebook runs.
-
-        Args:
-            line: One line of text.
-        """
+        """Report the progress in one `line`, which `finemem run` shows while the notebook runs."""
         with written_beside(_progress_file(self.folder, self.notebook)) as beside:
             beside.write_text(line, encoding="utf-8")
 
@@ -472,9 +446,6 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
             (`In`) holds the injected cell. A line with a misspelt name that a reader adds looks
             like any other code.
 
-    Returns:
-        The notebook's part in the run `run_id`; `parameters` holds the values.
-
     Raises:
         ValueError: parameters are invalid (the message names all of them), or other notebooks of
             the run depend on artefacts that this notebook made with other parameters, or a data
@@ -483,21 +454,10 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     """
     source = find_notebook(notebook)
     name = source.stem if RUNNING in os.environ else notebook
-    model = source.model()
-    given = {one: variables[one] for one in model.model_fields if one in variables}
+    fields = source.model().model_fields
+    given = {one: variables[one] for one in fields if one in variables}
     injected = {one: variables.get(one) for one in _injected(variables.get("In", ()))}
-    profile = injected_profile(injected)
-    if profile is not None:  # papermill's -f; what -p gave wins
-        given |= profile.values_for(source, model.model_fields)
-        injected = {k: value for k, value in injected.items() if k not in ProfileFile.model_fields}
-    try:
-        parameters = model.read(given | injected, texts=profile is not None)
-        _check_required(profile, parameters)
-    except ParameterError as error:
-        raise ValueError(
-            f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
-            "command line"
-        ) from None
+    parameters = _checked_parameters(name, source, given, injected)
     _compute_on_one_thread()
     values = parameters.model_dump(exclude={"run_id"})
     folder = run_folder(parameters.run_id)
@@ -509,7 +469,7 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
     roles = None
     if path := locate_models(values.get("models", "")):
         roles = load_roles(path, folder)
-        _take_replies(folder)
+        _copy_replies(folder)
     record = {
         "schema_version": RECORD_VERSION,
         "notebook": name,
@@ -531,6 +491,26 @@ def start_run(notebook: str, variables: Mapping[str, Any]) -> Run:
         "writes": earlier.get("writes", {}),
     }
     return Run(folder, source, parameters, record, Models(roles), questions)
+
+
+def _checked_parameters(
+    name: str, source: Notebook, given: dict[str, Any], injected: dict[str, Any]
+) -> NotebookParameters:
+    """Return a notebook's parameters from its variables and from those that papermill injected."""
+    model = source.model()
+    profile = injected_profile(injected)
+    if profile is not None:  # papermill's -f; what -p gave wins
+        given |= profile.values_for(source, model.model_fields)
+        injected = {k: value for k, value in injected.items() if k not in ProfileFile.model_fields}
+    try:
+        parameters = model.read(given | injected, texts=profile is not None)
+        _check_required(profile, parameters)
+    except ParameterError as error:
+        raise ValueError(
+            f"{name}: {error}. Change it in the parameters cell, or with --set NAME=VALUE on the "
+            "command line"
+        ) from None
+    return parameters
 
 
 def _check_replaces_nothing_used(
@@ -612,7 +592,7 @@ def _checkpoint_entry(checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _take_replies(folder: Path) -> None:
+def _copy_replies(folder: Path) -> None:
     """Copy the memo of replies from the reused run, so that no reply is paid for twice."""
     reused, mine = os.environ.get("FINEMEM_REUSE_RUN"), folder / REPLIES
     if reused and not mine.exists() and (earlier := run_folder(reused) / REPLIES).exists():
@@ -623,12 +603,7 @@ def _take_replies(folder: Path) -> None:
 
 
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
-    """Return a notebook's record in a run, empty if it is missing or has another version.
-
-    Args:
-        folder: The run's folder.
-        notebook: Name of the notebook's file without ``.ipynb``.
-    """
+    """Return the record of `notebook` in the run's `folder`, empty without one of this version."""
     try:
         record = read_json(_record_file(folder, notebook))
     except ValueError:
@@ -638,11 +613,7 @@ def read_record(folder: Path, notebook: str) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of all notebooks of a run, in the order of their names.
-
-    Args:
-        folder: The run's folder.
-    """
+    """Return the records of all notebooks of the run in `folder`, in the order of their names."""
     names = sorted(path.stem for path in (folder / "records").glob("*.json"))
     return [record for name in names if (record := read_record(folder, name))]
 
@@ -694,16 +665,7 @@ def changed_artefacts(folder: Path, notebooks: Collection[str]) -> list[str]:
 def replaced_input(
     folder: Path, name: str, seen: frozenset[str] = frozenset()
 ) -> tuple[str, str] | None:
-    """Return a direct or indirect input of an artefact that has been replaced since.
-
-    Args:
-        folder: The run's folder.
-        name: The artefact whose inputs are compared with the run's current artefacts.
-        seen: Artefacts that have already been compared.
-
-    Returns:
-        The replaced artefact and the notebook that had read it, or `None`.
-    """
+    """Return a replaced input of artefact `name` in `folder`, and who read it, without `seen`."""
     entry = written_entry(folder, name)
     if entry is None:
         return None
@@ -730,10 +692,7 @@ def _metric_number(name: str, value: Any) -> Any:
 
 
 def format_metric(value: float | int | str | None) -> str:
-    """Return a metric as text for display: floats with four decimals, a dash for `None`.
-
-    Args:
-        value: The metric.
+    """Return a metric's `value` as text: floats with four decimals, a dash for `None`.
 
     >>> [format_metric(value) for value in (0.25, -1e-17, 3, None)]
     ['0.2500', '0.0000', '3', '–']
@@ -744,13 +703,7 @@ def format_metric(value: float | int | str | None) -> str:
 
 
 def kept_figure(folder: Path, notebook: str, name: str) -> Path:
-    """Return the path of a notebook's saved figure in a run.
-
-    Args:
-        folder: The run's folder.
-        notebook: Name of the notebook's file without ``.ipynb``.
-        name: Name of the figure.
-    """
+    """Return the path of the figure `name` of `notebook` in the run's `folder`."""
     return folder / "figures" / f"{notebook}-{name}.json"
 
 
@@ -759,12 +712,7 @@ def _record_file(folder: Path, notebook: str) -> Path:
 
 
 def progress_line(folder: Path, notebook: str) -> str:
-    """Return the last progress line of a running notebook, or "".
-
-    Args:
-        folder: The run's folder.
-        notebook: Name of the notebook's file without ``.ipynb``.
-    """
+    """Return the last progress line of the running `notebook` in the run's `folder`, or ""."""
     try:
         return _progress_file(folder, notebook).read_text(encoding="utf-8")
     except (OSError, ValueError):

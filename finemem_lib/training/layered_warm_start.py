@@ -34,7 +34,7 @@ from finemem_lib.training.warm_start import (
     evaluate,
 )
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import code_root, git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, hardware, versions, workbench_root
 
 if TYPE_CHECKING:
     import torch
@@ -291,7 +291,7 @@ def write_card(folder: Path, seed: int, steps: int, samples: int, final: Path | 
         )
         for records in sizes
     ]
-    root, whole = repository_root(), (final or folder).resolve()
+    root, whole = workbench_root(), (final or folder).resolve()
     place = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     flags = f"--seed {seed} --steps {steps}"
     with written_beside(folder / MEASURED) as beside:

@@ -56,7 +56,7 @@ from finemem_lib.trajectory import (
     Store,
 )
 from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import code_root, git_state, hardware, repository_root, versions
+from finemem_lib.util.provenance import code_root, git_state, hardware, versions, workbench_root
 
 if TYPE_CHECKING:
     import torch
@@ -721,7 +721,7 @@ def write_card(
     flags = f"--seed {seed}" + ("" if world == "plain" else f" --world {world}")
     flags += "" if steps == STEPS else f" --steps {steps}"
     weights = (folder / "model.safetensors").read_bytes()
-    root, whole = repository_root(), (final or folder).resolve()
+    root, whole = workbench_root(), (final or folder).resolve()
     shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     with written_beside(folder / MEASURED) as beside:
         beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

@@ -31,10 +31,7 @@ class UsageError(Exception):
 
 
 def positive(text: str) -> int:
-    """Return a command-line argument as a whole number of at least 1.
-
-    Args:
-        text: Decimal digits.
+    """Return a command-line argument, `text`, as a whole number of at least 1.
 
     Raises:
         argparse.ArgumentTypeError: the text is not such a number.
@@ -66,11 +63,7 @@ def rows_file(text: str) -> Path:
 
 
 def check_output_folder(folder: Path, option: str = "--output") -> None:
-    """Raise an error if a folder cannot be created or written to.
-
-    Args:
-        folder: The folder for output files.
-        option: Name of the command-line option, for the message.
+    """Raise an error if `folder` cannot be created or written to; it names the `option`.
 
     Raises:
         UsageError: the folder, or its nearest existing parent, is not a writable folder.
@@ -194,11 +187,7 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
             print("\n".join(lines), flush=True)
 
     def end(self, line: str) -> None:
-        """Print the last line of a task permanently.
-
-        Args:
-            line: The line, as for `update`.
-        """
+        """Print the last `line` of a task permanently."""
         if self._live:
             self._live.update("")
             self._live.console.print(Text(line), soft_wrap=True)  # above the remaining lines
@@ -231,13 +220,7 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
         return self
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        """Report a finished step.
-
-        Args:
-            done: Number of finished steps.
-            total: Total number of steps.
-            text: Description of the step; it may be untrusted.
-        """
+        """Report the finished step `done` of `total`; its `text` may be untrusted."""
         line = f"{done:4}/{total} {time.monotonic() - self._begun:7.0f} s  {plain(text)}"
         print(line, flush=True)  # rich prints it above the bar
         self._bar.update(self._task, completed=done, total=total, visible=True)
@@ -247,10 +230,7 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
 
 
 def plain(text: str) -> str:
-    r"""Return untrusted text in one line, with control characters replaced by U+FFFD.
-
-    Args:
-        text: Text from data, models or parameters.
+    r"""Return untrusted `text` in one line, with control characters replaced by U+FFFD.
 
     >>> plain("Mia\x1b[2J lives\nin Rome.")
     'Mia\ufffd[2J lives in Rome.'

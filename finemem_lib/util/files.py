@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,11 +24,7 @@ def real_path(path: str | Path) -> Path:
 
 @contextmanager
 def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a file lock within the block; the system also releases it when the process is killed.
-
-    Args:
-        lock: The lock file; created if missing, and not removed.
-        refusal: Message of the error if another process holds the lock.
+    """Hold the file `lock` within the block; if another process holds it, raise `refusal`.
 
     Raises:
         ValueError: another process holds the lock; the message is `refusal`.
@@ -106,12 +103,18 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, atomically.
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of the file `path`, or of a folder's names and contents, in hex."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]
+        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    Args:
-        path: The file to write or replace.
-        value: A JSON value.
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a `value` to `path` as JSON, atomically.
 
     Raises:
         ValueError: the value contains NaN or an infinity.
@@ -121,11 +124,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file atomically and return its path.
-
-    Args:
-        path: The file to write or replace.
-        content: Content of the file.
+    """Write `content` to `path` atomically and return the path.
 
     Raises:
         OSError: the file could not be written; an earlier version is unchanged.

@@ -21,7 +21,7 @@ RECORDED_PACKAGES = (
 ).split()
 
 FETCHED = "data/models/"
-"""Folder of the models that `finemem fetch` writes, relative to `repository_root`."""
+"""Folder of the models that `finemem fetch` writes, relative to `workbench_root`."""
 
 
 FOLDER_MARK = ".finemem.json"
@@ -35,7 +35,7 @@ class NoWorkbenchError(FileNotFoundError):
     """There is neither a checkout nor a folder of `finemem init` to read notebooks from."""
 
 
-def repository_root() -> Path:
+def workbench_root() -> Path:
     """Return the folder that notebooks, profiles and shipped data are read from.
 
     This is the nearest folder around the working directory that `finemem init` made or that is the
@@ -74,11 +74,7 @@ def cpu_threads() -> int | None:
 
 
 def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of the installed packages.
-
-    Args:
-        packages: Names of packages; packages that are not installed are left out.
-    """
+    """Return the versions of Python and of those `packages` that are installed."""
     found = {"python": sys.version.split()[0]}
     for name in packages:
         try:

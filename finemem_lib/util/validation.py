@@ -34,10 +34,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raise an error for a value that is nested too deeply for recursive functions.
-
-    Args:
-        value: Nested lists, tuples and dicts.
+    """Raise an error if `value` is nested too deeply for recursive functions.
 
     Raises:
         ValueError: the value is nested deeper than `MAX_DEPTH`.
@@ -62,11 +59,7 @@ def _too_deep() -> ValueError:
 
 
 def type_adapter(record_type: Any) -> TypeAdapter[Any]:
-    """Return pydantic's validator of a type, cached by type.
-
-    Args:
-        record_type: A dataclass or any other type that pydantic supports.
-    """
+    """Return pydantic's validator of `record_type`, cached by type."""
     return _built_adapter(record_type)
 
 
@@ -77,17 +70,12 @@ def _built_adapter(record_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(record_type)
 
 
-def problems_in_words(error: ValidationError, limit: int = 3) -> str:
-    """Return the problems in a pydantic validation error as one line of text.
-
-    Args:
-        error: Error of a model's validation.
-        limit: Largest number of problems to name.
-    """
+def problems_in_words(error: ValidationError) -> str:
+    """Return the problems in a pydantic validation `error`, at most three, as one line of text."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     named = []
-    for one in problems[:limit]:
+    for one in problems[:3]:
         what = re.sub(r" or instance of \w+", "", one["msg"])  # our class names do not help users
         named.append(f"{'.'.join(map(str, one['loc']))}: {what}" if one["loc"] else what)
-    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
     return "; ".join([*named, *more])

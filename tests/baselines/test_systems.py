@@ -8,16 +8,11 @@ import re
 import pytest
 
 from finemem_lib.baselines.long_context import LongContext
-from finemem_lib.baselines.memory_r1 import MemoryR1Rules, parse_memory_r1
+from finemem_lib.baselines.memory_r1 import MemoryR1Rules, parse_memory_r1, parse_memory_r2
 from finemem_lib.baselines.mirix import STORES, store_of
-from finemem_lib.baselines.o_mem import QUEUE, head_of
-from finemem_lib.baselines.published_managers import (
-    PUBLISHED,
-    parse_memory_r2,
-    published_manager,
-)
+from finemem_lib.baselines.o_mem import QUEUE_SIZE, head_of
 from finemem_lib.baselines.systems import SYSTEMS, check_systems, make_system
-from finemem_lib.baselines.text_memory import MEM1, MEM_AGENT, OverwrittenText, most_telling
+from finemem_lib.baselines.text_memory import MEM1, MEM_AGENT, OverwrittenText, select_sentences
 from finemem_lib.data.planted import StreamSettings, planted_instances
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -127,12 +122,12 @@ def test_a_text_memory_is_one_item_with_a_write_per_change():
     assert {write.kind for write in item.lineage[1:]} == {"UPDATE"}
 
 
-def test_the_most_telling_sentences_are_whole_and_fit():
+def test_the_select_sentences_sentences_are_whole_and_fit():
     texts = [f"Mia saw {n} boats in harbour {n}." for n in range(9)]
-    kept = most_telling([*texts, texts[3]], 20)
+    kept = select_sentences([*texts, texts[3]], 20)
     assert set(kept) <= set(texts) and sum(map(count_tokens, kept)) <= 20
     assert len(kept) == len(set(kept)) == 2
-    assert most_telling(texts, 3) == []
+    assert select_sentences(texts, 3) == []
 
 
 def test_a_model_writes_the_text_memory_and_a_useless_reply_keeps_it():
@@ -310,7 +305,7 @@ def test_the_queue_empties_into_personas_and_topics():
     held = contents(one)
     heads = [head for text in held if (head := head_of(text))]
     assert len(heads) == len({*heads}) > 0
-    assert sum(head_of(text) is None for text in held) <= QUEUE
+    assert sum(head_of(text) is None for text in held) <= QUEUE_SIZE
     assert any(head.startswith("Persona of ") for head in heads)
 
 
@@ -338,9 +333,6 @@ def test_memory_r2_reads_the_operations_of_its_format_and_plays_by_a_writer():
         [instance_of("one", "two")], player.manager, player.settings, reader_for(STREAMS), 0
     )
     assert contents(one) == ["Mia sings", "Mia sails"]
-    with pytest.raises(ValueError, match="expected one of memory-r2"):
-        published_manager("memory-r3", player.manager.chat)
-    assert PUBLISHED["memory-r2"].model in SYSTEMS["memory-r2"].label
 
 
 def test_a_random_model_of_the_library_plays_a_published_manager(tiny_model):

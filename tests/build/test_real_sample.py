@@ -11,9 +11,9 @@ from finemem_lib.build.real_sample import main, real_sample
 from finemem_lib.data.excerpts import without_last_fifth
 from finemem_lib.data.memalpha import load_instances
 from finemem_lib.trajectory import Chunk, Instance, Question
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
-FOLDER = repository_root() / "data" / "real"
+FOLDER = workbench_root() / "data" / "real"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from finemem_lib.cli import init
 from finemem_lib.cli.main import main
 from finemem_lib.runs.run import runs_folder
 from finemem_lib.util import provenance
-from finemem_lib.util.provenance import FOLDER_MARK, repository_root
+from finemem_lib.util.provenance import FOLDER_MARK, workbench_root
 from tests.helpers.paths import ROOT
 
 
@@ -69,7 +69,7 @@ def test_every_pattern_names_a_file():
 
 def test_commands_use_the_folder_and_what_was_edited_there(made, monkeypatch, capsys):
     monkeypatch.chdir(made / "notebooks" / "profiles")
-    assert repository_root() == made
+    assert workbench_root() == made
     assert runs_folder() == made / "data" / "runs"
     profile = made / "notebooks" / "profiles" / "mine.yaml"
     profile.write_text("description: d\nnotebooks: ['77']\n")
@@ -79,7 +79,7 @@ def test_commands_use_the_folder_and_what_was_edited_there(made, monkeypatch, ca
 
 def test_outside_such_a_folder_a_checkout_is_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert repository_root() == ROOT
+    assert workbench_root() == ROOT
 
 
 def test_the_nearest_folder_is_used_and_none_of_another_account(tmp_path, monkeypatch):
@@ -90,12 +90,12 @@ def test_the_nearest_folder_is_used_and_none_of_another_account(tmp_path, monkey
     module = checkout / "finemem_lib" / "util" / "provenance.py"
     monkeypatch.setattr(provenance, "__file__", str(module))
     monkeypatch.chdir(checkout / "notebooks")
-    assert repository_root() == checkout
+    assert workbench_root() == checkout
     monkeypatch.chdir(tmp_path)
-    assert repository_root() == tmp_path
+    assert workbench_root() == tmp_path
     monkeypatch.setattr(provenance.os, "getuid", lambda: (tmp_path.stat().st_uid or 1) + 1)
     monkeypatch.setattr(provenance, "ROOT_UID", -1)
-    assert repository_root() == checkout
+    assert workbench_root() == checkout
 
 
 def test_without_folder_and_checkout_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):

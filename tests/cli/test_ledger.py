@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from finemem_lib.cli import ledger, main
-from finemem_lib.evaluation.credit_truth import read_table
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.evaluation.credit_truth import Row
+from finemem_lib.evaluation.rows import read_rows
+from finemem_lib.util.provenance import workbench_root
 
-ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
+ROWS = workbench_root() / "data" / "experiments" / "credit_truth.jsonl"
 ROW = {"rule": "eara-used", "measure": "rank", "slice": "all", "truth": "causal"}
 
 
@@ -25,7 +26,7 @@ def checkout(tmp_path):
     card = json.loads(ROWS.with_suffix(".json").read_text())
     card["git"] = {"commit": "abc", "dirty": False}
     (folder / "credit_truth.json").write_text(json.dumps(card))
-    [row] = [one for one in read_table(ROWS) if {k: getattr(one, k) for k in ROW} == ROW]
+    [row] = [one for one in read_rows(ROWS, Row) if {k: getattr(one, k) for k in ROW} == ROW]
     figure = f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
     (tmp_path / "README.md").write_text(f"It reaches {figure} at a rate of 0.0015, see `0.5`.\n")
     entries = {
@@ -172,7 +173,7 @@ def test_figures_come_from_plain_rows_and_from_cards_too(checkout):
 
 
 def test_the_table_names_all_that_made_a_figure(checkout, monkeypatch, capsys):
-    monkeypatch.setattr(ledger, "repository_root", lambda: checkout)
+    monkeypatch.setattr(ledger, "workbench_root", lambda: checkout)
     assert main.main(["ledger"]) == 0
     made = ledger.origin(ledger.load_ledger(checkout).sources["truth"], checkout)
     shown = capsys.readouterr().out
@@ -200,7 +201,7 @@ def test_changed_rows_are_noticed(checkout):
 
 
 def test_the_command_says_in_a_line_what_cannot_be_read(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ledger, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(ledger, "workbench_root", lambda: tmp_path)
     assert main.main(["ledger", "--check"]) == 2
     assert "ledger.yaml: cannot be read" in capsys.readouterr().err
 
@@ -209,7 +210,7 @@ def test_the_command_says_in_a_line_what_cannot_be_read(tmp_path, monkeypatch, c
 def test_the_command_names_rows_cards_and_texts_that_are_gone(checkout, monkeypatch, capsys, gone):
     [path] = checkout.rglob(gone)
     path.unlink()
-    monkeypatch.setattr(ledger, "repository_root", lambda: checkout)
+    monkeypatch.setattr(ledger, "workbench_root", lambda: checkout)
     ledger._rows.cache_clear()
     assert main.main(["ledger", "--check"]) == 2
     assert str(path) in capsys.readouterr().err
@@ -223,4 +224,4 @@ def test_what_is_no_ledger_is_refused(tmp_path):
 
 
 def test_every_figure_of_this_checkout_is_what_its_rows_say():
-    assert wrong(repository_root()) == []
+    assert wrong(workbench_root()) == []

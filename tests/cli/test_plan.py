@@ -13,10 +13,10 @@ from finemem_lib.cli.profiles import load_profile
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.runs.parameters import GRPOTraining
 from finemem_lib.training import estimates
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.small_models import save_model
 
-PROFILES = sorted((repository_root() / "notebooks" / "profiles").glob("*-*gb.yaml"))
+PROFILES = sorted((workbench_root() / "notebooks" / "profiles").glob("*-*gb.yaml"))
 PRICES = """reader: {model: m, base_url: "http://localhost:1/v1", price_in: 1.0, price_out: 2.0}"""
 
 

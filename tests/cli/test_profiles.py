@@ -9,10 +9,10 @@ import pytest
 from finemem_lib.cli import profiles
 from finemem_lib.cli.main import main
 from finemem_lib.util.console import UsageError
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.small_notebooks import FIRST, PASS_ON, THIRD, make_notebooks, write_notebook
 
-PROJECT = repository_root() / "notebooks"
+PROJECT = workbench_root() / "notebooks"
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_is_nowhere_is_refused_before_anything_runs(hub_cache,
 def test_a_retriever_whose_encoder_is_nowhere_is_refused_before_anything_runs(
     hub_cache, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(profiles, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(profiles, "workbench_root", lambda: tmp_path)
     train({"retriever": "graph"})
     with pytest.raises(UsageError, match="retriever is 'hybrid'.*run `finemem fetch minilm` once"):
         train({"retriever": "hybrid"})

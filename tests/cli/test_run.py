@@ -25,7 +25,7 @@ from finemem_lib.cli import (
 from finemem_lib.cli.main import main
 from finemem_lib.runs.run import sha256, start_run
 from finemem_lib.util import console
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.patience import LAST_RESORT, wait_until
 from tests.helpers.run_samples import make_bare_run
 from tests.helpers.small_notebooks import (
@@ -157,7 +157,7 @@ def test_the_manifest_says_what_was_run_and_on_what(good):
         "data": [str(data)],
     }
     assert found["command"][:2] == ["finemem", "run"]
-    shipped = repository_root() / "data" / "tiny_manager"
+    shipped = workbench_root() / "data" / "tiny_manager"
     assert found["inputs"] == {
         str(data): sha256(data),
         "tiny": sha256(shipped),
@@ -231,7 +231,7 @@ def test_one_notebook_runs_on_what_an_earlier_run_left(good, monkeypatch, capsys
     found = manifest_of(folder.parent / "reusing")
     assert found["inputs"] == {
         "good/question_audit": sha256(folder / "question_audit.parquet"),
-        "tiny": sha256(repository_root() / "data" / "tiny_manager"),
+        "tiny": sha256(workbench_root() / "data" / "tiny_manager"),
     }
     assert json.loads((folder.parent / "reusing" / "metrics.json").read_text())[THIRD] == {
         "reward": 6.0,

@@ -12,7 +12,7 @@ from finemem_lib.cli import execute as execution
 from finemem_lib.cli.main import main
 from finemem_lib.cli.schedule import Schedule, default_jobs
 from finemem_lib.runs.notebooks import numbered
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_notebooks import FIRST, SECOND, THIRD, make_notebooks
 
@@ -35,7 +35,7 @@ def run(tmp_path, execute, *arguments):
 
 
 def projects_schedule(**parameters):
-    notebooks = numbered(repository_root() / "notebooks")
+    notebooks = numbered(workbench_root() / "notebooks")
     values = {one.stem: one.model().read({}).model_dump() | parameters for one in notebooks}
     return Schedule.of(notebooks, values)
 
@@ -87,7 +87,7 @@ def test_every_notebook_runs_once_after_those_it_waits_for(waits, jobs, choices)
 
 
 def test_a_notebook_without_a_number_waits_for_all_before_it():
-    notebooks = numbered(repository_root() / "notebooks")
+    notebooks = numbered(workbench_root() / "notebooks")
     own = notebooks[7].model_copy(update={"order": None})
     both = [notebooks[6], own]
     values = {one.stem: {} for one in both}

@@ -57,7 +57,7 @@ def test_memories_of_many_items_are_searched_in_parts(monkeypatch):
     queries = [f"city{n} word{n}" for n in range(8)]
     whole = search_memories(memories, queries, 3)
     assert whole == [[plain_search(memory, query, 3) for query in queries] for memory in memories]
-    monkeypatch.setattr(asking, "MOST_NUMBERS", 60 * 8)
+    monkeypatch.setattr(asking, "MAX_TABLE_SCORES", 60 * 8)
     assert search_memories(memories, queries, 3) == whole
 
 
@@ -221,13 +221,14 @@ def test_an_index_of_another_kind_is_asked_memory_by_memory():
 
     one = group[0]
     same = asking.Asking(agent, 2, Newest)
-    (row,) = Replayer(one, agent, same).scores([a.question for a in one.questions], [frozenset()])
+    questions = [a.question for a in one.questions]
+    (row,) = Replayer(one, agent, same).ask([(questions, frozenset())])
     newest = sorted(
         one.final_memory(), key=lambda item: (item.last_step, item.lineage[-1].position)
     )
     memory = tuple(newest[-2:])
-    assert same.scores([([a.question for a in one.questions], memory)]) == [row]
-    usual = asking_of(one, agent).scores([([a.question for a in one.questions], tuple(newest))])
+    assert same.scores([(questions, memory)]) == [row]
+    usual = asking_of(one, agent).scores([(questions, tuple(newest))])
     assert usual == [[a.score for a in one.questions]] != [row]
 
 

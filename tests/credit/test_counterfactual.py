@@ -190,7 +190,7 @@ def test_sampled_shapley_approaches_the_exact_one(monkeypatch):
         [HOME],
         {"top_k": 5},
     )
-    monkeypatch.setattr(marginals, "EXACT_PLAYERS", 5)
+    monkeypatch.setattr(marginals, "MAX_EXACT_PLAYERS", 5)
     exact = counterfactual.evidence_shapley(one, agent=Echo())
     monkeypatch.undo()
     sampled = counterfactual.evidence_shapley(one, agent=Echo(), permutations=400)

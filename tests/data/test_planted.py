@@ -29,7 +29,7 @@ from finemem_lib.data.sentences import sentences
 from finemem_lib.scoring import metric_for, score
 from finemem_lib.text import words
 from finemem_lib.trajectory import Instance, from_json, to_json
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 SHAPES = st.builds(
     StreamSettings,
@@ -165,7 +165,7 @@ def test_same_instance_in_another_process():
         text=True,
         check=True,
         env={"PYTHONHASHSEED": "123", "PATH": ""},
-        cwd=repository_root(),
+        cwd=workbench_root(),
     )
     assert other.stdout.strip() == to_json(planted_stream(7))
 

@@ -31,23 +31,22 @@ from finemem_lib.evaluation.credit_truth import (
     noise_share,
     planted_credit,
     rank_correlation,
-    read_table,
     sign_errors,
     truth_table,
-    write_table,
 )
 from finemem_lib.evaluation.intervals import clustered_mean
+from finemem_lib.evaluation.rows import read_rows, write_rows
 from finemem_lib.figures import credit_rules
 from finemem_lib.figures.frames import figure_table
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.managers.scripted import Oracle, RandomManager
 from finemem_lib.readers.extractive import ExtractiveReader, reader_for
 from finemem_lib.rewards import outcome_reward
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.figure_samples import strings
 from tests.helpers.patience import LAST_RESORT
 
-COMMITTED = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
+COMMITTED = workbench_root() / "data" / "experiments" / "credit_truth.jsonl"
 SLICES = ("all", *(name for names in REGIMES.values() for name in names))
 
 
@@ -496,8 +495,8 @@ def test_figures_keep_markup_out_and_stand_an_empty_table():
 
 def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
-    write_table(table(), path)
-    again = read_table(path)
+    write_rows(table(), path)
+    again = read_rows(path, Row)
     assert [(row.rule, row.measure, row.counted) for row in again] == [
         (row.rule, row.measure, row.counted) for row in table()
     ]
@@ -505,11 +504,11 @@ def test_rows_come_back_and_a_wrong_file_says_what_to_do(tmp_path: Path):
     path.write_text('{"rule": 1}\n')
     for wrong in (path, tmp_path / "none.jsonl"):
         with pytest.raises(ValueError, match="benchmarks/credit.py"):
-            read_table(wrong)
+            read_rows(wrong, Row)
 
 
 def test_the_committed_table_is_whole_and_says_how_it_was_made():
-    rows, card = read_table(COMMITTED), json.loads(COMMITTED.with_suffix(".json").read_text())
+    rows, card = read_rows(COMMITTED, Row), json.loads(COMMITTED.with_suffix(".json").read_text())
     assert {row.slice for row in rows} == set(SLICES) | {
         f"manager: {name}" for name in card["managers"]
     }
@@ -526,7 +525,7 @@ def test_the_committed_table_is_whole_and_says_how_it_was_made():
 
 
 def test_the_command_says_what_it_can_do():
-    script = repository_root() / "benchmarks" / "credit.py"
+    script = workbench_root() / "benchmarks" / "credit.py"
     done = subprocess.run(
         [sys.executable, script, "--instances", "1"],
         capture_output=True,

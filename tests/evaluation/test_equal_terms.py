@@ -25,13 +25,13 @@ from finemem_lib.evaluation.controls import (
 from finemem_lib.evaluation.evaluate import evaluate
 from finemem_lib.evaluation.intervals import holm
 from finemem_lib.evaluation.paired_tests import paired_tests, sign_flip
-from finemem_lib.evaluation.published import beside_published, published_tables
-from finemem_lib.evaluation.rows import write_rows
+from finemem_lib.evaluation.published import compare_with_published, published_tables
+from finemem_lib.evaluation.rows import read_rows, write_rows
 from finemem_lib.evaluation.stream_length import (
+    LengthRow,
     head_lengths,
     head_of,
     planted_lengths,
-    read_rows,
 )
 from finemem_lib.evaluation.tables import BootstrapSettings, Estimate, benchmark_table
 from finemem_lib.managers.rollout import RolloutSettings
@@ -225,7 +225,7 @@ def test_published_tables_hold_what_was_printed_and_say_where_averages_differ():
 def test_published_figures_stand_beside_ours_and_are_never_mixed():
     methods = {"rag-top2": played({"a": [0.5], "b": [0.5]})}
     rows = benchmark_table(methods, FEW)
-    frame = beside_published(rows, "memalpha")
+    frame = compare_with_published(rows, "memalpha")
     line = frame.loc[("RAG-Top2", "rag-top2")]
     assert line["SQuAD", "published"] == "0.762"
     assert line["SQuAD", "ours"] == "0.500 [0.500, 0.500]"
@@ -235,7 +235,7 @@ def test_published_figures_stand_beside_ours_and_are_never_mixed():
     )
     assert ("average as printed", "ours") not in frame.columns
     with pytest.raises(ValueError, match="expected one of memalpha, "):
-        beside_published(rows, "table 1")
+        compare_with_published(rows, "table 1")
 
 
 @pytest.mark.parametrize("kind", ["planted", "head"])
@@ -252,11 +252,11 @@ def test_rows_of_lengths_survive_the_file(kind, tmp_path):
         assert row.seconds_per_step > 0 and not math.isnan(row.memory_tokens)
         assert row.memory_tokens <= (row.budget or row.stream_tokens)
     write_rows(rows, tmp_path / "rows.jsonl")
-    again = read_rows(tmp_path / "rows.jsonl")
+    again = read_rows(tmp_path / "rows.jsonl", LengthRow)
     assert [row.method for row in again] == [row.method for row in rows]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"stream": 1}) + "\n")
     with pytest.raises(ValueError, match="benchmarks/systems.py"):
-        read_rows(tmp_path / "rows.jsonl")
+        read_rows(tmp_path / "rows.jsonl", LengthRow)
 
 
 def test_a_head_asks_only_what_it_can_answer():

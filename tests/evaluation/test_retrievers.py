@@ -13,11 +13,10 @@ from finemem_lib.evaluation.retrievers import (
     Row,
     compare,
     cost_table,
-    read_table,
     recall,
     rows_of,
-    write_table,
 )
+from finemem_lib.evaluation.rows import read_rows, write_rows
 from finemem_lib.managers.scripted import InsertAll
 from finemem_lib.retrievers.named import RETRIEVERS
 from finemem_lib.text import count_tokens
@@ -78,8 +77,8 @@ def test_rows_hold_paired_differences_and_survive_their_file(monkeypatch, tmp_pa
             assert row.difference == pytest.approx(row.value - first.value)
             assert row.difference_low <= row.difference <= row.difference_high
         assert row.low is None or row.low <= row.value <= row.high
-    write_table(rows, tmp_path / "rows.jsonl")
-    kept = read_table(tmp_path / "rows.jsonl")
+    write_rows(rows, tmp_path / "rows.jsonl")
+    kept = read_rows(tmp_path / "rows.jsonl", Row)
     for row, again in zip(rows, kept, strict=True):
         for value, kept_value in zip(
             dataclasses.astuple(row), dataclasses.astuple(again), strict=True
@@ -97,7 +96,7 @@ def test_a_file_without_rows_is_refused_with_the_command(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"measure": "recall"}\n')
     for name in ("rows.jsonl", "nothing.jsonl"):
         with pytest.raises(ValueError, match="make them with `python benchmarks/retrievers.py"):
-            read_table(tmp_path / name)
+            read_rows(tmp_path / name, Row)
 
 
 def test_the_benchmark_goes_on_where_it_stopped_and_writes_what_it_prints(tmp_path):
@@ -124,7 +123,7 @@ def test_the_benchmark_goes_on_where_it_stopped_and_writes_what_it_prints(tmp_pa
     command += ["--model", str(model), "--work", str(tmp_path / "work"), "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LAST_RESORT)
     assert done.returncode == 0, done.stderr
-    rows = read_table(output)
+    rows = read_rows(output, Row)
     assert {row.retriever for row in rows} == set(RETRIEVERS)
     assert {row.file for row in rows} >= {"squad.jsonl", "planted", ""}
     printed = [row for row in rows if row.measure == "recall" and row.k == 3]

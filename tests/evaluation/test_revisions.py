@@ -7,11 +7,11 @@ import pytest
 from finemem_lib.data.revised import RevisionSettings
 from finemem_lib.evaluation.revisions import (
     ALL_REVISIONS,
-    read_rows,
+    RevisionRow,
     revision_rows,
     revisions_frame,
 )
-from finemem_lib.evaluation.rows import write_rows
+from finemem_lib.evaluation.rows import read_rows, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def test_stale_answers_name_a_former_value(rows):
 
 def test_rows_survive_the_file_and_make_a_table(rows, tmp_path):
     write_rows(rows, tmp_path / "rows.jsonl")
-    frame = revisions_frame(read_rows(tmp_path / "rows.jsonl"))
+    frame = revisions_frame(read_rows(tmp_path / "rows.jsonl", RevisionRow))
     assert "revised 4×" in frame.columns and frame.loc["oracle"]["stale"] == "0%"
     with pytest.raises(ValueError, match="benchmarks/systems.py"):
-        read_rows(tmp_path / "none.jsonl")
+        read_rows(tmp_path / "none.jsonl", RevisionRow)
 
 
 def test_streams_may_have_another_shape():

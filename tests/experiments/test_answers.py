@@ -20,11 +20,11 @@ from finemem_lib.experiments.answers import (
 )
 from finemem_lib.experiments.arena import Comparison, arena
 from finemem_lib.experiments.design import load_design
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.experiment_samples import arena_design, arena_results, question_results
 
 FEW = BootstrapSettings(num_resamples=400)
-DESIGNS = repository_root() / "notebooks" / "designs"
+DESIGNS = workbench_root() / "notebooks" / "designs"
 
 
 def compared(difference=0.2, low=0.1, high=0.3, seeds=(1, 2), p=0.01, **fields):

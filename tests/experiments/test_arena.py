@@ -19,7 +19,7 @@ from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import write_rows
 from finemem_lib.experiments.tables import hierarchical_draws
 from finemem_lib.training.schemes import SCHEMES, SYSTEM_SCHEMES, scheme_of
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.experiment_samples import arena_design, arena_results, result
 
 FEW = BootstrapSettings(num_resamples=400)
@@ -377,7 +377,7 @@ def test_the_command_refuses_what_it_cannot_read(files, tmp_path, capsys):
 
 def test_the_schemes_that_can_be_named_are_those_of_the_arena() -> None:
     """Notebook 04 offers them by what the arena found of them."""
-    design = load_design(repository_root() / "data" / "experiments" / "arena.design.yaml")
+    design = load_design(workbench_root() / "data" / "experiments" / "arena.design.yaml")
     trained = {cell.variant: scheme_of(cell.scheme) for cell in design.cells}
     offered = {name: SCHEMES[name] for name in SCHEMES.keys() - SYSTEM_SCHEMES.keys()}
     assert {name: trained[name] for name in offered} == offered

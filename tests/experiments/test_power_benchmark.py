@@ -11,7 +11,7 @@ import pytest
 
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.small_models import save_model
 
@@ -70,7 +70,7 @@ def test_command_plays_a_manager_and_writes_the_estimates(tmp_path):
         lora_rank=2, operations_as="constrained-quotes", max_new_tokens=128, batch_size=32
     )
     load_manager(folder, model=settings).save(tmp_path / "adapter")
-    command = [sys.executable, str(repository_root() / "benchmarks" / "power.py")]
+    command = [sys.executable, str(workbench_root() / "benchmarks" / "power.py")]
     command += ["--checkpoint", str(tmp_path / "adapter"), "--excerpts", "2", "--rollouts", "3"]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out.jsonl")], capture_output=True, text=True

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from finemem_lib.explorers import memory_player
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.figure_samples import make_trajectory
 
@@ -20,7 +20,7 @@ from tests.helpers.figure_samples import make_trajectory
 @pytest.fixture(scope="module")
 def explore(request: pytest.FixtureRequest):
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(repository_root() / "benchmarks"))
+        patch.syspath_prepend(str(workbench_root() / "benchmarks"))
         yield benchmark_module("explore")
 
 
@@ -41,7 +41,7 @@ def test_the_static_form_is_that_of_figures_made_of_objects() -> None:
 def test_the_states_of_a_library_are_drawn_by_another(explore) -> None:
     """The worker draws the states that it is given, and those of the library where it has none."""
     states = {"evidence": ["", "step 2"]}
-    rows = explore.static_form(repository_root(), 8, states)
+    rows = explore.static_form(workbench_root(), 8, states)
     assert rows["evidence"]["states"] == states["evidence"]
     assert rows["memory player"]["states"] == [*range(9)]
     assert all(row["cpu_ms"] > 0 and row["bytes"] > 1000 for row in rows.values())
@@ -54,7 +54,7 @@ def test_a_long_stream_is_measured(explore) -> None:
 
 
 def test_the_committed_rows_say_what_was_measured(explore) -> None:
-    path = repository_root() / "data" / "experiments" / "explore.jsonl"
+    path = workbench_root() / "data" / "experiments" / "explore.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     card = json.loads(Path(path).with_suffix(".json").read_text("utf-8"))
     assert (card["steps"], card["questions"]) == (200, 100) and card["git"]["commit"]
@@ -77,7 +77,7 @@ def test_the_committed_rows_say_what_was_measured(explore) -> None:
 
 
 def test_the_committed_rows_of_drawn_figures_have_every_view() -> None:
-    path = repository_root() / "data" / "experiments" / "drawn.jsonl"
+    path = workbench_root() / "data" / "experiments" / "drawn.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     views = Counter(row["explorer"] for row in rows)
     assert views == {"evidence": 6, "memory player": 3, "what-if": 4}

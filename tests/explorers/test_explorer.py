@@ -413,7 +413,7 @@ def test_what_if_opens_at_a_step_without_which_an_answer_changes() -> None:
     state = what_if_lab().settle({})
     one, step = group[state["rollout"]], state["step"]
     questions = [answered.question for answered in one.questions]
-    [scores] = Replayer(one, agent).scores(questions, [frozenset({step})])
+    [scores] = Replayer(one, agent).ask([(questions, frozenset({step}))])
     changed = [
         number
         for number, (answered, score) in enumerate(zip(one.questions, scores, strict=True))

@@ -9,15 +9,16 @@ import json
 
 import nbformat
 
-from finemem_lib.evaluation.credit_truth import REGIMES, VARIANTS, Row, read_table
+from finemem_lib.evaluation.credit_truth import REGIMES, VARIANTS, Row
+from finemem_lib.evaluation.rows import read_rows as read_measured
 from finemem_lib.experiments.arena import Arena, arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_rows
 from finemem_lib.lesson.cases import disagreement
 from finemem_lib.runs.parameters import RulesDisagree
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
-ROWS = repository_root() / "data" / "experiments" / "credit_truth.jsonl"
+ROWS = workbench_root() / "data" / "experiments" / "credit_truth.jsonl"
 EVIDENCE = ("eara", "eara-used", "evidence-loo", "evidence-shapley")
 PRESSED = "memory of 12 items"
 REPLAYING = ("step-loo", "step-shapley", "owen")
@@ -39,7 +40,7 @@ def cell(rule: str, measure: str, name: str = "all", truth: str = "causal") -> R
     """Return one row of the table; the truth is what each step caused."""
     (found,) = (
         row
-        for row in read_table(ROWS)
+        for row in read_measured(ROWS, Row)
         if (row.rule, row.measure, row.slice, row.truth) == (rule, measure, name, truth)
     )
     return found
@@ -110,7 +111,7 @@ def best_without_a_call() -> Row:
 
 def judged() -> str:
     """Return how many rules there are, in how many variants."""
-    variants = {row.rule for row in read_table(ROWS)}
+    variants = {row.rule for row in read_measured(ROWS, Row)}
     return f"{len({VARIANTS[name].rule for name in variants})} rules, in {len(variants)} variants,"
 
 
@@ -169,7 +170,7 @@ def test_the_notebook_says_what_the_rows_say():
 
 
 def test_the_words_around_the_figures_hold():
-    assert {row.rule for row in read_table(ROWS)} == {*VARIANTS}
+    assert {row.rule for row in read_measured(ROWS, Row)} == {*VARIANTS}
     used = cell("eara-used", "rank")
     assert used.difference_low > 0 and used.calls_made == 0  # closer to the cause, for nothing
     assert cell("csr", "rank_rollouts").difference_low > 0  # the chunk reward is above
@@ -196,7 +197,7 @@ def test_the_words_around_the_figures_hold():
 
 
 def page():
-    (path,) = (repository_root() / "notebooks").glob("08_*.ipynb")
+    (path,) = (workbench_root() / "notebooks").glob("08_*.ipynb")
     return nbformat.read(path, as_version=4).cells
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 
 FILES = ("Makefile", "pyproject.toml", "constraints.txt", "release/install.sh")
 PYTHON = """#!/bin/sh
@@ -28,7 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with the project's Makefile, where python and uv write down how they are called."""
     (tmp_path / "release").mkdir()
     for name in FILES:
-        shutil.copy(repository_root() / name, tmp_path / name)
+        shutil.copy(workbench_root() / name, tmp_path / name)
     for name, source in (("python3", PYTHON), ("uv", UV)):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)

@@ -7,7 +7,6 @@ from hypothesis import given, strategies as st
 
 from finemem_lib.credit.replay import recorded_memory, recorded_retriever, replay
 from finemem_lib.layers.memory import (
-    PUBLISHED_RULES,
     LayeredMemory,
     LayerRules,
     cut_core,
@@ -110,7 +109,7 @@ def test_operations_without_a_store_are_those_of_the_flat_memory():
 
 
 def test_the_published_rules_clear_the_core_and_accept_a_delete_of_nothing():
-    memory = LayeredMemory(rules=PUBLISHED_RULES)
+    memory = LayeredMemory(rules=LayerRules(core_delete="clear", unknown_delete="succeed"))
     memory.apply([core("one")], 1)
     clear = Operation("DELETE", store="core")
     outcomes, delta = memory.apply([clear, clear, Operation("DELETE", None, "9")], 2)

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from finemem_lib.layers.operations import CALL_TOOLS, CALLS, format_calls, parse_calls
+from finemem_lib.layers.operations import format_calls, parse_calls
 from finemem_lib.operations import (
     BAD_CONTENT,
     BAD_ID,
@@ -94,11 +94,7 @@ def test_broken_calls_are_not_repaired_and_spoil_no_other():
     assert parse_calls(f"```json\n[{whole}]\n```") == (Operation("INSERT", "a", None, "semantic"),)
 
 
-def test_the_tools_shown_to_a_model_take_the_arguments_that_are_written():
-    shown = {tool["function"]["name"]: tool["function"]["parameters"] for tool in CALL_TOOLS}
-    assert shown.keys() == {name for name, _ in CALLS.values()}
-    for name, arguments in CALLS.values():
-        assert shown[name]["properties"].keys() == {"memory_type", *arguments}
+def test_a_step_without_operations_is_an_empty_list():
     assert parse_calls("[]") == () == parse_calls(format_calls([Operation("SKIP")]))
 
 

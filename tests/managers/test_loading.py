@@ -27,7 +27,7 @@ from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.managers.sampling import generate_completions, sample_completions
 from finemem_lib.training.config import grpo_config
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers import fake_unsloth
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 
 LORA = ModelSettings(lora_rank=4, max_new_tokens=6)
 FAMILIES = ("qwen3", "llama")
-NOTEBOOKS = repository_root() / "notebooks"
+NOTEBOOKS = workbench_root() / "notebooks"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from finemem_lib.readers.local import LocalChat
 from finemem_lib.readers.model_reader import ModelReader
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.chat_models import TASK, local, talks
 
 
@@ -97,7 +97,7 @@ def test_a_model_that_was_not_fetched_is_refused_with_the_command_that_fetches_i
 def test_a_local_model_is_found_from_the_repository_whatever_the_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     settings = local("data/tiny_manager")
-    assert settings.source == str(repository_root() / "data" / "tiny_manager")
+    assert settings.source == str(workbench_root() / "data" / "tiny_manager")
     (tmp_path / "data" / "tiny_manager").mkdir(parents=True)
     assert settings.source == "data/tiny_manager"
     assert local("owner/name").source == "owner/name"

@@ -6,7 +6,7 @@ import pytest
 
 from finemem_lib.data.worked_example import worked_example
 from finemem_lib.layers.content_reward import Written, content_rewards, rule_verdicts
-from finemem_lib.readers.model_content_judge import ModelContentJudge
+from finemem_lib.readers.model_judge import ModelContentJudge
 from finemem_lib.readers.roles import Models
 from tests.helpers.chat_models import chat, said
 from tests.helpers.fault_server import FaultServer

@@ -59,7 +59,7 @@ def test_every_text_is_embedded_once_per_model(monkeypatch):
 
 
 def test_only_so_many_vectors_are_kept(monkeypatch):
-    monkeypatch.setattr(encoder, "MOST_KNOWN", 2)
+    monkeypatch.setattr(encoder, "MAX_CACHED", 2)
     fake = fake_encoder(monkeypatch, count_letters)
     assert len(embeddings("any", ["a", "i", "s"])) == 3
     embeddings("any", ["s", "i"])

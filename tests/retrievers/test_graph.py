@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from finemem_lib.retrieval import BM25Retriever
-from finemem_lib.retrievers.graph import HITS, GraphRetriever
+from finemem_lib.retrievers.graph import LINKING_HITS, GraphRetriever
 from finemem_lib.trajectory import MemoryDelta
 from tests.helpers.memory_strategies import items_of
 
@@ -61,8 +61,8 @@ def test_without_links_the_order_is_that_of_bm25(asked):
 
 def test_only_the_first_hits_pass_on():
     """The last hit alone is linked to the item without the word."""
-    hits = [f"{'film ' * 3}n{n}" for n in range(HITS)]
+    hits = [f"{'film ' * 3}n{n}" for n in range(LINKING_HITS)]
     contents = (*hits, "film by one Okoye", "then Okoye slept", *FILLER * 4)
-    assert str(HITS + 2) not in [name for name, _ in graph_of(*contents).search("film", 99)]
+    assert str(LINKING_HITS + 2) not in [name for name, _ in graph_of(*contents).search("film", 99)]
     fewer = (*hits[1:], "film by one Okoye", "then Okoye slept", *FILLER * 4)
-    assert str(HITS + 1) in [name for name, _ in graph_of(*fewer).search("film", 99)]
+    assert str(LINKING_HITS + 1) in [name for name, _ in graph_of(*fewer).search("film", 99)]

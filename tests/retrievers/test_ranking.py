@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from finemem_lib.retrievers.ranking import Newest, reciprocal_rank_fusion
+from finemem_lib.retrievers.ranking import WriteOrder, reciprocal_rank_fusion
 from finemem_lib.trajectory import MemoryDelta
 from tests.helpers.memory_strategies import items_of
 
@@ -50,7 +50,7 @@ def test_fusion_by_hand():
 
 
 def test_the_best_come_by_score_then_newest():
-    newest = Newest()
+    newest = WriteOrder()
     first, second, third = items_of("one", "two", "three")
     newest.update(MemoryDelta(written=(third, first, second)))
     scores = {"1": 1.0, "2": 2.0, "3": 1.0}

@@ -25,7 +25,7 @@ from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
 from finemem_lib.managers.protocol import Observation
 from finemem_lib.trajectory import Chunk, Instance
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.fault_server import FaultServer
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import chat_template, save_model
@@ -168,7 +168,7 @@ class Rules:
 def finemem(runs, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "finemem_lib", *arguments],
-        cwd=repository_root(),
+        cwd=workbench_root(),
         text=True,
         env={**os.environ, "FINEMEM_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

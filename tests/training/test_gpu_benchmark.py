@@ -12,13 +12,13 @@ import time
 import pytest
 import torch
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 
 torch.set_num_threads(1)
-SCRIPT = repository_root() / "benchmarks" / "gpu.py"
+SCRIPT = workbench_root() / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.patience import LAST_RESORT
 
 torch.set_num_threads(1)
-BENCHMARKS = repository_root() / "benchmarks"
+BENCHMARKS = workbench_root() / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def write_wheel(path, files):
 
 
 def test_what_the_machine_holds_goes_with_the_pins_that_unsloth_and_trl_come_in(kit):
-    found, pins = kit.read_machine(), kit.pins(repository_root() / "constraints.txt")
+    found, pins = kit.read_machine(), kit.pins(workbench_root() / "constraints.txt")
     assert all(len(reason.split()) > 1 for reason in found.left_out.values())
     assert {"unsloth", "unsloth-zoo", "trl", "bitsandbytes"} <= pins.keys()
     assert not {"unsloth", "trl"} & (found.held.keys() | found.left_out.keys())

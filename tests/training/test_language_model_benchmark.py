@@ -8,7 +8,7 @@ import sys
 
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.small_models import save_model
 
 
@@ -18,7 +18,7 @@ def test_both_loops_play_and_learn_and_their_times_are_written(tmp_path):
         lora_rank=2, lora_layers=2, operations_as="quotes", max_new_tokens=4, batch_size=32
     )
     load_manager(folder, model=settings).save(tmp_path / "adapter")
-    command = [sys.executable, str(repository_root() / "benchmarks" / "language_model.py")]
+    command = [sys.executable, str(workbench_root() / "benchmarks" / "language_model.py")]
     command += ["--checkpoint", str(tmp_path / "adapter"), "--repetitions", "1", "--threads", "1"]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out.jsonl")], capture_output=True, text=True

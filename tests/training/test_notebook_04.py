@@ -9,12 +9,12 @@ import torch
 
 from finemem_lib.managers import sampling
 from finemem_lib.managers.model import load_manager
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers import fake_unsloth
 
 torch.set_num_threads(1)
 
-NOTEBOOK = repository_root() / "notebooks" / "04_grpo_training.ipynb"
+NOTEBOOK = workbench_root() / "notebooks" / "04_grpo_training.ipynb"
 SMALL = {
     "run_id": "unsloth",
     "loader": "unsloth",

@@ -15,13 +15,13 @@ from finemem_lib.managers.prompts import prompt_builder
 from finemem_lib.managers.protocol import Completion
 from finemem_lib.training.text_demonstrations import TAKEN_BACK, demonstrations, memory_of
 from finemem_lib.training.text_warm_start import card, main, measure, train
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from tests.helpers.small_models import save_model, small_tokenizer
 
 
 @pytest.fixture(scope="module")
 def texts():
-    return load_instances(repository_root() / "data" / "real" / "train.parquet").instances[:20]
+    return load_instances(workbench_root() / "data" / "real" / "train.parquet").instances[:20]
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ def test_imitation_lowers_the_loss_of_the_adapter_alone(tmp_path, shown):
 
 
 def test_shipped_card_says_what_the_files_say():
-    folder = repository_root() / "data" / "smollm2_manager"
+    folder = workbench_root() / "data" / "smollm2_manager"
     assert (folder / "README.md").read_text(encoding="utf-8") == card(folder)
 
 
 def test_command_writes_adapter_figures_and_card_and_keeps_what_is_there(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "model", "llama", num_hidden_layers=9)
-    sample = load_instances(repository_root() / "data" / "real" / "train.parquet").instances
+    sample = load_instances(workbench_root() / "data" / "real" / "train.parquet").instances
     rows = [
         json.dumps(
             {

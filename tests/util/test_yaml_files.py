@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finemem_lib.util.provenance import repository_root
+from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.yaml_files import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
@@ -15,9 +15,7 @@ LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 30))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((repository_root() / "notebooks").glob("*/*.yaml")), ids=str
-)
+@pytest.mark.parametrize("path", sorted((workbench_root() / "notebooks").glob("*/*.yaml")), ids=str)
 def test_every_yaml_file_of_the_repository_is_within_the_limits(path: Path) -> None:
     assert isinstance(read_yaml(path), dict)
 
