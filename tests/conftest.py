@@ -13,7 +13,7 @@ settings.load_profile("workbench")
 collect_ignore = ["notebook_environment.py"]  # a plugin for nbval that changes the environment
 
 LONGEST_FIRST = (
-    r"tests/notebooks/test_execution\.py::test_a_changed",
+    r"tests/notebooks/test_(execution\.py::test_(a_changed|the_report)|in_browser)",
     r"notebooks/0[1-6]_",
     r"tests/cli/test_resume\.py::test_(killed|the_next)",
     r"tests/notebooks/test_execution\.py::test_the_real_profile",
@@ -21,7 +21,6 @@ LONGEST_FIRST = (
     r"tests/house/test_packaging",
     r"tests/docs/test_site",
     r"tests/house/test_release",
-    r"tests/notebooks/test_in_browser",
     r"tests/explorers/test_untrusted_browser",
     r"notebooks/07_",
     r"tests/cli/test_run\.py",
@@ -78,6 +77,14 @@ def lab(tmp_path_factory):
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     with served(tmp_path_factory.mktemp("lab")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A run of all notebooks at small sizes."""
+    from tests.helpers.notebook_runs import make_small_run
+
+    return make_small_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.hookimpl(wrapper=True)

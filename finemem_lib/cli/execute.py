@@ -4,6 +4,8 @@ At a timeout or an interrupt, the worker is killed together with its kernel. Whe
 is killed, the worker detects this, kills the kernel and completes the manifest.
 Papermill alone does not show whether a notebook is done (a killed kernel leaves cells marked as
 completed), so `notebook_error` checks the cells.
+
+The worker of every notebook imports this module, which is why it imports little.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from finemem_lib.cli.manifest import ACTIVE, NotebookStatus, read_manifest
-from finemem_lib.runs.notebooks import RUNNING
 from finemem_lib.util.files import discard
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+    from finemem_lib.cli.manifest import NotebookStatus
 
 CHECKPOINTS = "-checkpoints"
 """Suffix of the scratch folders (`Run.scratch`) that a stopped run keeps."""
@@ -107,7 +109,6 @@ def _execute_in_worker(
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)
-    os.environ[RUNNING] = str(source)
     threading.Thread(target=_clean_up_after_command, args=(folder,), daemon=True).start()
     import papermill
 
@@ -135,6 +136,8 @@ def _clean_up_after_command(folder: Path) -> None:
     multiprocessing.connection.wait([command.sentinel])
     try:
         _kill_tree(os.getpid(), including=False)
+        from finemem_lib.cli.manifest import ACTIVE, read_manifest
+
         if read_manifest(folder, settle=True).status not in ACTIVE:  # otherwise it was resumed
             clear_scratch(folder)
     finally:
@@ -187,12 +190,15 @@ def execute_notebook(
         deadline: Time at which to stop it, on the clock of `time.monotonic`, in seconds.
         tick: Function called about once a second while it runs.
     """
+    from finemem_lib.runs.notebooks import RUNNING
+
     executed = folder / "scratch" / source.name
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
+    given = {**environment, RUNNING: str(source)}
     worker = context.Process(
         target=_execute_in_worker,
-        args=(source, executed, parameters, folder, environment, theirs),
+        args=(source, executed, parameters, folder, given, theirs),
     )
     try:
         worker.start()

@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 
 from tests.helpers.browser import Watch, watched_page
+from tests.helpers.notebook_runs import SMALL_RUN
 from tests.helpers.patience import LAST_RESORT, wait_until
 
 STATE = """area => JSON.stringify([...area.querySelectorAll(".js-plotly-plot")].map(
@@ -23,13 +24,11 @@ STATE = """area => JSON.stringify([...area.querySelectorAll(".js-plotly-plot")].
              plot.layout.title, plot.layout.yaxis]))"""
 """What the figures below an element show."""
 
-REAL_RUN = "real"
-"""The run in `Lab.runs` from which notebooks take the artefacts that they lack."""
-
 
 @dataclass(frozen=True)
 class Lab:
-    """A running JupyterLab: its address, and the folder of the runs that its kernels see."""
+    """A running JupyterLab: its address, its folder, and the folder of the runs that its kernels
+    see; notebooks take the artefacts that they lack from `SMALL_RUN` there."""
 
     url: str
     folder: Path
@@ -83,7 +82,7 @@ def served(root: Path) -> Iterator[Lab]:
     environment = {
         **os.environ,
         "FINEMEM_RUNS_DIR": str(root / "runs"),
-        "FINEMEM_REUSE_RUN": REAL_RUN,
+        "FINEMEM_REUSE_RUN": SMALL_RUN,
         "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
         "PLOTLY_RENDERER": "plotly_mimetype",
         "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"),

@@ -96,6 +96,12 @@ def test_unsloth_stays_out_of_the_cpu_environment():
         assert Requirement(line).name not in {"unsloth", "torchvision", "xformers"}
 
 
+def test_no_process_compiles_a_grammar_before_it_reads_a_notebook():
+    """Incident: from 4.25 on, jsonschema compiles one for a second in all that import nbformat: the
+    command, the worker of every notebook, JupyterLab."""
+    assert "rfc3987-syntax" not in pins()
+
+
 @pytest.mark.network
 @pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[s3,gcs]"])
 def test_all_sets_resolve_without_installing(extras, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from finemem_lib.data.worked_example import worked_example
 from finemem_lib.rewards import RewardSettings
 from finemem_lib.trajectory import Trajectory, read_jsonl
 from tests.helpers.browser import TOKENS, Watch, click_at, opened, unfold
-from tests.helpers.lab import REAL_RUN, Lab, move_every_control, on_screen
-from tests.helpers.notebook_runs import SMALL, finemem, settings
+from tests.helpers.lab import Lab, move_every_control, on_screen
+from tests.helpers.notebook_runs import SMALL_RUN, SmallRun
 from tests.helpers.paths import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.notebook]
@@ -29,13 +30,9 @@ NOTEBOOKS = {"03": "03_rewards_and_credit", "05": "05_evidence_tracing", "08": "
 
 
 @pytest.fixture(scope="module")
-def real_run(lab: Lab) -> Path:
-    """The folder of a run of the notebooks that have explorers, and those they read from."""
-    small = [value for value in SMALL if not value.startswith(("07.", "resamples"))] + [
-        "04.num_generations=3"
-    ]
-    finemem(lab.runs, "--run-id", REAL_RUN, "--notebooks", "01-05,08", *settings(small))
-    return lab.runs / REAL_RUN
+def real_run(lab: Lab, small_run: SmallRun) -> Path:
+    """The folder of a run of all notebooks, from which those in JupyterLab read."""
+    return shutil.copytree(small_run.folder, lab.runs / SMALL_RUN)
 
 
 # ---- JupyterLab ----------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def reported(real_run: Path) -> Iterator[tuple[Any, list[str], list[str]]]:
     """The report of the run, built again by the command and opened from its file."""
     (real_run / "report.html").unlink()
     subprocess.run(
-        [sys.executable, "-m", "finemem_lib", "report", REAL_RUN],
+        [sys.executable, "-m", "finemem_lib", "report", SMALL_RUN],
         cwd=ROOT,
         check=True,
         env={**os.environ, "FINEMEM_RUNS_DIR": str(real_run.parent)},
@@ -167,7 +164,7 @@ def test_every_explorer_of_the_report_moves_by_keyboard(reported) -> None:
     page, errors, requests = reported
     groups = page.locator(".explorer")
     names = [group.get_attribute("aria-label") for group in groups.all()]
-    assert len(names) == 6 and "Training, from the run to the token" in names
+    assert len(names) == 7 and "Training, from the run to the token" in names
     for group in groups.all():
         name = group.get_attribute("id")
         for slider in group.locator("input").all():
