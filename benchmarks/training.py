@@ -7,8 +7,8 @@ from the same policy in every repetition. The plain loop is written by hand in t
 two alternate update by update in one process. Figures are medians of wall seconds over the
 repetitions, and the ratio is the median of the ratios of neighbouring updates, so that other work
 on the machine, which slows both, does not decide it; CPU seconds, of all threads and processes,
-stand beside them. "learning" is forward, backward, optimiser and all that is not sampling or environment;
-"environment" is prompts, memory, answers and rewards.
+stand beside them. "learning" is forward, backward, optimiser and all that is not sampling or
+environment; "environment" is prompts, memory, answers and rewards.
 
     python benchmarks/training.py [--quick] [--threads N] [--output FILE]
 """

@@ -31,7 +31,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,7 +361,8 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.replayed = [*(step for _, step in rollouts.rows), *steps]
         self.rewarded = len(rollouts.rows)
         rows = as_columns([*rollouts.rows, *(({}, step) for step in steps)])
-        output: dict[str, Any] = super()._generate_and_score_completions(rows)
+        with contextlib.nullcontext() if self.log_completions else no_texts(self.processing_class):
+            output: dict[str, Any] = super()._generate_and_score_completions(rows)
         output["advantages"] = advantages = output["advantages"].float()
         if scheme_of(self.player.scheme).advantage == "instance":
             own = self.player.instance_advantages(rollouts, done, self.args.scale_rewards)
@@ -864,6 +865,22 @@ def few_operations_logps(
     return empty.masked_scatter(said, logps), empty.masked_scatter(said, entropies), None
 
 
+@contextlib.contextmanager
+def no_texts(tokenizer: Any) -> Iterator[None]:
+    """Let `batch_decode` return empty texts within the block.
+
+    TRL decodes each row three times, for its table of completions and for rewards by text.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    tokenizer.batch_decode = lambda rows, **settings: [""] * len(rows)
+    try:
+        yield
+    finally:
+        del tokenizer.batch_decode
+
+
 def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.Tensor:
     """Return advantages per row (or row and token), with those of local groups appended."""
     import torch
@@ -892,7 +909,8 @@ def _replay(prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
     """
     steps: list[Step] = trainer.replayed
     logprobs = None
-    if trainer.samples_itself or trainer.use_vllm:
+    compared = trainer.off_policy_mask_threshold is not None  # with those of the policy
+    if trainer.use_vllm or (trainer.samples_itself and compared):
         logprobs = [
             list(step.logprobs or [math.nan] * len(step.completion_ids or ())) for step in steps
         ]
