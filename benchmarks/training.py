@@ -6,9 +6,9 @@ from the same policy in every repetition. The plain loop is written by hand in t
 `generate` per step over all rollouts, one padded batch per instance for the log-probabilities. The
 two alternate update by update in one process. Figures are medians of wall seconds over the
 repetitions, and the ratio is the median of the ratios of neighbouring updates, so that other work
-on the machine, which slows both, does not decide it; CPU seconds, of all threads, stand beside
-them. "learning" is forward, backward, optimiser and all that is not sampling or environment;
-"environment" is prompts, memory, answers and rewards.
+on the machine, which slows both, does not decide it; CPU seconds, of all threads and processes,
+stand beside them. "learning" is forward, backward, optimiser and all that is not sampling or
+environment; "environment" is prompts, memory, answers and rewards.
 
     python benchmarks/training.py [--quick] [--threads N] [--output FILE]
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -69,6 +70,12 @@ def generate(manager: ModelManager, prompts: Sequence[Prompt]) -> list[list[int]
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of its second one, while that runs."""
+    children = (child.cpu_times() for child in psutil.Process().children())
+    return time.process_time() + sum(times.user + times.system for times in children)
+
+
 def sampled_tokens(groups: Sequence[Sequence[Trajectory]]) -> int:
     return sum(len(step.completion_ids) for group in groups for one in group for step in one.steps)
 
@@ -111,7 +118,7 @@ def plain_update(
     seed: int,
 ) -> dict[str, float]:
     """Play, reward and learn once by hand; return the seconds of every part and the tokens."""
-    started, processed = time.perf_counter(), time.process_time()
+    started, processed = time.perf_counter(), cpu_seconds()
     rollouts = LockstepRollouts(instances, settings, reader_for(instances), "plain", seed)
     generation = 0.0
     while observations := rollouts.observations():
@@ -132,7 +139,7 @@ def plain_update(
         "environment": played - started - generation,
         "learning": ended - played,
         "total": ended - started,
-        "CPU": time.process_time() - processed,
+        "CPU": cpu_seconds() - processed,
         "tokens": sampled_tokens(groups),
     }
 
@@ -149,7 +156,7 @@ class Alternating:
         self.rows, self.plainly = rows, plainly
         self.ours: list[dict[str, float]] = []
         self.plain: list[dict[str, float]] = []
-        self.started, self.processed = time.perf_counter(), time.process_time()
+        self.started, self.processed = time.perf_counter(), cpu_seconds()
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Note our update, everything between two calls of this, then make a plain one."""
@@ -160,13 +167,13 @@ class Alternating:
                 **parts,
                 "learning": total - sum(parts.values()),
                 "total": total,
-                "CPU": time.process_time() - self.processed,
+                "CPU": cpu_seconds() - self.processed,
                 "tokens": record["completions/mean_length"] * self.rows,
             }
         )
         torch.manual_seed(len(self.plain))
         self.plain.append(self.plainly(len(self.plain)))
-        self.started, self.processed = time.perf_counter(), time.process_time()
+        self.started, self.processed = time.perf_counter(), cpu_seconds()
 
     def compared(self, warm_up: int) -> dict[str, dict[str, float]]:
         """Return medians of both and of their ratios, without the first updates."""

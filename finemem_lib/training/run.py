@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ class TrainingRun:
     save_every: int
     resume: bool
     threads: int
+    processes: int | None
     config: Mapping[str, Any]
 
     def train(self) -> TrainingResult:
@@ -108,7 +110,7 @@ class TrainingRun:
             hold_settings(self.output_dir, self.resume, self._settings())
         manager = self.manager or load_manager(self.checkpoint, model=self.model, seed=self.seed)
         stored = self._stored(last)
-        with tempfile.TemporaryDirectory() as scratch, torch_threads(self.threads):
+        with tempfile.TemporaryDirectory() as scratch, torch_threads(self.threads), old_objects():
             trainer = self._trainer(manager, stored, last, self.output_dir or Path(scratch))
             interrupted = self._run(trainer, last)
         manager.model.zero_grad()
@@ -164,7 +166,7 @@ class TrainingRun:
         agent = self.agent or reader_for(instances)
         if last is not None:
             restore_reader(agent, last)
-        return load_trainer_class(unsloth=self.model.loader == "unsloth")(
+        trainer = load_trainer_class(unsloth=self.model.loader == "unsloth")(
             manager.model,
             grpo_config(**self._trainer_arguments(manager, folder)),
             instances=instances,
@@ -183,6 +185,16 @@ class TrainingRun:
             local_groups=self.local_groups,
             content_judge=self.content_judge or rule_verdicts,
         )
+        trainer.processes = self._processes()
+        return trainer
+
+    def _processes(self) -> int:
+        """Return the number of processes for the gradient."""
+        from finemem_lib.training.second_process import second_process_helps
+
+        if self.processes not in (None, 1, 2):
+            raise ValueError(f"train_manager: processes is {self.processes}, expected 1, 2 or None")
+        return 2 if self.processes != 1 and second_process_helps() else 1
 
     def _trainer_arguments(self, manager: ModelManager, folder: Path) -> dict[str, Any]:
         """Return the arguments of `grpo_config`; values in `config` take precedence."""
@@ -227,6 +239,8 @@ class TrainingRun:
             raise
         finally:
             trainer.interrupts.restore()
+            if trainer.second is not None:
+                trainer.second.close()
         return False
 
     def _kept(
@@ -270,6 +284,7 @@ def train_manager(
     save_every: int = 20,
     resume: bool = False,
     threads: int | None = None,
+    processes: int | None = None,
     **config: Any,
 ) -> TrainingResult:
     """Train a memory manager with GRPO and return it with the training records.
@@ -315,6 +330,8 @@ def train_manager(
         save_every: Number of updates between checkpoints.
         resume: Whether to continue the run in `output_dir`.
         threads: Number of CPU threads of torch during training; default: OMP_NUM_THREADS, or 1.
+        processes: Number of processes that compute the gradient of a model as small as the tiny
+            manager, 1 or 2, with equal results; default: 2 on Linux, with one thread and two cores.
             More threads pay off for models larger than the tiny manager without a GPU.
         config: Further arguments of `grpo_config`, among them `report_to` ("none", "tensorboard",
             "trackio" or "wandb") and `loss_type`.
@@ -353,8 +370,25 @@ def train_manager(
         save_every=save_every,
         resume=resume,
         threads=(cpu_threads() or 1) if threads is None else threads,
+        processes=processes,
         config=config,
     ).train()
+
+
+@contextlib.contextmanager
+def old_objects() -> Iterator[None]:
+    """Exempt the objects that exist from garbage collection within the block.
+
+    Most of them belong to imported modules, and scanning them costs a short update much time."""
+    if gc.get_freeze_count():  # they are exempt already, and `unfreeze` would end that
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from trl.trainer.grpo_config import GRPOConfig
 
     from finemem_lib.managers.small_qwen3 import FewOperations
+    from finemem_lib.training.second_process import SecondProcess
 
 # `trainer_class` replaces this by TRL's GRPOTrainer, whose types are incomplete.
 _GRPOTrainer: Any = object
@@ -160,7 +161,8 @@ def trainer_class(unsloth: bool) -> type[StepGRPO]:
     from trl import GRPOTrainer  # type: ignore[attr-defined]  # TRL exports its names lazily
 
     # Unsloth has its own computation of log-probabilities, without padding.
-    bases = (StepGRPO, GRPOTrainer) if unsloth else (StepGRPO, LikeLengthRows, GRPOTrainer)
+    own = (StepGRPO,) if unsloth else (StepGRPO, TwoProcesses, LikeLengthRows)
+    bases = (*own, GRPOTrainer)
     return type("StepGRPOTrainer", bases, {"unsloth": unsloth, "__doc__": StepGRPO.__doc__})
 
 
@@ -196,6 +198,11 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     """
 
     unsloth = False
+
+    processes = 1
+    """Number of processes that compute the gradient, 1 or 2; see `TwoProcesses`."""
+
+    second: SecondProcess | None = None
 
     def __init__(
         self,
@@ -359,7 +366,8 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.replayed = [*(step for _, step in rollouts.rows), *steps]
         self.rewarded = len(rollouts.rows)
         rows = as_columns([*rollouts.rows, *(({}, step) for step in steps)])
-        output: dict[str, Any] = super()._generate_and_score_completions(rows)
+        with contextlib.nullcontext() if self.log_completions else no_texts(self.processing_class):
+            output: dict[str, Any] = super()._generate_and_score_completions(rows)
         output["advantages"] = advantages = output["advantages"].float()
         if scheme_of(self.player.scheme).advantage == "instance":
             own = self.player.instance_advantages(rollouts, done, self.args.scale_rewards)
@@ -603,6 +611,78 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             self.interrupts.restore()
 
 
+class TwoProcesses(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
+    """A trainer that shares an update's micro-batches with a second process.
+
+    It shares those of a model that `LikeLengthRows` computes in few operations. Gradients are added
+    in the order of the micro-batches, so the result is bit for bit that of one process."""
+
+    processes: int
+    second: SecondProcess | None
+    own = 0
+    """Number of micro-batches of the current update that this process computes, the first ones."""
+
+    others: list[tuple[torch.Tensor, torch.Tensor, dict[str, list[float]]]]
+    """Losses, gradients and metrics from the second process that are not used yet."""
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return TRL's loss of a micro-batch, with its gradient if the second process has it."""
+        place = self._step % self.args.steps_per_generation
+        if place == 0:
+            self.own = self._share(model)
+        loss: torch.Tensor
+        if place < self.own or self.second is None or not model.training:
+            loss = super()._compute_loss(model, inputs)
+            return loss
+        from finemem_lib.training.second_process import GivenGradient
+
+        if place == self.own:
+            self.others = self.second.answer()
+        value, gradient, metrics = self.others.pop(0)
+        for name, values in metrics.items():
+            self._metrics["train"][name] += values
+        given: Any = GivenGradient.apply
+        loss = given(value, gradient, *self._learning())
+        return loss
+
+    def _share(self, model: torch.nn.Module) -> int:
+        """Let the second process begin; return the number of micro-batches left to this one."""
+        parts: int = self.args.steps_per_generation
+        whole = parts == self.current_gradient_accumulation_steps
+        if self.processes == 1 or not (model.training and whole and self._few_operations(model)):
+            return parts
+        from torch.nn.utils import parameters_to_vector
+
+        from finemem_lib.training.second_process import SecondProcess
+
+        if self.second is None:
+            self.second = SecondProcess(self._gradients)
+        own = parts - parts // 2
+        self.second.ask(
+            parameters_to_vector(self._learning()).detach(), self._buffered_inputs[own:]
+        )
+        return own
+
+    def _gradients(self, weights: torch.Tensor, batches: Sequence[dict[str, Any]]) -> list[Any]:
+        """Return loss, gradient and metrics of every batch, in the second process."""
+        from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+        learning, found = self._learning(), []
+        vector_to_parameters(weights, learning)
+        for inputs in batches:
+            self._metrics["train"].clear()
+            self.model.zero_grad()
+            loss = super()._compute_loss(self.model, inputs)
+            self.accelerator.backward(loss)
+            gradients = [weight.grad for weight in learning if weight.grad is not None]
+            gradient = parameters_to_vector(gradients)
+            found.append((loss.detach(), gradient, dict(self._metrics["train"])))
+        return found
+
+    def _learning(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+
 class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     """A trainer that computes log-probabilities on rows of similar length, to avoid padding.
 
@@ -674,9 +754,17 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         )
         return logps, entropies, None
 
+    def _few_operations(self, model: Any) -> bool:
+        """Return whether `FewOperations` computes the log-probabilities."""
+        from finemem_lib.managers.small_qwen3 import is_small_qwen3
+
+        own_way = self._entropy_bonus_enabled or getattr(model, "is_gradient_checkpointing", False)
+        wrapped = getattr(self, "frozen", None) or getattr(self, "allowed", None)
+        return not (own_way or wrapped) and is_small_qwen3(model)
+
     def _computing(self, model: Any) -> tuple[int, Callable[..., Any]]:
         """Return the number of rows per batch, and the function that computes a batch."""
-        from finemem_lib.managers.small_qwen3 import ROWS_AT_A_TIME, FewOperations, is_small_qwen3
+        from finemem_lib.managers.small_qwen3 import ROWS_AT_A_TIME, FewOperations
 
         # A model with frozen lower layers is called through `FrozenLayers`.
         called = getattr(self, "frozen", None) or model
@@ -684,8 +772,7 @@ class LikeLengthRows(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
             return ROWS_OF_LIKE_LENGTH, functools.partial(
                 constrained_logps, called, allowed, self.temperature
             )
-        own_way = self._entropy_bonus_enabled or getattr(model, "is_gradient_checkpointing", False)
-        if called is model and is_small_qwen3(model) and not own_way:
+        if self._few_operations(model):
             small = FewOperations(model)
             return ROWS_AT_A_TIME, functools.partial(few_operations_logps, small, self.temperature)
         own = super()._get_per_token_logps_and_entropies
@@ -783,6 +870,22 @@ def few_operations_logps(
     return empty.masked_scatter(said, logps), empty.masked_scatter(said, entropies), None
 
 
+@contextlib.contextmanager
+def no_texts(tokenizer: Any) -> Iterator[None]:
+    """Let `batch_decode` return empty texts within the block.
+
+    TRL decodes each row three times, for its table of completions and for rewards by text.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    tokenizer.batch_decode = lambda rows, **settings: [""] * len(rows)
+    try:
+        yield
+    finally:
+        del tokenizer.batch_decode
+
+
 def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.Tensor:
     """Return advantages per row (or row and token), with those of local groups appended."""
     import torch
@@ -811,7 +914,8 @@ def _replay(prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
     """
     steps: list[Step] = trainer.replayed
     logprobs = None
-    if trainer.samples_itself or trainer.use_vllm:
+    compared = trainer.off_policy_mask_threshold is not None  # with those of the policy
+    if trainer.use_vllm or (trainer.samples_itself and compared):
         logprobs = [
             list(step.logprobs or [math.nan] * len(step.completion_ids or ())) for step in steps
         ]

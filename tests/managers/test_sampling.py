@@ -82,6 +82,15 @@ def test_frequencies_and_logprobs_are_those_of_the_model(manager, prompts):
         assert values[0] == pytest.approx(wanted[tokens[0]].log().item(), abs=1e-4)
 
 
+def test_drawn_are_those_of_multinomial():
+    probabilities = torch.rand(500, 300, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    probabilities[:, 7] = 0.0
+    draws = [torch.Generator().manual_seed(2) for _ in range(2)]
+    for _ in range(3):
+        expected = torch.multinomial(probabilities, 1, generator=draws[0])
+        assert torch.equal(sampling.drawn(probabilities, draws[1]), expected)
+
+
 def test_length_is_bounded_and_the_end_token_is_kept(manager, prompts):
     end = manager.model.generation_config.eos_token_id
     completions, logprobs = sample(manager, prompts, max_new_tokens=12)

@@ -6,7 +6,9 @@ Random weights are trained, see `tests.helpers.training_runs`.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -30,8 +32,9 @@ from finemem_lib.training import run as training_run
 from finemem_lib.training.checkpoints import hold_settings
 from finemem_lib.training.run import train_manager
 from finemem_lib.training.schemes import PAPER_SCHEMES, TERMS, RewardScheme
+from finemem_lib.training.second_process import SecondProcess
 from finemem_lib.training.trainer import trajectory_metrics
-from finemem_lib.training.trl_adapter import load_trainer_class
+from finemem_lib.training.trl_adapter import TwoProcesses, load_trainer_class
 from tests.helpers.benchmarks import benchmark_module
 from tests.helpers.training_runs import (
     LIMIT,
@@ -505,6 +508,50 @@ def test_training_computes_on_one_thread_unless_more_are_asked_for(
     assert set(seen) == {used} and torch.get_num_threads() == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a second process is forked on Linux only")
+def test_two_processes_train_what_one_trains(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    ended, asked = [], SecondProcess.ask
+
+    def ask(self, *request):
+        ended.append(self.process)
+        asked(self, *request)
+
+    monkeypatch.setattr(SecondProcess, "ask", ask)
+    one, two = (trained(monkeypatch, threads=1, processes=number) for number in (1, 2))
+    assert len(ended) == 4 and not any(process.is_alive() for process in ended)
+    timed = ("seconds/", "step_time", "num_tokens_per", "train_")
+    for first, second in zip(one.records, two.records, strict=True):
+        assert first.keys() == second.keys()
+        assert all(first[name] == second[name] for name in first if not name.startswith(timed))
+    assert one.trajectories == two.trajectories
+    assert_equal(one.manager.model.state_dict(), two.manager.model.state_dict())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a second process is forked on Linux only")
+def test_an_error_of_the_second_process_ends_the_training(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+
+    def gradients(self, weights, batches):
+        raise ArithmeticError("in the second process")
+
+    monkeypatch.setattr(TwoProcesses, "_gradients", gradients)
+    with pytest.raises(ArithmeticError, match="in the second process"):
+        trained(monkeypatch, threads=1)
+    monkeypatch.setattr(TwoProcesses, "_gradients", lambda *request: os._exit(1))
+    with pytest.raises(RuntimeError, match="its second process has ended.*Train with processes=1"):
+        trained(monkeypatch, threads=1)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_old_objects_are_exempt_from_garbage_collection_within_the_block(frozen):
+    if not frozen:
+        gc.unfreeze()
+    with training_run.old_objects():
+        assert gc.get_freeze_count() > 0
+    assert bool(gc.get_freeze_count()) == frozen
+
+
 def test_planted_splits_share_no_instance():
     train = planted_instances("train", 20, seed=0)
     held_out = planted_instances("held-out", 20, seed=0)
@@ -521,6 +568,8 @@ def test_misuse_is_refused_before_anything_is_played(tmp_path, monkeypatch):
         trained(monkeypatch, instances=mixed_instances()[:1])
     with pytest.raises(ValueError, match="threads is 0, expected a whole number from 1"):
         trained(monkeypatch, threads=0)
+    with pytest.raises(ValueError, match="processes is 3, expected 1, 2 or None"):
+        trained(monkeypatch, processes=3)
     with pytest.raises(ValueError, match="w1_until is 1, expected an update from 2 on"):
         trained(monkeypatch, w1_until=1)
     with pytest.raises(ValueError, match="no checkpoint in"):

@@ -10,7 +10,13 @@ import trl
 
 from finemem_lib.managers import small_qwen3
 from finemem_lib.training import trl_adapter
-from finemem_lib.training.trl_adapter import OVERRIDDEN, READ_FROM, LikeLengthRows, StepGRPO
+from finemem_lib.training.trl_adapter import (
+    OVERRIDDEN,
+    READ_FROM,
+    LikeLengthRows,
+    StepGRPO,
+    TwoProcesses,
+)
 from tests.helpers.training_runs import mixed_instances, run
 
 REMEDY = (
@@ -40,7 +46,7 @@ def test_the_overridden_methods_have_the_parameters_that_were_read(method):
 def test_every_overridden_method_is_in_the_contract():
     own = {
         name
-        for part in (StepGRPO, LikeLengthRows)
+        for part in (StepGRPO, TwoProcesses, LikeLengthRows)
         for name, value in vars(part).items()
         if inspect.isfunction(value) and hasattr(trl.GRPOTrainer, name)
     }
