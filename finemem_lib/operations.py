@@ -185,7 +185,12 @@ def _read(raw: str) -> Operation | InvalidOperation:
 
 
 def refused(reason: str, raw: str) -> InvalidOperation:
-    """Return `raw`, a piece of a completion that is no operation for a `reason`, cut if long."""
+    """Return a piece of a completion that is no operation, with the beginning of its text.
+
+    Args:
+        reason: Why it is none.
+        raw: The piece.
+    """
     return InvalidOperation(reason, raw if len(raw) <= RAW_LIMIT else raw[: RAW_LIMIT - 1] + "…")
 
 

@@ -261,7 +261,12 @@ def _held(memory: FlatMemory, item_id: str) -> MemoryItem:
 
 
 def reading_task(question: Question, items: Sequence[MemoryItem]) -> ReadingTask:
-    """Return the reading task for `question` and the `items` retrieved for it, best first."""
+    """Return the reading task for a question and the items retrieved for it.
+
+    Args:
+        question: The question.
+        items: Items retrieved for it, best first.
+    """
     lasts = [*map(last_write_key, items)]
     oldest_first = sorted(lasts)
     return ReadingTask(

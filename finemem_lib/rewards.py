@@ -438,14 +438,23 @@ def item_shares(
 
 
 def credited_items(answered: AnsweredQuestion, credited: Credited) -> tuple[Retrieved, ...]:
-    """Return M_j, the retrieved or the used items of `answered`, as `credited` says."""
+    """Return M_j, the items of a question that share its credit.
+
+    Args:
+        answered: The question with its retrieved items.
+        credited: "retrieved" or "used", as in `RewardSettings`.
+    """
     if credited == "used" and answered.used is not None:
         return tuple(item for item in answered.retrieved if item.item_id in answered.used)
     return answered.retrieved
 
 
 def attributed_steps(item: Retrieved, attribution: Attribution) -> tuple[int, ...]:
-    """Return phi(m), the steps that share the evidence of `item` equally, by `attribution`.
+    """Return phi(m), the steps that share an item's evidence equally.
+
+    Args:
+        item: A retrieved item.
+        attribution: "last_write", "creation" or "lineage", as in `RewardSettings`.
 
     >>> attributed_steps(Retrieved("1", 0.5, (2, 5)), "creation")
     (2,)

@@ -44,7 +44,11 @@ def count_tokens(text: str) -> int:
 
 
 def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
-    """Return the first `limit` tokens of `text` (the "head" rule), and the number of removed ones.
+    """Return the first `limit` tokens of a text (the "head" rule), and the number of removed ones.
+
+    Args:
+        text: Any text.
+        limit: Largest number of tokens to keep.
 
     >>> truncate_tokens("one two three four", 3)
     ('one two three', 1)
@@ -56,7 +60,11 @@ def truncate_tokens(text: str, limit: int) -> tuple[str, int]:
 
 
 def last_tokens(text: str, limit: int) -> str:
-    """Return the last `limit` tokens of `text` (the "tail" rule).
+    """Return the last `limit` tokens of a text (the "tail" rule).
+
+    Args:
+        text: Any text.
+        limit: Most tokens to keep.
 
     >>> last_tokens("one two three four", 3)
     'two three four'

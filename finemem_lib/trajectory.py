@@ -321,10 +321,14 @@ def to_json(record: Any) -> str:
 
 
 def from_json(record_type: type[Record], text: str) -> Record:
-    """Return the record of class `record_type` that `to_json` wrote as `text`.
+    """Return the record that `to_json` wrote.
 
     Pydantic validates every field against its declared type: it converts the text "5" to the
     number 5 and ignores unknown fields.
+
+    Args:
+        record_type: Class of the record.
+        text: JSON text from `to_json`.
 
     Raises:
         ValueError: the text is not JSON, has another schema version, or a field does not fit.
@@ -354,7 +358,11 @@ def write_jsonl(records: Iterable[Any]) -> str:
 
 
 def read_jsonl(record_type: type[Record], text: str) -> list[Record]:
-    """Return the records of class `record_type` in `text`, which `write_jsonl` wrote.
+    """Return the records that `write_jsonl` wrote.
+
+    Args:
+        record_type: Class of the records, such as `Trajectory`.
+        text: One JSON record per line; blank lines are skipped.
 
     Raises:
         ValueError: a line cannot be read; the message carries its number.

@@ -42,7 +42,11 @@ class Written:
 
 
 def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
-    """Send `conversations` to `chat` concurrently; return prompts and replies in the same order.
+    """Send conversations to a language model and return prompts and replies in the same order.
+
+    Args:
+        chat: The language model.
+        conversations: Any number of conversations; they are sent concurrently.
 
     Raises:
         ModelError: a call to the model failed.

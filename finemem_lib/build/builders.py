@@ -512,7 +512,11 @@ def _from_books(
 
 
 def keywords(summary: str, text: str) -> list[str]:
-    """Return words of `summary` that occur in `text`: names first, then the most frequent words.
+    """Return words of a summary that occur in the text: names first, then the most frequent words.
+
+    Args:
+        summary: The summary.
+        text: The text.
 
     >>> keywords("Captain Ahab hunts a whale. The whale wins.", "the whale and Captain Ahab")
     ['Captain', 'Ahab', 'whale']

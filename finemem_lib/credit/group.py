@@ -21,7 +21,12 @@ class _Cached:
     """A cache of results that rules computed from all of its parts."""
 
     def once(self, key: Hashable, compute: Callable[[], Known]) -> Known:
-        """Return the cached result for `key`, which names every setting, or `compute` it."""
+        """Return the cached result for a key; compute it on the first call.
+
+        Args:
+            key: Identifies the result, including every setting that it depends on.
+            compute: Computes the result; called only if the key is new.
+        """
         known: dict[Hashable, Any] = self.__dict__.setdefault("known", {})
         if key not in known:
             known[key] = compute()
@@ -263,7 +268,12 @@ def attributed_dense(
 
 
 def valid_and_short(step: Step, length_weight: float) -> float:
-    """Return ``valid_t (1 - lambda l_t)`` of `step`; lambda is `length_weight`."""
+    """Return ``valid_t (1 - lambda l_t)`` of `attributed_dense`.
+
+    Args:
+        step: The step to credit.
+        length_weight: lambda, the weight of the length.
+    """
     valid = bool(step.outcomes) and all(outcome.applied for outcome in step.outcomes)
     written = sum(count_tokens(item.content) for item in step.delta.written)
     return valid * (1 - length_weight * min(1.0, written / max(1, step.chunk.tokens)))

@@ -28,7 +28,13 @@ class OperationCredit(list[float | None]):
 
 
 def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
-    """Raise the error of `missing` (`trajectory`, `what`, `remedy`) unless `there` is true.
+    """Raise an error unless a trajectory has what a rule needs.
+
+    Args:
+        there: Anything; a false value means missing.
+        trajectory: Named in the error.
+        what: The missing thing, with its article.
+        remedy: How to get it.
 
     Raises:
         ValueError: `there` is false.
@@ -38,7 +44,13 @@ def need(there: object, trajectory: Trajectory, what: str, remedy: str) -> None:
 
 
 def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
-    """Return the error that names `what` (with article) `trajectory` lacks, and a `remedy`."""
+    """Return the error that names what a trajectory lacks and how to get it.
+
+    Args:
+        trajectory: Named in the error.
+        what: The missing thing, with its article.
+        remedy: How to get it.
+    """
     return ValueError(
         f"credit of {trajectory.instance_id!r}, rollout {trajectory.rollout}: this rule needs "
         f"{what}, which the trajectory lacks; {remedy}"
@@ -55,7 +67,11 @@ def need_questions(trajectory: Trajectory) -> None:
 
 
 def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
-    """Raise an error if another `agent` answered the questions of `trajectory`.
+    """Raise an error if another reasoning agent answered the trajectory's questions.
+
+    Args:
+        trajectory: Its metadata hold the settings of the agent that answered.
+        agent: The agent to compare with it.
 
     Raises:
         ValueError: the recorded settings differ from those of `agent`.
@@ -70,7 +86,11 @@ def need_agent(trajectory: Trajectory, agent: ReasoningAgent) -> None:
 
 
 def answered_again(value: Known | None, trajectory: Trajectory) -> Known:
-    """Return the `value` read again; raise an error, naming `trajectory`, if it is `None`.
+    """Return the value of a repeated reading; raise an error if it is `None`.
+
+    Args:
+        value: Score or probability of the reading; `None` where the agent failed.
+        trajectory: Named in the error.
 
     Raises:
         ValueError: the reasoning agent failed.

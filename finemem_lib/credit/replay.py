@@ -79,7 +79,12 @@ class Replayer:
         self.asking = asking or asking_of(trajectory, agent)
 
     def memory(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> FlatMemory:
-        """Return the memory replayed `without` steps or operations; `orphaned` as in `replay`."""
+        """Return the final memory of a replay with omissions, see `replay`.
+
+        Args:
+            without: Steps or operations to omit.
+            orphaned: Treatment of updates of items that the omissions created.
+        """
         last, nothing = self.trajectory.num_steps, frozenset[Missing]()
         if without and (last, nothing, orphaned) not in self._after:
             self.memory(nothing, orphaned)
@@ -147,7 +152,12 @@ class Replayer:
         )
 
     def left(self, without: frozenset[Missing], orphaned: Orphaned = "refuse") -> Memory:
-        """Return the items of `memory` (`without`, `orphaned`) in order of their last writes."""
+        """Return the items of `memory`, in the order of their last writes.
+
+        Args:
+            without: Steps or operations to omit.
+            orphaned: Treatment of updates of items that the omissions created.
+        """
         key = without, orphaned
         if key not in self._left:
             items = self.memory(without, orphaned).items
@@ -254,7 +264,11 @@ def _replayers(group: CachedGroup, agent: ReasoningAgent) -> list[Replayer]:
 
 
 def asking_of(trajectory: Trajectory, agent: ReasoningAgent) -> Asking:
-    """Return an `Asking` for `agent` with the recorded retrieval settings of `trajectory`.
+    """Return an `Asking` with the recorded retrieval settings of a trajectory.
+
+    Args:
+        trajectory: Records top_k and the kind of index in its metadata.
+        agent: The reasoning agent that answered.
 
     Raises:
         ValueError: these settings are not recorded, or the recorded index is unknown.

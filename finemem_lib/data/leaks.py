@@ -45,10 +45,14 @@ class Leak:
 
 
 def leaks(instances: Sequence[Instance], training: Sequence[Instance] = ()) -> tuple[Leak, ...]:
-    """Return leaked answers in `instances` and, with `training`, overlap with the training data.
+    """Return leaked answers and, with `training`, overlap with the training data.
 
     Global and chunk questions are checked. Texts are compared by their sentences or labelled
     examples, without wrappers.
+
+    Args:
+        instances: The data to check.
+        training: The training data to compare with.
 
     Raises:
         ValueError: a data source has no metric.

@@ -608,7 +608,12 @@ def dialogue(day: int, lead_in: str, text: str, reply: str) -> str:
 
 
 def book_page(day: int, text: str) -> str:
-    """Return a chunk in which the user reads `text` in a book, `day` days after 2024-01-01."""
+    """Return a chunk in which the user continues reading a book.
+
+    Args:
+        day: Days after 2024-01-01, at least 0.
+        text: The text of the pages.
+    """
     return (
         f"[Event happened on {_date(day)} The user is reading a book]\n<User> {text}\n\n"
         f"<System> Remember what was read on {_date(day)}, the details and the story so far."
@@ -699,7 +704,13 @@ def _place(field: str, location: tuple[int | str, ...]) -> str:
 
 
 def broken(field: str, expected: str, got: Any) -> ValueError:
-    """Return the error for a `field` that holds `got` where `expected` is expected."""
+    """Return the error for a field with an unexpected value.
+
+    Args:
+        field: Path of the field.
+        expected: The expected value, in words.
+        got: The value of the field.
+    """
     shown = f"{got!r:.60}"
     return ValueError(f"field {field}: expected {expected}, got {type(got).__name__} {shown}")
 

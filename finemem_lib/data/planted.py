@@ -318,7 +318,13 @@ def wording(rng: random.Random, templates: tuple[str, ...], person: str, value: 
 
 
 def noise_sentence(rng: random.Random, people: list[str], world: World) -> str:
-    """Return a noise sentence of the `world`, drawn with `rng`; it may name one of the `people`."""
+    """Return a sentence that states no fact.
+
+    Args:
+        rng: Source of all draws.
+        people: Names that may occur in the sentence.
+        world: The world, which selects the templates.
+    """
     value = rng.choice(ATTRIBUTES[rng.choice(list(ATTRIBUTES))].values)
     if world == "paraphrased":
         return wording(rng, with_adverbs(PARAPHRASED_NOISE), rng.choice(people), value)

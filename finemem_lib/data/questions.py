@@ -218,7 +218,11 @@ def sampled_questions(instance: Instance, share: float, seed: int) -> Instance:
 
 
 def audit_counts(audit: Sequence[AuditRow], num_steps: int) -> list[dict[str, int]]:
-    """Return the counts of `audit` per step to `num_steps`: candidates, accepted, every reason.
+    """Return one record per step: candidates, accepted, and the count of every reason.
+
+    Args:
+        audit: The verdicts.
+        num_steps: Number of records, for the steps 1 to `num_steps`.
 
     >>> rows = [AuditRow(1, "Q?", "A", True, None), AuditRow(1, "Q?", "A", False, "duplicate")]
     >>> audit_counts(rows, num_steps=2)[0]["duplicate"], audit_counts(rows, 2)[1]["candidates"]

@@ -88,7 +88,11 @@ def units(text: str) -> list[str]:
 
 
 def retrieval_query(question: str, data_source: str) -> str:
-    r"""Return `question`, or only the sentence to label if `data_source` is scored by label.
+    r"""Return the retrieval query: the sentence to label if a label is asked for, or the question.
+
+    Args:
+        question: Text of the question.
+        data_source: Data source, which selects the metric.
 
     Raises:
         ValueError: the data source has no metric.

@@ -44,7 +44,11 @@ class PlayedSystem:
 
 
 def budget_name(name: str, budget: int | None) -> str:
-    """Return the `name` of a system under a token `budget` (`None`: its own), as tables show it.
+    """Return the name of a system under a budget, as tables show it.
+
+    Args:
+        name: Name of the system.
+        budget: Token limit of its memory; `None` for the limit in its own settings.
 
     >>> budget_name("mem1", None), budget_name("mem1", 1500)
     ('mem1', 'mem1, 1,500 tokens')
@@ -116,7 +120,11 @@ def _played(
 
 
 def model_calls(system: str, steps: int) -> int:
-    """Return the number of calls in `steps` chunks if a model writes the memory of `system`.
+    """Return the number of calls on a stream if a language model writes the system's memory.
+
+    Args:
+        system: A name in `SYSTEMS`, or of a rule-based manager (no calls).
+        steps: Number of chunks of the stream.
 
     >>> model_calls("mirix-proxy", 10), model_calls("rag-top2", 10), model_calls("insert-all", 10)
     (60, 0, 0)

@@ -509,7 +509,11 @@ def truth_table(
 
 
 def measures_frame(rows: Iterable[Row], truth: Truth) -> pd.DataFrame:
-    """Return all measures of the variants in `rows` against one `truth`, cheapest variant first.
+    """Return a table of all measures of every variant against one truth, cheapest variant first.
+
+    Args:
+        rows: rows of `truth_table`.
+        truth: the truth with which credit is compared.
 
     Returns:
         A pandas frame. A cell is a mean with its interval, "–" if undefined; "calls" are reader

@@ -73,7 +73,11 @@ def term_spread(
 def credit_at_evidence(
     trajectories: Sequence[Trajectory], settings: RewardSettings | None = None
 ) -> float | None:
-    """Return the share of N_t in `trajectories`, under `settings`, on the true evidence steps.
+    """Return the share of the evidence credit N_t that lies on the true evidence steps, in [0, 1].
+
+    Args:
+        trajectories: rollouts of planted streams.
+        settings: settings of the evidence attribution.
 
     Returns:
         The share over all scored questions with known `evidence_steps`; `None` if these questions

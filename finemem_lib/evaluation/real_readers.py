@@ -145,7 +145,10 @@ def acceptances(audits: Mapping[str, Sequence[AuditRow]]) -> Values:
 
 
 def same_verdicts(one: Values, other: Values) -> Values:
-    """Return 1 for every candidate on which the acceptances `one` and `other` agree, else 0.
+    """Return 1 for every candidate on which two verifiers agree and 0 for every other, by instance.
+
+    Args:
+        one, other: `acceptances` of the same candidates in the same order.
 
     Raises:
         ValueError: the numbers of candidates differ.
@@ -160,10 +163,13 @@ def same_verdicts(one: Values, other: Values) -> Values:
 
 
 def kappa(one: Values, other: Values) -> float | None:
-    """Return Cohen's kappa of the acceptances `one` and `other`, `None` if it is undefined.
+    """Return Cohen's kappa of two verifiers over all candidates, `None` if it is undefined.
 
     ``(p - e) / (1 - e)`` with p the share of equal verdicts and e the share expected by chance from
     the two acceptance rates.
+
+    Args:
+        one, other: See `same_verdicts`.
 
     >>> kappa({"a": [1.0, 1.0, 0.0, 0.0]}, {"a": [1.0, 0.0, 0.0, 0.0]})
     0.5

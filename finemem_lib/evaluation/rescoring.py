@@ -83,7 +83,12 @@ class ScoreChange:
 
 
 def score_changes(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[ScoreChange]:
-    """Return the score changes from trajectories `before` to those `after`, in the same order."""
+    """Return the effect of rescoring on the global questions, by manager and data source.
+
+    Args:
+        before: The recorded trajectories.
+        after: The same trajectories rescored, in the same order.
+    """
     pairs: defaultdict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(list)
     for old, new in zip(before, after, strict=True):
         pairs[old.manager, old.data_source] += [

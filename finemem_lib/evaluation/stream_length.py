@@ -129,7 +129,12 @@ def head_lengths(
 
 
 def head_of(instance: Instance, chunks: int) -> Instance:
-    """Return the first `chunks` chunks of `instance` with the questions that they can answer."""
+    """Return the first chunks of an instance with the questions that they can answer.
+
+    Args:
+        instance: The long instance.
+        chunks: Number of chunks to keep.
+    """
     kept = instance.chunks[:chunks]
     text = "\n".join(chunk.text for chunk in kept)
     questions = tuple(

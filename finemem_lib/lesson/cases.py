@@ -78,7 +78,12 @@ def insert(sentence: str) -> tuple[str, Operation]:
 
 
 def update(sentence: str, item_id: str) -> tuple[str, Operation]:
-    """Return a step that overwrites item `item_id` with its chunk, `sentence`."""
+    """Return a step that overwrites an item with its chunk.
+
+    Args:
+        sentence: The chunk and the item's new content.
+        item_id: Id of the item to overwrite.
+    """
     return sentence, Operation("UPDATE", sentence, item_id)
 
 

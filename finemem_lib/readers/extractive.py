@@ -168,7 +168,11 @@ class ExtractiveReader(ReasoningAgent):
         )
 
     def query(self, question: str, data_source: str) -> str:
-        r"""Return `question` with synonyms of its words, or by `data_source` the text to label.
+        r"""Return the retrieval query for a question.
+
+        Args:
+            question: Text of the question.
+            data_source: Data source, which selects the metric.
 
         Returns:
             The sentence to label for sources scored by label, else the question followed by the

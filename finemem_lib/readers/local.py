@@ -57,9 +57,13 @@ class LocalChat(Chat):
     def log_probabilities(
         self, conversations: Sequence[Messages], replies: Sequence[str]
     ) -> list[float]:
-        """Return the mean log-probability per token of `replies`, not empty, to `conversations`.
+        """Return, per conversation, the mean log-probability per token of a given reply.
 
         The end-of-sequence token is not counted; the temperature has no effect.
+
+        Args:
+            conversations: The conversations before the reply.
+            replies: One non-empty reply per conversation.
         """
         import torch
 

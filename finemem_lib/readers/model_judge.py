@@ -141,7 +141,12 @@ def all_answers(trajectory: Trajectory) -> list[AnsweredQuestion]:
 def with_scores(
     trajectories: Sequence[Trajectory], scores: Sequence[float | None]
 ) -> list[Trajectory]:
-    """Return `trajectories` with other `scores`, one per answer in the order of `all_answers`."""
+    """Return the trajectories with other scores of their questions.
+
+    Args:
+        trajectories: The trajectories.
+        scores: One score per answer, in the order of `all_answers`.
+    """
     left = iter(scores)
 
     def scored(answered: Sequence[AnsweredQuestion]) -> tuple[AnsweredQuestion, ...]:

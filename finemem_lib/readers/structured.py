@@ -23,7 +23,11 @@ def without_thinking(text: str) -> str:
 
 
 def structured(text: str, structure: type[Structure]) -> Structure | None:
-    """Return the `structure`, a dataclass, that the JSON in `text` describes, or `None`.
+    """Return the object that the JSON in a reply describes, `None` where the reply does not fit.
+
+    Args:
+        text: The reply; text or a code fence around the braces is ignored.
+        structure: A dataclass; the JSON object must fit its fields.
 
     >>> from finemem_lib.readers.memo import Reply
     >>> structured('Here: {"text": "Rome"}', Reply)

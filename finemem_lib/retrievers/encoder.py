@@ -124,7 +124,12 @@ def load_encoder(model_name: str) -> SentenceEncoder:
 
 
 def embeddings(model_name: str, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-    """Return the embeddings of `texts` by the model `model_name`, from the cache if possible."""
+    """Return the embedding of every text, shape (dimensions,), from the cache if possible.
+
+    Args:
+        model_name: As in `load_encoder`.
+        texts: The texts to embed.
+    """
     encoder = load_encoder(model_name)
     keys = [(encoder.model_hash, text) for text in texts]
     if new := [key for key in dict.fromkeys(keys) if key not in _CACHE]:

@@ -193,7 +193,12 @@ def numbered(folder: Path) -> list[Notebook]:
 
 
 def writers_of(artefact: str, folder: Path) -> list[Notebook]:
-    """Return the notebooks in `folder` that save an `artefact`, numbered ones first."""
+    """Return the notebooks of a folder that save an artefact, numbered ones first.
+
+    Args:
+        artefact: Name of the artefact.
+        folder: Folder with notebooks.
+    """
     found = [one for one in notebooks_in(folder) if artefact in one.writes]
     return sorted(found, key=lambda one: (one.name != one.stem, one.order or 100, one.stem))
 

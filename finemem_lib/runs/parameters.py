@@ -336,7 +336,11 @@ Resamples = Annotated[int, _within(10, 1_000_000, "bootstrap resamples")]
 
 
 def managers_without_layers(managers: list[str], memory: str) -> list[str]:
-    """Return one sentence per manager in `managers` that needs another kind of `memory`.
+    """Return one sentence per manager that needs another kind of memory.
+
+    Args:
+        managers: Names of managers.
+        memory: Kind of the memory that they are to play on.
 
     >>> managers_without_layers(["insert-all", "layered-notes"], "flat")
     ["manager 'layered-notes' needs a layered memory, and memory is 'flat'; expected ..."]

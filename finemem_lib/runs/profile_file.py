@@ -32,7 +32,12 @@ class ProfileFile(BaseModel):
     card: str = ""
 
     def values_for(self, notebook: Notebook, names: Collection[str]) -> dict[str, Any]:
-        """Return values of those `names` that `notebook` has; the values for it alone win."""
+        """Return the values of a notebook's parameters; those for it alone win.
+
+        Args:
+            notebook: The notebook.
+            names: Its parameters.
+        """
         own = [
             values for key, values in self.notebook_parameters.items() if notebook.answers_to(key)
         ]

@@ -603,7 +603,12 @@ def _copy_replies(folder: Path) -> None:
 
 
 def read_record(folder: Path, notebook: str) -> dict[str, Any]:
-    """Return the record of `notebook` in the run's `folder`, empty without one of this version."""
+    """Return a notebook's record in a run, empty if it is missing or has another version.
+
+    Args:
+        folder: The run's folder.
+        notebook: Name of the notebook's file without ``.ipynb``.
+    """
     try:
         record = read_json(_record_file(folder, notebook))
     except ValueError:
@@ -665,7 +670,13 @@ def changed_artefacts(folder: Path, notebooks: Collection[str]) -> list[str]:
 def replaced_input(
     folder: Path, name: str, seen: frozenset[str] = frozenset()
 ) -> tuple[str, str] | None:
-    """Return a replaced input of artefact `name` in `folder`, and who read it, without `seen`."""
+    """Return an input of an artefact that was replaced since, and the notebook that had read it.
+
+    Args:
+        folder: The run's folder.
+        name: The artefact whose inputs are compared with the run's current artefacts.
+        seen: Artefacts that have already been compared.
+    """
     entry = written_entry(folder, name)
     if entry is None:
         return None
@@ -703,7 +714,13 @@ def format_metric(value: float | int | str | None) -> str:
 
 
 def kept_figure(folder: Path, notebook: str, name: str) -> Path:
-    """Return the path of the figure `name` of `notebook` in the run's `folder`."""
+    """Return the path of a notebook's saved figure in a run.
+
+    Args:
+        folder: The run's folder.
+        notebook: Name of the notebook's file without ``.ipynb``.
+        name: Name of the figure.
+    """
     return folder / "figures" / f"{notebook}-{name}.json"
 
 
@@ -712,7 +729,12 @@ def _record_file(folder: Path, notebook: str) -> Path:
 
 
 def progress_line(folder: Path, notebook: str) -> str:
-    """Return the last progress line of the running `notebook` in the run's `folder`, or ""."""
+    """Return the last progress line of a running notebook, or "".
+
+    Args:
+        folder: The run's folder.
+        notebook: Name of the notebook's file without ``.ipynb``.
+    """
     try:
         return _progress_file(folder, notebook).read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -63,7 +63,11 @@ def rows_file(text: str) -> Path:
 
 
 def check_output_folder(folder: Path, option: str = "--output") -> None:
-    """Raise an error if `folder` cannot be created or written to; it names the `option`.
+    """Raise an error if a folder cannot be created or written to.
+
+    Args:
+        folder: The folder for output files.
+        option: Name of the command-line option, for the message.
 
     Raises:
         UsageError: the folder, or its nearest existing parent, is not a writable folder.
@@ -220,7 +224,13 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
         return self
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        """Report the finished step `done` of `total`; its `text` may be untrusted."""
+        """Report a finished step.
+
+        Args:
+            done: Number of finished steps.
+            total: Total number of steps.
+            text: Description of the step; it may be untrusted.
+        """
         line = f"{done:4}/{total} {time.monotonic() - self._begun:7.0f} s  {plain(text)}"
         print(line, flush=True)  # rich prints it above the bar
         self._bar.update(self._task, completed=done, total=total, visible=True)

@@ -24,7 +24,11 @@ def real_path(path: str | Path) -> Path:
 
 @contextmanager
 def exclusive_lock(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold the file `lock` within the block; if another process holds it, raise `refusal`.
+    """Hold a file lock within the block; the system also releases it when the process is killed.
+
+    Args:
+        lock: The lock file; created if missing, and not removed.
+        refusal: Message of the error if another process holds the lock.
 
     Raises:
         ValueError: another process holds the lock; the message is `refusal`.
@@ -114,7 +118,11 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a `value` to `path` as JSON, atomically.
+    """Write a value as JSON, atomically.
+
+    Args:
+        path: The file to write or replace.
+        value: A JSON value.
 
     Raises:
         ValueError: the value contains NaN or an infinity.
@@ -124,7 +132,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write `content` to `path` atomically and return the path.
+    """Write a file atomically and return its path.
+
+    Args:
+        path: The file to write or replace.
+        content: Content of the file.
 
     Raises:
         OSError: the file could not be written; an earlier version is unchanged.
