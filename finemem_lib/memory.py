@@ -182,7 +182,11 @@ class FlatMemory:
         return tuple(outcomes), delta
 
     def touch(self, item_ids: Iterable[str]) -> None:
-        """Mark `item_ids` as just retrieved, so that "least_recent" evicts them later."""
+        """Mark items as just retrieved, so that "least_recent" evicts them later.
+
+        Args:
+            item_ids: Ids of the items retrieved together; ids not in the memory are ignored.
+        """
         if self.eviction == "least_recent":
             found = {*item_ids} & self._queue.keys()
             for item_id in sorted(found, key=lambda name: self._items[name].lineage):

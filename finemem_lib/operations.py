@@ -147,7 +147,11 @@ def _load(raw: str) -> Any:
 
 
 def fields_of(raw: str) -> tuple[OperationKind, dict[str, Any]] | InvalidOperation:
-    """Return the kind and the fields of one object (`raw`), an operation or a call of a tool."""
+    """Return the kind and the fields of one object, an operation or a call of a tool.
+
+    Args:
+        raw: An object that `scan` has found.
+    """
     try:
         fields = _load(raw)
         kind = fields.get("op")

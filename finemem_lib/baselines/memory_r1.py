@@ -55,7 +55,10 @@ _ENDED = re.compile(r"\b(?:no longer|not any ?more|stopped|never again)\b", re.I
 
 
 def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Return the operations of a Memory-R1 `reply`: a JSON object with a list "memory", or a list.
+    """Return the operations of a Memory-R1 reply: a JSON object with a list "memory", or a list.
+
+    Args:
+        reply: Reply of the manager, untrusted text.
 
     Returns:
         One entry per event, in order; a malformed event is an `InvalidOperation` with its reason.
@@ -70,7 +73,10 @@ def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
 
 
 def parse_memory_r2(reply: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Return the operations of a Memory-R2 `reply`, as `parse_memory_r1`.
+    """Return the operations of a Memory-R2 reply, as `parse_memory_r1`.
+
+    Args:
+        reply: Reply of the manager, untrusted text.
 
     >>> reply = '[{"operation": "UPDATE", "memory_id": 3, "content": "Mia sails"}]'
     >>> [(one.kind, one.item_id, one.content) for one in parse_memory_r2(reply)]

@@ -56,7 +56,10 @@ _RULES = (
 
 
 def store_of(sentence: str) -> str:
-    r"""Return the store that the rules assign to a `sentence` or labelled example.
+    r"""Return the store that the rules assign to a sentence.
+
+    Args:
+        sentence: A sentence or a labelled example.
 
     >>> [store_of(text) for text in ("Mia lives in Rome.", "Yesterday Mia sailed.")]
     ['semantic', 'episodic']

@@ -54,7 +54,10 @@ class OMemProxy(ScriptedManager):
 
 
 def head_of(content: str) -> str | None:
-    """Return the heading of a persona or topic in `content`, `None` for a queued sentence.
+    """Return the heading of a persona or topic, `None` for a sentence of the working queue.
+
+    Args:
+        content: Content of an item.
 
     >>> head_of("Persona of Mia: Mia sails."), head_of("Mia sails.")
     ('Persona of Mia: ', None)

@@ -125,7 +125,10 @@ class PromptedManager:
 
 
 def without_mark(operation: Operation | InvalidOperation) -> Operation | InvalidOperation:
-    """Return `operation` without the "#" that prompts put before item ids.
+    """Return an operation without the "#" that prompts put before item ids.
+
+    Args:
+        operation: The operation, as parsed.
 
     >>> without_mark(Operation("DELETE", item_id="#3")).item_id
     '3'

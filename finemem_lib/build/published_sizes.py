@@ -81,7 +81,10 @@ def size_table(instances: Sequence[Instance]) -> list[dict[str, Any]]:
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return `rows`, at least one record, all with the same keys, as a Markdown table.
+    """Return records as a Markdown table.
+
+    Args:
+        rows: At least one record; all records have the same keys.
 
     >>> print(as_markdown([{"data source": "squad", "instances": 30}]))
     | data source | instances |

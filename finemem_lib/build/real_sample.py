@@ -67,7 +67,11 @@ def real_sample(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the sample; see the module. `arguments` are by default those of the process."""
+    """Make the sample; see the module.
+
+    Args:
+        arguments: Command-line arguments; `None` for those of the process.
+    """
     parser = argparse.ArgumentParser(description="Make the real sample and its card.")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")

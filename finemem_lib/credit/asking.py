@@ -50,9 +50,12 @@ _Task = tuple[int, _Contents, tuple[int, ...]]
 def need_probabilities(
     agent: ReasoningAgent,
 ) -> Callable[[Sequence[ReadingTask], Sequence[Sequence[str]]], list[float]]:
-    """Return the method `answer_log_probabilities` of `agent`, memoised or not.
+    """Return the agent's method `answer_log_probabilities`.
 
     The method returns, per task, the mean log-probability per token of an accepted answer.
+
+    Args:
+        agent: A reasoning agent, memoised or not.
 
     Raises:
         ValueError: the agent has no such method.
@@ -91,7 +94,11 @@ class Asking:
         self._probabilities: dict[_Task, float | None] = {}
 
     def through(self, agent: ReasoningAgent) -> Asking:
-        """Return an `Asking` without cached scores that asks another `agent` of equal settings."""
+        """Return an `Asking` without cached scores that asks another agent of equal settings.
+
+        Args:
+            agent: The other agent; the cache of retrieved items is shared.
+        """
         other = copy.copy(self)
         other.agent, other._scores, other._probabilities = agent, {}, {}
         return other

@@ -89,11 +89,14 @@ def evidence_shapley(
 
 @replayed
 def step_leave_one_out(trajectory: Trajectory) -> Plan:
-    """Return ``r_global - r_global(replay without step t)`` of `trajectory`, the steps' effects.
+    """Return ``r_global - r_global(replay without step t)``, the causal effect of the step.
 
     In [-1, 1], negative where the step lowered the outcome. Nothing is conserved. With `orphaned`
     "refuse", both the step that created an item and a step that updated it earn credit for the
     item's final content.
+
+    Args:
+        trajectory: The rollout to credit.
     """
     return _step_plan(trajectory, leave_one_out)
 

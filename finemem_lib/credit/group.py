@@ -317,7 +317,11 @@ def _outcome_advantages(rollouts: CachedGroup, scale_rewards: ScaleRewards) -> l
 
 
 def states_seen(trajectory: Trajectory) -> list[tuple[str, ...]]:
-    """Return the state at every step of `trajectory`: the chunk and the memory before it."""
+    """Return the manager's state at every step: the chunk and the contents in memory before it.
+
+    Args:
+        trajectory: The rollout whose states are returned.
+    """
     states = []
     contents: dict[str, str] = {}  # by item id, in the order of creation
     for step in trajectory.steps:

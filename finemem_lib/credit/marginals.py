@@ -30,7 +30,11 @@ class Marginal(NamedTuple, Generic[Player]):
 
 
 def leave_one_out(players: Sequence[Player]) -> list[Marginal[Player]]:
-    """Return each player's marginal contribution to the set of all other `players`."""
+    """Return each player's marginal contribution to the set of all other players.
+
+    Args:
+        players: All players, each once.
+    """
     return [Marginal(one, 1.0, frozenset(players) - {one}) for one in players]
 
 
@@ -138,7 +142,11 @@ def player_values(
 
 
 def coalitions(marginals: Iterable[Marginal[Player]]) -> dict[frozenset[Player], None]:
-    """Return the sets of players whose values the `marginals` need, each once."""
+    """Return the sets of players whose values the marginals need, each once.
+
+    Args:
+        marginals: Marginal contributions.
+    """
     return dict.fromkeys(
         wanted for one in marginals for wanted in (one.others, one.others | {one.player})
     )

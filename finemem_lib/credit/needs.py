@@ -58,7 +58,10 @@ def missing(trajectory: Trajectory, what: str, remedy: str) -> ValueError:
 
 
 def need_questions(trajectory: Trajectory) -> None:
-    """Raise an error if `trajectory` has no global question.
+    """Raise an error if a trajectory has no global question.
+
+    Args:
+        trajectory: Named in the error.
 
     Raises:
         ValueError: the trajectory has no global question.
@@ -128,6 +131,10 @@ def retrieved_items(
 
 
 def mean_of_known(scores: Iterable[float | None]) -> float | None:
-    """Return the mean of the `scores` that are not `None`, or `None` if all are."""
+    """Return the mean of the scores that are not `None`, or `None` if all are.
+
+    Args:
+        scores: Scores in [0, 1]; `None` is left out.
+    """
     known = [one for one in scores if one is not None]
     return math.fsum(known) / len(known) if known else None

@@ -120,9 +120,12 @@ class Replayer:
         return after
 
     def through(self, agent: ReasoningAgent) -> Replayer:
-        """Return a replayer without cached scores that asks another `agent` of equal settings.
+        """Return a replayer without cached scores that asks another agent of equal settings.
 
         The replayers share memories and retrieved items.
+
+        Args:
+            agent: The reasoning agent to ask.
 
         Raises:
             ValueError: the settings of `agent` are not those of the agent that answered.
@@ -309,7 +312,10 @@ def _is_layered(trajectory: Trajectory) -> bool:
 
 
 def recorded_retriever(trajectory: Trajectory) -> Retriever:
-    """Return an empty index of the kind recorded in `trajectory` (BM25 by default).
+    """Return an empty index of the kind recorded in a trajectory (BM25 by default).
+
+    Args:
+        trajectory: The rollout whose metadata is read.
 
     Raises:
         ValueError: The recorded kind is unknown.

@@ -548,10 +548,13 @@ def calls_while_playing(
 
 
 def outcome_readings(trajectory: Trajectory) -> tuple[list[ReadingTask], list[Reading]]:
-    """Return the readings of the outcome of `trajectory`: questions with items, and answers.
+    """Return the readings of the outcome: the global questions with their items, and the answers.
 
     Left out are questions without a score, where the agent may have failed, and questions whose
     used items are not all among the retrieved ones, because they were read from more items.
+
+    Args:
+        trajectory: The rollout whose global questions are returned.
 
     Raises:
         ValueError: the trajectory does not hold the items that it retrieved.

@@ -183,7 +183,10 @@ class ClozeTeacher(Teacher):
 
 
 def statements(chunk_text: str) -> Iterator[Statement]:
-    """Yield the declarative sentences of `chunk_text`, without its wrapper.
+    """Yield the declarative sentences of a chunk, without its wrapper.
+
+    Args:
+        chunk_text: Running text, or text in one of the published wrappers.
 
     >>> [one.text for one in statements("[Dialogue at noon]\\n<User>Note:\\nIt ran.")]
     ['It ran.']

@@ -129,7 +129,10 @@ def excerpts(
 
 
 def without_last_fifth(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Return the first four fifths of `records`, for training, and the last fifth, held out.
+    """Return the first four fifths of the records, for training, and the last fifth, held out.
+
+    Args:
+        records: Instances of one file, at least two.
 
     >>> without_last_fifth(range(6))
     ([0, 1, 2, 3], [4, 5])

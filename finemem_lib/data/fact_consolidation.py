@@ -30,7 +30,10 @@ _VALUE = re.compile(r"\A(.*\b(?:is|are|was|were|of|by|in|at|to|with|from|on|as|p
 
 
 def numbered_facts(context: str) -> list[tuple[int, str]]:
-    """Return the number and text of every fact of `context`, in order.
+    """Return the number and text of every fact of a context, in order.
+
+    Args:
+        context: The list of facts.
 
     Raises:
         ValueError: there is no numbered line.
@@ -48,7 +51,10 @@ def numbered_facts(context: str) -> list[tuple[int, str]]:
 
 
 def fact_line(fact: tuple[int, str]) -> str:
-    """Return `fact`, its number and text, as a line of a chunk.
+    """Return a fact as a line of a chunk.
+
+    Args:
+        fact: Number and text of the fact.
 
     >>> fact_line((17, "Mia sails."))
     'Fact 17: Mia sails.'

@@ -116,7 +116,10 @@ PARAPHRASED_NOISE = (
 
 
 def verb_of(template: str) -> str:
-    """Return the verb of `template`: the first word that is not a placeholder in braces.
+    """Return the verb of a template: the first word that is not a placeholder.
+
+    Args:
+        template: A sentence with placeholders in braces.
 
     >>> verb_of("{others} welcome {person} in {value}")
     'welcome'
@@ -125,7 +128,10 @@ def verb_of(template: str) -> str:
 
 
 def with_adverbs(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return `templates` twice, the second time with {adverb} in front of {person}.
+    """Return every template twice, the second time with {adverb} in front if it begins {person}.
+
+    Args:
+        templates: Sentences with placeholders in braces.
 
     >>> with_adverbs(["{person} owns {value}"])
     ('{person} owns {value}', '{adverb} {person} owns {value}')

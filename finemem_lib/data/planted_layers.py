@@ -103,7 +103,14 @@ class Event:
 
 
 def verbs_of(data_source: str) -> dict[str, tuple[str, ...]] | None:
-    """Return the verbs that answer a question of `data_source`, by cue; `None` if not planted."""
+    """Return the verbs that answer a question, by cue, as in `planted.VERBS`.
+
+    Args:
+        data_source: Name of the data source.
+
+    Returns:
+        The verbs; `None` if the data source is not planted.
+    """
     return VERBS.get(PLAIN if data_source == LAYERS_SOURCE else data_source)
 
 

@@ -161,7 +161,10 @@ def load_questions(
 
 
 def split_source(source: str | Path) -> tuple[Path, str | None]:
-    """Return folder and key of `source`, which is FOLDER or FOLDER@KEY (the key of a recipe).
+    """Return the folder and, if given, the recipe's key of a source.
+
+    Args:
+        source: FOLDER or FOLDER@KEY.
 
     >>> split_source("no/such/folder@0123456789abcdef")
     (PosixPath('no/such/folder'), '0123456789abcdef')
@@ -171,7 +174,11 @@ def split_source(source: str | Path) -> tuple[Path, str | None]:
 
 
 def audit_of(rows: Sequence[Mapping[str, Any]]) -> tuple[AuditRow, ...]:
-    """Return the audit recorded in `rows` of one part of a store."""
+    """Return the audit recorded in rows of a store.
+
+    Args:
+        rows: Rows of one part.
+    """
     return tuple(
         AuditRow(
             row["step"],
@@ -205,7 +212,10 @@ def with_questions(
 
 
 def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the audit of the whole store in `folder`.
+    """Return the audit of a whole store.
+
+    Args:
+        folder: The store.
 
     Returns:
         One record per candidate: its instance and step, question and answers, whether it was

@@ -36,9 +36,12 @@ _LABEL_REQUEST = re.compile(r"\s*What (?:is|are) the labels? for the above[\w ]*
 
 
 def sentences(text: str) -> list[str]:
-    """Split `text` into sentences; a line break always ends one.
+    """Split prose into sentences; a line break always ends one.
 
     Initials, decimals and common abbreviations do not end a sentence.
+
+    Args:
+        text: Any text.
 
     >>> sentences("Dr. Okoye left at 5 p.m. on Monday. It rained!")
     ['Dr. Okoye left at 5 p.m. on Monday.', 'It rained!']
@@ -63,7 +66,10 @@ def _is_initial(word: str) -> bool:
 
 
 def labelled_examples(text: str) -> list[tuple[str, str]]:
-    r"""Return (sentence, label) of every labelled example in `text`.
+    r"""Return (sentence, label) of every labelled example of a test-time-learning chunk.
+
+    Args:
+        text: Any text, with or without labelled examples.
 
     >>> labelled_examples("Sentence: good day\nLabel: 3\n\nSample: bye\n\nLabels: 4")
     [('good day', '3'), ('bye', '4')]
@@ -74,7 +80,10 @@ def labelled_examples(text: str) -> list[tuple[str, str]]:
 
 
 def units(text: str) -> list[str]:
-    r"""Return the labelled examples in the `text` of a chunk or, if it has none, its sentences.
+    r"""Return the labelled examples of a chunk or, if it has none, its sentences.
+
+    Args:
+        text: Text of the chunk.
 
     >>> units("Sentence: good day\nLabel: 3")
     ['Sentence: good day\nLabel: 3']

@@ -57,7 +57,10 @@ class AnswerRow:
 
 
 def answer_rows(methods: Mapping[str, Sequence[Trajectory]]) -> list[AnswerRow]:
-    """Return one row per question and trajectory of every method (`methods`), in this order.
+    """Return one row per method, trajectory and global question, in this order.
+
+    Args:
+        methods: Trajectories of every method by its name.
 
     Raises:
         ValueError: see `failure_stages`.

@@ -54,10 +54,13 @@ class Echo(ReasoningAgent):
 
 
 def shuffled(instances: Sequence[Instance]) -> list[Instance]:
-    """Return `instances` with the chunks of the next instance of the same data source.
+    """Return every instance with the chunks of the next instance of the same data source.
 
     The only instance of a data source is left out. Evidence steps are dropped, because they refer
     to the replaced chunks.
+
+    Args:
+        instances: Instances with distinct ids.
 
     >>> from finemem_lib.data.planted import planted_instances
     >>> streams = planted_instances("held-out", 2, seed=0)

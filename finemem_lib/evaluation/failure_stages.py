@@ -88,11 +88,17 @@ class FailureStage:
 
 
 def failure_stages(trajectory: Trajectory) -> list[FailureStage | None]:
-    """Return the failure stages of `trajectory`, `None` without a score or an accepted answer.
+    """Return the failure stage of every global question.
 
     The rank of an item is computed with the recorded retriever and the query of the reader that
     answered. The retrievers "dense" and "hybrid" need their sentence encoder: if it cannot be
     loaded, the rank is `None` and the reason names the encoder. No stage depends on the rank.
+
+    Args:
+        trajectory: A played trajectory.
+
+    Returns:
+        One entry per question; `None` if the question has no score or no accepted answer.
 
     Raises:
         ValueError: the recorded retriever is unknown.
@@ -135,7 +141,13 @@ class StageCount:
 
 
 def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount]:
-    """Return the numbers of questions of `methods`, a row per method and stage, as in `STAGES`.
+    """Return the number of questions of every method at every stage.
+
+    Args:
+        methods: Trajectories of every method by its name.
+
+    Returns:
+        One row per method and stage, in the order of `STAGES`.
 
     Raises:
         ValueError: see `failure_stages`.
@@ -152,7 +164,14 @@ def stage_counts(methods: Mapping[str, Iterable[Trajectory]]) -> list[StageCount
 
 
 def stage_frame(rows: Iterable[StageCount]) -> pd.DataFrame:
-    """Return `rows` of `stage_counts` as a table: a row per method, a column per stage."""
+    """Return a table of question counts and shares: one row per method, one column per stage.
+
+    Args:
+        rows: Rows of `stage_counts`.
+
+    Returns:
+        A pandas frame of text; "–" if no question of the method has a stage.
+    """
     import pandas as pd
 
     lines: dict[str, dict[str, str]] = {}

@@ -64,10 +64,13 @@ class StoreUse:
 
 
 def utilisation(methods: Mapping[str, Sequence[Trajectory]]) -> list[StoreUse]:
-    """Return the usage of every store by every method (`methods`).
+    """Return the usage of every store by every method.
 
     An operation without a store counts for the store of its item. One that names neither belongs to
     no store of a layered memory and is left out (see `failure_signs`).
+
+    Args:
+        methods: Trajectories of every method by its name.
 
     Returns:
         One row per method and store with an operation or an item, in the order of `STORES`.
@@ -177,7 +180,14 @@ class FailureSigns:
 
 
 def failure_signs(trajectories: Iterable[Trajectory]) -> list[FailureSigns]:
-    """Return the counts of known failures of `trajectories` per data source."""
+    """Return the counts of known failures per data source.
+
+    Args:
+        trajectories: Played trajectories with flat or layered memory.
+
+    Returns:
+        One row per data source, in the order of first appearance.
+    """
     by_source: dict[str, list[Trajectory]] = {}
     for one in trajectories:
         by_source.setdefault(one.data_source, []).append(one)
@@ -211,7 +221,11 @@ def _signs(source: str, played: Sequence[Trajectory]) -> FailureSigns:
 
 
 def is_layered(trajectory: Trajectory) -> bool:
-    """Return whether `trajectory` was played with a layered memory."""
+    """Return whether a trajectory was played with a layered memory.
+
+    Args:
+        trajectory: A played trajectory.
+    """
     said = trajectory.metadata.get("rollout", {}).get("memory")
     if said is not None:
         return bool(said == "layered")
@@ -223,6 +237,10 @@ def lost_turns(step: Step) -> list[bool]:
 
     Args:
         step: The step; turns with at most `MAX_ACKNOWLEDGEMENT_WORDS` content words are skipped.
+
+    Returns:
+        Per turn, whether the step writes less than the share `MIN_WRITTEN_SHARE` of its content
+        words.
 
     >>> from finemem_lib.trajectory import Chunk, MemoryDelta
     >>> said = "The old mill near Porto grinds barley, wheat and rye every Sunday morning"
@@ -245,7 +263,14 @@ def lost_turns(step: Step) -> list[bool]:
 
 
 def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
-    """Return `rows` of `utilisation` as a table, one row per method and store."""
+    """Return a table with one row per method and store.
+
+    Args:
+        rows: Rows of `utilisation`.
+
+    Returns:
+        A pandas frame of text; "–" if a value is undefined.
+    """
     import pandas as pd
 
     lines = [
@@ -266,7 +291,14 @@ def use_frame(rows: Iterable[StoreUse]) -> pd.DataFrame:
 
 
 def signs_frame(methods: Mapping[str, Sequence[Trajectory]]) -> pd.DataFrame:
-    """Return a table of known failures of `methods`: a row per method and data source."""
+    """Return a table of known failures with one row per method and data source.
+
+    Args:
+        methods: Trajectories of every method by its name.
+
+    Returns:
+        A pandas frame of text, "count of total"; "–" if the total is 0.
+    """
     import pandas as pd
 
     def among(count: int, total: int) -> str:

@@ -140,7 +140,11 @@ def questioned(
 
 
 def acceptances(audits: Mapping[str, Sequence[AuditRow]]) -> Values:
-    """Return 1 for every accepted candidate of `audits` and 0 for every other, by instance."""
+    """Return 1 for every accepted candidate and 0 for every other, by instance.
+
+    Args:
+        audits: Verdicts by instance.
+    """
     return {name: [float(row.accepted) for row in audit] for name, audit in audits.items()}
 
 

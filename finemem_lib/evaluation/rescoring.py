@@ -83,11 +83,14 @@ class ScoreChange:
 
 
 def score_changes(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[ScoreChange]:
-    """Return the effect of rescoring on the global questions, by manager and data source.
+    """Compare the scores of the global questions before and after rescoring.
 
     Args:
         before: The recorded trajectories.
         after: The same trajectories rescored, in the same order.
+
+    Returns:
+        One entry per manager and data source.
     """
     pairs: defaultdict[tuple[str, str], list[tuple[float | None, float | None]]] = defaultdict(list)
     for old, new in zip(before, after, strict=True):
@@ -143,7 +146,14 @@ class Recredited:
 
 
 def updates_of(trajectories: Iterable[Trajectory]) -> list[list[Group]]:
-    """Return `trajectories` as groups by manager; rules are applied to one manager at a time."""
+    """Return the rollout groups by manager; credit rules are applied to one manager at a time.
+
+    Args:
+        trajectories: Trajectories in any order.
+
+    Returns:
+        One list of groups per manager; a group holds the rollouts of one instance.
+    """
     updates: defaultdict[str, defaultdict[str, Group]] = defaultdict(lambda: defaultdict(list))
     for one in trajectories:
         updates[one.manager][one.instance_id].append(one)
@@ -180,7 +190,11 @@ def recredited(
 
 
 def credit_summary(rows: Sequence[CreditRow]) -> Mapping[str, tuple[int, int, float | None]]:
-    """Return, by manager, the number of `rows`, of those without credit, and the mean credit."""
+    """Return, by manager, the number of steps, of steps without credit, and the mean credit.
+
+    Args:
+        rows: Rows of one rule.
+    """
     by_manager: defaultdict[str, list[float | None]] = defaultdict(list)
     for row in rows:
         by_manager[row.manager].append(row.credit)

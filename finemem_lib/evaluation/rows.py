@@ -24,7 +24,11 @@ Row = TypeVar("Row", bound=MeasuredRow)
 
 
 def four_digits(value: float) -> float:
-    """Return `value` with four significant digits."""
+    """Return a number with four significant digits.
+
+    Args:
+        value: Any number.
+    """
     return float(f"{value:.4g}")
 
 

@@ -191,7 +191,10 @@ def paired_differences(
 
 
 def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[OperationCount]:
-    """Return the numbers of emitted, applied and invalid operations of `methods` by kind.
+    """Return the numbers of emitted, applied and invalid operations by method and kind.
+
+    Args:
+        methods: trajectories of every method by its name.
 
     Raises:
         ValueError: a method has no trajectories, or lengths were counted by different tokenizers.
@@ -221,7 +224,10 @@ def operations_table(methods: Mapping[str, Sequence[Trajectory]]) -> list[Operat
 
 
 def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
-    """Return `rows` of `benchmark_table` as one row of text per method.
+    """Return one table row of text per method.
+
+    Args:
+        rows: rows of `benchmark_table`.
 
     Returns:
         Per method, text by column: accuracy by category and overall (macro means over data
@@ -242,7 +248,11 @@ def summary(rows: Iterable[Estimate]) -> list[dict[str, str]]:
 
 
 def format_estimate(row: Estimate) -> str:
-    """Return `row` with its interval as text, "–" if nothing could be measured."""
+    """Return an estimate with its interval as text, "–" if nothing could be measured.
+
+    Args:
+        row: the estimate.
+    """
     if row.value is None:
         return "–"
     digits = ",.0f" if row.measure == "memory_tokens" else ".3f"
@@ -250,7 +260,11 @@ def format_estimate(row: Estimate) -> str:
 
 
 def to_frame(rows: Iterable[Any]) -> pd.DataFrame:
-    """Return `rows`, dataclasses of one type, as a pandas frame with one column per field."""
+    """Return table rows (dataclasses) as a pandas frame, one column per field.
+
+    Args:
+        rows: dataclasses of one type, any number.
+    """
     import pandas as pd
 
     return pd.DataFrame([dataclasses.asdict(row) for row in rows])

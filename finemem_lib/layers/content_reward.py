@@ -39,12 +39,18 @@ MIN_WORDS = 3
 
 
 def rule_verdicts(written: Sequence[Written]) -> list[float]:
-    """Return a verdict by form per text of `written`: 1.0 if it fits its store, else 0.0.
+    """Return a verdict per text by its form, without a model.
 
     A core fits unless it is a placeholder or mentions the core memory itself. A semantic item fits
     if it has at least `MIN_WORDS` words, does not begin with a pronoun, is not a question, and
     does not begin with a date. An episodic item fits if it begins with a date that at least
     `MIN_WORDS` words follow. An item of a flat memory fits if it could be either of the two.
+
+    Args:
+        written: Texts with their stores.
+
+    Returns:
+        Per text 1.0 if it fits its store, else 0.0.
 
     >>> rule_verdicts([
     ...     Written("episodic", "On 3 May 2024 Mia saw Rome"),

@@ -230,9 +230,12 @@ _TIMESTAMP = re.compile(
 
 
 def timestamp_of(content: str) -> str | None:
-    """Return the date at the beginning of an episodic item (`content`), `None` if there is none.
+    """Return the date at the beginning of an episodic item, `None` if there is none.
 
     Mem-alpha's tools have no field for the date, so an episodic item states it in its text.
+
+    Args:
+        content: Text of the item.
 
     >>> timestamp_of("At timestamp 2024-01-03 00:00, the user sold a boat.")
     '2024-01-03 00:00'

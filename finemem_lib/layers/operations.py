@@ -60,7 +60,10 @@ def parse_calls(completion: str) -> tuple[Operation | InvalidOperation, ...]:
 
 
 def format_calls(operations: Iterable[Operation]) -> str:
-    """Return `operations` as a JSON list of calls for `parse_calls`; a SKIP is no call.
+    """Return operations as a JSON list of calls for `parse_calls`; a SKIP is no call.
+
+    Args:
+        operations: Operations that name their store.
 
     Raises:
         ValueError: an operation names no store.

@@ -73,7 +73,11 @@ def play_script(
 
 
 def insert(sentence: str) -> tuple[str, Operation]:
-    """Return a step that stores its chunk, `sentence`."""
+    """Return a step that stores its chunk.
+
+    Args:
+        sentence: The chunk and the stored content.
+    """
     return sentence, Operation("INSERT", sentence)
 
 
@@ -213,10 +217,13 @@ def disagreement(top_k: int = 2, capacity: int | None = None) -> Trajectory:
 
 
 def story(trajectory: Trajectory) -> str:
-    """Return `trajectory` as text: a line per operation, then two per global question.
+    """Return a trajectory as text: a line per operation, then two per global question.
 
     Each eviction has a separate line. The lines of a question state its score, the retrieved items
     (with the steps that wrote them) and the used items.
+
+    Args:
+        trajectory: The trajectory.
 
     >>> print(story(duplicates()).splitlines()[2])
     step 3  INSERT item 3: Mia settled near Rome.
@@ -260,7 +267,10 @@ def _short(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return `value`, also a list, as text for the lesson, with four decimals.
+    """Return a value as text for the lesson, with numbers rounded to four decimals.
+
+    Args:
+        value: A number, `None`, a text, or a list of these.
 
     >>> as_text([0.25, None, 1 / 3])
     '[0.25, None, 0.3333]'

@@ -103,7 +103,11 @@ class Memo:
         )
 
     def copy_to(self, path: str | Path) -> None:
-        """Write all replies to a new file, `path`; other processes may add replies meanwhile."""
+        """Write all replies to a new file; other processes may add replies meanwhile.
+
+        Args:
+            path: The new file.
+        """
         with contextlib.closing(sqlite3.connect(path)) as copy:
             self._file.backup(copy)
 

@@ -133,7 +133,11 @@ def judged(trajectories: Sequence[Trajectory], judge: ModelJudge) -> list[Trajec
 
 
 def all_answers(trajectory: Trajectory) -> list[AnsweredQuestion]:
-    """Return the answered global questions of `trajectory`, then the chunk questions by step."""
+    """Return the answered global questions, then the chunk questions of every step.
+
+    Args:
+        trajectory: The trajectory.
+    """
     chunks = (answered for step in trajectory.steps for answered in step.chunk_questions)
     return [*trajectory.questions, *chunks]
 

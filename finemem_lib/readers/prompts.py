@@ -40,7 +40,10 @@ class Prompt:
         return f"{self.name} v{self.version} {self.digest}"
 
     def messages(self, **values: str) -> Messages:
-        """Return the conversation with `values` inserted; a $name inside a value is kept.
+        """Return the conversation with the values inserted; a $name inside a value is kept.
+
+        Args:
+            values: The text for each $name.
 
         Raises:
             KeyError: a $name has no value.
@@ -50,7 +53,10 @@ class Prompt:
 
 
 def load_prompt(name: str) -> Prompt:
-    """Return the prompt `name` of the library, the name of its file in `prompts/` without suffix.
+    """Return a prompt of the library.
+
+    Args:
+        name: Name of the prompt's file in `prompts/`, without suffix.
 
     >>> load_prompt("teach").messages(number="5", text="Costs $items.")[1]["content"]
     'Write 5 questions about this text:\\n\\nCosts $items.'

@@ -32,7 +32,10 @@ from finemem_lib.util.yaml_files import read_yaml
 
 
 def make_chat(settings: ChatSettings) -> Chat:
-    """Return the client of the language model that `settings` name.
+    """Return the client of a language model.
+
+    Args:
+        settings: The model and its sampling settings.
 
     Raises:
         ValueError, ImportError, OSError: as `ChatClient` and `LocalChat`.
@@ -67,7 +70,10 @@ class ModelRole:
 
 
 def reader_role(options: Mapping[str, Any]) -> ModelRole:
-    """Return the settings of the reader from `options`: those of `ChatSettings`, and `cite`.
+    """Return the settings of the reader from a mapping.
+
+    Args:
+        options: Names and values of `ChatSettings`, and `cite`.
 
     Raises:
         ValueError: a setting is unknown, missing or out of range.
@@ -118,7 +124,10 @@ def load_roles(path: Path, folder: Path | None = None) -> dict[str, ModelRole]:
 
 
 def check_roles(path: Path) -> None:
-    """Raise an error if a model in the file `path` cannot be used here, before any call.
+    """Raise an error if a model in the file cannot be used here, before any call.
+
+    Args:
+        path: A YAML file as for `load_roles`.
 
     Raises:
         ValueError: the file or a setting is not usable, or the variable of a key is not set.
@@ -254,7 +263,10 @@ class Models:
 
 
 def usage_line(entry: Mapping[str, Any]) -> str:
-    """Return the usage of a language model, an `entry` of `Models.record`, as one line.
+    """Return the usage of a language model as one line of text.
+
+    Args:
+        entry: An entry of `Models.record`.
 
     >>> usage_line({"model": "m", "roles": {"reader": {}}, "usage": {"calls": 3, "tokens_in": 40}})
     'asked m as reader: calls 3, tokens in 40'

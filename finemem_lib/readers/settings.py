@@ -143,7 +143,10 @@ class ChatSettings:
 
 
 def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
-    """Return validated settings from `options`, such as a role in a file of models.
+    """Return validated settings from a mapping, such as a role in a file of models.
+
+    Args:
+        options: Names and values of `ChatSettings`.
 
     Raises:
         ValueError: a field is unknown, missing, of another type or out of range.
@@ -170,7 +173,10 @@ def chat_settings(options: Mapping[str, Any]) -> ChatSettings:
 
 
 def check_usable(settings: ChatSettings) -> None:
-    """Raise an error if the model of `settings` cannot be used here, before any call.
+    """Raise an error if a model cannot be used from this process, before any call.
+
+    Args:
+        settings: Settings of the model.
 
     Raises:
         ValueError: the key's variable is not set, or a local model was not fetched.

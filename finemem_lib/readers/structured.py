@@ -12,7 +12,13 @@ Structure = TypeVar("Structure")
 
 
 def without_thinking(text: str) -> str:
-    """Return `text` without the reasoning before the reply; "" if the reasoning does not end.
+    """Return a reply without the reasoning that some models write first.
+
+    Args:
+        text: The complete reply.
+
+    Returns:
+        The text after the reasoning, or "" if the reasoning does not end.
 
     >>> without_thinking("<think>Let me see.</think> Rome"), without_thinking("<think>Let me")
     ('Rome', '')
@@ -23,11 +29,14 @@ def without_thinking(text: str) -> str:
 
 
 def structured(text: str, structure: type[Structure]) -> Structure | None:
-    """Return the object that the JSON in a reply describes, `None` where the reply does not fit.
+    """Return the object that the JSON in a reply describes.
 
     Args:
         text: The reply; text or a code fence around the braces is ignored.
         structure: A dataclass; the JSON object must fit its fields.
+
+    Returns:
+        The object, or `None` where the reply does not fit.
 
     >>> from finemem_lib.readers.memo import Reply
     >>> structured('Here: {"text": "Rome"}', Reply)
@@ -44,5 +53,9 @@ def structured(text: str, structure: type[Structure]) -> Structure | None:
 
 
 def json_schema(structure: type) -> dict[str, Any]:
-    """Return the JSON schema of a structured answer, the dataclass `structure`."""
+    """Return the JSON schema of a structured answer.
+
+    Args:
+        structure: A dataclass.
+    """
     return type_adapter(structure).json_schema()

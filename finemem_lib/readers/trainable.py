@@ -125,11 +125,19 @@ class TrainableReader(ReasoningAgent):
         return readings
 
     def answers(self, task: ReadingTask) -> list[str]:
-        """Return the answers that would be extracted from each retrieved item of `task`."""
+        """Return the answers that would be extracted from each item of a task.
+
+        Args:
+            task: A question with the retrieved items.
+        """
         return [_extracted(task.question, task.data_source, content) for _, content in task.items]
 
     def scores(self, tasks: Sequence[ReadingTask]) -> list[torch.Tensor]:
-        """Return the scores of the items of `tasks`, a (num_items,) tensor each, with gradients."""
+        """Return the scores of a task's items, one (num_items,) tensor per task, with gradients.
+
+        Args:
+            tasks: Questions with the retrieved items.
+        """
         import torch
 
         bags, dense = [], []
@@ -199,7 +207,11 @@ class TrainableReader(ReasoningAgent):
         self._digest = None
 
     def save(self, path: Path) -> None:
-        """Write the weights and the optimizer's state to `path`."""
+        """Write the weights and the optimizer's state.
+
+        Args:
+            path: The file.
+        """
         import torch
 
         torch.save(
@@ -207,7 +219,10 @@ class TrainableReader(ReasoningAgent):
         )
 
     def load(self, path: Path) -> None:
-        """Load the weights and the optimizer's state that `save` wrote to `path`.
+        """Load the weights and the optimizer's state that `save` wrote.
+
+        Args:
+            path: The file, written by a reader with the same number of buckets.
 
         Raises:
             ValueError: the file cannot be read or does not fit this reader.
@@ -229,7 +244,11 @@ class TrainableReader(ReasoningAgent):
 
 
 def trainable_reader(agent: ReasoningAgent | None) -> TrainableReader | None:
-    """Return `agent` if it is a `TrainableReader`, memoised or not; else `None`."""
+    """Return the agent if it is a `TrainableReader`, memoised or not; else `None`.
+
+    Args:
+        agent: A reasoning agent, or `None`.
+    """
     inner = agent.agent if isinstance(agent, MemoisedAgent) else agent
     return inner if isinstance(inner, TrainableReader) else None
 

@@ -57,7 +57,11 @@ class SentenceEncoder:
     model_hash: str
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector of length 1 per text of `texts`, shape (texts, dimensions)."""
+        """Return one vector of length 1 per text, shape (texts, dimensions).
+
+        Args:
+            texts: At least one text, in any order.
+        """
         import torch
 
         ids = self.tokenizer([*texts], truncation=True, max_length=self.max_tokens)["input_ids"]

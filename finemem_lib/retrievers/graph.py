@@ -43,10 +43,13 @@ _WORD = re.compile(r"\w+")
 
 
 def names(content: str) -> frozenset[str]:
-    """Return the names and numbers of a text (`content`), in lower case.
+    """Return the names and numbers of a text, in lower case.
 
     A name is a word with a capital letter that does not begin a sentence; a number is a word with a
     digit.
+
+    Args:
+        content: Any text.
 
     >>> sorted(names("Yesterday Mia met Dr. Okoye in Rome. She left at 9."))
     ['9', 'dr', 'mia', 'okoye', 'rome']

@@ -25,7 +25,10 @@ class WriteOrder:
         return len(self._ids)
 
     def update(self, delta: MemoryDelta) -> None:
-        """Apply one change of the memory, `delta`.
+        """Apply one change of the memory.
+
+        Args:
+            delta: The change.
 
         Raises:
             KeyError: an item to be removed is unknown: an earlier update is missing.

@@ -114,7 +114,10 @@ READERS: dict[Kind, Callable[[Path], Any]] = {
 
 
 def find_artefact(name: str) -> Artefact:
-    """Return the artefact `name` of `ARTEFACTS`.
+    """Return an artefact by name.
+
+    Args:
+        name: A name in `ARTEFACTS`.
 
     Raises:
         ValueError: there is no artefact of this name.

@@ -63,7 +63,11 @@ class Notebook(BaseModel):
         return self.path.stem
 
     def is_numbered(self, number: int) -> bool:
-        """Return whether this notebook has the number `number` on the command line."""
+        """Return whether this notebook has a number on the command line.
+
+        Args:
+            number: The number, from 1.
+        """
         return self.order == number and self.name == self.stem
 
     def answers_to(self, prefix: str) -> bool:
@@ -76,7 +80,14 @@ class Notebook(BaseModel):
         return prefix in ("", self.stem) or bool(number and self.is_numbered(int(prefix)))
 
     def reads_under(self, values: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Return the artefacts loaded with `values`, each with the parameters it depends on."""
+        """Return the artefacts that the notebook loads with given parameters.
+
+        Args:
+            values: All parameters of the notebook by name.
+
+        Returns:
+            Artefacts by name, each with the parameters on which its loading depends.
+        """
         return {
             artefact: sorted(conditions)
             for artefact, conditions in self.reads.items()
@@ -122,7 +133,10 @@ def _load_class(path: Path, name: str, modified: int) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of the JSON file `path`.
+    """Return the content of a JSON file.
+
+    Args:
+        path: The file.
 
     Raises:
         ValueError: the file cannot be read, is not JSON or is nested too deeply.
@@ -136,7 +150,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Return the metadata of the notebook file `path`.
+    """Return the metadata of a notebook.
+
+    Args:
+        path: An ``.ipynb`` file.
 
     Raises:
         ValueError: the file cannot be read, or its metadata are missing or not usable.
@@ -163,7 +180,11 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def notebooks_in(folder: Path) -> list[Notebook]:
-    """Return the notebooks in `folder` with valid metadata, in the order of their names."""
+    """Return the notebooks of a folder with valid metadata, in the order of their names.
+
+    Args:
+        folder: Folder with notebooks; subfolders are not searched.
+    """
     found = []
     for path in sorted(folder.glob("*.ipynb")):
         try:
@@ -174,7 +195,10 @@ def notebooks_in(folder: Path) -> list[Notebook]:
 
 
 def numbered(folder: Path) -> list[Notebook]:
-    """Return the notebooks in `folder` that have a number, in the order of their numbers.
+    """Return the notebooks of a folder that have a number, in the order of their numbers.
+
+    Args:
+        folder: Folder with notebooks.
 
     Raises:
         ValueError: two notebooks have the same number.
@@ -225,7 +249,11 @@ def find_notebook(name: str) -> Notebook:
 
 
 def notebook_table(folder: Path) -> str:
-    """Return the table of docs/notebooks.md: the numbered notebooks in `folder`, in Markdown."""
+    """Return the table of docs/notebooks.md: the numbered notebooks of a folder, in Markdown.
+
+    Args:
+        folder: Folder with notebooks.
+    """
     rows = [
         "| # | Notebook | Question | Reads | Writes | Minutes | Hardware |",
         "|---|---|---|---|---|---|---|",

@@ -192,7 +192,10 @@ top_k is True, expected a whole number from 1 to 1000
 
 
 def expected(field: FieldInfo) -> str:
-    """Return what a parameter (`field`) may be, as a phrase that follows "expected".
+    """Return what a parameter may be, as a phrase that follows "expected".
+
+    Args:
+        field: A field of a notebook's model.
 
     >>> expected(GRPOTraining.model_fields["question_fraction"])
     'a number above 0 and at most 1'
@@ -218,7 +221,11 @@ def expected(field: FieldInfo) -> str:
 
 
 def group_of(field: FieldInfo) -> str:
-    """Return the heading of a parameter (`field`) in the table of all parameters."""
+    """Return the heading of a parameter in the table of all parameters.
+
+    Args:
+        field: A field of a notebook's model.
+    """
     return next((each.group for each in field.metadata if isinstance(each, Rare)), MAIN)
 
 
@@ -240,7 +247,11 @@ class ParameterTable:
     """All parameters of a notebook by group: a folded table in a browser, lines elsewhere."""
 
     def __init__(self, parameters: NotebookParameters) -> None:
-        """Take the values of `parameters` to show."""
+        """Take the values to show.
+
+        Args:
+            parameters: Those of the notebook.
+        """
         self._groups: dict[str, list[tuple[str, str, str, str]]] = {}
         for name, field in type(parameters).model_fields.items():
             value, default = (_literal(v) for v in (getattr(parameters, name), field.get_default()))

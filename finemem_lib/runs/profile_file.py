@@ -50,9 +50,12 @@ class ProfileFile(BaseModel):
 
 
 def injected_profile(values: Mapping[str, Any]) -> ProfileFile | None:
-    """Return the profile among `values` that papermill injected, `None` where there is none.
+    """Return the profile among values that papermill injected, `None` where there is none.
 
     ``papermill -f notebooks/profiles/default.yaml`` injects every key of the file as a parameter.
+
+    Args:
+        values: The injected values by name.
 
     Raises:
         ValueError: it is a profile, and one of its keys has another type.

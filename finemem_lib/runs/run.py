@@ -51,7 +51,10 @@ def runs_folder() -> Path:
 
 
 def run_folder(run_id: str) -> Path:
-    """Return the folder of the run `run_id`.
+    """Return the folder of a run.
+
+    Args:
+        run_id: The run's id.
 
     Raises:
         ValueError: the id is not a valid folder name.
@@ -322,12 +325,20 @@ class Run:
         return folder
 
     def loaded(self, manager: ModelManager) -> None:
-        """Record the hub commit of `manager`, loaded from the parameter `checkpoint`."""
+        """Record the hub commit of the parameter `checkpoint`; a folder's hash is already recorded.
+
+        Args:
+            manager: The loaded manager.
+        """
         self._record["checkpoint"]["commit"] = manager.commit
         self._keep_record()
 
     def progress(self, line: str) -> None:
-        """Report the progress in one `line`, which `finemem run` shows while the notebook runs."""
+        """Report the notebook's progress; `finemem run` shows the line while the notebook runs.
+
+        Args:
+            line: One line of text.
+        """
         with written_beside(_progress_file(self.folder, self.notebook)) as beside:
             beside.write_text(line, encoding="utf-8")
 
@@ -618,7 +629,11 @@ def read_record(folder: Path, notebook: str) -> dict[str, Any]:
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of all notebooks of the run in `folder`, in the order of their names."""
+    """Return the records of all notebooks of a run, in the order of their names.
+
+    Args:
+        folder: The run's folder.
+    """
     names = sorted(path.stem for path in (folder / "records").glob("*.json"))
     return [record for name in names if (record := read_record(folder, name))]
 
@@ -703,7 +718,10 @@ def _metric_number(name: str, value: Any) -> Any:
 
 
 def format_metric(value: float | int | str | None) -> str:
-    """Return a metric's `value` as text: floats with four decimals, a dash for `None`.
+    """Return a metric as text for display: floats with four decimals, a dash for `None`.
+
+    Args:
+        value: The metric.
 
     >>> [format_metric(value) for value in (0.25, -1e-17, 3, None)]
     ['0.2500', '0.0000', '3', '–']

@@ -31,7 +31,10 @@ class UsageError(Exception):
 
 
 def positive(text: str) -> int:
-    """Return a command-line argument, `text`, as a whole number of at least 1.
+    """Return a command-line argument as a whole number of at least 1.
+
+    Args:
+        text: Decimal digits.
 
     Raises:
         argparse.ArgumentTypeError: the text is not such a number.
@@ -191,7 +194,11 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
             print("\n".join(lines), flush=True)
 
     def end(self, line: str) -> None:
-        """Print the last `line` of a task permanently."""
+        """Print the last line of a task permanently.
+
+        Args:
+            line: The line, as for `update`.
+        """
         if self._live:
             self._live.update("")
             self._live.console.print(Text(line), soft_wrap=True)  # above the remaining lines
@@ -240,7 +247,10 @@ class StepLog(contextlib.AbstractContextManager["StepLog"]):
 
 
 def plain(text: str) -> str:
-    r"""Return untrusted `text` in one line, with control characters replaced by U+FFFD.
+    r"""Return untrusted text in one line, with control characters replaced by U+FFFD.
+
+    Args:
+        text: Text from data, models or parameters.
 
     >>> plain("Mia\x1b[2J lives\nin Rome.")
     'Mia\ufffd[2J lives in Rome.'

@@ -108,7 +108,11 @@ def discard(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of the file `path`, or of a folder's names and contents, in hex."""
+    """Return the SHA-256 of a file, or of a folder's file names and contents, in hexadecimal.
+
+    Args:
+        path: A file or a folder.
+    """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         listing = [f"{file.relative_to(path).as_posix()} {sha256(file)}" for file in files]

@@ -48,7 +48,10 @@ class Progress:
 
 
 def about(seconds: float) -> str:
-    """Return a duration of `seconds` as rounded text, in seconds, minutes or hours.
+    """Return a rounded duration as text, in seconds, minutes or hours.
+
+    Args:
+        seconds: The duration in seconds; less than 1 counts as 1.
 
     >>> [about(seconds) for seconds in (0.2, 89, 100, 5000, 9000)]
     ['about 1 s', 'about 89 s', 'about 2 min', 'about 83 min', 'about 2.5 h']

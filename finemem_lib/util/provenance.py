@@ -74,7 +74,11 @@ def cpu_threads() -> int | None:
 
 
 def versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """Return the versions of Python and of those `packages` that are installed."""
+    """Return the versions of Python and of the installed packages.
+
+    Args:
+        packages: Names of packages; packages that are not installed are left out.
+    """
     found = {"python": sys.version.split()[0]}
     for name in packages:
         try:

@@ -34,7 +34,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raise an error if `value` is nested too deeply for recursive functions.
+    """Raise an error for a value that is nested too deeply for recursive functions.
+
+    Args:
+        value: Nested lists, tuples and dicts.
 
     Raises:
         ValueError: the value is nested deeper than `MAX_DEPTH`.
@@ -59,7 +62,11 @@ def _too_deep() -> ValueError:
 
 
 def type_adapter(record_type: Any) -> TypeAdapter[Any]:
-    """Return pydantic's validator of `record_type`, cached by type."""
+    """Return pydantic's validator of a type, cached by type.
+
+    Args:
+        record_type: A dataclass or any other type that pydantic supports.
+    """
     return _built_adapter(record_type)
 
 
