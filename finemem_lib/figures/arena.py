@@ -55,7 +55,7 @@ def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figu
     done = len(of.design.cells) - len(of.missing)
     return style.finish(
         fig,
-        "The arena: every rule in every regime",
+        "Accuracy of every rule by regime",
         f"{of.level:.0%} intervals over seeds and streams, {done} of {len(of.design.cells)} cells; "
         f"open markers are beaten by another rule. Best in {measures[0]}: {best or 'nothing yet'}.",
         f"Dot plots with intervals of {len(measures)} measures for {len(rules)} rules in "
@@ -125,7 +125,7 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
     updates = sorted({price.update for price in prices.values()})
     return style.finish(
         fig,
-        "Who charges noise, and where that ends",
+        "Accuracy at the end against the price of noise",
         f"Price at update {' or '.join(map(str, updates)) or '–'}, bars of 95 %. Rank correlation "
         f"over rules: {'; '.join(correlations) or 'none (0 rules)'}. Left of zero, storing noise "
         "is punished.",

@@ -64,7 +64,7 @@ def episode_before_after(
     cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
     return style.finish(
         fig,
-        "One episode before and after training",
+        "Sentences kept and answers, before and after training",
         f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks sentences that a question needs.",
         f"Dot matrix of {len(chosen)} sentences and {len(asked)} questions by {len(before)} "
         f"rollouts before and {len(after)} after training: kept, lost or not stored; answered "

@@ -137,7 +137,7 @@ def evidence_trail(
         )
     return style.from_traces(
         _trail_bars(drawn, [note for _, note in texts]),
-        f"Where the answers come from{what}",
+        f"Evidence by question, item and step{what}",
         f"{asked}{len(rows)} paths of evidence{cut}, through which {earned:.3g} of the outcome "
         "reward flowed back.",
         f"Bars for {len(drawn)} paths from a question over a retrieved item to the step and the "
@@ -332,7 +332,7 @@ def evidence_heatmap(
         caption += f" Steps {first} to {last} of {trajectory.num_steps} are shown."
     return style.from_traces(
         traces,
-        "Evidence: which step matters for which question",
+        "Evidence by step and question",
         caption,
         f"Heatmap of {len(steps)} steps by {len(asked)} questions with the scores as bars on top "
         "and the normalised evidence contribution N_t of each step as bars on the right.",

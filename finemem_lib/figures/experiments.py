@@ -181,7 +181,7 @@ def difference_heatmap(
     fig.update_yaxes(showgrid=False)
     return style.finish(
         fig,
-        "Differences to the baseline, paired",
+        "Paired differences to the baseline",
         f"{_counted(drawn)} Values in brackets have intervals that include zero.",
         f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
         "purple above and orange below zero.",
@@ -194,7 +194,7 @@ def dose_response(
     rows: Iterable[ExperimentRow],
     results: Iterable[CellResult],
     kinds: Mapping[str, tuple[str, Mapping[str, Any]]] = FAULTS,
-    title: str = "What faults do to the difference",
+    title: str = "Difference to the baseline by share of faults",
     unit: str = "share that is faulty",
 ) -> go.Figure:
     """Show the paired difference to the baseline against the strength of a fault, or any knob.
@@ -293,8 +293,9 @@ def learning_curves(
         unit: title of the y axis.
     """
     results = [result for result in results if curve in result.curve]
+    title = f"{unit[:1].upper()}{unit[1:]} by update"
     if not results:
-        return style.no_rows("Learning, update by update", f"Line plots of {unit} over updates.")
+        return style.no_rows(title, f"Line plots of {unit} over updates.")
     regimes, variants = regimes_and_variants(result.cell for result in results)
     fig = style.side_by_side(regimes)
     ends = {}
@@ -321,7 +322,7 @@ def learning_curves(
     )
     return style.finish(
         fig,
-        "Learning, update by update",
+        title,
         f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",
         f"Line plots of {len(variants)} variants in {len(regimes)} regimes over updates.",
         420,
@@ -397,7 +398,7 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
     good = sum(list(sums.values())[:4]) / total
     return style.finish(
         fig,
-        "What the managers do to the memory",
+        "Edits of the memory per step, by kind",
         f"{good:.0%} of all edits are right by the planted truth (the first four kinds).",
         f"Stacked bars of edits per step for {lines} in {panels}.",
         230 + max(110, 56 * len(lines.names)),

@@ -412,7 +412,7 @@ def _step_page(trajectory: Trajectory, step: int, before: Mapping[str, MemoryIte
 
 def _outcome_line(outcome: OperationOutcome, before: Mapping[str, MemoryItem]) -> str:
     """Return the outcome of an operation, escaped and on one line."""
-    kind = outcome.operation.kind if outcome.operation else "what is no operation"
+    kind = outcome.operation.kind if outcome.operation else "no operation"
     if not outcome.applied:
         return f"refused: {label(kind, 20)} ({label(outcome.reason, 20)})"
     item_id = outcome.item_id or ""

@@ -58,7 +58,7 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
         steps,
         terms,
         ("total", totals, 16),
-        "What is each step paid for?",
+        "Reward terms per step",
         caption,
         f"Stacked bars of {len(means)} weighted reward terms for {len(steps)} steps with a mark at "
         "the total.",
@@ -221,7 +221,7 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
     fig.add_trace(gaps)
     return style.finish(
         fig,
-        "What each rule pays each step",
+        "Credit per step by rule",
         f"{len(rows)} rules{spread}; {negative} of them give some step negative credit. Numbers "
         "are in units of the outcome reward; a colour compares the steps of one rule."
         + style.gap_note(gaps),

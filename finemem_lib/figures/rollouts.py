@@ -370,7 +370,9 @@ def _said_of_group(
     """Return the caption of `rollout_compare`."""
     known = [outcome for outcome in outcomes if outcome is not None]
     where = (
-        "They never part: all did the same." if parted is None else f"They part at step {parted}."
+        "All rollouts have the same operations."
+        if parted is None
+        else f"Their operations first differ at step {parted}."
     )
     spread = (
         f"Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
@@ -380,7 +382,7 @@ def _said_of_group(
     reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
     return (
         f"{where} {spread} {len(dead)} of {group.num_steps} steps carry no gradient.{reasons} "
-        "Letters tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
+        "Letters name branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
         "and invalid operations."
     )
 
@@ -482,7 +484,7 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
         steps,
         terms,
         ("mean of the group", means, 18),
-        f"Rollout {rollout + 1}: what each step is paid for",
+        f"Rollout {rollout + 1}: reward terms per step",
         f"{len(above)} of {len(steps)} steps earned more than the mean of their group"
         f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.{own}",
         f"Stacked bars of the weighted reward terms of {len(steps)} steps, with a mark at the mean "
@@ -526,7 +528,7 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
     because += ". A cross without a colour: no deviation is known" * bool(kinds[UNSCORED])
     return style.finish(
         fig,
-        "Which groups teach?",
+        "Standard deviation of rewards by group and step",
         f"{len(dead)} of {total} groups carry no gradient{': ' if because else ''}{because}.",
         f"Heatmap of the standard deviation of the rewards in the groups of {len(groups)} "
         f"instances at {num_steps} steps; crosses mark groups without gradient.",

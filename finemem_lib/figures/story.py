@@ -99,11 +99,11 @@ def step_story(
     answer = ["none"] if answered is None else _two_answers(answered, again, step)
     return text_rows(
         [
-            ("what it read", _lines(what.chunk.text, 200)),
-            ("what it wrote", listed(written(trajectory, step))),
-            ("which answer it fed" if without is None else "which answer changes", answer),
+            ("chunk", _lines(what.chunk.text, 200)),
+            ("operations", listed(written(trajectory, step))),
+            ("answer with most evidence" if without is None else "changed answer", answer),
         ],
-        f"Step {step}: what it read, what it wrote, what it changed",
+        f"Step {step}: chunk, operations and answer",
         said,
         f"Three texts about step {step}: its chunk, its operations, and a question with its answer "
         "with and without the step.",
@@ -127,7 +127,7 @@ def seen_by_group(group: Sequence[Trajectory], step: int) -> go.Figure:
             ("memory", listed([f"{n}: {text}" for n, text in enumerate(memories[0], 1)])),
             ("chunk", _lines(what.chunk.text, 200)),
         ],
-        f"What the completions of step {step} answer",
+        f"Prompt of step {step}: memory and chunk",
         f"A memory of {len(memories[0])} items and a chunk of {what.chunk.tokens} tokens. "
         + (
             f"All {len(group)} completions answer this one prompt."

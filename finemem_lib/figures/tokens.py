@@ -56,7 +56,7 @@ def completion_view(
     completions: Sequence[ColouredCompletion],
     measure: str,
     unit: str = "",
-    title: str = "Completions, token by token",
+    title: str = "Completions by token",
     max_tokens: int = 2000,
 ) -> go.Figure:
     """Show completions as lines of text with every token coloured by a signed value.
@@ -235,7 +235,7 @@ def completion_grid(
     tokens: Sequence[str],
     values: Sequence[float | None],
     measure: str,
-    title: str = "A completion, token by token",
+    title: str = "Completion by token",
     columns: int = 8,
 ) -> go.Figure:
     """Show a completion as a grid of tokens, coloured by a signed value.
@@ -318,7 +318,7 @@ def change_view(
     before: Sequence[Sequence[float]],
     after: Sequence[Sequence[float]],
     tokenizer: PreTrainedTokenizerBase,
-    title: str = "What training made more and less likely",
+    title: str = "Change of log-probability by token",
 ) -> go.Figure:
     """Show completions with every token coloured by the change of its log-probability.
 

@@ -342,7 +342,7 @@ def test_the_card_of_a_question_says_what_became_of_it() -> None:
         used = {row["entry"] for row in figures.figure_table(card) if row["series"] == "used"}
         assert len(used) == len(answered.used or ())
         if stage is not None and stage.stage != "answered":
-            assert stage.reason in rows["where it broke"]["note"]
+            assert stage.reason in rows["failure stage"]["note"]
             assert STAGES[stage.stage] in card.layout.title.text
     every = explorer.figures(selected="")["question"]
     lines = [row for row in figures.figure_table(every) if row["series"] != "text"]
