@@ -45,10 +45,10 @@ def clean_command(options: argparse.Namespace) -> int:
         options: The command line.
     """
     root = runs_folder()
-    runs = dict(readable_runs(root))
+    runs = dict(_readable_runs(root))
     stays = reasons_to_stay(list(runs.values()), options.keep)
-    doomed = [folder for folder, run in runs.items() if run.run_id not in stays]
-    sizes = {folder: _megabytes(folder) for folder in doomed}
+    removed = [folder for folder, run in runs.items() if run.run_id not in stays]
+    sizes = {folder: _megabytes(folder) for folder in removed}
     print_table(
         [("started", "run", "status", "MB", "what becomes of it")]
         + [
@@ -64,13 +64,13 @@ def clean_command(options: argparse.Namespace) -> int:
     )
     options.result = {"kept": len(stays), "removed": 0, "folder": root}
     if options.dry_run:
-        options.result["would_remove"] = len(doomed)
+        options.result["would_remove"] = len(removed)
         return EXIT_CODES["ok"]
     problems = []
     with interruptible():
         for left in root.glob(f".*{REMOVED}"):
             discard(left)
-        for folder in doomed:
+        for folder in removed:
             if problem := _remove(folder):
                 problems.append(f"{folder.name} stays: {problem}")
             else:
@@ -79,12 +79,8 @@ def clean_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["failed" if problems else "ok"]
 
 
-def readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the runs of a folder that have a readable manifest, the newest first.
-
-    Args:
-        root: Folder of all runs.
-    """
+def _readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the runs of a folder that have a readable manifest, the newest first."""
     found = []
     for folder in root.glob("[!.]*/"):
         try:

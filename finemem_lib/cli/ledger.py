@@ -23,7 +23,7 @@ from finemem_lib.evaluation.credit_truth import read_table
 from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_card, read_rows
-from finemem_lib.util.console import UsageError, print_table
+from finemem_lib.util.console import UsageErrors, print_table
 from finemem_lib.util.provenance import repository_root
 from finemem_lib.util.yaml_files import read_yaml
 
@@ -295,22 +295,13 @@ def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
     return [{"table": name, **row} for name, rows in tables.items() for row in rows]
 
 
-def ledger_command(options: argparse.Namespace) -> int:
-    """List the figures, or check them, and return the exit code (1: errors were found).
-
-    Args:
-        options: The command line, with "check" and "json".
-
-    Raises:
-        UsageError: The ledger, rows or a card cannot be read.
-    """
-    try:
+def _ledger_command(options: argparse.Namespace) -> int:
+    """List the figures, or check them, and return the exit code (1: errors were found)."""
+    with UsageErrors(OSError, ValueError):
         root = repository_root()
         ledger = load_ledger(root)
         wrong = check(ledger, root) if options.check else []
         origins = {name: origin(source, root) for name, source in ledger.sources.items()}
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
     if options.json:
         figures = [
             one.model_dump() | {"origin": origins[one.source].model_dump()}
@@ -358,7 +349,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "ledger", help="list every measured figure that the texts state, with its origin"
     )
-    parser.set_defaults(command=ledger_command)
+    parser.set_defaults(command=_ledger_command)
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 where a figure is not what its rows say"
     )

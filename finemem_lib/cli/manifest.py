@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from finemem_lib import __version__
 from finemem_lib.runs.notebooks import read_json
 from finemem_lib.runs.run import locate, now, read_record, recorded, sha256
-from finemem_lib.util.console import UsageError
+from finemem_lib.util.console import UsageError, UsageErrors
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import code_root, git_state, versions
 from finemem_lib.util.validation import problems_in_words
@@ -194,24 +194,24 @@ class Manifest(_Stored):
     schema_version: int = MANIFEST_VERSION
     run_id: str
     status: RunStatus
-    exit_code: int | None
-    error: str | None
+    exit_code: int | None = None
+    error: str | None = None
     started: str
-    ended: str | None
-    seconds: float | None
+    ended: str | None = None
+    seconds: float | None = None
     command: list[str]
     profile: str
     notebooks_dir: str | None = None
     parameters_given: dict[str, Any]
     seed: int | None
     reuse: str | None
-    inputs: dict[str, str | None]
-    outputs: dict[str, dict[str, Any]]
-    versions: dict[str, str]
-    git: dict[str, Any]
-    platform: str | None
+    inputs: dict[str, str | None] = {}
+    outputs: dict[str, dict[str, Any]] = {}
+    versions: dict[str, str] = {}
+    git: dict[str, Any] = {}
+    platform: str | None = None
     cpus: int | None
-    peak_memory_mb: float | None
+    peak_memory_mb: float | None = None
     process: ProcessId
     resumed: list[Resumption] = []
     notebooks: list[NotebookEntry] = Field(min_length=1)
@@ -370,24 +370,14 @@ def new_manifest(
     return Manifest(
         run_id=run_id,
         status="starting",
-        exit_code=None,
-        error=None,
         started=now(),
-        ended=None,
-        seconds=None,
         command=["finemem", *command],
         profile=profile,
         notebooks_dir=notebooks_dir,
         parameters_given=dict(given),
         seed=seeds.pop() if len(seeds) == 1 else None,
         reuse=reuse,
-        inputs={},
-        outputs={},
-        versions={},
-        git={},
-        platform=None,
         cpus=os.cpu_count(),
-        peak_memory_mb=None,
         process=ProcessId.current(),
         notebooks=[
             NotebookEntry(
@@ -417,11 +407,9 @@ def data_hash(source: str) -> str | None:
     Raises:
         UsageError: the file is missing or cannot be read.
     """
-    try:
+    with UsageErrors(ValueError, OSError):
         path = locate(source)
         return None if path is None else sha256(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
 
 
 def source_hash(path: Path) -> str:

@@ -56,19 +56,12 @@ def add_command(commands: Any) -> None:
         description="For GitHub, nbviewer and nbconvert, which draw no plotly figure. Pictures "
         "that are there are drawn again; cells and other outputs stay as they are.",
     )
-    command.set_defaults(command=pictures_command, last_line=True)
+    command.set_defaults(command=_pictures_command, last_line=True)
     command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
 
 
-def pictures_command(options: argparse.Namespace) -> int:
-    """Embed images in notebooks, print the result for each, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: a file is not a notebook; nothing was written.
-    """
+def _pictures_command(options: argparse.Namespace) -> int:
+    """Embed images in notebooks, print the result for each, and return the exit code."""
     import nbformat
 
     notebooks = {}
@@ -85,7 +78,7 @@ def pictures_command(options: argparse.Namespace) -> int:
             ) from error
     for path, notebook in notebooks.items():
         try:
-            number, size = add_pictures(notebook)
+            number, size = _add_pictures(notebook)
         except (RuntimeError, ValueError) as error:
             print(f"failed: {path}: {error}", file=sys.stderr)
             return EXIT_CODES["failed"]
@@ -95,19 +88,8 @@ def pictures_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["ok"]
 
 
-def add_pictures(notebook: Mapping[str, Any]) -> tuple[int, int]:
-    """Add a PNG with alt text to every figure output of an executed notebook, in place.
-
-    Args:
-        notebook: The JSON of its file.
-
-    Returns:
-        The number of figures, and the bytes of their images in the file.
-
-    Raises:
-        RuntimeError: no image can be drawn here; the message has the remedy.
-        ValueError: the images do not fit into `MAX_NOTEBOOK_BYTES`.
-    """
+def _add_pictures(notebook: Mapping[str, Any]) -> tuple[int, int]:
+    """Add a PNG with alt text to every figure output of an executed notebook, in place."""
     from finemem_lib.figures.style import PLOTLY_MIME
 
     outputs = [

@@ -29,7 +29,7 @@ from finemem_lib.runs.notebooks import (
 )
 from finemem_lib.runs.parameters import LoadsCheckpoint, NotebookParameters, ParameterError
 from finemem_lib.runs.profile_file import ProfileFile
-from finemem_lib.util.console import UsageError
+from finemem_lib.util.console import UsageError, UsageErrors
 from finemem_lib.util.files import real_path
 from finemem_lib.util.provenance import FETCHED, repository_root
 from finemem_lib.util.validation import problems_in_words
@@ -105,10 +105,8 @@ def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: a part has another form, or its notebook is missing or cannot be read.
     """
-    try:
+    with UsageErrors(ValueError):
         found = {one.order: one.path for one in numbered(folder)}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     chosen: set[Path] = set()
     for part in map(str.strip, ",".join(selection).split(",")):
         if (path := folder / f"{part}.ipynb").is_file():
@@ -132,10 +130,8 @@ def _check_readable(folder: Path, numbers: Iterable[int]) -> None:
     for path in (
         path for number in numbers for path in sorted(folder.glob(f"{number:02}_*.ipynb"))
     ):
-        try:
+        with UsageErrors(ValueError):
             read_notebook(path)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,11 +231,9 @@ def resolve_parameters(
         UsageError: a name is unknown, a value is invalid, two values contradict each other, or the
             file of models is not usable here. The message names all problems.
     """
-    try:
+    with UsageErrors(ValueError):
         chosen = [read_notebook(path) for path in notebooks]
         models = {one.stem: one.model() for one in chosen}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     for_one = {
         f"{number}.{name}": value
         for number, parameters in profile.notebook_parameters.items()
@@ -249,12 +243,7 @@ def resolve_parameters(
     resolved: dict[str, NotebookParameters] = {}
     for notebook in chosen:
         stem, model = notebook.stem, models[notebook.stem]
-        values = cell_values(notebook.path)
-        for layer in (profile.parameters, for_one, given):  # later ones win; NN.NAME wins over NAME
-            for full_name in sorted(layer, key=lambda name: "." in name):
-                prefix, _, name = full_name.rpartition(".")
-                if name in model.model_fields and notebook.answers_to(prefix):
-                    values[name] = layer[full_name]
+        values = _values(notebook, model, (profile.parameters, for_one, given))
         problems += [
             f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
             "environment variable"
@@ -275,13 +264,34 @@ def resolve_parameters(
     of_profile = [read_notebook(path) for path in select_notebooks(folder, profile.notebooks)]
     known = [*chosen, *(one for one in of_profile if one.stem not in models)]
     problems += _unknown([*profile.parameters, *for_one], known, folder)
-    for name in profile.requires:
-        if not any(getattr(values, name, None) for values in resolved.values()):
-            option = "--data PATH" if name == "data" else f"--set {name}=VALUE"
-            problems.append(f"profile {profile.name} needs {name}: give {option}")
+    problems += _not_given(profile, resolved.values())
     if problems:
         raise UsageError("\n  ".join(["parameters are refused:", *dict.fromkeys(problems)]))
     return {stem: values.model_dump() for stem, values in resolved.items()}
+
+
+def _values(
+    notebook: Notebook, model: type[NotebookParameters], layers: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the values given to a notebook; later layers win, and NN.NAME wins over NAME."""
+    values = _cell_values(notebook.path)
+    for layer in layers:
+        for full_name in sorted(layer, key=lambda name: "." in name):
+            prefix, _, name = full_name.rpartition(".")
+            if name in model.model_fields and notebook.answers_to(prefix):
+                values[name] = layer[full_name]
+    return values
+
+
+def _not_given(profile: Profile, resolved: Iterable[NotebookParameters]) -> list[str]:
+    """Return a sentence for every parameter that a profile requires and the user did not give."""
+    values = list(resolved)
+    return [
+        f"profile {profile.name} needs {name}: give "
+        + ("--data PATH" if name == "data" else f"--set {name}=VALUE")
+        for name in profile.requires
+        if not any(getattr(one, name, None) for one in values)
+    ]
 
 
 def typed_parameters(
@@ -306,15 +316,8 @@ def typed_parameters(
     return typed
 
 
-def cell_values(path: Path) -> dict[str, Any]:
-    """Return the values in a notebook's parameters cell.
-
-    Args:
-        path: The notebook.
-
-    Raises:
-        UsageError: there is no such cell, or a value in it is not a literal.
-    """
+def _cell_values(path: Path) -> dict[str, Any]:
+    """Return the values in a notebook's parameters cell."""
     import papermill
 
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finemem_lib.runs.artefacts import ARTEFACTS, READERS
 from finemem_lib.runs.run import run_folder, sha256, written_entry
 from finemem_lib.trajectory import Trajectory, read_jsonl, write_jsonl
-from finemem_lib.util.console import EXIT_CODES, UsageError, print_table
+from finemem_lib.util.console import EXIT_CODES, UsageError, UsageErrors, print_table
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import code_root, git_state, versions
 
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
         commands: The subparsers of the command line.
     """
     rescore = commands.add_parser("rescore", help="score the answers of a finished run again")
-    rescore.set_defaults(command=rescore_command, last_line=True)
+    rescore.set_defaults(command=_rescore_command, last_line=True)
     rescore.add_argument(
         "--judge",
         type=Path,
@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
         "--every", action="store_true", help="the judge scores all answers, also those of metrics"
     )
     recredit = commands.add_parser("recredit", help="credit the steps of a finished run again")
-    recredit.set_defaults(command=recredit_command, last_line=True)
+    recredit.set_defaults(command=_recredit_command, last_line=True)
     recredit.add_argument(
         "--rule",
         action="append",
@@ -80,15 +80,8 @@ def add_commands(commands: Any) -> None:
         )
 
 
-def rescore_command(options: argparse.Namespace) -> int:
-    """Score the answers of a run again and print what changed.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run or judge, or the results would replace others.
-    """
+def _rescore_command(options: argparse.Namespace) -> int:
+    """Score the answers of a run again and print what changed."""
     from finemem_lib.evaluation.rescoring import rescored, score_changes
     from finemem_lib.readers.chat import ModelError
 
@@ -157,16 +150,8 @@ def _print_changes(changes: Mapping[str, Sequence[ScoreChange]]) -> None:
     )
 
 
-def recredit_command(options: argparse.Namespace) -> int:
-    """Credit the steps of a run again and print what each rule gave and cost.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, rule or scores, the trajectories lack what a rule needs,
-            or the results would replace others.
-    """
+def _recredit_command(options: argparse.Namespace) -> int:
+    """Credit the steps of a run again and print what each rule gave and cost."""
     from finemem_lib.credit.rules import RULES
     from finemem_lib.evaluation.rescoring import credit_summary, recredited
     from finemem_lib.readers.extractive import reader_for
@@ -223,10 +208,8 @@ def existing_run(name: str) -> Path:
     Raises:
         UsageError: there is no such run.
     """
-    try:
+    with UsageErrors(ValueError):
         folder = run_folder(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if not folder.is_dir():
         raise UsageError(
             f"there is no run {name!r} in {folder.parent}; `finemem list` shows those there are"
@@ -286,11 +269,9 @@ def _models(path: Path, role: str, folder: Path) -> Models:
     """Return the language models in a file, which must contain the given role."""
     from finemem_lib.readers.roles import Models, check_roles, load_roles
 
-    try:
+    with UsageErrors(ValueError, ImportError):
         check_roles(path)
         roles = load_roles(path, folder)
-    except (ValueError, ImportError) as error:
-        raise UsageError(str(error)) from error
     if role not in roles:
         raise UsageError(
             f"{path} names no {role}; add the role {role} with a model that can be asked "

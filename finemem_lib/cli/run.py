@@ -62,6 +62,7 @@ from finemem_lib.util.console import (
     EXIT_CODES,
     StatusLine,
     UsageError,
+    UsageErrors,
     check_output_folder,
     interruptible,
     plain,
@@ -101,12 +102,10 @@ def run_command(options: argparse.Namespace, execute: Executor = execute_noteboo
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
-    try:
+    with UsageErrors(ValueError):
         folder = run_folder(run_id)
         if options.reuse and not recorded(run_folder(options.reuse)):
             read_manifest(run_folder(options.reuse))  # says what is wrong with it
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     resolved = resolve_parameters(notebooks, profile, given, run_id)
     check_reads(notebooks, resolved, options.reuse)
     _check_sources(data_sources(resolved.values()))
@@ -135,10 +134,8 @@ def _check_destinations(options: argparse.Namespace) -> None:
 
 def _check_sources(sources: Sequence[str]) -> None:
     for source in sources:
-        try:
+        with UsageErrors(ValueError, OSError):
             locate(source)
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from error
 
 
 def resume_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
@@ -158,7 +155,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         UsageError: the run cannot be resumed; nothing was started or written.
     """
     _check_destinations(options)
-    try:
+    with UsageErrors(ValueError, OSError):
         folder = run_folder(options.run)
         read_manifest(folder)  # says what is wrong with it, before a lock lies there
         busy = (
@@ -167,8 +164,6 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         )
         with exclusive_lock(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
     with interruptible():
         return RunExecution(folder, notebooks, manifest, execute, options).carry_out()
 

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 Group = Sequence[Trajectory]
 """Rollouts of one instance."""
 
-MOST = 40
+MAX_FIELDS = 40
 """Most fields of an address."""
 
 
@@ -179,13 +179,12 @@ class Laboratory(Live):
         """
         self.notices, self._wishes, self._unanswered = [], {}, set()
         try:
-            fields = dict(
-                parse_qsl(query.removeprefix("?"), keep_blank_values=True, max_num_fields=MOST)
-            )
+            query = query.removeprefix("?")
+            fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=MAX_FIELDS))
         except ValueError:
             fields = {}
             self.notices.append(
-                f"The address has more than {MOST} fields, so none was read; shorten it."
+                f"The address has more than {MAX_FIELDS} fields, so none was read; shorten it."
             )
         fields.pop("token", None)  # of the server
         self.projector = fields.pop("projector", "") == "1"
@@ -337,7 +336,7 @@ class Laboratory(Live):
         shown = [
             self._described(control)
             for control in self.explorer.controls
-            if control.name in OWN or len(self.controls[control.name].options) > 1
+            if control.name in ALWAYS_SHOWN or len(self.controls[control.name].options) > 1
         ]
         return {
             "controls": shown,
@@ -352,7 +351,7 @@ class Laboratory(Live):
 
 TITLE = "Credit laboratory"
 
-OWN = ("source", "stream", "rollout")
+ALWAYS_SHOWN = ("source", "stream", "rollout")
 """Its own controls, which are shown even where they leave no choice."""
 
 

@@ -76,7 +76,7 @@ def evidence_parts(
     ]
 
 
-@style.remembered
+@style.cached
 def source_sentence(content: str, chunk_text: str) -> str:
     """Return the sentence of a chunk that shares most words with the content of an item.
 
@@ -200,13 +200,10 @@ def _trail_bars(rows: Sequence[_TrailRow], notes: Sequence[str]) -> list[dict[st
     return [shared | earned, shared | missed]
 
 
-def retrieval_text(found: Retrieved) -> str:
+def _retrieval_text(found: Retrieved) -> str:
     """Return a phrase for how a retriever found an item.
 
-    Args:
-        found: The retrieved item.
-
-    >>> retrieval_text(Retrieved("core", None, (1,))), retrieval_text(Retrieved("1", 1.5, (1,)))
+    >>> _retrieval_text(Retrieved("core", None, (1,))), _retrieval_text(Retrieved("1", 1.5, (1,)))
     ('always shown', 'retrieval score 1.50')
     """
     return "always shown" if found.score is None else f"retrieval score {found.score:.2f}"
@@ -231,8 +228,8 @@ def _trail_texts(
         f"<br>{kind} at step {step} “{label(source, 34)}”",
         f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
         f"{score_text(answered)}<br>place {row.rank} of {len(answered.retrieved)}, "
-        f"{retrieval_text(found)}, {use}<br>written at steps {', '.join(map(str, found.steps))}<br>"
-        f"{paragraph(source)}",
+        f"{_retrieval_text(found)}, {use}<br>"
+        f"written at steps {', '.join(map(str, found.steps))}<br>{paragraph(source)}",
     )
 
 

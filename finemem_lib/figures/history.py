@@ -16,14 +16,14 @@ from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Trajectory, cre
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-KEPT = 8
+CACHE_SIZE = 8
 """Size of the cache of `per_trajectory`; each entry keeps its trajectory in memory."""
 
 
 def per_trajectory(
     function: Callable[Concatenate[Trajectory, P], Result],
 ) -> Callable[Concatenate[Trajectory, P], Result]:
-    """Return the function with a cache of its last `KEPT` results.
+    """Return the function with a cache of its last `CACHE_SIZE` results.
 
     Trajectories are compared by identity: they are immutable, and comparing two long ones by value
     takes longer than most cached functions. Callers share the result and must not change it.
@@ -33,16 +33,16 @@ def per_trajectory(
     """
     kept: OrderedDict[tuple[object, ...], tuple[Trajectory, Result]] = OrderedDict()
 
-    def remembering(trajectory: Trajectory, /, *args: P.args, **named: P.kwargs) -> Result:
+    def cached(trajectory: Trajectory, /, *args: P.args, **named: P.kwargs) -> Result:
         key = (id(trajectory), *args, *named.items())
         if key not in kept:
             kept[key] = trajectory, function(trajectory, *args, **named)
-            while len(kept) > KEPT:
+            while len(kept) > CACHE_SIZE:
                 kept.popitem(last=False)
         kept.move_to_end(key)
         return kept[key][1]
 
-    return functools.update_wrapper(remembering, function)
+    return functools.update_wrapper(cached, function)
 
 
 @dataclass(slots=True)

@@ -110,10 +110,10 @@ PURPLE_ORANGE = [[round(place, 2), colour] for place, colour in get_colorscale("
 """The colour scale of signed values as a list, because plotly.js does not know its name."""
 
 # The same texts recur each time a control redraws a figure.
-remembered = functools.lru_cache(maxsize=8192)
+cached = functools.lru_cache(maxsize=8192)
 
 
-@remembered
+@cached
 def label(text: object, limit: int = 40) -> str:
     """Return untrusted text as one short line that plotly shows literally.
 
@@ -129,7 +129,7 @@ def label(text: object, limit: int = 40) -> str:
     return _escape(one_line(text, limit))
 
 
-@remembered
+@cached
 def elided(text: object, limit: int = 40) -> str:
     """Return untrusted text as `label` does, but cut in the middle, so that its end is shown.
 
@@ -150,7 +150,7 @@ def elided(text: object, limit: int = 40) -> str:
     return _escape(f"{_unweighed(head).rstrip()}…{_unweighed(tail)}")
 
 
-@remembered
+@cached
 def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
     """Return untrusted text for a hover box, in several lines.
 
@@ -178,7 +178,7 @@ def plain(text: object) -> str:
     return html.unescape(re.sub(r"<br>", " ", re.sub(r"</?[bi]>", "", str(text))))
 
 
-@remembered
+@cached
 def one_line(text: object, limit: int) -> str:
     """Return text without line breaks and non-printable characters, unescaped.
 

@@ -106,7 +106,7 @@ def test_a_group_of_two_instances_is_refused() -> None:
 def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
     group = rollouts()
     (found,) = figures.rollout_groups([[*group, dataclasses.replace(group[1], rollout=3)]])
-    assert found.parted() == 2
+    assert found.first_difference() == 2
     assert found.branches() == [
         [0, 0, 0, 0, 0, 0],
         [0, 1, 1, 1, 1, 1],
@@ -119,7 +119,7 @@ def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
     assert [round(v, 3) for v in figure.data[0].z[1]] == [round(v, 3) for v in found.advantages[1]]
     assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
     (same,) = figures.rollout_groups([[group[0], group[0]]])
-    assert same.parted() is None
+    assert same.first_difference() is None
     assert "same operations" in figures.rollout_compare(same).layout.meta["caption"]
 
 
