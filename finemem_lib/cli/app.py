@@ -33,21 +33,17 @@ EXTENSIONS = (
     "@voila-dashboards/widgets-manager8",
     "anywidget",
 )
-"""Extensions of the page: what draws widgets, and nothing else that a user has installed."""
+"""JupyterLab extensions of the page; they draw widgets. No other extension is loaded."""
 
 START_SECONDS, STOP_SECONDS = 120.0, 15.0
-"""Seconds after which a server that does not answer, or does not end, is given up."""
+"""Maximum seconds until the server answers, and until it ends."""
 
 WORKING_FOLDER = "FINEMEM_WORKING_FOLDER"
-"""Variable with the folder that `finemem app` was called in; Voila starts a kernel elsewhere."""
+"""Environment variable with the working folder of `finemem app`, because Voila changes it."""
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem app` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem app` to the command line."""
     command = commands.add_parser(
         "app",
         help="open the credit laboratory in a browser, without code",

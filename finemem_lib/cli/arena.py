@@ -14,11 +14,7 @@ DESIGN = "arena.design.yaml"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem arena` to the command line.
-
-    Args:
-        commands: The subparsers of the command line.
-    """
+    """Add `finemem arena` to the command line."""
     arena = commands.add_parser("arena", help="compare the rules of credit that were trained")
     arena.set_defaults(command=_arena_command)
     arena.add_argument(

@@ -19,11 +19,7 @@ REMOVED = ".removed"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem clean` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem clean` to the command line."""
     command = commands.add_parser(
         "clean",
         help="remove old runs",

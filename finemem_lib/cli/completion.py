@@ -17,11 +17,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem completion` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem completion` to the command line."""
     command = commands.add_parser(
         "completion",
         help="print the lines that make a shell complete finemem",

@@ -44,11 +44,7 @@ def address(text: str) -> str:
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem copy` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem copy` to the command line."""
     command = commands.add_parser(
         "copy",
         help="copy the notebooks, report and manifest of a run to S3 or Google Cloud Storage",

@@ -32,11 +32,7 @@ SHOWN_ESTIMATES = 12
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem diff` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem diff` to the command line."""
     command = commands.add_parser(
         "diff",
         help="compare two runs",

@@ -17,8 +17,8 @@ from finemem_lib.cli import trackio_traces
 from finemem_lib.cli.conversations import Rollout, credited_rollouts, kept_credit
 from finemem_lib.cli.inspect_log import inspect_log, log_name
 from finemem_lib.cli.rescore import (
-    PLAYED,
     Found,
+    add_run_and_artefact,
     existing_run,
     new_results,
     played,
@@ -36,11 +36,7 @@ TRACKIO = "trackio>=0.43"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem export` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem export` to the command line."""
     command = commands.add_parser(
         "export",
         help="write rollouts with step credits for the viewers of Trackio or Inspect",
@@ -50,15 +46,8 @@ def add_command(commands: Any) -> None:
         "applied them.",
     )
     command.set_defaults(command=_export_command, last_line=True)
-    command.add_argument("run", metavar="RUN")
+    add_run_and_artefact(command)
     command.add_argument("--to", required=True, choices=("trackio", "inspect"), help="the viewer")
-    command.add_argument(
-        "--artefact",
-        action="append",
-        choices=PLAYED,
-        metavar="NAME",
-        help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
-    )
     command.add_argument("--name", metavar="NAME", help="of the new folder (default: the viewer's)")
     command.add_argument(
         "--python",

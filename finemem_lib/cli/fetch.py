@@ -11,11 +11,7 @@ from finemem_lib.util.console import EXIT_CODES, UsageErrors, interruptible, pla
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem fetch` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem fetch` to the command line."""
     command = commands.add_parser(
         "fetch",
         help="get a pretrained model into data/models",

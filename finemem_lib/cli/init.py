@@ -26,11 +26,7 @@ CARRIED = PACKAGE / "workbench"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem init` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem init` to the command line."""
     command = commands.add_parser(
         "init",
         help="make a folder with notebooks, profiles and data to work in",

@@ -341,11 +341,7 @@ def _ledger_command(options: argparse.Namespace) -> int:
 
 
 def add_command(commands: Any) -> None:
-    """Add ``finemem ledger`` to the command line.
-
-    Args:
-        commands: The parsers of the commands.
-    """
+    """Add ``finemem ledger`` to the command line."""
     parser = commands.add_parser(
         "ledger", help="list every measured figure that the texts state, with its origin"
     )

@@ -15,18 +15,14 @@ COLUMNS = ("started", "run", "status", "profile", "notebooks", "seconds")
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem list` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem list` to the command line."""
     command = commands.add_parser("list", help="show the runs")
     command.set_defaults(command=_list_command)
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _list_command(options: argparse.Namespace) -> int:
-    """Print what there is to say of every run, the newest last."""
+    """Print the runs, the newest last."""
     found = described_runs()
     if options.json:
         print(json.dumps(found, indent=1))
@@ -38,7 +34,7 @@ def _list_command(options: argparse.Namespace) -> int:
 
 
 def described_runs() -> list[dict[str, Any]]:
-    """Return what there is to say of every run, the newest last, see `_describe_run`."""
+    """Return the entries of all runs, the newest last, see `_describe_run`."""
     found = [one for folder in runs_folder().glob("[!.]*/") if (one := _describe_run(folder))]
     return sorted(found, key=lambda one: (one["started"], one["run"]))
 

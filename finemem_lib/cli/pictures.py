@@ -45,11 +45,7 @@ REMEDY = (
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem pictures` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem pictures` to the command line."""
     command = commands.add_parser(
         "pictures",
         help="put pictures of their figures into executed notebooks",
@@ -147,7 +143,7 @@ def _few_colours(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def save_figures(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> list[Path]:
+def save_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     """Write figures as SVG, and return the paths.
 
     If kaleido or its browser is missing, each is written as a small HTML page instead, with one
@@ -155,7 +151,6 @@ def save_figures(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> list[
 
     Args:
         figures: The figures by path of their file without suffix.
-        width: Width of the images in pixels.
 
     Raises:
         OSError: a file could not be written.
@@ -163,7 +158,7 @@ def save_figures(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> list[
     from finemem_lib.figures.style import CONFIG
 
     paths, problems = [], []
-    drawn = draw([figure.to_dict() for figure in figures.values()], "svg", width)
+    drawn = draw([figure.to_dict() for figure in figures.values()], "svg", WIDTH)
     for (stem, figure), image in zip(figures.items(), drawn, strict=True):
         if isinstance(image, bytes):
             paths.append(write_bytes(stem.with_name(f"{stem.name}.svg"), _fixed_ids(image)))

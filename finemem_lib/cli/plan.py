@@ -54,11 +54,7 @@ P = TypeVar("P", bound=NotebookParameters)
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem plan` to the command line.
-
-    Args:
-        commands: The subparsers of the command line.
-    """
+    """Add `finemem plan` to the command line."""
     plan = commands.add_parser("plan", help="estimate what a run takes, before anything starts")
     plan.set_defaults(command=_plan_command)
     add_arguments(plan)

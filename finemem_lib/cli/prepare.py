@@ -46,11 +46,7 @@ SHOWN_LETTERS = 80
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `finemem questions` and `finemem build` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem questions` and `finemem build` to the command line."""
     _add_questions(commands)
     _add_build(commands)
 

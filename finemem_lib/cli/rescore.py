@@ -31,11 +31,7 @@ Found = dict[str, list[Trajectory]]
 
 
 def add_commands(commands: Any) -> None:
-    """Add `finemem rescore` and `finemem recredit` to the command line.
-
-    Args:
-        commands: The subparsers of the command line.
-    """
+    """Add `finemem rescore` and `finemem recredit` to the command line."""
     rescore = commands.add_parser("rescore", help="score the answers of a finished run again")
     rescore.set_defaults(command=_rescore_command, last_line=True)
     rescore.add_argument(
@@ -67,17 +63,26 @@ def add_commands(commands: Any) -> None:
         "--scores", metavar="NAME", help="credit by the scores that `finemem rescore` kept as NAME"
     )
     for command in (rescore, recredit):
-        command.add_argument("run", metavar="RUN")
-        command.add_argument(
-            "--artefact",
-            action="append",
-            choices=PLAYED,
-            metavar="NAME",
-            help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
-        )
+        add_run_and_artefact(command)
         command.add_argument(
             "--name", metavar="NAME", help="of the folder of results (default: from the options)"
         )
+
+
+def add_run_and_artefact(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that select the trajectories of a run.
+
+    Args:
+        command: The parser of a command.
+    """
+    command.add_argument("run", metavar="RUN")
+    command.add_argument(
+        "--artefact",
+        action="append",
+        choices=PLAYED,
+        metavar="NAME",
+        help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
+    )
 
 
 def _rescore_command(options: argparse.Namespace) -> int:
@@ -221,9 +226,9 @@ def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None
     """Return the trajectories of a run by artefact, as played or as scored again.
 
     Args:
-        folder: That of the run.
+        folder: Folder of the run.
         chosen: Names of artefacts, `None` for all that the run has.
-        scores: Name of what `finemem rescore` kept.
+        scores: Name of the scores that `finemem rescore` kept.
 
     Raises:
         UsageError: the run lacks them, or they cannot be read.
@@ -245,24 +250,40 @@ def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None
                     "or run the notebook that writes it"
                 )
             continue
-        artefact = ARTEFACTS[name]
-        try:
-            found[name] = (
-                read_jsonl(Trajectory, again.read_text(encoding="utf-8"))
-                if scores is not None
-                else READERS[artefact.kind](folder / artefact.file)
-            )
-        except (ValueError, OSError) as error:
-            raise UsageError(
-                f"{name} of run {folder.name} cannot be read ({error}); run notebook "
-                f"{entry['notebook']} again"
-            ) from error
+        found[name] = read_artefact(folder, name, again if scores is not None else None)
     if not found:
         raise UsageError(
             f"run {folder.name} has no trajectories ({', '.join(PLAYED)}); run notebook 02 or 06 "
             "in it first"
         )
     return found
+
+
+def read_artefact(folder: Path, name: str, scored: Path | None = None) -> Any:
+    """Return an artefact of a run.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the artefact.
+        scored: File of the trajectories with other scores; `None` for the artefact's own file.
+
+    Raises:
+        UsageError: the run lacks it, or it cannot be read.
+    """
+    if (entry := written_entry(folder, name)) is None:
+        raise UsageError(
+            f"run {folder.name} has no {name}; run the notebook that writes it in it first"
+        )
+    artefact = ARTEFACTS[name]
+    try:
+        if scored is not None:
+            return read_jsonl(Trajectory, scored.read_text(encoding="utf-8"))
+        return READERS[artefact.kind](folder / artefact.file)
+    except (ValueError, OSError) as error:
+        raise UsageError(
+            f"{name} of run {folder.name} cannot be read ({error}); run notebook "
+            f"{entry['notebook']} again"
+        ) from error
 
 
 def _models(path: Path, role: str, folder: Path) -> Models:
@@ -281,15 +302,15 @@ def _models(path: Path, role: str, folder: Path) -> Models:
 
 
 def new_results(folder: Path, kind: str, name: str) -> Path:
-    """Return the folder of results, which is not there yet.
+    """Return the path of a new folder of results.
 
     Args:
-        folder: That of the run.
-        kind: Of the results, which names the folder above.
-        name: Of the folder.
+        folder: Folder of the run.
+        kind: Name of the parent folder.
+        name: Name of the new folder.
 
     Raises:
-        UsageError: the folder is there, or the name is not one.
+        UsageError: the folder exists, or the name cannot be that of a folder.
     """
     if not name or "/" in name or name.startswith("."):
         raise UsageError(f"--name is {name!r}, expected a name of a folder, without / and first .")
@@ -300,12 +321,12 @@ def new_results(folder: Path, kind: str, name: str) -> Path:
 
 
 def results_card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, Any]:
-    """Return how results were made.
+    """Return the card of results: command, run, inputs, commit and versions.
 
     Args:
         options: The command line.
-        folder: That of the run.
-        found: What was read.
+        folder: Folder of the run.
+        found: The trajectories that were read.
     """
     return {
         "command": ["finemem", *getattr(options, "command_line", [])],

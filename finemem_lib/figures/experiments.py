@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 
 from finemem_lib.experiments.cells import Cell, CellResult
 from finemem_lib.experiments.tables import (
-    ACCURACIES,
     PRIMARY,
     ExperimentRow,
     compared,
@@ -143,50 +142,6 @@ def _measure_dots(
             for row in part
         ],
         hovertemplate="%{customdata}<extra></extra>",
-    )
-
-
-def difference_heatmap(
-    rows: Iterable[ExperimentRow], measures: Sequence[str] = ACCURACIES
-) -> go.Figure:
-    """Show the paired differences to the baseline, in panels like those of `measure_intervals`.
-
-    A value is in brackets if its interval includes zero.
-
-    Args:
-        rows: the rows of `experiments.tables.table`.
-        measures: the measures shown, by name.
-    """
-    drawn = [row for row in rows if row.measure in measures and row.difference is not None]
-    panels, lines = _arranged(drawn)
-    bound = style.number(style.largest([[row.difference for row in drawn]]))
-    fig = _panels(panels, lines)
-    for panel, name in enumerate(panels.names):
-        found = {(lines.of(row), row.measure): row for row in drawn if panels.of(row) == name}
-        table = [[found.get((line, measure)) for measure in measures] for line in lines.names]
-        fig.add_heatmap(
-            x=[label(measure.removeprefix("accuracy, "), 24) for measure in measures],
-            y=list(range(len(lines.names))),
-            z=[[row and style.number(row.difference) for row in line] for line in table],
-            text=[[_marked(row) for row in line] for line in table],
-            texttemplate="%{text}",
-            **style.signed_heatmap(bound, "difference in accuracy"),
-            name=label(name),
-            showscale=panel == 0,
-            row=1,
-            col=panel + 1,
-            hovertemplate="%{x}: %{text}<extra></extra>",
-        )
-    fig.update_xaxes(title_text="accuracy", tickangle=-30, showgrid=False)
-    fig.update_yaxes(showgrid=False)
-    return style.finish(
-        fig,
-        "Paired differences to the baseline",
-        f"{_counted(drawn)} Values in brackets have intervals that include zero.",
-        f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
-        "purple above and orange below zero.",
-        230 + max(120, 36 * len(lines.names)),
-        margin={"t": style.PANELS_TOP, "b": 110},
     )
 
 
@@ -483,13 +438,6 @@ def _error_bars(bounds: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
 
 def _seeds(rows: Iterable[ExperimentRow]) -> str:
     return " or ".join(map(str, sorted({row.seeds for row in rows}))) or "no"
-
-
-def _marked(row: ExperimentRow | None) -> str:
-    if row is None:
-        return ""
-    text = f"{row.difference:+.3f}"
-    return text if excludes_zero(row) else f"({text})"
 
 
 def _blocks(values: Sequence[float | None]) -> list[float | None]:

@@ -11,6 +11,7 @@ FOLDER = ROOT / "finemem_lib"
 
 METRICS = "a metric; `scoring.METRICS` describes what all of them take"
 CORE = "the core may hold 2,400 lines; its first sentence names the parameter"
+COMMAND = "adds a command to the subparsers that `cli.main.make_parser` gives to all of them"
 EXEMPT = {
     "memory.py FlatMemory.get": CORE,
     "operations.py format_operations": CORE,
@@ -46,6 +47,14 @@ EXEMPT = {
     "trajectory.py creation_key": CORE,
     "trajectory.py to_json": CORE,
     "trajectory.py write_jsonl": CORE,
+    **{
+        f"cli/{module}.py add_command": COMMAND
+        for module in (
+            "app arena clean completion copying diff export fetch init ledger listing pictures plan"
+        ).split()
+    },
+    "cli/prepare.py add_commands": COMMAND,
+    "cli/rescore.py add_commands": COMMAND,
 }
 """File and name of the functions without "Args:", with the reason."""
 
