@@ -42,11 +42,7 @@ def _completion_command(options: argparse.Namespace) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """If the shell asks for completions, print them and end the process.
-
-    Args:
-        parser: The command line.
-    """
+    """If the shell asks for completions, print them and end the process."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 

@@ -167,11 +167,7 @@ def _label(cell: Cell) -> str:
 
 
 def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser:
-    """Return the parser of the command line.
-
-    Args:
-        execute: Executes one notebook of `finemem run` and `finemem resume`.
-    """
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="finemem",
         description="The Fine-Mem workbench: notebooks in order, one run folder.",

@@ -55,20 +55,12 @@ POLL = 1.0
 
 
 def is_notebook(text: str) -> bool:
-    """Return whether an argument of `finemem sweep` is the path or number of a notebook.
-
-    Args:
-        text: The first word after ``sweep``.
-    """
+    """Return whether an argument of `finemem sweep` is the path or number of a notebook."""
     return text.endswith(".ipynb") or (text.isdecimal() and len(text) <= 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `finemem sweep` for notebooks.
-
-    Args:
-        parser: The parser of `finemem sweep`.
-    """
+    """Add the options of `finemem sweep` for notebooks."""
     notebook = parser.add_argument_group("of a notebook")
     notebook.add_argument(
         "--grid",
@@ -95,14 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def step_log(folder: Path) -> Iterator[StepLog]:
-    """Log the cells of a sweep, and state at an interrupt where the finished ones are.
-
-    Args:
-        folder: Folder of the finished cells.
-
-    Raises:
-        UsageError: the scheduler, a stored cell or the extra dask is not usable.
-    """
+    """Log the cells of a sweep, and state at an interrupt where the finished ones are."""
     try:
         # Later interrupts count also: Python drops one that arrives while it deletes an object.
         with UsageErrors(ValueError, ModuleNotFoundError), interruptible(once=False):
@@ -117,14 +102,7 @@ def step_log(folder: Path) -> Iterator[StepLog]:
 
 
 def sweep_notebook(options: argparse.Namespace) -> int:
-    """Run the missing cells, print their table, write the page, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: an option, file or cell is not usable; nothing was started.
-    """
+    """Run the missing cells, print their table, write the page, and return the exit code."""
     notebook, folder = _notebook(options), real_path(options.output)
     check_output_folder(folder)
     profile = _profile(options.profile, notebook)
@@ -233,23 +211,12 @@ class Sweep:
             os.symlink(run_folder(self.reuse), self.folder / self.reuse)
 
     def manifest(self, cell: SweepCell) -> Manifest | None:
-        """Return the manifest of a cell, `None` if it was not started.
-
-        Args:
-            cell: The cell.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
+        """Return the manifest of a cell, `None` if it was not started."""
         folder = self.folder / cell.key
         return read_manifest(folder) if folder.exists() else None
 
     def result(self, cell: SweepCell) -> CellRun:
-        """Return the current result of a cell.
-
-        Args:
-            cell: The cell.
-        """
+        """Return the current result of a cell."""
         try:
             manifest = self.manifest(cell)
             if manifest is None:
@@ -261,12 +228,7 @@ class Sweep:
         return CellRun(cell, manifest.status, manifest.error or "", metrics, manifest.seconds)
 
     def command(self, cell: SweepCell, begun: bool) -> list[str]:
-        """Return the command line that runs or resumes a cell.
-
-        Args:
-            cell: The cell.
-            begun: Whether the cell has a run to resume.
-        """
+        """Return the command line that runs or resumes a cell."""
         finemem = [sys.executable, "-m", "finemem_lib"]
         if begun:
             return [*finemem, "resume", cell.key, "--jobs", "1"]
@@ -288,13 +250,7 @@ class Running:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run a command to its end and return its exit code; 130 if `stop` was called before.
-
-        Args:
-            command: The words of the command.
-            environment: All of its environment variables.
-            log: File for its output.
-        """
+        """Run a command to its end and return its exit code; 130 if `stop` was called before."""
         with self._lock:
             if self.stopped:
                 return EXIT_CODES["interrupted"]

@@ -105,12 +105,7 @@ def _by_hand(say: Say) -> Material:
 
 
 def _load_run(run: dict[str, Any], say: Say) -> Material:
-    """Return the contents of a run.
-
-    Raises:
-        ValueError: its manifest cannot be read.
-        UsageError: an artefact cannot be read, or it has no trajectories.
-    """
+    """Return the contents of a run."""
     if run["status"] == "unreadable":
         raise ValueError(run["error"])
     say(f"Reading run {run['run']}")
