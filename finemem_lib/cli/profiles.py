@@ -225,12 +225,7 @@ def resolve_parameters(
     for notebook in chosen:
         stem, model = notebook.stem, models[notebook.stem]
         values = _values(notebook, model, (profile.parameters, for_one, given))
-        problems += [
-            f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
-            "environment variable"
-            for name in model.model_fields
-            if _SECRET.search(name)
-        ]
+        problems += _secrets(stem, model)
         try:
             resolved[stem] = model.read(values | {"run_id": run_id}, texts=True)
         except ParameterError as error:
@@ -262,6 +257,16 @@ def _values(
             if name in model.model_fields and notebook.answers_to(prefix):
                 values[name] = layer[full_name]
     return values
+
+
+def _secrets(stem: str, model: type[NotebookParameters]) -> list[str]:
+    """Return a sentence for every parameter of a notebook whose name is that of a secret."""
+    return [
+        f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
+        "environment variable"
+        for name in model.model_fields
+        if _SECRET.search(name)
+    ]
 
 
 def _not_given(profile: Profile, resolved: Iterable[NotebookParameters]) -> list[str]:

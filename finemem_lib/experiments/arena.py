@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from finemem_lib.credit.needs import mean_of_known
 from finemem_lib.evaluation.intervals import (
     expanded_level,
     holm,
@@ -632,12 +633,12 @@ def _costs(
         of[regime, variant].append(result)
     return {
         place: (
-            _mean(
+            mean_of_known(
                 sum(calls or 0 for calls in one.curve["reader_calls"])
                 for one in cells
                 if "reader_calls" in one.curve
             ),
-            _mean(one.seconds["training_cpu"] for one in cells if "training_cpu" in one.seconds),
+            mean_of_known(one.seconds.get("training_cpu") for one in cells),
         )
         for place, cells in of.items()
     }
@@ -662,11 +663,6 @@ def _mean_slope(slopes: Iterable[Slope]) -> Slope:
         return known[0] if known else (None, None)
     values = [slope for slope, _ in known]
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return math.fsum(known) / len(known) if known else None
 
 
 def _verdict(variant: str, comparisons: Iterable[Comparison], design: Design) -> Verdict:

@@ -95,7 +95,7 @@ def noise_price_and_end(of: Arena, measure: str) -> go.Figure:
     is at the warm start).
 
     Args:
-        of: what `experiments.arena.arena` returned.
+        of: the result of `experiments.arena.arena`.
         measure: the measure on the y axis.
     """
     prices = _second_prices(of)
