@@ -33,21 +33,17 @@ EXTENSIONS = (
     "@voila-dashboards/widgets-manager8",
     "anywidget",
 )
-"""Extensions of the page: what draws widgets, and nothing else that a user has installed."""
+"""JupyterLab extensions of the page; they draw widgets. No other extension is loaded."""
 
-PATIENCE, STOPPED = 120.0, 15.0
-"""Seconds after which a server that does not answer, or does not end, is given up."""
+START_SECONDS, STOP_SECONDS = 120.0, 15.0
+"""Maximum seconds until the server answers, and until it ends."""
 
 WORKING_FOLDER = "FINEMEM_WORKING_FOLDER"
-"""Variable with the folder that `finemem app` was called in; Voila starts a kernel elsewhere."""
+"""Environment variable with the working folder of `finemem app`, because Voila changes it."""
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem app` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem app` to the command line."""
     command = commands.add_parser(
         "app",
         help="open the credit laboratory in a browser, without code",
@@ -55,7 +51,7 @@ def add_command(commands: Any) -> None:
         "the training of a run or of built-in examples. The address in the browser names what is "
         "shown, so it can be linked to. Only this machine can open it. Ctrl-C ends it.",
     )
-    command.set_defaults(command=app_command, last_line=True)
+    command.set_defaults(command=_app_command, last_line=True)
     command.add_argument(
         "run", metavar="RUN", nargs="?", help="open this run (default: an example)"
     )
@@ -78,15 +74,8 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r:.40}, expected a port from 1024 to 65535")
 
 
-def app_command(options: argparse.Namespace) -> int:
-    """Serve the laboratory until it is interrupted.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, the port is taken, or Voila is not installed.
-    """
+def _app_command(options: argparse.Namespace) -> int:
+    """Serve the laboratory until it is interrupted."""
     if importlib.util.find_spec("voila") is None:
         raise UsageError(
             "the laboratory needs Voila, which is not installed; run `make app`, or pip install "
@@ -102,7 +91,7 @@ def app_command(options: argparse.Namespace) -> int:
     options.result = {"url": url}
     try:
         with interruptible(once=False), _serving(port, token, options.verbose) as server:
-            if not _answers(port, server):
+            if not _wait_for_server(port, server):
                 print(
                     "the server of the laboratory does not answer; --verbose shows what it reports",
                     file=sys.stderr,
@@ -117,11 +106,7 @@ def app_command(options: argparse.Namespace) -> int:
 
 
 def _free_port(wanted: int | None) -> int:
-    """Return the port that was asked for, else the usual one, else a free one.
-
-    Raises:
-        UsageError: the port that was asked for is taken.
-    """
+    """Return the given port, which must be free, else the usual one, else a free one."""
     for port in (wanted,) if wanted else (PORT, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,7 +140,7 @@ def _serving(port: int, token: str, verbose: bool) -> Iterator[subprocess.Popen[
     finally:
         server.terminate()
         try:
-            server.wait(STOPPED)
+            server.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
 
@@ -179,9 +164,9 @@ def _options(port: int) -> list[str]:
     ]
 
 
-def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+def _wait_for_server(port: int, server: subprocess.Popen[bytes]) -> bool:
     """Wait until the server answers, and return whether it does."""
-    ends = time.monotonic() + PATIENCE
+    ends = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < ends:
         with socket.socket() as probe:
             if probe.connect_ex((HOST, port)) == 0:

@@ -7,20 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finemem_lib.util.console import EXIT_CODES, UsageError, plain, positive, print_table
+from finemem_lib.util.console import EXIT_CODES, UsageErrors, plain, positive, print_table
 from finemem_lib.util.provenance import workbench_root
 
 DESIGN = "arena.design.yaml"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem arena` to the command line.
-
-    Args:
-        commands: The subparsers of the command line.
-    """
+    """Add `finemem arena` to the command line."""
     arena = commands.add_parser("arena", help="compare the rules of credit that were trained")
-    arena.set_defaults(command=arena_command)
+    arena.set_defaults(command=_arena_command)
     arena.add_argument(
         "--rows",
         nargs="+",
@@ -40,15 +36,8 @@ def add_command(commands: Any) -> None:
     arena.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def arena_command(options: argparse.Namespace) -> int:
-    """Print the tables of the arena.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: the design or the rows cannot be read, or there are too few resamples.
-    """
+def _arena_command(options: argparse.Namespace) -> int:
+    """Print the tables of the arena."""
     from finemem_lib.evaluation.tables import BootstrapSettings
     from finemem_lib.experiments.arena import (
         RESAMPLES,
@@ -62,14 +51,12 @@ def arena_command(options: argparse.Namespace) -> int:
 
     folder = workbench_root() / "data" / "experiments"
     files = options.rows or sorted(folder.glob("arena*.jsonl"))
-    try:
+    with UsageErrors(ValueError):
         found = arena(
             [row for file in files for row in read_rows(file)],
             load_design(options.design or folder / DESIGN),
             BootstrapSettings(num_resamples=options.resamples or RESAMPLES),
         )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if options.json:
         print(json.dumps(arena_json(found)))
         return EXIT_CODES["ok"]

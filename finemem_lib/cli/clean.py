@@ -19,11 +19,7 @@ REMOVED = ".removed"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem clean` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem clean` to the command line."""
     command = commands.add_parser(
         "clean",
         help="remove old runs",
@@ -39,16 +35,12 @@ def add_command(commands: Any) -> None:
 
 
 def clean_command(options: argparse.Namespace) -> int:
-    """Remove the runs without a reason to stay, print which, and return the exit code.
-
-    Args:
-        options: The command line.
-    """
+    """Remove the runs without a reason to stay, print which, and return the exit code."""
     root = runs_folder()
-    runs = dict(readable_runs(root))
+    runs = dict(_readable_runs(root))
     stays = reasons_to_stay(list(runs.values()), options.keep)
-    doomed = [folder for folder, run in runs.items() if run.run_id not in stays]
-    sizes = {folder: _megabytes(folder) for folder in doomed}
+    removed = [folder for folder, run in runs.items() if run.run_id not in stays]
+    sizes = {folder: _megabytes(folder) for folder in removed}
     print_table(
         [("started", "run", "status", "MB", "what becomes of it")]
         + [
@@ -64,13 +56,13 @@ def clean_command(options: argparse.Namespace) -> int:
     )
     options.result = {"kept": len(stays), "removed": 0, "folder": root}
     if options.dry_run:
-        options.result["would_remove"] = len(doomed)
+        options.result["would_remove"] = len(removed)
         return EXIT_CODES["ok"]
     problems = []
     with interruptible():
         for left in root.glob(f".*{REMOVED}"):
             discard(left)
-        for folder in doomed:
+        for folder in removed:
             if problem := _remove(folder):
                 problems.append(f"{folder.name} stays: {problem}")
             else:
@@ -79,12 +71,8 @@ def clean_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["failed" if problems else "ok"]
 
 
-def readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the runs of a folder that have a readable manifest, the newest first.
-
-    Args:
-        root: Folder of all runs.
-    """
+def _readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the runs of a folder that have a readable manifest, the newest first."""
     found = []
     for folder in root.glob("[!.]*/"):
         try:
@@ -98,12 +86,7 @@ def readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def reasons_to_stay(runs: Sequence[Manifest], keep: int) -> dict[str, str]:
-    """Return the reasons why runs are kept, by run id; the others may be removed.
-
-    Args:
-        runs: All runs, the newest first.
-        keep: Number of the newest runs to keep.
-    """
+    """Return the reasons why runs are kept, by run id; the others may be removed."""
     stays = {run.run_id: f"stays: {run.status}" for run in runs if run.status in ACTIVE}
     if last_good := next((run.run_id for run in runs if run.status == "ok"), None):
         stays[last_good] = "stays: the last one that is ok"

@@ -17,30 +17,19 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem completion` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem completion` to the command line."""
     command = commands.add_parser(
         "completion",
         help="print the lines that make a shell complete finemem",
         description="Completes commands, options, runs, profiles, numbers of notebooks and "
         "parameters. Put the example's line into the start file of your shell.",
     )
-    command.set_defaults(command=completion_command)
+    command.set_defaults(command=_completion_command)
     command.add_argument("shell", choices=SHELLS)
 
 
-def completion_command(options: argparse.Namespace) -> int:
-    """Print the completion code for a shell.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: argcomplete is not installed.
-    """
+def _completion_command(options: argparse.Namespace) -> int:
+    """Print the completion code for a shell."""
     try:
         from argcomplete.shell_integration import shellcode
     except ModuleNotFoundError as error:
@@ -53,24 +42,16 @@ def completion_command(options: argparse.Namespace) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """If the shell asks for completions, print them and end the process.
-
-    Args:
-        parser: The command line.
-    """
+    """If the shell asks for completions, print them and end the process."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
-        add_completers(parser)
+        _add_completers(parser)
         argcomplete.autocomplete(parser)
 
 
-def add_completers(parser: argparse.ArgumentParser) -> None:
-    """Give arguments their sources of completions; argcomplete itself completes files.
-
-    Args:
-        parser: The parser of the command line, with its subcommands.
-    """
+def _add_completers(parser: argparse.ArgumentParser) -> None:
+    """Give arguments their sources of completions; argcomplete itself completes files."""
     sources: dict[str, Callable[[], list[str]]] = {
         "run": run_ids,
         "reuse": run_ids,

@@ -16,7 +16,7 @@ from typing import Any
 
 from finemem_lib.cli.manifest import read_manifest
 from finemem_lib.cli.rescore import existing_run
-from finemem_lib.util.console import EXIT_CODES, UsageError, plain
+from finemem_lib.util.console import EXIT_CODES, UsageError, UsageErrors, plain
 
 EXTRAS = {"s3": ("s3", "boto3"), "gs": ("gcs", "gcsfs")}
 """By URL scheme, the project's extra and the module that papermill's handler imports."""
@@ -44,36 +44,23 @@ def address(text: str) -> str:
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem copy` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem copy` to the command line."""
     command = commands.add_parser(
         "copy",
         help="copy the notebooks, report and manifest of a run to S3 or Google Cloud Storage",
         description="Writes them below TO/RUN and replaces an earlier copy of the run there. "
         "Credentials come from the environment. Needs the extra s3 or gcs.",
     )
-    command.set_defaults(command=copy_command, last_line=True)
+    command.set_defaults(command=_copy_command, last_line=True)
     command.add_argument("run", metavar="RUN")
     command.add_argument("to", type=address, metavar="TO", help="s3://BUCKET/PREFIX or gs://...")
 
 
-def copy_command(options: argparse.Namespace) -> int:
-    """Copy a run and print the files that could not be copied.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, its manifest cannot be read, or the extra is missing.
-    """
+def _copy_command(options: argparse.Namespace) -> int:
+    """Copy a run and print the files that could not be copied."""
     folder = existing_run(options.run)
-    try:
+    with UsageErrors(ValueError):
         read_manifest(folder, settle=True)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     check_extra(options.to)
     files = copied_files(folder)
     missing = copy_run(folder, options.to, files)
@@ -82,14 +69,7 @@ def copy_command(options: argparse.Namespace) -> int:
 
 
 def check_extra(to: str) -> None:
-    """Check that the extra for an address is installed.
-
-    Args:
-        to: The address.
-
-    Raises:
-        UsageError: the extra is missing.
-    """
+    """Raise UsageError unless the extra for an address is installed."""
     extra, module = EXTRAS[to.partition("://")[0]]
     if importlib.util.find_spec(module) is None:
         raise UsageError(
@@ -100,11 +80,7 @@ def check_extra(to: str) -> None:
 
 
 def copied_files(folder: Path) -> list[Path]:
-    """Return the files of a run to copy, the manifest last, which marks the copy as complete.
-
-    Args:
-        folder: Folder of the run.
-    """
+    """Return the files of a run to copy, the manifest last, which marks the copy as complete."""
     named = [folder / name for name in ("metrics.json", "report.html", "manifest.json")]
     return [*sorted((folder / "notebooks").glob("*.ipynb")), *filter(Path.exists, named)]
 
@@ -113,11 +89,6 @@ def copy_run(folder: Path, to: str, files: Sequence[Path]) -> list[str]:
     """Copy files of a run, print which could not be copied, and return their names.
 
     Each object is written atomically. The manifest is not copied if another file is missing.
-
-    Args:
-        folder: Folder of the run.
-        to: The address, to which the run's id is appended.
-        files: The files of `copied_files`.
     """
     from papermill.iorw import papermill_io
 

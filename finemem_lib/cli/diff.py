@@ -21,7 +21,7 @@ from finemem_lib.cli.comparison import (
     figure_pairs,
 )
 from finemem_lib.runs.run import format_metric, run_folder
-from finemem_lib.util.console import EXIT_CODES, UsageError, plain, print_table
+from finemem_lib.util.console import EXIT_CODES, UsageErrors, plain, print_table
 from finemem_lib.util.files import real_path, write_bytes
 
 MACHINE = ("seconds_*",)
@@ -32,11 +32,7 @@ SHOWN_ESTIMATES = 12
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem diff` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem diff` to the command line."""
     command = commands.add_parser(
         "diff",
         help="compare two runs",
@@ -44,7 +40,7 @@ def add_command(commands: Any) -> None:
         "runs, here and as a page in the folder of the second one. Exit code 1 where --fail-over "
         "is given and a metric has changed by more, or is lost, or there is none to compare.",
     )
-    command.set_defaults(command=diff_command, last_line=True)
+    command.set_defaults(command=_diff_command, last_line=True)
     command.add_argument("first", metavar="A", help="a run, or the path of its folder")
     command.add_argument("second", metavar="B", help="the run to compare with it")
     command.add_argument(
@@ -81,35 +77,26 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r:.40}, expected a share such as 5% or 0.05")
 
 
-def diff_command(options: argparse.Namespace) -> int:
-    """Print the differences of two runs, write the page, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, or it cannot be read.
-    """
+def _diff_command(options: argparse.Namespace) -> int:
+    """Print the differences of two runs, write the page, and return the exit code."""
     first, second = (_folder(name) for name in (options.first, options.second))
-    try:
+    with UsageErrors(ValueError):
         compared = compare_runs(first, second)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    names = run_names(first, second)
+    names = _run_names(first, second)
     _print_comparison(compared, names)
     limit, ignored = options.fail_over, options.ignore or MACHINE
     over = [] if limit is None else compared.over(limit, ignored)
     path = options.output or second / f"diff-{first.name}.html"
     try:
-        write_bytes(path, diff_page(compared, figure_pairs(first, second), names))
+        write_bytes(path, _diff_page(compared, figure_pairs(first, second), names))
     except OSError as error:
         print(f"failed: {error.strerror or error}; give another --output", file=sys.stderr)
         return EXIT_CODES["failed"]
     print(f"page: {path}")
     for one in over:
         print(
-            f"over {limit:.3g}: {one.where} {one.name}: {value_text(one.before)} -> "
-            f"{value_text(one.after)} ({relative_text(one)})",
+            f"over {limit:.3g}: {one.where} {one.name}: {_value_text(one.before)} -> "
+            f"{_value_text(one.after)} ({_relative_text(one)})",
             file=sys.stderr,
         )
     comparable = [one for one in compared.metrics if one.relative is not None]
@@ -128,29 +115,18 @@ def diff_command(options: argparse.Namespace) -> int:
 
 
 def _folder(run: str) -> Path:
-    try:
+    with UsageErrors(ValueError):
         return real_path(run) if os.sep in run else run_folder(run)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
-def run_names(first: Path, second: Path) -> tuple[str, str]:
-    """Return the names of two runs in tables: their ids, with A and B added if these are equal.
-
-    Args:
-        first: Folder of the first run.
-        second: Folder of the second run.
-    """
+def _run_names(first: Path, second: Path) -> tuple[str, str]:
+    """Return the names of two runs in tables: their ids, with A and B added if these are equal."""
     same = first.name == second.name
     return (f"{first.name} (A)", f"{second.name} (B)") if same else (first.name, second.name)
 
 
-def value_text(estimate: Estimate | None) -> str:
-    """Format a value, with its interval if it has one.
-
-    Args:
-        estimate: The value; `None` if the run does not have it.
-    """
+def _value_text(estimate: Estimate | None) -> str:
+    """Format a value, with its interval if it has one."""
     if estimate is None:
         return "not run"
     text = format_metric(estimate.value)
@@ -159,12 +135,8 @@ def value_text(estimate: Estimate | None) -> str:
     return f"{text} [{format_metric(estimate.low)}, {format_metric(estimate.high)}]"
 
 
-def relative_text(change: Change) -> str:
-    """Format the relative change of a metric.
-
-    Args:
-        change: The metric in two runs.
-    """
+def _relative_text(change: Change) -> str:
+    """Format the relative change of a metric."""
     if (relative := change.relative) is None:
         return ""
     if change.difference is None:
@@ -221,31 +193,21 @@ def _row(change: Change) -> tuple[str, ...]:
     return (
         change.where,
         change.name,
-        value_text(change.before),
-        value_text(change.after),
+        _value_text(change.before),
+        _value_text(change.after),
         "" if difference is None else f"{difference:+.4g}",
-        relative_text(change),
-        overlap_text(change),
+        _relative_text(change),
+        _overlap_text(change),
     )
 
 
-def overlap_text(change: Change) -> str:
-    """Return a text that states whether the intervals of an estimate overlap.
-
-    Args:
-        change: The estimate in two runs.
-    """
+def _overlap_text(change: Change) -> str:
+    """Return a text that states whether the intervals of an estimate overlap."""
     return {None: "", True: "overlap", False: "apart"}[change.overlap]
 
 
-def diff_page(compared: Comparison, pairs: Sequence[FigurePair], names: tuple[str, str]) -> bytes:
-    """Return the page of two runs, which works offline.
-
-    Args:
-        compared: What differs.
-        pairs: The figures of both.
-        names: What the runs are called.
-    """
+def _diff_page(compared: Comparison, pairs: Sequence[FigurePair], names: tuple[str, str]) -> bytes:
+    """Return the page of two runs, which works offline."""
     from finemem_lib.cli.page import PageFigures, figure_title, render
 
     figures = PageFigures()

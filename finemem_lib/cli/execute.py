@@ -37,9 +37,6 @@ def notebook_error(path: Path) -> str | None:
     Every code cell must have been executed, except empty ones and those tagged ``skip-execution``.
     The text begins with the number of the cell (not counting the cells that papermill adds) and the
     error, and ends with the last lines of the traceback.
-
-    Args:
-        path: The executed notebook.
     """
     import nbformat
     from papermill.exceptions import strip_color
@@ -149,11 +146,11 @@ def _kill_tree(pid: int, including: bool = True) -> None:
 
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
-        doomed = parent.children(recursive=True) + [parent] * including
-        for process in doomed:
+        processes = parent.children(recursive=True) + [parent] * including
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(doomed, timeout=10)
+        psutil.wait_procs(processes, timeout=10)
 
 
 def clear_scratch(folder: Path, finished: bool = False) -> None:

@@ -17,8 +17,8 @@ from finemem_lib.cli import trackio_traces
 from finemem_lib.cli.conversations import Rollout, credited_rollouts, kept_credit
 from finemem_lib.cli.inspect_log import inspect_log, log_name
 from finemem_lib.cli.rescore import (
-    PLAYED,
     Found,
+    add_run_and_artefact,
     existing_run,
     new_results,
     played,
@@ -36,11 +36,7 @@ TRACKIO = "trackio>=0.43"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem export` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem export` to the command line."""
     command = commands.add_parser(
         "export",
         help="write rollouts with step credits for the viewers of Trackio or Inspect",
@@ -49,16 +45,9 @@ def add_command(commands: Any) -> None:
         "credit of every step. Rules that read again are included where `finemem recredit` has "
         "applied them.",
     )
-    command.set_defaults(command=export_command, last_line=True)
-    command.add_argument("run", metavar="RUN")
+    command.set_defaults(command=_export_command, last_line=True)
+    add_run_and_artefact(command)
     command.add_argument("--to", required=True, choices=("trackio", "inspect"), help="the viewer")
-    command.add_argument(
-        "--artefact",
-        action="append",
-        choices=PLAYED,
-        metavar="NAME",
-        help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
-    )
     command.add_argument("--name", metavar="NAME", help="of the new folder (default: the viewer's)")
     command.add_argument(
         "--python",
@@ -68,16 +57,8 @@ def add_command(commands: Any) -> None:
     )
 
 
-def export_command(options: argparse.Namespace) -> int:
-    """Write the rollouts of a run for a viewer, and print how to open it.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, it has no rollouts, the target folder exists, or the
-            viewer's package is missing.
-    """
+def _export_command(options: argparse.Namespace) -> int:
+    """Write the rollouts of a run for a viewer, and print how to open it."""
     folder = existing_run(options.run)
     target = new_results(folder, "exported", options.name or options.to)
     if options.to == "trackio":
@@ -85,17 +66,13 @@ def export_command(options: argparse.Namespace) -> int:
     found = played(folder, options.artefact)
     groups, without = _by_manager(folder, found)
     card = results_card(options, folder, found) | {"without": without}
-    try:
-        with written_beside(target) as beside:
-            beside.mkdir()
-            if options.to == "inspect":
-                _write_logs(beside / "logs", folder, groups)
-            else:
-                _write_traces(beside / "store", folder, groups, options.python)
-            write_json(beside / "how.json", card)
-    except OSError as error:
-        print(f"failed: {error.strerror or error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+    with written_beside(target) as beside:
+        beside.mkdir()
+        if options.to == "inspect":
+            _write_logs(beside / "logs", folder, groups)
+        else:
+            _write_traces(beside / "store", folder, groups, options.python)
+        write_json(beside / "how.json", card)
     for artefact, rules in without.items():
         for rule, reason in rules.items():
             print(f"{artefact} without {rule}: {plain(reason)}", file=sys.stderr)

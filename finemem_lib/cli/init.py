@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,7 @@ CARRIED = PACKAGE / "workbench"
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem init` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem init` to the command line."""
     command = commands.add_parser(
         "init",
         help="make a folder with notebooks, profiles and data to work in",
@@ -39,27 +34,16 @@ def add_command(commands: Any) -> None:
         "into a new or empty folder. The copies are yours to edit; `finemem` uses them in that "
         "folder and below.",
     )
-    command.set_defaults(command=init_command, last_line=True)
+    command.set_defaults(command=_init_command, last_line=True)
     command.add_argument("folder", metavar="FOLDER", type=Path, help="a new or empty folder")
 
 
-def init_command(options: argparse.Namespace) -> int:
-    """Create the folder, print the next commands, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: the folder exists and is not empty, or cannot be written.
-    """
+def _init_command(options: argparse.Namespace) -> int:
+    """Create the folder, print the next commands, and return the exit code."""
     folder = real_path(options.folder)
     check_folder(folder)
-    try:
-        with interruptible():
-            count = make_folder(folder)
-    except OSError as error:
-        print(f"failed: {error.strerror or error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+    with interruptible():
+        count = _make_folder(folder)
     print(f"{count} files in {folder}, yours to edit")
     print("next: change into it, then `finemem run`, or `jupyter lab notebooks`")
     options.result = {"folder": folder}
@@ -95,15 +79,8 @@ def check_folder(folder: Path) -> None:
     check_output_folder(folder, "init")
 
 
-def make_folder(folder: Path) -> int:
-    """Copy the files to a folder, which is created atomically; return their number.
-
-    Args:
-        folder: A new or an empty folder.
-
-    Raises:
-        OSError: it could not be written, or was filled by another process meanwhile.
-    """
+def _make_folder(folder: Path) -> int:
+    """Copy the files to a folder, which is created atomically; return their number."""
     source = CARRIED if CARRIED.is_dir() else PACKAGE.parent
     with written_beside(folder) as beside:
         count = 0
@@ -121,11 +98,7 @@ def make_folder(folder: Path) -> int:
 
 
 def carried_files(root: Path) -> Iterator[Path]:
-    """Yield the files that match `PATTERNS`, in order.
-
-    Args:
-        root: Root of the repository, or `CARRIED`.
-    """
+    """Yield the files that match `PATTERNS`, in order."""
     for pattern in PATTERNS.read_text(encoding="utf-8").split():
         yield from sorted(path for path in root.glob(pattern) if path.is_file())
 

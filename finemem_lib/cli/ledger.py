@@ -24,7 +24,7 @@ from finemem_lib.evaluation.rows import read_rows as read_measured
 from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_card, read_rows
-from finemem_lib.util.console import UsageError, print_table
+from finemem_lib.util.console import UsageErrors, print_table
 from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.yaml_files import read_yaml
 
@@ -127,14 +127,7 @@ class Origin(BaseModel):
 
 
 def load_ledger(root: Path) -> Ledger:
-    """Read the ledger of a checkout.
-
-    Args:
-        root: The repository's root.
-
-    Raises:
-        ValueError: The file is missing or not a ledger.
-    """
+    """Read the ledger of a checkout; raise ValueError if it is not one."""
     path = root / "data" / "ledger.yaml"
     try:
         return Ledger.model_validate(read_yaml(path))
@@ -145,15 +138,7 @@ def load_ledger(root: Path) -> Ledger:
 
 
 def origin(source: Source, root: Path) -> Origin:
-    """Return the provenance of the rows of a source.
-
-    Args:
-        source: The source.
-        root: The repository's root.
-
-    Raises:
-        ValueError: Rows or card cannot be read.
-    """
+    """Return the provenance of the rows of a source."""
     path = root / source.rows
     card = read_card(path)
     made = {
@@ -179,16 +164,7 @@ def origin(source: Source, root: Path) -> Origin:
 
 
 def check(ledger: Ledger, root: Path) -> list[str]:
-    """Return the errors of a ledger, an empty list if there are none.
-
-    Args:
-        ledger: The ledger.
-        root: The repository's root.
-
-    Raises:
-        ValueError: Rows or a card cannot be read.
-        OSError: Rows or a text cannot be read.
-    """
+    """Return a sentence for every error of a ledger."""
     wrong = []
     for name, source in ledger.sources.items():
         if not (found := origin(source, root)).clean:
@@ -238,11 +214,7 @@ def check(ledger: Ledger, root: Path) -> list[str]:
 
 
 def prose(path: Path) -> str:
-    """Return the prose of a Markdown file or of a notebook's Markdown cells, without code or links.
-
-    Args:
-        path: The file.
-    """
+    """Return the prose of a Markdown file or of a notebook, without code or links."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
@@ -296,22 +268,13 @@ def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
     return [{"table": name, **row} for name, rows in tables.items() for row in rows]
 
 
-def ledger_command(options: argparse.Namespace) -> int:
-    """List the figures, or check them, and return the exit code (1: errors were found).
-
-    Args:
-        options: The command line, with "check" and "json".
-
-    Raises:
-        UsageError: The ledger, rows or a card cannot be read.
-    """
-    try:
+def _ledger_command(options: argparse.Namespace) -> int:
+    """List the figures, or check them, and return the exit code (1: errors were found)."""
+    with UsageErrors(OSError, ValueError):
         root = workbench_root()
         ledger = load_ledger(root)
         wrong = check(ledger, root) if options.check else []
         origins = {name: origin(source, root) for name, source in ledger.sources.items()}
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
     if options.json:
         figures = [
             one.model_dump() | {"origin": origins[one.source].model_dump()}
@@ -351,15 +314,11 @@ def ledger_command(options: argparse.Namespace) -> int:
 
 
 def add_command(commands: Any) -> None:
-    """Add ``finemem ledger`` to the command line.
-
-    Args:
-        commands: The parsers of the commands.
-    """
+    """Add ``finemem ledger`` to the command line."""
     parser = commands.add_parser(
         "ledger", help="list every measured figure that the texts state, with its origin"
     )
-    parser.set_defaults(command=ledger_command)
+    parser.set_defaults(command=_ledger_command)
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 where a figure is not what its rows say"
     )

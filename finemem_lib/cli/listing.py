@@ -15,22 +15,14 @@ COLUMNS = ("started", "run", "status", "profile", "notebooks", "seconds")
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem list` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem list` to the command line."""
     command = commands.add_parser("list", help="show the runs")
-    command.set_defaults(command=list_command)
+    command.set_defaults(command=_list_command)
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
-def list_command(options: argparse.Namespace) -> int:
-    """Print what there is to say of every run, the newest last.
-
-    Args:
-        options: The command line.
-    """
+def _list_command(options: argparse.Namespace) -> int:
+    """Print the runs, the newest last."""
     found = described_runs()
     if options.json:
         print(json.dumps(found, indent=1))
@@ -42,8 +34,8 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def described_runs() -> list[dict[str, Any]]:
-    """Return what there is to say of every run, the newest last, see `describe_run`."""
-    found = [one for folder in runs_folder().glob("[!.]*/") if (one := describe_run(folder))]
+    """Return the entries of all runs, the newest last, see `_describe_run`."""
+    found = [one for folder in runs_folder().glob("[!.]*/") if (one := _describe_run(folder))]
     return sorted(found, key=lambda one: (one["started"], one["run"]))
 
 
@@ -53,17 +45,8 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
     return (run["started"], run["run"], run["status"], run["profile"] or "", count, seconds)
 
 
-def describe_run(folder: Path) -> dict[str, Any] | None:
-    """Return the entry of a run in `finemem list`, `None` for a folder that is not a run.
-
-    Args:
-        folder: Folder of the run.
-
-    Returns:
-        started, run, status ("JupyterLab" if notebooks were run there, "unreadable" if the manifest
-        is broken), profile, seed, notebooks (their number), ok (the number of notebooks with this
-        status), seconds, error, exit_code and folder.
-    """
+def _describe_run(folder: Path) -> dict[str, Any] | None:
+    """Return the entry of a run in `finemem list`, `None` for a folder that is not a run."""
     nothing = dict.fromkeys(("profile", "seed", "notebooks", "ok", "seconds", "error", "exit_code"))
     about = {"started": "", "run": folder.name, "status": "unreadable", **nothing}
     about["folder"] = str(folder)

@@ -43,10 +43,9 @@ from finemem_lib.runs.run import RESUMABLE, run_folder
 from finemem_lib.util.console import (
     BAD_USAGE,
     EXIT_CODES,
-    StepLog,
     UsageError,
+    UsageErrors,
     check_output_folder,
-    interruptible,
     positive,
     print_table,
     result_line,
@@ -55,101 +54,47 @@ from finemem_lib.util.provenance import NoWorkbenchError
 
 if TYPE_CHECKING:
     from finemem_lib.experiments.cells import Cell
+    from finemem_lib.experiments.design import Design
     from finemem_lib.experiments.tables import ExperimentRow
 
 
-def report_command(options: argparse.Namespace) -> int:
-    """Write the report of a run again and print its path.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, its manifest cannot be read, or figures cannot be
-            written to the folder of ``--figures``.
-    """
+def _report_command(options: argparse.Namespace) -> int:
+    """Write the report of a run again and print its path."""
     if options.figures:
         check_output_folder(Path(options.figures), "--figures")
-    try:
+    with UsageErrors(ValueError):
         folder = run_folder(options.run)
         read_manifest(folder, settle=True)
         report = write_report(folder, options.figures)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        print(f"failed: {error.strerror or error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
     print(f"report: {report}")
     options.result = {"run": folder.name, "report": report}
     return EXIT_CODES["ok"]
 
 
-def sweep_command(options: argparse.Namespace) -> int:
-    """Run the missing cells of an experiment, print their table, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: the design, the folder or the scheduler is not usable.
-    """
+def _sweep_command(options: argparse.Namespace) -> int:
+    """Run the missing cells of an experiment, print their table, and return the exit code."""
     if notebook_sweep.is_notebook(options.design):
         return notebook_sweep.sweep_notebook(options)
-    if options.grid or options.cell or options.set or options.data or options.reuse:
-        raise UsageError(
-            "--grid, --cell, --set, --data and --reuse are for notebooks; a design names its cells "
-            "itself"
-        )
     from finemem_lib.experiments import rows, sweep, tables as experiment_tables
     from finemem_lib.experiments.cells import run_cell
     from finemem_lib.experiments.design import load_design
 
-    try:
-        design = load_design(Path(options.design))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     folder = Path(options.output)
-    check_output_folder(folder)
-    if options.managers is not None:
-        check_output_folder(options.managers, "--managers")
-    for name, chosen, known in (
-        ("regimes", options.regimes, design.regimes),
-        ("variants", options.variants, design.variants),
-    ):
-        if unknown := {*(chosen or ())} - {*known}:
-            raise UsageError(
-                f"--{name} has {sorted(unknown)[0]!r}, expected some of {', '.join(known)}"
-            )
-    cells = [
-        cell
-        for cell in design.cells
-        if (options.regimes is None or cell.regime in options.regimes)
-        and (options.variants is None or cell.variant in options.variants)
-        and (options.seeds is None or cell.seed in options.seeds)
-    ]
-    if options.collect:
-        cells = []
-    else:
+    _check_design_options(options, folder)
+    with UsageErrors(ValueError):
+        design = load_design(Path(options.design))
+    cells = _chosen_cells(options, design)
+    if not options.collect:
         print(f"{design.description}\n{len({cell.key for cell in cells})} cells", flush=True)
-    try:
-        # Later interrupts count also: Python drops one that arrives while it deletes an object.
-        with interruptible(once=False), StepLog() as log:
-            _, failures = sweep.run_cells(
-                cells,
-                folder,
-                jobs=options.jobs,
-                scheduler=options.scheduler,
-                run=functools.partial(run_cell, keep=options.managers),
-                progress=lambda done, total, cell, end: log(done, total, f"{_label(cell)}: {end}"),
-            )
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        print(
-            f"interrupted; finished cells are in {folder}, the same command goes on from them",
-            file=sys.stderr,
+    with notebook_sweep.step_log(folder) as log:
+        _, failures = sweep.run_cells(
+            cells,
+            folder,
+            jobs=options.jobs,
+            scheduler=options.scheduler,
+            run=functools.partial(run_cell, keep=options.managers),
+            progress=lambda done, total, cell, end: log(done, total, f"{_label(cell)}: {end}"),
         )
-        raise
     results = sweep.kept_results(design.cells, folder)  # also those of other regimes and seeds
     _print_effects(experiment_tables.table(results, design.baseline))
     path = folder / f"{Path(options.design).stem.removesuffix('.design')}.jsonl"
@@ -162,6 +107,38 @@ def sweep_command(options: argparse.Namespace) -> int:
     for failure in failures:
         print(f"failed: {_label(failure.cell)}: {failure.error}", file=sys.stderr)
     return EXIT_CODES["failed" if failures else "ok"]
+
+
+def _check_design_options(options: argparse.Namespace, folder: Path) -> None:
+    if options.grid or options.cell or options.set or options.data or options.reuse:
+        raise UsageError(
+            "--grid, --cell, --set, --data and --reuse are for notebooks; a design names its cells "
+            "itself"
+        )
+    check_output_folder(folder)
+    if options.managers is not None:
+        check_output_folder(options.managers, "--managers")
+
+
+def _chosen_cells(options: argparse.Namespace, design: Design) -> list[Cell]:
+    """Return the cells of a design to run: those of the chosen regimes, variants and seeds."""
+    for name, chosen, known in (
+        ("regimes", options.regimes, design.regimes),
+        ("variants", options.variants, design.variants),
+    ):
+        if unknown := {*(chosen or ())} - {*known}:
+            raise UsageError(
+                f"--{name} has {sorted(unknown)[0]!r}, expected some of {', '.join(known)}"
+            )
+    if options.collect:
+        return []
+    return [
+        cell
+        for cell in design.cells
+        if (options.regimes is None or cell.regime in options.regimes)
+        and (options.variants is None or cell.variant in options.variants)
+        and (options.seeds is None or cell.seed in options.seeds)
+    ]
 
 
 def _print_effects(effects: Sequence[ExperimentRow]) -> None:
@@ -189,33 +166,8 @@ def _label(cell: Cell) -> str:
     return f"{cell.regime}, {cell.variant}, seed {cell.seed}"
 
 
-_FIGURES: dict[str, Any] = {
-    "nargs": "?",
-    "const": "",
-    "metavar": "FOLDER",
-    "help": "export the figures the notebooks kept (default: figures/RUN)",
-}
-
-_COPY_TO: dict[str, Any] = {
-    "type": copying.address,
-    "metavar": "ADDRESS",
-    "help": "copy notebooks, report and manifest to s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
-}
-
-_JOBS: dict[str, Any] = {
-    "type": positive,
-    "metavar": "N",
-    "help": "notebooks side by side, where none reads what another writes (default: the number of "
-    "processors, 1 with a language model)",
-}
-
-
 def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser:
-    """Return the parser of the command line.
-
-    Args:
-        execute: Executes one notebook of `finemem run` and `finemem resume`.
-    """
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="finemem",
         description="The Fine-Mem workbench: notebooks in order, one run folder.",
@@ -241,9 +193,9 @@ def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser
     plan.add_command(commands)
     rescore.add_commands(commands)
     report = commands.add_parser("report", help="make the report of a run again")
-    report.set_defaults(command=report_command, last_line=True)
+    report.set_defaults(command=_report_command, last_line=True)
     report.add_argument("run", metavar="RUN")
-    report.add_argument("--figures", **_FIGURES)
+    _add_figures(report)
     completion.add_command(commands)
     add_examples(commands)
     return parser
@@ -260,9 +212,7 @@ def _add_run(commands: Any, execute: Executor) -> None:
         help="take artefacts that the chosen notebooks do not write from this run",
     )
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
-    run.add_argument("--jobs", **_JOBS)
-    run.add_argument("--figures", **_FIGURES)
-    run.add_argument("--copy-to", **_COPY_TO)
+    _add_execution(run)
 
 
 def _add_resume(commands: Any, execute: Executor) -> None:
@@ -277,9 +227,35 @@ def _add_resume(commands: Any, execute: Executor) -> None:
         help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}",
     )
     resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
-    resume.add_argument("--jobs", **_JOBS)
-    resume.add_argument("--figures", **_FIGURES)
-    resume.add_argument("--copy-to", **_COPY_TO)
+    _add_execution(resume)
+
+
+def _add_execution(command: argparse.ArgumentParser) -> None:
+    """Add the options that `finemem run` and `finemem resume` share."""
+    command.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="notebooks side by side, where none reads what another writes (default: the number of "
+        "processors, 1 with a language model)",
+    )
+    _add_figures(command)
+    command.add_argument(
+        "--copy-to",
+        type=copying.address,
+        metavar="ADDRESS",
+        help="copy notebooks, report and manifest to s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+    )
+
+
+def _add_figures(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--figures",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="export the figures the notebooks kept (default: figures/RUN)",
+    )
 
 
 def _add_sweep(commands: Any) -> None:
@@ -290,53 +266,25 @@ def _add_sweep(commands: Any) -> None:
         "--cell and every seed, each time as a run of its own in FOLDER, after the notebooks that "
         "write what it reads.",
     )
-    sweep.set_defaults(command=sweep_command, last_line=True)
+    sweep.set_defaults(command=_sweep_command, last_line=True)
     sweep.add_argument(
         "design",
         metavar="DESIGN|NOTEBOOK",
         help="a file as in notebooks/designs, or a notebook: its path (.ipynb) or number",
     )
-    notebook = sweep.add_argument_group("of a notebook")
-    notebook.add_argument(
-        "--grid",
-        action="append",
-        default=[],
-        metavar="NAME=V1,V2",
-        help="values of a parameter; several parameters are combined (may be given again)",
-    )
-    notebook.add_argument(
-        "--cell",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one point, instead of a grid or times it (may be given again)",
-    )
-    notebook.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of all cells"
-    )
-    notebook.add_argument("--profile", default="default", help="a profile of `finemem run`")
-    notebook.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="real data")
-    notebook.add_argument("--reuse", metavar="RUN", help="take artefacts from this run")
+    notebook_sweep.add_arguments(sweep)
     sweep.add_argument(
         "--output",
         required=True,
         metavar="FOLDER",
         help="one file per finished cell; those that are there are not run again",
     )
-    sweep.add_argument(
-        "--regimes",
-        action="append",
-        metavar="NAME",
-        help="only cells of this regime (may be given again); rows and table hold all that the "
-        "folder has",
-    )
-    sweep.add_argument(
-        "--variants",
-        action="append",
-        metavar="NAME",
-        help="only cells of this variant (may be given again)",
-    )
+    for option, text in (
+        ("--regimes", "regime (may be given again); rows and table hold all that the folder has"),
+        ("--variants", "variant (may be given again)"),
+    ):
+        help_text = f"only cells of this {text}"
+        sweep.add_argument(option, action="append", metavar="NAME", help=help_text)
     sweep.add_argument(
         "--seeds",
         type=_whole_numbers,
@@ -397,6 +345,9 @@ def main(arguments: Sequence[str] | None = None, execute: Executor = execute_not
     except (UsageError, NoWorkbenchError) as error:
         print(f"finemem: {error}", file=sys.stderr)
         return BAD_USAGE
+    except OSError as error:
+        print(f"failed: {error.strerror or error}", file=sys.stderr)
+        code = EXIT_CODES["failed"]
     except KeyboardInterrupt:
         code = EXIT_CODES["interrupted"]
     if "last_line" in options:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from finemem_lib import __version__
 from finemem_lib.runs.notebooks import read_json
 from finemem_lib.runs.run import locate, now, read_record, recorded, sha256
-from finemem_lib.util.console import UsageError
+from finemem_lib.util.console import UsageError, UsageErrors
 from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import code_root, git_state, versions
 from finemem_lib.util.validation import problems_in_words
@@ -129,11 +129,7 @@ class NotebookEntry(_Stored):
     models: list[dict[str, Any]] = []
 
     def add_record(self, folder: Path) -> dict[str, Any]:
-        """Copy artefacts, model calls and memory from the notebook's record, and return the record.
-
-        Args:
-            folder: Folder of the run.
-        """
+        """Copy artefacts, model calls and memory from the notebook's record, which is returned."""
         record = read_record(folder, self.name)
         self.reads = list(record.get("reads", ()))
         self.writes = list(record.get("writes", ()))
@@ -194,24 +190,24 @@ class Manifest(_Stored):
     schema_version: int = MANIFEST_VERSION
     run_id: str
     status: RunStatus
-    exit_code: int | None
-    error: str | None
+    exit_code: int | None = None
+    error: str | None = None
     started: str
-    ended: str | None
-    seconds: float | None
+    ended: str | None = None
+    seconds: float | None = None
     command: list[str]
     profile: str
     notebooks_dir: str | None = None
     parameters_given: dict[str, Any]
     seed: int | None
     reuse: str | None
-    inputs: dict[str, str | None]
-    outputs: dict[str, dict[str, Any]]
-    versions: dict[str, str]
-    git: dict[str, Any]
-    platform: str | None
+    inputs: dict[str, str | None] = {}
+    outputs: dict[str, dict[str, Any]] = {}
+    versions: dict[str, str] = {}
+    git: dict[str, Any] = {}
+    platform: str | None = None
     cpus: int | None
-    peak_memory_mb: float | None
+    peak_memory_mb: float | None = None
     process: ProcessId
     resumed: list[Resumption] = []
     notebooks: list[NotebookEntry] = Field(min_length=1)
@@ -232,11 +228,7 @@ class Manifest(_Stored):
                 )
 
     def end_killed(self, folder: Path) -> None:
-        """Mark a run whose process was killed as failed.
-
-        Args:
-            folder: Folder of the run.
-        """
+        """Mark a run whose process was killed as failed."""
         self.error = "the process of this run was killed"
         if self.status == "starting":
             self.error += " before its first notebook"
@@ -248,14 +240,7 @@ class Manifest(_Stored):
         self.explain_not_run()
 
     def record_origin(self, sources: Iterable[str]) -> None:
-        """Record the hashes of data files, the versions and the commit, which takes seconds.
-
-        Args:
-            sources: Data files and names on the hub.
-
-        Raises:
-            UsageError: a data file is missing or cannot be read.
-        """
+        """Record the hashes of data files, the versions and the commit, which takes seconds."""
         self.inputs |= {source: data_hash(source) for source in sources}
         self.versions = {"finemem": __version__, **versions()}
         self.git = git_state(code_root())
@@ -301,28 +286,12 @@ def _unreadable(folder: Path, why: str) -> ValueError:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest to the folder of its run, replacing the old one atomically.
-
-    Args:
-        folder: Folder of the run.
-        manifest: The new manifest.
-
-    Raises:
-        OSError: it could not be written; the old one is unchanged.
-    """
+    """Write the manifest to the folder of its run, replacing the old one atomically."""
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def create_run_folder(folder: Path, manifest: Manifest) -> None:
-    """Create the folder of a run with its manifest, both or neither.
-
-    Args:
-        folder: Folder of the run, which must not exist yet.
-        manifest: Its first manifest.
-
-    Raises:
-        UsageError: the folder exists or cannot be written.
-    """
+    """Create the folder of a run with its manifest, both or neither."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         if folder.exists():
@@ -370,24 +339,14 @@ def new_manifest(
     return Manifest(
         run_id=run_id,
         status="starting",
-        exit_code=None,
-        error=None,
         started=now(),
-        ended=None,
-        seconds=None,
         command=["finemem", *command],
         profile=profile,
         notebooks_dir=notebooks_dir,
         parameters_given=dict(given),
         seed=seeds.pop() if len(seeds) == 1 else None,
         reuse=reuse,
-        inputs={},
-        outputs={},
-        versions={},
-        git={},
-        platform=None,
         cpus=os.cpu_count(),
-        peak_memory_mb=None,
         process=ProcessId.current(),
         notebooks=[
             NotebookEntry(
@@ -399,40 +358,20 @@ def new_manifest(
 
 
 def data_sources(parameters: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the data files and hub names that notebooks read, without duplicates.
-
-    Args:
-        parameters: The parameters of every notebook.
-    """
+    """Return the data files and hub names that notebooks read, without duplicates."""
     sources = (str(source) for values in parameters for source in values.get("data", ()))
     return list(dict.fromkeys(sources))
 
 
 def data_hash(source: str) -> str | None:
-    """Return the SHA-256 of a data file, `None` for a data set on the hub.
-
-    Args:
-        source: A path, or a name on the hub.
-
-    Raises:
-        UsageError: the file is missing or cannot be read.
-    """
-    try:
+    """Return the SHA-256 of a data file, `None` for a data set on the hub."""
+    with UsageErrors(ValueError, OSError):
         path = locate(source)
         return None if path is None else sha256(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
 
 
 def source_hash(path: Path) -> str:
-    """Return the SHA-256 of a notebook's cells, without outputs and metadata.
-
-    Args:
-        path: The notebook.
-
-    Raises:
-        ValueError: it cannot be read, or has no cells.
-    """
+    """Return the SHA-256 of a notebook's cells, without outputs and metadata."""
     content = read_json(path)
     try:
         source = [[cell["cell_type"], "".join(cell["source"])] for cell in content["cells"]]

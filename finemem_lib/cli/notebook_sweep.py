@@ -39,6 +39,7 @@ from finemem_lib.util.console import (
     EXIT_CODES,
     StepLog,
     UsageError,
+    UsageErrors,
     check_output_folder,
     interruptible,
     print_table,
@@ -46,7 +47,7 @@ from finemem_lib.util.console import (
 from finemem_lib.util.files import real_path, write_bytes, write_json
 from finemem_lib.util.provenance import code_root, git_state, workbench_root, write_measured
 
-BARE, BARE_FIELDS = "profile.yaml", ("description", "notebooks")
+BARE_PROFILE, PROFILE_FIELDS = "profile.yaml", ("description", "notebooks")
 """File in the sweep's folder with the profile of a notebook that has none, and its fields."""
 
 POLL = 1.0
@@ -54,40 +55,72 @@ POLL = 1.0
 
 
 def is_notebook(text: str) -> bool:
-    """Return whether an argument of `finemem sweep` is the path or number of a notebook.
-
-    Args:
-        text: The first word after ``sweep``.
-    """
+    """Return whether an argument of `finemem sweep` is the path or number of a notebook."""
     return text.endswith(".ipynb") or (text.isdecimal() and len(text) <= 2)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `finemem sweep` for notebooks."""
+    notebook = parser.add_argument_group("of a notebook")
+    notebook.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=V1,V2",
+        help="values of a parameter; several parameters are combined (may be given again)",
+    )
+    notebook.add_argument(
+        "--cell",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one point, instead of a grid or times it (may be given again)",
+    )
+    notebook.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of all cells"
+    )
+    notebook.add_argument("--profile", default="default", help="a profile of `finemem run`")
+    notebook.add_argument("--data", nargs="+", action="extend", metavar="PATH", help="real data")
+    notebook.add_argument("--reuse", metavar="RUN", help="take artefacts from this run")
+
+
+@contextlib.contextmanager
+def step_log(folder: Path) -> Iterator[StepLog]:
+    """Log the cells of a sweep, and state at an interrupt where the finished ones are."""
+    try:
+        # Later interrupts count also: Python drops one that arrives while it deletes an object.
+        with UsageErrors(ValueError, ModuleNotFoundError), interruptible(once=False):
+            with StepLog() as log:
+                yield log
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; finished cells are in {folder}, the same command goes on from them",
+            file=sys.stderr,
+        )
+        raise
+
+
 def sweep_notebook(options: argparse.Namespace) -> int:
-    """Run the missing cells, print their table, write the page, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: an option, file or cell is not usable; nothing was started.
-    """
+    """Run the missing cells, print their table, write the page, and return the exit code."""
     notebook, folder = _notebook(options), real_path(options.output)
     check_output_folder(folder)
     profile = _profile(options.profile, notebook)
     cells = _cells(options, notebook, profile)
     folder.mkdir(parents=True, exist_ok=True)
-    if profile.name == BARE:
-        write_json(folder / BARE, {name: getattr(profile, name) for name in BARE_FIELDS})
-        profile = dataclasses.replace(profile, name=str(folder / BARE))
+    if profile.name == BARE_PROFILE:
+        write_json(folder / BARE_PROFILE, {name: getattr(profile, name) for name in PROFILE_FIELDS})
+        profile = dataclasses.replace(profile, name=str(folder / BARE_PROFILE))
     sweep = Sweep(folder, notebook, profile.name, tuple(_passed_on(options)), options.reuse)
     sweep.link_reused()
     print(f"{notebook.stem}: {len(cells)} cells, runs of {', '.join(cells[0].notebooks)}")
     if not options.collect:
-        with interruptible(once=False), StepLog() as log:
+        with step_log(folder) as log:
             _run(sweep, cells, options.jobs, options.scheduler, log)
     results = [sweep.result(cell) for cell in cells]
     rows = summarise(results)
-    _print_summary(rows)
+    summary = _summary(rows)
+    print_table([list(one) for one in summary[:1]] + [list(one.values()) for one in summary])
     page = _write(sweep, results, rows, options.command_line)
     bad = [one for one in results if one.status != "ok"]
     for one in bad:
@@ -113,17 +146,15 @@ def _profile(name: str, notebook: Path) -> Profile:
     """Return the named profile, an empty one if the notebook has no folder of profiles."""
     folder = notebook.parent / "profiles"
     if name == "default" and not folder.is_dir():
-        return Profile(BARE, "What the notebook declares.", [notebook.stem], {}, {}, [])
+        return Profile(BARE_PROFILE, "What the notebook declares.", [notebook.stem], {}, {}, [])
     return load_profile(folder, name)
 
 
 def _cells(options: argparse.Namespace, notebook: Path, profile: Profile) -> list[SweepCell]:
     """Return the cells after a check of all."""
     if options.reuse:
-        try:
+        with UsageErrors(ValueError):
             read_manifest(run_folder(options.reuse))
-        except ValueError as error:
-            raise UsageError(str(error)) from error
     given = parameters_given(options.set, options.data)
     points = grid_points(options.grid, options.cell)
     return sweep_cells(notebook, profile, given, points, options.seeds or [], options.reuse)
@@ -180,23 +211,12 @@ class Sweep:
             os.symlink(run_folder(self.reuse), self.folder / self.reuse)
 
     def manifest(self, cell: SweepCell) -> Manifest | None:
-        """Return the manifest of a cell, `None` if it was not started.
-
-        Args:
-            cell: The cell.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
+        """Return the manifest of a cell, `None` if it was not started."""
         folder = self.folder / cell.key
         return read_manifest(folder) if folder.exists() else None
 
     def result(self, cell: SweepCell) -> CellRun:
-        """Return the current result of a cell.
-
-        Args:
-            cell: The cell.
-        """
+        """Return the current result of a cell."""
         try:
             manifest = self.manifest(cell)
             if manifest is None:
@@ -208,12 +228,7 @@ class Sweep:
         return CellRun(cell, manifest.status, manifest.error or "", metrics, manifest.seconds)
 
     def command(self, cell: SweepCell, begun: bool) -> list[str]:
-        """Return the command line that runs or resumes a cell.
-
-        Args:
-            cell: The cell.
-            begun: Whether the cell has a run to resume.
-        """
+        """Return the command line that runs or resumes a cell."""
         finemem = [sys.executable, "-m", "finemem_lib"]
         if begun:
             return [*finemem, "resume", cell.key, "--jobs", "1"]
@@ -235,13 +250,7 @@ class Running:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run a command to its end and return its exit code; 130 if `stop` was called before.
-
-        Args:
-            command: The words of the command.
-            environment: All of its environment variables.
-            log: File for its output.
-        """
+        """Run a command to its end and return its exit code; 130 if `stop` was called before."""
         with self._lock:
             if self.stopped:
                 return EXIT_CODES["interrupted"]
@@ -307,21 +316,12 @@ def _run(
 ) -> None:
     """Run the cells and print the status of each."""
     by_key = {cell.key: cell for cell in cells}
-    try:
-        attempts = _on_dask(sweep, by_key, scheduler) if scheduler else _here(sweep, by_key, jobs)
-        with contextlib.closing(attempts):  # at an interrupt, this stops the running cells
-            for done, (key, end) in enumerate(attempts, start=1):
-                cell = by_key[key]
-                seed = "" if cell.seed is None else f", seed {cell.seed}"
-                log(done, len(cells), f"{cell.name}{seed}: {end}")
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        print(
-            f"interrupted; what is finished is in {sweep.folder}, the same command goes on from it",
-            file=sys.stderr,
-        )
-        raise
+    attempts = _on_dask(sweep, by_key, scheduler) if scheduler else _here(sweep, by_key, jobs)
+    with contextlib.closing(attempts):  # at an interrupt, this stops the running cells
+        for done, (key, end) in enumerate(attempts, start=1):
+            cell = by_key[key]
+            seed = "" if cell.seed is None else f", seed {cell.seed}"
+            log(done, len(cells), f"{cell.name}{seed}: {end}")
 
 
 def _here(
@@ -376,21 +376,17 @@ def summarise(results: Sequence[CellRun]) -> list[SweepRow]:
     return rows
 
 
-def _print_summary(rows: Sequence[SweepRow]) -> None:
-    print_table(
-        [
-            ("parameters", "metric", "value [95 % interval]", "seeds"),
-            *(
-                (
-                    one.point,
-                    one.metric,
-                    interval_text(one.value, one.low, one.high, ".4g"),
-                    str(len(one.seeds)),
-                )
-                for one in rows
-            ),
-        ]
-    )
+def _summary(rows: Sequence[SweepRow]) -> list[dict[str, str]]:
+    """Return the rows of the table in the terminal and on the page."""
+    return [
+        {
+            "parameters": one.point,
+            "metric": one.metric,
+            "value [95 % interval]": interval_text(one.value, one.low, one.high, ".4g"),
+            "seeds": str(len(one.seeds)),
+        }
+        for one in rows
+    ]
 
 
 def _write(
@@ -429,14 +425,6 @@ def _write(
         notebook=sweep.notebook.stem,
         results=results,
         figure=Markup(drawn),
-        summary_rows=[
-            {
-                "parameters": one.point,
-                "metric": one.metric,
-                "value [95 % interval]": interval_text(one.value, one.low, one.high, ".4g"),
-                "seeds": len(one.seeds),
-            }
-            for one in rows
-        ],
+        summary_rows=_summary(rows),
     )
     return write_bytes(sweep.folder / "sweep.html", page)

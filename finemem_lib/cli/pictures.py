@@ -45,30 +45,19 @@ REMEDY = (
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem pictures` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem pictures` to the command line."""
     command = commands.add_parser(
         "pictures",
         help="put pictures of their figures into executed notebooks",
         description="For GitHub, nbviewer and nbconvert, which draw no plotly figure. Pictures "
         "that are there are drawn again; cells and other outputs stay as they are.",
     )
-    command.set_defaults(command=pictures_command, last_line=True)
+    command.set_defaults(command=_pictures_command, last_line=True)
     command.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
 
 
-def pictures_command(options: argparse.Namespace) -> int:
-    """Embed images in notebooks, print the result for each, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: a file is not a notebook; nothing was written.
-    """
+def _pictures_command(options: argparse.Namespace) -> int:
+    """Embed images in notebooks, print the result for each, and return the exit code."""
     import nbformat
 
     notebooks = {}
@@ -85,7 +74,7 @@ def pictures_command(options: argparse.Namespace) -> int:
             ) from error
     for path, notebook in notebooks.items():
         try:
-            number, size = add_pictures(notebook)
+            number, size = _add_pictures(notebook)
         except (RuntimeError, ValueError) as error:
             print(f"failed: {path}: {error}", file=sys.stderr)
             return EXIT_CODES["failed"]
@@ -95,19 +84,8 @@ def pictures_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["ok"]
 
 
-def add_pictures(notebook: Mapping[str, Any]) -> tuple[int, int]:
-    """Add a PNG with alt text to every figure output of an executed notebook, in place.
-
-    Args:
-        notebook: The JSON of its file.
-
-    Returns:
-        The number of figures, and the bytes of their images in the file.
-
-    Raises:
-        RuntimeError: no image can be drawn here; the message has the remedy.
-        ValueError: the images do not fit into `MAX_NOTEBOOK_BYTES`.
-    """
+def _add_pictures(notebook: Mapping[str, Any]) -> tuple[int, int]:
+    """Add a PNG with alt text to every figure output of an executed notebook, in place."""
     from finemem_lib.figures.style import PLOTLY_MIME
 
     outputs = [
@@ -165,23 +143,16 @@ def _few_colours(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def save_figures(figures: Mapping[Path, go.Figure], width: int = WIDTH) -> list[Path]:
+def save_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     """Write figures as SVG, and return the paths.
 
     If kaleido or its browser is missing, each is written as a small HTML page instead, with one
     plotly.js in the folder, and a line on stderr states how many and what to install.
-
-    Args:
-        figures: The figures by path of their file without suffix.
-        width: Width of the images in pixels.
-
-    Raises:
-        OSError: a file could not be written.
     """
     from finemem_lib.figures.style import CONFIG
 
     paths, problems = [], []
-    drawn = draw([figure.to_dict() for figure in figures.values()], "svg", width)
+    drawn = draw([figure.to_dict() for figure in figures.values()], "svg", WIDTH)
     for (stem, figure), image in zip(figures.items(), drawn, strict=True):
         if isinstance(image, bytes):
             paths.append(write_bytes(stem.with_name(f"{stem.name}.svg"), _fixed_ids(image)))
@@ -269,9 +240,6 @@ def is_real_error(record: logging.LogRecord) -> bool:
 
     When the browser ends, it sends "{bye}". If that arrives together with the last answer, it is
     logged as invalid JSON with a traceback.
-
-    Args:
-        record: A record of the logger.
     """
     cause = record.exc_info and getattr(record.exc_info[1], "__cause__", None)
     return getattr(cause, "doc", None) != "{bye}\n"

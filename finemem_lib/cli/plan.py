@@ -48,19 +48,15 @@ from finemem_lib.text import count_tokens
 from finemem_lib.training import estimates
 from finemem_lib.training.schemes import scheme_of
 from finemem_lib.trajectory import Instance
-from finemem_lib.util.console import EXIT_CODES, UsageError, plain, print_table
+from finemem_lib.util.console import EXIT_CODES, UsageError, UsageErrors, plain, print_table
 
 P = TypeVar("P", bound=NotebookParameters)
 
 
 def add_command(commands: Any) -> None:
-    """Add `finemem plan` to the command line.
-
-    Args:
-        commands: The subparsers of the command line.
-    """
+    """Add `finemem plan` to the command line."""
     plan = commands.add_parser("plan", help="estimate what a run takes, before anything starts")
-    plan.set_defaults(command=plan_command)
+    plan.set_defaults(command=_plan_command)
     add_arguments(plan)
     plan.add_argument(
         "--card",
@@ -78,18 +74,8 @@ def add_command(commands: Any) -> None:
     )
 
 
-def plan_command(options: argparse.Namespace) -> int:
-    """Print the estimates for a run.
-
-    Args:
-        options: The command line.
-
-    Returns:
-        The exit code; that of "failed" if the training does not fit on the card.
-
-    Raises:
-        UsageError: the options, or the parameters from them, are invalid.
-    """
+def _plan_command(options: argparse.Namespace) -> int:
+    """Print the estimates for a run."""
     profile, notebooks, given = requested(options)
     values = resolve_parameters(notebooks, profile, given, "plan", to_run=False)
     check_reads(notebooks, values, None)
@@ -198,10 +184,8 @@ def _training_instances(
     if training.train_on == "planted":
         stream = StreamSettings(num_chunks=training.num_chunks, world=training.world)
         return planted_instances("train", training.instances_per_update, 0, stream)
-    try:
+    with UsageErrors(ValueError):
         return held_out_split(instances, training.held_out, training.instances_per_update)[0]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _tokens(
@@ -223,10 +207,8 @@ def _tokens(
         except Exception:  # transformers raises errors of any type for a broken file
             tokenizer = None
         if tokenizer is not None:
-            try:
+            with UsageErrors(ValueError):
                 builder = prompt_builder(tokenizer, training.model_settings())
-            except ValueError as error:
-                raise UsageError(str(error)) from error
             return (
                 lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
                 f"those of {training.checkpoint}",

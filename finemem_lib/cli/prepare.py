@@ -46,18 +46,14 @@ SHOWN_LETTERS = 80
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `finemem questions` and `finemem build` to the command line.
-
-    Args:
-        commands: The subparsers of `finemem`.
-    """
+    """Add `finemem questions` and `finemem build` to the command line."""
     _add_questions(commands)
     _add_build(commands)
 
 
 def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     questions = commands.add_parser("questions", help="make chunk questions ahead of training")
-    questions.set_defaults(command=questions_command, last_line=True)
+    questions.set_defaults(command=_questions_command, last_line=True)
     questions.add_argument(
         "--data",
         nargs="+",
@@ -108,7 +104,7 @@ def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     build = commands.add_parser("build", help="make instances from a public raw set")
-    build.set_defaults(command=build_command, last_line=True)
+    build.set_defaults(command=_build_command, last_line=True)
     build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
     build.add_argument("files", nargs="+", metavar="FILE", help="of the raw set")
     build.add_argument(
@@ -134,15 +130,8 @@ def _add_on_error(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def questions_command(options: argparse.Namespace) -> int:
-    """Make the missing chunk questions of a folder, print their audit, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: data, models or folder are not usable; no model was called.
-    """
+def _questions_command(options: argparse.Namespace) -> int:
+    """Make the missing chunk questions of a folder, print their audit, and return the exit code."""
     folder = Path(options.output)
     check_output_folder(folder)
     try:
@@ -193,15 +182,8 @@ def questions_command(options: argparse.Namespace) -> int:
     return EXIT_CODES["ok"]
 
 
-def build_command(options: argparse.Namespace) -> int:
-    """Make instances from a raw set, compare them with published sizes, and return the exit code.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: the raw set or the output path is not usable; nothing was written.
-    """
+def _build_command(options: argparse.Namespace) -> int:
+    """Make instances from a raw set, and compare them with published sizes."""
     path = Path(options.output)
     if path.suffix != ".parquet":
         raise UsageError(
@@ -224,12 +206,8 @@ def build_command(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(plain(str(error))) from error
     _print_problems(built.problems)
-    try:
-        with interruptible():
-            save_instances(built.instances, path)
-    except OSError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return EXIT_CODES["failed"]
+    with interruptible():
+        save_instances(built.instances, path)
     print(as_markdown(size_table(built.instances)))
     print(f"written: {path}")
     return EXIT_CODES["ok"]

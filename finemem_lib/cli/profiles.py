@@ -29,7 +29,7 @@ from finemem_lib.runs.notebooks import (
 )
 from finemem_lib.runs.parameters import LoadsCheckpoint, NotebookParameters, ParameterError
 from finemem_lib.runs.profile_file import ProfileFile
-from finemem_lib.util.console import UsageError
+from finemem_lib.util.console import UsageError, UsageErrors
 from finemem_lib.util.files import real_path
 from finemem_lib.util.provenance import FETCHED, workbench_root
 from finemem_lib.util.validation import problems_in_words
@@ -105,10 +105,8 @@ def select_notebooks(folder: Path, selection: Sequence[str]) -> list[Path]:
     Raises:
         UsageError: a part has another form, or its notebook is missing or cannot be read.
     """
-    try:
+    with UsageErrors(ValueError):
         found = {one.order: one.path for one in numbered(folder)}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     chosen: set[Path] = set()
     for part in map(str.strip, ",".join(selection).split(",")):
         if (path := folder / f"{part}.ipynb").is_file():
@@ -132,18 +130,12 @@ def _check_readable(folder: Path, numbers: Iterable[int]) -> None:
     for path in (
         path for number in numbers for path in sorted(folder.glob(f"{number:02}_*.ipynb"))
     ):
-        try:
+        with UsageErrors(ValueError):
             read_notebook(path)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select profile, notebooks and parameters.
-
-    Args:
-        parser: The parser of a command.
-    """
+    """Add the options that select profile, notebooks and parameters."""
     parser.add_argument(
         "--profile", default="default", help="a profile: a name in notebooks/profiles, or a path"
     )
@@ -171,14 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[str, Any]]:
-    """Return the profile, the notebooks and the parameters given by options.
-
-    Args:
-        options: The options of `add_arguments`.
-
-    Raises:
-        UsageError: there is no such profile or notebook, or a setting is not ``NAME=VALUE``.
-    """
+    """Return the profile, the notebooks and the parameters given by options."""
     folder = real_path(options.notebooks_dir or workbench_root() / "notebooks")
     profile = load_profile(folder / "profiles", options.profile)
     notebooks = select_notebooks(folder, options.notebooks or profile.notebooks)
@@ -186,15 +171,7 @@ def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[st
 
 
 def parameters_given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any]:
-    """Return the parameters given by options, with absolute paths.
-
-    Args:
-        settings: The settings of ``--set NAME=VALUE``.
-        data: The paths of ``--data PATH``.
-
-    Raises:
-        UsageError: a setting is not ``NAME=VALUE``.
-    """
+    """Return the parameters given by options, with absolute paths."""
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -235,11 +212,9 @@ def resolve_parameters(
         UsageError: a name is unknown, a value is invalid, two values contradict each other, or the
             file of models is not usable here. The message names all problems.
     """
-    try:
+    with UsageErrors(ValueError):
         chosen = [read_notebook(path) for path in notebooks]
         models = {one.stem: one.model() for one in chosen}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     for_one = {
         f"{number}.{name}": value
         for number, parameters in profile.notebook_parameters.items()
@@ -249,18 +224,8 @@ def resolve_parameters(
     resolved: dict[str, NotebookParameters] = {}
     for notebook in chosen:
         stem, model = notebook.stem, models[notebook.stem]
-        values = cell_values(notebook.path)
-        for layer in (profile.parameters, for_one, given):  # later ones win; NN.NAME wins over NAME
-            for full_name in sorted(layer, key=lambda name: "." in name):
-                prefix, _, name = full_name.rpartition(".")
-                if name in model.model_fields and notebook.answers_to(prefix):
-                    values[name] = layer[full_name]
-        problems += [
-            f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
-            "environment variable"
-            for name in model.model_fields
-            if _SECRET.search(name)
-        ]
+        values = _values(notebook, model, (profile.parameters, for_one, given))
+        problems += _secrets(stem, model)
         try:
             resolved[stem] = model.read(values | {"run_id": run_id}, texts=True)
         except ParameterError as error:
@@ -275,13 +240,44 @@ def resolve_parameters(
     of_profile = [read_notebook(path) for path in select_notebooks(folder, profile.notebooks)]
     known = [*chosen, *(one for one in of_profile if one.stem not in models)]
     problems += _unknown([*profile.parameters, *for_one], known, folder)
-    for name in profile.requires:
-        if not any(getattr(values, name, None) for values in resolved.values()):
-            option = "--data PATH" if name == "data" else f"--set {name}=VALUE"
-            problems.append(f"profile {profile.name} needs {name}: give {option}")
+    problems += _not_given(profile, resolved.values())
     if problems:
         raise UsageError("\n  ".join(["parameters are refused:", *dict.fromkeys(problems)]))
     return {stem: values.model_dump() for stem, values in resolved.items()}
+
+
+def _values(
+    notebook: Notebook, model: type[NotebookParameters], layers: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the values given to a notebook; later layers win, and NN.NAME wins over NAME."""
+    values = _cell_values(notebook.path)
+    for layer in layers:
+        for full_name in sorted(layer, key=lambda name: "." in name):
+            prefix, _, name = full_name.rpartition(".")
+            if name in model.model_fields and notebook.answers_to(prefix):
+                values[name] = layer[full_name]
+    return values
+
+
+def _secrets(stem: str, model: type[NotebookParameters]) -> list[str]:
+    """Return a sentence for every parameter of a notebook whose name is that of a secret."""
+    return [
+        f"{stem}: {name} looks like a secret, and parameters are stored; give it as an "
+        "environment variable"
+        for name in model.model_fields
+        if _SECRET.search(name)
+    ]
+
+
+def _not_given(profile: Profile, resolved: Iterable[NotebookParameters]) -> list[str]:
+    """Return a sentence for every parameter that a profile requires and the user did not give."""
+    values = list(resolved)
+    return [
+        f"profile {profile.name} needs {name}: give "
+        + ("--data PATH" if name == "data" else f"--set {name}=VALUE")
+        for name in profile.requires
+        if not any(getattr(one, name, None) for one in values)
+    ]
 
 
 def typed_parameters(
@@ -306,15 +302,8 @@ def typed_parameters(
     return typed
 
 
-def cell_values(path: Path) -> dict[str, Any]:
-    """Return the values in a notebook's parameters cell.
-
-    Args:
-        path: The notebook.
-
-    Raises:
-        UsageError: there is no such cell, or a value in it is not a literal.
-    """
+def _cell_values(path: Path) -> dict[str, Any]:
+    """Return the values in a notebook's parameters cell."""
     import papermill
 
     try:
@@ -330,14 +319,7 @@ def cell_values(path: Path) -> dict[str, Any]:
 
 
 def unusable_sources(values: Mapping[str, Any]) -> list[str]:
-    """Return why the language models or chunk questions in parameters cannot be used.
-
-    Args:
-        values: The parameters of a notebook by name.
-
-    Returns:
-        One sentence per problem, for example that the environment variable of a key is not set.
-    """
+    """Return a sentence for every reason why language models or chunk questions are unusable."""
     problems = []
     try:
         runs.locate_questions(values.get("questions", ""))
@@ -453,9 +435,6 @@ def hub_offline(parameters: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether the kernels of a run must not access the hub.
 
     They may if the data are on the hub. Otherwise HF_HUB_OFFLINE decides; by default they must not.
-
-    Args:
-        parameters: The parameters of every notebook of the run, by name.
     """
     from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 

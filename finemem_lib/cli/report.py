@@ -211,14 +211,7 @@ def _summary_rows(
 
 
 def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the metrics of a run by notebook, empty if it has none yet.
-
-    Args:
-        run_dir: Folder of the run.
-
-    Raises:
-        ValueError: the metrics exist but cannot be read.
-    """
+    """Return the metrics of a run by notebook, empty if it has none yet."""
     path = run_dir / "metrics.json"
     if not path.exists():
         return {}
@@ -288,11 +281,7 @@ def _drop_notes(notebook: Any) -> None:
 
 
 def clean_html(markup: Any) -> str:
-    """Keep allowed tags of an HTML fragment, escape all others, and remove pandas' style block.
-
-    Args:
-        markup: An HTML fragment of a cell's output; untrusted.
-    """
+    """Keep allowed tags of an HTML fragment, escape all others, and remove pandas' style block."""
     import bleach
     import bs4
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finemem_lib.runs.artefacts import ARTEFACTS, READERS
 from finemem_lib.runs.run import run_folder, sha256, written_entry
 from finemem_lib.trajectory import Trajectory, read_jsonl, write_jsonl
-from finemem_lib.util.console import EXIT_CODES, UsageError, print_table
+from finemem_lib.util.console import EXIT_CODES, UsageError, UsageErrors, print_table
 from finemem_lib.util.files import write_json, written_beside
 from finemem_lib.util.provenance import code_root, git_state, versions
 
@@ -31,13 +31,9 @@ Found = dict[str, list[Trajectory]]
 
 
 def add_commands(commands: Any) -> None:
-    """Add `finemem rescore` and `finemem recredit` to the command line.
-
-    Args:
-        commands: The subparsers of the command line.
-    """
+    """Add `finemem rescore` and `finemem recredit` to the command line."""
     rescore = commands.add_parser("rescore", help="score the answers of a finished run again")
-    rescore.set_defaults(command=rescore_command, last_line=True)
+    rescore.set_defaults(command=_rescore_command, last_line=True)
     rescore.add_argument(
         "--judge",
         type=Path,
@@ -48,7 +44,7 @@ def add_commands(commands: Any) -> None:
         "--every", action="store_true", help="the judge scores all answers, also those of metrics"
     )
     recredit = commands.add_parser("recredit", help="credit the steps of a finished run again")
-    recredit.set_defaults(command=recredit_command, last_line=True)
+    recredit.set_defaults(command=_recredit_command, last_line=True)
     recredit.add_argument(
         "--rule",
         action="append",
@@ -67,28 +63,26 @@ def add_commands(commands: Any) -> None:
         "--scores", metavar="NAME", help="credit by the scores that `finemem rescore` kept as NAME"
     )
     for command in (rescore, recredit):
-        command.add_argument("run", metavar="RUN")
-        command.add_argument(
-            "--artefact",
-            action="append",
-            choices=PLAYED,
-            metavar="NAME",
-            help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
-        )
+        add_run_and_artefact(command)
         command.add_argument(
             "--name", metavar="NAME", help="of the folder of results (default: from the options)"
         )
 
 
-def rescore_command(options: argparse.Namespace) -> int:
-    """Score the answers of a run again and print what changed.
+def add_run_and_artefact(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that select the trajectories of a run."""
+    command.add_argument("run", metavar="RUN")
+    command.add_argument(
+        "--artefact",
+        action="append",
+        choices=PLAYED,
+        metavar="NAME",
+        help=f"only this one of {', '.join(PLAYED)} (default: all that the run has)",
+    )
 
-    Args:
-        options: The command line.
 
-    Raises:
-        UsageError: there is no such run or judge, or the results would replace others.
-    """
+def _rescore_command(options: argparse.Namespace) -> int:
+    """Score the answers of a run again and print what changed."""
     from finemem_lib.evaluation.rescoring import rescored, score_changes
     from finemem_lib.readers.chat import ModelError
 
@@ -157,16 +151,8 @@ def _print_changes(changes: Mapping[str, Sequence[ScoreChange]]) -> None:
     )
 
 
-def recredit_command(options: argparse.Namespace) -> int:
-    """Credit the steps of a run again and print what each rule gave and cost.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        UsageError: there is no such run, rule or scores, the trajectories lack what a rule needs,
-            or the results would replace others.
-    """
+def _recredit_command(options: argparse.Namespace) -> int:
+    """Credit the steps of a run again and print what each rule gave and cost."""
     from finemem_lib.credit.rules import RULES
     from finemem_lib.evaluation.rescoring import credit_summary, recredited
     from finemem_lib.readers.extractive import reader_for
@@ -215,18 +201,9 @@ def recredit_command(options: argparse.Namespace) -> int:
 
 
 def existing_run(name: str) -> Path:
-    """Return the folder of a run.
-
-    Args:
-        name: The run's id.
-
-    Raises:
-        UsageError: there is no such run.
-    """
-    try:
+    """Return the folder of a run; raise UsageError if there is none."""
+    with UsageErrors(ValueError):
         folder = run_folder(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     if not folder.is_dir():
         raise UsageError(
             f"there is no run {name!r} in {folder.parent}; `finemem list` shows those there are"
@@ -238,9 +215,9 @@ def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None
     """Return the trajectories of a run by artefact, as played or as scored again.
 
     Args:
-        folder: That of the run.
+        folder: Folder of the run.
         chosen: Names of artefacts, `None` for all that the run has.
-        scores: Name of what `finemem rescore` kept.
+        scores: Name of the scores that `finemem rescore` kept.
 
     Raises:
         UsageError: the run lacks them, or they cannot be read.
@@ -262,18 +239,7 @@ def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None
                     "or run the notebook that writes it"
                 )
             continue
-        artefact = ARTEFACTS[name]
-        try:
-            found[name] = (
-                read_jsonl(Trajectory, again.read_text(encoding="utf-8"))
-                if scores is not None
-                else READERS[artefact.kind](folder / artefact.file)
-            )
-        except (ValueError, OSError) as error:
-            raise UsageError(
-                f"{name} of run {folder.name} cannot be read ({error}); run notebook "
-                f"{entry['notebook']} again"
-            ) from error
+        found[name] = read_artefact(folder, name, again if scores is not None else None)
     if not found:
         raise UsageError(
             f"run {folder.name} has no trajectories ({', '.join(PLAYED)}); run notebook 02 or 06 "
@@ -282,15 +248,40 @@ def played(folder: Path, chosen: Sequence[str] | None = None, scores: str | None
     return found
 
 
+def read_artefact(folder: Path, name: str, scored: Path | None = None) -> Any:
+    """Return an artefact of a run.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the artefact.
+        scored: File of the trajectories with other scores; `None` for the artefact's own file.
+
+    Raises:
+        UsageError: the run lacks it, or it cannot be read.
+    """
+    if (entry := written_entry(folder, name)) is None:
+        raise UsageError(
+            f"run {folder.name} has no {name}; run the notebook that writes it in it first"
+        )
+    artefact = ARTEFACTS[name]
+    try:
+        if scored is not None:
+            return read_jsonl(Trajectory, scored.read_text(encoding="utf-8"))
+        return READERS[artefact.kind](folder / artefact.file)
+    except (ValueError, OSError) as error:
+        raise UsageError(
+            f"{name} of run {folder.name} cannot be read ({error}); run notebook "
+            f"{entry['notebook']} again"
+        ) from error
+
+
 def _models(path: Path, role: str, folder: Path) -> Models:
     """Return the language models in a file, which must contain the given role."""
     from finemem_lib.readers.roles import Models, check_roles, load_roles
 
-    try:
+    with UsageErrors(ValueError, ImportError):
         check_roles(path)
         roles = load_roles(path, folder)
-    except (ValueError, ImportError) as error:
-        raise UsageError(str(error)) from error
     if role not in roles:
         raise UsageError(
             f"{path} names no {role}; add the role {role} with a model that can be asked "
@@ -300,16 +291,7 @@ def _models(path: Path, role: str, folder: Path) -> Models:
 
 
 def new_results(folder: Path, kind: str, name: str) -> Path:
-    """Return the folder of results, which is not there yet.
-
-    Args:
-        folder: That of the run.
-        kind: Of the results, which names the folder above.
-        name: Of the folder.
-
-    Raises:
-        UsageError: the folder is there, or the name is not one.
-    """
+    """Return the path of a folder of results; raise UsageError if it exists."""
     if not name or "/" in name or name.startswith("."):
         raise UsageError(f"--name is {name!r}, expected a name of a folder, without / and first .")
     target = folder / kind / name
@@ -319,13 +301,7 @@ def new_results(folder: Path, kind: str, name: str) -> Path:
 
 
 def results_card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, Any]:
-    """Return how results were made.
-
-    Args:
-        options: The command line.
-        folder: That of the run.
-        found: What was read.
-    """
+    """Return the card of results: command, run, inputs, commit and versions."""
     return {
         "command": ["finemem", *getattr(options, "command_line", [])],
         "run": folder.name,

@@ -62,6 +62,7 @@ from finemem_lib.util.console import (
     EXIT_CODES,
     StatusLine,
     UsageError,
+    UsageErrors,
     check_output_folder,
     interruptible,
     plain,
@@ -86,27 +87,17 @@ REPORT_SHARE = 0.05
 
 
 def run_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
-    """Run notebooks in order until one fails, and return the exit code.
-
-    Args:
-        options: The command line.
-        execute: Executes one notebook.
-
-    Raises:
-        UsageError: the options cannot be carried out; nothing was started or written.
-    """
+    """Run notebooks in order until one fails, and return the exit code."""
     _check_destinations(options)
     if note := version_note():
         print(plain(note), file=sys.stderr)
     profile, notebooks, given = requested(options)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = options.run_id or f"{stamp}-{secrets.token_hex(2)}"
-    try:
+    with UsageErrors(ValueError):
         folder = run_folder(run_id)
         if options.reuse and not recorded(run_folder(options.reuse)):
             read_manifest(run_folder(options.reuse))  # says what is wrong with it
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     resolved = resolve_parameters(notebooks, profile, given, run_id)
     check_reads(notebooks, resolved, options.reuse)
     _check_sources(data_sources(resolved.values()))
@@ -135,10 +126,8 @@ def _check_destinations(options: argparse.Namespace) -> None:
 
 def _check_sources(sources: Sequence[str]) -> None:
     for source in sources:
-        try:
+        with UsageErrors(ValueError, OSError):
             locate(source)
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from error
 
 
 def resume_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
@@ -146,19 +135,9 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
 
     Notebooks that are ok are kept, and training goes on from its last checkpoint. Parameters of
     `RESUMABLE` may get other values.
-
-    Args:
-        options: The command line.
-        execute: Executes one notebook.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UsageError: the run cannot be resumed; nothing was started or written.
     """
     _check_destinations(options)
-    try:
+    with UsageErrors(ValueError, OSError):
         folder = run_folder(options.run)
         read_manifest(folder)  # says what is wrong with it, before a lock lies there
         busy = (
@@ -167,8 +146,6 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         )
         with exclusive_lock(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
     with interruptible():
         return RunExecution(folder, notebooks, manifest, execute, options).carry_out()
 
@@ -240,11 +217,7 @@ def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
 def _change_parameters(
     folder: Path, left: Sequence[NotebookEntry], settings: Sequence[str]
 ) -> list[str]:
-    """Set ``NAME=VALUE`` or ``NN.NAME=VALUE`` in the parameters of the remaining notebooks.
-
-    Returns:
-        One sentence for every setting that is not possible.
-    """
+    """Set ``NAME=VALUE`` in the remaining notebooks, and return a sentence for every problem."""
     problems = []
     for setting in settings:
         full_name, equals, text = setting.partition("=")

@@ -1,4 +1,4 @@
-"""What the laboratory of `finemem app` offers: built-in examples and the runs."""
+"""The sources of `finemem app`: built-in examples and runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finemem_lib.cli.app import WORKING_FOLDER
 from finemem_lib.cli.listing import described_runs
-from finemem_lib.cli.rescore import played
+from finemem_lib.cli.rescore import played, read_artefact
 from finemem_lib.data.instance_names import instance_name
 from finemem_lib.data.planted import planted_instances
 from finemem_lib.data.worked_example import worked_example
@@ -24,11 +24,9 @@ from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.rewards import RewardSettings
-from finemem_lib.runs.artefacts import ARTEFACTS, READERS
 from finemem_lib.runs.run import read_record, written_entry
 from finemem_lib.training.record import StoredUpdates
 from finemem_lib.trajectory import Trajectory
-from finemem_lib.util.console import UsageError
 
 if TYPE_CHECKING:
     from finemem_lib.explorers.explorer import Explorer
@@ -45,7 +43,7 @@ PLAYED_BY = {
     "trained_trajectories": "trained",
     "benchmark_trajectories": "benchmark",
 }
-"""What the menu puts in front of the instances of an artefact."""
+"""Prefix of the instances of an artefact in the menu."""
 
 
 def open_laboratory() -> None:
@@ -107,27 +105,19 @@ def _by_hand(say: Say) -> Material:
 
 
 def _load_run(run: dict[str, Any], say: Say) -> Material:
-    """Return what a run holds.
-
-    Raises:
-        ValueError: its manifest or an artefact cannot be read, or it has no trajectories.
-    """
+    """Return the contents of a run."""
     if run["status"] == "unreadable":
         raise ValueError(run["error"])
     say(f"Reading run {run['run']}")
     folder = Path(run["folder"])
-    try:
-        found = played(folder)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
     groups = {
         f"{PLAYED_BY[artefact]} {name}": group
-        for artefact, some in found.items()
+        for artefact, some in played(folder).items()
         for name, group in _by_instance(some).items()
     }
     if not written_entry(folder, "training_rollouts"):
         return Material(groups, reader_for)
-    kept = _read(folder, "training_rollouts")
+    kept = read_artefact(folder, "training_rollouts")
     groups |= {
         f"update {update} {instance_name(group[0], place)}": group
         for update, some in kept.items()
@@ -137,7 +127,7 @@ def _load_run(run: dict[str, Any], say: Say) -> Material:
     @functools.cache
     def manager() -> ModelManager:
         say("Loading the trained manager")
-        return load_manager(_read(folder, "trained_manager"))
+        return load_manager(read_artefact(folder, "trained_manager"))
 
     return Material(
         groups, reader_for, lambda _: manager(), lambda _: _training(folder, kept, manager(), say)
@@ -155,24 +145,6 @@ def _by_instance(trajectories: Iterable[Trajectory]) -> dict[str, Group]:
     return {instance_name(group[0], n): group for n, group in enumerate(groups.values(), start=1)}
 
 
-def _read(folder: Path, name: str) -> Any:
-    """Return an artefact of a run.
-
-    Raises:
-        ValueError: the run lacks it, or it cannot be read.
-    """
-    entry, artefact = written_entry(folder, name), ARTEFACTS[name]
-    if entry is None:
-        raise ValueError(f"run {folder.name} has no {name}; run notebook 04 in it first")
-    try:
-        return READERS[artefact.kind](folder / artefact.file)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{name} of run {folder.name} cannot be read ({error}); run notebook "
-            f"{entry['notebook']} again"
-        ) from error
-
-
 def _training(
     folder: Path,
     kept: Mapping[int, Sequence[Sequence[Trajectory]]],
@@ -184,11 +156,11 @@ def _training(
     written = written_entry(folder, "training") or {}
     with_which = read_record(folder, written.get("notebook", ""))["parameters"]
     return training_explorer(
-        _read(folder, "training").to_dict("records"),
+        read_artefact(folder, "training").to_dict("records"),
         kept,
         manager,
         with_which["scheme"],
         RewardSettings(beta=with_which["beta"]),
-        stored=StoredUpdates(_read(folder, "training_updates")),
+        stored=StoredUpdates(read_artefact(folder, "training_updates")),
         agent=reader_for(group[0] for some in kept.values() for group in some),
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from finemem_lib.credit.needs import mean_of_known
 from finemem_lib.evaluation.intervals import (
     expanded_level,
     holm,
@@ -59,7 +60,7 @@ class Standing:
             outcome; `None` where not counted.
         cpu_seconds: Mean CPU seconds per training; `None` where not counted.
         beaten_by: Variants above it with a corrected p-value below ``1 - level``.
-        trusted: Whether there are enough seeds for the interval (see `enough_seeds`).
+        trusted: Whether there are enough seeds for the interval (see `_enough_seeds`).
     """
 
     regime: str
@@ -85,7 +86,7 @@ class Comparison:
         difference: Mean over these seeds and their streams; `low` and `high` bound its interval.
         p: Two-sided p-value of no difference; `None` with fewer than two seeds.
         corrected: The p-value corrected within its family.
-        trusted: Whether there are enough seeds for the interval (see `enough_seeds`).
+        trusted: Whether there are enough seeds for the interval (see `_enough_seeds`).
     """
 
     regime: str
@@ -251,17 +252,13 @@ def arena(
     )
 
 
-def enough_seeds(seeds: int, level: float = 0.95) -> bool:
+def _enough_seeds(seeds: int, level: float = 0.95) -> bool:
     """Return whether a percentile interval over n seeds can reach the coverage `level`.
 
     If seeds differ much more than streams, no percentile interval is wider than the range of the
     seeds, which misses the median of their distribution with probability ``2^(1 - n)``.
 
-    Args:
-        seeds: Number of seeds, n.
-        level: Coverage of the interval, in (0, 1).
-
-    >>> [n for n in range(9) if enough_seeds(n)]
+    >>> [n for n in range(9) if _enough_seeds(n)]
     [6, 7, 8]
     """
     return seeds > 0 and 1 - 2.0 ** (1 - seeds) >= level
@@ -524,7 +521,7 @@ class _Draws:
             low=low,
             high=high,
             p=_p_value(difference, draws, len(seeds)),
-            trusted=enough_seeds(len(seeds), self.level),
+            trusted=_enough_seeds(len(seeds), self.level),
         )
 
     def _ends(self, draws: np.ndarray, seeds: int) -> tuple[float, float]:
@@ -621,7 +618,7 @@ def _standings(
                     rank,
                     *costs[regime, variant],
                     beaten_by,
-                    enough_seeds(len(seeds), drawn.level),
+                    _enough_seeds(len(seeds), drawn.level),
                 )
             )
         yield from sorted(standings, key=lambda one: one.rank or 0)
@@ -636,12 +633,12 @@ def _costs(
         of[regime, variant].append(result)
     return {
         place: (
-            _mean(
+            mean_of_known(
                 sum(calls or 0 for calls in one.curve["reader_calls"])
                 for one in cells
                 if "reader_calls" in one.curve
             ),
-            _mean(one.seconds["training_cpu"] for one in cells if "training_cpu" in one.seconds),
+            mean_of_known(one.seconds.get("training_cpu") for one in cells),
         )
         for place, cells in of.items()
     }
@@ -666,11 +663,6 @@ def _mean_slope(slopes: Iterable[Slope]) -> Slope:
         return known[0] if known else (None, None)
     values = [slope for slope, _ in known]
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    known = list(values)
-    return math.fsum(known) / len(known) if known else None
 
 
 def _verdict(variant: str, comparisons: Iterable[Comparison], design: Design) -> Verdict:

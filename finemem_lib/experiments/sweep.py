@@ -97,17 +97,13 @@ def run_cells(
         report(key, "kept", done)
     if todo:
         folder.mkdir(parents=True, exist_ok=True)
-        if scheduler is None:
-            attempts = _on_processes(todo, jobs, run)
-        else:
-            attempts = on_dask(todo, scheduler, run)
+        attempts = on_dask(todo, scheduler, run) if scheduler else _on_processes(todo, jobs, run)
         with contextlib.closing(attempts):
             for done, (key, result, error) in enumerate(attempts, start=len(results) + 1):
                 if result is None:
                     errors[key] = error
                 else:
-                    with written_beside(_file(folder, key)) as beside:
-                        beside.write_text(result.model_dump_json() + "\n", encoding="utf-8")
+                    _write_result(folder, key, result)
                     results[key] = result
                 report(key, error or "done", done)
     named = [(cell, cell.key) for cell in cells]
@@ -210,6 +206,11 @@ def _attempt(key: str, cell: Any, run: Callable[[Any], Any]) -> Attempt:
 
 def _file(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
+
+
+def _write_result(folder: Path, key: str, result: CellResult) -> None:
+    with written_beside(_file(folder, key)) as beside:
+        beside.write_text(result.model_dump_json() + "\n", encoding="utf-8")
 
 
 def _read_result(folder: Path, key: str) -> CellResult:

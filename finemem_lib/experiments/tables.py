@@ -352,16 +352,15 @@ def _direction(row: ExperimentRow) -> int:
 
 
 @functools.cache
-def chance_of_clear(seeds: int, level: float = 0.95) -> float:
-    """Return the probability that the interval of a true difference of zero excludes zero.
+def chance_of_clear(seeds: int) -> float:
+    """Return the probability that the 95 % interval of a true difference of zero excludes zero.
 
     It is simulated with normal differences between seeds and none between streams; if streams
-    differ more than seeds, it is closer to ``1 - level``. With two seeds the interval is their
+    differ more than seeds, it is closer to 0.05. With two seeds the interval is their
     range, which excludes zero half of the time.
 
     Args:
         seeds: Number of seeds of each variant, at least 1.
-        level: Nominal coverage of the interval, in (0, 1).
 
     >>> [round(chance_of_clear(seeds), 1) for seeds in (1, 2, 3)]
     [1.0, 0.5, 0.3]
@@ -369,7 +368,7 @@ def chance_of_clear(seeds: int, level: float = 0.95) -> float:
     rng = np.random.default_rng(stable_seed("chance of clear", seeds))
     values = rng.normal(size=(2000, seeds))
     draws = rng.multinomial(seeds, [1 / seeds] * seeds, size=1000) / seeds
-    low, high = percentile_ends(values @ draws.T, level, axis=1)
+    low, high = percentile_ends(values @ draws.T, 0.95, axis=1)
     return float(np.mean((low > 0) | (high < 0)))
 
 

@@ -36,7 +36,7 @@ Options = Sequence[tuple[str, Any]]
 Views = Mapping[str, "go.Figure"]
 """The figures of an explorer by name."""
 
-THE_REST = "Run the cell in JupyterLab to choose among all."
+SEE_ALL = "Run the cell in JupyterLab to choose among all."
 """The sentence that states how to see the values that the static form omits."""
 
 MAX_FRAMES = 40
@@ -58,7 +58,7 @@ class Control:
         static: whether the static form has frames for its values (True: at most `MAX_FRAMES`), or
             the number of values with frames (the first ones of a menu, evenly spaced ones of a
             slider), or this number by kind, the first word of a value.
-        telling: values of a slider that get frames first if not all can have frames, such as the
+        preferred: values of a slider that get frames first if not all can have frames, such as the
             steps that carry a gradient.
         idle: whether the control has no effect in a state, so that a live explorer disables it.
         rare: whether a live explorer hides the control in a section of rarely used ones.
@@ -71,7 +71,7 @@ class Control:
     value: Any = None
     kind: Literal["slider", "menu"] = "menu"
     static: bool | int | Mapping[str, int] = False
-    telling: Collection[Any] = ()
+    preferred: Collection[Any] = ()
     idle: Callable[[State], bool] = lambda state: False
     rare: bool = False
     play: bool = False
@@ -105,7 +105,7 @@ class Control:
                 if seen[kind] <= most.get(kind, 1):
                     kept.add(place)
         elif len(options) > most > 1 and self.kind == "slider":
-            first = [place for place, (_, value) in enumerate(options) if value in self.telling]
+            first = [place for place, (_, value) in enumerate(options) if value in self.preferred]
             rest = [place for place in range(len(options)) if place not in first]
             few = _spread(first, most)
             kept = {*few, *_spread(rest, most - len(few))}
@@ -310,7 +310,7 @@ class Explorer:
             for name, those in (("left out", few), ("fixed", fixed))
             if those
         )
-        return f" Without a kernel: {limits}. {THE_REST}" if limits else ""
+        return f" Without a kernel: {limits}. {SEE_ALL}" if limits else ""
 
 
 def _spread(places: Sequence[int], most: int) -> list[int]:

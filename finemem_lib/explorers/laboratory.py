@@ -1,7 +1,7 @@
 """The credit laboratory: every explorer of a trajectory and of a training run in one widget.
 
-Its address is the query of a page: what a reader chose, in words. The page writes it into its URL,
-and a page that is opened with it shows the same.
+The query of the page's URL holds the choices of the reader in words, so that a link shows the same
+page.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from finemem_lib.managers.model import ModelManager
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import evidence_contribution
 from finemem_lib.trajectory import Trajectory
+from finemem_lib.util.console import UsageError
 
 Say = Callable[[str], None]
-"""Shows the reader what is being done."""
+"""Shows a message about the current work."""
 
 Group = Sequence[Trajectory]
 """Rollouts of one instance."""
 
-MOST = 40
-"""Most fields of an address."""
+MAX_FIELDS = 40
+"""Maximum fields of an address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What a run or an example holds.
+    """The contents of a run or an example.
 
     Attributes:
         groups: the rollouts of one instance each, by a name that may be untrusted.
@@ -179,13 +180,12 @@ class Laboratory(Live):
         """
         self.notices, self._wishes, self._unanswered = [], {}, set()
         try:
-            fields = dict(
-                parse_qsl(query.removeprefix("?"), keep_blank_values=True, max_num_fields=MOST)
-            )
+            query = query.removeprefix("?")
+            fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=MAX_FIELDS))
         except ValueError:
             fields = {}
             self.notices.append(
-                f"The address has more than {MOST} fields, so none was read; shorten it."
+                f"The address has more than {MAX_FIELDS} fields, so none was read; shorten it."
             )
         fields.pop("token", None)  # of the server
         self.projector = fields.pop("projector", "") == "1"
@@ -337,7 +337,7 @@ class Laboratory(Live):
         shown = [
             self._described(control)
             for control in self.explorer.controls
-            if control.name in OWN or len(self.controls[control.name].options) > 1
+            if control.name in ALWAYS_SHOWN or len(self.controls[control.name].options) > 1
         ]
         return {
             "controls": shown,
@@ -352,8 +352,8 @@ class Laboratory(Live):
 
 TITLE = "Credit laboratory"
 
-OWN = ("source", "stream", "rollout")
-"""Its own controls, which are shown even where they leave no choice."""
+ALWAYS_SHOWN = ("source", "stream", "rollout")
+"""Controls that are shown even if they have one option."""
 
 
 def _nothing(**_: Any) -> Views:
@@ -361,7 +361,7 @@ def _nothing(**_: Any) -> Views:
 
 
 def _word(text: str, value: Any) -> str:
-    """Return what an address calls an option: a name as it is, else the text up to a colon.
+    """Return the name of an option in an address: its value if a text, else its text up to ":".
 
     >>> _word("stream 2: Mia and Ben", 1), _word("Fine-Mem", "Fine-Mem")
     ('stream 2', 'Fine-Mem')
@@ -370,15 +370,15 @@ def _word(text: str, value: Any) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """Return an error in words, with its trace in the terminal where no one meant it to be read."""
-    if isinstance(error, ValueError | OSError):
+    """Return an error as a sentence; the trace of an unexpected one is printed in the terminal."""
+    if isinstance(error, ValueError | OSError | UsageError):
         return str(error)
     traceback.print_exception(error, file=sys.__stderr__)
     return f"This cannot be shown: {type(error).__name__}: {error}"
 
 
 def _most_evidence(group: Group) -> int:
-    """Return the place of the rollout with the step that earned most evidence."""
+    """Return the position of the rollout with the step that earned most evidence."""
     return max(
         range(len(group)),
         key=lambda place: max(share or 0 for share in evidence_contribution(group[place])),

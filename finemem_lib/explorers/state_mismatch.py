@@ -22,7 +22,7 @@ def fork_explorer(share: float = 0.5) -> Explorer:
 
     shares = [number / SHARES for number in range(SHARES + 1)]
     return Explorer(
-        "One step, two states",
+        "Effect and advantage of step 2",
         (
             Control(
                 "share",

@@ -255,7 +255,7 @@ def compare_rollouts(
             "difference": rollout_diff(found[instance], first, second, name),
         }
 
-    shown = _most_telling(scored(scheme, scale_rewards))
+    shown = _most_informative(scored(scheme, scale_rewards))
     return Explorer(
         "Rollouts side by side",
         _comparing_controls(groups, scheme, scale_rewards, shown),
@@ -263,8 +263,8 @@ def compare_rollouts(
     )
 
 
-def _most_telling(groups: Sequence[RolloutGroup]) -> int:
-    return max(range(len(groups)), key=lambda place: groups[place].telling())
+def _most_informative(groups: Sequence[RolloutGroup]) -> int:
+    return max(range(len(groups)), key=lambda place: groups[place].information())
 
 
 def _comparing_controls(
@@ -335,33 +335,32 @@ def group_explorer(
             "group": group_completions(found, step, tokens, pushes, [*terms], scale),
         }
 
-    first = scored(scheme_of(scheme).name, scale_rewards)
-    numbers = [(str(t), t) for t in range(1, first.num_steps + 1)]
-    live = {t for _, t in numbers} - {*first.without_gradient()}
-    step = Control(
-        "step", "step t", numbers, _first_taught(first), kind="slider", static=12, telling=live
+    name = scheme_of(scheme).name
+    scales = _named(get_args(ScaleRewards))
+    controls = (
+        _step_control(scored(name, scale_rewards)),
+        Control("scheme", "reward rule", _named(schemes), name, static=True),
+        Control("scale", "scale_rewards", scales, scale_rewards, static=True),
     )
-    return Explorer(
-        "One group of GRPO",
-        (
-            step,
-            Control("scheme", "reward rule", _named(schemes), scheme_of(scheme).name, static=True),
-            Control(
-                "scale", "scale_rewards", _named(get_args(ScaleRewards)), scale_rewards, static=True
-            ),
-        ),
-        build,
-    )
+    return Explorer("One group of GRPO", controls, build)
 
 
-def _first_taught(group: RolloutGroup) -> int:
+def _step_control(group: RolloutGroup) -> Control:
+    """Return the slider of steps; those with a gradient get frames first."""
+    numbers = [(str(t), t) for t in range(1, group.num_steps + 1)]
+    live = {t for _, t in numbers} - {*group.without_gradient()}
+    first = _first_with_gradient(group)
+    return Control("step", "step t", numbers, first, kind="slider", static=12, preferred=live)
+
+
+def _first_with_gradient(group: RolloutGroup) -> int:
     """Return the first step at which rollouts differ, or if it has no gradient, the first that has.
 
     It is 1 if no step has a gradient.
     """
-    dead, parted = group.without_gradient(), group.parted()
+    dead, first = group.without_gradient(), group.first_difference()
     live = [step for step in range(1, group.num_steps + 1) if step not in dead]
-    return parted if parted in live else min(live, default=1)
+    return first if first in live else min(live, default=1)
 
 
 def training_explorer(
@@ -378,8 +377,8 @@ def training_explorer(
 
     A click on a kept update (dotted lines), a group, a rollout or a step's bar selects what the
     next figure shows. The explorer opens at the kept update in which most groups carry a gradient,
-    at its most informative instance (`RolloutGroup.telling`), and at the rollout and step of the
-    largest advantage.
+    at its most informative instance (`RolloutGroup.information`), and at the rollout and step of
+    the largest advantage.
 
     Args:
         records: the records of a `TrainingResult`, or the run's artefact "training".
@@ -415,7 +414,7 @@ def _run_explorer(
             "train with keep_updates"
         )
     views = _RunViews(records, offered, kept, *given)
-    start = views.most_telling(kept or offered)
+    start = views.most_informative(kept or offered)
     with_frames = sorted(kept) if offered is kept else []  # a live explorer needs no frames
     return Explorer(
         "Training, from the run to the token",
@@ -489,27 +488,27 @@ class _RunViews:
             ),
         }
 
-    def most_telling(self, updates: Iterable[int]) -> dict[str, int]:
+    def most_informative(self, updates: Iterable[int]) -> dict[str, int]:
         """Return the most informative update, and its instance, rollout and step.
 
         The update has most steps with a gradient over all groups, and at equal numbers the largest
-        sum of reward deviations. The instance is chosen by `RolloutGroup.telling`, rollout and step
-        by the largest advantage.
+        sum of reward deviations. The instance is chosen by `RolloutGroup.information`, rollout and
+        step by the largest advantage.
         """
 
-        def telling(update: int) -> tuple[float, ...]:
-            found = [group.telling()[:2] for group in self.groups(update)]
+        def information(update: int) -> tuple[float, ...]:
+            found = [group.information()[:2] for group in self.groups(update)]
             return tuple(map(math.fsum, zip(*found, strict=True)))
 
-        update = max(sorted(updates, reverse=True), key=telling)
-        instance = _most_telling(self.groups(update))
+        update = max(sorted(updates, reverse=True), key=information)
+        instance = _most_informative(self.groups(update))
         _, rollout, step = _strongest(self.groups(update)[instance])[0]
         return {"update": update, "instance": instance, "rollout": rollout, "step": step}
 
     def linked(self, update: int) -> list[dict[str, int]]:
         """Return the states of an update that have frames in the static form."""
         groups = self.groups(update)
-        by_size = sorted(range(len(groups)), key=lambda place: groups[place].telling())
+        by_size = sorted(range(len(groups)), key=lambda place: groups[place].information())
         return [
             {"update": update, "instance": place, "rollout": row, "step": step}
             for place in sorted(by_size[-STATIC_GROUPS:])

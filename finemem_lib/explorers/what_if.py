@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 FINE_MEM = "Fine-Mem"
 """The hybrid reward, in addition to the rules of `credit.RULES`."""
 
-BROADCAST, START = "outcome reward only", "as it starts"
+OUTCOME_ONLY, INITIAL = "outcome reward only", "as it starts"
 
 Credits = list[list[float | None]]
 """A number per rollout and step (G x T), `None` for missing values."""
 
-EVEN = "outcome split evenly"
-"""The reference of rewards if that of advantages is `BROADCAST`."""
+EVEN_SPLIT = "outcome split evenly"
+"""The reference of rewards if that of advantages is `OUTCOME_ONLY`."""
 
 SAMPLED, ORDERS = ("step-shapley", "owen"), (2, 4)
 """Rules that evaluate many subsets of steps, and numbers of random orders for estimates."""
@@ -104,7 +104,7 @@ def what_if_explorer(
     ) -> Views:
         orders = orders if rule in SAMPLED else None
         chosen = _Choice(rule, dataclasses.replace(start, **switches), k, scale, orders)
-        if before == START:
+        if before == INITIAL:
             other = even = first
         else:
             other = _Choice("outcome-broadcast", start, most, scale)
@@ -140,7 +140,7 @@ def _rewards_view(
     lab: _CreditLab, chosen: _Choice, even: _Choice, before: str, rollout: int, step: int
 ) -> go.Figure:
     """Return the figure of the rewards of one rollout, compared with the start or an even split."""
-    names = (before if before == START else EVEN, _name_of(chosen))
+    names = (before if before == INITIAL else EVEN_SPLIT, _name_of(chosen))
     return advantage_dumbbell(lab.paid(even), lab.paid(chosen), names, "reward", [rollout], step)
 
 
@@ -189,7 +189,7 @@ def _controls(
 
     numbers = [(str(n), n) for n in range(1, most + 1)] or [("0", 0)]
     steps = [(str(step.step), step.step) for step in lab.group[0].steps]
-    rollout, step = lab.telling_step(start)
+    rollout, step = lab.opening_step(start)
     return (
         Control("rollout", "rollout", [(str(n + 1), n) for n in range(len(lab.group))], rollout),
         Control("step", "step t", steps, step, kind="slider", static=True),
@@ -205,7 +205,7 @@ def _controls(
         Control(
             "scale", "scale_rewards", choices(get_args(ScaleRewards)), scale_rewards, static=True
         ),
-        Control("before", "compare with", choices([BROADCAST, START]), rare=True),
+        Control("before", "compare with", choices([OUTCOME_ONLY, INITIAL]), rare=True),
         *lab.precision(),
     )
 
@@ -256,7 +256,7 @@ class _CreditLab:
         """The replayer of each rollout, for the rules that replay it."""
         return list(map(Replayer, self.group, self.agents))
 
-    def telling_step(self, settings: RewardSettings) -> tuple[int, int]:
+    def opening_step(self, settings: RewardSettings) -> tuple[int, int]:
         """Return the rollout (from 0) and the step (from 1) at which the explorer opens."""
         earned = sorted(
             (-share, place, step)
@@ -493,7 +493,7 @@ def _with_reservation(rule: str, before: str, rollout: int, figure: go.Figure) -
                 "bgcolor": "white",
             }
         ]
-    elif before == START and rule != FINE_MEM:
+    elif before == INITIAL and rule != FINE_MEM:
         meta["caption"] += (
             f" {FINE_MEM} pays for more than the outcome, so compare the advantages rather than "
             "these."
@@ -658,13 +658,13 @@ def _cut_away(lab: _CreditLab, choice: _Choice, rollout: int) -> str:
         bool(credited_items(whole, "used")) and not credited_items(cut, "used")
         for whole, cut in pairs
     )
-    fate = "spread over all steps" if settings.unretrieved == "spread" else "dropped"
+    treatment = "spread over all steps" if settings.unretrieved == "spread" else "dropped"
     return (
         ""
         if not lost
         else (
             f" k = {choice.k} cuts away every used item of {lost} of "
-            f"{len(lab.group[rollout].questions)} questions: their evidence is {fate}, as if "
+            f"{len(lab.group[rollout].questions)} questions: their evidence is {treatment}, as if "
             "nothing "
             "had been found."
         )

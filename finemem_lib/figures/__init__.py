@@ -28,7 +28,6 @@ from finemem_lib.figures.evidence import (
 )
 from finemem_lib.figures.evidence_flow import evidence_sankey
 from finemem_lib.figures.experiments import (
-    difference_heatmap,
     dose_response,
     edit_bars,
     learning_curves,
@@ -96,7 +95,6 @@ __all__ = [
     "credit_measures",
     "credit_per_call",
     "credit_side_by_side",
-    "difference_heatmap",
     "differences_by_regime",
     "dose_response",
     "edit_bars",

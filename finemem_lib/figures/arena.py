@@ -16,17 +16,16 @@ from finemem_lib.figures import style
 from finemem_lib.figures.style import GREY, known, label, paragraph
 
 
-def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figure:
-    """Show the measures of every rule with their intervals, one panel per regime.
+def arena_standings(of: Arena) -> go.Figure:
+    """Show the primary measures of every rule with their intervals, one panel per regime.
 
     Rules are ordered by their mean rank over regimes in the first measure, the best on top. A
     marker is open if another rule is clearly better (`Standing.beaten_by`).
 
     Args:
         of: the result of `experiments.arena.arena`.
-        measures: the measures shown, by default the primary ones.
     """
-    measures = measures or of.design.primary
+    measures = of.design.primary
     rules = _best_first(of.standings, measures[0])
     regimes = list(of.design.regimes)
     fig = style.side_by_side(regimes)
@@ -55,7 +54,7 @@ def arena_standings(of: Arena, measures: Sequence[str] | None = None) -> go.Figu
     done = len(of.design.cells) - len(of.missing)
     return style.finish(
         fig,
-        "The arena: every rule in every regime",
+        "Accuracy of every rule by regime",
         f"{of.level:.0%} intervals over seeds and streams, {done} of {len(of.design.cells)} cells; "
         f"open markers are beaten by another rule. Best in {measures[0]}: {best or 'nothing yet'}.",
         f"Dot plots with intervals of {len(measures)} measures for {len(rules)} rules in "
@@ -89,16 +88,17 @@ def _standing_dots(
     )
 
 
-def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> go.Figure:
+def noise_price_and_end(of: Arena, measure: str) -> go.Figure:
     """Show the price of noise during training against a measure at its end, one point per rule.
 
+    The price is that of each rule's second measured update, when training is under way (the first
+    is at the warm start).
+
     Args:
-        of: what `experiments.arena.arena` returned.
+        of: the result of `experiments.arena.arena`.
         measure: the measure on the y axis.
-        update: when the price was measured; by default each rule's second one, when training is
-            under way (the first is at the warm start).
     """
-    prices = _prices_at(of, update)
+    prices = _second_prices(of)
     ends = {
         (one.regime, one.variant): one
         for one in of.standings
@@ -125,7 +125,7 @@ def noise_price_and_end(of: Arena, measure: str, update: int | None = None) -> g
     updates = sorted({price.update for price in prices.values()})
     return style.finish(
         fig,
-        "Who charges noise, and where that ends",
+        "Accuracy at the end against the price of noise",
         f"Price at update {' or '.join(map(str, updates)) or '–'}, bars of 95 %. Rank correlation "
         f"over rules: {'; '.join(correlations) or 'none (0 rules)'}. Left of zero, storing noise "
         "is punished.",
@@ -169,13 +169,13 @@ def _best_first(standings: Sequence[Standing], measure: str) -> list[str]:
     )
 
 
-def _prices_at(of: Arena, update: int | None) -> dict[tuple[str, str], NoisePrice]:
-    """Return the price of noise by regime and rule, at an update or at each rule's second one."""
+def _second_prices(of: Arena) -> dict[tuple[str, str], NoisePrice]:
+    """Return the price of noise by regime and rule, at each rule's second measured update."""
     by_place: dict[tuple[str, str], list[NoisePrice]] = {}
     for price in of.prices:
-        if price.noise is not None and update in (None, price.update):
+        if price.noise is not None:
             by_place.setdefault((price.regime, price.variant), []).append(price)
-    return {place: prices[: 2 if update is None else 1][-1] for place, prices in by_place.items()}
+    return {place: prices[:2][-1] for place, prices in by_place.items()}
 
 
 def _rank_correlation(here: Mapping[str, tuple[NoisePrice, Standing]]) -> str:

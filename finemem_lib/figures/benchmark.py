@@ -179,7 +179,7 @@ def stages_by_method(rows: Iterable[StageCount]) -> go.Figure:
     totals = {row.method: row.total for row in table}
     return style.from_traces(
         traces,
-        "Where answers are lost",
+        "Failure stages of questions by method",
         f"{sum(totals.values())} questions of {len(methods)} methods that can be scored; the "
         f"numbers in the bars count questions.{most}",
         f"Stacked bars of the stages at which the questions of {len(methods)} methods ended, as "
@@ -250,7 +250,7 @@ def cost_by_length(rows: Iterable[LengthRow]) -> go.Figure:
     best = max(longest, key=lambda row: row.accuracy or 0.0, default=None)
     return style.finish(
         fig,
-        f"What a longer stream costs{where}",
+        f"Accuracy and cost by stream length{where}",
         f"On the longest streams ({best.stream_tokens:,.0f} tokens) "
         f"{style.one_line(best.method, 34)} answers most: {best.accuracy or 0.0:.2f}, with a "
         f"memory of {best.memory_tokens:,.0f} tokens."

@@ -212,7 +212,7 @@ def credit_per_call(rows: Iterable[Row], truth: Truth, measure: Measure = "rank"
     ]
     return style.finish(
         fig,
-        f"What a reader call buys, against the {truth} truth",
+        f"Reader calls and agreement with the {truth} truth",
         f"{_sense(measure)}; calls are per trajectory, beyond those of the outcome; "
         f"{'; '.join(best) or '0 variants were judged'}. "
         f"{_not_comparable(truth, [row.rule for row in part])} Their markers are hollow. "

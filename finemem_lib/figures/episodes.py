@@ -48,23 +48,23 @@ def episode_before_after(
     needed = needed_sentences(columns[0])
     chosen = sorted(sorted(read, key=lambda row: row[:2] not in needed)[:max_sentences])
     asked = [answered.question for answered in columns[0].questions][:max_questions]
-    fates = [_fates(trajectory) for trajectory in columns]
+    outcomes = [_sentence_outcomes(trajectory) for trajectory in columns]
     fig = _matrix(chosen, needed, asked)
     rows = {(step, place): row for row, (step, place, _) in enumerate(chosen)}
     xs = [number + (0.5 if number > len(before) else 0) for number in range(1, len(columns) + 1)]
-    for name, points in _marks(columns, xs, fates, rows, len(asked)).items():
+    for name, points in _marks(columns, xs, outcomes, rows, len(asked)).items():
         if points:
             _draw_marks(fig, name, points)
     fig.add_vline(x=len(before) + 0.75, line={"color": GREY, "dash": "dot", "width": 1})
     _name_rollouts(fig, xs, before, after)
     sides = [
-        f"{name} training {_average(columns[part], fates[part], needed)}"
+        f"{name} training {_average(columns[part], outcomes[part], needed)}"
         for name, part in (("before", slice(len(before))), ("after", slice(len(before), None)))
     ]
     cut = "" if len(chosen) == len(read) else f" ({len(chosen)} of {len(read)} sentences shown)"
     return style.finish(
         fig,
-        "One episode before and after training",
+        "Sentences kept and answers, before and after training",
         f"On average {sides[0]}; {sides[1]}{cut}. ◆ marks sentences that a question needs.",
         f"Dot matrix of {len(chosen)} sentences and {len(asked)} questions by {len(before)} "
         f"rollouts before and {len(after)} after training: kept, lost or not stored; answered "
@@ -108,8 +108,8 @@ def _matrix(
 
 
 def _draw_marks(fig: go.Figure, name: str, points: Sequence[tuple[float, int, str]]) -> None:
-    """Draw the marks of one name of `_FATES`, given as x, y and hover text."""
-    color, symbol, size, row = _FATES[name]
+    """Draw the marks of one name of `_OUTCOMES`, given as x, y and hover text."""
+    color, symbol, size, row = _OUTCOMES[name]
     has_notes = bool(points[0][2])
     fig.add_scatter(
         x=[x for x, _, _ in points],
@@ -157,15 +157,15 @@ def _name_rollouts(
 def _marks(
     columns: Sequence[Trajectory],
     xs: Sequence[float],
-    fates: Sequence[Fates],
+    outcomes: Sequence[Outcomes],
     rows: Mapping[Place, int],
     questions: int,
 ) -> dict[str, list[tuple[float, int, str]]]:
-    """Return the marks of sentences and answers (x, y, hover text) by name of `_FATES`."""
-    marks: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _FATES}
-    for x, trajectory, fate in zip(xs, columns, fates, strict=True):
+    """Return the marks of sentences and answers (x, y, hover text) by name of `_OUTCOMES`."""
+    marks: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _OUTCOMES}
+    for x, trajectory, outcome in zip(xs, columns, outcomes, strict=True):
         for place, row in rows.items():
-            name, note = fate.get(place, ("not stored", ""))
+            name, note = outcome.get(place, ("not stored", ""))
             marks[name].append((x, row, note))
         for j, answered in enumerate(trajectory.questions[:questions]):
             name = (
@@ -180,12 +180,12 @@ def _marks(
 
 
 def _average(
-    trajectories: Sequence[Trajectory], fates: Sequence[Fates], needed: Collection[Place]
+    trajectories: Sequence[Trajectory], outcomes: Sequence[Outcomes], needed: Collection[Place]
 ) -> str:
     """Return a text with the mean number of sentences kept and the mean outcome reward."""
     kept = [
-        [place for place, (fate, _) in found.items() if fate == "kept to the end"]
-        for found in fates
+        [place for place, (outcome, _) in found.items() if outcome == "kept to the end"]
+        for found in outcomes
     ]
     useful = style.mean(sum(place in needed for place in places) for places in kept) or 0.0
     other = style.mean(sum(place not in needed for place in places) for places in kept) or 0.0
@@ -199,10 +199,10 @@ def _average(
 Place = tuple[int, int]
 """A sentence of the stream: its step from 1, and its position in the chunk from 0."""
 
-Fates = Mapping[Place, tuple[str, str]]
-"""Outcome of every stored sentence: a name of `_FATES`, and a note."""
+Outcomes = Mapping[Place, tuple[str, str]]
+"""Outcome of every stored sentence: a name of `_OUTCOMES`, and a note."""
 
-_FATES = {
+_OUTCOMES = {
     "kept to the end": (BLUE, "circle", 11, 1),
     "stored, then lost": (ORANGE, "x-thin", 9, 1),
     "not stored": (PALE, "circle", 3, 1),
@@ -247,7 +247,7 @@ def needed_sentences(trajectory: Trajectory) -> set[Place]:
     return found
 
 
-def _fates(trajectory: Trajectory) -> Fates:
+def _sentence_outcomes(trajectory: Trajectory) -> Outcomes:
     final = {item.item_id: item for item in trajectory.final_memory()}
     found: dict[Place, tuple[str, str]] = {}
     for step in trajectory.steps:

@@ -76,7 +76,7 @@ def evidence_parts(
     ]
 
 
-@style.remembered
+@style.cached
 def source_sentence(content: str, chunk_text: str) -> str:
     """Return the sentence of a chunk that shares most words with the content of an item.
 
@@ -137,7 +137,7 @@ def evidence_trail(
         )
     return style.from_traces(
         _trail_bars(drawn, [note for _, note in texts]),
-        f"Where the answers come from{what}",
+        f"Evidence by question, item and step{what}",
         f"{asked}{len(rows)} paths of evidence{cut}, through which {earned:.3g} of the outcome "
         "reward flowed back.",
         f"Bars for {len(drawn)} paths from a question over a retrieved item to the step and the "
@@ -200,13 +200,10 @@ def _trail_bars(rows: Sequence[_TrailRow], notes: Sequence[str]) -> list[dict[st
     return [shared | earned, shared | missed]
 
 
-def retrieval_text(found: Retrieved) -> str:
+def _retrieval_text(found: Retrieved) -> str:
     """Return a phrase for how a retriever found an item.
 
-    Args:
-        found: The retrieved item.
-
-    >>> retrieval_text(Retrieved("core", None, (1,))), retrieval_text(Retrieved("1", 1.5, (1,)))
+    >>> _retrieval_text(Retrieved("core", None, (1,))), _retrieval_text(Retrieved("1", 1.5, (1,)))
     ('always shown', 'retrieval score 1.50')
     """
     return "always shown" if found.score is None else f"retrieval score {found.score:.2f}"
@@ -231,8 +228,8 @@ def _trail_texts(
         f"<br>{kind} at step {step} “{label(source, 34)}”",
         f"{paragraph(answered.question.text)}<br>answer: {label(answered.answer, 60)}, score "
         f"{score_text(answered)}<br>place {row.rank} of {len(answered.retrieved)}, "
-        f"{retrieval_text(found)}, {use}<br>written at steps {', '.join(map(str, found.steps))}<br>"
-        f"{paragraph(source)}",
+        f"{_retrieval_text(found)}, {use}<br>"
+        f"written at steps {', '.join(map(str, found.steps))}<br>{paragraph(source)}",
     )
 
 
@@ -332,7 +329,7 @@ def evidence_heatmap(
         caption += f" Steps {first} to {last} of {trajectory.num_steps} are shown."
     return style.from_traces(
         traces,
-        "Evidence: which step matters for which question",
+        "Evidence by step and question",
         caption,
         f"Heatmap of {len(steps)} steps by {len(asked)} questions with the scores as bars on top "
         "and the normalised evidence contribution N_t of each step as bars on the right.",

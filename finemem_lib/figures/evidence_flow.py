@@ -32,7 +32,7 @@ def evidence_sankey(
     max_questions: int = 10,
     selected: str | None = None,
 ) -> go.Figure:
-    """Show who earned which answer: step -> memory item -> question.
+    """Show the evidence of every answer as a flow: step -> memory item -> question.
 
     The width of a link is the item's share of the outcome reward, `1/(|M_j| n)` for each credited
     item, of which s_j is coloured (earned) and 1 - s_j grey (retrieved for an answer that was not
@@ -68,9 +68,9 @@ def evidence_sankey(
     trace, clicks = flow.trace(selected, 42 + 30 * rows)
     return style.from_traces(
         [trace],
-        "Who earned which answer?",
+        "Evidence flow from steps over items to questions",
         f"{right} of {len(chosen)} questions were answered with a score above 0{cut}.{who} Grey is "
-        f"what was retrieved without earning.{flow.note}",
+        f"retrieved evidence that earned nothing.{flow.note}",
         f"Sankey diagram from {len(earners)} steps over memory items to {len(chosen)} questions; "
         "the width of a band is a share of the outcome reward, grey bands earned nothing.",
         150 + 30 * rows,

@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 
 from finemem_lib.experiments.cells import Cell, CellResult
 from finemem_lib.experiments.tables import (
-    ACCURACIES,
     PRIMARY,
     ExperimentRow,
     compared,
@@ -146,55 +145,11 @@ def _measure_dots(
     )
 
 
-def difference_heatmap(
-    rows: Iterable[ExperimentRow], measures: Sequence[str] = ACCURACIES
-) -> go.Figure:
-    """Show the paired differences to the baseline, in panels like those of `measure_intervals`.
-
-    A value is in brackets if its interval includes zero.
-
-    Args:
-        rows: the rows of `experiments.tables.table`.
-        measures: the measures shown, by name.
-    """
-    drawn = [row for row in rows if row.measure in measures and row.difference is not None]
-    panels, lines = _arranged(drawn)
-    bound = style.number(style.largest([[row.difference for row in drawn]]))
-    fig = _panels(panels, lines)
-    for panel, name in enumerate(panels.names):
-        found = {(lines.of(row), row.measure): row for row in drawn if panels.of(row) == name}
-        table = [[found.get((line, measure)) for measure in measures] for line in lines.names]
-        fig.add_heatmap(
-            x=[label(measure.removeprefix("accuracy, "), 24) for measure in measures],
-            y=list(range(len(lines.names))),
-            z=[[row and style.number(row.difference) for row in line] for line in table],
-            text=[[_marked(row) for row in line] for line in table],
-            texttemplate="%{text}",
-            **style.signed_heatmap(bound, "difference in accuracy"),
-            name=label(name),
-            showscale=panel == 0,
-            row=1,
-            col=panel + 1,
-            hovertemplate="%{x}: %{text}<extra></extra>",
-        )
-    fig.update_xaxes(title_text="accuracy", tickangle=-30, showgrid=False)
-    fig.update_yaxes(showgrid=False)
-    return style.finish(
-        fig,
-        "Differences to the baseline, paired",
-        f"{_counted(drawn)} Values in brackets have intervals that include zero.",
-        f"Heatmaps of {lines} by {len(measures)} measures in {panels}: difference to the baseline, "
-        "purple above and orange below zero.",
-        230 + max(120, 36 * len(lines.names)),
-        margin={"t": style.PANELS_TOP, "b": 110},
-    )
-
-
 def dose_response(
     rows: Iterable[ExperimentRow],
     results: Iterable[CellResult],
     kinds: Mapping[str, tuple[str, Mapping[str, Any]]] = FAULTS,
-    title: str = "What faults do to the difference",
+    title: str = "Difference to the baseline by share of faults",
     unit: str = "share that is faulty",
 ) -> go.Figure:
     """Show the paired difference to the baseline against the strength of a fault, or any knob.
@@ -293,8 +248,9 @@ def learning_curves(
         unit: title of the y axis.
     """
     results = [result for result in results if curve in result.curve]
+    title = f"{unit[:1].upper()}{unit[1:]} by update"
     if not results:
-        return style.no_rows("Learning, update by update", f"Line plots of {unit} over updates.")
+        return style.no_rows(title, f"Line plots of {unit} over updates.")
     regimes, variants = regimes_and_variants(result.cell for result in results)
     fig = style.side_by_side(regimes)
     ends = {}
@@ -321,7 +277,7 @@ def learning_curves(
     )
     return style.finish(
         fig,
-        "Learning, update by update",
+        title,
         f"Means over {seeds} seeds, bars from the lowest to the highest. Last block: {last}.",
         f"Line plots of {len(variants)} variants in {len(regimes)} regimes over updates.",
         420,
@@ -397,7 +353,7 @@ def edit_bars(results: Iterable[CellResult]) -> go.Figure:
     good = sum(list(sums.values())[:4]) / total
     return style.finish(
         fig,
-        "What the managers do to the memory",
+        "Edits of the memory per step, by kind",
         f"{good:.0%} of all edits are right by the planted truth (the first four kinds).",
         f"Stacked bars of edits per step for {lines} in {panels}.",
         230 + max(110, 56 * len(lines.names)),
@@ -482,13 +438,6 @@ def _error_bars(bounds: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
 
 def _seeds(rows: Iterable[ExperimentRow]) -> str:
     return " or ".join(map(str, sorted({row.seeds for row in rows}))) or "no"
-
-
-def _marked(row: ExperimentRow | None) -> str:
-    if row is None:
-        return ""
-    text = f"{row.difference:+.3f}"
-    return text if excludes_zero(row) else f"({text})"
 
 
 def _blocks(values: Sequence[float | None]) -> list[float | None]:

@@ -22,10 +22,10 @@ from finemem_lib.figures.style import (
     INK,
     TEMPLATE_MARGIN,
     PlainFigure,
+    cached,
     label,
     plain,
     read_only,
-    remembered,
 )
 
 
@@ -60,21 +60,21 @@ def _trace_rows(trace: Mapping[str, Any], layout: Mapping[str, Any]) -> list[dic
             {"from": names[source], "to": names[target], "share": value, "kind": kind}
             for source, target, value, kind in zip(*columns, strict=True)
         ]
-    meant = trace.get("meta") or {}
-    xs, ys = meant.get("x", trace.get("x")), meant.get("y", trace.get("y"))
+    meta = trace.get("meta") or {}
+    xs, ys = meta.get("x", trace.get("x")), meta.get("y", trace.get("y"))
     if not isinstance(xs, list | tuple) or not isinstance(ys, list | tuple):
         return []
     if trace.get("hoverinfo") == "skip":
         return []
-    series = {"series": name} | ({"panel": plain(meant["panel"])} if "panel" in meant else {})
+    series = {"series": name} | ({"panel": plain(meta["panel"])} if "panel" in meta else {})
     x_name, x_text = _axis_of(layout, "x", trace.get("xaxis", "x"))
     y_name, y_text = _axis_of(layout, "y", trace.get("yaxis", "y"))
     if trace["type"] == "heatmap":
-        texts = None if "z" in meant else trace.get("text")
+        texts = None if "z" in meta else trace.get("text")
         notes = trace.get("customdata") or texts or [[]] * len(ys)
         return [
             series | {x_name: x, y_name: y_text.get(y, y), "value": value} | _note(note)
-            for y, line, line_notes in zip(ys, meant.get("z", trace["z"]), notes, strict=True)
+            for y, line, line_notes in zip(ys, meta.get("z", trace["z"]), notes, strict=True)
             for x, value, note in itertools.zip_longest(xs, line, line_notes)
             if value is not None
         ]
@@ -117,10 +117,6 @@ def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, di
 def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not flattened.
 
-    Args:
-        spec: the mapping.
-        prefix: beginning of every path.
-
     >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
     {'line.color': 'red', 'x': [1, 2]}
     """
@@ -135,10 +131,6 @@ def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ in `after`, by dotted path; `None` for those it lacks.
-
-    Args:
-        before: Nested values, such as the JSON of a figure.
-        after: The values to reach.
 
     >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
     {'line.color': None, 'line.width': 2}
@@ -197,9 +189,9 @@ def framed(
                 "state, empty where needed"
             )
         _make_room(spec["layout"], SLIDER_ROOM)
-    _steady_margins(specs)
+    _equal_margins(specs)
     for drawn in DRAWN:
-        _alike([spec["layout"] for spec in specs], drawn)
+        _pad_lists([spec["layout"] for spec in specs], drawn)
     frames, numbers = _frames(specs, start)
     base = specs[start]
     layout = base["layout"] | {
@@ -279,7 +271,7 @@ def _slider(
     }
 
 
-def _alike(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
+def _pad_lists(layouts: Sequence[dict[str, Any]], drawn: str) -> None:
     """Pad the shapes or annotations of all layouts with hidden ones to the same lists.
 
     Shapes of one kind (with the same properties) then have the same indices in all layouts.
@@ -315,14 +307,14 @@ def _frame(
     return {key: part for key, part in frame.items() if part or key == "traces"}
 
 
-WIDTH = 7.5
+CHAR_WIDTH = 7.5
 """Upper bound on the average width in pixels of a character in an axis label."""
 
-BESIDE_NAMES = 40
+AXIS_SPACE = 40
 """Width in pixels of the ticks and title of a y axis."""
 
 
-def _steady_margins(specs: Sequence[dict[str, Any]]) -> None:
+def _equal_margins(specs: Sequence[dict[str, Any]]) -> None:
     """Give all states of a figure the same left margin, wide enough for the labels there.
 
     With ``automargin``, plotly does not move bars and lines when a frame changes the margin, so
@@ -332,7 +324,10 @@ def _steady_margins(specs: Sequence[dict[str, Any]]) -> None:
     for spec in specs:
         layout = spec["layout"]
         margin = {**TEMPLATE_MARGIN, **(layout.get("margin") or {})}
-        widths += [margin["l"], *(WIDTH * most + BESIDE_NAMES for most in _names_at_the_left(spec))]
+        widths += [
+            margin["l"],
+            *(CHAR_WIDTH * most + AXIS_SPACE for most in _names_at_the_left(spec)),
+        ]
     for spec in specs:
         layout = spec["layout"]
         layout["margin"] = (layout.get("margin") or {}) | {"l": math.ceil(max(widths))}
@@ -356,7 +351,7 @@ def _names_at_the_left(spec: Mapping[str, Any]) -> Iterator[int]:
                 yield _width(name)
 
 
-@remembered
+@cached
 def _width(name: str) -> int:
     """Return the length in characters of the longest line of a name."""
     return max(len(plain(line)) for line in name.split("<br>"))
@@ -372,9 +367,6 @@ def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON of a framed figure without its slider and the space for it.
 
     A page with other controls for the frames uses it.
-
-    Args:
-        spec: the JSON of the framed figure.
     """
     copy: dict[str, Any] = json.loads(json.dumps(spec))
     copy["layout"].pop("sliders")
@@ -388,12 +380,7 @@ def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the JSON of a framed figure in the state of one frame, without frames.
-
-    Args:
-        spec: the JSON of the framed figure.
-        number: position of the frame.
-    """
+    """Return the JSON of a framed figure in the state of one frame, without frames."""
     data, layout = list(spec["data"]), spec["layout"]
     for frame in (spec["frames"][0], spec["frames"][number]):
         for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):

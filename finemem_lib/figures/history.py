@@ -16,33 +16,30 @@ from finemem_lib.trajectory import AnsweredQuestion, MemoryItem, Trajectory, cre
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-KEPT = 8
+CACHE_SIZE = 8
 """Size of the cache of `per_trajectory`; each entry keeps its trajectory in memory."""
 
 
 def per_trajectory(
     function: Callable[Concatenate[Trajectory, P], Result],
 ) -> Callable[Concatenate[Trajectory, P], Result]:
-    """Return the function with a cache of its last `KEPT` results.
+    """Return the function with a cache of its last `CACHE_SIZE` results.
 
     Trajectories are compared by identity: they are immutable, and comparing two long ones by value
     takes longer than most cached functions. Callers share the result and must not change it.
-
-    Args:
-        function: a pure function of a trajectory and of hashable arguments.
     """
     kept: OrderedDict[tuple[object, ...], tuple[Trajectory, Result]] = OrderedDict()
 
-    def remembering(trajectory: Trajectory, /, *args: P.args, **named: P.kwargs) -> Result:
+    def cached(trajectory: Trajectory, /, *args: P.args, **named: P.kwargs) -> Result:
         key = (id(trajectory), *args, *named.items())
         if key not in kept:
             kept[key] = trajectory, function(trajectory, *args, **named)
-            while len(kept) > KEPT:
+            while len(kept) > CACHE_SIZE:
                 kept.popitem(last=False)
         kept.move_to_end(key)
         return kept[key][1]
 
-    return functools.update_wrapper(remembering, function)
+    return functools.update_wrapper(cached, function)
 
 
 @dataclass(slots=True)
@@ -84,32 +81,17 @@ class MemoryHistory:
     _states: Mapping[str, list[MemoryItem | None]]
 
     def at(self, item_id: str, step: int) -> MemoryItem | None:
-        """Return the version of an item after a step, `None` if it is not in the memory.
-
-        Args:
-            item_id: id of the item.
-            step: the step, from 0.
-        """
+        """Return the version of an item after a step, `None` if it is not in the memory."""
         place = bisect.bisect_right(self._steps.get(item_id, ()), step)
         return self._states[item_id][place - 1] if place else None
 
     def there(self, ids: Iterable[str], step: int) -> dict[str, MemoryItem]:
-        """Return the items with the given ids that are in the memory after a step.
-
-        Args:
-            ids: ids of the items.
-            step: the step, from 0.
-        """
+        """Return the items with the given ids that are in the memory after a step."""
         found = ((item_id, self.at(item_id, step)) for item_id in ids)
         return {item_id: item for item_id, item in found if item}
 
     def living(self, first: int, last: int) -> dict[str, Life]:
-        """Return the lives, by id, of the items that are in the memory between two steps.
-
-        Args:
-            first: the first step.
-            last: the last step.
-        """
+        """Return the lives, by id, of the items that are in the memory between two steps."""
         return {
             item_id: life
             for item_id, life in self.lives.items()
@@ -120,9 +102,6 @@ class MemoryHistory:
 @per_trajectory
 def memory_history(trajectory: Trajectory) -> MemoryHistory:
     """Return the history of a trajectory's memory.
-
-    Args:
-        trajectory: the trajectory.
 
     >>> from finemem_lib.data.worked_example import worked_example
     >>> past = memory_history(worked_example())

@@ -285,7 +285,7 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     if not 0 <= step <= trajectory.num_steps:
         raise ValueError(f"memory_state: step {step} is outside 0..{trajectory.num_steps}")
     past = memory_history(trajectory)
-    before = past.there(_named(trajectory, step), max(0, step - 1))
+    before = past.there(_mentioned_items(trajectory, step), max(0, step - 1))
     touched = _touched(trajectory.steps[step - 1].delta if step else MemoryDelta(), before)
     chosen: Sequence[str] = past.ids
     if len(chosen) > max_items:
@@ -294,7 +294,7 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
     kept = {id_: "kept" if past.hits[id_] else "kept, never retrieved" for id_ in there}
     bars, texts = _items_by_state(chosen, there, kept | touched)
     cut = "" if len(chosen) == len(past.ids) else f" ({len(chosen)} shown)"
-    happened = _happened(touched)
+    changes = _changes_text(touched)
     page = _step_page(trajectory, step, before)
     return style.from_traces(
         [
@@ -303,7 +303,7 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
         ],
         f"Memory after step {step} of {trajectory.num_steps} · "
         f"{label(instance_name(trajectory), 36)}",
-        f"{past.counts[step]} items{cut}, {past.tokens[step]} tokens; at this step: {happened}. "
+        f"{past.counts[step]} items{cut}, {past.tokens[step]} tokens; at this step: {changes}. "
         f"{past.idle[step]} of the items are never retrieved (grey).",
         f"One bar per memory item; colour, pattern, legend and the sign before its name tell what "
         f"step {step} did to it. At the right the chunk that it read.",
@@ -315,7 +315,7 @@ def memory_state(trajectory: Trajectory, step: int, max_items: int = 24) -> go.F
             "domain": [0, 0.34],
         },
         yaxis={"title": {"text": "memory item"}} | style.lines_axis(texts),
-        annotations=[_beside(page)],
+        annotations=[_page_annotation(page)],
     )
 
 
@@ -339,7 +339,7 @@ def _items_by_state(
     return bars, names
 
 
-def _named(trajectory: Trajectory, step: int) -> set[str]:
+def _mentioned_items(trajectory: Trajectory, step: int) -> set[str]:
     """Return the ids of the items that a step or its operations name."""
     if not step:
         return set()
@@ -366,14 +366,14 @@ def _latest(trajectory: Trajectory, step: int, touched: Collection[str], most: i
     return sorted(order[:most], key=lambda one: creation_key(found[one]))
 
 
-def _happened(touched: Mapping[str, str]) -> str:
+def _changes_text(touched: Mapping[str, str]) -> str:
     """Return a phrase with the number of items that a step inserted, updated or removed."""
     counts = Counter(touched.values())
     parts = [f"{count} {state.removesuffix(' at this step')}" for state, count in counts.items()]
     return ", ".join(parts) or "nothing changed"
 
 
-def _beside(text: str) -> dict[str, Any]:
+def _page_annotation(text: str) -> dict[str, Any]:
     """Return the annotation with a text to the right of the bars."""
     return {
         "x": 0.38,
@@ -412,7 +412,7 @@ def _step_page(trajectory: Trajectory, step: int, before: Mapping[str, MemoryIte
 
 def _outcome_line(outcome: OperationOutcome, before: Mapping[str, MemoryItem]) -> str:
     """Return the outcome of an operation, escaped and on one line."""
-    kind = outcome.operation.kind if outcome.operation else "what is no operation"
+    kind = outcome.operation.kind if outcome.operation else "no operation"
     if not outcome.applied:
         return f"refused: {label(kind, 20)} ({label(outcome.reason, 20)})"
     item_id = outcome.item_id or ""
@@ -579,7 +579,7 @@ def _timeline_traces(
 ) -> tuple[list[dict[str, Any]], dict[int, list[str | None]]]:
     """Return the traces of a timeline, and the selection set by a click on each point."""
     owners = [*(f"item {item_id}" for item_id in lanes), None]
-    lit = [not selected or item_id in chosen for item_id in lanes] + [not selected]
+    highlighted = [not selected or item_id in chosen for item_id in lanes] + [not selected]
     clicks: dict[int, list[str | None]] = {}
     traces = [lifetimes]
     for name, points in marks.items():
@@ -588,7 +588,7 @@ def _timeline_traces(
         trace = _mark_trace(name, points)
         if selected is not None:
             clicks[len(traces)] = [owners[lane] for lane in trace["y"]]
-            trace |= faded([lit[lane] for lane in trace["y"]])
+            trace |= faded([highlighted[lane] for lane in trace["y"]])
         traces.append(trace)
     return traces, clicks
 

@@ -37,7 +37,7 @@ def overfitting_scatter(ends: Sequence[TrainingEnd], sign: Sign) -> go.Figure:
         )
     return style.finish(
         fig,
-        "Does chunk accuracy foretell what is held out?",
+        "Held-out accuracy against chunk accuracy",
         f"At equal global accuracy (colour). {sign_text(sign)}",
         f"Scatter plot of {len(ends)} trainings: chunk accuracy and, as colour, global accuracy "
         f"over the last {LAST} updates, against held-out accuracy.",

@@ -88,7 +88,7 @@ def question_card(
     else:
         rows, caption = _question_list(trajectory, stages, selected, max_rows)
         about = selected or instance_name(trajectory)
-        title = f"What became of every question · {about}"
+        title = f"Failure stage of every question · {about}"
         axis = "score s<sub>j</sub>"
     lines = max((row.text.count("<br>") + 1 for row in rows), default=1)
     return style.from_traces(
@@ -180,13 +180,13 @@ def _question_rows(
         _text_row("accepted answers", accepted),
         _text_row("answer given", reply),
         _text_row("score", verdict(answered)),
-        _text_row("where it broke" if name != "answered" else "answered", f"{name}: {reason}"),
+        _text_row("failure stage" if name != "answered" else "answered", f"{name}: {reason}"),
     ]
     if stage and stage.step and stage.stage in ("lost", "not written"):
         chunk = trajectory.steps[stage.step - 1].chunk.text
         wanted = f"{answered.question.text} {accepted}"
         rows.append(
-            _text_row("what was lost", f"#{stage.item_id} {stage.content}")
+            _text_row("lost item", f"#{stage.item_id} {stage.content}")
             if stage.stage == "lost"
             else _text_row(f"chunk of step {stage.step}", source_sentence(wanted, chunk))
         )

@@ -63,7 +63,7 @@ def recall_by_rank(rows: Iterable[Row], manager: str = "insert-all") -> go.Figur
     fig.update_xaxes(tickvals=[1, 3, 5, 10])
     return style.finish(
         fig,
-        "What the first k items say of the answer",
+        "Recall of the answer in the first k items",
         f"Recall at {TOP_K} less that of {BASELINE} on the same questions, where its interval "
         f"excludes 0. Above: {_clear(table, 1)}; below: {_clear(table, -1)}. Lines are 95 % "
         "intervals over the instances of a file.",

@@ -58,7 +58,7 @@ def reward_decomposition(rewards: Sequence[StepReward]) -> go.Figure:
         steps,
         terms,
         ("total", totals, 16),
-        "What is each step paid for?",
+        "Reward terms per step",
         caption,
         f"Stacked bars of {len(means)} weighted reward terms for {len(steps)} steps with a mark at "
         "the total.",
@@ -221,7 +221,7 @@ def credit_by_rule(credits: Mapping[str, Sequence[float | None]]) -> go.Figure:
     fig.add_trace(gaps)
     return style.finish(
         fig,
-        "What each rule pays each step",
+        "Credit per step by rule",
         f"{len(rows)} rules{spread}; {negative} of them give some step negative credit. Numbers "
         "are in units of the outcome reward; a colour compares the steps of one rule."
         + style.gap_note(gaps),
@@ -265,7 +265,7 @@ def credit_side_by_side(
         for series, (name, values) in enumerate(rows.items()):
             bars = _credit_bars(values, label(rule, 36), label(name), series, count)
             fig.add_trace(bars.update(showlegend=panel == 1), row=panel, col=1)
-    said = "; ".join(map(_sums_said, credits.items()))
+    sums = "; ".join(map(_sums_text, credits.items()))
     fig.update_annotations(font={"size": 13})
     fig.update_xaxes(style.count_axis(num_steps, ""))
     fig.update_xaxes(title_text="step t (chunk number)", row=len(credits) or 1)
@@ -274,7 +274,7 @@ def credit_side_by_side(
     return style.finish(
         fig,
         title,
-        f"Sum over steps, in the order of the legend: {said or 'nothing (0 rules)'}.",
+        f"Sum over steps, in the order of the legend: {sums or 'nothing (0 rules)'}.",
         f"Bars of {len(names)} trajectories over {num_steps} steps, one panel for each of "
         f"{len(credits)} rules: credit in units of the outcome reward.",
         170 + 138 * max(1, len(credits)),
@@ -319,7 +319,7 @@ def _range_of_bars(rows: Sequence[Sequence[float | None]]) -> list[float]:
     return [low - room * (low < 0), high + room]
 
 
-def _sums_said(paid: tuple[str, Mapping[str, Sequence[float | None]]]) -> str:
+def _sums_text(paid: tuple[str, Mapping[str, Sequence[float | None]]]) -> str:
     """Return a text with the sum over steps of every trajectory, and the steps below 0."""
     name, rows = paid
     sums = " and ".join(
@@ -502,7 +502,7 @@ def formula_card(
     ends = [0.0, *(term.value for term in terms if term.value is not None)]
     room = 0.25 * ((max(ends) - min(ends)) or 1)
     most = max((line.count("<br>") + 1 for line in lines), default=2)
-    said = "; ".join(
+    numbers = "; ".join(
         f"{style.one_line(term.formula, 240)} is "
         f"{'left out' if term.value is None else term.numbers}"
         for term in terms
@@ -511,7 +511,7 @@ def formula_card(
         [_value_bars(terms, False), _value_bars(terms, True)],
         title,
         caption,
-        f"The formula term by term with its numbers: {said}.",
+        f"The formula term by term with its numbers: {numbers}.",
         170 + max(44, 10 + 17 * most) * len(terms),
         barmode="overlay",
         xaxis={

@@ -95,12 +95,12 @@ class RolloutGroup:
             columns.append([history[0] for history in histories])
         return [list(row) for row in zip(*columns, strict=True)]
 
-    def parted(self) -> int | None:
+    def first_difference(self) -> int | None:
         """Return the first step (from 1) at which the rollouts differ, `None` if they are equal."""
         columns = zip(*self.branches(), strict=True)
         return next((step for step, column in enumerate(columns, 1) if any(column)), None)
 
-    def telling(self) -> tuple[int, float, float]:
+    def information(self) -> tuple[int, float, float]:
         """Return a sort key whose maximum is the most informative group of an update.
 
         The advantage comes last, because dividing by a small deviation makes it large.
@@ -310,7 +310,7 @@ def rollout_compare(
         details: whether hovering shows the operations and the terms of the reward.
         name: name of the instance (`None`: that of `instance_name`).
     """
-    dead, parted = group.without_gradient(), group.parted()
+    dead, first_difference = group.without_gradient(), group.first_difference()
     outcomes = [outcome_reward(rollout) for rollout in group.rollouts]
     count = len(outcomes)
     rows, steps = range(1, count + 1), range(1, group.num_steps + 1)
@@ -318,12 +318,12 @@ def rollout_compare(
     fig = go.Figure([_advantage_cells(group, dead, details), gaps])
     for step in dead:
         _mark_dead_step(fig, step, count)
-    if parted is not None:
-        fig.add_vline(x=parted - 0.5, line={"color": INK, "dash": "dash", "width": 2})
+    if first_difference is not None:
+        fig.add_vline(x=first_difference - 0.5, line={"color": INK, "dash": "dash", "width": 2})
     return style.finish(
         fig,
         f"{count} rollouts of {label(name or instance_name(group.rollouts[0]), 36)}",
-        _said_of_group(group, dead, parted, outcomes) + style.gap_note(gaps),
+        _group_caption(group, dead, first_difference, outcomes) + style.gap_note(gaps),
         f"Heatmap of the advantages of {count} rollouts at {group.num_steps} steps, orange below "
         "and purple above the mean of the group, with each step's operations as text.",
         210 + max(150, min(36 * count, 640)),
@@ -361,16 +361,18 @@ def _advantage_cells(group: RolloutGroup, dead: Mapping[int, str], details: bool
     )
 
 
-def _said_of_group(
+def _group_caption(
     group: RolloutGroup,
     dead: Mapping[int, str],
-    parted: int | None,
+    first_difference: int | None,
     outcomes: Sequence[float | None],
 ) -> str:
     """Return the caption of `rollout_compare`."""
     known = [outcome for outcome in outcomes if outcome is not None]
     where = (
-        "They never part: all did the same." if parted is None else f"They part at step {parted}."
+        "All rollouts have the same operations."
+        if first_difference is None
+        else f"Their operations first differ at step {first_difference}."
     )
     spread = (
         f"Outcome rewards range from {min(known):.2g} to {max(known):.2g}."
@@ -380,7 +382,7 @@ def _said_of_group(
     reasons = "".join(f" Step {step}: {why}." for step, why in list(dead.items())[:2])
     return (
         f"{where} {spread} {len(dead)} of {group.num_steps} steps carry no gradient.{reasons} "
-        "Letters tell branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
+        "Letters name branches; I, U, D, S and ! count INSERT, UPDATE, DELETE, SKIP "
         "and invalid operations."
     )
 
@@ -482,7 +484,7 @@ def step_terms(group: RolloutGroup, rollout: int) -> go.Figure:
         steps,
         terms,
         ("mean of the group", means, 18),
-        f"Rollout {rollout + 1}: what each step is paid for",
+        f"Rollout {rollout + 1}: reward terms per step",
         f"{len(above)} of {len(steps)} steps earned more than the mean of their group"
         f"{': ' if above else ''}{', '.join(map(str, above[:12]))}.{own}",
         f"Stacked bars of the weighted reward terms of {len(steps)} steps, with a mark at the mean "
@@ -526,7 +528,7 @@ def gradient_map(groups: Sequence[RolloutGroup]) -> go.Figure:
     because += ". A cross without a colour: no deviation is known" * bool(kinds[UNSCORED])
     return style.finish(
         fig,
-        "Which groups teach?",
+        "Standard deviation of rewards by group and step",
         f"{len(dead)} of {total} groups carry no gradient{': ' if because else ''}{because}.",
         f"Heatmap of the standard deviation of the rewards in the groups of {len(groups)} "
         f"instances at {num_steps} steps; crosses mark groups without gradient.",

@@ -20,14 +20,14 @@ def fork_advantages(fork: Fork) -> go.Figure:
     """
     mean = sum(fork.effects) / len(fork.effects)
     series = {
-        "what step 2 did, less its mean": [effect - mean for effect in fork.effects],
+        "effect of step 2, less its mean": [effect - mean for effect in fork.effects],
         "advantage over all rollouts": fork.compared,
         "advantage among equal memories": fork.within_state,
     }
     wrong = [
         str(number)
         for number, (effect, advantage) in enumerate(
-            zip(series["what step 2 did, less its mean"], fork.compared, strict=True), start=1
+            zip(series["effect of step 2, less its mean"], fork.compared, strict=True), start=1
         )
         if effect * advantage < 0
     ]
@@ -45,7 +45,7 @@ def fork_advantages(fork: Fork) -> go.Figure:
     outcomes = ", ".join(f"{value:.2f}" for value in fork.outcomes)
     return style.from_traces(
         traces,
-        "Step 2 of four rollouts",
+        "Effect and advantages of step 2 in four rollouts",
         f"With {fork.share:.0%} of the questions about step 1 the outcomes are {outcomes}. "
         "No advantage is divided by a deviation. "
         + (
@@ -107,11 +107,11 @@ def agreement_by_step(agreements: Sequence[Agreement]) -> go.Figure:
     steps = max((one.step for one in agreements), default=1)
     return style.finish(
         fig,
-        "Does the advantage follow what the step did?",
+        "Correlation of advantage and effect by step",
         f"Correlation within instances, 95 % intervals over instances; 1 is best. Last known: "
         f"{'; '.join(last) or 'nothing (no step)'}.",
         f"Lines of {len(names)} comparisons over {steps} steps, with intervals: correlation of "
-        "the advantage with what the step did.",
+        "the advantage with the effect of the step.",
         460,
         xaxis=style.count_axis(steps),
         yaxis={"title_text": "correlation with the step's effect", "range": [-0.6, 1.05]},

@@ -91,7 +91,7 @@ def step_story(
         settings: how evidence is attributed.
     """
     what = trajectory.steps[step - 1]
-    said, answered, again = (
+    sentence, answered, again = (
         _most_evidence(trajectory, step, settings)
         if without is None
         else _most_changed(trajectory.questions, without, step)
@@ -99,12 +99,12 @@ def step_story(
     answer = ["none"] if answered is None else _two_answers(answered, again, step)
     return text_rows(
         [
-            ("what it read", _lines(what.chunk.text, 200)),
-            ("what it wrote", listed(written(trajectory, step))),
-            ("which answer it fed" if without is None else "which answer changes", answer),
+            ("chunk", _lines(what.chunk.text, 200)),
+            ("operations", listed(written(trajectory, step))),
+            ("answer with most evidence" if without is None else "changed answer", answer),
         ],
-        f"Step {step}: what it read, what it wrote, what it changed",
-        said,
+        f"Step {step}: chunk, operations and answer",
+        sentence,
         f"Three texts about step {step}: its chunk, its operations, and a question with its answer "
         "with and without the step.",
     )
@@ -127,7 +127,7 @@ def seen_by_group(group: Sequence[Trajectory], step: int) -> go.Figure:
             ("memory", listed([f"{n}: {text}" for n, text in enumerate(memories[0], 1)])),
             ("chunk", _lines(what.chunk.text, 200)),
         ],
-        f"What the completions of step {step} answer",
+        f"Prompt of step {step}: memory and chunk",
         f"A memory of {len(memories[0])} items and a chunk of {what.chunk.tokens} tokens. "
         + (
             f"All {len(group)} completions answer this one prompt."
@@ -157,7 +157,7 @@ def listed(texts: Sequence[str]) -> list[str]:
     return [label(text, LINE) for text in texts[:most]] + more or ["nothing"]
 
 
-_Told = tuple[str, AnsweredQuestion | None, AnsweredQuestion | None]
+_Answers = tuple[str, AnsweredQuestion | None, AnsweredQuestion | None]
 """A sentence, a question as answered, and as answered without the step, if known."""
 
 
@@ -178,7 +178,7 @@ def _two_answers(
 
 def _most_changed(
     before: Sequence[AnsweredQuestion], without: Sequence[AnsweredQuestion], step: int
-) -> _Told:
+) -> _Answers:
     """Return a sentence about all answers, and the one whose score changes most."""
     changed = [
         (old, new)
@@ -187,11 +187,11 @@ def _most_changed(
     ]
     means = [style.mean(a.score for a in answers) for answers in (before, without)]
     outcome = " → ".join("not scored" if mean is None else f"{mean:.3g}" for mean in means)
-    said = (
+    sentence = (
         f"Without step {step}, {len(changed)} of {len(before)} answers change; the outcome reward "
         f"goes {outcome}."
     )
-    return said, *max(changed, key=lambda pair: abs(score_change(*pair)), default=(None, None))
+    return sentence, *max(changed, key=lambda pair: abs(score_change(*pair)), default=(None, None))
 
 
 def score_change(old: AnsweredQuestion, new: AnsweredQuestion) -> float:
@@ -204,7 +204,7 @@ def score_change(old: AnsweredQuestion, new: AnsweredQuestion) -> float:
     return 0.0 if old.score is None or new.score is None else new.score - old.score
 
 
-def _most_evidence(trajectory: Trajectory, step: int, settings: RewardSettings | None) -> _Told:
+def _most_evidence(trajectory: Trajectory, step: int, settings: RewardSettings | None) -> _Answers:
     """Return a sentence about all answers, and the one for which a step gave most evidence."""
     earned: dict[int, tuple[bool, float]] = {}  # whether the answer used the item, and the share
     for part in evidence_parts(trajectory, settings):
@@ -212,13 +212,13 @@ def _most_evidence(trajectory: Trajectory, step: int, settings: RewardSettings |
             answered = trajectory.questions[part.question]
             own = part.item_id in (answered.used or ()), part.share * (answered.score or 0.0)
             earned[part.question] = max(own, earned.get(part.question, own))
-    said = (
+    sentence = (
         f"Items of step {step} were retrieved for {len(earned)} of {len(trajectory.questions)} "
         "questions. What the answers are without the step is not known: no reasoning agent is "
         "given that could read again."
     )
     best = max(earned, key=earned.__getitem__, default=None)
-    return said, None if best is None else trajectory.questions[best], None
+    return sentence, None if best is None else trajectory.questions[best], None
 
 
 def written(trajectory: Trajectory, step: int) -> list[str]:
@@ -231,10 +231,10 @@ def written(trajectory: Trajectory, step: int) -> list[str]:
         step: the step, from 1.
     """
     held = {item.item_id: item for item in trajectory.memory_at(step - 1)}
-    return [_deed(outcome, held) for outcome in trajectory.steps[step - 1].outcomes]
+    return [_operation_text(outcome, held) for outcome in trajectory.steps[step - 1].outcomes]
 
 
-def _deed(outcome: OperationOutcome, held: dict[str, MemoryItem]) -> str:
+def _operation_text(outcome: OperationOutcome, held: dict[str, MemoryItem]) -> str:
     operation = outcome.operation
     if operation is None or not outcome.applied:
         kind = "" if operation is None else f" {operation.kind}"

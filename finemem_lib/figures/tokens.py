@@ -30,6 +30,9 @@ COLUMNS = 78
 LINE = 26
 """Height in pixels of a line of tokens."""
 
+GRID_COLUMNS = 8
+"""Tokens per line of `completion_grid`."""
+
 SCALE_LINES = 2.8
 """Height of the colour scale above the text, in lines; plotly moves the title if it is higher."""
 
@@ -56,7 +59,7 @@ def completion_view(
     completions: Sequence[ColouredCompletion],
     measure: str,
     unit: str = "",
-    title: str = "Completions, token by token",
+    title: str = "Completions by token",
     max_tokens: int = 2000,
 ) -> go.Figure:
     """Show completions as lines of text with every token coloured by a signed value.
@@ -235,8 +238,7 @@ def completion_grid(
     tokens: Sequence[str],
     values: Sequence[float | None],
     measure: str,
-    title: str = "A completion, token by token",
-    columns: int = 8,
+    title: str = "Completion by token",
 ) -> go.Figure:
     """Show a completion as a grid of tokens, coloured by a signed value.
 
@@ -247,8 +249,8 @@ def completion_grid(
         values: the value of every token (`None`: not known).
         measure: name of the values.
         title: title of the figure.
-        columns: tokens per line.
     """
+    columns = GRID_COLUMNS
     missing = -len(tokens) % columns
     texts = [*map(visible, tokens), *[""] * missing]
     filled = [*values, *[None] * missing]
@@ -318,7 +320,6 @@ def change_view(
     before: Sequence[Sequence[float]],
     after: Sequence[Sequence[float]],
     tokenizer: PreTrainedTokenizerBase,
-    title: str = "What training made more and less likely",
 ) -> go.Figure:
     """Show completions with every token coloured by the change of its log-probability.
 
@@ -329,7 +330,6 @@ def change_view(
         after: log-probabilities after training in the same shape, such as
             `explorers.token_logprobs`.
         tokenizer: converts token ids to text.
-        title: title of the figure.
     """
     completions = []
     for step, old, new in zip(steps, before, after, strict=True):
@@ -343,6 +343,7 @@ def change_view(
                 tuple(old),
             )
         )
+    title = "Change of log-probability by token"
     return completion_view(completions, "change of log-probability", "nats", title)
 
 

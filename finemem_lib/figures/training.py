@@ -91,7 +91,7 @@ def training_curves(
     height = 150 + 200 * lines + LEGEND * len(several)
     return style.finish(
         fig,
-        "Training, update by update",
+        "Training curves by update",
         _what_changed(records),
         f"Small multiples over {len(records)} updates: {', '.join(drawn) or 'nothing logged'}.",
         height,

@@ -30,6 +30,21 @@ class UsageError(Exception):
     """The arguments of a command are invalid; nothing was started or written."""
 
 
+class UsageErrors(contextlib.AbstractContextManager[None]):
+    """Turns errors of the given kinds in its block into a `UsageError` with the same text.
+
+    Args:
+        kinds: The classes of these errors.
+    """
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, self._kinds):
+            raise UsageError(str(error)) from error
+
+
 def positive(text: str) -> int:
     """Return a command-line argument as a whole number of at least 1.
 

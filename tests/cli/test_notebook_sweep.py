@@ -276,7 +276,7 @@ def test_an_interrupted_sweep_ends_its_runs_and_leaves_no_process(tmp_path):
     finally:
         command.kill()
     assert command.returncode == 130, printed
-    assert "the same command goes on from it" in printed
+    assert "the same command goes on from them" in printed
     assert printed.splitlines()[-1].startswith("status=interrupted")
     [begun] = (tmp_path / "sweep").glob("03-*")
     assert json.loads((begun / "manifest.json").read_text())["status"] == "interrupted"

@@ -136,7 +136,9 @@ def opened(page: Any, path: Path) -> list[str]:
 def test_a_page_draws_its_figures_from_its_file(site: Path, name: str) -> None:
     with watched_page() as (page, watch):
         wrong = opened(page, site / f"{name}.html")
-        figure = page.get_by_role("region", name="Who earned which answer?").first
+        figure = page.get_by_role(
+            "region", name="Evidence flow from steps over items to questions"
+        ).first
         figure.scroll_into_view_if_needed()
         figure.locator(".sankey-link").first.wait_for()
         assert "Where does Mia live?" in figure.text_content()

@@ -142,7 +142,7 @@ def test_without_the_encoder_everything_but_the_rank_is_known(kind: str, tmp_pat
     assert f"its rank is not computed: it needs the encoder {folder}" in one.reason
     card = question_card(without_encoder(missed, kind, folder), "question 1")
     notes = {row["entry"]: row["note"] for row in figure_table(card) if row["series"] == "text"}
-    assert "not computed: it needs the encoder" in notes["where it broke"]
+    assert "not computed: it needs the encoder" in notes["failure stage"]
     assert notes["missed"].startswith(f"#{one.item_id} {FACT}")
 
 

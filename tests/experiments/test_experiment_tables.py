@@ -263,7 +263,6 @@ def figures(results) -> dict[str, go.Figure]:
         "differences": experiment_figures.measure_intervals(
             rows, ["accuracy, sampled"], "Differences", "difference in accuracy", True
         ),
-        "heatmap": experiment_figures.difference_heatmap(rows),
         "curves": experiment_figures.learning_curves(results),
         "edits": experiment_figures.edit_bars(results),
         "doses": experiment_figures.dose_response(
@@ -309,21 +308,13 @@ def test_names_from_a_design_are_shown_literally(name):
     assert not any("script" in template for template in templates)
 
 
-def test_the_heatmap_is_centred_on_zero_and_brackets_what_is_not_clear():
-    (first, _) = FIGURES["heatmap"].data
-    assert first.zmid == 0 and first.zmin == -first.zmax
-    texts = dict(zip(SCHEMES[1:], first.text, strict=True))
-    assert texts["+CSR"][2] == "+0.200" and texts["+EARA"][2] == "-0.200"
-    assert any(text.startswith("(") for text in texts["Fine-Mem"])
-
-
 def test_many_regimes_become_lines_instead_of_panels():
     results = [
         result(cell(scheme, regime, scheme=scheme))
         for scheme in SCHEMES[:2]
         for regime in ("clean", "10 %", "25 %", "50 %")
     ]
-    figure = figures(results)["heatmap"]
+    figure = figures(results)["differences"]
     assert [line for line in figure.layout.yaxis.ticktext] == ["clean", "10 %", "25 %", "50 %"]
     assert figure.layout.annotations[0].text == "+CSR" and len(figure.data) == 1
 

@@ -23,7 +23,7 @@ from finemem_lib.credit.rules import RULES, assign
 from finemem_lib.data.worked_example import worked_example
 from finemem_lib.evaluation.failure_stages import STAGES, failure_stages
 from finemem_lib.explorers.evidence import LONG as LONG_STREAM, WINDOW
-from finemem_lib.explorers.explorer import THE_REST, Control, Explorer
+from finemem_lib.explorers.explorer import SEE_ALL, Control, Explorer
 from finemem_lib.explorers.live import Live
 from finemem_lib.figures import story as story_figures, style
 from finemem_lib.figures.evidence_flow import STRONG
@@ -342,7 +342,7 @@ def test_the_card_of_a_question_says_what_became_of_it() -> None:
         used = {row["entry"] for row in figures.figure_table(card) if row["series"] == "used"}
         assert len(used) == len(answered.used or ())
         if stage is not None and stage.stage != "answered":
-            assert stage.reason in rows["where it broke"]["note"]
+            assert stage.reason in rows["failure stage"]["note"]
             assert STAGES[stage.stage] in card.layout.title.text
     every = explorer.figures(selected="")["question"]
     lines = [row for row in figures.figure_table(every) if row["series"] != "text"]
@@ -864,13 +864,13 @@ def test_rewards_are_compared_with_rewards_of_the_same_sum() -> None:
         figure = what_if_lab().figures(beta=beta, rollout=1)["rewards"]
         assert sum(figure.data[1].y) == pytest.approx(sum(figure.data[2].y), abs=5e-3)
         caption = figure.layout.meta["caption"]
-        assert explorers.what_if.EVEN in caption
+        assert explorers.what_if.EVEN_SPLIT in caption
         moved.append(float(re.search(r"moves by ([\d.]+)", caption)[1]))
     assert moved[0] < moved[1] < moved[2]
     assert moved[2] == pytest.approx(4 * moved[0], rel=0.05)
     eara = what_if_lab().figures(rule="eara-used", rollout=1)["rewards"].data[1].y
     assert list(eara) == pytest.approx([outcome_reward(group[1]) / 6] * 6, rel=1e-3)
-    before = what_if_lab().figures(rule="csr", before=explorers.what_if.START)["rewards"]
+    before = what_if_lab().figures(rule="csr", before=explorers.what_if.INITIAL)["rewards"]
     assert "compare the advantages" in before.layout.meta["caption"]
 
 
@@ -971,7 +971,7 @@ def test_linked_states_are_framed_once_for_each_view_that_tells_them_apart() -> 
     ]
     assert shown[1] == shown[2] == {"0": [1, 2]}
     assert run.layout.meta["caption"] == (
-        f"Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red. {THE_REST}"
+        f"Runs. Without a kernel: left out 3 of 8 (token); fixed colour: red. {SEE_ALL}"
     )
     assert step.layout.meta["caption"] == "Steps."
 
@@ -1002,7 +1002,7 @@ def test_a_toy_episode_is_whole_without_a_kernel_and_a_larger_one_says_what_is_l
     card = explorers.evidence_explorer(episode(20, 40)).static_figures()[0]
     assert len(card.layout.sliders[0].steps) == 1 + 16 + 6 + 12
     assert card.layout.meta["caption"].endswith(
-        f" Without a kernel: left out 4 of 20 (question), 28 of 40 (item). {THE_REST}"
+        f" Without a kernel: left out 4 of 20 (question), 28 of 40 (item). {SEE_ALL}"
     )
     whole = EXPLORERS["evidence"].static_figures()[0]
     assert "Without a kernel" not in whole.layout.meta["caption"]
@@ -1051,7 +1051,7 @@ def test_a_stream_of_20000_steps_costs_no_more_frames_than_one_of_2000(make: Any
         assert len(built) <= 21 and all(len(one.frames) <= len(built) for one in drawn)
         sizes.append(sum(len(one.to_json()) for one in drawn))
         caption = drawn[0].layout.meta["caption"]
-        assert "Without a kernel: left out" in caption and caption.endswith(THE_REST)
+        assert "Without a kernel: left out" in caption and caption.endswith(SEE_ALL)
         states = static_states(explorer)
         assert explorer.settle({}) in states and len(states) == len(built)
         assert "overview" in explorer.figures()
@@ -1155,10 +1155,10 @@ def test_a_view_that_changes_its_traces_cannot_be_framed() -> None:
 def test_static_controls_are_thinned_out() -> None:
     control = Control("n", "n", [(str(n), n) for n in range(101)], 30, "slider", static=5)
     assert [value for _, value in control.frames({"n": 30})] == [0, 25, 30, 50, 75, 100]
-    live = dataclasses.replace(control, telling={7, 8, 90})
+    live = dataclasses.replace(control, preferred={7, 8, 90})
     assert {7, 8, 90} < {value for _, value in live.frames({"n": 30})}
     assert len(live.frames({"n": 7})) == 5
-    most = dataclasses.replace(control, telling=range(40, 60))
+    most = dataclasses.replace(control, preferred=range(40, 60))
     assert [value for _, value in most.frames({"n": 40})] == [40, 45, 50, 54, 59]
     menu = dataclasses.replace(control, kind="menu", static=True)
     assert len(menu.frames({"n": 0})) == explorers.explorer.MAX_FRAMES
@@ -1270,7 +1270,7 @@ def test_frames_end_with_their_time_and_the_caption_counts_those_left_out() -> N
     for figure in toy(**control).static_figures(seconds=0):
         assert figure.layout.meta["states"] == [0] and figure.data[0].y[1] in (4, 2)
     first = toy(**control).static_figures(seconds=0)[0]
-    assert first.layout.meta["caption"] == f"Sum 6. Without a kernel: fixed n: two. {THE_REST}"
+    assert first.layout.meta["caption"] == f"Sum 6. Without a kernel: fixed n: two. {SEE_ALL}"
     whole = toy(**control).static_figures(seconds=LAST_RESORT)[0]
     assert whole.layout.meta["caption"] == "Sum 6." and len(whole.layout.meta["states"]) == 3
 

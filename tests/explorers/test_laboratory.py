@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finemem_lib.explorers.evidence import memory_player
-from finemem_lib.explorers.laboratory import MOST, PAGES, Laboratory, Material, Say, Source
+from finemem_lib.explorers.laboratory import MAX_FIELDS, PAGES, Laboratory, Material, Say, Source
 from finemem_lib.lesson.cases import disagreement, pushed_out, toy
 from finemem_lib.readers.extractive import reader_for
 from tests.helpers.figure_samples import make_trajectory
@@ -104,7 +104,10 @@ def test_a_view_is_kept_when_a_reader_comes_back_to_its_tab() -> None:
         ("?tab=nothing", "tab “nothing”"),
         ("?stream=<b>x</b>", "“<b>x</b>” as instance"),
         ("?tab=memory&step=99", "“99” as after step t"),
-        ("?" + "&".join(f"a{n}=1" for n in range(MOST + 1)), f"more than {MOST} fields"),
+        (
+            "?" + "&".join(f"a{n}=1" for n in range(MAX_FIELDS + 1)),
+            f"more than {MAX_FIELDS} fields",
+        ),
     ],
 )
 def test_an_address_that_asks_for_what_is_not_there_gets_a_sentence(query: str, word: str) -> None:

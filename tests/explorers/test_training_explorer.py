@@ -386,7 +386,7 @@ def test_it_starts_where_most_groups_carry_a_gradient(manager, played, turned) -
     state = explorers.training_explorer(RECORDS, kept, manager).settle({})
     found = figures.rollout_groups(kept[3])
     assert state["update"] == 3
-    most = max(found, key=lambda group: group.telling())
+    most = max(found, key=lambda group: group.information())
     assert found[state["instance"]] is most
     largest = max(abs(a) for row in most.advantages for a in row)
     assert abs(most.advantages[state["rollout"]][state["step"] - 1]) == largest
@@ -401,7 +401,9 @@ def test_a_group_is_shown_where_its_completions_answer_one_prompt(manager, playe
     explorer = explorers.group_explorer(played[0], manager, scale_rewards="none")
     [found] = figures.rollout_groups(played[:1], scale_rewards="none")
     state = explorer.settle({})
-    assert state["step"] == found.parted() and state["step"] not in found.without_gradient()
+    assert (
+        state["step"] == found.first_difference() and state["step"] not in found.without_gradient()
+    )
     assert (
         "All 3 completions answer this one prompt."
         in (explorer.figures()["prompt"].layout.meta["caption"])

@@ -111,7 +111,6 @@ def views(poison: str = "") -> dict[str, Any]:
             "measure_intervals": figures.measure_intervals(
                 rows, ACCURACIES, "Accuracy", "accuracy"
             ),
-            "difference_heatmap": figures.difference_heatmap(rows),
             "dose_response": figures.dose_response(rows, results, {f"{poison}k": ("top_k", {})}),
             "learning_curves": figures.learning_curves(results),
             "edit_bars": figures.edit_bars(results),

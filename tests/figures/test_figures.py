@@ -553,7 +553,7 @@ def test_shown_figures_compare_equal_when_run_again(tmp_path) -> None:
         {style.PLOTLY_MIME, "text/plain"},
         {"text/html", "text/plain"},
     ] * 2
-    assert outputs[1].data["text/plain"].endswith("without earning.")
+    assert outputs[1].data["text/plain"].endswith("that earned nothing.")
     path = tmp_path / "shown.ipynb"
     path.write_text(json.dumps(notebook), "utf-8")
     assert path.stat().st_size < 25_000

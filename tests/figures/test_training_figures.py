@@ -106,7 +106,7 @@ def test_a_group_of_two_instances_is_refused() -> None:
 def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
     group = rollouts()
     (found,) = figures.rollout_groups([[*group, dataclasses.replace(group[1], rollout=3)]])
-    assert found.parted() == 2
+    assert found.first_difference() == 2
     assert found.branches() == [
         [0, 0, 0, 0, 0, 0],
         [0, 1, 1, 1, 1, 1],
@@ -114,13 +114,13 @@ def test_it_says_where_rollouts_part_and_which_did_the_same() -> None:
         [0, 1, 1, 1, 1, 1],
     ]
     figure = figures.rollout_compare(found)
-    assert "They part at step 2." in figure.layout.meta["caption"]
+    assert "Their operations first differ at step 2." in figure.layout.meta["caption"]
     assert figure.data[0].text[2][1] == "C<br>S2"
     assert [round(v, 3) for v in figure.data[0].z[1]] == [round(v, 3) for v in found.advantages[1]]
     assert figure.data[0].zmid == 0 and figure.data[0].zmin == -figure.data[0].zmax
     (same,) = figures.rollout_groups([[group[0], group[0]]])
-    assert same.parted() is None
-    assert "never part" in figures.rollout_compare(same).layout.meta["caption"]
+    assert same.first_difference() is None
+    assert "same operations" in figures.rollout_compare(same).layout.meta["caption"]
 
 
 def group_with(
@@ -276,7 +276,7 @@ def test_a_story_tells_the_answer_that_changes_most() -> None:
     assert same.data[0].text[2] == "none" and "0 of" in same.layout.meta["caption"]
     unread = figures.step_story(make_trajectory(), 1)
     assert "no reasoning agent is given" in unread.layout.meta["caption"]
-    assert "which answer it fed" in unread.layout.yaxis.ticktext[2]
+    assert "answer with most evidence" in unread.layout.yaxis.ticktext[2]
 
 
 # An episode before and after.

@@ -1,4 +1,8 @@
-"""Every public function and method says in its docstring what its parameters are."""
+"""Every public function and method says in its docstring what its parameters are.
+
+The command line is no Python API, and figures share parts that only this library calls. The API
+site shows neither: their functions describe parameters only where their names do not.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ from collections.abc import Iterator
 from tests.helpers.paths import ROOT
 
 FOLDER = ROOT / "finemem_lib"
+INTERNAL = (
+    "cli/",
+    *(f"figures/{name}.py " for name in ("frames", "history", "notes", "selection", "style")),
+)
 
 METRICS = "a metric; `scoring.METRICS` describes what all of them take"
 CORE = "the core may hold 2,400 lines; its first sentence names the parameter"
@@ -90,7 +98,7 @@ def test_every_public_function_describes_its_parameters() -> None:
     silent = {
         name
         for name, function in public_functions()
-        if "Args:" not in (ast.get_docstring(function) or "")
+        if "Args:" not in (ast.get_docstring(function) or "") and not name.startswith(INTERNAL)
     }
     assert sorted(silent - set(EXEMPT)) == []
     assert sorted(set(EXEMPT) - silent) == [], "these have Args: now, or are gone; take them out"

@@ -83,7 +83,7 @@ def test_its_figures_show_what_the_run_holds(read, real_run: Path) -> None:
         text = (real_run / "trajectories.jsonl").read_text("utf-8")
         [first, *_] = read_jsonl(Trajectory, text)
         kept = [figures.evidence_heatmap(first, RewardSettings(), "").to_plotly_json()]
-        assert found["Who earned which answer?"] == quantities(
+        assert found["Evidence flow from steps over items to questions"] == quantities(
             figures.evidence_sankey(worked_example()).to_plotly_json()["data"]
         )
     for figure in kept:
