@@ -106,7 +106,11 @@ def _app_command(options: argparse.Namespace) -> int:
 
 
 def _free_port(wanted: int | None) -> int:
-    """Return the given port, which must be free, else the usual one, else a free one."""
+    """Return the port that was asked for, else the usual one, else a free one.
+
+    Raises:
+        UsageError: the port that was asked for is taken.
+    """
     for port in (wanted,) if wanted else (PORT, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

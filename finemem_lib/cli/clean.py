@@ -35,7 +35,11 @@ def add_command(commands: Any) -> None:
 
 
 def clean_command(options: argparse.Namespace) -> int:
-    """Remove the runs without a reason to stay, print which, and return the exit code."""
+    """Remove the runs without a reason to stay, print which, and return the exit code.
+
+    Args:
+        options: The command line.
+    """
     root = runs_folder()
     runs = dict(_readable_runs(root))
     stays = reasons_to_stay(list(runs.values()), options.keep)
@@ -86,7 +90,12 @@ def _readable_runs(root: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def reasons_to_stay(runs: Sequence[Manifest], keep: int) -> dict[str, str]:
-    """Return the reasons why runs are kept, by run id; the others may be removed."""
+    """Return the reasons why runs are kept, by run id; the others may be removed.
+
+    Args:
+        runs: All runs, the newest first.
+        keep: Number of the newest runs to keep.
+    """
     stays = {run.run_id: f"stays: {run.status}" for run in runs if run.status in ACTIVE}
     if last_good := next((run.run_id for run in runs if run.status == "ok"), None):
         stays[last_good] = "stays: the last one that is ok"

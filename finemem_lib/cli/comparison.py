@@ -113,7 +113,11 @@ class Change:
         return max(low for low, _ in ends) <= min(high for _, high in ends)
 
     def exceeds(self, limit: float) -> bool:
-        """Return whether the relative change of the value exceeds a limit."""
+        """Return whether the relative change of the value exceeds a limit.
+
+        Args:
+            limit: The limit, 0.05 for 5 %.
+        """
         return self.relative is not None and abs(self.relative) > limit
 
 
@@ -163,7 +167,15 @@ class Comparison:
 
 
 def compare_runs(first: Path, second: Path) -> Comparison:
-    """Compare two runs."""
+    """Compare two runs.
+
+    Args:
+        first: Folder of the first run.
+        second: Folder of the second run.
+
+    Raises:
+        ValueError: a manifest or metrics cannot be read.
+    """
     before, after = read_manifest(first), read_manifest(second)
     return Comparison(
         before=before,
@@ -180,6 +192,10 @@ def compare_runs(first: Path, second: Path) -> Comparison:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Return the entries that differ between two mappings, in the order in which they first occur.
+
+    Args:
+        before: The first mapping.
+        after: The second mapping.
 
     >>> differences({"a": 1, "b": 2}, {"b": 3, "a": 1, "c": None})
     [Difference(what='b', before='2', after='3'), Difference(what='c', before='–', after='None')]
@@ -336,7 +352,12 @@ class FigurePair:
 
 
 def figure_pairs(first: Path, second: Path) -> list[FigurePair]:
-    """Return the figures saved by two runs, sorted by name."""
+    """Return the figures saved by two runs, sorted by name.
+
+    Args:
+        first: Folder of the first run.
+        second: Folder of the second run.
+    """
     names = {path.stem for one in (first, second) for path in (one / "figures").glob("*.json")}
     return [
         FigurePair(name, *(_figure(one, name) for one in (first, second))) for name in sorted(names)

@@ -42,7 +42,11 @@ def _completion_command(options: argparse.Namespace) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """If the shell asks for completions, print them and end the process."""
+    """If the shell asks for completions, print them and end the process.
+
+    Args:
+        parser: The command line.
+    """
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 

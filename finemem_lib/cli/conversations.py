@@ -111,6 +111,10 @@ def kept_credit(folder: Path, artefact: str) -> list[CreditRow]:
     """Return the credit that `finemem recredit` computed from the recorded scores of a run.
 
     Left out is credit of an artefact that was written again since.
+
+    Args:
+        folder: Folder of the run.
+        artefact: Name of the artefact.
     """
     names = {field.name for field in dataclasses.fields(CreditRow)}
     rows = []
@@ -129,6 +133,9 @@ def kept_credit(folder: Path, artefact: str) -> list[CreditRow]:
 
 def messages(rollout: Rollout) -> Iterator[Message]:
     """Yield a rollout as messages: chunks, operations as tool calls, and questions with answers.
+
+    Args:
+        rollout: The rollout.
 
     >>> from finemem_lib.data.worked_example import worked_example
     >>> [one], _ = credited_rollouts("trajectories", [worked_example()])
@@ -167,7 +174,12 @@ def _exchange(answered: AnsweredQuestion, trajectory: Trajectory, title: str) ->
 
 
 def operation_call(step: Step, place: int) -> dict[str, Any]:
-    """Return an operation as a tool call; its arguments are a mapping."""
+    """Return an operation as a tool call; its arguments are a mapping.
+
+    Args:
+        step: The step that emitted it.
+        place: Its position among the step's outcomes.
+    """
     outcome = step.outcomes[place]
     if (operation := outcome.operation) is None:
         name, arguments = "unreadable", {"text": outcome.raw or ""}
@@ -183,14 +195,22 @@ def operation_call(step: Step, place: int) -> dict[str, Any]:
 
 
 def operation_result(outcome: OperationOutcome) -> str:
-    """Return a text with the outcome of an operation."""
+    """Return a text with the outcome of an operation.
+
+    Args:
+        outcome: The outcome.
+    """
     if not outcome.applied:
         return f"not applied: {outcome.reason}"
     return f"applied, item {outcome.item_id}" if outcome.item_id else "applied"
 
 
 def memory_change(step: Step) -> dict[str, Any]:
-    """Return the size of the memory after a step, and the ids of the items that left it."""
+    """Return the size of the memory after a step, and the ids of the items that left it.
+
+    Args:
+        step: The step.
+    """
     return {
         "memory_tokens": step.memory_tokens,
         "removed": [*step.delta.removed],
@@ -199,7 +219,12 @@ def memory_change(step: Step) -> dict[str, Any]:
 
 
 def retrieved_texts(answered: AnsweredQuestion, trajectory: Trajectory) -> list[str]:
-    """Return the items that a question retrieved, best first, with the steps that wrote them."""
+    """Return the items that a question retrieved, best first, with the steps that wrote them.
+
+    Args:
+        answered: The question.
+        trajectory: The trajectory, which contains the memory at the time of the question.
+    """
     memory: Mapping[str, MemoryItem] = {
         item.item_id: item for item in trajectory.memory_at(answered.asked_step)
     }
@@ -211,7 +236,11 @@ def retrieved_texts(answered: AnsweredQuestion, trajectory: Trajectory) -> list[
 
 
 def judgement(answered: AnsweredQuestion) -> dict[str, Any]:
-    """Return the score of an answer and the accepted answers."""
+    """Return the score of an answer and the accepted answers.
+
+    Args:
+        answered: The question.
+    """
     return {
         "question": answered.question.question_id,
         "score": answered.score,

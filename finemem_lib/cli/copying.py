@@ -69,7 +69,14 @@ def _copy_command(options: argparse.Namespace) -> int:
 
 
 def check_extra(to: str) -> None:
-    """Raise UsageError unless the extra for an address is installed."""
+    """Check that the extra for an address is installed.
+
+    Args:
+        to: The address.
+
+    Raises:
+        UsageError: the extra is missing.
+    """
     extra, module = EXTRAS[to.partition("://")[0]]
     if importlib.util.find_spec(module) is None:
         raise UsageError(
@@ -80,7 +87,11 @@ def check_extra(to: str) -> None:
 
 
 def copied_files(folder: Path) -> list[Path]:
-    """Return the files of a run to copy, the manifest last, which marks the copy as complete."""
+    """Return the files of a run to copy, the manifest last, which marks the copy as complete.
+
+    Args:
+        folder: Folder of the run.
+    """
     named = [folder / name for name in ("metrics.json", "report.html", "manifest.json")]
     return [*sorted((folder / "notebooks").glob("*.ipynb")), *filter(Path.exists, named)]
 
@@ -89,6 +100,11 @@ def copy_run(folder: Path, to: str, files: Sequence[Path]) -> list[str]:
     """Copy files of a run, print which could not be copied, and return their names.
 
     Each object is written atomically. The manifest is not copied if another file is missing.
+
+    Args:
+        folder: Folder of the run.
+        to: The address, to which the run's id is appended.
+        files: The files of `copied_files`.
     """
     from papermill.iorw import papermill_io
 

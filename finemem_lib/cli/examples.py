@@ -57,7 +57,11 @@ class ExampleFormatter(argparse.HelpFormatter):
 
 
 def add_examples(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Append the examples to the help of every command."""
+    """Append the examples to the help of every command.
+
+    Args:
+        commands: The subparsers of `finemem`.
+    """
     for name, command in commands.choices.items():
         lines = EXAMPLES[name]
         title = "example:" if len(lines) == 1 else "examples:"

@@ -37,6 +37,9 @@ def notebook_error(path: Path) -> str | None:
     Every code cell must have been executed, except empty ones and those tagged ``skip-execution``.
     The text begins with the number of the cell (not counting the cells that papermill adds) and the
     error, and ends with the last lines of the traceback.
+
+    Args:
+        path: The executed notebook.
     """
     import nbformat
     from papermill.exceptions import strip_color

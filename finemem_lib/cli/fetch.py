@@ -42,7 +42,11 @@ def _fetch_command(options: argparse.Namespace) -> int:
 
 
 def described(found: Fetched) -> list[str]:
-    """Return the lines printed about a fetched model."""
+    """Return the lines printed about a fetched model.
+
+    Args:
+        found: The model.
+    """
     origin = found.origin
     place = (
         f"{origin['hub']}@{origin['revision']} on the hub"

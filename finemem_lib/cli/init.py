@@ -98,7 +98,11 @@ def _make_folder(folder: Path) -> int:
 
 
 def carried_files(root: Path) -> Iterator[Path]:
-    """Yield the files that match `PATTERNS`, in order."""
+    """Yield the files that match `PATTERNS`, in order.
+
+    Args:
+        root: Root of the repository, or `CARRIED`.
+    """
     for pattern in PATTERNS.read_text(encoding="utf-8").split():
         yield from sorted(path for path in root.glob(pattern) if path.is_file())
 

@@ -14,7 +14,11 @@ LOG_VERSION = 2
 
 
 def log_name(log: dict[str, Any]) -> str:
-    """Return the file name of a log in Inspect's format."""
+    """Return the file name of a log in Inspect's format.
+
+    Args:
+        log: The log of `inspect_log`.
+    """
     about = log["eval"]
     task = re.sub(r"[^\w-]", "-", about["task"])[:80]
     return f"{about['created'].replace(':', '-')}_{task}_{about['task_id']}.json"
@@ -88,7 +92,11 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
 
 
 def by_step(rollout: Rollout) -> dict[str, dict[str, list[float | None]]]:
-    """Return rewards and credit by name, each as one value per step."""
+    """Return rewards and credit by name, each as one value per step.
+
+    Args:
+        rollout: The rollout.
+    """
     return {
         kind: {name: [step[kind].get(name) for step in rollout.steps] for name in names}
         for kind in ("reward", "credit")

@@ -127,7 +127,14 @@ class Origin(BaseModel):
 
 
 def load_ledger(root: Path) -> Ledger:
-    """Read the ledger of a checkout; raise ValueError if it is not one."""
+    """Read the ledger of a checkout.
+
+    Args:
+        root: The repository's root.
+
+    Raises:
+        ValueError: The file is missing or not a ledger.
+    """
     path = root / "data" / "ledger.yaml"
     try:
         return Ledger.model_validate(read_yaml(path))
@@ -138,7 +145,15 @@ def load_ledger(root: Path) -> Ledger:
 
 
 def origin(source: Source, root: Path) -> Origin:
-    """Return the provenance of the rows of a source."""
+    """Return the provenance of the rows of a source.
+
+    Args:
+        source: The source.
+        root: The repository's root.
+
+    Raises:
+        ValueError: Rows or card cannot be read.
+    """
     path = root / source.rows
     card = read_card(path)
     made = {
@@ -164,7 +179,16 @@ def origin(source: Source, root: Path) -> Origin:
 
 
 def check(ledger: Ledger, root: Path) -> list[str]:
-    """Return a sentence for every error of a ledger."""
+    """Return the errors of a ledger, an empty list if there are none.
+
+    Args:
+        ledger: The ledger.
+        root: The repository's root.
+
+    Raises:
+        ValueError: Rows or a card cannot be read.
+        OSError: Rows or a text cannot be read.
+    """
     wrong = []
     for name, source in ledger.sources.items():
         if not (found := origin(source, root)).clean:
@@ -214,7 +238,11 @@ def check(ledger: Ledger, root: Path) -> list[str]:
 
 
 def prose(path: Path) -> str:
-    """Return the prose of a Markdown file or of a notebook, without code or links."""
+    """Return the prose of a Markdown file or of a notebook's Markdown cells, without code or links.
+
+    Args:
+        path: The file.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]

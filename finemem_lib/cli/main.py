@@ -167,7 +167,11 @@ def _label(cell: Cell) -> str:
 
 
 def make_parser(execute: Executor = execute_notebook) -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser of the command line.
+
+    Args:
+        execute: Executes one notebook of `finemem run` and `finemem resume`.
+    """
     parser = argparse.ArgumentParser(
         prog="finemem",
         description="The Fine-Mem workbench: notebooks in order, one run folder.",

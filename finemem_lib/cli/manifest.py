@@ -129,7 +129,11 @@ class NotebookEntry(_Stored):
     models: list[dict[str, Any]] = []
 
     def add_record(self, folder: Path) -> dict[str, Any]:
-        """Copy artefacts, model calls and memory from the notebook's record, which is returned."""
+        """Copy artefacts, model calls and memory from the notebook's record, and return the record.
+
+        Args:
+            folder: Folder of the run.
+        """
         record = read_record(folder, self.name)
         self.reads = list(record.get("reads", ()))
         self.writes = list(record.get("writes", ()))
@@ -228,7 +232,11 @@ class Manifest(_Stored):
                 )
 
     def end_killed(self, folder: Path) -> None:
-        """Mark a run whose process was killed as failed."""
+        """Mark a run whose process was killed as failed.
+
+        Args:
+            folder: Folder of the run.
+        """
         self.error = "the process of this run was killed"
         if self.status == "starting":
             self.error += " before its first notebook"
@@ -240,7 +248,14 @@ class Manifest(_Stored):
         self.explain_not_run()
 
     def record_origin(self, sources: Iterable[str]) -> None:
-        """Record the hashes of data files, the versions and the commit, which takes seconds."""
+        """Record the hashes of data files, the versions and the commit, which takes seconds.
+
+        Args:
+            sources: Data files and names on the hub.
+
+        Raises:
+            UsageError: a data file is missing or cannot be read.
+        """
         self.inputs |= {source: data_hash(source) for source in sources}
         self.versions = {"finemem": __version__, **versions()}
         self.git = git_state(code_root())
@@ -286,12 +301,28 @@ def _unreadable(folder: Path, why: str) -> ValueError:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest to the folder of its run, replacing the old one atomically."""
+    """Write the manifest to the folder of its run, replacing the old one atomically.
+
+    Args:
+        folder: Folder of the run.
+        manifest: The new manifest.
+
+    Raises:
+        OSError: it could not be written; the old one is unchanged.
+    """
     write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
 
 
 def create_run_folder(folder: Path, manifest: Manifest) -> None:
-    """Create the folder of a run with its manifest, both or neither."""
+    """Create the folder of a run with its manifest, both or neither.
+
+    Args:
+        folder: Folder of the run, which must not exist yet.
+        manifest: Its first manifest.
+
+    Raises:
+        UsageError: the folder exists or cannot be written.
+    """
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         if folder.exists():
@@ -358,20 +389,38 @@ def new_manifest(
 
 
 def data_sources(parameters: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the data files and hub names that notebooks read, without duplicates."""
+    """Return the data files and hub names that notebooks read, without duplicates.
+
+    Args:
+        parameters: The parameters of every notebook.
+    """
     sources = (str(source) for values in parameters for source in values.get("data", ()))
     return list(dict.fromkeys(sources))
 
 
 def data_hash(source: str) -> str | None:
-    """Return the SHA-256 of a data file, `None` for a data set on the hub."""
+    """Return the SHA-256 of a data file, `None` for a data set on the hub.
+
+    Args:
+        source: A path, or a name on the hub.
+
+    Raises:
+        UsageError: the file is missing or cannot be read.
+    """
     with UsageErrors(ValueError, OSError):
         path = locate(source)
         return None if path is None else sha256(path)
 
 
 def source_hash(path: Path) -> str:
-    """Return the SHA-256 of a notebook's cells, without outputs and metadata."""
+    """Return the SHA-256 of a notebook's cells, without outputs and metadata.
+
+    Args:
+        path: The notebook.
+
+    Raises:
+        ValueError: it cannot be read, or has no cells.
+    """
     content = read_json(path)
     try:
         source = [[cell["cell_type"], "".join(cell["source"])] for cell in content["cells"]]

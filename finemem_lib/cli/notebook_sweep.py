@@ -55,12 +55,20 @@ POLL = 1.0
 
 
 def is_notebook(text: str) -> bool:
-    """Return whether an argument of `finemem sweep` is the path or number of a notebook."""
+    """Return whether an argument of `finemem sweep` is the path or number of a notebook.
+
+    Args:
+        text: The first word after ``sweep``.
+    """
     return text.endswith(".ipynb") or (text.isdecimal() and len(text) <= 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `finemem sweep` for notebooks."""
+    """Add the options of `finemem sweep` for notebooks.
+
+    Args:
+        parser: The parser of `finemem sweep`.
+    """
     notebook = parser.add_argument_group("of a notebook")
     notebook.add_argument(
         "--grid",
@@ -87,7 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def step_log(folder: Path) -> Iterator[StepLog]:
-    """Log the cells of a sweep, and state at an interrupt where the finished ones are."""
+    """Log the cells of a sweep, and state at an interrupt where the finished ones are.
+
+    Args:
+        folder: Folder of the finished cells.
+
+    Raises:
+        UsageError: the scheduler, a stored cell or the extra dask is not usable.
+    """
     try:
         # Later interrupts count also: Python drops one that arrives while it deletes an object.
         with UsageErrors(ValueError, ModuleNotFoundError), interruptible(once=False):
@@ -102,7 +117,14 @@ def step_log(folder: Path) -> Iterator[StepLog]:
 
 
 def sweep_notebook(options: argparse.Namespace) -> int:
-    """Run the missing cells, print their table, write the page, and return the exit code."""
+    """Run the missing cells, print their table, write the page, and return the exit code.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        UsageError: an option, file or cell is not usable; nothing was started.
+    """
     notebook, folder = _notebook(options), real_path(options.output)
     check_output_folder(folder)
     profile = _profile(options.profile, notebook)
@@ -211,12 +233,23 @@ class Sweep:
             os.symlink(run_folder(self.reuse), self.folder / self.reuse)
 
     def manifest(self, cell: SweepCell) -> Manifest | None:
-        """Return the manifest of a cell, `None` if it was not started."""
+        """Return the manifest of a cell, `None` if it was not started.
+
+        Args:
+            cell: The cell.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         folder = self.folder / cell.key
         return read_manifest(folder) if folder.exists() else None
 
     def result(self, cell: SweepCell) -> CellRun:
-        """Return the current result of a cell."""
+        """Return the current result of a cell.
+
+        Args:
+            cell: The cell.
+        """
         try:
             manifest = self.manifest(cell)
             if manifest is None:
@@ -228,7 +261,12 @@ class Sweep:
         return CellRun(cell, manifest.status, manifest.error or "", metrics, manifest.seconds)
 
     def command(self, cell: SweepCell, begun: bool) -> list[str]:
-        """Return the command line that runs or resumes a cell."""
+        """Return the command line that runs or resumes a cell.
+
+        Args:
+            cell: The cell.
+            begun: Whether the cell has a run to resume.
+        """
         finemem = [sys.executable, "-m", "finemem_lib"]
         if begun:
             return [*finemem, "resume", cell.key, "--jobs", "1"]
@@ -250,7 +288,13 @@ class Running:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Run a command to its end and return its exit code; 130 if `stop` was called before."""
+        """Run a command to its end and return its exit code; 130 if `stop` was called before.
+
+        Args:
+            command: The words of the command.
+            environment: All of its environment variables.
+            log: File for its output.
+        """
         with self._lock:
             if self.stopped:
                 return EXIT_CODES["interrupted"]

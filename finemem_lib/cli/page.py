@@ -45,7 +45,11 @@ def _templates() -> jinja2.Environment:
 
 
 def template_text(name: str) -> str:
-    """Return the text of a file of ``templates``, not rendered."""
+    """Return the text of a file of ``templates``, not rendered.
+
+    Args:
+        name: Name of the file.
+    """
     return (importlib.resources.files("finemem_lib.cli") / "templates" / name).read_text("utf-8")
 
 
@@ -96,7 +100,11 @@ class PageFigures:
         self._places: dict[str, str] = {}
 
     def place(self, spec: Mapping[str, Any] | None) -> str | None:
-        """Return the id of a figure in the page, `None` if the page does not contain it."""
+        """Return the id of a figure in the page, `None` if the page does not contain it.
+
+        Args:
+            spec: plotly's JSON of the figure.
+        """
         return self._places.get(_identity(spec or {}))
 
     def draw(self, spec: Mapping[str, Any], figure_id: str, explorers: dict[str, str]) -> str:
@@ -138,7 +146,11 @@ class PageFigures:
 
 
 def figure_title(spec: Mapping[str, Any]) -> str:
-    """Return the title of a figure as text."""
+    """Return the title of a figure as text.
+
+    Args:
+        spec: plotly's JSON of the figure.
+    """
     return plain(((spec.get("layout") or {}).get("title") or {}).get("text") or "Figure")
 
 

@@ -148,6 +148,12 @@ def save_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
 
     If kaleido or its browser is missing, each is written as a small HTML page instead, with one
     plotly.js in the folder, and a line on stderr states how many and what to install.
+
+    Args:
+        figures: The figures by path of their file without suffix.
+
+    Raises:
+        OSError: a file could not be written.
     """
     from finemem_lib.figures.style import CONFIG
 
@@ -240,6 +246,9 @@ def is_real_error(record: logging.LogRecord) -> bool:
 
     When the browser ends, it sends "{bye}". If that arrives together with the last answer, it is
     logged as invalid JSON with a traceback.
+
+    Args:
+        record: A record of the logger.
     """
     cause = record.exc_info and getattr(record.exc_info[1], "__cause__", None)
     return getattr(cause, "doc", None) != "{bye}\n"

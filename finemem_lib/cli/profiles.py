@@ -135,7 +135,11 @@ def _check_readable(folder: Path, numbers: Iterable[int]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select profile, notebooks and parameters."""
+    """Add the options that select profile, notebooks and parameters.
+
+    Args:
+        parser: The parser of a command.
+    """
     parser.add_argument(
         "--profile", default="default", help="a profile: a name in notebooks/profiles, or a path"
     )
@@ -163,7 +167,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[str, Any]]:
-    """Return the profile, the notebooks and the parameters given by options."""
+    """Return the profile, the notebooks and the parameters given by options.
+
+    Args:
+        options: The options of `add_arguments`.
+
+    Raises:
+        UsageError: there is no such profile or notebook, or a setting is not ``NAME=VALUE``.
+    """
     folder = real_path(options.notebooks_dir or workbench_root() / "notebooks")
     profile = load_profile(folder / "profiles", options.profile)
     notebooks = select_notebooks(folder, options.notebooks or profile.notebooks)
@@ -171,7 +182,15 @@ def requested(options: argparse.Namespace) -> tuple[Profile, list[Path], dict[st
 
 
 def parameters_given(settings: Sequence[str], data: Sequence[str] | None) -> dict[str, Any]:
-    """Return the parameters given by options, with absolute paths."""
+    """Return the parameters given by options, with absolute paths.
+
+    Args:
+        settings: The settings of ``--set NAME=VALUE``.
+        data: The paths of ``--data PATH``.
+
+    Raises:
+        UsageError: a setting is not ``NAME=VALUE``.
+    """
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -319,7 +338,14 @@ def _cell_values(path: Path) -> dict[str, Any]:
 
 
 def unusable_sources(values: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for every reason why language models or chunk questions are unusable."""
+    """Return why the language models or chunk questions in parameters cannot be used.
+
+    Args:
+        values: The parameters of a notebook by name.
+
+    Returns:
+        One sentence per problem, for example that the environment variable of a key is not set.
+    """
     problems = []
     try:
         runs.locate_questions(values.get("questions", ""))
@@ -435,6 +461,9 @@ def hub_offline(parameters: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether the kernels of a run must not access the hub.
 
     They may if the data are on the hub. Otherwise HF_HUB_OFFLINE decides; by default they must not.
+
+    Args:
+        parameters: The parameters of every notebook of the run, by name.
     """
     from huggingface_hub.constants import ENV_VARS_TRUE_VALUES
 

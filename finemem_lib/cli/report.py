@@ -211,7 +211,14 @@ def _summary_rows(
 
 
 def read_metrics(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the metrics of a run by notebook, empty if it has none yet."""
+    """Return the metrics of a run by notebook, empty if it has none yet.
+
+    Args:
+        run_dir: Folder of the run.
+
+    Raises:
+        ValueError: the metrics exist but cannot be read.
+    """
     path = run_dir / "metrics.json"
     if not path.exists():
         return {}
@@ -281,7 +288,11 @@ def _drop_notes(notebook: Any) -> None:
 
 
 def clean_html(markup: Any) -> str:
-    """Keep allowed tags of an HTML fragment, escape all others, and remove pandas' style block."""
+    """Keep allowed tags of an HTML fragment, escape all others, and remove pandas' style block.
+
+    Args:
+        markup: An HTML fragment of a cell's output; untrusted.
+    """
     import bleach
     import bs4
 

@@ -70,7 +70,11 @@ def add_commands(commands: Any) -> None:
 
 
 def add_run_and_artefact(command: argparse.ArgumentParser) -> None:
-    """Add the arguments that select the trajectories of a run."""
+    """Add the arguments that select the trajectories of a run.
+
+    Args:
+        command: The parser of a command.
+    """
     command.add_argument("run", metavar="RUN")
     command.add_argument(
         "--artefact",
@@ -201,7 +205,14 @@ def _recredit_command(options: argparse.Namespace) -> int:
 
 
 def existing_run(name: str) -> Path:
-    """Return the folder of a run; raise UsageError if there is none."""
+    """Return the folder of a run.
+
+    Args:
+        name: The run's id.
+
+    Raises:
+        UsageError: there is no such run.
+    """
     with UsageErrors(ValueError):
         folder = run_folder(name)
     if not folder.is_dir():
@@ -291,7 +302,16 @@ def _models(path: Path, role: str, folder: Path) -> Models:
 
 
 def new_results(folder: Path, kind: str, name: str) -> Path:
-    """Return the path of a folder of results; raise UsageError if it exists."""
+    """Return the path of a new folder of results.
+
+    Args:
+        folder: Folder of the run.
+        kind: Name of the parent folder.
+        name: Name of the new folder.
+
+    Raises:
+        UsageError: the folder exists, or the name cannot be that of a folder.
+    """
     if not name or "/" in name or name.startswith("."):
         raise UsageError(f"--name is {name!r}, expected a name of a folder, without / and first .")
     target = folder / kind / name
@@ -301,7 +321,13 @@ def new_results(folder: Path, kind: str, name: str) -> Path:
 
 
 def results_card(options: argparse.Namespace, folder: Path, found: Found) -> dict[str, Any]:
-    """Return the card of results: command, run, inputs, commit and versions."""
+    """Return the card of results: command, run, inputs, commit and versions.
+
+    Args:
+        options: The command line.
+        folder: Folder of the run.
+        found: The trajectories that were read.
+    """
     return {
         "command": ["finemem", *getattr(options, "command_line", [])],
         "run": folder.name,

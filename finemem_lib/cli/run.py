@@ -87,7 +87,15 @@ REPORT_SHARE = 0.05
 
 
 def run_command(options: argparse.Namespace, execute: Executor = execute_notebook) -> int:
-    """Run notebooks in order until one fails, and return the exit code."""
+    """Run notebooks in order until one fails, and return the exit code.
+
+    Args:
+        options: The command line.
+        execute: Executes one notebook.
+
+    Raises:
+        UsageError: the options cannot be carried out; nothing was started or written.
+    """
     _check_destinations(options)
     if note := version_note():
         print(plain(note), file=sys.stderr)
@@ -135,6 +143,16 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
 
     Notebooks that are ok are kept, and training goes on from its last checkpoint. Parameters of
     `RESUMABLE` may get other values.
+
+    Args:
+        options: The command line.
+        execute: Executes one notebook.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: the run cannot be resumed; nothing was started or written.
     """
     _check_destinations(options)
     with UsageErrors(ValueError, OSError):
@@ -217,7 +235,11 @@ def _obstacles(manifest: Manifest, notebooks: Sequence[Path]) -> list[str]:
 def _change_parameters(
     folder: Path, left: Sequence[NotebookEntry], settings: Sequence[str]
 ) -> list[str]:
-    """Set ``NAME=VALUE`` in the remaining notebooks, and return a sentence for every problem."""
+    """Set ``NAME=VALUE`` or ``NN.NAME=VALUE`` in the parameters of the remaining notebooks.
+
+    Returns:
+        One sentence for every setting that is not possible.
+    """
     problems = []
     for setting in settings:
         full_name, equals, text = setting.partition("=")

@@ -33,6 +33,10 @@ class Schedule:
 
         A notebook without a number was added by a user and can read artefacts that its metadata do
         not state, so it waits for all notebooks before it.
+
+        Args:
+            notebooks: The notebooks of the run, in order.
+            parameters: All parameters of each notebook, by stem.
         """
         names = tuple(notebook.stem for notebook in notebooks)
         waits_for: dict[str, frozenset[str]] = {}
@@ -56,6 +60,10 @@ class Schedule:
         Notebooks start in order, so that the first figures are ready early. If others are running
         and all of them belong to shorter chains, the notebook with the longest chain starts, which
         shortens the run.
+
+        Args:
+            done: Stems of the notebooks that are ok.
+            running: Stems of the running notebooks.
 
         >>> chain = {"01": 2, "02": 1, "04": 4, "07": 3}
         >>> waits = {"01": frozenset(), "02": {"01"}, "04": frozenset(), "07": frozenset()}

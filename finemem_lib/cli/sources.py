@@ -105,7 +105,12 @@ def _by_hand(say: Say) -> Material:
 
 
 def _load_run(run: dict[str, Any], say: Say) -> Material:
-    """Return the contents of a run."""
+    """Return the contents of a run.
+
+    Raises:
+        ValueError: its manifest cannot be read.
+        UsageError: an artefact cannot be read, or it has no trajectories.
+    """
     if run["status"] == "unreadable":
         raise ValueError(run["error"])
     say(f"Reading run {run['run']}")

@@ -20,7 +20,12 @@ Span = dict[str, Any]
 
 
 def trackio_run(project: str, rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Return the data that `write` logs as one run: trace and outcome of every rollout."""
+    """Return the data that `write` logs as one run: trace and outcome of every rollout.
+
+    Args:
+        project: Name of the project.
+        rollouts: The rollouts of one artefact and one manager.
+    """
     from finemem_lib.cli.conversations import messages
 
     first = rollouts[0]
@@ -55,7 +60,11 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def spans(rollout: Rollout) -> Iterator[Span]:
-    """Yield every step with its operations and chunk questions, then the global questions."""
+    """Yield every step with its operations and chunk questions, then the global questions.
+
+    Args:
+        rollout: The rollout.
+    """
     from finemem_lib.cli.conversations import memory_change
 
     trajectory = rollout.trajectory
@@ -114,7 +123,11 @@ def _question(
 
 
 def write(runs: Sequence[dict[str, Any]]) -> None:
-    """Log runs to the folder in TRACKIO_DIR."""
+    """Log runs to the folder in TRACKIO_DIR.
+
+    Args:
+        runs: The results of `trackio_run`.
+    """
     import trackio
 
     for run in runs:

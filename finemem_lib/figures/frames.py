@@ -117,6 +117,10 @@ def _axis_of(layout: Mapping[str, Any], letter: str, axis: str) -> tuple[str, di
 def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested mapping by dotted path; lists and ``clicks`` are not flattened.
 
+    Args:
+        spec: the mapping.
+        prefix: beginning of every path.
+
     >>> leaves({"line": {"color": "red"}, "x": (1, 2)})
     {'line.color': 'red', 'x': [1, 2]}
     """
@@ -131,6 +135,10 @@ def leaves(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ in `after`, by dotted path; `None` for those it lacks.
+
+    Args:
+        before: Nested values, such as the JSON of a figure.
+        after: The values to reach.
 
     >>> changes({"x": [1], "line": {"color": "red"}}, {"x": [1], "line": {"width": 2}})
     {'line.color': None, 'line.width': 2}
@@ -367,6 +375,9 @@ def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON of a framed figure without its slider and the space for it.
 
     A page with other controls for the frames uses it.
+
+    Args:
+        spec: the JSON of the framed figure.
     """
     copy: dict[str, Any] = json.loads(json.dumps(spec))
     copy["layout"].pop("sliders")
@@ -380,7 +391,12 @@ def without_slider(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def at_frame(spec: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the JSON of a framed figure in the state of one frame, without frames."""
+    """Return the JSON of a framed figure in the state of one frame, without frames.
+
+    Args:
+        spec: the JSON of the framed figure.
+        number: position of the frame.
+    """
     data, layout = list(spec["data"]), spec["layout"]
     for frame in (spec["frames"][0], spec["frames"][number]):
         for place, delta in zip(frame.get("traces", ()), frame.get("data", ()), strict=True):

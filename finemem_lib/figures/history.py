@@ -27,6 +27,9 @@ def per_trajectory(
 
     Trajectories are compared by identity: they are immutable, and comparing two long ones by value
     takes longer than most cached functions. Callers share the result and must not change it.
+
+    Args:
+        function: a pure function of a trajectory and of hashable arguments.
     """
     kept: OrderedDict[tuple[object, ...], tuple[Trajectory, Result]] = OrderedDict()
 
@@ -81,17 +84,32 @@ class MemoryHistory:
     _states: Mapping[str, list[MemoryItem | None]]
 
     def at(self, item_id: str, step: int) -> MemoryItem | None:
-        """Return the version of an item after a step, `None` if it is not in the memory."""
+        """Return the version of an item after a step, `None` if it is not in the memory.
+
+        Args:
+            item_id: id of the item.
+            step: the step, from 0.
+        """
         place = bisect.bisect_right(self._steps.get(item_id, ()), step)
         return self._states[item_id][place - 1] if place else None
 
     def there(self, ids: Iterable[str], step: int) -> dict[str, MemoryItem]:
-        """Return the items with the given ids that are in the memory after a step."""
+        """Return the items with the given ids that are in the memory after a step.
+
+        Args:
+            ids: ids of the items.
+            step: the step, from 0.
+        """
         found = ((item_id, self.at(item_id, step)) for item_id in ids)
         return {item_id: item for item_id, item in found if item}
 
     def living(self, first: int, last: int) -> dict[str, Life]:
-        """Return the lives, by id, of the items that are in the memory between two steps."""
+        """Return the lives, by id, of the items that are in the memory between two steps.
+
+        Args:
+            first: the first step.
+            last: the last step.
+        """
         return {
             item_id: life
             for item_id, life in self.lives.items()
@@ -102,6 +120,9 @@ class MemoryHistory:
 @per_trajectory
 def memory_history(trajectory: Trajectory) -> MemoryHistory:
     """Return the history of a trajectory's memory.
+
+    Args:
+        trajectory: the trajectory.
 
     >>> from finemem_lib.data.worked_example import worked_example
     >>> past = memory_history(worked_example())

@@ -21,6 +21,9 @@ NOTE = '<figure class="finemem-note"'
 def cell_text(value: Any) -> str:
     """Format a value for a table cell: four significant digits, a dash for `None`.
 
+    Args:
+        value: a number, a text, or `None`.
+
     >>> cell_text([0.123456, None, "a"])
     '0.1235, –, a'
     """
@@ -92,5 +95,9 @@ def note_below(spec: Mapping[str, Any]) -> str:
 
 
 def meta_of(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``layout.meta`` of a figure's JSON, an empty mapping if there is none."""
+    """Return ``layout.meta`` of a figure's JSON, an empty mapping if there is none.
+
+    Args:
+        spec: a figure as plotly's JSON.
+    """
     return (spec.get("layout") or {}).get("meta") or {}

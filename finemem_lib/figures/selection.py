@@ -38,6 +38,10 @@ def selected_items(trajectory: Trajectory, selected: str | None) -> set[str]:
 
     They are the items that a selected question retrieved, that a selected step wrote, or the
     selected item; none for "" and `None`.
+
+    Args:
+        trajectory: the trajectory to which the selection refers.
+        selected: the selection.
     """
     kind, _, key = (selected or "").partition(" ")
     if kind == "question":
@@ -67,7 +71,12 @@ def clicks_on(control: str, points: Mapping[int, Sequence[Any]]) -> dict[str, An
 def selecting_clicks(
     selected: str | None, points: Mapping[int, Sequence[Any]]
 ) -> dict[str, Any] | None:
-    """Return `clicks_on` for the control "selected"; `None` for a figure without selection."""
+    """Return `clicks_on` for the control "selected"; `None` for a figure without selection.
+
+    Args:
+        selected: the selection.
+        points: as for `clicks_on`.
+    """
     return None if selected is None else clicks_on("selected", points)
 
 
@@ -75,6 +84,9 @@ def faded(chosen: Sequence[bool]) -> dict[str, Any]:
     """Return the trace properties that fade the points that are not chosen.
 
     If all are chosen, all are listed, because a plotly frame cannot remove a property.
+
+    Args:
+        chosen: whether each point of the trace is chosen.
     """
     return {
         "selectedpoints": [place for place, own in enumerate(chosen) if own],
@@ -83,32 +95,56 @@ def faded(chosen: Sequence[bool]) -> dict[str, Any]:
 
 
 def outline(**corners: Any) -> dict[str, Any]:
-    """Return the shape of a rectangle around a selection."""
+    """Return the shape of a rectangle around a selection.
+
+    Args:
+        corners: `x0`, `x1`, `y0`, `y1` and other properties of a plotly shape.
+    """
     return {"type": "rect", "line": {"color": INK, "width": 2}, "layer": "above", **corners}
 
 
 def step_outline(step: int, half: float = 0.5) -> dict[str, Any]:
-    """Return the `outline` of a step over the whole height of a figure."""
+    """Return the `outline` of a step over the whole height of a figure.
+
+    Args:
+        step: the step, from 1.
+        half: half of the width, in steps.
+    """
     return outline(x0=step - half, x1=step + half, yref="paper", y0=0, y1=1)
 
 
 def outcome_name(outcome: OperationOutcome) -> str:
-    """Return the kind of an applied operation, "invalid" for a rejected one."""
+    """Return the kind of an applied operation, "invalid" for a rejected one.
+
+    Args:
+        outcome: the outcome of an operation.
+    """
     return outcome.operation.kind if outcome.operation and outcome.applied else "invalid"
 
 
 def stored_in(item: MemoryItem | None) -> str:
-    """Return the layer of an item, such as " (core memory)"; "" for a flat memory."""
+    """Return the layer of an item, such as " (core memory)"; "" for a flat memory.
+
+    Args:
+        item: an item, `None` if it is not known.
+    """
     return "" if item is None or item.store == "flat" else f" ({item.store} memory)"
 
 
 def score_text(answered: AnsweredQuestion) -> str:
-    """Format the score of an answer with two decimals, or state that it cannot be scored."""
+    """Format the score of an answer with two decimals, or state that it cannot be scored.
+
+    Args:
+        answered: an answered question.
+    """
     return "cannot be scored" if answered.score is None else f"{answered.score:.2f}"
 
 
 def verdict(answered: AnsweredQuestion) -> str:
     """Return a mark for right (a score of at least 0.5) or wrong, and the score of an answer.
+
+    Args:
+        answered: an answered question.
 
     >>> from finemem_lib.data.worked_example import worked_example
     >>> [verdict(answered) for answered in worked_example().questions]

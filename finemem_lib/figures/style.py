@@ -133,6 +133,10 @@ def label(text: object, limit: int = 40) -> str:
 def elided(text: object, limit: int = 40) -> str:
     """Return untrusted text as `label` does, but cut in the middle, so that its end is shown.
 
+    Args:
+        text: any object; its `str` is shown.
+        limit: maximum width in average characters, before escaping (see `one_line`).
+
     >>> elided("Mia moved to the north of Oslo", limit=18)
     'Mia move… of Oslo'
     """
@@ -148,7 +152,12 @@ def elided(text: object, limit: int = 40) -> str:
 
 @cached
 def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
-    """Return untrusted text for a hover box, in lines of at most `width` (see `one_line`).
+    """Return untrusted text for a hover box, in several lines.
+
+    Args:
+        text: any object; its `str` is shown.
+        limit: maximum width in average characters, before escaping (see `one_line`).
+        width: maximum width of a line, in the same unit.
 
     >>> paragraph("a < b " * 3, width=8)
     'a &lt; b a<br>&lt; b a &lt;<br>b'
@@ -159,6 +168,9 @@ def paragraph(text: object, limit: int = 180, width: int = 60) -> str:
 
 def plain(text: object) -> str:
     """Undo the escaping of `label` and `paragraph`, for output that is not HTML.
+
+    Args:
+        text: an escaped text.
 
     >>> plain(label("a < b & c"))
     'a < b & c'
@@ -213,7 +225,11 @@ def _escape(text: str) -> str:
 
 
 def number(value: Any) -> Any:
-    """Round to four significant digits for JSON; `None` for values that are not finite."""
+    """Round to four significant digits for JSON; `None` for values that are not finite.
+
+    Args:
+        value: any number, including numpy's, or `None`.
+    """
     if value is None or isinstance(value, int):
         return value
     value = float(value)
@@ -221,25 +237,44 @@ def number(value: Any) -> Any:
 
 
 def numbers(values: Iterable[Any]) -> list[Any]:
-    """Apply `number` to every value."""
+    """Apply `number` to every value.
+
+    Args:
+        values: numbers or `None`, as for `number`.
+    """
     return [number(value) for value in values]
 
 
 def known(value: float | None) -> float:
-    """Return a value after a check that it is not `None`."""
+    """Return a value after a check that it is not `None`.
+
+    Args:
+        value: a value that cannot be `None` here.
+
+    Raises:
+        ValueError: the value is `None`.
+    """
     if value is None:
         raise ValueError("known: got None, expected a number; leave unmeasured rows out first")
     return value
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not `None`; `None` if there are none."""
+    """Return the mean of the values that are not `None`; `None` if there are none.
+
+    Args:
+        values: measured values; `None` for missing ones.
+    """
     measured = [value for value in values if value is not None]
     return statistics.fmean(measured) if measured else None
 
 
 def largest(rows: Iterable[Iterable[float | None]]) -> float:
-    """Return the largest absolute value in rows of values, 1 if all are 0 or `None`."""
+    """Return the largest absolute value in rows of values, 1 if all are 0 or `None`.
+
+    Args:
+        rows: rows of values, of any length.
+    """
     sizes = (abs(value) for row in rows for value in row if value is not None)
     return max(sizes, default=0) or 1
 
@@ -265,7 +300,12 @@ def finish(
 
 
 def no_rows(title: str, alt: str) -> go.Figure:
-    """Return a figure without axes that states that there are no data yet."""
+    """Return a figure without axes that states that there are no data yet.
+
+    Args:
+        title: as for `finish`.
+        alt: the kind of figure and the data it will show.
+    """
     fig = go.Figure()
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
@@ -305,7 +345,11 @@ class PlainFigure(go.Figure):  # type: ignore[misc]  # plotly has no types
 
 
 def read_only(figure: go.Figure) -> Mapping[str, Any]:
-    """Return plotly's JSON of a figure, for callers that do not change it."""
+    """Return plotly's JSON of a figure, for callers that do not change it.
+
+    Args:
+        figure: a figure; the JSON of a `PlainFigure` is not copied.
+    """
     spec: Mapping[str, Any] | None = figure.__dict__.get("_spec")
     return figure.to_plotly_json() if spec is None else spec
 
@@ -327,8 +371,16 @@ def from_traces(
     """Return a figure from plain traces, for figures that a control redraws often.
 
     The traces are not validated, because plotly would check each cell of a heatmap. A test
-    validates them instead. `clicks` holds the control and values that clicks on points set
-    (`selection.clicks_on`); the other arguments are those of `finish`.
+    validates them instead.
+
+    Args:
+        traces: the traces as plotly's JSON.
+        title: as for `finish`.
+        caption: as for `finish`.
+        alt: as for `finish`.
+        height: as for `finish`.
+        clicks: the control and values that clicks on points set (`selection.clicks_on`).
+        layout: further properties of the layout.
     """
     meta = {"caption": caption, "alt": alt} | ({"clicks": clicks} if clicks else {})
     return PlainFigure(
@@ -346,7 +398,11 @@ def from_traces(
 
 
 def pattern(number: int) -> dict[str, Any]:
-    """Return the fill pattern of the bars of series `number`, for readers who see no colours."""
+    """Return the fill pattern of the bars of series `number`, to distinguish them without colour.
+
+    Args:
+        number: position of the series, from 0; patterns repeat.
+    """
     return {
         "shape": PATTERNS[number % len(PATTERNS)],
         "fillmode": "overlay",
@@ -356,12 +412,21 @@ def pattern(number: int) -> dict[str, Any]:
 
 
 def series_color(number: int) -> str:
-    """Return the colour of series `number`."""
+    """Return the colour of series `number`.
+
+    Args:
+        number: position of the series, from 0; colours repeat.
+    """
     return CATEGORIES[number % len(CATEGORIES)]
 
 
 def series_marker(number: int, size: int) -> dict[str, Any]:
-    """Return the shape of the markers of series `number`, of a size in pixels."""
+    """Return the shape of the markers of series `number`, of a size in pixels.
+
+    Args:
+        number: Position of the series, from 0; shapes repeat.
+        size: Size of the markers in pixels.
+    """
     return {"symbol": MARKERS[number % len(MARKERS)], "size": size}
 
 
@@ -370,6 +435,10 @@ def series_style(number: int, size: int) -> dict[str, Any]:
 
     After the last colour, lines are dashed and markers open, so that twice as many series can be
     distinguished.
+
+    Args:
+        number: Position of the series, from 0.
+        size: Size of the markers in pixels.
     """
     again = number // len(CATEGORIES) % 2
     marker = series_marker(number, size)
@@ -384,7 +453,11 @@ def series_style(number: int, size: int) -> dict[str, Any]:
 
 
 def colorbar(title: str) -> dict[str, Any]:
-    """Return a narrow colour bar with its title along it."""
+    """Return a narrow colour bar with its title along it.
+
+    Args:
+        title: title of the colour bar, escaped.
+    """
     return {
         "title": {"text": title, "side": "right", "font": {"size": 13}},
         "thickness": 12,
@@ -471,13 +544,22 @@ def gap_marks(
 
 
 def gap_note(trace: Mapping[str, Any]) -> str:
-    """Return a sentence for the caption about the marks of `gap_marks`, "" if there are none."""
+    """Return a sentence for the caption about the marks of `gap_marks`, "" if there are none.
+
+    Args:
+        trace: the trace of `gap_marks`.
+    """
     count = len(trace["x"])
     return f" A dash is {trace['name']} ({count}), 0 is a value." if count else ""
 
 
 def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, Any]:
-    """Return the layout of an axis from 1 to `count`, with at most 15 labels on round numbers."""
+    """Return the layout of an axis that counts from 1, with at most 15 labels on round numbers.
+
+    Args:
+        count: the last number.
+        title: title of the axis.
+    """
     every = next(
         step
         for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, count)
@@ -493,9 +575,11 @@ def count_axis(count: int, title: str = "step t (chunk number)") -> dict[str, An
 
 
 def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
-    """Return the layout of a y axis with one escaped name per line, the first on top.
+    """Return the layout of a y axis with one name per line, the first on top.
 
-    Above the first line there is room for `room` lines.
+    Args:
+        texts: the names, escaped.
+        room: space above the first line, in lines.
     """
     return {
         "tickvals": list(range(len(texts))),
@@ -507,6 +591,9 @@ def lines_axis(texts: Sequence[str], room: float = 0.6) -> dict[str, Any]:
 
 def panel_titles(titles: Sequence[object]) -> list[str]:
     """Return titles of panels side by side, broken into lines that fit above the panels.
+
+    Args:
+        titles: one untrusted title per panel. Words of up to 14 characters are not broken.
 
     >>> panel_titles(["no limit, compression", "a", "b", "c"])[0]
     'no limit,<br>compression'
@@ -527,7 +614,10 @@ def side_by_side(
 ) -> go.Figure:
     """Return a figure of empty panels side by side with one y axis for all, named by `titles`.
 
-    `spacing` is the space between two rows of panels, as a share of the height of the drawing.
+    Args:
+        titles: as for `panel_titles`.
+        columns: panels per row, `None` for all in one row.
+        spacing: space between two rows of panels, as a share of the height of the drawing.
     """
     columns = min(columns or len(titles), len(titles)) or 1
     return make_subplots(
@@ -548,6 +638,10 @@ def name_panels(fig: go.Figure, title: str) -> None:
     """Give panels side by side one common title of their x axes, centred below them.
 
     On a narrow page, a title per panel would overlap the next one, and slanted tick labels.
+
+    Args:
+        fig: the figure, changed in place.
+        title: the title, escaped.
     """
     fig.update_xaxes(tickangle=0, nticks=4)
     fig.add_annotation(
@@ -578,7 +672,11 @@ class Measured(Protocol):
 
 
 def interval(rows: Sequence[Measured]) -> dict[str, Any]:
-    """Return error bars for measured rows; a row without an interval has none."""
+    """Return error bars for measured rows; a row without an interval has none.
+
+    Args:
+        rows: measured rows, in the order of the points.
+    """
     return error_bars(
         [0 if row.high is None else row.high - known(row.value) for row in rows],
         [0 if row.low is None else known(row.value) - row.low for row in rows],
