@@ -68,8 +68,9 @@ def read_events(
 ) -> tuple[Operation | InvalidOperation, ...]:
     """Return the operations of a reply that lists them in JSON under other names.
 
-    The key of the kind is "event", "operation" or "op", that of the content "text" or "content",
-    and that of the item id "id" or "memory_id".
+    The list stands alone or under "memory" or "operations". The key of the kind is "event",
+    "operation" or "op", that of the content "text" or "content", and that of the item id "id" or
+    "memory_id". An inserted content begins with its "speaker", if there is one.
 
     Args:
         reply: Reply of the manager, untrusted text.
@@ -87,7 +88,7 @@ def read_events(
     except ValueError:
         return (InvalidOperation(NOT_JSON, found[0][:RAW_LIMIT]),)
     if isinstance(events, Mapping):
-        events = events.get("memory", [events])
+        events = events.get("memory", events.get("operations", [events]))
     if not isinstance(events, list):
         return (InvalidOperation(NO_OPERATIONS, found[0][:RAW_LIMIT]),)
     return tuple(_operation(event, kinds) for event in events)
@@ -111,6 +112,9 @@ def _operation(event: Any, kinds: Mapping[str, OperationKind]) -> Operation | In
         not isinstance(item_id, (str, int)) or isinstance(item_id, bool)
     ):
         return InvalidOperation(BAD_ID, raw)
+    speaker = value("speaker")
+    if kind == "INSERT" and isinstance(speaker, str) and speaker.strip():
+        text = f"{speaker.strip()}: {text}"
     return Operation(
         kind,
         clean_text(str(text)) if kind in ("INSERT", "UPDATE") else None,

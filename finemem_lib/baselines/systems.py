@@ -26,6 +26,7 @@ from finemem_lib.baselines.text_memory import (
     OverwrittenText,
     TextMemorySettings,
 )
+from finemem_lib.layers.memory import PUBLISHED_RULES
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings
@@ -110,10 +111,13 @@ def _untrained(chat: Chat | None, budget: int | None) -> MemoryManager:
     return PromptedManager(chat, "untrained")
 
 
-def _memory_r2(chat: Chat | None, budget: int | None) -> MemoryManager:
-    if chat is None:
-        raise ValueError(_no_writer("memory-r2"))
-    return published_manager("memory-r2", chat)
+def _published(name: str) -> Make:
+    def make(chat: Chat | None, budget: int | None) -> MemoryManager:
+        if chat is None:
+            raise ValueError(_no_writer(name))
+        return published_manager(name, chat)
+
+    return make
 
 
 def _memory_r1(chat: Chat | None, budget: int | None) -> MemoryManager:
@@ -184,9 +188,17 @@ SYSTEMS: dict[str, System] = {
         calls=1,
     ),
     "memory-r2": System(
-        _memory_r2,
+        _published("memory-r2"),
         "INSERT, UPDATE or DELETE per fact; its weights are ahmedehabb/memory-r2-7b",
         "arXiv 2605.21768",
+        needs="writer",
+        calls=2,
+    ),
+    "memalpha-4b": System(
+        _published("memalpha-4b"),
+        "core, semantic and episodic memory; its weights are YuWangX/Memalpha-4B",
+        _MEM_ALPHA,
+        {"memory": "layered", "layer_rules": PUBLISHED_RULES, "retriever": "bm25", "top_k": 20},
         needs="writer",
         calls=1,
     ),
