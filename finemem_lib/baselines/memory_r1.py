@@ -1,16 +1,10 @@
-"""Memory-R1 and Memory-R2: parsers of their operations, and a rule-based manager.
+"""Memory-R1: parser of its operations ADD, UPDATE, DELETE and NOOP, and a rule-based manager.
 
-`MemoryR1Rules` chooses among ADD, UPDATE, DELETE and NOOP without a model and replaces an untrained
-manager of this kind.
-
-Differs from the papers: Memory-R1 (arXiv 2508.19828) trains manager and reader with PPO or GRPO on
+Differs from the paper: Memory-R1 (arXiv 2508.19828) trains manager and reader with PPO or GRPO on
 the outcome reward alone (here the reward scheme "Memory-R1"), and shows the manager only the items
-similar to each new fact; here the manager sees the whole memory. No weights of it are published.
-Memory-R2 (arXiv 2605.21768; weights `ahmedehabb/memory-r2-7b`, about 15 GB in 16 bits, trained on
-LoCoMo) first extracts facts with the same weights and then edits the memory; here the prompt
-contains the chunk instead of the facts. Neither the weights nor their output were available when
-this was written: read some completions before you report results. Mem-alpha has no parser here: its
-tools edit three stores, which a flat memory does not have.
+similar to each new fact; here the manager sees the whole memory. Its operations are mapped to those
+of this library: ADD to INSERT, NOOP and NONE to SKIP. `MemoryR1Rules` chooses among the four
+operations without a model and replaces an untrained manager of this kind.
 """
 
 from __future__ import annotations
@@ -44,9 +38,6 @@ EVENTS: dict[str, OperationKind] = {
 }
 """Operation of Memory-R1 -> operation of this library."""
 
-MEMORY_R2_EVENTS: dict[str, OperationKind] = {"INSERT": "INSERT", **EVENTS}
-"""Operation of Memory-R2 -> operation of this library."""
-
 MIN_SIMILARITY = 0.5
 """Smallest Jaccard index of words at which two sentences about one subject count as similar."""
 
@@ -69,29 +60,24 @@ def parse_memory_r1(reply: str) -> tuple[Operation | InvalidOperation, ...]:
     >>> [one.reason for one in parse_memory_r1('[{"event": "MERGE"}, {"event": "DELETE"}]')]
     ['unknown operation', 'id missing or not a string']
     """
-    return _operations(reply, EVENTS)
+    return read_events(reply, EVENTS)
 
 
-def parse_memory_r2(reply: str) -> tuple[Operation | InvalidOperation, ...]:
-    """Return the operations of a Memory-R2 reply, as `parse_memory_r1`.
+def read_events(
+    reply: str, kinds: Mapping[str, OperationKind]
+) -> tuple[Operation | InvalidOperation, ...]:
+    """Return the operations of a reply that lists them in JSON under other names.
+
+    The list stands alone or under "memory" or "operations". The key of the kind is "event",
+    "operation" or "op", that of the content "text" or "content", and that of the item id "id" or
+    "memory_id". An inserted content begins with its "speaker", if there is one.
 
     Args:
         reply: Reply of the manager, untrusted text.
+        kinds: Name of an operation in the reply, in upper case -> operation of this library.
 
-    >>> reply = '[{"operation": "UPDATE", "memory_id": 3, "content": "Mia sails"}]'
-    >>> [(one.kind, one.item_id, one.content) for one in parse_memory_r2(reply)]
-    [('UPDATE', '3', 'Mia sails')]
-    """
-    return _operations(reply, MEMORY_R2_EVENTS)
-
-
-def _operations(
-    reply: str, kinds: Mapping[str, OperationKind]
-) -> tuple[Operation | InvalidOperation, ...]:
-    """Return the operations of a reply that lists them in JSON.
-
-    The key of the kind is "event", "operation" or "op", that of the content "text" or "content",
-    and that of the item id "id" or "memory_id". The JSON may stand inside a code fence.
+    Returns:
+        One entry per event, in order; a malformed event is an `InvalidOperation` with its reason.
     """
     found = _OUTER.search(reply)
     if found is None:
@@ -102,7 +88,7 @@ def _operations(
     except ValueError:
         return (InvalidOperation(NOT_JSON, found[0][:RAW_LIMIT]),)
     if isinstance(events, Mapping):
-        events = events.get("memory", [events])
+        events = events.get("memory", events.get("operations", [events]))
     if not isinstance(events, list):
         return (InvalidOperation(NO_OPERATIONS, found[0][:RAW_LIMIT]),)
     return tuple(_operation(event, kinds) for event in events)
@@ -126,6 +112,9 @@ def _operation(event: Any, kinds: Mapping[str, OperationKind]) -> Operation | In
         not isinstance(item_id, (str, int)) or isinstance(item_id, bool)
     ):
         return InvalidOperation(BAD_ID, raw)
+    speaker = value("speaker")
+    if kind == "INSERT" and isinstance(speaker, str) and speaker.strip():
+        text = f"{speaker.strip()}: {text}"
     return Operation(
         kind,
         clean_text(str(text)) if kind in ("INSERT", "UPDATE") else None,
@@ -153,7 +142,7 @@ class MemoryR1Rules(ScriptedManager):
         for sentence in dict.fromkeys(chunk_units(observation.chunk)):
             if sentence in known:
                 continue
-            item_id = None if "\n" in sentence else _most_similar(sentence, items)
+            item_id = None if "\n" in sentence else _most_like(sentence, items)
             if item_id is None:
                 inserts.append(Operation("INSERT", sentence))
                 continue
@@ -166,7 +155,7 @@ class MemoryR1Rules(ScriptedManager):
         return edits + inserts
 
 
-def _most_similar(sentence: str, items: Mapping[str, str]) -> str | None:
+def _most_like(sentence: str, items: Mapping[str, str]) -> str | None:
     """Return the id of the most similar item with the same subject, `None` if none is similar."""
     said = words(sentence)
     best: tuple[float, str] | None = None

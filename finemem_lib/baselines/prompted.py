@@ -58,17 +58,27 @@ def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
     ]
 
 
-def shown_items(items: Sequence[MemoryItem]) -> tuple[str, int]:
-    """Return items as lines "#id content", oldest first, and the number of omitted items.
+def recent_items(items: Sequence[MemoryItem]) -> tuple[Sequence[MemoryItem], int]:
+    """Return the most recent items, up to `MAX_SHOWN_TOKENS`, and the number of omitted items.
 
     Args:
-        items: Items in order of creation; the most recent ones are shown, up to `MAX_SHOWN_TOKENS`.
+        items: Items in order of creation.
     """
     room, first = MAX_SHOWN_TOKENS, len(items)
     while first and (room := room - count_tokens(items[first - 1].content)) >= 0:
         first -= 1
-    lines = [f"#{item.item_id} {item.content}" for item in items[first:]]
-    return "\n".join(lines) or "(empty)", first
+    return items[first:], first
+
+
+def shown_items(items: Sequence[MemoryItem]) -> tuple[str, int]:
+    """Return the recent items as lines "#id content", oldest first, and how many are omitted.
+
+    Args:
+        items: Items in order of creation.
+    """
+    recent, omitted = recent_items(items)
+    lines = [f"#{item.item_id} {item.content}" for item in recent]
+    return "\n".join(lines) or "(empty)", omitted
 
 
 class PromptedManager:

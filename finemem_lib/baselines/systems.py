@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from finemem_lib.baselines.a_mem import AMemProxy
 from finemem_lib.baselines.long_context import WINDOW, Keep, LongContext
-from finemem_lib.baselines.memory_r1 import MemoryR1Rules, parse_memory_r1, parse_memory_r2
+from finemem_lib.baselines.memory_r1 import MemoryR1Rules
 from finemem_lib.baselines.mirix import MirixProxy
 from finemem_lib.baselines.o_mem import OMemProxy
-from finemem_lib.baselines.prompted import Parse, PromptedManager
+from finemem_lib.baselines.prompted import PromptedManager
+from finemem_lib.baselines.published_managers import published_manager
 from finemem_lib.baselines.text_memory import (
     MEM1,
     MEM_AGENT,
@@ -25,11 +26,11 @@ from finemem_lib.baselines.text_memory import (
     OverwrittenText,
     TextMemorySettings,
 )
+from finemem_lib.layers.memory import PUBLISHED_RULES
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.managers.scripted import InsertChunk
-from finemem_lib.operations import parse_operations
 from finemem_lib.readers.chat import Chat
 from finemem_lib.retrievers import encoder
 from finemem_lib.retrievers.named import WITH_ENCODER
@@ -104,16 +105,17 @@ def _raw_chunks(name: str) -> Make:
 
 
 def _prompted(
-    name: str,
-    prompt: str,
-    parse: Parse = parse_operations,
-    rules: Callable[[], MemoryManager] | None = None,
+    name: str, prompt: str | None = None, rules: Callable[[], MemoryManager] | None = None
 ) -> Make:
-    """Return the maker of a manager that prompts a model, or else (`rules`) follows rules."""
+    """Return the maker of a manager that prompts a model, or else (`rules`) follows rules.
+
+    Without a prompt it is the published manager of the name."""
 
     def make(chat: Chat | None, budget: int | None) -> MemoryManager:
         if chat is not None:
-            return PromptedManager(chat, name, prompt, parse)
+            if prompt is None:
+                return published_manager(name, chat)
+            return PromptedManager(chat, name, prompt)
         if rules is None:
             raise ValueError(_no_writer(name))
         return rules()
@@ -169,15 +171,23 @@ SYSTEMS: dict[str, System] = {
         calls=1,
     ),
     "memory-r1": System(
-        _prompted("memory-r1", "memory_r1", parse_memory_r1, MemoryR1Rules),
+        _prompted("memory-r1", rules=MemoryR1Rules),
         "ADD, UPDATE, DELETE or NOOP per fact, untrained",
         "arXiv 2508.19828",
         calls=1,
     ),
     "memory-r2": System(
-        _prompted("memory-r2", "memory_r2", parse_memory_r2),
+        _prompted("memory-r2"),
         "INSERT, UPDATE or DELETE per fact; its weights are ahmedehabb/memory-r2-7b",
         "arXiv 2605.21768",
+        needs="writer",
+        calls=2,
+    ),
+    "memalpha-4b": System(
+        _prompted("memalpha-4b"),
+        "core, semantic and episodic memory; its weights are YuWangX/Memalpha-4B",
+        _MEM_ALPHA,
+        {"memory": "layered", "layer_rules": PUBLISHED_RULES, "retriever": "bm25", "top_k": 20},
         needs="writer",
         calls=1,
     ),

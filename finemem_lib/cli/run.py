@@ -496,7 +496,8 @@ class RunExecution:
             print(f"report: {report}")
         copied = "" if missing is None else f" copied={'no' if missing else 'yes'}"
         seconds = f"{manifest.seconds:.0f}"
-        print(f"status={manifest.status} run={manifest.run_id} seconds={seconds}{copied}")
+        status = "failed" if missing and manifest.status == "ok" else manifest.status
+        print(f"status={status} run={manifest.run_id} seconds={seconds}{copied}")
 
     def _found(self, entry: NotebookEntry) -> list[str]:
         """Return the findings of a notebook, or its metrics if it has none."""

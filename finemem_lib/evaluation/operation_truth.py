@@ -47,7 +47,8 @@ def operation_truth(trajectory: Trajectory, instance: Instance) -> dict[str, int
     "stale" (outdated), "noise" (noise or inexact) or "live" record. A record is live while it holds
     the latest value of its slot, the current chunk included. SKIP counts the sentences of the chunk
     that no operation writes, whether or not a SKIP was emitted. "refused" is every other operation
-    that the memory did not apply, including unparsed ones.
+    that the memory did not apply, including unparsed ones, and every DELETE of nothing that it
+    accepts without effect (`LayerRules.unknown_delete`).
 
     Args:
         trajectory: one rollout of the stream.
@@ -130,7 +131,7 @@ class _Ledger:
         writes = operation.kind in ("INSERT", "UPDATE")
         if writes and content in self.contents.values():
             what = "duplicate"
-        elif not outcome.applied:
+        elif not outcome.applied or not (writes or outcome.item_id in self.contents):
             self.counts["refused"] += 1
             return None
         elif writes and content not in stated:

@@ -33,6 +33,10 @@ NUM_DRAWS = 20_000
 """Number of random sign combinations for more than `MAX_EXACT_INSTANCES` instances."""
 
 
+Key = tuple[str, str, str, str]
+"""Category, data source, instance id and question id."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairedTest:
     """Test of one method against a baseline.
@@ -64,10 +68,7 @@ class PairedTest:
 def paired_tests(
     methods: Mapping[str, Sequence[Trajectory]], baseline: str, seed: int = 0
 ) -> list[PairedTest]:
-    """Test every method against the baseline, by data source, by category and overall.
-
-    A row with the same questions as an earlier one is left out: that of a category with one data
-    source, and that of "all" with one category.
+    """Test every method against the baseline on the scores of its trajectories, see `score_tests`.
 
     Args:
         methods: Trajectories of every method by its name, played on the same instances.
@@ -77,13 +78,31 @@ def paired_tests(
     Raises:
         ValueError: the baseline is unknown, or a method shares no scored question with it.
     """
-    if baseline not in methods:
+    return score_tests({name: _scores(of) for name, of in methods.items()}, baseline, seed)
+
+
+def score_tests(
+    scores: Mapping[str, Mapping[Key, float]], baseline: str, seed: int = 0
+) -> list[PairedTest]:
+    """Test every method against the baseline, by data source, by category and overall.
+
+    A row with the same questions as an earlier one is left out: that of a category with one data
+    source, and that of "all" with one category.
+
+    Args:
+        scores: Scores of the questions of every method by its name.
+        baseline: Name of the method with which the others are compared.
+        seed: Seed of the random signs.
+
+    Raises:
+        ValueError: the baseline is unknown, or a method shares no scored question with it.
+    """
+    if baseline not in scores:
         raise ValueError(
-            f"baseline {baseline!r} is not among the methods, expected one of {', '.join(methods)}"
+            f"baseline {baseline!r} is not among the methods, expected one of {', '.join(scores)}"
         )
-    scores = {name: _scores(played) for name, played in methods.items()}
     rows: list[PairedTest] = []
-    for method in methods:
+    for method in scores:
         if method == baseline:
             continue
         shared = scores[method].keys() & scores[baseline].keys()
@@ -92,13 +111,13 @@ def paired_tests(
                 f"{method} and {baseline} share no scored question, expected methods that played "
                 "the same instances; play both on the same data"
             )
-        parts: defaultdict[tuple[str, str], dict[_Key, float]] = defaultdict(dict)
+        parts: defaultdict[tuple[str, str], dict[Key, float]] = defaultdict(dict)
         for key in sorted(shared):
             difference = scores[method][key] - scores[baseline][key]
             category, source, *_ = key
             for part in ((category, source), (category, ALL), (ALL, ALL)):
                 parts[part][key] = difference
-        seen: set[frozenset[_Key]] = set()
+        seen: set[frozenset[Key]] = set()
         for (category, source), differences in sorted(parts.items(), key=_order):
             if (keys := frozenset(differences)) not in seen:
                 seen.add(keys)
@@ -107,13 +126,9 @@ def paired_tests(
     return [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
 
 
-_Key = tuple[str, str, str, str]
-"""Category, data source, instance id and question id."""
-
-
-def _scores(trajectories: Sequence[Trajectory]) -> dict[_Key, float]:
+def _scores(trajectories: Sequence[Trajectory]) -> dict[Key, float]:
     """Return the score of every question, averaged over rollouts, without unscored questions."""
-    found: defaultdict[_Key, list[float]] = defaultdict(list)
+    found: defaultdict[Key, list[float]] = defaultdict(list)
     for one in trajectories:
         for answered in one.questions:
             if answered.score is not None:
@@ -137,7 +152,7 @@ def _test(
     baseline: str,
     category: str,
     source: str,
-    differences: Mapping[_Key, float],
+    differences: Mapping[Key, float],
     seed: int,
 ) -> PairedTest:
     sums: defaultdict[tuple[str, str, str], float] = defaultdict(float)

@@ -235,6 +235,33 @@ def revision_measures(result: CellResult) -> dict[str, list[float]]:
     }
 
 
+def length_measure(chunks: int) -> str:
+    """Return the name of the sampled accuracy on streams of a length, see `length_measures`.
+
+    Args:
+        chunks: Length of the streams in chunks.
+    """
+    return f"accuracy on {chunks} chunks"
+
+
+def length_measures(result: CellResult) -> dict[str, list[float]]:
+    """Return the sampled accuracy by the length of the test streams, one value per stream.
+
+    The names do not depend on the length of the training streams, so managers trained on streams
+    of different lengths can be compared on the same test streams.
+
+    Args:
+        result: A tested cell.
+    """
+    return _with_nan(
+        {
+            length_measure(test.chunks): test.columns["accuracy"]
+            for name, test in result.tests.items()
+            if name.partition(" T=")[0] == "sampled" and not name.endswith("reader")
+        }
+    )
+
+
 def stream_rows(results: Iterable[CellResult]) -> list[dict[str, str | int | float | None]]:
     """Return one row per held-out stream of every test of every cell.
 

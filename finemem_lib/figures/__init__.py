@@ -28,6 +28,7 @@ from finemem_lib.figures.evidence import (
 )
 from finemem_lib.figures.evidence_flow import evidence_sankey
 from finemem_lib.figures.experiments import (
+    accuracy_by_test_length,
     dose_response,
     edit_bars,
     learning_curves,
@@ -81,6 +82,7 @@ __all__ = [
     "RolloutGroup",
     "Term",
     "accuracy_by_revisions",
+    "accuracy_by_test_length",
     "advantage_dumbbell",
     "advantage_heatmap",
     "agreement_by_step",

@@ -12,6 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from finemem_lib.evaluation.intervals import interval_text
+from finemem_lib.experiments.arena import Arena
 from finemem_lib.experiments.cells import Cell, CellResult
 from finemem_lib.experiments.tables import (
     PRIMARY,
@@ -20,6 +22,7 @@ from finemem_lib.experiments.tables import (
     excludes_zero,
     format_difference,
     format_interval,
+    length_measure,
     regimes_and_variants,
 )
 from finemem_lib.figures import style
@@ -309,6 +312,71 @@ def _curve_of(
         showlegend=not panel,
         line_color=style.series_color(line),
         marker=style.series_marker(line, 7),
+    )
+
+
+def accuracy_by_test_length(of: Arena, lengths: Sequence[int]) -> go.Figure:
+    """Show accuracy against the length of the test streams, a panel per regime, a line per variant.
+
+    Args:
+        of: an arena over the measures of `tables.length_measures`.
+        lengths: lengths of the test streams, in chunks.
+    """
+    table = {(one.regime, one.variant, one.measure): one for one in of.standings}
+    title = "Accuracy by length of the test stream"
+    if not table:
+        return style.no_rows(title, "Line plots of accuracy over the length of the test stream.")
+    regimes, variants = (
+        [name for name in planned if any(name in place for place in table)]
+        for planned in (of.design.regimes, of.design.variants)
+    )
+    fig = style.side_by_side(regimes)
+    for (panel, regime), (line, variant) in itertools.product(
+        enumerate(regimes), enumerate(variants)
+    ):
+        points = [
+            (chunks, table[place])
+            for chunks in lengths
+            if (place := (regime, variant, length_measure(chunks))) in table
+        ]
+        fig.add_scatter(
+            x=[chunks for chunks, _ in points],
+            y=style.numbers(one.value for _, one in points),
+            error_y=style.interval([one for _, one in points]),
+            mode="lines+markers",
+            name=label(variant, 30),
+            legendgroup=str(line),
+            meta={"panel": label(regime)},
+            showlegend=not panel,
+            **style.series_style(line, 8),
+            customdata=[
+                f"{label(regime)}, {label(variant)}<br>{chunks} chunks, "
+                f"{len(one.seeds)} seeds: {interval_text(one.value, one.low, one.high, '.2f')}"
+                for chunks, one in points
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+            row=1,
+            col=panel + 1,
+        )
+    fig.update_xaxes(type="log", tickvals=list(lengths))
+    fig.update_yaxes(range=[-0.04, 1.08])
+    fig.update_yaxes(title_text="accuracy", col=1)
+    fig.update_annotations(font={"size": 13})
+    style.name_panels(fig, "length of the test stream (chunks)")
+    longest = [one for one in table.values() if one.measure == length_measure(max(lengths))]
+    best = max(longest, key=lambda one: one.value, default=None)
+    return style.finish(
+        fig,
+        title,
+        f"On {max(lengths)} chunks {style.one_line(best.regime, 30)}, "
+        f"{style.one_line(best.variant, 20)}, answers most: {best.value:.2f}. Bars are 95 % "
+        "intervals over seeds and streams."
+        if best
+        else f"Nothing was tested on {max(lengths)} chunks.",
+        f"Line plots of accuracy over {len(lengths)} lengths of the test stream, one panel for "
+        f"each of {len(regimes)} regimes and one line for each of {len(variants)} variants.",
+        430,
+        margin={"t": style.PANELS_TOP, "b": 112},
     )
 
 

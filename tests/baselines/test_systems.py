@@ -8,19 +8,29 @@ import re
 import pytest
 
 from finemem_lib.baselines.long_context import LongContext
-from finemem_lib.baselines.memory_r1 import MemoryR1Rules, parse_memory_r1, parse_memory_r2
+from finemem_lib.baselines.memory_r1 import MemoryR1Rules, parse_memory_r1
 from finemem_lib.baselines.mirix import STORES, store_of
 from finemem_lib.baselines.o_mem import QUEUE_SIZE, head_of
+from finemem_lib.baselines.published_managers import (
+    PUBLISHED,
+    parse_memalpha,
+    parse_memory_r2,
+    published_manager,
+)
 from finemem_lib.baselines.systems import SYSTEMS, check_systems, make_system
 from finemem_lib.baselines.text_memory import MEM1, MEM_AGENT, OverwrittenText, select_sentences
+from finemem_lib.cli.profiles import load_profile
 from finemem_lib.data.planted import StreamSettings, planted_instances
+from finemem_lib.evaluation.answers import writer_calls
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.readers.roles import make_chat
 from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, InvalidOperation, Operation, Trajectory
+from finemem_lib.util.yaml_files import read_yaml
 from tests.helpers.chat_models import local, save_tiny_model
 from tests.helpers.encoders import count_letters, fake_encoder
+from tests.helpers.paths import ROOT
 from tests.helpers.writers import ScriptedChat
 
 STREAMS = planted_instances("held-out", 2, seed=0)
@@ -316,7 +326,7 @@ def test_a_trained_manager_takes_the_settings_of_the_run():
     assert player.name == "trained"
 
 
-def test_memory_r2_reads_the_operations_of_its_format_and_plays_by_a_writer():
+def test_memory_r2_reads_the_operations_of_its_format():
     reply = (
         '```json\n[{"operation": "insert", "content": "Mia sails"},'
         ' {"op": "UPDATE", "memory_id": "#1", "text": "Mia sings"},'
@@ -328,17 +338,100 @@ def test_memory_r2_reads_the_operations_of_its_format_and_plays_by_a_writer():
         "id missing or not a string",
         "unknown operation",
     ]
-    player = make_system("memory-r2", chat=ScriptedChat(lambda said: reply))
+    assert parse_memory_r2('{"operations": []}') == ()
+    with pytest.raises(ValueError, match="expected one of memalpha-4b, memory-r2"):
+        published_manager("memory-r3", ScriptedChat(lambda said: reply))
+
+
+FACTS = '{"facts": [{"speaker": "Mia", "dia_id": "D1:2", "fact": "Sails"}]}'
+
+
+def r2(said: str) -> str:
+    """Reply as Memory-R2's published prompts ask for: facts, then operations on them."""
+    if not said.startswith("New retrieved facts"):
+        return FACTS
+    assert FACTS in said
+    if '"memory_id"' not in said:
+        return (
+            '{"operations": [{"operation": "INSERT", "speaker": "Mia", "content": "Sails",'
+            ' "dia_id": "D1:2"}]}'
+        )
+    assert '"speaker": "Mia"' in said and '"content": "Sails"' in said
+    return '{"operations": [{"operation": "UPDATE", "memory_id": "1", "content": "Sails to Rome"}]}'
+
+
+def test_memory_r2_lists_facts_first_and_an_update_keeps_the_speaker():
+    chat = ScriptedChat(r2)
+    player = make_system("memory-r2", chat=chat)
     [[one]] = play(
         [instance_of("one", "two")], player.manager, player.settings, reader_for(STREAMS), 0
     )
-    assert contents(one) == ["Mia sings", "Mia sails"]
+    assert contents(one) == ["Mia: Sails to Rome"]
+    assert len(chat.seen) == 4 and writer_calls(one) == 4
 
 
-def test_a_random_model_of_the_library_plays_a_published_manager(tiny_model):
+# Written by hand in the form of a public run log of Memalpha-4B: after the arguments of a call the
+# model may go on with fields that belong to no tool, and a text with a quotation mark breaks JSON.
+MEMALPHA = """✿FUNCTION✿: memory_update
+✿ARGS✿: {"memory_type": "core_memory", "new_content": "The user talks about work."}
+✿FUNCTION✿: new_memory_insert
+✿ARGS✿: {"memory_type": "episodic_memory", "content": "At 2023-05-08, Ana said 'hi'"}, "place": "x"}
+✿FUNCTION✿: new_memory_insert
+✿ARGS✿: {"memory_type": "semantic_memory", "content": "Ana "sails"."}
+✿FUNCTION✿: memory_delete
+✿ARGS✿: {"memory_type": "semantic_memory", "memory_id": "9f3a"}
+✿FUNCTION✿: search_memory
+✿ARGS✿: {"memory_type": "semantic_memory", "query": "Ana"}
+✿RESULT✿: ok
+✿FUNCTION✿: new_memory_insert
+✿ARGS✿: {"memory_type": "semantic_memory", "content": "after the result"}"""
+
+
+def test_memalpha_reads_calls_in_the_text_format_of_its_agent():
+    assert [getattr(one, "reason", one) for one in parse_memalpha(MEMALPHA)] == [
+        Operation("UPDATE", "The user talks about work.", store="core"),
+        Operation("INSERT", "At 2023-05-08, Ana said 'hi'", store="episodic"),
+        "not a JSON object",
+        Operation("DELETE", None, "9f3a", "semantic"),
+        "unknown operation",
+    ]
+    assert parse_memalpha("") == () and parse_memalpha("[]") == ()
+    assert parse_memalpha("✿FUNCTION✿: memory_update")[0].reason == "not a JSON object"
+    deep = "✿FUNCTION✿: memory_update\n✿ARGS✿: " + '{"a":' * 100_000
+    assert parse_memalpha(deep)[0].reason == "not a JSON object"
+
+
+def test_memalpha_plays_three_stores_by_the_published_rules():
+    chat = ScriptedChat(lambda said: MEMALPHA)
+    player = make_system("memalpha-4b", chat=chat)
+    assert (player.settings.memory, player.settings.top_k) == ("layered", 20)
+    [[one]] = play(
+        [instance_of("one", "two")], player.manager, player.settings, reader_for(STREAMS), 0
+    )
+    assert contents(one) == ["The user talks about work.", "At 2023-05-08, Ana said 'hi'"]
+    said = [[outcome.applied for outcome in step.outcomes] for step in one.steps]
+    assert said[0] == [True, True, False, True, False], "a DELETE of nothing succeeds, as published"
+    assert "The user talks about work." in chat.seen[1] and "1 most recent of 1" in chat.seen[1]
+
+
+def test_memalpha_is_shown_the_most_recent_items_of_each_store():
+    insert = '✿FUNCTION✿: new_memory_insert\n✿ARGS✿: {"memory_type": "semantic_memory",'
+    chat = ScriptedChat(lambda said: f'{insert} "content": "fact {len(chat.seen)}"}}')
+    player = make_system("memalpha-4b", chat=chat)
+    play([instance_of(*"abcdefg")], player.manager, player.settings, reader_for(STREAMS), 0)
+    shown = chat.seen[-1]
+    assert "fact 1" not in shown and "fact 2" in shown and "fact 6" in shown
+    assert "the 5 most recent of 6 items" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("memalpha-4b", "qwen3"), ("memory-r2", "qwen2"), ("memory-r1", "qwen3")]
+)
+def test_a_random_model_of_the_architecture_plays_a_published_manager(name, family, tmp_path):
     """The loading and the path of a model in this process; what it writes is noise."""
-    chat = make_chat(local(tiny_model))
-    player = make_system("memory-r2", chat=chat)
+    save_tiny_model(tmp_path, family)
+    chat = make_chat(local(str(tmp_path)))
+    player = make_system(name, chat=chat)
     [[one]] = play(
         [instance_of("Mia sails.")], player.manager, player.settings, reader_for(STREAMS), 0
     )
@@ -346,8 +439,15 @@ def test_a_random_model_of_the_library_plays_a_published_manager(tiny_model):
     assert not any(outcome.applied for outcome in one.steps[0].outcomes)
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny_model(folder)
-    return str(folder)
+@pytest.mark.parametrize(
+    ("name", "profile"), [("memalpha-4b", "memalpha-4b"), ("memory-r2", "memory-r2-7b")]
+)
+def test_a_profile_of_published_weights_says_what_it_downloads(name, profile):
+    published = PUBLISHED[name]
+    assert published.model in SYSTEMS[name].label
+    loaded = load_profile(ROOT / "notebooks/profiles", profile)
+    assert f"{published.model}" in loaded.description
+    assert published.download in loaded.description
+    assert name in loaded.notebook_parameters["06"]["systems"]
+    roles = read_yaml(ROOT / loaded.parameters["models"])
+    assert roles["writer"]["model"] == published.model and "reader" not in roles

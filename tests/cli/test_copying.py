@@ -103,16 +103,17 @@ def test_what_does_not_arrive_is_named_and_leaves_the_copy_without_manifest(
     assert "s3://results/done/manifest.json" in bucket
 
 
-@pytest.mark.parametrize(("broken", "code", "copied"), [(None, 0, "yes"), ("report", 1, "no")])
-def test_a_run_is_copied_when_it_has_ended(
-    tmp_path, runs_dir, bucket, capsys, broken, code, copied
-):
+@pytest.mark.parametrize(
+    ("broken", "code", "said"),
+    [(None, 0, ("ok", "yes")), ("report", 1, ("failed", "no"))],
+)
+def test_a_run_is_copied_when_it_has_ended(tmp_path, runs_dir, bucket, capsys, broken, code, said):
     bucket.broken = broken
     notebooks = make_notebooks(tmp_path / "notebooks", {FIRST: PASS_ON[FIRST]})
     words = ["run", "--notebooks-dir", str(notebooks), "--run-id", "r", "--copy-to", "s3://results"]
     assert main(words, lambda *_: Outcome("ok")) == code
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(rf"status=ok run=r seconds=\d+ copied={copied}", last)
+    assert re.fullmatch(rf"status={said[0]} run=r seconds=\d+ copied={said[1]}", last)
     kept = json.loads((runs_dir / "r" / "manifest.json").read_text())
     assert (kept["status"], kept["exit_code"]) == ("ok", 0), "the run itself is whole"
     assert ("s3://results/r/manifest.json" in bucket) == (code == 0)

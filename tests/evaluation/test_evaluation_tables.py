@@ -22,6 +22,7 @@ from finemem_lib.evaluation.tables import (
     summary,
     to_frame,
 )
+from finemem_lib.layers.memory import PUBLISHED_RULES
 from finemem_lib.managers.model import make_manager
 from finemem_lib.managers.rollout import RolloutSettings, play
 from finemem_lib.readers.extractive import reader_for
@@ -442,6 +443,18 @@ def test_scripted_managers_are_counted_as_what_they_are(
         carried = ("INSERT fact", "INSERT duplicate", "UPDATE right", "UPDATE duplicate")
         assert not any(counts[name] for name in never)
         assert sum(counts[name] for name in carried) >= facts
+
+
+def test_a_delete_of_nothing_that_is_accepted_is_counted_as_refused() -> None:
+    instance = stream_of(([told("Mia", "Rome")], []), ([told("Ben", "Oslo")], []))
+    counts = truth_of(
+        instance,
+        (WRITE("Mia lives in Rome"),),
+        (DROP("9"), DROP("s1"), WRITE("Ben lives in Oslo")),
+        memory="layered",
+        layer_rules=PUBLISHED_RULES,
+    )
+    assert counts == {"INSERT fact": 2, "DELETE live": 1, "refused": 1}
 
 
 def test_truth_is_refused_where_it_is_not_known() -> None:

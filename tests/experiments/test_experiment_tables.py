@@ -11,7 +11,7 @@ import pytest
 from finemem_lib.evaluation.tables import BootstrapSettings
 from finemem_lib.experiments import tables as experiment_tables
 from finemem_lib.experiments.arena import arena
-from finemem_lib.experiments.cells import run_cell
+from finemem_lib.experiments.cells import HeldOut, run_cell
 from finemem_lib.experiments.tables import (
     ACCURACIES,
     CHANGED_UPDATED,
@@ -19,6 +19,8 @@ from finemem_lib.experiments.tables import (
     diagnostic_measures,
     excludes_zero,
     findings,
+    length_measure,
+    length_measures,
     revision_measures,
     stream_rows,
     table,
@@ -138,6 +140,26 @@ def test_managers_by_planted_truth_revise_as_they_say(manager, updated, deleted)
     assert np.mean(measured[STALE_DELETED]) == deleted
 
 
+def test_lengths_have_the_same_names_whatever_a_manager_was_trained_on():
+    short, long = (
+        run_cell(
+            cell(
+                checkpoint="facts-only",
+                updates=0,
+                held_out=2,
+                test_streams=2,
+                num_chunks=chunks,
+                test_chunks=(3, 5),
+                top_k=7,
+            )
+        )
+        for chunks in (3, 5)
+    )
+    measured = length_measures(short)
+    assert set(measured) == {length_measure(3), length_measure(5)}
+    assert measured == length_measures(long), "equal streams, whichever length comes first"
+
+
 def test_operations_that_were_not_judged_have_no_revisions():
     unjudged = result(cell())
     del unjudged.tests["sampled"].columns["UPDATE right"]
@@ -251,6 +273,17 @@ def arena_of(results):
     return arena(priced, design, BootstrapSettings(num_resamples=200))
 
 
+def lengths_of(results):
+    """The arena of the results, with a test on longer streams, in accuracy by length."""
+    longer = {
+        "sampled T=24": HeldOut(chunks=24, temperature=1.0, columns={"accuracy": [0.25, 0.125]})
+    }
+    tested = [one.model_copy(update={"tests": one.tests | longer}) for one in results]
+    design = arena_of(results).design
+    named = design.model_copy(update={"primary": [length_measure(6), length_measure(24)]})
+    return arena(tested, named, BootstrapSettings(num_resamples=200), length_measures)
+
+
 def figures(results) -> dict[str, go.Figure]:
     rows = table(results, results[0].cell.variant)
     of = arena_of(results)
@@ -265,6 +298,7 @@ def figures(results) -> dict[str, go.Figure]:
         ),
         "curves": experiment_figures.learning_curves(results),
         "edits": experiment_figures.edit_bars(results),
+        "lengths": experiment_figures.accuracy_by_test_length(lengths_of(results), (6, 24)),
         "doses": experiment_figures.dose_response(
             rows, results, {f"{results[0].cell.variant}, wrong": ("wrong_questions", {})}
         ),

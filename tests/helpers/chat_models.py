@@ -48,11 +48,14 @@ def talks(number):
     return [[{"role": "user", "content": f"question {n} {'and ' * n}"}] for n in range(number)]
 
 
-def save_tiny_model(folder):
-    """Save a Qwen3 of two layers with random weights, and a byte tokenizer that chats like it."""
+def save_tiny_model(folder, family="qwen3"):
+    """Save a model of two layers with random weights, and a byte tokenizer that chats like Qwen3.
+
+    Its architecture is that of the family "qwen3", or "qwen2" (which Qwen2.5 has, too).
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -69,20 +72,22 @@ def save_tiny_model(folder):
     )
     # Random weights repeat one token; a wide start gives texts that differ between prompts.
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
+    heads = {"head_dim": 8} if family == "qwen3" else {}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            family,
             vocab_size=len(vocabulary),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=8,
             initializer_range=0.5,
             max_position_embeddings=8192,
             eos_token_id=2,
             pad_token_id=0,
             bos_token_id=None,
+            **heads,
         )
     )
     # A reply that does not end is no answer: every third token ends one.

@@ -36,6 +36,17 @@ def test_what_the_rows_hold_is_found(tmp_path):
     assert "below: gamma 0 (" in answer
 
 
+def test_what_longer_streams_cost_is_found(tmp_path):
+    design = load_design(ROOT / "notebooks/designs/training_length.yaml")
+    write_rows(question_results(design, {"T=24": 0.3}), tmp_path / "training_length.jsonl", {})
+    metrics, text = page(tmp_path)
+    assert metrics["rows"] == len(design.cells)
+    [answer] = {
+        line for line in text.splitlines() if line.startswith("accuracy on 240 chunks, to T=6")
+    }
+    assert "above: T=24 (" in answer and "not decided: T=12 (" in answer
+
+
 def test_without_rows_it_says_so(tmp_path):
     metrics, text = page(tmp_path)
     assert metrics["rows"] == 0 and metrics["items_shown"] == 3
