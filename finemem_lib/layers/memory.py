@@ -90,6 +90,10 @@ class LayerRules:
                 raise ValueError(f"layer rules: {name} is {value!r}, expected one of {expected}")
 
 
+PUBLISHED_RULES = LayerRules(core_delete="clear", unknown_delete="succeed")
+"""The rules of Mem-alpha's published code."""
+
+
 class LayeredMemory(FlatMemory):
     """Memory with a core paragraph, semantic items and episodic items.
 

@@ -277,13 +277,7 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
                     tally["right_record"].append(_is_right(operation, one))
                 if operation.item_id == one.retracted:
                     tally["deleted"].append(operation.kind == "DELETE")
-        before = {item.item_id: item.content for item in one.observation.items}
-        after = {item.item_id: item.content for item in memory.items}
-        tally["outdated"] += [
-            after.get(record) == before[record]
-            for record in meant
-            if one.revised.get(record, TAKEN_BACK) in {*stored, TAKEN_BACK}
-        ]
+        tally["outdated"] += _outdated(one, stored, memory)
         quotable = manager.builder.render(one.observation).quotable
         tally["kept"] += [sentence in stored for sentence in quotable]
     return {
@@ -297,12 +291,21 @@ def _is_right(edit: Operation, shown: Demonstration) -> bool:
     """Return whether an UPDATE or DELETE is of a record that the text revises or retracts.
 
     An UPDATE must write the sentence that does so."""
-    if edit.item_id == shown.retracted:
-        return edit.content is None or edit.content.startswith(TAKEN_BACK)
-    return edit.item_id in shown.revised and edit.content in (
-        None,
-        shown.revised[edit.item_id],
-    )
+    record, content = edit.item_id, edit.content
+    if record == shown.retracted:
+        return content is None or content.startswith(TAKEN_BACK)
+    return record in shown.revised and content in (None, shown.revised[record])
+
+
+def _outdated(shown: Demonstration, stored: set[str], memory: FlatMemory) -> list[bool]:
+    """Return whether they stayed as they were, of the retracted records and those with a stored
+    revision."""
+    after = {item.item_id: item.content for item in memory.items}
+    return [
+        after.get(item.item_id) == item.content
+        for item in shown.observation.items
+        if item.item_id == shown.retracted or shown.revised.get(item.item_id) in stored
+    ]
 
 
 CARD = """---
