@@ -24,6 +24,7 @@ from finemem_lib.evaluation.real_systems import (
     system_rows,
 )
 from finemem_lib.evaluation.rows import write_rows
+from finemem_lib.figures import stages_by_method
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 
@@ -119,6 +120,12 @@ def test_frames_show_methods_best_first_and_signs_of_layers():
     assert list(signs.index) == [("layered-notes", "short"), ("layered-notes", "dated")]
     assert signs.loc[("layered-notes", "short"), "empty core"] == "4 of 4", "nothing to sum up"
     assert signs.loc[("layered-notes", "dated"), "empty core"] != "4 of 4"
+
+
+def test_without_rows_tables_are_empty_and_the_figure_has_no_bars():
+    assert accuracy_frame([]).empty and accuracy_frame([], by_file=True).empty
+    assert signs_frame([]).empty and stage_rows([]) == []
+    assert not any(trace.x for trace in stages_by_method([]).data)
 
 
 def test_parts_without_the_baseline_are_refused():
