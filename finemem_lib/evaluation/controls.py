@@ -29,6 +29,7 @@ from finemem_lib.trajectory import Instance, Operation, Trajectory
 NO_MEMORY = "control: no memory"
 QUESTION = "control: question"
 SHUFFLED = "control: shuffled memory"
+CONTROLS = (NO_MEMORY, QUESTION, SHUFFLED)
 
 
 class KeepNothing(ScriptedManager):

@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from finemem_lib.evaluation import rows
 from finemem_lib.evaluation.comparison import budget_name
 from finemem_lib.evaluation.controls import CONTROLS
 from finemem_lib.evaluation.failure_stages import STAGES, Stage, StageCount, failure_stages
 from finemem_lib.evaluation.intervals import clustered_mean, interval_text
 from finemem_lib.evaluation.layers import failure_signs
 from finemem_lib.evaluation.paired_tests import Key, PairedTest, score_tests
+from finemem_lib.evaluation.rows import MeasuredRow
 from finemem_lib.evaluation.tables import ALL, CATEGORIES
 from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Trajectory
@@ -80,7 +79,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class SystemRow:
+class SystemRow(MeasuredRow):
     """One method on one file, on all files of a category, or on all files.
 
     Attributes:
@@ -102,6 +101,8 @@ class SystemRow:
         p: Two-sided p-value of the paired test, `least_p` the smallest that is possible, and
             `p_holm` the p-value corrected over all rows of the budget.
     """
+
+    made_by: ClassVar[str] = "python benchmarks/real_systems.py DATA --output FILE.jsonl"
 
     method: str
     budget: int | None

@@ -16,14 +16,15 @@ from finemem_lib.evaluation.controls import NO_MEMORY, play_controls
 from finemem_lib.evaluation.intervals import holm
 from finemem_lib.evaluation.real_systems import (
     BASELINE,
+    SystemRow,
     accuracy_frame,
     part_of,
-    read_rows,
     signs_frame,
     stage_rows,
     system_rows,
 )
-from finemem_lib.evaluation.rows import write_rows
+from finemem_lib.evaluation.rows import read_rows, write_rows
+from finemem_lib.figures import stages_by_method
 from finemem_lib.managers.rollout import RolloutSettings
 from finemem_lib.readers.extractive import reader_for
 
@@ -99,7 +100,7 @@ def test_a_budget_bounds_every_memory():
 
 def test_rows_survive_the_file_and_hold_no_text(tmp_path):
     write_rows(table(), path := tmp_path / "rows.jsonl")
-    read = read_rows(path)
+    read = read_rows(path, SystemRow)
     assert [row.name for row in read] == [row.name for row in table()]
     assert read[0].stages == table()[0].stages
     text = path.read_text() + json.dumps([dataclasses.asdict(part) for part in parts()])
@@ -119,6 +120,12 @@ def test_frames_show_methods_best_first_and_signs_of_layers():
     assert list(signs.index) == [("layered-notes", "short"), ("layered-notes", "dated")]
     assert signs.loc[("layered-notes", "short"), "empty core"] == "4 of 4", "nothing to sum up"
     assert signs.loc[("layered-notes", "dated"), "empty core"] != "4 of 4"
+
+
+def test_without_rows_tables_are_empty_and_the_figure_has_no_bars():
+    assert accuracy_frame([]).empty and accuracy_frame([], by_file=True).empty
+    assert signs_frame([]).empty and stage_rows([]) == []
+    assert not any(trace.x for trace in stages_by_method([]).data)
 
 
 def test_parts_without_the_baseline_are_refused():
