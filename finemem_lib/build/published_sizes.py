@@ -44,7 +44,11 @@ def published_sizes() -> Mapping[str, Mapping[str, Sizes]]:
 
 
 def sizes(instances: Sequence[Instance]) -> dict[str, Sizes]:
-    """Return the sizes of `instances` by data source, in order of occurrence."""
+    """Return the sizes by data source, in order of occurrence.
+
+    Args:
+        instances: Any instances.
+    """
     groups: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         groups[instance.data_source].append(instance)
@@ -63,7 +67,11 @@ def sizes(instances: Sequence[Instance]) -> dict[str, Sizes]:
 
 
 def size_table(instances: Sequence[Instance]) -> list[dict[str, Any]]:
-    """Return one record per data source of `instances`, followed by its published sizes."""
+    """Return one record per data source, followed by its published sizes.
+
+    Args:
+        instances: Any instances.
+    """
     return [
         {
             "data source": source,

@@ -182,7 +182,11 @@ def _operations(instances: Sequence[Instance], trajectories: Sequence[Trajectory
 
 
 def revisions_frame(rows: Iterable[RevisionRow]) -> pd.DataFrame:
-    """Return the `rows` of single facts as a table: a column per number of revisions."""
+    """Return a table of single facts: a row per method, a column per number of revisions.
+
+    Args:
+        rows: Rows of any kind; those of other kinds are left out.
+    """
     import pandas as pd
 
     lines: dict[str, dict[str, str]] = {}

@@ -581,6 +581,7 @@ def _train(cell: Cell, instances: Sequence[Instance], agent: MemoisedAgent) -> T
         seed=cell.seed,
         keep_updates=range(1, cell.updates + 1),
         threads=1,
+        processes=1,  # cells run side by side
         **more,
         **config,
     )

@@ -79,10 +79,7 @@ def sample_completions(
             if pad_token_id not in end_token_ids:
                 logits[:, pad_token_id] = -torch.inf
             logprobs = logits.log_softmax(dim=-1)
-            if temperature > 0:
-                ids = drawn(logprobs.exp(), draw)
-            else:
-                ids = logprobs.argmax(dim=-1, keepdim=True)
+            ids = _next_tokens(logprobs, temperature, draw)
             columns.append((rows[~ended], ids[~ended, 0], logprobs.gather(1, ids)[~ended, 0]))
             ended = ended | torch.isin(ids[:, 0], ends)
             live = len(ended) - int(ended.sum())
@@ -119,6 +116,13 @@ def drawn(probabilities: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     uniform = torch.rand(probabilities.shape, generator=draw, dtype=torch.float64)
     exponential = uniform.neg_().log1p_().neg_().to(probabilities.dtype)
     return (probabilities / exponential).argmax(dim=-1, keepdim=True)
+
+
+def _next_tokens(logprobs: torch.Tensor, temperature: float, draw: torch.Generator) -> torch.Tensor:
+    """Return the index of one token per row, shape (rows, 1): drawn, or at 0 the likeliest."""
+    if temperature > 0:
+        return drawn(logprobs.exp(), draw)
+    return logprobs.argmax(dim=-1, keepdim=True)
 
 
 def sample_constrained(
@@ -162,10 +166,7 @@ def sample_constrained(
         while going := [place for place, row in enumerate(rows) if written[row].allowed]:
             allowed = [written[rows[place]].allowed for place in going]
             ids, every = allowed_logprobs(found[going], allowed, temperature or 1.0)
-            if temperature > 0:
-                chosen = torch.multinomial(every.exp(), 1, generator=draw)
-            else:
-                chosen = every.argmax(dim=-1, keepdim=True)
+            chosen = _next_tokens(every, temperature, draw)
             sampled = (values.gather(1, chosen)[:, 0].tolist() for values in (ids, every))
             read: list[list[int]] = [[] for _ in rows]
             for place, token, value in zip(going, *sampled, strict=True):

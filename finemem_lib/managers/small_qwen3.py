@@ -276,6 +276,8 @@ class FewOperationsDecoder:
         self.bias = torch.zeros(rows, 1, 1, self.read + most)
         self.bias[:, 0, 0, : self.read].masked_fill_(~self.mask, -torch.inf)
         shape = (2, rows, self.math.keys, self.read + most, self.math.size)
+        cos, sin = self.math.rotation(torch.arange(self.read + most)[None])
+        self.cos, self.sin = cos[0], sin[0]  # by position
         self.kept = [torch.empty(shape) for _ in self.math.layers]
         for one in self.kept:
             one[:, :, :, : self.read] = 0  # padding must be finite
@@ -317,7 +319,7 @@ class FewOperationsDecoder:
     ) -> torch.Tensor:
         """Read tokens of some rows into positions `start` to `end`; return the last logits."""
         math = self.math
-        hidden, rotation = math.embedded(ids), math.rotation(positions)
+        hidden, rotation = math.embedded(ids), (self.cos[positions], self.sin[positions])
         for layer, kept in zip(math.layers, self.kept, strict=True):
             queries, keys, values = math.heads(math.normalised(hidden, layer), layer, rotation)
             kept[0, rows, :, start:end], kept[1, rows, :, start:end] = keys, values

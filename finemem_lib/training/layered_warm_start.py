@@ -9,35 +9,27 @@ of each new item drawn at random. What belongs in which store is left to GRPO.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
-import json
 import random
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib.data.planted import NAMES
 from finemem_lib.managers import tiny
 from finemem_lib.managers.model import load_manager
 from finemem_lib.seeds import generator
 from finemem_lib.training.warm_start import (
     BATCH,
-    COUNTED,
-    ID_WEIGHT,
-    MEASURED,
     demonstration,
     embed_unseen_names,
-    evaluate,
+    fit,
+    make_or_measure,
+    measure,
+    parser_of,
+    table_of_card,
 )
-from finemem_lib.util.files import write_json, written_beside
-from finemem_lib.util.provenance import code_root, git_state, hardware, versions, workbench_root
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Qwen3ForCausalLM
 
 STEPS = 200
@@ -175,19 +167,6 @@ def _like(token: str) -> str:
     return same.get(token) or f"#{token[2:]}"
 
 
-def _collate(batch: Sequence[Calls]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return right-padded ids and labels (-100 outside the completion), both (batch, length)."""
-    import torch
-
-    longest = max(len(one.ids) for one in batch)
-    ids = torch.full((len(batch), longest), _IDS[tiny.PAD])
-    labels = torch.full_like(ids, -100)
-    for row, one in enumerate(batch):
-        ids[row, : len(one.ids)] = torch.tensor(one.ids)
-        labels[row, one.prompt_length : len(one.ids)] = ids[row, one.prompt_length : len(one.ids)]
-    return ids, labels
-
-
 def train(seed: int, steps: int, log_every: int = 50) -> tuple[Qwen3ForCausalLM, list[float]]:
     """Train the widened model; return it with the completion loss of every update.
 
@@ -196,40 +175,16 @@ def train(seed: int, steps: int, log_every: int = 50) -> tuple[Qwen3ForCausalLM,
         steps: Number of updates.
         log_every: Updates between printed lines; 0 prints none.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    model = widened(seed)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    model, rng = widened(seed), generator("layered warm start", seed)
+    losses = fit(
+        model,
+        (batch_of(rng) for _ in range(steps)),
+        steps,
+        learning_rate=LEARNING_RATE,
+        rate=lambda step: min((step + 1) / 20, 1.0, max(0.02, 1.2 * (1 - step / steps))),
+        aliases=[_IDS[alias] for alias in tiny.CALL_ALIASES],
+        log_every=log_every,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / 20, 1.0, max(0.02, 1.2 * (1 - step / steps)))
-    )
-    weights = torch.ones(len(_TOKENS))
-    weights[[_IDS[alias] for alias in tiny.CALL_ALIASES]] = ID_WEIGHT
-    rng = generator("layered warm start", seed)
-    losses, started = [], time.perf_counter()
-    for step in range(steps):
-        ids, labels = _collate(batch_of(rng))
-        out = model.model(
-            input_ids=ids, attention_mask=(ids != _IDS[tiny.PAD]).long(), use_cache=False
-        )
-        asked = labels[:, 1:] != -100
-        logits, targets = model.lm_head(out.last_hidden_state[:, :-1][asked]), labels[:, 1:][asked]
-        loss = cross_entropy(logits, targets, weight=weights)
-        losses.append(loss.item())
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if log_every and (step + 1) % log_every == 0:
-            print(
-                f"update {step + 1}/{steps}: loss {sum(losses[-log_every:]) / log_every:.4f}, "
-                f"{time.perf_counter() - started:.0f} s",
-                flush=True,
-            )
     embed_unseen_names(model, seed)  # the flat tokens have the ids that they have there
     return model, losses
 
@@ -277,38 +232,15 @@ def write_card(folder: Path, seed: int, steps: int, samples: int, final: Path | 
         ValueError: The folder holds no checkpoint.
         OSError: It cannot be written to.
     """
-    started = time.perf_counter()
-    git = git_state(code_root())
-    manager = load_manager(folder)
-    rows: list[dict[str, Any]] = [
-        {
-            "names": title,
-            **evaluate(manager, samples, seed + 1, records, names, stores=tiny.CALL_STORES),
-        }
-        for title, names, sizes in (
-            ("seen", NAMES, (3, 6, 10, 16)),
-            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
-        )
-        for records in sizes
-    ]
-    root, whole = workbench_root(), (final or folder).resolve()
-    place = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     flags = f"--seed {seed} --steps {steps}"
-    with written_beside(folder / MEASURED) as beside:
-        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    weights = (folder / "model.safetensors").read_bytes()
-    write_json(
-        (folder / MEASURED).with_suffix(".json"),
-        {
-            "command": "python -m finemem_lib.training.layered_warm_start --measure "
-            f"{place} {flags} --samples {samples}",
-            "seed": seed + 1,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "seconds": round(time.perf_counter() - started),
-            "hardware": f"{hardware()}, one process",
-            "git": git,
-            "versions": versions(),
-        },
+    manager, rows = measure(
+        folder,
+        "layered_warm_start",
+        flags,
+        samples,
+        seed + 1,
+        final=final,
+        stores=tiny.CALL_STORES,
     )
     card = CARD.format(
         parameters=manager.model.num_parameters(),
@@ -317,19 +249,10 @@ def write_card(folder: Path, seed: int, steps: int, samples: int, final: Path | 
         batch=BATCH,
         core=CORE,
         samples=samples,
-        columns=" | ".join(name.replace("_", " ") for name in COUNTED),
-        rule="|".join("---" for _ in COUNTED),
-        rows="\n".join(_line(row) for row in rows),
+        **table_of_card(rows),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
-
-
-def _line(row: dict[str, Any]) -> str:
-    """Return a row of the card's table."""
-    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in COUNTED]
-    cells[3] += f" ({row['edits_with_record']})"
-    return f"| {row['names']} | {row['records']} | {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -338,38 +261,14 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: The words after the command, by default those of this process.
     """
-    from transformers.utils import logging
-
-    parser = argparse.ArgumentParser(
-        prog="python -m finemem_lib.training.layered_warm_start",
-        description=__doc__.partition("\n")[0],
+    make_or_measure(
+        parser_of("layered_warm_start", __doc__, STEPS),
+        arguments,
+        lambda given: (train(given.seed, given.steps)[0], tiny.tiny_tokenizer(layers=True)),
+        lambda given, folder, final: write_card(
+            folder, given.seed, given.steps, given.samples, final
+        ),
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, help="folder to make")
-    what.add_argument("--measure", type=Path, help="folder that --output made, to measure again")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help="updates (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1000, help="completions per row of the card")
-    given = parser.parse_args(arguments)
-    if given.output and given.output.exists():
-        parser.error(f"--output {given.output} exists; name a new folder, or remove this one first")
-    if given.measure and not (given.measure / "model.safetensors").is_file():
-        parser.error(f"--measure {given.measure} holds no checkpoint; make one with --output")
-    if min(given.steps, given.samples) < 1:
-        parser.error("--steps and --samples: expected at least 1")
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
-    if given.measure:
-        print(write_card(given.measure, given.seed, given.steps, given.samples))
-        return
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.output.parent, suffix=".tmp") as beside:
-        folder = Path(beside) / given.output.name
-        model, _ = train(given.seed, given.steps)
-        model.save_pretrained(folder)
-        tiny.tiny_tokenizer(layers=True).save_pretrained(folder)
-        card = write_card(folder, given.seed, given.steps, given.samples, final=given.output)
-        folder.rename(given.output)
-    print(card)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import warnings
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -55,7 +55,7 @@ class SecondProcess:
         Args:
             request: Arguments of the function that answers.
         """
-        self.connection.send_bytes(pickle.dumps(request))
+        self.connection.send(_arrays(request))
 
     def answer(self) -> Any:
         """Return the answer to the last request, or raise the error that it ended with.
@@ -64,7 +64,7 @@ class SecondProcess:
             RuntimeError: The process has ended.
         """
         try:
-            answer, error = pickle.loads(self.connection.recv_bytes())
+            answer, error = self.connection.recv()
         except EOFError as ended:
             raise RuntimeError(
                 "train_manager: its second process has ended, expected a gradient; it may have "
@@ -72,7 +72,7 @@ class SecondProcess:
             ) from ended
         if error is not None:
             raise error
-        return answer
+        return _tensors(answer)
 
     def close(self) -> None:
         """End the process."""
@@ -88,13 +88,31 @@ def _serve(connection: Connection, others: Connection, answer: Callable[..., Any
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            request = pickle.loads(connection.recv_bytes())
+            request = _tensors(connection.recv())
             reply: tuple[Any, Exception | None]
             try:
-                reply = answer(*request), None
+                reply = _arrays(answer(*request)), None
             except Exception as error:
                 reply = None, error
-            connection.send_bytes(pickle.dumps(reply))
+            connection.send(reply)
+
+
+def _arrays(value: Any) -> Any:
+    """Return nested lists, tuples and dicts with arrays for tensors, which a pipe would share."""
+    return _mapped(value, lambda one: one.numpy() if isinstance(one, torch.Tensor) else one)
+
+
+def _tensors(value: Any) -> Any:
+    """Return the inverse of `_arrays`."""
+    return _mapped(value, lambda one: torch.from_numpy(one) if isinstance(one, np.ndarray) else one)
+
+
+def _mapped(value: Any, of: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _mapped(one, of) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(one, of) for one in value)
+    return of(value)
 
 
 class GivenGradient(torch.autograd.Function):

@@ -36,6 +36,7 @@ from finemem_lib.managers.loading import (
 )
 from finemem_lib.managers.model import ModelManager, load_manager
 from finemem_lib.managers.sampling import padded_rows
+from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
 from finemem_lib.text import words
 from finemem_lib.training.run import torch_threads
@@ -291,7 +292,7 @@ def _is_right(edit: Operation, shown: Demonstration) -> bool:
     """Return whether an UPDATE or DELETE is of a record that the text revises or retracts.
 
     An UPDATE must write the sentence that does so."""
-    record, content = edit.item_id, edit.content
+    content, record = edit.content, edit.item_id or ""
     if record == shown.retracted:
         return content is None or content.startswith(TAKEN_BACK)
     return record in shown.revised and content in (None, shown.revised[record])

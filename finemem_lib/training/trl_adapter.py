@@ -74,6 +74,7 @@ from finemem_lib.trajectory import Instance, Step, Trajectory
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
 
     from finemem_lib.managers.small_qwen3 import FewOperations
@@ -160,6 +161,7 @@ def trainer_class(unsloth: bool) -> type[StepGRPO]:
     """
     from trl import GRPOTrainer  # type: ignore[attr-defined]  # TRL exports its names lazily
 
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"
     # Unsloth has its own computation of log-probabilities, without padding.
     own = (StepGRPO,) if unsloth else (StepGRPO, TwoProcesses, LikeLengthRows)
     bases = (*own, GRPOTrainer)
@@ -203,6 +205,9 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
     """Number of processes that compute the gradient, 1 or 2; see `TwoProcesses`."""
 
     second: SecondProcess | None = None
+    played: PlayedUpdate | None = None
+    taught = 0
+    rewarded = 0
 
     def __init__(
         self,
@@ -226,11 +231,6 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         content_judge: ContentJudge = rule_verdicts,
         **trainer_arguments: Any,
     ) -> None:
-        from datasets import Dataset
-        from transformers.trainer_callback import PrinterCallback
-
-        from finemem_lib.training.callbacks import WholeUpdates
-
         self._check(args, instances, scheme, local_groups)
         self.allowed: AllowedTokens = {}
         check_learns(learns, agent)
@@ -252,29 +252,28 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         self.keep_updates = frozenset(keep_updates)
         self.kept: dict[int, list[list[Trajectory]]] = {}
         self.updates_folder = updates_folder
-        self.played: PlayedUpdate | None = None
-        self.taught = 0
         self.on_update = on_update
         self.replayed: list[Step] = []
-        self.rewarded = 0
         self.interrupts = Interrupts()
         args.reward_weights = list(self.player.weights(0).values())
         self.samples_itself = self._prepare_sampling(args, builder)
-        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"
         super().__init__(
             model=model,
             args=args,
             reward_funcs=[_column_reader(term) for term in self.player.terms],
-            train_dataset=Dataset.from_dict(
-                {
-                    "prompt": [instance.instance_id for instance in instances],
-                    "instance": list(range(len(instances))),
-                }
-            ),
+            train_dataset=_dataset(instances),
             processing_class=builder.tokenizer,
             rollout_func=_replay,
             **trainer_arguments,
         )
+        self._prepare_training()
+
+    def _prepare_training(self) -> None:
+        """Set the precision of the model, print no log, and make updates atomic."""
+        from transformers.trainer_callback import PrinterCallback
+
+        from finemem_lib.training.callbacks import WholeUpdates
+
         single_precision(self.model)  # before the optimizer is created
         self.frozen = frozen_layers(self.model) if self.samples_itself else None
         self.remove_callback(PrinterCallback)
@@ -893,6 +892,14 @@ def _with_local(advantages: torch.Tensor, local: Sequence[LocalGroup]) -> torch.
     found = torch.tensor([value for group in local for value in group.advantages])
     found = found.to(advantages).reshape(-1, *[1] * (advantages.dim() - 1))
     return torch.cat([advantages, found.expand(-1, *advantages.shape[1:])])
+
+
+def _dataset(instances: Sequence[Instance]) -> Dataset:
+    """Return TRL's dataset, whose rows name the instances."""
+    from datasets import Dataset
+
+    ids = [instance.instance_id for instance in instances]
+    return Dataset.from_dict({"prompt": ids, "instance": list(range(len(instances)))})
 
 
 def _column_reader(term: str) -> Callable[..., list[float | None]]:

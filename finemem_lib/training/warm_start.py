@@ -21,10 +21,10 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from finemem_lib.data.planted import (
     ATTRIBUTES,
@@ -60,7 +60,7 @@ from finemem_lib.util.provenance import code_root, git_state, hardware, versions
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Qwen3ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 STEPS = 5000
 BATCH = 64
@@ -332,8 +332,22 @@ def batches(seed: int, steps: int, world: World = "plain") -> Iterator[list[Demo
         yield from parts[: steps - pool_start]
 
 
-def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return right-padded ids and labels (-100 outside the completion), both (batch, length)."""
+class Shown(Protocol):
+    """A demonstration: token ids of a prompt and its completion, and the prompt's length."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def prompt_length(self) -> int: ...
+
+
+def collated(batch: Sequence[Shown]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return right-padded ids and labels (-100 outside the completion), both (batch, length).
+
+    Args:
+        batch: The demonstrations.
+    """
     import torch
 
     longest = max(len(demo.ids) for demo in batch)
@@ -347,7 +361,9 @@ def _collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def guidance_loss(attentions: tuple[torch.Tensor, ...], batch: list[Demonstration]) -> torch.Tensor:
+def guidance_loss(
+    attentions: tuple[torch.Tensor, ...], batch: Sequence[Demonstration]
+) -> torch.Tensor:
     """Return the sum, over the guided heads, of the mean -log attention to the target positions.
 
     Args:
@@ -378,37 +394,63 @@ def train(
         log_every: Number of updates between printed lines; 0 prints none.
         world: The world of the demonstrations.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
     model = tiny.tiny_model(seed, world)
     model.set_attn_implementation("eager")
+    losses = fit(
+        model,
+        batches(seed, steps, world),
+        steps,
+        learning_rate=LEARNING_RATE,
+        rate=lambda step: min(
+            (step + 1) / 50, 1.0, max(0.02, 1 - (step / steps - 0.4) / 0.6 * 0.98)
+        ),
+        aliases=[_IDS[world][alias] for alias in tiny.ALIASES],
+        guided=lambda step: min(1.0, max(0.0, (GUIDED - step / steps) / (0.4 * GUIDED))),
+        log_every=log_every,
+    )
+    embed_unseen_names(model, seed, world)
+    return model, losses
+
+
+def fit(
+    model: Qwen3ForCausalLM,
+    batches: Iterable[Sequence[Any]],
+    steps: int,
+    *,
+    learning_rate: float,
+    rate: Callable[[int], float],
+    aliases: Sequence[int],
+    guided: Callable[[int], float] = lambda step: 0.0,
+    log_every: int,
+) -> list[float]:
+    """Train a model on demonstrations; return the completion loss of every update.
+
+    Args:
+        model: The model, changed in place.
+        batches: A batch of demonstrations per update; see `Shown`.
+        steps: Number of updates.
+        learning_rate: Largest learning rate.
+        rate: Share of it at an update, from 0.
+        aliases: Ids of the tokens that weigh `ID_WEIGHT` in the loss.
+        guided: Weight of `guidance_loss` at an update; once 0, it must stay 0.
+        log_every: Number of updates between printed lines; 0 prints none.
+    """
+    import torch
+
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / 50, 1.0, max(0.02, 1 - (step / steps - 0.4) / 0.6 * 0.98)),
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     weights = torch.ones(model.config.vocab_size)
-    weights[[_IDS[world][alias] for alias in tiny.ALIASES]] = ID_WEIGHT
+    weights[aliases] = ID_WEIGHT
     losses, started = [], time.perf_counter()
-    for step, batch in enumerate(batches(seed, steps, world)):
-        weight = min(1.0, max(0.0, (GUIDED - step / steps) / (0.4 * GUIDED)))
+    for step, batch in enumerate(batches):
+        weight = guided(step)
         if weight == 0 and model.config._attn_implementation == "eager":
             model.set_attn_implementation("sdpa")
-        ids, labels = _collate(batch)
-        out = model.model(
-            input_ids=ids,
-            attention_mask=(ids != _PAD).long(),
-            use_cache=False,
-            output_attentions=weight > 0,
-        )
-        asked = labels[:, 1:] != -100
-        logits, targets = model.lm_head(out.last_hidden_state[:, :-1][asked]), labels[:, 1:][asked]
-        loss = cross_entropy(logits, targets, weight=weights)
+        loss, attentions = _completion_loss(model, batch, weights, weight > 0)
         losses.append(loss.item())
-        guidance = guidance_loss(out.attentions, batch) if weight else 0.0
+        guidance = guidance_loss(attentions, batch) if weight else 0.0
         optimiser.zero_grad()
         torch.autograd.backward(loss + weight * guidance)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -420,8 +462,25 @@ def train(
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    embed_unseen_names(model, seed, world)
-    return model, losses
+    return losses
+
+
+def _completion_loss(
+    model: Qwen3ForCausalLM, batch: Sequence[Shown], weights: torch.Tensor, attentions: bool
+) -> tuple[torch.Tensor, Any]:
+    """Return the loss of the completions' tokens, and the attentions if they are asked for."""
+    from torch.nn.functional import cross_entropy
+
+    ids, labels = collated(batch)
+    out = model.model(
+        input_ids=ids,
+        attention_mask=(ids != _PAD).long(),
+        use_cache=False,
+        output_attentions=attentions,
+    )
+    asked = labels[:, 1:] != -100
+    logits, targets = model.lm_head(out.last_hidden_state[:, :-1][asked]), labels[:, 1:][asked]
+    return cross_entropy(logits, targets, weight=weights), out.attentions
 
 
 def embed_unseen_names(model: Qwen3ForCausalLM, seed: int, world: World = "plain") -> None:
@@ -680,16 +739,6 @@ seen names span, apart from those.
 MEASURED = "measured.jsonl"
 """File in the checkpoint's folder with the rows of the card's figures."""
 
-_COLUMNS = (
-    "valid_json",
-    "executable",
-    "exact_copy",
-    "right_record",
-    "without_record",
-    "fact_kept",
-    "noise_kept",
-)
-
 
 def write_card(
     folder: Path,
@@ -713,55 +762,93 @@ def write_card(
         ValueError: The folder holds no checkpoint.
         OSError: The folder cannot be written to.
     """
-    git = git_state(code_root())
-    started = time.perf_counter()
-    manager = load_manager(folder)
-    rows = _measured(manager, seed + 1, samples, world)
-    seconds = time.perf_counter() - started
     flags = f"--seed {seed}" + ("" if world == "plain" else f" --world {world}")
     flags += "" if steps == STEPS else f" --steps {steps}"
-    weights = (folder / "model.safetensors").read_bytes()
-    root, whole = workbench_root(), (final or folder).resolve()
-    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
-    with written_beside(folder / MEASURED) as beside:
-        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    write_json(
-        (folder / MEASURED).with_suffix(".json"),
-        {
-            "command": "python -m finemem_lib.training.warm_start --measure "
-            f"{shown} {flags} --samples {samples}",
-            "seed": seed + 1,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "seconds": round(seconds),
-            "hardware": f"{hardware()}, one process",
-            "git": git,
-            "versions": versions(),
-        },
+    manager, rows = measure(
+        folder, "warm_start", flags, samples, seed + 1, final=final, worded=world
     )
     card = CARD.format(
         parameters=manager.model.num_parameters(),
         steps=steps,
-        megabytes=len(weights) / 1e6,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         world=world,
         flags=flags,
         samples=samples,
-        rows="\n".join(_line(row) for row in rows),
+        **table_of_card(rows),
         **_settings_of_card(),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return card
 
 
-def _measured(manager: ModelManager, seed: int, samples: int, world: World) -> list[dict[str, Any]]:
-    """Return the rows of the card: seen and unseen names, by number of records."""
-    return [
-        {"names": title, **evaluate(manager, samples, seed, records, names, world)}
+def measure(
+    folder: Path,
+    module: str,
+    flags: str,
+    samples: int,
+    seed: int,
+    *,
+    final: Path | None = None,
+    worded: World = "plain",
+    stores: tuple[Store, ...] = (),
+) -> tuple[ModelManager, list[dict[str, Any]]]:
+    """Measure a checkpoint, and write the rows and how they were made into its folder.
+
+    Args:
+        folder: Folder of the checkpoint.
+        module: Module of `finemem_lib.training` that measures it.
+        flags: Options of that command, without the folder and the samples.
+        samples: Number of completions per row.
+        seed: Seed of the measured steps.
+        final: Final path of the folder, if it will be renamed.
+        worded: World of the checkpoint.
+        stores: As for `evaluate`.
+
+    Returns:
+        The manager, and a row for seen and unseen names per number of records.
+    """
+    git, started = git_state(code_root()), time.perf_counter()
+    manager = load_manager(folder)
+    rows: list[dict[str, Any]] = [
+        {"names": title, **evaluate(manager, samples, seed, records, names, worded, stores)}
         for title, names, sizes in (
             ("seen", NAMES, (3, 6, 10, 16)),
             ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
         )
         for records in sizes
     ]
+    root, whole = workbench_root(), (final or folder).resolve()
+    shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
+    with written_beside(folder / MEASURED) as beside:
+        beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    weights = (folder / "model.safetensors").read_bytes()
+    write_json(
+        (folder / MEASURED).with_suffix(".json"),
+        {
+            "command": f"python -m finemem_lib.training.{module} --measure {shown} {flags} "
+            f"--samples {samples}",
+            "seed": seed,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "seconds": round(time.perf_counter() - started),
+            "hardware": f"{hardware()}, one process",
+            "git": git,
+            "versions": versions(),
+        },
+    )
+    return manager, rows
+
+
+def table_of_card(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the parts of the card's table: "columns", "rule" and "rows".
+
+    Args:
+        rows: The rows of `measure`.
+    """
+    return {
+        "columns": " | ".join(name.replace("_", " ") for name in COUNTED),
+        "rule": "|".join("---" for _ in COUNTED),
+        "rows": "\n".join(_line(row) for row in rows),
+    }
 
 
 def _settings_of_card() -> dict[str, Any]:
@@ -776,14 +863,12 @@ def _settings_of_card() -> dict[str, Any]:
         "guided": GUIDED,
         "unknown": tiny.UNKNOWN_SHARE,
         "unseen": len(tiny.UNSEEN_NAMES),
-        "columns": " | ".join(name.replace("_", " ") for name in _COLUMNS),
-        "rule": "|".join("---" for _ in _COLUMNS),
     }
 
 
 def _line(row: Mapping[str, Any]) -> str:
     """Return a row of the card's table."""
-    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in _COLUMNS]
+    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in COUNTED]
     cells[3] += f" ({row['edits_with_record']})"
     return f"| {row['names']} | {row['records']} | {' | '.join(cells)} |"
 
@@ -794,19 +879,58 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command-line arguments; `None` for those of the process.
     """
-    from transformers.utils import logging
+    parser = parser_of("warm_start", __doc__, STEPS)
+    parser.add_argument("--world", choices=get_args(World), default="plain", help="what it reads")
+    make_or_measure(
+        parser,
+        arguments,
+        lambda given: (
+            train(given.seed, given.steps, world=given.world)[0],
+            tiny.tiny_tokenizer(given.world),
+        ),
+        lambda given, folder, final: write_card(
+            folder, given.seed, given.steps, given.samples, given.world, final
+        ),
+    )
 
+
+def parser_of(module: str, text: str | None, steps: int) -> argparse.ArgumentParser:
+    """Return the parser of a command that makes a warm start, or measures one.
+
+    Args:
+        module: Module of `finemem_lib.training` with the command.
+        text: Its docstring.
+        steps: Default number of updates.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m finemem_lib.training.warm_start",
-        description=__doc__.partition("\n")[0],
+        prog=f"python -m finemem_lib.training.{module}",
+        description=(text or "").partition("\n")[0],
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--output", type=Path, help="folder to make")
     what.add_argument("--measure", type=Path, help="folder that --output made, to measure again")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help="updates (default: %(default)s)")
-    parser.add_argument("--world", choices=get_args(World), default="plain", help="what it reads")
+    parser.add_argument("--steps", type=int, default=steps, help="updates (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="completions per row of the card")
+    return parser
+
+
+def make_or_measure(
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    make: Callable[[argparse.Namespace], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    card: Callable[[argparse.Namespace, Path, Path | None], str],
+) -> None:
+    """Run the command of `parser_of`; its folder appears whole or not at all.
+
+    Args:
+        parser: Reads the arguments.
+        arguments: The words after the command; `None` for those of the process.
+        make: Returns the trained model and its tokenizer.
+        card: Measures the checkpoint of a folder, which may be renamed, and returns its card.
+    """
+    from transformers.utils import logging
+
     given = parser.parse_args(arguments)
     if given.output and given.output.exists():
         parser.error(f"--output {given.output} exists; name a new folder, or remove this one first")
@@ -815,19 +939,17 @@ def main(arguments: list[str] | None = None) -> None:
     if min(given.steps, given.samples) < 1:
         parser.error("--steps and --samples: expected at least 1")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
-    of = (given.seed, given.steps, given.samples, given.world)
     if given.measure:
-        print(write_card(given.measure, *of))
+        print(card(given, given.measure, None))
         return
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.output.parent, suffix=".tmp") as beside:
         folder = Path(beside) / given.output.name
-        model, _ = train(given.seed, given.steps, world=given.world)
-        model.save_pretrained(folder)
-        tiny.tiny_tokenizer(given.world).save_pretrained(folder)
-        card = write_card(folder, *of, final=given.output)
+        for part in make(given):
+            part.save_pretrained(folder)
+        text = card(given, folder, given.output)
         folder.rename(given.output)
-    print(card)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def _built_adapter(record_type: Any) -> TypeAdapter[Any]:
 
 
 def problems_in_words(error: ValidationError) -> str:
-    """Return the problems in a pydantic validation `error`, at most three, as one line of text."""
+    """Return the problems that a validation found, at most three, as one line of text.
+
+    Args:
+        error: Error of pydantic."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     named = []
     for one in problems[:3]:
