@@ -14,7 +14,6 @@ from finemem_lib.credit.rules import RULES
 from finemem_lib.evaluation.rescoring import CreditRow, recredited
 from finemem_lib.rewards import hybrid_reward, outcome_reward
 from finemem_lib.runs.artefacts import ARTEFACTS
-from finemem_lib.runs.run import sha256
 from finemem_lib.trajectory import (
     AnsweredQuestion,
     MemoryItem,
@@ -22,6 +21,7 @@ from finemem_lib.trajectory import (
     Step,
     Trajectory,
 )
+from finemem_lib.util.files import sha256
 
 Message = dict[str, Any]
 """A message with role, content, metadata and tool calls, with the names of the OpenAI API."""

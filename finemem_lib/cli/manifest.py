@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finemem_lib import __version__
 from finemem_lib.runs.notebooks import read_json
-from finemem_lib.runs.run import locate, now, read_record, recorded, sha256
+from finemem_lib.runs.run import locate, now, read_record, recorded
 from finemem_lib.util.console import UsageError
-from finemem_lib.util.files import write_json
+from finemem_lib.util.files import sha256, write_json
 from finemem_lib.util.provenance import code_root, git_state, versions
 from finemem_lib.util.validation import problems_in_words
 

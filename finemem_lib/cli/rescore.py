@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finemem_lib.runs.artefacts import ARTEFACTS, READERS
-from finemem_lib.runs.run import run_folder, sha256, written_entry
+from finemem_lib.runs.run import run_folder, written_entry
 from finemem_lib.trajectory import Trajectory, read_jsonl, write_jsonl
 from finemem_lib.util.console import EXIT_CODES, UsageError, print_table
-from finemem_lib.util.files import write_json, written_beside
+from finemem_lib.util.files import sha256, write_json, written_beside
 from finemem_lib.util.provenance import code_root, git_state, versions
 
 if TYPE_CHECKING:
