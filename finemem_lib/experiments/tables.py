@@ -6,7 +6,6 @@ draw takes both at the same seeds and the same streams.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,7 +42,7 @@ ACCURACIES = (
 """The accuracies of `measures`, in the order of training."""
 
 PRIMARY = ("accuracy, sampled", ACCURACIES[0])
-"""The two measures of the findings, for the end and the start of training; with many measures, some
+"""The two primary measures, for the end and the start of training; with many measures, some
 would differ by chance."""
 
 
@@ -80,10 +79,10 @@ def table(
     """Return every measure of every variant with intervals and paired differences.
 
     The percentile bootstrap draws seeds, then streams within each drawn seed, and takes variant and
-    baseline at the same draw. With few seeds its intervals are too narrow (see `chance_of_clear`).
-    If variant and baseline have different numbers of values (for example, of updates), they cannot
-    be paired and have no difference. "first 10 updates" and "area under curve" are means over the
-    training streams, each played before the update that trains on it.
+    baseline at the same draw. With few seeds its intervals are too narrow: with two, it is their
+    range. If variant and baseline have different numbers of values (for example, of updates), they
+    cannot be paired and have no difference. "first 10 updates" and "area under curve" are means
+    over the training streams, each played before the update that trains on it.
 
     Args:
         results: The cells of one experiment.
@@ -368,35 +367,9 @@ def excludes_zero(row: ExperimentRow) -> bool:
     Args:
         row: One value of the table.
     """
-    return _direction(row) != 0
-
-
-def _direction(row: ExperimentRow) -> int:
-    """Return 1 if the difference's interval is above zero, -1 if below, else 0."""
     if row.difference_low is None or row.difference_high is None:
-        return 0
-    return (row.difference_low > 0) - (row.difference_high < 0)
-
-
-@functools.cache
-def chance_of_clear(seeds: int) -> float:
-    """Return the probability that the 95 % interval of a true difference of zero excludes zero.
-
-    It is simulated with normal differences between seeds and none between streams; if streams
-    differ more than seeds, it is closer to 0.05. With two seeds the interval is their
-    range, which excludes zero half of the time.
-
-    Args:
-        seeds: Number of seeds of each variant, at least 1.
-
-    >>> [round(chance_of_clear(seeds), 1) for seeds in (1, 2, 3)]
-    [1.0, 0.5, 0.3]
-    """
-    rng = np.random.default_rng(stable_seed("chance of clear", seeds))
-    values = rng.normal(size=(2000, seeds))
-    draws = rng.multinomial(seeds, [1 / seeds] * seeds, size=1000) / seeds
-    low, high = percentile_ends(values @ draws.T, 0.95, axis=1)
-    return float(np.mean((low > 0) | (high < 0)))
+        return False
+    return row.difference_low > 0 or row.difference_high < 0
 
 
 def regimes_and_variants(rows: Iterable[ExperimentRow | Cell]) -> tuple[list[str], list[str]]:
@@ -419,66 +392,3 @@ def compared(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
         rows: The table.
     """
     return [row for row in rows if row.difference is not None and row.measure in PRIMARY]
-
-
-def findings(rows: Sequence[ExperimentRow], baseline: str = "outcome-only") -> list[str]:
-    """Return three sentences about the primary measures.
-
-    The first sentence lists the variants above or below the baseline at the end of training in each
-    regime (or, with more regimes than variants, the regimes for each variant), the second those at
-    the start of training, the third the number of differences to be expected by chance. A
-    difference counts if its interval excludes zero.
-
-    Args:
-        rows: Result of `table`.
-        baseline: The variant with which the others were compared.
-    """
-    pairs = compared(rows)
-    seeds = sorted({row.seeds for row in pairs})
-    by_chance = sum(chance_of_clear(row.seeds) for row in pairs)
-    final, first = (
-        _verdict([row for row in rows if row.measure == measure], baseline) for measure in PRIMARY
-    )
-    return [
-        f"At the end: {final}.",
-        f"Over the first {FIRST_UPDATES} updates: {first}.",
-        f"{sum(map(excludes_zero, pairs))} of the {len(pairs)} intervals of these comparisons (95 "
-        f"%, paired, over {' or '.join(map(str, seeds)) or 'no'} seeds and their streams) exclude "
-        f"zero; by chance alone {0.05 * len(pairs):.1f} would, up to {by_chance:.1f} where seeds "
-        "differ much.",
-    ]
-
-
-def _verdict(rows: Sequence[ExperimentRow], baseline: str) -> str:
-    pairs = [row for row in rows if row.difference is not None]
-    regimes, variants = regimes_and_variants(pairs)
-    parts = []
-    if len(regimes) > len(variants):
-        for variant in variants:
-            up, down, rest = _sides({row.regime: row for row in pairs if row.variant == variant})
-            parts.append(f"{variant}: above {baseline} in {up}, below it in {down}, {rest}")
-        return "; ".join(parts)
-    for regime in regimes_and_variants(rows)[0]:
-        up, down, rest = _sides({row.variant: row for row in pairs if row.regime == regime})
-        base = [
-            f" ({row.value:.3f})" for row in rows if (row.regime, row.variant) == (regime, baseline)
-        ]
-        parts.append(f"{regime}: {up} above {baseline}{''.join(base)}, {down} below it, {rest}")
-    return "; ".join(parts)
-
-
-def _sides(rows: Mapping[str, ExperimentRow]) -> tuple[str, str, str]:
-    """Return, as text, the comparisons whose interval is above zero, those below, and the number of
-    the others."""
-    clear = sorted(
-        ((name, row) for name, row in rows.items() if excludes_zero(row)),
-        key=lambda pair: -(pair[1].difference or 0.0),
-    )
-    up, down = (
-        ", ".join(
-            f"{name} ({format_difference(row)})" for name, row in clear if _direction(row) == side
-        )
-        or "nothing"
-        for side in (1, -1)
-    )
-    return up, down, f"{len(rows) - len(clear)} not told apart"

@@ -17,8 +17,6 @@ from finemem_lib.experiments.tables import (
     CHANGED_UPDATED,
     STALE_DELETED,
     diagnostic_measures,
-    excludes_zero,
-    findings,
     length_measure,
     length_measures,
     revision_measures,
@@ -105,7 +103,6 @@ def test_what_has_no_pairs_has_no_difference():
 @pytest.mark.parametrize(("seeds", "share"), [(2, 0.5), (3, 0.25)])
 def test_few_seeds_leave_zero_out_as_often_as_they_agree_by_luck(seeds, share):
     """The interval of two or three values is their range: both or all lie on one side of zero."""
-    assert experiment_tables.chance_of_clear(seeds) == pytest.approx(share, abs=0.03)
     rng = np.random.default_rng(0)
     clear = 0
     for _ in range(300):
@@ -178,19 +175,6 @@ def test_raw_rows_hold_every_stream_of_every_test():
     assert rows[1]["stream"] == 1 and rows[1]["accuracy"] == 0.25 and rows[1]["UPDATE wrong"] == 0
 
 
-def test_findings_name_what_an_interval_shows_and_nothing_else():
-    rows = table(grid())
-    final, first, sure = findings(rows)
-    assert final.count("+CSR (+0.200 [+0.200, +0.200]) above outcome-only (0.") == 2
-    assert final.count("+EARA (-0.200 [-0.200, -0.200]) below it, 1 not told apart") == 2
-    assert first.startswith("Over the first 10 updates: pressure: +CSR (+0.100")
-    clear = sum(
-        excludes_zero(row) for row in rows if row.measure in ("accuracy, sampled", ACCURACIES[0])
-    )
-    assert sure.startswith(f"{clear} of the 12 intervals of these comparisons (95 %, paired, over")
-    assert "by chance alone 0.6 would, up to 2.5 where" in sure
-
-
 def robustness():
     """One variant over faults: half of what it gains is lost where half of the evidence is."""
     regimes = {
@@ -217,15 +201,6 @@ def robustness():
     ]
 
 
-def test_findings_of_many_regimes_are_told_by_variant():
-    final, _, sure = findings(table(robustness()))
-    assert final.startswith("At the end: Fine-Mem: above outcome-only in clean (+0.200 [+0.200,")
-    assert final.endswith(
-        "50 % dropped (+0.100 [+0.100, +0.100]), below it in nothing, 0 not told apart."
-    )
-    assert sure.startswith("12 of the 12 intervals")
-
-
 def test_a_line_of_doses_holds_the_regimes_that_differ_in_its_knob_only():
     results = robustness()
     figure = experiment_figures.dose_response(table(results), results)
@@ -243,13 +218,6 @@ def test_a_line_of_doses_holds_the_regimes_that_differ_in_its_knob_only():
         table(results), results, {"k": ("top_k", {})}, "Fewer items", "items"
     )
     assert list(items.data[0].x) == [1, 3]
-
-
-def test_findings_of_nothing_do_not_pretend():
-    rows = table([result(cell(seed=seed)) for seed in (0, 1)])
-    final, _, sure = findings(rows)
-    assert "nothing above outcome-only (0.375), nothing below it" in final
-    assert sure.startswith("0 of the 0 intervals")
 
 
 # Figures.
