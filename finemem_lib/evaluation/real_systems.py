@@ -252,10 +252,10 @@ def _row(parts: Sequence[Part], category: str, file: str, test: PairedTest | Non
         stages={stage: sum(part.stages[stage] for part in parts) for stage in STAGES},
         exact={stage: sum(part.exact[stage] for part in parts) for stage in STAGES},
         signs={name: sum(part.signs[name] for part in parts) for name in SIGNS},
-        difference=test and test.difference,
-        p=test and test.p,
-        least_p=test and test.least_p,
-        p_holm=test and test.p_holm,
+        difference=test.difference if test else None,
+        p=test.p if test else None,
+        least_p=test.least_p if test else None,
+        p_holm=test.p_holm if test else None,
     )
 
 
