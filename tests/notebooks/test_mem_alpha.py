@@ -38,13 +38,26 @@ def test_what_the_rows_hold_is_found(tmp_path):
 
 def test_what_longer_streams_cost_is_found(tmp_path):
     design = load_design(ROOT / "notebooks/designs/training_length.yaml")
-    write_rows(question_results(design, {"T=24": 0.3}), tmp_path / "training_length.jsonl", {})
+    results = [
+        one.model_copy(
+            update={
+                "tests": {
+                    f"sampled T={chunks}": one.tests["sampled"].model_copy(
+                        update={"chunks": chunks}
+                    )
+                    for chunks in one.cell.test_chunks
+                }
+                | one.tests
+            }
+        )
+        for one in question_results(design, {"T=24": 0.3})
+    ]
+    write_rows(results, tmp_path / "training_length.jsonl", {})
     metrics, text = page(tmp_path)
     assert metrics["rows"] == len(design.cells)
-    [answer] = {
-        line for line in text.splitlines() if line.startswith("accuracy on 240 chunks, to T=6")
-    }
-    assert "above: T=24 (" in answer and "not decided: T=12 (" in answer
+    answered = [line for line in text.splitlines() if line.startswith("accuracy on 240 chunks")]
+    assert len(answered) == len(design.regimes)
+    assert all(": above: T=24 (" in line for line in answered)
 
 
 def test_without_rows_it_says_so(tmp_path):
