@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -33,12 +35,13 @@ from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import save_model
 from tests.helpers.training_runs import assert_equal, manager, same_records
 
-KILLS, UPDATES, SAVE_EVERY = 20, 100, 2
+KILLS_AND_UPDATES = ((8, 40), pytest.param((20, 100), marks=pytest.mark.nightly))
+SAVE_EVERY = 2
 STREAM = StreamSettings(num_chunks=2)
 
 
-def child(folder, updates):
-    """Train `updates` updates into a folder, from the checkpoint that is there."""
+def child(folder, updates, all_updates):
+    """Train `updates` of all updates into a folder, from the checkpoint that is there."""
     torch.set_num_threads(1)
     training_run.load_manager = lambda checkpoint, **settings: manager()
     done = train_manager(
@@ -47,10 +50,10 @@ def child(folder, updates):
         instances_per_update=1,
         seed=5,
         scheme="Fine-Mem",
-        w1_until=UPDATES,
+        w1_until=all_updates,
         rollout=RolloutSettings(num_generations=2, capacity=4),
         stream=STREAM,
-        instances=planted_instances("train", UPDATES + 1, 5, STREAM),
+        instances=planted_instances("train", all_updates + 1, 5, STREAM),
         output_dir=folder,
         save_every=SAVE_EVERY,
         keep_updates={1, updates},
@@ -65,8 +68,8 @@ def start():
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["test_resume", "trl.trainer.grpo_trainer", "datasets"])
 
-    def started(folder, updates=UPDATES):
-        process = server.Process(target=child, args=(folder, updates))
+    def started(folder, updates, all_updates):
+        process = server.Process(target=child, args=(folder, updates, all_updates))
         process.start()
         return process
 
@@ -78,32 +81,44 @@ def finish(process):
     assert process.exitcode == 0
 
 
-@pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """The run that was never killed, the seconds to its first update, and those of an update."""
+@dataclass(frozen=True)
+class Whole:
+    """A run that was never killed, how often another is, the seconds to its first update, and those
+    of an update."""
+
+    folder: Path
+    updates: int
+    kills: int
+    startup: float
+    pace: float
+
+
+@pytest.fixture(scope="module", params=KILLS_AND_UPDATES, ids=str)
+def whole(request, start, tmp_path_factory):
+    kills, updates = request.param
     folder = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(folder.with_name("imports"), 1))
+    finish(start(folder.with_name("imports"), 1, updates))
     started = time.monotonic()
-    process = start(folder)
+    process = start(folder, updates, updates)
     while process.is_alive() and not update_file(folder / "updates", 1).exists():
         time.sleep(0.02)
     begun = time.monotonic()
     finish(process)
-    return folder, begun - started, (time.monotonic() - begun) / UPDATES
+    pace = (time.monotonic() - begun) / updates
+    return Whole(folder, updates, kills, begun - started, pace)
 
 
-def test_killed_twenty_times_a_run_ends_as_if_it_never_was(start, whole, tmp_path):
-    reference, startup, pace = whole
+def test_killed_again_and_again_a_run_ends_as_if_it_never_was(start, whole, tmp_path):
     folder, rng = tmp_path / "run", np.random.default_rng(20)
     where, early = [], 0
-    for _ in range(KILLS):
+    for _ in range(whole.kills):
         before = len(StoredUpdates(folder / "updates"))
-        process = start(folder)
+        process = start(folder, whole.updates, whole.updates)
         if more := int(rng.integers(0, 5)):  # updates that it may finish, then a random moment
             newest = update_file(folder / "updates", before + more)
             while process.is_alive() and not newest.exists():
                 time.sleep(0.005)
-        process.join(rng.uniform(0, 1.5 * pace if more else startup))
+        process.join(rng.uniform(0, 1.5 * whole.pace if more else whole.startup))
         assert process.exitcode is None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -113,17 +128,18 @@ def test_killed_twenty_times_a_run_ends_as_if_it_never_was(start, whole, tmp_pat
         for left in folder.glob("checkpoint-*"):  # whole, wherever the kill was
             json.loads((left / "trainer_state.json").read_text())
     if not (folder / "result.json").exists():
-        finish(start(folder))
+        finish(start(folder, whole.updates, whole.updates))
     print(
         f"{len(where)} kills after updates {where}, {early} before a checkpoint; "
-        f"{startup:.2f} s to the first update, {pace:.3f} s each"
+        f"{whole.startup:.2f} s to the first update, {whole.pace:.3f} s each"
     )
     assert len({*where}) > 3
-    assert_same_run(folder, reference)
+    assert_same_run(folder, whole)
 
 
-def assert_same_run(folder, reference):
+def assert_same_run(folder, whole):
     """Weights, optimizer, records and every update that was played agree, bit for bit."""
+    reference = whole.folder
     newest = last_checkpoint(reference)
     mine = folder / newest.name
     for name in ("optimizer.pt", "scheduler.pt"):
@@ -133,9 +149,9 @@ def assert_same_run(folder, reference):
     records, others = (
         json.loads((place / "result.json").read_text()) for place in (folder, reference)
     )
-    assert len(records) == UPDATES and same_records(records, others)
+    assert len(records) == whole.updates and same_records(records, others)
     stored, expected = (StoredUpdates(place / "updates") for place in (folder, reference))
-    assert [*stored] == [*expected] == [*range(1, UPDATES + 1)]
+    assert [*stored] == [*expected] == [*range(1, whole.updates + 1)]
     for update in expected:
         tables = [
             pyarrow.parquet.read_table(update_file(one.folder, update))
@@ -161,11 +177,11 @@ def assert_same_tensors(one, other):
 def test_the_next_batch_after_a_resume_is_the_one_that_would_have_come(start, whole, tmp_path):
     """A run of more updates than before: what follows the end is what a longer run plays there."""
     folder = tmp_path / "run"
-    finish(start(folder, 3))
+    finish(start(folder, 3, whole.updates))
     assert last_checkpoint(folder).name == "checkpoint-3"
-    reference = StoredUpdates(whole[0] / "updates")
+    reference = StoredUpdates(whole.folder / "updates")
     assert StoredUpdates(folder / "updates")[3] == reference[3]
-    finish(start(folder, 4))
+    finish(start(folder, 4, whole.updates))
     assert StoredUpdates(folder / "updates")[4] == reference[4]
     assert reference[4] != reference[3]
 
