@@ -103,8 +103,22 @@ def test_a_missing_package_is_said_before_anything_starts(tmp_path, monkeypatch)
         check_roles(path)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/models").glob("*.yaml")), ids=str)
-def test_the_files_of_the_project_name_every_role(path, monkeypatch):
+WRITERS = ["memalpha-4b.yaml", "memory-r2-7b.yaml"]
+"""The files with a published manager, which only writes."""
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_published_manager_only_writes(name):
+    roles = load_roles(ROOT / "notebooks/models" / name)
+    assert set(roles) == {"writer"} and roles["writer"].chat.memo is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [one for one in sorted((ROOT / "notebooks/models").glob("*.yaml")) if one.name not in WRITERS],
+    ids=str,
+)
+def test_the_other_files_of_the_project_name_every_role(path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     roles = load_roles(path)
     fetched = roles["reader"].chat.model.startswith(FETCHED)
