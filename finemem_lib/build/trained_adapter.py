@@ -31,14 +31,23 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 # SmolLM2-135M as memory manager: trained on real text by per-step GRPO
 
 The adapter ({megabytes:.1f} MB, bf16) that the cell "{variant}" of
-`notebooks/designs/{design}.yaml` trained, seed {seed}: from the warm start `{start}`, for {updates}
-updates of {instances} x {rollouts} rollouts of {chunks} chunks from `{data}`, in {minutes:.0f}
-minutes on {hardware}, at commit {commit}.
-Load it as `load_manager("smollm2-trained")`; its base model comes from `finemem fetch smollm2`.
+`notebooks/designs/{design}.yaml` trained with seed {seed}, from the warm start `{start}`
+(made from demonstrations): {updates} updates of {instances} x {rollouts} rollouts, {chunks} chunks
+each, in {minutes:.0f} minutes on {hardware},
+at commit {commit:.7}. Load it as `load_manager("smollm2-trained")`; its base model comes from
+`finemem fetch smollm2`.
 
-Its results before rounding stand in `data/experiments/{design}.jsonl`, key `{key}`, and what it
-gained over the warm start in docs/findings.md. It was trained under a memory of {budget} tokens on
-passages with meetings between them, and has learned nothing about other texts.
+Made by `python -m finemem_lib.build.trained_adapter --rows {design}.jsonl --managers MANAGERS
+--variant "{variant}" --seed {seed} --output data/smollm2_trained`, after
+`finemem sweep notebooks/designs/{design}.yaml --output SWEEP --managers MANAGERS`.
+
+**Data.** The training excerpts of `{data}`, under a memory of {budget} tokens. Nothing is known
+of other texts.
+
+## Measured
+
+Its tests before rounding stand in `data/experiments/{design}.jsonl`, key `{key}`. What
+training changed and what it did not is in docs/findings.md.
 """
 
 

@@ -63,7 +63,7 @@ def test_the_shipped_adapter_loads_and_acts_as_the_trained_one(swept, tmp_path):
     step = [observe("Mia lives in Rome.\nLeo owns a cat.", ("Leo owns a dog.",))]
     assert again.act(step, 0)[0].text == manager.act(step, 0)[0].text
     card = (output / "README.md").read_text(encoding="utf-8")
-    assert "seed 7" in card and "in 2\nminutes on 2 cores, at commit 0123abc" in card
+    assert "with seed 7" in card and "in 2 minutes on 2 cores,\nat commit 0123abc." in card
 
 
 def test_what_is_there_is_kept_and_a_missing_training_is_said(swept, tmp_path, capsys):
