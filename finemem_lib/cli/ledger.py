@@ -24,6 +24,7 @@ from finemem_lib.evaluation.rows import read_rows as read_measured
 from finemem_lib.experiments.arena import arena
 from finemem_lib.experiments.design import load_design
 from finemem_lib.experiments.rows import read_card, read_rows
+from finemem_lib.experiments.tables import table
 from finemem_lib.util.console import UsageErrors, print_table
 from finemem_lib.util.provenance import workbench_root
 from finemem_lib.util.yaml_files import read_yaml
@@ -46,13 +47,13 @@ class Source(_Model):
     """Rows with measured values.
 
     Attributes:
-        kind: "arena" (rows of experiment cells), "credit truth" (rows of judged credit rules) or
-            "plain" (JSON lines of named values).
+        kind: "arena" (rows of experiment cells, compared), "experiment" (the same, every measure),
+            "credit truth" (rows of judged credit rules) or "plain" (JSON lines of named values).
         rows: Path of the rows from the repository's root; their card is in the same folder.
-        design: Path of the design of an arena.
+        design: Path of the design of an arena or an experiment.
     """
 
-    kind: Literal["arena", "credit truth", "plain"]
+    kind: Literal["arena", "experiment", "credit truth", "plain"]
     rows: str
     design: str | None = None
 
@@ -161,7 +162,7 @@ def origin(source: Source, root: Path) -> Origin:
         "command": str(card.get("command", "")),
         "hardware": str(card.get("hardware", "")),
     }
-    if source.kind == "arena":
+    if source.kind in ("arena", "experiment"):
         results = read_rows(path)
         return Origin(
             commits=sorted({one.commit or "none" for one in results}),
@@ -286,6 +287,9 @@ def _rows(source: Source, root: Path) -> list[Mapping[str, Any]]:
         tables["rows"] = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     elif source.kind == "credit truth":
         tables["rows"] = map(dataclasses.asdict, read_measured(path, Row))
+    elif source.kind == "experiment":
+        baseline = load_design(root / (source.design or "")).baseline
+        tables["rows"] = map(dataclasses.asdict, table(read_rows(path), baseline))
     else:
         of = arena(read_rows(path), load_design(root / (source.design or "")))
         tables["standings"] = map(dataclasses.asdict, of.standings)
