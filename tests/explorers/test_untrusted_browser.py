@@ -19,7 +19,7 @@ from finemem_lib.cli import report
 from finemem_lib.evaluation.credit_truth import REGIMES, Row
 from finemem_lib.evaluation.state_mismatch import COMPARISONS, Agreement, Fork
 from finemem_lib.experiments.arena import arena
-from finemem_lib.experiments.tables import ACCURACIES, table
+from finemem_lib.experiments.tables import ACCURACIES, length_measure, length_measures, table
 from finemem_lib.explorers.explorer import Explorer
 from finemem_lib.figures.style import CONFIG, PLOTLY_MIME
 from tests.helpers.browser import TOKENS, opened
@@ -95,7 +95,9 @@ def views(poison: str = "") -> dict[str, Any]:
         variants={name: {"scheme": "outcome-only"} for name in names},
         regimes={f"{poison}short": {"capacity": 12}},
     )
-    judged = arena(arena_results(design, {names[1]: 0.2}), design)
+    trained = arena_results(design, {names[1]: 0.2})
+    judged = arena(trained, design)
+    lengths = design.model_copy(update={"primary": [length_measure(6)]})
     texts = tuple(f"{poison}{word}" for word in ("a", "b", "", "d"))
     made = (
         make_figures(poison)
@@ -119,6 +121,9 @@ def views(poison: str = "") -> dict[str, Any]:
             "credit_per_call": figures.credit_per_call(credit, "causal"),
             "credit_measures": figures.credit_measures(credit),
             "arena_standings": figures.arena_standings(judged),
+            "accuracy_by_test_length": figures.accuracy_by_test_length(
+                arena(trained, lengths, of=length_measures), (6,)
+            ),
             "noise_price_and_end": figures.noise_price_and_end(judged, "accuracy, greedy"),
             "fork_advantages": figures.fork_advantages(Fork(0.75)),
             "agreement_by_step": figures.agreement_by_step(
