@@ -103,7 +103,7 @@ def test_pieces_are_few_of_equal_size_and_join_to_the_whole(kit, tmp_path, size,
 
 
 def test_a_piece_fits_into_a_call_beside_the_repository(kit):
-    assert 40_000_000 < kit.room_beside_repository() < kit.CALL_BYTES
+    assert 30_000_000 < kit.room_beside_repository() < kit.CALL_BYTES
 
 
 # ---- the parts of a run --------------------------------------------------------------------------
