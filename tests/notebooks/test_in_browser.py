@@ -55,7 +55,7 @@ def read(request, lab: Lab, real_run: Path) -> Iterator[tuple[str, Any, Watch, P
 def drawn(page: Any) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the titles and the traces of the figures that are drawn."""
     return page.evaluate("""() => [...document.querySelectorAll(".js-plotly-plot")]
-        .map(plot => [plot.layout.title?.text, plot.data])""")
+        .map(plot => [plot.layout.title.text, plot.data])""")
 
 
 def quantities(traces: list[dict[str, Any]]) -> list[Any]:
