@@ -13,7 +13,7 @@ settings.load_profile("workbench")
 collect_ignore = ["notebook_environment.py"]  # a plugin for nbval that changes the environment
 
 LONGEST_FIRST = (
-    r"tests/notebooks/test_(execution\.py::test_(a_changed|the_report)|in_browser)",
+    r"tests/notebooks/test_execution\.py::test_(a_changed|the_report)",
     r"notebooks/0[1-6]_",
     r"tests/cli/test_resume\.py::test_(killed|the_next)",
     r"tests/notebooks/test_execution\.py::test_the_real_profile",
@@ -21,6 +21,7 @@ LONGEST_FIRST = (
     r"tests/house/test_packaging",
     r"tests/docs/test_site",
     r"tests/house/test_release",
+    r"tests/notebooks/test_in_browser",
     r"tests/explorers/test_untrusted_browser",
     *(rf"notebooks/{number}_" for number in ("07", "10", "09", "12", "11", "08")),
     r"tests/cli/test_run\.py",
