@@ -108,6 +108,9 @@ def drawn(probabilities: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     Args:
         probabilities: Probabilities, shape (rows, vocabulary).
         draw: The generator, on the same device.
+
+    Raises:
+        ValueError: A probability is not a number.
     """
     import torch
 
@@ -115,7 +118,13 @@ def drawn(probabilities: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         return torch.multinomial(probabilities, 1, generator=draw)
     uniform = torch.rand(probabilities.shape, generator=draw, dtype=torch.float64)
     exponential = uniform.neg_().log1p_().neg_().to(probabilities.dtype)
-    return (probabilities / exponential).argmax(dim=-1, keepdim=True)
+    largest, places = (probabilities / exponential).max(dim=-1, keepdim=True)
+    if largest.isnan().any():
+        raise ValueError(
+            "sample_completions: a probability is not a number, expected finite logits; the "
+            "weights have diverged: go back to an earlier checkpoint and lower learning_rate"
+        )
+    return places
 
 
 def _next_tokens(logprobs: torch.Tensor, temperature: float, draw: torch.Generator) -> torch.Tensor:

@@ -193,7 +193,10 @@ class TrainingRun:
         from finemem_lib.training.second_process import second_process_helps
 
         if self.processes not in (None, 1, 2):
-            raise ValueError(f"train_manager: processes is {self.processes}, expected 1, 2 or None")
+            raise ValueError(
+                f"train_manager: processes is {self.processes}, expected 1, 2 or None; leave it "
+                "out to use a second one where it helps"
+            )
         return 2 if self.processes != 1 and second_process_helps() else 1
 
     def _trainer_arguments(self, manager: ModelManager, folder: Path) -> dict[str, Any]:

@@ -82,6 +82,18 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 TRAINED_LATER = 8
 """Number of layers, from the top, whose adapter GRPO continues to train."""
 
+MEASURES = (
+    "valid_json",
+    "executable",
+    "supported",
+    "right_record",
+    "deleted",
+    "outdated",
+    "without_record",
+    "kept",
+)
+"""The shares that `measure` returns, in the order of the card's columns."""
+
 
 def read_files(folder: Path, names: Sequence[str]) -> dict[str, list[Instance]]:
     """Return the instances of data files by name.
@@ -242,19 +254,7 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
         "kept", of the sentences.
     """
     completions = manager.act([one.observation for one in shown], seed)
-    tally: dict[str, list[bool]] = {
-        name: []
-        for name in (
-            "valid_json",
-            "executable",
-            "supported",
-            "right_record",
-            "deleted",
-            "outdated",
-            "without_record",
-            "kept",
-        )
-    }
+    tally: dict[str, list[bool]] = {name: [] for name in MEASURES}
     for one, completion in zip(shown, completions, strict=True):
         try:
             tally["valid_json"].append(isinstance(json.loads(completion.text), list))
@@ -321,7 +321,7 @@ SmolLM2-135M-Instruct (`finemem fetch smollm2`), to start GRPO on real text from
 operations that quote the sentences of the text by number; decoding is constrained to operations on
 the sentences and records that the prompt shows (`finemem_lib/managers/grammar.py`), so they are
 valid by construction. A record can be updated or deleted only if a sentence of the text repeats
-half of its words; whether to do so is the manager's choice. It has **no**
+most of its words; whether to do so is the manager's choice. It has **no**
 sense for what is worth keeping: it was shown random choices. GRPO goes on training the adapter of
 the {layers} layers at the top.
 
@@ -354,17 +354,6 @@ nothing. Kept: share of the sentences that were stored.
 
 TRAINED, MEASURED = "training.json", "measured.jsonl"
 """Files in the adapter's folder: the record of its training, and the rows of the card's figures."""
-
-_COLUMNS = (
-    "valid_json",
-    "executable",
-    "supported",
-    "right_record",
-    "deleted",
-    "outdated",
-    "without_record",
-    "kept",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -510,9 +499,9 @@ def card(folder: Path) -> str:
 
 def _line(row: Mapping[str, Any]) -> str:
     """Return a row of the card's table."""
-    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in _COLUMNS]
+    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in MEASURES]
     for place in (3, 4, 5):
-        cells[place] += f" ({row[_COLUMNS[place] + '_of']})"
+        cells[place] += f" ({row[MEASURES[place] + '_of']})"
     return f"| {row['texts']} | {' | '.join(cells)} |"
 
 

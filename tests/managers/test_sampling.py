@@ -82,6 +82,11 @@ def test_frequencies_and_logprobs_are_those_of_the_model(manager, prompts):
         assert values[0] == pytest.approx(wanted[tokens[0]].log().item(), abs=1e-4)
 
 
+def test_a_probability_that_is_no_number_is_said():
+    with pytest.raises(ValueError, match="not a number, expected finite logits; .* checkpoint"):
+        sampling.drawn(torch.tensor([[0.5, 0.5], [0.5, float("nan")]]), torch.Generator())
+
+
 def test_drawn_are_those_of_multinomial():
     probabilities = torch.rand(500, 300, generator=torch.Generator().manual_seed(1)).softmax(-1)
     probabilities[:, 7] = 0.0
