@@ -1,7 +1,8 @@
 """A second process of a training, which computes the gradient of a part of its micro-batches.
 
 Threads do not speed up a model as small as the tiny manager, whose operations are short; a second
-process takes half of the gradient's work. The module imports torch; import it only when a trainer exists.
+process takes half of the gradient's work. The module imports torch; import it only when a trainer
+exists.
 """
 
 from __future__ import annotations
