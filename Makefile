@@ -15,8 +15,8 @@ SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 600 \
 	-p tests.helpers.notebook_environment
 
-.PHONY: run app real test test-quick nightly coverage docs lab setup lint format types hooks notebook-filter \
-	bench licences audit release-check clean
+.PHONY: run app real test test-quick test-long nightly coverage docs lab setup lint format types hooks \
+	notebook-filter bench licences audit release-check clean
 
 run: $(READY)  ## every notebook with the default profile, then the report
 	$(BIN)/finemem run --figures
@@ -29,8 +29,12 @@ real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (
 	$(BIN)/finemem fetch smollm2
 	$(BIN)/finemem run --profile smollm2 --data $(DATA) --figures
 
-test: $(TESTED) lint types  ## everything a change must pass
+# mypy, which uses one core, runs as one of the tests.
+test: $(TESTED) lint  ## everything a change must pass
 	$(PYTEST) $(SHARED) $(NOTEBOOKS) finemem_lib tests notebooks
+
+test-long: $(TESTED)  ## tests of whole runs, benchmarks and the site, which a merge must pass, too
+	$(PYTEST) $(SHARED) -m "long and not nightly" tests
 
 test-quick: $(TESTED)  ## core, credit and data, for the change at hand
 	$(PYTEST) -n 2 --dist load -q $(wildcard finemem_lib/*.py) finemem_lib/credit finemem_lib/data \

@@ -13,6 +13,7 @@ settings.load_profile("workbench")
 collect_ignore = ["notebook_environment.py"]  # a plugin for nbval that changes the environment
 
 LONGEST_FIRST = (
+    r"tests/house/test_types",
     r"tests/notebooks/test_execution\.py::test_(a_changed|the_report)",
     r"notebooks/0[1-6]_",
     r"tests/cli/test_resume\.py::test_(killed|the_next)",

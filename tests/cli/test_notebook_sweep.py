@@ -183,6 +183,7 @@ def swept(tmp_path_factory):
     return place / "sweep", notebooks, done.stdout
 
 
+@pytest.mark.long
 def test_every_cell_is_a_run_with_its_manifest(swept):
     folder, _, printed = swept
     lines = [line.split() for line in printed.splitlines()]
@@ -225,6 +226,7 @@ def test_cells_that_are_not_there_are_said_where_nothing_is_run(swept, capsys):
     (folder / "sweep.jsonl").write_text(before)
 
 
+@pytest.mark.long
 def test_a_cell_that_fails_stops_no_other_and_is_resumed_by_the_same_command(
     tmp_path, capsys, monkeypatch
 ):

@@ -144,6 +144,7 @@ def test_figures_that_others_made_need_no_title_and_no_alt_text(tmp_path: Path) 
     assert [one.metadata["image/png"]["alt"] for one in cell.outputs] == ["Figure", "Mine "]
 
 
+@pytest.mark.long
 def test_where_there_are_many_figures_their_pictures_are_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

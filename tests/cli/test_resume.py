@@ -108,6 +108,7 @@ def whole(request, start, tmp_path_factory):
     return Whole(folder, updates, kills, begun - started, pace)
 
 
+@pytest.mark.long
 def test_killed_again_and_again_a_run_ends_as_if_it_never_was(start, whole, tmp_path):
     folder, rng = tmp_path / "run", np.random.default_rng(20)
     where, early = [], 0
@@ -236,6 +237,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.notebook
 def test_notebook_04_killed_with_all_its_processes_goes_on_with_resume(tmp_path):
     """The command, its worker and its kernel are killed at once; `finemem resume` ends the run as

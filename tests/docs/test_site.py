@@ -19,6 +19,8 @@ from tests.helpers.browser import watched_page
 from tests.helpers.paths import ROOT
 from tests.helpers.patience import LAST_RESORT
 
+pytestmark = pytest.mark.long
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 

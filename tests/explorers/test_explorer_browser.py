@@ -202,7 +202,7 @@ SIZES = {"whole": (1280, 800), "at 150 %": (853, 533)}
 """A screen of 1280 x 800; what is left of it at 150 %."""
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture(params=["whole", pytest.param("at 150 %", marks=pytest.mark.long)])
 def sized(request, session) -> Iterator[Any]:
     """The page in a size that a projector has, at 150 % without the file browser."""
     page, _ = session
@@ -499,6 +499,7 @@ MISPLACED = """() => {
 """Bars that do not end where the axis has their values, and names that are cut."""
 
 
+@pytest.mark.long
 def test_bars_of_the_report_stand_at_their_values_in_every_state(report_path: Path) -> None:
     """Incident: margins followed the names of each state, and bars stood 230 pixels aside."""
     with opened(report_path) as (page, _, _):

@@ -18,7 +18,7 @@ from finemem_lib.util.notebook_filter import WIDGET_VIEW
 from tests.helpers.lab import settled
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 NAME = "10_state_mismatch.ipynb"
 

@@ -284,6 +284,7 @@ def narrow_page(opened_page: tuple[Any, list[str], list[str]]) -> Iterator[Any]:
     page.set_viewport_size(before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_view_has_room_at_twice_the_size(
     opened_page: tuple[Any, list[str], list[str]], narrow_page: Any, kind: str

@@ -102,6 +102,7 @@ def test_no_process_compiles_a_grammar_before_it_reads_a_notebook():
     assert "rfc3987-syntax" not in pins()
 
 
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.parametrize("extras", ["[test]", "[gpu,test]", "[s3,gcs]"])
 def test_all_sets_resolve_without_installing(extras, tmp_path):

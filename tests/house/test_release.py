@@ -77,6 +77,7 @@ def test_a_file_that_the_wheel_lacks_is_found(built, tmp_path):
         check.check_contents(built[0], wheel)
 
 
+@pytest.mark.long
 def test_the_wheel_alone_makes_a_folder_and_runs_there(built, tmp_path):
     """In an environment that shares the packages of this one, but not this checkout."""
     place = tmp_path / "environment"

@@ -95,6 +95,7 @@ def test_the_report_of_all_notebooks_begins_with_findings_and_takes_at_most_3_mb
         assert page.select_one(f"figure{figure}")
 
 
+@pytest.mark.long
 def test_the_real_profile_walks_through_every_kind_of_file(tmp_path):
     names = ("squad", "clinc150", "banking77", "trec_coarse", "locomo", "squality")
     files = [SHARED_DATA / f"{name}.jsonl" for name in names]

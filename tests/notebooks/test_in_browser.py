@@ -199,6 +199,7 @@ def test_a_click_on_a_group_chooses_its_instance(reported) -> None:
     assert errors == [] and requests == []
 
 
+@pytest.mark.long
 def test_axe_finds_no_serious_violation_before_and_after_a_change(reported) -> None:
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
     page, _, _ = reported

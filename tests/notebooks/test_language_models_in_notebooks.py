@@ -37,6 +37,7 @@ EMPTY_AFTER = 16
 
 pytestmark = [
     pytest.mark.notebook,
+    pytest.mark.long,
     pytest.mark.skipif(not LOCOMO.is_file(), reason="../shared/data is not there"),
 ]
 

@@ -49,6 +49,7 @@ def test_with_all_rows_what_was_put_in_is_found(tmp_path):
     assert "no rows yet" not in text.partition("On the seeds of the arena")[0]
 
 
+@pytest.mark.long
 def test_with_one_seed_and_missing_cells_nothing_is_decided(tmp_path):
     metrics, text = page(
         tmp_path,

@@ -408,6 +408,7 @@ def papermill(folder, stem, *arguments):
     )
 
 
+@pytest.mark.long
 def test_bare_papermill_mixes_no_runs_and_refuses_what_is_no_parameter(tmp_path, runs_folder):
     folder = make_notebooks(tmp_path / "notebooks", PASS_ON)
     assert papermill(folder, FIRST).returncode == 0

@@ -31,7 +31,7 @@ from tests.helpers.patience import LAST_RESORT
 from tests.helpers.small_models import chat_template, save_model
 
 pytest.importorskip("openai", reason="the server extra is not installed")
-pytestmark = pytest.mark.notebook
+pytestmark = [pytest.mark.notebook, pytest.mark.long]
 
 torch.set_num_threads(1)
 PROFILE, GENERATIONS, CHUNKS = "qwen3-1.7b-16gb", 4, 2

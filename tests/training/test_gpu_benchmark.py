@@ -234,6 +234,7 @@ def test_nothing_that_unsloth_must_come_before_is_imported_with_the_script():
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.long
 def test_a_small_run_measures_the_trainer_and_says_what_it_leaves_out(gpu, tmp_path, capsys):
     output = tmp_path / "out.json"
     names = ["ceilings", "model", "transformers", "unsloth", "tiny on GPU"]
@@ -271,6 +272,7 @@ def test_a_small_run_measures_the_trainer_and_says_what_it_leaves_out(gpu, tmp_p
     assert "needs a CUDA device" in done.stdout and "learnt tokens/s" in done.stdout
 
 
+@pytest.mark.long
 def test_the_tiny_manager_is_timed_in_both_of_its_trainings(gpu, tmp_path):
     noted = []
     gpu.run_tiny(gpu.SMALL, tmp_path, noted.append)

@@ -215,6 +215,7 @@ def test_results_are_not_mixed_with_others(empty_kit, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.long
 def test_the_run_goes_through_on_the_cpu(empty_kit, tmp_path):
     out = tmp_path / "out"
     done = gpu_run(empty_kit, out, "--small")

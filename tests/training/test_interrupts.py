@@ -249,6 +249,7 @@ print(json.dumps([done.interrupted, len(done.records), done.checkpoint.name]))
 """
 
 
+@pytest.mark.long
 def test_a_real_interrupt_of_another_process(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from finemem_lib.managers.loading import ModelSettings
 from finemem_lib.managers.model import load_manager
 from finemem_lib.util.provenance import workbench_root
 from tests.helpers.small_models import save_model
 
 
+@pytest.mark.long
 def test_both_loops_play_and_learn_and_their_times_are_written(tmp_path):
     folder = save_model(tmp_path / "model", "llama", num_hidden_layers=3)
     settings = ModelSettings(

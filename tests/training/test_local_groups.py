@@ -252,6 +252,7 @@ def test_a_table_of_completions_is_refused(tmp_path):
         run(tmp_path, mixed_instances(), local_groups=LocalGroups(), log_completions=True)
 
 
+@pytest.mark.long
 def test_a_resumed_run_plays_the_local_groups_of_an_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr(training_run, "load_manager", lambda checkpoint, **settings: manager())
 

@@ -119,6 +119,7 @@ def test_same_seed_same_demonstrations(texts):
     assert demonstrations(texts, 5, 7) != demonstrations(texts, 5, 8)
 
 
+@pytest.mark.long
 def test_imitation_lowers_the_loss_of_the_adapter_alone(tmp_path, shown):
     folder = save_model(tmp_path / "model", "llama", num_hidden_layers=3)
     settings = ModelSettings(lora_rank=4, operations_as="matched-quotes")
@@ -140,6 +141,7 @@ def test_shipped_card_says_what_the_files_say():
     assert (folder / "README.md").read_text(encoding="utf-8") == card(folder)
 
 
+@pytest.mark.long
 def test_command_writes_adapter_figures_and_card_and_keeps_what_is_there(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "model", "llama", num_hidden_layers=9)
     sample = load_instances(workbench_root() / "data" / "real" / "train.parquet").instances

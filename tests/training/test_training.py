@@ -494,6 +494,7 @@ def test_seeds_decide_the_run_and_watching_does_not_change_it(monkeypatch):
     assert_equal(first.manager.model.state_dict(), second.manager.model.state_dict())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("asked", "variable", "used"), [(None, None, 1), (None, "2", 2), (3, "2", 3)]
 )
