@@ -70,7 +70,7 @@ class FlatMemory:
     """
 
     stores: tuple[Store | None, ...] = (None, "flat")
-    """What an operation may name as its store."""
+    """The stores that an operation may name."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class FlatMemory:
         return str(self._last_id)
 
     def _resolved(self, operation: Operation) -> Operation:
-        """Return the operation with what it leaves to the memory."""
+        """Return the operation with the fields that the memory fills in; here none."""
         return operation
 
     def _refusal(self, operation: Operation) -> str | None:

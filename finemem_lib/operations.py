@@ -189,11 +189,11 @@ def _read(raw: str) -> Operation | InvalidOperation:
 
 
 def refused(reason: str, raw: str) -> InvalidOperation:
-    """Return a piece of a completion that is no operation, with the beginning of its text.
+    """Return a piece of a completion that is not an operation, with the beginning of its text.
 
     Args:
-        reason: Why it is none.
-        raw: The piece.
+        reason: Why it is not an operation.
+        raw: Text of the piece.
     """
     return InvalidOperation(reason, raw if len(raw) <= RAW_LIMIT else raw[: RAW_LIMIT - 1] + "…")
 

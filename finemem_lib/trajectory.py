@@ -66,9 +66,9 @@ class Instance:
 
     Attributes:
         instance_id: Unique among instances that are played together.
-        data_source: Where it comes from.
+        data_source: Data source of the text and its questions.
         category: Its group in tables: "AR", "TTL" or "LRU" in Mem-alpha, "CR" for revised facts.
-        chunks: In reading order.
+        chunks: The chunks in reading order.
         questions: Global questions, asked at the end.
         chunk_questions: One tuple per chunk, or `None` where there are none.
         metadata: Plain JSON, such as the planted facts.

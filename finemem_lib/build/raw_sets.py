@@ -448,8 +448,8 @@ def raw_units(
                 except ValueError as error:
                     if on_error == "raise":
                         raise ValueError(
-                            f"{where}, {error}; correct it, is it a file of {raw_set}? Or build "
-                            'with on_error="skip" to leave it out'
+                            f"{where}, {error}; check that this is a file of {raw_set} and "
+                            'correct the row, or build with on_error="skip" to leave it out'
                         ) from error
                     problems.append(f"{where}, {error}")
     return (_joined(units) if characters else units), problems

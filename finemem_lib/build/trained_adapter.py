@@ -5,7 +5,8 @@
         --managers SWEEP/managers --variant "operation slot price" --seed 60 \\
         --output data/smollm2_trained
 
-The adapter is rounded to bf16, which halves it. The tokenizer, its base model's, is left out.
+The adapter is rounded to bf16, which halves its size. The tokenizer, which is that of the base
+model, is left out.
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description="Ship the adapter that a cell trained.")
     parser.add_argument(
-        "--rows", type=Path, required=True, help="rows of the sweep, its card beside"
+        "--rows",
+        type=Path,
+        required=True,
+        help="rows of the sweep; their card must lie beside them",
     )
     parser.add_argument("--managers", type=Path, required=True, help="folder of saved managers")
     parser.add_argument("--variant", required=True)

@@ -59,9 +59,9 @@ def add_command(commands: Any) -> None:
         "--port",
         type=_port,
         metavar="N",
-        help=f"of the address (default: {PORT}, or a free one where that is taken)",
+        help=f"port of the server (default: {PORT}, or a free port if that is taken)",
     )
-    command.add_argument("--projector", action="store_true", help="begin with large type")
+    command.add_argument("--projector", action="store_true", help="start with large type")
     command.add_argument("--no-browser", action="store_true", help="only print the address")
     command.add_argument(
         "--verbose", action="store_true", help="show what the server and its kernels report"

@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
         "--design",
         type=Path,
         metavar="FILE",
-        help=f"what was planned (default: data/experiments/{DESIGN})",
+        help=f"design of the arena (default: data/experiments/{DESIGN})",
     )
     arena.add_argument(
         "--resamples", type=positive, metavar="N", help="draws of the bootstrap (default: 10,000)"

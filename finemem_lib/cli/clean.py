@@ -23,15 +23,17 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "clean",
         help="remove old runs",
-        description="Removes all but the newest runs. The last run that is ok stays, and so do "
-        "runs that are running, runs that an unfinished one takes artefacts from, runs made in "
-        "JupyterLab, and folders that are no readable run.",
+        description="Removes all but the newest runs. These also stay: the last run that is ok, "
+        "runs that are running, runs whose artefacts an unfinished run uses, runs made in "
+        "JupyterLab, and folders that do not hold a readable run.",
     )
     command.set_defaults(command=clean_command, last_line=True)
     command.add_argument(
         "--keep", type=positive, required=True, metavar="N", help="number of newest runs that stay"
     )
-    command.add_argument("--dry-run", action="store_true", help="remove nothing, only say what")
+    command.add_argument(
+        "--dry-run", action="store_true", help="remove nothing, print what would be removed"
+    )
 
 
 def clean_command(options: argparse.Namespace) -> int:
@@ -46,7 +48,7 @@ def clean_command(options: argparse.Namespace) -> int:
     removed = [folder for folder, run in runs.items() if run.run_id not in stays]
     sizes = {folder: _megabytes(folder) for folder in removed}
     print_table(
-        [("started", "run", "status", "MB", "what becomes of it")]
+        [("started", "run", "status", "MB", "result")]
         + [
             (
                 run.started,

@@ -252,7 +252,7 @@ def _data(run: Manifest) -> dict[str, Any]:
 
 
 def _metrics(first: Path, second: Path, before: Manifest, after: Manifest) -> list[Change]:
-    """Return the metrics of both; one that a notebook of a run has lost counts as `None`."""
+    """Return the metrics of both runs; a metric that a notebook did not record is `None`."""
     found = [_with_intervals(folder, read_metrics(folder)) for folder in (first, second)]
     takes_part = [{one.name for one in run.notebooks} for run in (before, after)]
     names = {name for one in found for name in one}

@@ -38,7 +38,7 @@ def address(text: str) -> str:
     if not re.fullmatch(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/[\w.=+-]+)*/?", text):
         raise argparse.ArgumentTypeError(
             "expected s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, of letters, digits and . _ = + -; "
-            "credentials belong into the environment"
+            "give credentials in environment variables"
         )
     return text.rstrip("/")
 

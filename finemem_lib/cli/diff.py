@@ -36,9 +36,10 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "diff",
         help="compare two runs",
-        description="Parameters, versions, data, metrics, intervals, findings and figures of two "
-        "runs, here and as a page in the folder of the second one. Exit code 1 where --fail-over "
-        "is given and a metric has changed by more, or is lost, or there is none to compare.",
+        description="Compares parameters, versions, data, metrics, intervals, findings and "
+        "figures of two runs, in the terminal and on a page in the folder of the second run. With "
+        "--fail-over the exit code is 1 if a metric changed by more than this share or is missing "
+        "in the second run, or if the runs have no metric in common.",
     )
     command.set_defaults(command=_diff_command, last_line=True)
     command.add_argument("first", metavar="A", help="a run, or the path of its folder")

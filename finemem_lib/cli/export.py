@@ -40,10 +40,10 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "export",
         help="write rollouts with step credits for the viewers of Trackio or Inspect",
-        description="Writes what was played into a new folder of the run, exported/NAME: chunks, "
+        description="Writes the rollouts of a run into its new folder exported/NAME: chunks, "
         "operations, questions with retrieved items, answers and scores, and the reward and the "
-        "credit of every step. Rules that read again are included where `finemem recredit` has "
-        "applied them.",
+        "credit of every step. The credit of rules with further reader calls is included if "
+        "`finemem recredit` has computed it.",
     )
     command.set_defaults(command=_export_command, last_line=True)
     add_run_and_artefact(command)

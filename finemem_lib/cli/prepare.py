@@ -62,19 +62,21 @@ def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="PATH",
         help="files of instances, or data sets on the hub as owner/name or owner/name@COMMIT",
     )
-    questions.add_argument("--split", default="test", help="of the hub's data (default: test)")
+    questions.add_argument(
+        "--split", default="test", help="split of data sets on the hub (default: test)"
+    )
     questions.add_argument(
         "--output",
         required=True,
         metavar="FOLDER",
-        help="keeps the questions; what is there is not asked again",
+        help="folder of the questions; questions that it holds are not made again",
     )
     questions.add_argument(
         "--k",
         type=positive,
         default=5,
         metavar="N",
-        help="questions per chunk at most (default: 5)",
+        help="largest number of questions per chunk (default: 5)",
     )
     questions.add_argument("--seed", type=int, default=0, metavar="N")
     questions.add_argument(
@@ -96,8 +98,8 @@ def _add_questions(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         action="extend",
         default=[],
         metavar="PATH",
-        help="training instances, looked through for what is in both; of a hub "
-        "data set the split train",
+        help="training instances, to report texts and questions that both sets "
+        "contain; of a hub data set the split train",
     )
     _add_on_error(questions)
 
@@ -106,17 +108,19 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     build = commands.add_parser("build", help="make instances from a public raw set")
     build.set_defaults(command=_build_command, last_line=True)
     build.add_argument("raw_set", metavar="SET", help=", ".join(RULES))
-    build.add_argument("files", nargs="+", metavar="FILE", help="of the raw set")
+    build.add_argument("files", nargs="+", metavar="FILE", help="files of the raw set")
     build.add_argument(
         "--asked",
         nargs="+",
         action="extend",
         default=[],
         metavar="FILE",
-        help="what is asked, where that is apart: PerLTQA's questions, a test half",
+        help="files of the questions, if they are separate: PerLTQA's questions, a test half",
     )
-    build.add_argument("--output", required=True, metavar="X.parquet", help="must not exist yet")
-    build.add_argument("--instances", type=positive, metavar="N", help="at most so many")
+    build.add_argument("--output", required=True, metavar="X.parquet", help="new file to write")
+    build.add_argument(
+        "--instances", type=positive, metavar="N", help="largest number of instances"
+    )
     build.add_argument("--seed", type=int, default=0, metavar="N")
     _add_on_error(build)
 

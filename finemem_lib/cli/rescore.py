@@ -65,7 +65,9 @@ def add_commands(commands: Any) -> None:
     for command in (rescore, recredit):
         add_run_and_artefact(command)
         command.add_argument(
-            "--name", metavar="NAME", help="of the folder of results (default: from the options)"
+            "--name",
+            metavar="NAME",
+            help="name of the folder of results (default: from the options)",
         )
 
 
@@ -217,7 +219,7 @@ def existing_run(name: str) -> Path:
         folder = run_folder(name)
     if not folder.is_dir():
         raise UsageError(
-            f"there is no run {name!r} in {folder.parent}; `finemem list` shows those there are"
+            f"there is no run {name!r} in {folder.parent}; `finemem list` shows the existing runs"
         )
     return folder
 
@@ -313,7 +315,9 @@ def new_results(folder: Path, kind: str, name: str) -> Path:
         UsageError: the folder exists, or the name cannot be that of a folder.
     """
     if not name or "/" in name or name.startswith("."):
-        raise UsageError(f"--name is {name!r}, expected a name of a folder, without / and first .")
+        raise UsageError(
+            f"--name is {name!r}, expected a folder name without / that does not begin with ."
+        )
     target = folder / kind / name
     if target.exists():
         raise UsageError(f"{target} exists and is kept; give another --name, or remove it")

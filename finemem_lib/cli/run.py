@@ -160,7 +160,7 @@ def resume_command(options: argparse.Namespace, execute: Executor = execute_note
         read_manifest(folder)  # says what is wrong with it, before a lock lies there
         busy = (
             f"run {folder.name!r} is just being resumed by another process; `finemem list` "
-            "shows how it is"
+            "shows its status"
         )
         with exclusive_lock(folder / "resume.lock", busy):
             notebooks, manifest = _resumed(folder, options)

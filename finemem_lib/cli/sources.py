@@ -140,9 +140,10 @@ def _load_run(run: dict[str, Any], say: Say) -> Material:
 
 
 def _by_instance(trajectories: Iterable[Trajectory]) -> dict[str, Group]:
-    """Return the trajectories of every instance, of all managers: they are there to be compared.
+    """Return the trajectories of every instance by all managers, so that they can be compared.
 
-    Where several managers played, an advantage compares them; no training saw such a group.
+    If several managers played an instance, an advantage compares them; training never has such
+    groups.
     """
     groups: defaultdict[tuple[str, int], list[Trajectory]] = defaultdict(list)
     for one in trajectories:

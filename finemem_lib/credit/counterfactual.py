@@ -225,7 +225,7 @@ def potential_shaping(
             agent answered, or `agent` fails.
     """
     need_questions(trajectory)
-    need(probes, trajectory, "probe questions", "pass probes=, say its chunk questions")
+    need(probes, trajectory, "probe questions", "pass probes=, for example its chunk questions")
     outcome = outcome_reward(trajectory)
     if outcome is None:
         return [None] * trajectory.num_steps

@@ -42,7 +42,8 @@ from finemem_lib.trajectory import (
 
 Responsible = Literal["holding", "evicting"]
 """The steps charged for an evicted item: "holding" charges the last writes of all items in memory
-at the eviction (without any of them the item had stayed), "evicting" the write that evicted it."""
+at the eviction (without one of them the item would have stayed), "evicting" the write that evicted
+the item."""
 
 Per = Literal["write", "eviction", "token"]
 Over = Literal["update", "group", "trajectory"]

@@ -105,8 +105,11 @@ class Replayer:
     def _next(
         self, key: tuple[int, frozenset[Missing], Orphaned], before: FlatMemory, omits: bool
     ) -> FlatMemory:
-        """Return the memory after a step, from that before it. Where what is missing no longer
-        shows, say because it would be evicted by now, the recorded memories follow."""
+        """Return the memory after a step, given the memory before it.
+
+        If the omissions no longer change the memory, for example because the missing items would
+        have been evicted by now, the recorded memories follow.
+        """
         step, without, orphaned = key
         nothing = frozenset[Missing]()
         if without and not omits and before is self._after[step - 1, nothing, orphaned]:

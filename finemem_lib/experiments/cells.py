@@ -185,29 +185,30 @@ class Cell(FrozenModel):
     `RolloutSettings` or `train_manager`.
 
     Attributes:
-        variant: the design's name for the training; it changes nothing, as does `regime`.
+        variant: name of the training in the design; like `regime`, it does not affect the result.
         scheme: name of a reward scheme, or a scheme in full.
-        w1_until: update at which w1 has fallen to 0; `None` keeps it.
+        w1_until: update at which w1 has fallen to 0; `None` keeps it constant.
         evidence_drop: share of evidence dropped while credit is assigned; `evidence_swap` is the
             share swapped.
         wrong_questions: share of chunk questions with a wrong answer.
         verified: whether a verifier removes wrong chunk questions before training.
         acceptance: threshold of the verifier, see `data.questions.verified`.
         question_fraction: share of the global questions asked in training; tests ask all.
-        reader: who answers: the extractive reader, or an untrained trainable one, which searches
-            with the same words.
-        capacity: most items in the memory; `None` is no limit.
-        token_budget: most tokens in the memory; `None` is no limit.
+        reader: the reader: the extractive one, or a trainable one with initial weights and the same
+            retrieval queries.
+        capacity: largest number of items in the memory; `None` for no limit.
+        token_budget: largest number of tokens in the memory; `None` for no limit.
         memory: kind of the memory, see `RolloutSettings`.
         streams: "planted", or the streams of `data.planted_layers`, which need structure.
-        world: of the planted streams, see `StreamSettings`; `checkpoint` must read it.
-        data: folder with ``train.parquet`` and ``held_out.parquet``, instances that take the place
-            of the planted streams; a relative one is looked for in the repository. Empty for none.
+        world: world of the planted streams, see `StreamSettings`; `checkpoint` must read it.
+        data: folder with ``train.parquet`` and ``held_out.parquet``, whose instances replace the
+            planted streams; a relative path is searched in the working directory,
+            then in the repository. Empty for none.
         dense_model: sentence encoder of dense retrieval.
-        checkpoint: as of `load_manager`; with 0 updates also the name of a scripted manager.
+        checkpoint: as for `load_manager`; with 0 updates also the name of a scripted manager.
         updates: GRPO updates; 0 tests the warm start.
         config: any other field of TRL's GRPOConfig.
-        held_out: streams of `num_chunks` chunks that the manager is tested on.
+        held_out: number of streams of `num_chunks` chunks that the manager is tested on.
         test_chunks: further lengths to test, each on `test_streams` streams.
         test_plays: sampled plays of every held-out stream, whose mean is its result; the greedy
             test plays it once.
@@ -519,7 +520,7 @@ def real_instances(data: str, split: Literal["train", "held_out"]) -> list[Insta
     folder = checkpoint_folder(data)
     if folder is None:
         raise ValueError(
-            f"data is {data!r}, which is no folder here, expected one with train.parquet and "
+            f"data is {data!r}, which is not a folder here, expected one with train.parquet and "
             "held_out.parquet; see data/real"
         )
     teacher, verifier = ClozeTeacher(), ExtractiveReader()

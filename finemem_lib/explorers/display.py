@@ -75,7 +75,7 @@ def _show_live(explorer: Explorer, saved: Explorer) -> None:
         for figure in saved.static_figures(SECONDS):
             bundles += outputs(figure)
     except Exception as error:  # the widget works without the static figures
-        note += f" There are no figures without them: {type(error).__name__}: {error}"
+        note += f" The figures could not be drawn: {type(error).__name__}: {error}"
     display_bundle({"text/html": _note(note, len(bundles)), "text/plain": note}, metadata=LIVE_ONLY)
     display_bundle(widget, raw=False)
     for bundle in bundles:

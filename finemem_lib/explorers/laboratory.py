@@ -142,8 +142,9 @@ PAGES = {
 class Laboratory(Live):
     """The widget of the laboratory: a tab for every page, the controls, and the figures.
 
-    Nothing is read, played or drawn before its tab is opened. What a reader chose is kept from tab
-    to tab where both have the control; a wish that cannot be met is answered by a sentence.
+    Nothing is read, played or drawn before its tab is opened. The reader's choices are kept for
+    other tabs with the same control. These choices, and those of an address, are "wishes"; a
+    sentence states which wishes of an address cannot be fulfilled.
 
     Attributes:
         sources: the runs and examples by name.
@@ -252,12 +253,12 @@ class Laboratory(Live):
         self._open()
 
     def _key(self, name: str) -> tuple[str, str]:
-        """Return the key of a wish: pages that show the same trajectories share theirs."""
+        """Return the key of a wish; pages that show the same trajectories share their wishes."""
         shared = name == "source" or PAGES[self.page].reads
         return "" if shared else self.page, name
 
     def _open(self) -> None:
-        """Settle the controls for the wishes, and draw the page."""
+        """Set the controls by the wishes, and draw the page."""
         page, own = PAGES[self.page], [self._source_control()]
         inner = Explorer(TITLE, (), _nothing)
         try:
@@ -283,7 +284,7 @@ class Laboratory(Live):
 
         Args:
             controls: the controls.
-            answer: whether to say which wishes of an address cannot be met.
+            answer: whether to state which wishes of an address cannot be fulfilled.
         """
         explorer = Explorer(TITLE, tuple(controls), _nothing)
         wanted: dict[str, Any] = {}

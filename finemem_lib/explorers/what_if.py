@@ -244,7 +244,9 @@ class _CreditLab:
     def agents(self) -> list[MemoisedAgent]:
         """The reasoning agent for each rollout, with a cache that holds its recorded answers."""
         if self._agent is None:
-            raise ValueError("what_if: a rule reads again, expected an agent; give one")
+            raise ValueError(
+                "what_if: the rule calls the reader again, expected an agent; give one"
+            )
         shared = MemoisedAgent(self._agent)
         own = [MemoisedAgent(shared) for _ in self.group]
         for agent, one in zip(own, self.group, strict=True):

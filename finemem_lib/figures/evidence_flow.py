@@ -244,7 +244,7 @@ def _evidence_flow(
         parts = [p for p in parts if belongs(selected, p.step, p.item_id, p.question)]
         asked = {part.question for part in parts}
         chosen = [j for j in chosen if j in asked or belongs(selected, None, None, j)]
-        flow.note = " Drawn is what belongs to the selection."
+        flow.note = " Only what belongs to the selection is drawn."
     earners: dict[int, float] = {}
     for part in parts:
         earned = part.share * (trajectory.questions[part.question].score or 0.0)

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from finemem_lib.evaluation.intervals import interval_text
-from finemem_lib.experiments.arena import Arena
+from finemem_lib.experiments.arena import Arena, Standing
 from finemem_lib.experiments.cells import Cell, CellResult
 from finemem_lib.experiments.tables import (
     PRIMARY,
@@ -339,44 +339,56 @@ def accuracy_by_test_length(of: Arena, lengths: Sequence[int]) -> go.Figure:
             for chunks in lengths
             if (place := (regime, variant, length_measure(chunks))) in table
         ]
-        fig.add_scatter(
-            x=[chunks for chunks, _ in points],
-            y=style.numbers(one.value for _, one in points),
-            error_y=style.interval([one for _, one in points]),
-            mode="lines+markers",
-            name=label(variant, 30),
-            legendgroup=str(line),
-            meta={"panel": label(regime)},
-            showlegend=not panel,
-            **style.series_style(line, 8),
-            customdata=[
-                f"{label(regime)}, {label(variant)}<br>{chunks} chunks, "
-                f"{len(one.seeds)} seeds: {interval_text(one.value, one.low, one.high, '.2f')}"
-                for chunks, one in points
-            ],
-            hovertemplate="%{customdata}<extra></extra>",
-            row=1,
-            col=panel + 1,
-        )
+        fig.add_trace(_length_line(points, panel, regime, line, variant), row=1, col=panel + 1)
     fig.update_xaxes(type="log", tickvals=list(lengths))
     fig.update_yaxes(range=[-0.04, 1.08])
     fig.update_yaxes(title_text="accuracy", col=1)
     fig.update_annotations(font={"size": 13})
     style.name_panels(fig, "length of the test stream (chunks)")
-    longest = [one for one in table.values() if one.measure == length_measure(max(lengths))]
-    best = max(longest, key=lambda one: one.value, default=None)
     return style.finish(
         fig,
         title,
-        f"On {max(lengths)} chunks {style.one_line(best.regime, 30)}, "
-        f"{style.one_line(best.variant, 20)}, answers most: {best.value:.2f}. Bars are 95 % "
-        "intervals over seeds and streams."
-        if best
-        else f"Nothing was tested on {max(lengths)} chunks.",
+        _best_on_the_longest(table.values(), max(lengths)),
         f"Line plots of accuracy over {len(lengths)} lengths of the test stream, one panel for "
         f"each of {len(regimes)} regimes and one line for each of {len(variants)} variants.",
         430,
         margin={"t": style.PANELS_TOP, "b": 112},
+    )
+
+
+def _length_line(
+    points: Sequence[tuple[int, Standing]], panel: int, regime: str, line: int, variant: str
+) -> go.Scatter:
+    """Return the line of a variant in the panel of a regime, with a point per length."""
+    return go.Scatter(
+        x=[chunks for chunks, _ in points],
+        y=style.numbers(one.value for _, one in points),
+        error_y=style.interval([one for _, one in points]),
+        mode="lines+markers",
+        name=label(variant, 30),
+        legendgroup=str(line),
+        meta={"panel": label(regime)},
+        showlegend=not panel,
+        **style.series_style(line, 8),
+        customdata=[
+            f"{label(regime)}, {label(variant)}<br>{chunks} chunks, "
+            f"{len(one.seeds)} seeds: {interval_text(one.value, one.low, one.high, '.2f')}"
+            for chunks, one in points
+        ],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _best_on_the_longest(standings: Iterable[Standing], longest: int) -> str:
+    """Return the caption: the best regime and variant on the longest test streams."""
+    tested = [one for one in standings if one.measure == length_measure(longest)]
+    if not tested:
+        return f"Nothing was tested on {longest} chunks."
+    best = max(tested, key=lambda one: one.value)
+    return (
+        f"On {longest} chunks {style.one_line(best.regime, 30)}, "
+        f"{style.one_line(best.variant, 20)}, answers most: {best.value:.2f}. Bars are 95 % "
+        "intervals over seeds and streams."
     )
 
 

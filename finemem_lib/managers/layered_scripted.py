@@ -28,7 +28,7 @@ from finemem_lib.managers.scripted import (
 )
 from finemem_lib.retrievers.layered import SEARCHED
 from finemem_lib.text import clean_text, count_tokens
-from finemem_lib.trajectory import MemoryItem, Operation
+from finemem_lib.trajectory import Operation
 
 SUMMARY = "So far: "
 """Beginning of a running summary."""
@@ -304,12 +304,3 @@ LAYERED: dict[str, type[ScriptedManager]] = {
 
 ALL_SCRIPTED: dict[str, type[ScriptedManager]] = {**SCRIPTED, **LAYERED}
 """All scripted managers by name."""
-
-
-def summary_tokens(items: Sequence[MemoryItem]) -> int:
-    """Return the length of the running summary in a memory, in tokens; 0 if there is none.
-
-    Args:
-        items: Items of the memory, flat or layered.
-    """
-    return sum(count_tokens(one.content) for one in items if one.content.startswith(SUMMARY))

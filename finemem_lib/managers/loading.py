@@ -39,14 +39,14 @@ TINY_WORLDS: dict[str, World] = {
     "tiny-paraphrased": "paraphrased",
     "tiny-layers": "plain",
 }
-"""The planted world that each of them reads."""
+"""The planted world that each tiny manager reads."""
 
 LAYERED_MANAGERS = ("tiny-layers",)
-"""Those whose operations are for a layered memory."""
+"""The shipped managers whose operations are for a layered memory."""
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
 """Default lengths of prompt and completion, in tokens, and default batch size outside training; the
-tiny manager has its own."""
+tiny manager has other defaults."""
 
 TARGET_MODULES = (
     "q_proj",
@@ -87,13 +87,13 @@ class ModelSettings:
         gradient_checkpointing: Compute activations again instead of keeping them.
         fast_inference: Sample the rollouts of training with vLLM inside Unsloth. Outside training,
             in tests and benchmarks, completions do not come from vLLM: the model's own `generate`
-            samples them in the rest of the card. It shares the weights with vLLM and applies the
-            adapter of the moment. A saved manager is loaded without vLLM.
-        gpu_memory_utilization: vLLM's share of the card, above 0 and below 1.
-        max_prompt_tokens: Longest prompt in the model's own tokens (default 4096, the tiny manager
-            has its own).
-        max_new_tokens: Longest completion (default 1024, the tiny manager has its own).
-        batch_size: Prompts sampled at a time outside training (default 8, the tiny manager's 128).
+            samples them in the remaining GPU memory. It shares the weights with vLLM and applies
+            the current adapter. A saved manager is loaded without vLLM.
+        gpu_memory_utilization: vLLM's share of the GPU memory, above 0 and below 1.
+        max_prompt_tokens: Longest prompt in the model's own tokens (default 4096; the tiny manager
+            has another default).
+        max_new_tokens: Longest completion (default 1024; the tiny manager has another default).
+        batch_size: Prompts sampled at a time outside training (default 8; the tiny manager: 128).
         memory_rule: Which items a prompt shows when not all fit, see `PromptBuilder`.
         chunk_rule: Which part of a chunk it shows when it is too long, see `PromptBuilder`.
         operations_as: Operations are a JSON list ("json"), tool calls of the model's chat template
@@ -152,8 +152,8 @@ class ModelSettings:
             )
         if self.operations_as in CONSTRAINED and self.loader == "unsloth":
             raise ValueError(
-                f"ModelSettings: operations_as is {self.operations_as!r}, which this library "
-                "samples itself, and the loader is 'unsloth', which samples its own way; take "
+                f"ModelSettings: operations_as is {self.operations_as!r}, which needs this "
+                "library's own sampling, and the loader 'unsloth' samples by itself; take "
                 "'quotes', or the loader transformers"
             )
         if self.lora_layers is not None and (not self.lora_rank or self.loader == "unsloth"):
@@ -290,28 +290,13 @@ def load_model(
     source, revision = (str(folder), None) if folder else split_revision(path_or_name)
     held = None if folder is None else held_adapter(folder)
     base = str(path_or_name) if held is None else held["base_model_name_or_path"]
-    for place in (folder, checkpoint_folder(base)):
-        if place is not None:
-            _refuse_pickle(place)
-    if base.startswith(FETCHED) and checkpoint_folder(base) is None:
-        raise ValueError(
-            f"load_manager: {str(path_or_name)!r} needs the model in {base}, which is not there; "
-            f"run `finemem fetch {base.removeprefix(FETCHED)}` once"
-        )
-    if settings.loader == "unsloth" and (stored := checkpoint_folder(base)) is not None:
-        _check_length(stored, settings)
+    _check_folders(path_or_name, base, settings)
     load = _with_unsloth if settings.loader == "unsloth" else _with_transformers
     try:
         model, tokenizer = load(source, revision, held, settings, seed)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if settings.fast_inference and any(sign in str(error) for sign in VLLM_HAS_NO_ROOM):
-            raise MemoryError(
-                f"load_manager: vLLM is out of memory ({first_line(error)}). Its share of the "
-                "card, weights included, is gpu_memory_utilization, "
-                f"{settings.gpu_memory_utilization:g}: lower it where less is free, or end what "
-                "else runs on the card; raise it where its cache has no room, or lower "
-                "max_prompt_tokens; or take fast_inference false"
-            ) from error
+            raise _vllm_out_of_memory(error, settings) from error
         if isinstance(error, RuntimeError):
             raise
         raise ValueError(
@@ -321,16 +306,56 @@ def load_model(
             "hub, alone or as NAME@REVISION, while there is a network"
         ) from error
     commit = getattr(model.config, "_commit_hash", None)
-    if held and held.get("revision") and commit not in (None, held["revision"]):
+    if held:
+        _check_commit(path_or_name, held, commit)
+    elif commit and settings.lora_rank:
+        adapters: Any = model.peft_config
+        adapters["default"].revision = commit
+    return model, tokenizer
+
+
+def _check_folders(path_or_name: str | Path, base: str, settings: ModelSettings) -> None:
+    """Raise an error if the folder of a checkpoint or of its base model cannot be used.
+
+    Raises:
+        ValueError: Weights are pickled; or the base model must be fetched first; or it has fewer
+            positions than the settings ask of Unsloth.
+    """
+    folder, base_folder = checkpoint_folder(path_or_name), checkpoint_folder(base)
+    for place in (folder, base_folder):
+        if place is not None:
+            _refuse_pickle(place)
+    if base.startswith(FETCHED) and base_folder is None:
+        raise ValueError(
+            f"load_manager: {str(path_or_name)!r} needs the model in {base}, which is not there; "
+            f"run `finemem fetch {base.removeprefix(FETCHED)}` once"
+        )
+    if settings.loader == "unsloth" and base_folder is not None:
+        _check_length(base_folder, settings)
+
+
+def _vllm_out_of_memory(error: BaseException, settings: ModelSettings) -> MemoryError:
+    """Return the error to raise where vLLM does not fit into the GPU memory."""
+    return MemoryError(
+        f"load_manager: vLLM is out of memory ({first_line(error)}). Its share of the GPU memory, "
+        f"weights included, is gpu_memory_utilization, {settings.gpu_memory_utilization:g}: lower "
+        "it where less is free, or end other programs on the GPU; raise it where vLLM's cache has "
+        "no room, or lower max_prompt_tokens; or set fast_inference to false"
+    )
+
+
+def _check_commit(path_or_name: str | Path, held: dict[str, Any], commit: str | None) -> None:
+    """Raise an error if an adapter was trained on another commit than the loaded one.
+
+    Raises:
+        ValueError: The commits differ.
+    """
+    if held.get("revision") and commit not in (None, held["revision"]):
         raise ValueError(
             f"load_manager: the adapter in {str(path_or_name)!r} was trained on "
             f"{held['base_model_name_or_path']}@{held['revision']}, and commit {commit} was "
             "loaded: vLLM inside Unsloth loads the default branch; take fast_inference false"
         )
-    if commit and not held and settings.lora_rank:
-        adapters: Any = model.peft_config
-        adapters["default"].revision = commit
-    return model, tokenizer
 
 
 def _refuse_pickle(folder: Path) -> None:
@@ -373,16 +398,19 @@ def check_checkpoint(path_or_name: str | Path, settings: ModelSettings) -> None:
     if held is not None and settings.lora_rank not in (0, held["r"]):
         raise ValueError(
             f"load_manager: {str(path_or_name)!r} holds an adapter of rank {held['r']}, got "
-            f"lora_rank {settings.lora_rank}; give its rank, or 0 to take it as it is"
+            f"lora_rank {settings.lora_rank}; give its rank, or 0 for the rank of the adapter"
         )
     for asked, why in (
         (settings.precision == "4bit", "precision 4bit keeps the weights frozen"),
-        (settings.fast_inference, "fast_inference gives vLLM the weights, which stay as they are"),
+        (
+            settings.fast_inference,
+            "fast_inference keeps the weights frozen, because vLLM uses them",
+        ),
     ):
         if asked and held is None and not settings.lora_rank:
             raise ValueError(
                 f"load_manager: {why}, and lora_rank is 0, so that nothing could be trained; give "
-                "a lora_rank, or leave it out"
+                "a lora_rank, or leave that setting out"
             )
     if settings.fast_inference and folder is None and split_revision(path_or_name)[1]:
         raise ValueError(
@@ -410,7 +438,7 @@ def _check_length(folder: Path, settings: ModelSettings) -> None:
         raise ValueError(
             f"load_manager: max_prompt_tokens and max_new_tokens add up to {asked}, expected at "
             f"most the {positions} positions of {str(folder)!r}: Unsloth would scale its rotary "
-            "embedding without a word; lower one of them, or load with transformers"
+            "embedding without a warning; lower one of them, or load with transformers"
         )
 
 

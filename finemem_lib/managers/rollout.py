@@ -44,7 +44,7 @@ MemoryKind = Literal["flat", "layered"]
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    """How instances are played.
+    """Settings of rollouts.
 
     Attributes:
         num_generations: G, rollouts per instance.
@@ -139,15 +139,15 @@ def played_step(
     delta: MemoryDelta,
     memory_tokens: int,
 ) -> Step:
-    """Return the record of a step from a completion and what the memory made of it.
+    """Return the record of a step, from a completion and its effect on the memory.
 
     Args:
         step: Number of the step, from 1.
-        chunk: What the manager read.
-        completion: What it wrote.
-        outcomes: What became of its operations.
-        delta: How they changed the memory.
-        memory_tokens: Size of the memory after the step.
+        chunk: The chunk of the step.
+        completion: The manager's completion.
+        outcomes: The outcomes of its operations.
+        delta: The change of the memory.
+        memory_tokens: Number of tokens in the memory after the step.
     """
     return Step(
         step=step,
@@ -173,9 +173,9 @@ class LockstepRollouts:
     ended drops out.
 
     Args:
-        instances: Instances with ids that differ.
-        settings: How they are played.
-        agent: Answers the questions.
+        instances: Instances with distinct ids.
+        settings: Settings of the rollouts.
+        agent: The reasoning agent that answers the questions.
         manager_name: Written into the trajectories.
         seed: Seed of the sample of global questions.
         manager_settings: Written into the trajectories.
@@ -321,7 +321,7 @@ def check_memory(manager: str, needed: str | None, settings: RolloutSettings) ->
     Args:
         manager: Its name.
         needed: The kind of memory it needs; `None` where any will do.
-        settings: How instances are played.
+        settings: Settings of the rollouts.
 
     Raises:
         ValueError: It needs another kind.
@@ -344,10 +344,10 @@ def play(
     """Let a manager play instances to their end.
 
     Args:
-        instances: Instances with ids that differ.
+        instances: Instances with distinct ids.
         manager: The memory manager.
-        settings: How they are played.
-        agent: Answers the questions.
+        settings: Settings of the rollouts.
+        agent: The reasoning agent that answers the questions.
         seed: The same seed gives the same trajectories.
         progress: Called after every step with the chunks read so far and in all.
 

@@ -65,12 +65,8 @@ def sample_completions(
     """
     import torch
 
-    device = model.device
-    ends = torch.tensor(sorted(end_token_ids), device=device, dtype=torch.long)
-    draw = torch.Generator(device).manual_seed(seed)
-    rows = torch.arange(len(prompts), device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    columns = []
+    draw = torch.Generator(model.device).manual_seed(seed)
+    batch = _LiveRows(len(prompts), end_token_ids, model.device)
     with torch.no_grad(), adapter_in_half_precision(model):
         decoder = _decoder(model, prompts, pad_token_id, max_new_tokens, hidden_states)
         found = decoder.logits
@@ -80,22 +76,65 @@ def sample_completions(
                 logits[:, pad_token_id] = -torch.inf
             logprobs = logits.log_softmax(dim=-1)
             ids = _next_tokens(logprobs, temperature, draw)
-            columns.append((rows[~ended], ids[~ended, 0], logprobs.gather(1, ids)[~ended, 0]))
-            ended = ended | torch.isin(ids[:, 0], ends)
-            live = len(ended) - int(ended.sum())
+            live = batch.take(ids[:, 0], logprobs.gather(1, ids)[:, 0])
             if live == 0 or count == max_new_tokens:
                 break
-            if live <= LIVE_SHARE * len(ended):
-                kept = (~ended).nonzero()[:, 0]
+            if live <= LIVE_SHARE * len(ids):
+                kept = batch.drop_ended()
                 decoder.keep(kept)
-                ids, rows, ended = (values[kept] for values in (ids, rows, ended))
+                ids = ids[kept]
             found = decoder.next(ids)
             if hidden_states is not None:
-                hidden_states.note([[row] for row in rows.tolist()], (~ended).unsqueeze(1))
-    sampled = _rows_of(columns, len(prompts))
+                hidden_states.note(
+                    [[row] for row in batch.rows.tolist()], (~batch.ended).unsqueeze(1)
+                )
+    sampled = batch.completions()
     if hidden_states is not None:
         hidden_states.keep(prompts, sampled[0])
     return sampled
+
+
+class _LiveRows:
+    """The rows of a batch that is being sampled, and the tokens sampled so far.
+
+    Attributes:
+        rows: Indices of the prompts whose rows are still in the batch.
+        ended: Whether the completion of each of these rows has ended.
+    """
+
+    def __init__(self, count: int, end_token_ids: Collection[int], device: torch.device) -> None:
+        import torch
+
+        self.count = count
+        self.ends = torch.tensor(sorted(end_token_ids), device=device, dtype=torch.long)
+        self.rows = torch.arange(count, device=device)
+        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
+        self.columns: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def take(self, ids: torch.Tensor, logprobs: torch.Tensor) -> int:
+        """Append one token per live row; return how many rows are live after it."""
+        import torch
+
+        live = ~self.ended
+        self.columns.append((self.rows[live], ids[live], logprobs[live]))
+        self.ended = self.ended | torch.isin(ids, self.ends)
+        return len(self.ended) - int(self.ended.sum())
+
+    def drop_ended(self) -> torch.Tensor:
+        """Remove the rows that have ended, and return the places of the others."""
+        kept = (~self.ended).nonzero()[:, 0]
+        self.rows, self.ended = self.rows[kept], self.ended[kept]
+        return kept
+
+    def completions(self) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+        """Return tokens and log-probabilities of every prompt's completion."""
+        tokens: list[list[int]] = [[] for _ in range(self.count)]
+        values: list[list[float]] = [[] for _ in range(self.count)]
+        for column in self.columns:
+            for row, token, value in zip(*(part.tolist() for part in column), strict=True):
+                tokens[row].append(token)
+                values[row].append(value)
+        return [tuple(row) for row in tokens], [tuple(row) for row in values]
 
 
 def drawn(probabilities: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
@@ -173,13 +212,12 @@ def sample_constrained(
         decoder = _Cached(model, *_prefill(model, begun, pad_token_id, hidden_states))
         found = decoder.logits
         while going := [place for place, row in enumerate(rows) if written[row].allowed]:
-            allowed = [written[rows[place]].allowed for place in going]
-            ids, every = allowed_logprobs(found[going], allowed, temperature or 1.0)
-            chosen = _next_tokens(every, temperature, draw)
-            sampled = (values.gather(1, chosen)[:, 0].tolist() for values in (ids, every))
+            extended = [written[rows[place]] for place in going]
             read: list[list[int]] = [[] for _ in rows]
-            for place, token, value in zip(going, *sampled, strict=True):
-                read[place] = written[rows[place]].take(int(token), value)
+            for place, added in zip(
+                going, _extend(extended, found[going], temperature, draw), strict=True
+            ):
+                read[place] = added
             going = [place for place in going if written[rows[place]].allowed]
             if not going:
                 break
@@ -216,6 +254,26 @@ class _Written:
         self.tokens += added
         self.logprobs += [logprob, *[0.0] * (len(added) - 1)]
         return added
+
+
+def _extend(
+    completions: Sequence[_Written],
+    logits: torch.Tensor,
+    temperature: float,
+    draw: torch.Generator,
+) -> list[list[int]]:
+    """Sample one allowed token per completion, and append it and the forced tokens after it.
+
+    Returns:
+        The appended tokens of every completion.
+    """
+    allowed = [one.allowed for one in completions]
+    ids, logprobs = allowed_logprobs(logits, allowed, temperature or 1.0)
+    chosen = _next_tokens(logprobs, temperature, draw)
+    sampled = (values.gather(1, chosen)[:, 0].tolist() for values in (ids, logprobs))
+    return [
+        one.take(int(token), value) for one, token, value in zip(completions, *sampled, strict=True)
+    ]
 
 
 def _continued(
@@ -340,19 +398,6 @@ class _Cached:
         """Continue with only some of the rows."""
         self.cache.batch_select_indices(rows)
         self.mask, self.last = self.mask[rows], self.last[rows]
-
-
-def _rows_of(
-    columns: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], count: int
-) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
-    """Return tokens and log-probabilities by row, from columns of (rows, tokens, values)."""
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    values: list[list[float]] = [[] for _ in range(count)]
-    for column in columns:
-        for row, token, value in zip(*(part.tolist() for part in column), strict=True):
-            tokens[row].append(token)
-            values[row].append(value)
-    return [tuple(row) for row in tokens], [tuple(row) for row in values]
 
 
 def generate_completions(

@@ -17,7 +17,7 @@ from finemem_lib.trajectory import Chunk, Operation
 
 
 class ScriptedManager(ABC):
-    """A manager that follows a rule; a rule that wants nothing done emits SKIP.
+    """A manager that follows a rule; SKIP is emitted where the rule has no operation.
 
     Rules emit edits before INSERTs, because an INSERT may evict the item that an edit names.
 
@@ -41,10 +41,10 @@ class ScriptedManager(ABC):
         """
 
     def act(self, observations: Sequence[Observation], seed: int) -> list[Completion]:
-        """Return what the rule does about every observation, as `MemoryManager.act` says.
+        """Return the rule's operations for every observation, as `MemoryManager.act`.
 
         Args:
-            observations: What is seen at this step, one per rollout.
+            observations: Observations of this step, one per rollout.
             seed: Source of the rule's random choices.
         """
         completions = []
@@ -57,7 +57,7 @@ class ScriptedManager(ABC):
         """Return operations as a completion in the manager's format, parsed like a model's.
 
         Args:
-            operations: Those of one step; none are a SKIP.
+            operations: Operations of one step; without any, the completion is a SKIP.
         """
         text = format_operations(operations or [Operation("SKIP")])
         return Completion(text, parse_operations(text))
@@ -71,7 +71,7 @@ def chunk_units(chunk: Chunk) -> list[str]:
     """Return the chunk's units without the bracketed line that dates a dialogue or a reading.
 
     Args:
-        chunk: What a manager reads.
+        chunk: The chunk.
     """
     return units(HEADER.sub("", clean_text(chunk.text)))
 

@@ -100,7 +100,7 @@ def vocabulary(world: World = "plain", layers: bool = False) -> tuple[str, ...]:
 
     Args:
         world: one world of the planted stream.
-        layers: whether those of calls on a layered memory follow.
+        layers: whether the tokens of calls on a layered memory follow.
     """
     spoken = [*NAMES, *UNSEEN_NAMES]
     if world == "plain":
@@ -125,7 +125,7 @@ def tiny_tokenizer(world: World = "plain", layers: bool = False) -> PreTrainedTo
 
     Args:
         world: one world of the planted stream.
-        layers: whether it also spells calls on a layered memory.
+        layers: whether it also has the tokens of calls on a layered memory.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,9 +1,8 @@
 """Language models as reader, verifier, teacher, judge and writer, chosen in a YAML file.
 
 A role that the file leaves out needs no model: reader and verifier are extractive, the teacher
-blanks out words, answers without a metric stay unscored, and the baselines, whose memory the writer
-writes, are extractive or refused. Roles with equal settings share a
-client.
+blanks out words, answers without a metric stay unscored, and baselines whose memory a writer would
+write are extractive or refused. Roles with equal settings share a client.
 """
 
 from __future__ import annotations
@@ -212,7 +211,7 @@ class Models:
         return self._plays("judge", ModelJudge(self._chat("judge")))
 
     def content_judge(self) -> ContentJudge:
-        """Return what judges the notes of a memory manager: the judge, or a rule without one."""
+        """Return the judge of a manager's notes: the model with the role judge, else a rule."""
         if "judge" not in self.roles:
             return rule_verdicts
         return self._plays("judge", ModelContentJudge(self._chat("judge")))

@@ -15,7 +15,7 @@ RetrieverName = Literal["bm25", "dense", "hybrid", "graph", "whole"]
 NAMES: tuple[RetrieverName, ...] = get_args(RetrieverName)
 
 RETRIEVERS: tuple[RetrieverName, ...] = NAMES[:-1]
-"""Those that rank the items by the question; "whole" shows all of them."""
+"""Retrievers that rank items by the question; "whole" does not rank them."""
 
 WITH_ENCODER: tuple[RetrieverName, ...] = ("dense", "hybrid")
 """Retrievers that need a sentence encoder."""

@@ -1,4 +1,4 @@
-"""No retrieval: the whole memory, as systems read it that put all of it into the prompt."""
+"""No retrieval: the whole memory, for systems that put all items into the prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from finemem_lib.trajectory import MemoryDelta
 
 
 class WholeMemory(Retriever):
-    """Returns items whatever is asked, the one written last first, each with score 0.
+    """Returns the same items for every query, the last written first, each with score 0.
 
     A system that shows all of its memory asks for more items than the memory can hold.
     """

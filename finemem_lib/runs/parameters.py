@@ -42,10 +42,10 @@ MAIN = "Main parameters"
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value that a type and bounds cannot say.
+    """A condition on a value that type and bounds cannot express.
 
     Attributes:
-        expected: A phrase that follows "expected" in the refusal.
+        expected: A phrase that follows "expected" in the error message.
         accepts: Whether a value of the right type is allowed.
     """
 
@@ -123,7 +123,7 @@ class NotebookParameters(BaseModel):
                 line and in YAML, where 2e-5 is a text.
 
         Raises:
-            ParameterError: values are refused; every problem has its sentence.
+            ParameterError: values are refused; the message has one sentence per problem.
 
         >>> RewardsAndCredit.read({"beta": "0.25"}, texts=True).beta
         0.25
@@ -142,7 +142,7 @@ top_k is True, expected a whole number from 1 to 1000
 
     @classmethod
     def _from_text(cls, name: str, value: Any) -> Any:
-        """Return what a text stands for in a field, the text itself where it stands for nothing."""
+        """Return the value that a text denotes in a field; the text itself if it denotes none."""
         field = cls.model_fields.get(name)
         if field is None or not isinstance(value, str):
             return value
@@ -247,10 +247,10 @@ class ParameterTable:
     """All parameters of a notebook by group: a folded table in a browser, lines elsewhere."""
 
     def __init__(self, parameters: NotebookParameters) -> None:
-        """Take the values to show.
+        """Store the values to show.
 
         Args:
-            parameters: Those of the notebook.
+            parameters: Parameters of the notebook.
         """
         self._groups: dict[str, list[tuple[str, str, str, str]]] = {}
         for name, field in type(parameters).model_fields.items():
@@ -715,7 +715,7 @@ class RulesDisagree(NotebookParameters):
 
 
 class PerStepGRPO(NotebookParameters):
-    """Notebook 09: one update of GRPO, all of it in the open."""
+    """Notebook 09: every computation of one update of GRPO."""
 
     seed: Seed = 30  # here completions differ in length, and every rule pays other steps
     num_chunks: NumChunks = 3
@@ -727,7 +727,7 @@ class PerStepGRPO(NotebookParameters):
 
 
 class StateMismatch(NotebookParameters):
-    """Notebook 10: what rollouts with different memories may be compared for."""
+    """Notebook 10: comparisons of rollouts whose memories differ."""
 
     share: Annotated[float, _within(0, 1, "share of the questions about step 1, by hand")] = 0.5
     streams: Annotated[int, _within(1, 10_000, "planted streams that are played and measured")] = 12
@@ -739,7 +739,7 @@ class StateMismatch(NotebookParameters):
 
 
 class PaperQuestions(NotebookParameters):
-    """Notebook 11: what the paper leaves open, answered from the rows of experiments."""
+    """Notebook 11: open questions of the paper, answered from the rows of experiments."""
 
     wrong_share: Annotated[float, _within(0, 1, "share of wrong chunk questions, by hand")] = 0.5
     acceptance: Annotated[float, _within(0, 1, "threshold of the verifier, by hand")] = 0.5

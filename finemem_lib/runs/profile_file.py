@@ -1,4 +1,4 @@
-"""What a profile's file holds, for `finemem run` and for papermill's ``-f``."""
+"""The content of a profile's file, for `finemem run` and for papermill's ``-f``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ProfileFile(BaseModel):
     """The content of a profile.
 
     Attributes:
-        description: What it is for.
+        description: Purpose of the profile.
         parameters: Values for every notebook that has the parameter.
         notebook_parameters: Values for single notebooks, by number or stem.
         requires: Parameters that the user must give.
@@ -32,11 +32,11 @@ class ProfileFile(BaseModel):
     card: str = ""
 
     def values_for(self, notebook: Notebook, names: Collection[str]) -> dict[str, Any]:
-        """Return the values of a notebook's parameters; those for it alone win.
+        """Return a notebook's values; those in `notebook_parameters` take precedence.
 
         Args:
             notebook: The notebook.
-            names: Its parameters.
+            names: Names of its parameters.
         """
         own = [
             values for key, values in self.notebook_parameters.items() if notebook.answers_to(key)

@@ -554,8 +554,8 @@ def _check_replaces_nothing_used(
             raise ValueError(
                 f"{notebook} made artefact {artefact!r} of run {folder.name!r} with "
                 f"{', '.join(changed)}, and {' and '.join(users)} made artefacts from it; give "
-                f"another run_id, or delete {files} in {folder} to give those up. Nothing was "
-                "changed"
+                f"another run_id, or delete {files} in {folder} to discard those artefacts. "
+                "Nothing was changed"
             )
 
 
@@ -667,7 +667,7 @@ def changed_artefacts(folder: Path, notebooks: Collection[str]) -> list[str]:
 
     Args:
         folder: The run's folder.
-        notebooks: Those that are done; one that was killed may have replaced what it recorded.
+        notebooks: The finished notebooks; a killed one may have replaced its recorded artefacts.
     """
     problems = []
     for record in recorded(folder):

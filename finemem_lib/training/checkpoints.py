@@ -96,8 +96,8 @@ def hold_settings(folder: Path, resume: bool, settings: Mapping[str, Any]) -> No
             before = _without_memory_only(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"train_manager: {path} is not readable ({error}), so nothing says how the run "
-                "was trained; put the file back, or start a new run in another output_dir"
+                f"train_manager: {path} is not readable ({error}), so the settings of the run are "
+                "unknown; put the file back, or start a new run in another output_dir"
             ) from error
         settings = _without_memory_only(settings)
         for name in sorted({*before, *settings}):

@@ -93,12 +93,7 @@ def grpo_config(
     import torch
     from trl import GRPOConfig  # type: ignore[attr-defined]  # TRL exports its names lazily
 
-    micro_batches = micro_batches or num_generations
-    if num_generations % micro_batches:
-        raise ValueError(
-            f"grpo_config: micro_batches is {micro_batches}, expected a divisor of "
-            f"num_generations ({num_generations}); TRL would drop the rows left over"
-        )
+    micro_batches = _whole_parts(micro_batches or num_generations, num_generations)
     values: dict[str, Any] = dict(
         output_dir=str(output_dir),
         max_steps=updates,
@@ -112,3 +107,13 @@ def grpo_config(
         use_cpu=not torch.cuda.is_available(),
     )
     return GRPOConfig(**(OURS | TRLS_OWN | values | overrides))
+
+
+def _whole_parts(micro_batches: int, num_generations: int) -> int:
+    """Return the number of micro-batches, or raise an error if it does not divide G."""
+    if num_generations % micro_batches:
+        raise ValueError(
+            f"grpo_config: micro_batches is {micro_batches}, expected a divisor of "
+            f"num_generations ({num_generations}); TRL would drop the rows left over"
+        )
+    return micro_batches

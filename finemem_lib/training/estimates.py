@@ -445,12 +445,6 @@ def gpu_memory(
     if model.lora_rank:
         trained = shape.lora_parameters(model.lora_rank, model.lora_layers)
     tokens = most.longest_rows * (most.longest_prompt + most.longest_completion)
-    blocks, hidden = shape.num_hidden_layers, 2 * shape.hidden_size
-    if model.gradient_checkpointing:
-        kept = 0 if unsloth else blocks * hidden * tokens
-        activations = kept + shape.block_bytes * tokens
-    else:
-        activations = blocks * shape.block_bytes * tokens
     scored = most.longest_completion * shape.vocab_size
     wide = 1 if model.lora_rank else 2
     one_cache = wide * shape.cache_bytes * (most.longest_prompt + most.longest_completion)
@@ -465,7 +459,7 @@ def gpu_memory(
         adapter=4 * trained if model.lora_rank else 0,
         gradients=4 * trained,
         optimizer=2 * 4 * trained,
-        activations=activations,
+        activations=_activation_bytes(shape, model) * tokens,
         logits=3 * 4 * scored * (1 if unsloth else most.longest_rows),
         cache=cache,
         prefill=prefill,
@@ -480,6 +474,14 @@ def _weight_bytes(shape: ModelShape, model: ModelSettings) -> float:
         return 4 * shape.parameters
     quantised = shape.linear_parameters if model.precision == "4bit" else 0
     return 2 * (shape.parameters - quantised) + NF4_BYTES * quantised
+
+
+def _activation_bytes(shape: ModelShape, model: ModelSettings) -> float:
+    """Return the activations that the GPU keeps for the backward pass of one token."""
+    if not model.gradient_checkpointing:
+        return shape.num_hidden_layers * shape.block_bytes
+    hidden_states = 2 * shape.hidden_size * shape.num_hidden_layers
+    return shape.block_bytes + (0 if model.loader == "unsloth" else hidden_states)
 
 
 def fits(memory: GpuMemory, shape: ModelShape, most: Work, card: Card) -> bool:

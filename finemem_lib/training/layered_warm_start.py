@@ -4,7 +4,7 @@
 
 It begins with the warm start of the flat memory ("tiny"), which copies sentences and finds records,
 and teaches Mem-alpha's calls: the demonstrations of `warm_start`, with the store of each record and
-of each new item drawn at random. What belongs in which store is left to GRPO.
+of each new item drawn at random. GRPO has to learn which store an item belongs in.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def _edit(token: str, alias: str, core: str | None, shown: str, store: Any) -> l
 
 
 def batch_of(rng: random.Random, size: int = BATCH) -> list[Calls]:
-    """Draw demonstrations, as the flat warm start ended with.
+    """Draw demonstrations like those of the last updates of the flat warm start.
 
     Args:
         rng: Source of all draws.
-        size: How many.
+        size: Number of demonstrations.
     """
     found = []
     for _ in range(size):
@@ -223,14 +223,14 @@ def write_card(folder: Path, seed: int, steps: int, samples: int, final: Path | 
 
     Args:
         folder: Folder of the checkpoint.
-        seed: Seed of the training; the next one draws the steps that are measured.
-        steps: Updates that it was trained for.
-        samples: Completions measured per row.
-        final: Where the folder will lie, if it is still to be renamed.
+        seed: Seed of the training; seed + 1 draws the measured steps.
+        steps: Number of updates of the training.
+        samples: Number of completions per row.
+        final: Final path of the folder, if it will be renamed.
 
     Raises:
         ValueError: The folder holds no checkpoint.
-        OSError: It cannot be written to.
+        OSError: The folder cannot be written to.
     """
     flags = f"--seed {seed} --steps {steps}"
     manager, rows = measure(
@@ -256,7 +256,7 @@ def write_card(folder: Path, seed: int, steps: int, samples: int, final: Path | 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, save, measure; the folder appears whole or not at all.
+    """Train, save and measure; the folder is written atomically.
 
     Args:
         arguments: The words after the command, by default those of this process.

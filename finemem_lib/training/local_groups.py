@@ -226,44 +226,14 @@ def play_local_groups(
     started = time.perf_counter()
     counter = agent if isinstance(agent, MemoisedAgent) else MemoisedAgent(agent)
     before = counter.calls_asked, counter.calls_made
-    anchored = [
-        (instance, group[rollout], step, len(group))
+    branched = [
+        _branches(instance, group[rollout], step, len(group))
         for instance, group in zip(instances, groups, strict=True)
         for rollout, step in anchors(group, settings.anchors, seed)
     ]
-    branches = [
-        [
-            _Branch(instance, anchor, replay(anchor, recorded_memory(anchor), step - 1), step)
-            for _ in range(size)
-        ]
-        for instance, anchor, step, size in anchored
-    ]
-    completions = _play([one for of_group in branches for one in of_group], settings, act)
-    found = []
-    for of_group, (_, anchor, step, _) in zip(branches, anchored, strict=True):
-        outcomes, chunks = _scores(of_group, anchor, step, counter)
-        weights = {"outcome": settings.outcome_weight, "chunk": settings.chunk_weight}
-        weights = {name: weight for name, weight in weights.items() if weight}
-        terms = [
-            {"outcome": outcome, "chunk": chunk}
-            for outcome, chunk in zip(outcomes, chunks, strict=True)
-        ]
-        values = [weighted_sum({name: one[name] for name in weights}, weights) for one in terms]
-        advantages = [row[0] for row in group_relative([[value] for value in values])]
-        found.append(
-            LocalGroup(
-                anchor.instance_id,
-                anchor.rollout,
-                step,
-                tuple(one.played for one in of_group if one.played is not None),
-                tuple(outcomes),
-                tuple(chunks),
-                tuple(values),
-                tuple(settings.weight * (advantage or 0.0) for advantage in advantages),
-            )
-        )
+    completions = _play([one for branches in branched for one in branches], settings, act)
     return LocalUpdate(
-        tuple(found),
+        tuple(_valued(branches, settings, counter) for branches in branched),
         completions,
         counter.calls_asked - before[0],
         counter.calls_made - before[1],
@@ -288,6 +258,14 @@ def anchors(group: Sequence[Trajectory], number: int, seed: int) -> list[tuple[i
     return [(rng.randrange(len(group)), step) for step in chosen]
 
 
+def _branches(instance: Instance, anchor: Trajectory, step: int, size: int) -> list[_Branch]:
+    """Return the branches of a local group, each with its own copy of the shared memory."""
+    return [
+        _Branch(instance, anchor, replay(anchor, recorded_memory(anchor), step - 1), step)
+        for _ in range(size)
+    ]
+
+
 def _play(branches: Sequence[_Branch], settings: LocalGroups, act: Act) -> int:
     """Play the branches to their end, in lockstep; return the number of completions."""
     live, number, completions = [*branches], 0, 0
@@ -306,6 +284,33 @@ def _play(branches: Sequence[_Branch], settings: LocalGroups, act: Act) -> int:
         replayed = settings.continuation == "replay"
         one.end = one.replayed_end() if replayed else _last_write_last(one.memory)
     return completions
+
+
+def _valued(
+    branches: Sequence[_Branch], settings: LocalGroups, agent: ReasoningAgent
+) -> LocalGroup:
+    """Return the local group of branches that were played, with values and advantages."""
+    anchor = branches[0].anchor
+    steps = tuple(one.played for one in branches if one.played is not None)
+    outcomes, chunks = _scores(branches, anchor, steps[0].step, agent)
+    weights = {"outcome": settings.outcome_weight, "chunk": settings.chunk_weight}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    terms = [
+        {"outcome": outcome, "chunk": chunk}
+        for outcome, chunk in zip(outcomes, chunks, strict=True)
+    ]
+    values = [weighted_sum({name: one[name] for name in weights}, weights) for one in terms]
+    advantages = [row[0] for row in group_relative([[value] for value in values])]
+    return LocalGroup(
+        anchor.instance_id,
+        anchor.rollout,
+        steps[0].step,
+        steps,
+        tuple(outcomes),
+        tuple(chunks),
+        tuple(values),
+        tuple(settings.weight * (advantage or 0.0) for advantage in advantages),
+    )
 
 
 def _scores(

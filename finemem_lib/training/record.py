@@ -60,13 +60,20 @@ class PlayedUpdate:
         import pyarrow
         import pyarrow.parquet
 
+        rows = self._rows(more)
+        table = pyarrow.Table.from_pylist(rows, _schema(rows[0] | more))
+        with written_beside(path) as beside:
+            pyarrow.parquet.write_table(table, beside, compression="zstd")
+
+    def _rows(self, more: Mapping[str, str | float]) -> list[dict[str, Any]]:
+        """Return the rows of the file, each with the further columns `more`."""
         places = [
             (group, one, step)
             for group, rollouts in enumerate(self.groups)
             for step in range(rollouts[0].num_steps)
             for one in rollouts
         ]
-        rows = [
+        return [
             {
                 "update": self.update,
                 "instance": one.instance_id,
@@ -85,27 +92,23 @@ class PlayedUpdate:
                 zip(places, self.terms, self.rewards, self.advantages, strict=True)
             )
         ]
-        fields: dict[str, Any] = {
-            **dict.fromkeys(("update", "group", "rollout", "step"), pyarrow.int32()),
-            **dict.fromkeys(("instance", "prompt", "completion", "trajectory"), pyarrow.string()),
-            **dict.fromkeys(("prompt_ids", "completion_ids"), pyarrow.list_(pyarrow.int32())),
-            **dict.fromkeys(("logprobs", "operations"), pyarrow.list_(pyarrow.float64())),
-        }
-        schema = pyarrow.schema(
-            [
-                (
-                    name,
-                    fields.get(
-                        name, pyarrow.string() if isinstance(value, str) else pyarrow.float64()
-                    ),
-                )
-                for name, value in (rows[0] | more).items()
-            ]
-        )
-        with written_beside(path) as beside:
-            pyarrow.parquet.write_table(
-                pyarrow.Table.from_pylist(rows, schema), beside, compression="zstd"
-            )
+
+
+def _schema(row: Mapping[str, Any]) -> Any:
+    """Return the parquet schema of a file; columns without a fixed type are text or numbers."""
+    import pyarrow
+
+    fixed: dict[str, Any] = {
+        **dict.fromkeys(("update", "group", "rollout", "step"), pyarrow.int32()),
+        **dict.fromkeys(("instance", "prompt", "completion", "trajectory"), pyarrow.string()),
+        **dict.fromkeys(("prompt_ids", "completion_ids"), pyarrow.list_(pyarrow.int32())),
+        **dict.fromkeys(("logprobs", "operations"), pyarrow.list_(pyarrow.float64())),
+    }
+
+    def kind(name: str, value: object) -> Any:
+        return fixed.get(name, pyarrow.string() if isinstance(value, str) else pyarrow.float64())
+
+    return pyarrow.schema([(name, kind(name, value)) for name, value in row.items()])
 
 
 def update_file(folder: Path, update: int) -> Path:

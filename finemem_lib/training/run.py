@@ -307,27 +307,29 @@ def train_manager(
 
     Args:
         checkpoint: What `load_manager` loads: "tiny", a folder, or a name on the hub.
-        model: How it is loaded and prompted (default: as it was saved).
-        manager: A manager that was loaded from them already; it is trained itself, not a copy.
+        model: Settings to load and prompt it (default: the saved settings).
+        manager: The manager, if it is loaded already; this object is trained, not a copy of it.
         scheme: Reward scheme, or the name of a shipped one (`schemes.SCHEMES`).
         rewards: Settings of the reward terms (default: the paper's).
-        rollout: How instances are played, with G rollouts of each.
-        stream: Shape of the planted streams that are trained on where `instances` are not given.
-        instances: Instances to train on, in order, again from the first when they run out.
-        agent: Answers the questions (default: the extractive reader that knows their verbs).
-        learns: Who learns: "manager", or with a `TrainableReader` as agent also "reader",
-            "alternately" or "jointly". A resumed run takes a reader as it was before it learned.
-        local_groups: Groups of completions of one step from one shared memory, which learn beside
-            the rollouts (LoGo-GRPO); `None` for none.
-        content_judge: Judges what is written, where the scheme pays for content (default: by rule).
-        updates: GRPO updates in all.
-        instances_per_update: Instances of one update.
-        learning_rate: Of Adam.
-        seed: Every random choice follows from it.
-        w1_until: Update at which w1 has fallen linearly to 0; `None` keeps it.
-        evidence_faults: Faults of the evidence that credit is attributed by, never of a score; kept
-            trajectories are free of them.
-        keep_updates: Updates (from 1) whose trajectories the result holds.
+        rollout: Settings of the rollouts, G per instance.
+        stream: Shape of the planted streams to train on if `instances` is not given.
+        instances: Instances to train on, in order; after the last one, the first one follows again.
+        agent: Reasoning agent that answers the questions (default: `extractive.reader_for`).
+        learns: Which model is trained: "manager", or with a `TrainableReader` as agent also
+            "reader", "alternately" or "jointly". To resume such a run, pass a reader with the
+            initial weights.
+        local_groups: Groups of completions of one step from one shared memory, which are trained on
+            in addition to the rollouts (LoGo-GRPO); `None` for none.
+        content_judge: Judge of the written contents, used if the scheme has the content reward
+            (default: a rule).
+        updates: Total number of GRPO updates.
+        instances_per_update: Number of instances per update.
+        learning_rate: Learning rate of Adam.
+        seed: Seed of all random choices.
+        w1_until: Update at which w1 has fallen linearly to 0; `None` keeps it constant.
+        evidence_faults: Faults in the evidence used for credit; scores and kept trajectories do not
+            change.
+        keep_updates: Updates (from 1) whose trajectories the result contains.
         on_update: Called with the record of every update.
         output_dir: Folder of checkpoints and updates; `None` stores nothing on disk.
         save_every: Number of updates between checkpoints.

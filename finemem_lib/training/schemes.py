@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from finemem_lib.advantages import (
 )
 from finemem_lib.credit.group import CachedGroup, CachedUpdate
 from finemem_lib.credit.needs import OperationCredit
-from finemem_lib.credit.rules import RULES, credit_update
+from finemem_lib.credit.rules import RULES, CreditedUpdate, credit_update
 from finemem_lib.layers.content_reward import ContentJudge, content_rewards, rule_verdicts
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.rewards import RewardSettings, hybrid_reward
@@ -234,6 +234,10 @@ def scheme_weights(scheme: Scheme, settings: RewardSettings | None = None) -> di
     return {term: weights.get(term, 0.0) for term in dict.fromkeys((*TERMS, *scheme.terms))}
 
 
+Terms = dict[str, float | None]
+"""The unweighted reward terms of one step by name; `None` where a term is unknown."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateTerms:
     """The reward terms of an update.
@@ -248,7 +252,7 @@ class UpdateTerms:
             ``<rule>/calls_made`` and ``<rule>/<measure>``, see `credit.rules.CreditedUpdate`.
     """
 
-    terms: list[list[list[dict[str, float | None]]]]
+    terms: list[list[list[Terms]]]
     operations: list[list[list[list[float]]]] | None
     measures: dict[str, float]
 
@@ -269,57 +273,73 @@ def update_terms(
         settings: Settings of the reward terms; default: the paper's.
         agent: The reasoning agent that answered, for rules that read again.
         previous: `UpdateTerms.measures` of the update before, for rules that smooth.
-        content_judge: Judges what was written, where the scheme pays for content.
+        content_judge: Judge of the written contents, used if the scheme has the content reward.
 
     Raises:
         ValueError: as `rewards.hybrid_reward`, or a trajectory lacks what a credit rule needs.
     """
     scheme = scheme_of(scheme)
     update = CachedUpdate(map(CachedGroup, groups))
-    terms = [
-        [
-            [{term: getattr(reward, term) for term in TERMS} for reward in rewards]
-            for rewards in (hybrid_reward(one, settings) for one in group)
-        ]
-        for group in update
-    ]
+    terms = [[_logged_terms(one, settings) for one in group] for group in update]
+    rollouts = [rollout for group in terms for rollout in group]
     if CONTENT in scheme.terms:
-        judged = iter(content_rewards([one for group in update for one in group], content_judge))
-        for of_group in terms:
-            for row in of_group:
-                for step, verdict in zip(row, next(judged), strict=True):
-                    step[CONTENT] = verdict
+        played = [one for group in update for one in group]
+        _set_term(rollouts, CONTENT, content_rewards(played, content_judge))
     measures: dict[str, float] = {}
     credited_operations = {}
     for rule in scheme.rules:
-        known = {
-            name.removeprefix(f"{rule}/"): value
-            for name, value in (previous or {}).items()
-            if name.startswith(f"{rule}/")
-        }
         found = credit_update(
-            rule, update, agent=agent, previous=known or None, **scheme.rule_settings.get(rule, {})
+            rule,
+            update,
+            agent=agent,
+            previous=_measures_of(rule, previous or {}) or None,
+            **scheme.rule_settings.get(rule, {}),
         )
         if rule in scheme.terms:
-            for of_group, credited in zip(terms, found.credit, strict=True):
-                for row, credit in zip(of_group, credited, strict=True):
-                    for step, value in zip(row, credit, strict=True):
-                        step[rule] = value
+            _set_term(rollouts, rule, itertools.chain(*found.credit))
         if rule in scheme.operations:
-            credited_operations[rule] = [
-                [credit.operations for credit in credited if isinstance(credit, OperationCredit)]
-                for credited in found.credit
-            ]
+            credited_operations[rule] = _operation_credit(found)
         calls = {"calls_asked": found.calls_asked, "calls_made": found.calls_made}
         measures |= {f"{rule}/{name}": v for name, v in (calls | {**found.measures}).items()}
-    for of_group in terms:
-        for row in of_group:
-            for step in row:
-                if all(step[term] is None for term in scheme.terms):
-                    step.update(dict.fromkeys(step, None))
+    for step in itertools.chain(*rollouts):
+        if all(step[term] is None for term in scheme.terms):
+            step.update(dict.fromkeys(step, None))
     for term, scale in scheme.normalised.items():
         _normalise(terms, term, scale)
     return UpdateTerms(terms, _on_operations(scheme, credited_operations), measures)
+
+
+def _logged_terms(rollout: Trajectory, settings: RewardSettings | None) -> list[Terms]:
+    """Return `TERMS` at every step of a rollout."""
+    rewards = hybrid_reward(rollout, settings)
+    return [{term: getattr(reward, term) for term in TERMS} for reward in rewards]
+
+
+def _set_term(
+    rows: Sequence[Sequence[Terms]], term: str, values: Iterable[Sequence[float | None]]
+) -> None:
+    """Set a term at every step of every row, in place."""
+    for row, of_row in zip(rows, values, strict=True):
+        for step, value in zip(row, of_row, strict=True):
+            step[term] = value
+
+
+def _measures_of(rule: str, measures: Mapping[str, float]) -> dict[str, float]:
+    """Return the measures of one rule, without the rule's name before them."""
+    prefix = f"{rule}/"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in measures.items()
+        if name.startswith(prefix)
+    }
+
+
+def _operation_credit(found: CreditedUpdate) -> list[list[list[list[float | None]]]]:
+    """Return the credit of every operation, per group, rollout and step."""
+    return [
+        [credit.operations for credit in credited if isinstance(credit, OperationCredit)]
+        for credited in found.credit
+    ]
 
 
 def _on_operations(
@@ -345,17 +365,13 @@ def _added(one: Any, other: Any) -> Any:
     return one + other
 
 
-def _normalise(
-    terms: Sequence[Sequence[Sequence[dict[str, float | None]]]], term: str, scale: ScaleRewards
-) -> None:
+def _normalise(terms: Sequence[Sequence[Sequence[Terms]]], term: str, scale: ScaleRewards) -> None:
     """Replace a term's values by their group-relative values, in place."""
     rollouts = [
         [step for row in rows for step in row] for rows in zip(*terms, strict=True)
     ]  # columns: the steps of all groups
     relative = group_relative([[step[term] for step in row] for row in rollouts], scale)
-    for row, values in zip(rollouts, relative, strict=True):
-        for step, value in zip(row, values, strict=True):
-            step[term] = value
+    _set_term(rollouts, term, relative)
 
 
 def reward_terms(
@@ -363,7 +379,7 @@ def reward_terms(
     scheme: Scheme,
     settings: RewardSettings | None = None,
     agent: ReasoningAgent | None = None,
-) -> list[list[dict[str, float | None]]]:
+) -> list[list[Terms]]:
     """Return the reward terms of one group by rollout and step, see `update_terms`.
 
     Args:

@@ -35,7 +35,7 @@ class SecondProcess:
     """A fork of this process that answers requests until it is closed.
 
     Args:
-        answer: Computes the answer to a request in the fork, with the state of this moment.
+        answer: Computes the answer to a request in the fork, from the state at its start.
     """
 
     def __init__(self, answer: Callable[..., Any]) -> None:
@@ -69,7 +69,7 @@ class SecondProcess:
         except EOFError as ended:
             raise RuntimeError(
                 "train_manager: its second process has ended, expected a gradient; it may have "
-                "been killed for memory. Train with processes=1"
+                "been killed because memory was short. Train with processes=1"
             ) from ended
         if error is not None:
             raise error
@@ -123,7 +123,7 @@ class GivenGradient(torch.autograd.Function):
     def forward(
         context: Any, loss: torch.Tensor, gradient: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
-        """Return the loss, which is backward's way to the weights.
+        """Return the loss; `backward` returns its gradients.
 
         Args:
             context: Holds the gradient for `backward`.
@@ -140,7 +140,7 @@ class GivenGradient(torch.autograd.Function):
         """Return the gradients.
 
         Args:
-            context: Holds them.
+            context: Holds the gradients.
             scale: Scaling of the loss, which the gradient contains.
         """
         return None, None, *context.gradients

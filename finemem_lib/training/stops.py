@@ -109,7 +109,7 @@ def advising_on_memory(
             ),
         ]
         raise MemoryError(
-            f"{doing} the manager ran out of memory ({first_line(error)}); turn, in this order, "
+            f"{doing} the manager ran out of memory ({first_line(error)}); change, in this order, "
             f"{_possible([*knobs, (True, 'checkpoint: a smaller model')])}"
         ) from error
 
@@ -163,16 +163,16 @@ def memory_advice(
         ]
     )
     if checkpoint is None:
-        turned = ", ".join(filter(None, (resumable, others)))
-        return f"out of memory; turn, in this order, {turned}. There is no checkpoint yet"
+        settings = ", ".join(filter(None, (resumable, others)))
+        return f"out of memory; change, in this order, {settings}. There is no checkpoint yet"
     first = (
-        f"turn {resumable}, and resume (`finemem resume RUN --set NAME=VALUE`, or resume = "
+        f"change {resumable}, and resume (`finemem resume RUN --set NAME=VALUE`, or resume = "
         "True in the notebook); if that is not enough, "
         if resumable
         else ""
     )
     return (
-        f"out of memory; {first}start a new run and turn, in this order, {others}. The last "
+        f"out of memory; {first}start a new run and change, in this order, {others}. The last "
         f"checkpoint is {checkpoint}"
     )
 

@@ -244,14 +244,19 @@ def measure(manager: ModelManager, shown: Sequence[Demonstration], seed: int) ->
 
     Returns:
         Shares, `None` where the denominator is 0, and each denominator as "<name>_of":
-        "valid_json", of the completions; "executable", of the emitted operations; "supported", of
-        the INSERTs and UPDATEs, with at least 0.9 of the content's words in the chunk;
-        "right_record", of the UPDATEs and DELETEs in steps with a revision or retraction, that
-        address a revised or retracted record, an UPDATE with the sentence that revises or retracts
-        it; "deleted", of those that address a retracted record, the DELETEs; "outdated", of the
-        records with a stored revision and of the retracted ones, that stayed as they were;
-        "without_record", of all UPDATEs and DELETEs, in steps without revision or retraction;
-        "kept", of the sentences.
+
+        - "valid_json": share of the completions that are a JSON list;
+        - "executable": share of the emitted operations that the memory applies;
+        - "supported": share of the INSERTs and UPDATEs with at least 0.9 of the content's words in
+          the chunk;
+        - "right_record": share of the UPDATEs and DELETEs in steps with a revision or retraction
+          that address a revised or retracted record; an UPDATE must also write the sentence that
+          revises or retracts it;
+        - "deleted": share of DELETEs among the operations that address a retracted record;
+        - "outdated": share of unchanged records among those retracted or with a stored revision;
+        - "without_record": share of all UPDATEs and DELETEs that are in steps without revision or
+          retraction;
+        - "kept": share of the sentences that are stored.
     """
     completions = manager.act([one.observation for one in shown], seed)
     tally: dict[str, list[bool]] = {name: [] for name in MEASURES}
@@ -299,8 +304,7 @@ def _is_right(edit: Operation, shown: Demonstration) -> bool:
 
 
 def _outdated(shown: Demonstration, stored: set[str], memory: FlatMemory) -> list[bool]:
-    """Return whether they stayed as they were, of the retracted records and those with a stored
-    revision."""
+    """Return whether each retracted record, or record with a stored revision, is unchanged."""
     after = {item.item_id: item.content for item in memory.items}
     return [
         after.get(item.item_id) == item.content

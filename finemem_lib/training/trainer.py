@@ -20,11 +20,8 @@ from finemem_lib.rewards import RewardSettings, outcome_reward, weighted_sum
 from finemem_lib.seeds import stable_seed
 from finemem_lib.training.local_groups import LocalGroups, LocalUpdate, play_local_groups
 from finemem_lib.training.record import PlayedUpdate
-from finemem_lib.training.schemes import Scheme, scheme_weights, update_terms, w1_at
+from finemem_lib.training.schemes import Scheme, Terms, scheme_weights, update_terms, w1_at
 from finemem_lib.trajectory import OPERATION_KINDS, Instance, Step, Trajectory
-
-Terms = dict[str, float | None]
-"""The unweighted reward terms of one step by name; `None` where a term is unknown."""
 
 Sampled = tuple[Sequence[Sequence[int]], Sequence[Sequence[float] | None] | None]
 """Token ids of the completions, and their log-probabilities, or `None` where unknown."""
@@ -57,6 +54,23 @@ class Rollouts:
     local: LocalUpdate = field(default_factory=LocalUpdate)
 
 
+@dataclass
+class _Acting:
+    """The manager of one update, and the seconds that it spent on sampling."""
+
+    builder: PromptBuilder
+    sample: Sampler
+    seconds: float = 0.0
+
+    def act(self, observations: list[Observation], step: int) -> list[Completion]:
+        """Return one completion per observation of a step."""
+        prompts = [self.builder.render(observation) for observation in observations]
+        started = time.perf_counter()
+        sampled = self.sample(prompts, step)
+        self.seconds += time.perf_counter() - started
+        return self.builder.complete(prompts, *sampled)
+
+
 @dataclass(frozen=True)
 class UpdatePlayer:
     """Plays the rollouts of an update and rewards every step.
@@ -68,12 +82,11 @@ class UpdatePlayer:
         scheme: Reward scheme, or the name of a shipped scheme.
         rewards: Settings of the reward terms.
         w1_until: Update at which w1 has fallen to 0; `None` keeps it constant.
-        evidence_faults: Faults of the evidence that credit is attributed by; scores stay as they
-            are.
-        manager_name: Written into the trajectories.
-        seed: Every random choice follows from it and the number of the update.
-        local_groups: Local groups that are played beside the rollouts; `None` for none.
-        content_judge: Judges what is written, where the scheme pays for content.
+        evidence_faults: Faults in the evidence used for credit; scores do not change.
+        manager_name: Name of the manager in the trajectories.
+        seed: Seed of all random choices, together with the number of the update.
+        local_groups: Local groups that are played in addition to the rollouts; `None` for none.
+        content_judge: Judge of the written contents, used if the scheme has the content reward.
 
     Raises:
         ValueError: `w1_until` is less than 2, or the scheme is unknown.
@@ -141,18 +154,9 @@ class UpdatePlayer:
             stable_seed(self.seed, done),
             self.builder.settings,
         )
-        seconds = 0.0
-
-        def act(observations: list[Observation], step: int) -> list[Completion]:
-            nonlocal seconds
-            prompts = [self.builder.render(observation) for observation in observations]
-            started = time.perf_counter()
-            sampled = sample(prompts, step)
-            seconds += time.perf_counter() - started
-            return self.builder.complete(prompts, *sampled)
-
+        manager = _Acting(self.builder, sample)
         while observations := rollouts.observations():
-            rollouts.advance(act(observations, observations[0].step))
+            rollouts.advance(manager.act(observations, observations[0].step))
         groups = rollouts.finish()
         started = time.perf_counter()
         found = update_terms(
@@ -173,12 +177,14 @@ class UpdatePlayer:
                 groups,
                 instances,
                 self.local_groups,
-                lambda observations, number: act(observations, -number),
+                lambda observations, number: manager.act(observations, -number),
                 self.agent,
                 stable_seed(self.seed, done),
             )
             measures = measures | branched.measures
-        return Rollouts(groups, rows, operations, seconds, credit_seconds, measures, branched)
+        return Rollouts(
+            groups, rows, operations, manager.seconds, credit_seconds, measures, branched
+        )
 
     def instance_advantages(
         self, rollouts: Rollouts, done: int, scale: ScaleRewards
@@ -186,8 +192,8 @@ class UpdatePlayer:
         """Return the advantage of every row over the group of its whole instance.
 
         Args:
-            rollouts: What was played.
-            done: Finished updates.
+            rollouts: The rollouts of the update.
+            done: Number of finished updates.
             scale: As in `advantages.instance_relative`.
         """
         weights, found, start = self.weights(done), [], 0

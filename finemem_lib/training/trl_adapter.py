@@ -183,14 +183,14 @@ class StepGRPO(_GRPOTrainer):  # type: ignore[misc]  # see _GRPOTrainer
         scheme: Reward scheme, or the name of a shipped scheme.
         rewards: Settings of the reward terms; default: the paper's.
         w1_until: Update at which the weight w1 has fallen to 0; `None` keeps w1 constant.
-        evidence_faults: Faults in the evidence used for credit.
+        evidence_faults: Faults in the evidence used for credit; scores do not change.
         keep_updates: Numbers (from 1) of the updates whose trajectories are stored in `kept`.
         updates_folder: Folder for the files of finished updates; `None` for none.
         on_update: Called with the record of every update.
-        manager_name: Written into the trajectories.
-        learns: Who learns, see `co_training.Learns`.
-        local_groups: Local groups that are played beside the rollouts; `None` for none.
-        content_judge: Judges what is written, where the scheme pays for content.
+        manager_name: Name of the manager in the trajectories.
+        learns: Which model is trained, see `co_training.Learns`.
+        local_groups: Local groups that are played in addition to the rollouts; `None` for none.
+        content_judge: Judge of the written contents, used if the scheme has the content reward.
         trainer_arguments: Further arguments of TRL's GRPOTrainer.
 
     Raises:

@@ -430,7 +430,7 @@ def fit(
         batches: A batch of demonstrations per update; see `Shown`.
         steps: Number of updates.
         learning_rate: Largest learning rate.
-        rate: Share of it at an update, from 0.
+        rate: Share of the learning rate at an update, from 0.
         aliases: Ids of the tokens that weigh `ID_WEIGHT` in the loss.
         guided: Weight of `guidance_loss` at an update; once 0, it must stay 0.
         log_every: Number of updates between printed lines; 0 prints none.
@@ -921,7 +921,7 @@ def make_or_measure(
     make: Callable[[argparse.Namespace], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
     card: Callable[[argparse.Namespace, Path, Path | None], str],
 ) -> None:
-    """Run the command of `parser_of`; its folder appears whole or not at all.
+    """Run the command of `parser_of`; its folder is written atomically.
 
     Args:
         parser: Reads the arguments.

@@ -138,7 +138,7 @@ def result_line(code: int, **fields: object) -> str:
 
     Args:
         code: The exit code, which becomes the status.
-        fields: What else the command did.
+        fields: Further results of the command, by name.
 
     >>> result_line(0, run="a", page="my folder/x.html")
     "status=ok run=a page='my folder/x.html'"

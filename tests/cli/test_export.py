@@ -190,7 +190,7 @@ def test_nothing_is_overwritten_and_no_secret_is_exported(run, capsys):
     [
         (["nothing", "--to", "inspect"], "there is no run 'nothing'"),
         (["played", "--to", "inspect", "--artefact", "trained_trajectories"], "has no trained"),
-        (["played", "--to", "inspect", "--name", "../up"], "expected a name of a folder"),
+        (["played", "--to", "inspect", "--name", "../up"], "expected a folder name"),
         (["played", "--to", "trackio", "--python", "/nowhere/python"], "cannot be started"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_figure_of_what_the_row_does_not_hold_is_noticed(checkout):
 def test_a_number_that_no_field_gives_is_noticed(checkout):
     file = checkout / "data" / "ledger.yaml"
     file.write_text(file.read_text().replace("[{low:.2f}", "[0.61"))
-    assert "0.61 stands in `written`, expected a field of the row" in wrong(checkout)[0]
+    assert "`written` contains 0.61, expected a field of the row" in wrong(checkout)[0]
 
 
 def test_an_entry_covers_one_place(checkout):
@@ -109,8 +109,8 @@ def test_what_looks_measured_is_found(checkout, figure):
 def test_entries_whose_sentences_are_gone_are_noticed(checkout):
     (checkout / "README.md").write_text("Nothing.\n")
     figure, setting = wrong(checkout)
-    assert figure.endswith("does not stand there any more; take it out of the ledger")
-    assert setting.startswith("README.md: '0.0015' does not stand there any more")
+    assert figure.endswith("is no longer in the text; remove it from the ledger")
+    assert setting.startswith("README.md: '0.0015' is no longer in the text")
 
 
 def edit(root, change):
@@ -139,7 +139,7 @@ def test_texts_are_watched_by_glob_and_notebooks_by_their_markdown(checkout):
 
 def test_a_glob_without_a_file_is_noticed(checkout):
     edit(checkout, lambda entries: entries["watched"].append("docs/*.md"))
-    assert wrong(checkout) == ["watched: no file is 'docs/*.md'"]
+    assert wrong(checkout) == ["watched: no file matches 'docs/*.md'"]
 
 
 def test_figures_come_from_plain_rows_and_from_cards_too(checkout):
@@ -196,7 +196,7 @@ def test_changed_rows_are_noticed(checkout):
     kept = [line for line in path.read_text().splitlines() if '"eara-used"' not in line]
     path.write_text("\n".join(kept) + "\n")
     ledger._rows.cache_clear()
-    assert "0 rows of truth are" in wrong(checkout)[0]
+    assert "0 rows of truth match" in wrong(checkout)[0]
     ledger._rows.cache_clear()
 
 

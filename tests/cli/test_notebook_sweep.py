@@ -63,7 +63,7 @@ def test_a_grid_is_every_combination_and_a_list_is_its_points():
         (["a"], [], "expected NAME=VALUE"),
         (["=1"], [], "expected NAME=VALUE"),
         (["a="], [], "expected NAME=VALUE"),
-        (["a=[1,"], [], "is no JSON"),
+        (["a=[1,"], [], "is not JSON"),
         (["a=1"], [["a=2"]], "a is given twice"),
         (["seed=1,2"], [], "give --seeds"),
     ],

@@ -49,6 +49,12 @@ def plan(capsys, *arguments):
     return code, said.out, said.err
 
 
+def on_data(data, *settings, profile="qwen3-1.7b-16gb"):
+    """Return the arguments of a plan on a data file, with settings NAME=VALUE."""
+    given = [part for one in ("held_out=2", *settings) for part in ("--set", one)]
+    return "--profile", profile, "--data", data, *given
+
+
 def row(text, begins):
     """Return the columns of the line that begins so."""
     [line] = [line for line in text.splitlines() if line.startswith(begins)]
@@ -82,16 +88,7 @@ def test_the_full_size_profiles_fit_their_cards_on_chunks_of_full_length(path, c
 
 
 def test_a_plan_that_cannot_fit_fails_and_names_changes_that_work(capsys, data):
-    common = (
-        "--profile",
-        "qwen3-4b-80gb",
-        "--data",
-        data,
-        "--card",
-        "RTX 4080",
-        "--set",
-        "held_out=2",
-    )
+    common = (*on_data(data, profile="qwen3-4b-80gb"), "--card", "RTX 4080")
     code, said, _ = plan(capsys, *common)
     assert code == 1 and "does not fit" in said
     changes = said.split("each by itself: ")[1].splitlines()[0].split(", ")
@@ -107,16 +104,7 @@ def test_calls_and_their_cost_by_hand(capsys, data, tmp_path):
     models.write_text(PRICES, encoding="utf-8")
     code, said, _ = plan(
         capsys,
-        "--profile",
-        "qwen3-1.7b-16gb",
-        "--data",
-        data,
-        "--set",
-        "held_out=2",
-        "--set",
-        f"models={models}",
-        "--set",
-        "updates=10",
+        *on_data(data, f"models={models}", "updates=10"),
         "--assume",
         "item_tokens=50",
         "--assume",
@@ -158,18 +146,7 @@ def test_hours_count_what_models_are_asked_and_the_trained_manager_on_every_inst
     models.write_text(
         PRICES.replace("reader:", "teacher: &m") + "\nreader: *m\nverifier: *m\n", encoding="utf-8"
     )
-    common = (
-        "--profile",
-        "qwen3-1.7b-16gb",
-        "--data",
-        data,
-        "--set",
-        "held_out=2",
-        "--set",
-        f"models={models}",
-        "--set",
-        "updates=1",
-    )
+    common = on_data(data, f"models={models}", "updates=1")
 
     def hours(name, *more):
         code, said, _ = plan(capsys, *common, *more)
@@ -197,19 +174,8 @@ def test_notebooks_04_and_06_and_the_plan_sample_as_many_prompts_at_a_time(capsy
 
     folder = save_model(tmp_path / "model", "qwen3")
     for given, rows in ((0, 8), (3, 3)):
-        _, said, _ = plan(
-            capsys,
-            "--profile",
-            "qwen3-1.7b-16gb",
-            "--data",
-            data,
-            "--set",
-            "held_out=2",
-            "--set",
-            f"checkpoint={folder}",
-            "--set",
-            f"batch_size={given}",
-        )
+        settings = f"checkpoint={folder}", f"batch_size={given}"
+        _, said, _ = plan(capsys, *on_data(data, *settings))
         assert f"tests and 06: {rows} prompts at a time\n" in said
         manager = load_manager(folder, model=ModelSettings(batch_size=given or None, lora_rank=2))
         manager.save(tmp_path / f"saved-{given}")
@@ -218,7 +184,7 @@ def test_notebooks_04_and_06_and_the_plan_sample_as_many_prompts_at_a_time(capsy
 
 
 def test_vllm_is_said_not_to_sample_the_tests(capsys, data):
-    arguments = ("--profile", "qwen3-4b-80gb", "--data", data, "--set", "held_out=2")
+    arguments = on_data(data, profile="qwen3-4b-80gb")
     assert (
         "16 prompts at a time, sampled without vLLM, in memory beside its share"
         in plan(capsys, *arguments)[1]
@@ -239,14 +205,14 @@ def test_missing_data_is_all_that_is_said(capsys, tmp_path):
 
 
 def test_a_name_may_carry_its_revision(capsys, data):
-    arguments = ("--profile", "qwen3-1.7b-16gb", "--data", data, "--set", "held_out=2")
+    arguments = on_data(data)
     code, said, _ = plan(capsys, *arguments, "--set", "checkpoint=Qwen/Qwen3-1.7B@70d244c")
     assert code == 0 and "1,720,574,976 parameters (the sizes noted here)" in said
 
 
 def test_tokens_and_sizes_are_the_checkpoints_own_where_it_is_at_hand(capsys, data, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
-    arguments = ("--profile", "qwen3-1.7b-16gb", "--data", data, "--set", "held_out=2")
+    arguments = on_data(data)
     _, noted, _ = plan(capsys, *arguments)
     assert "words and marks" in noted and "(the sizes noted here)" in noted
     _, own, _ = plan(capsys, *arguments, "--set", f"checkpoint={folder}")
@@ -291,19 +257,8 @@ def test_a_checkpoint_whose_configuration_is_broken_is_refused(capsys, tmp_path,
 
 def test_lengths_that_leave_no_room_are_refused(capsys, data, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
-    code, _, error = plan(
-        capsys,
-        "--profile",
-        "qwen3-1.7b-16gb",
-        "--data",
-        data,
-        "--set",
-        "held_out=2",
-        "--set",
-        f"checkpoint={folder}",
-        "--set",
-        "max_prompt_tokens=64",
-    )
+    settings = f"checkpoint={folder}", "max_prompt_tokens=64"
+    code, _, error = plan(capsys, *on_data(data, *settings))
     assert code == 2 and "max_prompt_tokens is 64, expected at least" in error
 
 

@@ -65,6 +65,11 @@ def write_models(path, server, **settings):
     return str(path)
 
 
+def ask(data, folder, *more):
+    """Run `finemem questions` and return its exit code."""
+    return main(["questions", "--data", str(data), "--output", str(folder), *more])
+
+
 def table_of(printed, first):
     """Return the rows of a printed table as lists, keyed by their first cell."""
     lines = printed[printed.index(first) :].splitlines()[1:]
@@ -111,10 +116,7 @@ def test_questions_without_a_model_on_real_text(tmp_path, capsys):
 
 def test_what_training_has_too_is_reported(data, tmp_path, capsys):
     training = write_data(tmp_path / "training.jsonl", number=1)
-    assert (
-        main(["questions", "--data", data, "--output", str(tmp_path / "q"), "--training", training])
-        == 0
-    )
+    assert ask(data, tmp_path / "q", "--training", training) == 0
     printed = capsys.readouterr().out
     assert "leaks (with 1 of training): 1 question in both, 2 text in both" in printed
     assert re.search(r"question in both +one-0 +1.00 +Where does Mia live\?", printed)
@@ -150,22 +152,7 @@ def test_the_teacher_alone_can_be_a_language_model(data, tmp_path, key):
         models = Path(write_models(tmp_path / "models.yaml", server, memo=str(tmp_path / "memo")))
         settings = json.loads(models.read_text())
         models.write_text(json.dumps({"teacher": settings["teacher"]}))
-        assert (
-            main(
-                [
-                    "questions",
-                    "--data",
-                    data,
-                    "--output",
-                    str(tmp_path / "q"),
-                    "--models",
-                    str(models),
-                    "--k",
-                    "3",
-                ]
-            )
-            == 0
-        )
+        assert ask(data, tmp_path / "q", "--models", str(models), "--k", "3") == 0
         assert all("response_format" in request for request in server.requests)
         assert "Write 3 questions" in server.requests[0]["messages"][-1]["content"]
     assert (tmp_path / "memo").exists() and not (tmp_path / "q" / "replies.sqlite").exists()
@@ -212,10 +199,7 @@ def test_a_server_that_refuses_ends_the_command_without_the_key(data, tmp_path, 
     body = json.dumps({"error": {"message": f"no such key: {KEY}"}})
     with FaultServer(status=401, body=body) as server:
         models = write_models(tmp_path / "models.yaml", server)
-        assert (
-            main(["questions", "--data", data, "--output", str(tmp_path / "q"), "--models", models])
-            == 1
-        )
+        assert ask(data, tmp_path / "q", "--models", models) == 1
     printed = capsys.readouterr()
     assert re.search(r"failed: m at http.*401.*\*\*\*.*0 of 3 instances are done", printed.err)
     assert KEY not in printed.out + printed.err
@@ -242,12 +226,7 @@ def test_settings_of_models_that_cannot_be_used(data, tmp_path, monkeypatch, cap
     models = tmp_path / "models.yaml"
     if content is not None:
         models.write_text(content)
-    assert (
-        main(
-            ["questions", "--data", data, "--output", str(tmp_path / "q"), "--models", str(models)]
-        )
-        == 2
-    )
+    assert ask(data, tmp_path / "q", "--models", str(models)) == 2
     printed = capsys.readouterr()
     assert re.search(said, printed.err) and KEY not in printed.err + printed.out
     assert not list(tmp_path.glob("q/*.parquet"))
@@ -258,40 +237,14 @@ def test_roles_that_the_command_does_not_play_may_stand_in_the_file(data, tmp_pa
         models = Path(write_models(tmp_path / "models.yaml", server))
         given = json.loads(models.read_text())
         models.write_text(json.dumps(given | {"judge": given["teacher"] | {"key_env": "NOT_SET"}}))
-        assert (
-            main(
-                [
-                    "questions",
-                    "--data",
-                    data,
-                    "--output",
-                    str(tmp_path / "q"),
-                    "--models",
-                    str(models),
-                ]
-            )
-            == 0
-        )
+        assert ask(data, tmp_path / "q", "--models", str(models)) == 0
 
 
 def test_long_chunks_are_cut_as_notebook_01_cuts_them(tmp_path):
     data, folder = write_data(tmp_path / "long.jsonl", 1, chunks=["Mia moved to Rome. " * 40]), []
     for number in ("20", "4096"):
         folder.append(tmp_path / number)
-        assert (
-            main(
-                [
-                    "questions",
-                    "--data",
-                    data,
-                    "--output",
-                    str(folder[-1]),
-                    "--max-chunk-tokens",
-                    number,
-                ]
-            )
-            == 0
-        )
+        assert ask(data, folder[-1], "--max-chunk-tokens", number) == 0
     cut = load_instances(data, max_chunk_tokens=20).instances
     assert with_questions(cut, folder[0])
     assert with_questions(load_instances(data).instances, folder[1])
@@ -312,49 +265,20 @@ def test_questions_that_cannot_be_made_start_nothing(data, tmp_path, capsys):
         assert main(["questions", *arguments]) == 2
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main(["questions", "--data", data, "--output", str(folder), "--k", "0"])
+        ask(data, folder, "--k", "0")
     assert "'0', expected a whole number from 1" in capsys.readouterr().err
     assert not folder.exists()
-    assert (
-        main(
-            [
-                "questions",
-                "--data",
-                data,
-                "--output",
-                str(folder),
-                "--training",
-                data,
-                broken,
-                "--on-error",
-                "skip",
-            ]
-        )
-        == 2
-    )  # nothing of it is left
+    assert ask(data, folder, "--training", data, broken, "--on-error", "skip") == 2  # none is left
     mixed = Path(broken).read_text() + "\n" + Path(data).read_text()
     (tmp_path / "mixed.jsonl").write_text(mixed)
-    assert (
-        main(
-            [
-                "questions",
-                "--data",
-                str(tmp_path / "mixed.jsonl"),
-                "--output",
-                str(folder),
-                "--on-error",
-                "skip",
-            ]
-        )
-        == 0
-    )
+    assert ask(tmp_path / "mixed.jsonl", folder, "--on-error", "skip") == 0
     assert capsys.readouterr().err.count("field chunks[0]") >= 3
 
 
 def test_text_of_others_does_not_steer_the_terminal(tmp_path, capsys):
     asked = [{"question": "Is it \x1b[2J\u202e Rome?", "answer": "Rome"}]
     data = write_data(tmp_path / "a.jsonl", 1, questions_and_answers=asked, instance_id="i\x1b[1m")
-    assert main(["questions", "--data", data, "--output", str(tmp_path / "q")]) == 0
+    assert ask(data, tmp_path / "q") == 0
     printed = capsys.readouterr().out
     assert "1 answer in question" in printed and "i\ufffd[1m" in printed
     assert not {"\x1b", "\u202e"} & set(printed)
@@ -401,9 +325,7 @@ def test_what_was_built_can_be_asked_about(tmp_path, capsys):
         )
         == 0
     )
-    assert (
-        main(["questions", "--data", str(path), "--output", str(tmp_path / "q"), "--k", "1"]) == 0
-    )
+    assert ask(path, tmp_path / "q", "--k", "1") == 0
     assert "7 questions on 7 chunks" in capsys.readouterr().out
 
 

@@ -236,7 +236,7 @@ def test_the_text_is_part_of_the_key(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"other")
     other = cell(**{**REAL, "data": str(tmp_path)})
     assert len({real.key, planted.key, other.key}) == 3
-    with pytest.raises(ValueError, match="data is 'nowhere', which is no folder here"):
+    with pytest.raises(ValueError, match="data is 'nowhere', which is not a folder here"):
         run_cell(cell(**{**REAL, "data": "nowhere"}, updates=0))
 
 

@@ -66,14 +66,9 @@ def make_explorers(poison: str) -> dict[str, Explorer]:
     }
 
 
-@functools.cache
-def views(poison: str = "") -> dict[str, Any]:
-    """Return one of everything that is shown, by the builder's name; views of explorers follow."""
-    trajectory = make_trajectory(poison=poison)
-    results = grid(poison)
-    rows = table(results, results[0].cell.variant)
+def credit_rows(poison: str) -> list[Row]:
     numbers = {field.name: 1 for field in dataclasses.fields(Row)}
-    credit = [
+    return [
         Row(
             **numbers
             | {
@@ -89,6 +84,15 @@ def views(poison: str = "") -> dict[str, Any]:
         for place in ("all", *itertools.chain(*REGIMES.values()))
         for rule in ("a", "b")
     ]
+
+
+@functools.cache
+def views(poison: str = "") -> dict[str, Any]:
+    """Return one of everything that is shown, by the builder's name; views of explorers follow."""
+    trajectory = make_trajectory(poison=poison)
+    results = grid(poison)
+    rows = table(results, results[0].cell.variant)
+    credit = credit_rows(poison)
     names = [f"{poison}a", f"{poison}b"]
     design = arena_design(
         baselines=names[:1],

@@ -211,10 +211,8 @@ def retriever_rows(poison: str = "") -> list[RetrieverRow]:
     ]
 
 
-def make_figures(poison: str = "") -> dict[str, go.Figure]:
-    """Return one figure of every builder; `poison` is put into every text they are given."""
-    trajectory = make_trajectory(poison=poison)
-    audit = [
+def audit_rows(poison: str) -> list[SimpleNamespace]:
+    return [
         SimpleNamespace(
             step=step,
             accepted=number % 3 > 0,
@@ -225,14 +223,10 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         for step in range(1, 9)
         for number in range(step % 4 + 6)
     ]
-    advantages = [
-        [0.9, None, -1.2, 0.0, 1.5],
-        [-0.9, None, 0.4, 0.0, -0.5],
-        [0.3, None, 0.8, 0.0, -1.0],
-        [-0.3, None, 0.0, 0.0, 0.0],
-    ]
-    before = [[0.9] * 5, [-0.9] * 5, [0.3] * 5, [-0.3] * 5]
-    records = [
+
+
+def update_records(poison: str) -> list[dict[str, float]]:
+    return [
         {
             "step": step,
             "reward": 0.5 + 0.04 * step,
@@ -249,7 +243,10 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         }
         for step in range(1, 13)
     ]
-    rows = [
+
+
+def benchmark_rows(poison: str) -> list[Estimate]:
+    return [
         Estimate(
             f"{poison}{method}",
             category,
@@ -275,9 +272,68 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
             ("raw chunks, BM25", 0.74),
         )
     ]
+
+
+def length_rows(poison: str) -> list[LengthRow]:
+    return [
+        LengthRow(
+            "planted",
+            f"{poison}{name}",
+            None,
+            n,
+            20.0 * n,
+            0.5,
+            None,
+            None,
+            9.0 * n,
+            30.0,
+            0.001,
+            3.0 * n,
+            1,
+            7,
+        )
+        for name in ("memagent", "mem1")
+        for n in (6, 24)
+    ]
+
+
+def revision_rows(poison: str) -> list[RevisionRow]:
+    return [
+        RevisionRow(
+            f"{poison}oracle",
+            None,
+            kind,
+            n,
+            1 / (1 + n),
+            None,
+            None,
+            0.0,
+            9,
+            3,
+            50.0,
+            0.5,
+            0.0,
+            0.5,
+        )
+        for kind in ("single", "pair", "chain")
+        for n in (0, 1, 4)
+    ]
+
+
+def make_figures(poison: str = "") -> dict[str, go.Figure]:
+    """Return one figure of every builder; `poison` is put into every text they are given."""
+    trajectory = make_trajectory(poison=poison)
+    advantages = [
+        [0.9, None, -1.2, 0.0, 1.5],
+        [-0.9, None, 0.4, 0.0, -0.5],
+        [0.3, None, 0.8, 0.0, -1.0],
+        [-0.3, None, 0.0, 0.0, 0.0],
+    ]
+    before = [[0.9] * 5, [-0.9] * 5, [0.3] * 5, [-0.3] * 5]
+    estimates = benchmark_rows(poison)
     ends = [TrainingEnd(f"{poison}{n}", 1, 0.5, 0.1 * n, 0.9 - 0.1 * n) for n in range(4)]
     return {
-        "question_audit": figures.question_audit(audit),
+        "question_audit": figures.question_audit(audit_rows(poison)),
         "memory_growth": figures.memory_growth(trajectory),
         "operation_timeline": figures.operation_timeline(trajectory),
         "evidence_sankey": figures.evidence_sankey(trajectory),
@@ -301,54 +357,12 @@ def make_figures(poison: str = "") -> dict[str, go.Figure]:
         "advantage_dumbbell": figures.advantage_dumbbell(
             before, advantages, (f"{poison}outcome only", f"{poison}with attribution")
         ),
-        "training_curves": figures.training_curves(records),
-        "benchmark_accuracy": figures.benchmark_accuracy(rows),
-        "memory_length": figures.memory_length(rows),
+        "training_curves": figures.training_curves(update_records(poison)),
+        "benchmark_accuracy": figures.benchmark_accuracy(estimates),
+        "memory_length": figures.memory_length(estimates),
         "question_card": figures.question_card(trajectory),
-        "cost_by_length": figures.cost_by_length(
-            [
-                LengthRow(
-                    "planted",
-                    f"{poison}{name}",
-                    None,
-                    n,
-                    20.0 * n,
-                    0.5,
-                    None,
-                    None,
-                    9.0 * n,
-                    30.0,
-                    0.001,
-                    3.0 * n,
-                    1,
-                    7,
-                )
-                for name in ("memagent", "mem1")
-                for n in (6, 24)
-            ]
-        ),
-        "accuracy_by_revisions": figures.accuracy_by_revisions(
-            [
-                RevisionRow(
-                    f"{poison}oracle",
-                    None,
-                    kind,
-                    n,
-                    1 / (1 + n),
-                    None,
-                    None,
-                    0.0,
-                    9,
-                    3,
-                    50.0,
-                    0.5,
-                    0.0,
-                    0.5,
-                )
-                for kind in ("single", "pair", "chain")
-                for n in (0, 1, 4)
-            ]
-        ),
+        "cost_by_length": figures.cost_by_length(length_rows(poison)),
+        "accuracy_by_revisions": figures.accuracy_by_revisions(revision_rows(poison)),
         "stages_by_method": figures.stages_by_method(
             stage_counts({f"{poison}hand-made": [trajectory], "again": [trajectory]})
         ),

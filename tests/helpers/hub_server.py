@@ -23,6 +23,68 @@ _API = re.compile(
 _FILE = re.compile(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 
+class _Handler(BaseHTTPRequestHandler):
+    """Answers requests of the hub's clients from the repositories of a subclass."""
+
+    protocol_version = "HTTP/1.1"
+    repositories: Mapping[str, Mapping[str, Mapping[str, bytes]]]
+    branches: Mapping[str, str]
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if match := _API.match(self.path):
+            name, route, revision, folder = match.groups()
+            commit, files = self.found(name, revision or "main")
+            if files is None:
+                return
+            if route in (None, "revision"):
+                return self.send(json.dumps(_description(name, commit, files)).encode())
+            paths = set(files)
+            if route == "paths-info":
+                paths &= set(json.loads(asked).get("paths", []))
+            under = (folder or "").strip("/")
+            entries = [_entry(path, files[path]) for path in paths if path.startswith(under)]
+            return self.send(json.dumps(entries).encode())
+        if match := _FILE.match(self.path):
+            commit, files = self.found(match[1], match[2])
+            if files is None:
+                return
+            if match[3] not in files:
+                return self.refuse("EntryNotFound")
+            content = files[match[3]]
+            return self.send(content, {"X-Repo-Commit": commit, "ETag": f'"{_oid(content)}"'})
+        self.refuse("RepoNotFound")
+
+    do_HEAD = do_POST = do_GET
+
+    def found(self, name: str, revision: str) -> tuple[str, Mapping[str, bytes] | None]:
+        commits = self.repositories.get(name)
+        commit = self.branches.get(revision, revision)
+        if commits is None:
+            self.refuse("RepoNotFound")
+        elif commit not in commits:
+            self.refuse("RevisionNotFound")
+        else:
+            return commit, commits[commit]
+        return commit, None
+
+    def refuse(self, code: str) -> None:
+        self.send(b"{}", {"X-Error-Code": code}, 404)
+
+    def send(
+        self, body: bytes, headers: Mapping[str, str] | None = None, status: int = 200
+    ) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
 @contextmanager
 def hub(
     repositories: Mapping[str, Mapping[str, Mapping[str, bytes]]],
@@ -30,94 +92,8 @@ def hub(
 ) -> Iterator[str]:
     """Serve repositories (name -> commit -> path -> content) and give the address; `branches` are
     names of commits, "main" the newest."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        do_HEAD = do_POST = do_GET
-
-        def answer(self) -> None:
-            asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if match := _API.match(self.path):
-                name, route, revision, folder = match.groups()
-                commit, files = self.found(name, revision or "main")
-                if files is None:
-                    return
-                if route in (None, "revision"):
-                    siblings = [_sibling(path, content) for path, content in files.items()]
-                    return self.send(
-                        json.dumps(
-                            {
-                                "_id": "0",
-                                "id": name,
-                                "sha": commit,
-                                "siblings": siblings,
-                                "cardData": _card(files.get("README.md", b"")),
-                                "tags": [],
-                                "private": False,
-                                "gated": False,
-                                "downloads": 0,
-                                "likes": 0,
-                            }
-                        ).encode()
-                    )
-                paths = set(files)
-                if route == "paths-info":
-                    paths &= set(json.loads(asked).get("paths", []))
-                under = (folder or "").strip("/")
-                entries = {
-                    path: {
-                        "type": "file",
-                        "path": path,
-                        "size": len(files[path]),
-                        "oid": _oid(files[path]),
-                    }
-                    for path in paths
-                    if path.startswith(under)
-                }
-                return self.send(json.dumps(list(entries.values())).encode())
-            if match := _FILE.match(self.path):
-                commit, files = self.found(match[1], match[2])
-                if files is None:
-                    return
-                if match[3] not in files:
-                    return self.refuse("EntryNotFound")
-                return self.send(
-                    files[match[3]], {"X-Repo-Commit": commit, "ETag": f'"{_oid(files[match[3]])}"'}
-                )
-            self.refuse("RepoNotFound")
-
-        def found(self, name: str, revision: str) -> tuple[str, Mapping[str, bytes] | None]:
-            commits = repositories.get(name)
-            commit = branches.get(revision, revision)
-            if commits is None:
-                self.refuse("RepoNotFound")
-            elif commit not in commits:
-                self.refuse("RevisionNotFound")
-            else:
-                return commit, commits[commit]
-            return commit, None
-
-        def refuse(self, code: str) -> None:
-            self.send(b"{}", {"X-Error-Code": code}, 404)
-
-        def send(
-            self, body: bytes, headers: Mapping[str, str] | None = None, status: int = 200
-        ) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served = {"repositories": repositories, "branches": branches}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), served))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -127,6 +103,25 @@ def hub(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _description(name: str, commit: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
+        "_id": "0",
+        "id": name,
+        "sha": commit,
+        "siblings": [_sibling(path, content) for path, content in files.items()],
+        "cardData": _card(files.get("README.md", b"")),
+        "tags": [],
+        "private": False,
+        "gated": False,
+        "downloads": 0,
+        "likes": 0,
+    }
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
 
 
 def _sibling(path: str, content: bytes) -> dict[str, Any]:

@@ -55,6 +55,31 @@ def notebook_entry(name: str, **changes: Any) -> dict[str, Any]:
     return {"name": name, "source_sha256": "0", "status": "not run", "parameters": {}} | changes
 
 
+def cell_of_every_output(poison: str) -> nb.NotebookNode:
+    """Return an executed code cell with an output of every kind."""
+    frame = pd.DataFrame({"item": [f"{poison}Mia lives in Rome."], "score": [0.5]})
+    return nb.new_code_cell(
+        "frame",
+        execution_count=90,
+        outputs=[
+            nb.new_output(
+                "execute_result",
+                {"text/html": frame._repr_html_(), "text/plain": "frame"},
+                execution_count=90,
+            ),
+            nb.new_output("display_data", {"text/html": f"<p>raw</p>{poison}", "text/plain": "x"}),
+            nb.new_output("display_data", {"text/markdown": f"**md** {poison}"}),
+            nb.new_output(
+                "display_data",
+                {"application/javascript": "window.ran = 1", "text/plain": "javascript object"},
+            ),
+            nb.new_output("stream", name="stdout", text=f"{poison}printed\n"),
+            nb.new_output("stream", name="stderr", text=f"{poison}warned\n"),
+            nb.new_output("error", ename="ValueError", evalue=poison, traceback=[f"{poison}line"]),
+        ],
+    )
+
+
 def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None = None) -> Path:
     """Write a run of two notebooks (the second one failed) into `folder`; the first one shows
     `figures`, by default one of every builder."""
@@ -68,33 +93,7 @@ def make_run(folder: Path, poison: str = "", figures: Iterable[go.Figure] | None
                 outputs=[nb.new_output("display_data", bundle) for bundle in outputs(figure)],
             )
         )
-    frame = pd.DataFrame({"item": [f"{poison}Mia lives in Rome."], "score": [0.5]})
-    cells.append(
-        nb.new_code_cell(
-            "frame",
-            execution_count=90,
-            outputs=[
-                nb.new_output(
-                    "execute_result",
-                    {"text/html": frame._repr_html_(), "text/plain": "frame"},
-                    execution_count=90,
-                ),
-                nb.new_output(
-                    "display_data", {"text/html": f"<p>raw</p>{poison}", "text/plain": "x"}
-                ),
-                nb.new_output("display_data", {"text/markdown": f"**md** {poison}"}),
-                nb.new_output(
-                    "display_data",
-                    {"application/javascript": "window.ran = 1", "text/plain": "javascript object"},
-                ),
-                nb.new_output("stream", name="stdout", text=f"{poison}printed\n"),
-                nb.new_output("stream", name="stderr", text=f"{poison}warned\n"),
-                nb.new_output(
-                    "error", ename="ValueError", evalue=poison, traceback=[f"{poison}line"]
-                ),
-            ],
-        )
-    )
+    cells.append(cell_of_every_output(poison))
     folder.mkdir(parents=True)
     name = "03_rewards"
     (folder / f"{name}.ipynb").write_text(nbformat_text(cells), "utf-8")

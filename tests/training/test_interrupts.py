@@ -352,11 +352,11 @@ def test_out_of_memory_names_what_to_turn_and_leaves_the_last_checkpoint(tmp_pat
         trained(output_dir=tmp_path, save_every=1, micro_batches=1)
     message = str(raised.value)
     assert message.startswith(
-        "train_manager: update 3 ran out of memory; turn micro_batches: 1 "
+        "train_manager: update 3 ran out of memory; change micro_batches: 1 "
         "(up to num_generations, 2), gradient_checkpointing: False, and "
         "resume (`finemem resume RUN --set NAME=VALUE`"
     )
-    assert "start a new run and turn, in this order, max_new_tokens: 6, " in message
+    assert "start a new run and change, in this order, max_new_tokens: 6, " in message
     assert message.endswith("checkpoint-2")
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
     assert sorted(one.name for one in tmp_path.glob("checkpoint-*")) == [
@@ -427,7 +427,7 @@ def test_outside_training_too_little_memory_also_names_what_to_turn(error):
     sampled = ModelSettings(loader="unsloth", lora_rank=8, fast_inference=True, batch_size=32)
     with pytest.raises(
         MemoryError,
-        match=r"^testing the manager ran out of .*; turn, in this "
+        match=r"^testing the manager ran out of .*; change, in this "
         "order, batch_size: 32, max_new_tokens: the default, max_prompt_tokens: .*, "
         "gpu_memory_utilization: 0.5 .*, precision: auto .*, checkpoint: a smaller",
     ):
@@ -436,7 +436,7 @@ def test_outside_training_too_little_memory_also_names_what_to_turn(error):
     frozen = ModelSettings(precision="4bit", lora_rank=8)
     with pytest.raises(MemoryError) as raised, advising_on_memory("loading", frozen):
         raise error
-    knobs = str(raised.value).partition("; turn, in this order, ")[2]
+    knobs = str(raised.value).partition("; change, in this order, ")[2]
     assert knobs == "checkpoint: a smaller model"
 
 

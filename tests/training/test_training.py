@@ -365,7 +365,7 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, monkeypatch):
     hold_settings(tmp_path, True, {"scheme": "Fine-Mem", "seed": 5})
     for spoilt in ("[]", "{"):
         (tmp_path / "settings.json").write_text(spoilt)
-        with pytest.raises(ValueError, match="is not readable .*nothing says how the run was"):
+        with pytest.raises(ValueError, match="is not readable .*the settings of the run are"):
             trained(monkeypatch, output_dir=tmp_path, resume=True)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(
@@ -392,7 +392,7 @@ def test_a_run_is_resumed_with_settings_that_take_less_memory(tmp_path, monkeypa
     whole = trained(monkeypatch, micro_batches=1)
     with pytest.raises(
         MemoryError,
-        match="turn micro_batches: 1 .up to num_generations, 4., "
+        match="change micro_batches: 1 .up to num_generations, 4., "
         "gradient_checkpointing: False, and resume .`finemem",
     ):
         trained(monkeypatch, output_dir=tmp_path, micro_batches=1, on_update=full_at_third)
