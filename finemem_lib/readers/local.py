@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from finemem_lib.readers.chat import Call, Chat, Messages
+from finemem_lib.readers.constrained import JsonDecoder
 from finemem_lib.readers.memo import Reply
 from finemem_lib.readers.settings import ChatSettings, check_usable
 from finemem_lib.seeds import stable_seed
@@ -44,6 +46,16 @@ class LocalChat(Chat):
             settings.source, dtype="auto", use_safetensors=True
         )
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    @property
+    def _ends(self) -> list[int]:
+        """Token ids that end a reply."""
+        ends = self._model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [ends]
+
+    @functools.cached_property
+    def _json(self) -> JsonDecoder:
+        return JsonDecoder(self._tokenizer, self._ends)
 
     def _complete(self, calls: Sequence[Call], arrived: Callable[[Call, Reply], None]) -> None:
         shortest_first = sorted(
@@ -123,10 +135,10 @@ class LocalChat(Chat):
                 **prompts,
                 max_new_tokens=self.settings.max_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
+                prefix_allowed_tokens_fn=self._allowed_tokens(batch),
                 **(sampling if self.settings.temperature else {"do_sample": False}),
             )
-        ends = self._model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
+        ends = set(self._ends)
         replies = []
         for mask, row in zip(prompts["attention_mask"], tokens.tolist(), strict=True):
             written = row[len(mask) :]
@@ -135,3 +147,10 @@ class LocalChat(Chat):
             used = end or len(written)
             replies.append(Reply(clean_text(text), False, int(mask.sum()), used, end is None))
         return replies
+
+    def _allowed_tokens(self, batch: Sequence[Call]) -> Callable[[int, Any], list[int]] | None:
+        """Return what constrains the decoding of a batch; `None` if nothing does."""
+        structure, limits = batch[0].structure, self.settings.json_limits  # one for the whole batch
+        if structure is None or limits is None:
+            return None
+        return self._json.allowed(structure, limits, len(batch))

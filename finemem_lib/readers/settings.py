@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+from finemem_lib.readers.constrained import JsonLimits
 from finemem_lib.util.provenance import FETCHED, workbench_root
 from finemem_lib.util.validation import type_adapter
 
@@ -42,6 +43,8 @@ class ChatSettings:
             first reached (servers only).
         backoff: Seconds before the second attempt, doubled for each further one (servers only).
         batch_size: Prompts per forward pass, at least 1 (local models only).
+        json_limits: Limits of a structured answer, whose decoding then follows its JSON schema
+            (local models only); `None`: the model is only asked for JSON.
 
     Raises:
         ValueError: a setting is out of range, or missing for this kind.
@@ -68,6 +71,7 @@ class ChatSettings:
     attempts: int = 10
     backoff: float = 0.5
     batch_size: int = 8
+    json_limits: JsonLimits | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "concurrency", "attempts", "batch_size"):
@@ -88,6 +92,11 @@ class ChatSettings:
                 "such as OPENAI_API_KEY; the key itself belongs in that variable and nowhere else"
             )
         if self.kind == "server":
+            if self.json_limits is not None:
+                raise ValueError(
+                    "json_limits is set for a model on a server, which decodes by itself; leave it "
+                    "out, and let schema send the JSON schema"
+                )
             parts = urlsplit(self.base_url or "")
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(
@@ -114,7 +123,10 @@ class ChatSettings:
             "chat_template_kwargs",
             "schema",
         )
-        return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
+        asked = {name: getattr(self, name) for name in names}
+        if self.json_limits is not None:  # without them the replies of earlier versions are kept
+            asked["json_limits"] = dataclasses.asdict(self.json_limits)
+        return json.dumps(asked, sort_keys=True)
 
     @property
     def source(self) -> str:
@@ -180,7 +192,7 @@ def check_usable(settings: ChatSettings) -> None:
 
     Raises:
         ValueError: the key's variable is not set, or a local model was not fetched.
-        ImportError: the openai package is not installed.
+        ImportError: the openai package, or what decodes JSON, is not installed.
     """
     import importlib.util
 
@@ -194,5 +206,10 @@ def check_usable(settings: ChatSettings) -> None:
         raise ImportError(
             "a language model on a server needs the openai package, which is not installed; "
             "install the workbench with it: pip install -e .[server]"
+        )
+    if settings.json_limits and importlib.util.find_spec("lmformatenforcer") is None:
+        raise ImportError(
+            "a local model with json_limits needs lm-format-enforcer, which is not installed; "
+            "install it with the workbench (pip install -e .[real]), or leave json_limits out"
         )
     _ = settings.secret  # raises if the key is missing
