@@ -2,7 +2,8 @@
 
 The systems play the first excerpts of `data/real/held_out.parquet` with a memory of `BUDGET`
 tokens, before the extractive reader. Rows hold scores and counts, and no text of the excerpts; see
-`finemem_lib.evaluation.model_writers`.
+`finemem_lib.evaluation.model_writers`. The files are written anew after every system, so that a run
+that is stopped leaves those that are done.
 
     python benchmarks/model_writers.py [--quick] [--output FILE.jsonl]
 """
@@ -13,8 +14,9 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,7 +26,7 @@ from finemem_lib.data.memalpha import load_instances
 from finemem_lib.evaluation.comparison import play_systems
 from finemem_lib.evaluation.model_writers import RULES, Play, WriterRow, writer_rows
 from finemem_lib.evaluation.rows import write_rows
-from finemem_lib.evaluation.tables import BootstrapSettings
+from finemem_lib.evaluation.tables import ALL, BootstrapSettings
 from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.readers.roles import Models, load_roles
@@ -33,9 +35,10 @@ from finemem_lib.util.files import write_json
 from finemem_lib.util.provenance import git_state, hardware, versions, workbench_root
 
 DATA = "data/real/held_out.parquet"
-INSTANCES = 12
+INSTANCES = 8
 BUDGET = 100
-SYSTEMS = ("memagent", "mem1", "memory-r1", "a-mem-proxy", "o-mem-proxy", "mirix-proxy")
+SYSTEMS = ("memagent", "mem1", "a-mem-proxy")
+"""By default; about three CPU minutes each on one core."""
 
 
 def played(method: str, instances: Sequence[Instance], chat: Chat | None, seed: int) -> Play:
@@ -63,9 +66,44 @@ def show(row: WriterRow) -> None:
     )
 
 
+def write_card(
+    path: Path,
+    models: Models,
+    systems: Sequence[str],
+    rows: Sequence[WriterRow],
+    seed: int,
+    git: Mapping[str, Any],
+) -> None:
+    """Write the card of the rows: how they were made, and from what."""
+    bootstrap = BootstrapSettings(seed=seed)
+    means = [row for row in rows if row.instance == ALL]
+    data = (workbench_root() / DATA).read_bytes()
+    write_json(
+        path,
+        {
+            "command": "python benchmarks/model_writers.py --output "
+            "data/experiments/model_writers.jsonl",
+            "seed": seed,
+            "systems": systems,
+            "instances": means[0].instances,
+            "budget": BUDGET,
+            "reader": "extractive",
+            "models": models.record(),
+            "data_sha256": {DATA: hashlib.sha256(data).hexdigest()},
+            "interval": f"95 %, percentile bootstrap over instances, {bootstrap.num_resamples} "
+            "resamples (evaluation.tables); differences are paired by question",
+            "cpu_seconds": round(sum(row.seconds * row.instances for row in means)),
+            "hardware": f"{hardware()}, one thread",
+            "git": git,
+            "versions": versions(),
+        },
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two instances, two systems")
+    parser.add_argument("--quick", action="store_true", help="two instances")
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, help="which systems play")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--models",
@@ -81,43 +119,24 @@ def main() -> None:
     models = Models(load_roles(options.models))
     if (chat := models.writer()) is None:
         parser.error(f"{options.models} names no writer; give a file of models with that role")
-    git, path = git_state(workbench_root()), workbench_root() / DATA
-    instances = load_instances(path, limit=2 if options.quick else INSTANCES).instances
-    bootstrap = BootstrapSettings(seed=options.seed)
-    rows = []
-    for method in SYSTEMS[:2] if options.quick else SYSTEMS:
+    limit = 2 if options.quick else INSTANCES
+    instances = load_instances(workbench_root() / DATA, limit=limit).instances
+    rows: list[WriterRow] = []
+    git = git_state(workbench_root())  # before the rows, which are new files of the checkout
+    for number, method in enumerate(options.systems, 1):
         plays = {
             name: played(method, instances, writer, options.seed)
             for name, writer in ((RULES, None), (Path(chat.name).name, chat))
         }
-        found = writer_rows(method, plays, bootstrap)
+        found = writer_rows(method, plays, BootstrapSettings(seed=options.seed))
         rows += found
         for row in found:
-            if row.instances > 1:
+            if row.instance == ALL:
                 show(row)
-    if options.output:
-        write_rows(rows, options.output)
-        write_json(
-            options.output.with_suffix(".json"),
-            {
-                "command": "python benchmarks/model_writers.py --output "
-                "data/experiments/model_writers.jsonl",
-                "seed": options.seed,
-                "instances": len(instances),
-                "budget": BUDGET,
-                "reader": "extractive",
-                "models": models.record(),
-                "data_sha256": {DATA: hashlib.sha256(path.read_bytes()).hexdigest()},
-                "interval": f"95 %, percentile bootstrap over instances, {bootstrap.num_resamples} "
-                "resamples (evaluation.tables); differences are paired by question",
-                "cpu_seconds": round(
-                    sum(row.seconds * row.instances for row in rows if row.instances > 1)
-                ),
-                "hardware": f"{hardware()}, one thread",
-                "git": git,
-                "versions": versions(),
-            },
-        )
+        if options.output:
+            write_rows(rows, options.output)
+            card = options.output.with_suffix(".json")
+            write_card(card, models, options.systems[:number], rows, options.seed, git)
 
 
 if __name__ == "__main__":

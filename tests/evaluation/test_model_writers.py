@@ -72,7 +72,17 @@ def test_the_benchmark_plays_with_a_model_of_this_process(tmp_path, monkeypatch,
         f"writer: {{kind: local, model: {tmp_path / 'model'}, temperature: 0, max_tokens: 12}}"
     )
     module = benchmark_module("model_writers")
-    arguments = ["model_writers.py", "--quick", "--models", str(models), "--output", str(output)]
+    arguments = [
+        "model_writers.py",
+        "--quick",
+        "--systems",
+        "memagent",
+        "mem1",
+        "--models",
+        str(models),
+        "--output",
+        str(output),
+    ]
     monkeypatch.setattr("sys.argv", arguments)
     module.main()
     means = [row for row in read_rows(output, WriterRow) if row.instance == "all"]
