@@ -48,8 +48,7 @@ def evaluate(
         `tables.summary` and `tables.to_frame` format them.
 
     Raises:
-        ValueError: no manager or no instance is given, a name is unknown, or a system cannot be
-            played without a language model; also see `play`.
+        ValueError: there is nothing to play, or a system cannot be played; also see `play`.
 
     >>> from finemem_lib.data.planted import planted_instances
     >>> from finemem_lib.evaluation.tables import summary
