@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from finemem_lib.baselines.prompted import shown_items, without_mark, write
+from finemem_lib.baselines.prompted import Written, shown_items, without_mark, write
 from finemem_lib.data.sentences import labelled_examples
 from finemem_lib.managers.protocol import Completion, Observation
 from finemem_lib.managers.scripted import ScriptedManager, chunk_units
@@ -108,7 +108,7 @@ class MirixProxy(ScriptedManager):
             operations = [
                 operation
                 for store, reply in zip(STORES, part, strict=True)
-                for operation in _of_store(one, store, reply.reply or "")
+                for operation in _of_store(one, store, reply)
             ]
             completions.append(
                 Completion(
@@ -130,13 +130,13 @@ class MirixProxy(ScriptedManager):
 
 
 def _of_store(
-    observation: Observation, store: str, reply: str
+    observation: Observation, store: str, written: Written
 ) -> list[Operation | InvalidOperation]:
     """Return the operations of one writer; operations on items of other stores become invalid."""
     mark = f"[{store}] "
     own = {item.item_id for item in observation.items if item.content.startswith(mark)}
     found: list[Operation | InvalidOperation] = []
-    for operation in map(without_mark, parse_operations(reply)):
+    for operation in map(without_mark, written.operations(parse_operations)):
         if isinstance(operation, Operation) and operation.kind != "SKIP":
             if operation.kind != "INSERT" and operation.item_id not in own:
                 operation = InvalidOperation(UNKNOWN_ID, f"{store}: {operation}")

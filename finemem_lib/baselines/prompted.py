@@ -16,7 +16,7 @@ from typing import Any
 
 from finemem_lib.managers.prompts import INSTRUCTION
 from finemem_lib.managers.protocol import Completion, Observation
-from finemem_lib.operations import parse_operations
+from finemem_lib.operations import NO_OPERATIONS, parse_operations, refused
 from finemem_lib.readers.chat import Chat, Messages
 from finemem_lib.readers.prompts import load_prompt
 from finemem_lib.text import count_tokens
@@ -39,6 +39,18 @@ class Written:
 
     prompt: str
     reply: str | None
+
+    def operations(self, parse: Parse) -> tuple[Operation | InvalidOperation, ...]:
+        """Return the operations in the reply; a missing reply counts as one that has none.
+
+        Args:
+            parse: Function from a reply to its operations.
+
+        >>> [one.reason for one in Written("prompt", None).operations(parse_operations)]
+        ['no operations found']
+        """
+        # Without this a writer that is cut off at every step reads like one that chose to skip.
+        return (refused(NO_OPERATIONS, ""),) if self.reply is None else parse(self.reply)
 
 
 def write(chat: Chat, conversations: Sequence[Messages]) -> list[Written]:
@@ -126,7 +138,7 @@ class PromptedManager:
         return [
             Completion(
                 written.reply or "",
-                tuple(map(without_mark, self.parse(written.reply or ""))),
+                tuple(map(without_mark, written.operations(self.parse))),
                 prompt=written.prompt,
                 omitted_items=omitted,
             )

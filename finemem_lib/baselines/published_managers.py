@@ -145,7 +145,7 @@ class Memalpha:
         return [
             Completion(
                 written.reply or "",
-                tuple(map(without_mark, parse_memalpha(written.reply or ""))),
+                tuple(map(without_mark, written.operations(parse_memalpha))),
                 prompt=written.prompt,
                 omitted_items=omitted,
             )
@@ -212,7 +212,7 @@ class MemoryR2:
         return [
             Completion(
                 written.reply or "",
-                tuple(_with_speaker(parse_memory_r2(written.reply or ""), one.items)),
+                tuple(_with_speaker(written.operations(parse_memory_r2), one.items)),
                 prompt=written.prompt,
                 omitted_items=omitted,
             )

@@ -320,6 +320,7 @@ def check_systems(
 def _no_writer(name: str) -> str:
     return (
         f'system {name!r} needs a language model in the role "writer" and none is named: name one '
-        "in the file of the parameter models (notebooks/models/server.yaml shows how), or leave "
-        f"{name} out; managers that need no model are insert-all, keyword and the tiny ones"
+        "in the file of the parameter models (notebooks/models/server.yaml shows how) or pass one "
+        f"as chat, or leave {name} out; managers that need no model are insert-all, keyword and "
+        "the tiny ones"
     )

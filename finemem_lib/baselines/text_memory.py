@@ -30,7 +30,7 @@ from finemem_lib.baselines.prompted import Written, write
 from finemem_lib.data.sentences import STOPWORDS, labelled_examples, units
 from finemem_lib.managers.protocol import Completion, Observation
 from finemem_lib.managers.scripted import ScriptedManager, chunk_units
-from finemem_lib.operations import format_operations, parse_operations
+from finemem_lib.operations import NO_OPERATIONS, format_operations, parse_operations, refused
 from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.prompts import load_prompt
 from finemem_lib.text import clean_text, count_tokens, truncate_tokens, words
@@ -121,12 +121,14 @@ class OverwrittenText(ScriptedManager):
         ]
 
     def _completion(self, observation: Observation, written: Written) -> Completion:
-        """Return the rewrite in a reply; an unusable reply leaves the memory unchanged."""
-        text = written.reply or ""
+        """Return the rewrite in a reply; an unusable reply leaves the memory and is malformed."""
+        reply = text = written.reply or ""
         if self.system.prompt == "mem1":
             found = _STATE.search(text)
             text = found[1] if found else ""
         text = truncate_tokens(clean_text(text).strip(), self.tokens)[0]
+        if not text:
+            return Completion(reply, (refused(NO_OPERATIONS, reply),), prompt=written.prompt)
         operations = format_operations(_overwrite(observation, text) or [Operation("SKIP")])
         return Completion(operations, parse_operations(operations), prompt=written.prompt)
 

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from finemem_lib.baselines.prompted import MAX_SHOWN_TOKENS
+from finemem_lib.baselines.systems import SYSTEMS, make_system
 from finemem_lib.cli.profiles import (
     add_arguments,
     check_reads,
@@ -258,17 +260,30 @@ class _CallTable:
                 self._total.append((calls, cost))
 
     def finish(self) -> None:
-        """Add the sums and print the table."""
+        """Add the sums, print the table, and name the roles whose calls it does not count."""
         if self._total:
             calls, costs = zip(*self._total, strict=True)
             columns = zip(*map(dataclasses.astuple, calls), strict=True)
             all_calls = estimates.Calls(*map(sum, columns))
             self.rows.append(("in all", "", *self._figures(all_calls, sum(costs))))
         print_table(self.rows)
-        if len(self.rows) == 1:
+        counted = {role.partition(" ")[0] for _, role, *_ in self.rows[1:]}
+        named = {
+            role: chat.model
+            for stem, roles in self._roles.items()
+            for role, chat in roles.items()
+            if role not in counted
+        }
+        judge = named.pop("judge", None)
+        if judge:
+            print(f"not counted: judge {plain(judge)}, asked where no rule scores an answer")
+        if not counted and not judge:
             print(
                 "no language model is asked: questions are made by rule, the reader is extractive"
             )
+        if named:
+            each = ", ".join(f"{role} {plain(model)}" for role, model in named.items())
+            print(f"named in models and not asked by these notebooks: {each}")
 
     @staticmethod
     def _figures(calls: estimates.Calls, cost: float) -> tuple[str, str, str, str]:
@@ -314,11 +329,52 @@ def _print_calls(
     if training := _of(resolved, GRPOTraining):
         _add_training_calls(table, training, k, trained_on, on_memory(training.top_k))
     if benchmark := _of(resolved, BenchmarkEvaluation):
-        number = (len(benchmark.managers) + benchmark.trained) * global_questions
-        calls = on_memory(benchmark.top_k).times(number)
+        everyone = len({*benchmark.managers, *benchmark.systems}) + benchmark.trained
+        # Of the controls, the empty and the shuffled memory are read.
+        plays = everyone * (1 + bool(benchmark.equal_budget)) + 2 * benchmark.controls
+        calls = on_memory(benchmark.top_k).times(plays * global_questions)
         table.add(benchmark, "06 benchmark", "reader", calls)
+        table.add(benchmark, "06 memories", "writer", _writing(benchmark, streams))
     table.finish()
     return table.number
+
+
+def _writing(
+    benchmark: BenchmarkEvaluation, streams: Sequence[estimates.Stream]
+) -> estimates.Calls:
+    """Return the calls that write the memories of notebook 06's systems, at most."""
+    found = []
+    for name in dict.fromkeys(benchmark.systems):
+        if not SYSTEMS[name].calls:
+            continue
+        limits = [benchmark.token_budget]
+        if benchmark.equal_budget:
+            limits.append(benchmark.equal_budget)
+        if benchmark.controls and name == benchmark.baseline:
+            limits.append(benchmark.token_budget)  # the shuffled memory
+        found += [_written(name, streams, limit) for limit in limits]
+    columns = zip(*map(dataclasses.astuple, found), strict=True)
+    return estimates.Calls(*map(sum, columns))
+
+
+def _written(name: str, streams: Sequence[estimates.Stream], limit: int) -> estimates.Calls:
+    """Return the calls that write the memories of a system, of at most `limit` tokens (0: its own).
+
+    A text is written anew at every chunk, and operations restate at most the chunk.
+    """
+    system = SYSTEMS[name]
+    rewrites = system.rollout.get("retriever") == "whole"
+    own = make_system(name).manager.settings["tokens"] if rewrites else MAX_SHOWN_TOKENS
+    shown, prompt = limit or own, _template("memalpha")  # the longest of the writers' prompts
+    calls = tokens_in = tokens_out = 0
+    for stream in streams:
+        read = 0
+        for chunk in stream.chunks:
+            tokens_in += prompt + min(read, shown) + chunk
+            read += chunk
+            tokens_out += min(read, shown) if rewrites else chunk
+            calls += 1
+    return estimates.Calls(calls, tokens_in, tokens_out).times(system.calls)
 
 
 def _add_training_calls(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finemem_lib.baselines.systems import SYSTEMS
 from finemem_lib.managers import loading
 from finemem_lib.managers.loading import split_revision
-from finemem_lib.readers.roles import check_roles
+from finemem_lib.readers.roles import check_roles, load_roles
 from finemem_lib.retrievers.encoder import DENSE_MODEL, FETCHED as MINILM
 from finemem_lib.retrievers.named import WITH_ENCODER
 from finemem_lib.runs import run as runs
@@ -354,9 +355,21 @@ def unusable_sources(values: Mapping[str, Any]) -> list[str]:
     try:
         if path := runs.locate_models(values.get("models", "")):
             check_roles(path)
+            problems += _without_writer(values.get("systems", ()), path)
     except (ValueError, ImportError) as error:
         problems.append(str(error))
     return problems
+
+
+def _without_writer(systems: Sequence[str], models: Path) -> list[str]:
+    """Return a sentence on the systems that need a writer if the file of models names none."""
+    written = [name for name in systems if SYSTEMS[name].needs == "writer"]
+    if not written or "writer" in load_roles(models):
+        return []
+    return [
+        f"systems has {', '.join(written)}, which a language model plays, and models {models} "
+        "names no writer; expected the role writer in it, or other systems"
+    ]
 
 
 def cannot_load(parameters: Mapping[str, NotebookParameters], offline: bool) -> list[str]:

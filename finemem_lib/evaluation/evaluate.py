@@ -13,6 +13,7 @@ from finemem_lib.evaluation.tables import (
 )
 from finemem_lib.managers.protocol import MemoryManager
 from finemem_lib.managers.rollout import RolloutSettings, play
+from finemem_lib.readers.chat import Chat
 from finemem_lib.readers.extractive import reader_for
 from finemem_lib.reading import ReasoningAgent
 from finemem_lib.trajectory import Instance
@@ -26,6 +27,7 @@ def evaluate(
     rollout: RolloutSettings | None = None,
     baseline: str | None = None,
     bootstrap: BootstrapSettings | None = None,
+    chat: Chat | None = None,
     seed: int = 0,
 ) -> list[Estimate]:
     """Play the same instances with every manager; return accuracy and memory with intervals.
@@ -38,6 +40,7 @@ def evaluate(
         rollout: Rollout settings; default: one rollout per instance, without chunk questions.
         baseline: Manager with which all others are compared, question by question.
         bootstrap: Settings of the bootstrap intervals.
+        chat: Language model that writes the memories of systems; `None` to write by rules.
         seed: Seed of the managers' sampling.
 
     Returns:
@@ -45,7 +48,7 @@ def evaluate(
         `tables.summary` and `tables.to_frame` format them.
 
     Raises:
-        ValueError: no manager or no instance is given, or a name is unknown; also see `play`.
+        ValueError: there is nothing to play, or a system cannot be played; also see `play`.
 
     >>> from finemem_lib.data.planted import planted_instances
     >>> from finemem_lib.evaluation.tables import summary
@@ -62,8 +65,8 @@ def evaluate(
     if isinstance(managers, Mapping):
         players = {name: make_system(name, rollout, manager=one) for name, one in managers.items()}
     else:
-        check_systems(managers, rollout=rollout)
-        players = {name: make_system(name, rollout) for name in managers}
+        check_systems(managers, chat, rollout)
+        players = {name: make_system(name, rollout, chat=chat) for name in managers}
     if baseline is not None and baseline not in players:
         raise ValueError(
             f"evaluate: baseline is {baseline!r}, expected one of {', '.join(players)}"

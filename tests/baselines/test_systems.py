@@ -150,7 +150,8 @@ def test_a_model_writes_the_text_memory_and_a_useless_reply_keeps_it():
         0,
     )
     assert contents(one) == ["Mia sails in"]
-    assert [o.operation.kind for step in one.steps for o in step.outcomes] == ["INSERT", "SKIP"]
+    [first], [second] = (step.outcomes for step in one.steps)
+    assert first.operation.kind == "INSERT" and second.reason == "no operations found"
     assert "Task: (not known yet)" in one.steps[0].prompt
     assert one.metadata["manager_settings"]["calls_per_step"] == 1
 
@@ -166,6 +167,20 @@ def test_mem1_keeps_the_old_state_where_a_reply_has_none():
         0,
     )
     assert contents(one) == ["Mia: Rome"]
+    assert [outcome.raw for step in one.steps[1:] for outcome in step.outcomes] == [
+        "no state here",
+        "no state again",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, one in SYSTEMS.items() if one.calls))
+def test_a_writer_without_a_reply_is_no_writer_that_skips(name):
+    """Incident: a model that was cut off at every step stood in the tables as one that skipped."""
+    [one, _] = played(name, chat=ScriptedChat(lambda said: ""))
+    assert contents(one) == []
+    per_step = {"mirix-proxy": 6}.get(name, 1)
+    for step in one.steps:
+        assert [o.reason for o in step.outcomes] == ["no operations found"] * per_step
 
 
 def test_what_needs_a_model_is_refused_before_the_run_with_a_remedy(monkeypatch):

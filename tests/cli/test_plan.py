@@ -124,7 +124,8 @@ def test_calls_and_their_cost_by_hand(capsys, data, tmp_path):
     # Trained and not, two scripted managers; one instance is played three times more, twice.
     assert row(said, "04 tests before and after")[2] == str((4 * 2 + 6) * (2 * 5 + 10))
     assert row(said, "02 scripted managers")[2] == str(3 * 6 * (2 * 5 + 10))
-    assert row(said, "06 benchmark")[2] == str(5 * 6 * 10)
+    # Four managers, four systems and the trained one, each twice, and two controls.
+    assert row(said, "06 benchmark")[2] == f"{(9 * 2 + 2) * 6 * 10:,}"
     parts = ("04 10 updates", "04 tests before and after", "02 scripted", "06 benchmark")
     for place in (2, 3, 4):
         numbers = [int(row(said, name)[place].replace(",", "")) for name in parts]
@@ -137,6 +138,42 @@ def test_calls_and_their_cost_by_hand(capsys, data, tmp_path):
     each = [float(row(table, name)[-1]) for name in hours]
     assert float(row(table, "in all")[-1]) == pytest.approx(sum(each), abs=0.21)
     assert "not in these hours: loading" in table
+
+
+WRITER = PRICES.replace("reader", "writer")
+
+
+def test_the_writer_is_counted_by_hand(capsys, data, tmp_path):
+    """Incident: with a writer alone, the plan said that no language model is asked."""
+    models = tmp_path / "models.yaml"
+    models.write_text(WRITER, encoding="utf-8")
+    arguments = ["--profile", "real", "--data", data, "--set", f"models={models}"]
+    given = ["systems=[mem1, mirix-proxy, rag-top2]", "baseline=mirix-proxy", "equal_budget=100"]
+    arguments += [part for one in given for part in ("--set", one)]
+    code, said, _ = plan(capsys, *arguments)
+    assert code == 0 and "no language model" not in said
+    _, role, calls, tokens_in, tokens_out, _ = row(said, "06 memories")
+    # 6 instances of 2 chunks; two plays of both, and the shuffled memory of the baseline.
+    assert (role, calls) == ("writer m", str(12 * (2 * 1 + 3 * 6)))
+    # Chunks of 700 and 250 tokens; a state of 256 and then 100 tokens, and restated chunks.
+    written = 6 * (2 * 256 + 2 * 100 + 3 * 6 * (700 + 250))
+    assert int(tokens_out.replace(",", "")) == written
+    assert int(tokens_in.replace(",", "")) > 6 * 20 * (700 + 250)
+
+
+def test_the_plan_names_the_roles_that_it_does_not_count(capsys, data, tmp_path):
+    models = tmp_path / "models.yaml"
+    model = '{model: m, base_url: "http://localhost:1/v1"}'
+    arguments = ["--profile", "real", "--data", data, "--set", f"models={models}"]
+    arguments += ["--set", "systems=[rag-top2]"]
+    models.write_text(f"writer: {model}", encoding="utf-8")
+    _, said, _ = plan(capsys, *arguments)
+    assert "no language model is asked" in said
+    assert "named in models and not asked by these notebooks: writer m" in said
+    models.write_text(f"judge: {model}", encoding="utf-8")
+    _, said, _ = plan(capsys, *arguments)
+    assert "not counted: judge m, asked where no rule scores" in said
+    assert "no language model is asked" not in said
 
 
 def test_hours_count_what_models_are_asked_and_the_trained_manager_on_every_instance(

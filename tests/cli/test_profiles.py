@@ -53,6 +53,20 @@ def test_a_profile_may_hold_parameters_of_notebooks_that_are_not_chosen(notebook
     assert resolve(notebooks, select="01", parameters={"beta": 0.1}).keys() == {FIRST}
 
 
+def test_systems_that_a_model_plays_need_a_writer_in_the_file_of_models(tmp_path):
+    """Incident: a file with other roles passed, and notebook 06 failed after 01 to 05 had run."""
+    path = tmp_path / "models.yaml"
+    reader = "{kind: local, model: some/name}"
+    path.write_text(f"reader: {reader}\n")
+    given = {"models": str(path), "systems": ["memagent", "untrained", "memory-r2"]}
+    with pytest.raises(UsageError, match="untrained, memory-r2, which .* names no writer") as said:
+        resolve(PROJECT, given, "06", to_run=False)
+    assert str(path) in str(said.value) and "memagent" not in str(said.value)
+    assert resolve(PROJECT, given | {"systems": ["memagent"]}, "06", to_run=False)
+    path.write_text(f"writer: {reader}\n")
+    assert resolve(PROJECT, given, "06", to_run=False)
+
+
 def test_evidence_of_the_trained_manager_needs_notebook_04_before_it():
     """Incident: 05 of a profile without 04 failed after its kernel had started."""
     profile = profiles.load_profile(PROJECT / "profiles", "default")

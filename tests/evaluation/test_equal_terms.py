@@ -39,6 +39,7 @@ from finemem_lib.readers.extractive import reader_for
 from finemem_lib.scoring import metric_for
 from finemem_lib.text import count_tokens
 from finemem_lib.trajectory import Chunk, Instance, Question, Trajectory
+from tests.helpers.writers import ScriptedChat
 
 STREAMS = planted_instances("held-out", 4, seed=0)
 FEW = BootstrapSettings(num_resamples=100)
@@ -109,6 +110,15 @@ def test_evaluate_knows_systems_with_their_own_retrieval():
     assert {row.method for row in rows} == {"rag-top2", "raw-chunks"}
     with pytest.raises(ValueError, match="'untrained' needs a language model"):
         evaluate(["insert-all", "untrained"], STREAMS)
+
+
+def test_evaluate_takes_the_language_model_that_writes():
+    """Incident: `evaluate` refused such systems and had no argument that takes a model."""
+    chat = ScriptedChat(lambda said: '[{"op":"INSERT","content":"Mia lives in Rome."}]')
+    names = ["untrained", "memagent"]
+    rows = evaluate(names, STREAMS[:2], bootstrap=FEW, chat=chat)
+    assert {row.method for row in rows} == {*names}
+    assert len(chat.seen) == 2 * sum(len(one.chunks) for one in STREAMS[:2])
 
 
 def test_signs_are_flipped_by_instance_and_agree_with_counting():

@@ -103,12 +103,12 @@ def test_a_missing_package_is_said_before_anything_starts(tmp_path, monkeypatch)
         check_roles(path)
 
 
-WRITERS = ["memalpha-4b.yaml", "memory-r2-7b.yaml"]
-"""The files with a published manager, which only writes."""
+WRITERS = ["memalpha-4b.yaml", "memory-r2-7b.yaml", "smollm2-writer.yaml"]
+"""The files with a model that only writes: a published manager, or SmolLM2 for baselines."""
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_published_manager_only_writes(name):
+def test_a_file_of_a_writer_names_no_other_role(name):
     roles = load_roles(ROOT / "notebooks/models" / name)
     assert set(roles) == {"writer"} and roles["writer"].chat.memo is None
 
@@ -124,7 +124,7 @@ def test_the_other_files_of_the_project_name_every_role(path, monkeypatch):
     fetched = roles["reader"].chat.model.startswith(FETCHED)
     if not fetched or Path(roles["reader"].chat.source).is_dir():
         check_roles(path)
-    # A model of 135 million parameters is no judge.
+    # A model of 135 million parameters is no judge, and its writer has a file of its own.
     assert set(roles) == set(ROLES) - ({"judge", "writer"} if path.stem == "smollm2" else set())
     assert roles["reader"] == roles["verifier"]  # one client
     assert all(one.chat.memo is None for one in roles.values())
