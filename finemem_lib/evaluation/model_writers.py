@@ -148,7 +148,8 @@ def _mean(
     each = {row.instance: row for row in asked}.values()
 
     def average(name: str) -> float:
-        return sum(getattr(row, name) for row in each) / len(each)
+        total: float = sum(getattr(row, name) for row in each)
+        return total / len(each)
 
     return WriterRow(
         asked[0].method,
@@ -156,7 +157,12 @@ def _mean(
         ALL,
         ALL,
         mean.value,
-        *map(average, ("memory_tokens", "calls", "seconds", "changed", "refused", "steps")),
+        memory_tokens=average("memory_tokens"),
+        calls=average("calls"),
+        seconds=average("seconds"),
+        changed=average("changed"),
+        refused=average("refused"),
+        steps=average("steps"),
         questions=mean.counted,
         instances=len(each),
         low=mean.low,

@@ -87,12 +87,13 @@ def row_of(
         sum(None not in pair for pair in zip(some, subtracted[name], strict=True))
         for name, some in values.items()
     ]
+    a_share = baseline is None and measure != "CSR agreement"
     return Row(
         measure,
         file,
         who,
         against,
-        *clustered_mean(values, baseline),
+        *clustered_mean(values, baseline, bounds=(0 if a_share else -1, 1)),
         sum(known),
         sum(map(bool, known)),
     )
