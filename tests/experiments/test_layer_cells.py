@@ -72,7 +72,9 @@ def test_settings_of_layers_enter_a_key_only_where_they_differ():
     assert cell(**of).key != cell(scheme="Mem-alpha per step").key
 
 
-@pytest.mark.parametrize("name", ["memory_layers", "mem_alpha_rewards", "training_length"])
+@pytest.mark.parametrize(
+    "name", ["memory_layers", "mem_alpha_rewards", "trained_layers", "training_length"]
+)
 def test_the_designs_are_usable(name):
     design = load_design(ROOT / "notebooks" / "designs" / f"{name}.yaml")
     assert design.cells and all(one.key for one in design.cells)
