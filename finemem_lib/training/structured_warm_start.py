@@ -465,8 +465,8 @@ class StructuredSteps:
             kinds[operation.kind] += 1
             right = content in due
             if _is_summary(content) and old is not None:
-                right &= operation.kind == "UPDATE" and operation.store in ("core", None, old.store)
-                right &= operation.item_id == (None if operation.store == "core" else old.item_id)
+                target = operation.item_id or operation.store  # a call names no id of the core
+                right &= operation.kind == "UPDATE" and target == old.item_id
             tally["right_summary" if _is_summary(content) else "right_date"].append(right)
             kept |= {due[content]} if right and outcome.applied else set()
         for sentence in due.values():

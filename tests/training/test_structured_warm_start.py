@@ -222,20 +222,20 @@ class Says:
                 elif kind_of(sentence) == "stop":
                     known = old.content if old and not self.wrong else ""
                     note = extended(known, sentence.split()[-1])
-                    target = old and not self.wrong
-                    operations.append(
-                        Operation("UPDATE", note, old.item_id)
-                        if target
-                        else Operation("INSERT", note)
-                    )
-            text = format_operations(operations)
-            found.append(Completion(text, parse_operations(text)))
+                    if old is None or self.wrong:
+                        operations.append(Operation("INSERT", note))
+                    elif old.store == "core":
+                        operations.append(Operation("UPDATE", note, None, "core"))
+                    else:
+                        operations.append(Operation("UPDATE", note, old.item_id))
+            found.append(Completion(format_operations(operations), tuple(operations)))
         return found
 
 
+@pytest.mark.parametrize("stores", [(), tiny.CALL_STORES])
 @pytest.mark.parametrize("wrong", [False, True])
-def test_right_notes_are_counted_as_right_and_wrong_ones_as_wrong(wrong):
-    figures = warm_start.evaluate(Says(wrong), 40, 3, 6, steps=StructuredSteps())
+def test_right_notes_are_counted_as_right_and_wrong_ones_as_wrong(wrong, stores):
+    figures = warm_start.evaluate(Says(wrong), 40, 3, 6, stores=stores, steps=StructuredSteps())
     assert figures["right_date"] == figures["event_dated"] == float(not wrong)
     assert (figures["right_summary"] == 1.0) is not wrong
     assert figures["fact_kept"] == figures["noise_kept"] == figures["event_kept"] == 0.0
