@@ -398,7 +398,7 @@ class StructuredSteps:
     and takes its place.
     """
 
-    more = (
+    more: tuple[str, ...] = (
         "event_kept",
         "event_dated",
         "stop_kept",

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
@@ -736,13 +737,14 @@ def evaluate(
         steps: How the steps are drawn and judged, in place of held-out planted steps.
     """
     rng = generator("warm-start card", seed, records)
+    draw: Callable[[], Observation | None] = partial(
+        held_out_observation, rng, records, names, world, stores
+    )
+    if steps is not None:
+        draw = partial(steps.draw, rng, records, stores)
     observations: list[Observation] = []
     while len(observations) < samples:
-        if steps is None:
-            drawn = held_out_observation(rng, records, names, world, stores)
-        else:
-            drawn = steps.draw(rng, records, stores)
-        observations += [drawn] if drawn else []
+        observations += filter(None, [draw()])
     tally: dict[str, list[bool]] = {name: [] for name in (*COUNTED, *(steps.more if steps else ()))}
     kinds = dict.fromkeys(OPERATION_KINDS, 0)
     completions = manager.act(observations, seed)
@@ -754,9 +756,8 @@ def evaluate(
         )
         outcomes, _ = memory.apply(completion.operations, 2)
         tally["executable"] += [outcome.applied for outcome in outcomes]
-        if steps is not None:
-            outcomes = steps.count(observation, outcomes, tally, kinds)
-        _count_operations(observation, outcomes, tally, kinds)
+        copies = steps.count(observation, outcomes, tally, kinds) if steps else outcomes
+        _count_operations(observation, copies, tally, kinds)
     figures: dict[str, float | int | None] = {
         name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()
     }
@@ -961,18 +962,9 @@ def measure(
     """
     git, started = git_state(code_root()), time.perf_counter()
     manager = load_manager(folder)
-    rows: list[dict[str, Any]] = (
-        rows_of(manager)
-        if rows_of
-        else [
-            {"names": title, **evaluate(manager, samples, seed, records, names, worded, stores)}
-            for title, names, sizes in (
-                ("seen", NAMES, (3, 6, 10, 16)),
-                ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
-            )
-            for records in sizes
-        ]
-    )
+    if rows_of is None:
+        rows_of = partial(_rows, samples=samples, seed=seed, worded=worded, stores=stores)
+    rows = rows_of(manager)
     root, whole = workbench_root(), (final or folder).resolve()
     shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     with written_beside(folder / MEASURED) as beside:
@@ -992,6 +984,20 @@ def measure(
         },
     )
     return manager, rows
+
+
+def _rows(
+    manager: ModelManager, samples: int, seed: int, worded: World, stores: tuple[Store, ...]
+) -> list[dict[str, Any]]:
+    """Return a row for seen and unseen names per number of records."""
+    return [
+        {"names": title, **evaluate(manager, samples, seed, records, names, worded, stores)}
+        for title, names, sizes in (
+            ("seen", NAMES, (3, 6, 10, 16)),
+            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+        )
+        for records in sizes
+    ]
 
 
 def table_of_card(
