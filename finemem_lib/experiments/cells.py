@@ -634,11 +634,11 @@ def _price(
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
     """Return the advantage of the cell's scheme per stored fact and noise sentence.
 
-    The result is empty if a rule needs a reader that was trained since, or if operations or local
-    groups are credited in addition to steps.
+    The result is empty if a rule needs a reader that was trained since, if operations or local
+    groups are credited in addition to steps, or if notes may be worth storing that copy nothing.
     """
     scheme = scheme_of(cell.scheme)
-    more = scheme.operations or cell.local_groups is not None
+    more = scheme.operations or cell.local_groups is not None or cell.streams == LAYERS_SOURCE
     if more or cell.data or (cell.learns != "manager" and scheme.rules):
         return {}
     by_id = {instance.instance_id: instance for instance in instances}

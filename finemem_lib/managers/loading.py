@@ -28,6 +28,8 @@ SHIPPED_MANAGERS = {
     "tiny": "data/tiny_manager",
     "tiny-paraphrased": "data/tiny_manager_paraphrased",
     "tiny-layers": "data/tiny_layers_manager",
+    "tiny-structured": "data/tiny_structured_manager",
+    "tiny-layers-structured": "data/tiny_layers_structured_manager",
     "smollm2": "data/smollm2_manager",
     "smollm2-trained": "data/smollm2_trained",
 }
@@ -38,11 +40,16 @@ TINY_WORLDS: dict[str, World] = {
     "tiny": "plain",
     "tiny-paraphrased": "paraphrased",
     "tiny-layers": "plain",
+    "tiny-structured": "plain",
+    "tiny-layers-structured": "plain",
 }
 """The planted world that each tiny manager reads."""
 
-LAYERED_MANAGERS = ("tiny-layers",)
+LAYERED_MANAGERS = ("tiny-layers", "tiny-layers-structured")
 """The shipped managers whose operations are for a layered memory."""
+
+STRUCTURED_MANAGERS = ("tiny-structured", "tiny-layers-structured")
+"""Those that also read the streams of `data.planted_layers`."""
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS, BATCH_SIZE = 4096, 1024, 8
 """Default lengths of prompt and completion, in tokens, and default batch size outside training; the

@@ -217,7 +217,8 @@ def load_manager(
         path_or_name: A folder (a relative one is also looked for in the repository), a name on the
             hub, which may carry its revision (NAME@COMMIT), or one of the warm starts that are
             shipped: "tiny" for the plain planted world, "tiny-layers" for that world on a layered
-            memory, "tiny-paraphrased" for the other world, "smollm2" for real text.
+            memory, "tiny-structured" and "tiny-layers-structured" for streams that need structure
+            too, "tiny-paraphrased" for the other world, "smollm2" for real text.
         model: How it is loaded and prompted; default: as the manager that `save` wrote there.
         seed: Seed of the weights of a new adapter.
         **settings: Further arguments of `ModelManager`, such as `temperature`.

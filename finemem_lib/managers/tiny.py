@@ -25,6 +25,7 @@ from finemem_lib.data.planted import (
     TEMPLATES,
     World,
 )
+from finemem_lib.data.planted_layers import PLACES, STOP_VERBS
 from finemem_lib.trajectory import Store
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ CALL_ALIASES = (
 )
 """Aliases of the items of a layered memory; the letter names the store."""
 
+DATE_LINE, DATED, ROUTE = "[Dialogue", "On", ("Caravan", "route")
+"""First words of a chunk's date line, of a dated event and of the caravan's running summary."""
+
+MONTHS = tuple(
+    "January February March April May June July August September October November December".split()
+)
+DATE_WORDS = (*(str(day) for day in range(1, 32)), *MONTHS, "2024")
+STRUCTURED_WORDS = (DATE_LINE, "on", DATED, *DATE_WORDS, "The", "caravan", *ROUTE, *PLACES)
+"""What streams that need structure say besides the words of the plain world."""
+
 UNSEEN_NAMES = tuple("Abe Bea Cal Dot Eli Flo Gil Hua".split())
 """Names in the vocabulary that the warm start never shows, to test generalisation of copying."""
 
@@ -95,12 +106,15 @@ _CHAT_TEMPLATE = (
 )
 
 
-def vocabulary(world: World = "plain", layers: bool = False) -> tuple[str, ...]:
+def vocabulary(
+    world: World = "plain", layers: bool = False, structured: bool = False
+) -> tuple[str, ...]:
     """Return every token in the order of its id: specials, JSON pieces, marks, aliases, words.
 
     Args:
         world: one world of the planted stream.
-        layers: whether the tokens of calls on a layered memory follow.
+        layers: whether the tokens of calls on a layered memory follow, last.
+        structured: whether the words of `data.planted_layers` follow.
     """
     spoken = [*NAMES, *UNSEEN_NAMES]
     if world == "plain":
@@ -109,6 +123,8 @@ def vocabulary(world: World = "plain", layers: bool = False) -> tuple[str, ...]:
         spoken += [*ADVERBS, *OTHERS, *PARAPHRASED_NOISE]
     for name, attribute in ATTRIBUTES.items():
         spoken += [*TEMPLATES[world][name], *attribute.values]
+    if structured:
+        spoken += [*STRUCTURED_WORDS, *STOP_VERBS]
     words = dict.fromkeys(
         word for phrase in spoken for word in phrase.split() if not word.startswith("{")
     )
@@ -117,7 +133,9 @@ def vocabulary(world: World = "plain", layers: bool = False) -> tuple[str, ...]:
     return (*special, *PIECES, STOP, MEMORY, CHUNK, *ALIASES, *words, *calls)
 
 
-def tiny_tokenizer(world: World = "plain", layers: bool = False) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    world: World = "plain", layers: bool = False, structured: bool = False
+) -> PreTrainedTokenizerFast:
     """Return the word-level tokenizer of one world of the planted stream.
 
     A word outside the vocabulary becomes `<unk>`; decoding restores the text with one space between
@@ -126,6 +144,7 @@ def tiny_tokenizer(world: World = "plain", layers: bool = False) -> PreTrainedTo
     Args:
         world: one world of the planted stream.
         layers: whether it also has the tokens of calls on a layered memory.
+        structured: whether it also reads the streams of `data.planted_layers`.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -134,7 +153,7 @@ def tiny_tokenizer(world: World = "plain", layers: bool = False) -> PreTrainedTo
     unspaced = (*special, *PIECES, STOP, *(CALL_PIECES if layers else ()))
     ids = {
         token if token in unspaced else _SPACE + token: number
-        for number, token in enumerate(vocabulary(world, layers))
+        for number, token in enumerate(vocabulary(world, layers, structured))
     }
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

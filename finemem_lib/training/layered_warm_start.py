@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,17 @@ LEARNING_RATE = 1e-3
 CORE = 0.15
 """Share of the new items that rewrite the core instead, and of memories that hold one."""
 
+ROUTE_CORE, OTHER_CORE = 0.5, 0.05
+"""The same shares of running summaries, and of other items, where streams need structure."""
+
 _FLAT = tiny.vocabulary()
-_TOKENS = tiny.vocabulary(layers=True)
-_IDS = {token: number for number, token in enumerate(_TOKENS)}
+_IDS = {
+    structured: {
+        token: number
+        for number, token in enumerate(tiny.vocabulary(layers=True, structured=structured))
+    }
+    for structured in (False, True)
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,22 +58,27 @@ class Calls:
     prompt_length: int
 
 
-def as_calls(tokens: Sequence[str], prompt_length: int, rng: random.Random) -> Calls:
+def as_calls(
+    tokens: Sequence[str], prompt_length: int, rng: random.Random, structured: bool = False
+) -> Calls:
     """Return a demonstration for the flat memory as one for the layered memory.
 
     Args:
         tokens: The prompt and the list of operations, one token per word, alias or piece.
         prompt_length: Tokens of the prompt.
         rng: Draws the stores.
+        structured: Whether the words may be those of streams that need structure; then a running
+            summary lies in the core more often than other items.
 
     >>> tokens = ["Mia", "#3", tiny.FIRST_CONTENT, "Ana", tiny.UPDATE, "#3", tiny.CLOSE_ID, "]"]
     >>> made = as_calls(tokens, 2, random.Random(0))
-    >>> "".join(_TOKENS[number] for number in made.ids[3:])
+    >>> words = tiny.vocabulary(layers=True)
+    >>> "".join(words[number] for number in made.ids[3:])
     'Ana","memory_id":"#e3","memory_type":"episodic"},"name":"memory_update"}]'
     """
     stores: dict[str, str] = {}
     aliases = [token for token in tokens[:prompt_length] if token in tiny.ALIASES]
-    core = rng.choice(aliases) if aliases and rng.random() < CORE else None
+    core = _core_of(tokens[:prompt_length], aliases, rng, structured)
     for alias in aliases:
         stores[alias] = rng.choice(tiny.CALL_STORES)
 
@@ -74,6 +87,7 @@ def as_calls(tokens: Sequence[str], prompt_length: int, rng: random.Random) -> C
 
     made = [shown(token) if token in stores else token for token in tokens[:prompt_length]]
     length, rest = len(made), list(tokens[prompt_length:])
+    share = OTHER_CORE if structured else CORE
     while rest:
         token = rest.pop(0)
         if token in (tiny.UPDATE, tiny.DELETE):
@@ -81,10 +95,23 @@ def as_calls(tokens: Sequence[str], prompt_length: int, rng: random.Random) -> C
             made += _edit(token, alias, core, shown(alias), stores[alias])
         elif token == tiny.INSERT:
             listed = tiny.CALL_INSERT[rng.choice(tiny.CALL_STORES)]
-            made.append(tiny.CALL_CORE if rng.random() < CORE else listed)
+            made.append(tiny.CALL_CORE if rng.random() < share else listed)
         else:
             made.append(_SAME.get(token, token))
-    return Calls(tuple(_IDS[token] for token in made), length)
+            if structured and token in _SAME:
+                share = ROUTE_CORE if rest[0] == tiny.ROUTE[0] else OTHER_CORE
+    return Calls(tuple(_IDS[structured][token] for token in made), length)
+
+
+def _core_of(
+    prompt: Sequence[str], aliases: Sequence[str], rng: random.Random, structured: bool
+) -> str | None:
+    """Draw the alias of the item that is shown as the core; `None` for no core."""
+    if structured and tiny.ROUTE[0] in prompt and rng.random() < ROUTE_CORE:
+        rest = prompt[prompt.index(tiny.ROUTE[0]) :]
+        return next(token for token in rest if token in tiny.ALIASES)
+    share = OTHER_CORE if structured else CORE
+    return rng.choice(aliases) if aliases and rng.random() < share else None
 
 
 _SAME = {
@@ -118,39 +145,51 @@ def batch_of(rng: random.Random, size: int = BATCH) -> list[Calls]:
     return found
 
 
-def widened(seed: int) -> Qwen3ForCausalLM:
-    """Return the flat warm start with embeddings for the tokens of calls.
+def widened(
+    seed: int,
+    start: str | Qwen3ForCausalLM = "tiny",
+    old: Sequence[str] = _FLAT,
+    new: Sequence[str] = tuple(_IDS[False]),
+    like: Callable[[str], Sequence[str]] | None = None,
+    apart: float = 0.5,
+) -> Qwen3ForCausalLM:
+    """Return a warm start with embeddings for further tokens, by default for those of calls.
 
-    The embedding of each new token is that of the flat token it stands for, plus a small random
+    The embedding of each new token is the mean of those that it is like, plus a small random
     vector, so that tokens of different stores differ.
 
     Args:
         seed: Seed of the random vectors.
+        start: The warm start, or its name or folder.
+        old: Its vocabulary.
+        new: The vocabulary wanted, which begins with the old one.
+        like: Returns the old tokens that a new one is like; default: those that calls stand for.
+        apart: Size of the random vectors, relative to the spread of the old embeddings.
     """
     import torch
     from transformers import Qwen3ForCausalLM
 
-    flat: Any = load_manager("tiny").model
-    old = flat.get_input_embeddings().weight.detach()
+    flat: Any = load_manager(start).model if isinstance(start, str) else start
+    known = flat.get_input_embeddings().weight.detach()
     config = tiny.tiny_config()
-    config.vocab_size = len(_TOKENS)
+    config.vocab_size = len(new)
     model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]  # it has none
     tied = ("model.embed_tokens.weight", "lm_head.weight")
     kept = {name: value for name, value in flat.state_dict().items() if name not in tied}
     model.load_state_dict(kept, strict=False)
     chance = torch.Generator("cpu").manual_seed(seed)
-    spread = float(old.std())
+    spread = float(known.std())
     with torch.no_grad():
         table: Any = model.get_input_embeddings().weight
-        table[: len(_FLAT)] = old
-        for token in _TOKENS[len(_FLAT) :]:
-            like = old[_FLAT.index(_like(token))]
-            table[_IDS[token]] = like + 0.5 * spread * torch.randn(len(like), generator=chance)
+        table[: len(old)] = known
+        for number, token in enumerate(new[len(old) :], start=len(old)):
+            mean = known[[old.index(one) for one in (like or _like)(token)]].mean(0)
+            table[number] = mean + apart * spread * torch.randn(len(mean), generator=chance)
     model.generation_config.suppress_tokens = [model.config.pad_token_id]
     return model
 
 
-def _like(token: str) -> str:
+def _like(token: str) -> tuple[str, ...]:
     """Return the flat token that a token of calls stands for."""
     same = {
         tiny.FIRST_CALL: tiny.FIRST_CONTENT,
@@ -164,7 +203,7 @@ def _like(token: str) -> str:
         **dict.fromkeys(tiny.CALL_UPDATED.values(), tiny.CLOSE_ID),
         **dict.fromkeys(tiny.CALL_DELETED.values(), tiny.CLOSE_ID),
     }
-    return same.get(token) or f"#{token[2:]}"
+    return (same.get(token) or f"#{token[2:]}",)
 
 
 def train(seed: int, steps: int, log_every: int = 50) -> tuple[Qwen3ForCausalLM, list[float]]:
@@ -182,7 +221,7 @@ def train(seed: int, steps: int, log_every: int = 50) -> tuple[Qwen3ForCausalLM,
         steps,
         learning_rate=LEARNING_RATE,
         rate=lambda step: min((step + 1) / 20, 1.0, max(0.02, 1.2 * (1 - step / steps))),
-        aliases=[_IDS[alias] for alias in tiny.CALL_ALIASES],
+        aliases=[_IDS[False][alias] for alias in tiny.CALL_ALIASES],
         log_every=log_every,
     )
     embed_unseen_names(model, seed)  # the flat tokens have the ids that they have there

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
@@ -50,6 +51,7 @@ from finemem_lib.memory import FlatMemory
 from finemem_lib.seeds import generator
 from finemem_lib.trajectory import (
     OPERATION_KINDS,
+    Chunk,
     Operation,
     OperationKind,
     OperationOutcome,
@@ -89,8 +91,12 @@ seen names; above 1, because unseen names compete with trained ones."""
 PERSON, VERB, VALUE, PREVIOUS = (0, 0), (0, 1), (0, 2), (0, 3)
 
 RECORD, COPY = ((1, 0), (1, 3)), ((1, 1), (1, 2))
+# The words of structured streams follow those of the plain world, whose ids stay as they are.
 _IDS: dict[World, dict[str, int]] = {
-    world: {token: number for number, token in enumerate(tiny.vocabulary(world))}
+    world: {
+        token: number
+        for number, token in enumerate(tiny.vocabulary(world, structured=world == "plain"))
+    }
     for world in get_args(World)
 }
 _PAD = _IDS["plain"][tiny.PAD]  # specials come first in every vocabulary
@@ -274,6 +280,65 @@ def _render(
     chunk: list[Sentence],
     kept: float,
 ) -> None:
+    shown = show(demo, records, aliases, chunk)
+    for number, (sentence, copied) in enumerate(zip(chunk, shown.starts, strict=True)):
+        header = demo.add(tiny.NEXT_CONTENT if number else tiny.FIRST_CONTENT)
+        demo.add_sentence(sentence)
+        guide_copy(demo, header, range(copied, copied + len(sentence.words) + 1))
+        record = shown.record(sentence)
+        pieces, draw = [tiny.INSERT], rng.random()
+        if rng.random() > kept:
+            pieces = [tiny.SKIP]
+        elif record != shown.nowhere and draw < 0.5:
+            pieces = [tiny.UPDATE]
+        elif record != shown.nowhere and draw < 0.7:
+            pieces = [tiny.INSERT, tiny.DELETE]
+        add_operation(demo, pieces, record)
+    demo.add(tiny.CLOSE)
+    demo.add(tiny.EOS)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPrompt:
+    """Positions in the prompt of a demonstration.
+
+    Attributes:
+        nowhere: Position of the `memory:` mark, for sentences without a record.
+        latest: Position of the alias of the latest record about a slot.
+        starts: Position of the first word of every sentence of the chunk.
+    """
+
+    nowhere: int
+    latest: Mapping[tuple[str, str], int]
+    starts: Sequence[int]
+
+    def record(self, sentence: Sentence) -> int:
+        """Return the position of the alias of a sentence's record, or `nowhere`.
+
+        Args:
+            sentence: A sentence of the chunk.
+        """
+        return (
+            self.nowhere if sentence.slot is None else self.latest.get(sentence.slot, self.nowhere)
+        )
+
+
+def show(
+    demo: Demonstration,
+    records: Sequence[Sentence],
+    aliases: Sequence[str],
+    chunk: Sequence[Sentence],
+    opening: Sentence | None = None,
+) -> ShownPrompt:
+    """Add a prompt to an empty demonstration.
+
+    Args:
+        demo: The demonstration, changed in place.
+        records: Contents of the memory.
+        aliases: An alias per record, or more.
+        chunk: Sentences of the chunk.
+        opening: The chunk's date line without its last bracket, if it has one.
+    """
     demo.add(tiny.BOS)
     nowhere = demo.add(tiny.MEMORY)
     latest: dict[tuple[str, str], int] = {}
@@ -283,36 +348,45 @@ def _render(
         if sentence.slot:
             latest[sentence.slot] = position
     demo.add(tiny.CHUNK)
+    if opening is not None:
+        demo.add_sentence(opening)
+        demo.add(tiny.CLOSE)
     starts = []
     for sentence in chunk:
         starts.append(demo.add_sentence(sentence))
         demo.add(tiny.STOP)
     demo.add(tiny.OPERATIONS)
     demo.prompt_length = len(demo.ids)
+    return ShownPrompt(nowhere, latest, starts)
 
-    for number, (sentence, copied) in enumerate(zip(chunk, starts, strict=True)):
-        header = demo.add(tiny.NEXT_CONTENT if number else tiny.FIRST_CONTENT)
-        demo.add_sentence(sentence)
-        last = header + len(sentence.words)
-        for offset in range(len(sentence.words) + 1):
-            for head in COPY:
-                demo.guide(head, header + offset, copied + offset)
-        record = nowhere if sentence.slot is None else latest.get(sentence.slot, nowhere)
-        pieces, draw = [tiny.INSERT], rng.random()
-        if rng.random() > kept:
-            pieces = [tiny.SKIP]
-        elif record != nowhere and draw < 0.5:
-            pieces = [tiny.UPDATE]
-        elif record != nowhere and draw < 0.7:
-            pieces = [tiny.INSERT, tiny.DELETE]
-        for place in (last, *map(demo.add, pieces)):
-            for head in RECORD:
-                demo.guide(head, place, record)
-        if pieces[-1] in (tiny.UPDATE, tiny.DELETE):
-            demo.ids.append(demo.ids[record])
-            demo.add(tiny.CLOSE_ID)
-    demo.add(tiny.CLOSE)
-    demo.add(tiny.EOS)
+
+def guide_copy(demo: Demonstration, start: int, copied: Iterable[int]) -> None:
+    """Guide the copying heads from consecutive positions to those whose tokens follow.
+
+    Args:
+        demo: The demonstration, changed in place.
+        start: Position of the first query.
+        copied: A key per query.
+    """
+    for query, key in enumerate(copied, start=start):
+        for head in COPY:
+            demo.guide(head, query, key)
+
+
+def add_operation(demo: Demonstration, pieces: Sequence[str], record: int) -> None:
+    """Add the pieces after a content, and the alias of the record that the last one addresses.
+
+    Args:
+        demo: The demonstration, changed in place.
+        pieces: Kinds of operations, UPDATE or DELETE only at the end.
+        record: Position of the record's alias, or of the `memory:` mark.
+    """
+    for place in (len(demo.ids) - 1, *map(demo.add, pieces)):
+        for head in RECORD:
+            demo.guide(head, place, record)
+    if pieces[-1] in (tiny.UPDATE, tiny.DELETE):
+        demo.ids.append(demo.ids[record])
+        demo.add(tiny.CLOSE_ID)
 
 
 def batches(seed: int, steps: int, world: World = "plain") -> Iterator[list[Demonstration]]:
@@ -539,11 +613,21 @@ def slot_of(content: str) -> tuple[str, str] | None:
     return (persons[0], attributes[0]) if known else None
 
 
-def _filled(contents: Sequence[str], stores: tuple[Store, ...]) -> FlatMemory:
-    """Return a memory with these contents, layered where there are stores to put them in turn."""
+def filled(contents: Sequence[str], stores: Sequence[Store]) -> FlatMemory:
+    """Return a memory with these contents, layered where there are stores to put them in turn.
+
+    Args:
+        contents: Contents of the items, in the order of their writing.
+        stores: Stores of a layered memory; none for a flat memory.
+    """
     memory = LayeredMemory() if stores else FlatMemory()
-    places = itertools.cycle(stores or (None,))
-    memory.apply([Operation("INSERT", content, None, next(places)) for content in contents], 1)
+    memory.apply(
+        [
+            Operation("UPDATE" if store == "core" else "INSERT", content, None, store)
+            for content, store in zip(contents, itertools.cycle(stores or (None,)), strict=False)
+        ],
+        1,
+    )
     return memory
 
 
@@ -587,8 +671,42 @@ def held_out_observation(
     spoken_of = {slot_of(unit.rstrip(".")) for unit in units(stream.chunks[step - 1].text)} - {None}
     if spoken_of.isdisjoint(map(slot_of, kept)):
         return None
-    memory = _filled(kept, stores)
+    memory = filled(kept, stores)
     return Observation(stream, memory.items, stream.chunks[step - 1], step)
+
+
+class StepsToMeasure(Protocol):
+    """Other steps than those of a planted stream, for `evaluate`."""
+
+    more: tuple[str, ...]
+    """The shares that `count` measures besides `COUNTED`."""
+
+    def draw(
+        self, rng: random.Random, records: int, stores: tuple[Store, ...]
+    ) -> Observation | None:
+        """Return a step with `records` items in memory; `None` if the draw does not give one.
+
+        Args:
+            rng: Source of all draws.
+            records: Items in the memory.
+            stores: As in `evaluate`.
+        """
+
+    def count(
+        self,
+        observation: Observation,
+        outcomes: Sequence[OperationOutcome],
+        tally: dict[str, list[bool]],
+        kinds: dict[OperationKind, int],
+    ) -> list[OperationOutcome]:
+        """Count what is no copy of a sentence, and return the other outcomes.
+
+        Args:
+            observation: The step.
+            outcomes: Outcomes of a completion's operations.
+            tally: Hits by share, extended in place.
+            kinds: Operations by kind, changed in place.
+        """
 
 
 def evaluate(
@@ -599,6 +717,7 @@ def evaluate(
     names: tuple[str, ...] = NAMES,
     world: World = "plain",
     stores: tuple[Store, ...] = (),
+    steps: StepsToMeasure | None = None,
 ) -> dict[str, float | int | None]:
     """Sample completions on held-out steps and return the measures of the model card.
 
@@ -615,21 +734,30 @@ def evaluate(
         names: Persons of the streams.
         world: How the streams are worded.
         stores: Stores that the items of a layered memory lie in, in turn; none for a flat memory.
+        steps: How the steps are drawn and judged, in place of held-out planted steps.
     """
     rng = generator("warm-start card", seed, records)
+    draw: Callable[[], Observation | None] = partial(
+        held_out_observation, rng, records, names, world, stores
+    )
+    if steps is not None:
+        draw = partial(steps.draw, rng, records, stores)
     observations: list[Observation] = []
     while len(observations) < samples:
-        drawn = held_out_observation(rng, records, names, world, stores)
-        observations += [drawn] if drawn else []
-    tally: dict[str, list[bool]] = {name: [] for name in COUNTED}
+        observations += filter(None, [draw()])
+    tally: dict[str, list[bool]] = {name: [] for name in (*COUNTED, *(steps.more if steps else ()))}
     kinds = dict.fromkeys(OPERATION_KINDS, 0)
     completions = manager.act(observations, seed)
     for observation, completion in zip(observations, completions, strict=True):
         tally["valid_json"].append(_is_json_list(completion.text))
-        memory = _filled([item.content for item in observation.items], stores)
+        items = observation.items
+        memory = filled(
+            [item.content for item in items], [item.store for item in items] if stores else []
+        )
         outcomes, _ = memory.apply(completion.operations, 2)
         tally["executable"] += [outcome.applied for outcome in outcomes]
-        _count_operations(observation, outcomes, tally, kinds)
+        copies = steps.count(observation, outcomes, tally, kinds) if steps else outcomes
+        _count_operations(observation, copies, tally, kinds)
     figures: dict[str, float | int | None] = {
         name: sum(hits) / len(hits) if hits else None for name, hits in tally.items()
     }
@@ -668,7 +796,7 @@ def _count_operations(
     kinds: dict[OperationKind, int],
 ) -> None:
     """Count the outcomes of one completion's operations in `tally` and `kinds`."""
-    sentences = [unit.rstrip(".") for unit in units(observation.chunk.text)]
+    sentences = sentences_of(observation.chunk)
     slots = {item.item_id: slot_of(item.content) for item in observation.items}
     about, written = None, set()
     for outcome in outcomes:
@@ -687,7 +815,30 @@ def _count_operations(
             if has_record:
                 tally["right_record"].append(slots.get(operation.item_id or "") == about)
     for sentence in sentences:
-        tally["fact_kept" if slot_of(sentence) else "noise_kept"].append(sentence in written)
+        tally[f"{_kind_of(sentence, tally)}_kept"].append(sentence in written)
+
+
+def sentences_of(chunk: Chunk) -> list[str]:
+    """Return the sentences of a chunk without their full stops and without a date line.
+
+    Args:
+        chunk: A chunk of a planted stream.
+    """
+    found = [unit.rstrip(".") for unit in units(chunk.text)]
+    return [sentence for sentence in found if not sentence.startswith(tiny.DATE_LINE)]
+
+
+def _kind_of(sentence: str, tally: Mapping[str, Any]) -> str:
+    """Return "fact", "event", "stop" or "noise"; events and stops are noise where none is asked."""
+    if slot_of(sentence):
+        return "fact"
+    if "event_kept" not in tally or sentence.split()[0] in NOISE_FIRST:
+        return "noise"
+    return "stop" if sentence.startswith("The ") else "event"
+
+
+NOISE_FIRST = frozenset(subject.split()[0] for subject in NOISE_SUBJECTS)
+"""First words of the noise sentences that streams of `data.planted_layers` hold."""
 
 
 CARD = """---
@@ -791,6 +942,7 @@ def measure(
     final: Path | None = None,
     worded: World = "plain",
     stores: tuple[Store, ...] = (),
+    rows_of: Callable[[ModelManager], list[dict[str, Any]]] | None = None,
 ) -> tuple[ModelManager, list[dict[str, Any]]]:
     """Measure a checkpoint, and write the rows and how they were made into its folder.
 
@@ -803,20 +955,16 @@ def measure(
         final: Final path of the folder, if it will be renamed.
         worded: World of the checkpoint.
         stores: As for `evaluate`.
+        rows_of: Measures the manager in place of the default.
 
     Returns:
-        The manager, and a row for seen and unseen names per number of records.
+        The manager, and its rows: by default one for seen and unseen names per number of records.
     """
     git, started = git_state(code_root()), time.perf_counter()
     manager = load_manager(folder)
-    rows: list[dict[str, Any]] = [
-        {"names": title, **evaluate(manager, samples, seed, records, names, worded, stores)}
-        for title, names, sizes in (
-            ("seen", NAMES, (3, 6, 10, 16)),
-            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
-        )
-        for records in sizes
-    ]
+    if rows_of is None:
+        rows_of = partial(_rows, samples=samples, seed=seed, worded=worded, stores=stores)
+    rows = rows_of(manager)
     root, whole = workbench_root(), (final or folder).resolve()
     shown = whole.relative_to(root) if whole.is_relative_to(root) else whole.name
     with written_beside(folder / MEASURED) as beside:
@@ -838,16 +986,35 @@ def measure(
     return manager, rows
 
 
-def table_of_card(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _rows(
+    manager: ModelManager, samples: int, seed: int, worded: World, stores: tuple[Store, ...]
+) -> list[dict[str, Any]]:
+    """Return a row for seen and unseen names per number of records."""
+    return [
+        {"names": title, **evaluate(manager, samples, seed, records, names, worded, stores)}
+        for title, names, sizes in (
+            ("seen", NAMES, (3, 6, 10, 16)),
+            ("never seen", tiny.UNSEEN_NAMES, (3, 10)),
+        )
+        for records in sizes
+    ]
+
+
+def table_of_card(
+    rows: Sequence[Mapping[str, Any]], first: str = "names", more: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Return the parts of the card's table: "columns", "rule" and "rows".
 
     Args:
         rows: The rows of `measure`.
+        first: Name of what the first column of a row holds.
+        more: Shares besides `COUNTED`.
     """
+    columns = (*COUNTED, *more)
     return {
-        "columns": " | ".join(name.replace("_", " ") for name in COUNTED),
-        "rule": "|".join("---" for _ in COUNTED),
-        "rows": "\n".join(_line(row) for row in rows),
+        "columns": " | ".join(name.replace("_", " ") for name in columns),
+        "rule": "|".join("---" for _ in columns),
+        "rows": "\n".join(_line(row, first, columns) for row in rows),
     }
 
 
@@ -866,11 +1033,11 @@ def _settings_of_card() -> dict[str, Any]:
     }
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any], first: str, columns: tuple[str, ...]) -> str:
     """Return a row of the card's table."""
-    cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in COUNTED]
+    cells = ["-" if row.get(name) is None else f"{row[name]:.3f}" for name in columns]
     cells[3] += f" ({row['edits_with_record']})"
-    return f"| {row['names']} | {row['records']} | {' | '.join(cells)} |"
+    return f"| {row[first]} | {row['records']} | {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> None:

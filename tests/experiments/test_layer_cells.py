@@ -53,6 +53,26 @@ def test_a_manager_of_layers_is_trained_and_its_operations_are_judged():
     assert sum(operations) > 0 and len(trained.episodes) == 1
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "memory"), [("tiny-structured", "flat"), ("tiny-layers-structured", "layered")]
+)
+def test_a_manager_is_trained_on_streams_that_need_structure(checkpoint, memory):
+    trained = run_cell(
+        cell(
+            checkpoint=checkpoint,
+            memory=memory,
+            scheme="Mem-alpha",
+            token_budget=60,
+            num_chunks=2,
+            updates=1,
+            instances_per_update=1,
+            num_generations=2,
+        )
+    )
+    assert len(trained.episodes) == 1 and trained.tests["sampled"].columns["accuracy, event"]
+    assert not trained.price  # a dated event is no sentence of the stream, and no noise
+
+
 def test_settings_of_layers_enter_a_key_only_where_they_differ():
     plain = {"streams": "planted", "memory": "flat", "checkpoint": "insert-all"}
     assert (
@@ -72,7 +92,9 @@ def test_settings_of_layers_enter_a_key_only_where_they_differ():
     assert cell(**of).key != cell(scheme="Mem-alpha per step").key
 
 
-@pytest.mark.parametrize("name", ["memory_layers", "mem_alpha_rewards", "training_length"])
+@pytest.mark.parametrize(
+    "name", ["memory_layers", "mem_alpha_rewards", "trained_layers", "training_length"]
+)
 def test_the_designs_are_usable(name):
     design = load_design(ROOT / "notebooks" / "designs" / f"{name}.yaml")
     assert design.cells and all(one.key for one in design.cells)

@@ -13,6 +13,7 @@ from finemem_lib.data.sentences import units
 from finemem_lib.managers import tiny
 from finemem_lib.managers.loading import (
     LAYERED_MANAGERS,
+    STRUCTURED_MANAGERS,
     TINY_WORLDS,
     ModelSettings,
     checkpoint_folder,
@@ -33,7 +34,7 @@ from tests.helpers.observations import observe
 torch.set_num_threads(1)  # more of them wait for each other where other work is running
 
 
-FLAT = [name for name in TINY_WORLDS if name not in LAYERED_MANAGERS]
+FLAT = [name for name in TINY_WORLDS if name not in {*LAYERED_MANAGERS, *STRUCTURED_MANAGERS}]
 both_worlds = pytest.mark.parametrize("world", [TINY_WORLDS[name] for name in FLAT])
 
 
@@ -239,7 +240,9 @@ def card_rows(shipped: Path) -> dict[tuple[str, int], dict[str, float | None]]:
 
 @pytest.mark.parametrize("name", TINY_WORLDS)
 def test_the_shipped_checkpoints_are_small_and_of_a_plain_architecture(name):
-    tokenizer = tiny.tiny_tokenizer(TINY_WORLDS[name], layers=name in LAYERED_MANAGERS)
+    tokenizer = tiny.tiny_tokenizer(
+        TINY_WORLDS[name], name in LAYERED_MANAGERS, name in STRUCTURED_MANAGERS
+    )
     manager = load_manager(name)
     assert (checkpoint_folder(name) / "model.safetensors").stat().st_size < 2e6
     assert manager.model.config.model_type == "qwen3"
