@@ -30,7 +30,7 @@ real: $(READY)  ## SmolLM2 on real text from the shipped adapter, on two cores (
 	$(BIN)/finemem run --profile smollm2 --data $(DATA) --figures
 
 # mypy, which uses one core, runs as one of the tests.
-test: $(TESTED) lint  ## everything a change must pass
+test: $(TESTED) lint  ## what every change must pass
 	$(PYTEST) $(SHARED) $(NOTEBOOKS) finemem_lib tests notebooks
 
 test-long: $(TESTED)  ## tests of whole runs, benchmarks and the site, which a merge must pass, too

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from finemem_lib.baselines.systems import SYSTEMS as ALL_SYSTEMS
 from finemem_lib.data.memalpha import load_instances
 from finemem_lib.evaluation.comparison import play_systems
 from finemem_lib.evaluation.model_writers import RULES, Play, WriterRow, writer_rows
@@ -38,7 +39,10 @@ DATA = "data/real/held_out.parquet"
 INSTANCES = 8
 BUDGET = 100
 SYSTEMS = ("memagent", "mem1")
-"""By default; about four CPU minutes each on one core. Any other system can be named."""
+"""By default; about four CPU minutes each on one core. `POSSIBLE` names all."""
+
+POSSIBLE = [name for name, one in ALL_SYSTEMS.items() if one.calls and one.needs != "writer"]
+"""The systems that play with a writer and without one."""
 
 
 def played(method: str, instances: Sequence[Instance], chat: Chat | None, seed: int) -> Play:
@@ -81,8 +85,7 @@ def write_card(
     write_json(
         path,
         {
-            "command": "python benchmarks/model_writers.py --output "
-            "data/experiments/model_writers.jsonl",
+            "command": " ".join(["python", "benchmarks/model_writers.py", *sys.argv[1:]]),
             "seed": seed,
             "systems": systems,
             "instances": means[0].instances,
@@ -103,7 +106,9 @@ def write_card(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two instances")
-    parser.add_argument("--systems", nargs="+", default=SYSTEMS, help="which systems play")
+    parser.add_argument(
+        "--systems", nargs="+", default=SYSTEMS, choices=POSSIBLE, help="which systems play"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--models",
@@ -113,8 +118,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="also write the rows, to a new file")
     options = parser.parse_args()
-    if options.output and options.output.exists():
-        parser.error(f"{options.output} exists; name a new file or remove it")
+    if options.output and options.output.suffix != ".jsonl":
+        parser.error(f"--output is {options.output}, expected a name that ends in .jsonl")
+    for path in (options.output, options.output.with_suffix(".json")) if options.output else ():
+        if path.exists():
+            parser.error(f"{path} exists; name a new file or remove it")
     torch.set_num_threads(1)
     models = Models(load_roles(options.models))
     if (chat := models.writer()) is None:

@@ -317,6 +317,18 @@ def check_systems(
         raise ValueError("\n".join(problems))
 
 
+def played_by_a_model(names: Iterable[str]) -> list[str]:
+    """Return the systems that cannot play without a language model; unknown names are left out.
+
+    Args:
+        names: Names of systems.
+
+    >>> played_by_a_model(["memagent", "memory-r2", "removed"])
+    ['memory-r2']
+    """
+    return [name for name in names if name in SYSTEMS and SYSTEMS[name].needs == "writer"]
+
+
 def _no_writer(name: str) -> str:
     return (
         f'system {name!r} needs a language model in the role "writer" and none is named: name one '

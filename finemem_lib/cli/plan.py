@@ -365,7 +365,9 @@ def _written(name: str, streams: Sequence[estimates.Stream], limit: int) -> esti
     system = SYSTEMS[name]
     rewrites = system.rollout.get("retriever") == "whole"
     own = make_system(name).manager.settings["tokens"] if rewrites else MAX_SHOWN_TOKENS
-    shown, prompt = limit or own, _template("memalpha")  # the longest of the writers' prompts
+    shown = limit or own
+    # The longest of the writers' prompts.
+    prompt = max(_template("memalpha"), _template("manage") + count_tokens(INSTRUCTION))
     calls = tokens_in = tokens_out = 0
     for stream in streams:
         read = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finemem_lib.baselines.systems import SYSTEMS
+from finemem_lib.baselines.systems import played_by_a_model
 from finemem_lib.managers import loading
 from finemem_lib.managers.loading import split_revision
 from finemem_lib.readers.roles import check_roles, load_roles
@@ -363,7 +363,7 @@ def unusable_sources(values: Mapping[str, Any]) -> list[str]:
 
 def _without_writer(systems: Sequence[str], models: Path) -> list[str]:
     """Return a sentence on the systems that need a writer if the file of models names none."""
-    written = [name for name in systems if SYSTEMS[name].needs == "writer"]
+    written = played_by_a_model(systems)
     if not written or "writer" in load_roles(models):
         return []
     return [

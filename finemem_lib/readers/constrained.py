@@ -49,7 +49,7 @@ def limited_schema(structure: type, limits: JsonLimits) -> dict[str, Any]:
 
     def limit(part: Any) -> None:
         if isinstance(part, dict):
-            if part.get("type") == "string":
+            if part.get("type") == "string" and "enum" not in part and "const" not in part:
                 part.setdefault("maxLength", limits.characters)
             if part.get("type") == "array":
                 part.setdefault("maxItems", limits.items)
@@ -64,7 +64,8 @@ def limited_schema(structure: type, limits: JsonLimits) -> dict[str, Any]:
 class JsonDecoder:
     """Finds the tokens that may follow a prefix, so that the reply fits a JSON schema.
 
-    It reads the whole vocabulary once, in a few seconds.
+    It reads the whole vocabulary once, in a few seconds. A character that the tokenizer spells with
+    several tokens, such as a rare letter or an emoji, cannot be written.
 
     Args:
         tokenizer: Tokenizer of the model.

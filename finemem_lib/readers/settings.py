@@ -44,7 +44,8 @@ class ChatSettings:
         backoff: Seconds before the second attempt, doubled for each further one (servers only).
         batch_size: Prompts per forward pass, at least 1 (local models only).
         json_limits: Limits of a structured answer, whose decoding then follows its JSON schema
-            (local models only); `None`: the model is only asked for JSON.
+            (local models only) and writes no character that takes several tokens; `None`: the
+            model is only asked for JSON.
 
     Raises:
         ValueError: a setting is out of range, or missing for this kind.

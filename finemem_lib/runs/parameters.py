@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from finemem_lib.baselines.systems import SYSTEMS
+from finemem_lib.baselines.systems import SYSTEMS, played_by_a_model
 from finemem_lib.data.planted import World
 from finemem_lib.managers.layered_scripted import ALL_SCRIPTED
 from finemem_lib.managers.loading import (
@@ -666,7 +666,7 @@ class BenchmarkEvaluation(NotebookParameters):
         names = [*self.managers, *self.systems]
         if self.baseline not in names:
             problems.append(f"baseline is {self.baseline!r}, expected one of {', '.join(names)}")
-        written = [name for name in self.systems if SYSTEMS[name].needs == "writer"]
+        written = played_by_a_model(self.systems)
         if written and not self.models:
             problems.append(
                 f"systems has {', '.join(written)}, which a language model plays and models names "

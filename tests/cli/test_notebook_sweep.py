@@ -183,7 +183,6 @@ def swept(tmp_path_factory):
     return place / "sweep", notebooks, done.stdout
 
 
-@pytest.mark.long
 def test_every_cell_is_a_run_with_its_manifest(swept):
     folder, _, printed = swept
     lines = [line.split() for line in printed.splitlines()]

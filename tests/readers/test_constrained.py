@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from finemem_lib.readers.constrained import JsonLimits
@@ -13,19 +15,26 @@ from tests.helpers.chat_models import local, talks
 LIMITS = JsonLimits(items=2, characters=6)
 
 
+@dataclass(frozen=True)
+class Named:
+    """A reply that must hold a text."""
+
+    name: str
+
+
 def test_a_model_that_writes_no_json_answers_in_the_form_asked_for(tiny_model):
-    def asked(**settings):
+    def asked(structure, **settings):
         one = LocalChat(local(tiny_model, max_tokens=400, **settings))
         one._model.generation_config.eos_token_id = 2  # which these weights seldom write
-        return one.ask(talks(3), WrittenQuestions)
+        return one.ask(talks(3), structure)
 
-    assert asked() == [None] * 3
-    answers = asked(json_limits=LIMITS)
-    assert all(isinstance(one, WrittenQuestions) for one in answers)
-    texts = [
-        text for one in answers for each in one.questions for text in (each.question, each.answer)
+    assert asked(WrittenQuestions) == asked(Named) == [None] * 3
+    assert all(len(one.questions) <= 2 for one in asked(WrittenQuestions, json_limits=LIMITS))
+    longest = [
+        max(len(one.name) for one in asked(Named, json_limits=JsonLimits(2, characters)))
+        for characters in (6, 60)
     ]
-    assert max(len(one.questions) for one in answers) <= 2 and max(map(len, texts), default=0) <= 6
+    assert longest[0] <= 6 < longest[1] <= 60
 
 
 def test_a_plain_answer_is_free(tiny_model):
