@@ -401,9 +401,9 @@ class StructuredSteps:
 
     `event_kept` and `stop_kept` are the shares of the sentences that were copied, `event_dated` and
     `stop_in_summary` the shares that a right note keeps; `right_date` and `right_summary` are
-    shares of the notes. A right note overwrites no other item: a dated one is inserted. A summary
-    is right if it holds the place before those of the old summary and takes its place; where there
-    is no old one, it is inserted or becomes the core.
+    shares of the notes. A dated note is right if it is inserted, and wrong in an update, even one
+    of an empty core. A summary is right if it holds the place before those of the old summary and
+    takes its place; where there is no old one, it is inserted or becomes the core.
     """
 
     more: tuple[str, ...] = (
@@ -481,11 +481,15 @@ class StructuredSteps:
 
 
 def _in_its_place(operation: Operation, old: MemoryItem | None) -> bool:
-    """Return whether the write of a note replaces the old summary, if it is one, and nothing else.
+    """Return whether a note is written where `StructuredSteps` takes it for right.
 
     Args:
         operation: The write, whose content is a dated note or a summary.
         old: The summary that the memory holds; `None` if there is none, and then no core either.
+
+    Returns:
+        Whether a dated note is inserted, and a summary takes the place of the old one or, without
+        one, is inserted or made the core.
     """
     if not _is_summary(operation.content or ""):
         return operation.kind == "INSERT"
@@ -542,8 +546,8 @@ start `tiny`:
 {steps} updates of {batch} demonstrations for a flat memory, then {ending} for {memory}, {plain:.0%}
 of them of the plain stream. {kept:.0%} of the sentences are kept ({kept_at_first:.0%} in the first
 {kept_from:.0%} of the first updates, for more practice), {noted:.0%} of the kept events and stops
-in a note{core}. The trained manager departs from this for events: it copies far more of them
-("event kept" below) than it notes with their date ("event dated").
+in a note{core}. Of the events that it keeps, the trained manager notes far fewer with their
+date than the demonstrations do: it copies most ("event kept" and "event dated" below).
 
 ## Measured
 
@@ -551,9 +555,9 @@ Sampled at temperature 1 on held-out steps by `warm_start.evaluate` (`measured.j
 `measured.json` says), {samples} completions per row, with the given number of notes in the memory;
 the card of the flat warm start explains the first columns. Event and stop kept: shares of the
 sentences that were copied. Event dated, stop in summary: shares that a right note keeps. Right
-date: of the dated notes, those with a sentence and its date that are inserted, so that they
-overwrite nothing. Right summary: of the summaries, those that hold the new place and all old ones
-and take the place of the old summary, or are inserted{first} where there is none.
+date: of the dated notes, those with a sentence and its date that are inserted; an update with
+one{even} counts as wrong. Right summary: of the summaries, those that hold the new place and all
+old ones and take the place of the old summary, or are inserted{first} where there is none.
 
 | streams | records | {columns} |
 |---|---|{rule}|
@@ -588,6 +592,7 @@ def write_card(given: Namespace, folder: Path, final: Path | None = None) -> str
         title=" in a layered memory" if given.layers else "",
         writes="Mem-alpha's calls on a layered memory" if given.layers else "a flat memory",
         where=" and in which store" if given.layers else "",
+        even=", even of an empty core," if given.layers else "",
         first=" or made the core" if given.layers else "",
         core=(
             f";\n{ROUTE_CORE:.0%} of the summaries and {OTHER_CORE:.0%} of the other new items go "
