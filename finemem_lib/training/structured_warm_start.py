@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finemem_lib.data.planted import ATTRIBUTES, NAMES, NOISE_VERBS
-from finemem_lib.data.planted_layers import PLACES, LayerStream, layer_stream
+from finemem_lib.data.planted import ATTRIBUTES, NAMES
+from finemem_lib.data.planted_layers import PLACES, LayerStream, kind_of, layer_stream
 from finemem_lib.managers import tiny
 from finemem_lib.managers.model import ModelManager
 from finemem_lib.managers.protocol import Observation
@@ -167,23 +167,6 @@ def memory_of(
     if summary:
         kept.insert(rng.randint(0, len(kept)), summary)
     return kept
-
-
-def kind_of(sentence: str) -> str:
-    """Return "fact", "event", "stop" or "noise".
-
-    Args:
-        sentence: A sentence of a chunk, without its full stop.
-
-    >>> [kind_of(one) for one in ("Mia visited Fez", "The caravan reached Oran", "Mia owns cats")]
-    ['event', 'stop', 'fact']
-    """
-    first, *rest = sentence.split()
-    if slot_of(sentence):
-        return "fact"
-    if first == "The":
-        return "stop"
-    return "event" if first in NAMES and rest[0] in NOISE_VERBS else "noise"
 
 
 def random_stream(rng: random.Random) -> Instance:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finemem_lib.data.planted import DATA_SOURCE, VERBS, planted_stream
-from finemem_lib.data.planted_layers import layer_stream
+from finemem_lib.data.planted_layers import kind_of, layer_stream
 from finemem_lib.layers.memory import timestamp_of
 from finemem_lib.layers.operations import parse_calls
 from finemem_lib.managers import tiny
@@ -28,7 +28,6 @@ from finemem_lib.training.structured_warm_start import (
     StructuredSteps,
     dated,
     extended,
-    kind_of,
     memory_of,
     random_stream,
     rows_of,
