@@ -102,6 +102,25 @@ class Event:
     date: str
 
 
+def kind_of(sentence: str) -> Literal["fact", "event", "stop", "noise"]:
+    """Return what a sentence of such a stream states.
+
+    Args:
+        sentence: A sentence of a chunk, without its full stop.
+
+    Returns:
+        "fact", "event", "stop" (of the caravan) or "noise".
+
+    >>> [kind_of(one) for one in ("Mia visited Fez", "The caravan reached Oran", "Mia owns cats")]
+    ['event', 'stop', 'fact']
+    """
+    if sentence.startswith(NOISE_SUBJECTS):
+        return "noise"
+    if sentence.split()[-1] not in PLACES:  # no fact mentions one
+        return "fact"
+    return "stop" if sentence.startswith("The caravan ") else "event"
+
+
 def verbs_of(data_source: str) -> dict[str, tuple[str, ...]] | None:
     """Return the verbs that answer a question, by cue, as in `planted.VERBS`.
 

@@ -42,6 +42,7 @@ from finemem_lib.data.planted import (
     with_adverbs,
     wording,
 )
+from finemem_lib.data.planted_layers import kind_of
 from finemem_lib.data.sentences import units
 from finemem_lib.layers.memory import LayeredMemory
 from finemem_lib.managers import tiny
@@ -814,8 +815,10 @@ def _count_operations(
             tally["without_record"].append(not has_record)
             if has_record:
                 tally["right_record"].append(slots.get(operation.item_id or "") == about)
+    structured = "event_kept" in tally
     for sentence in sentences:
-        tally[f"{_kind_of(sentence, tally)}_kept"].append(sentence in written)
+        plain = "fact" if slot_of(sentence) else "noise"
+        tally[f"{kind_of(sentence) if structured else plain}_kept"].append(sentence in written)
 
 
 def sentences_of(chunk: Chunk) -> list[str]:
@@ -826,19 +829,6 @@ def sentences_of(chunk: Chunk) -> list[str]:
     """
     found = [unit.rstrip(".") for unit in units(chunk.text)]
     return [sentence for sentence in found if not sentence.startswith(tiny.DATE_LINE)]
-
-
-def _kind_of(sentence: str, tally: Mapping[str, Any]) -> str:
-    """Return "fact", "event", "stop" or "noise"; events and stops are noise where none is asked."""
-    if slot_of(sentence):
-        return "fact"
-    if "event_kept" not in tally or sentence.split()[0] in NOISE_FIRST:
-        return "noise"
-    return "stop" if sentence.startswith("The ") else "event"
-
-
-NOISE_FIRST = frozenset(subject.split()[0] for subject in NOISE_SUBJECTS)
-"""First words of the noise sentences that streams of `data.planted_layers` hold."""
 
 
 CARD = """---

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finemem_lib.data.planted import DATA_SOURCE, VERBS, planted_stream
-from finemem_lib.data.planted_layers import layer_stream
+from finemem_lib.data.planted_layers import kind_of, layer_stream
 from finemem_lib.layers.memory import timestamp_of
 from finemem_lib.layers.operations import parse_calls
 from finemem_lib.managers import tiny
@@ -28,7 +28,6 @@ from finemem_lib.training.structured_warm_start import (
     StructuredSteps,
     dated,
     extended,
-    kind_of,
     memory_of,
     random_stream,
     rows_of,
@@ -202,10 +201,11 @@ def test_a_memory_of_notes_has_at_most_one_summary_and_as_many_notes_as_asked():
 
 
 class Says:
-    """Writes the note that is due, or a wrong one."""
+    """Writes the note that is due, a wrong one, or the due one in the place of a fact."""
 
-    def __init__(self, wrong: bool) -> None:
-        self.wrong = wrong
+    def __init__(self, notes: str, layered: bool) -> None:
+        self.notes = notes
+        self.layered = layered
 
     def act(self, observations, seed):
         from finemem_lib.managers.protocol import Completion
@@ -213,33 +213,54 @@ class Says:
 
         found = []
         for one in observations:
-            date = one.instance.metadata["dates"][one.step - 1 - self.wrong]
-            old = next((i for i in one.items if i.content.startswith("Caravan")), None)
-            operations = []
-            for sentence in sentences_of(one.chunk):
-                if kind_of(sentence) == "event":
-                    operations.append(Operation("INSERT", dated(sentence, date)))
-                elif kind_of(sentence) == "stop":
-                    known = old.content if old and not self.wrong else ""
-                    note = extended(known, sentence.split()[-1])
-                    if old is None or self.wrong:
-                        operations.append(Operation("INSERT", note))
-                    elif old.store == "core":
-                        operations.append(Operation("UPDATE", note, None, "core"))
-                    else:
-                        operations.append(Operation("UPDATE", note, old.item_id))
+            operations = [
+                self.operation(one, sentence)
+                for sentence in sentences_of(one.chunk)
+                if kind_of(sentence) in ("event", "stop")
+            ]
             found.append(Completion(format_operations(operations), tuple(operations)))
         return found
+
+    def operation(self, one, sentence):
+        wrong = self.notes == "wrong"
+        date = one.instance.metadata["dates"][one.step - 1 - wrong]
+        old = next((i for i in one.items if i.content.startswith("Caravan")), None)
+        note = dated(sentence, date)
+        if kind_of(sentence) == "stop":
+            note = extended(old.content if old and not wrong else "", sentence.split()[-1])
+        if self.notes == "overwriting":
+            fact = next(i for i in one.items if kind_of(i.content) == "fact")
+            return Operation("UPDATE", note, fact.item_id)
+        if kind_of(sentence) == "stop" and not wrong:
+            if (
+                old.store == "core" if old else self.layered
+            ):  # where a layered memory holds no summary, the first one makes the core
+                return Operation("UPDATE", note, None, "core")
+            if old:
+                return Operation("UPDATE", note, old.item_id)
+        return Operation("INSERT", note)
 
 
 @pytest.mark.parametrize("stores", [(), tiny.CALL_STORES])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_right_notes_are_counted_as_right_and_wrong_ones_as_wrong(wrong, stores):
-    figures = warm_start.evaluate(Says(wrong), 40, 3, 6, stores=stores, steps=StructuredSteps())
+    says = Says("wrong" if wrong else "right", bool(stores))
+    figures = warm_start.evaluate(says, 40, 3, 6, stores=stores, steps=StructuredSteps())
     assert figures["right_date"] == figures["event_dated"] == float(not wrong)
     assert (figures["right_summary"] == 1.0) is not wrong
+    assert (figures["stop_in_summary"] == 1.0) is not wrong
+    assert (figures["update"] > 0) is not wrong  # old summaries are rewritten
     assert figures["fact_kept"] == figures["noise_kept"] == figures["event_kept"] == 0.0
     assert figures["exact_copy"] is None  # notes are no copies
+
+
+@pytest.mark.parametrize("stores", [(), tiny.CALL_STORES])
+def test_a_right_note_in_the_place_of_a_fact_is_wrong(stores):
+    says = Says("overwriting", bool(stores))
+    figures = warm_start.evaluate(says, 40, 3, 6, stores=stores, steps=StructuredSteps())
+    assert figures["update"] > 40 and figures["insert"] == 0 and figures["executable"] == 1.0
+    shares = ("right_date", "event_dated", "right_summary", "stop_in_summary")
+    assert {share: figures[share] for share in shares} == dict.fromkeys(shares, 0.0)
 
 
 # The command and the shipped checkpoints.
