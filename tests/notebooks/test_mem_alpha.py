@@ -32,7 +32,8 @@ def test_what_the_rows_hold_is_found(tmp_path):
     )
     metrics, text = page(tmp_path)
     assert metrics["rows"] == 60 and "60 of 60 trainings" in text
-    answer = next(line for line in text.splitlines() if line.startswith("accuracy, sampled, to"))
+    begin = "accuracy, sampled, to Mem-alpha"
+    answer = next(line for line in text.splitlines() if line.startswith(begin))
     assert "below: gamma 0 (" in answer
 
 
